@@ -1,0 +1,1 @@
+"""The science of WCL: pretraining and evaluation without any service around it."""

@@ -1,0 +1,324 @@
+"""One definition of every spec a job can carry.
+
+Frozen pydantic models; unknown fields are refused; nothing here imports torch, so the API, the workers and the
+client validate with exactly the rules the training loop trusts.  A spec is data: enumerated choices, numbers with
+bounds and datasets by registered name, never a path, a URL or an expression.
+
+    Spec ── PretrainSpec    a training run: method, backbone, heads, loss, optimiser, schedule, augmentation
+         └─ EvaluateSpec    one set of features (a checkpoint, an untrained network, raw pixels) under some protocols
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+SPEC_VERSION = 1
+SPEC_VERSIONS = (1,)
+
+Kind = Literal["pretrain", "evaluate"]
+DatasetName = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+        description="The registered name of a dataset.",
+        examples=["digits"],
+    ),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation, data order and augmentation.")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneConfig(_Model):
+    """A residual network without its classifier."""
+
+    name: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"] = Field(
+        "tiny", description="`tiny` is a three-stage ResNet for CPUs; the others are torchvision's."
+    )
+    stem: Literal["small", "stride2", "imagenet"] = Field(
+        "small",
+        description=(
+            "`small`: 3x3 convolution without stride or pooling; `stride2`: 3x3 with stride 2; "
+            "`imagenet`: 7x7 with stride 2 and max pooling."
+        ),
+    )
+    width: int = Field(64, ge=4, le=256, description="Channels of the first stage.")
+
+    @model_validator(mode="after")
+    def _torchvision_width(self) -> BackboneConfig:
+        if self.name != "tiny" and self.width != 64:
+            raise ValueError(f"width is fixed at 64 for {self.name}; only the tiny backbone has another one")
+        return self
+
+
+class HeadConfig(_Model):
+    """Both projection heads: Linear-BN-ReLU-Linear-BN-ReLU-Linear, separate weights."""
+
+    hidden_dim: int = Field(2048, ge=2, le=16384)
+    output_dim: int = Field(128, ge=2, le=4096)
+
+
+class LossConfig(_Model):
+    """L = L_NCE + weak_weight * L_swap; SimCLR has only the first term."""
+
+    temperature: float = Field(0.1, ge=0.01, le=10, description="Temperature of the instance loss.")
+    weak_temperature: float = Field(0.1, ge=0.01, le=10, description="Temperature of the weak-label loss.")
+    weak_weight: float = Field(1.0, ge=0, le=100, description="beta, the weight of the weak-label loss.")
+    weak_ramp_fraction: float = Field(
+        0.0, ge=0, le=1, description="Share of all steps over which beta rises linearly from 0."
+    )
+    detach_keys: bool = Field(True, description="Keys of the weak-label loss carry no gradient.")
+    batch_norm_views: Literal["separate", "joint"] = Field(
+        "separate", description="Whether each view is normalised by its own statistics; `joint` is a deviation."
+    )
+
+
+class OptimizerConfig(_Model):
+    """LARS or SGD; the base rate is `learning_rate` times the scaling rule applied to the global batch."""
+
+    name: Literal["lars", "sgd"] = "lars"
+    learning_rate: float = Field(0.075, gt=0, le=100)
+    scaling: Literal["sqrt", "linear", "none"] = Field(
+        "sqrt", description="`sqrt`: rate * sqrt(B); `linear`: rate * B / 256; `none`: the rate itself."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-6, ge=0, le=1)
+    trust_coefficient: float = Field(1e-3, gt=0, le=1)
+
+
+class AugmentConfig(_Model):
+    """One set of random views; all probabilities are per sample."""
+
+    scale_min: float = Field(0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    brightness: float = Field(0.8, ge=0, le=1)
+    contrast: float = Field(0.8, ge=0, le=1)
+    saturation: float = Field(0.8, ge=0, le=1)
+    hue: float = Field(0.2, ge=0, le=0.5)
+    grayscale_probability: float = Field(0.2, ge=0, le=1)
+    blur_probability: float = Field(0.5, ge=0, le=1)
+
+
+def weak_augmentation() -> AugmentConfig:
+    """The set of the first epochs in the released recipe."""
+    return AugmentConfig(scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+
+
+class DataConfig(_Model):
+    """Which images, at which size."""
+
+    name: DatasetName
+    image_size: int = Field(32, ge=8, le=512, description="Side of the square training views, in pixels.")
+    max_corrupt_share: float = Field(
+        0.01, ge=0, le=1, description="The run fails when a larger share of the image files cannot be decoded."
+    )
+
+
+class CheckpointConfig(_Model):
+    """When the run writes a checkpoint; the last epoch always writes one."""
+
+    every_epochs: int = Field(1, ge=1, le=100_000)
+    first_epoch: bool = Field(False, description="Also keep the state after the first epoch.")
+
+
+class PretrainSpec(_Model):
+    """A self-supervised training run."""
+
+    spec_version: Literal[1] = SPEC_VERSION
+    method: Literal["wcl", "simclr"] = "wcl"
+    data: DataConfig
+    seed: Seed = 0
+    epochs: int = Field(100, ge=1, le=100_000)
+    batch_size: int = Field(256, ge=2, le=65_536, description="Global batch, in images; the last incomplete one drops.")
+    backbone: BackboneConfig = BackboneConfig()
+    heads: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    warmup_epochs: float = Field(10, ge=0, le=100_000, description="Epochs of linear warm-up before the cosine.")
+    weak_augmentation_epochs: int = Field(10, ge=0, le=100_000, description="Epochs that use `weak_augmentation`.")
+    weak_augmentation: AugmentConfig = Field(default_factory=weak_augmentation)
+    augmentation: AugmentConfig = AugmentConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log_every_steps: int = Field(10, ge=1, le=100_000)
+    knn_every_epochs: int = Field(0, ge=0, le=100_000, description="kNN accuracy on the test split; 0 never.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
+    )
+    threads: int | None = Field(None, ge=1, le=512, description="CPU threads of the training process.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainSpec:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be smaller than epochs ({self.epochs})")
+        if self.weak_augmentation_epochs > self.epochs:
+            raise ValueError(
+                f"weak_augmentation_epochs ({self.weak_augmentation_epochs}) must not exceed epochs ({self.epochs})"
+            )
+        return self
+
+
+class CheckpointFeatures(_Model):
+    """Pooled features of a registered checkpoint's backbone."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    checkpoint_id: UUID
+
+
+class UntrainedFeatures(_Model):
+    """Pooled features of a freshly initialised backbone: the floor every trained one must clear."""
+
+    kind: Literal["untrained"] = "untrained"
+    backbone: BackboneConfig = BackboneConfig()
+
+
+class PixelFeatures(_Model):
+    """The raw pixels themselves."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
+Features = Annotated[CheckpointFeatures | UntrainedFeatures | PixelFeatures, Field(discriminator="kind")]
+Protocol = Literal["knn", "linear", "few_labels"]
+
+
+class EvaluateSpec(_Model):
+    """One set of features measured under some protocols; features are computed once."""
+
+    spec_version: Literal[1] = SPEC_VERSION
+    data: DataConfig
+    features: Features
+    protocols: tuple[Protocol, ...] = Field(("knn", "linear", "few_labels"), min_length=1)
+    seed: Seed = 0
+    knn_k: int = Field(20, ge=1, le=1000)
+    knn_temperature: float = Field(0.07, gt=0, le=10)
+    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((1, 5), min_length=1, max_length=8)
+    draws: int = Field(20, ge=2, le=1000)
+    threads: int | None = Field(None, ge=1, le=512)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> EvaluateSpec:
+        for name in ("protocols", "labels_per_class"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must not repeat a value")
+        return self
+
+
+Spec = PretrainSpec | EvaluateSpec
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {"pretrain": TypeAdapter(PretrainSpec), "evaluate": TypeAdapter(EvaluateSpec)}
+
+# Pure dict-to-dict functions: UPCASTERS[n] turns a spec of version n into one of version n + 1.
+UPCASTERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def parse_spec(kind: Kind, data: dict[str, Any]) -> Spec:
+    """Validate a spec as sent, lifting older versions first.
+
+    Args:
+        kind: which spec it is.
+        data: JSON values only.
+
+    Returns:
+        The frozen spec with every default filled in.
+
+    Raises:
+        pydantic.ValidationError: one entry per wrong field.
+    """
+    version = data.get("spec_version", SPEC_VERSION)
+    while isinstance(version, int) and version in UPCASTERS:
+        data = UPCASTERS[version](dict(data))
+        version = data["spec_version"]
+    spec: Spec = _ADAPTERS[kind].validate_python(data)
+    return spec
+
+
+def resolve_spec(spec: Spec) -> dict[str, Any]:
+    """The spec as JSON values with all defaults filled in: what a job row and a checkpoint keep."""
+    return spec.model_dump(mode="json")
+
+
+def presets() -> dict[str, PretrainSpec]:
+    """Complete starting points by name; a small one for CPUs, the others for GPUs.
+
+    `digits-cpu` is our own small recipe; the `wcl-resnet50-*` presets follow the released code's.
+    """
+    digits = PretrainSpec(
+        data=DataConfig(name="digits", image_size=8),
+        epochs=60,
+        batch_size=256,
+        backbone=BackboneConfig(name="tiny", stem="small", width=16),
+        heads=HeadConfig(hidden_dim=128, output_dim=64),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.06, scaling="linear", weight_decay=5e-4),
+        warmup_epochs=6,
+        weak_augmentation_epochs=6,
+        weak_augmentation=AugmentConfig(
+            scale_min=0.4,
+            flip_probability=0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0,
+            hue=0,
+            grayscale_probability=0,
+            blur_probability=0,
+        ),
+        augmentation=AugmentConfig(
+            scale_min=0.3,
+            flip_probability=0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0,
+            hue=0,
+            grayscale_probability=0,
+            blur_probability=0,
+        ),
+        checkpoints=CheckpointConfig(every_epochs=10, first_epoch=True),
+        log_every_steps=5,
+        knn_every_epochs=10,
+    )
+    cifar_cpu = PretrainSpec(
+        data=DataConfig(name="cifar10", image_size=32),
+        epochs=10,
+        batch_size=256,
+        backbone=BackboneConfig(name="tiny", stem="stride2", width=32),
+        heads=HeadConfig(hidden_dim=512, output_dim=128),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.06, scaling="linear", weight_decay=5e-4),
+        warmup_epochs=1,
+        weak_augmentation_epochs=1,
+        augmentation=AugmentConfig(
+            scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0
+        ),
+        knn_every_epochs=1,
+    )
+    cifar_gpu = cifar_cpu.model_copy(
+        update={
+            "epochs": 200,
+            "batch_size": 512,
+            "backbone": BackboneConfig(name="resnet18", stem="small"),
+            "heads": HeadConfig(),
+            "warmup_epochs": 10.0,
+            "weak_augmentation_epochs": 10,
+            "checkpoints": CheckpointConfig(every_epochs=10),
+            "knn_every_epochs": 10,
+        }
+    )
+    official = PretrainSpec(
+        data=DataConfig(name="imagenet", image_size=224),
+        epochs=200,
+        batch_size=4096,
+        backbone=BackboneConfig(name="resnet50", stem="imagenet"),
+        heads=HeadConfig(hidden_dim=4096, output_dim=256),
+    )
+    return {
+        "digits-cpu": digits,
+        "cifar10-cpu": cifar_cpu,
+        "cifar10-resnet18": cifar_gpu,
+        "wcl-resnet50-200": official,
+        "wcl-resnet50-100": official.model_copy(update={"epochs": 100}),
+    }
