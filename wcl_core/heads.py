@@ -1,0 +1,59 @@
+"""The projection heads `g` and `phi` and the normalisation of their outputs; method and losses live elsewhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Rows of unit Euclidean length, in float32 whatever autocast says (float64 stays float64).
+
+    Args:
+        x: (B, D) floats.
+
+    Returns:
+        (B, D) float32 or float64; a zero row stays zero.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+
+
+class ProjectionHead(nn.Module):
+    """Linear-BN-ReLU-Linear-BN-ReLU-Linear with a bias on every linear and no batch norm at the end. [C]
+
+    The first two linears follow autocast; the last one and the normalisation run in float32, since the weak labels
+    hang on small differences between similarities.  TF32 for float32 products must stay off, as is PyTorch's default.
+    Initialisation is PyTorch's default. [C]
+
+    Args:
+        in_dim: features of the backbone.
+        hidden_dim: width of both hidden layers.
+        output_dim: dimension D of the embedding.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+        )
+        self.output = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embeddings of unit length.
+
+        Args:
+            features: (B, in_dim) pooled backbone features.
+
+        Returns:
+            (B, output_dim) float32 rows of length 1.
+        """
+        hidden: Tensor = self.hidden(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return normalise(self.output(hidden.to(self.output.weight.dtype)))
