@@ -1,0 +1,230 @@
+"""The instance loss and the weak-label loss.
+
+Pure functions of unit embeddings.  Both are a mean over anchors of
+
+    logsumexp_{k allowed}(a_i.k_k / t)  -  a_i.m_i / t
+
+with m_i the other view (instance loss) or the mean of the other members of i's component (weak-label loss), so no
+B x B mask of positives exists.  Inputs and outputs are float32; inside, sums run in float64: the two terms nearly
+cancel when t is small or rows repeat, and float32 logits of size 1/t would leave an error larger than a small loss.
+Autocast is off throughout.  Rows are tiled, so memory grows with B and not with B^2 above B = 4096.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wcl_core.weak_labels import weak_labels
+
+# Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
+MAX_TILE_PAIRS = 4096 * 4096
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Instance loss (NT-Xent; Chen et al., ICML 2020). [C]
+
+    L_NCE = -(1/2B) sum_i log( exp(z_i.z_p(i)/t) / sum_{k != i} exp(z_i.z_k/t) ), with p(i) the other view of i and k
+    over all other 2B - 1 embeddings; gradient flows into anchors and keys.
+
+    Args:
+        z1: (B, D) unit rows, first view.
+        z2: (B, D) unit rows, second view, same order.
+        temperature: t > 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    _check_views(z1, z2, temperature)
+    with torch.autocast(z1.device.type, enabled=False):
+        z = torch.cat([z1, z2]).double()
+        positive = torch.cat([z[len(z1) :], z[: len(z1)]])
+        normaliser = _log_sum_exp(z, z, torch.arange(len(z), device=z.device), temperature)
+        return _as_output((normaliser - (z * positive).sum(1) / temperature).mean(), z1)
+
+
+def swapped_weak_label_loss(u1: Tensor, u2: Tensor, temperature: float, detach_keys: bool = True) -> Tensor:
+    """Weak-label loss with each view's labels taken from the other: (L_sup(U1, y2) + L_sup(U2, y1)) / 2. [C]
+
+    Args:
+        u1: (B, D) unit rows, first view, B >= 2.
+        u2: (B, D) unit rows, second view, same order.
+        temperature: t > 0.
+        detach_keys: whether the keys carry no gradient, as in the released code.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    _check_views(u1, u2, temperature)
+    first = weak_label_loss(u1, weak_labels(u2), temperature, detach_keys=detach_keys)
+    second = weak_label_loss(u2, weak_labels(u1), temperature, detach_keys=detach_keys)
+    return (first + second) / 2
+
+
+def weak_label_loss(
+    u: Tensor,
+    labels: Tensor,
+    temperature: float,
+    *,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    excluded: Tensor | None = None,
+    detach_keys: bool = True,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020) under weak labels. [C]
+
+    L_sup = -(1/B) sum_i 1/|P(i)| sum_{j in P(i)} log( exp(u_i.k_j/t) / sum_{k allowed} exp(u_i.k_k/t) ), with P(i)
+    the allowed keys of i's label.  Without `keys` they are `u` itself and every anchor's own row is not allowed.
+    An anchor without a positive adds 0, and the mean is still over B [D]; components never leave one without.
+
+    Args:
+        u: (B, D) unit rows, the anchors.
+        labels: (B,) integers, the anchors' labels.
+        temperature: t > 0.
+        keys: (K, D) unit rows, for several ranks or a queue; with it, `key_labels`, and `excluded` as needed.
+        key_labels: (K,) integers.
+        excluded: what is neither positive nor key: (B,) int64, one key of each anchor, or (B, K) bool. With `keys`
+            nothing is left out unless this says so.
+        detach_keys: whether the keys carry no gradient, as in the released code; positives are keys too.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: when shapes do not fit or only one of `keys` and `key_labels` is given.
+    """
+    if (keys is None) != (key_labels is None):
+        raise ValueError("keys and key_labels come together")
+    if keys is None or key_labels is None:
+        keys, key_labels = u, labels
+        if excluded is None:
+            excluded = torch.arange(len(u), device=u.device)
+    _check_keys(u, labels, keys, key_labels, excluded, temperature)
+    with torch.autocast(u.device.type, enabled=False):
+        anchors = u.double()
+        all_keys = (keys.detach() if detach_keys else keys).double()
+        normaliser = _log_sum_exp(anchors, all_keys, excluded, temperature)
+        mean, count = _positive_mean(labels, all_keys, key_labels, excluded)
+        loss = normaliser - (anchors * mean).sum(1) / temperature
+        return _as_output(torch.where(count > 0, loss, 0.0).mean(), u)
+
+
+def _positive_mean(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean of each anchor's positives, (B, D), and their number, (B,), without a B x K mask of labels.
+
+    Keys are sorted by label (stable) and summed segment by segment, which is deterministic, unlike float atomics.
+    What is excluded is then taken away again; in float64 that costs no visible precision.
+    """
+    ordered, order = key_labels.sort(stable=True)
+    segment = torch.searchsorted(ordered, ordered)  # position of the first key of the same label
+    position = torch.arange(len(ordered) + 1, device=keys.device)
+    # A segment for every position keeps shapes known to the host; only those that begin a label are not empty.
+    offsets = torch.searchsorted(segment, position)
+    # Unsafe only skips checks of the offsets that would read them back to the host.
+    sums = torch.segment_reduce(keys[order], "sum", offsets=offsets, unsafe=True)
+    first = torch.searchsorted(ordered, labels)
+    count = torch.searchsorted(ordered, labels, right=True) - first
+    total = torch.where((count > 0)[:, None], sums[first.clamp(max=len(ordered) - 1)], 0.0)
+    if excluded is not None:
+        removed, num_removed = _excluded_positives(labels, keys, key_labels, excluded)
+        total, count = total - removed, count - num_removed
+    return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], 0.0), count
+
+
+def _excluded_positives(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    if excluded.ndim == 1:
+        same = key_labels[excluded] == labels
+        return torch.where(same[:, None], keys[excluded], 0.0), same.long()
+    mates = excluded & (key_labels == labels[:, None])
+    return mates.to(keys.dtype) @ keys, mates.sum(1)
+
+
+def _log_sum_exp(anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float) -> Tensor:
+    normaliser: Tensor = _TiledLogSumExp.apply(anchors, keys, excluded, temperature)
+    return normaliser
+
+
+class _TiledLogSumExp(torch.autograd.Function):
+    """logsumexp_{k allowed}(a_i.k_k / t) per anchor, (B,), one tile of rows at a time.
+
+    With detached keys the gradient is closed, softmax(a_i.K / t) K / t, and comes out of the same pass.  With keys
+    that carry gradient the backward pass computes the tiles once more instead of keeping them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float) -> Tensor:
+        normaliser = anchors.new_empty(len(anchors))
+        is_closed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        gradient = torch.empty_like(anchors) if is_closed else None
+        for rows in _tiles(len(anchors), len(keys)):
+            logits = _logits(anchors, keys, excluded, temperature, rows)
+            normaliser[rows] = logits.logsumexp(1)
+            if gradient is not None:
+                gradient[rows] = _softmax(logits, normaliser[rows]) @ keys / temperature
+        ctx.temperature = temperature
+        ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys, excluded, normaliser)))
+        return normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        closed, *rest = ctx.saved_tensors
+        if closed is not None:
+            return grad[:, None] * closed, None, None, None
+        anchors, keys, excluded, normaliser = rest
+        grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
+        for rows in _tiles(len(anchors), len(keys)):
+            logits = _logits(anchors, keys, excluded, ctx.temperature, rows)
+            weight = _softmax(logits, normaliser[rows]) * (grad[rows, None] / ctx.temperature)
+            grad_anchors[rows] = weight @ keys
+            grad_keys += weight.T @ anchors[rows]
+        return grad_anchors, grad_keys, None, None
+
+
+def _tiles(num_rows: int, num_columns: int) -> list[slice]:
+    size = max(1, MAX_TILE_PAIRS // num_columns)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _logits(anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float, rows: slice) -> Tensor:
+    """a.k / t of one tile with the excluded ones at -inf: never subtracted afterwards, which gives NaN at small t."""
+    logits = anchors[rows] @ keys.T / temperature
+    if excluded is None:
+        return logits
+    if excluded.ndim == 1:
+        return logits.scatter_(1, excluded[rows, None], -torch.inf)
+    return logits.masked_fill_(excluded[rows], -torch.inf)
+
+
+def _softmax(logits: Tensor, normaliser: Tensor) -> Tensor:
+    # An anchor with every key excluded has normaliser -inf; its weights are 0, not NaN.
+    return (logits - normaliser.clamp(min=torch.finfo(logits.dtype).min)[:, None]).exp_()
+
+
+def _as_output(loss: Tensor, like: Tensor) -> Tensor:
+    return loss if like.dtype == torch.float64 else loss.float()
+
+
+def _check_views(a: Tensor, b: Tensor, temperature: float) -> None:
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"two views need one shape (B, D), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check_keys(
+    u: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor | None, temperature: float
+) -> None:
+    if u.ndim != 2 or keys.ndim != 2 or u.shape[1] != keys.shape[1]:
+        raise ValueError(f"anchors (B, D) and keys (K, D) do not fit: {tuple(u.shape)} and {tuple(keys.shape)}")
+    if labels.shape != u.shape[:1] or key_labels.shape != keys.shape[:1]:
+        raise ValueError("labels need one integer for each row")
+    if excluded is not None and (
+        excluded.shape != ((len(u), len(keys)) if excluded.dtype == torch.bool else (len(u),))
+    ):
+        raise ValueError(f"excluded has the shape {tuple(excluded.shape)}; see the docstring")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
