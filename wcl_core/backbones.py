@@ -85,7 +85,7 @@ def _stage(
 
 
 def _initialise(network: nn.Module) -> None:
-    """Kaiming normal fan_out convolutions, gain 1 and bias 0 in every batch norm, no zero-init of residual gains. [C]"""
+    """Kaiming normal fan_out convolutions, batch norms of gain 1 and bias 0, no zero-init of residual gains. [C]"""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

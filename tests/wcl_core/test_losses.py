@@ -1,0 +1,201 @@
+"""Losses against float64 loops written from the formulas: values and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wcl_core import losses, weak_labels
+from wcl_core.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
+
+torch.set_num_threads(1)
+
+
+def rows(count: int, dim: int, seed: int, kind: str = "random") -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(count, dim, generator=generator)
+    if kind == "near":
+        u = u[:1] + 1e-3 * u
+    elif kind == "duplicates":
+        u = u[torch.randint(max(1, count // 3), (count,), generator=generator)]
+    return F.normalize(u, dim=1)
+
+
+def log_share(anchor: Tensor, keys: list[Tensor], chosen: Tensor, t: float) -> Tensor:
+    logits = torch.stack([torch.dot(anchor, k) / t for k in keys])
+    peak = logits.max().detach()
+    return torch.dot(anchor, chosen) / t - peak - torch.log(torch.exp(logits - peak).sum())
+
+
+def naive_nt_xent(z1: Tensor, z2: Tensor, t: float) -> Tensor:
+    z = [*z1.unbind(), *z2.unbind()]
+    size = len(z1)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, anchor in enumerate(z):
+        total = total - log_share(anchor, [z[k] for k in range(2 * size) if k != i], z[(i + size) % (2 * size)], t)
+    return total / (2 * size)
+
+
+def naive_weak(
+    u: Tensor, labels: list[int], keys: Tensor, key_labels: list[int], excluded: list[set[int]], t: float
+) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i, anchor in enumerate(u.unbind()):
+        allowed = [k for k in range(len(keys)) if k not in excluded[i]]
+        positives = [k for k in allowed if key_labels[k] == labels[i]]
+        for j in positives:
+            total = total - log_share(anchor, [keys[k] for k in allowed], keys[j], t) / len(positives)
+    return total / len(u)
+
+
+def naive_swapped(u1: Tensor, u2: Tensor, t: float, detach: bool) -> Tensor:
+    own = [{i} for i in range(len(u1))]
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b in ((u1, u2), (u2, u1)):
+        y = weak_labels.weak_labels(b.detach().float()).tolist()
+        total = total + naive_weak(a, y, a.detach() if detach else a, y, own, t) / 2
+    return total
+
+
+def assert_matches(fast: Callable[..., Tensor], naive: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Value and gradients within |a - b| <= 1e-5 |b| + 1e-7 of the same float32 inputs in float64."""
+    single = [x.clone().requires_grad_() for x in inputs]
+    double = [x.double().requires_grad_() for x in inputs]
+    value, expected = fast(*single), naive(*double)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    gradients = torch.autograd.grad(value, single)
+    expected_gradients = torch.autograd.grad(expected, double)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-7)
+
+
+KINDS = st.sampled_from(["random", "near", "duplicates"])
+TEMPERATURES = st.sampled_from([0.01, 0.05, 0.1, 1.0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(2, 14), dim=st.integers(1, 9), seed=st.integers(0, 999), kind=KINDS, t=TEMPERATURES)
+def test_nt_xent_is_the_formula(count: int, dim: int, seed: int, kind: str, t: float) -> None:
+    z1, z2 = rows(count, dim, seed, kind), rows(count, dim, seed + 1, kind)
+    assert_matches(lambda a, b: nt_xent(a, b, t), lambda a, b: naive_nt_xent(a, b, t), z1, z2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(2, 14),
+    dim=st.integers(1, 9),
+    seed=st.integers(0, 999),
+    kind=KINDS,
+    t=TEMPERATURES,
+    detach=st.booleans(),
+)
+def test_swapped_loss_is_the_formula(count: int, dim: int, seed: int, kind: str, t: float, detach: bool) -> None:
+    u1, u2 = rows(count, dim, seed, kind), rows(count, dim, seed + 1, kind)
+    assert_matches(
+        lambda a, b: swapped_weak_label_loss(a, b, t, detach), lambda a, b: naive_swapped(a, b, t, detach), u1, u2
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 8), num_keys=st.integers(1, 12), seed=st.integers(0, 999), as_mask=st.booleans())
+def test_separate_keys_and_exclusions(count: int, num_keys: int, seed: int, as_mask: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    u, keys = rows(count, 4, seed), rows(num_keys, 4, seed + 1)
+    labels = torch.randint(-2, 3, (count,), generator=generator)
+    key_labels = torch.randint(-2, 3, (num_keys,), generator=generator)
+    if as_mask:
+        excluded = torch.rand(count, num_keys, generator=generator) < 0.4
+        sets = [set(row.nonzero().flatten().tolist()) for row in excluded]
+    else:
+        excluded = torch.randint(num_keys, (count,), generator=generator)
+        sets = [{int(k)} for k in excluded]
+    y, key_y = labels.tolist(), key_labels.tolist()
+    if not any(key_y[k] == y[i] for i in range(count) for k in range(num_keys) if k not in sets[i]):
+        loss = weak_label_loss(u, labels, 0.1, keys=keys, key_labels=key_labels, excluded=excluded)
+        assert loss == 0
+        return
+    assert_matches(
+        lambda a, k: weak_label_loss(
+            a, labels, 0.1, keys=k, key_labels=key_labels, excluded=excluded, detach_keys=False
+        ),
+        lambda a, k: naive_weak(a, y, k, key_y, sets, 0.1),
+        u,
+        keys,
+    )
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, detach: bool) -> None:
+    u1, u2 = rows(23, 5, 3), rows(23, 5, 4)
+    for module in (losses, weak_labels):
+        monkeypatch.setattr(module, "MAX_TILE_PAIRS", 150)
+    assert_matches(
+        lambda a, b: swapped_weak_label_loss(a, b, 0.1, detach) + nt_xent(a, b, 0.1),
+        lambda a, b: naive_swapped(a, b, 0.1, detach) + naive_nt_xent(a, b, 0.1),
+        u1,
+        u2,
+    )
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_two_images_have_no_weak_loss(detach: bool) -> None:
+    u1, u2 = rows(2, 128, 0).requires_grad_(), rows(2, 128, 1)
+    loss = swapped_weak_label_loss(u1, u2, 0.01, detach)
+    (gradient,) = torch.autograd.grad(loss, u1)
+    assert loss.abs() < 1e-9
+    assert gradient.abs().max() < 1e-9
+
+
+def test_equal_rows_have_the_closed_form() -> None:
+    u = rows(1, 8, 0).expand(12, 8)
+    labels = torch.arange(12) // 3
+    torch.testing.assert_close(weak_label_loss(u, labels, 0.05), torch.tensor(math.log(11)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(nt_xent(u, u, 0.05), torch.tensor(math.log(23)), rtol=1e-6, atol=0)
+
+
+def test_relabelling_and_order_do_not_matter() -> None:
+    u, labels = rows(20, 6, 0), torch.arange(20) % 5
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    expected = weak_label_loss(u, labels, 0.1)
+    torch.testing.assert_close(weak_label_loss(u, 7 - 3 * labels, 0.1), expected)
+    torch.testing.assert_close(weak_label_loss(u[order], labels[order], 0.1), expected)
+
+
+def test_autocast_does_not_reach_the_losses() -> None:
+    u1, u2 = rows(16, 32, 0), rows(16, 32, 1)
+    expected = nt_xent(u1, u2, 0.1), swapped_weak_label_loss(u1, u2, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (nt_xent(u1, u2, 0.1), swapped_weak_label_loss(u1, u2, 0.1)) == expected
+
+
+def test_detached_keys_get_no_gradient() -> None:
+    u, keys = rows(4, 3, 0), rows(6, 3, 1).requires_grad_()
+    anchors = u.clone().requires_grad_()
+    labels, key_labels = torch.arange(4) % 2, torch.arange(6) % 2
+    weak_label_loss(anchors, labels, 0.1, keys=keys, key_labels=key_labels).backward()
+    assert anchors.grad is not None
+    assert keys.grad is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda u: nt_xent(u, u[:3], 0.1),
+        lambda u: nt_xent(u, u, 0.0),
+        lambda u: weak_label_loss(u, torch.zeros(3, dtype=torch.long), 0.1),
+        lambda u: weak_label_loss(u, torch.zeros(4, dtype=torch.long), 0.1, keys=u),
+        lambda u: weak_label_loss(u, torch.zeros(4, dtype=torch.long), 0.1, excluded=torch.zeros(4, 3).bool()),
+        lambda u: swapped_weak_label_loss(u[:1], u[:1], 0.1),
+    ],
+)
+def test_what_does_not_fit_is_refused(call: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        call(rows(4, 3, 0))
