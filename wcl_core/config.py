@@ -39,16 +39,16 @@ class BackboneConfig(_Model):
     """A residual network without its classifier."""
 
     name: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"] = Field(
-        "tiny", description="`tiny` is a three-stage ResNet for CPUs; the others are torchvision's."
+        default="tiny", description="`tiny` is a three-stage ResNet for CPUs; the others are torchvision's."
     )
     stem: Literal["small", "stride2", "imagenet"] = Field(
-        "small",
+        default="small",
         description=(
             "`small`: 3x3 convolution without stride or pooling; `stride2`: 3x3 with stride 2; "
             "`imagenet`: 7x7 with stride 2 and max pooling."
         ),
     )
-    width: int = Field(64, ge=4, le=256, description="Channels of the first stage.")
+    width: int = Field(default=64, ge=4, le=256, description="Channels of the first stage.")
 
     @model_validator(mode="after")
     def _torchvision_width(self) -> BackboneConfig:
@@ -60,22 +60,22 @@ class BackboneConfig(_Model):
 class HeadConfig(_Model):
     """Both projection heads: Linear-BN-ReLU-Linear-BN-ReLU-Linear, separate weights."""
 
-    hidden_dim: int = Field(2048, ge=2, le=16384)
-    output_dim: int = Field(128, ge=2, le=4096)
+    hidden_dim: int = Field(default=2048, ge=2, le=16384)
+    output_dim: int = Field(default=128, ge=2, le=4096)
 
 
 class LossConfig(_Model):
     """L = L_NCE + weak_weight * L_swap; SimCLR has only the first term."""
 
-    temperature: float = Field(0.1, ge=0.01, le=10, description="Temperature of the instance loss.")
-    weak_temperature: float = Field(0.1, ge=0.01, le=10, description="Temperature of the weak-label loss.")
-    weak_weight: float = Field(1.0, ge=0, le=100, description="beta, the weight of the weak-label loss.")
+    temperature: float = Field(default=0.1, ge=0.01, le=10, description="Temperature of the instance loss.")
+    weak_temperature: float = Field(default=0.1, ge=0.01, le=10, description="Temperature of the weak-label loss.")
+    weak_weight: float = Field(default=1.0, ge=0, le=100, description="beta, the weight of the weak-label loss.")
     weak_ramp_fraction: float = Field(
-        0.0, ge=0, le=1, description="Share of all steps over which beta rises linearly from 0."
+        default=0.0, ge=0, le=1, description="Share of all steps over which beta rises linearly from 0."
     )
-    detach_keys: bool = Field(True, description="Keys of the weak-label loss carry no gradient.")
+    detach_keys: bool = Field(default=True, description="Keys of the weak-label loss carry no gradient.")
     batch_norm_views: Literal["separate", "joint"] = Field(
-        "separate", description="Whether each view is normalised by its own statistics; `joint` is a deviation."
+        default="separate", description="Whether each view is normalised by its own statistics; `joint` is a deviation."
     )
 
 
@@ -83,27 +83,27 @@ class OptimizerConfig(_Model):
     """LARS or SGD; the base rate is `learning_rate` times the scaling rule applied to the global batch."""
 
     name: Literal["lars", "sgd"] = "lars"
-    learning_rate: float = Field(0.075, gt=0, le=100)
+    learning_rate: float = Field(default=0.075, gt=0, le=100)
     scaling: Literal["sqrt", "linear", "none"] = Field(
-        "sqrt", description="`sqrt`: rate * sqrt(B); `linear`: rate * B / 256; `none`: the rate itself."
+        default="sqrt", description="`sqrt`: rate * sqrt(B); `linear`: rate * B / 256; `none`: the rate itself."
     )
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-6, ge=0, le=1)
-    trust_coefficient: float = Field(1e-3, gt=0, le=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-6, ge=0, le=1)
+    trust_coefficient: float = Field(default=1e-3, gt=0, le=1)
 
 
 class AugmentConfig(_Model):
     """One set of random views; all probabilities are per sample."""
 
-    scale_min: float = Field(0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
-    flip_probability: float = Field(0.5, ge=0, le=1)
-    jitter_probability: float = Field(0.8, ge=0, le=1)
-    brightness: float = Field(0.8, ge=0, le=1)
-    contrast: float = Field(0.8, ge=0, le=1)
-    saturation: float = Field(0.8, ge=0, le=1)
-    hue: float = Field(0.2, ge=0, le=0.5)
-    grayscale_probability: float = Field(0.2, ge=0, le=1)
-    blur_probability: float = Field(0.5, ge=0, le=1)
+    scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    jitter_probability: float = Field(default=0.8, ge=0, le=1)
+    brightness: float = Field(default=0.8, ge=0, le=1)
+    contrast: float = Field(default=0.8, ge=0, le=1)
+    saturation: float = Field(default=0.8, ge=0, le=1)
+    hue: float = Field(default=0.2, ge=0, le=0.5)
+    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
+    blur_probability: float = Field(default=0.5, ge=0, le=1)
 
 
 def weak_augmentation() -> AugmentConfig:
@@ -115,43 +115,49 @@ class DataConfig(_Model):
     """Which images, at which size."""
 
     name: DatasetName
-    image_size: int = Field(32, ge=8, le=512, description="Side of the square training views, in pixels.")
+    image_size: int = Field(default=32, ge=8, le=512, description="Side of the square training views, in pixels.")
     max_corrupt_share: float = Field(
-        0.01, ge=0, le=1, description="The run fails when a larger share of the image files cannot be decoded."
+        default=0.01, ge=0, le=1, description="The run fails when a larger share of the image files cannot be decoded."
     )
 
 
 class CheckpointConfig(_Model):
     """When the run writes a checkpoint; the last epoch always writes one."""
 
-    every_epochs: int = Field(1, ge=1, le=100_000)
-    first_epoch: bool = Field(False, description="Also keep the state after the first epoch.")
+    every_epochs: int = Field(default=1, ge=1, le=100_000)
+    first_epoch: bool = Field(default=False, description="Also keep the state after the first epoch.")
 
 
 class PretrainSpec(_Model):
     """A self-supervised training run."""
 
-    spec_version: Literal[1] = SPEC_VERSION
+    spec_version: Literal[1] = 1
     method: Literal["wcl", "simclr"] = "wcl"
     data: DataConfig
     seed: Seed = 0
-    epochs: int = Field(100, ge=1, le=100_000)
-    batch_size: int = Field(256, ge=2, le=65_536, description="Global batch, in images; the last incomplete one drops.")
+    epochs: int = Field(default=100, ge=1, le=100_000)
+    batch_size: int = Field(
+        default=256, ge=2, le=65_536, description="Global batch, in images; the last incomplete one drops."
+    )
     backbone: BackboneConfig = BackboneConfig()
     heads: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    warmup_epochs: float = Field(10, ge=0, le=100_000, description="Epochs of linear warm-up before the cosine.")
-    weak_augmentation_epochs: int = Field(10, ge=0, le=100_000, description="Epochs that use `weak_augmentation`.")
+    warmup_epochs: float = Field(
+        default=10, ge=0, le=100_000, description="Epochs of linear warm-up before the cosine."
+    )
+    weak_augmentation_epochs: int = Field(
+        default=10, ge=0, le=100_000, description="Epochs that use `weak_augmentation`."
+    )
     weak_augmentation: AugmentConfig = Field(default_factory=weak_augmentation)
     augmentation: AugmentConfig = AugmentConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
-    log_every_steps: int = Field(10, ge=1, le=100_000)
-    knn_every_epochs: int = Field(0, ge=0, le=100_000, description="kNN accuracy on the test split; 0 never.")
+    log_every_steps: int = Field(default=10, ge=1, le=100_000)
+    knn_every_epochs: int = Field(default=0, ge=0, le=100_000, description="kNN accuracy on the test split; 0 never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
+        default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
     )
-    threads: int | None = Field(None, ge=1, le=512, description="CPU threads of the training process.")
+    threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of the training process.")
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainSpec:
@@ -191,16 +197,18 @@ Protocol = Literal["knn", "linear", "few_labels"]
 class EvaluateSpec(_Model):
     """One set of features measured under some protocols; features are computed once."""
 
-    spec_version: Literal[1] = SPEC_VERSION
+    spec_version: Literal[1] = 1
     data: DataConfig
     features: Features
-    protocols: tuple[Protocol, ...] = Field(("knn", "linear", "few_labels"), min_length=1)
+    protocols: tuple[Protocol, ...] = Field(default=("knn", "linear", "few_labels"), min_length=1)
     seed: Seed = 0
-    knn_k: int = Field(20, ge=1, le=1000)
-    knn_temperature: float = Field(0.07, gt=0, le=10)
-    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((1, 5), min_length=1, max_length=8)
-    draws: int = Field(20, ge=2, le=1000)
-    threads: int | None = Field(None, ge=1, le=512)
+    knn_k: int = Field(default=20, ge=1, le=1000)
+    knn_temperature: float = Field(default=0.07, gt=0, le=10)
+    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(1, 5), min_length=1, max_length=8
+    )
+    draws: int = Field(default=20, ge=2, le=1000)
+    threads: int | None = Field(default=None, ge=1, le=512)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> EvaluateSpec:
