@@ -1,4 +1,4 @@
-"""Where the server is and with which key: environment first, then the files a local server leaves in its data folder."""
+"""Where the server is and with which key: the environment first, then what a local server leaves in its data folder."""
 
 from __future__ import annotations
 
