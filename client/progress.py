@@ -51,7 +51,7 @@ class JobView:
         if not isinstance(data, dict):
             return
         if message.event in {"job", "end"} and "status" in data:
-            self.job = {**self.job, **data}  # type: ignore[typeddict-item]
+            self.job = {**self.job, **data}
         elif message.event == "progress":
             self.job["progress"] = data  # type: ignore[typeddict-item]
         elif message.event == "metrics":

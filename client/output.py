@@ -1,0 +1,102 @@
+"""How results look in the terminal: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from client.api import Checkpoint, Evaluation, Job
+from client.progress import styled_status
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable output: one JSON value on stdout, nothing else."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+def progress_text(job: Job) -> str:
+    progress = job.get("progress")
+    if not progress or not progress.get("total_steps"):
+        return ""
+    return f"{progress['step'] / progress['total_steps']:.0%}"
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    table = Table("id", "name", "kind", "dataset", "status", "progress", "created", box=None, header_style="bold")
+    for job in jobs:
+        reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
+        table.add_row(
+            job["id"],
+            job.get("name") or "",
+            job["kind"],
+            str((job.get("dataset") or {}).get("name") or ""),
+            styled_status(job["status"]) + reason,
+            progress_text(job),
+            job["created_at"][:19].replace("T", " "),
+        )
+    return table
+
+
+def job_table(job: Job) -> Table:
+    """One job, a fact a row."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    facts: list[tuple[str, Any]] = [
+        ("id", job["id"]),
+        ("name", job.get("name")),
+        ("kind", job["kind"]),
+        ("status", styled_status(job["status"])),
+        ("reason", job.get("status_reason")),
+        ("message", job.get("status_message")),
+        ("dataset", (job.get("dataset") or {}).get("name")),
+        ("progress", progress_text(job)),
+        ("attempt", job.get("attempt")),
+        ("tags", ", ".join(job.get("tags") or ())),
+        ("created", job.get("created_at")),
+        ("started", job.get("started_at")),
+        ("ended", job.get("ended_at")),
+        ("page", (job.get("links") or {}).get("page")),
+    ]
+    facts += [(name, f"{value:.4g}") for name, value in sorted((job.get("latest_metrics") or {}).items()) if value]
+    for name, value in facts:
+        if value not in (None, ""):
+            table.add_row(name, str(value))
+    return table
+
+
+def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
+    table = Table("id", "step", "epoch", "size", "sha256", box=None, header_style="bold")
+    for checkpoint in checkpoints:
+        table.add_row(
+            checkpoint["id"],
+            str(checkpoint["step"]),
+            f"{checkpoint['epoch']:g}",
+            size(checkpoint["size"]),
+            checkpoint["sha256"][:16] + "…",
+        )
+    return table
+
+
+def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
+    table = Table("protocol", "parameters", "metric", "value", box=None, header_style="bold")
+    for entry in evaluations:
+        params = ", ".join(f"{name} {value}" for name, value in entry["params"].items())
+        error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
+        table.add_row(entry["protocol"], params, entry["metric"], f"{entry['value']:.2%}{error}")
+    return table
