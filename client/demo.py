@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from client.api import Evaluation, Job, WclClient
 from client.errors import WclError
 from client.output import size
 from client.progress import watch
-from client.up import free_port
+from client.up import die_with_parent, free_port
 
 START_SECONDS = 90.0
 DATASET_SECONDS = 180.0
@@ -71,7 +72,9 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
     """
     began = time.monotonic()
     chosen = choose_data(data)
-    with _service(chosen, data_dir, keep, console) as client:
+    # An ordinary kill unwinds as Ctrl-C does, so that the service below is stopped in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _service(chosen, data_dir, console) as client:
         _wait_for_dataset(client, chosen)
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
         console.print(f"\nAll in {time.monotonic() - began:.0f} s.")
@@ -220,7 +223,7 @@ def _share(found: dict[str, Any], name: str) -> str:
 
 
 @contextmanager
-def _service(data: DemoData, data_dir: Path, keep: bool, console: Console) -> Iterator[WclClient]:
+def _service(data: DemoData, data_dir: Path, console: Console) -> Iterator[WclClient]:
     """A client of the server that runs in `data_dir`, which is started, and stopped again, when there is none."""
     address = find_address(data_dir)
     running = WclClient(address.url, address.key)
@@ -250,7 +253,9 @@ def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "up.log").open("wb") as log:
         # A session of its own: Ctrl-C ends the demo, which then stops the service in order.
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=die_with_parent
+        )
 
 
 def _connected(process: subprocess.Popen[bytes], data_dir: Path, port: int) -> WclClient:

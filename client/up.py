@@ -90,7 +90,7 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: end when `wcl up` itself is killed (Linux; elsewhere the child stays and the lock tells)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -119,7 +119,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C reaches `wcl up` alone, which then stops each child in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self._started_at = time.monotonic()
 

@@ -1,0 +1,33 @@
+# One image for every role of the service; docker-compose.yml says which command each container runs.
+FROM python:3.12-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    WCL_DATA_DIR=/data
+
+RUN groupadd --system --gid 10001 wcl \
+    && useradd --system --uid 10001 --gid wcl --home-dir /app --no-create-home wcl \
+    && mkdir -p /app /data \
+    && chown wcl:wcl /app /data
+
+WORKDIR /app
+
+# The locked requirements first: they change far less often than the code, and they are most of the image.
+COPY requirements.lock ./
+RUN pip install --require-hashes -r requirements.lock
+
+COPY pyproject.toml README.md LICENSE ./
+COPY wcl_core ./wcl_core
+COPY jobs ./jobs
+COPY api ./api
+COPY worker ./worker
+COPY client ./client
+COPY migrations ./migrations
+RUN pip install --no-deps --no-build-isolation -e .
+
+USER wcl
+VOLUME ["/data"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "api"]
