@@ -26,7 +26,7 @@ COPY client ./client
 COPY migrations ./migrations
 RUN pip install --no-deps --no-build-isolation -e .
 
-USER wcl
+USER 10001
 VOLUME ["/data"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
