@@ -1,0 +1,136 @@
+"""Rules about the repository's own files: import contracts, container files, no host names of package registries."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+REGISTRY_HOST = re.compile(
+    r"pypi\.org|pythonhosted|download\.pytorch|deb\.debian|npmjs|ghcr\.io|docker\.io|nvcr\.io|quay\.io|--(extra-)?index-url"
+)
+
+
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def run_tool(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_import_contracts_hold() -> None:
+    done = run_tool("lint-imports")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["api", "jobs", "worker", "client"])
+def test_service_packages_import_without_torch(package: str) -> None:
+    """The contract above reads the source; this asks the interpreter, with every module of the package loaded."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        f"package = importlib.import_module({package!r})\n"
+        "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_file_is_valid() -> None:
+    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dockerfile_passes_the_linter() -> None:
+    done = run_tool("hadolint", "Dockerfile")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_image_runs_as_an_ordinary_user() -> None:
+    users = re.findall(r"^USER (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert users
+    assert users[-1] not in {"root", "0"}
+
+
+def test_no_file_names_a_package_registry() -> None:
+    found = []
+    for path in tracked_files():
+        if path == Path(__file__).resolve() or path.suffix in {".png", ".ico", ".woff2"}:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {match.group(0)}" for match in REGISTRY_HOST.finditer(text)]
+
+    assert found == []
+
+
+def test_every_locked_requirement_is_pinned_and_hashed() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    blocks = re.split(r"\n(?=[a-zA-Z0-9])", text.strip())
+
+    assert len(blocks) > 50
+    for block in blocks:
+        assert re.match(r"^[A-Za-z0-9_.\-]+(\[[a-z,]+\])?==\S+", block), block.splitlines()[0]
+        assert "--hash=sha256:" in block, block.splitlines()[0]
+
+
+def test_every_runtime_dependency_is_locked() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    locked = set(re.findall(r"^([A-Za-z0-9_.\-]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+
+    names = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in wanted}
+    assert names <= {name.lower() for name in locked}
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    """A row of GUARANTEES.md names its proof as `path::name`."""
+    rows = [line for line in (ROOT / "GUARANTEES.md").read_text().splitlines() if line.startswith("| ")][1:]
+
+    assert rows
+    for row in rows:
+        proofs = re.findall(r"`(tests/[^`:]+)::([^`]+)`", row)
+        assert proofs, f"no test named: {row}"
+        for path, name in proofs:
+            assert (ROOT / path).exists(), f"{path} does not exist"
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
+
+
+def test_every_package_and_top_file_is_in_the_readme_tree() -> None:
+    readme = (ROOT / "README.md").read_text()
+    shown = {path.relative_to(ROOT).parts for path in tracked_files()}
+    top = {parts[0] for parts in shown if not parts[0].startswith(".")}
+    modules = {
+        "/".join(parts) for parts in shown if parts[-1].endswith(".py") and parts[0] not in ("tests", "migrations")
+    }
+
+    missing = [name for name in sorted(top) if name not in readme]
+    missing += [
+        module
+        for module in sorted(modules)
+        if not module.endswith(("__init__.py", "__main__.py")) and Path(module).name not in readme
+    ]
+    assert missing == []
+
+
+def test_json_files_parse() -> None:
+    for path in tracked_files():
+        if path.suffix == ".json":
+            json.loads(path.read_text())
