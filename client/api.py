@@ -308,7 +308,7 @@ class WclClient:
             except httpx.TransportError as error:
                 if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
                     raise Unreachable(f"{self.url} does not answer: {error}") from error
-                time.sleep(0.2 * 2**attempt)
+                time.sleep(0.1 * 2**attempt)
         _check(response)
         return response.json() if response.content else {}
 

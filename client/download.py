@@ -14,7 +14,6 @@ import httpx
 from client.errors import TransferError
 
 ATTEMPTS = 5
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,10 @@ def _append(
     check: Callable[[httpx.Response], None],
     on_bytes: Callable[[int, int], None] | None,
 ) -> None:
-    headers = {"Range": f"bytes={start}-", "If-Range": etag} if start else {}
+    # The checksum and the ranges are over the stored bytes, so no transfer compression.
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": etag}
     with http.stream("GET", url, headers=headers) as response:
         if response.is_error:
             response.read()
@@ -110,7 +112,8 @@ def _append(
         # 200 to a Range request: the file changed or ranges are off; its bytes begin at 0.
         have = start if response.status_code == 206 else 0
         with path.open("ab" if have else "wb") as file:
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            # No chunk size: httpx would hold back, and at a broken connection lose, what does not fill a chunk.
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 have += len(chunk)
                 if on_bytes:

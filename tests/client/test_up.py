@@ -1,0 +1,115 @@
+"""`wcl up`'s parts with real processes: the lock, restarts, the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.up import Child, UpError, UpOptions, free_port, locked, port_is_free
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def test_one_owner_of_a_data_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UpError, match=str(os.getpid())), locked(tmp_path):
+        pytest.fail("two owners")
+
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from client.up import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout
+    assert owner.stdout.readline() == "held\n"
+    owner.kill()
+    owner.wait()
+
+    with locked(tmp_path):
+        pass
+
+
+def test_a_dead_child_is_started_again_after_a_pause(tmp_path: Path) -> None:
+    said: list[str] = []
+    child = Child("worker", SLEEPER, dict(os.environ), tmp_path / "log")
+    child.start()
+    first = child.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+
+    eventually(lambda: (child.watch(said.append), child.is_running() and child.pid != first)[1])
+
+    assert len(said) == 1
+    assert "exit code -9" in said[0]
+    child.kill()
+
+
+def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
+    said: list[str] = []
+    child = Child(
+        "worker", [sys.executable, "-c", "print('no'); raise SystemExit(3)"], dict(os.environ), tmp_path / "log"
+    )
+    child.start()
+
+    eventually(lambda: (child.watch(said.append), len(said) == 2)[1])
+
+    assert "in 1 s" in said[0]
+    assert "in 2 s" in said[1]
+    assert "no" in child.last_lines()
+
+
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
+    """`kill -9` of `wcl up` leaves no server behind (Linux)."""
+    code = (
+        "import os, sys, time, pathlib; from client.up import Child\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "child = Child('x', command, dict(os.environ), pathlib.Path(sys.argv[1]))\n"
+        "child.start(); print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+
+    eventually(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_taken_port_is_noticed() -> None:
+    import socket
+
+    port = free_port()
+    assert port_is_free("127.0.0.1", port)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert not port_is_free("127.0.0.1", port)
+
+
+def test_url_of_an_ipv6_address() -> None:
+    assert UpOptions(Path(), host="::1", port=80).url == "http://[::1]:80"
