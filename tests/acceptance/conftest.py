@@ -1,0 +1,37 @@
+"""Services for the acceptance tests, on SQLite alone and on PostgreSQL with Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.service import Service
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """A started service, in both modes."""
+    settings: dict[str, str] = {}
+    if request.param == "postgres":
+        settings = {
+            "WCL_DATABASE_URL": request.getfixturevalue("postgres_url"),
+            "WCL_BROKER_URL": request.getfixturevalue("redis_url"),
+        }
+    yield from _running(Service(tmp_path / "data", **settings))
+
+
+@pytest.fixture
+def small_service(tmp_path: Path) -> Iterator[Service]:
+    """A started service on SQLite, where the mode does not matter."""
+    yield from _running(Service(tmp_path / "data"))
+
+
+def _running(service: Service) -> Iterator[Service]:
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+        print(service.words())

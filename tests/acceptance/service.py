@@ -1,0 +1,122 @@
+"""A running service for the acceptance tests: the processes a user would start, and the way to kill them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from client.api import Job, WclClient
+from client.up import free_port
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+# Small enough for one thread of a slow machine, long enough to be killed in the middle.
+SHORT_SPEC: dict[str, Any] = {
+    "data": {"name": "digits", "image_size": 8},
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "weak_augmentation_epochs": 1,
+    "backbone": {"name": "tiny", "stem": "small", "width": 8},
+    "heads": {"hidden_dim": 32, "output_dim": 16},
+    "knn_every_epochs": 0,
+    "threads": 1,
+    "log_every_steps": 1,
+    "checkpoints": {"every_epochs": 1, "first_epoch": True},
+}
+LONG_SPEC: dict[str, Any] = SHORT_SPEC | {
+    "epochs": 40,
+    "backbone": {"name": "tiny", "stem": "small", "width": 16},
+}
+
+
+def eventually(look: Callable[[], T], seconds: float = 60.0, what: str = "it") -> T:
+    """The first true value of `look`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = look()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(0.1)
+
+
+class Service:
+    """One `wcl up` with its server, its worker and their runs."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.log_path = data_dir / "up.log"
+        self._settings = {"WCL_LOOK_SECONDS": "0.5", "WCL_LEASE_SECONDS": "4", "WCL_CLAIM_SECONDS": "1"} | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        command = [sys.executable, "-m", "client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True
+            )
+        eventually(self._serves, 60, f"the start of the service\n{self.log_path.read_text(errors='replace')}\n")
+
+    def _serves(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, self.words()
+        return "Open " in self.log_path.read_text(errors="replace")
+
+    def client(self) -> WclClient:
+        return WclClient(f"http://127.0.0.1:{self.port}", (self.data_dir / "key").read_text().strip())
+
+    def environment(self) -> dict[str, str]:
+        """What a shell needs to use this service by `wcl`."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        return clean | {"WCL_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT)}
+
+    def process(self, *words: str) -> psutil.Process | None:
+        """The oldest process below `wcl up` whose command line holds `-m` and all of `words`."""
+        assert self._process
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if "-m" in line and all(word in line for word in words):
+                return process
+        return None
+
+    def kill(self, *words: str) -> int:
+        """`kill -9` of one process; its id."""
+        found = eventually(lambda: self.process(*words), 30, f"a process {words}")
+        found.send_signal(signal.SIGKILL)
+        return found.pid
+
+    def stop(self) -> float:
+        """End the service as Ctrl-C does; the seconds it took."""
+        began = time.monotonic()
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(timeout=60)
+        return time.monotonic() - began
+
+    def words(self) -> str:
+        """Everything the service wrote, for the message of a failing test."""
+        paths = [self.log_path, *sorted((self.data_dir / "logs").glob("*.log"))]
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths if path.exists()
+        )
+
+
+def submit_when_ready(client: WclClient, spec: dict[str, Any], **fields: Any) -> Job:
+    """Submit once a worker has registered the data set."""
+    eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], 60, "the digits data set")
+    return client.submit("pretrain", spec, **fields)
