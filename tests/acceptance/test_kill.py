@@ -7,6 +7,8 @@ import pytest
 from client.api import Job, WclClient
 from tests.acceptance.service import LONG_SPEC, Service, eventually, submit_when_ready
 
+pytestmark = pytest.mark.timeout(600)
+
 
 def start_long_run(client: WclClient) -> str:
     """A running job that already has a registered checkpoint."""

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from client.api import WclClient
 from client.download import Downloaded
 from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, eventually, submit_when_ready
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
