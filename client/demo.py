@@ -27,7 +27,7 @@ from client.api import Evaluation, Job, WclClient
 from client.errors import WclError
 from client.output import size
 from client.progress import watch
-from client.up import die_with_parent, free_port
+from client.up import die_with_parent, free_port, module_environment
 
 START_SECONDS = 90.0
 DATASET_SECONDS = 180.0
@@ -201,7 +201,7 @@ class Demo:
         command += ["--dataset", self._data.name, "--output", str(picture)]
         if self._data.folder:
             command += ["--data-path", str(self._data.folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             raise DemoError(f"the groups could not be drawn:\n{done.stderr.strip()[-2000:]}")
         found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -254,7 +254,12 @@ def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]
     with (data_dir / "up.log").open("wb") as log:
         # A session of its own: Ctrl-C ends the demo, which then stops the service in order.
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=die_with_parent
+            command,
+            env=module_environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
 
 

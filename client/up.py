@@ -96,6 +96,19 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def module_environment() -> dict[str, str]:
+    """The environment in which `python -m` finds this installation's packages, and none of the working folder's.
+
+    A user's folder may well hold an `api` or a `worker.py` of its own.
+    """
+    known = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parents[1])
+    return dict(os.environ) | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([here] + ([known] if known else [])),
+    }
+
+
 class Child:
     """One process that should be running, with its restarts and its log file."""
 
@@ -230,8 +243,7 @@ class Service:
 
 
 def _environment(options: UpOptions) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment |= {
+    environment = module_environment() | {
         "WCL_DATA_DIR": str(options.data_dir.resolve()),
         "WCL_HOST": options.host,
         "WCL_PORT": str(options.port),

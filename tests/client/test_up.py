@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from client.up import Child, UpError, UpOptions, free_port, locked, port_is_free
+from client.up import Child, UpError, UpOptions, free_port, locked, module_environment, port_is_free
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -113,3 +113,13 @@ def test_a_taken_port_is_noticed() -> None:
 
 def test_url_of_an_ipv6_address() -> None:
     assert UpOptions(Path(), host="::1", port=80).url == "http://[::1]:80"
+
+
+def test_packages_of_the_working_folder_are_never_run(tmp_path: Path) -> None:
+    (tmp_path / "client.py").write_text("print('the wrong one')")
+
+    command = [sys.executable, "-m", "client", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=module_environment(), capture_output=True, text=True)
+
+    assert "the wrong one" not in done.stdout
+    assert "wcl" in done.stdout
