@@ -65,7 +65,7 @@ _EXIT_CODES: list[tuple[type[WclError], int]] = [
 def main() -> None:
     """Run the command line; the module's docstring lists the exit codes."""
     try:
-        app()
+        app(prog_name="wcl")
     except SpecFileError as error:
         _fail(str(error), 2)
     except WclError as error:
