@@ -51,7 +51,9 @@ class JobView:
         if not isinstance(data, dict):
             return
         if message.event in {"job", "end"} and "status" in data:
+            known = self.job.get("progress")
             self.job = {**self.job, **data}
+            self.job["progress"] = self.job.get("progress") or known
         elif message.event == "progress":
             self.job["progress"] = data  # type: ignore[typeddict-item]
         elif message.event == "metrics":
