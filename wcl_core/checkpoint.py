@@ -1,0 +1,122 @@
+"""Checkpoint files: one safetensors file each, no pickle, equal bytes for equal states.
+
+    model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
+    optimizer/<parameter>/momentum    the optimiser's slot of that parameter
+    rng/<rank>/torch                  the state of torch's generator
+    metadata["wcl"]                   canonical JSON: format_version, resolved spec, step, epoch, channels_last
+
+Times, attempts and parents are not in the file: a job system keeps those beside it.  What to put into a state is
+`pretrain`'s business; how an exported backbone looks is `export`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """The file is missing, damaged, or not one of ours; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that lies whole on the disk.
+
+    Attributes:
+        path: where it is.
+        sha256: digest of its bytes, 64 hex digits.
+        size: in bytes.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: all tensors by name, on the CPU, and the metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below `prefix`, which is cut from their names."""
+        return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def is_finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether every floating-point value is finite; one host synchronisation in all."""
+    flags = [torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()]
+    return bool(torch.stack(flags).all()) if flags else True
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Written:
+    """Write beside, fsync, rename, fsync the folder: the name exists only for a whole file.
+
+    Args:
+        path: the final name; its folder is made.
+        tensors: by name, any device; copied to the CPU.
+        metadata: JSON values.
+
+    Raises:
+        OSError: when the disk is full or read-only; nothing is left behind.
+    """
+    canonical = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    data = save(plain, metadata={"wcl": canonical})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    return Written(path, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint whole.
+
+    Raises:
+        CheckpointError: when the file is absent, damaged or of a format this version does not know.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path.name} does not exist")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata: dict[str, Any] = json.loads(header["wcl"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path.name} cannot be read: {error!r}") from error
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path.name} has format_version {metadata.get('format_version')!r}; expected {FORMAT_VERSION}"
+        )
+    return Checkpoint(tensors, metadata)
