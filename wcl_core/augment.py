@@ -1,0 +1,200 @@
+"""Random views of a batch, on the device, with parameters of their own for every sample.
+
+The operations are those of the released recipe [C]: random resized crop, colour jitter in random order, grayscale,
+Gaussian blur, horizontal flip, normalisation.  The batched form is our own [D]: a crop is one affine resampling, after
+a low-pass filter where it shrinks by more than 1.5; the order of the four jitter operations is drawn per sample.
+
+All randomness comes from a generator seeded by (seed, epoch, step, view), so views never depend on the device, on the
+rank or on what happened before.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wcl_core.config import AugmentConfig
+from wcl_core.data import derived_seed
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_LUMA = (0.2989, 0.587, 0.114)
+_BLUR_SIGMA = (0.1, 2.0)
+_ASPECT = (3 / 4, 4 / 3)
+_PREFILTER_FROM = 1.5
+_JITTER_OPERATIONS = 4
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 of ImageNet's mean and deviation."""
+    return _normalise(images.float().div_(255))
+
+
+def random_view(
+    images: Tensor, config: AugmentConfig, image_size: int, *, seed: int, epoch: int, step: int, view: int
+) -> Tensor:
+    """One random view of each image.
+
+    Args:
+        images: (N, 3, H, W) uint8 on any device.
+        config: probabilities and strengths.
+        image_size: side of the view in pixels.
+        seed, epoch, step, view: what the random numbers are a function of; `step` counts within the run.
+
+    Returns:
+        (N, 3, image_size, image_size) float32, normalised.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
+    draw = _Draws(len(images), generator, images.device)
+    x = images.float().div_(255)
+    x = _resized_crop(x, config, image_size, draw)
+    x = _jitter(x, config, draw)
+    x = torch.where(draw.chance(config.grayscale_probability), _grey(x), x)
+    if config.blur_probability > 0:
+        x = _blur(x, config.blur_probability, draw)
+    return _normalise(x)
+
+
+class _Draws:
+    """Per-sample random numbers, drawn on the CPU so that every device sees the same ones."""
+
+    def __init__(self, size: int, generator: torch.Generator, device: torch.device) -> None:
+        self._size, self._generator, self._device = size, generator, device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """(N,) float32 in [low, high)."""
+        values = torch.rand(self._size, generator=self._generator)
+        return self._send(values * (high - low) + low)
+
+    def chance(self, probability: float) -> Tensor:
+        """(N, 1, 1, 1) bool, each True with the probability."""
+        values = torch.rand(self._size, generator=self._generator) < probability
+        return self._send(values)[:, None, None, None]
+
+    def orders(self, length: int) -> Tensor:
+        """(N, length) int64, each row a random permutation."""
+        return self._send(torch.rand(self._size, length, generator=self._generator).argsort(dim=1))
+
+    def _send(self, values: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values
+
+
+def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> Tensor:
+    """Random crop of scale (scale_min, 1) and aspect 3/4-4/3, resampled bilinearly, and the random flip.
+
+    torchvision tries ten times for a crop that fits; here height and width are clamped to the image, which keeps one
+    draw per sample.
+    """
+    height, width = x.shape[-2:]
+    area = draw.uniform(config.scale_min, 1.0) * (height * width)
+    aspect = torch.exp(draw.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+    crop_h = (area / aspect).sqrt().clamp(1, height)
+    crop_w = (area * aspect).sqrt().clamp(1, width)
+    top = draw.uniform(0, 1) * (height - crop_h)
+    left = draw.uniform(0, 1) * (width - crop_w)
+    flip = draw.chance(config.flip_probability).flatten()
+    if max(height, width) / size > _PREFILTER_FROM:
+        shrink = torch.maximum(crop_h, crop_w) / size
+        x = _gaussian(x, (0.5 * (shrink.square() - 1).clamp_min(0).sqrt()).clamp(1e-3, height / size), height // size)
+    # Affine map from the view's [-1, 1] square to the image's: a scale and the crop's centre on each axis.
+    scale_x = crop_w / width * torch.where(flip, -1.0, 1.0)
+    centre_x = (2 * left + crop_w) / width - 1
+    centre_y = (2 * top + crop_h) / height - 1
+    zero = torch.zeros_like(scale_x)
+    theta = torch.stack((scale_x, zero, centre_x, zero, crop_h / height, centre_y), dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [len(x), 3, size, size], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _jitter(x: Tensor, config: AugmentConfig, draw: _Draws) -> Tensor:
+    """Brightness, contrast, saturation and hue in an order of each sample's own, on a share of the samples."""
+    factors = {
+        0: (config.brightness, draw.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)),
+        1: (config.contrast, draw.uniform(max(0.0, 1 - config.contrast), 1 + config.contrast)),
+        2: (config.saturation, draw.uniform(max(0.0, 1 - config.saturation), 1 + config.saturation)),
+        3: (config.hue, draw.uniform(-config.hue, config.hue)),
+    }
+    order = draw.orders(_JITTER_OPERATIONS)
+    is_jittered = draw.chance(config.jitter_probability)
+    active = [name for name, (strength, _) in factors.items() if strength > 0]
+    if not active or config.jitter_probability == 0:
+        return x
+    operations = (_brightness, _contrast, _saturation, _hue)
+    out = x
+    for place in range(_JITTER_OPERATIONS):
+        turn = order[:, place]
+        current = out
+        for name in active:
+            chosen = (turn == name)[:, None, None, None]
+            out = torch.where(chosen, operations[name](current, factors[name][1][:, None, None, None]), out)
+    return torch.where(is_jittered, out, x)
+
+
+def _grey(x: Tensor) -> Tensor:
+    weights = x.new_tensor(_LUMA).view(1, 3, 1, 1)
+    return (x * weights).sum(dim=1, keepdim=True).expand_as(x)
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp(0, 1)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x), x, factor.expand_as(x)).clamp(0, 1)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x), x, factor.expand_as(x)).clamp(0, 1)
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of a full circle, through HSV: exact, without branches."""
+    high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+    chroma = high - low
+    red, green, blue = x.split(1, dim=1)
+    safe = chroma.clamp_min(1e-8)
+    sixth = torch.where(
+        high == red,
+        ((green - blue) / safe).remainder(6),
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    hue = sixth + 6 * shift
+    offsets = x.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1)
+    k = (offsets + hue).remainder(6)
+    return high - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _blur(x: Tensor, probability: float, draw: _Draws) -> Tensor:
+    sigma = draw.uniform(*_BLUR_SIGMA)
+    is_blurred = draw.chance(probability)
+    # The recipe's radius U(.1, 2) belongs to 224 pixels; a kernel of a tenth of the side keeps small images whole.
+    radius = max(1, round(0.05 * x.shape[-1]))
+    return torch.where(is_blurred, _gaussian(x, sigma, radius), x)
+
+
+def _gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Separable Gaussian filter with a sigma per sample; edges reflected."""
+    radius = max(1, min(radius, x.shape[-1] - 1, x.shape[-2] - 1))
+    positions = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.softmax(-positions.square() / (2 * sigma[:, None].square()), dim=1)
+    n, channels = x.shape[:2]
+    kernel = kernel.repeat_interleave(channels, dim=0)[:, None]
+    flat = F.pad(x, (radius, radius, radius, radius), mode="reflect").reshape(1, n * channels, *_padded(x, radius))
+    flat = F.conv2d(flat, kernel[:, :, None, :], groups=n * channels)
+    flat = F.conv2d(flat, kernel[:, :, :, None], groups=n * channels)
+    return flat.reshape(x.shape)
+
+
+def _padded(x: Tensor, radius: int) -> tuple[int, int]:
+    return x.shape[-2] + 2 * radius, x.shape[-1] + 2 * radius
+
+
+def _normalise(x: Tensor) -> Tensor:
+    mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
+    std = x.new_tensor(STD).view(1, 3, 1, 1)
+    return (x - mean) / std
