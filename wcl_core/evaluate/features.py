@@ -1,0 +1,53 @@
+"""The features that every protocol shares: computed once, in eval mode, without augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wcl_core.augment import normalised
+from wcl_core.data import ImageData, Split
+
+_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features and labels of both splits, on the CPU.
+
+    Attributes:
+        train, test: (N, D) and (M, D) float32.
+        train_labels, test_labels: (N,) and (M,) int64.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def network_features(backbone: nn.Module, data: ImageData, device: torch.device) -> FeatureSet:
+    """Pooled features of a backbone; its training mode is put back afterwards."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        train, test = (_pooled(backbone, split, device) for split in (data.train, data.test))
+    finally:
+        backbone.train(was_training)
+    return FeatureSet(train, data.train.labels, test, data.test.labels)
+
+
+def pixel_features(data: ImageData) -> FeatureSet:
+    """The raw pixels, scaled to [0, 1] and flattened: what a representation has to beat."""
+    train, test = (split.images.flatten(1).float() / 255 for split in (data.train, data.test))
+    return FeatureSet(train, data.train.labels, test, data.test.labels)
+
+
+@torch.no_grad()
+def _pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
+    chunks = [
+        backbone(normalised(images.to(device))).float().cpu() for images in split.images.split(_BATCH_SIZE, dim=0)
+    ]
+    return torch.cat(chunks)

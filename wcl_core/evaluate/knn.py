@@ -1,0 +1,45 @@
+"""Weighted k-nearest-neighbour classification (Wu et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wcl_core.evaluate.features import FeatureSet
+from wcl_core.heads import normalise
+
+VERSION = 1
+_ROWS = 1024
+
+
+class ProtocolError(ValueError):
+    """The protocol cannot be run on this data; the message names the field to change."""
+
+
+def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
+    """Share of test images whose class wins the vote of their k nearest train images.
+
+    Features are L2-normalised, not centred; a neighbour votes with exp(cos / T).
+
+    Args:
+        features: both splits.
+        k: number of neighbours; at most half the smallest train class.
+        temperature: T, > 0.
+
+    Raises:
+        ProtocolError: when k is above half the smallest train class, where votes stop meaning anything.
+    """
+    smallest = int(features.train_labels.bincount().min())
+    if k > smallest / 2:
+        raise ProtocolError(f"knn_k = {k} is above half the smallest train class, which has {smallest} images")
+    votes = torch.cat([_votes(rows, features, k, temperature) for rows in normalise(features.test).split(_ROWS)])
+    return float((votes.argmax(dim=1) == features.test_labels).double().mean())
+
+
+def _votes(queries: Tensor, features: FeatureSet, k: int, temperature: float) -> Tensor:
+    """(Q, C) float32 sums of the neighbours' weights by class."""
+    similarity, index = (queries @ normalise(features.train).T).topk(k, dim=1)
+    num_classes = int(features.train_labels.max()) + 1
+    # exp((cos - 1) / T) differs by one common factor and cannot overflow.
+    weights = ((similarity - 1) / temperature).exp()
+    return torch.zeros(len(queries), num_classes).scatter_add_(1, features.train_labels[index], weights)
