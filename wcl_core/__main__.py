@@ -1,0 +1,170 @@
+"""The science from the command line, without any service: `python -m wcl_core <verb> --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from wcl_core import data
+from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
+from wcl_core.reporter import ConsoleReporter, NullReporter, Outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 success, 1 failure with a line on stderr, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ValidationError as error:
+        for item in error.errors():
+            print(f"error: {'.'.join(map(str, item['loc']))}: {item['msg']}", file=sys.stderr)
+        return 1
+    except (ValueError, ArithmeticError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m wcl_core", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = verbs.add_parser("pretrain", help="train a backbone by a spec file (.yaml or .json)")
+    verb.add_argument("spec", type=Path)
+    verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of the checkpoints")
+    verb.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    _data_options(verb)
+    verb.set_defaults(run=_pretrain)
+
+    verb = verbs.add_parser("evaluate", help="measure features by a spec file")
+    verb.add_argument("spec", type=Path)
+    verb.add_argument("--checkpoint", type=Path, help="native checkpoint, when the spec's features are of that kind")
+    _data_options(verb)
+    verb.set_defaults(run=_evaluate)
+
+    verb = verbs.add_parser("export", help="write the plain backbone of a native checkpoint")
+    verb.add_argument("native", type=Path)
+    verb.add_argument("out", type=Path)
+    verb.set_defaults(run=_export)
+
+    verb = verbs.add_parser("groups", help="draw the weak-label groups of two checkpoints of one run")
+    verb.add_argument("first", type=Path)
+    verb.add_argument("last", type=Path)
+    verb.add_argument("--dataset", required=True)
+    verb.add_argument("--output", type=Path, default=Path("groups.png"))
+    _data_options(verb)
+    verb.set_defaults(run=_groups)
+
+    verb = verbs.add_parser("describe-dataset", help="counts, classes and digest of a dataset, as JSON")
+    verb.add_argument("name")
+    verb.add_argument("kind", choices=("builtin", "folder"))
+    verb.add_argument("path", type=Path, nargs="?")
+    verb.set_defaults(run=_describe)
+
+    verb = verbs.add_parser("attempt", help="one attempt of a job; called by a worker")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--control-fd", type=int)
+    verb.set_defaults(run=_attempt)
+    return parser
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-path", type=Path, help="folder of the images; without it the dataset's name must be a builtin"
+    )
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from wcl_core.pretrain import pretrain
+
+    spec = _read_spec("pretrain", options.spec)
+    assert isinstance(spec, PretrainSpec)
+    reporter = ConsoleReporter()
+    dataset = _load(spec, options.data_path)
+    outcome = pretrain(spec, reporter, dataset=dataset, output_dir=options.output, resume=options.resume)
+    return _exit_code(outcome)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from wcl_core.evaluate.run import evaluate
+
+    spec = _read_spec("evaluate", options.spec)
+    assert isinstance(spec, EvaluateSpec)
+    dataset = _load(spec, options.data_path)
+    return _exit_code(evaluate(spec, ConsoleReporter(), data=dataset, checkpoint_path=options.checkpoint))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from wcl_core.export import backbone_file
+
+    backbone_file(options.native, options.out)
+    return 0
+
+
+def _groups(options: argparse.Namespace) -> int:
+    from wcl_core import checkpoint
+    from wcl_core.groups import compare
+
+    spec = PretrainSpec.model_validate(checkpoint.read(options.last).metadata["spec"])
+    kind: data.DatasetKind = "folder" if options.data_path else "builtin"
+    dataset = data.load(options.dataset, kind, options.data_path, spec.data.image_size, 1.0, NullReporter())
+    print(json.dumps(compare(options.first, options.last, dataset, options.output)))
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    found = data.describe(options.name, options.kind, options.path)
+    print(
+        json.dumps(
+            {
+                "name": found.name,
+                "kind": found.kind,
+                "digest": found.digest,
+                "counts": found.counts,
+                "classes": found.classes,
+            }
+        )
+    )
+    return 0
+
+
+def _attempt(options: argparse.Namespace) -> int:
+    from wcl_core.attempt import run_attempt
+
+    return run_attempt(options.folder, options.control_fd)
+
+
+def _load(spec: Spec, path: Path | None) -> data.ImageData:
+    kind: data.DatasetKind = "folder" if path else "builtin"
+    return data.load(spec.data.name, kind, path, spec.data.image_size, spec.data.max_corrupt_share, ConsoleReporter())
+
+
+def _read_spec(kind: Kind, path: Path) -> Spec:
+    """A spec from JSON or, where PyYAML is installed, YAML."""
+    text = path.read_text()
+    if path.suffix == ".json":
+        content: Any = json.loads(text)
+    else:
+        import yaml
+
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of fields")
+    return parse_spec(kind, content)
+
+
+def _exit_code(outcome: Outcome) -> int:
+    return 0 if outcome == "succeeded" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A plain backbone from a native checkpoint, for other programs, without importing torch.
+
+The result is a safetensors file with torchvision's parameter names and no classifier:
+
+    state = safetensors.torch.load_file("backbone.safetensors")
+    network = torchvision.models.resnet18()
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(state)
+
+It loads so when the backbone has the `imagenet` stem; a `small` or `stride2` stem needs `network.conv1` (and
+`network.maxpool`) replaced first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_PREFIX = "model/backbone."
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_CHUNK_BYTES = 1 << 20
+
+
+class ExportError(ValueError):
+    """The file is not a native checkpoint; the message says why."""
+
+
+def backbone_file(native: Path, out: Path) -> None:
+    """Copy the backbone's tensors, byte for byte, under torchvision's names.
+
+    Args:
+        native: a checkpoint as `checkpoint.write` makes it.
+        out: written beside and renamed, so that it is only ever seen whole.
+
+    Raises:
+        ExportError: when `native` is no native checkpoint.
+        OSError: when a file cannot be read or written.
+    """
+    with native.open("rb") as source:
+        header, base = _read_header(source)
+        backbone = _json(header.get("__metadata__", {}).get("wcl", "null"))
+        entries = sorted((name, entry) for name, entry in header.items() if name.startswith(_PREFIX))
+        if not isinstance(backbone, dict) or not entries:
+            raise ExportError(f"{native.name} is not a native checkpoint")
+        beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as target:
+                target.write(_new_header(entries, backbone))
+                for _, entry in entries:
+                    _copy(source, target, base, *entry["data_offsets"])
+                target.flush()
+                os.fsync(target.fileno())
+            beside.replace(out)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header's JSON and the offset of the first tensor byte."""
+    prefix = source.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= _MAX_HEADER_BYTES:
+        raise ExportError("not a safetensors file")
+    header = _json(source.read(length))
+    if not isinstance(header, dict):
+        raise ExportError("not a safetensors file")
+    return header, 8 + length
+
+
+def _json(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ExportError("not a safetensors file") from error
+
+
+def _new_header(entries: list[tuple[str, dict[str, Any]]], metadata: dict[str, Any]) -> bytes:
+    facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", "wcl": json.dumps(facts, sort_keys=True, separators=(",", ":"))}
+    }
+    offset = 0
+    for name, entry in entries:
+        start, end = entry["data_offsets"]
+        header[name.removeprefix(_PREFIX)] = {**entry, "data_offsets": [offset, offset + end - start]}
+        offset += end - start
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
+    return struct.pack("<Q", len(text)) + text
+
+
+def _copy(source: BinaryIO, target: BinaryIO, base: int, start: int, end: int) -> None:
+    source.seek(base + start)
+    left = end - start
+    while left:
+        chunk = source.read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            raise ExportError("the checkpoint is shorter than its header says")
+        target.write(chunk)
+        left -= len(chunk)

@@ -1,0 +1,357 @@
+"""The training loop: evaluate, save, step, log; top to bottom.
+
+Data order and augmentation are functions of (seed, epoch, step), so the whole state of a run is the model, the
+optimiser's momentum and the step.  On equal device, build and thread count an interrupted run therefore ends with the
+same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcl_core import checkpoint
+from wcl_core.augment import random_view
+from wcl_core.config import PretrainSpec, resolve_spec
+from wcl_core.data import DataError, ImageData, epoch_batches
+from wcl_core.evaluate.features import network_features
+from wcl_core.evaluate.knn import knn_top1
+from wcl_core.model import Embeddings, Model, losses
+from wcl_core.optim import LARS, param_groups
+from wcl_core.reporter import Outcome, Reporter, Request
+from wcl_core.schedule import base_learning_rate, learning_rate, weak_weight
+from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement, weak_labels
+
+_PROGRESS_SECONDS = 1.0
+_KNN_K = 20
+_KNN_TEMPERATURE = 0.07
+_OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the weights are no longer finite; the last checkpoint is still good."""
+
+
+def pretrain(
+    config: PretrainSpec, reporter: Reporter, *, dataset: ImageData, output_dir: Path, resume: Path | None = None
+) -> Outcome:
+    """Train a backbone without labels.
+
+    Args:
+        config: the run; trusted, since it was validated when it was made.
+        reporter: told what happens; asked after every step whether to stop.
+        dataset: both splits at `config.data.image_size`; labels are read by monitors only.
+        output_dir: checkpoints go to `output_dir/checkpoints/step-<n>.safetensors`.
+        resume: a checkpoint of a run with the same spec.
+
+    Returns:
+        `succeeded`, or what was asked for; then a checkpoint of the last step was written first.
+
+    Raises:
+        DataError: when the train split holds less than one batch.
+        checkpoint.CheckpointError: when `resume` is missing, damaged or of another spec.
+        NonFiniteLossError: when the loss or the weights stop being finite.
+    """
+    return _Run(config, reporter, dataset, output_dir, resume).run()
+
+
+class _Run:
+    def __init__(
+        self, config: PretrainSpec, reporter: Reporter, dataset: ImageData, output_dir: Path, resume: Path | None
+    ) -> None:
+        if config.batch_size > len(dataset.train):
+            raise DataError(
+                f"batch_size = {config.batch_size}, but the train split of {dataset.name} holds {len(dataset.train)}"
+            )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config, self.reporter, self.dataset, self.output_dir = config, reporter, dataset, output_dir
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.model = Model(config).to(self.device).to(memory_format=self._memory_format)
+        self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
+        self.optimizer = _build_optimizer(config, self.model)
+        self.step = 0
+        self.saved_step = -1
+        if resume is not None:
+            self._load(resume)
+        self.start_step = self.step
+        self.images = dataset.train.images.to(self.device)
+        self.labels = dataset.train.labels.to(self.device)
+        self.latest: dict[str, float] = {}
+        self.window = _Window()
+        self.clock = _Clock(self.step, self.total_steps, config.batch_size)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+
+    def run(self) -> Outcome:
+        self.reporter.started(
+            **self._environment(),
+            python=platform.python_version(),
+            total_steps=self.total_steps,
+            total_epochs=self.config.epochs,
+            start_step=self.step,
+        )
+        self._progress("train")
+        if self.step == 0:
+            self._evaluate(epoch=0)
+        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+            for index in self._batches(epoch):
+                self._train_step(index, epoch)
+                if request := self.reporter.request():
+                    self._save()
+                    return _OUTCOME_OF[request]
+            self._evaluate(epoch + 1)
+            if self._should_save(epoch + 1):
+                self._save()
+        self._progress("train")
+        return "succeeded"
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        start = self.step - epoch * self.steps_per_epoch
+        return epoch_batches(len(self.images), self.config.batch_size, self.config.seed, epoch, start)
+
+    def _train_step(self, index: Tensor, epoch: int) -> None:
+        config = self.config
+        index = index.to(self.device)
+        first, second = (self._view(self.images[index], epoch, view) for view in (0, 1))
+        rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
+        beta = weak_weight(self.step, self.total_steps, config.loss.weak_weight, config.loss.weak_ramp_fraction)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
+            a, b = self.model.embed_views(first, second, config.loss.batch_norm_views)
+        loss, instance, weak = losses(a, b, config.loss, beta)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        self.window.add(torch.stack((loss.detach(), instance, weak)))
+        if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
+            self._log(rate, a, b, self.labels[index])
+        if self.clock.is_due():
+            self._progress("train")
+
+    def _view(self, images: Tensor, epoch: int, view: int) -> Tensor:
+        config = self.config
+        augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation
+        x = random_view(
+            images, augmentation, config.data.image_size, seed=config.seed, epoch=epoch, step=self.step, view=view
+        )
+        return x.contiguous(memory_format=self._memory_format)
+
+    @property
+    def _is_bfloat16(self) -> bool:
+        precision = self.config.precision
+        return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+
+    def _log(self, rate: float, a: Embeddings, b: Embeddings, classes: Tensor) -> None:
+        """Read the window's means from the device, once."""
+        total, instance, weak = self.window.means()
+        values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
+        if a.u is not None and b.u is not None:
+            values |= {"train/loss_weak": weak, **_weak_monitors(a.u.detach(), b.u.detach(), classes)}
+        if speed := self.clock.window_images_per_second(self.step):
+            values["train/images_per_second"] = speed
+        self.latest |= {"train/loss": total}
+        self.reporter.metrics(self.step, values)
+        if total - total != 0:  # NaN or infinite
+            raise NonFiniteLossError(f"the loss is {total} after step {self.step}")
+
+    def _evaluate(self, epoch: int) -> None:
+        """kNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
+        every = self.config.knn_every_epochs
+        if every == 0 or (epoch % every and epoch != self.config.epochs):
+            return
+        k = min(_KNN_K, int(self.dataset.train.labels.bincount().min()) // 2)
+        if k < 1:
+            return
+        self._progress("evaluate")
+        features = network_features(self.model.backbone, self.dataset, self.device)
+        self.latest["eval/knn_top1"] = knn_top1(features, k, _KNN_TEMPERATURE)
+        self.reporter.metrics(self.step, {"eval/knn_top1": self.latest["eval/knn_top1"]})
+        self.clock.skip()
+
+    def _should_save(self, epoch: int) -> bool:
+        keep = self.config.checkpoints
+        return epoch % keep.every_epochs == 0 or epoch == self.config.epochs or (keep.first_epoch and epoch == 1)
+
+    def _save(self) -> None:
+        if self.step == self.saved_step:
+            return
+        self._progress("save")
+        tensors = self._state()
+        if not checkpoint.is_finite(tensors):
+            raise NonFiniteLossError(f"weights are not finite after step {self.step}; no checkpoint was written")
+        epoch = self.step // self.steps_per_epoch
+        name = f"checkpoints/step-{self.step:08d}.safetensors"
+        written = checkpoint.write(self.output_dir / name, tensors, self._metadata(epoch))
+        self.saved_step = self.step
+        self.reporter.checkpoint(
+            step=self.step, epoch=epoch, path=name, sha256=written.sha256, size=written.size, metrics=self.latest
+        )
+        self.clock.skip()
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            slot = self.optimizer.state[parameter].get(_momentum_slot(self.optimizer))
+            if slot is not None:
+                tensors[f"optimizer/{name}/momentum"] = slot
+        return tensors | {"rng/0/torch": torch.get_rng_state()}
+
+    def _metadata(self, epoch: int) -> dict[str, Any]:
+        return {
+            "spec": resolve_spec(self.config),
+            "dataset_digest": self.dataset.digest,
+            "step": self.step,
+            "epoch": epoch,
+            "environment": self._environment(),
+        }
+
+    def _environment(self) -> dict[str, Any]:
+        """What exact resume depends on."""
+        return {
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "world_size": 1,
+            "channels_last": self.device.type == "cuda",
+        }
+
+    def _load(self, path: Path) -> None:
+        saved = checkpoint.read(path)
+        _check_same_run(path, saved, self.config, self.dataset)
+        self.model.load_state_dict(saved.part("model/"))
+        slots = saved.part("optimizer/")
+        for name, parameter in self.model.named_parameters():
+            if (slot := slots.get(f"{name}/momentum")) is not None:
+                placed = slot.to(self.device, memory_format=torch.preserve_format)
+                if parameter.ndim == 4:
+                    placed = placed.contiguous(memory_format=self._memory_format)
+                self.optimizer.state[parameter][_momentum_slot(self.optimizer)] = placed
+        torch.set_rng_state(saved.tensors["rng/0/torch"])
+        self.step = self.saved_step = int(saved.metadata["step"])
+        then, now = saved.metadata["environment"], self._environment()
+        if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
+            self.reporter.warning(
+                "resume_environment_changed", "not the same bytes as uninterrupted: " + ", ".join(changed)
+            )
+
+    def _progress(self, phase: Any) -> None:
+        speed = self.clock.images_per_second(self.step)
+        eta = (self.total_steps - self.step) * self.config.batch_size / speed if speed else None
+        self.reporter.progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.step / self.steps_per_epoch,
+            total_epochs=self.config.epochs,
+            phase=phase,
+            images_per_second=speed,
+            eta_seconds=eta,
+        )
+
+
+class _Window:
+    """Sums of the losses since the last log, on the device: adding never waits for it."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        self._sum = values.double() if self._sum is None else self._sum + values
+        self._count += 1
+
+    def means(self) -> list[float]:
+        """The means, read from the device; the window starts afresh."""
+        assert self._sum is not None
+        means: list[float] = (self._sum / self._count).tolist()
+        self._sum, self._count = None, 0
+        return means
+
+
+class _Clock:
+    """Images per second of training alone: evaluation and saving are left out."""
+
+    def __init__(self, step: int, total_steps: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._last_report = 0.0
+        self._window = self._overall = (time.monotonic(), step)
+
+    def is_due(self) -> bool:
+        """Whether a second has passed since this last said so."""
+        now = time.monotonic()
+        if now - self._last_report < _PROGRESS_SECONDS:
+            return False
+        self._last_report = now
+        return True
+
+    def skip(self) -> None:
+        """Leave the time since the last log out of all rates: something other than training took it."""
+        now = time.monotonic()
+        lost = now - max(self._window[0], self._last_report)
+        self._overall = (self._overall[0] + max(lost, 0.0), self._overall[1])
+        self._window = (now, -1)
+
+    def window_images_per_second(self, step: int) -> float | None:
+        """Rate since the last call, or None when the window was broken."""
+        (then, first), now = self._window, time.monotonic()
+        self._window = (now, step)
+        return (step - first) * self._batch_size / (now - then) if first >= 0 and now > then else None
+
+    def images_per_second(self, step: int) -> float | None:
+        """Rate since the run's start."""
+        then, first = self._overall
+        elapsed = time.monotonic() - then
+        return (step - first) * self._batch_size / elapsed if step > first and elapsed > 0 else None
+
+
+def _build_optimizer(config: PretrainSpec, model: Model) -> torch.optim.Optimizer:
+    options = config.optimizer
+    groups = param_groups(model, options.weight_decay)
+    if options.name == "lars":
+        return LARS(
+            groups,
+            lr=0.0,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            trust_coefficient=options.trust_coefficient,
+        )
+    return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum)
+
+
+def _momentum_slot(optimizer: torch.optim.Optimizer) -> str:
+    return "momentum" if isinstance(optimizer, LARS) else "momentum_buffer"
+
+
+def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor) -> dict[str, float]:
+    """Cheap signs of how good the weak labels of this batch are, read from the device at once."""
+    y1, y2 = weak_labels(u1), weak_labels(u2)
+    values = torch.stack(
+        (
+            torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
+            view_agreement(y1, y2),
+            (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2,
+            pair_precision_chance(classes),
+        )
+    ).tolist()
+    names = ("weak/components", "weak/view_agreement", "weak/pair_precision", "weak/pair_precision_chance")
+    return dict(zip(names, values, strict=True))
+
+
+def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
+    then, now = saved.metadata["spec"], resolve_spec(config)
+    if changed := [field for field in now if then.get(field) != now[field]]:
+        raise checkpoint.CheckpointError(f"checkpoint {path.name} is of another spec: {', '.join(changed)} differ")
+    if saved.metadata["dataset_digest"] != dataset.digest:
+        raise checkpoint.CheckpointError(f"checkpoint {path.name} was trained on other data under the same name")
