@@ -1,0 +1,144 @@
+"""One door to SQLite and PostgreSQL: engines, short transactions, the database's clock, ids, migrations.
+
+SQLite: full synchronisation, the rollback journal (WAL has a bug that can lose a commit before 3.51.3), writers take
+their lock at once (`BEGIN IMMEDIATE`), readers fetch everything and close.  No session lives through a sleep, a stream
+or a subprocess, and a callable given to `write` may run more than once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_MS = 5_000
+_MAX_TRIES = 8
+_RETRIED_SQLSTATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_WAL_SAFE_FROM = (3, 51, 3)
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801 (a SQL function)
+    """The database's own time in integer milliseconds since 1970, UTC."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "sqlite")
+def _sqlite_now(element: now_ms, compiler: Any, **options: Any) -> str:
+    del element, compiler, options  # unixepoch('subsec') needs SQLite 3.42
+    return "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)"
+
+
+@compiles(now_ms, "postgresql")
+def _postgresql_now(element: now_ms, compiler: Any, **options: Any) -> str:
+    del element, compiler, options  # now() would be the transaction's start
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by age."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+class Database:
+    """Short reads and retried writes over one engine.
+
+    Args:
+        url: SQLAlchemy URL; `sqlite:///file` or `postgresql+psycopg://…`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _sqlite_engine(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for a few quick queries; nothing it does is committed."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    def write(self, change: Callable[[Session], T]) -> T:
+        """Run `change` in one transaction and commit it.
+
+        It is run again when the database was busy or found a conflict; anything else is raised.
+        """
+        for tried in range(1, _MAX_TRIES + 1):
+            try:
+                with Session(self.engine, expire_on_commit=False) as session:
+                    session.connection(execution_options={"wcl_write": True})
+                    result = change(session)
+                    session.commit()
+                    return result
+            except DBAPIError as error:
+                if tried == _MAX_TRIES or not _is_transient(error):
+                    raise
+            time.sleep(random.uniform(0, 0.02 * 2**tried))
+        raise AssertionError("unreachable")
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest version; safe to call from several processes."""
+        from alembic import command
+        from alembic.config import Config
+
+        import migrations
+
+        if self.url.startswith("sqlite") and (file := self.engine.url.database):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["database"] = self
+        command.upgrade(config, "head")
+
+    def dispose(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+
+def _is_transient(error: DBAPIError) -> bool:
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database could not be reached or did not answer: the statement may be tried again later."""
+    return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _sqlite_engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: Any) -> None:
+        del record
+        connection.isolation_level = None  # the driver would begin by itself, and too late
+        journal = "WAL" if sqlite3.sqlite_version_info >= _WAL_SAFE_FROM else "TRUNCATE"
+        for pragma in (f"journal_mode={journal}", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        # A reader that later writes would meet a writer halfway; so a writer takes the lock before its first read.
+        is_write = connection.get_execution_options().get("wcl_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+    return engine

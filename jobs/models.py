@@ -1,0 +1,274 @@
+"""The tables.  Times are integer milliseconds since 1970 by the database's clock; ids are UUIDv7 strings.
+
+Job ─┬─ Attempt          one execution each; the open one is the lease and the fence
+     ├─ Event            append-only, numbered per job
+     ├─ Series ─┬─ Point     every metric value as reported
+     │          └─ Rollup    buckets of 16, 256, … steps for charts
+     ├─ Log
+     ├─ Checkpoint ── Evaluation (by the file's digest)
+     ├─ Dependency, Tag
+Project, Worker, Dataset, Key, SignInToken, IdempotencyKey
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from jobs.database import now_ms
+
+DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
+_NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+_Id = String(36)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[str]: JSON(none_as_null=True), int: BigInteger}
+
+
+class Project(Base):
+    __tablename__ = "projects"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_claim", "status", "pool", "priority", "id"),
+        Index("ix_jobs_created", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
+    created_by: Mapped[str | None] = mapped_column(_Id)
+    kind: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16))
+    status_reason: Mapped[str | None] = mapped_column(String(64))
+    status_message: Mapped[str | None] = mapped_column(Text)
+    spec_version: Mapped[int] = mapped_column(Integer)
+    spec_sent: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]]
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    pool: Mapped[str] = mapped_column(String(64), default="default")
+    gpus: Mapped[int] = mapped_column(Integer, default=0)
+    dataset_name: Mapped[str] = mapped_column(String(64))
+    dataset_digest: Mapped[str] = mapped_column(String(64))
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    parent_id: Mapped[str | None] = mapped_column(_Id)
+    resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
+    not_before: Mapped[int | None]
+    cancel_requested_at: Mapped[int | None]
+    pause_requested_at: Mapped[int | None]
+    preempt_requested_at: Mapped[int | None]
+    progress: Mapped[dict[str, Any] | None]
+    event_seq: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    updated_at: Mapped[int] = mapped_column(default=now_ms())
+    started_at: Mapped[int | None]
+    ended_at: Mapped[int | None]
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker_id: Mapped[str] = mapped_column(_Id)
+    worker_name: Mapped[str] = mapped_column(String(200))
+    started_at: Mapped[int] = mapped_column(default=now_ms())
+    ended_at: Mapped[int | None]
+    end_reason: Mapped[str | None] = mapped_column(String(64))
+    start_step: Mapped[int | None]
+    delivered_seq: Mapped[int] = mapped_column(default=0)
+    renewals: Mapped[int] = mapped_column(default=0)
+    log_seq: Mapped[int] = mapped_column(default=0)
+    environment: Mapped[dict[str, Any] | None]
+
+
+class Event(Base):
+    __tablename__ = "events"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True)
+    type: Mapped[str] = mapped_column(String(64))
+    at: Mapped[int] = mapped_column(default=now_ms())
+    data: Mapped[dict[str, Any]]
+
+
+class Series(Base):
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    name: Mapped[str] = mapped_column(String(100))
+
+
+class Point(Base):
+    __tablename__ = "points"
+    series_id: Mapped[str] = mapped_column(ForeignKey("series.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)  # of the spool line: one step may be reported twice
+    value: Mapped[float | None]
+    at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Rollup(Base):
+    __tablename__ = "rollups"
+    series_id: Mapped[str] = mapped_column(ForeignKey("series.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    level: Mapped[int] = mapped_column(Integer, primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(Integer)
+    min: Mapped[float]
+    max: Mapped[float]
+    first: Mapped[float]
+    last: Mapped[float]
+
+
+class Log(Base):
+    __tablename__ = "logs"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    stream: Mapped[str] = mapped_column(String(16))
+    line: Mapped[str] = mapped_column(Text)
+    at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Checkpoint(Base):
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "attempt", "step"), Index("ix_checkpoints_sha256", "sha256"))
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int]
+    epoch: Mapped[int] = mapped_column(Integer)
+    path: Mapped[str] = mapped_column(String(500))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    pinned: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    deleted_at: Mapped[int | None]
+
+
+class Evaluation(Base):
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        UniqueConstraint(
+            "features_digest",
+            "protocol",
+            "protocol_version",
+            "dataset_digest",
+            "split_digest",
+            "params_digest",
+            "seed",
+            "metric",
+        ),
+    )
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    features_digest: Mapped[str] = mapped_column(String(64))  # the checkpoint's sha256, or that of the features' spec
+    checkpoint_id: Mapped[str | None] = mapped_column(_Id)
+    protocol: Mapped[str] = mapped_column(String(64))
+    protocol_version: Mapped[int] = mapped_column(Integer)
+    dataset_digest: Mapped[str] = mapped_column(String(64))
+    split_digest: Mapped[str] = mapped_column(String(64))
+    params: Mapped[dict[str, Any]]
+    params_digest: Mapped[str] = mapped_column(String(64))
+    seed: Mapped[int]
+    metric: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float | None]
+    stderr: Mapped[float | None]
+    n: Mapped[int | None]
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class JobEvaluation(Base):
+    """Which jobs measured a value: one that was measured before is linked again, not stored twice."""
+
+    __tablename__ = "job_evaluations"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+
+
+class Worker(Base):
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    pool: Mapped[str] = mapped_column(String(64))
+    gpus: Mapped[int] = mapped_column(Integer)
+    pid: Mapped[int]
+    datasets: Mapped[dict[str, Any]]  # name -> digest
+    spec_versions: Mapped[list[str]]
+    state: Mapped[str] = mapped_column(String(16))  # idle, busy, stopped, lost
+    job_id: Mapped[str | None] = mapped_column(_Id)
+    beats: Mapped[int] = mapped_column(default=0)
+    started_at: Mapped[int] = mapped_column(default=now_ms())
+    seen_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Dataset(Base):
+    __tablename__ = "datasets"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    counts: Mapped[dict[str, Any]]
+    classes: Mapped[list[str]]
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    updated_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Key(Base):
+    __tablename__ = "keys"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    last_used_at: Mapped[int | None]
+    revoked_at: Mapped[int | None]
+
+
+class SignInToken(Base):
+    """A one-time link (`kind` link) or a browser's session (`kind` session); only hashes are stored."""
+
+    __tablename__ = "sign_in_tokens"
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id"))
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    expires_at: Mapped[int]
+
+
+class IdempotencyKey(Base):
+    __tablename__ = "idempotency_keys"
+    owner: Mapped[str] = mapped_column(_Id, primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    body_digest: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(_Id)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Dependency(Base):
+    __tablename__ = "dependencies"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    needs_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+
+
+class Tag(Base):
+    __tablename__ = "tags"
+    __table_args__ = (Index("ix_tags_tag", "tag"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True)

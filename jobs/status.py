@@ -1,0 +1,46 @@
+"""The states of a job and the reasons it is in one.
+
+blocked ──> queued ──> running ──> succeeded | failed | cancelled
+   │          │ ▲        │  │
+   │          │ └────────┘  └──> paused ──> queued | cancelled
+   └──────────┴──> cancelled | failed
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Cancel and pause are requests, a time on the row, not states."""
+
+    BLOCKED = "blocked"  # waits for another job
+    QUEUED = "queued"  # waits for a worker that fits
+    RUNNING = "running"  # has exactly one open attempt
+    PAUSED = "paused"  # held by a person until resumed
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+
+
+class Reason(StrEnum):
+    """Why; to clients an open string."""
+
+    USER = "user"
+    WORKER_LOST = "worker_lost"  # its worker stopped renewing the attempt
+    KILLED = "killed"  # the training process died without a last word
+    WORKER_STOPPED = "worker_stopped"  # a drain: costs nothing
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE_LOSS = "non_finite_loss"
+    BAD_DATA = "bad_data"
+    DISK_FULL = "disk_full"
+    MISSING_CHECKPOINT = "missing_checkpoint"
+    INTERNAL_ERROR = "internal_error"
+    UPSTREAM_FAILED = "upstream_failed"
+
+
+# Failures of the infrastructure, tried again up to a limit; every other one would only repeat itself.
+INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED})
