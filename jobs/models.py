@@ -71,7 +71,8 @@ class Job(Base):
     cancel_requested_at: Mapped[int | None]
     pause_requested_at: Mapped[int | None]
     preempt_requested_at: Mapped[int | None]
-    progress: Mapped[dict[str, Any] | None]
+    progress: Mapped[dict[str, Any] | None]  # the latest report, for lists
+    latest_metrics: Mapped[dict[str, Any] | None]  # the latest value of every series, for lists
     event_seq: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
@@ -92,6 +93,7 @@ class Attempt(Base):
     delivered_seq: Mapped[int] = mapped_column(default=0)
     renewals: Mapped[int] = mapped_column(default=0)
     log_seq: Mapped[int] = mapped_column(default=0)
+    output_lines: Mapped[int] = mapped_column(default=0)  # lines of stdout and stderr already in the log
     environment: Mapped[dict[str, Any] | None]
 
 
@@ -114,6 +116,7 @@ class Series(Base):
 
 class Point(Base):
     __tablename__ = "points"
+    __table_args__ = (Index("ix_points_seq", "series_id", "attempt", "seq"),)
     series_id: Mapped[str] = mapped_column(ForeignKey("series.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)

@@ -94,6 +94,7 @@ def upgrade() -> None:
         sa.Column("pause_requested_at", sa.BigInteger(), nullable=True),
         sa.Column("preempt_requested_at", sa.BigInteger(), nullable=True),
         sa.Column("progress", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("latest_metrics", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("event_seq", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
@@ -153,6 +154,7 @@ def upgrade() -> None:
         sa.Column("delivered_seq", sa.BigInteger(), nullable=False),
         sa.Column("renewals", sa.BigInteger(), nullable=False),
         sa.Column("log_seq", sa.BigInteger(), nullable=False),
+        sa.Column("output_lines", sa.BigInteger(), nullable=False),
         sa.Column("environment", sa.JSON(none_as_null=True), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_attempts")),
@@ -257,6 +259,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["series_id"], ["series.id"], name=op.f("fk_points_series_id_series")),
         sa.PrimaryKeyConstraint("series_id", "attempt", "step", "seq", name=op.f("pk_points")),
     )
+    with op.batch_alter_table("points", schema=None) as batch_op:
+        batch_op.create_index("ix_points_seq", ["series_id", "attempt", "seq"], unique=False)
+
     op.create_table(
         "rollups",
         sa.Column("series_id", sa.String(length=36), nullable=False),
@@ -280,6 +285,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("rollups")
+    with op.batch_alter_table("points", schema=None) as batch_op:
+        batch_op.drop_index("ix_points_seq")
+
     op.drop_table("points")
     with op.batch_alter_table("tags", schema=None) as batch_op:
         batch_op.drop_index("ix_tags_tag")

@@ -1,0 +1,223 @@
+"""Everything that is read about jobs; short statements, nothing lazy, no counts over whole tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import and_, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from jobs.errors import FieldError, Invalid, NotFound
+from jobs.models import (
+    Attempt,
+    Checkpoint,
+    Dataset,
+    Evaluation,
+    Event,
+    Job,
+    JobEvaluation,
+    Log,
+    Tag,
+    Worker,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A part of a list, and where the next part begins."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+def get_job(session: Session, job_id: str) -> Job:
+    """One job.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def list_jobs(
+    session: Session,
+    *,
+    status: Sequence[str] = (),
+    kind: str | None = None,
+    tag: str | None = None,
+    q: str | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
+) -> Page[Job]:
+    """Newest first; `q` looks into name, id and dataset; the cursor is the last id seen.
+
+    Raises:
+        Invalid: the cursor is not one of ours.
+    """
+    statement = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if status:
+        statement = statement.where(Job.status.in_(status))
+    if kind:
+        statement = statement.where(Job.kind == kind)
+    if tag:
+        statement = statement.where(Job.id.in_(select(Tag.job_id).where(Tag.tag == tag)))
+    if q:
+        matches = (column.icontains(q, autoescape=True) for column in (Job.name, Job.id, Job.dataset_name))
+        statement = statement.where(or_(*matches))
+    if cursor:
+        if len(cursor) != 36:
+            raise Invalid([FieldError("cursor", "expected a cursor that a list answered")])
+        statement = statement.where(Job.id < cursor)
+    jobs = list(session.execute(statement).scalars())
+    return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
+
+
+def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Tags by job id."""
+    found: dict[str, list[str]] = {job_id: [] for job_id in job_ids}
+    rows = session.execute(select(Tag.job_id, Tag.tag).where(Tag.job_id.in_(job_ids)).order_by(Tag.tag))
+    for job_id, tag in rows:
+        found[job_id].append(tag)
+    return found
+
+
+def attempts(session: Session, job_id: str) -> list[Attempt]:
+    """Oldest first."""
+    return list(session.execute(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).scalars())
+
+
+def events_after(session: Session, job_id: str, seq: int, limit: int = 500) -> list[Event]:
+    """Events with a higher number, in order."""
+    statement = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    return list(session.execute(statement).scalars())
+
+
+def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, limit: int = 500) -> list[Log]:
+    """Log lines after (attempt, seq), in order; without it the last `limit` lines."""
+    statement = select(Log).where(Log.job_id == job_id)
+    if after is None:
+        newest = statement.order_by(Log.attempt.desc(), Log.seq.desc()).limit(limit)
+        return list(session.execute(newest).scalars())[::-1]
+    later = tuple_(Log.attempt, Log.seq) > after
+    return list(session.execute(statement.where(later).order_by(Log.attempt, Log.seq).limit(limit)).scalars())
+
+
+def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
+    """Newest first, without deleted ones."""
+    statement = (
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    )
+    return list(session.execute(statement).scalars())
+
+
+def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """One checkpoint that was not deleted.
+
+    Raises:
+        NotFound: there is none.
+    """
+    checkpoint = session.get(Checkpoint, checkpoint_id)
+    if checkpoint is None or checkpoint.deleted_at is not None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    return checkpoint
+
+
+def evaluations(session: Session, job_id: str) -> list[Evaluation]:
+    """What the job measured, and what other jobs measured on its checkpoints."""
+    own = select(Checkpoint.sha256).where(Checkpoint.job_id == job_id)
+    linked = select(JobEvaluation.evaluation_id).where(JobEvaluation.job_id == job_id)
+    statement = (
+        select(Evaluation)
+        .where(or_(Evaluation.id.in_(linked), Evaluation.features_digest.in_(own)))
+        .order_by(Evaluation.id)
+    )
+    return list(session.execute(statement).scalars())
+
+
+def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
+    """All workers, those that run first, then newest first."""
+    statement = select(Worker).order_by(Worker.id.desc())
+    if alive_only:
+        statement = statement.where(Worker.state.in_(("idle", "busy")))
+    found = list(session.execute(statement.limit(200)).scalars())
+    return sorted(found, key=lambda worker: worker.state not in ("idle", "busy"))
+
+
+def datasets(session: Session) -> list[Dataset]:
+    """By name."""
+    return list(session.execute(select(Dataset).order_by(Dataset.name)).scalars())
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a stream has read: events, then spool lines of an attempt."""
+
+    event_seq: int
+    attempt: int
+    delivered_seq: int
+
+    def __str__(self) -> str:
+        return f"{self.event_seq}.{self.attempt}.{self.delivered_seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The cursor written by `str`.
+
+        Raises:
+            Invalid: it is not one of ours.
+        """
+        parts = text.split(".")
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+            raise Invalid([FieldError("Last-Event-ID", "expected three numbers, as this stream has sent them")])
+        return cls(*map(int, parts))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened after a cursor; points are (attempt, name, step, value)."""
+
+    job: Job
+    events: list[Event]
+    points: list[tuple[int, str, int, float | None]]
+    cursor: Cursor
+
+
+def changes(session: Session, job_id: str, cursor: Cursor, limit: int = 2_000) -> Changes:
+    """The next part of a job's stream, read in one transaction.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    from jobs.curves import points_after
+
+    job = get_job(session, job_id)
+    events = events_after(session, job_id, cursor.event_seq, limit)
+    points, attempt, seq = points_after(session, job_id, cursor.attempt, cursor.delivered_seq, limit)
+    seen = events[-1].seq if events else cursor.event_seq
+    return Changes(job, events, points, Cursor(seen, attempt, seq))
+
+
+def now_cursor(session: Session, job_id: str) -> Cursor:
+    """Where a stream begins that wants nothing of the past."""
+    job = get_job(session, job_id)
+    delivered = session.execute(
+        select(Attempt.delivered_seq).where(and_(Attempt.job_id == job_id, Attempt.number == job.attempt))
+    ).scalar_one_or_none()
+    return Cursor(job.event_seq, job.attempt, delivered or 0)
+
+
+def counts_by_status(session: Session) -> dict[str, Any]:
+    """How many jobs wait, run or are held: an index range each, never the finished ones."""
+    from sqlalchemy import func
+
+    statement = select(Job.status, func.count()).where(Job.status.in_(("blocked", "queued", "running", "paused")))
+    return dict(session.execute(statement.group_by(Job.status)).tuples().all())

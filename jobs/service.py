@@ -1,0 +1,317 @@
+"""What a client may ask of jobs: submit, plan, change, retry, clone; each within the caller's transaction.
+
+Validation that needs the database happens here; what a spec alone can say wrong, `wcl_core.config` has said before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from jobs.database import Database, new_id, now_ms
+from jobs.errors import Conflict, FieldError, Invalid, NotFound
+from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag, Worker
+from jobs.status import TERMINAL, Status
+from jobs.transitions import newest_checkpoint, record
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec, resolve_spec
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job as a client wants it: `spec_sent` as it came, `spec` validated."""
+
+    kind: Kind
+    spec_sent: dict[str, Any]
+    spec: Spec
+    name: str | None = None
+    priority: int = 0
+    pool: str = "default"
+    gpus: int = 0
+    tags: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    created_by: str | None = None
+    parent_id: str | None = None
+    resume_checkpoint_id: str | None = field(default=None)
+
+
+def submit(session: Session, new: NewJob) -> Job:
+    """Add the job: queued, or blocked while a job it waits for runs.
+
+    Raises:
+        Invalid: everything wrong with it, each with its pointer.
+    """
+    dataset = _check(session, new)
+    assert dataset is not None
+    waits = _unfinished(session, new.after)
+    job = Job(
+        id=new_id(),
+        created_by=new.created_by,
+        kind=new.kind,
+        name=new.name or default_name(new.spec),
+        status=Status.BLOCKED if waits else Status.QUEUED,
+        spec_version=new.spec.spec_version,
+        spec_sent=new.spec_sent,
+        spec=resolve_spec(new.spec),
+        priority=new.priority,
+        pool=new.pool,
+        gpus=new.gpus,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        parent_id=new.parent_id,
+        resume_checkpoint_id=new.resume_checkpoint_id,
+    )
+    session.add(job)
+    session.flush()
+    session.add_all(Tag(job_id=job.id, tag=tag) for tag in new.tags)
+    session.add_all(Dependency(job_id=job.id, needs_job_id=other) for other in new.after)
+    record(session, job.id, "submitted", {"status": job.status})
+    session.refresh(job)
+    return job
+
+
+def default_name(spec: Spec) -> str:
+    """A name that tells jobs apart in a list."""
+    if isinstance(spec, PretrainSpec):
+        return f"{spec.method} {spec.data.name} {spec.backbone.name}"
+    return f"evaluate {spec.features.kind} on {spec.data.name}"
+
+
+def submit_once(
+    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob]
+) -> tuple[Job, bool]:
+    """Submit under an `Idempotency-Key`: the same key and body answer with the first job, however often they come.
+
+    The key's row commits with the job, so of two at the same time one waits on the unique index and then replays.
+
+    Returns:
+        (the job, whether it is a replay).
+
+    Raises:
+        Invalid: the key came before with another body; or as `submit`.
+    """
+
+    def change(session: Session) -> tuple[Job, bool]:
+        known = session.get(IdempotencyKey, (owner, key))
+        if known is not None:
+            if known.body_digest != body_digest:
+                raise Invalid([FieldError("", "this Idempotency-Key was used with another body")])
+            return session.get_one(Job, known.job_id), True
+        job = submit(session, make(session))
+        session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=job.id))
+        session.flush()
+        return job, False
+
+    try:
+        return database.write(change)
+    except IntegrityError:  # the twin has committed first
+        return database.write(change)
+
+
+def plan(session: Session, new: NewJob) -> dict[str, Any]:
+    """What `submit` would do, without doing it.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    dataset = _check(session, new)
+    assert dataset is not None
+    fitting = _fitting_workers(session, new, dataset)
+    answer: dict[str, Any] = {
+        "kind": new.kind,
+        "name": new.name or default_name(new.spec),
+        "spec": resolve_spec(new.spec),
+        "dataset": {"name": dataset.name, "digest": dataset.digest, "counts": dataset.counts},
+        "workers": fitting,
+        "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
+    }
+    if isinstance(new.spec, PretrainSpec):
+        steps = dataset.counts["train"] // new.spec.batch_size
+        answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
+    return answer
+
+
+def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
+    workers = session.execute(select(Worker).where(Worker.state.in_(("idle", "busy")), Worker.pool == new.pool))
+    return [
+        worker.name
+        for worker in workers.scalars()
+        if worker.gpus >= new.gpus and worker.datasets.get(dataset.name) == dataset.digest
+    ]
+
+
+# --- validation that needs the database ----------------------------------------------------------------------------
+
+
+def _check(session: Session, new: NewJob) -> Dataset | None:
+    errors: list[FieldError] = []
+    dataset = session.execute(select(Dataset).where(Dataset.name == new.spec.data.name)).scalar_one_or_none()
+    if dataset is None:
+        known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
+        expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
+        errors.append(FieldError("/spec/data/name", f"there is no dataset {new.spec.data.name!r}; {expected}"))
+    elif isinstance(new.spec, PretrainSpec):
+        errors += _check_pretrain(new.spec, dataset)
+    else:
+        errors += _check_evaluate(session, new.spec, dataset)
+    for place, other in enumerate(new.after):
+        status = session.execute(select(Job.status).where(Job.id == other)).scalar_one_or_none()
+        if status is None:
+            errors.append(FieldError(f"/after/{place}", f"there is no job {other}"))
+        elif status in (Status.FAILED, Status.CANCELLED):
+            errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
+    if errors:
+        raise Invalid(errors)
+    return dataset
+
+
+def _check_pretrain(spec: PretrainSpec, dataset: Dataset) -> list[FieldError]:
+    train = dataset.counts["train"]
+    if spec.batch_size <= train:
+        return []
+    detail = f"{spec.batch_size} is more than the {train} train images of {dataset.name}"
+    return [FieldError("/spec/batch_size", detail)]
+
+
+def _check_evaluate(session: Session, spec: EvaluateSpec, dataset: Dataset) -> list[FieldError]:
+    errors = []
+    mean_class = dataset.counts["train"] / max(1, len(dataset.classes))
+    if "knn" in spec.protocols and spec.knn_k > mean_class / 2:
+        detail = f"{spec.knn_k} is above half the images per class of {dataset.name}, {mean_class:g} on average"
+        errors.append(FieldError("/spec/knn_k", detail))
+    for place, count in enumerate(spec.labels_per_class):
+        if "few_labels" in spec.protocols and count > mean_class:
+            detail = f"{count} is more than the images per class of {dataset.name}, {mean_class:g} on average"
+            errors.append(FieldError(f"/spec/labels_per_class/{place}", detail))
+    if isinstance(spec.features, CheckpointFeatures):
+        checkpoint = session.get(Checkpoint, str(spec.features.checkpoint_id))
+        if checkpoint is None or checkpoint.deleted_at is not None:
+            detail = f"there is no checkpoint {spec.features.checkpoint_id}"
+            errors.append(FieldError("/spec/features/checkpoint_id", detail))
+    return errors
+
+
+def _unfinished(session: Session, after: tuple[str, ...]) -> bool:
+    statement = select(Job.id).where(Job.id.in_(after), Job.status != Status.SUCCEEDED).limit(1)
+    return bool(after) and session.execute(statement).first() is not None
+
+
+# --- changes -------------------------------------------------------------------------------------------------------
+
+
+def change(
+    session: Session,
+    job_id: str,
+    *,
+    name: str | None = None,
+    priority: int | None = None,
+    tags: tuple[str, ...] | None = None,
+) -> Job:
+    """Rename, retag, or change the priority of a job that still waits.
+
+    Raises:
+        NotFound, Conflict: no such job; a priority for one that no longer waits.
+    """
+    job = _existing(session, job_id)
+    values: dict[str, Any] = {}
+    if name is not None:
+        values["name"] = name
+    if priority is not None:
+        if job.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
+            raise Conflict(f"the priority of a job that is {job.status} cannot change")
+        values["priority"] = priority
+    if values:
+        session.execute(update(Job).where(Job.id == job_id).values(**values, updated_at=now_ms()))
+    if tags is not None:
+        session.execute(delete(Tag).where(Tag.job_id == job_id))
+        session.add_all(Tag(job_id=job_id, tag=tag) for tag in dict.fromkeys(tags))
+    record(session, job_id, "changed", values | ({} if tags is None else {"tags": list(tags)}))
+    session.refresh(job)
+    return job
+
+
+def retry(session: Session, job_id: str, created_by: str | None) -> Job:
+    """A new job with the same spec that starts from the last good checkpoint of a failed or cancelled one.
+
+    Raises:
+        NotFound, Conflict: no such job; it has not failed.
+    """
+    job = _existing(session, job_id)
+    if job.status not in (Status.FAILED, Status.CANCELLED):
+        raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
+    last = newest_checkpoint(session, job_id)
+    resume = last.id if last else job.resume_checkpoint_id
+    return submit(session, _copy(session, job, created_by, resume))
+
+
+def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
+    """A new job with the same spec, some fields replaced, from scratch.
+
+    Raises:
+        NotFound: no such job.
+        pydantic.ValidationError, Invalid: the overrides do not fit.
+    """
+    job = _existing(session, job_id)
+    sent = merged(job.spec_sent, overrides)
+    return submit(session, _copy(session, job, created_by, None, sent))
+
+
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `overrides` laid over it, objects field by field."""
+    result = dict(base)
+    for name, value in overrides.items():
+        below = result.get(name)
+        both_objects = isinstance(below, dict) and isinstance(value, dict)
+        result[name] = merged(below, value) if both_objects else value  # type: ignore[arg-type]
+    return result
+
+
+def _copy(
+    session: Session, job: Job, created_by: str | None, resume: str | None, sent: dict[str, Any] | None = None
+) -> NewJob:
+    kind: Kind = "pretrain" if job.kind == "pretrain" else "evaluate"
+    tags = session.execute(select(Tag.tag).where(Tag.job_id == job.id)).scalars().all()
+    return NewJob(
+        kind=kind,
+        spec_sent=job.spec_sent if sent is None else sent,
+        spec=parse_spec(kind, job.spec if sent is None else sent),
+        name=job.name,
+        priority=job.priority,
+        pool=job.pool,
+        gpus=job.gpus,
+        tags=tuple(tags),
+        created_by=created_by,
+        parent_id=job.id,
+        resume_checkpoint_id=resume,
+    )
+
+
+def _existing(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Mark a checkpoint as deleted; the caller removes the file after the commit.
+
+    Raises:
+        NotFound, Conflict: no such checkpoint; pinned, or a job that has not ended needs it.
+    """
+    checkpoint = session.get(Checkpoint, checkpoint_id)
+    if checkpoint is None or checkpoint.deleted_at is not None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    if checkpoint.pinned:
+        raise Conflict("the checkpoint is pinned")
+    open_jobs = select(Job).where(Job.status.not_in(TERMINAL))
+    for job in session.execute(open_jobs).scalars():
+        needed = {job.resume_checkpoint_id, job.spec.get("features", {}).get("checkpoint_id")}
+        if job.id == checkpoint.job_id or checkpoint_id in needed:
+            raise Conflict(f"job {job.id} needs the checkpoint")
+    session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
+    return checkpoint
