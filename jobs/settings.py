@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     gpus: int = Field(default=0, ge=0, description="GPUs this worker offers.")
     datasets: dict[str, Path] = Field(default={}, description="Image folders by dataset name.")
+    builtin_datasets: list[str] = Field(default=["digits"], description="Of digits, cifar10; the latter is fetched.")
 
     lease_seconds: float = Field(default=60, gt=0, description="Unchanged for so long, an attempt counts as lost.")
     look_seconds: float = Field(default=5, gt=0, description="Pause between two looks of a reconciler.")
@@ -60,7 +61,13 @@ class Settings(BaseSettings):
 
     @property
     def attempts_dir(self) -> Path:
+        """A worker's own: run files and spools of its attempts."""
         return self.data_dir.absolute() / "attempts"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Registered checkpoints; all servers and workers see the same folder."""
+        return self.data_dir.absolute() / "checkpoints"
 
     @property
     def exports_dir(self) -> Path:

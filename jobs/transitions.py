@@ -405,6 +405,11 @@ def _refusal(session: Session, job_id: str, verb: str) -> NotFound | Conflict:
     return Conflict(f"cannot {verb} a job that is {status}")
 
 
+def has_blocked(session: Session) -> bool:
+    """Whether any job waits for another one."""
+    return session.execute(select(Job.id).where(Job.status == Status.BLOCKED).limit(1)).first() is not None
+
+
 def unblock(session: Session) -> int:
     """Move on every blocked job whose needed jobs have ended; how many moved."""
     needed = aliased(Job)

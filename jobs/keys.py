@@ -1,0 +1,151 @@
+"""Who may do what: keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
+
+A key is shown once.  A sign-in link carries a token that works once within minutes and becomes a browser's session; the
+session acts with the key's scopes and ends with the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import Database, new_id, now_ms
+from jobs.errors import FieldError, Invalid, NotFound
+from jobs.models import Key, SignInToken
+
+SCOPES = ("read", "submit", "admin", "worker")
+LINK_MINUTES = 15
+SESSION_DAYS = 30
+_PREFIX = "wcl_"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who makes a request: a key, and what it may do."""
+
+    key_id: str
+    name: str
+    scopes: frozenset[str]
+
+
+def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str]:
+    """A new key of 256 random bits.
+
+    Returns:
+        (its row, the secret, which nobody can read again).
+
+    Raises:
+        Invalid: an unknown scope, or none.
+    """
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key = Key(id=new_id(), name=name, hash=_hash(secret), scopes=sorted(set(scopes), key=SCOPES.index))
+    session.add(key)
+    session.flush()
+    session.refresh(key)
+    return key, secret
+
+
+def list_keys(session: Session) -> list[Key]:
+    """Newest first, revoked ones too."""
+    return list(session.execute(select(Key).order_by(Key.id.desc()).limit(1000)).scalars())
+
+
+def find(session: Session, secret: str) -> Principal | None:
+    """The bearer of a secret; None for an unknown or revoked one."""
+    # The hash is looked up, so a comparison's timing tells nothing about the secret.
+    return _principal(session, Key.hash == _hash(secret))
+
+
+def revoke(session: Session, key_id: str) -> None:
+    """End a key and its browser sessions at once; revoking twice changes nothing.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    if session.get(Key, key_id) is None:
+        raise NotFound(f"there is no key {key_id}")
+    session.execute(update(Key).where(Key.id == key_id, Key.revoked_at.is_(None)).values(revoked_at=now_ms()))
+    session.execute(delete(SignInToken).where(SignInToken.key_id == key_id))
+
+
+def has_keys(session: Session) -> bool:
+    """Whether anybody could sign in at all."""
+    return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
+
+
+def new_link(session: Session, key_id: str) -> str:
+    """The token of a sign-in link that works once, for a quarter of an hour."""
+    return _new_token(session, "link", key_id, LINK_MINUTES * 60_000)
+
+
+def redeem(session: Session, token: str) -> str | None:
+    """A browser's session for a link's token, which is used up; None when it is unknown, used or too old."""
+    statement = (
+        delete(SignInToken)
+        .where(SignInToken.hash == _hash(token), SignInToken.kind == "link", SignInToken.expires_at > now_ms())
+        .returning(SignInToken.key_id)
+    )
+    key_id = session.execute(statement).scalar_one_or_none()
+    return None if key_id is None else _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
+
+
+def by_session(session: Session, token: str) -> Principal | None:
+    """The key behind a browser's session."""
+    owner = select(SignInToken.key_id).where(
+        SignInToken.hash == _hash(token), SignInToken.kind == "session", SignInToken.expires_at > now_ms()
+    )
+    return _principal(session, Key.id.in_(owner))
+
+
+def end_session(session: Session, token: str) -> None:
+    """Sign a browser out."""
+    session.execute(delete(SignInToken).where(SignInToken.hash == _hash(token)))
+
+
+def expire(session: Session) -> None:
+    """Forget links and sessions whose time is over."""
+    session.execute(delete(SignInToken).where(SignInToken.expires_at <= now_ms()))
+
+
+def ensure_local(database: Database, path: Path) -> str:
+    """The key of the service on this machine, kept in a file only its owner may read; made when there is none.
+
+    Returns:
+        The secret.
+    """
+    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if known:
+        with database.read() as session:
+            if find(session, known):
+                return known
+    secret = database.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secret + "\n")
+    beside.replace(path)
+    return secret
+
+
+def _new_token(session: Session, kind: str, key_id: str, lifetime_ms: int) -> str:
+    token = secrets.token_urlsafe(32)
+    session.add(SignInToken(hash=_hash(token), kind=kind, key_id=key_id, expires_at=now_ms() + lifetime_ms))
+    session.flush()
+    return token
+
+
+def _principal(session: Session, *where: ColumnElement[bool]) -> Principal | None:
+    key = session.execute(select(Key).where(*where, Key.revoked_at.is_(None))).scalar_one_or_none()
+    return None if key is None else Principal(key.id, key.name, frozenset(key.scopes))
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

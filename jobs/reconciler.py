@@ -1,0 +1,136 @@
+"""Finds what nobody else moves on: attempts without a supervisor, jobs whose needs are met, jobs nobody heard of.
+
+Many run at once, in servers and workers; every change they make is guarded, so that two of them do no harm.  No wall
+clock decides: an attempt counts as lost only after this very reconciler has seen it unchanged for a whole lease of its
+own monotonic clock, with no failed and no missed look in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Generic, TypeVar
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from jobs import doorbell, keys, registry, transitions
+from jobs.database import Database, is_outage, now_ms
+from jobs.models import Attempt, IdempotencyKey, Worker
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_HOUSEKEEPING_SECONDS = 600.0
+T = TypeVar("T", bound=Hashable)
+
+
+class Watch(Generic[T]):
+    """What was seen unchanged, and since when.
+
+    Args:
+        lease_seconds: how long unchanged makes lost.
+        max_gap_seconds: a longer pause between two looks starts every wait again: this process slept, so others may
+            have changed and changed back unseen.
+    """
+
+    def __init__(self, lease_seconds: float, max_gap_seconds: float) -> None:
+        self._lease = lease_seconds
+        self._max_gap = max_gap_seconds
+        self._seen: dict[T, tuple[int, float]] = {}
+        self._last_look: float | None = None
+
+    def lost(self, counters: dict[T, int], now: float) -> list[T]:
+        """Take a look; the things whose counter has not moved for a lease."""
+        if self._last_look is not None and now - self._last_look > self._max_gap:
+            self._seen.clear()
+        self._last_look = now
+        self._seen = {
+            thing: known if (known := self._seen.get(thing)) and known[0] == counter else (counter, now)
+            for thing, counter in counters.items()
+        }
+        return [thing for thing, (_, since) in self._seen.items() if now - since >= self._lease]
+
+    def forget(self) -> None:
+        """A look failed: whatever it would have shown is unknown, so every wait starts again."""
+        self._seen.clear()
+
+
+class Reconciler:
+    """One pass is `look`; `run` takes one every few seconds until it is told to stop.
+
+    Args:
+        database: where the rows are.
+        settings: lease, pause between looks, failure limit, broker.
+        rings: whether it rings doorbells (servers do; a worker rings itself).
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, database: Database, settings: Settings, *, rings: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._rings = rings
+        self._clock = clock
+        gap = 2 * settings.look_seconds + 1
+        self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)
+        self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
+        self._next_housekeeping = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop`; an outage of the database only makes a look fail."""
+        while not stop.wait(self._settings.look_seconds):
+            try:
+                self.look()
+            except Exception as error:  # nobody would start it again: it has to survive whatever comes
+                self._attempts.forget()
+                self._workers.forget()
+                if is_outage(error):
+                    log.warning("the database does not answer; looking again in %g s", self._settings.look_seconds)
+                else:
+                    log.exception("a look failed")
+
+    def look(self) -> None:
+        """Reap lost attempts, mark lost workers, move blocked jobs on, ring for waiting ones, clean up."""
+        with self._database.read() as session:
+            attempts = _open_attempts(session)
+            workers = _live_workers(session)
+        for attempt in self._attempts.lost(attempts, self._clock()):
+            self._reap(*attempt, attempts[attempt])
+        for worker in self._workers.lost(workers, self._clock()):
+            self._database.write(partial(registry.mark_lost, worker_id=worker, beats=workers[worker]))
+        with self._database.read() as session:
+            has_blocked = transitions.has_blocked(session)
+        if has_blocked:
+            self._database.write(transitions.unblock)
+        if self._rings:
+            doorbell.ring_for_waiting(self._database, self._settings)
+        if self._clock() >= self._next_housekeeping:
+            self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
+            self._database.write(self._clean_up)
+
+    def _reap(self, job_id: str, number: int, renewals: int) -> None:
+        reaped = self._database.write(
+            lambda s: transitions.reap(s, job_id, number, renewals, max_failures=self._settings.max_failures)
+        )
+        if reaped:
+            log.warning("job %s: attempt %d was not renewed for a lease and counts as lost", job_id, number)
+
+    def _clean_up(self, session: Session) -> None:
+        oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)
+        session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < oldest))
+        keys.expire(session)
+
+
+def _open_attempts(session: Session) -> dict[tuple[str, int], int]:
+    rows = session.execute(select(Attempt.job_id, Attempt.number, Attempt.renewals).where(Attempt.ended_at.is_(None)))
+    return {(job_id, number): renewals for job_id, number, renewals in rows}
+
+
+def _live_workers(session: Session) -> dict[str, int]:
+    rows = session.execute(select(Worker.id, Worker.beats).where(Worker.state.in_(("idle", "busy"))))
+    return dict(rows.tuples().all())

@@ -1,0 +1,65 @@
+"""Workers and the datasets they announce: what runs where.  A worker's row decides nothing about its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from jobs.database import new_id, now_ms
+from jobs.ingest import insert
+from jobs.models import Dataset, Worker
+from jobs.transitions import WorkerFacts
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """A dataset as a worker found it; `counts` are images by split."""
+
+    name: str
+    kind: str
+    digest: str
+    counts: dict[str, int]
+    classes: list[str]
+
+
+def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence[DatasetFacts]) -> None:
+    """Add a worker's row, and its datasets: the newest announcement of a name is what new jobs get."""
+    session.add(
+        Worker(
+            id=worker.id,
+            name=worker.name,
+            pool=worker.pool,
+            gpus=worker.gpus,
+            pid=pid,
+            datasets=dict(worker.datasets),
+            spec_versions=[str(version) for version in worker.spec_versions],
+            state="idle",
+        )
+    )
+    for facts in datasets:
+        values = {name: getattr(facts, name) for name in ("digest", "kind", "counts", "classes")}
+        statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
+        session.execute(
+            statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()})
+        )
+
+
+def beat(session: Session, worker_id: str, job_id: str | None) -> None:
+    """Say that the worker is there, busy with a job or idle; a worker taken for lost is back with it."""
+    state = "idle" if job_id is None else "busy"
+    values = {"beats": Worker.beats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
+    session.execute(update(Worker).where(Worker.id == worker_id).values(values))
+
+
+def stop(session: Session, worker_id: str) -> None:
+    """The worker has ended in order."""
+    session.execute(update(Worker).where(Worker.id == worker_id).values(state="stopped", job_id=None, seen_at=now_ms()))
+
+
+def mark_lost(session: Session, worker_id: str, beats: int) -> None:
+    """An observer saw no beat for a whole lease; a beat in between wins."""
+    statement = update(Worker).where(Worker.id == worker_id, Worker.beats == beats, Worker.state.in_(("idle", "busy")))
+    session.execute(statement.values(state="lost", job_id=None))
