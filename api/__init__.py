@@ -1,0 +1,1 @@
+"""The web process: thin routes over `jobs`, problem+json, server-sent events, pages.  No torch."""

@@ -1,0 +1,1 @@
+"""The GPU process: a Celery app, the supervisor of one training run, a ticker.  No torch: training is a process."""
