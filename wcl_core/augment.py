@@ -3,6 +3,7 @@
 The operations are those of the released recipe [C]: random resized crop, colour jitter in random order, grayscale,
 Gaussian blur, horizontal flip, normalisation.  The batched form is our own [D]: a crop is one affine resampling, after
 a low-pass filter where it shrinks by more than 1.5; the order of the four jitter operations is drawn per sample.
+What happens to a share of the samples is computed for those samples alone.
 
 All randomness comes from a generator seeded by (seed, epoch, step, view), so views never depend on the device, on the
 rank or on what happened before.
@@ -11,6 +12,7 @@ rank or on what happened before.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +25,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _LUMA = (0.2989, 0.587, 0.114)
 _BLUR_SIGMA = (0.1, 2.0)
+_BLUR_RADIUS = 6  # three deviations of the widest blur, so that the kernel does not narrow it
 _ASPECT = (3 / 4, 4 / 3)
 _PREFILTER_FROM = 1.5
-_JITTER_OPERATIONS = 4
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -51,10 +53,10 @@ def random_view(
     draw = _Draws(len(images), generator, images.device)
     x = images.float().div_(255)
     x = _resized_crop(x, config, image_size, draw)
-    x = _jitter(x, config, draw)
-    x = torch.where(draw.chance(config.grayscale_probability), _grey(x), x)
+    _jitter_(x, config, draw)
+    _apply_(x, draw.rows(draw.chance(config.grayscale_probability))[0], _grey)
     if config.blur_probability > 0:
-        x = _blur(x, config.blur_probability, draw)
+        _blur_(x, config.blur_probability, draw)
     return _normalise(x)
 
 
@@ -65,23 +67,35 @@ class _Draws:
         self._size, self._generator, self._device = size, generator, device
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """(N,) float32 in [low, high)."""
+        """(N,) float32 in [low, high), on the device."""
         values = torch.rand(self._size, generator=self._generator)
-        return self._send(values * (high - low) + low)
+        return self.send(values * (high - low) + low)
 
     def chance(self, probability: float) -> Tensor:
-        """(N, 1, 1, 1) bool, each True with the probability."""
-        values = torch.rand(self._size, generator=self._generator) < probability
-        return self._send(values)[:, None, None, None]
+        """(N,) bool, each True with the probability; stays on the CPU."""
+        return torch.rand(self._size, generator=self._generator) < probability
 
     def orders(self, length: int) -> Tensor:
-        """(N, length) int64, each row a random permutation."""
-        return self._send(torch.rand(self._size, length, generator=self._generator).argsort(dim=1))
+        """(N, length) int64, each row a random permutation; stays on the CPU."""
+        return torch.rand(self._size, length, generator=self._generator).argsort(dim=1)
 
-    def _send(self, values: Tensor) -> Tensor:
+    def rows(self, *masks: Tensor) -> list[Tensor]:
+        """The indices where each CPU mask is True, on the device; one transfer, and the host knows every length."""
+        found = [mask.nonzero().flatten() for mask in masks]
+        return list(torch.split(self.send(torch.cat(found)), [len(index) for index in found]))
+
+    def send(self, values: Tensor) -> Tensor:
+        """The values on the device, without waiting for it."""
         if self._device.type == "cuda":
             return values.pin_memory().to(self._device, non_blocking=True)
         return values
+
+
+def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Replace the given samples of x by operation(samples, their parameters as (n, 1, 1, 1))."""
+    if len(rows):
+        chosen = [values[rows][:, None, None, None] for values in parameters]
+        x.index_copy_(0, rows, operation(x[rows], *chosen))
 
 
 def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> Tensor:
@@ -97,7 +111,7 @@ def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> 
     crop_w = (area * aspect).sqrt().clamp(1, width)
     top = draw.uniform(0, 1) * (height - crop_h)
     left = draw.uniform(0, 1) * (width - crop_w)
-    flip = draw.chance(config.flip_probability).flatten()
+    flip = draw.send(draw.chance(config.flip_probability))
     if max(height, width) / size > _PREFILTER_FROM:
         shrink = torch.maximum(crop_h, crop_w) / size
         x = _gaussian(x, (0.5 * (shrink.square() - 1).clamp_min(0).sqrt()).clamp(1e-3, height / size), height // size)
@@ -111,28 +125,26 @@ def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> 
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _jitter(x: Tensor, config: AugmentConfig, draw: _Draws) -> Tensor:
+def _jitter_(x: Tensor, config: AugmentConfig, draw: _Draws) -> None:
     """Brightness, contrast, saturation and hue in an order of each sample's own, on a share of the samples."""
-    factors = {
-        0: (config.brightness, draw.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)),
-        1: (config.contrast, draw.uniform(max(0.0, 1 - config.contrast), 1 + config.contrast)),
-        2: (config.saturation, draw.uniform(max(0.0, 1 - config.saturation), 1 + config.saturation)),
-        3: (config.hue, draw.uniform(-config.hue, config.hue)),
-    }
-    order = draw.orders(_JITTER_OPERATIONS)
+    jitter = (
+        (_brightness, config.brightness, draw.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)),
+        (_contrast, config.contrast, draw.uniform(max(0.0, 1 - config.contrast), 1 + config.contrast)),
+        (_saturation, config.saturation, draw.uniform(max(0.0, 1 - config.saturation), 1 + config.saturation)),
+        (_hue, config.hue, draw.uniform(-config.hue, config.hue)),
+    )
+    order = draw.orders(len(jitter))
     is_jittered = draw.chance(config.jitter_probability)
-    active = [name for name, (strength, _) in factors.items() if strength > 0]
-    if not active or config.jitter_probability == 0:
-        return x
-    operations = (_brightness, _contrast, _saturation, _hue)
-    out = x
-    for place in range(_JITTER_OPERATIONS):
-        turn = order[:, place]
-        current = out
-        for name in active:
-            chosen = (turn == name)[:, None, None, None]
-            out = torch.where(chosen, operations[name](current, factors[name][1][:, None, None, None]), out)
-    return torch.where(is_jittered, out, x)
+    turns = [
+        (operation, factor, (order[:, place] == name) & is_jittered)
+        for place in range(len(jitter))
+        for name, (operation, strength, factor) in enumerate(jitter)
+        if strength > 0
+    ]
+    if turns:
+        rows = draw.rows(*(mask for _, _, mask in turns))
+        for (operation, factor, _), chosen in zip(turns, rows, strict=True):
+            _apply_(x, chosen, operation, factor)
 
 
 def _grey(x: Tensor) -> Tensor:
@@ -169,12 +181,15 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     return high - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def _blur(x: Tensor, probability: float, draw: _Draws) -> Tensor:
+def _blur_(x: Tensor, probability: float, draw: _Draws) -> None:
+    """Gaussian blur of a deviation U(.1, 2) in pixels of the view, on a share of the samples. [C]"""
     sigma = draw.uniform(*_BLUR_SIGMA)
-    is_blurred = draw.chance(probability)
-    # The recipe's radius U(.1, 2) belongs to 224 pixels; a kernel of a tenth of the side keeps small images whole.
-    radius = max(1, round(0.05 * x.shape[-1]))
-    return torch.where(is_blurred, _gaussian(x, sigma, radius), x)
+    _apply_(
+        x,
+        draw.rows(draw.chance(probability))[0],
+        lambda chosen, own: _gaussian(chosen, own.flatten(), _BLUR_RADIUS),
+        sigma,
+    )
 
 
 def _gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
