@@ -10,11 +10,12 @@ bounds and datasets by registered name, never a path, a URL or an expression.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 SPEC_VERSION = 1
 SPEC_VERSIONS = (1,)
@@ -32,7 +33,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation,
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Defaults are validated too: one that contradicts another field is refused, and 10 becomes 10.0 as a sent 10 does.
+    # Rules between fields belong to the later one, so that the error names it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class BackboneConfig(_Model):
@@ -50,11 +53,12 @@ class BackboneConfig(_Model):
     )
     width: int = Field(default=64, ge=4, le=256, description="Channels of the first stage.")
 
-    @model_validator(mode="after")
-    def _torchvision_width(self) -> BackboneConfig:
-        if self.name != "tiny" and self.width != 64:
-            raise ValueError(f"width is fixed at 64 for {self.name}; only the tiny backbone has another one")
-        return self
+    @field_validator("width")
+    @classmethod
+    def _torchvision_width(cls, width: int, info: ValidationInfo) -> int:
+        if (name := info.data.get("name", "tiny")) != "tiny" and width != 64:
+            raise ValueError(f"width is fixed at 64 for {name}; only the tiny backbone has another one")
+        return width
 
 
 class HeadConfig(_Model):
@@ -159,15 +163,19 @@ class PretrainSpec(_Model):
     )
     threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of the training process.")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> PretrainSpec:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be smaller than epochs ({self.epochs})")
-        if self.weak_augmentation_epochs > self.epochs:
-            raise ValueError(
-                f"weak_augmentation_epochs ({self.weak_augmentation_epochs}) must not exceed epochs ({self.epochs})"
-            )
-        return self
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warmup_ends(cls, warmup_epochs: float, info: ValidationInfo) -> float:
+        if warmup_epochs >= (epochs := info.data.get("epochs", math.inf)):
+            raise ValueError(f"warmup_epochs ({warmup_epochs:g}) must be smaller than epochs ({epochs})")
+        return warmup_epochs
+
+    @field_validator("weak_augmentation_epochs")
+    @classmethod
+    def _weak_augmentation_ends(cls, weak_augmentation_epochs: int, info: ValidationInfo) -> int:
+        if weak_augmentation_epochs > (epochs := info.data.get("epochs", math.inf)):
+            raise ValueError(f"weak_augmentation_epochs ({weak_augmentation_epochs}) must not exceed epochs ({epochs})")
+        return weak_augmentation_epochs
 
 
 class CheckpointFeatures(_Model):
@@ -210,13 +218,12 @@ class EvaluateSpec(_Model):
     draws: int = Field(default=20, ge=2, le=1000)
     threads: int | None = Field(default=None, ge=1, le=512)
 
-    @model_validator(mode="after")
-    def _no_repeats(self) -> EvaluateSpec:
-        for name in ("protocols", "labels_per_class"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} must not repeat a value")
-        return self
+    @field_validator("protocols", "labels_per_class")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("must not repeat a value")
+        return values
 
 
 Spec = PretrainSpec | EvaluateSpec
