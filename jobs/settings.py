@@ -19,7 +19,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path("wcl-data"), description="Database, attempts, checkpoints, exports, key file.")
     database_url: str | None = Field(default=None, description="sqlite:///… or postgresql://…; default in data_dir.")
-    broker_url: str = Field(default="memory://", description="memory:// or redis://…")
+    broker_url: str = Field(default="memory://localhost", description="memory://localhost or redis://…")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[], description="Further names the Host header may carry.")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import exists, or_, select, tuple_, update
+from sqlalchemy import Select, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs import ingest
@@ -122,22 +122,15 @@ def _move(
 # --- claiming ------------------------------------------------------------------------------------------------------
 
 
+def is_claimable(session: Session, worker: WorkerFacts) -> bool:
+    """Whether a job waits that fits; the claim itself may still come too late."""
+    return session.execute(_fitting(worker)).first() is not None
+
+
 def claim(session: Session, worker: WorkerFacts) -> Claim | None:
     """Take the best job that fits: highest priority, then oldest; None when there is none."""
-    candidate = (
-        select(Job.id)
-        .where(
-            Job.status == Status.QUEUED,
-            Job.pool == worker.pool,
-            Job.gpus <= worker.gpus,
-            Job.spec_version.in_(worker.spec_versions),
-            tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
-            or_(Job.not_before.is_(None), Job.not_before <= now_ms()),
-        )
-        .order_by(Job.priority.desc(), Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # SQLite has no row locks and ignores this; its writers take turns
-    )
+    # SQLite has no row locks and ignores this; its writers take turns.
+    candidate = _fitting(worker).with_for_update(skip_locked=True)
     job_id = session.execute(candidate).scalar_one_or_none()
     if job_id is None:
         return None
@@ -167,6 +160,23 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
         dataset_digest=job.dataset_digest,
         resume=newest_checkpoint(session, job_id) or _reference(session, job.resume_checkpoint_id),
         checkpoint=_reference(session, job.spec.get("features", {}).get("checkpoint_id")),
+    )
+
+
+def _fitting(worker: WorkerFacts) -> Select[str]:
+    """The id of the best waiting job that fits this worker."""
+    return (
+        select(Job.id)
+        .where(
+            Job.status == Status.QUEUED,
+            Job.pool == worker.pool,
+            Job.gpus <= worker.gpus,
+            Job.spec_version.in_(worker.spec_versions),
+            tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
+            or_(Job.not_before.is_(None), Job.not_before <= now_ms()),
+        )
+        .order_by(Job.priority.desc(), Job.id)
+        .limit(1)
     )
 
 

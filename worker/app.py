@@ -1,0 +1,65 @@
+"""Celery, and all of it: one queue, one task, one slot.  A message is only a doorbell."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery import Celery, signals
+
+from jobs import doorbell
+from jobs.settings import Settings
+from worker.slot import Slot
+
+
+def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celery:
+    """The Celery app of this worker; its stop signal sets `draining` at once.
+
+    Messages are acknowledged early and never carry a result: which job runs where is the database's business, so a
+    lost, doubled or forged bell changes nothing.
+    """
+    app = Celery("wcl", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_default_queue=doorbell.queue_of(settings.pool),
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=not settings.is_memory_broker,  # only the Redis transport knows it
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=doorbell.transport_options(settings.broker_url),
+    )
+
+    @app.task(name=doorbell.TASK)  # type: ignore[untyped-decorator]
+    def work() -> None:
+        slot.work()
+
+    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def drain(**facts: Any) -> None:
+        del facts
+        draining.set()
+
+    return app
+
+
+def run(app: Celery, settings: Settings) -> None:
+    """Consume until SIGTERM or SIGINT; returns when the slot is empty."""
+    worker = app.Worker(
+        hostname=f"{settings.worker_name}@wcl",
+        pool="threads",
+        concurrency=1,
+        queues=[doorbell.queue_of(settings.pool)],
+        loglevel="INFO",
+        quiet=True,  # no banner in the log
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+    )
+    worker.start()

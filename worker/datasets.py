@@ -1,0 +1,43 @@
+"""The datasets of this worker: each described once by a process of its own, since only the science reads images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.registry import DatasetFacts
+from jobs.settings import Settings
+from worker.process import module_environment
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that is here: what it is, and the folder that nobody else learns of."""
+
+    facts: DatasetFacts
+    path: Path | None
+
+
+def find(settings: Settings) -> dict[str, Source]:
+    """The builtin and folder datasets of the settings by name; an unusable one is named in the log and left out."""
+    wanted: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
+    wanted += [(name, "folder", path) for name, path in settings.datasets.items()]
+    found = (_describe(*entry) for entry in wanted)
+    return {source.facts.name: source for source in found if source is not None}
+
+
+def _describe(name: str, kind: str, path: Path | None) -> Source | None:
+    command = [sys.executable, "-m", "wcl_core", "describe-dataset", name, kind, *([str(path)] if path else [])]
+    done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.error("dataset %s is left out: %s", name, done.stderr.strip()[-1000:])
+        return None
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in answer["counts"].items()))
+    return Source(DatasetFacts(**answer), path)

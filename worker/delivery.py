@@ -1,0 +1,107 @@
+"""From an attempt's folder into the database: records strictly in order, checkpoint files before their rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jobs import transitions
+from jobs.database import Database
+from jobs.storage import Storage, checkpoint_key, sha256_of
+from jobs.transitions import Requests
+from worker.process import OUTPUT_FILE
+from worker.spool import Output, Records
+
+log = logging.getLogger(__name__)
+
+SPOOL_FILE = "report.jsonl"
+_BATCH = 500
+
+
+class Delivery:
+    """Delivers one attempt's spool.  What could not be delivered stays pending, so a failed call is simply repeated.
+
+    Args:
+        database, storage: where rows and files go.
+        folder: the attempt's folder.
+        job_id, number: the attempt.
+        max_failures: infrastructure failures that end the job.
+    """
+
+    def __init__(
+        self, database: Database, storage: Storage, folder: Path, job_id: str, number: int, max_failures: int
+    ) -> None:
+        self._database, self._storage, self._folder = database, storage, folder
+        self._job_id, self._number, self._max_failures = job_id, number, max_failures
+        self._records = Records(folder / SPOOL_FILE)
+        self._output = Output(folder / OUTPUT_FILE)
+        self._pending: list[dict[str, Any]] = []
+        self._pending_output: list[tuple[int, str]] = []
+        self._num_prepared = 0  # pending records, from the first on, whose files are in the storage
+        self.has_ended = False
+
+    def collect(self) -> bool:
+        """Read what the run has appended; whether anything waits for delivery."""
+        if len(self._pending) < _BATCH:
+            self._pending += self._records.new()
+        if len(self._pending_output) < _BATCH:
+            self._pending_output += self._output.new()
+        return bool(self._pending or self._pending_output)
+
+    def send(self) -> Requests:
+        """Deliver the next pending batch, or only renew the attempt.
+
+        Raises:
+            Superseded: the attempt has ended.
+            DBAPIError: the database does not take it now; everything stays pending.
+            OSError: a checkpoint cannot be stored now; everything stays pending.
+        """
+        lines, output = self._prepared(), self._pending_output[:_BATCH]
+        requests = self._database.write(self._change(lines, output))
+        del self._pending[: len(lines)]
+        del self._pending_output[: len(output)]
+        self._num_prepared = 0
+        self.has_ended = self.has_ended or any(line["type"] == "end" for line in lines)
+        return requests
+
+    def discard(self) -> None:
+        """Remove stored files that were never registered: the attempt was superseded."""
+        for line in self._pending[: self._num_prepared]:
+            if line["type"] == "checkpoint":
+                self._storage.delete(line["path"])
+
+    def _prepared(self) -> list[dict[str, Any]]:
+        """The next records, with the files of their checkpoints in the storage."""
+        while self._num_prepared < min(_BATCH, len(self._pending)):
+            self._pending[self._num_prepared] = self._with_file(self._pending[self._num_prepared])
+            self._num_prepared += 1
+        return self._pending[: self._num_prepared]
+
+    def _change(self, lines: list[dict[str, Any]], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
+        def change(session: Session) -> Requests:
+            return transitions.deliver(
+                session, self._job_id, self._number, lines, output, max_failures=self._max_failures
+            )
+
+        return change
+
+    def _with_file(self, line: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's record once its file lies in the storage and was read back; a damaged one is only reported."""
+        if line["type"] != "checkpoint":
+            return line
+        source = self._folder / line["path"]
+        key = checkpoint_key(self._job_id, self._number, source.name)
+        try:
+            self._storage.put(source, key)
+            is_whole = sha256_of(self._storage.path(key)) == line["sha256"]
+        except FileNotFoundError:
+            is_whole = False
+        if is_whole:
+            return line | {"path": key}
+        message = f"the checkpoint of step {line['step']} is missing or damaged on the disk and was not registered"
+        log.error("job %s: %s", self._job_id, message)
+        return {"seq": line["seq"], "type": "warning", "reason": "damaged_checkpoint", "message": message}
