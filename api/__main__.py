@@ -1,0 +1,148 @@
+"""`python -m api`: one server, configured by the environment (jobs.settings)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from api.app import create_app
+from api.gate import is_loopback
+from jobs import keys
+from jobs.database import Database
+from jobs.reconciler import Reconciler
+from jobs.settings import Settings
+
+_GRACE_SECONDS = 5
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what to do."""
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; 0 after an orderly end, 1 with a line on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = Settings()
+        serve(settings)
+    except (StartError, ValidationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    """Migrate, bind, announce, and serve.
+
+    Raises:
+        StartError: nobody could sign in, or the address is taken.
+    """
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    _ensure_keys(settings, database)
+    listener = _listener(settings)
+    url = _url(settings.host, listener)
+    _announce(settings, database, url)
+    stop = threading.Event()
+    reconciler = Reconciler(database, settings, rings=True)
+    thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
+    thread.start()
+    try:
+        _run(settings, database, listener)
+    finally:
+        stop.set()
+        _withdraw(settings.data_dir / "server.json")
+        thread.join(timeout=2)
+        database.dispose()
+
+
+class _Server(uvicorn.Server):
+    """Tells open streams to end at the first signal; uvicorn would wait for them, then raise the signal again."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._stopping.set()
+
+
+def _run(settings: Settings, database: Database, listener: socket.socket) -> None:
+    app = create_app(settings, database)
+    # No access log: the address of a sign-in link holds its token.
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
+    )
+    _Server(config, app.state.stopping).run(sockets=[listener])
+
+
+def _ensure_keys(settings: Settings, database: Database) -> None:
+    if is_loopback(settings.host):
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        keys.ensure_local(database, settings.data_dir / "key")
+        return
+    with database.read() as session:
+        if not keys.has_keys(session):
+            raise StartError(
+                f"{settings.host} is reachable from other machines, and there is no key yet; "
+                "make one with `python -m jobs create-key NAME`"
+            )
+
+
+def _listener(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    """An address that a program on this machine can use."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{listener.getsockname()[1]}"
+
+
+def _announce(settings: Settings, database: Database, url: str) -> None:
+    path = settings.data_dir / "server.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".server.json.{os.getpid()}")
+    beside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
+    beside.replace(path)
+    print(f"Serving {url}", flush=True)
+    if sys.stdout.isatty() and is_loopback(settings.host):
+        # Only to a person: a file of output would keep the token.
+        print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)
+
+
+def _sign_in_link(settings: Settings, database: Database, url: str) -> str:
+    secret = (settings.data_dir / "key").read_text(encoding="utf-8").strip()
+    with database.read() as session:
+        principal = keys.find(session, secret)
+    assert principal is not None
+    key_id = principal.key_id
+    return f"{url}/sign-in?token={database.write(lambda session: keys.new_link(session, key_id))}"
+
+
+def _withdraw(path: Path) -> None:
+    """Take our own announcement back; another server may have written its own since."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text(encoding="utf-8")).get("pid") == os.getpid():
+            path.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

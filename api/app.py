@@ -1,0 +1,55 @@
+"""The application: routers, the gate in front of them, and what they share (`app.state`)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from api import auth, health, pages, problems
+from api.gate import Gate
+from jobs.database import Database
+from jobs.errors import JobsError
+from jobs.settings import Settings
+from jobs.storage import LocalStorage
+
+_STATIC = Path(__file__).parent / "static"
+
+
+def create_app(settings: Settings, database: Database) -> FastAPI:
+    """The web process's application.
+
+    `app.state` holds `settings`, `database`, `storage`, and `stopping`, an event that ends open streams.
+
+    Raises:
+        RuntimeError: a route does not say who may use it.
+    """
+    app = FastAPI(title="WCL service", version="1", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.storage = LocalStorage(settings.checkpoints_dir)
+    app.state.stopping = threading.Event()
+    for router in (health.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=_STATIC, check_dir=False), name="static")
+    for kind in (JobsError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+    app.add_middleware(Gate, settings=settings, database=database)
+    _refuse_unclassified(app)
+    return app
+
+
+def _refuse_unclassified(app: FastAPI) -> None:
+    forgotten = [route for route, scope in auth.classification(app).items() if not scope]
+    if forgotten:
+        raise RuntimeError(f"routes without a scope (api.auth.Reader, Submitter, Admin): {', '.join(forgotten)}")
+
+
+def _answer(request: Request, error: Exception) -> JSONResponse:
+    del request
+    return problems.answer(error)

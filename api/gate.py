@@ -1,0 +1,152 @@
+"""The one door of the web process: every request passes here before any route sees it.
+
+host known? ─► readable path? ─► public, or a principal ─► body within its limit ─► routes
+and on the way out: security headers on everything, exceptions as problem+json
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import anyio.to_thread
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import auth, problems
+from api.problems import Misdirected, TooLarge, Unreadable
+from jobs.database import Database
+from jobs.settings import Settings
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Hosts:
+    """The names a Host header may carry; any other one is another site's name pointed at us (DNS rebinding).
+
+    A server that other machines reach also answers to plain IP addresses: nobody can point one of those elsewhere.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
+        self._takes_addresses = not is_loopback(settings.host)
+        if self._takes_addresses:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._names |= _LOOPBACK_NAMES
+
+    def knows(self, header: str) -> bool:
+        name = _host_name(header.lower())
+        return name in self._names or (self._takes_addresses and _is_address(name))
+
+
+def _host_name(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+        self._app = app
+        self._settings = settings
+        self._database = database
+        self._hosts = Hosts(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._handle(scope, receive, _Sender(scope, send))
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _handle(self, scope: Scope, receive: Receive, send: _Sender) -> None:
+        request = Request(scope, receive)
+        try:
+            self._check(request)
+            if not auth.is_public(request.url.path):
+                principal = await anyio.to_thread.run_sync(auth.authenticate, request, self._database)
+                scope.setdefault("state", {})["principal"] = principal
+            await self._app(scope, _limited(request, self._settings.max_body_bytes), send)
+        except Exception as error:
+            if send.has_started:
+                raise
+            await problems.answer(error)(scope, receive, send)
+
+    def _check(self, request: Request) -> None:
+        if not self._hosts.knows(request.headers.get("host", "")):
+            raise Misdirected("the Host header names none of this server's names (WCL_ALLOWED_HOSTS adds some)")
+        if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+            raise Unreadable("a NUL character is in the address")
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise Unreadable("expected a number as Content-Length")
+        if len(length) > 18 or int(length) > self._settings.max_body_bytes:
+            raise TooLarge(_too_large(self._settings.max_body_bytes))
+
+
+def _limited(request: Request, max_bytes: int) -> Receive:
+    """The request's body, broken off where it grows too large: a chunked one does not say its length."""
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise HTTPException(TooLarge.status_code, _too_large(max_bytes))
+        return message
+
+    return receive
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"expected a body of at most {max_bytes} bytes"
+
+
+class _Sender:
+    """Adds the security headers, and knows whether an answer has begun."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._is_private = not scope["path"].startswith(auth.PUBLIC_FOLDER)
+        self._send = send
+        self.has_started = False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store" if self._is_private else "no-cache")
+        await self._send(message)
