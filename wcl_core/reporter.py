@@ -15,14 +15,17 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import IO, Any, Literal, TextIO
 
 Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
 Phase = Literal["load", "train", "evaluate", "save"]
 Record = dict[str, Any]
+
+_RESERVE_BYTES = 32_768
 
 
 class Reporter:
@@ -94,15 +97,16 @@ class Reporter:
 
     def warning(self, reason: str, message: str) -> None:
         """Something the owner of the run should know; the run goes on."""
-        self.emit({"type": "warning", "reason": reason, "message": message})
+        self.emit({"type": "warning", "reason": reason, "message": _plain(message)})
 
     def log(self, message: str, level: str = "info") -> None:
         """A line for people."""
-        self.emit({"type": "log", "level": level, "message": message})
+        self.emit({"type": "log", "level": level, "message": _plain(message)})
 
     def end(self, outcome: Outcome, reason: str | None = None, message: str | None = None) -> None:
         """The last record of a run."""
-        self.emit({"type": "end", "outcome": outcome, "reason": reason, "message": message})
+        text = None if message is None else _plain(message)
+        self.emit({"type": "end", "outcome": outcome, "reason": reason, "message": text})
 
 
 class NullReporter(Reporter):
@@ -152,10 +156,11 @@ def _brief(value: Any) -> str:
 
 
 class SpoolReporter(Reporter):
-    """Appends one JSON line per record, numbered from 1, each by a single write.
+    """Appends one JSON line per record, numbered from 1 without a gap.
 
     A line is in the kernel when `emit` returns, so it survives the death of the process; checkpoints and the end are
-    also forced to the disk, since what they promise must survive the death of the machine.
+    also forced to the disk, since what they promise must survive the death of the machine.  What a full disk did not
+    take is written before the next record, so a line is never torn; the end has room set aside for it.
 
     Args:
         path: the spool; it must not exist yet.
@@ -166,15 +171,42 @@ class SpoolReporter(Reporter):
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._request = request
         self._seq = 0
+        self._unwritten = b""
+        self._reserve = _reserve(path.parent)
 
     def emit(self, record: Record) -> None:
+        line = json.dumps({"seq": self._seq + 1, **record}, separators=(",", ":"), allow_nan=False) + "\n"
         self._seq += 1
-        line = json.dumps({"seq": self._seq, **record}, separators=(",", ":"), allow_nan=False) + "\n"
-        data = line.encode()
-        while data:  # a nearly full disk may take only a part
-            data = data[os.write(self._descriptor, data) :]
+        self._unwritten += line.encode()
+        try:
+            self._write()
+        except OSError:
+            if record["type"] != "end" or self._reserve is None:
+                raise
+            self._reserve.close()
+            self._write()
         if record["type"] in ("checkpoint", "end"):
             os.fsync(self._descriptor)
 
     def request(self) -> Request | None:
         return self._request()
+
+    def _write(self) -> None:
+        while self._unwritten:  # a nearly full disk may take only a part
+            self._unwritten = self._unwritten[os.write(self._descriptor, self._unwritten) :]
+
+
+def _reserve(folder: Path) -> IO[bytes] | None:
+    """A nameless file whose disk space closing it gives back."""
+    try:
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (lives as long as its reporter)
+        file.write(os.urandom(_RESERVE_BYTES))  # random, since some file systems compress or skip zeros
+        os.fsync(file.fileno())
+    except OSError:
+        return None
+    return file
+
+
+def _plain(text: str) -> str:
+    """Text that every database takes: no lone surrogates, as in undecodable file names, and no NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
