@@ -18,6 +18,7 @@ import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 _PREFIX = "model/backbone."
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -41,21 +42,29 @@ def backbone_file(native: Path, out: Path) -> None:
     """
     with native.open("rb") as source:
         header, base = _read_header(source)
-        backbone = _json(header.get("__metadata__", {}).get("wcl", "null"))
-        entries = sorted((name, entry) for name, entry in header.items() if name.startswith(_PREFIX))
-        if not isinstance(backbone, dict) or not entries:
+        try:
+            facts = _facts(json.loads(header["__metadata__"]["wcl"]))
+            # In the source's order, which keeps every tensor aligned to its type.
+            entries = sorted(
+                ((name, entry) for name, entry in header.items() if name.startswith(_PREFIX)),
+                key=lambda named: named[1]["data_offsets"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(f"{native.name} is not a native checkpoint") from error
+        if not entries:
             raise ExportError(f"{native.name} is not a native checkpoint")
-        beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+        # A name of its own for each call: a server exports the same checkpoint on several threads at once.
+        beside = out.with_name(f".{out.name}.{uuid4().hex}.part")
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("wb") as target:
-                target.write(_new_header(entries, backbone))
+                target.write(_new_header(entries, facts))
                 for _, entry in entries:
                     _copy(source, target, base, *entry["data_offsets"])
                 target.flush()
                 os.fsync(target.fileno())
             beside.replace(out)
-        except OSError:
+        except BaseException:
             beside.unlink(missing_ok=True)
             raise
 
@@ -66,21 +75,20 @@ def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= _MAX_HEADER_BYTES:
         raise ExportError("not a safetensors file")
-    header = _json(source.read(length))
+    try:
+        header = json.loads(source.read(length))
+    except ValueError as error:
+        raise ExportError("not a safetensors file") from error
     if not isinstance(header, dict):
         raise ExportError("not a safetensors file")
     return header, 8 + length
 
 
-def _json(text: str | bytes) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ExportError("not a safetensors file") from error
+def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
 
 
-def _new_header(entries: list[tuple[str, dict[str, Any]]], metadata: dict[str, Any]) -> bytes:
-    facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
+def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {"format": "pt", "wcl": json.dumps(facts, sort_keys=True, separators=(",", ":"))}
     }
