@@ -3,7 +3,8 @@
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
     optimizer/<parameter>/momentum    the optimiser's slot of that parameter
     rng/<rank>/torch                  the state of torch's generator
-    metadata["wcl"]                   canonical JSON: format_version, resolved spec, step, epoch, channels_last
+    metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch and the
+                                      environment that exact resume depends on (device, build, memory format)
 
 Times, attempts and parents are not in the file: a job system keeps those beside it.  What to put into a state is
 `pretrain`'s business; how an exported backbone looks is `export`'s.
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from wcl_core.config import PretrainSpec, parse_spec
 
 FORMAT_VERSION = 1
 
@@ -56,6 +60,20 @@ class Checkpoint:
         """The tensors below `prefix`, which is cut from their names."""
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
 
+    @property
+    def spec(self) -> PretrainSpec:
+        """The spec of the run, lifted to today's version and with today's defaults for fields that are younger.
+
+        Raises:
+            CheckpointError: when this version cannot read it.
+        """
+        try:
+            spec = parse_spec("pretrain", self.metadata["spec"])
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise CheckpointError(f"the checkpoint's spec cannot be read: {error}") from error
+        assert isinstance(spec, PretrainSpec)
+        return spec
+
 
 def is_finite(tensors: dict[str, Tensor]) -> bool:
     """Whether every floating-point value is finite; one host synchronisation in all."""
@@ -72,7 +90,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> W
         metadata: JSON values.
 
     Raises:
-        OSError: when the disk is full or read-only; nothing is left behind.
+        OSError: when the disk is full or read-only; nothing is left behind, whatever stops it.
     """
     canonical = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
@@ -86,7 +104,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> W
             os.fsync(file.fileno())
         beside.replace(path)
         _sync_folder(path.parent)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
     return Written(path, hashlib.sha256(data).hexdigest(), len(data))
@@ -112,11 +130,10 @@ def read(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        metadata: dict[str, Any] = json.loads(header["wcl"])
+        metadata: Any = json.loads(header["wcl"])
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"checkpoint {path.name} cannot be read: {error!r}") from error
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path.name} has format_version {metadata.get('format_version')!r}; expected {FORMAT_VERSION}"
-        )
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"checkpoint {path.name} has format_version {version!r}; expected {FORMAT_VERSION}")
     return Checkpoint(tensors, metadata)

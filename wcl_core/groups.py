@@ -53,7 +53,7 @@ def group(path: Path, data: ImageData) -> Grouping:
         checkpoint.CheckpointError: unreadable, or of a method without a weak head.
     """
     saved = checkpoint.read(path)
-    spec = PretrainSpec.model_validate(saved.metadata["spec"])
+    spec = saved.spec
     model = Model(spec)
     if model.weak_head is None:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} has no weak-label head: method {spec.method}")
@@ -72,7 +72,7 @@ def compare(first: Path, last: Path, data: ImageData, output: Path) -> dict[str,
     Returns:
         `pair_precision_first`, `pair_precision_last` and the level of random pairs, `pair_precision_chance`.
     """
-    spec = PretrainSpec.model_validate(checkpoint.read(last).metadata["spec"])
+    spec = checkpoint.read(last).spec
     images, classes = probe_batch(data, spec)
     both = group(first, data), group(last, data)
     chance = float(pair_precision_chance(classes))

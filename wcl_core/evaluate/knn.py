@@ -32,14 +32,14 @@ def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
     smallest = int(features.train_labels.bincount().min())
     if k > smallest / 2:
         raise ProtocolError(f"knn_k = {k} is above half the smallest train class, which has {smallest} images")
-    votes = torch.cat([_votes(rows, features, k, temperature) for rows in normalise(features.test).split(_ROWS)])
+    train, test = normalise(features.train), normalise(features.test)
+    votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])
     return float((votes.argmax(dim=1) == features.test_labels).double().mean())
 
 
-def _votes(queries: Tensor, features: FeatureSet, k: int, temperature: float) -> Tensor:
+def _votes(queries: Tensor, train: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
     """(Q, C) float32 sums of the neighbours' weights by class."""
-    similarity, index = (queries @ normalise(features.train).T).topk(k, dim=1)
-    num_classes = int(features.train_labels.max()) + 1
-    # exp((cos - 1) / T) differs by one common factor and cannot overflow.
-    weights = ((similarity - 1) / temperature).exp()
-    return torch.zeros(len(queries), num_classes).scatter_add_(1, features.train_labels[index], weights)
+    similarity, index = (queries @ train.T).topk(k, dim=1)
+    # Less the largest cosine: one common factor, which can neither overflow nor, at a small T, lose every vote.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    return torch.zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, labels[index], weights)

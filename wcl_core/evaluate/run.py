@@ -76,10 +76,9 @@ def load_backbone(path: Path) -> tuple[torch.nn.Module, PretrainSpec]:
         checkpoint.CheckpointError: when the file is missing or damaged.
     """
     saved = checkpoint.read(path)
-    spec = PretrainSpec.model_validate(saved.metadata["spec"])
-    backbone = build_backbone(spec.backbone)
+    backbone = build_backbone(saved.spec.backbone)
     backbone.load_state_dict(saved.part("model/backbone."))
-    return backbone, spec
+    return backbone, saved.spec
 
 
 def untrained_backbone(config: BackboneConfig, seed: int) -> torch.nn.Module:
