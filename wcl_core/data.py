@@ -12,6 +12,7 @@ Random views are `augment`'s business.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ def _list_folder(name: str, root: Path) -> _Files:
     else:
         classes = _class_names(root)
         both = _class_files(root, root, classes)
-        held_out = {path for label in range(len(classes)) for path in _smallest_fifth(both, label)}
+        held_out = _held_out_files(both, len(classes))
         train = [entry for entry in both if entry[0] not in held_out]
         test = [entry for entry in both if entry[0] in held_out]
     if not train or not test:
@@ -254,11 +255,16 @@ def _list_folder(name: str, root: Path) -> _Files:
     return _Files(train, test, classes)
 
 
-def _smallest_fifth(entries: list[tuple[str, int]], label: int) -> list[str]:
-    """A fifth of a class by the digest of its paths: random-looking, the same everywhere, stable under additions."""
-    paths = [path for path, owner in entries if owner == label]
-    by_digest = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
-    return by_digest[: max(1, len(paths) // 5)] if len(paths) > 1 else []
+def _held_out_files(entries: list[tuple[str, int]], num_classes: int) -> set[str]:
+    """A fifth of each class by the digest of its paths: random-looking, the same everywhere, stable under additions."""
+    by_class: list[list[str]] = [[] for _ in range(num_classes)]
+    for path, label in entries:
+        by_class[label].append(path)
+    chosen: set[str] = set()
+    for paths in by_class:
+        paths.sort(key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+        chosen.update(paths[: max(1, len(paths) // 5)] if len(paths) > 1 else [])
+    return chosen
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -270,7 +276,7 @@ def _class_files(root: Path, split: Path, classes: tuple[str, ...]) -> list[tupl
         (file.relative_to(root).as_posix(), label)
         for label, name in enumerate(classes)
         for file in sorted((split / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES and file.is_file()
+        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
     ]
 
 
@@ -284,7 +290,7 @@ def _files_digest(root: Path, files: _Files) -> str:
     with ThreadPoolExecutor() as pool:
         for which, entries in (("train", files.train), ("test", files.test)):
             for (path, label), content in zip(entries, pool.map(one, entries), strict=True):
-                digest.update(f"{which}\0{path}\0{label}\0".encode() + content)
+                digest.update(os.fsencode(f"{which}\0{path}\0{label}\0") + content)
     return digest.hexdigest()
 
 
@@ -293,7 +299,9 @@ def _decode(root: Path, entries: list[tuple[str, int]], size: int, corrupt: list
         try:
             return _decode_file(root / entry[0], size)
         except Exception as error:  # image decoders raise anything on damaged bytes
-            return f"{entry[0]}: {type(error).__name__}: {error}"
+            # Where the folder lies on this machine is not the business of whoever reads the message.
+            reason = str(error).replace(str(root / entry[0]), entry[0])
+            return f"{entry[0]}: {type(error).__name__}: {reason}"
 
     images, labels = [], []
     with ThreadPoolExecutor() as pool:
