@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agr
 _PROGRESS_SECONDS = 1.0
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
+_KNN_METRIC = "eval/knn_top1"
 _OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
 
 
@@ -51,7 +53,8 @@ def pretrain(
         resume: a checkpoint of a run with the same spec.
 
     Returns:
-        `succeeded`, or what was asked for; then a checkpoint of the last step was written first.
+        `succeeded`, or what was asked for; then a checkpoint of the last step was written first, unless no step was
+        taken.  What is asked for during the last step comes too late: the run has succeeded.
 
     Raises:
         DataError: when the train split holds less than one batch.
@@ -73,6 +76,7 @@ class _Run:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset, self.output_dir = config, reporter, dataset, output_dir
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(dataset.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.model = Model(config).to(self.device).to(memory_format=self._memory_format)
@@ -87,7 +91,7 @@ class _Run:
         self.labels = dataset.train.labels.to(self.device)
         self.latest: dict[str, float] = {}
         self.window = _Window()
-        self.clock = _Clock(self.step, self.total_steps, config.batch_size)
+        self.clock = _Clock(self.step, config.batch_size)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -102,17 +106,23 @@ class _Run:
             start_step=self.step,
         )
         self._progress("train")
+        if request := self.reporter.request():
+            return _OUTCOME_OF[request]
         if self.step == 0:
             self._evaluate(epoch=0)
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             for index in self._batches(epoch):
                 self._train_step(index, epoch)
-                if request := self.reporter.request():
+                is_epoch_end = self.step % self.steps_per_epoch == 0
+                if is_epoch_end:
+                    # Before a request is met: a run that resumes here begins with the next epoch's first step.
+                    self._evaluate(epoch + 1)
+                request = self.reporter.request()
+                if request or (is_epoch_end and self._should_save(epoch + 1)):
                     self._save()
+                if request and self.step < self.total_steps:
                     return _OUTCOME_OF[request]
-            self._evaluate(epoch + 1)
-            if self._should_save(epoch + 1):
-                self._save()
+        self._save()  # a run that resumed from its last step leaves its result in this folder too
         self._progress("train")
         return "succeeded"
 
@@ -135,6 +145,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.step()
         self.step += 1
+        self.latest.pop(_KNN_METRIC, None)  # it belongs to the step where it was measured
         self.window.add(torch.stack((loss.detach(), instance, weak)))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
             self._log(rate, a, b, self.labels[index])
@@ -176,10 +187,10 @@ class _Run:
         if k < 1:
             return
         self._progress("evaluate")
-        features = network_features(self.model.backbone, self.dataset, self.device)
-        self.latest["eval/knn_top1"] = knn_top1(features, k, _KNN_TEMPERATURE)
-        self.reporter.metrics(self.step, {"eval/knn_top1": self.latest["eval/knn_top1"]})
-        self.clock.skip()
+        with self.clock.stopped():
+            features = network_features(self.model.backbone, self.dataset, self.device)
+            self.latest[_KNN_METRIC] = knn_top1(features, k, _KNN_TEMPERATURE)
+        self.reporter.metrics(self.step, {_KNN_METRIC: self.latest[_KNN_METRIC]})
 
     def _should_save(self, epoch: int) -> bool:
         keep = self.config.checkpoints
@@ -189,17 +200,17 @@ class _Run:
         if self.step == self.saved_step:
             return
         self._progress("save")
-        tensors = self._state()
-        if not checkpoint.is_finite(tensors):
-            raise NonFiniteLossError(f"weights are not finite after step {self.step}; no checkpoint was written")
         epoch = self.step // self.steps_per_epoch
         name = f"checkpoints/step-{self.step:08d}.safetensors"
-        written = checkpoint.write(self.output_dir / name, tensors, self._metadata(epoch))
+        with self.clock.stopped():
+            tensors = self._state()
+            if not checkpoint.is_finite(tensors):
+                raise NonFiniteLossError(f"weights are not finite after step {self.step}; no checkpoint was written")
+            written = checkpoint.write(self.output_dir / name, tensors, self._metadata(epoch))
         self.saved_step = self.step
         self.reporter.checkpoint(
             step=self.step, epoch=epoch, path=name, sha256=written.sha256, size=written.size, metrics=self.latest
         )
-        self.clock.skip()
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -220,12 +231,13 @@ class _Run:
 
     def _environment(self) -> dict[str, Any]:
         """What exact resume depends on."""
+        is_gpu = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name() if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "world_size": 1,
-            "channels_last": self.device.type == "cuda",
+            "channels_last": is_gpu,
         }
 
     def _load(self, path: Path) -> None:
@@ -240,7 +252,7 @@ class _Run:
                     placed = placed.contiguous(memory_format=self._memory_format)
                 self.optimizer.state[parameter][_momentum_slot(self.optimizer)] = placed
         torch.set_rng_state(saved.tensors["rng/0/torch"])
-        self.step = self.saved_step = int(saved.metadata["step"])
+        self.step = int(saved.metadata["step"])
         then, now = saved.metadata["environment"], self._environment()
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
             self.reporter.warning(
@@ -281,9 +293,9 @@ class _Window:
 
 
 class _Clock:
-    """Images per second of training alone: evaluation and saving are left out."""
+    """Images per second of training alone: what happens while the clock is stopped is left out."""
 
-    def __init__(self, step: int, total_steps: int, batch_size: int) -> None:
+    def __init__(self, step: int, batch_size: int) -> None:
         self._batch_size = batch_size
         self._last_report = 0.0
         self._window = self._overall = (time.monotonic(), step)
@@ -296,24 +308,27 @@ class _Clock:
         self._last_report = now
         return True
 
-    def skip(self) -> None:
-        """Leave the time since the last log out of all rates: something other than training took it."""
-        now = time.monotonic()
-        lost = now - max(self._window[0], self._last_report)
-        self._overall = (self._overall[0] + max(lost, 0.0), self._overall[1])
-        self._window = (now, -1)
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leave the time of the block out of all rates."""
+        stopped_at = time.monotonic()
+        yield
+        lost = time.monotonic() - stopped_at
+        self._window = (self._window[0] + lost, self._window[1])
+        self._overall = (self._overall[0] + lost, self._overall[1])
 
     def window_images_per_second(self, step: int) -> float | None:
-        """Rate since the last call, or None when the window was broken."""
-        (then, first), now = self._window, time.monotonic()
-        self._window = (now, step)
-        return (step - first) * self._batch_size / (now - then) if first >= 0 and now > then else None
+        """Rate since the last call."""
+        since, self._window = self._window, (time.monotonic(), step)
+        return self._rate(since, step)
 
     def images_per_second(self, step: int) -> float | None:
         """Rate since the run's start."""
-        then, first = self._overall
-        elapsed = time.monotonic() - then
-        return (step - first) * self._batch_size / elapsed if step > first and elapsed > 0 else None
+        return self._rate(self._overall, step)
+
+    def _rate(self, since: tuple[float, int], step: int) -> float | None:
+        elapsed = time.monotonic() - since[0]
+        return (step - since[1]) * self._batch_size / elapsed if step > since[1] and elapsed > 0 else None
 
 
 def _build_optimizer(config: PretrainSpec, model: Model) -> torch.optim.Optimizer:
@@ -350,8 +365,8 @@ def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor) -> dict[str, float]:
 
 
 def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
-    then, now = saved.metadata["spec"], resolve_spec(config)
-    if changed := [field for field in now if then.get(field) != now[field]]:
+    then, now = resolve_spec(saved.spec), resolve_spec(config)
+    if changed := [field for field in now if then[field] != now[field]]:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} is of another spec: {', '.join(changed)} differ")
     if saved.metadata["dataset_digest"] != dataset.digest:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} was trained on other data under the same name")
