@@ -7,9 +7,11 @@ failure becomes an `end` record with a reason; a process that ends without one w
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 import threading
 import traceback
 from pathlib import Path
@@ -27,6 +29,8 @@ from wcl_core.reporter import Outcome, Reporter, Request, SpoolReporter
 
 _ORPHAN_SECONDS = 5.0
 _ORPHAN_EXIT = 70
+# torch has no exception of its own for these: the CPU's allocator, and libraries on a full GPU.
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA out of memory|STATUS_ALLOC_FAILED")
 _REQUESTS: dict[bytes, Request] = {b"c": "cancel", b"d": "drain", b"p": "pause"}
 
 
@@ -62,6 +66,8 @@ def _run(run: dict[str, Any], folder: Path, reporter: Reporter) -> Outcome:
         spec.data.max_corrupt_share,
         reporter,
     )
+    if source.get("digest", dataset.digest) != dataset.digest:
+        raise data.DataError(f"dataset {dataset.name}: its content is no longer what the job pinned; register it again")
     if isinstance(spec, PretrainSpec):
         return pretrain(spec, reporter, dataset=dataset, output_dir=folder, resume=_path(run.get("resume")))
     if spec.threads is not None:
@@ -77,6 +83,8 @@ def classify(error: Exception) -> str:
     """The reason of a failed attempt, one of a fixed list that decides whether it is tried again."""
     match error:
         case torch.OutOfMemoryError() | MemoryError():
+            return "out_of_memory"
+        case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return "out_of_memory"
         case NonFiniteLossError():
             return "non_finite_loss"
@@ -114,8 +122,10 @@ class Control:
         return self._request
 
     def _listen(self, descriptor: int) -> None:
-        while byte := os.read(descriptor, 1):
-            self._request = _REQUESTS.get(byte, self._request)
+        # A descriptor that cannot be read counts as closed: with no supervisor to hear, this process must not stay.
+        with contextlib.suppress(OSError):
+            while byte := os.read(descriptor, 1):
+                self._request = _REQUESTS.get(byte, self._request)
         # Nobody is left to report to: save what can be saved, then stop even if the loop hangs.
         self._request = self._request or "drain"
         timer = threading.Timer(_ORPHAN_SECONDS, os._exit, args=(_ORPHAN_EXIT,))
