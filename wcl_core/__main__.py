@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
     except ValidationError as error:
         for item in error.errors():
-            print(f"error: {'.'.join(map(str, item['loc']))}: {item['msg']}", file=sys.stderr)
+            field = ".".join(map(str, item["loc"])) or "spec"
+            print(f"error: {field}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 1
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -111,7 +112,7 @@ def _groups(options: argparse.Namespace) -> int:
     from wcl_core import checkpoint
     from wcl_core.groups import compare
 
-    spec = PretrainSpec.model_validate(checkpoint.read(options.last).metadata["spec"])
+    spec = checkpoint.read(options.last).spec
     kind: data.DatasetKind = "folder" if options.data_path else "builtin"
     dataset = data.load(options.dataset, kind, options.data_path, spec.data.image_size, 1.0, NullReporter())
     print(json.dumps(compare(options.first, options.last, dataset, options.output)))
@@ -146,17 +147,17 @@ def _load(spec: Spec, path: Path | None) -> data.ImageData:
 
 
 def _read_spec(kind: Kind, path: Path) -> Spec:
-    """A spec from JSON or, where PyYAML is installed, YAML."""
-    text = path.read_text()
-    if path.suffix == ".json":
-        content: Any = json.loads(text)
-    else:
-        import yaml
+    """A spec from JSON or YAML."""
+    import yaml
 
-        try:
+    text = path.read_text()
+    try:
+        if path.suffix == ".json":
+            content: Any = json.loads(text)
+        else:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of fields")
     return parse_spec(kind, content)
