@@ -1,7 +1,195 @@
-"""The pages that people see."""
+"""The pages that people see: rendered here, readable without scripts; scripts only keep them fresh.
+
+Every page reads what it shows in one short session, closes it, and then renders.  `/live` and `/jobs/{id}/live` are the
+parts of a page that change, rendered by the same templates.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from enum import StrEnum
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from api import page_data
+from api.auth import SESSION_COOKIE, Reader, Submitter
+from api.page_data import Filters, Run
+from api.page_picture import drawing
+from api.page_render import page, picture
+from jobs import curves, keys, service, transitions
+from jobs.database import Database
+from jobs.keys import Principal
 
 router = APIRouter(include_in_schema=False)
+
+
+class Verb(StrEnum):
+    """What a person may ask of a job."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _filters(
+    status: Annotated[list[str], Query(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
+    kind: str = "",
+    tag: str = "",
+    q: str = "",
+    cursor: str = "",
+) -> Filters:
+    asked = {name for part in status for name in part.split(",")}
+    return Filters(
+        status=tuple(name for name in page_data.STATUSES if name in asked),
+        kind=kind if kind in page_data.KINDS else "",
+        tag=tag[:64],
+        q=q.strip()[:200],
+        cursor=cursor,
+    )
+
+
+_Filters = Annotated[Filters, Depends(_filters)]
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+@router.get("/")
+def jobs_page(request: Request, filters: _Filters, reader: Reader) -> Response:
+    """All jobs, newest first."""
+    return _jobs(request, "jobs.html", filters)
+
+
+@router.get("/live")
+def jobs_live(request: Request, filters: _Filters, reader: Reader) -> Response:
+    """The parts of the list that change."""
+    return _jobs(request, "_jobs_live.html", filters)
+
+
+def _jobs(request: Request, template: str, filters: Filters) -> Response:
+    with _database(request).read() as session:
+        found = page_data.job_list(session, filters)
+    context: dict[str, Any] = {
+        "list": found,
+        "statuses": page_data.STATUSES,
+        "kinds": page_data.KINDS,
+        "first_page": filters.address(cursor=""),
+        "next_page": filters.address(cursor=found.next_cursor or ""),
+    }
+    return page(request, template, **context)
+
+
+# --- one job ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}")
+def job_page(request: Request, job_id: str, reader: Reader) -> Response:
+    """One job with everything it left behind."""
+    with _database(request).read() as session:
+        run = page_data.run(session, job_id)
+        lines = page_data.logs(session, job_id)
+    context = _run_context(run, reader) | {
+        "lines": lines,
+        "log_cursor": f"{lines[-1].attempt}.{lines[-1].seq}" if lines else "",
+        "sections": _sections(run),
+        "pictures": sorted(run.view.metrics),
+    }
+    return page(request, "job.html", **context)
+
+
+@router.get("/jobs/{job_id}/live")
+def job_live(request: Request, job_id: str, reader: Reader) -> Response:
+    """The parts of a job's page that change."""
+    with _database(request).read() as session:
+        run = page_data.run(session, job_id)
+    return page(request, "_job_live.html", **_run_context(run, reader))
+
+
+def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
+    return {
+        "run": run,
+        "may_submit": "submit" in reader.scopes,
+        "steps": {checkpoint.sha256: checkpoint.step for checkpoint in run.checkpoints},
+    }
+
+
+def _sections(run: Run) -> list[tuple[str, str]]:
+    of_training = [("curves", "Curves"), ("checkpoints", "Checkpoints")] if run.job.kind == "pretrain" else []
+    return [*of_training, ("evaluations", "Evaluations"), ("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
+
+
+@router.get("/jobs/{job_id}/curve.svg")
+def curve_picture(request: Request, job_id: str, name: str, reader: Reader) -> Response:
+    """One metric as a picture, for browsers without scripts."""
+    with _database(request).read() as session:
+        points = curves.metrics(session, job_id, [name], max_points=300).get(name, [])
+    return picture("curve.svg", **drawing(points, name))
+
+
+@router.post("/jobs/{job_id}/{verb}")
+def act(request: Request, job_id: str, verb: Verb, submitter: Submitter) -> Response:
+    """What the buttons do without scripts; the gate has compared the Origin."""
+    database = _database(request)
+    if verb is Verb.RETRY:
+        job_id = database.write(lambda session: service.retry(session, job_id, submitter.key_id)).id
+    else:
+        change = getattr(transitions, verb)
+        database.write(lambda session: change(session, job_id))
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+@router.get("/datasets")
+def datasets_page(request: Request, reader: Reader) -> Response:
+    """What jobs may train on."""
+    with _database(request).read() as session:
+        found = page_data.dataset_list(session)
+    return page(request, "datasets.html", list=found)
+
+
+@router.get("/workers")
+def workers_page(request: Request, reader: Reader) -> Response:
+    """Who works, on what."""
+    with _database(request).read() as session:
+        found = page_data.worker_list(session)
+    return page(request, "workers.html", list=found)
+
+
+@router.get("/sign-in")
+def sign_in(request: Request, token: str = "") -> Response:
+    """Redeem a one-time link: the browser gets a session."""
+    if not token:
+        return page(request, "sign_in.html", is_used_link=False)
+    secret = _database(request).write(lambda session: keys.redeem(session, token))
+    if secret is None:
+        return page(request, "sign_in.html", 401, is_used_link=True)
+    # A page and not a redirect: a browser that came from another site would not send the Strict cookie along with it.
+    signed_in = page(request, "signed_in.html")
+    signed_in.set_cookie(
+        SESSION_COOKIE,
+        secret,
+        max_age=keys.SESSION_DAYS * 86_400,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return signed_in
+
+
+@router.post("/sign-out")
+def sign_out(request: Request, reader: Reader) -> Response:
+    """End this browser's session."""
+    if secret := request.cookies.get(SESSION_COOKIE):
+        _database(request).write(lambda session: keys.end_session(session, secret))
+    answer = RedirectResponse("/sign-in", status_code=303)
+    answer.delete_cookie(SESSION_COOKIE)
+    return answer

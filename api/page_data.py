@@ -1,0 +1,264 @@
+"""What the pages show, read in one short session and detached from it before a template sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.page_timeline import Entry, timeline
+from jobs import queries
+from jobs.database import now_ms
+from jobs.models import Attempt, Checkpoint, Dataset, Dependency, Evaluation, Job, Log, Worker
+from jobs.status import TERMINAL, Status
+
+PAGE_SIZE = 50
+LOG_LINES = 400
+STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
+KINDS = ("pretrain", "evaluate")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the list's URL says; unknown statuses are dropped, so that a link of tomorrow still opens."""
+
+    status: tuple[str, ...] = ()
+    kind: str = ""
+    tag: str = ""
+    q: str = ""
+    cursor: str = ""
+
+    @property
+    def are_set(self) -> bool:
+        return bool(self.status or self.kind or self.tag or self.q)
+
+    def address(self, *, cursor: str) -> str:
+        """The list under these filters, from a cursor on."""
+        pairs = [("status", name) for name in self.status]
+        pairs += [("kind", self.kind), ("tag", self.tag), ("q", self.q), ("cursor", cursor)]
+        query = urlencode([pair for pair in pairs if pair[1]])
+        return f"/?{query}" if query else "/"
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job with what is derived from its row."""
+
+    job: Job
+    tags: list[str]
+
+    @property
+    def is_over(self) -> bool:
+        return self.job.status in TERMINAL
+
+    @property
+    def request(self) -> str | None:
+        """What its owner asked of the running attempt and it has not done yet."""
+        if self.is_over:
+            return None
+        if self.job.cancel_requested_at is not None:
+            return "cancelling"
+        return "pausing" if self.job.pause_requested_at is not None else None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return self.job.progress or {}
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the steps that are done; None before the first report."""
+        if self.job.status == Status.SUCCEEDED:
+            return 1.0
+        total = self.progress.get("total_steps")
+        return min(1.0, self.progress["step"] / total) if total else None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.job.latest_metrics or {}
+
+    @property
+    def actions(self) -> list[str]:
+        """The verbs its state allows."""
+        if self.request == "cancelling":
+            return []
+        by_status = {
+            "blocked": ["cancel"],
+            "queued": ["pause", "cancel"],
+            "running": ["cancel"] if self.request else ["pause", "cancel"],
+            "paused": ["resume", "cancel"],
+            "failed": ["retry"],
+            "cancelled": ["retry"],
+        }
+        return by_status.get(self.job.status, [])
+
+    @property
+    def seconds(self) -> tuple[int, int | None] | None:
+        """(start, end or None) of its work."""
+        return None if self.job.started_at is None else (self.job.started_at, self.job.ended_at)
+
+
+@dataclass(frozen=True)
+class JobList:
+    """One page of the list, and what surrounds it."""
+
+    jobs: list[JobView]
+    next_cursor: str | None
+    filters: Filters
+    counts: dict[str, int]
+    workers: list[Worker]
+    working_on: dict[str, str]
+    is_empty_service: bool
+    now: int
+
+
+def job_list(session: Session, filters: Filters) -> JobList:
+    """The newest jobs that match.
+
+    Raises:
+        Invalid: the cursor is not one of ours.
+    """
+    page = queries.list_jobs(
+        session,
+        status=filters.status,
+        kind=filters.kind or None,
+        tag=filters.tag or None,
+        q=filters.q or None,
+        cursor=filters.cursor or None,
+        limit=PAGE_SIZE,
+    )
+    tags = queries.tags(session, [job.id for job in page.items])
+    workers = queries.workers(session, alive_only=True)
+    return JobList(
+        jobs=[JobView(job, tags[job.id]) for job in page.items],
+        next_cursor=page.next_cursor,
+        filters=filters,
+        counts=queries.counts_by_status(session),
+        workers=workers,
+        working_on=job_names(session, workers),
+        is_empty_service=not page.items and session.execute(select(Job.id).limit(1)).first() is None,
+        now=database_time(session),
+    )
+
+
+def job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
+    """Names of the jobs that workers are busy with, by id."""
+    ids = [worker.job_id for worker in workers if worker.job_id]
+    return dict(session.execute(select(Job.id, Job.name).where(Job.id.in_(ids))).tuples().all()) if ids else {}
+
+
+def database_time(session: Session) -> int:
+    """Ages are by the clock that wrote the times."""
+    return session.execute(select(now_ms())).scalar_one()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything of one job but its curves."""
+
+    view: JobView
+    attempts: list[Attempt]
+    events: list[Entry]
+    checkpoints: list[Checkpoint]
+    evaluations: list[Evaluation]
+    needs: list[tuple[str, str, str]]
+    parent_name: str | None
+    waits_because: str | None
+    cursor: str
+    now: int
+
+    @property
+    def job(self) -> Job:
+        return self.view.job
+
+
+def run(session: Session, job_id: str) -> Run:
+    """One job.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = queries.get_job(session, job_id)
+    cursor = queries.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
+    attempts = queries.attempts(session, job_id)
+    parent = session.get(Job, job.parent_id) if job.parent_id else None
+    return Run(
+        view=JobView(job, queries.tags(session, [job_id])[job_id]),
+        attempts=attempts,
+        events=timeline(queries.events_after(session, job_id, max(0, job.event_seq - 500))),
+        checkpoints=queries.checkpoints(session, job_id),
+        evaluations=queries.evaluations(session, job_id),
+        needs=_needs(session, job_id),
+        parent_name=parent.name if parent else None,
+        waits_because=_waits_because(session, job),
+        cursor=str(cursor),
+        now=database_time(session),
+    )
+
+
+def logs(session: Session, job_id: str) -> list[Log]:
+    """The last lines."""
+    return queries.logs(session, job_id, limit=LOG_LINES)
+
+
+def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
+    """(id, name, status) of the jobs that it waits for or waited for."""
+    statement = (
+        select(Job.id, Job.name, Job.status)
+        .join(Dependency, Dependency.needs_job_id == Job.id)
+        .where(Dependency.job_id == job_id)
+        .order_by(Job.id)
+    )
+    return [(row.id, row.name, row.status) for row in session.execute(statement)]
+
+
+def _waits_because(session: Session, job: Job) -> str | None:
+    """Why a queued job is not running yet, as far as the registered workers tell."""
+    if job.status != Status.QUEUED:
+        return None
+    alive = queries.workers(session, alive_only=True)
+    if not alive:
+        return "No worker is running. It starts as soon as one does."
+    pool = [worker for worker in alive if worker.pool == job.pool]
+    if not pool:
+        return f"No worker serves the pool “{job.pool}”."
+    if not (large := [worker for worker in pool if worker.gpus >= job.gpus]):
+        return f"No worker in its pool offers {job.gpus} GPUs."
+    if not (fitting := [w for w in large if w.datasets.get(job.dataset_name) == job.dataset_digest]):
+        return f"No worker in its pool has this version of the dataset “{job.dataset_name}”."
+    if all(worker.state == "busy" for worker in fitting):
+        return "Every worker that fits is busy; higher priority goes first, then age."
+    return "A worker is about to take it."
+
+
+@dataclass(frozen=True)
+class WorkerList:
+    workers: list[Worker]
+    working_on: dict[str, str]
+    now: int
+
+
+def worker_list(session: Session) -> WorkerList:
+    """All workers, those that run first."""
+    workers = queries.workers(session)
+    return WorkerList(workers, job_names(session, workers), database_time(session))
+
+
+@dataclass(frozen=True)
+class DatasetList:
+    datasets: list[Dataset]
+    holders: dict[str, list[str]]
+    now: int
+
+
+def dataset_list(session: Session) -> DatasetList:
+    """All datasets, each with the running workers that have this version of it."""
+    datasets, workers = queries.datasets(session), queries.workers(session, alive_only=True)
+    holders = {
+        entry.name: [worker.name for worker in workers if worker.datasets.get(entry.name) == entry.digest]
+        for entry in datasets
+    }
+    return DatasetList(datasets, holders, database_time(session))

@@ -1,0 +1,179 @@
+"""How values read on the page: numbers, sizes, spans of time, and the words for states and reasons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+NOTHING = "–"
+
+
+def number(value: Any) -> str:
+    """Four significant digits; whole numbers with separators; very small and large ones with an exponent."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return NOTHING
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent(value: Any) -> str:
+    """A share of one with one decimal."""
+    return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
+
+
+def metric(value: Any, name: str = "") -> str:
+    """A metric's value; shares of one read as percent."""
+    return percent(value) if is_share(name) else number(value)
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric of this name lies between zero and one."""
+    return name.endswith(("_top1", "top1", "pair_precision", "pair_precision_chance", "view_agreement"))
+
+
+def duration(seconds: Any) -> str:
+    """The two largest units: 45 s, 3 min 20 s, 2 h 03 min, 4 d 1 h."""
+    if not isinstance(seconds, int | float) or seconds < 0 or not math.isfinite(seconds):
+        return NOTHING
+    whole = round(seconds)
+    for size, unit, below, under, digits in (
+        (86_400, "d", 3_600, "h", 1),
+        (3_600, "h", 60, "min", 2),
+        (60, "min", 1, "s", 2),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // below:0{digits}d} {under}"
+    return f"{whole} s"
+
+
+def ago(at: int | None, now: int) -> str:
+    """How long a time lies back, in its largest unit."""
+    if at is None:
+        return NOTHING
+    seconds = max(0, (now - at) // 1000)
+    if seconds < 5:
+        return "now"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def exact(at: int | None) -> str:
+    """Date and time in UTC, to the second."""
+    return NOTHING if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def iso(at: int | None) -> str:
+    """For `datetime` attributes."""
+    return "" if at is None else datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def file_size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+class Explanation(NamedTuple):
+    """What went wrong, and what a person can do about it."""
+
+    title: str
+    advice: str
+
+
+_EXPLANATIONS = {
+    "out_of_memory": Explanation(
+        "It ran out of memory", "A smaller batch size, image size or backbone needs less. Clone it with a change."
+    ),
+    "non_finite_loss": Explanation(
+        "The loss stopped being a finite number",
+        "A lower learning rate or a longer warm-up usually helps. Checkpoints written before are good.",
+    ),
+    "bad_data": Explanation(
+        "The data could not be used", "Fix what the message names, then retry: nothing else has to change."
+    ),
+    "disk_full": Explanation("The disk is full", "Make room on the worker, then retry from the last checkpoint."),
+    "missing_checkpoint": Explanation(
+        "A checkpoint it starts from is missing or damaged", "Start again from another checkpoint, or from scratch."
+    ),
+    "worker_lost": Explanation(
+        "Its worker went away, several times", "See whether the machine is up, then retry from the last checkpoint."
+    ),
+    "killed": Explanation(
+        "Its process was killed, several times",
+        "Often the system does that when memory runs out; the log's last lines may tell more.",
+    ),
+    "upstream_failed": Explanation(
+        "A job it waited for did not succeed", "Retry that one first; then submit this one after it."
+    ),
+    "internal_error": Explanation(
+        "Something unexpected went wrong",
+        "The log below has the whole traceback. A retry starts from the last checkpoint.",
+    ),
+}
+
+
+def explanation(reason: str | None) -> Explanation:
+    """Kind words for a failure; a reason that is not known speaks for itself."""
+    known = _EXPLANATIONS.get(reason or "")
+    return known or Explanation(f"It failed: {words(reason or 'no reason was given')}", "The log may tell more.")
+
+
+def words(name: Any) -> str:
+    """An identifier as words."""
+    return str(name).replace("_", " ")
+
+
+_METHODS = {"wcl": "WCL", "simclr": "SimCLR"}
+
+
+def method(spec: dict[str, Any]) -> str:
+    """What a job does, in two or three words: the method, or the features that are measured."""
+    if name := spec.get("method"):
+        return _METHODS.get(name, str(name))
+    kind = str(spec.get("features", {}).get("kind", ""))
+    return {"checkpoint": "of a checkpoint", "untrained": "of an untrained net", "pixels": "of raw pixels"}.get(
+        kind, kind
+    )
+
+
+def whole(value: Any) -> str:
+    """A number without decimals."""
+    return f"{value:,.0f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
+
+
+def clock(at: int) -> str:
+    """The time of day in UTC."""
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%H:%M:%S}"
+
+
+def pretty_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "number": number,
+    "whole": whole,
+    "clock": clock,
+    "json": pretty_json,
+    "percent": percent,
+    "metric": metric,
+    "duration": duration,
+    "ago": ago,
+    "exact": exact,
+    "iso": iso,
+    "file_size": file_size,
+    "words": words,
+    "method": method,
+    "explanation": explanation,
+}

@@ -1,0 +1,37 @@
+"""A curve as plain SVG, for browsers without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from api.page_format import metric, number
+from jobs.curves import CurvePoint
+
+WIDTH, HEIGHT, MARGIN = 600, 180, 8
+
+
+def drawing(points: Sequence[CurvePoint], name: str) -> dict[str, Any]:
+    """What the template needs: lines as coordinates, one for each unbroken part of each attempt, and the labels."""
+    shown = [point for point in points if point.value is not None]
+    steps = [point.step for point in shown] or [0]
+    values = [point.value for point in shown if point.value is not None] or [0.0]
+    low, high, first, last = min(values), max(values), min(steps), max(steps)
+
+    def place(point: CurvePoint) -> str:
+        x = MARGIN + (point.step - first) / ((last - first) or 1) * (WIDTH - 2 * MARGIN)
+        y = HEIGHT - MARGIN - ((point.value or 0.0) - low) / ((high - low) or 1) * (HEIGHT - 2 * MARGIN)
+        return f"{x:.1f},{y:.1f}"
+
+    runs = [list(group) for _, group in groupby(points, key=lambda point: (point.attempt, point.value is None))]
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "name": name,
+        "lines": [" ".join(map(place, run)) for run in runs if run[0].value is not None],
+        "low": metric(low, name),
+        "high": metric(high, name),
+        "latest": metric(values[-1], name),
+        "steps": f"steps {number(first)} to {number(last)}",
+    }

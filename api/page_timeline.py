@@ -1,0 +1,111 @@
+"""A job's events as sentences, newest first; neighbouring checkpoints become one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from api.page_format import file_size, number, words
+from jobs.models import Event
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the timeline; `tone` chooses its mark."""
+
+    seq: int
+    tone: str
+    title: str
+    detail: str
+    at: int
+
+
+def timeline(events: Sequence[Event]) -> list[Entry]:
+    """Entries of events that are in order."""
+    entries = [
+        entry
+        for kind, group in groupby(events, key=lambda event: event.type)
+        for entry in (_checkpoints(list(group)) if kind == "checkpoint" else map(_entry, group))
+    ]
+    return entries[::-1]
+
+
+def _checkpoints(events: list[Event]) -> list[Entry]:
+    last = events[-1]
+    if len(events) == 1:
+        return [_entry(last)]
+    steps = f"steps {number(events[0].data.get('step'))} to {number(last.data.get('step'))}"
+    return [Entry(last.seq, "muted", f"{len(events)} checkpoints", steps, last.at)]
+
+
+def _entry(event: Event) -> Entry:
+    tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
+    return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at)
+
+
+_Sentence = tuple[str, str, str]
+
+
+def _unknown(data: Data) -> _Sentence:
+    return "muted", "", ", ".join(f"{words(name)} {value}" for name, value in data.items())
+
+
+def _reason(data: Data) -> str:
+    """The reason and the message, as far as there are any."""
+    parts = [words(data["reason"])] if data.get("reason") else []
+    return ": ".join(parts + ([str(data["message"])] if data.get("message") else []))
+
+
+def _submitted(data: Data) -> _Sentence:
+    return "muted", "Submitted", "waits for another job" if data.get("status") == "blocked" else ""
+
+
+def _claimed(data: Data) -> _Sentence:
+    return "running", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
+
+
+def _started(data: Data) -> _Sentence:
+    step = data.get("start_step")
+    where = f"from step {number(step)}" if step else "from the beginning"
+    facts = [where, f"on {data['device']}"] if data.get("device") else [where]
+    return "running", f"Attempt {data.get('attempt')} began", ", ".join(facts)
+
+
+def _checkpoint(data: Data) -> _Sentence:
+    size = f", {file_size(data['size'])}" if isinstance(data.get("size"), int) else ""
+    return "muted", "Checkpoint", f"step {number(data.get('step'))}{size}"
+
+
+def _warning(data: Data) -> _Sentence:
+    return "paused", f"Warning: {words(data.get('reason', ''))}", str(data.get("message", ""))
+
+
+def _changed(data: Data) -> _Sentence:
+    return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
+
+
+def _ending(tone: str, title: str) -> Callable[[Data], _Sentence]:
+    return lambda data: (tone, title, _reason(data))
+
+
+_SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
+    "submitted": _submitted,
+    "claimed": _claimed,
+    "started": _started,
+    "checkpoint": _checkpoint,
+    "warning": _warning,
+    "changed": _changed,
+    "queued": _ending("queued", "Queued: what it waited for has succeeded"),
+    "requeued": _ending("queued", "Back in the queue"),
+    "paused": _ending("paused", "Paused"),
+    "resumed": _ending("queued", "Resumed"),
+    "cancel_requested": _ending("muted", "Asked to cancel"),
+    "pause_requested": _ending("muted", "Asked to pause"),
+    "succeeded": _ending("succeeded", "Succeeded"),
+    "failed": _ending("failed", "Failed"),
+    "cancelled": _ending("cancelled", "Cancelled"),
+}
