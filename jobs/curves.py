@@ -36,7 +36,7 @@ def metrics(
     limits = _last_steps(session, job_id)
     return {
         name: [point for attempt, last in limits for point in _curve(session, series, attempt, last, share)]
-        for name, series in session.execute(statement).tuples()
+        for name, series in session.execute(statement)
         for share in [max(1, max_points // max(1, len(limits)))]
     }
 
@@ -47,7 +47,7 @@ def _last_steps(session: Session, job_id: str) -> list[tuple[int, int | None]]:
         select(Attempt.number, Attempt.start_step)
         .where(Attempt.job_id == job_id, Attempt.start_step.is_not(None))
         .order_by(Attempt.number.desc())
-    ).tuples()
+    )
     limits: list[tuple[int, int | None]] = []
     earliest: int | None = None
     for number, start in rows:
@@ -86,9 +86,7 @@ def _level(session: Session, series: str, attempt: int, max_points: int) -> int:
     total = session.execute(select(func.sum(Rollup.n)).where(*where, Rollup.level == max(ROLLUP_WIDTHS))).scalar()
     if (total or 0) <= max_points:
         return 0
-    counts = dict(
-        session.execute(select(Rollup.level, func.count()).where(*where).group_by(Rollup.level)).tuples().all()
-    )
+    counts = dict(session.execute(select(Rollup.level, func.count()).where(*where).group_by(Rollup.level)).all())
     fitting = [level for level in ROLLUP_WIDTHS if counts[level] <= max_points]
     return min(fitting, default=max(ROLLUP_WIDTHS))
 

@@ -102,7 +102,7 @@ def _metrics(session: Session, job_id: str, number: int, lines: list[dict[str, A
 def _series(session: Session, job_id: str, names: set[str]) -> dict[str, str]:
     """Ids by name; missing series are made. The job's attempts deliver one at a time, so there is no race."""
     rows = session.execute(select(Series.name, Series.id).where(Series.job_id == job_id, Series.name.in_(names)))
-    found: dict[str, str] = dict(rows.tuples().all())
+    found: dict[str, str] = dict(rows.all())
     missing = {name: new_id() for name in sorted(names - found.keys())}
     if missing:
         session.execute(insert(session, Series), [{"id": i, "job_id": job_id, "name": n} for n, i in missing.items()])

@@ -220,4 +220,4 @@ def counts_by_status(session: Session) -> dict[str, Any]:
     from sqlalchemy import func
 
     statement = select(Job.status, func.count()).where(Job.status.in_(("blocked", "queued", "running", "paused")))
-    return dict(session.execute(statement.group_by(Job.status)).tuples().all())
+    return dict(session.execute(statement.group_by(Job.status)).all())

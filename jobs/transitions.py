@@ -246,10 +246,14 @@ _EVENTS = frozenset({"started", "checkpoint", "warning"})
 
 def _fence(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pass, renewed, with the lines that are new; or raise Superseded."""
+    if lines and lines[-1]["seq"] - lines[0]["seq"] != len(lines) - 1:
+        raise ValueError(f"spool lines between {lines[0]['seq']} and {lines[-1]['seq']} are missing")
     if _renew(session, job_id, number, lines):
         return lines
     attempt = session.execute(
-        select(Attempt.ended_at, Attempt.delivered_seq).where(Attempt.job_id == job_id, Attempt.number == number)
+        select(Attempt.ended_at, Attempt.delivered_seq)
+        .where(Attempt.job_id == job_id, Attempt.number == number)
+        .with_for_update()  # a twin of this delivery may be under way
     ).one_or_none()
     if attempt is None or attempt.ended_at is not None:
         raise Superseded(f"attempt {number} of job {job_id} has ended")
@@ -325,21 +329,24 @@ def _settle(
     max_failures: int,
 ) -> None:
     """Where the job goes when its attempt has ended: the one place that decides it."""
+    # Locked before it is read: a request that commits in between would be cleared unseen.
     job = session.execute(
-        select(Job.failures, Job.cancel_requested_at, Job.pause_requested_at).where(Job.id == job_id)
+        select(Job.failures, Job.cancel_requested_at, Job.pause_requested_at)
+        .where(Job.id == job_id)
+        .with_for_update(key_share=True)
     ).one()
     failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
-    cleared = {"failures": failures, "cancel_requested_at": None, "pause_requested_at": None}
-    may_repeat = outcome == "drained" or reason in INFRASTRUCTURE
+    cleared = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
+    goes_on = outcome in ("drained", "paused") or reason in INFRASTRUCTURE
     if outcome == "succeeded":
         after, reason = Status.SUCCEEDED, None
-    elif outcome == "cancelled" or (may_repeat and job.cancel_requested_at is not None):
+    elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
-    elif outcome == "paused" or (may_repeat and job.pause_requested_at is not None):
+    elif outcome == "paused" or (goes_on and job.pause_requested_at is not None):
         after, reason = Status.PAUSED, Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.WORKER_STOPPED
-    elif may_repeat and failures < max_failures:
+    elif goes_on and failures < max_failures:
         after = Status.QUEUED
     else:
         after, reason = Status.FAILED, reason or Reason.INTERNAL_ERROR
@@ -352,6 +359,7 @@ def _settle(
         reason=reason,
         message=message,
         data={"attempt": number},
+        failures=failures,
         **cleared,
     )
 
@@ -367,6 +375,7 @@ def cancel(session: Session, job_id: str) -> None:
     Raises:
         NotFound, Conflict: no such job; it has ended.
     """
+    _lock(session, job_id)
     if _move(session, job_id, _WAITING, Status.CANCELLED, "cancelled", reason=Reason.USER):
         return
     _ask(session, job_id, "cancel")
@@ -378,6 +387,7 @@ def pause(session: Session, job_id: str) -> None:
     Raises:
         NotFound, Conflict: no such job; it is neither queued nor running.
     """
+    _lock(session, job_id)
     if _move(session, job_id, frozenset({Status.QUEUED}), Status.PAUSED, "paused", reason=Reason.USER):
         return
     _ask(session, job_id, "pause")
@@ -391,6 +401,11 @@ def resume(session: Session, job_id: str) -> None:
     """
     if not _move(session, job_id, frozenset({Status.PAUSED}), Status.QUEUED, "resumed"):
         raise _refusal(session, job_id, "resume")
+
+
+def _lock(session: Session, job_id: str) -> None:
+    """Hold the row, so that its run cannot end between the two statements that a request may need."""
+    session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
 
 
 def _ask(session: Session, job_id: str, verb: str) -> None:
@@ -426,7 +441,7 @@ def unblock(session: Session) -> int:
     waits = select(Dependency.job_id).join(needed, needed.id == Dependency.needs_job_id)
     lost = exists(waits.where(Dependency.job_id == Job.id, needed.status.in_((Status.FAILED, Status.CANCELLED))))
     open_ = exists(waits.where(Dependency.job_id == Job.id, needed.status != Status.SUCCEEDED))
-    blocked = select(Job.id).where(Job.status == Status.BLOCKED)
+    blocked = select(Job.id).where(Job.status == Status.BLOCKED).order_by(Job.id)  # all lock in the same order
     before = frozenset({Status.BLOCKED})
     failed = session.execute(blocked.where(lost)).scalars().all()
     ready = session.execute(blocked.where(~open_)).scalars().all()

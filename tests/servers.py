@@ -25,6 +25,9 @@ import psycopg
 import pytest
 import redis
 
+from jobs.database import Database
+from jobs.models import Base
+
 _PROGRAMS = Path(sys.prefix) / "programs"
 _WHERE = (
     "/usr/lib/postgresql/*/bin",
@@ -132,6 +135,14 @@ def redis_server() -> Iterator[str]:
         url = f"redis://127.0.0.1:{port}/0"
         with _running(command, Account(None, None), folder, signal.SIGTERM, lambda: _redis_answers(url)):
             yield url
+
+
+def clear(database: Database) -> None:
+    """Remove every row that the migrations did not put there."""
+    with database.engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            if table.name != "projects":
+                connection.execute(table.delete())
 
 
 def _postgres_answers(url: str) -> bool:

@@ -1,0 +1,231 @@
+"""Rows and spool lines for the tests of `jobs`: one dataset, workers that fit it, jobs on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Barrier
+from typing import Any, TypeVar
+
+from sqlalchemy import select, text
+
+from jobs import service, transitions
+from jobs.database import Database, new_id
+from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
+from jobs.service import NewJob
+from jobs.status import Status
+from jobs.transitions import Claim, Requests, WorkerFacts
+from wcl_core.config import Kind, parse_spec
+
+DIGEST = "d" * 64
+SHA = "a" * 64
+T = TypeVar("T")
+
+
+def add_dataset(database: Database, name: str = "digits", digest: str = DIGEST, train: int = 1000) -> None:
+    def add(session: Any) -> None:
+        counts = {"train": train, "test": 100}
+        row = Dataset(id=new_id(), name=name, digest=digest, kind="builtin", counts=counts)
+        row.classes = [str(number) for number in range(10)]
+        session.add(row)
+
+    database.write(add)
+
+
+def new_job(kind: Kind = "pretrain", spec: dict[str, Any] | None = None, **fields: Any) -> NewJob:
+    sent = {"data": {"name": "digits", "image_size": 8}} | (spec or {})
+    if kind == "evaluate":
+        sent = {"features": {"kind": "pixels"}, "protocols": ["linear"]} | sent
+    return NewJob(kind=kind, spec_sent=sent, spec=parse_spec(kind, sent), **fields)
+
+
+def submit(database: Database, kind: Kind = "pretrain", spec: dict[str, Any] | None = None, **fields: Any) -> str:
+    new = new_job(kind, spec, **fields)
+    return database.write(lambda session: service.submit(session, new).id)
+
+
+WORKER = WorkerFacts(
+    id="00000000-0000-7000-8000-0000000000aa",
+    name="worker",
+    pool="default",
+    gpus=0,
+    datasets={"digits": DIGEST},
+    spec_versions=(1,),
+)
+
+
+def worker(**changes: Any) -> WorkerFacts:
+    return replace(WORKER, **changes)
+
+
+def claim(database: Database, facts: WorkerFacts = WORKER) -> Claim:
+    found = try_claim(database, facts)
+    assert found is not None
+    return found
+
+
+def try_claim(database: Database, facts: WorkerFacts = WORKER) -> Claim | None:
+    return database.write(lambda session: transitions.claim(session, facts))
+
+
+def running(database: Database, **fields: Any) -> Claim:
+    """A claimed job, the only one of its kind."""
+    submit(database, **fields)
+    return claim(database)
+
+
+def started(start_step: int = 0) -> dict[str, Any]:
+    return {"type": "started", "start_step": start_step, "device": "cpu"}
+
+
+def metrics(step: int, **values: float | None) -> dict[str, Any]:
+    return {"type": "metrics", "step": step, "values": values}
+
+
+def checkpoint(step: int, sha256: str = SHA) -> dict[str, Any]:
+    facts = {
+        "epoch": 1,
+        "path": f"job/1/step-{step}.safetensors",
+        "sha256": sha256,
+        "size": 10,
+        "metrics": {"loss": 1.5},
+    }
+    return {"type": "checkpoint", "step": step, **facts}
+
+
+def evaluation(value: float = 0.5, **changes: Any) -> dict[str, Any]:
+    facts = {
+        "protocol": "linear",
+        "protocol_version": 1,
+        "dataset_digest": DIGEST,
+        "split_digest": "s" * 64,
+        "params": {"C": 1.0},
+        "seed": 0,
+        "metric": "top1",
+        "value": value,
+        "stderr": None,
+        "n": 100,
+    }
+    return {"type": "evaluation"} | facts | changes
+
+
+def log(message: str) -> dict[str, Any]:
+    return {"type": "log", "level": "info", "message": message}
+
+
+def end(outcome: str, reason: str | None = None, message: str | None = None) -> dict[str, Any]:
+    return {"type": "end", "outcome": outcome, "reason": reason, "message": message}
+
+
+def numbered(records: Sequence[dict[str, Any]], first: int = 1) -> list[dict[str, Any]]:
+    return [{"seq": first + place, **record} for place, record in enumerate(records)]
+
+
+class Run:
+    """A supervisor's view of one attempt: numbers what it delivers."""
+
+    def __init__(self, database: Database, claim: Claim) -> None:
+        self.database, self.job_id, self.number = database, claim.job_id, claim.number
+        self.seq = 0
+
+    def deliver(self, *records: dict[str, Any], output: list[tuple[int, str]] | None = None) -> Requests:
+        lines = numbered(records, self.seq + 1)
+        answer = self.send(lines, output)
+        self.seq += len(lines)
+        return answer
+
+    def send(self, lines: list[dict[str, Any]], output: list[tuple[int, str]] | None = None) -> Requests:
+        return self.database.write(
+            lambda session: transitions.deliver(session, self.job_id, self.number, lines, output)
+        )
+
+    def end(self, outcome: str, reason: str | None = None, message: str | None = None) -> None:
+        self.database.write(
+            lambda session: transitions.end_attempt(session, self.job_id, self.number, outcome, reason, message)
+        )
+
+
+def job(database: Database, job_id: str) -> Job:
+    with database.read() as session:
+        return session.get_one(Job, job_id)
+
+
+def status(database: Database, job_id: str) -> str:
+    return job(database, job_id).status
+
+
+def attempts(database: Database, job_id: str) -> list[Attempt]:
+    with database.read() as session:
+        where = select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)
+        return list(session.execute(where).scalars())
+
+
+def events(database: Database, job_id: str) -> list[Event]:
+    with database.read() as session:
+        return list(session.execute(select(Event).where(Event.job_id == job_id).order_by(Event.seq)).scalars())
+
+
+def checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
+    with database.read() as session:
+        where = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step)
+        return list(session.execute(where).scalars())
+
+
+def rows_of(database: Database, table: type[Any]) -> list[tuple[Any, ...]]:
+    """Every row of a table, to compare before and after."""
+    with database.read() as session:
+        return sorted(map(tuple, session.execute(select(*table.__table__.columns))), key=repr)
+
+
+def job_in(database: Database, wanted: Status) -> str:
+    """A new job, brought to a status by legal transitions."""
+    if wanted is Status.BLOCKED:
+        return submit(database, after=(submit(database, pool="elsewhere"),))
+    job_id = submit(database)
+    if wanted is Status.QUEUED:
+        return job_id
+    if wanted in (Status.PAUSED, Status.CANCELLED):
+        verb = transitions.pause if wanted is Status.PAUSED else transitions.cancel
+        database.write(lambda session: verb(session, job_id))
+        return job_id
+    run = Run(database, claim(database))
+    assert run.job_id == job_id
+    if wanted is not Status.RUNNING:
+        run.deliver(started(), end(str(wanted), "bad_data" if wanted is Status.FAILED else None))
+    return job_id
+
+
+def at_once(count: int, act: Callable[[int], T]) -> list[T]:
+    """Run `act(0)`, `act(1)`, … on as many threads that start together; their answers."""
+    barrier = Barrier(count)
+
+    def start(number: int) -> T:
+        barrier.wait()
+        return act(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(start, range(count)))
+
+
+@contextmanager
+def in_background(act: Callable[[], T]) -> Iterator[Future[T]]:
+    """`act` on another thread, which has ended when the block has."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(act)
+
+
+def until_somebody_waits_for_a_lock(database: Database) -> None:
+    """PostgreSQL only: until a statement in this database waits for another transaction."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + 30
+    while True:
+        with database.read() as session:
+            if session.execute(waiting).scalar_one():
+                return
+        assert time.monotonic() < deadline, "nobody waits for a lock"
+        time.sleep(0.01)

@@ -1,0 +1,102 @@
+"""The schema that migrations make is the schema of the models, on both databases, however many processes make it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from jobs.database import Database
+from jobs.models import DEFAULT_PROJECT, Base, Project
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_upgrade_of_nothing_makes_every_table(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.migrate()
+
+    assert set(inspect(database.engine).get_table_names()) == set(Base.metadata.tables) | {"alembic_version"}
+    with database.read() as session:
+        assert session.get_one(Project, DEFAULT_PROJECT).name == "default"
+    database.dispose()
+
+
+def test_models_and_migrations_agree(database: Database) -> None:
+    with database.engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        difference = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+
+    assert difference == []
+
+
+def test_indexes_and_unique_constraints_are_there(database: Database) -> None:
+    found = inspect(database.engine)
+    for table in Base.metadata.sorted_tables:
+        indexes = {tuple(index["column_names"]) for index in found.get_indexes(table.name)}
+        assert {tuple(column.name for column in index.columns) for index in table.indexes} <= indexes, table.name
+        assert tuple(found.get_pk_constraint(table.name)["constrained_columns"]) == tuple(
+            column.name for column in table.primary_key.columns
+        )
+
+
+def test_migrating_again_changes_nothing(database: Database) -> None:
+    database.migrate()
+
+    with database.read() as session:
+        assert session.execute(text("SELECT count(*) FROM projects")).scalar_one() == 1
+
+
+def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
+    code = "import sys; from jobs.database import Database; Database(sys.argv[1]).migrate()"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    words = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 4, words
+    database = Database(empty_url)
+    with database.read() as session:
+        assert session.execute(text("SELECT version_num FROM alembic_version")).all() == [("0001",)]
+        assert session.execute(text("SELECT count(*) FROM projects")).scalar_one() == 1
+    database.dispose()
+
+
+def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
+    """Also on SQLite, where the driver by itself would commit every statement."""
+    database = Database(empty_url)
+    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE rollups (id INTEGER)"))  # the last table that the migration makes
+    failed = False
+    try:
+        database.migrate()
+    except Exception:
+        failed = True
+
+    assert failed
+    assert inspect(database.engine).get_table_names() == ["rollups"]
+    database.dispose()
+
+
+def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
+    """Alembic's settings know `%` as the start of a substitution."""
+    here = tmp_path / "100%"
+    here.mkdir()
+    for name in ("jobs", "migrations", "wcl_core"):
+        (here / name).symlink_to(ROOT / name)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import migrations; assert migrations.__file__.startswith(sys.argv[1])\n"
+        "from jobs.database import Database; Database('sqlite:///' + sys.argv[1] + '/wcl.sqlite3').migrate()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(here)], cwd=here, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
