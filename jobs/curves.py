@@ -117,14 +117,18 @@ def points_after(
     ).one_or_none()
     if newest is None or (newest.number, newest.delivered_seq) <= (attempt, seq):
         return [], attempt, seq
+    reached = (newest.number, newest.delivered_seq)
     rows = session.execute(
         select(Point.attempt, Point.seq, Series.name, Point.step, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id == job_id, tuple_(Point.attempt, Point.seq) > (attempt, seq))
+        .where(
+            Series.job_id == job_id,
+            tuple_(Point.attempt, Point.seq) > (attempt, seq),
+            tuple_(Point.attempt, Point.seq) <= reached,  # PostgreSQL shows what was delivered since, too
+        )
         .order_by(Point.attempt, Point.seq)
         .limit(limit + 1)
     ).all()
-    reached = (newest.number, newest.delivered_seq)
     if len(rows) > limit:
         # A line's values share its number: stop before the line that the limit would cut.
         cut = (rows[-1].attempt, rows[-1].seq)

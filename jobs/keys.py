@@ -82,6 +82,11 @@ def has_keys(session: Session) -> bool:
     return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
 
 
+def is_active(session: Session, key_id: str) -> bool:
+    """Whether the key still counts; a stream asks again and again."""
+    return session.execute(select(Key.id).where(Key.id == key_id, Key.revoked_at.is_(None))).first() is not None
+
+
 def new_link(session: Session, key_id: str) -> str:
     """The token of a sign-in link that works once, for a quarter of an hour."""
     return _new_token(session, "link", key_id, LINK_MINUTES * 60_000)

@@ -176,7 +176,7 @@ class Cursor:
             Invalid: it is not one of ours.
         """
         parts = text.split(".")
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
             raise Invalid([FieldError("Last-Event-ID", "expected three numbers, as this stream has sent them")])
         return cls(*map(int, parts))
 
@@ -221,3 +221,11 @@ def counts_by_status(session: Session) -> dict[str, Any]:
 
     statement = select(Job.status, func.count()).where(Job.status.in_(("blocked", "queued", "running", "paused")))
     return dict(session.execute(statement.group_by(Job.status)).all())
+
+
+def newest_states(session: Session, limit: int = 200) -> dict[str, tuple[Any, ...]]:
+    """What lists show of the newest jobs and of all running ones, by id, to be compared with the next look."""
+    states = select(Job.id, Job.updated_at, Job.progress)
+    newest = session.execute(states.order_by(Job.id.desc()).limit(limit)).all()
+    running = session.execute(states.where(Job.status == "running")).all()
+    return {row.id: (row.updated_at, row.progress) for row in (*newest, *running)}
