@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from jobs.database import new_id
+from jobs.database import new_id, storable
 from jobs.models import (
     Attempt,
     Checkpoint,
@@ -43,6 +44,9 @@ def store(
 ) -> dict[str, Any] | None:
     """Store lines of every type.
 
+    Args:
+        lines: already `clean`.
+
     Returns:
         The `end` line when there is one.
     """
@@ -63,6 +67,23 @@ def store(
     return by_type["end"][-1] if by_type["end"] else None
 
 
+def clean(value: Any) -> Any:
+    """A JSON value that can be stored.
+
+    A line that no database takes would be sent again and again, and its job would never end: text becomes storable,
+    a number that is not finite becomes null.
+    """
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(name): clean(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [clean(entry) for entry in value]
+    return value
+
+
 def _started(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
     environment = {key: value for key, value in line.items() if key not in ("seq", "type", "start_step")}
     session.execute(
@@ -75,18 +96,12 @@ def _started(session: Session, job_id: str, number: int, line: dict[str, Any]) -
 def _metrics(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> None:
     if not lines:
         return
-    names = {name[:MAX_SERIES_NAME] for line in lines for name in line["values"]}
-    series = _series(session, job_id, names)
+    reported = [(line, _values(line)) for line in lines]
+    series = _series(session, job_id, {name for _, values in reported for name in values})
     points = [
-        {
-            "series_id": series[name[:MAX_SERIES_NAME]],
-            "attempt": number,
-            "step": line["step"],
-            "seq": line["seq"],
-            "value": value,
-        }
-        for line in lines
-        for name, value in line["values"].items()
+        {"series_id": series[name], "attempt": number, "step": line["step"], "seq": line["seq"], "value": value}
+        for line, values in reported
+        for name, value in values.items()
     ]
     if not points:
         return
@@ -94,9 +109,13 @@ def _metrics(session: Session, job_id: str, number: int, lines: list[dict[str, A
     if rollups := _rollups(points):
         _merge_rollups(session, rollups)
     latest = dict(session.execute(select(Job.latest_metrics).where(Job.id == job_id)).scalar_one() or {})
-    for line in lines:
-        latest |= line["values"]
+    for _, values in reported:
+        latest |= values
     session.execute(update(Job).where(Job.id == job_id).values(latest_metrics=latest))
+
+
+def _values(line: dict[str, Any]) -> dict[str, float | None]:
+    return {name[:MAX_SERIES_NAME]: None if value is None else float(value) for name, value in line["values"].items()}
 
 
 def _series(session: Session, job_id: str, names: set[str]) -> dict[str, str]:
@@ -159,7 +178,7 @@ def _logs(
             "attempt": number,
             "seq": attempt.log_seq + offset,
             "stream": stream,
-            "line": text.replace("\0", "\ufffd")[:MAX_LOG_LINE],
+            "line": text[:MAX_LOG_LINE],
         }
         for offset, (stream, text) in enumerate(entries, start=1)
     ]

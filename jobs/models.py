@@ -14,10 +14,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.database import now_ms
+from jobs.database import now_ms, storable
 
 DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
@@ -27,7 +39,25 @@ _NAMES = {
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-_Id = String(36)
+
+
+class _String(TypeDecorator[str]):
+    """Text as a database takes it, so that no name, message or search term makes a statement fail."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        del dialect
+        return None if value is None else storable(value)
+
+
+class _Text(_String):
+    impl = Text
+    cache_ok = True
+
+
+_Id = _String(36)
 
 
 class Base(DeclarativeBase):
@@ -38,7 +68,7 @@ class Base(DeclarativeBase):
 class Project(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), unique=True)
+    name: Mapped[str] = mapped_column(_String(200), unique=True)
 
 
 class Job(Base):
@@ -50,19 +80,19 @@ class Job(Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     created_by: Mapped[str | None] = mapped_column(_Id)
-    kind: Mapped[str] = mapped_column(String(32))
-    name: Mapped[str] = mapped_column(String(200))
-    status: Mapped[str] = mapped_column(String(16))
-    status_reason: Mapped[str | None] = mapped_column(String(64))
-    status_message: Mapped[str | None] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(_String(32))
+    name: Mapped[str] = mapped_column(_String(200))
+    status: Mapped[str] = mapped_column(_String(16))
+    status_reason: Mapped[str | None] = mapped_column(_String(64))
+    status_message: Mapped[str | None] = mapped_column(_Text)
     spec_version: Mapped[int] = mapped_column(Integer)
     spec_sent: Mapped[dict[str, Any]]
     spec: Mapped[dict[str, Any]]
     priority: Mapped[int] = mapped_column(Integer, default=0)
-    pool: Mapped[str] = mapped_column(String(64), default="default")
+    pool: Mapped[str] = mapped_column(_String(64), default="default")
     gpus: Mapped[int] = mapped_column(Integer, default=0)
-    dataset_name: Mapped[str] = mapped_column(String(64))
-    dataset_digest: Mapped[str] = mapped_column(String(64))
+    dataset_name: Mapped[str] = mapped_column(_String(64))
+    dataset_digest: Mapped[str] = mapped_column(_String(64))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
@@ -85,10 +115,10 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     worker_id: Mapped[str] = mapped_column(_Id)
-    worker_name: Mapped[str] = mapped_column(String(200))
+    worker_name: Mapped[str] = mapped_column(_String(200))
     started_at: Mapped[int] = mapped_column(default=now_ms())
     ended_at: Mapped[int | None]
-    end_reason: Mapped[str | None] = mapped_column(String(64))
+    end_reason: Mapped[str | None] = mapped_column(_String(64))
     start_step: Mapped[int | None]
     delivered_seq: Mapped[int] = mapped_column(default=0)
     renewals: Mapped[int] = mapped_column(default=0)
@@ -101,7 +131,7 @@ class Event(Base):
     __tablename__ = "events"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(Integer, primary_key=True)
-    type: Mapped[str] = mapped_column(String(64))
+    type: Mapped[str] = mapped_column(_String(64))
     at: Mapped[int] = mapped_column(default=now_ms())
     data: Mapped[dict[str, Any]]
 
@@ -111,7 +141,7 @@ class Series(Base):
     __table_args__ = (UniqueConstraint("job_id", "name"),)
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    name: Mapped[str] = mapped_column(String(100))
+    name: Mapped[str] = mapped_column(_String(100))
 
 
 class Point(Base):
@@ -143,8 +173,8 @@ class Log(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
-    stream: Mapped[str] = mapped_column(String(16))
-    line: Mapped[str] = mapped_column(Text)
+    stream: Mapped[str] = mapped_column(_String(16))
+    line: Mapped[str] = mapped_column(_Text)
     at: Mapped[int] = mapped_column(default=now_ms())
 
 
@@ -156,8 +186,8 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     step: Mapped[int]
     epoch: Mapped[int] = mapped_column(Integer)
-    path: Mapped[str] = mapped_column(String(500))
-    sha256: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(_String(500))
+    sha256: Mapped[str] = mapped_column(_String(64))
     size: Mapped[int]
     metrics: Mapped[dict[str, Any]]
     pinned: Mapped[bool] = mapped_column(default=False)
@@ -180,16 +210,16 @@ class Evaluation(Base):
         ),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    features_digest: Mapped[str] = mapped_column(String(64))  # the checkpoint's sha256, or that of the features' spec
+    features_digest: Mapped[str] = mapped_column(_String(64))  # the checkpoint's sha256, or that of the features' spec
     checkpoint_id: Mapped[str | None] = mapped_column(_Id)
-    protocol: Mapped[str] = mapped_column(String(64))
+    protocol: Mapped[str] = mapped_column(_String(64))
     protocol_version: Mapped[int] = mapped_column(Integer)
-    dataset_digest: Mapped[str] = mapped_column(String(64))
-    split_digest: Mapped[str] = mapped_column(String(64))
+    dataset_digest: Mapped[str] = mapped_column(_String(64))
+    split_digest: Mapped[str] = mapped_column(_String(64))
     params: Mapped[dict[str, Any]]
-    params_digest: Mapped[str] = mapped_column(String(64))
+    params_digest: Mapped[str] = mapped_column(_String(64))
     seed: Mapped[int]
-    metric: Mapped[str] = mapped_column(String(64))
+    metric: Mapped[str] = mapped_column(_String(64))
     value: Mapped[float | None]
     stderr: Mapped[float | None]
     n: Mapped[int | None]
@@ -207,13 +237,13 @@ class JobEvaluation(Base):
 class Worker(Base):
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    pool: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(_String(200))
+    pool: Mapped[str] = mapped_column(_String(64))
     gpus: Mapped[int] = mapped_column(Integer)
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
     spec_versions: Mapped[list[str]]
-    state: Mapped[str] = mapped_column(String(16))  # idle, busy, stopped, lost
+    state: Mapped[str] = mapped_column(_String(16))  # idle, busy, stopped, lost
     job_id: Mapped[str | None] = mapped_column(_Id)
     beats: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[int] = mapped_column(default=now_ms())
@@ -224,9 +254,9 @@ class Dataset(Base):
     __tablename__ = "datasets"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
-    name: Mapped[str] = mapped_column(String(64), unique=True)
-    digest: Mapped[str] = mapped_column(String(64))
-    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(_String(64), unique=True)
+    digest: Mapped[str] = mapped_column(_String(64))
+    kind: Mapped[str] = mapped_column(_String(16))
     counts: Mapped[dict[str, Any]]
     classes: Mapped[list[str]]
     created_at: Mapped[int] = mapped_column(default=now_ms())
@@ -236,8 +266,8 @@ class Dataset(Base):
 class Key(Base):
     __tablename__ = "keys"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(_String(200))
+    hash: Mapped[str] = mapped_column(_String(64), unique=True)
     scopes: Mapped[list[str]]
     created_at: Mapped[int] = mapped_column(default=now_ms())
     last_used_at: Mapped[int | None]
@@ -248,8 +278,8 @@ class SignInToken(Base):
     """A one-time link (`kind` link) or a browser's session (`kind` session); only hashes are stored."""
 
     __tablename__ = "sign_in_tokens"
-    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(16))
+    hash: Mapped[str] = mapped_column(_String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(_String(16))
     key_id: Mapped[str] = mapped_column(ForeignKey("keys.id"))
     created_at: Mapped[int] = mapped_column(default=now_ms())
     expires_at: Mapped[int]
@@ -258,8 +288,8 @@ class SignInToken(Base):
 class IdempotencyKey(Base):
     __tablename__ = "idempotency_keys"
     owner: Mapped[str] = mapped_column(_Id, primary_key=True)
-    key: Mapped[str] = mapped_column(String(200), primary_key=True)
-    body_digest: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(_String(200), primary_key=True)
+    body_digest: Mapped[str] = mapped_column(_String(64))
     job_id: Mapped[str] = mapped_column(_Id)
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
@@ -274,4 +304,4 @@ class Tag(Base):
     __tablename__ = "tags"
     __table_args__ = (Index("ix_tags_tag", "tag"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    tag: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tag: Mapped[str] = mapped_column(_String(64), primary_key=True)

@@ -226,7 +226,7 @@ def deliver(
     Raises:
         Superseded: the attempt has ended.
     """
-    lines = _fence(session, job_id, number, lines)
+    lines = [ingest.clean(line) for line in _fence(session, job_id, number, lines)]
     end = ingest.store(session, job_id, number, lines, output or [])
     for line in lines:
         if line["type"] in _EVENTS:

@@ -1,0 +1,278 @@
+"""What a delivery leaves in the tables: points, rollups, logs, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from jobs.database import Database
+from jobs.ingest import MAX_LOG_LINE, MAX_SERIES_NAME, ROLLUP_WIDTHS
+from jobs.models import Checkpoint, Evaluation, JobEvaluation, Log, Point, Rollup, Series
+from jobs.status import Status
+from tests.jobs import rows
+from tests.jobs.rows import Run, at_once, claim, job, running, submit
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+@pytest.fixture
+def run(database: Database) -> Run:
+    return Run(database, running(database))
+
+
+def points(database: Database) -> list[tuple[str, int, int, float | None]]:
+    with database.read() as session:
+        statement = select(Series.name, Point.step, Point.seq, Point.value).join(Series, Series.id == Point.series_id)
+        ordered = statement.order_by(Series.name, Point.step, Point.seq)
+        return [(name, step, seq, value) for name, step, seq, value in session.execute(ordered)]
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_stored_as_reported(database: Database, run: Run) -> None:
+    run.deliver(rows.metrics(1, loss=0.1, lr=1e-300), rows.metrics(2, loss=-1.7976931348623157e308))
+    run.deliver(rows.metrics(3, loss=0.0, acc=1))
+
+    assert points(database) == [
+        ("acc", 3, 3, 1.0),
+        ("loss", 1, 1, 0.1),
+        ("loss", 2, 2, -1.7976931348623157e308),
+        ("loss", 3, 3, 0.0),
+        ("lr", 1, 1, 1e-300),
+    ]
+    assert job(database, run.job_id).latest_metrics == {"acc": 1.0, "loss": 0.0, "lr": 1e-300}
+
+
+def test_steps_beyond_32_bits_are_stored(database: Database, run: Run) -> None:
+    run.deliver(rows.metrics(2**40, loss=1.0))
+
+    assert points(database) == [("loss", 2**40, 1, 1.0)]
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_stored_as_null(database: Database, run: Run, value: float | None) -> None:
+    run.deliver(rows.metrics(1, loss=value), rows.metrics(2, loss=2.0))
+
+    assert [point[3] for point in points(database)] == [None, 2.0]
+    with database.read() as session:
+        assert {rollup.n for rollup in session.execute(select(Rollup)).scalars()} == {1}
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**70), True])
+def test_a_whole_number_is_a_value_too(database: Database, run: Run, value: int) -> None:
+    run.deliver(rows.metrics(1, loss=value))
+
+    assert [point[3] for point in points(database)] == [float(value)]
+
+
+def test_a_line_without_values_is_only_a_number(database: Database, run: Run) -> None:
+    run.deliver(rows.metrics(1), rows.metrics(2, loss=1.0))
+
+    assert points(database) == [("loss", 2, 2, 1.0)]
+
+
+def test_long_names_that_begin_alike_become_one_series(database: Database, run: Run) -> None:
+    long = "x" * MAX_SERIES_NAME
+    run.deliver({"type": "metrics", "step": 1, "values": {long + "a": 1.0, long + "b": 2.0}})
+
+    assert points(database) == [(long, 1, 1, 2.0)]
+
+
+def naive_rollups(reported: list[tuple[int, float | None]]) -> dict[tuple[int, int], tuple[Any, ...]]:
+    found: dict[tuple[int, int], list[float]] = {}
+    for level, width in ROLLUP_WIDTHS.items():
+        for step, value in reported:
+            if value is not None:
+                found.setdefault((level, step // width), []).append(value)
+    return {key: (len(v), min(v), max(v), v[0], v[-1]) for key, v in found.items()}
+
+
+def test_rollups_equal_a_naive_computation_over_many_batches(database: Database, run: Run) -> None:
+    chance = random.Random(0)
+    steps = sorted(chance.choices(range(6000), k=400))
+    reported = [(step, None if chance.random() < 0.1 else chance.uniform(-5, 5)) for step in steps]
+    rest = [rows.metrics(step, loss=value) for step, value in reported]
+    while rest:
+        size = chance.choice((1, 2, 7, 40))
+        run.deliver(*rest[:size])
+        rest = rest[size:]
+
+    with database.read() as session:
+        stored = {
+            (rollup.level, rollup.bucket): (rollup.n, rollup.min, rollup.max, rollup.first, rollup.last)
+            for rollup in session.execute(select(Rollup)).scalars()
+        }
+    assert stored == naive_rollups(reported)
+
+
+def test_rollups_of_attempts_stay_apart(database: Database, run: Run) -> None:
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+    run.end("drained")
+    Run(database, claim(database)).deliver(rows.started(), rows.metrics(1, loss=5.0))
+
+    with database.read() as session:
+        found = session.execute(select(Rollup.attempt, Rollup.n, Rollup.min, Rollup.max).where(Rollup.level == 1))
+        assert sorted(map(tuple, found)) == [(1, 1, 1.0, 1.0), (2, 1, 5.0, 5.0)]
+        assert session.execute(select(func.count()).select_from(Series)).scalar_one() == 1
+
+
+# --- progress, environment, logs -----------------------------------------------------------------------------------
+
+
+def test_the_latest_progress_and_the_environment_are_kept(database: Database, run: Run) -> None:
+    run.deliver({"type": "progress", "step": 1}, {"type": "progress", "step": 2}, rows.started(7))
+
+    assert job(database, run.job_id).progress == {"step": 2}
+    attempt = rows.attempts(database, run.job_id)[0]
+    assert (attempt.start_step, attempt.environment) == (7, {"device": "cpu"})
+
+
+def logs(database: Database) -> list[tuple[int, str, str]]:
+    with database.read() as session:
+        statement = select(Log.seq, Log.stream, Log.line).order_by(Log.seq)
+        return [(seq, stream, line) for seq, stream, line in session.execute(statement)]
+
+
+def test_log_lines_and_output_share_one_numbering(database: Database, run: Run) -> None:
+    run.deliver(rows.log("one"), output=[(1, "out 1"), (2, "out 2")])
+    run.deliver(output=[(2, "out 2"), (3, "out 3")])
+    run.deliver(rows.log("two"))
+
+    assert logs(database) == [
+        (1, "run", "one"),
+        (2, "output", "out 1"),
+        (3, "output", "out 2"),
+        (4, "output", "out 3"),
+        (5, "run", "two"),
+    ]
+
+
+def test_a_long_log_line_is_cut(database: Database, run: Run) -> None:
+    run.deliver(rows.log("é" * (MAX_LOG_LINE + 5)), output=[(1, "x" * 1_000_000)])
+
+    assert [len(line) for _, _, line in logs(database)] == [MAX_LOG_LINE, MAX_LOG_LINE]
+
+
+HOSTILE = [
+    "nul \0 nul",
+    "lone \ud800 surrogate",
+    "escaped \udcff byte",
+    "\u202e right to left",
+    "quote ' \" ; --",
+    "🏁",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_of_a_run_stops_its_delivery(database: Database, run: Run, text: str) -> None:
+    """File names and library messages may hold anything; a delivery that always failed would hold the job for ever."""
+    run.deliver(
+        rows.started() | {"device": text},
+        {"type": "metrics", "step": 1, "values": {text: 1.0}},
+        rows.log(text),
+        {"type": "warning", "reason": "odd", "message": text},
+        {"type": "progress", "step": 1, "phase": text},
+        output=[(1, text)],
+    )
+    run.deliver(rows.end("failed", "bad_data", text))
+
+    found = job(database, run.job_id)
+    assert found.status == Status.FAILED
+    for stored in (found.status_message, logs(database)[0][2], points(database)[0][0]):
+        assert stored is not None
+        assert stored.encode()
+        assert "\0" not in stored
+    if text.isprintable():
+        assert (found.status_message, points(database)[0][0]) == (text, text)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_row_and_its_event(database: Database, run: Run) -> None:
+    run.deliver(rows.started(), rows.checkpoint(10))
+
+    with database.read() as session:
+        found = session.execute(select(Checkpoint)).scalar_one()
+    assert (found.job_id, found.attempt, found.step, found.sha256, found.size) == (run.job_id, 1, 10, rows.SHA, 10)
+    assert found.metrics == {"loss": 1.5}
+    assert (found.pinned, found.deleted_at) == (False, None)
+    assert rows.events(database, run.job_id)[-1].type == "checkpoint"
+
+
+# --- evaluations ---------------------------------------------------------------------------------------------------
+
+
+def evaluations(database: Database) -> list[Evaluation]:
+    with database.read() as session:
+        return list(session.execute(select(Evaluation).order_by(Evaluation.id)).scalars())
+
+
+def test_a_value_is_stored_once_and_linked_to_every_job(database: Database) -> None:
+    runs = [Run(database, running(database, kind="evaluate")) for _ in range(2)]
+    for run in runs:
+        run.deliver(rows.evaluation(0.5), rows.evaluation(0.25, metric="loss"))
+
+    assert [(found.metric, found.value) for found in evaluations(database)] == [("top1", 0.5), ("loss", 0.25)]
+    assert len(rows.rows_of(database, JobEvaluation)) == 4
+
+
+def test_a_second_measurement_does_not_change_the_first(database: Database) -> None:
+    for value in (0.5, 0.75):
+        Run(database, running(database, kind="evaluate")).deliver(rows.evaluation(value))
+
+    assert [found.value for found in evaluations(database)] == [0.5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": "knn"},
+        {"protocol_version": 2},
+        {"dataset_digest": "e" * 64},
+        {"split_digest": "e" * 64},
+        {"params": {"C": 2.0}},
+        {"seed": 1},
+        {"metric": "loss"},
+    ],
+)
+def test_what_was_measured_differently_is_another_value(database: Database, change: dict[str, Any]) -> None:
+    Run(database, running(database, kind="evaluate")).deliver(rows.evaluation(), rows.evaluation(0.75, **change))
+
+    assert len(evaluations(database)) == 2
+
+
+def test_features_tell_values_apart(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.checkpoint(1, "a" * 64), rows.checkpoint(2, "b" * 64), rows.end("succeeded"))
+    features: list[dict[str, Any]] = [
+        {"kind": "checkpoint", "checkpoint_id": found.id} for found in rows.checkpoints(database, run.job_id)
+    ]
+    features += [{"kind": "pixels"}, {"kind": "untrained"}]
+    for spec in features:
+        Run(database, running(database, kind="evaluate", spec={"features": spec})).deliver(rows.evaluation())
+    Run(database, running(database, kind="evaluate", spec={"seed": 1})).deliver(rows.evaluation())
+
+    found = evaluations(database)
+    assert len({entry.features_digest for entry in found}) == 5
+    assert [entry.features_digest for entry in found][:2] == ["a" * 64, "b" * 64]
+    assert [entry.checkpoint_id for entry in found][:2] == [spec["checkpoint_id"] for spec in features[:2]]
+
+
+def test_jobs_that_measure_the_same_at_once_make_one_row(database: Database) -> None:
+    submitted = [submit(database, kind="evaluate") for _ in range(6)]
+    runs = [Run(database, claim(database)) for _ in submitted]
+    lines = [rows.evaluation(metric=f"m{number}") for number in range(8)]
+
+    at_once(6, lambda number: runs[number].deliver(*lines))
+
+    assert len(evaluations(database)) == 8
+    assert len(rows.rows_of(database, JobEvaluation)) == 48
