@@ -44,12 +44,12 @@ class Delivery:
         self._num_prepared = 0  # pending records, from the first on, whose files are in the storage
         self.has_ended = False
 
-    def collect(self) -> bool:
-        """Read what the run has appended; whether anything waits for delivery."""
+    def collect(self, is_over: bool = False) -> bool:
+        """Read what the run has appended, with `is_over` to its very end; whether anything waits for delivery."""
         if len(self._pending) < _BATCH:
             self._pending += self._records.new()
         if len(self._pending_output) < _BATCH:
-            self._pending_output += self._output.new()
+            self._pending_output += self._output.new(is_over)
         return bool(self._pending or self._pending_output)
 
     def send(self) -> Requests:

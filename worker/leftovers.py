@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from jobs.status import Reason
 from jobs.storage import Storage
 from worker.delivery import Delivery
 from worker.process import marked
-from worker.supervisor import RUN_FILE, mark_of, owned
+from worker.supervisor import RUN_FILE, clear, mark_of, owned
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +50,14 @@ def _settle(database: Database, storage: Storage, settings: Settings, folder: Pa
         _wait_for_the_end(mark_of(job_id, number))
         delivery = Delivery(database, storage, folder, job_id, number, settings.max_failures)
         try:
-            while delivery.collect():
+            while delivery.collect(is_over=True):
                 delivery.send()
             if not delivery.has_ended:
                 _end(database, settings, job_id, number)
             log.warning("job %s: attempt %d lost its worker; what it left is stored", job_id, number)
         except Superseded:
             delivery.discard()
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
 
 
 def _is_open(database: Database, job_id: str, number: int) -> bool:

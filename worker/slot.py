@@ -36,6 +36,8 @@ class Slot:
 
     def has_work(self) -> bool:
         """Whether a job waits that this worker could take: a read, so that looking often costs little."""
+        if self._draining.is_set():
+            return False
         with self._database.read() as session:
             return transitions.is_claimable(session, self._facts)
 
@@ -44,7 +46,7 @@ class Slot:
         if not self._busy.acquire(blocking=False):
             return
         try:
-            while not self._draining.is_set() and self.has_work():
+            while self.has_work():
                 if (claim := self._claim()) is not None:
                     self._run(claim)
         finally:

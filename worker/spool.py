@@ -23,18 +23,28 @@ class Tail:
         self._rest = b""
 
     def lines(self) -> list[bytes]:
-        """The next lines, at most a megabyte of them; an empty list when there is nothing new."""
+        """The next lines, about a megabyte of them; an empty list when there is no further whole line."""
+        whole: list[bytes] = []
+        while not whole and (chunk := self._read()):
+            *whole, self._rest = (self._rest + chunk).split(b"\n")
+            if len(self._rest) > _MAX_LINE_BYTES:  # an endless line is cut rather than kept in memory
+                whole, self._rest = [*whole, self._rest], b""
+        return whole
+
+    def rest(self) -> bytes:
+        """What stands behind the last newline; for a file that nobody writes any more."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _read(self) -> bytes:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK_BYTES)
         except FileNotFoundError:
-            return []
+            return b""
         self._offset += len(chunk)
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > _MAX_LINE_BYTES:  # an endless line is cut rather than kept in memory
-            whole, self._rest = [*whole, self._rest], b""
-        return whole
+        return chunk
 
     def size(self) -> int:
         """Bytes of the file as far as it was read."""
@@ -75,19 +85,22 @@ class Output:
         self._max_lines, self._max_bytes = max_lines, max_bytes
         self._count = 0
 
-    def new(self) -> list[tuple[int, str]]:
-        """The next lines with their numbers."""
-        found = []
-        for line in self._tail.lines():
-            self._count += 1
-            if self._count <= self._max_lines:
-                # A progress bar rewrites its line by carriage returns: its last state is what a reader would see.
-                text = line.decode(errors="replace").rstrip("\r").rsplit("\r", 1)[-1]
-                found.append((self._count, text))
-            elif self._count == self._max_lines + 1:
-                found.append((self._count, f"… output beyond {self._max_lines} lines is dropped"))
+    def new(self, is_over: bool = False) -> list[tuple[int, str]]:
+        """The next lines with their numbers; with `is_over` also a last one that lacks its newline."""
+        lines = self._tail.lines()
+        if is_over and not lines and (rest := self._tail.rest()):
+            lines = [rest]
         if self._tail.size() > self._max_bytes:
             with self._path.open("r+b") as file:
                 file.truncate(0)
             self._tail.restart()
-        return found
+        return [numbered for line in lines if (numbered := self._numbered(line)) is not None]
+
+    def _numbered(self, line: bytes) -> tuple[int, str] | None:
+        self._count += 1
+        if self._count > self._max_lines + 1:
+            return None
+        if self._count == self._max_lines + 1:
+            return self._count, f"… output beyond {self._max_lines} lines is dropped"
+        # A progress bar rewrites its line by carriage returns: its last state is what a reader would see.
+        return self._count, line.decode(errors="replace").rstrip("\r").rsplit("\r", 1)[-1]

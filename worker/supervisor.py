@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,13 @@ def owned(folder: Path) -> Iterator[bool]:
         yield True
 
 
+def clear(folder: Path) -> None:
+    """Remove an attempt's folder, whose content is stored or superseded."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another attempt's folder may stand beside it
+        folder.parent.rmdir()
+
+
 class Supervisor:
     """Runs claimed attempts, one at a time.
 
@@ -106,7 +113,7 @@ class Supervisor:
         except Exception as error:  # the folder, the process or a record could not be made: the job has to say so
             log.exception("job %s: attempt %d was given up", claim.job_id, claim.number)
             self._end(claim, "failed", _reason_of(error), f"{type(error).__name__}: {error}"[:2000])
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
 
     def _run(self, claim: Claim, folder: Path) -> None:
         try:
@@ -246,7 +253,7 @@ class _Run:
     def _deliver_rest(self) -> bool:
         """Deliver all that the ended run left; whether its `end` record was among it."""
         patience = _Patience(self._draining)
-        while self._delivery.collect():
+        while self._delivery.collect(is_over=True):
             if self._send() is None:
                 patience.wait()
         return self._delivery.has_ended

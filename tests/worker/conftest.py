@@ -1,0 +1,36 @@
+"""Real worker processes, ended with their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.database import Database
+from tests.worker.running import Jobs, RunningWorker, eventually
+
+StartWorker = Callable[..., RunningWorker]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts a worker on a database and waits until it is idle."""
+    started: list[RunningWorker] = []
+
+    def start(database: Database, **settings: str) -> RunningWorker:
+        worker = RunningWorker(database, tmp_path / "data", **settings).start()
+        started.append(worker)
+        eventually(worker.is_idle, "the start of the worker")
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop()
+        print(worker.words())
+
+
+@pytest.fixture
+def jobs(sqlite_database: Database) -> Jobs:
+    """Jobs of the SQLite database."""
+    return Jobs(sqlite_database)

@@ -1,0 +1,127 @@
+"""A real worker process on a database of the tests, and the jobs it gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from jobs import queries, service
+from jobs.database import Database
+from jobs.models import Event, Job
+from jobs.service import NewJob
+from wcl_core.config import Kind, parse_spec
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+SHORT: dict[str, Any] = {
+    "data": {"name": "digits", "image_size": 8},
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "weak_augmentation_epochs": 1,
+    "backbone": {"name": "tiny", "stem": "small", "width": 8},
+    "heads": {"hidden_dim": 32, "output_dim": 16},
+    "threads": 1,
+    "log_every_steps": 1,
+    "checkpoints": {"every_epochs": 1, "first_epoch": True},
+}
+ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epochs": 20, "first_epoch": True}}
+
+
+def eventually(look: Callable[[], T], what: str, seconds: float = 90.0) -> T:
+    """The first true value of `look`."""
+    deadline = time.monotonic() + seconds
+    while not (value := look()):
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(0.1)
+    return value
+
+
+class RunningWorker:
+    """`python -m worker`, with looks and leases short enough for a test."""
+
+    def __init__(self, database: Database, folder: Path, **settings: str) -> None:
+        self.database, self.folder = database, folder
+        self._settings = {
+            "WCL_DATA_DIR": str(folder),
+            "WCL_DATABASE_URL": database.engine.url.render_as_string(hide_password=False),
+            "WCL_LOOK_SECONDS": "0.5",
+            "WCL_LEASE_SECONDS": "4",
+            "WCL_CLAIM_SECONDS": "0.5",
+        } | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RunningWorker:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        with (self.folder / "worker.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "worker"], cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def is_idle(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, self.words()
+        with self.database.read() as session:
+            return any(worker.pid == self.pid and worker.state == "idle" for worker in queries.workers(session))
+
+    def run_process(self) -> psutil.Process | None:
+        """The training process below it."""
+        for process in psutil.Process(self.pid).children(recursive=True):
+            if "attempt" in process.cmdline():
+                return process
+        return None
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40) -> int:
+        """Send a signal and wait; the exit code."""
+        assert self._process
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        return self._process.wait(seconds)
+
+    def words(self) -> str:
+        return (self.folder / "worker.log").read_text(errors="replace")[-4000:]
+
+
+class Jobs:
+    """Submitting and looking, as the server does it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(self, spec: dict[str, Any], kind: Kind = "pretrain", **fields: Any) -> str:
+        new = NewJob(kind, spec, parse_spec(kind, spec), **fields)
+        return self._database.write(lambda session: service.submit(session, new)).id
+
+    def get(self, job_id: str) -> Job:
+        with self._database.read() as session:
+            return queries.get_job(session, job_id)
+
+    def wait_for(self, job_id: str, *statuses: str, seconds: float = 90) -> Job:
+        return eventually(lambda: job if (job := self.get(job_id)).status in statuses else None, str(statuses), seconds)
+
+    def num_checkpoints(self, job_id: str) -> int:
+        with self._database.read() as session:
+            return len(queries.checkpoints(session, job_id))
+
+    def events(self, job_id: str) -> list[Event]:
+        with self._database.read() as session:
+            return queries.events_after(session, job_id, 0)
+
+    def log(self, job_id: str) -> str:
+        with self._database.read() as session:
+            return "\n".join(line.line for line in queries.logs(session, job_id))

@@ -1,0 +1,181 @@
+"""From a spool into both databases: in order, once, checkpoint files before their rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs import curves, queries, registry, transitions
+from jobs.database import Database, new_id
+from jobs.errors import Superseded
+from jobs.models import Attempt
+from jobs.registry import DatasetFacts
+from jobs.storage import LocalStorage
+from jobs.transitions import WorkerFacts
+from tests.worker.running import SHORT, Jobs
+from worker.delivery import Delivery
+
+
+class Spool:
+    """An attempt's folder whose run is the test itself."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database, self.folder = database, folder / "attempt"
+        (self.folder / "checkpoints").mkdir(parents=True)
+        self.storage = LocalStorage(folder / "storage")
+        facts = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
+        dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
+        database.write(lambda session: registry.register(session, facts, 1, [dataset]))
+        self.job_id = Jobs(database).submit(SHORT)
+        claim = database.write(lambda session: transitions.claim(session, facts))
+        assert claim
+        self.number = claim.number
+        self._seq = 0
+        self.write(type="started", start_step=0)
+
+    def write(self, **record: Any) -> None:
+        self._seq += 1
+        with (self.folder / "report.jsonl").open("a") as file:
+            file.write(json.dumps({"seq": self._seq, **record}) + "\n")
+
+    def write_metrics(self, count: int) -> None:
+        for step in range(count):
+            self.write(type="metrics", step=step, values={"train/loss": float(step)})
+
+    def write_checkpoint(self, step: int, content: bytes, registered: bytes | None = None) -> str:
+        name = f"checkpoints/step-{step:08d}.safetensors"
+        (self.folder / name).write_bytes(content)
+        sha256 = hashlib.sha256(registered or content).hexdigest()
+        self.write(type="checkpoint", step=step, epoch=1, path=name, sha256=sha256, size=len(content), metrics={})
+        return sha256
+
+    def delivery(self) -> Delivery:
+        return Delivery(self.database, self.storage, self.folder, self.job_id, self.number, 3)
+
+    def checkpoints(self) -> list[Any]:
+        with self.database.read() as session:
+            return queries.checkpoints(session, self.job_id)
+
+    def values(self) -> list[float | None]:
+        with self.database.read() as session:
+            return [p.value for p in curves.metrics(session, self.job_id, max_points=5000).get("train/loss", [])]
+
+    def attempt(self) -> Attempt:
+        with self.database.read() as session:
+            return session.execute(select(Attempt).where(Attempt.job_id == self.job_id)).scalar_one()
+
+
+@pytest.fixture
+def spool(database: Database, tmp_path: Path) -> Spool:
+    return Spool(database, tmp_path)
+
+
+def deliver_all(delivery: Delivery) -> None:
+    while delivery.collect():
+        delivery.send()
+
+
+def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
+    spool.write_metrics(1234)
+    deliver_all(spool.delivery())
+
+    assert spool.values() == [float(step) for step in range(1234)]
+    assert spool.attempt().delivered_seq == 1235
+
+
+def test_a_second_delivery_of_the_same_spool_changes_nothing(spool: Spool) -> None:
+    """What a worker does that takes over the folder of a dead one."""
+    spool.write_metrics(700)
+    first = spool.delivery()
+    first.collect()
+    first.send()
+    (spool.folder / "output.log").write_text("one\ntwo\n")
+    deliver_all(spool.delivery())
+    deliver_all(spool.delivery())
+
+    assert spool.values() == [float(step) for step in range(700)]
+    with spool.database.read() as session:
+        assert [line.line for line in queries.logs(session, spool.job_id)] == ["one", "two"]
+
+
+def test_a_registered_checkpoint_lies_whole_in_the_storage(spool: Spool) -> None:
+    sha256 = spool.write_checkpoint(5, b"weights" * 1000)
+    deliver_all(spool.delivery())
+
+    (row,) = spool.checkpoints()
+    assert hashlib.sha256(spool.storage.path(row.path).read_bytes()).hexdigest() == row.sha256 == sha256
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "absent"])
+def test_a_damaged_checkpoint_is_reported_and_never_registered(spool: Spool, damage: str) -> None:
+    spool.write_checkpoint(5, b"good")
+    spool.write_checkpoint(10, b"flipped", registered=b"flopped")
+    if damage == "absent":
+        (spool.folder / "checkpoints/step-00000010.safetensors").unlink()
+    spool.write_metrics(1)
+    deliver_all(spool.delivery())
+
+    assert [row.step for row in spool.checkpoints()] == [5]
+    assert spool.values() == [0.0]
+    with spool.database.read() as session:
+        warnings = [e.data for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
+    assert warnings[0]["reason"] == "damaged_checkpoint"
+    assert "step 10" in warnings[0]["message"]
+
+
+def test_a_file_that_was_stored_before_a_crash_is_registered_after_it(spool: Spool) -> None:
+    sha256 = spool.write_checkpoint(5, b"weights")
+    spool.storage.put(
+        spool.folder / "checkpoints/step-00000005.safetensors",
+        f"{spool.job_id}/{spool.number}/step-00000005.safetensors",
+    )
+    deliver_all(spool.delivery())
+
+    assert [row.sha256 for row in spool.checkpoints()] == [sha256]
+
+
+def test_an_undelivered_batch_stays_pending(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool.write_checkpoint(5, b"weights")
+    delivery = spool.delivery()
+    delivery.collect()
+
+    def absent(change: Any) -> None:
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as context:
+        context.setattr(spool.database, "write", absent)
+        with pytest.raises(ConnectionError):
+            delivery.send()
+    deliver_all(delivery)
+
+    assert [row.step for row in spool.checkpoints()] == [5]
+
+
+def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+    spool.write_metrics(3)
+    spool.write_checkpoint(5, b"weights")
+    delivery = spool.delivery()
+    delivery.collect()
+
+    with pytest.raises(Superseded):
+        delivery.send()
+    delivery.discard()
+
+    assert spool.values() == []
+    assert spool.checkpoints() == []
+    assert list(spool.storage.root.rglob("*.safetensors")) == []
+
+
+def test_an_end_record_is_noticed(spool: Spool) -> None:
+    spool.write(type="end", outcome="succeeded", reason=None, message=None)
+    delivery = spool.delivery()
+    deliver_all(delivery)
+
+    assert delivery.has_ended
+    assert Jobs(spool.database).get(spool.job_id).status == "succeeded"

@@ -1,0 +1,105 @@
+"""The training process: what it gets, how it is asked, how it and all it started end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.worker.running import ENDLESS, eventually
+from worker.process import MARK, TrainingProcess, marked, module_environment
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    dataset = {"kind": "builtin", "path": None}
+    run: dict[str, Any] = {"kind": "pretrain", "spec": ENDLESS, "dataset": dataset, "resume": None, "checkpoint": None}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    return tmp_path
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    spool = folder / "report.jsonl"
+    return [json.loads(line) for line in spool.read_text().splitlines()] if spool.exists() else []
+
+
+def is_training(folder: Path) -> bool:
+    return any(record["type"] == "metrics" for record in records(folder))
+
+
+def test_an_asked_run_saves_and_ends(folder: Path) -> None:
+    process = TrainingProcess(folder, "job/1")
+    eventually(lambda: is_training(folder), "training")
+
+    process.ask("drain")
+
+    assert eventually(lambda: process.exit_code() is not None, "the end")
+    assert process.exit_code() == 0
+    assert records(folder)[-1] == {**records(folder)[-1], "type": "end", "outcome": "drained"}
+    assert records(folder)[-2]["type"] == "checkpoint"
+    process.kill()
+
+
+def test_a_run_without_its_supervisor_ends(folder: Path) -> None:
+    process = TrainingProcess(folder, "job/1")
+    eventually(lambda: is_training(folder), "training")
+
+    process.close()
+
+    eventually(lambda: process.exit_code() is not None, "the end of the orphan", 15)
+
+
+def test_the_run_carries_its_mark_and_no_setting_of_the_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCL_DATABASE_URL", "postgresql://name:secret@host/wcl")
+    process = TrainingProcess(folder, "job/1")
+    try:
+        environment = psutil.Process(process.pid).environ()
+        descriptors = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
+    finally:
+        process.kill()
+
+    assert environment[MARK] == "job/1"
+    assert [name for name in environment if name.startswith("WCL_")] == [MARK]
+    assert not any("sqlite" in name or "socket" in name for name in descriptors)
+
+
+def test_killing_reaches_processes_that_left_for_a_session_of_their_own(folder: Path) -> None:
+    process = TrainingProcess(folder, "job/kill")
+    strayed = subprocess.Popen(
+        [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"],
+        env=module_environment() | {MARK: "job/kill"},
+        start_new_session=True,
+    )
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ | {MARK: "job/2"})
+    try:
+        process.kill()
+
+        assert strayed.wait(10) == -signal.SIGKILL
+        assert process.exit_code() is not None
+        assert list(marked("job/kill")) == []
+        assert other.poll() is None, "another attempt's process was killed"
+    finally:
+        other.kill()
+        strayed.kill()
+        other.wait()
+
+
+def test_a_cancel_overrides_and_is_never_overridden(folder: Path) -> None:
+    process = TrainingProcess(folder, "job/1")
+    try:
+        process.ask("pause")
+        process.ask("cancel")
+        process.ask("drain")
+
+        assert process.asked == "cancel"
+        eventually(lambda: process.exit_code() is not None, "the end")
+        assert records(folder)[-1]["outcome"] == "cancelled"
+    finally:
+        process.kill()

@@ -1,0 +1,242 @@
+"""A real worker with real runs: how attempts end, and what the job then says."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import psycopg
+import pytest
+from PIL import Image
+from sqlalchemy import update
+
+from jobs import transitions
+from jobs.database import Database
+from jobs.models import Checkpoint
+from tests.servers import free_port
+from tests.worker.conftest import StartWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker, eventually
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
+    """A running job with a registered checkpoint."""
+    job_id = jobs.submit(ENDLESS)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    return job_id
+
+
+def test_a_job_runs_to_its_end_and_leaves_no_folder(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = jobs.submit(SHORT)
+
+    job = jobs.wait_for(job_id, "succeeded", "failed")
+
+    assert (job.status, job.failures, job.attempt) == ("succeeded", 0, 1)
+    assert jobs.num_checkpoints(job_id) == 2
+    eventually(worker.is_idle, "the worker's rest")
+    assert list((worker.folder / "attempts").iterdir()) == []
+
+
+def test_pause_resume_cancel(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+
+    sqlite_database.write(lambda session: transitions.pause(session, job_id))
+    paused = jobs.wait_for(job_id, "paused")
+    before = jobs.num_checkpoints(job_id)
+    assert paused.failures == 0
+    sqlite_database.write(lambda session: transitions.resume(session, job_id))
+    eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress after the pause")
+    sqlite_database.write(lambda session: transitions.cancel(session, job_id))
+
+    assert jobs.wait_for(job_id, "cancelled").attempt == 2
+
+
+def test_a_stopped_worker_saves_its_run_and_leaves_the_rest_to_others(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+    waiting = jobs.submit(SHORT)
+
+    assert worker.stop() == 0
+
+    job = jobs.get(job_id)
+    assert (job.status, job.status_reason, job.failures) == ("queued", "worker_stopped", 0)
+    events = jobs.events(job_id)
+    assert [event.type for event in events][-2:] == ["checkpoint", "requeued"]
+    assert jobs.get(waiting).attempt == 0, "a stopping worker took another job"
+
+
+def test_a_killed_run_is_tried_again_until_the_limit(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database, WCL_MAX_FAILURES="2")
+    job_id = start_endless(worker, jobs)
+
+    for attempt in (1, 2):
+        eventually(lambda n=attempt: jobs.get(job_id).attempt == n and worker.run_process(), f"attempt {attempt}")  # type: ignore[misc]
+        run = worker.run_process()
+        assert run
+        run.send_signal(signal.SIGKILL)
+        eventually(lambda n=attempt: jobs.get(job_id).failures == n, "the failure")  # type: ignore[misc]
+
+    job = jobs.wait_for(job_id, "failed")
+    assert job.status_reason == "killed"
+    assert "SIGKILL" in (job.status_message or "")
+
+
+def test_a_worker_that_comes_back_settles_what_its_killed_self_left(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    """Without waiting for a lease, which here is an hour."""
+    worker = start_worker(sqlite_database, WCL_LEASE_SECONDS="3600")
+    job_id = start_endless(worker, jobs)
+    worker.stop(signal.SIGKILL)
+
+    start_worker(sqlite_database, WCL_LEASE_SECONDS="3600")
+
+    eventually(lambda: jobs.get(job_id).attempt == 2, "the second attempt")
+    ended = [event.data for event in jobs.events(job_id) if event.type == "requeued"]
+    assert ended[0]["reason"] == "worker_lost"
+
+
+def test_a_superseded_run_is_stopped_and_writes_nothing_more(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+    run = worker.run_process()
+    assert run
+
+    sqlite_database.write(
+        lambda s: transitions.end_attempt(s, job_id, 1, "failed", "bad_data", "ended by another hand")
+    )
+    num_events, num_checkpoints = len(jobs.events(job_id)), jobs.num_checkpoints(job_id)
+    eventually(lambda: not run.is_running(), "the end of the superseded run")
+    eventually(worker.is_idle, "the worker's rest")
+
+    assert jobs.get(job_id).status == "failed"
+    assert (len(jobs.events(job_id)), jobs.num_checkpoints(job_id)) == (num_events, num_checkpoints)
+
+
+@pytest.mark.parametrize("damage", ["absent", "flipped"])
+def test_a_damaged_checkpoint_is_named(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, damage: str
+) -> None:
+    worker = start_worker(sqlite_database)
+    trained = jobs.submit(SHORT)
+    jobs.wait_for(trained, "succeeded")
+    with sqlite_database.read() as session:
+        newest = transitions.newest_checkpoint(session, trained)
+    assert newest
+    path = worker.folder / "checkpoints" / newest.path
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    features = {"kind": "checkpoint", "checkpoint_id": newest.id}
+    job_id = jobs.submit({"data": SHORT["data"], "features": features, "protocols": ["knn"]}, "evaluate")
+    job = jobs.wait_for(job_id, "failed", "succeeded")
+
+    assert (job.status, job.status_reason) == ("failed", "missing_checkpoint")
+    assert newest.id in (job.status_message or "")
+
+
+def test_corrupt_images_fail_the_job_with_their_name(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "a" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "images" / "b" / "broken.png").write_bytes(b"")
+    worker = start_worker(sqlite_database, WCL_DATASETS=f'{{"flat": "{tmp_path / "images"}"}}')
+    data = {"name": "flat", "image_size": 8}
+
+    job = jobs.wait_for(jobs.submit(SHORT | {"data": data, "batch_size": 8}), "failed", "succeeded")
+    tolerant = jobs.submit(SHORT | {"data": data | {"max_corrupt_share": 0.5}, "batch_size": 8})
+
+    assert (job.status, job.status_reason) == ("failed", "bad_data")
+    assert "broken.png" in (job.status_message or "")
+    assert "Traceback" not in (job.status_message or "")
+    assert jobs.wait_for(tolerant, "failed", "succeeded").status == "succeeded", worker.words()
+    assert any("broken.png" in event.data.get("message", "") for event in jobs.events(tolerant))
+
+
+def test_an_outage_of_the_database_costs_a_run_nothing(
+    postgres_database: Database, postgres_server: str, start_worker: StartWorker
+) -> None:
+    jobs = Jobs(postgres_database)
+    worker = start_worker(postgres_database)
+    job_id = start_endless(worker, jobs)
+    run = worker.run_process()
+    assert run
+    name = postgres_database.engine.url.database
+    spool = worker.folder / "attempts" / job_id / "1" / "report.jsonl"
+
+    with psycopg.connect(postgres_server, autocommit=True) as administrator:
+        administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        before = spool.stat().st_size
+        # Longer than the lease: nobody reaches the database, so nobody may call the run lost either.
+        eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
+        eventually(lambda: worker.words().count("not delivered yet") >= 3, "refused deliveries")
+        administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+    delivered = jobs.num_checkpoints(job_id)
+    eventually(lambda: jobs.num_checkpoints(job_id) > delivered, "deliveries after the outage")
+    assert run.is_running()
+    assert (jobs.get(job_id).attempt, jobs.get(job_id).failures) == (1, 0)
+
+
+def test_work_goes_on_without_the_broker(postgres_database: Database, start_worker: StartWorker) -> None:
+    jobs = Jobs(postgres_database)
+    worker = start_worker(postgres_database, WCL_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0")
+
+    assert jobs.wait_for(jobs.submit(SHORT), "succeeded", "failed").status == "succeeded"
+    assert worker.stop() == 0
+
+
+def test_a_full_disk_is_named(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    small = tmp_path / "data" / "attempts"
+    small.mkdir(parents=True)
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode:
+        pytest.skip("NOT TESTED HERE: a small file system needs root and the right to mount")
+    try:
+        start_worker(sqlite_database)
+        wide = SHORT["backbone"] | {"width": 64}
+        job = jobs.wait_for(jobs.submit(SHORT | {"backbone": wide}), "failed", "succeeded")
+
+        assert (job.status, job.status_reason) == ("failed", "disk_full")
+        assert jobs.num_checkpoints(job.id) == 0
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+        shutil.rmtree(small, ignore_errors=True)
+
+
+def test_a_checkpoint_that_another_program_changed_is_not_resumed_from(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+    sqlite_database.write(lambda session: transitions.pause(session, job_id))
+    jobs.wait_for(job_id, "paused")
+
+    sqlite_database.write(lambda s: s.execute(update(Checkpoint).values(sha256="0" * 64)) and None)
+    sqlite_database.write(lambda session: transitions.resume(session, job_id))
+
+    job = jobs.wait_for(job_id, "failed")
+    assert job.status_reason == "missing_checkpoint"
+    assert "damaged" in (job.status_message or "")
