@@ -39,6 +39,7 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
         "viewer": current_principal(request),
         "here": request.url.path,
         "origin": str(request.base_url).rstrip("/"),
+        "now": "",
     }
     return HTMLResponse(_TEMPLATES.get_template(template).render(common | context), status)
 
@@ -55,7 +56,7 @@ def answer(request: Request, error: Exception) -> Response:
         return problem
     headers = {name: value for name in ("retry-after",) if (value := problem.headers.get(name))}
     if isinstance(error, Unauthenticated):
-        shown = page(request, "sign_in.html", 401, is_used_link=False)
+        shown = page(request, "sign_in.html", 401, state="absent")
     else:
         shown = page(request, "error.html", problem.status_code, **_words(problem))
     shown.headers.update(headers)

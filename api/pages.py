@@ -13,11 +13,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from api import page_data
-from api.auth import SESSION_COOKIE, Reader, Submitter
+from api.auth import Reader, Submitter
 from api.page_data import Filters, Run
 from api.page_picture import drawing
 from api.page_render import page, picture
-from jobs import curves, keys, service, transitions
+from jobs import curves, service, transitions
 from jobs.database import Database
 from jobs.keys import Principal
 
@@ -78,6 +78,7 @@ def _jobs(request: Request, template: str, filters: Filters) -> Response:
         found = page_data.job_list(session, filters)
     context: dict[str, Any] = {
         "list": found,
+        "now": found.now,
         "statuses": page_data.STATUSES,
         "kinds": page_data.KINDS,
         "first_page": filters.address(cursor=""),
@@ -115,6 +116,7 @@ def job_live(request: Request, job_id: str, reader: Reader) -> Response:
 def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
     return {
         "run": run,
+        "now": run.now,
         "may_submit": "submit" in reader.scopes,
         "steps": {checkpoint.sha256: checkpoint.step for checkpoint in run.checkpoints},
     }
@@ -153,7 +155,7 @@ def datasets_page(request: Request, reader: Reader) -> Response:
     """What jobs may train on."""
     with _database(request).read() as session:
         found = page_data.dataset_list(session)
-    return page(request, "datasets.html", list=found)
+    return page(request, "datasets.html", list=found, now=found.now)
 
 
 @router.get("/workers")
@@ -161,35 +163,4 @@ def workers_page(request: Request, reader: Reader) -> Response:
     """Who works, on what."""
     with _database(request).read() as session:
         found = page_data.worker_list(session)
-    return page(request, "workers.html", list=found)
-
-
-@router.get("/sign-in")
-def sign_in(request: Request, token: str = "") -> Response:
-    """Redeem a one-time link: the browser gets a session."""
-    if not token:
-        return page(request, "sign_in.html", is_used_link=False)
-    secret = _database(request).write(lambda session: keys.redeem(session, token))
-    if secret is None:
-        return page(request, "sign_in.html", 401, is_used_link=True)
-    # A page and not a redirect: a browser that came from another site would not send the Strict cookie along with it.
-    signed_in = page(request, "signed_in.html")
-    signed_in.set_cookie(
-        SESSION_COOKIE,
-        secret,
-        max_age=keys.SESSION_DAYS * 86_400,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return signed_in
-
-
-@router.post("/sign-out")
-def sign_out(request: Request, reader: Reader) -> Response:
-    """End this browser's session."""
-    if secret := request.cookies.get(SESSION_COOKIE):
-        _database(request).write(lambda session: keys.end_session(session, secret))
-    answer = RedirectResponse("/sign-in", status_code=303)
-    answer.delete_cookie(SESSION_COOKIE)
-    return answer
+    return page(request, "workers.html", list=found, now=found.now)

@@ -1,0 +1,145 @@
+// The page of one job: curves and log grow, everything else is fetched again as rendered parts when it changes.
+import { Chart, groupsOf } from "./charts.js";
+import { Curves } from "./curves.js";
+import { Tail } from "./logs.js";
+import { refresh, say, throttled } from "./page.js";
+import { Stream, showState } from "./stream.js";
+
+const RELOAD_AFTER = 2000; // live points of a series; then the server's downsampled curves replace them
+const OVER = new Set(["succeeded", "failed", "cancelled"]);
+
+const run = document.getElementById("run");
+const jobId = run.dataset.job;
+const place = document.getElementById("charts");
+const tail = new Tail(jobId);
+const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 1000);
+
+// ---- curves
+
+const curves = new Curves();
+const charts = new Map();
+let isLoading = false;
+let waiting = []; // what was streamed while the curves were loading
+let isDrawing = false;
+
+async function json(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
+  return answer.json();
+}
+
+async function load() {
+  if (!place || isLoading) return;
+  isLoading = true;
+  try {
+    const [{ items }, { series }] = await Promise.all([
+      json(`/v1/jobs/${jobId}/attempts`),
+      json(`/v1/jobs/${jobId}/metrics?max_points=1000`),
+    ]);
+    curves.load(series, items);
+    curves.add(waiting);
+    draw();
+  } catch (error) {
+    console.debug(error);
+    setTimeout(load, 2000);
+  } finally {
+    waiting = [];
+    isLoading = false;
+  }
+}
+
+function take({ points }) {
+  if (isLoading) waiting.push(...points);
+  curves.add(points);
+  if (curves.numAdded > RELOAD_AFTER) load();
+  else draw();
+}
+
+function draw() {
+  if (!place || isDrawing) return;
+  isDrawing = true;
+  requestAnimationFrame(() => {
+    isDrawing = false;
+    const groups = groupsOf(curves);
+    const state = document.getElementById("charts-state");
+    state.hidden = groups.length > 0;
+    state.textContent = OVER.has(run.dataset.status) ? "No metric was reported." : "Curves appear with the first report.";
+    for (const group of groups) {
+      const chart = charts.get(group.title);
+      if (chart) chart.update();
+      else charts.set(group.title, new Chart(group, curves, place));
+    }
+    place.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
+  });
+}
+
+/** New groups may belong before charts that are there. */
+function isMisplaced(figure, position) {
+  return place.querySelectorAll("figure")[position] !== figure;
+}
+
+if (place) {
+  place.curves = curves; // for the browser's console, and the tests
+  document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));
+  load();
+}
+
+// ---- what happens
+
+function isOver(job) {
+  run.dataset.status = job.status;
+  return OVER.has(job.status);
+}
+
+async function end() {
+  stream.end();
+  await updateParts();
+  await tail.stop();
+}
+
+const stream = new Stream(`/v1/jobs/${jobId}/stream`, {
+  after: run.dataset.cursor,
+  onState: showState,
+  onOpen: updateParts,
+  on: {
+    job: (job) => {
+      isOver(job);
+      updateParts();
+    },
+    event: (event) => {
+      if (event.type === "started") curves.start(event.data.attempt, event.data.start_step);
+      updateParts();
+    },
+    progress: updateParts,
+    metrics: take,
+    end: (job) => {
+      isOver(job);
+      end();
+    },
+  },
+});
+
+if (OVER.has(run.dataset.status)) stream.end();
+else tail.start();
+
+// ---- buttons
+
+document.addEventListener("submit", async (event) => {
+  const { verb, job } = event.target.dataset;
+  if (!verb) return;
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  button.disabled = true;
+  try {
+    const answer = await fetch(`/v1/jobs/${job}/${verb}`, { method: "POST" });
+    const body = await answer.json();
+    if (!answer.ok) say(body.detail || body.title);
+    else if (body.id !== jobId) location.assign(`/jobs/${body.id}`);
+    event.target.closest("details")?.removeAttribute("open");
+  } catch {
+    say("The server does not answer; nothing was asked.");
+  } finally {
+    button.disabled = false;
+    updateParts();
+  }
+});

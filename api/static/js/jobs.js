@@ -1,0 +1,50 @@
+// The list: filters live in the address; what changes arrives by hints and is fetched again as rendered rows.
+import { refresh, throttled } from "./page.js";
+import { Stream, showState } from "./stream.js";
+
+const form = document.getElementById("filters");
+const clear = document.getElementById("clear");
+
+function rows() {
+  return new Map([...document.querySelectorAll("#list tbody tr")].map((row) => [row.id, row]));
+}
+
+async function update() {
+  const before = rows();
+  await refresh(`/live${location.search}`);
+  if (before.size === 0 || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  const colour = getComputedStyle(clear).getPropertyValue("--accent-soft");
+  for (const [id, row] of rows()) {
+    if (!before.has(id)) row.animate([{ backgroundColor: colour }, {}], { duration: 2500, easing: "ease-in" });
+  }
+}
+
+const updateSoon = throttled(update, 1000);
+
+// ---- filters
+
+function address() {
+  const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value.trim()));
+  return query.size ? `/?${query}` : "/";
+}
+
+async function apply() {
+  if (address() !== location.pathname + location.search) history.pushState(null, "", address());
+  clear.hidden = !location.search;
+  await update();
+}
+
+let typing = 0;
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  apply();
+});
+form.addEventListener("input", (event) => {
+  clearTimeout(typing);
+  typing = setTimeout(apply, event.target.type === "checkbox" || event.target.nodeName === "SELECT" ? 0 : 250);
+});
+window.addEventListener("popstate", () => location.reload());
+
+// ---- live
+
+new Stream("/v1/stream", { on: { changed: updateSoon }, onState: showState, onOpen: updateSoon });

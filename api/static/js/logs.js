@@ -1,0 +1,101 @@
+// The log's live tail.
+
+const POLL_MS = 2000;
+const MAX_LINES = 2000;
+
+export class Tail {
+  constructor(jobId) {
+    this.address = `/v1/jobs/${jobId}/logs`;
+    this.box = document.getElementById("log-lines");
+    this.none = this.box.querySelector(".none");
+    this.follow = document.getElementById("log-follow");
+    this.filter = document.getElementById("log-stream");
+    this.after = this.box.dataset.after;
+    this.timer = 0;
+    this.follow.addEventListener("click", () => this.setFollows(!this.follows));
+    this.filter.addEventListener("change", () => this.choose());
+    this.box.addEventListener("scroll", () => this.scrolled());
+    this.toEnd();
+  }
+
+  get follows() {
+    return this.follow.getAttribute("aria-pressed") === "true";
+  }
+
+  setFollows(follows) {
+    this.follow.setAttribute("aria-pressed", String(follows));
+    if (follows) this.toEnd();
+  }
+
+  toEnd() {
+    if (this.follows) this.box.scrollTop = this.box.scrollHeight;
+  }
+
+  /** Scrolling up means reading; scrolling to the end means following again. */
+  scrolled() {
+    const distance = this.box.scrollHeight - this.box.clientHeight - this.box.scrollTop;
+    if (distance > 60 && this.follows) this.setFollows(false);
+    else if (distance < 2 && !this.follows) this.setFollows(true);
+  }
+
+  choose() {
+    this.box.dataset.only = this.filter.value;
+    this.toEnd();
+  }
+
+  start() {
+    this.timer ||= setInterval(() => document.visibilityState === "visible" && this.fetch(), POLL_MS);
+  }
+
+  /** The run is over: fetch what is left. */
+  async stop() {
+    clearInterval(this.timer);
+    this.timer = 0;
+    await this.fetch();
+  }
+
+  async fetch() {
+    if (this.isFetching) return;
+    this.isFetching = true;
+    try {
+      const query = new URLSearchParams(this.after ? { after: this.after } : {});
+      const answer = await fetch(`${this.address}?${query}`);
+      if (!answer.ok) return;
+      const { items, next_after } = await answer.json();
+      this.append(items);
+      this.after = next_after ?? this.after;
+    } catch {
+      // The server is away; the next look asks for the same lines.
+    } finally {
+      this.isFetching = false;
+    }
+  }
+
+  append(items) {
+    if (!items.length) return;
+    this.none.hidden = true;
+    this.none.before(...items.map(line));
+    const lines = this.box.getElementsByClassName("line");
+    while (lines.length > MAX_LINES) lines[0].remove();
+    this.toEnd();
+  }
+}
+
+/** As in templates/job.html. */
+function line({ stream, attempt, line: content, at }) {
+  const row = document.createElement("div");
+  row.className = `line ${stream}`;
+  row.dataset.stream = stream;
+  const time = document.createElement("time");
+  time.dateTime = time.title = at;
+  time.textContent = at.slice(11, 19);
+  row.append(time, cell("attempt", attempt), cell("text", content));
+  return row;
+}
+
+function cell(className, content) {
+  const made = document.createElement("span");
+  made.className = className;
+  made.textContent = content;
+  return made;
+}

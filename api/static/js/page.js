@@ -1,0 +1,111 @@
+// What every page has: the theme's switch, ages that go on, buttons that copy, short messages, refreshing in place.
+import { morph } from "./morph.js";
+
+// ---- theme
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const root = document.documentElement;
+const themeSwitch = document.getElementById("theme");
+
+function isDark() {
+  return root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+}
+
+function themeChanged() {
+  themeSwitch.setAttribute("aria-pressed", String(isDark()));
+  document.dispatchEvent(new Event("themechange"));
+}
+
+themeSwitch.addEventListener("click", () => {
+  root.dataset.theme = isDark() ? "light" : "dark";
+  try {
+    localStorage.setItem("theme", root.dataset.theme);
+  } catch {
+    // Not kept, but switched.
+  }
+  themeChanged();
+});
+dark.addEventListener("change", themeChanged);
+themeChanged();
+
+// ---- ages; the same steps as api/page_format.py
+
+function ago(milliseconds) {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+  if (seconds < 5) return "now";
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ago`;
+  }
+  return `${seconds} s ago`;
+}
+
+// This machine's clock may be wrong; the server renders an age now and then, and the difference is kept.
+function tick() {
+  for (const time of document.querySelectorAll("time[datetime]")) {
+    if (/ago$|^now$/.test(time.textContent)) time.textContent = ago(Date.now() - Date.parse(time.dateTime) + skew);
+  }
+}
+
+const served = performance.timeOrigin + performance.now();
+const skew = Number(root.dataset.now || served) - served;
+setInterval(tick, 5000);
+
+// ---- short messages
+
+const toast = document.getElementById("toast");
+let toastTimer = 0;
+
+export function say(text) {
+  toast.textContent = text;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => (toast.textContent = ""), 6000);
+}
+
+// ---- copying
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy], [data-copy-from]");
+  if (!button) return;
+  const text = button.dataset.copy ?? document.getElementById(button.dataset.copyFrom).textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    say("Copied");
+  } catch {
+    say("The browser did not allow copying");
+  }
+});
+
+// ---- refreshing
+
+/** Fetch the parts of this page that change, and put them in their places. */
+export async function refresh(address) {
+  const answer = await fetch(address);
+  if (answer.status === 401) location.reload(); // shows the sign-in page
+  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
+  const parts = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of parts.querySelectorAll("[data-live]")) {
+    const place = document.getElementById(part.id);
+    if (place) morph(place, part);
+  }
+}
+
+/** At most one call each `pause` milliseconds, never two at once; a call while one runs is made up for. */
+export function throttled(work, pause) {
+  let isRunning = false;
+  let isWanted = false;
+  return async function call() {
+    isWanted = true;
+    if (isRunning) return;
+    isRunning = true;
+    while (isWanted) {
+      isWanted = false;
+      try {
+        await work();
+      } catch (error) {
+        console.debug(error); // the server is away; the stream will call again when it is back
+      }
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+    isRunning = false;
+  };
+}
