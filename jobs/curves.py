@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.ingest import ROLLUP_WIDTHS
@@ -34,15 +34,19 @@ def metrics(
     if keys:
         statement = statement.where(Series.name.in_(keys))
     limits = _last_steps(session, job_id)
-    return {
-        name: [point for attempt, last in limits for point in _curve(session, series, attempt, last, share)]
-        for name, series in session.execute(statement)
-        for share in [max(1, max_points // max(1, len(limits)))]
-    }
+    share = max(1, max_points // max(1, len(limits)))
+    found = {}
+    for name, series in session.execute(statement).all():
+        points = [point for attempt, last in limits for point in _curve(session, series, attempt, last, share)]
+        found[name] = _thinned(points, max_points)  # there may be more attempts than points
+    return found
 
 
 def _last_steps(session: Session, job_id: str) -> list[tuple[int, int | None]]:
-    """(attempt, last step that counts or None for all); attempts that never started are left out."""
+    """(attempt, last step that counts or None for all); attempts that never started are left out.
+
+    The state at a step comes from the attempt that reached it; step 0 is reached by starting.
+    """
     rows = session.execute(
         select(Attempt.number, Attempt.start_step)
         .where(Attempt.job_id == job_id, Attempt.start_step.is_not(None))
@@ -52,7 +56,8 @@ def _last_steps(session: Session, job_id: str) -> list[tuple[int, int | None]]:
     earliest: int | None = None
     for number, start in rows:
         limits.append((number, earliest))
-        earliest = start if earliest is None or (start is not None and start < earliest) else earliest
+        before = start if start else -1
+        earliest = before if earliest is None else min(earliest, before)
     return limits[::-1]
 
 
@@ -62,10 +67,7 @@ def _curve(session: Session, series: str, attempt: int, last: int | None, max_po
         raw = raw.where(Point.step <= last)
     level = _level(session, series, attempt, max_points)
     if level == 0:
-        return [
-            CurvePoint(step, value, value, value, attempt)
-            for step, value in session.execute(raw.order_by(Point.step, Point.seq))
-        ]
+        return _thinned(_raw(session, raw, attempt), max_points)
     width = ROLLUP_WIDTHS[level]
     full = select(Rollup).where(Rollup.series_id == series, Rollup.attempt == attempt, Rollup.level == level)
     if last is not None:
@@ -75,9 +77,13 @@ def _curve(session: Session, series: str, attempt: int, last: int | None, max_po
         for r in session.execute(full.order_by(Rollup.bucket)).scalars()
     ]
     if last is not None:
-        rest = session.execute(raw.where(Point.step >= (last + 1) // width * width).order_by(Point.step)).all()
-        points += [CurvePoint(step, value, value, value, attempt) for step, value in rest]
+        points += _raw(session, raw.where(Point.step >= (last + 1) // width * width), attempt)
     return _thinned(points, max_points)
+
+
+def _raw(session: Session, statement: Select[int, float | None], attempt: int) -> list[CurvePoint]:
+    rows = session.execute(statement.order_by(Point.step, Point.seq))
+    return [CurvePoint(step, value, value, value, attempt) for step, value in rows]
 
 
 def _level(session: Session, series: str, attempt: int, max_points: int) -> int:
@@ -118,21 +124,19 @@ def points_after(
     if newest is None or (newest.number, newest.delivered_seq) <= (attempt, seq):
         return [], attempt, seq
     reached = (newest.number, newest.delivered_seq)
-    rows = session.execute(
+    place = tuple_(Point.attempt, Point.seq)
+    statement = (
         select(Point.attempt, Point.seq, Series.name, Point.step, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(
-            Series.job_id == job_id,
-            tuple_(Point.attempt, Point.seq) > (attempt, seq),
-            tuple_(Point.attempt, Point.seq) <= reached,  # PostgreSQL shows what was delivered since, too
-        )
+        .where(Series.job_id == job_id, place > (attempt, seq), place <= reached)
         .order_by(Point.attempt, Point.seq)
-        .limit(limit + 1)
-    ).all()
+    )
+    rows = session.execute(statement.limit(limit + 1)).all()
     if len(rows) > limit:
-        # A line's values share its number: stop before the line that the limit would cut.
+        # A line's values share its number, so a line comes whole: without the one that the limit cuts, or alone.
         cut = (rows[-1].attempt, rows[-1].seq)
-        whole = [row for row in rows if (row.attempt, row.seq) != cut]
-        rows = whole or rows
+        rows = [row for row in rows if (row.attempt, row.seq) != cut] or session.execute(
+            statement.where(place == cut)
+        ).all()
         reached = (rows[-1].attempt, rows[-1].seq)
     return [(row.attempt, row.name, row.step, row.value) for row in rows], *reached

@@ -77,11 +77,14 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _sqlite_engine(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True)
+        # PostgreSQL by itself would show every statement another moment.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for a few quick queries; nothing it does is committed."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        """A session for a few quick queries that all see one moment; nothing it does is committed."""
+        with Session(self._reads, expire_on_commit=False) as session:
             yield session
 
     def write(self, change: Callable[[Session], T]) -> T:
@@ -105,21 +108,36 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to the newest version; safe to call from several processes."""
         from alembic import command
-        from alembic.config import Config
-
-        import migrations
 
         if self.url.startswith("sqlite") and (file := self.engine.url.database):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        config = Config()
-        script_location = str(Path(migrations.__file__).parent)
-        config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % begins a substitution
+        config = _alembic_config()
         config.attributes["database"] = self
         command.upgrade(config, "head")
+
+    def is_migrated(self) -> bool:
+        """Whether the schema is at the newest version; raises when the database does not answer."""
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        newest = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+        with self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision() == newest
 
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    script_location = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % begins a substitution
+    return config
 
 
 def _is_transient(error: DBAPIError) -> bool:

@@ -1,0 +1,235 @@
+"""Curves over several attempts: nothing doubled, nothing lost, few enough points, extremes kept."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from jobs import curves
+from jobs.curves import CurvePoint
+from jobs.database import Database
+from tests.jobs import rows
+from tests.jobs.rows import Run, claim, running
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def curve(database: Database, job_id: str, max_points: int = 1000, name: str = "loss") -> list[CurvePoint]:
+    with database.read() as session:
+        return curves.metrics(session, job_id, [name], max_points)[name]
+
+
+def report(run: Run, start: int, steps: range, scale: float = 1.0) -> None:
+    """`started` at a step, then one value a step: step * scale + attempt / 1000."""
+    run.deliver(rows.started(start), *(rows.metrics(step, loss=step * scale + run.number / 1000) for step in steps))
+
+
+def attempts(database: Database, *parts: tuple[int, range]) -> str:
+    """One job whose attempts started at a step and reported some."""
+    run = Run(database, running(database))
+    for number, (start, steps) in enumerate(parts):
+        if number:
+            run.end("drained")
+            run = Run(database, claim(database))
+        report(run, start, steps)
+    return run.job_id
+
+
+def test_one_attempt_is_shown_as_reported(database: Database) -> None:
+    job_id = attempts(database, (0, range(1, 6)))
+
+    assert curve(database, job_id) == [
+        CurvePoint(step, step + 0.001, step + 0.001, step + 0.001, 1) for step in range(1, 6)
+    ]
+
+
+@pytest.mark.parametrize("max_points", [1000, 64, 7])
+@pytest.mark.parametrize(
+    ("parts", "shown"),
+    [
+        # (start, steps it reported) of each attempt; then the attempts' numbers with the steps that count
+        ([(0, range(1, 101)), (60, range(61, 201))], [(1, range(1, 61)), (2, range(61, 201))]),
+        ([(0, range(1, 101)), (0, range(1, 51))], [(2, range(1, 51))]),
+        ([(0, range(101)), (0, range(51))], [(2, range(51))]),  # an evaluation before the first step, twice
+        ([(0, range(101)), (100, range(101, 131))], [(1, range(101)), (2, range(101, 131))]),
+        (
+            [(0, range(1, 101)), (80, range(81, 121)), (40, range(41, 61)), (60, range(61, 300))],
+            [(1, range(1, 41)), (3, range(41, 61)), (4, range(61, 300))],
+        ),
+        (
+            [(0, range(1, 700)), (16, range(17, 513)), (512, range(513, 520)), (512, range(513, 900))],
+            [(1, range(1, 17)), (2, range(17, 513)), (4, range(513, 900))],
+        ),
+        ([(0, range(1, 50)), (40, range(0)), (45, range(46, 60))], [(1, range(1, 41)), (3, range(46, 60))]),
+    ],
+)
+def test_each_step_is_shown_once_by_the_attempt_that_counts(
+    database: Database, parts: list[tuple[int, range]], shown: list[tuple[int, range]], max_points: int
+) -> None:
+    job_id = attempts(database, *parts)
+    found = curve(database, job_id, max_points)
+
+    assert len(found) <= max_points
+    assert [point.step for point in found] == sorted({point.step for point in found})
+    values = [step + number / 1000 for number, steps in shown for step in steps]
+    assert min(point.min for point in found if point.min is not None) == min(values)
+    assert max(point.max for point in found if point.max is not None) == max(values)
+    assert found[-1].value == values[-1]
+    if max(len(steps) for _, steps in parts) <= max_points // len(parts):
+        assert [point.value for point in found] == values
+
+
+def test_an_attempt_that_never_started_cuts_nothing(database: Database) -> None:
+    run = Run(database, running(database))
+    report(run, 0, range(1, 10))
+    run.end("drained")
+    Run(database, claim(database)).end("drained")
+    second = Run(database, claim(database))
+    second.send([])
+
+    assert [point.step for point in curve(database, run.job_id)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("max_points", [1, 2, 10, 100, 1000, 5000])
+@pytest.mark.parametrize("every", [1, 10])
+def test_never_more_than_asked_and_extremes_are_kept(database: Database, max_points: int, every: int) -> None:
+    run = Run(database, running(database))
+    values = {step * every: ((step * 7919) % 3001) - 1500.0 for step in range(1, 3001)}
+    run.deliver(rows.started(), *(rows.metrics(step, loss=value) for step, value in values.items()))
+
+    found = curve(database, run.job_id, max_points)
+
+    assert 1 <= len(found) <= max_points
+    assert len(found) >= min(max_points, 3000) / 32
+    assert min(point.min for point in found if point.min is not None) == min(values.values())
+    assert max(point.max for point in found if point.max is not None) == max(values.values())
+    assert found[-1].value == list(values.values())[-1]
+
+
+def test_many_attempts_share_the_points(database: Database) -> None:
+    job_id = attempts(database, *((start, range(start + 1, start + 41)) for start in range(0, 400, 40)))
+
+    for max_points in (5, 10, 60, 400):
+        found = curve(database, job_id, max_points)
+        assert len(found) <= max_points
+        assert (found[-1].step, found[-1].value) >= (400, 400.01)
+
+
+def test_a_curve_without_values_is_bounded_too(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), *(rows.metrics(step, loss=None) for step in range(300)))
+
+    found = curve(database, run.job_id, 100)
+
+    assert len(found) <= 100
+    assert {(point.value, point.min, point.max) for point in found} == {(None, None, None)}
+
+
+def test_a_missing_value_is_a_gap(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.metrics(2, loss=None), rows.metrics(3, loss=3.0))
+
+    assert [point.value for point in curve(database, run.job_id)] == [1.0, None, 3.0]
+
+
+def test_only_the_series_asked_for(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0, lr=2.0, acc=3.0))
+
+    with database.read() as session:
+        assert list(curves.metrics(session, run.job_id)) == ["acc", "loss", "lr"]
+        assert list(curves.metrics(session, run.job_id, ["lr", "nothing", "a\0b"])) == ["lr"]
+
+
+# --- the stream ----------------------------------------------------------------------------------------------------
+
+Row = tuple[int, str, int, float | None]
+
+
+def follow(database: Database, job_id: str, limit: int, attempt: int = 0, seq: int = 0) -> list[list[Row]]:
+    pages: list[list[Row]] = []
+    while True:
+        with database.read() as session:
+            page, attempt, seq = curves.points_after(session, job_id, attempt, seq, limit)
+        if not page:
+            return pages
+        pages.append(page)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+def test_pages_bring_every_point_exactly_once(database: Database, limit: int) -> None:
+    run = Run(database, running(database))
+    expected: list[Row] = []
+    for number in range(1, 4):
+        lines = [
+            rows.metrics(step, **{f"m{place}": float(step) for place in range(width)})
+            for step, width in zip(range(1, 9), itertools.cycle((3, 1, 5)), strict=False)
+        ]
+        run.deliver(rows.started(), rows.log("words"), *lines, rows.log("words"))
+        expected += [(number, name, line["step"], line["values"][name]) for line in lines for name in line["values"]]
+        run.end("drained")
+        run = Run(database, claim(database))
+
+    pages = follow(database, run.job_id, limit)
+
+    assert sorted(itertools.chain(*pages)) == sorted(expected)
+    assert [row[0] for page in pages for row in page] == sorted(row[0] for row in expected)
+    assert all(len(page) <= max(limit, 5) for page in pages)  # one line comes whole
+
+
+def test_points_that_are_delivered_while_reading_come_once(database: Database) -> None:
+    """A reader whose statements saw different moments would skip points or bring them twice."""
+    run = Run(database, running(database))
+    run.deliver(rows.started())
+
+    def write() -> None:
+        for step in range(60):
+            run.deliver(rows.metrics(step, loss=float(step)))
+
+    seen: list[Row] = []
+    attempt = seq = 0
+    with rows.in_background(write) as writing:
+        while not (writing.done() and seq == run.seq):
+            with database.read() as session:
+                page, attempt, seq = curves.points_after(session, run.job_id, attempt, seq, 5)
+            seen += page
+        writing.result()
+
+    assert [row[2] for row in seen] == list(range(60))
+
+
+def test_a_read_sees_one_moment(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+    with database.read() as session:
+        before = curves.points_after(session, run.job_id, 0, 0, 100)
+        with rows.in_background(lambda: run.deliver(rows.metrics(2, loss=2.0))) as delivery:
+            if database.engine.dialect.name == "postgresql":  # on SQLite the writer waits for the reader
+                delivery.result(timeout=30)
+            assert curves.points_after(session, run.job_id, 0, 0, 100) == before
+            session.rollback()
+
+    assert [len(page) for page in follow(database, run.job_id, 100)] == [2]
+
+
+@pytest.mark.parametrize("cursor", [(1, 10**18), (10**18, 0), (2, 0), (1, 2)])
+def test_a_cursor_ahead_of_everything_brings_nothing(database: Database, cursor: tuple[int, int]) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+
+    with database.read() as session:
+        assert curves.points_after(session, run.job_id, *cursor, 100) == ([], *cursor)
+        assert curves.points_after(session, "no such job", 0, 0, 100) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("cursor", [(0, 10**18), (0, 0), (1, 0)])
+def test_a_cursor_nobody_sent_brings_what_lies_behind_it(database: Database, cursor: tuple[int, int]) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+
+    with database.read() as session:
+        assert len(curves.points_after(session, run.job_id, *cursor, 100)[0]) == 1
