@@ -7,24 +7,42 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from api import auth, health, pages, problems
+from api import (
+    access,
+    auth,
+    catalog,
+    checkpoints,
+    document,
+    health,
+    job_parts,
+    job_routes,
+    page_render,
+    pages,
+    sign_in,
+    stream_routes,
+)
 from api.gate import Gate
+from api.streams import Streams
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 
 _STATIC = Path(__file__).parent / "static"
+_ROUTERS = tuple(
+    module.router
+    for module in (job_routes, job_parts, stream_routes, checkpoints, catalog, access, sign_in, health, document, pages)
+)
 
 
 def create_app(settings: Settings, database: Database) -> FastAPI:
     """The web process's application.
 
-    `app.state` holds `settings`, `database`, `storage`, and `stopping`, an event that ends open streams.
+    `app.state` holds `settings`, `database`, `storage`, and `stopping`, an event that ends the open `streams`.
 
     Raises:
         RuntimeError: a route does not say who may use it.
@@ -34,7 +52,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.database = database
     app.state.storage = LocalStorage(settings.checkpoints_dir)
     app.state.stopping = threading.Event()
-    for router in (health.router, pages.router):
+    app.state.streams = Streams(app.state.stopping)
+    for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC, check_dir=False), name="static")
     for kind in (JobsError, RequestValidationError, HTTPException):
@@ -50,6 +69,5 @@ def _refuse_unclassified(app: FastAPI) -> None:
         raise RuntimeError(f"routes without a scope (api.auth.Reader, Submitter, Admin): {', '.join(forgotten)}")
 
 
-def _answer(request: Request, error: Exception) -> JSONResponse:
-    del request
-    return problems.answer(error)
+def _answer(request: Request, error: Exception) -> Response:
+    return page_render.answer(request, error)

@@ -1,7 +1,7 @@
 """Who makes a request, and what it may do: a Bearer key, else the browser's session cookie.
 
 The gate (api.gate) lets nobody without either one past, except to the public paths below.  What a route needs beyond
-that, it says by its parameter: `Reader`, `Submitter` or `Admin`; `unclassified` finds routes that say nothing.
+that, it says by a parameter: `Reader`, `Submitter`, `Admin` or `Anybody`; `classification` finds one that does not.
 """
 
 from __future__ import annotations
@@ -62,10 +62,13 @@ def authenticate(request: Request, database: Database) -> Principal:
 
 def _is_same_origin(request: Request) -> bool:
     """The host decides, not the scheme: behind a proxy that ends TLS the server sees another one."""
-    origin = request.headers.get("origin")
-    if origin is None:
+    origin = request.headers.get("origin", "null")  # so says also a page that hides where it is
+    if origin == "null":
         return request.headers.get("sec-fetch-site") == "same-origin"
     return urlsplit(origin).netloc == request.headers.get("host")
+
+
+ANYBODY = "any"
 
 
 class Scope:
@@ -78,12 +81,13 @@ class Scope:
         principal = current_principal(request)
         if principal is None:
             raise Unauthenticated("send a key as `Authorization: Bearer KEY`")
-        if self.name not in principal.scopes:
+        if self.name != ANYBODY and self.name not in principal.scopes:
             raise Forbidden(f"the key {principal.name!r} has no scope {self.name!r}")
         return principal
 
 
 read, submit, admin = Depends(Scope("read")), Depends(Scope("submit")), Depends(Scope("admin"))
+Anybody = Annotated[Principal, Depends(Scope(ANYBODY))]
 Reader = Annotated[Principal, read]
 Submitter = Annotated[Principal, submit]
 Admin = Annotated[Principal, admin]

@@ -13,11 +13,10 @@ from typing import Any
 import anyio.to_thread
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import auth, problems
-from api.problems import Misdirected, TooLarge, Unreadable
+from api import auth, bodies, page_render
+from api.problems import Misdirected, Unreadable
 from jobs.database import Database
 from jobs.settings import Settings
 
@@ -27,7 +26,7 @@ _HEADERS = {
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
@@ -97,41 +96,22 @@ class Gate:
             if not auth.is_public(request.url.path):
                 principal = await anyio.to_thread.run_sync(auth.authenticate, request, self._database)
                 scope.setdefault("state", {})["principal"] = principal
-            await self._app(scope, _limited(request, self._settings.max_body_bytes), send)
+            await self._app(scope, await self._body(request), send)
         except Exception as error:
             if send.has_started:
                 raise
-            await problems.answer(error)(scope, receive, send)
+            await page_render.answer(request, error)(scope, receive, send)
+
+    async def _body(self, request: Request) -> Receive:
+        if request.method in ("GET", "HEAD"):
+            return request.receive  # nothing reads it
+        return await bodies.checked(request, self._settings.max_body_bytes)
 
     def _check(self, request: Request) -> None:
         if not self._hosts.knows(request.headers.get("host", "")):
             raise Misdirected("the Host header names none of this server's names (WCL_ALLOWED_HOSTS adds some)")
         if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
             raise Unreadable("a NUL character is in the address")
-        length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()):
-            raise Unreadable("expected a number as Content-Length")
-        if len(length) > 18 or int(length) > self._settings.max_body_bytes:
-            raise TooLarge(_too_large(self._settings.max_body_bytes))
-
-
-def _limited(request: Request, max_bytes: int) -> Receive:
-    """The request's body, broken off where it grows too large: a chunked one does not say its length."""
-    received = 0
-
-    async def receive() -> Message:
-        nonlocal received
-        message = await request.receive()
-        received += len(message.get("body", b""))
-        if received > max_bytes:
-            raise HTTPException(TooLarge.status_code, _too_large(max_bytes))
-        return message
-
-    return receive
-
-
-def _too_large(max_bytes: int) -> str:
-    return f"expected a body of at most {max_bytes} bytes"
 
 
 class _Sender:

@@ -7,7 +7,8 @@ JobsError (jobs.errors) ── Unreadable        400, the request itself cannot 
                         ├─ TooLarge          413
                         ├─ WrongMediaType    415
                         ├─ Misdirected       421, the Host header names another server
-                        └─ TooMany           429
+                        ├─ TooMany           429
+                        └─ Unready           503, the database has another version's tables
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
+from api import field_errors
 from jobs.database import is_outage
 from jobs.errors import FieldError, Invalid, JobsError
 
@@ -74,6 +76,11 @@ class TooMany(JobsError):  # noqa: N818
     title = "Too many requests"
 
 
+class Unready(JobsError):  # noqa: N818
+    status_code = 503
+    title = "Not ready"
+
+
 def problem(
     status: int,
     title: str,
@@ -96,7 +103,7 @@ def answer(error: Exception) -> JSONResponse:
         errors = error.errors if isinstance(error, Invalid) else ()
         return problem(error.status_code, error.title, error.detail, errors, _headers(error))
     if isinstance(error, RequestValidationError):
-        return answer(Invalid([_request_error(entry) for entry in error.errors()[:_MAX_ERRORS]]))
+        return answer(Invalid(field_errors.of_request(error.errors()[:_MAX_ERRORS])))
     if isinstance(error, HTTPException):
         title = HTTPStatus(error.status_code).phrase
         return problem(error.status_code, title, str(error.detail), headers=error.headers)
@@ -113,13 +120,6 @@ def answer(error: Exception) -> JSONResponse:
 def _headers(error: JobsError) -> dict[str, str] | None:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="wcl"'}
-    if isinstance(error, TooMany):
+    if isinstance(error, TooMany | Unready):
         return {"Retry-After": _RETRY_SECONDS}
     return None
-
-
-def _request_error(entry: Mapping[str, Any]) -> FieldError:
-    """Body fields as JSON pointers; parameters of the query by their name."""
-    source, *path = entry["loc"]
-    pointer = "".join(f"/{part}" for part in path) if source == "body" else ".".join(map(str, path))
-    return FieldError(pointer, entry["msg"])

@@ -46,7 +46,7 @@ class Invalid(JobsError):  # noqa: N818
     title = "Invalid request"
 
     def __init__(self, errors: list[FieldError]) -> None:
-        super().__init__("; ".join(f"{error.pointer}: {error.detail}" for error in errors))
+        super().__init__("; ".join(f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in errors))
         self.errors = errors
 
 

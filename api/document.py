@@ -1,0 +1,89 @@
+"""The OpenAPI document: FastAPI's, with problem documents, the specs of jobs, and the two ways to sign in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from api.auth import SESSION_COOKIE, Reader, is_public
+from api.problems import MEDIA_TYPE
+from wcl_core.config import EvaluateSpec, PretrainSpec
+
+router = APIRouter(include_in_schema=False)
+
+_REFERENCE = "#/components/schemas/{model}"
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457; `errors` has a JSON pointer for each wrong field.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+    "examples": [
+        {
+            "type": "about:blank",
+            "title": "Invalid request",
+            "status": 422,
+            "detail": "/spec/epochs: expected a valid integer",
+            "errors": [{"pointer": "/spec/epochs", "detail": "expected a valid integer"}],
+        }
+    ],
+}
+_SECURITY = {
+    "key": {"type": "http", "scheme": "bearer", "description": "A key, `wcl_…`."},
+    "browser": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "From a sign-in link."},
+}
+
+
+@router.get("/openapi.json")
+def openapi(request: Request, principal: Reader) -> dict[str, Any]:
+    """The document."""
+    return document(request.app)
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Made once, then kept by the application."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=__doc__)
+        _add_components(made)
+        for path, operations in made["paths"].items():
+            for operation in operations.values():
+                _complete(path, operation)
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def _add_components(made: dict[str, Any]) -> None:
+    models = [(PretrainSpec, "validation"), (EvaluateSpec, "validation")]
+    _, specs = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    schemas = made["components"]["schemas"]
+    schemas |= specs["$defs"] | {"Problem": _PROBLEM}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model, _ in models]
+    partial = {"type": "object", "description": "With a preset: only what differs from it."}
+    schemas["JobBody"]["properties"]["spec"]["anyOf"] = [*references, partial]
+    made["components"]["securitySchemes"] = _SECURITY
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    problem = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses["4XX"] = {"description": "The request is wrong, or the state forbids it.", "content": problem}
+    responses["5XX"] = {"description": "The server or its database is at fault; try again.", "content": problem}
+    operation["security"] = [] if is_public(path) else [{"key": []}, {"browser": []}]

@@ -1,0 +1,90 @@
+"""What pydantic found wrong, as JSON pointers with a sentence that says what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from jobs.errors import FieldError
+from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
+
+_MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
+
+
+def of_spec(error: ValidationError, kind: Kind, prefix: str = "/spec") -> list[FieldError]:
+    """Wrong fields of a spec that `parse_spec` refused."""
+    return [_field_error(entry, _MODELS[kind], prefix) for entry in error.errors(include_url=False)]
+
+
+def of_request(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Wrong fields of a body as pointers, wrong parameters of the address by their names."""
+    return [_request_error(entry) for entry in errors]
+
+
+def _request_error(entry: Mapping[str, Any]) -> FieldError:
+    source, *path = entry["loc"]
+    pointer = "".join(f"/{escaped(part)}" for part in path) if source == "body" else ".".join(map(str, path))
+    return FieldError(pointer, _detail(entry, None))
+
+
+def _field_error(entry: ErrorDetails, model: type[BaseModel], prefix: str) -> FieldError:
+    path, owner = _walk(model, entry["loc"])
+    if entry["type"].startswith("union_tag_"):
+        path.append(entry["ctx"]["discriminator"].strip("'"))
+    return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), _detail(entry, owner))
+
+
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel] | None]:
+    """The path in the document, and the model that its last step belongs to.
+
+    pydantic puts the tag of a discriminated union into the location, although the document has no such level.
+    """
+    path: list[int | str] = []
+    owner: type[BaseModel] | None = None
+    here: Any = model
+    steps = iter(location)
+    for step in steps:
+        path.append(step)
+        owner = here if isinstance(here, type) and issubclass(here, BaseModel) else None
+        field = owner.model_fields.get(str(step)) if owner else None
+        here = field.annotation if field else None
+        if field and isinstance(field.discriminator, str):
+            here = _member(field.annotation, field.discriminator, steps)
+    return path, owner
+
+
+def _member(union: Any, discriminator: str, steps: Iterator[int | str]) -> Any:
+    """The member that the next step's tag names; the step is used up."""
+    tag = next(steps, None)
+    for member in get_args(union):
+        if tag in get_args(member.model_fields[discriminator].annotation):
+            return member
+    return None
+
+
+def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
+    if entry["type"] == "extra_forbidden":
+        return "unknown field" + (_suggestion(str(entry["loc"][-1]), sorted(owner.model_fields)) if owner else "")
+    if entry["type"] in ("missing", "union_tag_not_found"):
+        return "this field is required"
+    if entry["type"] == "union_tag_invalid":
+        return f"expected one of {entry['ctx']['expected_tags']}"
+    if entry["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "expected an object"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return message.replace("Input should be", "expected", 1)
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    if close := difflib.get_close_matches(name[:100], known, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; expected some of {', '.join(known)}"
+
+
+def escaped(part: str | int) -> str:
+    """One step of a JSON pointer (RFC 6901)."""
+    return str(part).replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,165 @@
+"""Jobs: submit, list, show, change, and what a person asks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+from typing_extensions import TypedDict
+
+from api import field_errors, rendering, submissions
+from api.auth import Reader, Submitter
+from api.rendering import JobAnswer, JobSummary
+from api.state import TheDatabase
+from api.submissions import CloneBody, JobBody, JobChange
+from jobs import queries, service, transitions
+from jobs.database import Database
+from jobs.errors import FieldError, Invalid
+from jobs.models import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Chosen by the client; repeating the request with it answers with the first job.", max_length=200
+    ),
+]
+
+
+class JobPage(TypedDict):
+    """A part of the list, newest first; `next_cursor` asks for the next one."""
+
+    items: list[JobSummary]
+    next_cursor: str | None
+
+
+@router.post("", status_code=201, response_model=JobAnswer)
+def submit(
+    body: JobBody,
+    principal: Submitter,
+    database: TheDatabase,
+    response: Response,
+    dry_run: bool = False,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
+    """Submit a job.  It is durable once this answers 201.
+
+    With `Idempotency-Key` a repeated request answers 200 with the first job and `Idempotency-Replayed: true`.  With
+    `dry_run` nothing is made; the answer is a plan.
+    """
+    new = submissions.new_job(body, principal.key_id)
+    if dry_run:
+        with database.read() as session:
+            return JSONResponse(service.plan(session, new))
+    job, is_replay = _submitted(database, new, idempotency_key, submissions.digest(body))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if is_replay:
+        response.status_code = 200
+        response.headers["Idempotency-Replayed"] = "true"
+    return _rendered(database, job)
+
+
+def _submitted(database: Database, new: service.NewJob, key: str | None, digest: str) -> tuple[Job, bool]:
+    if key is None:
+        return database.write(lambda session: service.submit(session, new)), False
+    if not key.isascii() or not key.isprintable() or not key.strip():
+        raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
+    owner = new.created_by or ""
+    return service.submit_once(database, key, owner, digest, lambda session: new)
+
+
+@router.get("")
+def list_jobs(
+    principal: Reader,
+    database: TheDatabase,
+    status: Annotated[str | None, Query(description="One or more, separated by commas.", max_length=200)] = None,
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    tag: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+) -> JobPage:
+    """Jobs, newest first."""
+    statuses = [part for part in (status or "").split(",") if part]
+    with database.read() as session:
+        page = queries.list_jobs(session, status=statuses, kind=kind, tag=tag, q=q, cursor=cursor, limit=limit)
+        tags = queries.tags(session, [job.id for job in page.items])
+    items = [rendering.job_summary(job, tags[job.id]) for job in page.items]
+    return {"items": items, "next_cursor": page.next_cursor}
+
+
+@router.get("/{job_id}")
+def show(job_id: str, principal: Reader, database: TheDatabase) -> JobAnswer:
+    """One job with its spec."""
+    with database.read() as session:
+        return rendering.job(queries.get_job(session, job_id), queries.tags(session, [job_id])[job_id])
+
+
+@router.patch("/{job_id}")
+def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Rename, retag, or change the priority of a job that still waits."""
+    tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
+    job = database.write(
+        lambda session: service.change(session, job_id, name=body.name, priority=body.priority, tags=tags)
+    )
+    return _rendered(database, job)
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """End a job: one that waits at once, a running one after it has saved a checkpoint."""
+    return _asked(database, job_id, transitions.cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Hold a job until it is resumed; a running one saves a checkpoint first."""
+    return _asked(database, job_id, transitions.pause)
+
+
+@router.post("/{job_id}/resume")
+def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    return _asked(database, job_id, transitions.resume)
+
+
+@router.post("/{job_id}/retry", status_code=201)
+def retry(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """A new job that starts from the last checkpoint of a failed or cancelled one."""
+    return _rendered(database, database.write(lambda session: service.retry(session, job_id, principal.key_id)))
+
+
+@router.post("/{job_id}/clone", status_code=201)
+def clone(job_id: str, principal: Submitter, database: TheDatabase, body: CloneBody | None = None) -> JobAnswer:
+    """A new job with the same spec, some fields replaced, from scratch."""
+    overrides = body.spec if body else {}
+    try:
+        job = database.write(lambda session: service.clone(session, job_id, overrides, principal.key_id))
+    except ValidationError as error:
+        raise Invalid(field_errors.of_spec(error, _kind(database, job_id))) from error
+    return _rendered(database, job)
+
+
+def _kind(database: Database, job_id: str) -> Any:
+    with database.read() as session:
+        return queries.get_job(session, job_id).kind
+
+
+def _asked(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobAnswer:
+    database.write(lambda session: verb(session, job_id))
+    with database.read() as session:
+        return _answer(session, queries.get_job(session, job_id))
+
+
+def _rendered(database: Database, job: Job) -> JobAnswer:
+    with database.read() as session:
+        return _answer(session, job)
+
+
+def _answer(session: Session, job: Job) -> JobAnswer:
+    return rendering.job(job, queries.tags(session, [job.id])[job.id])

@@ -1,0 +1,318 @@
+"""Rows as clients see them: plain values, times in ISO 8601, never a path or a secret.  `/v1` only grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from jobs.curves import CurvePoint
+from jobs.models import Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Key, Log, Worker
+
+Json = dict[str, Any]
+
+
+class Named(TypedDict):
+    """A dataset as a job is pinned to it."""
+
+    name: str
+    digest: str
+
+
+class JobSummary(TypedDict):
+    """A job in a list; `status`, `status_reason` and `kind` are open strings."""
+
+    id: str
+    kind: str
+    name: str
+    status: str
+    status_reason: str | None
+    status_message: str | None
+    priority: int
+    pool: str
+    gpus: int
+    tags: list[str]
+    dataset: Named
+    attempt: int
+    failures: int
+    parent_id: str | None
+    progress: Json | None
+    latest_metrics: dict[str, float | None] | None
+    cancel_requested_at: str | None
+    pause_requested_at: str | None
+    created_at: str
+    updated_at: str
+    started_at: str | None
+    ended_at: str | None
+    links: dict[str, str]
+
+
+class JobAnswer(JobSummary):
+    """A job with its spec: as resolved, all defaults filled in, and as it was sent."""
+
+    spec_version: int
+    spec: Json
+    spec_sent: Json
+    resume_checkpoint_id: str | None
+    created_by: str | None
+
+
+class AttemptAnswer(TypedDict):
+    """One execution of a job."""
+
+    number: int
+    worker: str
+    started_at: str
+    ended_at: str | None
+    end_reason: str | None
+    start_step: int | None
+    environment: Json | None
+
+
+class EventAnswer(TypedDict):
+    """Something that happened to a job; numbered without a gap."""
+
+    seq: int
+    type: str
+    at: str
+    data: Json
+
+
+class LogAnswer(TypedDict):
+    """One line that the training run wrote; `stream` is `run` or `output`."""
+
+    attempt: int
+    seq: int
+    stream: str
+    line: str
+    at: str
+
+
+class CheckpointAnswer(TypedDict):
+    """A registered checkpoint; `sha256` and `size` are those of the native file."""
+
+    id: str
+    job_id: str
+    attempt: int
+    step: int
+    epoch: int
+    sha256: str
+    size: int
+    metrics: Json
+    pinned: bool
+    created_at: str
+    links: dict[str, str]
+
+
+class EvaluationAnswer(TypedDict):
+    """One measured number."""
+
+    id: str
+    checkpoint_id: str | None
+    protocol: str
+    protocol_version: int
+    metric: str
+    value: float | None
+    stderr: float | None
+    n: int | None
+    params: Json
+    seed: int
+    dataset_digest: str
+    split_digest: str
+    created_at: str
+
+
+class SeriesAnswer(TypedDict):
+    """One curve; a point that stands for several steps carries their last value and their extremes."""
+
+    name: str
+    points: list[Json]
+
+
+class DatasetAnswer(TypedDict):
+    """A dataset that a worker announced; `counts` are images by split."""
+
+    name: str
+    digest: str
+    kind: str
+    counts: dict[str, int]
+    classes: list[str]
+    updated_at: str
+
+
+class WorkerAnswer(TypedDict):
+    """A worker: idle, busy, stopped or lost."""
+
+    id: str
+    name: str
+    pool: str
+    gpus: int
+    state: str
+    job_id: str | None
+    datasets: dict[str, str]
+    spec_versions: list[str]
+    started_at: str
+    seen_at: str
+
+
+class KeyAnswer(TypedDict):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    revoked_at: str | None
+
+
+def iso(milliseconds: int) -> str:
+    """A time of the database, for example 2026-11-24T20:28:00.578Z."""
+    text = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _iso(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else iso(milliseconds)
+
+
+def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
+    here = f"/v1/jobs/{job.id}"
+    parts = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "evaluations")
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "name": job.name,
+        "status": job.status,
+        "status_reason": job.status_reason,
+        "status_message": job.status_message,
+        "priority": job.priority,
+        "pool": job.pool,
+        "gpus": job.gpus,
+        "tags": list(tags),
+        "dataset": {"name": job.dataset_name, "digest": job.dataset_digest},
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "parent_id": job.parent_id,
+        "progress": job.progress,
+        "latest_metrics": job.latest_metrics,
+        "cancel_requested_at": _iso(job.cancel_requested_at),
+        "pause_requested_at": _iso(job.pause_requested_at),
+        "created_at": iso(job.created_at),
+        "updated_at": iso(job.updated_at),
+        "started_at": _iso(job.started_at),
+        "ended_at": _iso(job.ended_at),
+        "links": {"self": here, "page": f"/jobs/{job.id}"} | {part: f"{here}/{part}" for part in parts},
+    }
+
+
+def job(row: Job, tags: Sequence[str]) -> JobAnswer:
+    return {
+        **job_summary(row, tags),
+        "spec_version": row.spec_version,
+        "spec": row.spec,
+        "spec_sent": row.spec_sent,
+        "resume_checkpoint_id": row.resume_checkpoint_id,
+        "created_by": row.created_by,
+    }
+
+
+def attempt(row: Attempt) -> AttemptAnswer:
+    return {
+        "number": row.number,
+        "worker": row.worker_name,
+        "started_at": iso(row.started_at),
+        "ended_at": _iso(row.ended_at),
+        "end_reason": row.end_reason,
+        "start_step": row.start_step,
+        "environment": row.environment,
+    }
+
+
+def event(row: Event) -> EventAnswer:
+    return {"seq": row.seq, "type": row.type, "at": iso(row.at), "data": row.data}
+
+
+def log_line(row: Log) -> LogAnswer:
+    return {"attempt": row.attempt, "seq": row.seq, "stream": row.stream, "line": row.line, "at": iso(row.at)}
+
+
+def checkpoint(row: Checkpoint) -> CheckpointAnswer:
+    here = f"/v1/checkpoints/{row.id}"
+    return {
+        "id": row.id,
+        "job_id": row.job_id,
+        "attempt": row.attempt,
+        "step": row.step,
+        "epoch": row.epoch,
+        "sha256": row.sha256,
+        "size": row.size,
+        "metrics": row.metrics,
+        "pinned": row.pinned,
+        "created_at": iso(row.created_at),
+        "links": {
+            "self": here,
+            "job": f"/v1/jobs/{row.job_id}",
+            "native": f"{here}/download?kind=native",
+            "backbone": f"{here}/download?kind=backbone",
+        },
+    }
+
+
+def evaluation(row: Evaluation) -> EvaluationAnswer:
+    return {
+        "id": row.id,
+        "checkpoint_id": row.checkpoint_id,
+        "protocol": row.protocol,
+        "protocol_version": row.protocol_version,
+        "metric": row.metric,
+        "value": row.value,
+        "stderr": row.stderr,
+        "n": row.n,
+        "params": row.params,
+        "seed": row.seed,
+        "dataset_digest": row.dataset_digest,
+        "split_digest": row.split_digest,
+        "created_at": iso(row.created_at),
+    }
+
+
+def series(name: str, points: Sequence[CurvePoint]) -> SeriesAnswer:
+    return {"name": name, "points": [vars(point) for point in points]}
+
+
+def dataset(row: Dataset) -> DatasetAnswer:
+    return {
+        "name": row.name,
+        "digest": row.digest,
+        "kind": row.kind,
+        "counts": row.counts,
+        "classes": row.classes,
+        "updated_at": iso(row.updated_at),
+    }
+
+
+def worker(row: Worker) -> WorkerAnswer:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "pool": row.pool,
+        "gpus": row.gpus,
+        "state": row.state,
+        "job_id": row.job_id,
+        "datasets": row.datasets,
+        "spec_versions": row.spec_versions,
+        "started_at": iso(row.started_at),
+        "seen_at": iso(row.seen_at),
+    }
+
+
+def key(row: Key) -> KeyAnswer:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "scopes": row.scopes,
+        "created_at": iso(row.created_at),
+        "revoked_at": _iso(row.revoked_at),
+    }

@@ -1,0 +1,28 @@
+"""What routes share, as parameters: the database, the settings and the storage of the running application."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.storage import Storage
+
+
+async def _database(request: Request) -> Database:
+    return cast(Database, request.app.state.database)
+
+
+async def _settings(request: Request) -> Settings:
+    return cast(Settings, request.app.state.settings)
+
+
+async def _storage(request: Request) -> Storage:
+    return cast(Storage, request.app.state.storage)
+
+
+TheDatabase = Annotated[Database, Depends(_database)]
+TheSettings = Annotated[Settings, Depends(_settings)]
+TheStorage = Annotated[Storage, Depends(_storage)]

@@ -1,0 +1,127 @@
+"""Bodies of requests that make or change jobs, and what `jobs.service` makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.config import JsonDict
+
+from api import field_errors
+from jobs.errors import FieldError, Invalid
+from jobs.service import NewJob, merged
+from wcl_core.config import Kind, Spec, parse_spec, presets, resolve_spec
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected text on one line, without control characters")
+    return text
+
+
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_printable)
+]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_printable)]
+Priority = Annotated[int, Field(ge=-1000, le=1000, description="Higher runs earlier.")]
+_SPEC_EXAMPLE: JsonDict = {"seed": 1, "epochs": 30, "warmup_epochs": 3, "weak_augmentation_epochs": 3}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobBody(_Body):
+    """A job to submit.  The spec is checked by the rules of its kind; with a preset it holds only what differs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"kind": "pretrain", "preset": "digits-cpu", "spec": _SPEC_EXAMPLE, "name": "first", "tags": ["trial"]},
+                {
+                    "kind": "evaluate",
+                    "spec": {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}},
+                },
+            ]
+        }
+    )
+
+    kind: Literal["pretrain", "evaluate"]
+    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are refused.")
+    preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
+    name: Name | None = None
+    priority: Priority = 0
+    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
+    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that the run needs.")
+    tags: list[Tag] = Field(default=[], max_length=50)
+    after: list[UUID] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+
+
+class JobChange(_Body):
+    """What may change of a job; the priority only while it waits."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "best so far", "tags": ["keep"]}]})
+
+    name: Name | None = None
+    priority: Priority | None = None
+    tags: list[Tag] | None = Field(default=None, max_length=50)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> JobChange:
+        if self.name is None and self.priority is None and self.tags is None:
+            raise ValueError("expected at least one of name, priority, tags")
+        return self
+
+
+class CloneBody(_Body):
+    """What differs from the job that is cloned."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}}]})
+
+    spec: dict[str, Any] = Field(default={}, description="Fields of the spec, laid over the cloned one.")
+
+
+def new_job(body: JobBody, created_by: str) -> NewJob:
+    """The job that a body asks for.
+
+    Raises:
+        Invalid: an unknown preset, or wrong fields of the spec.
+    """
+    sent = body.spec if body.preset is None else merged(_preset(body.preset, body.kind), body.spec)
+    return NewJob(
+        kind=body.kind,
+        spec_sent=sent,
+        spec=_parsed(body.kind, sent),
+        name=body.name,
+        priority=body.priority,
+        pool=body.pool,
+        gpus=body.gpus,
+        tags=tuple(dict.fromkeys(body.tags)),
+        after=tuple(dict.fromkeys(str(job_id) for job_id in body.after)),
+        created_by=created_by,
+    )
+
+
+def digest(body: JobBody) -> str:
+    """The same for two bodies that say the same."""
+    said = body.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _preset(name: str, kind: Kind) -> dict[str, Any]:
+    known = presets()
+    if kind != "pretrain":
+        raise Invalid([FieldError("/preset", "presets are for pretrain")])
+    if name not in known:
+        raise Invalid([FieldError("/preset", f"there is no such preset; expected one of {', '.join(known)}")])
+    return resolve_spec(known[name])
+
+
+def _parsed(kind: Kind, sent: dict[str, Any]) -> Spec:
+    try:
+        return parse_spec(kind, sent)
+    except ValidationError as error:
+        raise Invalid(field_errors.of_spec(error, kind)) from error
