@@ -27,6 +27,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 _BLUR_SIGMA = (0.1, 2.0)
 _BLUR_RADIUS = 6  # three deviations of the widest blur, so that the kernel does not narrow it
 _ASPECT = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
 _PREFILTER_FROM = 1.5
 
 
@@ -71,6 +72,10 @@ class _Draws:
         values = torch.rand(self._size, generator=self._generator)
         return self.send(values * (high - low) + low)
 
+    def tries(self, count: int, low: float, high: float) -> Tensor:
+        """(count, N) float32 in [low, high); stays on the CPU."""
+        return torch.rand(count, self._size, generator=self._generator) * (high - low) + low
+
     def chance(self, probability: float) -> Tensor:
         """(N,) bool, each True with the probability; stays on the CPU."""
         return torch.rand(self._size, generator=self._generator) < probability
@@ -101,14 +106,10 @@ def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *paramete
 def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> Tensor:
     """Random crop of scale (scale_min, 1) and aspect 3/4-4/3, resampled bilinearly, and the random flip.
 
-    torchvision tries ten times for a crop that fits; here height and width are clamped to the image, which keeps one
-    draw per sample.
+    Sides are torchvision's but for its rounding to whole pixels. [D]
     """
     height, width = x.shape[-2:]
-    area = draw.uniform(config.scale_min, 1.0) * (height * width)
-    aspect = torch.exp(draw.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
-    crop_h = (area / aspect).sqrt().clamp(1, height)
-    crop_w = (area * aspect).sqrt().clamp(1, width)
+    crop_h, crop_w = _crop_sides(config.scale_min, height, width, draw)
     top = draw.uniform(0, 1) * (height - crop_h)
     left = draw.uniform(0, 1) * (width - crop_w)
     flip = draw.send(draw.chance(config.flip_probability))
@@ -123,6 +124,18 @@ def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> 
     theta = torch.stack((scale_x, zero, centre_x, zero, crop_h / height, centre_y), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, [len(x), 3, size, size], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _crop_sides(scale_min: float, height: int, width: int, draw: _Draws) -> Tensor:
+    """Height and width of each crop, (2, N): of ten draws the first that fits into the image, else all of it."""
+    area = draw.tries(_CROP_TRIES, scale_min, 1.0) * (height * width)
+    aspect = draw.tries(_CROP_TRIES, math.log(_ASPECT[0]), math.log(_ASPECT[1])).exp()
+    sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt())).clamp_min(1)
+    whole = torch.tensor((height, width), dtype=sides.dtype)[:, None]
+    fits = (sides <= whole[:, None]).all(dim=0)
+    first = fits.int().argmax(dim=0)
+    chosen = sides.gather(1, first.expand(2, 1, -1)).squeeze(1)
+    return draw.send(torch.where(fits.any(dim=0), chosen, whole))
 
 
 def _jitter_(x: Tensor, config: AugmentConfig, draw: _Draws) -> None:
