@@ -193,9 +193,9 @@ def _held_out_fifth(labels: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, labels: Tensor, size: int | None) -> Split:
-    from torchvision.transforms.v2 import functional
-
     if size is not None and tuple(images.shape[-2:]) != (size, size):
+        from torchvision.transforms.v2 import functional
+
         images = functional.center_crop(functional.resize(images, [size], antialias=True), [size])
     return Split(images, labels, _tensor_digest(images, labels))
 

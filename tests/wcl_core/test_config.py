@@ -1,0 +1,126 @@
+"""Specs: what is wrong is refused under the name of its field, and what is right means one thing only."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.wcl_core import small
+from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
+
+EVALUATE: dict[str, Any] = {"data": {"name": "digits"}, "features": {"kind": "pixels"}}
+
+
+def wrong_fields(kind: Kind, sent: dict[str, Any]) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        parse_spec(kind, sent)
+    return [".".join(map(str, error["loc"])) for error in caught.value.errors()]
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("colour", 1),
+        ("loss.temprature", 0.1),
+        ("optimizer.betas", [0.9, 0.99]),
+        ("epochs", "many"),
+        ("epochs", 2.5),
+        ("epochs", None),
+        ("heads", 7),
+        ("loss.detach_keys", "perhaps"),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("loss.temperature", 0.0),
+        ("loss.temperature", float("nan")),
+        ("loss.weak_weight", float("inf")),
+        ("loss.weak_ramp_fraction", 1.1),
+        ("optimizer.momentum", 1.0),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.name", "adam"),
+        ("augmentation.hue", 0.6),
+        ("augmentation.scale_min", 0.0),
+        ("weak_augmentation.blur_probability", 1.5),
+        ("backbone.width", 2),
+        ("backbone.stem", "large"),
+        ("checkpoints.every_epochs", 0),
+        ("method", "moco"),
+        ("precision", "float16"),
+        ("threads", 0),
+        ("spec_version", 2),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(path: str, value: Any) -> None:
+    assert wrong_fields("pretrain", small.fields(**nested(path, value))) == [path]
+
+
+@pytest.mark.parametrize("name", ["../etc", "/data/x", "Digits", "", "a" * 65, "http://x", 3])
+def test_a_dataset_is_a_registered_name_never_a_path(name: Any) -> None:
+    assert wrong_fields("pretrain", small.fields(data={"name": name})) == ["data.name"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs"),
+        ({"epochs": 3, "weak_augmentation_epochs": 4}, "weak_augmentation_epochs"),
+        ({"backbone": {"name": "resnet18", "width": 16}}, "backbone.width"),
+    ],
+)
+def test_an_impossible_combination_names_the_later_field(changes: dict[str, Any], field: str) -> None:
+    assert wrong_fields("pretrain", small.fields(**changes)) == [field]
+
+
+def test_a_default_that_contradicts_what_was_sent_is_refused() -> None:
+    sent = {"data": {"name": "digits"}, "epochs": 5}
+    assert wrong_fields("pretrain", sent) == ["warmup_epochs", "weak_augmentation_epochs"]
+
+
+def test_a_wrong_field_hides_no_other() -> None:
+    sent = small.fields(epochs=-1, warmup_epochs=2, seed="x", data={"name": "digits", "image_size": 4})
+    assert sorted(wrong_fields("pretrain", sent)) == ["data.image_size", "epochs", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"features": {"kind": "magic"}}, "features"),
+        ({"features": {"kind": "checkpoint"}}, "features.checkpoint.checkpoint_id"),
+        ({"features": {"kind": "checkpoint", "checkpoint_id": "7"}}, "features.checkpoint.checkpoint_id"),
+        ({"features": {"kind": "pixels", "backbone": {}}}, "features.pixels.backbone"),
+        ({"protocols": []}, "protocols"),
+        ({"protocols": ["knn", "knn"]}, "protocols"),
+        ({"protocols": ["knn", "guess"]}, "protocols.1"),
+        ({"labels_per_class": [1, 1]}, "labels_per_class"),
+        ({"labels_per_class": [5, 0]}, "labels_per_class.1"),
+        ({"draws": 1}, "draws"),
+        ({"knn_temperature": 0}, "knn_temperature"),
+        ({"knn_k": 0}, "knn_k"),
+    ],
+)
+def test_evaluate_specs_name_the_field_too(changes: dict[str, Any], field: str) -> None:
+    assert wrong_fields("evaluate", EVALUATE | changes) == [field]
+
+
+def test_a_spec_cannot_change() -> None:
+    parsed = small.spec()
+    with pytest.raises(ValidationError, match="frozen"):
+        parsed.epochs = 7
+
+
+def test_a_spec_sent_bare_and_resolved_has_one_text() -> None:
+    """Checkpoints carry the resolved spec: its text must not depend on how often it was parsed."""
+    made = PretrainSpec.model_validate({"data": {"name": "digits"}})
+    again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(made))))
+    assert json.dumps(resolve_spec(again)) == json.dumps(resolve_spec(made))
