@@ -275,17 +275,19 @@ def up(
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many jobs run at once.")] = 1,
-    dataset: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of images; may be repeated.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of images, or cifar10; may be repeated.")
+    ] = None,
 ) -> None:
     """Start the server and its workers on this machine; Ctrl-C stops both."""
     from client.up import UpOptions, free_port, run
 
-    folders = {}
+    folders: dict[str, Path | None] = {}
     for entry in dataset or ():
         name, equals, folder = entry.partition("=")
-        if not equals or not Path(folder).is_dir():
-            raise typer.BadParameter(f"--dataset {entry}: expected NAME=FOLDER with an existing folder")
-        folders[name] = Path(folder)
+        if entry != "cifar10" and (not equals or not Path(folder).is_dir()):
+            raise typer.BadParameter(f"--dataset {entry}: expected NAME=FOLDER with an existing folder, or cifar10")
+        folders[name] = Path(folder) if folder else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
     run(options, lambda text: err.print(text))
 

@@ -75,7 +75,7 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
     # An ordinary kill unwinds as Ctrl-C does, so that the service below is stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _service(chosen, data_dir, console) as client:
-        _wait_for_dataset(client, chosen)
+        _wait_for_dataset(client, chosen, data_dir)
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
         console.print(f"\nAll in {time.monotonic() - began:.0f} s.")
         if keep:
@@ -248,8 +248,8 @@ def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]
     workers = min(2, os.cpu_count() or 1)
     command = [sys.executable, "-m", "client", "up", "--data-dir", str(data_dir), "--port", str(port)]
     command += ["--workers", str(workers)]
-    if data.folder:
-        command += ["--dataset", f"{data.name}={data.folder}"]
+    if data.name != "digits":
+        command += ["--dataset", f"{data.name}={data.folder}" if data.folder else data.name]
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "up.log").open("wb") as log:
         # A session of its own: Ctrl-C ends the demo, which then stops the service in order.
@@ -279,17 +279,21 @@ def _connected(process: subprocess.Popen[bytes], data_dir: Path, port: int) -> W
     raise DemoError(f"the service did not start:\n{words}")
 
 
-def _wait_for_dataset(client: WclClient, data: DemoData) -> None:
-    """Workers register data sets when they start; a folder is read once for its digest."""
+def _wait_for_dataset(client: WclClient, data: DemoData, data_dir: Path) -> None:
+    """Workers register their data sets all at once when they start; a folder is read once for its digest."""
     deadline = time.monotonic() + DATASET_SECONDS
     while time.monotonic() < deadline:
+        workers = [worker for worker in client.workers() if worker["state"] in ("idle", "busy")]
         names = [entry["name"] for entry in client.datasets()]
-        if data.name in names and client.workers():
+        if workers and data.name in names:
             return
+        if workers and not any(data.name in worker["datasets"] for worker in workers):
+            break
         time.sleep(0.3)
+    why = "could not be fetched from here" if data.name == "cifar10" else "is not registered"
     raise DemoError(
-        f"no worker has registered the data set {data.name} (there are: {', '.join(names) or 'none'}); "
-        "a running service learns of a folder by WCL_DATASETS or `wcl up --dataset NAME=FOLDER`"
+        f"the data set {data.name} {why}: the worker's log in {data_dir / 'logs'} says more. "
+        "A folder with train/CLASS/* and test/CLASS/* works everywhere: --data FOLDER"
     )
 
 

@@ -41,13 +41,13 @@ class UpError(WclError):
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What to start."""
+    """What to start; a dataset without a folder is one that the service brings itself."""
 
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    datasets: dict[str, Path] = field(default_factory=dict)
+    datasets: dict[str, Path | None] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -249,10 +249,12 @@ def _environment(options: UpOptions) -> dict[str, str]:
         "WCL_PORT": str(options.port),
         "PYTHONUNBUFFERED": "1",
     }
-    if options.datasets:
+    folders = {name: str(path.resolve()) for name, path in options.datasets.items() if path}
+    if folders:
         known = json.loads(environment.get("WCL_DATASETS") or "{}")
-        known |= {name: str(path.resolve()) for name, path in options.datasets.items()}
-        environment["WCL_DATASETS"] = json.dumps(known)
+        environment["WCL_DATASETS"] = json.dumps(known | folders)
+    if builtins := [name for name, path in options.datasets.items() if not path]:
+        environment["WCL_BUILTIN_DATASETS"] = json.dumps(["digits", *builtins])
     return environment
 
 

@@ -86,6 +86,6 @@ def _bells(session: Session) -> dict[str, int]:
     due = or_(Job.not_before.is_(None), Job.not_before <= now_ms())
     waiting = select(Job.pool, func.count()).where(Job.status == Status.QUEUED, due).group_by(Job.pool)
     idle = select(Worker.pool, func.count()).where(Worker.state == "idle").group_by(Worker.pool)
-    free = dict(session.execute(idle).tuples().all())
-    jobs = session.execute(waiting).tuples().all()
+    free = dict(session.execute(idle).all())
+    jobs = session.execute(waiting).all()
     return {pool: min(count, free[pool]) for pool, count in jobs if free.get(pool)}

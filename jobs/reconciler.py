@@ -133,4 +133,4 @@ def _open_attempts(session: Session) -> dict[tuple[str, int], int]:
 
 def _live_workers(session: Session) -> dict[str, int]:
     rows = session.execute(select(Worker.id, Worker.beats).where(Worker.state.in_(("idle", "busy"))))
-    return dict(rows.tuples().all())
+    return dict(rows.all())

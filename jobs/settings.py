@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     worker_name: str = Field(default_factory=socket.gethostname)
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    gpus: int = Field(default=0, ge=0, description="GPUs this worker offers.")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs this worker offers; unset: those it sees.")
     datasets: dict[str, Path] = Field(default={}, description="Image folders by dataset name.")
     builtin_datasets: list[str] = Field(default=["digits"], description="Of digits, cifar10; the latter is fetched.")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
+import warnings
 
+from celery.platforms import SecurityWarning
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
@@ -32,6 +35,8 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main() -> int:
     """Run one worker; 0 after an orderly stop."""
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    # What Celery warns of is code in pickled messages; ours are JSON and name no more than the one task.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     settings = Settings()
     database = Database(settings.resolved_database_url)
     storage = LocalStorage(settings.checkpoints_dir)
@@ -40,7 +45,7 @@ def main() -> int:
         id=new_id(),
         name=settings.worker_name,
         pool=settings.pool,
-        gpus=settings.gpus,
+        gpus=_num_gpus() if settings.gpus is None else settings.gpus,
         datasets={name: source.facts.digest for name, source in sources.items()},
         spec_versions=SPEC_VERSIONS,
     )
@@ -63,6 +68,17 @@ def main() -> int:
         stop.set()
         _say_goodbye(database, facts.id)
     return 0
+
+
+def _num_gpus() -> int:
+    """The GPUs this process may use, asked of the driver: loading torch for it would take a GPU's memory for good."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(listing.stdout.splitlines())
 
 
 def _wait_for_tables(database: Database) -> None:

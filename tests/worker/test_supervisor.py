@@ -94,7 +94,7 @@ def test_a_killed_run_is_tried_again_until_the_limit(
 def test_a_worker_that_comes_back_settles_what_its_killed_self_left(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
-    """Without waiting for a lease, which here is an hour."""
+    """Without waiting for a lease, which here is an hour; the orphaned run had saved its last step and ended."""
     worker = start_worker(sqlite_database, WCL_LEASE_SECONDS="3600")
     job_id = start_endless(worker, jobs)
     worker.stop(signal.SIGKILL)
@@ -102,8 +102,14 @@ def test_a_worker_that_comes_back_settles_what_its_killed_self_left(
     start_worker(sqlite_database, WCL_LEASE_SECONDS="3600")
 
     eventually(lambda: jobs.get(job_id).attempt == 2, "the second attempt")
-    ended = [event.data for event in jobs.events(job_id) if event.type == "requeued"]
-    assert ended[0]["reason"] == "worker_lost"
+    types = [event.type for event in jobs.events(job_id)]
+    assert types[types.index("requeued") - 1] == "checkpoint"
+    eventually(lambda: [e.type for e in jobs.events(job_id)].count("started") == 2, "the second start")
+    steps = [event.data["start_step"] for event in jobs.events(job_id) if event.type == "started"]
+    saved = [
+        event.data["step"] for event in jobs.events(job_id)[: types.index("requeued")] if event.type == "checkpoint"
+    ]
+    assert steps == [0, saved[-1]]
 
 
 def test_a_superseded_run_is_stopped_and_writes_nothing_more(
