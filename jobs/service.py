@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -45,6 +45,8 @@ def submit(session: Session, new: NewJob) -> Job:
     Raises:
         Invalid: everything wrong with it, each with its pointer.
     """
+    if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
+        _hold(session, str(new.spec.features.checkpoint_id))
     dataset = _check(session, new)
     assert dataset is not None
     waits = _unfinished(session, new.after)
@@ -67,8 +69,8 @@ def submit(session: Session, new: NewJob) -> Job:
     )
     session.add(job)
     session.flush()
-    session.add_all(Tag(job_id=job.id, tag=tag) for tag in new.tags)
-    session.add_all(Dependency(job_id=job.id, needs_job_id=other) for other in new.after)
+    session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
+    session.add_all(Dependency(job_id=job.id, needs_job_id=other) for other in dict.fromkeys(new.after))
     record(session, job.id, "submitted", {"status": job.status})
     session.refresh(job)
     return job
@@ -216,7 +218,7 @@ def change(
     Raises:
         NotFound, Conflict: no such job; a priority for one that no longer waits.
     """
-    job = _existing(session, job_id)
+    job = _existing(session, job_id, lock=True)
     values: dict[str, Any] = {}
     if name is not None:
         values["name"] = name
@@ -243,9 +245,21 @@ def retry(session: Session, job_id: str, created_by: str | None) -> Job:
     job = _existing(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
-    last = newest_checkpoint(session, job_id)
-    resume = last.id if last else job.resume_checkpoint_id
-    return submit(session, _copy(session, job, created_by, resume))
+    return submit(session, _copy(session, job, created_by, _resume_point(session, job)))
+
+
+def _resume_point(session: Session, job: Job) -> str | None:
+    """The last checkpoint, which then stays: the job's own, or the one it started from itself."""
+    while last := newest_checkpoint(session, job.id):
+        if _hold(session, last.id):
+            return last.id
+    return job.resume_checkpoint_id if _hold(session, job.resume_checkpoint_id) else None
+
+
+def _hold(session: Session, checkpoint_id: str | None) -> bool:
+    """Whether the checkpoint is there; if so, nobody deletes it before this transaction ends."""
+    kept = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    return session.execute(select(Checkpoint.id).where(*kept).with_for_update(read=True)).first() is not None
 
 
 def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
@@ -290,8 +304,8 @@ def _copy(
     )
 
 
-def _existing(session: Session, job_id: str) -> Job:
-    job = session.get(Job, job_id)
+def _existing(session: Session, job_id: str, *, lock: bool = False) -> Job:
+    job = session.get(Job, job_id, with_for_update={"key_share": True} if lock else None)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job
@@ -303,15 +317,18 @@ def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     Raises:
         NotFound, Conflict: no such checkpoint; pinned, or a job that has not ended needs it.
     """
-    checkpoint = session.get(Checkpoint, checkpoint_id)
+    checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # against a job that comes to need it
     if checkpoint is None or checkpoint.deleted_at is not None:
         raise NotFound(f"there is no checkpoint {checkpoint_id}")
     if checkpoint.pinned:
         raise Conflict("the checkpoint is pinned")
-    open_jobs = select(Job).where(Job.status.not_in(TERMINAL))
-    for job in session.execute(open_jobs).scalars():
-        needed = {job.resume_checkpoint_id, job.spec.get("features", {}).get("checkpoint_id")}
-        if job.id == checkpoint.job_id or checkpoint_id in needed:
-            raise Conflict(f"job {job.id} needs the checkpoint")
+    needs_it = or_(
+        Job.id == checkpoint.job_id,
+        Job.resume_checkpoint_id == checkpoint_id,
+        Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
+    )
+    found = session.execute(select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)).scalar_one_or_none()
+    if found is not None:
+        raise Conflict(f"job {found} needs the checkpoint")
     session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
     return checkpoint
