@@ -32,6 +32,7 @@ class StartError(Exception):
 def main() -> int:
     """Serve until SIGINT or SIGTERM; 0 after an orderly end, 1 with a line on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it again and again
     try:
         settings = Settings()
         serve(settings)

@@ -25,6 +25,7 @@ from api import (
     sign_in,
     stream_routes,
 )
+from api.failures import Failures
 from api.gate import Gate
 from api.streams import Streams
 from jobs.database import Database
@@ -51,6 +52,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.storage = LocalStorage(settings.checkpoints_dir)
+    app.state.failures = Failures()
     app.state.stopping = threading.Event()
     app.state.streams = Streams(app.state.stopping)
     for router in _ROUTERS:

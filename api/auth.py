@@ -40,6 +40,7 @@ def authenticate(request: Request, database: Database) -> Principal:
 
     Raises:
         Unauthenticated, Forbidden: there is none; another site makes the request in the name of a signed-in browser.
+        TooMany: there was none too often.
     """
     authorization = request.headers.get("authorization")
     if authorization is not None:
@@ -47,6 +48,7 @@ def authenticate(request: Request, database: Database) -> Principal:
         with database.read() as session:
             principal = keys.find(session, secret.strip()) if scheme.lower() == "bearer" else None
         if principal is None:
+            request.app.state.failures.note(request)
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
     if not (token := request.cookies.get(SESSION_COOKIE)):

@@ -14,6 +14,10 @@ from wcl_core.config import EvaluateSpec, PretrainSpec
 
 router = APIRouter(include_in_schema=False)
 
+_DESCRIPTION = (
+    "Self-supervised pretraining as a service: submit a job, watch it, download its checkpoints.  Times are ISO 8601 "
+    "in UTC; ids are UUIDs that sort by age; unknown values of `status`, `status_reason` and `kind` may come."
+)
 _REFERENCE = "#/components/schemas/{model}"
 _PROBLEM = {
     "type": "object",
@@ -58,7 +62,7 @@ def openapi(request: Request, principal: Reader) -> dict[str, Any]:
 def document(app: FastAPI) -> dict[str, Any]:
     """Made once, then kept by the application."""
     if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=__doc__)
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
         _add_components(made)
         for path, operations in made["paths"].items():
             for operation in operations.values():

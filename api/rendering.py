@@ -231,7 +231,8 @@ def attempt(row: Attempt) -> AttemptAnswer:
 
 
 def event(row: Event) -> EventAnswer:
-    return {"seq": row.seq, "type": row.type, "at": iso(row.at), "data": row.data}
+    data = {name: value for name, value in row.data.items() if name != "path"}  # where a file lies is our business
+    return {"seq": row.seq, "type": row.type, "at": iso(row.at), "data": data}
 
 
 def log_line(row: Log) -> LogAnswer:

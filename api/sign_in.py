@@ -27,8 +27,10 @@ def sign_in(request: Request, database: TheDatabase, token: str = "") -> Respons
     """Use the link up and set the cookie."""
     if not token:
         return _page(request, "absent", 200)
+    request.app.state.failures.check(request)
     secret = database.write(lambda session: keys.redeem(session, token))
     if secret is None:
+        request.app.state.failures.note(request)
         return _page(request, "spent", 403)
     answer = _page(request, "done", 200)
     answer.set_cookie(
