@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import Request
 
@@ -38,7 +38,7 @@ class Failures:
 
     def check(self, request: Request) -> None:
         """Refuse a client that has failed too often, before its next attempt costs anything."""
-        times = self._times.get(_address(request), ())
+        times: Sequence[float] = self._times.get(_address(request), ())
         if len(times) == _MAX_FAILURES and self._clock() - times[0] < _WINDOW_SECONDS:
             raise TooMany("too many wrong keys or links from this address; wait a minute")
 
