@@ -1,0 +1,251 @@
+"""Reporters: every record is whole, numbered without a gap, and JSON, also when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from wcl_core import reporter as reporter_module
+from wcl_core.reporter import ConsoleReporter, MemoryReporter, NullReporter, Reporter, SpoolReporter
+
+
+def say_everything(reporter: Reporter) -> None:
+    reporter.started(device="cpu", start_step=3)
+    reporter.metrics(4, {"train/loss": 1.5, "train/lr": 0.1})
+    reporter.progress(
+        step=4,
+        total_steps=10,
+        epoch=1.33333333,
+        total_epochs=3,
+        phase="train",
+        images_per_second=9.87654,
+        eta_seconds=1,
+    )
+    reporter.progress(step=5, total_steps=10, epoch=2, total_epochs=3, phase="save")
+    reporter.checkpoint(step=5, epoch=2, path="checkpoints/x", sha256="ab", size=7, metrics={"train/loss": 1.5})
+    reporter.evaluation({"protocol": "knn", "value": 0.5, "stderr": None})
+    reporter.warning("corrupt_image", "a/1.png: cut")
+    reporter.log("hello", "debug")
+    reporter.end("failed", "bad_data", "no image")
+
+
+EVERYTHING: list[dict[str, Any]] = [
+    {"type": "started", "device": "cpu", "start_step": 3},
+    {"type": "metrics", "step": 4, "values": {"train/loss": 1.5, "train/lr": 0.1}},
+    {
+        "type": "progress",
+        "step": 4,
+        "total_steps": 10,
+        "epoch": 1.3333,
+        "total_epochs": 3,
+        "images_per_second": 9.88,
+        "eta_seconds": 1,
+        "phase": "train",
+    },
+    {
+        "type": "progress",
+        "step": 5,
+        "total_steps": 10,
+        "epoch": 2,
+        "total_epochs": 3,
+        "images_per_second": None,
+        "eta_seconds": None,
+        "phase": "save",
+    },
+    {
+        "type": "checkpoint",
+        "step": 5,
+        "epoch": 2,
+        "path": "checkpoints/x",
+        "sha256": "ab",
+        "size": 7,
+        "metrics": {"train/loss": 1.5},
+    },
+    {"type": "evaluation", "protocol": "knn", "value": 0.5, "stderr": None},
+    {"type": "warning", "reason": "corrupt_image", "message": "a/1.png: cut"},
+    {"type": "log", "level": "debug", "message": "hello"},
+    {"type": "end", "outcome": "failed", "reason": "bad_data", "message": "no image"},
+]
+
+
+def spooled(path: Path) -> list[dict[str, Any]]:
+    content = path.read_bytes()
+    assert content.endswith(b"\n")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_every_verb_is_one_record_of_its_type() -> None:
+    memory = MemoryReporter()
+    say_everything(memory)
+    assert memory.records == EVERYTHING
+    assert memory.of("end") == EVERYTHING[-1:]
+    say_everything(NullReporter())
+
+
+def test_the_spool_numbers_its_lines_from_one(tmp_path: Path) -> None:
+    say_everything(SpoolReporter(tmp_path / "report.jsonl"))
+    expected = [{"seq": number, **record} for number, record in enumerate(EVERYTHING, start=1)]
+    assert spooled(tmp_path / "report.jsonl") == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["report.jsonl"]
+
+
+def test_a_line_can_be_read_as_soon_as_it_was_said(tmp_path: Path) -> None:
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    for number in range(1, 4):
+        spool.log("x" * 10_000)
+        assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == list(range(1, number + 1))
+
+
+def test_an_existing_spool_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "report.jsonl").write_text("theirs\n")
+    with pytest.raises(FileExistsError):
+        SpoolReporter(tmp_path / "report.jsonl")
+    assert (tmp_path / "report.jsonl").read_text() == "theirs\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_beside_a_warning(tmp_path: Path, value: float) -> None:
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    spool.metrics(7, {"train/loss": value, "train/lr": 0.5})
+    metrics, warning = spooled(tmp_path / "report.jsonl")
+    assert metrics["values"] == {"train/loss": None, "train/lr": 0.5}
+    assert (warning["type"], warning["reason"]) == ("warning", "non_finite_metric")
+    assert "train/loss" in warning["message"]
+    assert "train/lr" not in warning["message"]
+
+
+def test_a_record_that_is_no_json_leaves_no_gap(tmp_path: Path) -> None:
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    with pytest.raises(ValueError, match="JSON"):
+        spool.evaluation({"value": math.nan})
+    with pytest.raises(TypeError):
+        spool.evaluation({"value": object()})
+    spool.end("failed")
+    assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == [1]
+
+
+@pytest.mark.parametrize("say", ["warning", "log", "end"])
+def test_text_is_text_that_every_database_takes(tmp_path: Path, say: str) -> None:
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    text = os.fsdecode(b"caf\xff\0.png") + " é 中 \u2028 \n"
+    verbs: dict[str, Callable[[], None]] = {
+        "warning": lambda: spool.warning("corrupt_image", text),
+        "log": lambda: spool.log(text),
+        "end": lambda: spool.end("failed", "bad_data", text),
+    }
+    verbs[say]()
+    (line,) = spooled(tmp_path / "report.jsonl")
+    assert line["message"] == "caf?\ufffd.png é 中 \u2028 \n"
+    line["message"].encode()
+
+
+def test_what_forces_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints and the end, and each after its line was written."""
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(spooled(tmp_path / "report.jsonl")[-1]["type"]))
+    say_everything(spool)
+    assert synced == ["checkpoint", "end"]
+
+
+class Disk:
+    """Stands in for `os.write`: takes `room` bytes, then says that the disk is full."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.write = os.write
+
+    def __call__(self, descriptor: int, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self.write(descriptor, data[: self.room])
+        self.room -= taken
+        return taken
+
+
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    spool = SpoolReporter(tmp_path / "report.jsonl")
+    spool.log("first")
+    disk = Disk(room)
+    monkeypatch.setattr(os, "write", disk)
+    with pytest.raises(OSError, match="No space"):
+        spool.metrics(1, {"train/loss": 2.5})
+    disk.room = 10_000
+    spool.end("failed", "disk_full")
+    first, metrics, end = spooled(tmp_path / "report.jsonl")
+    assert [first["seq"], metrics["seq"], end["seq"]] == [1, 2, 3]
+    assert metrics["values"] == {"train/loss": 2.5}
+    assert end["reason"] == "disk_full"
+
+
+def fill(file: BinaryIO) -> None:
+    while file.write(b"x" * 4096):
+        pass
+
+
+def test_the_end_is_written_on_a_disk_that_stays_full(small_disk: Path) -> None:
+    """A real file system, filled to the last byte by somebody else."""
+    spool = SpoolReporter(small_disk / "report.jsonl")
+
+    def say_much() -> None:
+        for step in range(1000):
+            spool.metrics(step, {"train/loss": 1.0})
+
+    with (small_disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
+        fill(other)
+    with pytest.raises(OSError, match="No space"):
+        say_much()
+    spool.end("failed", "disk_full", "x" * 2000)
+    lines = spooled(small_disk / "report.jsonl")
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert lines[-1]["reason"] == "disk_full"
+
+
+def test_what_was_said_survives_kill_9(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from wcl_core.reporter import SpoolReporter\n"
+        "spool = SpoolReporter(Path(sys.argv[1]))\n"
+        "for step in range(100): spool.metrics(step, {'train/loss': 1.0})\n"
+        "print('said', flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(reporter_module.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path / "report.jsonl")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"said\n"
+        process.send_signal(signal.SIGKILL)
+    assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == list(range(1, 101))
+
+
+def test_requests_come_from_outside(tmp_path: Path) -> None:
+    assert NullReporter().request() is None
+    assert SpoolReporter(tmp_path / "a").request() is None
+    assert SpoolReporter(tmp_path / "b", lambda: "pause").request() == "pause"
+    memory = MemoryReporter(lambda records: "cancel" if len(records) > 1 else None)
+    memory.log("one")
+    assert memory.request() is None
+    memory.log("two")
+    assert memory.request() == "cancel"
+
+
+def test_the_console_shows_what_a_person_wants() -> None:
+    stream = io.StringIO()
+    say_everything(ConsoleReporter(stream))
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        record["type"] for record in EVERYTHING if record["type"] != "progress"
+    ]
+    assert "step=4  train/loss=1.5  train/lr=0.1" in lines[1]
+    assert "stderr" not in lines[3]
