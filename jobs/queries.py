@@ -24,6 +24,7 @@ from jobs.models import (
 )
 
 T = TypeVar("T")
+_MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with more than it holds
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
 
 def events_after(session: Session, job_id: str, seq: int, limit: int = 500) -> list[Event]:
     """Events with a higher number, in order."""
-    statement = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    statement = (
+        select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER)).order_by(Event.seq).limit(limit)
+    )
     return list(session.execute(statement).scalars())
 
 
@@ -105,7 +108,7 @@ def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, li
     if after is None:
         newest = statement.order_by(Log.attempt.desc(), Log.seq.desc()).limit(limit)
         return list(session.execute(newest).scalars())[::-1]
-    later = tuple_(Log.attempt, Log.seq) > after
+    later = tuple_(Log.attempt, Log.seq) > (min(after[0], _MAX_INTEGER), after[1])
     return list(session.execute(statement.where(later).order_by(Log.attempt, Log.seq).limit(limit)).scalars())
 
 

@@ -1,0 +1,284 @@
+"""Lists, pages, filters and cursors; hostile text finds nothing and breaks nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs import queries, service, transitions
+from jobs.database import Database
+from jobs.errors import Invalid, NotFound
+from jobs.models import Checkpoint, Worker
+from jobs.queries import Cursor
+from jobs.status import Status
+from tests.jobs import rows
+from tests.jobs.rows import Run, claim, job_in, new_job, running, submit
+
+HOSTILE = ["a\0b", "\ud800", "'; DROP TABLE jobs; --", "%", "_", "\\", "🏁" * 100, "x" * 10_000, "\u202e", " "]
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def listed(database: Database, **filters: Any) -> list[str]:
+    with database.read() as session:
+        return [job.id for job in queries.list_jobs(session, **filters).items]
+
+
+# --- the list of jobs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_pages_bring_every_job_once_newest_first(database: Database, limit: int) -> None:
+    submitted = [submit(database) for _ in range(7)]
+    seen: list[str] = []
+    cursor = None
+    for _ in range(10):
+        with database.read() as session:
+            page = queries.list_jobs(session, cursor=cursor, limit=limit)
+        assert len(page.items) <= limit
+        seen += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        submit(database)  # what comes meanwhile is newer, and shifts nothing
+
+    assert seen == submitted[::-1]
+
+
+def test_filters_narrow_the_list(database: Database) -> None:
+    first = submit(database, name="Alpha 100%", tags=("red", "small"))
+    second = submit(database, kind="evaluate", name="beta_1", tags=("red",))
+    third = job_in(database, Status.PAUSED)
+
+    assert listed(database, status=["paused"]) == [third]
+    assert listed(database, status=["queued", "paused"]) == [third, second, first]
+    assert listed(database, status=["no such status"]) == []
+    assert listed(database, kind="evaluate") == [second]
+    assert listed(database, tag="red") == [second, first]
+    assert listed(database, tag="re") == []
+    assert listed(database, q="ALPHA") == [first]
+    assert listed(database, q="100%") == [first]
+    assert listed(database, q="a_1") == [second]
+    assert listed(database, q="_") == [second]
+    assert listed(database, q=third[:36].upper()) == [third]
+    assert listed(database, q="digits") == [third, second, first]
+    assert listed(database, tag="red", kind="pretrain", status=["queued"], q="alpha") == [first]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_in_a_filter_finds_nothing_and_breaks_nothing(database: Database, text: str) -> None:
+    submit(database, name="plain", tags=("plain",))
+
+    for name in ("kind", "tag", "q"):
+        assert listed(database, **{name: text}) == []
+    assert listed(database, status=[text, text]) == []
+    assert len(listed(database)) == 1
+
+
+@pytest.mark.parametrize("cursor", [*HOSTILE, "0" * 35, "a\0" * 18, "\ud800" * 36, "'" * 36, "🏁" * 36])
+def test_a_cursor_of_nobody_is_refused_or_ends_somewhere(database: Database, cursor: str) -> None:
+    submit(database)
+
+    if len(cursor) == 36:
+        listed(database, cursor=cursor)
+    else:
+        with pytest.raises(Invalid, match="cursor"):
+            listed(database, cursor=cursor)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_ids_are_not_found(database: Database, text: str) -> None:
+    with database.read() as session:
+        for read in (queries.get_job, queries.get_checkpoint, queries.now_cursor):
+            with pytest.raises(NotFound):
+                read(session, text)
+        with pytest.raises(NotFound):
+            queries.changes(session, text, Cursor(0, 0, 0))
+        for read_list in (queries.attempts, queries.checkpoints, queries.evaluations, queries.logs):
+            assert read_list(session, text) == []
+        assert queries.events_after(session, text, 0) == []
+        assert queries.tags(session, [text]) == {text: []}
+
+
+# --- what belongs to a job -----------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_after_a_number(database: Database) -> None:
+    job_id = submit(database)
+    for _ in range(3):
+        database.write(lambda session: transitions.record(session, job_id, "changed", {}))
+
+    with database.read() as session:
+        assert [event.seq for event in queries.events_after(session, job_id, 1)] == [2, 3, 4]
+        assert [event.seq for event in queries.events_after(session, job_id, 1, limit=2)] == [2, 3]
+        for beyond in (4, 2**31, 10**18):
+            assert queries.events_after(session, job_id, beyond) == []
+
+
+def test_logs_page_over_attempts_and_begin_at_the_end(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(*(rows.log(f"1.{number}") for number in range(5)))
+    run.end("drained")
+    Run(database, claim(database)).deliver(*(rows.log(f"2.{number}") for number in range(5)))
+    expected = [f"{attempt}.{number}" for attempt in (1, 2) for number in range(5)]
+
+    with database.read() as session:
+        assert [line.line for line in queries.logs(session, run.job_id)] == expected
+        assert [line.line for line in queries.logs(session, run.job_id, limit=3)] == expected[-3:]
+        seen: list[str] = []
+        after = (0, 0)
+        while page := queries.logs(session, run.job_id, after, limit=3):
+            seen += [line.line for line in page]
+            after = (page[-1].attempt, page[-1].seq)
+        assert seen == expected
+        for beyond in ((2, 10**18), (2**31, 0), (10**18, 0)):
+            assert queries.logs(session, run.job_id, beyond) == []
+
+
+def test_checkpoints_newest_first_without_deleted_ones(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), *(rows.checkpoint(step) for step in (10, 30, 20)), rows.end("succeeded"))
+    gone = rows.checkpoints(database, run.job_id)[2].id
+    database.write(lambda session: service.delete_checkpoint(session, gone))
+
+    with database.read() as session:
+        assert [found.step for found in queries.checkpoints(session, run.job_id)] == [20, 10]
+        with pytest.raises(NotFound):
+            queries.get_checkpoint(session, gone)
+
+
+def test_evaluations_of_a_jobs_checkpoints_are_its_own_too(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.checkpoint(1), rows.end("succeeded"))
+    features = {"kind": "checkpoint", "checkpoint_id": rows.checkpoints(database, run.job_id)[0].id}
+    measuring = Run(database, running(database, kind="evaluate", spec={"features": features}))
+    measuring.deliver(rows.evaluation(0.75), rows.end("succeeded"))
+    other = Run(database, running(database, kind="evaluate"))
+    other.deliver(rows.evaluation(0.25))
+
+    with database.read() as session:
+        for job_id, value in ((run.job_id, 0.75), (measuring.job_id, 0.75), (other.job_id, 0.25)):
+            assert [found.value for found in queries.evaluations(session, job_id)] == [value]
+
+
+def test_counts_by_status_count_what_has_not_ended(database: Database) -> None:
+    job_in(database, Status.BLOCKED)  # needs one that is queued
+    for status in (Status.PAUSED, Status.CANCELLED):
+        job_in(database, status)
+
+    with database.read() as session:
+        assert queries.counts_by_status(session) == {"blocked": 1, "queued": 1, "paused": 1}
+
+
+def test_workers_that_run_come_first(database: Database) -> None:
+    def add(session: Any) -> None:
+        for number, state in enumerate(("idle", "lost", "busy", "stopped")):
+            facts = {"pool": "default", "gpus": 0, "pid": 1, "datasets": {}, "spec_versions": ["1"]}
+            session.add(Worker(id=f"{number}", name=state, state=state, **facts))
+
+    database.write(add)
+
+    with database.read() as session:
+        assert [worker.name for worker in queries.workers(session)] == ["busy", "idle", "stopped", "lost"]
+        assert [worker.name for worker in queries.workers(session, alive_only=True)] == ["busy", "idle"]
+
+
+# --- streams -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cursor", [Cursor(0, 0, 0), Cursor(3, 1, 250), Cursor(999_999_999, 999_999_999, 999_999_999)])
+def test_a_cursor_survives_its_text(cursor: Cursor) -> None:
+    assert Cursor.parse(str(cursor)) == cursor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "1.2",
+        "1.2.3.4",
+        "-1.0.0",
+        "1.x.3",
+        "1. 2.3",
+        "１.2.3",
+        "1.2.\0",
+        "9" * 10 + ".0.0",
+        "9" * 40 + ".0.0",
+        "²..",
+        *HOSTILE,
+    ],
+)
+def test_a_cursor_nobody_wrote_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="Last-Event-ID"):
+        Cursor.parse(text)
+
+
+def test_changes_bring_what_happened_since_once(database: Database) -> None:
+    run = Run(database, running(database))
+    cursor = Cursor(0, 0, 0)
+    events: list[int] = []
+    steps: list[int] = []
+    for step in range(6):
+        run.deliver(rows.metrics(step, loss=1.0), {"type": "warning", "reason": "odd", "message": "words"})
+        with database.read() as session:
+            found = queries.changes(session, run.job_id, cursor, limit=3)
+        events += [event.seq for event in found.events]
+        steps += [point[2] for point in found.points]
+        cursor = found.cursor
+    assert events == list(range(1, 9))
+    assert steps == list(range(6))
+
+    with database.read() as session:
+        assert queries.now_cursor(session, run.job_id) == cursor
+        again = queries.changes(session, run.job_id, cursor)
+        assert (again.events, again.points, again.cursor) == ([], [], cursor)
+
+
+@pytest.mark.parametrize("text", ["999999999.0.0", "0.999999999.0", "0.0.999999999"])
+def test_a_cursor_far_ahead_breaks_nothing(database: Database, text: str) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.metrics(1, loss=1.0))
+
+    with database.read() as session:
+        queries.changes(session, run.job_id, Cursor.parse(text))
+
+
+def test_a_new_job_streams_from_the_start(database: Database) -> None:
+    job_id = submit(database)
+
+    with database.read() as session:
+        assert queries.now_cursor(session, job_id) == Cursor(1, 0, 0)
+
+
+def test_a_pinned_checkpoint_is_still_listed(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.checkpoint(1))
+    database.write(lambda s: s.execute(update(Checkpoint).values(pinned=True)))
+
+    with database.read() as session:
+        assert queries.checkpoints(session, run.job_id)[0].pinned
+
+
+def test_a_plan_names_the_workers_that_fit(database: Database) -> None:
+    def add(session: Any) -> None:
+        facts = {"gpus": 1, "pid": 1, "spec_versions": ["1"]}
+        session.add(
+            Worker(id="1", name="fits", pool="default", state="busy", datasets={"digits": rows.DIGEST}, **facts)
+        )
+        session.add(Worker(id="2", name="old data", pool="default", state="idle", datasets={"digits": "x"}, **facts))
+        session.add(
+            Worker(id="3", name="lost", pool="default", state="lost", datasets={"digits": rows.DIGEST}, **facts)
+        )
+        session.add(Worker(id="4", name="far", pool="big", state="idle", datasets={"digits": rows.DIGEST}, **facts))
+
+    database.write(add)
+
+    with database.read() as session:
+        assert service.plan(session, new_job(gpus=1))["workers"] == ["fits"]
+        assert service.plan(session, new_job(gpus=2))["workers"] == []
