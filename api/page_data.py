@@ -164,6 +164,7 @@ class Run:
     events: list[Entry]
     checkpoints: list[Checkpoint]
     evaluations: list[Evaluation]
+    sources: dict[str, tuple[str, str, int]]
     needs: list[tuple[str, str, str]]
     parent_name: str | None
     waits_because: str | None
@@ -184,13 +185,15 @@ def run(session: Session, job_id: str) -> Run:
     job = queries.get_job(session, job_id)
     cursor = queries.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
     attempts = queries.attempts(session, job_id)
+    evaluations = queries.evaluations(session, job_id)
     parent = session.get(Job, job.parent_id) if job.parent_id else None
     return Run(
         view=JobView(job, queries.tags(session, [job_id])[job_id]),
         attempts=attempts,
         events=timeline(queries.events_after(session, job_id, max(0, job.event_seq - 500))),
         checkpoints=queries.checkpoints(session, job_id),
-        evaluations=queries.evaluations(session, job_id),
+        evaluations=evaluations,
+        sources=_sources(session, evaluations),
         needs=_needs(session, job_id),
         parent_name=parent.name if parent else None,
         waits_because=_waits_because(session, job),
@@ -202,6 +205,17 @@ def run(session: Session, job_id: str) -> Run:
 def logs(session: Session, job_id: str) -> list[Log]:
     """The last lines."""
     return queries.logs(session, job_id, limit=LOG_LINES)
+
+
+def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, tuple[str, str, int]]:
+    """(job's id, its name, step) of the measured checkpoints, by id."""
+    ids = {entry.checkpoint_id for entry in evaluations if entry.checkpoint_id}
+    statement = (
+        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.id.in_(ids))
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in session.execute(statement)} if ids else {}
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:

@@ -28,6 +28,16 @@ def percent(value: Any) -> str:
     return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
+def share(value: float) -> str:
+    """How much is done: one decimal, but none at the end."""
+    return "100%" if value == 1 else f"{value:.1%}"
+
+
+def measured(value: Any) -> str:
+    """A metric that was reported: one that is missing was not a finite number."""
+    return "not finite" if value is None else number(value)
+
+
 def metric(value: Any, name: str = "") -> str:
     """A metric's value; shares of one read as percent."""
     return percent(value) if is_share(name) else number(value)
@@ -53,17 +63,28 @@ def duration(seconds: Any) -> str:
     return f"{whole} s"
 
 
-def ago(at: int | None, now: int) -> str:
+def brief(seconds: Any) -> str:
+    """A span for lists: seconds only below ten minutes."""
+    if isinstance(seconds, int | float) and 600 <= seconds < 3_600:
+        return f"{round(seconds / 60)} min"
+    return duration(seconds)
+
+
+def age(at: int, now: int) -> str:
     """How long a time lies back, in its largest unit."""
-    if at is None:
-        return NOTHING
     seconds = max(0, (now - at) // 1000)
     if seconds < 5:
         return "now"
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def ago(at: int, now: int) -> str:
+    """An age in a sentence."""
+    text = age(at, now)
+    return text if text == "now" else f"{text} ago"
 
 
 def exact(at: int | None) -> str:
@@ -93,11 +114,11 @@ class Explanation(NamedTuple):
 
 _EXPLANATIONS = {
     "out_of_memory": Explanation(
-        "It ran out of memory", "A smaller batch size, image size or backbone needs less. Clone it with a change."
+        "It ran out of memory", "Submit it again with a smaller batch size, image size or backbone."
     ),
     "non_finite_loss": Explanation(
         "The loss stopped being a finite number",
-        "A lower learning rate or a longer warm-up usually helps. Checkpoints written before are good.",
+        "A lower learning rate or a longer warm-up usually helps. The checkpoints before that are good.",
     ),
     "bad_data": Explanation(
         "The data could not be used", "Fix what the message names, then retry: nothing else has to change."
@@ -127,6 +148,14 @@ def explanation(reason: str | None) -> Explanation:
     """Kind words for a failure; a reason that is not known speaks for itself."""
     known = _EXPLANATIONS.get(reason or "")
     return known or Explanation(f"It failed: {words(reason or 'no reason was given')}", "The log may tell more.")
+
+
+_REASONS = {"user": "on request"}
+
+
+def reason(name: str) -> str:
+    """Why a job is in its state, in words."""
+    return _REASONS.get(name, words(name))
 
 
 def words(name: Any) -> str:
@@ -169,10 +198,15 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "metric": metric,
     "duration": duration,
+    "brief": brief,
+    "share": share,
+    "measured": measured,
+    "age": age,
     "ago": ago,
     "exact": exact,
     "iso": iso,
     "file_size": file_size,
+    "reason": reason,
     "words": words,
     "method": method,
     "explanation": explanation,

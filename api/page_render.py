@@ -66,7 +66,7 @@ def answer(request: Request, error: Exception) -> Response:
 def _words(problem: Response) -> dict[str, Any]:
     body = _decoded(problem)
     title = _TITLES.get(problem.status_code, body["title"])
-    return {"code": problem.status_code, "title": title, "detail": body["detail"]}
+    return {"code": problem.status_code, "title": title, "detail": body["detail"][:1].upper() + body["detail"][1:]}
 
 
 def _decoded(problem: Response) -> dict[str, Any]:

@@ -65,14 +65,14 @@ def _submitted(data: Data) -> _Sentence:
 
 
 def _claimed(data: Data) -> _Sentence:
-    return "running", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
+    return "began", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
 
 
 def _started(data: Data) -> _Sentence:
     step = data.get("start_step")
     where = f"from step {number(step)}" if step else "from the beginning"
     facts = [where, f"on {data['device']}"] if data.get("device") else [where]
-    return "running", f"Attempt {data.get('attempt')} began", ", ".join(facts)
+    return "began", f"Attempt {data.get('attempt')} began", ", ".join(facts)
 
 
 def _checkpoint(data: Data) -> _Sentence:
@@ -81,7 +81,7 @@ def _checkpoint(data: Data) -> _Sentence:
 
 
 def _warning(data: Data) -> _Sentence:
-    return "paused", f"Warning: {words(data.get('reason', ''))}", str(data.get("message", ""))
+    return "warning", f"Warning: {words(data.get('reason', ''))}", str(data.get("message", ""))
 
 
 def _changed(data: Data) -> _Sentence:

@@ -114,12 +114,7 @@ def job_live(request: Request, job_id: str, reader: Reader) -> Response:
 
 
 def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
-    return {
-        "run": run,
-        "now": run.now,
-        "may_submit": "submit" in reader.scopes,
-        "steps": {checkpoint.sha256: checkpoint.step for checkpoint in run.checkpoints},
-    }
+    return {"run": run, "now": run.now, "may_submit": "submit" in reader.scopes}
 
 
 def _sections(run: Run) -> list[tuple[str, str]]:

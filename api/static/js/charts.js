@@ -180,7 +180,7 @@ export class Chart {
     const at = this.plot.cursor.idx ?? null;
     const parts = this.group.lines.map(([name, label], place) => {
       const value = at === null ? this.curves.curve(name).latest : nearest(columns[3 * place], at);
-      return { label, text: this.format(value), token: label === "chance" ? 3 : place + 1 };
+      return { label, text: value === null ? "not finite" : this.format(value ?? NaN), token: label === "chance" ? 3 : place + 1 };
     });
     this.readout.replaceChildren(...parts.map((part) => this.entry(part, parts.length > 1)));
     if (at !== null && steps.length) this.readout.prepend(text("span", `step ${number(steps[at])}`, "quiet"));
@@ -217,5 +217,5 @@ function text(tag, content, className = "") {
 /** The value at a place, or the last one before it: metrics of one chart are not all reported at the same steps. */
 function nearest(values, at) {
   for (let place = at; place >= 0; place--) if (values[place] !== undefined) return values[place];
-  return null;
+  return undefined;
 }

@@ -12,7 +12,7 @@ export class Curve {
   }
 
   get latest() {
-    return this.values.at(-1) ?? null;
+    return this.values.at(-1);
   }
 
   add(attempt, step, value, low = value, high = value) {

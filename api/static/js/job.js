@@ -63,6 +63,7 @@ function draw() {
     const groups = groupsOf(curves);
     const state = document.getElementById("charts-state");
     state.hidden = groups.length > 0;
+    document.getElementById("charts-hint").hidden = !state.hidden;
     state.textContent = OVER.has(run.dataset.status) ? "No metric was reported." : "Curves appear with the first report.";
     for (const group of groups) {
       const chart = charts.get(group.title);

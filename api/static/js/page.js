@@ -30,24 +30,25 @@ themeChanged();
 
 // ---- ages; the same steps as api/page_format.py
 
-function ago(milliseconds) {
+function age(milliseconds) {
   const seconds = Math.max(0, Math.floor(milliseconds / 1000));
   if (seconds < 5) return "now";
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
-    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ago`;
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
   }
-  return `${seconds} s ago`;
+  return `${seconds} s`;
 }
 
-// This machine's clock may be wrong; the server renders an age now and then, and the difference is kept.
+// Ages are by the clock that wrote the times; this machine's may differ, so the difference at loading is kept.
+const skew = Number(root.dataset.now || Date.now()) - Date.now();
+
 function tick() {
-  for (const time of document.querySelectorAll("time[datetime]")) {
-    if (/ago$|^now$/.test(time.textContent)) time.textContent = ago(Date.now() - Date.parse(time.dateTime) + skew);
+  for (const time of document.querySelectorAll("time.age, time.ago")) {
+    const shown = age(Date.now() + skew - Date.parse(time.dateTime));
+    time.textContent = time.className === "age" || shown === "now" ? shown : `${shown} ago`;
   }
 }
 
-const served = performance.timeOrigin + performance.now();
-const skew = Number(root.dataset.now || served) - served;
 setInterval(tick, 5000);
 
 // ---- short messages
@@ -87,6 +88,7 @@ export async function refresh(address) {
     const place = document.getElementById(part.id);
     if (place) morph(place, part);
   }
+  tick();
 }
 
 /** At most one call each `pause` milliseconds, never two at once; a call while one runs is made up for. */
