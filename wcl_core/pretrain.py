@@ -183,7 +183,7 @@ class _Run:
         every = self.config.knn_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs):
             return
-        k = min(_KNN_K, int(self.dataset.train.labels.bincount().min()) // 2)
+        k = min(_KNN_K, int(self.dataset.train.labels.bincount(minlength=len(self.dataset.classes)).min()) // 2)
         if k < 1:
             return
         self._progress("evaluate")

@@ -27,6 +27,12 @@ class FeatureSet:
     test: Tensor
     test_labels: Tensor
 
+    @property
+    def smallest_class(self) -> int:
+        """Train images of the class that has the fewest, 0 for one that only the test split has."""
+        num_classes = int(max(self.train_labels.max(), self.test_labels.max())) + 1
+        return int(self.train_labels.bincount(minlength=num_classes).min())
+
 
 def network_features(backbone: nn.Module, data: ImageData, device: torch.device) -> FeatureSet:
     """Pooled features of a backbone; its training mode is put back afterwards."""

@@ -33,9 +33,10 @@ def few_labels_top1(features: FeatureSet, labels_per_class: int, draws: int, see
     Raises:
         ProtocolError: when a class has fewer train images.
     """
-    smallest = int(features.train_labels.bincount().min())
-    if labels_per_class > smallest:
-        raise ProtocolError(f"labels_per_class = {labels_per_class}, but the smallest train class has {smallest}")
+    if labels_per_class > features.smallest_class:
+        raise ProtocolError(
+            f"labels_per_class = {labels_per_class}, but the smallest train class has {features.smallest_class}"
+        )
     train, test = normalise(features.train), normalise(features.test)
     scores = []
     for draw in range(draws):

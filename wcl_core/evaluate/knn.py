@@ -29,9 +29,10 @@ def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
     Raises:
         ProtocolError: when k is above half the smallest train class, where votes stop meaning anything.
     """
-    smallest = int(features.train_labels.bincount().min())
-    if k > smallest / 2:
-        raise ProtocolError(f"knn_k = {k} is above half the smallest train class, which has {smallest} images")
+    if k > features.smallest_class / 2:
+        raise ProtocolError(
+            f"knn_k = {k} is above half the smallest train class, which has {features.smallest_class} images"
+        )
     train, test = normalise(features.train), normalise(features.test)
     votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])
     return float((votes.argmax(dim=1) == features.test_labels).double().mean())
