@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Engine, create_engine, event
+from sqlalchemy import BigInteger, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -30,6 +31,20 @@ _BUSY_TIMEOUT_MS = 5_000
 _MAX_TRIES = 8
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _WAL_SAFE_FROM = (3, 51, 3)
+# A network that swallows packets would hold a thread for hours; a URL may say otherwise.
+_POSTGRES_CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+# A process that was stopped in the middle of a transaction would hold its locks, and so everybody who reaps it.
+_POSTGRES_SESSION = {
+    "idle_in_transaction_session_timeout": "30s",
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+}
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 (a SQL function)
@@ -76,7 +91,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _sqlite_engine(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True)
+        self.engine = _sqlite_engine(url) if url.startswith("sqlite") else _postgres_engine(url)
         # PostgreSQL by itself would show every statement another moment.
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -148,7 +163,23 @@ def _is_transient(error: DBAPIError) -> bool:
 
 def is_outage(error: BaseException) -> bool:
     """Whether the database could not be reached or did not answer: the statement may be tried again later."""
-    return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    if isinstance(error, OperationalError | PoolTimeout):  # the pool is empty while everybody waits for an answer
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _postgres_engine(url: str) -> Engine:
+    told = make_url(url).query
+    defaults = {name: value for name, value in _POSTGRES_CONNECTION.items() if name not in told}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=defaults)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: Any) -> None:
+        del record
+        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in _POSTGRES_SESSION.items()))
+        connection.commit()
+
+    return engine
 
 
 def _sqlite_engine(url: str) -> Engine:

@@ -20,6 +20,8 @@ def run() -> None:
         context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
         with connection.begin():
             if connection.dialect.name == "postgresql":
+                for name in ("lock_timeout", "statement_timeout"):  # a large table takes what it takes
+                    connection.execute(text(f"SET LOCAL {name} = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             context.run_migrations()
 
