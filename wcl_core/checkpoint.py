@@ -2,7 +2,6 @@
 
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
     optimizer/<parameter>/momentum    the optimiser's slot of that parameter
-    rng/<rank>/torch                  the state of torch's generator
     metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch and the
                                       environment that exact resume depends on (device, build, memory format)
 

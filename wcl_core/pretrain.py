@@ -1,8 +1,8 @@
 """The training loop: evaluate, save, step, log; top to bottom.
 
-Data order and augmentation are functions of (seed, epoch, step), so the whole state of a run is the model, the
-optimiser's momentum and the step.  On equal device, build and thread count an interrupted run therefore ends with the
-same bytes as an uninterrupted one.
+Data order and augmentation are functions of (seed, epoch, step), and nothing draws from torch's global generator, so
+the whole state of a run is the model, the optimiser's momentum and the step.  On equal device, build and thread count
+an interrupted run therefore ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class _Run:
             slot = self.optimizer.state[parameter].get(_momentum_slot(self.optimizer))
             if slot is not None:
                 tensors[f"optimizer/{name}/momentum"] = slot
-        return tensors | {"rng/0/torch": torch.get_rng_state()}
+        return tensors
 
     def _metadata(self, epoch: int) -> dict[str, Any]:
         return {
@@ -251,7 +251,6 @@ class _Run:
                 if parameter.ndim == 4:
                     placed = placed.contiguous(memory_format=self._memory_format)
                 self.optimizer.state[parameter][_momentum_slot(self.optimizer)] = placed
-        torch.set_rng_state(saved.tensors["rng/0/torch"])
         self.step = int(saved.metadata["step"])
         then, now = saved.metadata["environment"], self._environment()
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:

@@ -34,7 +34,7 @@ def native(folder: Path, spec: PretrainSpec) -> Path:
                 buffer.uniform_(0.5, 1.5)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer/{name}/momentum": torch.ones_like(p) for name, p in model.named_parameters()}
-    tensors["rng/0/torch"] = torch.get_rng_state()
+    tensors["other/bytes"] = torch.arange(200, dtype=torch.uint8)
     facts = {"spec": resolve_spec(spec), "step": 8, "epoch": 2}
     return checkpoint.write(folder / "native.safetensors", tensors, facts).path
 
