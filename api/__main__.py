@@ -15,8 +15,8 @@ from types import FrameType
 import uvicorn
 from pydantic import ValidationError
 
+from api import address
 from api.app import create_app
-from api.gate import is_loopback
 from jobs import keys
 from jobs.database import Database
 from jobs.reconciler import Reconciler
@@ -52,7 +52,7 @@ def serve(settings: Settings) -> None:
     database.migrate()
     _ensure_keys(settings, database)
     listener = _listener(settings)
-    url = _url(settings.host, listener)
+    url = address.url_of(listener)
     _announce(settings, database, url)
     stop = threading.Event()
     reconciler = Reconciler(database, settings, rings=True)
@@ -91,7 +91,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:
-    if is_loopback(settings.host):
+    if address.is_loopback(settings.host):
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         keys.ensure_local(database, settings.data_dir / "key")
         return
@@ -104,17 +104,10 @@ def _ensure_keys(settings: Settings, database: Database) -> None:
 
 
 def _listener(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return address.listen(settings.host, settings.port)
     except OSError as error:
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
-
-
-def _url(host: str, listener: socket.socket) -> str:
-    """An address that a program on this machine can use."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{listener.getsockname()[1]}"
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
 
 
 def _announce(settings: Settings, database: Database, url: str) -> None:
@@ -124,7 +117,7 @@ def _announce(settings: Settings, database: Database, url: str) -> None:
     beside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
     beside.replace(path)
     print(f"Serving {url}", flush=True)
-    if sys.stdout.isatty() and is_loopback(settings.host):
+    if sys.stdout.isatty() and address.is_loopback(settings.host):
         # Only to a person: a file of output would keep the token.
         print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)
 

@@ -6,8 +6,6 @@ and on the way out: security headers on everything, exceptions as problem+json
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from typing import Any
 
 import anyio.to_thread
@@ -16,11 +14,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import auth, bodies, page_render
+from api.address import Hosts
 from api.problems import Misdirected, Unreadable
 from jobs.database import Database
 from jobs.settings import Settings
 
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -30,46 +28,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class Hosts:
-    """The names a Host header may carry; any other one is another site's name pointed at us (DNS rebinding).
-
-    A server that other machines reach also answers to plain IP addresses: nobody can point one of those elsewhere.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
-        self._takes_addresses = not is_loopback(settings.host)
-        if self._takes_addresses:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._names |= _LOOPBACK_NAMES
-
-    def knows(self, header: str) -> bool:
-        name = _host_name(header.lower())
-        return name in self._names or (self._takes_addresses and _is_address(name))
-
-
-def _host_name(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class Gate:

@@ -1,0 +1,72 @@
+"""Where the server listens, and by which names it may be addressed."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from jobs.settings import Settings
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_BACKLOG = 2048
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: the address is taken, or none of this machine's.
+    """
+    # The protocol is named because asyncio turns Nagle's algorithm off only then; answers would wait 40 ms for an ACK.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """An address that a program on this machine can use."""
+    host, port = listener.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+
+
+class Hosts:
+    """The names a Host header may carry; any other one is another site's name pointed at us (DNS rebinding).
+
+    A server that other machines reach also answers to plain IP addresses: nobody can point one of those elsewhere.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts), *_LOOPBACK_NAMES}
+        self._takes_addresses = not is_loopback(settings.host)
+        if self._takes_addresses:
+            self._names.add(socket.gethostname().lower())
+
+    def knows(self, header: str) -> bool:
+        """Whether the header names this server; its port does not matter."""
+        name = header.lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        return name in self._names or (self._takes_addresses and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

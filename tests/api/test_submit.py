@@ -1,0 +1,294 @@
+"""Submitting, replaying, planning, changing and steering jobs by REST."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from jobs import transitions
+from jobs.database import new_id
+from jobs.models import IdempotencyKey, Job
+from jobs.status import Status
+from tests.api.served import SPEC, Served, assert_problem
+from tests.jobs import rows
+from wcl_core.config import EvaluateSpec, PretrainSpec, presets, resolve_spec
+
+JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
+
+
+def test_a_submitted_job_is_there(served: Served) -> None:
+    client = served.client()
+    needed = client.post("/v1/jobs", json=JOB).json()["id"]
+    body = JOB | {
+        "name": " first ",
+        "priority": 5,
+        "pool": "big",
+        "gpus": 2,
+        "tags": ["a", "b", "a"],
+        "after": [needed, needed],
+    }
+
+    answer = client.post("/v1/jobs", json=body)
+
+    job = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert client.get(answer.headers["location"]).json() == job
+    assert (job["name"], job["priority"], job["pool"], job["gpus"]) == ("first", 5, "big", 2)
+    assert job["tags"] == ["a", "b"]
+    assert job["status"] == "blocked"
+    assert job["dataset"] == {"name": "digits", "digest": rows.DIGEST}
+    assert job["spec_sent"] == SPEC
+    assert job["spec"]["epochs"] == 100
+    assert job["created_at"].endswith("Z")
+    assert rows.status(served.database, job["id"]) == "blocked"
+
+
+def test_a_preset_is_a_start_and_the_spec_what_differs(small: Served) -> None:
+    client = small.client()
+    digits = resolve_spec(presets()["digits-cpu"])
+
+    body = {"kind": "pretrain", "preset": "digits-cpu", "spec": {"seed": 7, "loss": {"temperature": 0.5}}}
+    spec = client.post("/v1/jobs", json=body).json()["spec"]
+
+    assert spec == digits | {"seed": 7, "loss": digits["loss"] | {"temperature": 0.5}}
+    problem = assert_problem(client.post("/v1/jobs", json=body | {"preset": "digit-cpu"}), 422, "/preset")
+    assert "digits-cpu" in problem["detail"]
+    assert_problem(client.post("/v1/jobs", json=body | {"kind": "evaluate"}), 422, "/preset")
+
+
+def test_a_dry_run_plans_and_makes_nothing(served: Served) -> None:
+    client = served.client()
+
+    answer = client.post("/v1/jobs", params={"dry_run": "true"}, json=JOB, headers={"Idempotency-Key": "k"})
+
+    plan = answer.json()
+    assert answer.status_code == 200
+    assert plan["spec"]["data"]["name"] == "digits"
+    assert plan["total_steps"] == 1000 // 256 * 100
+    assert plan["warnings"] == ["no running worker fits; the job would wait for one"]
+    assert rows.rows_of(served.database, Job) == []
+    assert rows.rows_of(served.database, IdempotencyKey) == []
+    assert_problem(client.post("/v1/jobs?dry_run=true", json={"kind": "pretrain", "spec": {}}), 422, "/spec/data")
+
+
+# --- idempotency ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_and_body_replay_the_first_answer(served: Served) -> None:
+    client, header = served.client(), {"Idempotency-Key": "run-1"}
+
+    first = client.post("/v1/jobs", json=JOB | {"tags": ["x"]}, headers=header)
+    again = client.post("/v1/jobs", json={"tags": ["x"], **JOB}, headers=header)
+    other_body = client.post("/v1/jobs", json=JOB, headers=header)
+    other_key = served.client().post("/v1/jobs", json=JOB, headers=header)
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == first.json()
+    assert_problem(other_body, 422)
+    assert other_key.status_code == 201
+    assert other_key.json()["id"] != first.json()["id"]
+
+
+def test_a_refused_body_does_not_use_the_key_up(served: Served) -> None:
+    client, header = served.client(), {"Idempotency-Key": "run-1"}
+
+    assert_problem(client.post("/v1/jobs", json=JOB | {"after": [new_id()]}, headers=header), 422, "/after/0")
+
+    assert client.post("/v1/jobs", json=JOB, headers=header).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "ä", "a\tb"])
+def test_a_strange_key_is_refused(small: Served, key: str) -> None:
+    answer = small.client().post("/v1/jobs", json=JOB, headers={"Idempotency-Key": key.encode("latin-1")})
+
+    assert_problem(answer, 422)
+
+
+def test_twins_at_the_same_time_make_one_job(served: Served) -> None:
+    secret = served.key()
+    clients = [served.bare({"Authorization": f"Bearer {secret}", "Idempotency-Key": "twin"}) for _ in range(8)]
+
+    answers = rows.at_once(8, lambda number: clients[number].post("/v1/jobs", json=JOB))
+
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(rows.rows_of(served.database, Job)) == 1
+
+
+# --- wrong fields --------------------------------------------------------------------------------------------------
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "train"}, "/kind"),
+    ({"kind": None}, "/kind"),
+    ({"spec": []}, "/spec"),
+    ({"extra": 1}, "/extra"),
+    ({"a/b~c": 1}, "/a~1b~0c"),
+    ({"priority": 1e9}, "/priority"),
+    ({"priority": 10**30}, "/priority"),
+    ({"pool": "../x"}, "/pool"),
+    ({"gpus": -1}, "/gpus"),
+    ({"name": ""}, "/name"),
+    ({"name": "a\nb"}, "/name"),
+    ({"name": "x" * 201}, "/name"),
+    ({"tags": ["ok", ""]}, "/tags/1"),
+    ({"tags": [f"t{n}" for n in range(51)]}, "/tags"),
+    ({"after": ["nonsense"]}, "/after/0"),
+    ({"after": [new_id()]}, "/after/0"),
+    ({"spec": {}}, "/spec/data"),
+    ({"spec": {"data": {"name": "absent"}}}, "/spec/data/name"),
+    ({"spec": {"data": {"name": "../etc"}}}, "/spec/data/name"),
+    ({"spec": SPEC | {"epoch": 3}}, "/spec/epoch"),
+    ({"spec": SPEC | {"loss": {"temperature": "hot"}}}, "/spec/loss/temperature"),
+    ({"spec": SPEC | {"epochs": 5}}, "/spec/warmup_epochs"),
+    ({"spec": SPEC | {"batch_size": 2048}}, "/spec/batch_size"),
+    ({"spec": SPEC | {"spec_version": 99}}, "/spec/spec_version"),
+    ({"kind": "evaluate", "spec": SPEC}, "/spec/features"),
+    ({"kind": "evaluate", "spec": SPEC | {"features": {}}}, "/spec/features/kind"),
+    ({"kind": "evaluate", "spec": SPEC | {"features": {"kind": "x"}}}, "/spec/features/kind"),
+    ({"kind": "evaluate", "spec": SPEC | {"features": {"kind": "checkpoint"}}}, "/spec/features/checkpoint_id"),
+    (
+        {"kind": "evaluate", "spec": SPEC | {"features": {"kind": "checkpoint", "checkpoint_id": new_id()}}},
+        "/spec/features/checkpoint_id",
+    ),
+    (
+        {"kind": "evaluate", "spec": SPEC | {"features": {"kind": "untrained", "backbone": {"name": "x"}}}},
+        "/spec/features/backbone/name",
+    ),
+    ({"kind": "evaluate", "spec": SPEC | {"features": {"kind": "pixels", "pixels": 1}}}, "/spec/features/pixels"),
+    (
+        {"kind": "evaluate", "spec": SPEC | {"features": {"kind": "pixels"}, "protocols": ["knn", "x"]}},
+        "/spec/protocols/1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "pointer"), WRONG, ids=[f"{pointer}-{n}" for n, (_, pointer) in enumerate(WRONG)])
+def test_a_wrong_field_is_named_by_its_pointer(small: Served, change: dict[str, Any], pointer: str) -> None:
+    problem = assert_problem(small.client().post("/v1/jobs", json=JOB | change), 422)
+
+    assert pointer in [error["pointer"] for error in problem["errors"]]
+    assert all(error["detail"] for error in problem["errors"])
+
+
+def test_several_wrong_fields_are_all_named_with_what_was_expected(small: Served) -> None:
+    spec = {"data": {"name": "digits", "imagesize": 8}, "method": "moco", "epochs": "many"}
+
+    problem = assert_problem(
+        small.client().post("/v1/jobs", json={"kind": "pretrain", "spec": spec}),
+        422,
+        "/spec/data/imagesize",
+        "/spec/method",
+        "/spec/epochs",
+    )
+
+    details = {error["pointer"]: error["detail"] for error in problem["errors"]}
+    assert "did you mean 'image_size'" in details["/spec/data/imagesize"]
+    assert details["/spec/method"] == "expected 'wcl' or 'simclr'"
+
+
+def test_tagged_unions_stand_only_where_pointers_expect_them() -> None:
+    """`field_errors` drops the tag of a discriminated union that is a field of its own, not one inside a list."""
+
+    def fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+        for name, field in model.model_fields.items():
+            yield f"{model.__name__}.{name}", field
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from fields(field.annotation)
+
+    tagged = [name for model in (PretrainSpec, EvaluateSpec) for name, field in fields(model) if field.discriminator]
+    assert tagged == ["EvaluateSpec.features"]
+
+
+# --- changing and steering -------------------------------------------------------------------------------------------
+
+
+def test_a_job_changes_its_name_tags_and_priority(served: Served) -> None:
+    client = served.client()
+    job_id = client.post("/v1/jobs", json=JOB | {"tags": ["old"]}).json()["id"]
+
+    answer = client.patch(f"/v1/jobs/{job_id}", json={"name": "new", "priority": 3, "tags": ["x", "x", "y"]})
+
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert answer.json() == job
+    assert (job["name"], job["priority"], job["tags"]) == ("new", 3, ["x", "y"])
+    assert client.patch(f"/v1/jobs/{job_id}", json={"tags": []}).json()["tags"] == []
+    assert_problem(client.patch(f"/v1/jobs/{job_id}", json={}), 422)
+    assert_problem(client.patch(f"/v1/jobs/{job_id}", json={"status": "succeeded"}), 422, "/status")
+    assert_problem(client.patch(f"/v1/jobs/{new_id()}", json={"name": "x"}), 404)
+    rows.claim(served.database)
+    assert_problem(client.patch(f"/v1/jobs/{job_id}", json={"priority": 1}), 409)
+
+
+@pytest.mark.parametrize("before", list(Status))
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "clone"])
+def test_a_verb_does_it_or_says_why_not(small: Served, before: Status, verb: str) -> None:
+    client = small.client()
+    job_id = rows.job_in(small.database, before)
+    ends = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+    allowed = {
+        "cancel": [status for status in Status if status not in ends],
+        "pause": [Status.QUEUED, Status.RUNNING],
+        "resume": [Status.PAUSED],
+        "retry": [Status.FAILED, Status.CANCELLED],
+        "clone": list(Status),
+    }[verb]
+
+    answer = client.post(f"/v1/jobs/{job_id}/{verb}")
+
+    if before in allowed:
+        assert answer.status_code == (201 if verb in ("retry", "clone") else 200)
+        assert (answer.json()["parent_id"] == job_id) == (verb in ("retry", "clone"))
+    else:
+        assert before in assert_problem(answer, 409)["detail"]
+    assert_problem(client.post(f"/v1/jobs/{new_id()}/{verb}"), 404)
+
+
+def test_a_running_job_is_asked(served: Served) -> None:
+    client = served.client()
+    run = rows.Run(served.database, rows.running(served.database))
+
+    job = client.post(f"/v1/jobs/{run.job_id}/cancel").json()
+
+    assert job["status"] == "running"
+    assert job["cancel_requested_at"] is not None
+    assert run.deliver(rows.started()).cancel is True
+
+
+def test_a_retry_starts_from_the_last_checkpoint_and_a_clone_from_scratch(served: Served) -> None:
+    client = served.client()
+    job_id = client.post("/v1/jobs", json=JOB | {"name": "first", "tags": ["t"]}).json()["id"]
+    run = rows.Run(served.database, rows.claim(served.database))
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end("failed", "bad_data"))
+
+    retried = client.post(f"/v1/jobs/{job_id}/retry").json()
+    cloned = client.post(f"/v1/jobs/{job_id}/clone", json={"spec": {"seed": 9}}).json()
+
+    checkpoint = client.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"][0]["id"]
+    assert (retried["resume_checkpoint_id"], cloned["resume_checkpoint_id"]) == (checkpoint, None)
+    assert (cloned["name"], cloned["tags"], cloned["spec"]["seed"]) == ("first", ["t"], 9)
+    assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spec": {"sed": 9}}), 422, "/spec/sed")
+    assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spce": {}}), 422, "/spce")
+
+
+def test_a_job_is_made_by_its_key(served: Served) -> None:
+    client = served.client()
+    key_id = client.get("/v1/keys").json()["items"][0]["id"]
+
+    assert client.post("/v1/jobs", json=JOB).json()["created_by"] == key_id
+
+
+def test_a_cancelled_need_is_refused(served: Served) -> None:
+    client = served.client()
+    needed = client.post("/v1/jobs", json=JOB).json()["id"]
+    served.database.write(lambda session: transitions.cancel(session, needed))
+
+    problem = assert_problem(client.post("/v1/jobs", json=JOB | {"after": [needed]}), 422, "/after/0")
+
+    assert "cancelled" in problem["detail"]
