@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from client.api import Checkpoint, Evaluation, Job
 from client.progress import styled_status
@@ -37,11 +37,13 @@ def progress_text(job: Job) -> str:
 
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
-    table = Table("id", "name", "kind", "dataset", "status", "progress", "created", box=None, header_style="bold")
+    """A job a row; the end of its id is enough for every command, and its beginning is only the time."""
+    names = (Column("id", no_wrap=True), "name", "kind", "dataset", "status", "progress", "created")
+    table = Table(*names, box=None, header_style="bold")
     for job in jobs:
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
         table.add_row(
-            job["id"],
+            job["id"][-12:],
             job.get("name") or "",
             job["kind"],
             str((job.get("dataset") or {}).get("name") or ""),
