@@ -229,3 +229,15 @@ def until_somebody_waits_for_a_lock(database: Database) -> None:
                 return
         assert time.monotonic() < deadline, "nobody waits for a lock"
         time.sleep(0.01)
+
+
+CLAIM_OF_NOBODY = Claim(
+    job_id="00000000-0000-7000-8000-00000000dead",
+    number=1,
+    kind="pretrain",
+    spec={},
+    dataset_name="digits",
+    dataset_digest=DIGEST,
+    resume=None,
+    checkpoint=None,
+)
