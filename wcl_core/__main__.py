@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 
 from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
-from wcl_core.reporter import ConsoleReporter, NullReporter, Outcome
+from wcl_core.reporter import ConsoleReporter, NullReporter, Outcome, Request
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,9 +88,10 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     spec = _read_spec("pretrain", options.spec)
     assert isinstance(spec, PretrainSpec)
-    reporter = ConsoleReporter()
     dataset = _load(spec, options.data_path)
-    outcome = pretrain(spec, reporter, dataset=dataset, output_dir=options.output, resume=options.resume)
+    with _cancelled_by_interrupt() as request:
+        reporter = ConsoleReporter(request)
+        outcome = pretrain(spec, reporter, dataset=dataset, output_dir=options.output, resume=options.resume)
     return _exit_code(outcome)
 
 
@@ -144,6 +147,22 @@ def _attempt(options: argparse.Namespace) -> int:
 def _load(spec: Spec, path: Path | None) -> data.ImageData:
     kind: data.DatasetKind = "folder" if path else "builtin"
     return data.load(spec.data.name, kind, path, spec.data.image_size, spec.data.max_corrupt_share, ConsoleReporter())
+
+
+@contextmanager
+def _cancelled_by_interrupt() -> Iterator[Callable[[], Request | None]]:
+    """The first Ctrl-C lets the step end and a checkpoint be saved; a second one stops at once."""
+    asked: list[Request] = []
+
+    def ask(*_: object) -> None:
+        asked.append("cancel")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read_spec(kind: Kind, path: Path) -> Spec:

@@ -135,9 +135,15 @@ class MemoryReporter(Reporter):
 
 
 class ConsoleReporter(Reporter):
-    """Prints metrics, evaluations, checkpoints and warnings, one line each."""
+    """Prints metrics, evaluations, checkpoints and warnings, one line each.
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    Args:
+        request: reads what the run was asked to do.
+        stream: stderr when none is given.
+    """
+
+    def __init__(self, request: Callable[[], Request | None] = lambda: None, stream: TextIO | None = None) -> None:
+        self._request = request
         self._stream = stream
 
     def emit(self, record: Record) -> None:
@@ -148,7 +154,10 @@ class ConsoleReporter(Reporter):
         if kind == "metrics":
             fields = {"step": fields["step"], **fields["values"]}
         text = "  ".join(f"{name}={_brief(value)}" for name, value in fields.items() if value is not None)
-        print(f"{kind:<10} {text}", file=self._stream, flush=True)
+        print(f"{kind:<10} {text}", file=self._stream or sys.stderr, flush=True)
+
+    def request(self) -> Request | None:
+        return self._request()
 
 
 def _brief(value: Any) -> str:

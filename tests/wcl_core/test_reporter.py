@@ -242,7 +242,7 @@ def test_requests_come_from_outside(tmp_path: Path) -> None:
 
 def test_the_console_shows_what_a_person_wants() -> None:
     stream = io.StringIO()
-    say_everything(ConsoleReporter(stream))
+    say_everything(ConsoleReporter(stream=stream))
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == [
         record["type"] for record in EVERYTHING if record["type"] != "progress"
