@@ -20,7 +20,7 @@ from tests.jobs import rows
 from tests.jobs.rows import Run
 
 MAX_FAILURES = 3
-EXAMPLES = {"sqlite": 60, "postgres": 30}
+EXAMPLES = {"sqlite": 40, "postgres": 30}
 OUTCOMES = [
     ("succeeded", None),
     ("failed", "bad_data"),

@@ -1,0 +1,292 @@
+"""Who counts as lost, on a clock that the test moves; on real databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs import registry, transitions
+from jobs.database import Database, now_ms
+from jobs.models import IdempotencyKey, Worker
+from jobs.reconciler import Reconciler, Watch
+from jobs.settings import Settings
+from jobs.status import Status
+from tests.jobs import rows
+from tests.jobs.rows import Run, at_once, claim, job, running, status, submit
+
+LEASE, LOOK = 60.0, 5.0
+
+
+class Clock:
+    """Monotonic seconds that go on only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def reconciler(database: Database, clock: Clock, tmp_path: Path) -> Reconciler:
+    rows.add_dataset(database)
+    return make(database, clock, tmp_path)
+
+
+def make(database: Database, clock: Callable[[], float], folder: Path) -> Reconciler:
+    settings = Settings(data_dir=folder, lease_seconds=LEASE, look_seconds=LOOK)
+    return Reconciler(database, settings, rings=False, clock=clock)
+
+
+def look_for(
+    reconciler: Reconciler, clock: Clock, seconds: float, between: Callable[[], object] = lambda: None
+) -> None:
+    """Look every few seconds, the first time at once."""
+    reconciler.look()
+    for _ in range(int(seconds / LOOK)):
+        between()
+        clock.now += LOOK
+        reconciler.look()
+
+
+# --- the watch -----------------------------------------------------------------------------------------------------
+
+
+def test_a_thing_is_lost_after_a_whole_lease_unchanged() -> None:
+    watch: Watch[str] = Watch(10, 6)
+    assert watch.lost({"a": 1}, 0) == []
+    assert watch.lost({"a": 1}, 5) == []
+    assert watch.lost({"a": 1, "b": 1}, 9) == []
+    assert watch.lost({"a": 1, "b": 1}, 10) == ["a"]
+    assert watch.lost({"b": 1}, 15) == []
+    assert watch.lost({"a": 1, "b": 1}, 19) == ["b"]
+
+
+def test_any_change_begins_the_wait_again() -> None:
+    watch: Watch[str] = Watch(10, 6)
+    for now in range(0, 60, 5):
+        assert watch.lost({"a": now // 10}, now) == []
+    assert watch.lost({"a": 5}, 60) == ["a"]
+
+
+def test_a_thing_that_went_away_is_new_when_it_returns() -> None:
+    watch: Watch[str] = Watch(10, 6)
+    watch.lost({"a": 1}, 0)
+    watch.lost({}, 5)
+    assert watch.lost({"a": 1}, 10) == []
+    assert watch.lost({"a": 1}, 15) == []
+    assert watch.lost({"a": 1}, 20) == ["a"]
+
+
+def test_a_pause_of_the_watcher_begins_every_wait_again() -> None:
+    watch: Watch[str] = Watch(10, 6)
+    watch.lost({"a": 1}, 0)
+    assert watch.lost({"a": 1}, 6) == []
+    assert watch.lost({"a": 1}, 12.5) == []  # it slept: this is the first look
+    assert watch.lost({"a": 1}, 18) == []
+    assert watch.lost({"a": 1}, 22.5) == ["a"]
+
+
+def test_a_failed_look_begins_every_wait_again() -> None:
+    watch: Watch[str] = Watch(10, 6)
+    watch.lost({"a": 1}, 0)
+    watch.lost({"a": 1}, 5)
+    watch.forget()
+    assert watch.lost({"a": 1}, 10) == []
+    assert watch.lost({"a": 1}, 15) == []
+    assert watch.lost({"a": 1}, 20) == ["a"]
+
+
+# --- attempts ------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_nobody_renews_is_reaped_after_a_lease(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
+    run = Run(database, running(database))
+    look_for(reconciler, clock, LEASE - LOOK)
+    assert status(database, run.job_id) == Status.RUNNING
+
+    clock.now += LOOK
+    reconciler.look()
+    found = job(database, run.job_id)
+    assert (found.status, found.status_reason, found.failures) == ("queued", "worker_lost", 1)
+
+
+def test_a_renewed_attempt_is_never_reaped(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+    run = Run(database, running(database))
+    look_for(reconciler, clock, 3 * LEASE, between=lambda: run.send([]))
+
+    assert status(database, run.job_id) == Status.RUNNING
+
+
+def test_a_renewal_in_the_last_moment_counts(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+    run = Run(database, running(database))
+    look_for(reconciler, clock, LEASE - LOOK)
+    run.send([])
+    clock.now += LOOK
+    reconciler.look()
+    assert status(database, run.job_id) == Status.RUNNING
+
+    look_for(reconciler, clock, LEASE - 2 * LOOK)
+    assert status(database, run.job_id) == Status.RUNNING
+
+
+def test_a_suspended_reconciler_reaps_nobody_when_it_wakes(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
+    run = Run(database, running(database))
+    look_for(reconciler, clock, LEASE - LOOK)
+    clock.now += 3600
+
+    look_for(reconciler, clock, LEASE - LOOK)
+    assert status(database, run.job_id) == Status.RUNNING
+    clock.now += LOOK
+    reconciler.look()
+    assert status(database, run.job_id) == Status.QUEUED
+
+
+def test_each_attempt_has_its_own_lease(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+    job_id = submit(database)
+    for failures in (1, 2, 3):
+        claim(database)
+        look_for(reconciler, clock, LEASE - LOOK)
+        assert status(database, job_id) == Status.RUNNING
+        clock.now += LOOK
+        reconciler.look()
+        assert job(database, job_id).failures == failures
+    assert (status(database, job_id), job(database, job_id).status_reason) == ("failed", "worker_lost")
+
+
+def test_many_reconcilers_reap_once(database: Database, clock: Clock, tmp_path: Path) -> None:
+    rows.add_dataset(database)
+    claimed = [running(database) for _ in range(5)]
+    many = [make(database, clock, tmp_path) for _ in range(4)]
+    for _ in range(int(LEASE / LOOK) + 1):
+        at_once(4, lambda number: many[number].look())
+        clock.now += LOOK
+
+    for each in claimed:
+        assert job(database, each.job_id).failures == 1
+        assert [event.type for event in rows.events(database, each.job_id)] == ["submitted", "claimed", "requeued"]
+
+
+def test_a_paused_job_whose_worker_is_lost_stays_paused(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
+    run = Run(database, running(database))
+    database.write(lambda session: transitions.pause(session, run.job_id))
+    look_for(reconciler, clock, LEASE)
+
+    assert status(database, run.job_id) == Status.PAUSED
+
+
+# --- outages -------------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_reaps_nobody_and_ends_no_reconciler(
+    database: Database, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` looks, fails, forgets, and looks again; the pause between looks moves the clock."""
+    rows.add_dataset(database)
+    run = Run(database, running(database))
+    reconciler = make(database, clock, tmp_path)
+    looks = int(LEASE / LOOK)
+    steps: list[str] = ["look"] * (looks - 1) + ["fail"] + ["look"] * looks + ["stop"]
+    unreachable = Database("sqlite:////no/such/folder/wcl.sqlite3")
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == LOOK
+            clock.now += LOOK
+            step = steps.pop(0)
+            monkeypatch.setattr(reconciler, "_database", unreachable if step == "fail" else database)
+            return step == "stop"
+
+    reconciler.run(Stop())
+    assert steps == []
+    assert status(database, run.job_id) == Status.RUNNING
+
+    steps.extend(["look", "stop"])
+    reconciler.run(Stop())
+    assert status(database, run.job_id) == Status.QUEUED
+
+
+def test_a_reconciler_survives_its_own_mistake(
+    database: Database, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return len(calls) == 3
+
+    def fail() -> None:
+        calls.append(1)
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(reconciler, "look", fail)
+    reconciler.run(Stop())
+    assert len(calls) == 3
+
+
+# --- the rest of a look --------------------------------------------------------------------------------------------
+
+
+def add_worker(database: Database, name: str) -> str:
+    facts = rows.worker(id=f"00000000-0000-7000-8000-{name:0>12}", name=name)
+    database.write(lambda session: registry.register(session, facts, 1, []))
+    return facts.id
+
+
+def worker_states(database: Database) -> dict[str, str]:
+    with database.read() as session:
+        return {worker.id: worker.state for worker in session.execute(select(Worker)).scalars()}
+
+
+def test_a_worker_without_a_beat_is_lost_and_comes_back(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
+    silent, loud = add_worker(database, "1"), add_worker(database, "2")
+    beat: Callable[[str], Any] = lambda worker: database.write(lambda s: registry.beat(s, worker, None))  # noqa: E731
+    look_for(reconciler, clock, LEASE, between=lambda: beat(loud))
+    assert worker_states(database) == {silent: "lost", loud: "idle"}
+
+    beat(silent)
+    assert worker_states(database)[silent] == "idle"
+
+
+def test_a_look_moves_blocked_jobs_on(database: Database, reconciler: Reconciler) -> None:
+    needed = Run(database, running(database))
+    waiting = submit(database, after=(needed.job_id,))
+    reconciler.look()
+    assert status(database, waiting) == Status.BLOCKED
+
+    needed.end("succeeded")
+    reconciler.look()
+    assert status(database, waiting) == Status.QUEUED
+
+
+def test_a_look_forgets_old_idempotency_keys(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+    def add(session: Any) -> None:
+        for number in range(2):
+            session.add(IdempotencyKey(owner="o", key=str(number), body_digest="", job_id=""))
+
+    database.write(add)
+    day = 24 * 3_600_000
+    old = update(IdempotencyKey).where(IdempotencyKey.key == "0").values(created_at=now_ms() - day - 60_000)
+    database.write(lambda session: session.execute(old))
+    reconciler.look()
+
+    with database.read() as session:
+        assert list(session.execute(select(IdempotencyKey.key)).scalars()) == ["1"]

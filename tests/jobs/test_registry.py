@@ -1,0 +1,109 @@
+"""Workers and the datasets they announce."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import select
+
+from jobs import queries, registry
+from jobs.database import Database, new_id
+from jobs.models import Dataset, Worker
+from jobs.registry import DatasetFacts
+from tests.jobs import rows
+from tests.jobs.rows import at_once, worker
+
+DIGITS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, [str(n) for n in range(10)])
+
+
+def register(database: Database, *datasets: DatasetFacts, worker_id: str | None = None) -> str:
+    facts = worker(id=worker_id or new_id(), datasets={found.name: found.digest for found in datasets})
+    database.write(lambda session: registry.register(session, facts, 42, datasets))
+    return facts.id
+
+
+def state(database: Database, worker_id: str) -> tuple[str, str | None, int]:
+    with database.read() as session:
+        found = session.get_one(Worker, worker_id)
+    return found.state, found.job_id, found.beats
+
+
+def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
+    worker_id = register(database, DIGITS)
+
+    with database.read() as session:
+        found = session.get_one(Worker, worker_id)
+        assert (found.pool, found.pid, found.state, found.spec_versions) == ("default", 42, "idle", ["1"])
+        assert found.datasets == {"digits": rows.DIGEST}
+        assert found.seen_at > 1_700_000_000_000
+        (dataset,) = queries.datasets(session)
+        assert (dataset.name, dataset.kind, dataset.counts) == ("digits", "builtin", DIGITS.counts)
+        assert dataset.classes == DIGITS.classes
+
+
+def test_the_newest_announcement_of_a_name_counts(database: Database) -> None:
+    register(database, DIGITS)
+    with database.read() as session:
+        first = session.execute(select(Dataset)).scalar_one()
+    register(database, replace(DIGITS, digest="e" * 64, counts={"train": 5, "test": 5}, classes=["a"]))
+
+    with database.read() as session:
+        found = session.execute(select(Dataset)).scalar_one()
+    assert (found.id, found.digest, found.counts, found.classes) == (first.id, "e" * 64, {"train": 5, "test": 5}, ["a"])
+    assert found.updated_at >= first.updated_at
+
+
+def test_workers_that_announce_at_once_all_register(database: Database) -> None:
+    datasets = [replace(DIGITS, name=f"set-{number}") for number in range(5)]
+    at_once(6, lambda _: register(database, *datasets))
+
+    with database.read() as session:
+        assert len(queries.workers(session)) == 6
+        assert [found.name for found in queries.datasets(session)] == [found.name for found in datasets]
+
+
+def test_beats_say_what_a_worker_does(database: Database) -> None:
+    worker_id = register(database)
+    job_id = new_id()
+    database.write(lambda session: registry.beat(session, worker_id, job_id))
+    assert state(database, worker_id) == ("busy", job_id, 1)
+    database.write(lambda session: registry.beat(session, worker_id, None))
+    assert state(database, worker_id) == ("idle", None, 2)
+    database.write(lambda session: registry.stop(session, worker_id))
+    assert state(database, worker_id) == ("stopped", None, 2)
+
+
+def test_a_beat_in_between_wins_over_an_observer(database: Database) -> None:
+    worker_id = register(database)
+    database.write(lambda session: registry.beat(session, worker_id, None))
+
+    database.write(lambda session: registry.mark_lost(session, worker_id, 0))
+    assert state(database, worker_id)[0] == "idle"
+    database.write(lambda session: registry.mark_lost(session, worker_id, 1))
+    assert state(database, worker_id)[0] == "lost"
+
+
+def test_a_stopped_worker_is_not_lost(database: Database) -> None:
+    worker_id = register(database)
+    database.write(lambda session: registry.stop(session, worker_id))
+    database.write(lambda session: registry.mark_lost(session, worker_id, 0))
+
+    assert state(database, worker_id)[0] == "stopped"
+
+
+def test_a_claim_shows_on_the_workers_row(database: Database) -> None:
+    worker_id = register(database, DIGITS)
+    job_id = rows.submit(database)
+    rows.claim(database, worker(id=worker_id))
+
+    assert state(database, worker_id) == ("busy", job_id, 0)
+
+
+def test_any_name_is_only_a_name(database: Database) -> None:
+    facts = worker(id=new_id(), name="bad \0 \udcff name")
+    classes = ["caf\udce9", "a\0b", "<b>"]
+    database.write(lambda session: registry.register(session, facts, 1, [replace(DIGITS, classes=classes)]))
+
+    with database.read() as session:
+        assert session.get_one(Worker, facts.id).name == "bad \ufffd \ufffd name"
+        assert session.execute(select(Dataset.classes)).scalar_one()[2] == "<b>"

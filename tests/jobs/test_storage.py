@@ -1,0 +1,139 @@
+"""Files by key: whole or absent, inside the folder, and the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.storage import LocalStorage, checkpoint_key, sha256_of
+
+BYTES = bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "attempts")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "written"
+    path.write_bytes(BYTES)
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_is_taken_over_and_found_by_its_key(store: LocalStorage, source: Path) -> None:
+    key = checkpoint_key("job", 2, "step-1.safetensors")
+    store.put(source, key)
+
+    assert store.path(key).read_bytes() == BYTES
+    assert not source.exists()
+    assert names_in(store.root) == ["job/2/step-1.safetensors"]
+
+
+def test_putting_again_after_an_interruption_is_fine(store: LocalStorage, source: Path) -> None:
+    store.put(source, "a/b")
+    store.put(source, "a/b")
+    assert store.path("a/b").read_bytes() == BYTES
+
+    source.write_bytes(BYTES)  # it was written again before the first one had been registered
+    store.put(source, "a/b")
+    assert store.path("a/b").read_bytes() == BYTES
+
+
+def test_a_source_that_never_was_is_missing(store: LocalStorage, source: Path) -> None:
+    source.unlink()
+    with pytest.raises(FileNotFoundError, match="written"):
+        store.put(source, "a/b")
+    with pytest.raises(FileNotFoundError, match="a/b"):
+        store.path("a/b")
+
+
+def test_a_deleted_file_is_gone_and_deleting_again_is_fine(store: LocalStorage, source: Path) -> None:
+    store.put(source, "a/b")
+    store.delete("a/b")
+    store.delete("a/b")
+
+    with pytest.raises(FileNotFoundError):
+        store.path("a/b")
+
+
+def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renames between folders fail, as they do between disks; within a folder they work."""
+    replace = os.replace
+
+    def refuse(source: Any, target: Any, **options: Any) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        replace(source, target, **options)
+
+    monkeypatch.setattr("jobs.storage.os.replace", refuse)
+
+
+def test_a_file_on_another_disk_is_copied(store: LocalStorage, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_disk(monkeypatch)
+    store.put(source, "a/b")
+
+    assert store.path("a/b").read_bytes() == BYTES
+    assert not source.exists()
+    assert names_in(store.root) == ["a/b"]
+
+
+def test_a_copy_that_fails_leaves_the_source_and_no_part(
+    store: LocalStorage, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_disk(monkeypatch)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("jobs.storage.os.fsync", full)
+    with pytest.raises(OSError, match="space"):
+        store.put(source, "a/b")
+
+    assert source.read_bytes() == BYTES
+    assert names_in(store.root) == []
+    with pytest.raises(FileNotFoundError):
+        store.path("a/b")
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "..", "a/../../attempts-of-others/x"])
+def test_a_key_never_leaves_the_folder(store: LocalStorage, source: Path, key: str) -> None:
+    for act in (lambda: store.put(source, key), lambda: store.path(key), lambda: store.delete(key)):
+        with pytest.raises(ValueError, match="outside"):
+            act()
+    assert source.read_bytes() == BYTES
+
+
+def test_a_link_that_leads_outside_is_not_followed(store: LocalStorage, source: Path) -> None:
+    store.root.mkdir()
+    (store.root / "link").symlink_to(source)
+    (store.root / "folder").symlink_to(source.parent)
+
+    for key in ("link", "folder/written"):
+        with pytest.raises(ValueError, match="outside"):
+            store.path(key)
+
+
+def test_a_folder_is_no_file(store: LocalStorage, source: Path) -> None:
+    store.put(source, "a/b")
+    for key in ("a", "", "."):
+        with pytest.raises(FileNotFoundError):
+            store.path(key)
+
+
+def test_attempts_have_folders_of_their_own() -> None:
+    assert checkpoint_key("j", 1, "f") != checkpoint_key("j", 2, "f")
+
+
+def test_the_digest_is_that_of_the_bytes(source: Path) -> None:
+    assert sha256_of(source) == hashlib.sha256(BYTES).hexdigest()
