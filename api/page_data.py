@@ -20,6 +20,9 @@ PAGE_SIZE = 50
 LOG_LINES = 400
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
+_NO_PROGRESS = dict.fromkeys(
+    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase")
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class JobView:
 
     @property
     def progress(self) -> dict[str, Any]:
-        return self.job.progress or {}
+        """The latest report; what it did not say is None."""
+        return _NO_PROGRESS | (self.job.progress or {})
 
     @property
     def fraction(self) -> float | None:
@@ -74,7 +78,7 @@ class JobView:
         if self.job.status == Status.SUCCEEDED:
             return 1.0
         total = self.progress.get("total_steps")
-        return min(1.0, self.progress["step"] / total) if total else None
+        return min(1.0, (self.progress["step"] or 0) / total) if total else None
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _TITLES = {
     400: "This address cannot be read",
     403: "This is not allowed",
     404: "There is nothing here",
+    405: "This address takes no such request",
     409: "That is not possible now",
     500: "Something went wrong here",
     503: "The database does not answer",

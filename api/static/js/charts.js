@@ -62,7 +62,7 @@ export class Chart {
     this.caption = this.figure.appendChild(document.createElement("figcaption"));
     const title = this.caption.appendChild(document.createElement("h3"));
     title.textContent = group.title;
-    if (group.about) title.title = group.about;
+    title.title = group.about ?? group.title;
     this.readout = this.caption.appendChild(document.createElement("p"));
     this.canvas = this.figure.appendChild(document.createElement("div"));
     this.canvas.className = "canvas";

@@ -12,7 +12,7 @@ const run = document.getElementById("run");
 const jobId = run.dataset.job;
 const place = document.getElementById("charts");
 const tail = new Tail(jobId);
-const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 1000);
+const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 600);
 
 // ---- curves
 

@@ -19,7 +19,7 @@ async function update() {
   }
 }
 
-const updateSoon = throttled(update, 1000);
+const updateSoon = throttled(update, 800);
 
 // ---- filters
 
@@ -30,10 +30,12 @@ function address() {
 
 async function apply() {
   if (address() !== location.pathname + location.search) history.pushState(null, "", address());
+  shown = location.search;
   clear.hidden = !location.search;
   await update();
 }
 
+let shown = location.search;
 let typing = 0;
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -43,7 +45,9 @@ form.addEventListener("input", (event) => {
   clearTimeout(typing);
   typing = setTimeout(apply, event.target.type === "checkbox" || event.target.nodeName === "SELECT" ? 0 : 250);
 });
-window.addEventListener("popstate", () => location.reload());
+window.addEventListener("popstate", () => {
+  if (location.search !== shown) location.reload(); // a jump within the page is no other list
+});
 
 // ---- live
 

@@ -1,6 +1,6 @@
 // The log's live tail.
 
-const POLL_MS = 2000;
+const POLL_MS = 1500;
 const MAX_LINES = 2000;
 
 export class Tail {

@@ -1,0 +1,179 @@
+"""A real server on a data folder of its own, and runs that are played into its database line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from api.auth import SESSION_COOKIE
+from client.up import free_port
+from jobs import queries, registry, service, transitions
+from jobs.database import Database, new_id
+from jobs.registry import DatasetFacts
+from jobs.settings import Settings
+from jobs.transitions import WorkerFacts
+from wcl_core.config import parse_spec
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "d1" * 32
+SPEC: dict[str, Any] = {
+    "data": {"name": "digits", "image_size": 8},
+    "epochs": 10,
+    "warmup_epochs": 1,
+    "weak_augmentation_epochs": 1,
+}
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "it") -> T:
+    """The first true value of `look`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = look()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(0.05)
+
+
+class Site:
+    """`python -m api` as a process, with a database that the test writes to beside it, as a worker would."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.settings = Settings(data_dir=data_dir, port=free_port())
+        self.database = Database(self.settings.resolved_database_url)
+        self.url = f"http://127.0.0.1:{self.settings.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._session: str | None = None
+        self.worker = WorkerFacts(new_id(), "box-1", "default", 0, {"digits": DIGEST}, (1,))
+
+    def start(self) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        # Nobody renews the played attempts, and nobody is to reap them either.
+        own = {"WCL_DATA_DIR": str(self.settings.data_dir), "WCL_PORT": str(self.settings.port)}
+        own["WCL_LEASE_SECONDS"] = "100000"
+        log = (self.settings.data_dir / "server.log").open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own, stdout=log, stderr=log
+        )
+        log.close()
+        eventually(self._is_up, 40, f"the start of the server ({self.settings.data_dir}/server.log)")
+
+    def _is_up(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, (self.settings.data_dir / "server.log").read_text(errors="replace")
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self._process
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=20)
+        self.database.dispose()
+
+    def session(self) -> str:
+        """A signed-in browser's cookie, the same for all windows."""
+        if self._session is None:
+            link = self.sign_in_link()
+            self._session = httpx.get(link, trust_env=False).raise_for_status().cookies[SESSION_COOKIE]
+        return self._session
+
+    def sign_in_link(self) -> str:
+        key = (self.settings.data_dir / "key").read_text().strip()
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
+        return str(answer.raise_for_status().json()["url"])
+
+    def register(self, classes: Sequence[str] = ("0", "1")) -> None:
+        """A worker with the digits."""
+        facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes))
+        self.database.write(lambda session: registry.register(session, self.worker, 4242, [facts]))
+
+    def submit(self, name: str = "a job", tags: Sequence[str] = (), **spec: Any) -> str:
+        sent = SPEC | spec
+        new = service.NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name, tags=tuple(tags))
+        return self.database.write(lambda session: service.submit(session, new)).id
+
+    def status(self, job_id: str) -> str:
+        with self.database.read() as session:
+            return queries.get_job(session, job_id).status
+
+    def claim(self) -> PlayedRun:
+        """The best queued job begins."""
+        claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
+        assert claimed is not None
+        return PlayedRun(self, claimed.job_id, claimed.number)
+
+    def running(self, name: str = "a run", tags: Sequence[str] = ()) -> PlayedRun:
+        """A job of this name that runs; nothing else may be queued."""
+        job_id = self.submit(name, tags)
+        run = self.claim()
+        assert run.job_id == job_id
+        return run
+
+
+class PlayedRun:
+    """Delivers what a training run would report."""
+
+    def __init__(self, site: Site, job_id: str, number: int) -> None:
+        self.job_id, self.number = job_id, number
+        self._site = site
+        self._seq = 0
+        self._output = 0
+
+    def tell(self, *lines: dict[str, Any], output: Sequence[str] = ()) -> None:
+        numbered = [{"seq": self._seq + place, **line} for place, line in enumerate(lines, start=1)]
+        self._seq += len(lines)
+        printed = [(self._output + place, text) for place, text in enumerate(output, start=1)]
+        self._output += len(output)
+        write = self._site.database.write
+        write(lambda session: transitions.deliver(session, self.job_id, self.number, numbered, printed))
+
+    def start(self, step: int = 0) -> None:
+        self.tell({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
+
+    def losses(self, steps: Sequence[int]) -> None:
+        """One report of the loss for each step, and how far that is."""
+        reports = [{"type": "metrics", "step": step, "values": {"train/loss": 5 - step / 100}} for step in steps]
+        self.tell(*reports, self.progress(steps[-1]))
+
+    def progress(self, step: int, total: int = 100) -> dict[str, Any]:
+        facts = {"step": step, "total_steps": total, "epoch": step / total * 10, "total_epochs": 10}
+        return {"type": "progress", "phase": "train", "images_per_second": 1234.5, "eta_seconds": 95.0, **facts}
+
+    def checkpoint(self, step: int, metrics: dict[str, float] | None = None) -> str:
+        """Register a checkpoint file; its digest."""
+        content = f"checkpoint {self.job_id} {step}\n".encode() * 500
+        key = f"{self.job_id}/{self.number}/step-{step:08d}.safetensors"
+        path = self._site.settings.checkpoints_dir / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
+        self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
+        return digest
+
+    def end(self, outcome: str = "succeeded", reason: str | None = None, message: str | None = None) -> None:
+        self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})
+
+    def lose(self) -> None:
+        """Its worker goes away."""
+        write = self._site.database.write
+        write(lambda session: transitions.end_attempt(session, self.job_id, self.number, "failed", "worker_lost"))

@@ -1,0 +1,101 @@
+"""The list of jobs: it changes by itself, and its filters live in the address."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from jobs import transitions
+from tests.page.conftest import Visitor
+from tests.page.served import Site
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_an_empty_service_says_how_to_submit(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+
+    expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+    expect(page.get_by_text("wcl submit --preset digits-cpu")).to_be_visible()
+    expect(page.get_by_text(f"{site.url}/v1/jobs")).to_be_visible()
+
+
+def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    job_id = site.submit("appears by itself", ["fresh"])
+    row = page.locator(f"#job-{job_id}")
+    expect(row).to_contain_text("appears by itself")
+    expect(row).to_have_attribute("data-status", "queued")
+
+    run = site.claim()
+    run.start()
+    run.losses([10, 20, 40])
+    expect(row).to_contain_text("running")
+    expect(row).to_contain_text("epoch 4 / 10")
+    expect(row).to_contain_text("1 min 35 s left")
+    expect(row.locator("progress")).to_have_attribute("value", "0.4000")
+    expect(row.locator("[data-label=loss]")).to_have_text("4.6")
+    expect(page.locator("#summary")).to_contain_text("1 running")
+    expect(page.locator(".worker")).to_contain_text("appears by itself")
+
+    run.end("failed", "out_of_memory", "no room")
+    expect(row).to_contain_text("out of memory")
+    expect(page.locator("#summary")).to_contain_text("0 running")
+
+
+def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
+    kept = site.submit("paused one", ["Größe & co"])
+    site.database.write(lambda session: transitions.pause(session, kept))
+    other = site.submit("another one")
+    page = visitor.window()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+
+    page.get_by_role("checkbox", name="paused").check(force=True)
+    expect(page.locator(f"#job-{other}")).to_have_count(0)
+    expect(page.locator(f"#job-{kept}")).to_be_visible()
+    page.get_by_placeholder("Tag").fill("Größe & co")
+    page.get_by_role("searchbox").fill("PAUSED")
+    page.wait_for_url("**tag=Gr%C3%B6%C3%9Fe+%26+co")
+    assert "status=paused" in page.url
+    assert "q=PAUSED" in page.url
+
+    page.reload()
+    expect(page.get_by_role("checkbox", name="paused")).to_be_checked()
+    expect(page.get_by_role("searchbox")).to_have_value("PAUSED")
+    expect(page.locator("#list tbody tr")).to_have_count(1)
+    page.get_by_role("searchbox").fill("matches nothing")
+    expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
+    page.get_by_role("link", name="Clear").click()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+
+
+def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/?status=failed")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    hidden = site.submit("not failed")
+    run = site.claim()
+    while run.job_id != hidden:
+        run = site.claim()
+    expect(page.locator("#summary")).to_contain_text("running")
+
+    expect(page.locator(f"#job-{hidden}")).to_have_count(0)
+    run.end("failed", "bad_data", "two labels are missing")
+    expect(page.locator(f"#job-{hidden}")).to_contain_text("bad data")
+
+
+def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> None:
+    for number in range(55):
+        site.submit(f"many {number}", ["many"])
+    page = visitor.window()
+    page.goto("/?tag=many")
+
+    expect(page.locator("#list tbody tr")).to_have_count(50)
+    page.get_by_role("link", name="Older").click()
+    expect(page.locator("#list tbody tr")).to_have_count(5)
+    assert "tag=many" in page.url
+    page.get_by_role("link", name="Newest").click()
+    expect(page.locator("#list tbody tr")).to_have_count(50)

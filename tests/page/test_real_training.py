@@ -1,0 +1,46 @@
+"""One real run as a person sees it, from submit to download: server, worker and training started by `wcl up`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.acceptance.service import SHORT_SPEC, Service, submit_when_ready
+from tests.page.served import eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: Path) -> None:
+    service = Service(tmp_path / "data")
+    service.start()
+    context = browser.new_context()
+    try:
+        with service.client() as client:
+            page = context.new_page()
+            page.goto(client.sign_in_link())
+            expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+
+            job = submit_when_ready(client, SHORT_SPEC | {"epochs": 15, "knn_every_epochs": 5}, name="a real run")
+            page.get_by_role("link", name="a real run").first.click(timeout=30_000)
+            chart = page.locator("figure[data-metrics='train/loss']")
+            expect(chart).to_be_visible(timeout=60_000)
+            early = int(chart.get_attribute("data-points") or 0)
+            eventually(lambda: int(chart.get_attribute("data-points") or 0) > early, 60, "a longer curve")
+
+            expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
+            last = client.checkpoints(job["id"])[-1]
+            expect(page.locator("#checkpoints tbody tr").first).to_contain_text(last["sha256"][:12])
+            expect(chart).to_have_attribute("data-step", str(last["step"]))
+            for kind in ("native", "backbone"):
+                with page.expect_download() as started:
+                    page.locator("#checkpoints tbody tr").first.get_by_role("link", name=kind).click()
+                started.value.save_as(tmp_path / kind)
+            assert hashlib.sha256((tmp_path / "native").read_bytes()).hexdigest() == last["sha256"]
+            assert (tmp_path / "backbone").stat().st_size > 0
+    finally:
+        context.close()
+        service.stop()
