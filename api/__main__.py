@@ -14,11 +14,13 @@ from types import FrameType
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy.exc import DBAPIError
 
 from api import address
 from api.app import create_app
 from jobs import keys
-from jobs.database import Database
+from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 
@@ -34,9 +36,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it again and again
     try:
-        settings = Settings()
-        serve(settings)
-    except (StartError, ValidationError) as error:
+        serve(Settings())
+    except (StartError, SettingsError, ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -49,7 +50,7 @@ def serve(settings: Settings) -> None:
         StartError: nobody could sign in, or the address is taken.
     """
     database = Database(settings.resolved_database_url)
-    database.migrate()
+    _migrate(database)
     _ensure_keys(settings, database)
     listener = _listener(settings)
     url = address.url_of(listener)
@@ -88,6 +89,15 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
     _Server(config, app.state.stopping).run(sockets=[listener])
+
+
+def _migrate(database: Database) -> None:
+    try:
+        database.migrate()
+    except DBAPIError as error:
+        if not is_outage(error):
+            raise
+        raise StartError(f"the database does not answer: {error.orig}") from error
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:

@@ -1,0 +1,327 @@
+"""`python -m api` as a real process: keys, addresses, the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api import address
+from client.address import find_address
+from jobs import keys
+from jobs.database import Database
+from jobs.models import Attempt
+from jobs.status import Status
+from tests.api.served import SPEC, eventually
+from tests.jobs import rows
+
+ROOT = Path(__file__).parents[2]
+SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
+
+
+class Server:
+    """One process and what it said."""
+
+    def __init__(self, data_dir: Path, output: int | None = None, **settings: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        self.data_dir = data_dir
+        self.log_path = data_dir.with_suffix(f".{time.monotonic_ns()}.log")
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "api"],
+                cwd=ROOT,
+                env=clean | {"WCL_DATA_DIR": str(data_dir), "WCL_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=log if output is None else output,
+                stderr=log,
+            )
+
+    @property
+    def words(self) -> str:
+        return self.log_path.read_text()
+
+    @property
+    def announced(self) -> dict[str, object]:
+        try:
+            found: dict[str, object] = json.loads((self.data_dir / "server.json").read_text())
+        except OSError:
+            return {}
+        return found
+
+    @property
+    def url(self) -> str:
+        return str(self.announced["url"])
+
+    def ready(self) -> Server:
+        def answers() -> bool:
+            assert self.process.poll() is None, self.words
+            if self.announced.get("pid") != self.process.pid:
+                return False
+            try:
+                return httpx.get(f"{self.url}/readyz", trust_env=False).is_success
+            except httpx.TransportError:
+                return False
+
+        eventually(answers, f"the start of the server\n{self.words}", 60)
+        return self
+
+    def client(self) -> httpx.Client:
+        key = (self.data_dir / "key").read_text().strip()
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=30)
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Seconds until it ended."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(timeout=30)
+        return time.monotonic() - began
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Server] = []
+
+    def start(name: str = "data", output: int | None = None, **settings: str) -> Server:
+        started.append(Server(tmp_path / name, output, **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        print(server.words)
+
+
+def test_a_local_server_makes_a_key_that_only_its_owner_reads(start: Start) -> None:
+    server = start().ready()
+    path = server.data_dir / "key"
+    address_ = find_address(server.data_dir)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (address_.url, address_.key) == (server.url, path.read_text().strip())
+    with server.client() as client:
+        assert client.get("/v1/keys").status_code == 200
+        assert client.get(client.post("/v1/sign-in-links").json()["url"]).status_code == 200
+    assert httpx.get(f"{server.url}/v1/jobs", trust_env=False).status_code == 401
+    assert "127.0.0.1" in server.url
+    assert not SECRET.search(server.words), "a secret is in the log"
+
+
+def test_the_local_key_stays_and_is_made_anew_once_it_is_revoked(start: Start) -> None:
+    first = start().ready()
+    key = (first.data_dir / "key").read_text()
+    first.stop()
+    second = start().ready()
+    assert (second.data_dir / "key").read_text() == key
+    with second.client() as client:
+        for entry in client.get("/v1/keys").json()["items"]:
+            client.delete(f"/v1/keys/{entry['id']}")
+    second.stop()
+
+    third = start().ready()
+
+    assert (third.data_dir / "key").read_text() != key
+    with third.client() as client:
+        assert client.get("/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_soon_although_streams_and_downloads_are_open(start: Start, number: int) -> None:
+    server = start().ready()
+    database = Database(f"sqlite:///{server.data_dir / 'wcl.sqlite3'}")
+    rows.add_dataset(database)
+    client = server.client()
+    job_id = client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["id"]
+
+    with (
+        client.stream("GET", f"/v1/jobs/{job_id}/stream") as one,
+        client.stream("GET", "/v1/stream") as other,
+    ):
+        assert next(one.iter_lines()) == next(other.iter_lines()) == ": open"
+        seconds = server.stop(number)
+
+    assert seconds < 5
+    assert server.process.returncode == 0
+    assert server.announced == {}
+    assert "Traceback" not in server.words
+    client.close()
+    database.dispose()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_an_open_address_without_a_key_is_refused(start: Start, host: str) -> None:
+    server = start(WCL_HOST=host)
+
+    assert server.process.wait(timeout=60) == 1
+    assert "python -m jobs create-key" in server.words
+    assert "Traceback" not in server.words
+    assert server.announced == {}
+    assert not (server.data_dir / "key").exists()
+
+
+def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "jobs", "create-key", "first"],
+        cwd=ROOT,
+        env=os.environ | {"WCL_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    server = start(WCL_HOST="0.0.0.0").ready()
+    headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+
+    def status(host: str) -> int:
+        return httpx.get(f"{server.url}/v1/jobs", headers=headers | {"Host": host}, trust_env=False).status_code
+
+    assert status("10.1.2.3:8000") == 200
+    assert status("evil.example") == 421
+    assert not (server.data_dir / "key").exists(), "nobody asked for a local key"
+
+
+def test_a_taken_port_is_said(start: Start) -> None:
+    listener = address.listen("127.0.0.1", 0)
+    server = start(WCL_PORT=str(listener.getsockname()[1]))
+
+    assert server.process.wait(timeout=60) == 1
+    assert "cannot listen on 127.0.0.1" in server.words
+    assert "Traceback" not in server.words
+    listener.close()
+
+
+@pytest.mark.parametrize("settings", [{"WCL_PORT": "many"}, {"WCL_LEASE_SECONDS": "-1"}, {"WCL_ALLOWED_HOSTS": "x"}])
+def test_a_wrong_setting_is_said(start: Start, settings: dict[str, str]) -> None:
+    server = start(**settings)
+
+    assert server.process.wait(timeout=60) == 1
+    assert "Traceback" not in server.words
+    assert "error" in server.words
+
+
+def test_a_database_that_does_not_answer_is_said(start: Start) -> None:
+    server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
+
+    assert server.process.wait(timeout=60) == 1
+    assert "the database does not answer" in server.words
+    assert "Traceback" not in server.words
+    assert "hidden" not in server.words
+
+
+def test_it_ends_although_a_download_stands_still(start: Start) -> None:
+    server = start().ready()
+    database = Database(f"sqlite:///{server.data_dir / 'wcl.sqlite3'}")
+    rows.add_dataset(database)
+    run = rows.Run(database, rows.running(database))
+    place = server.data_dir / "checkpoints" / "large.safetensors"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(bytes(50_000_000))
+    run.deliver(rows.checkpoint(1) | {"path": place.name, "size": 50_000_000})
+    client = server.client()
+    (checkpoint,) = client.get(f"/v1/jobs/{run.job_id}/checkpoints").json()["items"]
+
+    with client.stream("GET", f"/v1/checkpoints/{checkpoint['id']}/download") as download:
+        next(download.iter_raw(1000))
+        seconds = server.stop()
+
+    assert seconds < 10
+    assert server.process.returncode == 0
+    client.close()
+    database.dispose()
+
+
+def test_a_killed_servers_announcement_is_replaced(start: Start) -> None:
+    first = start().ready()
+    first.process.kill()
+    first.process.wait()
+    assert first.announced["pid"] == first.process.pid
+
+    second = start().ready()
+
+    assert second.announced["pid"] == second.process.pid
+
+
+def test_two_servers_may_start_on_one_database(start: Start, postgres_url: str) -> None:
+    url = postgres_url.replace("postgresql+psycopg://", "postgresql://")
+    servers = [start(name, WCL_DATABASE_URL=url) for name in ("one", "two")]
+
+    for server in servers:
+        server.ready()
+
+
+def test_it_looks_after_jobs_that_nobody_moves(start: Start) -> None:
+    server = start(WCL_LOOK_SECONDS="0.2", WCL_LEASE_SECONDS="1").ready()
+    database = Database(f"sqlite:///{server.data_dir / 'wcl.sqlite3'}")
+    rows.add_dataset(database)
+    lost = rows.running(database)
+
+    eventually(lambda: rows.status(database, lost.job_id) == Status.QUEUED, "the end of the lost attempt", 20)
+
+    with database.read() as session:
+        assert session.get_one(Attempt, (lost.job_id, 1)).end_reason == "worker_lost"
+    database.dispose()
+
+
+def test_a_person_at_a_terminal_gets_a_link(start: Start) -> None:
+    ours, theirs = pty.openpty()
+    said = bytearray()
+
+    def listen() -> None:
+        while True:
+            try:
+                said.extend(os.read(ours, 1000))
+            except OSError:
+                return
+
+    threading.Thread(target=listen, daemon=True).start()
+    server = start(output=theirs).ready()
+    os.close(theirs)
+    link = eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(said)), "the link").group().decode()
+
+    assert httpx.get(link, trust_env=False).status_code == 200
+    assert not SECRET.search(server.words)
+    server.stop()
+    os.close(ours)
+
+
+def test_the_secret_of_a_key_is_in_no_file_but_its_own(start: Start) -> None:
+    server = start().ready()
+    with server.client() as client:
+        link = client.post("/v1/sign-in-links").json()["url"]
+        client.get(link)
+        made = client.post("/v1/keys", json={"name": "x", "scopes": ["read"]}).json()["key"]
+    key = (server.data_dir / "key").read_text().strip()
+    server.stop()
+
+    secrets = [key, made, link.partition("token=")[2]]
+    places = [path for path in server.data_dir.rglob("*") if path.is_file() and path.name != "key"]
+    for path in [*places, server.log_path]:
+        content = path.read_bytes()
+        assert [secret for secret in secrets if secret.encode() in content] == [], path
+
+
+def test_a_local_key_file_of_another_database_is_replaced(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "key").write_text("wcl_of_another_database\n")
+
+    server = start().ready()
+
+    database = Database(f"sqlite:///{server.data_dir / 'wcl.sqlite3'}")
+    with database.read() as session:
+        assert keys.find(session, (server.data_dir / "key").read_text().strip()) is not None
+    database.dispose()
