@@ -23,7 +23,7 @@ from tests.api.served import SPEC, Served, assert_problem
 JSON = {"Content-Type": "application/json"}
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -85,7 +85,7 @@ def expected(header: str, condition: str | None) -> tuple[int, int] | None | str
     return (first, min(last, SIZE - 1)) if first < SIZE else "none"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=RANGES, condition=CONDITIONS)
 def test_any_range_gets_exactly_its_bytes(small: Served, address: str, header: str, condition: str | None) -> None:
     client = _client(small)
