@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 
 from jobs.settings import Settings
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _BACKLOG = 2048
+_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -59,8 +61,10 @@ class Hosts:
 
     def knows(self, header: str) -> bool:
         """Whether the header names this server; its port does not matter."""
-        name = header.lower()
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        match = _HOST.fullmatch(header.lower())
+        if match is None:
+            return False
+        name = match.group(1).strip("[]")
         return name in self._names or (self._takes_addresses and _is_address(name))
 
 

@@ -6,29 +6,31 @@ import json
 import math
 from typing import Any
 
+import anyio
 from fastapi import Request
 from starlette.types import Message, Receive
 
 from api.field_errors import escaped
-from api.problems import TooLarge, Unreadable, WrongMediaType
+from api.problems import TooLarge, TooSlow, Unreadable, WrongMediaType
 from jobs.errors import FieldError, Invalid
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 _API = "/v1/"
+_READ_SECONDS = 30.0
 
 
 async def checked(request: Request, max_bytes: int) -> Receive:
     """Read the request's body and hand it on as one message.
 
     Raises:
-        TooLarge, Unreadable, WrongMediaType, Invalid: what is wrong with it.
+        TooLarge, TooSlow, Unreadable, WrongMediaType, Invalid: what is wrong with it.
     """
     _check_length(request, max_bytes)
     body = await _read(request, max_bytes)
     if body and _is_json(request):
         _check_values(_decoded(body))
-    elif body and request.url.path.startswith(_API):
+    elif body and request.scope["path"].startswith(_API):
         raise WrongMediaType("expected Content-Type: application/json")
     return _replayed(body, request.receive)
 
@@ -44,11 +46,15 @@ def _check_length(request: Request, max_bytes: int) -> None:
 async def _read(request: Request, max_bytes: int) -> bytes:
     """A chunked body does not say its length, so it is counted as it comes."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise TooLarge(f"expected a body of at most {max_bytes} bytes")
-        parts.append(part)
+    try:
+        with anyio.fail_after(_READ_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > max_bytes:
+                    raise TooLarge(f"expected a body of at most {max_bytes} bytes")
+                parts.append(part)
+    except TimeoutError as error:
+        raise TooSlow(f"expected the whole body within {_READ_SECONDS:g} s") from error
     return b"".join(parts)
 
 

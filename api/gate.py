@@ -11,6 +11,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import auth, bodies, page_render
@@ -51,10 +52,12 @@ class Gate:
         request = Request(scope, receive)
         try:
             self._check(request)
-            if not auth.is_public(request.url.path):
+            if not auth.is_public(scope["path"]):  # never request.url, which the Host header has a part in
                 principal = await anyio.to_thread.run_sync(auth.authenticate, request, self._database)
                 scope.setdefault("state", {})["principal"] = principal
             await self._app(scope, await self._body(request), send)
+        except ClientDisconnect:
+            return
         except Exception as error:
             if send.has_started:
                 raise

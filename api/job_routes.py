@@ -38,7 +38,12 @@ class JobPage(TypedDict):
     next_cursor: str | None
 
 
-@router.post("", status_code=201, response_model=JobAnswer)
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobAnswer,
+    responses={200: {"description": "The first job, at a replay; a plan, at a dry run."}},
+)
 def submit(
     body: JobBody,
     principal: Submitter,

@@ -3,6 +3,7 @@
 JobsError (jobs.errors) ── Unreadable        400, the request itself cannot be read
                         ├─ Unauthenticated   401, no key, or one that nobody knows
                         ├─ Forbidden         403, the key may not do this, or another site asks in its name
+                        ├─ TooSlow           408
                         ├─ Gone              410, it was registered, but its file is missing
                         ├─ TooLarge          413
                         ├─ WrongMediaType    415
@@ -22,6 +23,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import field_errors
@@ -49,6 +51,11 @@ class Unauthenticated(JobsError):  # noqa: N818
 class Forbidden(JobsError):  # noqa: N818
     status_code = 403
     title = "Not allowed"
+
+
+class TooSlow(JobsError):  # noqa: N818
+    status_code = 408
+    title = "Too slow"
 
 
 class Gone(JobsError):  # noqa: N818
@@ -109,7 +116,7 @@ def answer(error: Exception) -> JSONResponse:
         return problem(error.status_code, title, str(error.detail), headers=error.headers)
     if isinstance(error, DataError):
         return problem(422, Invalid.title, "a number or a text is out of the range that can be stored")
-    if is_outage(error):
+    if is_outage(error) or isinstance(error, PoolTimeout):
         detail = "the database does not answer; try again"
         return problem(503, "Database unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
     number = str(uuid.uuid4())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,12 +203,43 @@ def test_a_key_needs_no_origin_and_is_not_mixed_with_a_cookie(small: Served) -> 
     assert browser.get("/v1/jobs", headers={"Authorization": "Bearer wcl_wrong"}).status_code == 401
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"])
+FOREIGN = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]", "[::1", "a b"]
+TRICKY = ["127.0.0.1/static/?", "127.0.0.1:1/static/", "127.0.0.1#", "x@127.0.0.1", "127.0.0.1:x"]
+SPELLINGS = [
+    "/static/../v1/jobs",
+    "/static/%2e%2e/v1/jobs",
+    "//v1/jobs",
+    "/healthz/../v1/jobs",
+    "/V1/jobs",
+    "/v1/jobs/",
+    "/static/..;/v1/jobs",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
 def test_another_hosts_name_is_refused(small: Served, host: str) -> None:
     answer = small.client().get("/v1/jobs", headers={"Host": host})
 
     assert answer.status_code in (400, 421)
     assert small.bare().get("/healthz", headers={"Host": host}).status_code in (400, 421)
+
+
+@pytest.mark.parametrize("host", TRICKY)
+def test_the_host_header_has_no_say_in_what_is_public(small: Served, host: str) -> None:
+    """An address built from the header would begin with a public path."""
+    answer = small.bare().get("/v1/jobs", headers={"Host": host})
+
+    assert answer.status_code in (400, 401, 421)
+
+
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_no_spelling_of_a_path_gets_past_the_gate(small: Served, path: str) -> None:
+    host, port = small.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        status = int(connection.recv(4096).split()[1])
+
+    assert status in (401, 404)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:80"])

@@ -100,6 +100,23 @@ def _raw_status(served: Served, head: str) -> int:
         return int(connection.recv(4096).split()[1])
 
 
+def test_a_body_that_never_ends_is_given_up(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_READ_SECONDS", 0.2)
+
+    assert _raw_status(small, "POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n") == 408
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_error(small: Served, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = small.url.removeprefix("http://").split(":")
+    lines = ("POST /v1/jobs HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 10", f"Authorization: Bearer {small.key()}")
+    head = "\r\n".join((*lines, "", ""))
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode() + b"{")
+
+    assert small.client().get("/v1/jobs").status_code == 200
+    assert "error" not in caplog.text.lower()
+
+
 def test_bodies_of_the_highest_allowed_depth_pass(small: Served) -> None:
     body = {"kind": "pretrain", "spec": json.loads(nested(bodies.MAX_DEPTH - 2))}
 
