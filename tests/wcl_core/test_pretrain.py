@@ -336,6 +336,21 @@ def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPat
     assert clock.is_due()
 
 
+def test_every_step_sees_two_views_of_its_epochs_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[bool, int, int, int, int]] = []
+    original = pretrain_module.random_view
+
+    def watch(images: torch.Tensor, config: Any, size: int, *, seed: int, epoch: int, step: int, view: int) -> Any:
+        met.append((config == spec.weak_augmentation, seed, epoch, step, view))
+        return original(images, config, size, seed=seed, epoch=epoch, step=step, view=view)
+
+    monkeypatch.setattr(pretrain_module, "random_view", watch)
+    spec = small.spec(weak_augmentation_epochs=2, seed=6)
+    run(spec, tmp_path)
+    steps = [(step // STEPS_PER_EPOCH, step, view) for step in range(TOTAL_STEPS) for view in (0, 1)]
+    assert met == [(epoch < 2, 6, epoch, step, view) for epoch, step, view in steps]
+
+
 # --- failures ------------------------------------------------------------------------------------------------------
 
 
