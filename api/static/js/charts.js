@@ -120,8 +120,8 @@ export class Chart {
       series,
       bands,
       legend: { show: false },
-      padding: [10, 12, 0, 0],
-      scales: { x: { time: false } },
+      padding: [18, 12, 0, 0],
+      scales: { x: { time: false }, ...(this.group.isShare && { y: { range: shareRange } }) },
       axes: [
         { ...axis, size: 26, gap: 6, values: (plot, splits) => splits.map(short), space: 60 },
         { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => this.tick(v)), space: 34 },
@@ -142,6 +142,7 @@ export class Chart {
     ctx.strokeStyle = colour("--warn");
     ctx.fillStyle = colour("--warn");
     ctx.lineWidth = devicePixelRatio;
+    ctx.textAlign = "center";
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
     for (const [attempt, step] of this.curves.starts) {
@@ -151,7 +152,7 @@ export class Chart {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      ctx.fillText(`attempt ${attempt}`, x + 4 * devicePixelRatio, bbox.top + 9 * devicePixelRatio);
+      ctx.fillText(`attempt ${attempt}`, x, bbox.top - 4 * devicePixelRatio);
     }
     ctx.restore();
   }
@@ -182,15 +183,17 @@ export class Chart {
       const value = at === null ? this.curves.curve(name).latest : nearest(columns[3 * place], at);
       return { label, text: value === null ? "not finite" : this.format(value ?? NaN), token: label === "chance" ? 3 : place + 1 };
     });
-    this.readout.replaceChildren(...parts.map((part) => this.entry(part, parts.length > 1)));
+    this.readout.replaceChildren(...parts.map((part) => this.entry(part, parts.length > 1, at === null)));
     if (at !== null && steps.length) this.readout.prepend(text("span", `step ${number(steps[at])}`, "quiet"));
     const spoken = parts.map(({ label, text: value }) => `${label} ${value}`).join(", ");
     this.canvas.setAttribute("aria-label", `${this.group.title}: ${spoken}${at === null ? "" : ` at step ${steps[at]}`}`);
   }
 
-  entry({ label, text: value, token }, isLabelled) {
+  /** The label gives way to the step while a cursor is shown, so that nothing moves. */
+  entry({ label, text: value, token }, isMarked, isLabelled) {
     const entry = text("span", "", `value curve-${token}`);
-    if (isLabelled) entry.append(text("i", ""), text("span", label, "quiet"), " ");
+    if (isMarked) entry.append(text("i", ""));
+    if (isMarked && isLabelled) entry.append(text("span", label, "quiet"), " ");
     entry.append(text("b", value));
     return entry;
   }
@@ -205,6 +208,13 @@ export class Chart {
     const at = Math.min(last, Math.max(0, (this.plot.cursor.idx ?? last + (move < 0 ? 1 : 0)) + move));
     this.plot.setCursor({ left: this.plot.valToPos(steps[at], "x"), top: 10 });
   }
+}
+
+/** Shares of one: some room around them, but none below 0 or above 1. */
+function shareRange(plot, low, high) {
+  if (low === null) return [0, 1];
+  const room = Math.max(0.1 * (high - low), 0.02);
+  return [Math.max(0, low - room), Math.min(1, high + room)];
 }
 
 function text(tag, content, className = "") {
