@@ -137,6 +137,20 @@ def test_writers_that_add_up_at_once_lose_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_writer_has_the_lock_before_it_reads(database: Database) -> None:
+    """Two that had read and now want to write would both be refused, again and again."""
+    other = sqlite3.connect(str(database.engine.url.database), isolation_level=None, timeout=0)
+
+    def change(session: Session) -> None:
+        del session
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+    database.write(change)
+    other.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_busy_write_is_run_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process holds the lock for longer than the driver waits."""
     other = sqlite3.connect(str(database.engine.url.database), isolation_level=None, check_same_thread=False)
