@@ -1,13 +1,18 @@
-"""The OpenAPI document: FastAPI's, with problem documents, the specs of jobs, and the two ways to sign in."""
+"""The OpenAPI document: FastAPI's, with problem documents, the specs of jobs, and the two ways to sign in.
+
+`/docs` shows the same document to people, without a script of anybody else's.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from api import page_render
 from api.auth import SESSION_COOKIE, Reader, is_public
 from api.problems import MEDIA_TYPE
 from wcl_core.config import EvaluateSpec, PretrainSpec
@@ -47,6 +52,7 @@ _PROBLEM = {
         }
     ],
 }
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _SECURITY = {
     "key": {"type": "http", "scheme": "bearer", "description": "A key, `wcl_…`."},
     "browser": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "From a sign-in link."},
@@ -57,6 +63,28 @@ _SECURITY = {
 def openapi(request: Request, principal: Reader) -> dict[str, Any]:
     """The document."""
     return document(request.app)
+
+
+@router.get("/docs")
+def docs(request: Request, principal: Reader) -> Response:
+    """The document as a page."""
+    made = document(request.app)
+    schemas = {name: body for name, body in made["components"]["schemas"].items() if "properties" in body}
+    return page_render.page(request, "docs.html", document=made, schemas=schemas, type_of=type_of)
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """A schema's type in a few words, for people."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
+    if "anyOf" in schema or "oneOf" in schema:
+        return " or ".join(type_of(inner) for inner in schema.get("anyOf") or schema["oneOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    limits = [f"{sign} {schema[name]}" for name, sign in _LIMITS.items() if name in schema]
+    return ", ".join([str(schema.get("type", "any")), *limits])
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def answer(request: Request, path: Path, etag: str, file_name: str) -> Response:
     size = os.fstat(file.fileno()).st_size
     bounds = _bounds(request, etag)
     start, end = (0, size) if bounds is None else _clipped(*bounds, size)
-    if start >= end and size:
+    if bounds is not None and start >= end:
         file.close()
         refusal = headers | {"Content-Range": f"bytes */{size}"}
         return problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal)

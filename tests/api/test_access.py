@@ -9,11 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from sqlalchemy import text
 
 from api import app as application
+from api.address import is_loopback
 from api.auth import classification
+from api.failures import Failures
+from api.problems import TooMany
 from jobs import keys
 from jobs.database import Database, new_id
 from tests.api.served import SPEC, Served, assert_problem
@@ -311,3 +314,27 @@ def test_nobody_reads_anothers_job_by_cookie_after_the_key_is_gone(served: Serve
         served.database.write(lambda session, key_id=key_id: keys.revoke(session, key_id))
 
     assert browser.get("/v1/jobs").status_code == 401
+
+
+def test_failures_are_forgotten_after_a_minute() -> None:
+    now = [0.0]
+    failures = Failures(lambda: now[0])
+    request = Request({"type": "http", "client": ("10.0.0.1", 1)})
+    other = Request({"type": "http", "client": ("10.0.0.2", 1)})
+    for _ in range(20):
+        failures.note(request)
+
+    with pytest.raises(TooMany):
+        failures.check(request)
+    failures.check(other)
+    now[0] = 61.0
+    failures.check(request)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
+    + [("10.0.0.1", False), ("wcl.example", False), ("", False)],
+)
+def test_which_addresses_only_this_machine_reaches(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local

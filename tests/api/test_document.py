@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,6 +121,18 @@ def test_answers_are_what_the_document_says(small: Served, made: dict[str, Any])
 
 def test_the_document_is_made_once(small: Served) -> None:
     assert document(small.app) is document(small.app)
+
+
+def test_people_read_the_document_as_a_page(small: Served) -> None:
+    browser = small.browser("read")
+
+    page = browser.get("/docs")
+
+    assert page.status_code == 200
+    for words in ("POST /v1/jobs", "Idempotency-Key", "weak_ramp_fraction", "digits-cpu", "checkpoint_id"):
+        assert words in page.text
+    assert not re.search(r"""<script(?! (type="module" )?src="/static/)|(src|href)="(https?:)?//""", page.text)
+    assert small.bare().get("/docs").status_code == 401
 
 
 def test_there_are_no_pages_with_foreign_scripts(small: Served) -> None:
