@@ -27,6 +27,7 @@ const GROUPS = [
   { title: "Images per second", lines: [["train/images_per_second", "images/s"]] },
 ];
 const KNOWN = new Set(GROUPS.flatMap((group) => group.lines.map(([name]) => name)));
+const MAX_OTHERS = 60; // the table of latest values has them all
 const HEIGHT = 190;
 const TOGETHER = "charts"; // uPlot's key for cursors that move together
 
@@ -35,7 +36,7 @@ export function groupsOf(curves) {
   const known = GROUPS.filter(({ lines, needs }) =>
     needs ? curves.byName.has(needs) : lines.some(([name]) => curves.byName.has(name)),
   );
-  const others = [...curves.byName.keys()].filter((name) => !KNOWN.has(name)).sort();
+  const others = [...curves.byName.keys()].filter((name) => !KNOWN.has(name)).sort().slice(0, MAX_OTHERS);
   return [...known, ...others.map((name) => ({ title: name, lines: [[name, "value"]] }))];
 }
 

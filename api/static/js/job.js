@@ -11,8 +11,9 @@ const OVER = new Set(["succeeded", "failed", "cancelled"]);
 const run = document.getElementById("run");
 const jobId = run.dataset.job;
 const place = document.getElementById("charts");
+const title = document.title;
 const tail = new Tail(jobId);
-const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 600);
+const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 800);
 
 // ---- curves
 
@@ -94,6 +95,7 @@ function isOver(job) {
 
 async function end() {
   stream.end();
+  document.title = `${run.dataset.status} · ${title}`;
   await updateParts();
   await tail.stop();
 }
@@ -111,7 +113,10 @@ const stream = new Stream(`/v1/jobs/${jobId}/stream`, {
       if (event.type === "started") curves.start(event.data.attempt, event.data.start_step);
       updateParts();
     },
-    progress: updateParts,
+    progress: ({ step, total_steps }) => {
+      if (total_steps) document.title = `${Math.floor((100 * step) / total_steps)}% · ${title}`;
+      updateParts();
+    },
     metrics: take,
     end: (job) => {
       isOver(job);
@@ -125,6 +130,13 @@ else tail.start();
 
 // ---- buttons
 
+document.addEventListener("keydown", (event) => event.key === "Escape" && closeConfirmation());
+document.addEventListener("click", (event) => event.target.closest(".confirm") || closeConfirmation());
+
+function closeConfirmation() {
+  document.querySelector(".confirm[open]")?.removeAttribute("open");
+}
+
 document.addEventListener("submit", async (event) => {
   const { verb, job } = event.target.dataset;
   if (!verb) return;
@@ -136,7 +148,7 @@ document.addEventListener("submit", async (event) => {
     const body = await answer.json();
     if (!answer.ok) say(body.detail || body.title);
     else if (body.id !== jobId) location.assign(`/jobs/${body.id}`);
-    event.target.closest("details")?.removeAttribute("open");
+    closeConfirmation();
   } catch {
     say("The server does not answer; nothing was asked.");
   } finally {

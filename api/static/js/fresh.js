@@ -1,0 +1,6 @@
+// Tables that are fetched again now and then: nobody sends hints about them.
+import { refresh } from "./page.js";
+
+setInterval(() => {
+  if (document.visibilityState === "visible") refresh(location.href).catch(console.debug);
+}, 5000);
