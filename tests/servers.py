@@ -51,19 +51,6 @@ def find_program(name: str) -> Path:
     pytest.skip(f"NOT TESTED HERE: {name} is not installed; './run test' says how to get it")
 
 
-def find_chromium() -> Path | None:
-    """The browser on the PATH; None means the one that Playwright keeps itself."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return Path(found)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        if Path(playwright.chromium.executable_path).exists():
-            return None
-    pytest.skip("NOT TESTED HERE: no Chromium is installed; './run test' says how to get it")
-
-
 @dataclass(frozen=True)
 class Account:
     """Whom a server runs as; None means this user."""
