@@ -18,6 +18,7 @@ from api.auth import SESSION_COOKIE
 from client.up import free_port
 from jobs import queries, registry, service, transitions
 from jobs.database import Database, new_id
+from jobs.models import Checkpoint
 from jobs.registry import DatasetFacts
 from jobs.settings import Settings
 from jobs.transitions import WorkerFacts
@@ -111,6 +112,15 @@ class Site:
         new = service.NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name, tags=tuple(tags))
         return self.database.write(lambda session: service.submit(session, new)).id
 
+    def submit_evaluation(self, checkpoint_id: str, name: str) -> str:
+        sent = {"data": SPEC["data"], "features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}
+        new = service.NewJob("evaluate", sent, parse_spec("evaluate", sent), name=name)
+        return self.database.write(lambda session: service.submit(session, new)).id
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        with self.database.read() as session:
+            return queries.checkpoints(session, job_id)
+
     def status(self, job_id: str) -> str:
         with self.database.read() as session:
             return queries.get_job(session, job_id).status
@@ -169,6 +179,11 @@ class PlayedRun:
         facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
         self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
         return digest
+
+    def evaluation(self, protocol: str, value: float, stderr: float | None = None, **params: Any) -> None:
+        identity = {"protocol": protocol, "protocol_version": 1, "metric": "top1", "seed": 0, "params": params}
+        digests = {"dataset_digest": DIGEST, "split_digest": "e1" * 32}
+        self.tell({"type": "evaluation", "value": value, "stderr": stderr, "n": 359, **identity, **digests})
 
     def end(self, outcome: str = "succeeded", reason: str | None = None, message: str | None = None) -> None:
         self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})

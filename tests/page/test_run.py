@@ -87,6 +87,32 @@ def test_a_killed_server_leaves_neither_gap_nor_repeat(visitor: Visitor, site: S
     visitor.complaints.clear()
 
 
+def test_a_hidden_tab_holds_no_connection_and_catches_up(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses([1, 2])
+    page = open_run(visitor, run)
+    wait_for_steps(page, [1, 2])
+
+    show(page, "hidden")
+    run.losses([3, 4])
+    page.wait_for_timeout(1500)
+    assert curve(page)["steps"] == [1, 2]
+    show(page, "visible")
+
+    wait_for_steps(page, [1, 2, 3, 4])
+    run.end()
+
+
+def show(page: Page, state: str) -> None:
+    """What the browser says when its reader turns to another tab, or back."""
+    script = """state => {
+        Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(script, state)
+
+
 def test_a_resumed_attempt_continues_from_its_checkpoint(visitor: Visitor, site: Site) -> None:
     run = site.running()
     run.start()
@@ -139,6 +165,9 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
     run.start()
     page = open_run(visitor, run)
 
+    page.get_by_text("Cancel…").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Cancel this job")).to_be_hidden()
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel this job").click()
     expect(page.locator("#run-summary")).to_contain_text("cancelling")
@@ -223,6 +252,44 @@ def test_a_failed_job_says_why_and_what_to_do(visitor: Visitor, site: Site) -> N
     expect(failure).to_contain_text("A lower learning rate")
     expect(failure).to_contain_text("the loss is nan after step 5")
     expect(page.locator("figure[data-metrics='train/loss']")).to_contain_text("not finite")
+
+
+def test_evaluations_stand_with_the_job_and_with_its_checkpoint(visitor: Visitor, site: Site) -> None:
+    run = site.running("measured run")
+    run.start()
+    run.checkpoint(50)
+    run.end()
+    evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, "measuring")
+    measuring = site.claim()
+    page = visitor.window()
+    page.goto(f"/jobs/{evaluation}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    measuring.start()
+    measuring.evaluation("knn", 0.97214, k=20, temperature=0.07)
+    measuring.evaluation("few_labels", 0.8312, 0.0113, labels_per_class=1, draws=20)
+    measuring.end()
+
+    table = page.locator("#evaluations")
+    expect(table).to_contain_text("97.2%")
+    expect(table).to_contain_text("83.1% ± 1.1%")
+    expect(page.locator("#curves")).to_have_count(0)
+    table.get_by_role("link", name="measured run").first.click()
+    page.wait_for_url(f"**/jobs/{run.job_id}")
+    expect(page.locator("#evaluations")).to_contain_text("step 50")
+    expect(page.locator("#evaluations")).to_contain_text("97.2%")
+
+
+def test_reasons_of_waiting_are_said(visitor: Visitor, site: Site) -> None:
+    run = site.running("first")
+    job_id = site.submit("second")
+    page = visitor.window()
+    page.goto(f"/jobs/{job_id}")
+
+    expect(page.locator("#run-summary")).to_contain_text("Every worker that fits is busy")
+    run.end()
+    site.claim().end()
+    expect(page.locator("#run-summary .status")).to_have_text("succeeded")
 
 
 def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> None:
