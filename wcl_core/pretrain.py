@@ -25,7 +25,7 @@ from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
 from wcl_core.model import Embeddings, Model, losses
 from wcl_core.optim import LARS, param_groups
-from wcl_core.reporter import Outcome, Reporter, Request
+from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate, weak_weight
 from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement, weak_labels
 
@@ -33,7 +33,6 @@ _PROGRESS_SECONDS = 1.0
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
 _KNN_METRIC = "eval/knn_top1"
-_OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -107,7 +106,7 @@ class _Run:
         )
         self._progress("train")
         if request := self.reporter.request():
-            return _OUTCOME_OF[request]
+            return OUTCOME_OF[request]
         if self.step == 0:
             self._evaluate(epoch=0)
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
@@ -121,7 +120,7 @@ class _Run:
                 if request or (is_epoch_end and self._should_save(epoch + 1)):
                     self._save()
                 if request and self.step < self.total_steps:
-                    return _OUTCOME_OF[request]
+                    return OUTCOME_OF[request]
         self._save()  # a run that resumed from its last step leaves its result in this folder too
         self._progress("train")
         return "succeeded"

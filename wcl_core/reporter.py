@@ -25,6 +25,8 @@ Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
 Phase = Literal["load", "train", "evaluate", "save"]
 Record = dict[str, Any]
 
+OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
+
 _RESERVE_BYTES = 32_768
 
 

@@ -36,11 +36,11 @@ def config(**changes: float) -> AugmentConfig:
 
 
 def images(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
-    """Smooth colourful noise, as photographs are: (count, 3, side, side) uint8."""
+    """Smooth noise in warm colours, as photographs are: (count, 3, side, side) uint8; a turn of the hue shows."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, side, side, generator=generator)
     coarse = torch.nn.functional.interpolate(noise[:, :, ::4, ::4], size=side, mode="bilinear")
-    tint = torch.rand(count, 3, 1, 1, generator=generator)
+    tint = torch.rand(count, 3, 1, 1, generator=generator) * torch.tensor([1.0, 0.6, 0.2]).view(3, 1, 1)
     return ((0.5 * coarse + 0.15 * noise + 0.35 * tint) * 255).round().to(torch.uint8)
 
 

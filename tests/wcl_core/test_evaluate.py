@@ -286,6 +286,12 @@ def test_a_request_is_met_between_protocols(ask: Any, outcome: str) -> None:
     assert [record["protocol"] for record in reporter.of("evaluation")] == ["knn"]
 
 
+def test_a_request_from_before_the_features_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wcl_core.evaluate.run.pixel_features", None)
+    reporter = MemoryReporter(lambda _: "cancel")
+    assert evaluate(evaluate_spec(), reporter, data=small.few_digits()) == "cancelled"
+
+
 def test_a_protocol_that_the_data_cannot_carry_names_its_field() -> None:
     with pytest.raises(ProtocolError, match="knn_k"):
         evaluate(evaluate_spec(knn_k=20), MemoryReporter(), data=small.few_digits())

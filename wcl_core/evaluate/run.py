@@ -15,7 +15,7 @@ from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, Pi
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.evaluate import few_labels, knn, linear
 from wcl_core.evaluate.features import FeatureSet, network_features, pixel_features
-from wcl_core.reporter import Outcome, Reporter
+from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
 
     Args:
         spec: what to measure.
-        reporter: told every result; asked between protocols whether to stop.
+        reporter: told every result; asked at the start and between protocols whether to stop.
         data: both splits at the spec's image size.
         checkpoint_path: the native checkpoint when the spec's features come from one.
 
@@ -36,15 +36,12 @@ def evaluate(
     started_at = time.monotonic()
     total = len(spec.protocols) + 1
     reporter.progress(step=0, total_steps=total, epoch=0, total_epochs=1, phase="evaluate")
+    if request := reporter.request():
+        return OUTCOME_OF[request]
     features = _features(spec, data, checkpoint_path)
     for done, protocol in enumerate(spec.protocols, start=1):
-        match reporter.request():
-            case "cancel":
-                return "cancelled"
-            case "drain":
-                return "drained"
-            case "pause":
-                return "paused"
+        if request := reporter.request():
+            return OUTCOME_OF[request]
         elapsed = time.monotonic() - started_at
         reporter.progress(
             step=done,
