@@ -217,15 +217,15 @@ def in_background(act: Callable[[], T]) -> Iterator[Future[T]]:
         yield pool.submit(act)
 
 
-def until_somebody_waits_for_a_lock(database: Database) -> None:
-    """PostgreSQL only: until a statement in this database waits for another transaction."""
+def until_somebody_waits_for_a_lock(database: Database, or_done: Future[Any] | None = None) -> None:
+    """PostgreSQL only: until a statement in this database waits for another transaction, or something has ended."""
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     deadline = time.monotonic() + 30
     while True:
         with database.read() as session:
-            if session.execute(waiting).scalar_one():
+            if session.execute(waiting).scalar_one() or (or_done and or_done.done()):
                 return
         assert time.monotonic() < deadline, "nobody waits for a lock"
         time.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -361,6 +362,33 @@ def test_twin_deliveries_store_once(database: Database) -> None:
         assert session.execute(select(func.count()).select_from(Point)).scalar_one() == 40
         assert session.execute(select(func.count()).select_from(Log)).scalar_one() == 10
     assert status(database, run.job_id) == Status.RUNNING
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_twin_that_comes_in_between_supersedes_nobody(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL only: what the fence has read of its attempt must still hold when it passes."""
+    run = Run(database, running(database))
+    lines = rows.numbered([rows.metrics(step, loss=1.0) for step in range(4)])
+    run.send(lines[:2])
+    renew = transitions._renew
+    twins: list[Future[object]] = []
+    due = [lines[2:]]  # the second try, with the lines that are new
+
+    def renew_after_a_twin(session: Session, job_id: str, number: int, sent: list[dict[str, Any]]) -> bool:
+        if sent in due:
+            due.clear()
+            twins.append(pool.submit(run.send, lines[2:]))
+            rows.until_somebody_waits_for_a_lock(database, or_done=twins[0])
+        return renew(session, job_id, number, sent)
+
+    monkeypatch.setattr(transitions, "_renew", renew_after_a_twin)
+    with ThreadPoolExecutor(1) as pool:
+        run.send(lines)
+
+    assert twins[0].exception() is None
+    assert rows.attempts(database, run.job_id)[0].delivered_seq == 4
+    with database.read() as session:
+        assert session.execute(select(func.count()).select_from(Point)).scalar_one() == 4
 
 
 def test_a_renewal_stores_nothing(database: Database) -> None:
