@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,16 @@ def served(database: Database, tmp_path: Path) -> Iterator[Served]:
 def small(sqlite_database: Database, tmp_path: Path) -> Iterator[Served]:
     """A server with one dataset, where the database does not matter."""
     yield from _running(sqlite_database, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for all tests of a module that do not mind what others left in it."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copyfile(sqlite_template, folder / "wcl.sqlite3")
+    database = Database(f"sqlite:///{folder / 'wcl.sqlite3'}")
+    yield from _running(database, folder)
+    database.dispose()
 
 
 def _running(database: Database, tmp_path: Path) -> Iterator[Served]:

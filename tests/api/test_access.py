@@ -180,9 +180,11 @@ def test_a_browser_without_a_session_sees_a_page(small: Served) -> None:
         ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, False),
     ],
 )
-def test_a_cookie_changes_things_only_from_our_own_pages(small: Served, headers: dict[str, str], is_ours: bool) -> None:
-    browser = small.browser()
-    sent = {name: value.format(url=small.url) for name, value in headers.items()}
+def test_a_cookie_changes_things_only_from_our_pages(
+    shared: Served, headers: dict[str, str], is_ours: bool
+) -> None:
+    browser = shared.browser()
+    sent = {name: value.format(url=shared.url) for name, value in headers.items()}
 
     answer = browser.post("/v1/jobs", json=JOB, headers=sent | {"Accept": "application/json"})
 
@@ -220,24 +222,24 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_another_hosts_name_is_refused(small: Served, host: str) -> None:
-    answer = small.client().get("/v1/jobs", headers={"Host": host})
+def test_another_hosts_name_is_refused(shared: Served, host: str) -> None:
+    answer = shared.client().get("/v1/jobs", headers={"Host": host})
 
     assert answer.status_code in (400, 421)
-    assert small.bare().get("/healthz", headers={"Host": host}).status_code in (400, 421)
+    assert shared.bare().get("/healthz", headers={"Host": host}).status_code in (400, 421)
 
 
 @pytest.mark.parametrize("host", TRICKY)
-def test_the_host_header_has_no_say_in_what_is_public(small: Served, host: str) -> None:
+def test_the_host_header_has_no_say_in_what_is_public(shared: Served, host: str) -> None:
     """An address built from the header would begin with a public path."""
-    answer = small.bare().get("/v1/jobs", headers={"Host": host})
+    answer = shared.bare().get("/v1/jobs", headers={"Host": host})
 
     assert answer.status_code in (400, 401, 421)
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_no_spelling_of_a_path_gets_past_the_gate(small: Served, path: str) -> None:
-    host, port = small.url.removeprefix("http://").split(":")
+def test_no_spelling_of_a_path_gets_past_the_gate(shared: Served, path: str) -> None:
+    host, port = shared.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         status = int(connection.recv(4096).split()[1])
@@ -246,8 +248,8 @@ def test_no_spelling_of_a_path_gets_past_the_gate(small: Served, path: str) -> N
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:80"])
-def test_our_own_names_are_accepted(small: Served, host: str) -> None:
-    assert small.bare().get("/healthz", headers={"Host": host}).status_code == 200
+def test_our_own_names_are_accepted(shared: Served, host: str) -> None:
+    assert shared.bare().get("/healthz", headers={"Host": host}).status_code == 200
 
 
 def test_further_names_come_from_the_settings(sqlite_database: Database, tmp_path: Path) -> None:

@@ -62,26 +62,26 @@ BODIES: list[tuple[str, bytes, int]] = [
 
 @pytest.mark.parametrize(("body", "status"), [entry[1:] for entry in BODIES], ids=[entry[0] for entry in BODIES])
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_an_unreadable_body_is_a_clear_refusal(small: Served, body: bytes, status: int, is_chunked: bool) -> None:
+def test_an_unreadable_body_is_a_clear_refusal(shared: Served, body: bytes, status: int, is_chunked: bool) -> None:
     def chunks() -> Iterator[bytes]:
         yield from (body[start : start + 65_536] for start in range(0, len(body), 65_536))
 
-    answer = small.client().post("/v1/jobs", content=chunks() if is_chunked else body, headers=JSON)
+    answer = shared.client().post("/v1/jobs", content=chunks() if is_chunked else body, headers=JSON)
 
     assert_problem(answer, status)
     assert "Traceback" not in answer.text
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"])
-def test_another_content_type_is_415(small: Served, kind: str | None) -> None:
+def test_another_content_type_is_415(shared: Served, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
 
-    assert_problem(small.client().post("/v1/jobs", content=json.dumps({"kind": "pretrain"}), headers=headers), 415)
+    assert_problem(shared.client().post("/v1/jobs", content=json.dumps({"kind": "pretrain"}), headers=headers), 415)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30])
-def test_a_lie_about_the_length_ends_in_a_4xx(small: Served, length: str) -> None:
-    status = _raw_status(small, f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n")
+def test_a_lie_about_the_length_ends_in_a_4xx(shared: Served, length: str) -> None:
+    status = _raw_status(shared, f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n")
 
     assert 400 <= status < 500
 
@@ -117,10 +117,10 @@ def test_a_client_that_leaves_in_the_middle_is_no_error(small: Served, caplog: p
     assert "error" not in caplog.text.lower()
 
 
-def test_bodies_of_the_highest_allowed_depth_pass(small: Served) -> None:
+def test_bodies_of_the_highest_allowed_depth_pass(shared: Served) -> None:
     body = {"kind": "pretrain", "spec": json.loads(nested(bodies.MAX_DEPTH - 2))}
 
-    assert_problem(small.client().post("/v1/jobs", json=body), 422)
+    assert_problem(shared.client().post("/v1/jobs", json=body), 422)
 
 
 # --- fuzz ------------------------------------------------------------------------------------------------------------
@@ -202,8 +202,8 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_leads_out_of_its_folder(small: Served, path: str) -> None:
-    client = small.client()
+def test_no_path_leads_out_of_its_folder(shared: Served, path: str) -> None:
+    client = shared.client()
     for address in ADDRESSES:
         answer = client.get(address.format(path))
         assert 300 <= answer.status_code < 500, (address, path)

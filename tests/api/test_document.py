@@ -15,9 +15,9 @@ from tests.api.served import Served, assert_problem
 from wcl_core.config import presets, resolve_spec
 
 
-@pytest.fixture
-def made(small: Served) -> dict[str, Any]:
-    answer = small.client("read").get("/openapi.json")
+@pytest.fixture(scope="module")
+def made(shared: Served) -> dict[str, Any]:
+    answer = shared.client("read").get("/openapi.json")
     assert answer.status_code == 200
     found: dict[str, Any] = answer.json()
     return found
@@ -54,9 +54,9 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(made: dict[str,
         Draft202012Validator.check_schema(body)
 
 
-def test_every_rest_route_is_in_it_with_its_errors_and_its_keys(small: Served, made: dict[str, Any]) -> None:
+def test_every_rest_route_is_in_it_with_its_errors_and_its_keys(shared: Served, made: dict[str, Any]) -> None:
     described = {f"{method.upper()} {path}" for method, path, _ in operations(made)}
-    routes = {route for route in classification(small.app) if " /v1/" in route and not route.startswith("HEAD")}
+    routes = {route for route in classification(shared.app) if " /v1/" in route and not route.startswith("HEAD")}
 
     assert routes <= described
     names = [operation["operationId"] for _, _, operation in operations(made)]
@@ -107,8 +107,8 @@ def test_the_examples_are_accepted_by_the_server(small: Served, made: dict[str, 
         assert client.post("/v1/keys", json=example).status_code == 201
 
 
-def test_answers_are_what_the_document_says(small: Served, made: dict[str, Any]) -> None:
-    client = small.client()
+def test_answers_are_what_the_document_says(shared: Served, made: dict[str, Any]) -> None:
+    client = shared.client()
     job = client.post("/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits"}}}).json()
     problem = assert_problem(client.get("/v1/jobs/nothing"), 404)
 
@@ -119,12 +119,12 @@ def test_answers_are_what_the_document_says(small: Served, made: dict[str, Any])
         schema(made, "PretrainSpec").validate(resolve_spec(preset))
 
 
-def test_the_document_is_made_once(small: Served) -> None:
-    assert document(small.app) is document(small.app)
+def test_the_document_is_made_once(shared: Served) -> None:
+    assert document(shared.app) is document(shared.app)
 
 
-def test_people_read_the_document_as_a_page(small: Served) -> None:
-    browser = small.browser("read")
+def test_people_read_the_document_as_a_page(shared: Served) -> None:
+    browser = shared.browser("read")
 
     page = browser.get("/docs")
 
@@ -132,11 +132,11 @@ def test_people_read_the_document_as_a_page(small: Served) -> None:
     for words in ("POST /v1/jobs", "Idempotency-Key", "weak_ramp_fraction", "digits-cpu", "checkpoint_id"):
         assert words in page.text
     assert not re.search(r"""<script(?! (type="module" )?src="/static/)|(src|href)="(https?:)?//""", page.text)
-    assert small.bare().get("/docs").status_code == 401
+    assert shared.bare().get("/docs").status_code == 401
 
 
-def test_there_are_no_pages_with_foreign_scripts(small: Served) -> None:
-    client = small.client()
+def test_there_are_no_pages_with_foreign_scripts(shared: Served) -> None:
+    client = shared.client()
 
     for address in ("/redoc", "/docs/oauth2-redirect"):
         assert client.get(address).status_code == 404

@@ -104,8 +104,8 @@ def test_a_refused_body_does_not_use_the_key_up(served: Served) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "ä", "a\tb"])
-def test_a_strange_key_is_refused(small: Served, key: str) -> None:
-    answer = small.client().post("/v1/jobs", json=JOB, headers={"Idempotency-Key": key.encode("latin-1")})
+def test_a_strange_key_is_refused(shared: Served, key: str) -> None:
+    answer = shared.client().post("/v1/jobs", json=JOB, headers={"Idempotency-Key": key.encode("latin-1")})
 
     assert_problem(answer, 422)
 
@@ -170,18 +170,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "pointer"), WRONG, ids=[f"{pointer}-{n}" for n, (_, pointer) in enumerate(WRONG)])
-def test_a_wrong_field_is_named_by_its_pointer(small: Served, change: dict[str, Any], pointer: str) -> None:
-    problem = assert_problem(small.client().post("/v1/jobs", json=JOB | change), 422)
+def test_a_wrong_field_is_named_by_its_pointer(shared: Served, change: dict[str, Any], pointer: str) -> None:
+    problem = assert_problem(shared.client().post("/v1/jobs", json=JOB | change), 422)
 
     assert pointer in [error["pointer"] for error in problem["errors"]]
     assert all(error["detail"] for error in problem["errors"])
 
 
-def test_several_wrong_fields_are_all_named_with_what_was_expected(small: Served) -> None:
+def test_several_wrong_fields_are_all_named_with_what_was_expected(shared: Served) -> None:
     spec = {"data": {"name": "digits", "imagesize": 8}, "method": "moco", "epochs": "many"}
 
     problem = assert_problem(
-        small.client().post("/v1/jobs", json={"kind": "pretrain", "spec": spec}),
+        shared.client().post("/v1/jobs", json={"kind": "pretrain", "spec": spec}),
         422,
         "/spec/data/imagesize",
         "/spec/method",
