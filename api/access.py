@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from api import rendering
 from api.auth import Admin, Anybody
-from api.rendering import KeyAnswer
+from api.rendering import iso, iso_or_none
 from api.state import TheDatabase
 from api.submissions import Name
 from jobs import keys
+from jobs.models import Key
 
 router = APIRouter(prefix="/v1", tags=["access"])
 
@@ -27,6 +27,16 @@ class KeyBody(BaseModel):
 
     name: Name
     scopes: Annotated[list[Literal["read", "submit", "admin", "worker"]], Field(min_length=1, max_length=4)]
+
+
+class KeyAnswer(TypedDict):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    revoked_at: str | None
 
 
 class NewKey(KeyAnswer):
@@ -52,14 +62,14 @@ class Link(TypedDict):
 def list_keys(principal: Admin, database: TheDatabase) -> Keys:
     """All keys, without their secrets."""
     with database.read() as session:
-        return {"items": [rendering.key(row) for row in keys.list_keys(session)]}
+        return {"items": [_rendered(row) for row in keys.list_keys(session)]}
 
 
 @router.post("/keys", status_code=201)
 def create_key(body: KeyBody, principal: Admin, database: TheDatabase) -> NewKey:
     """Make a key; its secret is in this answer and nowhere else."""
     row, secret = database.write(lambda session: keys.create(session, body.name, body.scopes))
-    return {**rendering.key(row), "key": secret}
+    return {**_rendered(row), "key": secret}
 
 
 @router.delete("/keys/{key_id}", status_code=204)
@@ -73,3 +83,13 @@ def create_link(request: Request, principal: Anybody, database: TheDatabase) -> 
     """A link that signs one browser in with the scopes of this key."""
     token = database.write(lambda session: keys.new_link(session, principal.key_id))
     return {"url": f"{request.base_url}sign-in?token={token}", "expires_in_seconds": keys.LINK_MINUTES * 60}
+
+
+def _rendered(row: Key) -> KeyAnswer:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "scopes": row.scopes,
+        "created_at": iso(row.created_at),
+        "revoked_at": iso_or_none(row.revoked_at),
+    }

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from jobs.curves import CurvePoint
-from jobs.models import Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Key, Log, Worker
+from jobs.models import Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 
 Json = dict[str, Any]
 
@@ -157,23 +157,13 @@ class WorkerAnswer(TypedDict):
     seen_at: str
 
 
-class KeyAnswer(TypedDict):
-    """A key without its secret."""
-
-    id: str
-    name: str
-    scopes: list[str]
-    created_at: str
-    revoked_at: str | None
-
-
 def iso(milliseconds: int) -> str:
     """A time of the database, for example 2026-11-24T20:28:00.578Z."""
     text = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
-def _iso(milliseconds: int | None) -> str | None:
+def iso_or_none(milliseconds: int | None) -> str | None:
     return None if milliseconds is None else iso(milliseconds)
 
 
@@ -197,12 +187,12 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
         "parent_id": job.parent_id,
         "progress": job.progress,
         "latest_metrics": job.latest_metrics,
-        "cancel_requested_at": _iso(job.cancel_requested_at),
-        "pause_requested_at": _iso(job.pause_requested_at),
+        "cancel_requested_at": iso_or_none(job.cancel_requested_at),
+        "pause_requested_at": iso_or_none(job.pause_requested_at),
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),
-        "started_at": _iso(job.started_at),
-        "ended_at": _iso(job.ended_at),
+        "started_at": iso_or_none(job.started_at),
+        "ended_at": iso_or_none(job.ended_at),
         "links": {"self": here, "page": f"/jobs/{job.id}"} | {part: f"{here}/{part}" for part in parts},
     }
 
@@ -223,7 +213,7 @@ def attempt(row: Attempt) -> AttemptAnswer:
         "number": row.number,
         "worker": row.worker_name,
         "started_at": iso(row.started_at),
-        "ended_at": _iso(row.ended_at),
+        "ended_at": iso_or_none(row.ended_at),
         "end_reason": row.end_reason,
         "start_step": row.start_step,
         "environment": row.environment,
@@ -306,14 +296,4 @@ def worker(row: Worker) -> WorkerAnswer:
         "spec_versions": row.spec_versions,
         "started_at": iso(row.started_at),
         "seen_at": iso(row.seen_at),
-    }
-
-
-def key(row: Key) -> KeyAnswer:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "scopes": row.scopes,
-        "created_at": iso(row.created_at),
-        "revoked_at": _iso(row.revoked_at),
     }

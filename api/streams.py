@@ -127,7 +127,9 @@ class ListSource:
     def __init__(self, database: Database, key_id: str) -> None:
         self._database = database
         self._key_id = key_id
-        self._seen: dict[str, Any] | None = None
+        # Before the stream opens: a reader that fetches the list once it is open misses nothing in between.
+        with database.read() as session:
+            self._seen = queries.newest_states(session)
 
     def look(self) -> Batch:
         with self._database.read() as session:
@@ -135,8 +137,6 @@ class ListSource:
                 return Batch([], is_last=True)
             found = queries.newest_states(session)
         seen, self._seen = self._seen, found
-        if seen is None:
-            return Batch([])
         changed = [job_id for job_id, state in found.items() if seen.get(job_id) != state]
         return Batch([Message("changed", {"changed": changed})] if changed else [])
 

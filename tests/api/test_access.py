@@ -180,9 +180,7 @@ def test_a_browser_without_a_session_sees_a_page(small: Served) -> None:
         ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, False),
     ],
 )
-def test_a_cookie_changes_things_only_from_our_pages(
-    shared: Served, headers: dict[str, str], is_ours: bool
-) -> None:
+def test_a_cookie_changes_things_only_from_our_pages(shared: Served, headers: dict[str, str], is_ours: bool) -> None:
     browser = shared.browser()
     sent = {name: value.format(url=shared.url) for name, value in headers.items()}
 
