@@ -104,13 +104,14 @@ def test_which_files_are_held_out_does_not_depend_on_where_the_folder_lies(tmp_p
 
 
 def test_the_digest_sees_content_names_and_classes(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"a": 6, "b": 6})
+    """Each change keeps splits, order and everything else."""
+    write_tree(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2})
     digests = {load(tmp_path)[0].digest}
-    write_image(tmp_path / "a" / "00.png", (99, 0, 0))
+    write_image(tmp_path / "train" / "a" / "00.png", (99, 0, 0))
     digests.add(load(tmp_path)[0].digest)
-    (tmp_path / "a" / "00.png").rename(tmp_path / "a" / "xx.png")
+    (tmp_path / "train" / "a" / "02.png").rename(tmp_path / "train" / "a" / "zz.png")
     digests.add(load(tmp_path)[0].digest)
-    (tmp_path / "b").rename(tmp_path / "c")
+    (tmp_path / "train" / "b").rename(tmp_path / "train" / "c")
     digests.add(load(tmp_path)[0].digest)
     assert len(digests) == 4
 
