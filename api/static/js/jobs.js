@@ -51,4 +51,6 @@ window.addEventListener("popstate", () => {
 
 // ---- live
 
+// Hints are about jobs; workers come and go without one.
+setInterval(() => document.visibilityState === "visible" && updateSoon(), 10_000);
 new Stream("/v1/stream", { on: { changed: updateSoon }, onState: showState, onOpen: updateSoon });
