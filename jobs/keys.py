@@ -133,6 +133,7 @@ def ensure_local(database: Database, path: Path) -> str:
             if find(session, known):
                 return known
     secret = database.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(secret + "\n")

@@ -39,7 +39,7 @@ def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence
             state="idle",
         )
     )
-    for facts in datasets:
+    for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
         values = {name: getattr(facts, name) for name in ("digest", "kind", "counts", "classes")}
         statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
         session.execute(

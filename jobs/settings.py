@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL
 
 
 class Settings(BaseSettings):
@@ -43,7 +44,9 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database's URL with its driver named."""
         if self.database_url is None:
-            return f"sqlite:///{self.data_dir.absolute() / 'wcl.sqlite3'}"
+            # A folder's name may hold characters that mean something in a URL.
+            path = str(self.data_dir.absolute() / "wcl.sqlite3")
+            return URL.create("sqlite", database=path).render_as_string(hide_password=False)
         return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
 
     @property

@@ -45,7 +45,8 @@ class LocalStorage:
                 raise FileNotFoundError(f"{source} is missing") from error
             _copy(source, target)
             source.unlink()
-        _sync_folder(target.parent)
+        for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new, too
+            _sync_folder(folder)
 
     def path(self, key: str) -> Path:
         found = self._place(key)
