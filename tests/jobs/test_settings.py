@@ -19,7 +19,8 @@ def test_the_default_database_lies_in_the_data_folder_whatever_its_name(tmp_path
     database.migrate()
 
     assert settings.is_sqlite
-    assert [file.name for file in (tmp_path / name).iterdir()] == ["wcl.sqlite3"]
+    assert (tmp_path / name / "wcl.sqlite3").stat().st_size > 0
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
 
 
 def test_a_postgresql_url_gets_its_driver() -> None:

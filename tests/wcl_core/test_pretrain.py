@@ -19,6 +19,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, presets
 from wcl_core.data import DataError, ImageData
 from wcl_core.evaluate.run import load_backbone, untrained_backbone
+from wcl_core.model import Model
 from wcl_core.pretrain import NonFiniteLossError, pretrain
 from wcl_core.reporter import MemoryReporter, Outcome, Record, Request
 from wcl_core.schedule import learning_rate
@@ -245,10 +246,10 @@ def test_a_request_during_the_last_step_comes_too_late(tmp_path: Path) -> None:
 
 
 def test_checkpoints_come_when_they_should_and_are_what_the_record_says(tmp_path: Path) -> None:
-    spec = small.spec(checkpoints={"every_epochs": 2, "first_epoch": True}, knn_every_epochs=2)
+    spec = small.spec(checkpoints={"every_epochs": 3, "first_epoch": True}, knn_every_epochs=2)
     _, reporter = run(spec, tmp_path)
     records = reporter.of("checkpoint")
-    assert [(r["step"], r["epoch"]) for r in records] == [(4, 1), (8, 2), (12, 3)]
+    assert [(r["step"], r["epoch"]) for r in records] == [(4, 1), (12, 3)]
     found = files(tmp_path)
     curves = small.curves(reporter.records)
     for record in records:
@@ -300,6 +301,15 @@ def test_simclr_is_wcl_without_the_weak_head(tmp_path: Path) -> None:
     assert simclr["train/loss", 1] == wcl["train/loss_instance", 1]
     assert not any(name.startswith("weak/") or name == "train/loss_weak" for name, _ in simclr)
     assert not any("weak_head" in name for name in checkpoint.read(last_file(tmp_path / "simclr")).tensors)
+
+
+def test_each_part_has_a_seed_of_its_own() -> None:
+    """The heads start from the same weights under another stem, and the two heads from different ones."""
+    one, other = (Model(small.spec(backbone={"width": 4, "stem": stem})) for stem in ("small", "imagenet"))
+    weak = {name: tensor for name, tensor in one.state_dict().items() if name.startswith("weak_head")}
+    assert torch.equal(one.instance_head.output.weight, other.instance_head.output.weight)
+    assert torch.equal(weak["weak_head.output.weight"], other.state_dict()["weak_head.output.weight"])
+    assert not torch.equal(one.instance_head.output.weight, weak["weak_head.output.weight"])
 
 
 def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) -> None:
