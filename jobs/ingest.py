@@ -28,7 +28,7 @@ from jobs.models import (
     Series,
 )
 
-ROLLUP_WIDTHS = {level: 16**level for level in (1, 2, 3, 4)}  # steps per bucket
+ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per bucket
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
 

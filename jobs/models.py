@@ -3,7 +3,7 @@
 Job ─┬─ Attempt          one execution each; the open one is the lease and the fence
      ├─ Event            append-only, numbered per job
      ├─ Series ─┬─ Point     every metric value as reported
-     │          └─ Rollup    buckets of 16, 256, … steps for charts
+     │          └─ Rollup    buckets of 8, 64, … steps for charts
      ├─ Log
      ├─ Checkpoint ── Evaluation (by the file's digest)
      ├─ Dependency, Tag

@@ -233,3 +233,11 @@ def test_a_cursor_nobody_sent_brings_what_lies_behind_it(database: Database, cur
 
     with database.read() as session:
         assert len(curves.points_after(session, run.job_id, *cursor, 100)[0]) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("count", [501, 1_300, 2_050, 4_500])
+def test_a_long_curve_uses_the_points_it_may_have(database: Database, count: int) -> None:
+    job_id = attempts(database, (0, range(1, count + 1)))
+
+    assert 125 <= len(curve(database, job_id, max_points=250)) <= 250
