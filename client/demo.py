@@ -79,9 +79,11 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
         console.print(f"\nAll in {time.monotonic() - began:.0f} s.")
         if keep:
-            console.print(f"The service goes on: [bold]{client.sign_in_link()}[/bold]")
-            console.print("Stop it with Ctrl-C here, or by ending this process.")
+            console.print(f"Page         [bold]{client.sign_in_link()}[/bold]", soft_wrap=True)
+            console.print("The service goes on; stop it with Ctrl-C here, or by ending this process.")
             _wait_for_interrupt()
+        else:
+            console.print(f"The page of these runs: [bold]wcl up --data-dir {data_dir}[/bold]", soft_wrap=True)
 
 
 class Demo:
@@ -96,7 +98,7 @@ class Demo:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
-        self._console.print(f"Page: [bold]{self._client.sign_in_link()}[/bold]\n")
+        self._console.print(f"Page: [bold]{self._client.sign_in_link()}[/bold]\n", soft_wrap=True)
         trained = self._train()
         wcl, simclr = trained
         rows = self._evaluate(wcl, simclr)
@@ -188,9 +190,10 @@ class Demo:
         self._console.print("\n[bold]Weak labels[/bold]: share of grouped pairs that are of one class")
         for name in ("first", "last", "chance"):
             self._console.print(f"  {name:<6} {_share(found, name)}")
-        self._console.print(f"  picture    {picture.resolve()}")
-        self._console.print(f"Checkpoint   {last.resolve()} ({size(last.stat().st_size)}, sha256 verified)")
-        self._console.print(f"Page         {self._client.sign_in_link()}")
+        self._console.print(f"  picture    {picture.resolve()}", soft_wrap=True)
+        self._console.print(
+            f"Checkpoint   {last.resolve()} ({size(last.stat().st_size)}, sha256 verified)", soft_wrap=True
+        )
 
     def _download(self, job: Job, checkpoint_id: str, name: str) -> Path:
         target = self._folder / f"wcl-{job['id'][-8:]}-{name}.safetensors"
