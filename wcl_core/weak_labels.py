@@ -71,9 +71,10 @@ def components(nn: Tensor) -> Tensor:
     f = nn
     m = torch.minimum(torch.arange(count, device=nn.device), f)
     for _ in range((count - 1).bit_length()):
-        m = torch.minimum(m, m[f])
-        f = f[f]
-    return m[f]
+        # index_select, because m[f] checks and copies several times as long.
+        m = torch.minimum(m, m.index_select(0, f))
+        f = f.index_select(0, f)
+    return m.index_select(0, f)
 
 
 def weak_labels(u: Tensor) -> Tensor:
