@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 SPEC_VERSION = 1
 SPEC_VERSIONS = (1,)
@@ -148,10 +148,16 @@ class PretrainSpec(_Model):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     warmup_epochs: float = Field(
-        default=10, ge=0, le=100_000, description="Epochs of linear warm-up before the cosine."
+        default=10,
+        ge=0,
+        le=100_000,
+        description="Epochs of linear warm-up before the cosine; unless given at most a tenth of all.",
     )
     weak_augmentation_epochs: int = Field(
-        default=10, ge=0, le=100_000, description="Epochs that use `weak_augmentation`."
+        default=10,
+        ge=0,
+        le=100_000,
+        description="Epochs that use `weak_augmentation`; unless given at most a tenth of all.",
     )
     weak_augmentation: AugmentConfig = Field(default_factory=weak_augmentation)
     augmentation: AugmentConfig = AugmentConfig()
@@ -162,6 +168,15 @@ class PretrainSpec(_Model):
         default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
     )
     threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of the training process.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_runs(cls, data: Any) -> Any:
+        """In a run of less than 100 epochs both defaults are a tenth of it."""
+        epochs = data.get("epochs") if isinstance(data, dict) else None
+        if not isinstance(epochs, int) or not 1 <= epochs < 100:
+            return data
+        return {"warmup_epochs": epochs / 10, "weak_augmentation_epochs": epochs // 10} | data
 
     @field_validator("warmup_epochs")
     @classmethod

@@ -143,7 +143,11 @@ class Supervisor:
             "host": socket.gethostname(),
             "kind": claim.kind,
             "spec": claim.spec,
-            "dataset": {"kind": source.facts.kind, "path": str(source.path) if source.path else None},
+            "dataset": {
+                "kind": source.facts.kind,
+                "path": str(source.path) if source.path else None,
+                "digest": claim.dataset_digest,
+            },
             "resume": self._file_of(claim.resume) if claim.kind == "pretrain" else None,
             "checkpoint": self._file_of(claim.checkpoint),
         }

@@ -82,9 +82,18 @@ def test_an_impossible_combination_names_the_later_field(changes: dict[str, Any]
     assert wrong_fields("pretrain", small.fields(**changes)) == [field]
 
 
-def test_a_default_that_contradicts_what_was_sent_is_refused() -> None:
-    sent = {"data": {"name": "digits"}, "epochs": 5}
-    assert wrong_fields("pretrain", sent) == ["warmup_epochs", "weak_augmentation_epochs"]
+def test_short_runs_warm_up_for_a_tenth_unless_told_otherwise() -> None:
+    sent = {"data": {"name": "digits"}, "epochs": 25}
+    short, told = parse_spec("pretrain", sent), parse_spec("pretrain", sent | {"warmup_epochs": 10})
+    long = parse_spec("pretrain", sent | {"epochs": 200})
+
+    assert isinstance(short, PretrainSpec)
+    assert isinstance(told, PretrainSpec)
+    assert isinstance(long, PretrainSpec)
+    assert (short.warmup_epochs, short.weak_augmentation_epochs) == (2.5, 2)
+    assert (told.warmup_epochs, told.weak_augmentation_epochs) == (10, 2)
+    assert (long.warmup_epochs, long.weak_augmentation_epochs) == (10, 10)
+    assert wrong_fields("pretrain", sent | {"warmup_epochs": 25}) == ["warmup_epochs"]
 
 
 def test_a_wrong_field_hides_no_other() -> None:
