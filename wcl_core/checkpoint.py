@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,20 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.snapshot import Snapshot
 
 FORMAT_VERSION = 1
 
 
 class CheckpointError(ValueError):
     """The file is missing, damaged, or not one of ours; the message says which file and why."""
+
+
+class NonFiniteStateError(ArithmeticError):
+    """A weight, a running statistic or a momentum is NaN or infinite; such a state is never written."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,65 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> W
     Raises:
         OSError: when the disk is full or read-only; nothing is left behind, whatever stops it.
     """
+    snapshot = Snapshot()
+    snapshot.take(tensors)
+    return _write(path, snapshot, metadata)
+
+
+class BackgroundWriter:
+    """Writes one checkpoint at a time on a thread of its own, from a snapshot whose buffer is used again.
+
+    start ── the state is copied; training goes on ── is_done? ── finish: the file lies whole, or its error
+    """
+
+    def __init__(self) -> None:
+        self._snapshot = Snapshot()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[Written] | None = None
+
+    def start(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Copy the tensors and begin to write them; arguments as for `write`. `finish` has to come in between."""
+        assert self._running is None, "the snapshot is still being written"
+        self._snapshot.take(tensors)
+        self._running = self._pool.submit(self._check_and_write, path, metadata)
+
+    def is_done(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        return self._running is None or self._running.done()
+
+    def finish(self) -> Written | None:
+        """Wait for what was started; None when nothing was.
+
+        Raises:
+            NonFiniteStateError: the state held a value that is not finite, and no file was written.
+            OSError: as `write`.
+        """
+        running, self._running = self._running, None
+        return None if running is None else running.result()
+
+    def close(self) -> None:
+        """End the thread, after what it is writing."""
+        self._pool.shutdown()
+
+    def _check_and_write(self, path: Path, metadata: dict[str, Any]) -> Written:
+        self._snapshot.wait()
+        if not is_finite(self._snapshot.tensors()):
+            raise NonFiniteStateError("a value of the state is not finite")
+        return _write(path, self._snapshot, metadata)
+
+
+def _write(path: Path, snapshot: Snapshot, metadata: dict[str, Any]) -> Written:
     canonical = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    data = save(plain, metadata={"wcl": canonical})
+    snapshot.wait()
+    parts = (snapshot.header({"wcl": canonical}), snapshot.body())
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
+                digest.update(part)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -106,7 +162,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> W
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    return Written(path, hashlib.sha256(data).hexdigest(), len(data))
+    return Written(path, digest.hexdigest(), sum(map(len, parts)))
 
 
 def _sync_folder(folder: Path) -> None:

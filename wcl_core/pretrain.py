@@ -83,6 +83,8 @@ class _Run:
         self.optimizer = _build_optimizer(config, self.model)
         self.step = 0
         self.saved_step = -1
+        self.writer = checkpoint.BackgroundWriter()
+        self.unregistered: dict[str, Any] = {}
         if resume is not None:
             self._load(resume)
         self.start_step = self.step
@@ -97,6 +99,17 @@ class _Run:
         return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
 
     def run(self) -> Outcome:
+        try:
+            outcome = self._run()
+        except Exception:
+            # What is being written is of an earlier step: it is good and is registered, or its own failure came first.
+            self._register()
+            raise
+        finally:
+            self.writer.close()
+        return outcome
+
+    def _run(self) -> Outcome:
         self.reporter.started(
             **self._environment(),
             python=platform.python_version(),
@@ -119,9 +132,13 @@ class _Run:
                 request = self.reporter.request()
                 if request or (is_epoch_end and self._should_save(epoch + 1)):
                     self._save()
+                elif self.writer.is_done():
+                    self._register()
                 if request and self.step < self.total_steps:
+                    self._register()
                     return OUTCOME_OF[request]
         self._save()  # a run that resumed from its last step leaves its result in this folder too
+        self._register()
         self._progress("train")
         return "succeeded"
 
@@ -196,20 +213,27 @@ class _Run:
         return epoch % keep.every_epochs == 0 or epoch == self.config.epochs or (keep.first_epoch and epoch == 1)
 
     def _save(self) -> None:
+        """Copy the state and have it written while the training goes on."""
         if self.step == self.saved_step:
             return
         self._progress("save")
         epoch = self.step // self.steps_per_epoch
         name = f"checkpoints/step-{self.step:08d}.safetensors"
         with self.clock.stopped():
-            tensors = self._state()
-            if not checkpoint.is_finite(tensors):
-                raise NonFiniteLossError(f"weights are not finite after step {self.step}; no checkpoint was written")
-            written = checkpoint.write(self.output_dir / name, tensors, self._metadata(epoch))
+            self._register()
+            self.writer.start(self.output_dir / name, self._state(), self._metadata(epoch))
         self.saved_step = self.step
-        self.reporter.checkpoint(
-            step=self.step, epoch=epoch, path=name, sha256=written.sha256, size=written.size, metrics=self.latest
-        )
+        self.unregistered = {"step": self.step, "epoch": epoch, "path": name, "metrics": dict(self.latest)}
+
+    def _register(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and report it: it lies whole on the disk."""
+        try:
+            written = self.writer.finish()
+        except checkpoint.NonFiniteStateError as error:
+            step = self.unregistered["step"]
+            raise NonFiniteLossError(f"weights are not finite after step {step}; no checkpoint was written") from error
+        if written is not None:
+            self.reporter.checkpoint(**self.unregistered, sha256=written.sha256, size=written.size)
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}

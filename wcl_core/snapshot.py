@@ -1,0 +1,113 @@
+"""A copy of a run's state that lies ready as a file: the body of a safetensors file, in one buffer used again.
+
+Taking a snapshot is one pass over memory and needs no new memory after the first; whoever trains may go on at once.
+Writing it, which takes many times as long, is `checkpoint`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# By the format's names, widest first, in safetensors' own order: each tensor then lies at a multiple of its width.
+_DTYPE_NAMES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPE_ORDER = {dtype: place for place, dtype in enumerate(_DTYPE_NAMES)}
+_ALIGNMENT = 8
+
+_Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where one tensor lies in the buffer, in bytes, and the buffer seen as that tensor."""
+
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+class Snapshot:
+    """The tensors of the latest `take`, on the CPU."""
+
+    def __init__(self) -> None:
+        self._layout: _Layout = ()
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._parts: dict[str, _Part] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Copy the tensors; the caller may change its own right after.
+
+        From a GPU the copies are only queued: they come before whatever the caller queues next, and `wait` awaits them.
+
+        Args:
+            tensors: by name, any device and memory layout.
+
+        Raises:
+            KeyError: for a data type the format has no name for.
+        """
+        ordered = sorted(tensors.items(), key=lambda item: (_DTYPE_ORDER[item[1].dtype], item[0]))
+        layout = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered)
+        is_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        if layout != self._layout:
+            self._allocate(layout, is_gpu)
+        for name, tensor in ordered:
+            self._parts[name].tensor.copy_(tensor.detach(), non_blocking=True)
+        if is_gpu:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> None:
+        """Until the copies from a GPU have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies by name; they change at the next `take`."""
+        return {name: part.tensor for name, part in self._parts.items()}
+
+    def header(self, metadata: dict[str, str]) -> bytes:
+        """The file's bytes before the body: the header's length, the header, spaces up to the alignment."""
+        entries: dict[str, object] = {"__metadata__": metadata}
+        for name, dtype, shape in self._layout:
+            part = self._parts[name]
+            entries[name] = {
+                "dtype": _DTYPE_NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [part.start, part.stop],
+            }
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return len(text).to_bytes(8, "little") + text
+
+    def body(self) -> memoryview:
+        """The file's bytes after the header, not copied."""
+        values: Any = self._buffer.numpy()  # numpy does not tell Python 3.11's types that it is a buffer
+        return memoryview(values)
+
+    def _allocate(self, layout: _Layout, is_pinned: bool) -> None:
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in layout]
+        self._parts = {}  # the older buffer goes before the new one comes
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=is_pinned)
+        self._layout, start = layout, 0
+        for (name, dtype, shape), size in zip(layout, sizes, strict=True):
+            seen_as = self._buffer[start : start + size].view(dtype).view(shape)
+            self._parts[name] = _Part(start, start + size, seen_as)
+            start += size
