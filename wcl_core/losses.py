@@ -18,22 +18,37 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wcl_core.exclusions import ByIndex, ByMask, ByName, Exclusion, label_sums
 from wcl_core.weak_labels import weak_labels
 
 # Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float,
+    *,
+    decoupled: bool = False,
+    mates: tuple[Tensor, Tensor] | None = None,
+    keys: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Instance loss (NT-Xent; Chen et al., ICML 2020). [C]
 
     L_NCE = -(1/2B) sum_i log( exp(z_i.z_p(i)/t) / sum_{k != i} exp(z_i.z_k/t) ), with p(i) the other view of i and k
-    over all other 2B - 1 embeddings; gradient flows into anchors and keys.
+    over all other 2B - 1 embeddings; gradient flows into anchors and keys.  The options change the denominator alone,
+    and an anchor they leave without any key adds 0 [D].
 
     Args:
         z1: (B, D) unit rows, first view.
         z2: (B, D) unit rows, second view, same order.
         temperature: t > 0.
+        decoupled: whether p(i) leaves the denominator (decoupled contrastive loss; Yeh et al., ECCV 2022).
+        mates: (B,) int64 >= 0 each, the labels y^1 and y^2: for an anchor of one view the images that share its label
+            by the OTHER view leave the keys of both views, p(i) excepted [D].
+        keys: (B, D) unit rows each, what stands for both views among positives and keys, without gradient: the
+            embeddings of a momentum encoder [D].
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
@@ -41,9 +56,27 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     _check_views(z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.cat([z1, z2]).double()
-        positive = torch.cat([z[len(z1) :], z[: len(z1)]])
-        normaliser = _log_sum_exp(z, z, torch.arange(len(z), device=z.device), temperature)
-        return _as_output((normaliser - (z * positive).sum(1) / temperature).mean(), z1)
+        all_keys = z if keys is None else torch.cat(keys).detach().double()
+        positive = torch.cat([all_keys[len(z1) :], all_keys[: len(z1)]])
+        normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mates)
+        loss = normaliser - (z * positive).sum(1) / temperature
+        return _as_output(torch.where(normaliser.isneginf(), 0.0, loss).mean(), z1)
+
+
+def _instance_normaliser(
+    z: Tensor, keys: Tensor, temperature: float, decoupled: bool, mates: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    own = torch.arange(len(z), device=z.device)
+    other = own.roll(len(z) // 2)
+    if mates is None:
+        index = torch.stack((own, other), dim=1) if decoupled else own[:, None]
+        return _log_sum_exp(z, keys, ByIndex(index), temperature)
+    halves = []
+    # Each view's anchors go by the labels of the other one.
+    for anchors, kept, labels in zip(z.chunk(2), other.chunk(2), reversed(mates), strict=True):
+        excluded = ByName(labels, torch.cat((labels, labels)), None if decoupled else kept)
+        halves.append(_log_sum_exp(anchors, keys, excluded, temperature))
+    return torch.cat(halves)
 
 
 def swapped_weak_label_loss(u1: Tensor, u2: Tensor, temperature: float, detach_keys: bool = True) -> Tensor:
@@ -71,7 +104,7 @@ def weak_label_loss(
     *,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
-    excluded: Tensor | None = None,
+    excluded: Tensor | Exclusion | None = None,
     detach_keys: bool = True,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020) under weak labels. [C]
@@ -86,8 +119,8 @@ def weak_label_loss(
         temperature: t > 0.
         keys: (K, D) unit rows, for several ranks or a queue; with it, `key_labels`, and `excluded` as needed.
         key_labels: (K,) integers.
-        excluded: what is neither positive nor key: (B,) int64, one key of each anchor, or (B, K) bool. With `keys`
-            nothing is left out unless this says so.
+        excluded: what is neither positive nor key: (B,) int64, one key of each anchor, or (B, K) bool, or any
+            `Exclusion`. With `keys` nothing is left out unless this says so.
         detach_keys: whether the keys carry no gradient, as in the released code; positives are keys too.
 
     Returns:
@@ -103,46 +136,37 @@ def weak_label_loss(
         if excluded is None:
             excluded = torch.arange(len(u), device=u.device)
     _check_keys(u, labels, keys, key_labels, excluded, temperature)
+    hidden = _as_exclusion(excluded)
     with torch.autocast(u.device.type, enabled=False):
         anchors = u.double()
         all_keys = (keys.detach() if detach_keys else keys).double()
-        normaliser = _log_sum_exp(anchors, all_keys, excluded, temperature)
-        mean, count = _positive_mean(labels, all_keys, key_labels, excluded)
+        normaliser = _log_sum_exp(anchors, all_keys, hidden, temperature)
+        mean, count = _positive_mean(labels, all_keys, key_labels, hidden)
         loss = normaliser - (anchors * mean).sum(1) / temperature
         return _as_output(torch.where(count > 0, loss, 0.0).mean(), u)
 
 
-def _positive_mean(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean of each anchor's positives, (B, D), and their number, (B,), without a B x K mask of labels.
+def _positive_mean(
+    labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Exclusion | None
+) -> tuple[Tensor, Tensor]:
+    """Mean of each anchor's positives, (B, D), and their number, (B,).
 
-    Keys are sorted by label (stable) and summed segment by segment, which is deterministic, unlike float atomics.
-    What is excluded is then taken away again; in float64 that costs no visible precision.
+    What is excluded is taken away from the label's whole sum; in float64 that costs no visible precision.
     """
-    ordered, order = key_labels.sort(stable=True)
-    segment = torch.searchsorted(ordered, ordered)  # position of the first key of the same label
-    position = torch.arange(len(ordered) + 1, device=keys.device)
-    # A segment for every position keeps shapes known to the host; only those that begin a label are not empty.
-    offsets = torch.searchsorted(segment, position)
-    # Unsafe only skips checks of the offsets that would read them back to the host.
-    sums = torch.segment_reduce(keys[order], "sum", offsets=offsets, unsafe=True)
-    first = torch.searchsorted(ordered, labels)
-    count = torch.searchsorted(ordered, labels, right=True) - first
-    total = torch.where((count > 0)[:, None], sums[first.clamp(max=len(ordered) - 1)], 0.0)
+    total, count = label_sums(labels, keys, key_labels)
     if excluded is not None:
-        removed, num_removed = _excluded_positives(labels, keys, key_labels, excluded)
+        removed, num_removed = excluded.positives(labels, keys, key_labels)
         total, count = total - removed, count - num_removed
     return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], 0.0), count
 
 
-def _excluded_positives(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
-    if excluded.ndim == 1:
-        same = key_labels[excluded] == labels
-        return torch.where(same[:, None], keys[excluded], 0.0), same.long()
-    mates = excluded & (key_labels == labels[:, None])
-    return mates.to(keys.dtype) @ keys, mates.sum(1)
+def _as_exclusion(excluded: Tensor | Exclusion | None) -> Exclusion | None:
+    if not isinstance(excluded, Tensor):
+        return excluded
+    return ByMask(excluded) if excluded.dtype == torch.bool else ByIndex(excluded[:, None])
 
 
-def _log_sum_exp(anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float) -> Tensor:
+def _log_sum_exp(anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float) -> Tensor:
     normaliser: Tensor = _TiledLogSumExp.apply(anchors, keys, excluded, temperature)
     return normaliser
 
@@ -155,7 +179,7 @@ class _TiledLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float) -> Tensor:
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float) -> Tensor:
         normaliser = anchors.new_empty(len(anchors))
         is_closed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         gradient = torch.empty_like(anchors) if is_closed else None
@@ -164,8 +188,8 @@ class _TiledLogSumExp(torch.autograd.Function):
             normaliser[rows] = logits.logsumexp(1)
             if gradient is not None:
                 gradient[rows] = _softmax(logits, normaliser[rows]) @ keys / temperature
-        ctx.temperature = temperature
-        ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys, excluded, normaliser)))
+        ctx.temperature, ctx.excluded = temperature, excluded
+        ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys, normaliser)))
         return normaliser
 
     @staticmethod
@@ -174,10 +198,10 @@ class _TiledLogSumExp(torch.autograd.Function):
         closed, *rest = ctx.saved_tensors
         if closed is not None:
             return grad[:, None] * closed, None, None, None
-        anchors, keys, excluded, normaliser = rest
+        anchors, keys, normaliser = rest
         grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
         for rows in _tiles(len(anchors), len(keys)):
-            logits = _logits(anchors, keys, excluded, ctx.temperature, rows)
+            logits = _logits(anchors, keys, ctx.excluded, ctx.temperature, rows)
             weight = _softmax(logits, normaliser[rows]) * (grad[rows, None] / ctx.temperature)
             grad_anchors[rows] = weight @ keys
             grad_keys += weight.T @ anchors[rows]
@@ -189,14 +213,10 @@ def _tiles(num_rows: int, num_columns: int) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def _logits(anchors: Tensor, keys: Tensor, excluded: Tensor | None, temperature: float, rows: slice) -> Tensor:
+def _logits(anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, rows: slice) -> Tensor:
     """a.k / t of one tile with the excluded ones at -inf: never subtracted afterwards, which gives NaN at small t."""
     logits = anchors[rows] @ keys.T / temperature
-    if excluded is None:
-        return logits
-    if excluded.ndim == 1:
-        return logits.scatter_(1, excluded[rows, None], -torch.inf)
-    return logits.masked_fill_(excluded[rows], -torch.inf)
+    return logits if excluded is None else excluded.hide_(logits, rows)
 
 
 def _softmax(logits: Tensor, normaliser: Tensor) -> Tensor:
@@ -216,13 +236,18 @@ def _check_views(a: Tensor, b: Tensor, temperature: float) -> None:
 
 
 def _check_keys(
-    u: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Tensor | None, temperature: float
+    u: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    excluded: Tensor | Exclusion | None,
+    temperature: float,
 ) -> None:
     if u.ndim != 2 or keys.ndim != 2 or u.shape[1] != keys.shape[1]:
         raise ValueError(f"anchors (B, D) and keys (K, D) do not fit: {tuple(u.shape)} and {tuple(keys.shape)}")
     if labels.shape != u.shape[:1] or key_labels.shape != keys.shape[:1]:
         raise ValueError("labels need one integer for each row")
-    if excluded is not None and (
+    if isinstance(excluded, Tensor) and (
         excluded.shape != ((len(u), len(keys)) if excluded.dtype == torch.bool else (len(u),))
     ):
         raise ValueError(f"excluded has the shape {tuple(excluded.shape)}; see the docstring")

@@ -1,6 +1,6 @@
 """Weak labels: components of the in-batch nearest-neighbour graph, and how good they are.
 
-    u (B, D) ── nearest_neighbours ── nn (B,) ── components ── labels (B,)
+    u (B, D) ── nearest_neighbours ── nn (B,) ── components ── labels (B,) [── coarser_labels ── labels (B,)]
 
 Everything stays on the device of its inputs; no graph library, no value read back to the host, no gradient.
 The loss that uses the labels is in `losses`.
@@ -9,14 +9,16 @@ The loss that uses the labels is in `losses`.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from wcl_core.exclusions import ByName, Exclusion, label_sums
 
 # Similarities are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
 
 
-@torch.no_grad()
-def nearest_neighbours(u: Tensor) -> Tensor:
+def nearest_neighbours(u: Tensor, *, queue: Tensor | None = None, excluded: Exclusion | None = None) -> Tensor:
     """The most similar other row of each row, nn(i) = argmax_{j != i} u_i.u_j. [C]
 
     Similarities are float32 (float64 for float64 input) whatever autocast says.  Among equal maxima of a row the
@@ -24,6 +26,8 @@ def nearest_neighbours(u: Tensor) -> Tensor:
 
     Args:
         u: (B, D) unit rows, B >= 2.
+        queue: (Q, D) unit rows of earlier batches, candidates with the indices B ... B + Q - 1 [D].
+        excluded: which of the B + Q candidates a row may not choose; a row without any chooses itself [D].
 
     Returns:
         (B,) int64 indices, nn(i) != i.
@@ -31,26 +35,43 @@ def nearest_neighbours(u: Tensor) -> Tensor:
     Raises:
         ValueError: when there are fewer than two rows.
     """
+    return k_nearest_neighbours(u, 1, queue=queue, excluded=excluded).squeeze(1)
+
+
+@torch.no_grad()
+def k_nearest_neighbours(
+    u: Tensor, k: int, *, queue: Tensor | None = None, excluded: Exclusion | None = None
+) -> Tensor:
+    """The k most similar other rows of each row, (B, k) int64, the nearest first; see `nearest_neighbours`."""
     count = u.shape[0]
     if count < 2:
         raise ValueError(f"a nearest-neighbour graph needs at least 2 rows, got {count}")
-    rows_per_tile = max(1, MAX_TILE_PAIRS // count)
     with torch.autocast(u.device.type, enabled=False):
         u = u if u.dtype == torch.float64 else u.float()
-        tiles = [_nearest(u, start, min(start + rows_per_tile, count)) for start in range(0, count, rows_per_tile)]
-    return torch.cat(tiles)
+        keys = u if queue is None else torch.cat((u, queue.to(u.dtype)))
+        size = max(1, MAX_TILE_PAIRS // len(keys))
+        tiles = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        return torch.cat([_nearest(u, keys, k, excluded, rows) for rows in tiles])
 
 
-def _nearest(u: Tensor, start: int, stop: int) -> Tensor:
-    count = u.shape[0]
-    similarity = u[start:stop] @ u.T
-    similarity.diagonal(start).fill_(-torch.inf)
-    best = similarity.amax(dim=1, keepdim=True)
-    # argmax leaves open which of several maxima it returns.
-    index = torch.arange(count, device=u.device, dtype=torch.int32)
-    lowest = torch.where(similarity == best, index, count).amin(dim=1)
-    # A row of NaN equals nothing; the clamp keeps its index legal until the loss reports the NaN.
-    return lowest.clamp(max=count - 1).long()
+def _nearest(u: Tensor, keys: Tensor, k: int, excluded: Exclusion | None, rows: slice) -> Tensor:
+    similarity = u[rows] @ keys.T
+    similarity.diagonal(rows.start).fill_(-torch.inf)
+    if excluded is not None:
+        excluded.hide_(similarity, rows)
+    own = torch.arange(rows.start, rows.stop, device=u.device)
+    index = torch.arange(len(keys), device=u.device, dtype=torch.int32)
+    found: list[Tensor] = []
+    for _ in range(k):
+        if found:
+            similarity.scatter_(1, found[-1][:, None], -torch.inf)
+        best = similarity.amax(dim=1, keepdim=True)
+        # argmax and topk leave open which of several maxima they return.
+        lowest = torch.where(similarity == best, index, len(keys)).amin(dim=1)
+        # A row of NaN equals nothing; the clamp keeps its index legal until the loss reports the NaN.
+        lowest = lowest.clamp(max=len(keys) - 1).long()
+        found.append(torch.where(best.squeeze(1).isneginf(), own, lowest))
+    return torch.stack(found, dim=1)
 
 
 @torch.no_grad()
@@ -77,16 +98,56 @@ def components(nn: Tensor) -> Tensor:
     return m.index_select(0, f)
 
 
-def weak_labels(u: Tensor) -> Tensor:
+@torch.no_grad()
+def weak_labels(u: Tensor, *, level: int = 1, queue: Tensor | None = None, excluded: Exclusion | None = None) -> Tensor:
     """The weak label of each row: `components` of `nearest_neighbours`, every one with at least two members.
+
+    With a queue, edges lead from the batch to the batch or the queue and queue rows point to themselves [D], so that
+    every component still has exactly one cycle.
 
     Args:
         u: (B, D) unit rows of one view of the global batch.
+        level: 1 for these components; 2 for those of the next FINCH partition, `coarser_labels` [D].
+        queue: (Q, D) unit rows of earlier batches.
+        excluded: which of the B + Q rows a row may not choose as its neighbour.
 
     Returns:
-        (B,) int64 labels in [0, B).
+        (B + Q,) int64 labels in [0, B + Q), those of the batch first.
+
+    Raises:
+        ValueError: for a queue at level 2, which is not defined.
     """
-    return components(nearest_neighbours(u))
+    nn = nearest_neighbours(u, queue=queue, excluded=excluded)
+    if queue is not None:
+        if level != 1:
+            raise ValueError("labels one level higher are not defined with a queue")
+        nn = torch.cat((nn, torch.arange(len(u), len(u) + len(queue), device=u.device)))
+    labels = components(nn)
+    return labels if level == 1 else coarser_labels(u, labels)
+
+
+@torch.no_grad()
+def coarser_labels(u: Tensor, labels: Tensor) -> Tensor:
+    """Labels one FINCH level higher: the components' means, renormalised, are clustered once more the same way. [D]
+
+    Fixed shape: there is a mean for each of the B possible labels, and nobody chooses one that is not in use.  A
+    single component stays as it is.
+
+    Args:
+        u: (B, D) unit rows.
+        labels: (B,) int64 in [0, B).
+
+    Returns:
+        (B,) int64 labels in [0, B), constant on every component of `labels`.
+    """
+    slots = torch.arange(len(u), device=u.device)
+    with torch.autocast(u.device.type, enabled=False):
+        total, count = label_sums(slots, u.double(), labels)
+        means = F.normalize(total, dim=1).to(u.dtype)
+    in_use = torch.where(count > 0, slots, -1)
+    # Slots that are not in use choose a neighbour too, which joins no two others: nobody chooses them.
+    nn = nearest_neighbours(means, excluded=ByName(slots, in_use))
+    return components(nn).index_select(0, labels)
 
 
 @torch.no_grad()

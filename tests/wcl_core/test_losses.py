@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wcl_core import losses, weak_labels
+from wcl_core.exclusions import ByName
 from wcl_core.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
 
 torch.set_num_threads(1)
@@ -34,12 +35,25 @@ def log_share(anchor: Tensor, keys: list[Tensor], chosen: Tensor, t: float) -> T
     return torch.dot(anchor, chosen) / t - peak - torch.log(torch.exp(logits - peak).sum())
 
 
-def naive_nt_xent(z1: Tensor, z2: Tensor, t: float) -> Tensor:
-    z = [*z1.unbind(), *z2.unbind()]
-    size = len(z1)
-    total = torch.zeros((), dtype=torch.float64)
+def naive_nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    t: float,
+    decoupled: bool = False,
+    mates: tuple[list[int], list[int]] | None = None,
+    keys: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    z, size = [*z1.unbind(), *z2.unbind()], len(z1)
+    k = z if keys is None else [*keys[0].unbind(), *keys[1].unbind()]
+    total = 0 * (z1.sum() + z2.sum())  # has a gradient even where no anchor has a key
     for i, anchor in enumerate(z):
-        total = total - log_share(anchor, [z[k] for k in range(2 * size) if k != i], z[(i + size) % (2 * size)], t)
+        p = (i + size) % (2 * size)
+        allowed = [j for j in range(2 * size) if j != i and not (decoupled and j == p)]
+        if mates is not None:
+            y = mates[1] if i < size else mates[0]
+            allowed = [j for j in allowed if j == p or y[j % size] != y[i % size]]
+        if allowed:
+            total = total - log_share(anchor, [k[j] for j in allowed], k[p], t)
     return total / (2 * size)
 
 
@@ -86,6 +100,69 @@ TEMPERATURES = st.sampled_from([0.01, 0.05, 0.1, 1.0])
 def test_nt_xent_is_the_formula(count: int, dim: int, seed: int, kind: str, t: float) -> None:
     z1, z2 = rows(count, dim, seed, kind), rows(count, dim, seed + 1, kind)
     assert_matches(lambda a, b: nt_xent(a, b, t), lambda a, b: naive_nt_xent(a, b, t), z1, z2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(2, 11),
+    seed=st.integers(0, 999),
+    kind=KINDS,
+    t=TEMPERATURES,
+    decoupled=st.booleans(),
+    num_labels=st.sampled_from([None, 1, 2, 4, 30]),
+    has_keys=st.booleans(),
+)
+def test_options_of_nt_xent_are_the_formula(
+    count: int, seed: int, kind: str, t: float, decoupled: bool, num_labels: int | None, has_keys: bool
+) -> None:
+    """One label leaves an anchor of a decoupled loss without any key; then it adds 0."""
+    z1, z2 = rows(count, 5, seed, kind), rows(count, 5, seed + 1, kind)
+    keys = (rows(count, 5, seed + 2, kind), rows(count, 5, seed + 3, kind)) if has_keys else None
+    y = torch.randint(num_labels or 1, (2, count), generator=torch.Generator().manual_seed(seed))
+    mates = None if num_labels is None else (y[0], y[1])
+    lists = None if num_labels is None else (y[0].tolist(), y[1].tolist())
+    double_keys = None if keys is None else (keys[0].double(), keys[1].double())
+    options = {"decoupled": decoupled, "mates": mates, "keys": keys}
+    assert_matches(
+        lambda a, b: nt_xent(a, b, t, **options),
+        lambda a, b: naive_nt_xent(a, b, t, decoupled, lists, double_keys),
+        z1,
+        z2,
+    )
+
+
+def test_keys_of_a_momentum_encoder_get_no_gradient() -> None:
+    z = [rows(4, 3, seed).requires_grad_() for seed in range(4)]
+    nt_xent(z[0], z[1], 0.1, keys=(z[2], z[3])).backward()
+    assert z[0].grad is not None
+    assert z[2].grad is None
+    assert z[3].grad is None
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_names_exclude_what_a_mask_of_them_excludes(detach: bool) -> None:
+    """A key of the anchor's own name, of its label or not, once or several times, and empty keys."""
+    generator = torch.Generator().manual_seed(5)
+    u, keys = rows(9, 4, 0), rows(40, 4, 1)
+    labels, names = torch.arange(9) % 3, torch.arange(9)
+    key_labels = torch.randint(3, (40,), generator=generator)
+    key_names = torch.randint(9, (40,), generator=generator)
+    key_names[30:] = -1
+    key_labels[30:] = 100 + torch.arange(10)
+    sets = [{k for k in range(40) if key_names[k] in (-1, i)} for i in range(9)]
+    assert_matches(
+        lambda a, k: (
+            weak_label_loss(
+                a, labels, 0.1, keys=k, key_labels=key_labels, excluded=ByName(names, key_names), detach_keys=detach
+            )
+            + 0 * k.sum()
+        ),
+        lambda a, k: (
+            naive_weak(a, labels.tolist(), k.detach() if detach else k, key_labels.tolist(), sets, 0.1) + 0 * k.sum()
+        ),
+        u,
+        keys,
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,6 +217,13 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, detach: bool) -> 
     assert_matches(
         lambda a, b: swapped_weak_label_loss(a, b, 0.1, detach) + nt_xent(a, b, 0.1),
         lambda a, b: naive_swapped(a, b, 0.1, detach) + naive_nt_xent(a, b, 0.1),
+        u1,
+        u2,
+    )
+    y1, y2 = torch.arange(23) % 4, torch.arange(23) % 6
+    assert_matches(
+        lambda a, b: nt_xent(a, b, 0.1, decoupled=detach, mates=(y1, y2)),
+        lambda a, b: naive_nt_xent(a, b, 0.1, detach, (y1.tolist(), y2.tolist())),
         u1,
         u2,
     )

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import adjusted_rand_score
 
 from wcl_core import weak_labels
-from wcl_core.weak_labels import components, nearest_neighbours, pair_precision, pair_precision_chance, view_agreement
+from wcl_core.exclusions import ByName
+from wcl_core.weak_labels import (
+    coarser_labels,
+    components,
+    k_nearest_neighbours,
+    nearest_neighbours,
+    pair_precision,
+    pair_precision_chance,
+    view_agreement,
+)
 
 torch.set_num_threads(1)
 
@@ -48,6 +62,40 @@ def test_long_cycles_and_chains(count: int) -> None:
     assert len(components(chain).unique()) == 1
 
 
+def functional_graphs() -> Iterator[torch.Tensor]:
+    """10,000 graphs: random ones, few or many targets, long cycles, long chains into a cycle, pairs; up to 65,536."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [2, 3, 4096, 65_535, 65_536, *torch.randint(2, 80, (9_995,), generator=generator).tolist()]
+    for number, count in enumerate(sizes):
+        order = torch.randperm(count, generator=generator)
+        rank = torch.arange(count)
+        nn = torch.empty_like(order)
+        kind = number % 5
+        if kind == 0:
+            nn = torch.randint(count, (count,), generator=generator)
+        elif kind == 1:  # one cycle through all, in random order
+            nn[order] = order.roll(1)
+        elif kind == 2:  # a chain into a short cycle
+            nn[order] = order[(rank - 1).clamp(min=0)]
+            nn[order[0]] = order[min(number % 3, count - 1)]
+        elif kind == 3:  # many rows with few targets, as duplicates have
+            nn = torch.randint(1 + count // 8, (count,), generator=generator)
+        else:  # pairs and triples
+            nn[order] = order[(rank ^ 1).clamp(max=count - 1)]
+        yield nn
+
+
+def test_components_are_those_of_scipy() -> None:
+    """Equal partitions: as many joint labels as labels of either."""
+    for nn in functional_graphs():
+        count = len(nn)
+        graph = csr_matrix((np.ones(count), (np.arange(count), nn.numpy())), shape=(count, count))
+        number, expected = connected_components(graph, directed=False)
+        labels = components(nn).numpy()
+        assert len(np.unique(labels)) == number
+        assert len(np.unique(labels * number + expected)) == number
+
+
 # Entries on a grid make products exact, so equal similarities are truly equal.
 GRID = st.lists(st.lists(st.sampled_from([-0.5, 0.0, 0.5]), min_size=3, max_size=3), min_size=2, max_size=20)
 
@@ -62,6 +110,85 @@ def test_the_lowest_index_wins_ties(entries: list[list[float]], tile: int) -> No
         similarity = {j: sum(a * b for a, b in zip(row, other, strict=True)) for j, other in enumerate(entries)}
         del similarity[i]
         assert nn[i] == min(similarity, key=lambda j: (-similarity[j], j))
+
+
+@settings(max_examples=60, deadline=None)
+@given(GRID, GRID, st.integers(1, 5), st.sampled_from([16, 10**6]), st.integers(0, 99))
+def test_k_neighbours_among_batch_and_queue(
+    entries: list[list[float]], queue: list[list[float]], k: int, tile: int, seed: int
+) -> None:
+    """The nearest first, the lowest index among equals, never of the own name, never an empty one, itself if none."""
+    generator = torch.Generator().manual_seed(seed)
+    names = torch.arange(len(entries))
+    queue_names = torch.randint(-1, len(entries), (len(queue),), generator=generator)
+    all_names = torch.cat((names, queue_names))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weak_labels, "MAX_TILE_PAIRS", tile)
+        found = k_nearest_neighbours(
+            torch.tensor(entries), k, queue=torch.tensor(queue), excluded=ByName(names, all_names)
+        ).tolist()
+    candidates = entries + queue
+    for i, row in enumerate(entries):
+        similarity = {
+            j: sum(a * b for a, b in zip(row, other, strict=True))
+            for j, other in enumerate(candidates)
+            if all_names[j] not in (-1, i)
+        }
+        expected = sorted(similarity, key=lambda j: (-similarity[j], j))[:k]
+        assert found[i] == expected + [i] * (k - len(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 24), st.integers(1, 40), st.integers(0, 999))
+def test_labels_of_batch_and_queue_are_components(count: int, length: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    u = F.normalize(torch.randn(count, 4, generator=generator), dim=1)
+    queue = F.normalize(torch.randn(length, 4, generator=generator), dim=1)
+    names = torch.cat((torch.arange(count), torch.randint(-1, 2 * count, (length,), generator=generator)))
+    excluded = ByName(names[:count], names)
+    nn = nearest_neighbours(u, queue=queue, excluded=excluded).tolist()
+    labels = weak_labels.weak_labels(u, queue=queue, excluded=excluded).tolist()
+    assert partition(labels) == partition(union_find(nn + list(range(count, count + length))))
+    for i in range(count):  # a positive that is a legal key
+        assert any(labels[j] == labels[i] and names[j] not in (-1, i) for j in range(count + length))
+
+
+def plain_coarser(u: torch.Tensor, labels: list[int]) -> list[int]:
+    groups = sorted({frozenset(j for j, y in enumerate(labels) if y == label) for label in labels}, key=min)
+    if len(groups) == 1:
+        return [0] * len(labels)
+    means = [F.normalize(u[list(group)].double().mean(0), dim=0) for group in groups]
+    nn = [
+        max((c for c in range(len(groups)) if c != own), key=lambda c, own=own: float(means[own] @ means[c]))
+        for own in range(len(groups))
+    ]
+    merged = union_find(nn)
+    return [merged[next(c for c, group in enumerate(groups) if i in group)] for i in range(len(labels))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 999), st.sampled_from([40, 10**6]))
+def test_labels_one_level_higher_cluster_the_means(count: int, seed: int, tile: int) -> None:
+    u = F.normalize(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)), dim=1)
+    fine = weak_labels.weak_labels(u)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weak_labels, "MAX_TILE_PAIRS", tile)
+        coarse = weak_labels.weak_labels(u, level=2)
+    assert partition(coarse.tolist()) == partition(plain_coarser(u, fine.tolist()))
+    assert ((coarse >= 0) & (coarse < count)).all()
+
+
+def test_a_level_higher_of_one_component_and_of_opposite_means() -> None:
+    u = F.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1]]), dim=1)
+    assert weak_labels.weak_labels(u, level=2).unique().numel() == 1
+    # Two components whose means are zero: normalised they stay zero, and they still choose each other.
+    u = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert coarser_labels(u, torch.tensor([0, 0, 2, 2])).unique().numel() == 1
+
+
+def test_a_level_higher_with_a_queue_is_refused() -> None:
+    with pytest.raises(ValueError, match="queue"):
+        weak_labels.weak_labels(torch.eye(3), level=2, queue=torch.eye(3))
 
 
 @settings(max_examples=20, deadline=None)
