@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -64,9 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     _data_options(verb)
     verb.set_defaults(run=_groups)
 
+    verb = verbs.add_parser("pack", help="decode an image folder into one file that loads at once")
+    verb.add_argument("name")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("out", type=Path, help="the file to make, by custom NAME.wclpack")
+    verb.add_argument("--size", type=int, default=32, help="side of the stored images in pixels; data.image_size later")
+    verb.add_argument("--max-corrupt-share", type=float, default=0.01)
+    verb.set_defaults(run=_pack)
+
     verb = verbs.add_parser("describe-dataset", help="counts, classes and digest of a dataset, as JSON")
     verb.add_argument("name")
-    verb.add_argument("kind", choices=("builtin", "folder"))
+    verb.add_argument("kind", choices=get_args(data.DatasetKind))
     verb.add_argument("path", type=Path, nargs="?")
     verb.set_defaults(run=_describe)
 
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-path", type=Path, help="folder of the images; without it the dataset's name must be a builtin"
+        "--data-path", type=Path, help="image folder or packed file; without it the dataset's name must be a builtin"
     )
 
 
@@ -116,14 +124,28 @@ def _groups(options: argparse.Namespace) -> int:
     from wcl_core.groups import compare
 
     spec = checkpoint.read(options.last).spec
-    kind: data.DatasetKind = "folder" if options.data_path else "builtin"
+    kind = data.kind_of(options.data_path)
     dataset = data.load(options.dataset, kind, options.data_path, spec.data.image_size, 1.0, NullReporter())
     print(json.dumps(compare(options.first, options.last, dataset, options.output)))
     return 0
 
 
+def _pack(options: argparse.Namespace) -> int:
+    from wcl_core.data.packing import pack
+
+    if not 8 <= options.size <= 512:
+        raise ValueError(f"--size {options.size} is not between 8 and 512, as data.image_size has to be")
+    share = options.max_corrupt_share
+    _print_description(pack(options.name, options.folder, options.out, options.size, share, ConsoleReporter()))
+    return 0
+
+
 def _describe(options: argparse.Namespace) -> int:
-    found = data.describe(options.name, options.kind, options.path)
+    _print_description(data.describe(options.name, options.kind, options.path))
+    return 0
+
+
+def _print_description(found: data.Description) -> None:
     print(
         json.dumps(
             {
@@ -135,7 +157,6 @@ def _describe(options: argparse.Namespace) -> int:
             }
         )
     )
-    return 0
 
 
 def _attempt(options: argparse.Namespace) -> int:
@@ -145,8 +166,9 @@ def _attempt(options: argparse.Namespace) -> int:
 
 
 def _load(spec: Spec, path: Path | None) -> data.ImageData:
-    kind: data.DatasetKind = "folder" if path else "builtin"
-    return data.load(spec.data.name, kind, path, spec.data.image_size, spec.data.max_corrupt_share, ConsoleReporter())
+    return data.load(
+        spec.data.name, data.kind_of(path), path, spec.data.image_size, spec.data.max_corrupt_share, ConsoleReporter()
+    )
 
 
 @contextmanager

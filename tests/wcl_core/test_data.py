@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from tests.wcl_core import small
 from wcl_core import data
-from wcl_core.data import DataError
+from wcl_core.data import DataError, folder
 from wcl_core.reporter import MemoryReporter, NullReporter
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def test_digits_at_another_size_keep_their_source_digest() -> None:
 
 
 def test_an_unknown_builtin_names_those_there_are() -> None:
-    with pytest.raises(DataError, match="nothing.*digits, cifar10"):
+    with pytest.raises(DataError, match="nothing.*digits, cifar10, cifar100, stl10"):
         data.load("nothing", "builtin", None, 8, 0.0, NullReporter())
 
 
@@ -119,7 +119,7 @@ def test_the_digest_sees_content_names_and_classes(tmp_path: Path) -> None:
 def test_describing_decodes_nothing_and_agrees_with_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, {"a": 10, "b": 5})
     loaded, _ = load(tmp_path)
-    monkeypatch.setattr(data, "_decode_file", None)
+    monkeypatch.setattr(folder, "_decode_file", None)
     described = data.describe("photos", "folder", tmp_path)
     assert described.digest == loaded.digest
     assert described.counts == {"train": len(loaded.train), "test": len(loaded.test)}
@@ -220,7 +220,7 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:
 def test_an_image_of_too_many_pixels_counts_as_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, {"a": 5})
     write_image(tmp_path / "a" / "99.png", size=(60, 60))
-    monkeypatch.setattr(data, "_MAX_PIXELS", 3_000)
+    monkeypatch.setattr(folder, "_MAX_PIXELS", 3_000)
     loaded, reporter = load(tmp_path, 0.5)
     assert len(loaded.train) + len(loaded.test) == 5
     assert "99.png" in reporter.of("warning")[0]["message"]

@@ -1,0 +1,85 @@
+"""Images as uint8 tensors: in memory, or mapped from a file that was packed once; which images make which step.
+
+    builtin   scikit-learn's digits, and what torchvision fetches       builtin.py
+    folder    a tree of class folders, decoded at each start            folder.py
+    packed    such a tree decoded once into one file, mapped            packed.py
+
+Random views are `augment`'s business.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wcl_core.data.builtin import BUILTIN, load_builtin
+from wcl_core.data.folder import describe_folder, load_folder
+from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split, split_counts
+from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
+from wcl_core.data.packed import describe_packed, load_packed
+from wcl_core.reporter import Reporter
+
+__all__ = [
+    "BUILTIN",
+    "DataError",
+    "DatasetKind",
+    "Description",
+    "ImageData",
+    "Split",
+    "derived_seed",
+    "describe",
+    "epoch_batches",
+    "epoch_order",
+    "kind_of",
+    "load",
+]
+
+
+def kind_of(path: Path | None) -> DatasetKind:
+    """What lies at a path: nothing means a builtin, a file is a packed one."""
+    if path is None:
+        return "builtin"
+    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+
+
+def load(
+    name: str, kind: DatasetKind, path: Path | None, image_size: int, max_corrupt_share: float, reporter: Reporter
+) -> ImageData:
+    """Bring a dataset to hand.
+
+    Args:
+        name: its name; for a builtin one of `BUILTIN`.
+        kind: where it comes from.
+        path: the folder or the packed file; for a builtin an optional cache folder.
+        image_size: side in pixels; every image is scaled so that its shorter side has it, then centre-cropped.  A
+            packed file has its size already.
+        max_corrupt_share: the largest share of undecodable files that is tolerated.
+        reporter: told the name of every undecodable file, up to a limit.
+
+    Raises:
+        DataError: absent, empty or damaged data, too many corrupt files, or more than memory holds.
+    """
+    if kind == "builtin":
+        return load_builtin(name, path, image_size)
+    if kind == "packed":
+        return load_packed(name, _given(name, path, "packed file"), image_size)
+    return load_folder(name, _given(name, path, "folder"), image_size, max_corrupt_share, reporter)
+
+
+def describe(name: str, kind: DatasetKind, path: Path | None) -> Description:
+    """Counts, classes and the digest that `load` will report, without decoding a folder's images.
+
+    Raises:
+        DataError: as `load`.
+    """
+    if kind == "packed":
+        return describe_packed(name, _given(name, path, "packed file"))
+    if kind == "folder":
+        return describe_folder(name, _given(name, path, "folder"))
+    data = load_builtin(name, path, None)
+    return Description(name, kind, data.digest, split_counts(data), data.classes)
+
+
+def _given(name: str, path: Path | None, what: str) -> Path:
+    if path is None:
+        raise DataError(f"dataset {name}: a {what} is needed")
+    return path

@@ -1,0 +1,103 @@
+"""Datasets that need no folder: scikit-learn's digits, and those that torchvision fetches once into a cache folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
+
+BUILTIN = ("digits", "cifar10", "cifar100", "stl10")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Images (N, 3, H, W) uint8 and labels (N,) int64 by split, at the size they come in."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    classes: tuple[str, ...]
+    unlabelled: tuple[Tensor, Tensor] | None = None
+
+
+def load_builtin(name: str, cache: Path | None, image_size: int | None) -> ImageData:
+    """A builtin dataset at `image_size` pixels, or as it comes when that is None.
+
+    Args:
+        name: one of `BUILTIN`.
+        cache: folder that fetched files are kept in; by default one in the user's cache.
+        image_size: side in pixels.
+
+    Raises:
+        DataError: no such builtin, or it is neither in the cache nor to be fetched.
+    """
+    if name not in BUILTIN:
+        raise DataError(f"dataset {name}: no such builtin; expected one of {', '.join(BUILTIN)}")
+    source = _digits() if name == "digits" else _fetched(name, cache or Path.home() / ".cache" / "wcl")
+    parts = [*source.train, *source.test, *(source.unlabelled or ())]
+    unlabelled = None if source.unlabelled is None else _resized(*source.unlabelled, image_size)
+    return ImageData(
+        name,
+        _resized(*source.train, image_size),
+        _resized(*source.test, image_size),
+        source.classes,
+        tensor_digest(*parts),
+        unlabelled,
+    )
+
+
+def _digits() -> _Source:
+    """The 1,797 handwritten digits of 8x8 pixels and 17 grey levels that scikit-learn carries."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)
+    images, labels = grey[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(bunch.target).long()
+    is_test = _held_out_fifth(labels)
+    classes = tuple(str(digit) for digit in range(10))
+    return _Source((images[~is_test], labels[~is_test]), (images[is_test], labels[is_test]), classes)
+
+
+def _fetched(name: str, root: Path) -> _Source:
+    from torchvision import datasets
+
+    try:
+        if name == "stl10":
+            train, test, unlabelled = (
+                datasets.STL10(str(root), split=split, download=True) for split in ("train", "test", "unlabeled")
+            )
+            return _Source(_stl10(train), _stl10(test), tuple(train.classes), _stl10(unlabelled))
+        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+        train, test = (kind(str(root), train=is_train, download=True) for is_train in (True, False))
+    except Exception as error:  # torchvision raises what its many sources raise
+        raise DataError(f"dataset {name} is not in {root} and could not be fetched: {error}") from error
+    return _Source(_cifar(train), _cifar(test), tuple(train.classes))
+
+
+def _cifar(split: Any) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
+
+
+def _stl10(split: Any) -> tuple[Tensor, Tensor]:
+    """Channels first already; the unlabelled split's labels are -1."""
+    return torch.from_numpy(split.data).contiguous(), torch.from_numpy(split.labels).long()
+
+
+def _held_out_fifth(labels: Tensor) -> Tensor:
+    """Every fifth image of every class: (N,) bool."""
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        is_test[(labels == label).nonzero().flatten()[::5]] = True
+    return is_test
+
+
+def _resized(images: Tensor, labels: Tensor, size: int | None) -> Split:
+    if size is not None and tuple(images.shape[-2:]) != (size, size):
+        from torchvision.transforms.v2 import functional
+
+        images = functional.center_crop(functional.resize(images, [size], antialias=True), [size])
+    return Split(images, labels, tensor_digest(images, labels))

@@ -1,0 +1,85 @@
+"""What a dataset is once it is at hand: splits of uint8 images, by whatever means they came here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+DatasetKind = Literal["builtin", "folder", "packed"]
+_HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
+
+
+class DataError(ValueError):
+    """The data cannot be used: absent, empty, or too much of it corrupt; the message names what and where."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, in memory or mapped from a packed file.
+
+    Attributes:
+        images: (N, 3, H, W) uint8; read only when it is mapped.
+        labels: (N,) int64 class indices, used by evaluation and monitors only; -1 where nobody gave one.
+        digest: sha256 of labels and decoded pixels, 64 hex digits.
+        is_mapped: whether the pixels stay in their file and are read as they are used.
+    """
+
+    images: Tensor
+    labels: Tensor
+    digest: str
+    is_mapped: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset: its splits, class names in label order, and the digest of its source.
+
+    Attributes:
+        train, test: the labelled splits.
+        unlabelled: further images without labels, which pretraining uses instead of `train`.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    digest: str
+    unlabelled: Split | None = None
+
+    @property
+    def pretraining(self) -> Split:
+        """What a backbone is trained on: the unlabelled split where there is one, else the train split."""
+        return self.train if self.unlabelled is None else self.unlabelled
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a dataset holds, told without decoding it; `counts` are images by split."""
+
+    name: str
+    kind: DatasetKind
+    digest: str
+    counts: dict[str, int]
+    classes: tuple[str, ...]
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """sha256 over shape, dtype and bytes of each: 64 hex digits; a mapped tensor is read in pieces."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        for rows in tensor.split(_HASHED_ROWS):
+            digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def split_counts(data: ImageData) -> dict[str, int]:
+    """Images by split; `unlabelled` only where there is one."""
+    counts = {"train": len(data.train), "test": len(data.test)}
+    return counts if data.unlabelled is None else counts | {"unlabelled": len(data.unlabelled)}

@@ -1,0 +1,164 @@
+"""One file that holds a whole dataset decoded: made once from a folder, then mapped into memory, never decoded again.
+
+    magic           8 bytes, WCLPACK1
+    length          8 bytes, little endian: bytes of the header that follows, padding included
+    header          canonical JSON, padded with spaces so that the images begin at a multiple of 4,096
+    images          per split, one after the other: (N, 3, S, S) uint8, row by row
+    labels          per split: (N,) int32, little endian
+
+The header names every block of 64 MiB by its sha256; the dataset's digest is the sha256 of the header without its
+padding, so checking it and the blocks checks every byte.  How such a file is made is `packing`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wcl_core.data.images import DataError, Description, ImageData, Split
+
+FORMAT_VERSION = 1
+MAGIC = b"WCLPACK1"
+_MAX_HEADER_BYTES = 1 << 28
+_SPLITS = ("train", "test", "unlabelled")  # in the file's order; the last may be absent
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split within the file; offsets count from the first byte of the images."""
+
+    count: int
+    images: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the header says, and where the images begin."""
+
+    size: int
+    classes: tuple[str, ...]
+    parts: dict[str, _Part]
+    split_digests: dict[str, str]
+    block_bytes: int
+    blocks: tuple[str, ...]
+    digest: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Bytes of the whole file."""
+        return self.start + max(part.labels + 4 * part.count for part in self.parts.values())
+
+
+def load_packed(name: str, path: Path, image_size: int) -> ImageData:
+    """Map a packed file; every byte is checked against the header first, on all cores.
+
+    Raises:
+        DataError: absent, damaged, of another format, or packed at another size than `image_size`.
+    """
+    header = _read_header(name, path)
+    if header.size != image_size:
+        raise DataError(
+            f"dataset {name}: it is packed at {header.size} pixels, but data.image_size = {image_size}; "
+            f"set data.image_size to {header.size} or pack the folder again with --size {image_size}"
+        )
+    _check_blocks(name, path, header)
+    splits = {which: _map(path, header, which) for which in header.parts}
+    return ImageData(name, splits["train"], splits["test"], header.classes, header.digest, splits.get("unlabelled"))
+
+
+def describe_packed(name: str, path: Path) -> Description:
+    """What the header says; the images are not read."""
+    header = _read_header(name, path)
+    counts = {which: part.count for which, part in header.parts.items()}
+    return Description(name, "packed", header.digest, counts, header.classes)
+
+
+def _map(path: Path, header: _Header, which: str) -> Split:
+    part = header.parts[which]
+    images = mapped(path, header.start + part.images, (part.count, 3, header.size, header.size))
+    with path.open("rb") as file:
+        file.seek(header.start + part.labels)
+        labels = torch.from_numpy(np.frombuffer(file.read(4 * part.count), "<i4").astype(np.int64))
+    return Split(images, labels, header.split_digests[which], is_mapped=True)
+
+
+def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
+    """Bytes of a file as a uint8 tensor that nobody may write to; they are read as they are used."""
+    array = np.memmap(path, np.uint8, "r", offset, shape)
+    with warnings.catch_warnings():
+        # torch knows no read-only tensors and says so.  A private writable mapping would count as memory that this
+        # process may need, and be refused for files larger than the machine's; nothing here writes.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(array)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read_header(name: str, path: Path) -> _Header:
+    try:
+        with path.open("rb") as file:
+            magic, length = file.read(8), int.from_bytes(file.read(8), "little")
+            if magic != MAGIC or not 2 <= length <= _MAX_HEADER_BYTES:
+                raise ValueError("it does not begin as one")
+            text = file.read(length).rstrip(b" ")
+            size = os.fstat(file.fileno()).st_size
+        header = _parsed(json.loads(text), hashlib.sha256(text).hexdigest(), 16 + length)
+    except OSError as error:
+        raise DataError(f"dataset {name}: packed file {path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"dataset {name}: {path} is no packed dataset: {error}") from error
+    if size != header.end:
+        raise DataError(f"dataset {name}: {path} has {size} bytes, its header says {header.end}; pack it again")
+    return header
+
+
+def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
+    if fields["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version {fields['format_version']!r}; expected {FORMAT_VERSION}")
+    size, counts = int(fields["size"]), {which: int(fields["counts"][which]) for which in _SPLITS[:2]}
+    if _SPLITS[2] in fields["counts"]:
+        counts[_SPLITS[2]] = int(fields["counts"][_SPLITS[2]])
+    if min(size, *counts.values(), int(fields["block_bytes"])) < 1:
+        raise ValueError("it names an empty split")
+    image_offsets = list(itertools.accumulate((3 * size * size * count for count in counts.values()), initial=0))
+    label_offsets = itertools.accumulate((4 * count for count in counts.values()), initial=image_offsets[-1])
+    places = zip(counts.items(), image_offsets, label_offsets, strict=False)
+    return _Header(
+        size=size,
+        classes=tuple(fields["classes"]),
+        parts={which: _Part(count, images, labels) for (which, count), images, labels in places},
+        split_digests={which: str(fields["split_digests"][which]) for which in counts},
+        block_bytes=int(fields["block_bytes"]),
+        blocks=tuple(fields["blocks"]),
+        digest=digest,
+        start=start,
+    )
+
+
+def _check_blocks(name: str, path: Path, header: _Header) -> None:
+    def one(number: int) -> str:
+        with path.open("rb") as file:
+            file.seek(header.start + number * header.block_bytes)
+            return hashlib.sha256(file.read(header.block_bytes)).hexdigest()
+
+    expected = -(-(header.end - header.start) // header.block_bytes)
+    if len(header.blocks) != expected:
+        raise DataError(f"dataset {name}: {path} names {len(header.blocks)} blocks of {expected}; pack it again")
+    with ThreadPoolExecutor() as pool:
+        for number, (said, found) in enumerate(zip(header.blocks, pool.map(one, range(expected)), strict=True)):
+            if said != found:
+                raise DataError(f"dataset {name}: {path} is damaged in block {number} of {expected}; pack it again")

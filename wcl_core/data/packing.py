@@ -1,0 +1,155 @@
+"""Makes a packed file from a folder, image by image: it may be larger than memory.
+
+No pickle, no times, no path in it: equal folders give equal files.  The format is told in `packed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from wcl_core.data.folder import Corrupt, Files, check_not_empty, decoded, files_digest, list_files
+from wcl_core.data.images import Description, tensor_digest
+from wcl_core.data.packed import FORMAT_VERSION, MAGIC, describe_packed, mapped
+from wcl_core.reporter import Reporter
+
+_ALIGNMENT = 4096
+_BLOCK_BYTES = 1 << 26
+
+
+def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float, reporter: Reporter) -> Description:
+    """Decode a folder into one packed file, written beside and renamed: the name exists only for a whole file.
+
+    Args:
+        name: for messages.
+        folder: any tree that `folder` reads.
+        out: the file to make.
+        size: side of the stored images in pixels; shorter side scaled to it, then centre-cropped.
+        max_corrupt_share: the largest share of undecodable files that is tolerated; they are left out.
+        reporter: told of undecodable files.
+
+    Returns:
+        The description of the new file.
+
+    Raises:
+        DataError: as `wcl_core.data.load`.
+        OSError: when the disk is full or read-only; nothing is left behind.
+    """
+    files = list_files(name, folder)
+    corrupt = Corrupt(name, files, max_corrupt_share, reporter)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with beside.open("wb+") as file:
+            _write(file, name, folder, files, size, corrupt)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(out)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return describe_packed(name, out)
+
+
+def _write(file: BinaryIO, name: str, folder: Path, files: Files, size: int, corrupt: Corrupt) -> None:
+    # How many images can be decoded shows only in the end: the header's place is kept at its largest possible size.
+    largest = {which: len(entries) for which, entries in files.splits.items()}
+    num_blocks = -(-sum(largest.values()) * (3 * size * size + 4) // _BLOCK_BYTES)
+    digests = dict.fromkeys(largest, "0" * 64)
+    text = _header_text(files.classes, size, largest, digests, "0" * 64, ["0" * 64] * num_blocks)
+    start = -(-(16 + len(text)) // _ALIGNMENT) * _ALIGNMENT
+    file.seek(start)
+    blocks = _BlockWriter(file)
+    labels = _write_splits(blocks, folder, files, size, corrupt)
+    corrupt.check()
+    counts = {which: len(some) for which, some in labels.items()}
+    check_not_empty(name, counts)
+    file.flush()
+    digests = _split_digests(Path(file.name), start, size, labels)
+    text = _header_text(files.classes, size, counts, digests, files_digest(folder, files), blocks.finish())
+    file.seek(0)
+    file.write(MAGIC + (start - 16).to_bytes(8, "little") + text.ljust(start - 16))
+
+
+def _write_splits(
+    blocks: _BlockWriter, folder: Path, files: Files, size: int, corrupt: Corrupt
+) -> dict[str, list[int]]:
+    """Images as they are decoded, never all in memory; then the labels, which are returned too."""
+    labels: dict[str, list[int]] = {}
+    for which, entries in files.splits.items():
+        labels[which] = []
+        for image, label in decoded(folder, entries, size, corrupt):
+            blocks.write(image.numpy().tobytes())
+            labels[which].append(label)
+    for some in labels.values():
+        blocks.write(np.asarray(some, "<i4").tobytes())
+    return labels
+
+
+def _split_digests(path: Path, start: int, size: int, labels: dict[str, list[int]]) -> dict[str, str]:
+    """Those that `folder` reports for the same images: read back, since their number is part of what is digested."""
+    digests, offset = {}, start
+    for which, some in labels.items():
+        shape = (len(some), 3, size, size)
+        digests[which] = tensor_digest(mapped(path, offset, shape), torch.tensor(some, dtype=torch.int64))
+        offset += math.prod(shape)
+    return digests
+
+
+def _header_text(
+    classes: Sequence[str],
+    size: int,
+    counts: dict[str, int],
+    split_digests: dict[str, str],
+    source_digest: str,
+    blocks: Sequence[str],
+) -> bytes:
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "size": size,
+        "classes": list(classes),
+        "counts": counts,
+        "split_digests": split_digests,
+        "source_digest": source_digest,
+        "block_bytes": _BLOCK_BYTES,
+        "blocks": list(blocks),
+    }
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+class _BlockWriter:
+    """Writes bytes on and keeps the sha256 of every block."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digests: list[str] = []
+        self._current, self._room = hashlib.sha256(), _BLOCK_BYTES
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._file.write(data)
+        rest = memoryview(data)
+        while len(rest):
+            some, rest = rest[: self._room], rest[self._room :]
+            self._current.update(some)
+            self._room -= len(some)
+            if not self._room:
+                self._end_block()
+
+    def _end_block(self) -> None:
+        self._digests.append(self._current.hexdigest())
+        self._current, self._room = hashlib.sha256(), _BLOCK_BYTES
+
+    def finish(self) -> list[str]:
+        """The digests of all blocks, the last one as short as it is."""
+        if self._room < _BLOCK_BYTES:
+            self._end_block()
+        return self._digests
