@@ -145,7 +145,11 @@ def test_a_folder_of_images_is_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "messages"),
     [
-        ("spec.yaml", {"data": {"name": "digits"}, "epochs": 5}, ["error: warmup_epochs: warmup_epochs (10)"]),
+        (
+            "spec.yaml",
+            {"data": {"name": "digits"}, "epochs": 5, "warmup_epochs": 10},
+            ["error: warmup_epochs: warmup_epochs (10)"],
+        ),
         ("spec.yaml", small.fields(loss={"temprature": 1}), ["error: loss.temprature: Extra inputs"]),
         ("spec.yaml", small.fields(epochs=-1, seed="x"), ["error: epochs: ", "error: seed: "]),
         ("spec.yaml", small.fields(data={"name": "nothing"}), ["error: dataset nothing", "digits, cifar10"]),
