@@ -21,6 +21,7 @@ from wcl_core import checkpoint
 from wcl_core.augment import random_view
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.data import DataError, ImageData, epoch_batches
+from wcl_core.data.rows import Rows
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
 from wcl_core.model import Embeddings, Model, losses
@@ -67,16 +68,17 @@ class _Run:
     def __init__(
         self, config: PretrainSpec, reporter: Reporter, dataset: ImageData, output_dir: Path, resume: Path | None
     ) -> None:
-        if config.batch_size > len(dataset.train):
+        split = dataset.pretraining
+        if config.batch_size > len(split):
             raise DataError(
-                f"batch_size = {config.batch_size}, but the train split of {dataset.name} holds {len(dataset.train)}"
+                f"batch_size = {config.batch_size}, but the train split of {dataset.name} holds {len(split)}"
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset, self.output_dir = config, reporter, dataset, output_dir
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.model = Model(config).to(self.device).to(memory_format=self._memory_format)
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
@@ -88,8 +90,8 @@ class _Run:
         if resume is not None:
             self._load(resume)
         self.start_step = self.step
-        self.images = dataset.train.images.to(self.device)
-        self.labels = dataset.train.labels.to(self.device)
+        self.images = Rows(split, self.device)
+        self.labels = split.labels.to(self.device)
         self.latest: dict[str, float] = {}
         self.window = _Window()
         self.clock = _Clock(self.step, config.batch_size)
@@ -144,12 +146,14 @@ class _Run:
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         start = self.step - epoch * self.steps_per_epoch
-        return epoch_batches(len(self.images), self.config.batch_size, self.config.seed, epoch, start)
+        batches = epoch_batches(len(self.images), self.config.batch_size, self.config.seed, epoch, start)
+        return self.images.ahead(batches)
 
     def _train_step(self, index: Tensor, epoch: int) -> None:
         config = self.config
+        images = self.images[index]
         index = index.to(self.device)
-        first, second = (self._view(self.images[index], epoch, view) for view in (0, 1))
+        first, second = (self._view(images, epoch, view) for view in (0, 1))
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
         beta = weak_weight(self.step, self.total_steps, config.loss.weak_weight, config.loss.weak_ramp_fraction)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
@@ -186,7 +190,8 @@ class _Run:
         total, instance, weak = self.window.means()
         values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
         if a.u is not None and b.u is not None:
-            values |= {"train/loss_weak": weak, **_weak_monitors(a.u.detach(), b.u.detach(), classes)}
+            known = None if self.dataset.unlabelled is not None else classes
+            values |= {"train/loss_weak": weak, **_weak_monitors(a.u.detach(), b.u.detach(), known)}
         if speed := self.clock.window_images_per_second(self.step):
             values["train/images_per_second"] = speed
         self.latest |= {"train/loss": total}
@@ -371,19 +376,17 @@ def _momentum_slot(optimizer: torch.optim.Optimizer) -> str:
     return "momentum" if isinstance(optimizer, LARS) else "momentum_buffer"
 
 
-def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor) -> dict[str, float]:
+def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor | None) -> dict[str, float]:
     """Cheap signs of how good the weak labels of this batch are, read from the device at once."""
     y1, y2 = weak_labels(u1), weak_labels(u2)
-    values = torch.stack(
-        (
-            torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
-            view_agreement(y1, y2),
-            (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2,
-            pair_precision_chance(classes),
-        )
-    ).tolist()
-    names = ("weak/components", "weak/view_agreement", "weak/pair_precision", "weak/pair_precision_chance")
-    return dict(zip(names, values, strict=True))
+    values = {
+        "weak/components": torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
+        "weak/view_agreement": view_agreement(y1, y2),
+    }
+    if classes is not None:
+        values["weak/pair_precision"] = (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2
+        values["weak/pair_precision_chance"] = pair_precision_chance(classes)
+    return dict(zip(values, torch.stack(tuple(values.values())).tolist(), strict=True))
 
 
 def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:

@@ -1,0 +1,112 @@
+"""Rows of a split, gathered for each step: from the device's memory, or from a mapped file one step ahead.
+
+Which rows a step gets is `order`'s business alone, so streaming changes no byte of a run and has no state to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wcl_core.data.images import Split
+
+_RESIDENT_BYTES = 1 << 31  # a mapped split up to this size is copied to the device whole
+_NUM_BUFFERS = 3  # one that is filled, one that is copied, one whose step still runs
+
+
+class Rows:
+    """Images of a split by index.
+
+    A mapped split above 2 GiB stays in its file: a background thread gathers the next step's rows, on CUDA into
+    pinned memory from where they are copied without anybody waiting.
+
+    Args:
+        split: in memory or mapped.
+        device: where rows are wanted.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._device = device
+        self.is_streamed = split.is_mapped and split.images.nbytes > _RESIDENT_BYTES
+        self._images = split.images if self.is_streamed else split.images.to(device)
+        self._buffers = _Buffers(split.images, device)
+        self._next: tuple[Tensor, Future[_Gathered]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Rows (B, 3, H, W) uint8 on the device.
+
+        Args:
+            index: (B,) int64; of a streamed split on the CPU, since its rows are there.  Where it is the index that
+                `ahead` has just handed out, the rows are ready or nearly so.
+        """
+        if not self.is_streamed:
+            return self._images[index.to(self._device)]
+        if self._next is not None and self._next[0] is index:
+            return self._buffers.on_device(self._next[1].result())
+        return self._images[index].to(self._device)
+
+    def ahead(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same indices, while the rows of the following one are gathered."""
+        if not self.is_streamed:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
+            waiting: tuple[Tensor, Future[_Gathered]] | None = None
+            for index in batches:
+                following = (index, pool.submit(self._buffers.gather, index))
+                if waiting is not None:
+                    self._next = waiting
+                    yield waiting[0]
+                waiting = following
+            if waiting is not None:
+                self._next = waiting
+                yield waiting[0]
+            self._next = None
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Rows in host memory, and the buffer they lie in."""
+
+    rows: Tensor
+    turn: int = 0
+
+
+class _Buffers:
+    """Host memory that rows pass through; pinned for CUDA, where buffers are used in turn."""
+
+    def __init__(self, images: Tensor, device: torch.device) -> None:
+        self._images, self._device = images, device
+        self._pinned: list[Tensor | None] = [None] * _NUM_BUFFERS
+        self._copied: list[torch.cuda.Event | None] = [None] * _NUM_BUFFERS
+        self._turn = 0
+
+    def gather(self, index: Tensor) -> _Gathered:
+        """Rows in host memory; called by the background thread, which alone waits for a buffer's last copy."""
+        if self._device.type != "cuda":
+            return _Gathered(self._images[index])
+        turn, self._turn = self._turn, (self._turn + 1) % _NUM_BUFFERS
+        if (event := self._copied[turn]) is not None:
+            event.synchronize()
+        buffer = self._pinned[turn]
+        if buffer is None or len(buffer) != len(index):
+            buffer = torch.empty((len(index), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+            self._pinned[turn] = buffer
+        return _Gathered(torch.index_select(self._images, 0, index, out=buffer), turn)
+
+    def on_device(self, gathered: _Gathered) -> Tensor:
+        """Copy without waiting; the buffer is free again once the copy is done."""
+        if self._device.type != "cuda":
+            return gathered.rows
+        copied = gathered.rows.to(self._device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._copied[gathered.turn] = event
+        return copied
