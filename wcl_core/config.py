@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
@@ -125,6 +125,81 @@ class DataConfig(_Model):
     )
 
 
+Protocol = Literal["knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval"]
+FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
+
+
+class LinearSgdConfig(_Model):
+    """The linear protocol as published; the rate is 0.2 * batch / 256."""
+
+    epochs: int = Field(default=80, ge=1, le=10_000)
+    batch_size: int = Field(default=4096, ge=1, le=65_536, description="Images a step; at most the train split.")
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+
+
+class SemiSupervisedConfig(_Model):
+    """Fine-tuning of all weights on a class-balanced share of the labels; rates start a cosine."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01, 0.1), min_length=1, max_length=4, description="Shares of the train labels; one a class at least."
+    )
+    splits: int = Field(default=5, ge=2, le=100, description="Random splits that the mean and its error are over.")
+    epochs: int = Field(default=30, ge=1, le=10_000)
+    batch_size: int = Field(default=128, ge=1, le=65_536, description="Images a step; at most the labelled ones.")
+    backbone_learning_rate: float = Field(default=0.01, gt=0, le=100)
+    head_learning_rate: float = Field(default=0.1, gt=0, le=100)
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("shares")
+    @classmethod
+    def _no_repeats(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        return _without_repeats(shares)
+
+
+_V = TypeVar("_V", bound=tuple[object, ...])
+
+
+def _without_repeats(values: _V) -> _V:
+    if len(set(values)) != len(values):
+        raise ValueError("must not repeat a value")
+    return values
+
+
+class ProtocolSettings(_Model):
+    """Under which protocols features are measured, and their parameters."""
+
+    protocols: tuple[Protocol, ...] = Field(
+        default=("knn", "linear", "few_labels"),
+        min_length=1,
+        description=(
+            "`knn`: knn_k neighbours; `knn_wide`: 200 neighbours, temperature 0.1; `linear`: L-BFGS on cached "
+            "features; `linear_sgd`: SGD as published; `few_labels`; `semi_supervised`: fine-tuning; `retrieval`."
+        ),
+    )
+    seed: Seed = 0
+    knn_k: int = Field(default=20, ge=1, le=1000)
+    knn_temperature: float = Field(default=0.07, gt=0, le=10)
+    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(1, 5), min_length=1, max_length=8
+    )
+    draws: int = Field(default=20, ge=2, le=1000)
+    few_labels_classifiers: tuple[FewLabelsClassifier, ...] = Field(
+        default=("nearest_class_mean",), min_length=1, description="What learns from few labels, on the same draws."
+    )
+    linear_sgd: LinearSgdConfig = LinearSgdConfig()
+    semi_supervised: SemiSupervisedConfig = SemiSupervisedConfig()
+    retrieval_examples: int = Field(
+        default=8, ge=0, le=100, description="Test images whose nearest train images the result lists."
+    )
+
+    @field_validator("protocols", "labels_per_class", "few_labels_classifiers")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        return _without_repeats(values)
+
+
 class CheckpointConfig(_Model):
     """When the run writes a checkpoint; the last epoch always writes one."""
 
@@ -214,31 +289,22 @@ class PixelFeatures(_Model):
 
 
 Features = Annotated[CheckpointFeatures | UntrainedFeatures | PixelFeatures, Field(discriminator="kind")]
-Protocol = Literal["knn", "linear", "few_labels"]
 
 
-class EvaluateSpec(_Model):
+class EvaluateSpec(ProtocolSettings):
     """One set of features measured under some protocols; features are computed once."""
 
     spec_version: Literal[1] = 1
     data: DataConfig
     features: Features
-    protocols: tuple[Protocol, ...] = Field(default=("knn", "linear", "few_labels"), min_length=1)
-    seed: Seed = 0
-    knn_k: int = Field(default=20, ge=1, le=1000)
-    knn_temperature: float = Field(default=0.07, gt=0, le=10)
-    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
-        default=(1, 5), min_length=1, max_length=8
-    )
-    draws: int = Field(default=20, ge=2, le=1000)
     threads: int | None = Field(default=None, ge=1, le=512)
 
-    @field_validator("protocols", "labels_per_class")
+    @field_validator("features")
     @classmethod
-    def _no_repeats(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError("must not repeat a value")
-        return values
+    def _can_be_tuned(cls, features: Features, info: ValidationInfo) -> Features:
+        if isinstance(features, PixelFeatures) and "semi_supervised" in info.data.get("protocols", ()):
+            raise ValueError("semi_supervised fine-tunes a network, and pixels have none")
+        return features
 
 
 Spec = PretrainSpec | EvaluateSpec

@@ -249,17 +249,24 @@ def test_each_protocol_is_one_result_pinned_to_its_data_and_version() -> None:
     data, reporter = small.few_digits(), MemoryReporter()
     assert evaluate(evaluate_spec(seed=3), reporter, data=data) == "succeeded"
     results = reporter.of("evaluation")
-    named = [(r["protocol"], r["params"].get("labels_per_class")) for r in results]
-    assert named == [("knn", None), ("linear", None), ("few_labels", 1), ("few_labels", 5)]
+    named = [(r["protocol"], r["metric"], r["params"].get("labels_per_class")) for r in results]
+    assert named == [
+        ("knn", "top1", None),
+        ("linear", "top1", None),
+        ("linear", "mean_per_class", None),
+        ("few_labels", "top1", 1),
+        ("few_labels", "top1", 5),
+    ]
     for result in results:
         assert result["dataset_digest"] == data.digest
         assert result["split_digest"] == data.test.digest
-        assert (result["metric"], result["seed"], result["n"], result["protocol_version"]) == ("top1", 3, 364, 1)
+        assert (result["seed"], result["n"], result["protocol_version"]) == (3, 364, 1)
         assert 0.3 < result["value"] <= 1
         assert (result["stderr"] is None) == (result["protocol"] != "few_labels")
     assert results[0]["params"] == {"k": 5, "temperature": 0.07}
     assert results[0]["value"] == knn.knn_top1(features.pixel_features(data), 5, 0.07)
-    assert results[1]["params"]["form"] == "lbfgs"
+    assert results[1]["params"] == {"form": "lbfgs"}
+    assert results[1]["details"]["C"] in linear.STRENGTHS  # chosen, so it does not identify the result
     progress = reporter.of("progress")
     assert [record["step"] for record in progress] == [0, 1, 2, 3, 4]
     assert {record["total_steps"] for record in progress} == {4}

@@ -39,7 +39,7 @@ def network_features(backbone: nn.Module, data: ImageData, device: torch.device)
     was_training = backbone.training
     backbone.eval()
     try:
-        train, test = (_pooled(backbone, split, device) for split in (data.train, data.test))
+        train, test = (pooled(backbone, split, device) for split in (data.train, data.test))
     finally:
         backbone.train(was_training)
     return FeatureSet(train, data.train.labels, test, data.test.labels)
@@ -52,7 +52,8 @@ def pixel_features(data: ImageData) -> FeatureSet:
 
 
 @torch.no_grad()
-def _pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
+def pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
+    """Outputs for every image of a split, (N, D) float32 on the CPU; the network's mode is the caller's."""
     chunks = [
         backbone(normalised(images.to(device))).float().cpu() for images in split.images.split(_BATCH_SIZE, dim=0)
     ]

@@ -1,31 +1,45 @@
-"""Few labels per class: nearest class mean over repeated draws of the labelled images."""
+"""Few labels per class, over repeated draws of the labelled images: nearest class mean, or a linear classifier."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from wcl_core.config import FewLabelsClassifier
 from wcl_core.data import derived_seed
+from wcl_core.evaluate.accuracy import top1
 from wcl_core.evaluate.features import FeatureSet
 from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.evaluate.linear import classes, fit, standard
 from wcl_core.heads import normalise
 
 VERSION = 1
+LINEAR_STRENGTH = 1.0
 
 
-def few_labels_top1(features: FeatureSet, labels_per_class: int, draws: int, seed: int) -> tuple[float, float]:
-    """Test accuracy of the nearest class mean, with a few labelled train images per class.
+def few_labels_top1(
+    features: FeatureSet,
+    labels_per_class: int,
+    draws: int,
+    seed: int,
+    classifier: FewLabelsClassifier = "nearest_class_mean",
+) -> tuple[float, float]:
+    """Test accuracy with a few labelled train images per class.
 
-    Features are L2-normalised and so are the class means.  The draws depend on the labels and the seed alone, so every
-    set of features of one dataset meets the same ones.
+    The draws depend on the labels and the seed alone, so every set of features of one dataset, and every classifier,
+    meets the same ones.  `nearest_class_mean`: features are L2-normalised and so are the class means.  `linear`:
+    logistic regression with C = 1 on features standardised over the whole train split, whose labels are not used for
+    that; nothing could be held out to choose C on [D].
 
     Args:
         features: both splits.
         labels_per_class: labelled images of each class.
         draws: number of repetitions, >= 2.
         seed: of the draws.
+        classifier: what learns from the labelled images.
 
     Returns:
         (mean accuracy, its standard error over the draws), both in 0..1.
@@ -37,14 +51,29 @@ def few_labels_top1(features: FeatureSet, labels_per_class: int, draws: int, see
         raise ProtocolError(
             f"labels_per_class = {labels_per_class}, but the smallest train class has {features.smallest_class}"
         )
-    train, test = normalise(features.train), normalise(features.test)
+    predict = {"nearest_class_mean": _nearest_class_mean, "linear": _linear}[classifier](features)
     scores = []
     for draw in range(draws):
         index = draw_labelled(features.train_labels, labels_per_class, seed, draw)
-        means = normalise(train[index].mean(dim=1))
-        scores.append(float(((test @ means.T).argmax(dim=1) == features.test_labels).double().mean()))
+        scores.append(top1(predict(index), features.test_labels))
     values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std() / math.sqrt(draws))
+
+
+def _nearest_class_mean(features: FeatureSet) -> Callable[[Tensor], Tensor]:
+    train, test = normalise(features.train), normalise(features.test)
+    return lambda index: (test @ normalise(train[index].mean(dim=1)).T).argmax(dim=1)
+
+
+def _linear(features: FeatureSet) -> Callable[[Tensor], Tensor]:
+    mean, deviation = standard(features.train)
+    train, test = (features.train - mean) / deviation, (features.test - mean) / deviation
+
+    def predict(index: Tensor) -> Tensor:
+        rows = index.flatten()
+        return classes(test, fit(train[rows], features.train_labels[rows], LINEAR_STRENGTH))
+
+    return predict
 
 
 def draw_labelled(labels: Tensor, labels_per_class: int, seed: int, draw: int) -> Tensor:

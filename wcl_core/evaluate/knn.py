@@ -9,6 +9,8 @@ from wcl_core.evaluate.features import FeatureSet
 from wcl_core.heads import normalise
 
 VERSION = 1
+WIDE_K = 200
+WIDE_TEMPERATURE = 0.1
 _ROWS = 1024
 
 
@@ -16,7 +18,7 @@ class ProtocolError(ValueError):
     """The protocol cannot be run on this data; the message names the field to change."""
 
 
-def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
+def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn_k") -> float:
     """Share of test images whose class wins the vote of their k nearest train images.
 
     Features are L2-normalised, not centred; a neighbour votes with exp(cos / T).
@@ -25,13 +27,14 @@ def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
         features: both splits.
         k: number of neighbours; at most half the smallest train class.
         temperature: T, > 0.
+        field: what k comes from, for the error.
 
     Raises:
         ProtocolError: when k is above half the smallest train class, where votes stop meaning anything.
     """
     if k > features.smallest_class / 2:
         raise ProtocolError(
-            f"knn_k = {k} is above half the smallest train class, which has {features.smallest_class} images"
+            f"{field} = {k} is above half the smallest train class, which has {features.smallest_class} images"
         )
     train, test = normalise(features.train), normalise(features.test)
     votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])

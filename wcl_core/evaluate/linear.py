@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wcl_core.data import derived_seed
+from wcl_core.evaluate.accuracy import top1
 from wcl_core.evaluate.features import FeatureSet
 
 VERSION = 1
@@ -16,24 +17,30 @@ _MAX_ITERATIONS = 200
 
 
 def linear_top1(features: FeatureSet, seed: int) -> tuple[float, float]:
-    """Test accuracy of a linear classifier on all train labels.
+    """Test accuracy in 0..1 and the chosen C; see `linear_classes`."""
+    predicted, strength = linear_classes(features, seed)
+    return top1(predicted, features.test_labels), strength
+
+
+def linear_classes(features: FeatureSet, seed: int) -> tuple[Tensor, float]:
+    """What a linear classifier on all train labels says of the test split.
 
     The inverse regularisation C is chosen from 10^-4 .. 10^4 on a held-out tenth of train, stratified by class; the
     classifier is then refitted on all of train and the test split is read once.
 
     Returns:
-        (accuracy in 0..1, chosen C).
+        ((M,) int64 predicted classes, chosen C).
     """
     labels = features.train_labels
-    mean, deviation = _standard(features.train)
+    mean, deviation = standard(features.train)
     train, test = (features.train - mean) / deviation, (features.test - mean) / deviation
     held_out = _stratified(labels, seed)
     best, weights = (-1.0, STRENGTHS[0]), None
     for strength in STRENGTHS:  # from the smoothest on, each fit starts from the last one's solution
         weights = fit(train[~held_out], labels[~held_out], strength, weights)
-        accuracy = _accuracy(train[held_out], labels[held_out], weights)
+        accuracy = top1(classes(train[held_out], weights), labels[held_out])
         best = max(best, (accuracy, strength), key=lambda pair: pair[0])
-    return _accuracy(test, features.test_labels, fit(train, labels, best[1])), best[1]
+    return classes(test, fit(train, labels, best[1])), best[1]
 
 
 def fit(x: Tensor, labels: Tensor, strength: float, start: Tensor | None = None) -> Tensor:
@@ -69,11 +76,12 @@ def _logits(x: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[-1], x, weights[:-1])
 
 
-def _accuracy(x: Tensor, labels: Tensor, weights: Tensor) -> float:
-    return float((_logits(x, weights).argmax(dim=1) == labels).double().mean())
+def classes(x: Tensor, weights: Tensor) -> Tensor:
+    """(N,) int64 classes that weights as `fit` returns them predict for (N, D) float32."""
+    return _logits(x, weights).argmax(dim=1)
 
 
-def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
+def standard(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each feature; a constant one is left as it is."""
     deviation = x.std(dim=0)
     return x.mean(dim=0), torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))

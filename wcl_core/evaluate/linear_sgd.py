@@ -1,0 +1,89 @@
+"""The linear protocol as published: a linear classifier on frozen features of augmented images, trained by SGD.
+
+Epochs, batch, rate, schedule, initialisation and augmentation are the released code's (method.md section 7) [C].  Test
+images are the dataset's own, resized and centre-cropped to the spec's size as everywhere here, without the margin of
+256 against 224 pixels; the last, smaller batch of an epoch counts too [D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wcl_core.config import LinearSgdConfig
+from wcl_core.data import ImageData
+from wcl_core.evaluate.accuracy import top1
+from wcl_core.evaluate.classifier import Recipe, new_head, train
+from wcl_core.evaluate.features import pooled
+from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.evaluate.pace import Pace
+
+VERSION = 1
+_RATE_PER_256 = 0.2
+
+
+@dataclass(frozen=True)
+class LinearSgd:
+    """What the training of the classifier ended with.
+
+    Attributes:
+        predicted: (M,) int64 classes of the test images after the LAST epoch: the headline.
+        best_top1: accuracy of the best epoch, which was selected on the test split.
+        best_epoch: that epoch, from 1; the earliest of equal ones.
+    """
+
+    predicted: Tensor
+    best_top1: float
+    best_epoch: int
+
+
+def linear_sgd(
+    backbone: nn.Module,
+    data: ImageData,
+    config: LinearSgdConfig,
+    image_size: int,
+    seed: int,
+    device: torch.device,
+    pace: Pace,
+) -> LinearSgd:
+    """Train the classifier; the backbone is frozen, its batch norms use their running statistics.
+
+    Args:
+        backbone: on the device; maps (N, 3, H, W) normalised floats to (N, D); it stays in eval mode.
+        data: both splits.
+        config: epochs, batch and augmentation.
+        image_size: side of the crops in pixels.
+        seed: of head, order and crops.
+        device: where to compute.
+        pace: told the progress; may interrupt.
+
+    Raises:
+        ProtocolError: when a batch is larger than the train split.
+    """
+    if config.batch_size > len(data.train):
+        raise ProtocolError(
+            f"linear_sgd.batch_size = {config.batch_size}, but the train split of {data.name} holds {len(data.train)}"
+        )
+    backbone.eval()
+    test = pooled(backbone, data.test, device).to(device)
+    head = new_head(test.shape[1], len(data.classes), seed).to(device)
+
+    def logits(views: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = backbone(views).float()
+        found: Tensor = head(h)
+        return found
+
+    recipe = Recipe(config.epochs, config.batch_size, config.crop_scale_min, config.flip_probability, image_size, seed)
+    rate = _RATE_PER_256 * config.batch_size / 256
+    accuracies, predicted = [], data.test.labels
+    for progress in train(logits, [(list(head.parameters()), rate)], data.train, torch.arange(len(data.train)), recipe):
+        if progress.is_epoch_end:
+            with torch.no_grad():
+                predicted = head(test).argmax(dim=1).cpu()
+            accuracies.append(top1(predicted, data.test.labels))
+        pace.tick(progress.share)
+    best = max(accuracies)
+    return LinearSgd(predicted, best, accuracies.index(best) + 1)

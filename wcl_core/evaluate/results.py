@@ -1,0 +1,145 @@
+"""What each protocol reports: metric, value, and the parameters that were asked for.
+
+`params` holds what was asked for and identifies a result; `details` holds what was found on the way, such as a chosen
+strength, and may differ between seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from wcl_core.config import EvaluateSpec
+from wcl_core.data import ImageData
+from wcl_core.evaluate import few_labels, knn, linear, linear_sgd, retrieval, semi_supervised
+from wcl_core.evaluate.accuracy import mean_per_class, top1
+from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluate.pace import Pace
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: the network in eval mode on its device, and its features of both splits."""
+
+    backbone: nn.Module
+    features: FeatureSet
+    device: torch.device
+
+
+def results(protocol: str, spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    """Measure under one protocol.
+
+    Raises:
+        knn.ProtocolError: the data cannot carry it.
+        Interrupted: the run was asked to stop.
+    """
+    return _PROTOCOLS[protocol](spec, data, subject, pace)
+
+
+def _knn(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    del data, pace
+    params = {"k": spec.knn_k, "temperature": spec.knn_temperature}
+    yield _result("knn", knn.VERSION, params, knn.knn_top1(subject.features, spec.knn_k, spec.knn_temperature))
+
+
+def _knn_wide(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    del spec, data, pace
+    params = {"k": knn.WIDE_K, "temperature": knn.WIDE_TEMPERATURE}
+    value = knn.knn_top1(subject.features, knn.WIDE_K, knn.WIDE_TEMPERATURE, "protocols: k of knn_wide")
+    yield _result("knn_wide", knn.VERSION, params, value)
+
+
+def _linear(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    del pace
+    predicted, strength = linear.linear_classes(subject.features, spec.seed)
+    for metric, measure in (("top1", top1), ("mean_per_class", mean_per_class)):
+        value = measure(predicted, data.test.labels)
+        yield _result("linear", linear.VERSION, {"form": "lbfgs"}, value, metric, {"C": strength})
+
+
+def _linear_sgd(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    config = spec.linear_sgd
+    found = linear_sgd.linear_sgd(subject.backbone, data, config, spec.data.image_size, spec.seed, subject.device, pace)
+    params = {"form": "sgd", "epoch": "last", **config.model_dump()}
+    for metric, measure in (("top1", top1), ("mean_per_class", mean_per_class)):
+        yield _result("linear_sgd", linear_sgd.VERSION, params, measure(found.predicted, data.test.labels), metric)
+    best = params | {"epoch": "best, selected on test"}
+    facts = {"best_epoch": found.best_epoch}
+    yield _result("linear_sgd", linear_sgd.VERSION, best, found.best_top1, "top1_selected_on_test", facts)
+
+
+def _few_labels(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    del data
+    todo = [(classifier, count) for classifier in spec.few_labels_classifiers for count in spec.labels_per_class]
+    for place, (classifier, count) in enumerate(todo, start=1):
+        value, stderr = few_labels.few_labels_top1(subject.features, count, spec.draws, spec.seed, classifier)
+        params: dict[str, Any] = {"classifier": classifier, "labels_per_class": count, "draws": spec.draws}
+        if classifier == "linear":
+            params["C"] = few_labels.LINEAR_STRENGTH
+        yield {**_result("few_labels", few_labels.VERSION, params, value), "stderr": stderr}
+        pace.tick(place / len(todo))
+
+
+def _semi_supervised(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    config = spec.semi_supervised
+    for place, share in enumerate(config.shares):
+        span = (place / len(config.shares), (place + 1) / len(config.shares))
+        found = semi_supervised.semi_supervised(
+            subject.backbone, data, config, share, spec.data.image_size, spec.seed, subject.device, pace, span
+        )
+        asked = config.model_dump(exclude={"shares"})
+        params = {"share": share, "labels_per_class": found.labels_per_class, **asked}
+        details = {"splits": list(found.split_digests), "accuracies": list(found.accuracies)}
+        yield {
+            **_result("semi_supervised", semi_supervised.VERSION, params, found.mean, "top1", details),
+            "stderr": found.stderr,
+            "split_digest": hashlib.sha256((data.test.digest + found.digest).encode()).hexdigest(),
+        }
+
+
+def _retrieval(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
+    del data, pace
+    found = retrieval.retrieval(subject.features, spec.retrieval_examples)
+    values = {
+        "recall_at_1": (found.recall_at_1, {"examples": found.examples}),
+        "recall_at_5": (found.recall_at_5, None),
+        "mean_average_precision": (found.mean_average_precision, {"by_class": list(found.by_class)}),
+    }
+    for metric, (value, details) in values.items():
+        yield _result("retrieval", retrieval.VERSION, {"relevant": "same class"}, value, metric, details)
+
+
+def _result(
+    protocol: str,
+    version: int,
+    params: dict[str, Any],
+    value: float,
+    metric: str = "top1",
+    details: dict[str, Any] | None = None,
+) -> Result:
+    return {
+        "protocol": protocol,
+        "protocol_version": version,
+        "metric": metric,
+        "params": params,
+        "value": value,
+        "details": details,
+    }
+
+
+_PROTOCOLS: dict[str, Callable[[EvaluateSpec, ImageData, Subject, Pace], Iterator[Result]]] = {
+    "knn": _knn,
+    "knn_wide": _knn_wide,
+    "linear": _linear,
+    "linear_sgd": _linear_sgd,
+    "few_labels": _few_labels,
+    "semi_supervised": _semi_supervised,
+    "retrieval": _retrieval,
+}

@@ -1,0 +1,91 @@
+"""Retrieval: which train images a test image finds, nearest first; an image of its own class is a hit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcl_core.evaluate.features import FeatureSet
+from wcl_core.heads import normalise
+
+VERSION = 1
+SHOWN_NEIGHBOURS = 5
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Over all test images, ranking all train images by cosine.
+
+    Attributes:
+        recall_at_1, recall_at_5: share of test images with a hit among the first 1 and 5.
+        mean_average_precision: mean over test images of the mean, over their hits, of the precision at the hit's rank.
+        by_class: mean average precision of each class's test images.
+        examples: some test images with their nearest train images.
+    """
+
+    recall_at_1: float
+    recall_at_5: float
+    mean_average_precision: float
+    by_class: tuple[float | None, ...]
+    examples: list[dict[str, Any]]
+
+
+def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
+    """Rank the train images for every test image; equal cosines in the order of the train split.
+
+    Args:
+        features: both splits; L2-normalised here, not centred.
+        num_examples: test images whose neighbours are listed, evenly spaced over the split.
+    """
+    train, test = normalise(features.train), normalise(features.test)
+    firsts, precisions, tops = [], [], []
+    for queries, labels in zip(test.split(_ROWS), features.test_labels.split(_ROWS), strict=True):
+        order = (queries @ train.T).argsort(dim=1, descending=True, stable=True)
+        hits = features.train_labels[order] == labels[:, None]
+        firsts.append(hits[:, :SHOWN_NEIGHBOURS])
+        precisions.append(_average_precision(hits))
+        tops.append(order[:, :SHOWN_NEIGHBOURS])
+    first, precision, top = torch.cat(firsts), torch.cat(precisions), torch.cat(tops)
+    return Retrieval(
+        float(first[:, 0].double().mean()),
+        float(first.any(dim=1).double().mean()),
+        float(precision.mean()),
+        _by_class(precision, features.test_labels),
+        [_example(features, train, test, top, int(row)) for row in _spread(len(test), num_examples)],
+    )
+
+
+def _average_precision(hits: Tensor) -> Tensor:
+    """(Q,) float64 from (Q, N) bool in rank order; 0 for a query without any hit."""
+    ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+    precision = hits.cumsum(dim=1) / ranks
+    return (precision * hits).sum(dim=1) / hits.sum(dim=1).clamp_min(1)
+
+
+def _by_class(precision: Tensor, labels: Tensor) -> tuple[float | None, ...]:
+    found = []
+    for label in range(int(labels.max()) + 1):
+        members = precision[labels == label]
+        found.append(float(members.mean()) if len(members) else None)
+    return tuple(found)
+
+
+def _spread(size: int, count: int) -> Tensor:
+    count = min(count, size)
+    return torch.arange(count) * size // max(1, count)
+
+
+def _example(features: FeatureSet, train: Tensor, test: Tensor, top: Tensor, row: int) -> dict[str, Any]:
+    neighbours = [
+        {
+            "index": int(column),
+            "label": int(features.train_labels[column]),
+            "cosine": round(float(test[row] @ train[column]), 4),
+        }
+        for column in top[row]
+    ]
+    return {"index": row, "label": int(features.test_labels[row]), "neighbours": neighbours}
