@@ -50,6 +50,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, a unique beginning or end of it, or `last`.")]
 
+_FETCHED = ("cifar10", "cifar100", "stl10")
 _EXIT_CODES: list[tuple[type[WclError], int]] = [
     (Unreachable, 3),
     (NotFoundError, 4),
@@ -276,7 +277,8 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many jobs run at once.")] = 1,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER of images, or cifar10; may be repeated.")
+        list[str] | None,
+        typer.Option(help="NAME=PATH of an image folder or packed file, or a builtin; may be repeated."),
     ] = None,
 ) -> None:
     """Start the server and its workers on this machine; Ctrl-C stops both."""
@@ -285,8 +287,9 @@ def up(
     folders: dict[str, Path | None] = {}
     for entry in dataset or ():
         name, equals, folder = entry.partition("=")
-        if entry != "cifar10" and (not equals or not Path(folder).is_dir()):
-            raise typer.BadParameter(f"--dataset {entry}: expected NAME=FOLDER with an existing folder, or cifar10")
+        if entry not in _FETCHED and (not equals or not Path(folder).exists()):
+            expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_FETCHED)}"
+            raise typer.BadParameter(f"--dataset {entry}: expected {expected}")
         folders[name] = Path(folder) if folder else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
     run(options, lambda text: err.print(text))

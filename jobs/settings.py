@@ -13,7 +13,7 @@ from sqlalchemy import URL
 class Settings(BaseSettings):
     """One machine by default: SQLite, no broker, loopback.  URLs choose everything else.
 
-    `WCL_DATASETS` is a JSON object from dataset name to folder; only workers read the folders.
+    `WCL_DATASETS` is a JSON object from dataset name to image folder or packed file; only workers read them.
     """
 
     model_config = SettingsConfigDict(env_prefix="WCL_", frozen=True, extra="ignore")
@@ -28,8 +28,10 @@ class Settings(BaseSettings):
     worker_name: str = Field(default_factory=socket.gethostname)
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     gpus: int | None = Field(default=None, ge=0, description="GPUs this worker offers; unset: those it sees.")
-    datasets: dict[str, Path] = Field(default={}, description="Image folders by dataset name.")
-    builtin_datasets: list[str] = Field(default=["digits"], description="Of digits, cifar10; the latter is fetched.")
+    datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
+    builtin_datasets: list[str] = Field(
+        default=["digits"], description="Of digits, cifar10, cifar100, stl10; all but digits are fetched."
+    )
 
     lease_seconds: float = Field(default=60, gt=0, description="Unchanged for so long, an attempt counts as lost.")
     look_seconds: float = Field(default=5, gt=0, description="Pause between two looks of a reconciler.")
@@ -71,6 +73,11 @@ class Settings(BaseSettings):
     def checkpoints_dir(self) -> Path:
         """Registered checkpoints; all servers and workers see the same folder."""
         return self.data_dir.absolute() / "checkpoints"
+
+    @property
+    def descriptions_dir(self) -> Path:
+        """A worker's own: what its image folders held when they were last hashed."""
+        return self.data_dir.absolute() / "descriptions"
 
     @property
     def exports_dir(self) -> Path:

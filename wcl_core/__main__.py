@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("name")
     verb.add_argument("kind", choices=get_args(data.DatasetKind))
     verb.add_argument("path", type=Path, nargs="?")
+    verb.add_argument("--cache", type=Path, help="file that keeps a folder's description until the folder changes")
     verb.set_defaults(run=_describe)
 
     verb = verbs.add_parser("attempt", help="one attempt of a job; called by a worker")
@@ -141,7 +142,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    _print_description(data.describe(options.name, options.kind, options.path))
+    _print_description(data.describe(options.name, options.kind, options.path, options.cache))
     return 0
 
 

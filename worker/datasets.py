@@ -18,22 +18,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that is here: what it is, and the folder that nobody else learns of."""
+    """A dataset that is here: what it is, and the folder or file that nobody else learns of."""
 
     facts: DatasetFacts
     path: Path | None
 
 
 def find(settings: Settings) -> dict[str, Source]:
-    """The builtin and folder datasets of the settings by name; an unusable one is named in the log and left out."""
+    """The datasets of the settings by name; an unusable one is named in the log and left out."""
     wanted: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
-    wanted += [(name, "folder", path) for name, path in settings.datasets.items()]
-    found = (_describe(*entry) for entry in wanted)
+    wanted += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
+    found = (_describe(*entry, settings.descriptions_dir) for entry in wanted)
     return {source.facts.name: source for source in found if source is not None}
 
 
-def _describe(name: str, kind: str, path: Path | None) -> Source | None:
-    command = [sys.executable, "-m", "wcl_core", "describe-dataset", name, kind, *([str(path)] if path else [])]
+def _kind_of(path: Path) -> str:
+    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+
+
+def _describe(name: str, kind: str, path: Path | None, cache_dir: Path) -> Source | None:
+    command = [sys.executable, "-m", "wcl_core", "describe-dataset", name, kind]
+    if path is not None:
+        command += [str(path), "--cache", str(cache_dir / f"{name}.json")]
     done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         log.error("dataset %s is left out: %s", name, done.stderr.strip()[-1000:])

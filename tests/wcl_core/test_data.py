@@ -281,3 +281,73 @@ def test_seeds_of_different_purposes_differ() -> None:
     seeds = {data.derived_seed(0, *names) for names in [("a",), ("b",), ("a", 1), ("a", 1, 2), ("a", 12), ("a1",)]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# --- ImageNet's layout, and what is fetched ------------------------------------------------------------------------
+
+
+def test_imagenets_layout(tmp_path: Path) -> None:
+    """Folders named by synset, JPEG files named .JPEG, val/ as the test split; files at any depth belong to the class."""
+    for split, synset, count in [("train", "n01440764", 3), ("train", "n01443537", 2), ("val", "n01443537", 2)]:
+        for index in range(count):
+            write_image(tmp_path / split / synset / f"{synset}_{index}.JPEG", (200, 100 * index, 0), (20, 30))
+    write_image(tmp_path / "train" / "n01440764" / "more" / "deep" / "x.jpeg")
+    loaded, _ = load(tmp_path, size=16)
+    assert loaded.classes == ("n01440764", "n01443537")
+    assert (loaded.train.labels.tolist(), loaded.test.labels.tolist()) == ([0, 0, 0, 0, 1, 1], [1, 1])
+    assert loaded.unlabelled is None
+    assert loaded.pretraining is loaded.train
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "unlabeled"])
+def test_an_unlabelled_folder_beside_train(tmp_path: Path, name: str) -> None:
+    write_tree(tmp_path, {"train/a": 2, "test/a": 1, name: 3, f"{name}/more": 2})
+    loaded, _ = load(tmp_path)
+    assert loaded.unlabelled is not None
+    assert loaded.unlabelled.labels.tolist() == [-1] * 5
+    assert loaded.pretraining is loaded.unlabelled
+    assert data.describe("photos", "folder", tmp_path).counts == {"train": 2, "test": 1, "unlabelled": 5}
+    for file in (tmp_path / name).rglob("*.png"):
+        file.unlink()
+    assert load(tmp_path)[0].digest != loaded.digest
+
+
+class Fetched:
+    """As torchvision's datasets look once they are on the disk."""
+
+    def __init__(self, root: str, *, train: bool = True, split: str = "", download: bool) -> None:
+        is_stl, count = bool(split), 4 if train and split != "test" else 3
+        self.classes = ["x", "y"]
+        shape = (count, 3, 9, 9) if is_stl else (count, 9, 9, 3)
+        self.data = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+        self.targets = [number % 2 for number in range(count)]
+        self.labels = np.array([-1] * count if split == "unlabeled" else self.targets)
+
+
+@pytest.mark.parametrize(("name", "source"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("stl10", "STL10")])
+def test_fetched_sets(name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is not asked: only what is made of torchvision's arrays is looked at."""
+    import torchvision.datasets
+
+    monkeypatch.setattr(torchvision.datasets, source, Fetched)
+    loaded = data.load(name, "builtin", tmp_path, 9, 0.0, NullReporter())
+    assert (loaded.classes, len(loaded.train), len(loaded.test)) == (("x", "y"), 4, 3)
+    pixels = torch.from_numpy(Fetched("", split="train" if name == "stl10" else "", download=True).data)
+    assert torch.equal(loaded.train.images, pixels if name == "stl10" else pixels.permute(0, 3, 1, 2))
+    assert loaded.train.labels.tolist() == [0, 1, 0, 1]
+    described = data.describe(name, "builtin", tmp_path)
+    assert described.digest == loaded.digest
+    assert (loaded.unlabelled is not None) is ("unlabelled" in described.counts) is (name == "stl10")
+    if loaded.unlabelled is not None:
+        assert loaded.unlabelled.labels.tolist() == [-1] * 4
+
+
+def test_a_set_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "STL10", refuse)
+    with pytest.raises(DataError, match=r"stl10 is not in .* could not be fetched: no network"):
+        data.load("stl10", "builtin", tmp_path, 9, 0.0, NullReporter())

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wcl_core.data.builtin import BUILTIN, load_builtin
+from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, load_folder
 from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split, split_counts
 from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
@@ -65,8 +66,14 @@ def load(
     return load_folder(name, _given(name, path, "folder"), image_size, max_corrupt_share, reporter)
 
 
-def describe(name: str, kind: DatasetKind, path: Path | None) -> Description:
+def describe(name: str, kind: DatasetKind, path: Path | None, cache: Path | None = None) -> Description:
     """Counts, classes and the digest that `load` will report, without decoding a folder's images.
+
+    Args:
+        name: its name.
+        kind: where it comes from.
+        path: as for `load`.
+        cache: a file that keeps a folder's description until anything in the folder changes.
 
     Raises:
         DataError: as `load`.
@@ -74,7 +81,8 @@ def describe(name: str, kind: DatasetKind, path: Path | None) -> Description:
     if kind == "packed":
         return describe_packed(name, _given(name, path, "packed file"))
     if kind == "folder":
-        return describe_folder(name, _given(name, path, "folder"))
+        folder = _given(name, path, "folder")
+        return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
     data = load_builtin(name, path, None)
     return Description(name, kind, data.digest, split_counts(data), data.classes)
 

@@ -1,0 +1,56 @@
+"""What a worker finds: builtin sets, folders whose description is kept, packed files; what is unusable is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.settings import Settings
+from wcl_core.data.packing import pack
+from wcl_core.reporter import NullReporter
+from worker import datasets
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def test_each_kind_is_found_by_what_lies_there(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "photos.wclpack"
+    pack("photos", photos, packed, 8, 0.0, NullReporter())
+    places = {"flat": photos, "packed": packed, "gone": tmp_path / "gone.wclpack", "none": tmp_path / "none"}
+    settings = Settings(data_dir=tmp_path / "data", datasets=places)
+    commands: list[list[str]] = []
+    original = datasets.subprocess.run
+
+    def run(command: list[str], **options: object) -> object:
+        commands.append(command)
+        return original(command, **options)
+
+    monkeypatch.setattr(datasets.subprocess, "run", run)
+
+    found = datasets.find(settings)
+
+    assert {name: (source.facts.kind, source.path) for name, source in found.items()} == {
+        "digits": ("builtin", None),
+        "flat": ("folder", photos),
+        "packed": ("packed", packed),
+    }
+    assert found["packed"].facts.counts == found["flat"].facts.counts == {"train": 8, "test": 2}
+    assert found["packed"].facts.digest != found["flat"].facts.digest
+    assert "dataset gone is left out" in caplog.text
+    assert "dataset none is left out" in caplog.text
+    by_name = {command[4]: command for command in commands}
+    assert by_name["flat"][-2:] == ["--cache", str(settings.descriptions_dir / "flat.json")]
+    assert "--cache" not in by_name["digits"]
