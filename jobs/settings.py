@@ -29,9 +29,7 @@ class Settings(BaseSettings):
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     gpus: int | None = Field(default=None, ge=0, description="GPUs this worker offers; unset: those it sees.")
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
-    builtin_datasets: list[str] = Field(
-        default=["digits"], description="Of digits, cifar10, cifar100, stl10; all but digits are fetched."
-    )
+    builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
 
     lease_seconds: float = Field(default=60, gt=0, description="Unchanged for so long, an attempt counts as lost.")
     look_seconds: float = Field(default=5, gt=0, description="Pause between two looks of a reconciler.")

@@ -25,9 +25,9 @@ def write_image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: t
 
 
 def write_tree(root: Path, counts: dict[str, int]) -> None:
-    for number, (folder, count) in enumerate(counts.items()):
+    for number, (place, count) in enumerate(counts.items()):
         for index in range(count):
-            write_image(root / folder / f"{index:02d}.png", (40 * number, index, 7))
+            write_image(root / place / f"{index:02d}.png", (40 * number, index, 7))
 
 
 def load(root: Path, max_corrupt_share: float = 0.0, size: int = 8) -> tuple[data.ImageData, MemoryReporter]:
@@ -287,7 +287,7 @@ def test_seeds_of_different_purposes_differ() -> None:
 
 
 def test_imagenets_layout(tmp_path: Path) -> None:
-    """Folders named by synset, JPEG files named .JPEG, val/ as the test split; files at any depth belong to the class."""
+    """Folders named by synset, JPEG files named .JPEG, val/ as the test split; files at any depth."""
     for split, synset, count in [("train", "n01440764", 3), ("train", "n01443537", 2), ("val", "n01443537", 2)]:
         for index in range(count):
             write_image(tmp_path / split / synset / f"{synset}_{index}.JPEG", (200, 100 * index, 0), (20, 30))

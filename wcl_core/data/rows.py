@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.data.images import Split
+from wcl_core.distributed import SINGLE, Ranks
 
 _RESIDENT_BYTES = 1 << 31  # a mapped split up to this size is copied to the device whole
 _NUM_BUFFERS = 3  # one that is filled, one that is copied, one whose step still runs
@@ -27,10 +28,11 @@ class Rows:
     Args:
         split: in memory or mapped.
         device: where rows are wanted.
+        ranks: of a batch's rows each rank reads its own part alone.
     """
 
-    def __init__(self, split: Split, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, split: Split, device: torch.device, ranks: Ranks = SINGLE) -> None:
+        self._device, self._ranks = device, ranks
         self.is_streamed = split.is_mapped and split.images.nbytes > _RESIDENT_BYTES
         self._images = split.images if self.is_streamed else split.images.to(device)
         self._buffers = _Buffers(split.images, device)
@@ -40,17 +42,20 @@ class Rows:
         return len(self._images)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Rows (B, 3, H, W) uint8 on the device.
+        """Rows (B, 3, H, W) uint8 on the device; under several ranks this rank's part of the B.
 
         Args:
             index: (B,) int64; of a streamed split on the CPU, since its rows are there.  Where it is the index that
                 `ahead` has just handed out, the rows are ready or nearly so.
         """
         if not self.is_streamed:
-            return self._images[index.to(self._device)]
+            return self._images[self._own(index).to(self._device)]
         if self._next is not None and self._next[0] is index:
             return self._buffers.on_device(self._next[1].result())
-        return self._images[index].to(self._device)
+        return self._images[self._own(index)].to(self._device)
+
+    def _own(self, index: Tensor) -> Tensor:
+        return index[self._ranks.own(len(index))]
 
     def ahead(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """The same indices, while the rows of the following one are gathered."""
@@ -60,7 +65,7 @@ class Rows:
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
             waiting: tuple[Tensor, Future[_Gathered]] | None = None
             for index in batches:
-                following = (index, pool.submit(self._buffers.gather, index))
+                following = (index, pool.submit(self._buffers.gather, self._own(index)))
                 if waiting is not None:
                     self._next = waiting
                     yield waiting[0]
