@@ -1,8 +1,9 @@
 """One attempt of a job, in a folder made by a supervisor: `run.json` in, `report.jsonl` and checkpoints out.
 
-The supervisor holds the only write end of a pipe.  A byte on it is a request (`c` cancel, `d` drain, `p` pause); its
-end means that the supervisor is gone, and then this process ends within a few seconds, whatever it is doing.  Every
-failure becomes an `end` record with a reason; a process that ends without one was killed.
+The supervisor holds the only write end of a pipe; of several ranks each has its own.  A byte on it is a request (`c`
+cancel, `d` drain, `p` pause); its end means that the supervisor is gone, and then this process ends within a few
+seconds, whatever it is doing.  Every failure becomes an `end` record with a reason; a process that ends without one was
+killed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import json
 import os
 import re
+import sys
 import threading
 import traceback
 from pathlib import Path
@@ -21,38 +23,67 @@ import torch
 
 from wcl_core import data
 from wcl_core.checkpoint import CheckpointError
+from wcl_core.collapse import StoppedError
 from wcl_core.config import Kind, PretrainSpec, parse_spec
+from wcl_core.distributed import PeerLostError, Ranks, joined
 from wcl_core.evaluate.knn import ProtocolError
 from wcl_core.evaluate.run import evaluate
-from wcl_core.pretrain import NonFiniteLossError, pretrain
-from wcl_core.reporter import Outcome, Reporter, Request, SpoolReporter
+from wcl_core.pretrain import pretrain
+from wcl_core.reporter import NullReporter, Outcome, Reporter, Request, SpoolReporter
 
 _ORPHAN_SECONDS = 5.0
 _ORPHAN_EXIT = 70
+PEER_LOST_EXIT = 71
 # torch has no exception of its own for these: the CPU's allocator, and libraries on a full GPU.
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA out of memory|STATUS_ALLOC_FAILED")
 _REQUESTS: dict[bytes, Request] = {b"c": "cancel", b"d": "drain", b"p": "pause"}
 
 
 def run_attempt(folder: Path, control_fd: int | None) -> int:
-    """Run the attempt that `folder/run.json` describes.
+    """Run the attempt that `folder/run.json` describes, or as one of several ranks this process's part of it.
 
     Returns:
-        0 when the spool ends with an `end` record, also one of failure.
+        0 when the spool ends with an `end` record, also one of failure.  Under several ranks the first one writes the
+        spool; another one that fails leaves `failure-<rank>.json` and returns 1, and a rank that only lost the others
+        returns 71 without a word, since whoever watches all ranks knows why.
     """
     control = Control(control_fd)
-    reporter = SpoolReporter(folder / "report.jsonl", control.request)
+    rank = int(os.environ.get("RANK", "0"))
+    reporter = SpoolReporter(folder / "report.jsonl", control.request) if rank == 0 else NullReporter()
     try:
-        outcome = _run(json.loads((folder / "run.json").read_text()), folder, reporter)
+        with joined(rendezvous=folder / "rendezvous") as ranks:
+            outcome = _run(json.loads((folder / "run.json").read_text()), folder, reporter, ranks)
+    except PeerLostError:
+        traceback.print_exc()
+        _exit(PEER_LOST_EXIT)
     except Exception as error:  # whatever it is, the job has to say so
         traceback.print_exc()
-        reporter.end("failed", classify(error), describe(error))
+        outcome = error.outcome if isinstance(error, StoppedError) else "failed"
+        if rank > 0:
+            _leave_word(folder / f"failure-{rank}.json", outcome, classify(error), describe(error))
+        else:
+            reporter.end(outcome, classify(error), describe(error))
+        if "RANK" in os.environ:
+            _exit(min(rank, 1))
     else:
         reporter.end(outcome)
     return 0
 
 
-def _run(run: dict[str, Any], folder: Path, reporter: Reporter) -> Outcome:
+def _exit(code: int) -> None:
+    """Leave at once: the threads of a broken process group abort an orderly end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave_word(path: Path, outcome: Outcome, reason: str, message: str) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps({"outcome": outcome, "reason": reason, "message": message}))
+    beside.replace(path)
+
+
+def _run(run: dict[str, Any], folder: Path, reporter: Reporter, ranks: Ranks) -> Outcome:
     if run["kind"] not in get_args(Kind):
         raise ValueError(f"run.json names an unknown kind {run['kind']!r}")
     spec = parse_spec(run["kind"], run["spec"])
@@ -69,7 +100,9 @@ def _run(run: dict[str, Any], folder: Path, reporter: Reporter) -> Outcome:
     if source.get("digest", dataset.digest) != dataset.digest:
         raise data.DataError(f"dataset {dataset.name}: its content is no longer what the job pinned; register it again")
     if isinstance(spec, PretrainSpec):
-        return pretrain(spec, reporter, dataset=dataset, output_dir=folder, resume=_path(run.get("resume")))
+        return pretrain(
+            spec, reporter, dataset=dataset, output_dir=folder, resume=_path(run.get("resume")), ranks=ranks
+        )
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     return evaluate(spec, reporter, data=dataset, checkpoint_path=_path(run.get("checkpoint")))
@@ -86,8 +119,8 @@ def classify(error: Exception) -> str:
             return "out_of_memory"
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return "out_of_memory"
-        case NonFiniteLossError():
-            return "non_finite_loss"
+        case StoppedError():
+            return error.reason
         case data.DataError() | ProtocolError():
             return "bad_data"
         case CheckpointError():
@@ -100,7 +133,7 @@ def classify(error: Exception) -> str:
 
 def describe(error: Exception) -> str:
     """One line for people; errors that are not ours carry their type."""
-    ours = NonFiniteLossError | data.DataError | ProtocolError | CheckpointError
+    ours = StoppedError | data.DataError | ProtocolError | CheckpointError
     text = str(error) if isinstance(error, ours) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:2000]
 

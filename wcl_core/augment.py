@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wcl_core.config import AugmentConfig
 from wcl_core.data import derived_seed
+from wcl_core.distributed import SINGLE, Ranks
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -37,21 +38,30 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def random_view(
-    images: Tensor, config: AugmentConfig, image_size: int, *, seed: int, epoch: int, step: int, view: int
+    images: Tensor,
+    config: AugmentConfig,
+    image_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    view: int,
+    ranks: Ranks = SINGLE,
 ) -> Tensor:
     """One random view of each image.
 
     Args:
-        images: (N, 3, H, W) uint8 on any device.
+        images: (N, 3, H, W) uint8 on any device; under several ranks this rank's part of the global batch.
         config: probabilities and strengths.
         image_size: side of the view in pixels.
         seed, epoch, step, view: what the random numbers are a function of; `step` counts within the run.
+        ranks: whose part `images` is; numbers are drawn for the global batch, so that a view never depends on them.
 
     Returns:
         (N, 3, image_size, image_size) float32, normalised.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
-    draw = _Draws(len(images), generator, images.device)
+    draw = _Draws(len(images) * ranks.size, generator, images.device, ranks)
     x = images.float().div_(255)
     x = _resized_crop(x, config, image_size, draw)
     _jitter_(x, config, draw)
@@ -62,27 +72,31 @@ def random_view(
 
 
 class _Draws:
-    """Per-sample random numbers, drawn on the CPU so that every device sees the same ones."""
+    """Per-sample random numbers, drawn on the CPU so that every device sees the same ones.
 
-    def __init__(self, size: int, generator: torch.Generator, device: torch.device) -> None:
+    They are drawn for the `size` samples of a global batch; the N that are this rank's come out.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator, device: torch.device, ranks: Ranks = SINGLE) -> None:
         self._size, self._generator, self._device = size, generator, device
+        self._own = ranks.own(size)
 
     def uniform(self, low: float, high: float) -> Tensor:
         """(N,) float32 in [low, high), on the device."""
-        values = torch.rand(self._size, generator=self._generator)
+        values = torch.rand(self._size, generator=self._generator)[self._own]
         return self.send(values * (high - low) + low)
 
     def tries(self, count: int, low: float, high: float) -> Tensor:
         """(count, N) float32 in [low, high); stays on the CPU."""
-        return torch.rand(count, self._size, generator=self._generator) * (high - low) + low
+        return torch.rand(count, self._size, generator=self._generator)[:, self._own] * (high - low) + low
 
     def chance(self, probability: float) -> Tensor:
         """(N,) bool, each True with the probability; stays on the CPU."""
-        return torch.rand(self._size, generator=self._generator) < probability
+        return torch.rand(self._size, generator=self._generator)[self._own] < probability
 
     def orders(self, length: int) -> Tensor:
         """(N, length) int64, each row a random permutation; stays on the CPU."""
-        return torch.rand(self._size, length, generator=self._generator).argsort(dim=1)
+        return torch.rand(self._size, length, generator=self._generator)[self._own].argsort(dim=1)
 
     def rows(self, *masks: Tensor) -> list[Tensor]:
         """The indices where each CPU mask is True, on the device; one transfer, and the host knows every length."""

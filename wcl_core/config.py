@@ -242,7 +242,29 @@ class PretrainSpec(_Model):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
     )
-    threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of the training process.")
+    threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of each training process.")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes of one machine that share each batch; a GPU each where there are enough, else the CPU.",
+    )
+    monitor_every_epochs: int = Field(
+        default=1, ge=0, le=100_000, description="Monitors of a fixed batch, and the look for collapse; 0 never."
+    )
+    on_collapse: Literal["warn", "pause", "fail"] = Field(
+        default="warn", description="What happens when three looks in a row find the representation collapsed."
+    )
+    on_non_finite: Literal["fail", "pause"] = Field(
+        default="fail", description="What happens when the loss or the weights stop being finite."
+    )
+
+    @field_validator("processes")
+    @classmethod
+    def _equal_parts(cls, processes: int, info: ValidationInfo) -> int:
+        if (batch_size := info.data.get("batch_size", 0)) % processes:
+            raise ValueError(f"batch_size ({batch_size}) must be divisible by processes ({processes})")
+        return processes
 
     @model_validator(mode="before")
     @classmethod

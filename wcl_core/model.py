@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wcl_core.backbones import build_backbone
 from wcl_core.config import LossConfig, PretrainSpec
 from wcl_core.data import derived_seed
+from wcl_core.distributed import Ranks
 from wcl_core.heads import ProjectionHead
 from wcl_core.losses import nt_xent, swapped_weak_label_loss
 
@@ -56,6 +57,14 @@ class Model(nn.Module):
         z1, z2 = both.z.chunk(2)
         u1, u2 = (None, None) if both.u is None else both.u.chunk(2)
         return Embeddings(z1, u1), Embeddings(z2, u2)
+
+
+def gathered(ranks: Ranks, a: Embeddings, b: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """The global batch's embeddings of both views from this rank's, in one exchange; gradient flows to own rows."""
+    if a.u is None or b.u is None:
+        return tuple(Embeddings(z, None) for z in ranks.gather(a.z, b.z))  # type: ignore[return-value]
+    z1, u1, z2, u2 = ranks.gather(a.z, a.u, b.z, b.u)
+    return Embeddings(z1, u1), Embeddings(z2, u2)
 
 
 def losses(a: Embeddings, b: Embeddings, config: LossConfig, weak_weight: float) -> tuple[Tensor, Tensor, Tensor]:

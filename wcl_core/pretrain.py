@@ -19,38 +19,48 @@ from torch import Tensor
 
 from wcl_core import checkpoint
 from wcl_core.augment import random_view
+from wcl_core.batch_norm import sync_batch_norm
+from wcl_core.collapse import CollapseError, CollapseWatch, NonFiniteLossError
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.data.rows import Rows
+from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
-from wcl_core.model import Embeddings, Model, losses
+from wcl_core.model import Embeddings, Model, gathered, losses
 from wcl_core.optim import LARS, param_groups
-from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
+from wcl_core.probe import Probe
+from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
 from wcl_core.schedule import base_learning_rate, learning_rate, weak_weight
 from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement, weak_labels
 
 _PROGRESS_SECONDS = 1.0
+_REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
 _KNN_METRIC = "eval/knn_top1"
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or the weights are no longer finite; the last checkpoint is still good."""
+# A run may go on with others: the number of ranks is part of its environment, and these reach no weight.
+_FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})
 
 
 def pretrain(
-    config: PretrainSpec, reporter: Reporter, *, dataset: ImageData, output_dir: Path, resume: Path | None = None
+    config: PretrainSpec,
+    reporter: Reporter,
+    *,
+    dataset: ImageData,
+    output_dir: Path,
+    resume: Path | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Outcome:
     """Train a backbone without labels.
 
     Args:
         config: the run; trusted, since it was validated when it was made.
-        reporter: told what happens; asked after every step whether to stop.
+        reporter: told what happens; asked after every step whether to stop. Of several ranks only the first one's is.
         dataset: both splits at `config.data.image_size`; labels are read by monitors only.
         output_dir: checkpoints go to `output_dir/checkpoints/step-<n>.safetensors`.
         resume: a checkpoint of a run with the same spec.
+        ranks: this process's place among those that train together; all call this with equal arguments.
 
     Returns:
         `succeeded`, or what was asked for; then a checkpoint of the last step was written first, unless no step was
@@ -60,13 +70,21 @@ def pretrain(
         DataError: when the train split holds less than one batch.
         checkpoint.CheckpointError: when `resume` is missing, damaged or of another spec.
         NonFiniteLossError: when the loss or the weights stop being finite.
+        CollapseError: when the representation collapses and `on_collapse` is not `warn`.
+        PeerLostError: when another rank is gone.
     """
-    return _Run(config, reporter, dataset, output_dir, resume).run()
+    return _Run(config, reporter if ranks.is_first else NullReporter(), dataset, output_dir, resume, ranks).run()
 
 
 class _Run:
     def __init__(
-        self, config: PretrainSpec, reporter: Reporter, dataset: ImageData, output_dir: Path, resume: Path | None
+        self,
+        config: PretrainSpec,
+        reporter: Reporter,
+        dataset: ImageData,
+        output_dir: Path,
+        resume: Path | None,
+        ranks: Ranks,
     ) -> None:
         split = dataset.pretraining
         if config.batch_size > len(split):
@@ -76,11 +94,12 @@ class _Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset, self.output_dir = config, reporter, dataset, output_dir
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.ranks, self.device = ranks, device_of(ranks)
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.model = Model(config).to(self.device).to(memory_format=self._memory_format)
+        model = sync_batch_norm(Model(config), ranks, self.device)
+        self.model = model.to(self.device).to(memory_format=self._memory_format)
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
         self.optimizer = _build_optimizer(config, self.model)
         self.step = 0
@@ -90,10 +109,11 @@ class _Run:
         if resume is not None:
             self._load(resume)
         self.start_step = self.step
-        self.images = Rows(split, self.device)
+        self.images = Rows(split, self.device, ranks)
         self.labels = split.labels.to(self.device)
         self.latest: dict[str, float] = {}
         self.window = _Window()
+        self.probe, self.collapse = Probe(config, dataset.train, self.device), CollapseWatch()
         self.clock = _Clock(self.step, config.batch_size)
 
     @property
@@ -120,7 +140,7 @@ class _Run:
             start_step=self.step,
         )
         self._progress("train")
-        if request := self.reporter.request():
+        if request := self._request():
             return OUTCOME_OF[request]
         if self.step == 0:
             self._evaluate(epoch=0)
@@ -131,7 +151,8 @@ class _Run:
                 if is_epoch_end:
                     # Before a request is met: a run that resumes here begins with the next epoch's first step.
                     self._evaluate(epoch + 1)
-                request = self.reporter.request()
+                    self._monitor(epoch + 1)
+                request = self._request()
                 if request or (is_epoch_end and self._should_save(epoch + 1)):
                     self._save()
                 elif self.writer.is_done():
@@ -143,6 +164,9 @@ class _Run:
         self._register()
         self._progress("train")
         return "succeeded"
+
+    def _request(self) -> Request | None:
+        return _REQUESTS[self.ranks.agreed(_REQUESTS.index(self.reporter.request()))]
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         start = self.step - epoch * self.steps_per_epoch
@@ -158,9 +182,11 @@ class _Run:
         beta = weak_weight(self.step, self.total_steps, config.loss.weak_weight, config.loss.weak_ramp_fraction)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
             a, b = self.model.embed_views(first, second, config.loss.batch_norm_views)
+        a, b = gathered(self.ranks, a, b)
         loss, instance, weak = losses(a, b, config.loss, beta)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.sum_gradients(self.model.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -175,9 +201,8 @@ class _Run:
     def _view(self, images: Tensor, epoch: int, view: int) -> Tensor:
         config = self.config
         augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation
-        x = random_view(
-            images, augmentation, config.data.image_size, seed=config.seed, epoch=epoch, step=self.step, view=view
-        )
+        place = {"seed": config.seed, "epoch": epoch, "step": self.step, "view": view}
+        x = random_view(images, augmentation, config.data.image_size, ranks=self.ranks, **place)
         return x.contiguous(memory_format=self._memory_format)
 
     @property
@@ -186,7 +211,7 @@ class _Run:
         return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
 
     def _log(self, rate: float, a: Embeddings, b: Embeddings, classes: Tensor) -> None:
-        """Read the window's means from the device, once."""
+        """Read the window's means from the device, once; all ranks have the same, since each has the whole batch."""
         total, instance, weak = self.window.means()
         values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
         if a.u is not None and b.u is not None:
@@ -197,12 +222,15 @@ class _Run:
         self.latest |= {"train/loss": total}
         self.reporter.metrics(self.step, values)
         if total - total != 0:  # NaN or infinite
-            raise NonFiniteLossError(f"the loss is {total} after step {self.step}")
+            raise self._non_finite(f"the loss is {total} after step {self.step}")
+
+    def _non_finite(self, message: str) -> NonFiniteLossError:
+        return NonFiniteLossError(message, "paused" if self.config.on_non_finite == "pause" else "failed")
 
     def _evaluate(self, epoch: int) -> None:
         """kNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
         every = self.config.knn_every_epochs
-        if every == 0 or (epoch % every and epoch != self.config.epochs):
+        if every == 0 or (epoch % every and epoch != self.config.epochs) or not self.ranks.is_first:
             return
         k = min(_KNN_K, int(self.dataset.train.labels.bincount(minlength=len(self.dataset.classes)).min()) // 2)
         if k < 1:
@@ -212,6 +240,28 @@ class _Run:
             features = network_features(self.model.backbone, self.dataset, self.device)
             self.latest[_KNN_METRIC] = knn_top1(features, k, _KNN_TEMPERATURE)
         self.reporter.metrics(self.step, {_KNN_METRIC: self.latest[_KNN_METRIC]})
+
+    def _monitor(self, epoch: int) -> None:
+        """Monitors of the probe every `monitor_every_epochs`, and what follows from a collapse."""
+        every = self.config.monitor_every_epochs
+        if every == 0 or (epoch % every and epoch != self.config.epochs):
+            return
+        found = self._look_for_collapse() if self.ranks.is_first else None
+        if not self.ranks.agreed(found is not None) or self.config.on_collapse == "warn":
+            return
+        if self.config.on_collapse == "pause":
+            self._save()
+            self._register()
+            raise CollapseError(found or "", "paused")
+        raise CollapseError(found or "")
+
+    def _look_for_collapse(self) -> str | None:
+        with self.clock.stopped():
+            values = self.probe.measure(self.model)
+        self.reporter.metrics(self.step, values)
+        if (found := self.collapse.check(values)) and self.collapse.is_new:
+            self.reporter.warning("collapse", found)
+        return found
 
     def _should_save(self, epoch: int) -> bool:
         keep = self.config.checkpoints
@@ -226,7 +276,8 @@ class _Run:
         name = f"checkpoints/step-{self.step:08d}.safetensors"
         with self.clock.stopped():
             self._register()
-            self.writer.start(self.output_dir / name, self._state(), self._metadata(epoch))
+            if self.ranks.is_first:
+                self.writer.start(self.output_dir / name, self._state(), self._metadata(epoch))
         self.saved_step = self.step
         self.unregistered = {"step": self.step, "epoch": epoch, "path": name, "metrics": dict(self.latest)}
 
@@ -236,7 +287,7 @@ class _Run:
             written = self.writer.finish()
         except checkpoint.NonFiniteStateError as error:
             step = self.unregistered["step"]
-            raise NonFiniteLossError(f"weights are not finite after step {step}; no checkpoint was written") from error
+            raise self._non_finite(f"weights are not finite after step {step}; no checkpoint was written") from error
         if written is not None:
             self.reporter.checkpoint(**self.unregistered, sha256=written.sha256, size=written.size)
 
@@ -264,7 +315,7 @@ class _Run:
             "device": torch.cuda.get_device_name() if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "world_size": 1,
+            "world_size": self.ranks.size,
             "channels_last": is_gpu,
         }
 
@@ -391,7 +442,7 @@ def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor | None) -> dict[str, 
 
 def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
     then, now = resolve_spec(saved.spec), resolve_spec(config)
-    if changed := [field for field in now if then[field] != now[field]]:
+    if changed := [field for field in now if then[field] != now[field] and field not in _FREE_FIELDS]:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} is of another spec: {', '.join(changed)} differ")
     if saved.metadata["dataset_digest"] != dataset.digest:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} was trained on other data under the same name")

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 from wcl_core import augment
 from wcl_core.augment import MEAN, STD, normalised, random_view
 from wcl_core.config import AugmentConfig
+from wcl_core.distributed import Ranks
 
 torch.set_num_threads(1)
 
@@ -288,3 +289,18 @@ def test_samples_of_a_batch_have_parameters_of_their_own() -> None:
     same = images(1).expand(16, -1, -1, -1).contiguous()
     out = view(same, AugmentConfig())
     assert len({sample.numpy().tobytes() for sample in out}) == 16
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_view_depends_on_the_image_and_not_on_the_rank_that_holds_it(size: int) -> None:
+    """Parts of ranks, put together, are the views of the whole batch; every operation is on for a share of them."""
+    batch = images(16)
+    place = {"seed": 3, "epoch": 1, "step": 5, "view": 1}
+    whole = random_view(batch, AugmentConfig(), SIDE, **place)
+
+    parts = [
+        random_view(batch[ranks.own(16)], AugmentConfig(), SIDE, **place, ranks=ranks)
+        for ranks in (Ranks(rank, size) for rank in range(size))
+    ]
+
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)

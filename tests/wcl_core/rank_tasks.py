@@ -1,0 +1,96 @@
+"""What the ranks of a test do; each is called as task(ranks, folder, **arguments) and returns a JSON value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.wcl_core import small
+from wcl_core.batch_norm import sync_batch_norm
+from wcl_core.distributed import Ranks
+from wcl_core.model import Model, gathered, losses
+from wcl_core.pretrain import pretrain
+from wcl_core.reporter import MemoryReporter, Record, Request
+
+
+def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Loss, embeddings and the whole gradient of one step in float64."""
+    spec = small.spec(**fields)
+    model = sync_batch_norm(Model(spec), ranks, torch.device("cpu")).double()
+    generator = torch.Generator().manual_seed(5)
+    views = [torch.randn(16, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+    own = ranks.own(16)
+    a, b = model.embed_views(views[0][own], views[1][own], spec.loss.batch_norm_views)
+    a, b = gathered(ranks, a, b)
+    loss, _, _ = losses(a, b, spec.loss, 0.7)
+    loss.backward()
+    ranks.sum_gradients(model.parameters())
+    return {
+        "loss": loss.item(),
+        "z": a.z.tolist(),
+        "gradient": {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None},
+        "buffers": {name: buffer.double().flatten().tolist() for name, buffer in model.named_buffers()},
+    }
+
+
+def training(
+    ranks: Ranks, folder: Path, fields: dict[str, Any], stop_rank: int = 0, stop: int = 0, resume: str | None = None
+) -> dict[str, Any]:
+    """A run; `stop` asks `stop_rank` for a drain after so many steps."""
+    steps = [0]
+
+    def ask(_: list[Record]) -> Request | None:
+        steps[0] += 1  # it is asked once before the first step
+        return "drain" if stop and ranks.rank == stop_rank and steps[0] > stop else None
+
+    reporter = MemoryReporter(ask)
+    torch.manual_seed(ranks.rank)  # whatever the global generator holds must not matter
+    outcome = pretrain(
+        small.spec(**fields),
+        reporter,
+        dataset=small.few_digits(),
+        output_dir=folder / f"from-{ranks.rank}",
+        resume=Path(resume) if resume else None,
+        ranks=ranks,
+    )
+    return {"outcome": outcome, "records": reporter.records}
+
+
+def batch_norm(ranks: Ranks, folder: Path, shape: list[int]) -> dict[str, Any]:
+    """Output, gradients and buffers of a batch norm in training mode, then its output in eval mode."""
+    generator = torch.Generator().manual_seed(1)
+    x = (100 + torch.randn(shape, generator=generator)).requires_grad_()  # a mean far above the deviation
+    weight = torch.randn(shape, generator=generator)
+    layer: nn.Module = nn.BatchNorm1d(shape[1]) if len(shape) == 2 else nn.BatchNorm2d(shape[1])
+    nn.init.uniform_(layer.weight, 0.5, 2, generator=generator)  # type: ignore[arg-type]
+    layer = sync_batch_norm(nn.Sequential(layer), ranks, torch.device("cpu"))
+    own = ranks.own(len(x))
+    out = layer(x[own])
+    (out * weight[own]).sum().backward()
+    ranks.sum_gradients(layer.parameters())
+    assert x.grad is not None
+    buffers = [buffer.double().tolist() for buffer in layer.buffers()]
+    layer.eval()
+    return {
+        "out": out.tolist(),
+        "x_grad": x.grad[own].tolist(),
+        "gradients": [p.grad.tolist() for p in layer.parameters() if p.grad is not None],
+        "buffers": buffers,
+        "eval": layer(x[own]).tolist(),
+    }
+
+
+def lose_a_rank(ranks: Ranks, folder: Path) -> str:
+    """The last rank leaves in the middle; what the others then see."""
+    from wcl_core.distributed import PeerLostError
+
+    if ranks.rank == ranks.size - 1:
+        return "left"
+    try:
+        ranks.gather(torch.zeros(2, 3))
+    except PeerLostError:
+        return "lost"
+    return "nothing"

@@ -1,0 +1,161 @@
+"""Real processes on gloo: at any number of ranks a run is the run of one process on the whole batch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.wcl_core import rank_tasks, ranks, small
+from tests.wcl_core.ranks import Worlds
+from wcl_core import checkpoint
+from wcl_core.distributed import SINGLE, Ranks, joined
+
+torch.set_num_threads(1)
+
+SIZES = (2, 4)
+METHODS = {
+    "wcl": {"method": "wcl"},
+    "simclr": {"method": "simclr"},
+    "wcl-full-gradient-joint": {"loss": {"detach_keys": False, "batch_norm_views": "joint"}},
+}
+
+
+@pytest.fixture(scope="module")
+def worlds() -> Iterator[Worlds]:
+    with ranks.worlds() as started:
+        yield started
+
+
+# --- one step, in float64 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, tmp_path: Path, method: str) -> None:
+    """In float64, so that nothing but a wrong factor, a wrong row or a local statistic can make 1e-9 of difference."""
+    fields = small.fields(**METHODS[method])
+    one = rank_tasks.gradient(SINGLE, tmp_path, fields)
+    assert max(abs(value) for value in one["gradient"]["backbone.conv1.weight"]) > 1e-3
+    for size in SIZES:
+        for found in worlds.run(size, "gradient", tmp_path / str(size), fields=fields):
+            assert found["loss"] == pytest.approx(one["loss"], rel=1e-12)
+            torch.testing.assert_close(torch.tensor(found["z"]), torch.tensor(one["z"]))  # rows in global order
+            for part in ("gradient", "buffers"):
+                assert found[part].keys() == one[part].keys()
+                for name, values in one[part].items():
+                    got, expected = (torch.tensor(v, dtype=torch.float64) for v in (found[part][name], values))
+                    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9, msg=f"{size}: {part} of {name}")
+
+
+@pytest.mark.parametrize("shape", [[12, 3], [12, 3, 2, 2]])
+def test_batch_norm_is_that_of_the_whole_batch(worlds: Worlds, tmp_path: Path, shape: list[int]) -> None:
+    """In float32, with means of a hundred deviations; the running statistics are equal on all ranks, bit by bit."""
+    one = rank_tasks.batch_norm(SINGLE, tmp_path, shape)
+    found = worlds.run(4, "batch_norm", tmp_path, shape=shape)
+    for name in ("out", "x_grad", "eval"):
+        whole = torch.cat([torch.tensor(part[name]) for part in found])
+        torch.testing.assert_close(whole, torch.tensor(one[name]), rtol=1e-3, atol=1e-4)
+    for part in found:
+        assert part["buffers"] == found[0]["buffers"]
+        assert part["gradients"] == found[0]["gradients"]
+        _assert_close(part["gradients"], one["gradients"], 1e-3)
+        _assert_close(part["buffers"], one["buffers"], 1e-5)
+
+
+def _assert_close(found: Any, expected: Any, tolerance: float) -> None:
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=tolerance, atol=tolerance)
+
+
+def test_parts_are_consecutive_and_whole() -> None:
+    rows = torch.arange(12)
+    for size in (1, 2, 3, 4):
+        assert torch.equal(torch.cat([rows[Ranks(rank, size).own(12)] for rank in range(size)]), rows)
+
+
+def test_a_single_process_joins_nobody() -> None:
+    x = torch.randn(2, 3)
+    with joined({}) as alone:
+        assert alone == SINGLE
+        assert alone.gather(x)[0] is x
+        assert alone.agreed(7) == 7
+
+
+def test_a_lost_rank_is_noticed_as_such(worlds: Worlds, tmp_path: Path) -> None:
+    assert worlds.run(2, "lose_a_rank", tmp_path) == ["lost", "left"]
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+RUN: dict[str, Any] = {"epochs": 2, "checkpoints": {"every_epochs": 1}, "knn_every_epochs": 2}
+
+
+def tensors(folder: Path, step: int) -> dict[str, Tensor]:
+    return checkpoint.read(folder / "from-0" / "checkpoints" / f"step-{step:08d}.safetensors").tensors
+
+
+def digests(folder: Path) -> dict[str, str]:
+    found = sorted((folder / "from-0" / "checkpoints").glob("*"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.mark.parametrize("method", ["wcl", "simclr"])
+def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path, method: str) -> None:
+    """Losses to 1e-4 and weights to 2e-3 after eight steps: float32 sums in another order differ by about 1e-7, and
+    each step through batch norms and temperature 0.1 multiplies that; a wrong factor shows at 1e-1 and more."""
+    fields = small.fields(**RUN, method=method)
+    one = rank_tasks.training(SINGLE, tmp_path / "1", fields)
+    expected, curves = tensors(tmp_path / "1", 8), small.curves(one["records"])
+    for size in SIZES:
+        folder = tmp_path / str(size)
+        found = worlds.run(size, "training", folder, fields=fields)
+        assert [part["outcome"] for part in found] == ["succeeded"] * size
+        assert all(part["records"] == [] for part in found[1:]), "only the first rank reports"
+        assert os.listdir(folder / "from-0" / "checkpoints") == os.listdir(tmp_path / "1" / "from-0" / "checkpoints")
+        assert not any((folder / f"from-{rank}").exists() for rank in range(1, size)), "only the first rank writes"
+        got = small.curves(found[0]["records"])
+        assert got.keys() == curves.keys()
+        losses = {key: value for key, value in curves.items() if key[0].startswith("train/loss")}
+        assert {key: got[key] for key in losses} == pytest.approx(losses, rel=1e-4)
+        for name, tensor in tensors(folder, 8).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=2e-3, atol=2e-3, msg=f"{size} ranks: {name}")
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_resume_is_exact_and_a_request_counts_on_the_first_rank_alone(
+    worlds: Worlds, tmp_path: Path, asked: int
+) -> None:
+    fields = small.fields(**RUN)
+    worlds.run(2, "training", tmp_path / "whole", fields=fields)
+    first = worlds.run(2, "training", tmp_path / "a", fields=fields, stop=3, stop_rank=asked)
+    if asked == 1:
+        assert [part["outcome"] for part in first] == ["succeeded"] * 2
+        return
+    assert [part["outcome"] for part in first] == ["drained"] * 2
+    (saved,) = digests(tmp_path / "a")
+    assert saved == "step-00000003.safetensors"
+
+    resume = str(tmp_path / "a" / "from-0" / "checkpoints" / saved)
+    second = worlds.run(2, "training", tmp_path / "b", fields=fields, resume=resume)
+
+    assert digests(tmp_path / "b") == digests(tmp_path / "whole")
+    assert [record for record in second[0]["records"] if record["type"] == "warning"] == []
+    assert checkpoint.read(Path(resume)).metadata["environment"]["world_size"] == 2
+
+
+def test_going_on_with_another_number_of_ranks_is_a_warning(worlds: Worlds, tmp_path: Path) -> None:
+    worlds.run(2, "training", tmp_path / "a", fields=small.fields(**RUN, processes=2), stop=3)
+    (saved,) = (tmp_path / "a" / "from-0" / "checkpoints").glob("*")
+
+    found = rank_tasks.training(SINGLE, tmp_path / "b", small.fields(**RUN, processes=1), resume=str(saved))
+
+    assert found["outcome"] == "succeeded"
+    (warning,) = (record for record in found["records"] if record["type"] == "warning")
+    assert warning["reason"] == "resume_environment_changed"
+    assert "world_size: 2 -> 1" in warning["message"]

@@ -1,0 +1,105 @@
+"""What a batch of embeddings says of a representation without training anything on it.
+
+Pure functions: tensors in, floats out, no gradient, float64 inside. `probe` decides on which batch and when.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from wcl_core.heads import normalise
+
+_RANKME_EPS = 1e-7
+
+
+@torch.no_grad()
+def alignment(a: Tensor, b: Tensor) -> float:
+    """Mean squared distance of positive pairs, E |a_i - b_i|^2 (Wang & Isola, ICML 2020; alpha = 2).
+
+    Args:
+        a: (B, D) unit rows, one view.
+        b: (B, D) unit rows, the other view, same order.
+
+    Returns:
+        In [0, 4]; 0 when views agree, which a collapsed representation does too.
+    """
+    return float((a.double() - b.double()).square().sum(dim=1).mean())
+
+
+@torch.no_grad()
+def uniformity(x: Tensor) -> float:
+    """log of the mean over pairs i < j of exp(-2 |x_i - x_j|^2) (Wang & Isola, ICML 2020; t = 2).
+
+    Args:
+        x: (B, D) unit rows, B >= 2.
+
+    Returns:
+        In [-8, 0]; about -4 for rows spread evenly over a sphere of many dimensions, 0 for equal rows.
+
+    Raises:
+        ValueError: when there are fewer than two rows.
+    """
+    if len(x) < 2:
+        raise ValueError(f"uniformity needs at least 2 rows, got {len(x)}")
+    exponents = -2 * torch.pdist(x.double()).square()
+    return float(exponents.logsumexp(0)) - math.log(len(exponents))
+
+
+@torch.no_grad()
+def rankme(x: Tensor) -> float:
+    """Effective rank: exp of the entropy of the normalised singular values (RankMe; Garrido et al., ICML 2023).
+
+    p_k = sigma_k / sum sigma + 1e-7, rows neither centred nor normalised, as in the paper.
+
+    Args:
+        x: (B, D) floats, not all zero.
+
+    Returns:
+        From 1, a single direction, to min(B, D); NaN when a value is not finite.
+    """
+    if not bool(torch.isfinite(x).all()):
+        return math.nan
+    singular = torch.linalg.svdvals(x.double())
+    p = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + _RANKME_EPS
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+@torch.no_grad()
+def deviation(x: Tensor) -> float:
+    """Mean over dimensions of the rows' standard deviation, times sqrt(D) (as in SimSiam; Chen & He, CVPR 2021).
+
+    Args:
+        x: (B, D) floats, B >= 2; rows are normalised first.
+
+    Returns:
+        About 1 for rows spread evenly over the sphere, where each deviation is 1 / sqrt(D); 0 for equal rows.
+    """
+    return float(normalise(x.double()).std(dim=0).mean()) * math.sqrt(x.shape[1])
+
+
+@torch.no_grad()
+def adjusted_mutual_information(labels: Tensor, classes: Tensor) -> float:
+    """Mutual information beyond that of random labellings of the same sizes (Vinh et al., JMLR 2010).
+
+    AMI = (MI - E[MI]) / ((H(labels) + H(classes)) / 2 - E[MI]).  Raw NMI misleads here: random groups of four among
+    1,000 classes reach .84.  scikit-learn computes it, on the host: for epoch ends, not for steps.
+
+    Args:
+        labels: (B,) integers.
+        classes: (B,) integers.
+
+    Returns:
+        1 for equal partitions, 0 on average for independent ones.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return float(adjusted_mutual_info_score(classes.cpu().numpy(), labels.cpu().numpy()))
+
+
+@torch.no_grad()
+def component_share(labels: Tensor) -> float:
+    """Components per row: about 1/4 for any embedding that is not degenerate, 1/B for equal rows."""
+    return len(labels.unique()) / len(labels)
