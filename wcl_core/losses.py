@@ -7,22 +7,18 @@ Pure functions of unit embeddings.  Both are a mean over anchors of
 with m_i the other view (instance loss) or the mean of the other members of i's component (weak-label loss), so no
 B x B mask of positives exists.  Inputs and outputs are float32; inside, sums run in float64: the two terms nearly
 cancel when t is small or rows repeat, and float32 logits of size 1/t would leave an error larger than a small loss.
+Large batches hold their tiles in float32 (`log_sum_exp`), within the same tolerance.
 Autocast is off throughout.  Rows are tiled, so memory grows with B and not with B^2 above B = 4096.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from wcl_core.exclusions import ByIndex, ByMask, ByName, Exclusion, label_sums
+from wcl_core.log_sum_exp import tiled_log_sum_exp
 from wcl_core.weak_labels import weak_labels
-
-# Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
-MAX_TILE_PAIRS = 4096 * 4096
 
 
 def nt_xent(
@@ -58,28 +54,42 @@ def nt_xent(
         z = torch.cat([z1, z2]).double()
         all_keys = z if keys is None else torch.cat(keys).detach().double()
         positive = torch.cat([all_keys[len(z1) :], all_keys[: len(z1)]])
-        normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mates)
+        normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mates, z1.dtype == torch.float64)
         loss = normaliser - (z * positive).sum(1) / temperature
-        return _as_output(torch.where(normaliser.isneginf(), 0.0, loss).mean(), z1)
+        return as_output(torch.where(normaliser.isneginf(), 0.0, loss).mean(), z1)
 
 
 def _instance_normaliser(
-    z: Tensor, keys: Tensor, temperature: float, decoupled: bool, mates: tuple[Tensor, Tensor] | None
+    z: Tensor,
+    keys: Tensor,
+    temperature: float,
+    decoupled: bool,
+    mates: tuple[Tensor, Tensor] | None,
+    is_exact: bool,
 ) -> Tensor:
     own = torch.arange(len(z), device=z.device)
     other = own.roll(len(z) // 2)
     if mates is None:
         index = torch.stack((own, other), dim=1) if decoupled else own[:, None]
-        return _log_sum_exp(z, keys, ByIndex(index), temperature)
+        return tiled_log_sum_exp(z, keys, ByIndex(index), temperature, is_exact=is_exact)
     halves = []
     # Each view's anchors go by the labels of the other one.
     for anchors, kept, labels in zip(z.chunk(2), other.chunk(2), reversed(mates), strict=True):
         excluded = ByName(labels, torch.cat((labels, labels)), None if decoupled else kept)
-        halves.append(_log_sum_exp(anchors, keys, excluded, temperature))
+        halves.append(tiled_log_sum_exp(anchors, keys, excluded, temperature, is_exact=is_exact))
     return torch.cat(halves)
 
 
-def swapped_weak_label_loss(u1: Tensor, u2: Tensor, temperature: float, detach_keys: bool = True) -> Tensor:
+def swapped_weak_label_loss(
+    u1: Tensor,
+    u2: Tensor,
+    temperature: float,
+    detach_keys: bool = True,
+    *,
+    labels: tuple[Tensor, Tensor] | None = None,
+    keys: tuple[Tensor, Tensor] | None = None,
+    excluded: Exclusion | None = None,
+) -> Tensor:
     """Weak-label loss with each view's labels taken from the other: (L_sup(U1, y2) + L_sup(U2, y1)) / 2. [C]
 
     Args:
@@ -87,14 +97,24 @@ def swapped_weak_label_loss(u1: Tensor, u2: Tensor, temperature: float, detach_k
         u2: (B, D) unit rows, second view, same order.
         temperature: t > 0.
         detach_keys: whether the keys carry no gradient, as in the released code.
+        labels: y^1 and y^2, (K,) int64 each, those of the keys with the batch first; without them `weak_labels`.
+        keys: (K, D) unit rows of both views, the batch first, then a queue; needs `labels`. Without them the batch.
+        excluded: with `keys`, which of them an anchor does not see.
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
     """
     _check_views(u1, u2, temperature)
-    first = weak_label_loss(u1, weak_labels(u2), temperature, detach_keys=detach_keys)
-    second = weak_label_loss(u2, weak_labels(u1), temperature, detach_keys=detach_keys)
-    return (first + second) / 2
+    y1, y2 = (weak_labels(u1), weak_labels(u2)) if labels is None else labels
+    if keys is None:
+        first = weak_label_loss(u1, y2, temperature, detach_keys=detach_keys)
+        second = weak_label_loss(u2, y1, temperature, detach_keys=detach_keys)
+        return (first + second) / 2
+    terms = [
+        weak_label_loss(u, y[: len(u)], temperature, keys=k, key_labels=y, excluded=excluded, detach_keys=detach_keys)
+        for u, k, y in ((u1, keys[0], y2), (u2, keys[1], y1))
+    ]
+    return (terms[0] + terms[1]) / 2
 
 
 def weak_label_loss(
@@ -140,10 +160,10 @@ def weak_label_loss(
     with torch.autocast(u.device.type, enabled=False):
         anchors = u.double()
         all_keys = (keys.detach() if detach_keys else keys).double()
-        normaliser = _log_sum_exp(anchors, all_keys, hidden, temperature)
+        normaliser = tiled_log_sum_exp(anchors, all_keys, hidden, temperature, is_exact=u.dtype == torch.float64)
         mean, count = _positive_mean(labels, all_keys, key_labels, hidden)
         loss = normaliser - (anchors * mean).sum(1) / temperature
-        return _as_output(torch.where(count > 0, loss, 0.0).mean(), u)
+        return as_output(torch.where(count > 0, loss, 0.0).mean(), u)
 
 
 def _positive_mean(
@@ -166,65 +186,8 @@ def _as_exclusion(excluded: Tensor | Exclusion | None) -> Exclusion | None:
     return ByMask(excluded) if excluded.dtype == torch.bool else ByIndex(excluded[:, None])
 
 
-def _log_sum_exp(anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float) -> Tensor:
-    normaliser: Tensor = _TiledLogSumExp.apply(anchors, keys, excluded, temperature)
-    return normaliser
-
-
-class _TiledLogSumExp(torch.autograd.Function):
-    """logsumexp_{k allowed}(a_i.k_k / t) per anchor, (B,), one tile of rows at a time.
-
-    With detached keys the gradient is closed, softmax(a_i.K / t) K / t, and comes out of the same pass.  With keys
-    that carry gradient the backward pass computes the tiles once more instead of keeping them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float) -> Tensor:
-        normaliser = anchors.new_empty(len(anchors))
-        is_closed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-        gradient = torch.empty_like(anchors) if is_closed else None
-        for rows in _tiles(len(anchors), len(keys)):
-            logits = _logits(anchors, keys, excluded, temperature, rows)
-            normaliser[rows] = logits.logsumexp(1)
-            if gradient is not None:
-                gradient[rows] = _softmax(logits, normaliser[rows]) @ keys / temperature
-        ctx.temperature, ctx.excluded = temperature, excluded
-        ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys, normaliser)))
-        return normaliser
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        closed, *rest = ctx.saved_tensors
-        if closed is not None:
-            return grad[:, None] * closed, None, None, None
-        anchors, keys, normaliser = rest
-        grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
-        for rows in _tiles(len(anchors), len(keys)):
-            logits = _logits(anchors, keys, ctx.excluded, ctx.temperature, rows)
-            weight = _softmax(logits, normaliser[rows]) * (grad[rows, None] / ctx.temperature)
-            grad_anchors[rows] = weight @ keys
-            grad_keys += weight.T @ anchors[rows]
-        return grad_anchors, grad_keys, None, None
-
-
-def _tiles(num_rows: int, num_columns: int) -> list[slice]:
-    size = max(1, MAX_TILE_PAIRS // num_columns)
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-
-
-def _logits(anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, rows: slice) -> Tensor:
-    """a.k / t of one tile with the excluded ones at -inf: never subtracted afterwards, which gives NaN at small t."""
-    logits = anchors[rows] @ keys.T / temperature
-    return logits if excluded is None else excluded.hide_(logits, rows)
-
-
-def _softmax(logits: Tensor, normaliser: Tensor) -> Tensor:
-    # An anchor with every key excluded has normaliser -inf; its weights are 0, not NaN.
-    return (logits - normaliser.clamp(min=torch.finfo(logits.dtype).min)[:, None]).exp_()
-
-
-def _as_output(loss: Tensor, like: Tensor) -> Tensor:
+def as_output(loss: Tensor, like: Tensor) -> Tensor:
+    """The loss as float32, or as it is for float64 inputs."""
     return loss if like.dtype == torch.float64 else loss.float()
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wcl_core import losses, weak_labels
+from wcl_core import log_sum_exp, weak_labels
 from wcl_core.exclusions import ByName
 from wcl_core.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
 
@@ -209,10 +209,42 @@ def test_separate_keys_and_exclusions(count: int, num_keys: int, seed: int, as_m
     )
 
 
+def dense_weak(u: Tensor, keys: Tensor, labels: Tensor, t: float) -> Tensor:
+    own = torch.eye(len(u), dtype=torch.bool)
+    positives = (labels[:, None] == labels) & ~own
+    logits = u @ keys.T / t
+    logarithms = logits - logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
+    return -(torch.where(positives, logarithms, 0.0).sum(1) / positives.sum(1)).mean()
+
+
+@pytest.mark.parametrize("kind", ["random", "near", "duplicates", "pairs"])
+@pytest.mark.parametrize("t", [0.05, 0.2])
+def test_large_batches_keep_the_tolerance(kind: str, t: float) -> None:
+    """Logits are float32 here. Equal pairs far from all others have a loss of 1e-5, which float32 logits alone lose."""
+    u = rows(512, 128, 0).repeat(2, 1) if kind == "pairs" else rows(1024, 128, 0, kind)
+    labels = weak_labels.weak_labels(u)
+    assert len(u) ** 2 >= log_sum_exp.FLOAT32_FROM_PAIRS
+    for detach in (True, False):
+        assert_matches(
+            lambda a, detach=detach: weak_label_loss(a, labels, t, detach_keys=detach),
+            lambda a, detach=detach: dense_weak(a, a.detach() if detach else a, labels, t),
+            u,
+        )
+    names = torch.arange(512).repeat(2)
+    assert_matches(lambda a: nt_xent(a[:512], a[512:], t), lambda a: dense_weak(a, a, names, t), u)
+
+
+def test_float64_rows_are_exact_however_many() -> None:
+    u = rows(1024, 128, 0).double()
+    labels = weak_labels.weak_labels(u)
+    expected = dense_weak(u, u, labels, 0.05)
+    torch.testing.assert_close(weak_label_loss(u, labels, 0.05), expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, detach: bool) -> None:
     u1, u2 = rows(23, 5, 3), rows(23, 5, 4)
-    for module in (losses, weak_labels):
+    for module in (log_sum_exp, weak_labels):
         monkeypatch.setattr(module, "MAX_TILE_PAIRS", 150)
     assert_matches(
         lambda a, b: swapped_weak_label_loss(a, b, 0.1, detach) + nt_xent(a, b, 0.1),
