@@ -146,7 +146,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"spec": {"data": {"name": "../etc"}}}, "/spec/data/name"),
     ({"spec": SPEC | {"epoch": 3}}, "/spec/epoch"),
     ({"spec": SPEC | {"loss": {"temperature": "hot"}}}, "/spec/loss/temperature"),
-    ({"spec": SPEC | {"epochs": 5}}, "/spec/warmup_epochs"),
+    ({"spec": SPEC | {"epochs": 5, "warmup_epochs": 5}}, "/spec/warmup_epochs"),
     ({"spec": SPEC | {"batch_size": 2048}}, "/spec/batch_size"),
     ({"spec": SPEC | {"spec_version": 99}}, "/spec/spec_version"),
     ({"kind": "evaluate", "spec": SPEC}, "/spec/features"),
