@@ -17,6 +17,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
+from wcl_core import plugins
+
 SPEC_VERSION = 1
 SPEC_VERSIONS = (1,)
 
@@ -38,20 +40,74 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class BackboneConfig(_Model):
-    """A residual network without its classifier."""
+_RESIDUAL = ("tiny", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
+_TRANSFORMERS = ("vit_small", "vit_base")
 
-    name: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"] = Field(
-        default="tiny", description="`tiny` is a three-stage ResNet for CPUs; the others are torchvision's."
+
+def is_transformer(backbone: str) -> bool:
+    """Whether a backbone cuts its images into patches and has no stem."""
+    return backbone in _TRANSFORMERS
+
+
+class BackboneConfig(_Model):
+    """A network without its classifier."""
+
+    name: str = Field(
+        default="tiny",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description=(
+            f"One of {', '.join(_RESIDUAL + _TRANSFORMERS)}, or a backbone that is installed as a plugin. `tiny` is a "
+            "three-stage ResNet for CPUs; the others are torchvision's."
+        ),
+        examples=["tiny"],
     )
     stem: Literal["small", "stride2", "imagenet"] = Field(
         default="small",
         description=(
             "`small`: 3x3 convolution without stride or pooling; `stride2`: 3x3 with stride 2; "
-            "`imagenet`: 7x7 with stride 2 and max pooling."
+            "`imagenet`: 7x7 with stride 2 and max pooling. Transformers have none."
         ),
     )
     width: int = Field(default=64, ge=4, le=256, description="Channels of the first stage.")
+    patch_size: int = Field(
+        default=16, ge=2, le=64, description="Side of a transformer's patches in pixels; it divides data.image_size."
+    )
+    variant: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
+        description="Which network of a plugin that brings several, by the plugin's own name for it.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = (*_RESIDUAL, *_TRANSFORMERS, *plugins.names("wcl.backbones"))
+        if name not in known:
+            raise ValueError(f"there is no backbone {name}; expected one of {', '.join(known)}")
+        return name
+
+    @field_validator("patch_size")
+    @classmethod
+    def _only_transformers_have_patches(cls, patch_size: int, info: ValidationInfo) -> int:
+        if patch_size != 16 and (name := info.data.get("name")) in _RESIDUAL:
+            raise ValueError(f"{name} has no patches; only {', '.join(_TRANSFORMERS)} and plugins have")
+        return patch_size
+
+    @field_validator("variant")
+    @classmethod
+    def _only_plugins_have_variants(cls, variant: str | None, info: ValidationInfo) -> str | None:
+        if variant is not None and (name := info.data.get("name")) in _RESIDUAL + _TRANSFORMERS:
+            raise ValueError(f"{name} is one network; only plugins have variants")
+        return variant
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse images that cannot be cut into whole patches.
+
+        Raises:
+            ValueError: naming both fields.
+        """
+        if is_transformer(self.name) and image_size % self.patch_size:
+            raise ValueError(f"backbone.patch_size = {self.patch_size} does not divide data.image_size = {image_size}")
 
     @field_validator("width")
     @classmethod
@@ -275,6 +331,13 @@ class PretrainSpec(_Model):
             return data
         return {"warmup_epochs": epochs / 10, "weak_augmentation_epochs": epochs // 10} | data
 
+    @field_validator("backbone")
+    @classmethod
+    def _whole_patches(cls, backbone: BackboneConfig, info: ValidationInfo) -> BackboneConfig:
+        if (data := info.data.get("data")) is not None:
+            backbone.check_image_size(data.image_size)
+        return backbone
+
     @field_validator("warmup_epochs")
     @classmethod
     def _warmup_ends(cls, warmup_epochs: float, info: ValidationInfo) -> float:
@@ -320,6 +383,13 @@ class EvaluateSpec(ProtocolSettings):
     data: DataConfig
     features: Features
     threads: int | None = Field(default=None, ge=1, le=512)
+
+    @field_validator("features")
+    @classmethod
+    def _whole_patches(cls, features: Features, info: ValidationInfo) -> Features:
+        if isinstance(features, UntrainedFeatures) and (data := info.data.get("data")) is not None:
+            features.backbone.check_image_size(data.image_size)
+        return features
 
     @field_validator("features")
     @classmethod

@@ -33,7 +33,7 @@ class Model(nn.Module):
     def __init__(self, spec: PretrainSpec) -> None:
         super().__init__()
         torch.manual_seed(derived_seed(spec.seed, "initialisation"))
-        self.backbone = build_backbone(spec.backbone)
+        self.backbone = build_backbone(spec.backbone, spec.data.image_size)
         torch.manual_seed(derived_seed(spec.seed, "initialisation", "instance head"))
         self.instance_head = self._head(spec)
         self.weak_head: ProjectionHead | None = None

@@ -65,15 +65,15 @@ def load_backbone(path: Path) -> tuple[nn.Module, PretrainSpec]:
         checkpoint.CheckpointError: when the file is missing or damaged.
     """
     saved = checkpoint.read(path)
-    backbone = build_backbone(saved.spec.backbone)
+    backbone = build_backbone(saved.spec.backbone, saved.spec.data.image_size)
     backbone.load_state_dict(saved.part("model/backbone."))
     return backbone, saved.spec
 
 
-def untrained_backbone(config: BackboneConfig, seed: int) -> nn.Module:
-    """A fresh backbone that equals the one `pretrain` starts from under the same seed."""
+def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) -> nn.Module:
+    """A fresh backbone that equals the one `pretrain` starts from under the same seed; residual ones at any size."""
     torch.manual_seed(derived_seed(seed, "initialisation"))
-    return build_backbone(config)
+    return build_backbone(config, image_size)
 
 
 def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None) -> Subject:
@@ -85,6 +85,6 @@ def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None) 
             raise checkpoint.CheckpointError("no checkpoint file was given for features.kind = checkpoint")
         backbone, _ = load_backbone(checkpoint_path)
     else:
-        backbone = untrained_backbone(spec.features.backbone, spec.seed)
+        backbone = untrained_backbone(spec.features.backbone, spec.seed, spec.data.image_size)
     backbone = backbone.to(device).eval()
     return Subject(backbone, network_features(backbone, data, device), device)
