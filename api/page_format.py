@@ -120,6 +120,10 @@ _EXPLANATIONS = {
         "The loss stopped being a finite number",
         "A lower learning rate or a longer warm-up usually helps. The checkpoints before that are good.",
     ),
+    "collapse": Explanation(
+        "The representation collapsed",
+        "Nearly every image has the same embedding. A lower learning rate or weight decay, or a larger batch may help.",
+    ),
     "bad_data": Explanation(
         "The data could not be used", "Fix what the message names, then retry: nothing else has to change."
     ),

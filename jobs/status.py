@@ -35,6 +35,7 @@ class Reason(StrEnum):
     WORKER_STOPPED = "worker_stopped"  # a drain: costs nothing
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOSS = "non_finite_loss"
+    COLLAPSE = "collapse"  # every image has nearly the same embedding
     BAD_DATA = "bad_data"
     DISK_FULL = "disk_full"
     MISSING_CHECKPOINT = "missing_checkpoint"

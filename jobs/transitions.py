@@ -343,7 +343,8 @@ def _settle(
     elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
     elif outcome == "paused" or (goes_on and job.pause_requested_at is not None):
-        after, reason = Status.PAUSED, Reason.USER
+        # A run that pauses by itself says why; one that was asked to does not.
+        after, reason = Status.PAUSED, (reason if outcome == "paused" else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.WORKER_STOPPED
     elif goes_on and failures < max_failures:

@@ -35,7 +35,7 @@ class Delivery:
     def __init__(
         self, database: Database, storage: Storage, folder: Path, job_id: str, number: int, max_failures: int
     ) -> None:
-        self._database, self._storage, self._folder = database, storage, folder
+        self._database, self._storage, self.folder = database, storage, folder
         self._job_id, self._number, self._max_failures = job_id, number, max_failures
         self._records = Records(folder / SPOOL_FILE)
         self._output = Output(folder / OUTPUT_FILE)
@@ -93,7 +93,7 @@ class Delivery:
         """A checkpoint's record once its file lies in the storage and was read back; a damaged one is only reported."""
         if line["type"] != "checkpoint":
             return line
-        source = self._folder / line["path"]
+        source = self.folder / line["path"]
         key = checkpoint_key(self._job_id, self._number, source.name)
         try:
             self._storage.put(source, key)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,72 +21,137 @@ Ask = Literal["cancel", "pause", "drain"]
 
 MARK = "WCL_ATTEMPT"
 OUTPUT_FILE = "output.log"
+PEER_LOST_EXIT = 71  # of wcl_core.attempt
 _TERMINATE_SECONDS = 2.0
+_RANK_SECONDS = 5.0
 
 
 class TrainingProcess:
-    """`python -m wcl_core attempt FOLDER`, alive until it ends by itself or is killed.
+    """`python -m wcl_core attempt FOLDER`, once for each rank, alive until all ranks end or are killed.
 
-    The supervisor holds the only write end of its pipe, so the run notices the supervisor's death.
+    The supervisor holds the only write end of each rank's pipe, so every rank notices the supervisor's death.  Ranks
+    are started here and not by torchrun: its rendezvous listens on every address and unpickles what it is sent, its
+    children do not inherit a pipe, and it hides which rank died of what.  Ours meet through a file in the folder and
+    talk over loopback.
 
     Args:
         folder: the attempt's folder with `run.json`.
         mark: what every process of this attempt carries in its environment.
+        num_ranks: processes that train together.
     """
 
-    def __init__(self, folder: Path, mark: str) -> None:
+    def __init__(self, folder: Path, mark: str, num_ranks: int = 1) -> None:
         self.mark = mark
-        read_end, self._pipe = os.pipe()
+        self.asked: Ask | None = None
+        self._pipes: list[int] = []
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._failure: int | None = None  # the exit code that says most of why ranks ended
+        self._others_end_at: float | None = None
+        try:
+            for rank in range(num_ranks):
+                self._start(folder, rank, num_ranks)
+        except OSError:
+            self.kill()
+            raise
+
+    def _start(self, folder: Path, rank: int, num_ranks: int) -> None:
+        read_end, write_end = os.pipe()
+        self._pipes.append(write_end)
         try:
             with (folder / OUTPUT_FILE).open("ab") as output:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "wcl_core", "attempt", str(folder), "--control-fd", str(read_end)],
-                    env=_environment(mark),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(read_end,),
-                    start_new_session=True,
+                self._ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "wcl_core", "attempt", str(folder), "--control-fd", str(read_end)],
+                        env=_environment(self.mark) | (_place(rank, num_ranks) if num_ranks > 1 else {}),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        pass_fds=(read_end,),
+                        start_new_session=True,
+                    )
                 )
-        except OSError:
-            os.close(self._pipe)
-            raise
         finally:
             os.close(read_end)
-        self.asked: Ask | None = None
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Of the first rank, which reports."""
+        return self._ranks[0].pid
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative for a signal."""
-        return self._process.poll()
+        """None while a rank runs; else 0, or how the rank ended that ended worst: negative for a signal.
+
+        Once the first rank has ended or any has failed, the others have a few seconds: they may wait for a lost one.
+        """
+        codes = [rank.poll() for rank in self._ranks]
+        if self._others_end_at is None or time.monotonic() < self._others_end_at:
+            self._failure = _worst([self._failure, *codes])
+        if None not in codes:
+            return self._failure or 0
+        if self._others_end_at is None and (codes[0] is not None or self._failure):
+            self._others_end_at = time.monotonic() + _RANK_SECONDS
+        if self._others_end_at is not None and time.monotonic() > self._others_end_at:
+            for rank in self._ranks:
+                rank.kill()
+        return None
 
     def ask(self, what: Ask) -> None:
-        """Ask the run to save and stop; asking again changes nothing, and a cancel overrides the others."""
+        """Ask the run to save and stop; asking again changes nothing, and a cancel overrides the others.
+
+        The first rank decides for all, at the same step.
+        """
         if self.asked in (what, "cancel"):
             return
         self.asked = what
-        with contextlib.suppress(OSError):  # it has just ended
-            os.write(self._pipe, what[:1].encode())
+        with contextlib.suppress(OSError, IndexError):  # it has just ended
+            os.write(self._pipes[0], what[:1].encode())
 
     def kill(self) -> None:
         """End the run and every process it started, whatever process session they moved to."""
         self.close()
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_TERMINATE_SECONDS)
+        for rank in self._ranks:
+            rank.terminate()
+        deadline = time.monotonic() + _TERMINATE_SECONDS
+        for rank in self._ranks:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                rank.wait(max(0.0, deadline - time.monotonic()))
         for process in marked(self.mark):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        for rank in self._ranks:
+            rank.wait()
 
     def close(self) -> None:
-        """Close the pipe; a run that is still there stops by itself."""
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+        """Close the pipes; a run that is still there stops by itself."""
+        while self._pipes:
+            os.close(self._pipes.pop())
+
+
+def _worst(codes: list[int | None]) -> int | None:
+    """Of some exit codes the one that says most: a signal, then a failure, then a rank that only lost the others."""
+    failures = [code for code in codes if code]
+    return min(failures, key=lambda code: (code > 0, code == PEER_LOST_EXIT), default=None)
+
+
+def _place(rank: int, num_ranks: int) -> dict[str, str]:
+    """A rank's place, with nothing open to the network and the machine's cores shared out."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_ranks)),
+    }
+
+
+def failure_of(folder: Path) -> tuple[str, str | None, str] | None:
+    """(outcome, reason, message) that a rank other than the first left; None when none did."""
+    for path in sorted(folder.glob("failure-*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            said = json.loads(path.read_text())
+            return said["outcome"], said["reason"], f"{path.stem.replace('failure-', 'rank ')}: {said['message']}"
+    return None
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:

@@ -35,7 +35,7 @@ from jobs.storage import Storage, sha256_of
 from jobs.transitions import CheckpointRef, Claim, Requests
 from worker.datasets import Source
 from worker.delivery import Delivery
-from worker.process import Ask, TrainingProcess
+from worker.process import PEER_LOST_EXIT, Ask, TrainingProcess, failure_of
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Supervisor:
         except MissingCheckpoint as error:
             self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
             return
-        process = TrainingProcess(folder, mark_of(claim.job_id, claim.number))
+        process = TrainingProcess(folder, mark_of(claim.job_id, claim.number), claim.spec.get("processes", 1))
         log.info("job %s: attempt %d runs as process %d", claim.job_id, claim.number, process.pid)
         delivery = Delivery(
             self._database, self._storage, folder, claim.job_id, claim.number, self._settings.max_failures
@@ -272,6 +272,10 @@ class _Run:
             name = signal.Signals(-code).name
             hint = ", perhaps by the kernel for lack of memory" if -code == signal.SIGKILL else ""
             return "failed", Reason.KILLED, f"the training process was killed by {name}{hint}"
+        if (left := failure_of(self._delivery.folder)) is not None:
+            return left
+        if code == PEER_LOST_EXIT:
+            return "failed", Reason.KILLED, "the ranks of the run lost each other; the log may say why"
         message = f"the training process ended with exit code {code} and without a last word; its log may say why"
         return "failed", Reason.INTERNAL_ERROR, message
 

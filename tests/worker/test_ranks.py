@@ -1,0 +1,101 @@
+"""Several ranks under a real worker: to the end, asked to stop, one of them killed, all of them orphaned."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import transitions
+from jobs.database import Database
+from tests.worker.conftest import StartWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker, eventually
+from worker.process import PEER_LOST_EXIT, _worst, failure_of, marked
+
+pytestmark = pytest.mark.timeout(300)
+
+TWO = {"processes": 2}
+
+
+def ranks(worker: RunningWorker) -> list[psutil.Process]:
+    """The training processes below a worker, the first rank first."""
+    found = [p for p in psutil.Process(worker.pid).children(recursive=True) if "attempt" in p.cmdline()]
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
+    job_id = jobs.submit(ENDLESS | TWO)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    return job_id
+
+
+def test_a_job_of_two_ranks_succeeds(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = jobs.submit(SHORT | TWO)
+
+    job = jobs.wait_for(job_id, "succeeded", "failed")
+
+    assert (job.status, job.failures) == ("succeeded", 0), jobs.log(job_id)
+    assert jobs.num_checkpoints(job_id) == 2
+    (started,) = (event for event in jobs.events(job_id) if event.type == "started")
+    assert started.data["world_size"] == 2
+    eventually(worker.is_idle, "the worker's rest")
+    assert list((worker.folder / "attempts").iterdir()) == []
+
+
+def test_a_killed_rank_ends_the_attempt_and_a_cancel_all_ranks(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+    first = ranks(worker)
+    assert len(first) == 2
+
+    first[1].send_signal(signal.SIGKILL)
+
+    eventually(lambda: jobs.get(job_id).attempt == 2, "the second attempt")
+    assert jobs.get(job_id).failures == 1
+    requeued = next(event for event in jobs.events(job_id) if event.type == "requeued")
+    assert (requeued.data["reason"], "SIGKILL" in requeued.data["message"]) == ("killed", True)
+    assert not any(process.is_running() for process in first)
+
+    before = jobs.num_checkpoints(job_id)
+    eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress of the second attempt")
+    second = ranks(worker)
+    sqlite_database.write(lambda session: transitions.cancel(session, job_id))
+    assert jobs.wait_for(job_id, "cancelled").status_message is None, "it stopped by itself and was not killed"
+    eventually(lambda: not any(process.is_running() for process in second), "the end of every rank")
+
+
+def test_all_ranks_end_with_their_worker(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = start_endless(worker, jobs)
+    assert len(list(marked(f"{job_id}/1"))) == 2
+
+    worker.stop(signal.SIGKILL)
+
+    eventually(lambda: list(marked(f"{job_id}/1")) == [], "the end of every rank", 30)
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ([None, 0], None),
+        ([0, PEER_LOST_EXIT], PEER_LOST_EXIT),
+        ([PEER_LOST_EXIT, 1], 1),
+        ([1, -9, PEER_LOST_EXIT], -9),
+    ],
+)
+def test_of_several_ends_the_one_that_says_most_counts(codes: list[int | None], worst: int | None) -> None:
+    assert _worst(codes) == worst
+
+
+def test_another_rank_than_the_first_leaves_its_last_word(tmp_path: Path) -> None:
+    assert failure_of(tmp_path) is None
+    word = {"outcome": "failed", "reason": "out_of_memory", "message": "CUDA out of memory"}
+    (tmp_path / "failure-3.json").write_text(json.dumps(word))
+
+    assert failure_of(tmp_path) == ("failed", "out_of_memory", "rank 3: CUDA out of memory")
