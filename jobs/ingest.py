@@ -15,6 +15,7 @@ from sqlalchemy import case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from jobs import plans
 from jobs.database import new_id, storable
 from jobs.models import (
     Attempt,
@@ -195,14 +196,16 @@ def _logs(
 
 
 def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
+    checkpoint_id = new_id()
     session.execute(
         insert(session, Checkpoint).values(
-            id=new_id(),
+            id=checkpoint_id,
             job_id=job_id,
             attempt=number,
             **{name: line[name] for name in ("step", "epoch", "path", "sha256", "size", "metrics")},
         )
     )
+    plans.at_checkpoint(session, job_id, checkpoint_id)
 
 
 def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:
@@ -217,7 +220,7 @@ def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:
             for name in ("protocol", "protocol_version", "dataset_digest", "split_digest", "seed", "metric")
         },
     }
-    values = {name: line[name] for name in ("params", "value", "stderr", "n")}
+    values = {name: line[name] for name in ("params", "value", "stderr", "n")} | {"details": line.get("details")}
     statement = insert(session, Evaluation).values(id=new_id(), checkpoint_id=checkpoint_id, **identity, **values)
     session.execute(statement.on_conflict_do_nothing())
     found = session.execute(select(Evaluation.id).filter_by(**identity)).scalar_one()

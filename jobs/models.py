@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -76,6 +77,7 @@ class Job(Base):
     __table_args__ = (
         Index("ix_jobs_claim", "status", "pool", "priority", "id"),
         Index("ix_jobs_created", "created_at", "id"),
+        Index("ix_jobs_origin", "parent_id", "origin", unique=True),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
@@ -96,6 +98,9 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
+    origin: Mapped[str | None] = mapped_column(_String(64))  # which entry of the parent's `evaluations` asked for it
+    preset: Mapped[str | None] = mapped_column(_String(64))
+    group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # jobs that differ in their seed alone
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
     not_before: Mapped[int | None]
     cancel_requested_at: Mapped[int | None]
@@ -189,6 +194,7 @@ class Checkpoint(Base):
     path: Mapped[str] = mapped_column(_String(500))
     sha256: Mapped[str] = mapped_column(_String(64))
     size: Mapped[int]
+    kind: Mapped[str] = mapped_column(_String(16), server_default=text("'training'"))  # or embeddings
     metrics: Mapped[dict[str, Any]]
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())
@@ -223,6 +229,7 @@ class Evaluation(Base):
     value: Mapped[float | None]
     stderr: Mapped[float | None]
     n: Mapped[int | None]
+    details: Mapped[dict[str, Any] | None]  # found on the way; no part of the identity
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 

@@ -1,42 +1,28 @@
 """What a client may ask of jobs: submit, plan, change, retry, clone; each within the caller's transaction.
 
-Validation that needs the database happens here; what a spec alone can say wrong, `wcl_core.config` has said before.
+What the database knows to be wrong with a job, `checks` says; how its rows are made, `submission`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from jobs.checks import check
 from jobs.database import Database, new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, NotFound
-from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag, Worker
+from jobs.events import record
+from jobs.models import Checkpoint, Dataset, IdempotencyKey, Job, Tag, Worker
 from jobs.status import TERMINAL, Status
-from jobs.transitions import newest_checkpoint, record
-from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec, resolve_spec
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job as a client wants it: `spec_sent` as it came, `spec` validated."""
-
-    kind: Kind
-    spec_sent: dict[str, Any]
-    spec: Spec
-    name: str | None = None
-    priority: int = 0
-    pool: str = "default"
-    gpus: int = 0
-    tags: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    created_by: str | None = None
-    parent_id: str | None = None
-    resume_checkpoint_id: str | None = field(default=None)
+from jobs.submission import NewJob as NewJob
+from jobs.submission import add, default_name
+from jobs.transitions import newest_checkpoint
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, parse_spec, resolve_spec
 
 
 def submit(session: Session, new: NewJob) -> Job:
@@ -47,51 +33,29 @@ def submit(session: Session, new: NewJob) -> Job:
     """
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         _hold(session, str(new.spec.features.checkpoint_id))
-    dataset = _check(session, new)
-    assert dataset is not None
-    waits = _unfinished(session, new.after)
-    job = Job(
-        id=new_id(),
-        created_by=new.created_by,
-        kind=new.kind,
-        name=new.name or default_name(new.spec),
-        status=Status.BLOCKED if waits else Status.QUEUED,
-        spec_version=new.spec.spec_version,
-        spec_sent=new.spec_sent,
-        spec=resolve_spec(new.spec),
-        priority=new.priority,
-        pool=new.pool,
-        gpus=new.gpus,
-        dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
-        parent_id=new.parent_id,
-        resume_checkpoint_id=new.resume_checkpoint_id,
-    )
-    session.add(job)
-    session.flush()
-    session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
-    session.add_all(Dependency(job_id=job.id, needs_job_id=other) for other in dict.fromkeys(new.after))
-    record(session, job.id, "submitted", {"status": job.status})
-    session.refresh(job)
-    return job
+    return add(session, new, check(session, new), waits=_unfinished(session, new.after))
 
 
-def default_name(spec: Spec) -> str:
-    """A name that tells jobs apart in a list."""
-    if isinstance(spec, PretrainSpec):
-        return f"{spec.method} {spec.data.name} {spec.backbone.name}"
-    return f"evaluate {spec.features.kind} on {spec.data.name}"
+def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
+    """Add jobs that differ in their seed alone, as one group.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    group_id = new_id()
+    return [submit(session, replace(each, group_id=group_id)) for each in new]
 
 
 def submit_once(
-    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob]
+    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob | Sequence[NewJob]]
 ) -> tuple[Job, bool]:
     """Submit under an `Idempotency-Key`: the same key and body answer with the first job, however often they come.
 
     The key's row commits with the job, so of two at the same time one waits on the unique index and then replays.
+    Several jobs are a group.
 
     Returns:
-        (the job, whether it is a replay).
+        (the job, or the first of the group; whether it is a replay).
 
     Raises:
         Invalid: the key came before with another body; or as `submit`.
@@ -103,7 +67,8 @@ def submit_once(
             if known.body_digest != body_digest:
                 raise Invalid([FieldError("", "this Idempotency-Key was used with another body")])
             return session.get_one(Job, known.job_id), True
-        job = submit(session, make(session))
+        made = make(session)
+        job = submit(session, made) if isinstance(made, NewJob) else submit_group(session, made)[0]
         session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=job.id))
         session.flush()
         return job, False
@@ -120,8 +85,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     Raises:
         Invalid: as `submit`.
     """
-    dataset = _check(session, new)
-    assert dataset is not None
+    dataset = check(session, new)
     fitting = _fitting_workers(session, new, dataset)
     answer: dict[str, Any] = {
         "kind": new.kind,
@@ -144,57 +108,6 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
         for worker in workers.scalars()
         if worker.gpus >= new.gpus and worker.datasets.get(dataset.name) == dataset.digest
     ]
-
-
-# --- validation that needs the database ----------------------------------------------------------------------------
-
-
-def _check(session: Session, new: NewJob) -> Dataset | None:
-    errors: list[FieldError] = []
-    dataset = session.execute(select(Dataset).where(Dataset.name == new.spec.data.name)).scalar_one_or_none()
-    if dataset is None:
-        known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
-        expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
-        errors.append(FieldError("/spec/data/name", f"there is no dataset {new.spec.data.name!r}; {expected}"))
-    elif isinstance(new.spec, PretrainSpec):
-        errors += _check_pretrain(new.spec, dataset)
-    else:
-        errors += _check_evaluate(session, new.spec, dataset)
-    for place, other in enumerate(new.after):
-        status = session.execute(select(Job.status).where(Job.id == other)).scalar_one_or_none()
-        if status is None:
-            errors.append(FieldError(f"/after/{place}", f"there is no job {other}"))
-        elif status in (Status.FAILED, Status.CANCELLED):
-            errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
-    if errors:
-        raise Invalid(errors)
-    return dataset
-
-
-def _check_pretrain(spec: PretrainSpec, dataset: Dataset) -> list[FieldError]:
-    train = dataset.counts["train"]
-    if spec.batch_size <= train:
-        return []
-    detail = f"{spec.batch_size} is more than the {train} train images of {dataset.name}"
-    return [FieldError("/spec/batch_size", detail)]
-
-
-def _check_evaluate(session: Session, spec: EvaluateSpec, dataset: Dataset) -> list[FieldError]:
-    errors = []
-    mean_class = dataset.counts["train"] / max(1, len(dataset.classes))
-    if "knn" in spec.protocols and spec.knn_k > mean_class / 2:
-        detail = f"{spec.knn_k} is above half the images per class of {dataset.name}, {mean_class:g} on average"
-        errors.append(FieldError("/spec/knn_k", detail))
-    for place, count in enumerate(spec.labels_per_class):
-        if "few_labels" in spec.protocols and count > mean_class:
-            detail = f"{count} is more than the images per class of {dataset.name}, {mean_class:g} on average"
-            errors.append(FieldError(f"/spec/labels_per_class/{place}", detail))
-    if isinstance(spec.features, CheckpointFeatures):
-        checkpoint = session.get(Checkpoint, str(spec.features.checkpoint_id))
-        if checkpoint is None or checkpoint.deleted_at is not None:
-            detail = f"there is no checkpoint {spec.features.checkpoint_id}"
-            errors.append(FieldError("/spec/features/checkpoint_id", detail))
-    return errors
 
 
 def _unfinished(session: Session, after: tuple[str, ...]) -> bool:
@@ -239,13 +152,16 @@ def change(
 def retry(session: Session, job_id: str, created_by: str | None) -> Job:
     """A new job with the same spec that starts from the last good checkpoint of a failed or cancelled one.
 
+    It takes that one's place in its group.
+
     Raises:
         NotFound, Conflict: no such job; it has not failed.
     """
     job = _existing(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
-    return submit(session, _copy(session, job, created_by, _resume_point(session, job)))
+    copy = replace(_copy(session, job, created_by, _resume_point(session, job)), group_id=job.group_id)
+    return submit(session, copy)
 
 
 def _resume_point(session: Session, job: Job) -> str | None:
@@ -301,6 +217,7 @@ def _copy(
         created_by=created_by,
         parent_id=job.id,
         resume_checkpoint_id=resume,
+        preset=job.preset,
     )
 
 

@@ -20,9 +20,10 @@ from typing import Any
 from sqlalchemy import Select, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
-from jobs import ingest
+from jobs import ingest, plans
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, Superseded
+from jobs.events import record
 from jobs.models import Attempt, Checkpoint, Dependency, Event, Job, Worker
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 
@@ -70,16 +71,6 @@ class Requests:
     cancel: bool
     pause: bool
     preempt: bool
-
-
-def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    """Append an event without changing the status; the job's row numbers it."""
-    statement = (
-        update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1, updated_at=now_ms())
-    ).returning(Job.event_seq)
-    seq = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one()
-    session.add(Event(job_id=job_id, seq=seq, type=kind, data=data))
-    session.flush()
 
 
 def _move(
@@ -363,6 +354,8 @@ def _settle(
         failures=failures,
         **cleared,
     )
+    if after is Status.SUCCEEDED:
+        plans.at_success(session, job_id)
 
 
 # --- requests of people --------------------------------------------------------------------------------------------

@@ -256,6 +256,32 @@ class ProtocolSettings(_Model):
         return _without_repeats(values)
 
 
+class EvaluationPlan(ProtocolSettings):
+    """Evaluations of a training run's checkpoints, submitted as jobs of their own when the checkpoints are there."""
+
+    data: DataConfig | None = Field(
+        default=None, description="What to measure on; the training data unless given. Another dataset is a transfer."
+    )
+    on: Literal["final", "best", "every"] = Field(
+        default="final",
+        description=(
+            "`final`: the last checkpoint; `best`: the one of the best eval/knn_top1, which was selected on the test "
+            "split; both once the run succeeded. `every`: each checkpoint of every `every_epochs` epochs, and the last."
+        ),
+    )
+    every_epochs: int | None = Field(
+        default=None, ge=1, le=100_000, validate_default=True, description="For `every`, and for it alone."
+    )
+
+    @field_validator("every_epochs")
+    @classmethod
+    def _belongs_to_every(cls, every_epochs: int | None, info: ValidationInfo) -> int | None:
+        is_every = info.data.get("on") == "every"
+        if is_every != (every_epochs is not None):
+            raise ValueError("this field is required for on = every" if is_every else "only on = every has this field")
+        return every_epochs
+
+
 class CheckpointConfig(_Model):
     """When the run writes a checkpoint; the last epoch always writes one."""
 
@@ -321,6 +347,9 @@ class PretrainSpec(_Model):
         if (batch_size := info.data.get("batch_size", 0)) % processes:
             raise ValueError(f"batch_size ({batch_size}) must be divisible by processes ({processes})")
         return processes
+    evaluations: tuple[EvaluationPlan, ...] = Field(
+        default=(), max_length=8, description="What to measure on the run's checkpoints, by jobs of their own."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -351,6 +380,22 @@ class PretrainSpec(_Model):
         if weak_augmentation_epochs > (epochs := info.data.get("epochs", math.inf)):
             raise ValueError(f"weak_augmentation_epochs ({weak_augmentation_epochs}) must not exceed epochs ({epochs})")
         return weak_augmentation_epochs
+
+    @field_validator("evaluations")
+    @classmethod
+    def _checkpoints_will_be_there(
+        cls, evaluations: tuple[EvaluationPlan, ...], info: ValidationInfo
+    ) -> tuple[EvaluationPlan, ...]:
+        kept = info.data.get("checkpoints", CheckpointConfig()).every_epochs
+        for place, plan in enumerate(evaluations):
+            if plan.on == "best" and info.data.get("knn_every_epochs") == 0:
+                raise ValueError(f"entry {place}: on = best needs knn_every_epochs, which is 0")
+            if plan.every_epochs is not None and plan.every_epochs % kept:
+                raise ValueError(
+                    f"entry {place}: every_epochs = {plan.every_epochs} must be a multiple of "
+                    f"checkpoints.every_epochs = {kept}"
+                )
+        return evaluations
 
 
 class CheckpointFeatures(_Model):

@@ -1,0 +1,102 @@
+"""What only the database knows to be wrong with a job; what a spec alone can say wrong, `wcl_core.config` has said."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.errors import FieldError, Invalid
+from jobs.models import Checkpoint, Dataset, Job
+from jobs.status import Status
+from jobs.submission import NewJob
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, ProtocolSettings
+
+_WIDE_K = 200  # of the protocol knn_wide
+
+
+def check(session: Session, new: NewJob) -> Dataset:
+    """The job's dataset, when all is well.
+
+    Raises:
+        Invalid: everything wrong with it, each with its pointer.
+    """
+    errors: list[FieldError] = []
+    dataset = _dataset(session, new.spec.data.name, "/spec/data/name", errors)
+    if isinstance(new.spec, PretrainSpec):
+        errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
+    elif dataset is not None:
+        errors += _check_protocols(new.spec, dataset, "/spec") + _check_features(session, new.spec)
+    errors += _check_after(session, new.after)
+    if errors:
+        raise Invalid(errors)
+    assert dataset is not None
+    return dataset
+
+
+def _dataset(session: Session, name: str, pointer: str, errors: list[FieldError]) -> Dataset | None:
+    dataset = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+    if dataset is None:
+        known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
+        expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
+        errors.append(FieldError(pointer, f"there is no dataset {name!r}; {expected}"))
+    return dataset
+
+
+def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
+    errors: list[FieldError] = []
+    if dataset is not None and spec.batch_size > (train := dataset.counts["train"]):
+        detail = f"{spec.batch_size} is more than the {train} train images of {dataset.name}"
+        errors.append(FieldError("/spec/batch_size", detail))
+    for place, plan in enumerate(spec.evaluations):
+        pointer = f"/spec/evaluations/{place}"
+        measured = _dataset(session, plan.data.name, f"{pointer}/data/name", errors) if plan.data else dataset
+        if measured is not None:
+            errors += _check_protocols(plan, measured, pointer)
+    return errors
+
+
+def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
+    if gpus == 0 or processes <= gpus:
+        return []
+    detail = f"{processes} processes need as many GPUs, but the job asks for {gpus}; without GPUs they share the CPU"
+    return [FieldError("/spec/processes", detail)]
+
+
+def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str) -> list[FieldError]:
+    errors = []
+    train = dataset.counts["train"]
+    mean_class = train / max(1, len(dataset.classes))
+    of_classes = f"the images per class of {dataset.name}, {mean_class:g} on average"
+    protocols = settings.protocols
+    if "knn" in protocols and settings.knn_k > mean_class / 2:
+        errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
+    if "knn_wide" in protocols and mean_class / 2 < _WIDE_K:
+        here = f"{pointer}/protocols/{protocols.index('knn_wide')}"
+        errors.append(FieldError(here, f"knn_wide has k = {_WIDE_K}, which is above half {of_classes}"))
+    for place, count in enumerate(settings.labels_per_class):
+        if "few_labels" in protocols and count > mean_class:
+            errors.append(FieldError(f"{pointer}/labels_per_class/{place}", f"{count} is more than {of_classes}"))
+    if "linear_sgd" in protocols and settings.linear_sgd.batch_size > train:
+        detail = f"{settings.linear_sgd.batch_size} is more than the {train} train images of {dataset.name}"
+        errors.append(FieldError(f"{pointer}/linear_sgd/batch_size", detail))
+    return errors
+
+
+def _check_features(session: Session, spec: EvaluateSpec) -> list[FieldError]:
+    if not isinstance(spec.features, CheckpointFeatures):
+        return []
+    checkpoint = session.get(Checkpoint, str(spec.features.checkpoint_id))
+    if checkpoint is not None and checkpoint.deleted_at is None:
+        return []
+    return [FieldError("/spec/features/checkpoint_id", f"there is no checkpoint {spec.features.checkpoint_id}")]
+
+
+def _check_after(session: Session, after: tuple[str, ...]) -> list[FieldError]:
+    errors = []
+    for place, other in enumerate(after):
+        status = session.execute(select(Job.status).where(Job.id == other)).scalar_one_or_none()
+        if status is None:
+            errors.append(FieldError(f"/after/{place}", f"there is no job {other}"))
+        elif status in (Status.FAILED, Status.CANCELLED):
+            errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
+    return errors

@@ -1,0 +1,21 @@
+"""The log of a job: append-only, numbered without a gap by the job's own row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from jobs.database import now_ms
+from jobs.models import Event, Job
+
+
+def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
+    """Append an event without changing the status; the job's row numbers it."""
+    statement = (
+        update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1, updated_at=now_ms())
+    ).returning(Job.event_seq)
+    seq = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one()
+    session.add(Event(job_id=job_id, seq=seq, type=kind, data=data))
+    session.flush()

@@ -1,0 +1,127 @@
+"""Jobs that differ in their seed alone, and their numbers taken together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jobs import groups, service
+from jobs.database import Database
+from jobs.errors import Invalid, NotFound
+from jobs.models import Job
+from tests.jobs import rows
+from tests.jobs.rows import Run, claim, job, new_job
+from wcl_core.config import Kind
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def group(database: Database, seeds: list[int], kind: Kind = "pretrain", **fields: Any) -> list[str]:
+    new = [new_job(kind, {"seed": seed}, **fields) for seed in seeds]
+    return [made.id for made in database.write(lambda session: service.submit_group(session, new))]
+
+
+def read(database: Database, job_id: str) -> list[groups.Result]:
+    group_id = job(database, job_id).group_id
+    assert group_id is not None
+    with database.read() as session:
+        return groups.results(session, groups.members(session, group_id))
+
+
+def finish(database: Database, *records: dict[str, Any]) -> None:
+    Run(database, claim(database)).deliver(rows.started(), *records, rows.end("succeeded"))
+
+
+def measure(database: Database, checkpoint_job: str, *results: dict[str, Any]) -> None:
+    checkpoint = rows.checkpoints(database, checkpoint_job)[-1].id
+    spec = {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint}}
+    rows.submit(database, "evaluate", spec)
+    finish(database, *results)
+
+
+def test_a_group_is_one_job_a_seed_and_stands_or_falls_as_one(database: Database) -> None:
+    ids = group(database, [0, 4, 2])
+    other = group(database, [0])
+
+    jobs = [job(database, job_id) for job_id in ids]
+    assert [made.spec["seed"] for made in jobs] == [0, 4, 2]
+    assert len({made.group_id for made in jobs}) == 1
+    assert job(database, other[0]).group_id not in (None, jobs[0].group_id)
+    new = [new_job(), replace(new_job(), after=("nobody",))]
+    with pytest.raises(Invalid):
+        database.write(lambda session: service.submit_group(session, new))
+    assert len(rows.rows_of(database, Job)) == 4
+    with database.read() as session, pytest.raises(NotFound):
+        groups.members(session, "00000000-0000-7000-8000-00000000dead")
+
+
+def test_numbers_are_taken_over_the_seeds_where_all_else_agrees(database: Database) -> None:
+    ids = group(database, [0, 1, 2])
+    for place in range(3):
+        finish(database, rows.checkpoint(10, f"{place}" * 64))
+    values = (0.5, 0.7, 0.9)
+    for job_id, value in zip(ids, values, strict=True):
+        measure(database, job_id, rows.evaluation(value), rows.evaluation(value / 2, params={"C": 2.0}))
+    measure(database, ids[0], rows.evaluation(0.1, seed=9))
+
+    found = {(r.params["C"], r.evaluation_seed): r for r in read(database, ids[0])}
+
+    assert set(found) == {(1.0, 0), (2.0, 0), (1.0, 9)}
+    result = found[1.0, 0]
+    assert (result.protocol, result.metric, result.epoch, result.seeds) == ("linear", "top1", 1, [0, 1, 2])
+    assert result.values == list(values)
+    assert result.mean == pytest.approx(0.7)
+    assert result.deviation == pytest.approx(np.std(values, ddof=1))
+    reference = stats.t.interval(0.95, 2, loc=0.7, scale=stats.sem(values))
+    assert result.interval == pytest.approx(reference)
+    assert (found[1.0, 9].seeds, found[1.0, 9].deviation, found[1.0, 9].interval) == ([0], None, None)
+
+
+def test_an_evaluation_of_several_seeds_is_one_row_and_a_retry_takes_its_place(database: Database) -> None:
+    ids = group(database, [0, 1], "evaluate")
+    finish(database, rows.evaluation(0.4, seed=0))
+    failing = Run(database, claim(database))
+    failing.deliver(rows.started(), rows.evaluation(0.1, seed=1), rows.end("failed", "bad_data"))
+    again = database.write(lambda session: service.retry(session, ids[1], None))
+    finish(database, rows.evaluation(0.6, seed=1, params={"C": 3.0}), rows.evaluation(0.6, seed=1, split_digest="t"))
+
+    assert again.group_id == job(database, ids[0]).group_id
+    found = {r.params["C"]: r for r in read(database, ids[0])}
+    assert (found[1.0].seeds, found[1.0].values, found[1.0].epoch, found[1.0].evaluation_seed) == (
+        [0, 1],
+        [0.4, 0.6],
+        None,
+        None,
+    )
+    assert found[3.0].seeds == [1]
+
+
+def test_a_clone_is_no_member(database: Database) -> None:
+    ids = group(database, [0], preset="digits-cpu")
+
+    clone = database.write(lambda session: service.clone(session, ids[0], {}, None))
+
+    assert (clone.group_id, clone.preset) == (None, "digits-cpu")
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 31, 200])
+@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995])
+def test_the_quantile_is_students(degrees: int, probability: float) -> None:
+    expected = stats.t.ppf(probability, degrees)
+    assert groups.t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_same_key_answers_with_the_same_group(database: Database) -> None:
+    new = [new_job(spec={"seed": seed}) for seed in (0, 1)]
+    answers = [service.submit_once(database, "key", "owner", "a" * 64, lambda session: new) for _ in range(3)]
+
+    assert [is_replay for _, is_replay in answers] == [False, True, True]
+    assert len({made.group_id for made, _ in answers}) == 1
+    assert len(rows.rows_of(database, Job)) == 2
