@@ -1,0 +1,50 @@
+"""What every benchmark leaves behind: a table for people and the same as JSON, with where and when it was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def setting() -> dict[str, Any]:
+    """Date, hardware, versions and the load of the machine, without which no number means anything."""
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def _processor() -> str:
+    """Linux names it here; elsewhere the platform's own word has to do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def save_results(name: str, facts: dict[str, Any], table: str) -> None:
+    """Write results/NAME.json and results/NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    where = (
+        f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, "
+        f"{facts['gpu'] or 'no GPU'}, torch {facts['torch']}, Python {facts['python']}"
+    )
+    (RESULTS / f"{name}.md").write_text(f"# {name}\n\n{where}\n\n{table}\n")

@@ -1,0 +1,128 @@
+"""Whole training steps, views included: SimCLR against lightly's, WCL against our SimCLR, and images/s on a GPU.
+
+Ours is the training loop itself, which reports its own rate over the last steps of a short run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from measure.rounds import Row, faster, interleaved, share
+
+from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.data import ImageData, Split
+from wcl_core.pretrain import pretrain
+from wcl_core.reporter import MemoryReporter
+
+BATCH, STEPS = 128, 8
+PEER = Path(__file__).with_name("lightly_peer.py")
+GPU_RUNS: tuple[dict[str, Any], ...] = (
+    {"backbone": {"name": "resnet18"}, "batch_size": 512, "side": 32},
+    {"backbone": {"name": "resnet50", "stem": "imagenet"}, "batch_size": 256, "side": 224},
+)
+
+
+def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
+    """lightly's example: SGD, no blur; its head has two layers, ours three."""
+    augmentation = {"scale_min": 0.08, "blur_probability": 0.0}
+    parsed = parse_spec(
+        "pretrain",
+        {
+            "method": method,
+            "data": {"name": "random", "image_size": side},
+            "epochs": 2,
+            "batch_size": BATCH,
+            "backbone": {"name": "tiny", "stem": "stride2", "width": 32},
+            "heads": {"hidden_dim": 512, "output_dim": 128},
+            "optimizer": {"name": "sgd", "learning_rate": 0.06, "scaling": "none", "weight_decay": 5e-4},
+            "warmup_epochs": 0,
+            "weak_augmentation_epochs": 0,
+            "augmentation": augmentation,
+            "weak_augmentation": augmentation,
+            "checkpoints": {"every_epochs": 2},
+            "log_every_steps": STEPS // 2,
+            "knn_every_epochs": 0,
+            **changes,
+        },
+    )
+    assert isinstance(parsed, PretrainSpec)
+    return parsed
+
+
+def seconds_per_image(config: PretrainSpec, steps: int = STEPS) -> float:
+    """Of the second half of a run of `steps`."""
+    side, count = config.data.image_size, config.batch_size * steps // config.epochs
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+    split = Split(images, torch.arange(count) % 10, "0" * 64)
+    data = ImageData("random", split, split, tuple("0123456789"), "0" * 64)
+    reporter = MemoryReporter()
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain(config, reporter, dataset=data, output_dir=Path(folder))
+    rates = [record["values"]["train/images_per_second"] for record in reporter.of("metrics")]
+    return 1 / float(rates[-1])
+
+
+class Lightly:
+    """lightly's example in a process of its own, perhaps of another environment; it times a round when asked."""
+
+    def __init__(self, python: str) -> None:
+        command = [python, str(PEER), str(BATCH), str(STEPS)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+
+    def seconds_per_image(self) -> float:
+        found: float = json.loads(self._ask("go"))
+        return found
+
+    def close(self) -> None:
+        self._pipe(self._process.stdin).close()
+        self._process.wait()
+
+    def _ask(self, word: str) -> str:
+        stdin = self._pipe(self._process.stdin)
+        stdin.write(word + "\n")
+        stdin.flush()
+        return self._pipe(self._process.stdout).readline()
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+
+def rows(rounds: int, lightly_python: str | None, skipped: list[str]) -> list[Row]:
+    wcl, simclr = (spec(method) for method in ("wcl", "simclr"))
+    times = interleaved(lambda: seconds_per_image(wcl), lambda: seconds_per_image(simclr), rounds)
+    found = [share("whole WCL step, per image", "our SimCLR step", *times, 1.05)]
+    if lightly_python is None and importlib.util.find_spec("lightly"):
+        lightly_python = sys.executable
+    if lightly_python is None:
+        skipped.append("SimCLR step against lightly: not installed; name an environment's --lightly-python")
+        return found
+    peer = Lightly(lightly_python)
+    try:
+        times = interleaved(lambda: seconds_per_image(simclr), peer.seconds_per_image, rounds)
+    finally:
+        peer.close()
+    return [*found, faster("whole SimCLR step, per image", "lightly's example", *times, 1.0)]
+
+
+def gpu_rates(skipped: list[str]) -> dict[str, float]:
+    """Images/s of WCL with two views in bfloat16."""
+    if not torch.cuda.is_available():
+        skipped.append("CUDA throughput: no GPU")
+        return {}
+    rates = {}
+    for changes in GPU_RUNS:
+        config = spec("wcl", **changes, log_every_steps=20)
+        name = f"{changes['backbone']['name']} at {changes['side']} px, batch {changes['batch_size']}"
+        rates[name] = 1 / seconds_per_image(config, steps=40)
+    return rates

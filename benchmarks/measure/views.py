@@ -1,0 +1,62 @@
+"""Random views of 32 pixels: ours batched on all cores against torchvision's PIL pipeline, a process a core."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+
+import torch
+from measure.rounds import Row, faster, interleaved, seconds
+from PIL import Image
+from torchvision import transforms
+
+from wcl_core.augment import MEAN, STD, random_view
+from wcl_core.config import AugmentConfig
+
+SIDE, OURS, THEIRS_EACH = 32, 2048, 256
+GOAL = 10.0
+
+
+@cache
+def pipeline() -> transforms.Compose:
+    """The strong set of the released code, by PIL throughout until the last step but one."""
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIDE, scale=(0.08, 1.0)),
+            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            transforms.RandomApply([transforms.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
+@cache
+def pictures() -> list[Image.Image]:
+    pixels = torch.randint(0, 256, (THEIRS_EACH, SIDE, SIDE, 3), dtype=torch.uint8)
+    return [Image.fromarray(image.numpy()) for image in pixels]
+
+
+def one_by_one(_: int) -> float:
+    torch.set_num_threads(1)
+    return float(torch.stack([pipeline()(picture) for picture in pictures()]).mean())
+
+
+def rows(rounds: int) -> list[Row]:
+    cores = os.cpu_count() or 1
+    images = torch.randint(0, 256, (OURS, 3, SIDE, SIDE), dtype=torch.uint8)
+    config = AugmentConfig()
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+
+        def ours() -> float:
+            return seconds(lambda: random_view(images, config, SIDE, seed=0, epoch=0, step=0, view=0)) / OURS
+
+        def theirs() -> float:
+            return seconds(lambda: list(pool.map(one_by_one, range(cores)))) / (cores * THEIRS_EACH)
+
+        times = interleaved(ours, theirs, rounds)
+    return [faster("one 32 px view, all cores", "torchvision on PIL", *times, GOAL, "us")]
