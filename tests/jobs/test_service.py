@@ -64,6 +64,17 @@ def test_tags_and_needs_may_repeat(database: Database) -> None:
     assert rows.rows_of(database, Dependency) == [(job_id, needed)]
 
 
+@pytest.mark.parametrize(("gpus", "processes", "fits"), [(0, 4, True), (2, 2, True), (4, 2, True), (1, 2, False)])
+def test_each_process_gets_a_gpu_where_gpus_are_asked_for(
+    database: Database, gpus: int, processes: int, fits: bool
+) -> None:
+    spec = {"processes": processes}
+    if fits:
+        assert job(database, submit(database, spec=spec, gpus=gpus)).spec["processes"] == processes
+    else:
+        assert wrong(database, name="wrong", spec=spec, gpus=gpus) == ["/spec/processes"]
+
+
 def test_what_is_wrong_is_told_at_once_with_its_place(database: Database) -> None:
     rows.add_dataset(database, name="small", train=100)
     failed = job_in(database, Status.FAILED)

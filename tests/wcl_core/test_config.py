@@ -133,3 +133,9 @@ def test_a_spec_sent_bare_and_resolved_has_one_text() -> None:
     made = PretrainSpec.model_validate({"data": {"name": "digits"}})
     again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(made))))
     assert json.dumps(resolve_spec(again)) == json.dumps(resolve_spec(made))
+
+
+def test_processes_share_the_global_batch_equally() -> None:
+    assert parse_spec("pretrain", small.fields(batch_size=12, processes=4)).model_dump()["processes"] == 4
+    assert wrong_fields("pretrain", small.fields(batch_size=12, processes=5)) == ["processes"]
+    assert wrong_fields("pretrain", small.fields(processes=0)) == ["processes"]
