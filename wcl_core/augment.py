@@ -47,6 +47,7 @@ def random_view(
     step: int,
     view: int,
     ranks: Ranks = SINGLE,
+    scale_max: float = 1.0,
 ) -> Tensor:
     """One random view of each image.
 
@@ -56,6 +57,7 @@ def random_view(
         image_size: side of the view in pixels.
         seed, epoch, step, view: what the random numbers are a function of; `step` counts within the run.
         ranks: whose part `images` is; numbers are drawn for the global batch, so that a view never depends on them.
+        scale_max: largest crop as a share of the image's area; `config` has the smallest.
 
     Returns:
         (N, 3, image_size, image_size) float32, normalised.
@@ -63,7 +65,7 @@ def random_view(
     generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
     draw = _Draws(len(images) * ranks.size, generator, images.device, ranks)
     x = images.float().div_(255)
-    x = _resized_crop(x, config, image_size, draw)
+    x = _resized_crop(x, config, image_size, draw, scale_max)
     _jitter_(x, config, draw)
     _apply_(x, draw.rows(draw.chance(config.grayscale_probability))[0], _grey)
     if config.blur_probability > 0:
@@ -117,13 +119,13 @@ def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *paramete
         x.index_copy_(0, rows, operation(x[rows], *chosen))
 
 
-def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> Tensor:
-    """Random crop of scale (scale_min, 1) and aspect 3/4-4/3, resampled bilinearly, and the random flip.
+def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws, scale_max: float = 1.0) -> Tensor:
+    """Random crop of scale (scale_min, scale_max) and aspect 3/4-4/3, resampled bilinearly, and the random flip.
 
     Sides are torchvision's but for its rounding to whole pixels. [D]
     """
     height, width = x.shape[-2:]
-    crop_h, crop_w = _crop_sides(config.scale_min, height, width, draw)
+    crop_h, crop_w = _crop_sides(config.scale_min, height, width, draw, scale_max)
     top = draw.uniform(0, 1) * (height - crop_h)
     left = draw.uniform(0, 1) * (width - crop_w)
     flip = draw.send(draw.chance(config.flip_probability))
@@ -140,9 +142,9 @@ def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws) -> 
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _crop_sides(scale_min: float, height: int, width: int, draw: _Draws) -> Tensor:
+def _crop_sides(scale_min: float, height: int, width: int, draw: _Draws, scale_max: float = 1.0) -> Tensor:
     """Height and width of each crop, (2, N): of ten draws the first that fits into the image, else all of it."""
-    area = draw.tries(_CROP_TRIES, scale_min, 1.0) * (height * width)
+    area = draw.tries(_CROP_TRIES, scale_min, scale_max) * (height * width)
     aspect = draw.tries(_CROP_TRIES, math.log(_ASPECT[0]), math.log(_ASPECT[1])).exp()
     sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt())).clamp_min(1)
     whole = torch.tensor((height, width), dtype=sides.dtype)[:, None]

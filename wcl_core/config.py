@@ -137,6 +137,15 @@ class LossConfig(_Model):
     batch_norm_views: Literal["separate", "joint"] = Field(
         default="separate", description="Whether each view is normalised by its own statistics; `joint` is a deviation."
     )
+    decoupled: bool = Field(
+        default=False, description="The positive leaves the denominator of the instance loss (decoupled contrastive)."
+    )
+    finch_level: int = Field(
+        default=1, ge=1, le=2, description="Weak labels: nearest-neighbour components or, at 2, those one level higher."
+    )
+    exclude_mates: bool = Field(
+        default=False, description="After the ramp, images of the anchor's weak label are no keys of the instance loss."
+    )
 
 
 class OptimizerConfig(_Model):
@@ -150,6 +159,13 @@ class OptimizerConfig(_Model):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-6, ge=0, le=1)
     trust_coefficient: float = Field(default=1e-3, gt=0, le=1)
+    lars_exclusion: Literal["one-dimensional", "official-names"] = Field(
+        default="one-dimensional",
+        description=(
+            "What is neither decayed nor scaled: every one-dimensional parameter, or as in the released code those "
+            "whose name contains `bn` or `bias`."
+        ),
+    )
 
 
 class AugmentConfig(_Model):
@@ -169,6 +185,37 @@ class AugmentConfig(_Model):
 def weak_augmentation() -> AugmentConfig:
     """The set of the first epochs in the released recipe."""
     return AugmentConfig(scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+
+
+class MultiCropConfig(_Model):
+    """Small crops pulled to their image and its nearest neighbours; SimCLR has only the instance head's part."""
+
+    crops: int = Field(default=0, ge=0, le=16, description="Small crops of each image; 0 is off.")
+    image_size: int | None = Field(
+        default=None, ge=8, le=512, description="Side of the crops in pixels; by default .43 of the views' in eights."
+    )
+    scale_min: float = Field(default=0.05, gt=0, le=1, description="Smallest crop as a share of the image's area.")
+    scale_max: float = Field(default=0.2, gt=0, le=1, description="Largest crop as a share of the image's area.")
+    neighbours: int = Field(default=4, ge=1, le=64, description="K, the nearest neighbours of each image.")
+    own_share: float = Field(default=0.5, ge=0, le=1, description="Share of the image itself beside its neighbours'.")
+    weight: float = Field(default=1.0, ge=0, le=100, description="gamma, the weight of the multi-crop loss.")
+    ramp_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="Share of all steps over which the neighbours' part rises from 0."
+    )
+    restrict_to_component: bool = Field(
+        default=False, description="Only those of the K neighbours that share the image's weak label count."
+    )
+
+    @field_validator("scale_max")
+    @classmethod
+    def _scales_are_ordered(cls, scale_max: float, info: ValidationInfo) -> float:
+        if scale_max < (scale_min := info.data.get("scale_min", 0)):
+            raise ValueError(f"scale_max ({scale_max:g}) must not be smaller than scale_min ({scale_min:g})")
+        return scale_max
+
+    def side(self, image_size: int) -> int:
+        """Side of the crops beside views of `image_size` pixels: .43 of it to a multiple of 8, at least 8."""
+        return self.image_size or max(8, 8 * round(0.43 * image_size / 8))
 
 
 class DataConfig(_Model):
@@ -341,12 +388,27 @@ class PretrainSpec(_Model):
         default="fail", description="What happens when the loss or the weights stop being finite."
     )
 
+    multi_crop: MultiCropConfig = MultiCropConfig()
+    queue_size: int = Field(
+        default=0, ge=0, le=2**20, description="Images of past steps that are neighbours and keys too; 0 is off."
+    )
+    momentum_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="Keys, graph and labels come from a moving average of the network."
+    )
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=2,
+        le=65_536,
+        description="Images a process embeds at a time, in two passes; batch norm is then by chunk, a deviation.",
+    )
+
     @field_validator("processes")
     @classmethod
     def _equal_parts(cls, processes: int, info: ValidationInfo) -> int:
         if (batch_size := info.data.get("batch_size", 0)) % processes:
             raise ValueError(f"batch_size ({batch_size}) must be divisible by processes ({processes})")
         return processes
+
     evaluations: tuple[EvaluationPlan, ...] = Field(
         default=(), max_length=8, description="What to measure on the run's checkpoints, by jobs of their own."
     )
@@ -396,6 +458,59 @@ class PretrainSpec(_Model):
                     f"checkpoints.every_epochs = {kept}"
                 )
         return evaluations
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_has_its_labels(cls, loss: LossConfig, info: ValidationInfo) -> LossConfig:
+        if info.data.get("method") == "simclr" and (loss.finch_level != 1 or loss.exclude_mates):
+            raise ValueError("finch_level and exclude_mates need weak labels, which simclr does not have")
+        return loss
+
+    @field_validator("multi_crop")
+    @classmethod
+    def _crops_fit(cls, multi_crop: MultiCropConfig, info: ValidationInfo) -> MultiCropConfig:
+        if multi_crop.crops == 0:
+            return multi_crop
+        if multi_crop.neighbours >= (batch_size := info.data.get("batch_size", math.inf)):
+            raise ValueError(f"neighbours ({multi_crop.neighbours}) must be fewer than batch_size ({batch_size})")
+        if multi_crop.restrict_to_component and info.data.get("method") == "simclr":
+            raise ValueError("restrict_to_component needs weak labels, which simclr does not have")
+        data = info.data.get("data")
+        if data and (side := multi_crop.side(data.image_size)) > data.image_size:
+            raise ValueError(f"image_size ({side}) must not exceed the views' ({data.image_size})")
+        backbone = info.data.get("backbone")
+        if data and backbone and is_transformer(backbone.name) and side % backbone.patch_size:
+            raise ValueError(f"image_size ({side}) must be divisible by backbone.patch_size ({backbone.patch_size})")
+        return multi_crop
+
+    @field_validator("queue_size")
+    @classmethod
+    def _queue_holds_whole_batches(cls, queue_size: int, info: ValidationInfo) -> int:
+        if queue_size == 0:
+            return queue_size
+        if queue_size % (batch_size := info.data.get("batch_size", 1)):
+            raise ValueError(f"queue_size ({queue_size}) must be a multiple of batch_size ({batch_size})")
+        if info.data.get("method") == "simclr":
+            raise ValueError("queue_size needs the weak-label head, which simclr does not have")
+        if (loss := info.data.get("loss")) and loss.finch_level != 1:
+            raise ValueError("queue_size is not defined together with loss.finch_level 2")
+        return queue_size
+
+    @field_validator("momentum_decay")
+    @classmethod
+    def _momentum_keys_are_detached(cls, momentum_decay: float | None, info: ValidationInfo) -> float | None:
+        if momentum_decay is not None and (loss := info.data.get("loss")) and not loss.detach_keys:
+            raise ValueError("momentum_decay makes keys without gradient, so loss.detach_keys must stay true")
+        return momentum_decay
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _micro_batches_are_whole(cls, micro_batch_size: int | None, info: ValidationInfo) -> int | None:
+        batch_size = info.data.get("batch_size")
+        part = batch_size // info.data.get("processes", 1) if batch_size else 0
+        if micro_batch_size is not None and part % micro_batch_size:
+            raise ValueError(f"micro_batch_size ({micro_batch_size}) must divide each process's images ({part})")
+        return micro_batch_size
 
 
 class CheckpointFeatures(_Model):

@@ -1,22 +1,23 @@
-"""The network under training: one backbone, the instance head and, for WCL, the weak-label head; and its loss.
+"""The network under training: one backbone, the instance head and, for WCL, the weak-label head.
 
-x^1, x^2 ── backbone ── h ─┬─ instance head ── z ── NT-Xent                    L_NCE
-                           └─ weak head ────── u ── swapped weak-label loss    L_swap
+    x^1, x^2, small crops ── backbone ── h ─┬─ instance head ── z
+                                            └─ weak head ────── u
+
+What the loss makes of z and u is in `objective`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wcl_core.backbones import build_backbone
-from wcl_core.config import LossConfig, PretrainSpec
+from wcl_core.config import PretrainSpec
 from wcl_core.data import derived_seed
-from wcl_core.distributed import Ranks
 from wcl_core.heads import ProjectionHead
-from wcl_core.losses import nt_xent, swapped_weak_label_loss
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,55 @@ class Embeddings:
 
     z: Tensor
     u: Tensor | None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Normalised images of one batch: two views (B, 3, H, W) and perhaps V small crops (B, V, 3, S, S) of each."""
+
+    first: Tensor
+    second: Tensor
+    crops: Tensor | None = None
+
+    def chunks(self, size: int) -> list[Views]:
+        """Consecutive parts of `size` images each."""
+        crops = [None] * (len(self.first) // size) if self.crops is None else self.crops.split(size)
+        return [Views(*part) for part in zip(self.first.split(size), self.second.split(size), crops, strict=True)]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of `Views`: both views and, flat in each row so that all parts have B rows, the crops.
+
+    Attributes:
+        first: the first view's.
+        second: the second view's.
+        crops: z and u of shape (B, V D); None without crops.
+    """
+
+    first: Embeddings
+    second: Embeddings
+    crops: Embeddings | None = None
+
+    def parts(self) -> list[Tensor]:
+        """Every tensor there is, in an order that `map` keeps."""
+        views = [self.first, self.second, *([] if self.crops is None else [self.crops])]
+        return [part for view in views for part in (view.z, view.u) if part is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Embedded:
+        """Each part changed alike."""
+        return self.replaced([change(part) for part in self.parts()])
+
+    def replaced(self, parts: list[Tensor]) -> Embedded:
+        """The same structure with other tensors in the order of `parts`."""
+        rest = iter(parts)
+        views = [self.first, self.second, *([] if self.crops is None else [self.crops])]
+        return Embedded(*(Embeddings(next(rest), None if view.u is None else next(rest)) for view in views))
+
+    @staticmethod
+    def joined(chunks: list[Embedded]) -> Embedded:
+        """The rows of all chunks, in their order."""
+        return chunks[0].replaced([torch.cat(rows) for rows in zip(*(chunk.parts() for chunk in chunks), strict=True)])
 
 
 class Model(nn.Module):
@@ -58,19 +108,15 @@ class Model(nn.Module):
         u1, u2 = (None, None) if both.u is None else both.u.chunk(2)
         return Embeddings(z1, u1), Embeddings(z2, u2)
 
-
-def gathered(ranks: Ranks, a: Embeddings, b: Embeddings) -> tuple[Embeddings, Embeddings]:
-    """The global batch's embeddings of both views from this rank's, in one exchange; gradient flows to own rows."""
-    if a.u is None or b.u is None:
-        return tuple(Embeddings(z, None) for z in ranks.gather(a.z, b.z))  # type: ignore[return-value]
-    z1, u1, z2, u2 = ranks.gather(a.z, a.u, b.z, b.u)
-    return Embeddings(z1, u1), Embeddings(z2, u2)
-
-
-def losses(a: Embeddings, b: Embeddings, config: LossConfig, weak_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(L, L_NCE, L_swap) with L = L_NCE + beta L_swap; without a weak head L_swap is 0. Scalars, float32."""
-    instance = nt_xent(a.z, b.z, config.temperature)
-    if a.u is None or b.u is None:
-        return instance, instance.detach(), torch.zeros_like(instance)
-    weak = swapped_weak_label_loss(a.u, b.u, config.weak_temperature, config.detach_keys)
-    return instance + weak_weight * weak, instance.detach(), weak.detach()
+    def embed(self, views: Views, batch_norm_views: str) -> Embedded:
+        """All views; the small crops are one more pass and so a group of batch-norm statistics of their own."""
+        first, second = self.embed_views(views.first, views.second, batch_norm_views)
+        if views.crops is None:
+            return Embedded(first, second)
+        images = views.crops.flatten(0, 1)
+        if views.first.is_contiguous(memory_format=torch.channels_last):
+            images = images.contiguous(memory_format=torch.channels_last)
+        crops: Embeddings = self(images)
+        count = len(views.crops)
+        u = None if crops.u is None else crops.u.reshape(count, -1)
+        return Embedded(first, second, Embeddings(crops.z.reshape(count, -1), u))

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels, then one-dimensional parameters, neither decayed nor scaled. [D]
+def param_groups(
+    model: nn.Module, weight_decay: float, exclusion: Literal["one-dimensional", "official-names"] = "one-dimensional"
+) -> list[dict[str, Any]]:
+    """Two groups: what is decayed and scaled, and what is neither.
 
-    The released code excludes by name ("bn", "bias") and so leaves the gains of four shortcut batch norms decayed
-    and scaled; excluding every one-dimensional parameter does not.  The `adapt` entry is read by `LARS` alone, so
-    the groups fit `torch.optim.SGD` too.
+    `one-dimensional` leaves out every one-dimensional parameter [D].  `official-names` leaves out those whose name
+    contains "bn" or "bias" [C], and so leaves the gains of the shortcuts' batch norms (`downsample.1.weight`) decayed
+    and scaled.  The gains in our heads are numbered; they count as "bn", so that only the shortcuts' are left [D].
+    The `adapt` entry is read by `LARS` alone, so the groups fit `torch.optim.SGD` too.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if exclusion == "official-names":
+        left_out = ["bn" in name or "bias" in name or ("_head." in name and p.ndim <= 1) for name, p in named]
+    else:
+        left_out = [p.ndim <= 1 for _, p in named]
+    pairs = list(zip(named, left_out, strict=True))
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+        {"params": [p for (_, p), out in pairs if not out], "weight_decay": weight_decay, "adapt": True},
+        {"params": [p for (_, p), out in pairs if out], "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
 

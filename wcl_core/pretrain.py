@@ -1,7 +1,8 @@
 """The training loop: evaluate, save, step, log; top to bottom.
 
 Data order and augmentation are functions of (seed, epoch, step), and nothing draws from torch's global generator, so
-the whole state of a run is the model, the optimiser's momentum and the step.  On equal device, build and thread count
+the whole state of a run is the learner's (the model and, if on, its momentum encoder and queue), the optimiser's
+momentum and the step.  On equal device, build and thread count
 an interrupted run therefore ends with the same bytes as an uninterrupted one.
 """
 
@@ -21,18 +22,20 @@ from wcl_core import checkpoint
 from wcl_core.augment import random_view
 from wcl_core.batch_norm import sync_batch_norm
 from wcl_core.collapse import CollapseError, CollapseWatch, NonFiniteLossError
-from wcl_core.config import PretrainSpec, resolve_spec
+from wcl_core.config import AugmentConfig, PretrainSpec, resolve_spec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
-from wcl_core.model import Embeddings, Model, gathered, losses
+from wcl_core.learner import Learner
+from wcl_core.model import Model, Views
+from wcl_core.objective import Objective
 from wcl_core.optim import LARS, param_groups
 from wcl_core.probe import Probe
 from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
-from wcl_core.schedule import base_learning_rate, learning_rate, weak_weight
-from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement, weak_labels
+from wcl_core.schedule import base_learning_rate, learning_rate
+from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement
 
 _PROGRESS_SECONDS = 1.0
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
@@ -98,8 +101,8 @@ class _Run:
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
-        model = sync_batch_norm(Model(config), ranks, self.device)
-        self.model = model.to(self.device).to(memory_format=self._memory_format)
+        self.learner = Learner(config, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
+        self.model = self.learner.model
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
         self.optimizer = _build_optimizer(config, self.model)
         self.step = 0
@@ -115,6 +118,10 @@ class _Run:
         self.window = _Window()
         self.probe, self.collapse = Probe(config, dataset.train, self.device), CollapseWatch()
         self.clock = _Clock(self.step, config.batch_size)
+
+    def _network(self) -> Model:
+        model = sync_batch_norm(Model(self.config), self.ranks, self.device)
+        return model.to(self.device).to(memory_format=self._memory_format)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -175,34 +182,40 @@ class _Run:
 
     def _train_step(self, index: Tensor, epoch: int) -> None:
         config = self.config
-        images = self.images[index]
+        views = self._views(self.images[index], epoch)
         index = index.to(self.device)
-        first, second = (self._view(images, epoch, view) for view in (0, 1))
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
-        beta = weak_weight(self.step, self.total_steps, config.loss.weak_weight, config.loss.weak_ramp_fraction)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
-            a, b = self.model.embed_views(first, second, config.loss.batch_norm_views)
-        a, b = gathered(self.ranks, a, b)
-        loss, instance, weak = losses(a, b, config.loss, beta)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found = self.learner.gradients(views, index, self.step, self.total_steps)
         self.ranks.sum_gradients(self.model.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.learner.follow(index, self.step)
         self.step += 1
         self.latest.pop(_KNN_METRIC, None)  # it belongs to the step where it was measured
-        self.window.add(torch.stack((loss.detach(), instance, weak)))
+        self.window.add(torch.stack((found.total.detach(), found.instance, found.weak, found.multi_crop)))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
-            self._log(rate, a, b, self.labels[index])
+            self._log(rate, found, self.labels[index])
         if self.clock.is_due():
             self._progress("train")
 
-    def _view(self, images: Tensor, epoch: int, view: int) -> Tensor:
-        config = self.config
+    def _views(self, images: Tensor, epoch: int) -> Views:
+        """Two views and the small crops, which are augmented like them [D]; numbers 0, 1 and from 2 on."""
+        config, crops = self.config, self.config.multi_crop
         augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation
-        place = {"seed": config.seed, "epoch": epoch, "step": self.step, "view": view}
-        x = random_view(images, augmentation, config.data.image_size, ranks=self.ranks, **place)
+        first, second = (self._view(images, augmentation, config.data.image_size, epoch, view) for view in (0, 1))
+        if crops.crops == 0:
+            return Views(first, second)
+        small, side = augmentation.model_copy(update={"scale_min": crops.scale_min}), crops.side(config.data.image_size)
+        views = [self._view(images, small, side, epoch, 2 + v, crops.scale_max) for v in range(crops.crops)]
+        return Views(first, second, torch.stack(views, dim=1))
+
+    def _view(
+        self, images: Tensor, augmentation: AugmentConfig, side: int, epoch: int, view: int, scale_max: float = 1.0
+    ) -> Tensor:
+        place = {"seed": self.config.seed, "epoch": epoch, "step": self.step, "view": view}
+        x = random_view(images, augmentation, side, ranks=self.ranks, scale_max=scale_max, **place)
         return x.contiguous(memory_format=self._memory_format)
 
     @property
@@ -210,13 +223,15 @@ class _Run:
         precision = self.config.precision
         return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
 
-    def _log(self, rate: float, a: Embeddings, b: Embeddings, classes: Tensor) -> None:
+    def _log(self, rate: float, found: Objective, classes: Tensor) -> None:
         """Read the window's means from the device, once; all ranks have the same, since each has the whole batch."""
-        total, instance, weak = self.window.means()
+        total, instance, weak, multi_crop = self.window.means()
         values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
-        if a.u is not None and b.u is not None:
+        if found.labels is not None:
             known = None if self.dataset.unlabelled is not None else classes
-            values |= {"train/loss_weak": weak, **_weak_monitors(a.u.detach(), b.u.detach(), known)}
+            values |= {"train/loss_weak": weak, **_weak_monitors(*found.labels, known)}
+        if self.config.multi_crop.crops:
+            values["train/loss_multi_crop"] = multi_crop
         if speed := self.clock.window_images_per_second(self.step):
             values["train/images_per_second"] = speed
         self.latest |= {"train/loss": total}
@@ -292,7 +307,7 @@ class _Run:
             self.reporter.checkpoint(**self.unregistered, sha256=written.sha256, size=written.size)
 
     def _state(self) -> dict[str, Tensor]:
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = self.learner.state()
         for name, parameter in self.model.named_parameters():
             slot = self.optimizer.state[parameter].get(_momentum_slot(self.optimizer))
             if slot is not None:
@@ -322,7 +337,7 @@ class _Run:
     def _load(self, path: Path) -> None:
         saved = checkpoint.read(path)
         _check_same_run(path, saved, self.config, self.dataset)
-        self.model.load_state_dict(saved.part("model/"))
+        self.learner.load(saved.part)
         slots = saved.part("optimizer/")
         for name, parameter in self.model.named_parameters():
             if (slot := slots.get(f"{name}/momentum")) is not None:
@@ -411,7 +426,7 @@ class _Clock:
 
 def _build_optimizer(config: PretrainSpec, model: Model) -> torch.optim.Optimizer:
     options = config.optimizer
-    groups = param_groups(model, options.weight_decay)
+    groups = param_groups(model, options.weight_decay, options.lars_exclusion)
     if options.name == "lars":
         return LARS(
             groups,
@@ -427,9 +442,8 @@ def _momentum_slot(optimizer: torch.optim.Optimizer) -> str:
     return "momentum" if isinstance(optimizer, LARS) else "momentum_buffer"
 
 
-def _weak_monitors(u1: Tensor, u2: Tensor, classes: Tensor | None) -> dict[str, float]:
+def _weak_monitors(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[str, float]:
     """Cheap signs of how good the weak labels of this batch are, read from the device at once."""
-    y1, y2 = weak_labels(u1), weak_labels(u2)
     values = {
         "weak/components": torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
         "weak/view_agreement": view_agreement(y1, y2),

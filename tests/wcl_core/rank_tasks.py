@@ -11,7 +11,8 @@ from torch import nn
 from tests.wcl_core import small
 from wcl_core.batch_norm import sync_batch_norm
 from wcl_core.distributed import Ranks
-from wcl_core.model import Model, gathered, losses
+from wcl_core.model import Model, Views
+from wcl_core.objective import Weights, objective
 from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, Record, Request
 
@@ -22,15 +23,17 @@ def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, An
     model = sync_batch_norm(Model(spec), ranks, torch.device("cpu")).double()
     generator = torch.Generator().manual_seed(5)
     views = [torch.randn(16, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+    crops = torch.randn(16, 2, 3, 8, 8, generator=generator, dtype=torch.float64)
     own = ranks.own(16)
-    a, b = model.embed_views(views[0][own], views[1][own], spec.loss.batch_norm_views)
-    a, b = gathered(ranks, a, b)
-    loss, _, _ = losses(a, b, spec.loss, 0.7)
+    part = Views(views[0][own], views[1][own], crops[own] if spec.multi_crop.crops else None)
+    embedded = model.embed(part, spec.loss.batch_norm_views)
+    embedded = embedded.replaced(ranks.gather(*embedded.parts()))
+    loss = objective(embedded, spec, Weights(weak=0.7, neighbours=0.4, is_ramped=True), torch.arange(16)).total
     loss.backward()
     ranks.sum_gradients(model.parameters())
     return {
         "loss": loss.item(),
-        "z": a.z.tolist(),
+        "z": embedded.first.z.tolist(),
         "gradient": {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None},
         "buffers": {name: buffer.double().flatten().tolist() for name, buffer in model.named_buffers()},
     }

@@ -304,3 +304,13 @@ def test_a_view_depends_on_the_image_and_not_on_the_rank_that_holds_it(size: int
     ]
 
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
+
+
+def test_small_crops_stay_below_their_largest_scale() -> None:
+    """In area; a crop that does not fit at any try would be the whole image, and here every one fits."""
+    draws = augment._Draws(4000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    height, width = augment._crop_sides(0.05, 64, 64, draws, 0.2)
+    share = height * width / 64**2
+    assert 0.05 <= share.min() < 0.051
+    assert 0.199 < share.max() <= 0.2 + 1e-6
+    assert share.mean().item() == pytest.approx(0.125, abs=0.003)

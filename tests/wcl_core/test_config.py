@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.wcl_core import small
-from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config import Kind, MultiCropConfig, PretrainSpec, parse_spec, resolve_spec
 
 EVALUATE: dict[str, Any] = {"data": {"name": "digits"}, "features": {"kind": "pixels"}}
 
@@ -58,6 +58,15 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("method", "moco"),
         ("precision", "float16"),
         ("threads", 0),
+        ("loss.finch_level", 3),
+        ("optimizer.lars_exclusion", "none"),
+        ("multi_crop.crops", 17),
+        ("multi_crop.neighbours", 0),
+        ("multi_crop.scale_max", 0.01),
+        ("multi_crop.own_share", 1.5),
+        ("queue_size", -64),
+        ("momentum_decay", 1.0),
+        ("micro_batch_size", 1),
         ("spec_version", 2),
     ],
 )
@@ -76,6 +85,24 @@ def test_a_dataset_is_a_registered_name_never_a_path(name: Any) -> None:
         ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs"),
         ({"epochs": 3, "weak_augmentation_epochs": 4}, "weak_augmentation_epochs"),
         ({"backbone": {"name": "resnet18", "width": 16}}, "backbone.width"),
+        ({"method": "simclr", "loss": {"finch_level": 2}}, "loss"),
+        ({"method": "simclr", "loss": {"exclude_mates": True}}, "loss"),
+        ({"method": "simclr", "queue_size": 64}, "queue_size"),
+        ({"method": "simclr", "multi_crop": {"crops": 1, "restrict_to_component": True}}, "multi_crop"),
+        ({"batch_size": 64, "queue_size": 96}, "queue_size"),
+        ({"loss": {"finch_level": 2}, "queue_size": 64}, "queue_size"),
+        ({"loss": {"detach_keys": False}, "momentum_decay": 0.9}, "momentum_decay"),
+        ({"batch_size": 64, "micro_batch_size": 24}, "micro_batch_size"),
+        ({"batch_size": 4, "multi_crop": {"crops": 1, "neighbours": 4}}, "multi_crop"),
+        ({"multi_crop": {"crops": 1, "image_size": 16}}, "multi_crop"),
+        (
+            {
+                "data": {"name": "digits", "image_size": 32},
+                "backbone": {"name": "vit_small", "patch_size": 16},
+                "multi_crop": {"crops": 1, "image_size": 24},
+            },
+            "multi_crop",
+        ),
     ],
 )
 def test_an_impossible_combination_names_the_later_field(changes: dict[str, Any], field: str) -> None:
@@ -94,6 +121,12 @@ def test_short_runs_warm_up_for_a_tenth_unless_told_otherwise() -> None:
     assert (told.warmup_epochs, told.weak_augmentation_epochs) == (10, 2)
     assert (long.warmup_epochs, long.weak_augmentation_epochs) == (10, 10)
     assert wrong_fields("pretrain", sent | {"warmup_epochs": 25}) == ["warmup_epochs"]
+
+
+@pytest.mark.parametrize(("side", "small_side"), [(8, 8), (32, 16), (96, 40), (224, 96)])
+def test_small_crops_are_less_than_half_the_views(side: int, small_side: int) -> None:
+    assert MultiCropConfig().side(side) == small_side
+    assert MultiCropConfig(image_size=24).side(side) == 24
 
 
 def test_a_wrong_field_hides_no_other() -> None:

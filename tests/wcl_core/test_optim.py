@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.wcl_core import small
+from wcl_core.model import Model
 from wcl_core.optim import LARS, param_groups
 
 torch.set_num_threads(1)
@@ -68,6 +70,18 @@ def test_groups_leave_one_dimensional_parameters_alone() -> None:
     assert [p.ndim for p in vectors["params"]] == [1, 1, 1]
     assert (matrices["weight_decay"], matrices["adapt"]) == (0.5, True)
     assert (vectors["weight_decay"], vectors["adapt"]) == (0.0, False)
+
+
+def test_official_names_leave_only_the_gains_of_shortcuts_decayed_and_scaled() -> None:
+    model = Model(small.spec(backbone={"name": "resnet50", "width": 64}))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, left_out = param_groups(model, 0.5, "official-names")
+    vectors = [names[id(p)] for p in decayed["params"] if p.ndim == 1]
+    assert vectors == [f"backbone.layer{stage}.0.downsample.1.weight" for stage in (1, 2, 3, 4)]
+    assert all(p.ndim == 1 for p in left_out["params"])
+    assert len(decayed["params"]) + len(left_out["params"]) == len(names)
+    assert (decayed["weight_decay"], decayed["adapt"]) == (0.5, True)
+    assert (left_out["weight_decay"], left_out["adapt"]) == (0.0, False)
 
 
 def test_groups_fit_sgd() -> None:

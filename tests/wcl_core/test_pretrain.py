@@ -17,7 +17,7 @@ from wcl_core import checkpoint
 from wcl_core import pretrain as pretrain_module
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, presets
-from wcl_core.data import DataError, ImageData
+from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluate.run import load_backbone, untrained_backbone
 from wcl_core.model import Model
 from wcl_core.pretrain import NonFiniteLossError, pretrain
@@ -80,6 +80,18 @@ VARIANTS = {
     "wcl-joint-full-gradient": {"loss": {"batch_norm_views": "joint", "detach_keys": False}},
     "wcl-bfloat16": {"precision": "bfloat16"},
     "wcl-without-momentum": {"optimizer": {"name": "sgd", "momentum": 0.0}},
+    "wcl-queue-momentum-multicrop": {
+        "queue_size": 192,  # three of an epoch's four batches, so that it wraps and holds images of the last epoch
+        "momentum_decay": 0.9,
+        "multi_crop": {"crops": 2, "neighbours": 3, "ramp_fraction": 0.5},
+        "loss": {"exclude_mates": True, "weak_ramp_fraction": 0.5},
+    },
+    "wcl-all-else": {
+        "micro_batch_size": 16,
+        "multi_crop": {"crops": 1, "restrict_to_component": True},
+        "loss": {"finch_level": 2, "decoupled": True, "weak_ramp_fraction": 0.5},
+        "optimizer": LARS | {"lars_exclusion": "official-names"},
+    },
 }
 
 
@@ -194,6 +206,60 @@ def test_everything_that_changes_is_in_the_file(tmp_path: Path) -> None:
     assert {name.removesuffix("/momentum") for name in saved.part("optimizer/")} == weights
     assert saved.metadata.keys() == {"format_version", "spec", "dataset_digest", "step", "epoch", "environment"}
     assert (saved.metadata["step"], saved.metadata["epoch"]) == (TOTAL_STEPS, EPOCHS)
+
+
+def test_queue_and_momentum_encoder_are_in_the_file(tmp_path: Path) -> None:
+    """The queue holds the images of the latest steps; the momentum network lags behind the trained one."""
+    run(small.spec(queue_size=128, momentum_decay=0.9), tmp_path, stop=(3, "drain"))
+    saved = checkpoint.read(last_file(tmp_path))
+    first, second, third = list(epoch_batches(270, 64, 0, 0, 0))[:3]
+    queue = saved.part("queue/")
+    assert torch.equal(queue["images"], torch.cat((third, second)))
+    torch.testing.assert_close(queue["u"].norm(dim=2), torch.ones(2, 128))
+    model, slow = saved.part("model/"), saved.part("momentum/")
+    assert model.keys() == slow.keys()
+    name = "backbone.conv1.weight"
+    start = Model(small.spec()).state_dict()[name]
+    assert 0 < (slow[name] - start).norm() < 0.5 * (model[name] - start).norm()
+
+
+def test_running_statistics_are_updated_once_for_each_pass_with_gradient(tmp_path: Path) -> None:
+    for name, changes, updates in (
+        ("crops", {"multi_crop": {"crops": 2}}, 3),
+        ("chunks", {"micro_batch_size": 16}, 8),
+        ("both", {"multi_crop": {"crops": 2}, "micro_batch_size": 32}, 6),
+    ):
+        run(small.spec(**changes), tmp_path / name, stop=(2, "drain"))
+        saved = checkpoint.read(last_file(tmp_path / name))
+        assert int(saved.tensors["model/backbone.bn1.num_batches_tracked"]) == 2 * updates, name
+
+
+def test_the_multi_crop_term_is_reported_and_weighted(tmp_path: Path) -> None:
+    for method in ("wcl", "simclr"):
+        spec = small.spec(method=method, multi_crop={"crops": 1, "weight": 0.5})
+        curves = small.curves(run(spec, tmp_path / method)[1].records)
+        for step in (1, TOTAL_STEPS):
+            total = curves["train/loss_instance", step] + curves.get(("train/loss_weak", step), 0.0)
+            total += 0.5 * curves["train/loss_multi_crop", step]
+            assert curves["train/loss", step] == pytest.approx(total, rel=1e-6)
+
+
+def test_crops_have_views_and_a_size_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[int, int, float, float]] = []
+    original = pretrain_module.random_view
+
+    def watch(images: torch.Tensor, config: Any, size: int, **options: Any) -> Any:
+        met.append((options["view"], size, config.scale_min, options.get("scale_max", 1.0)))
+        return original(images, config, size, **options)
+
+    monkeypatch.setattr(pretrain_module, "random_view", watch)
+    spec = small.spec(
+        data={"name": "digits", "image_size": 8},
+        multi_crop={"crops": 2, "scale_min": 0.1, "scale_max": 0.3, "image_size": 8},
+        weak_augmentation_epochs=0,
+    )
+    run(spec, tmp_path, stop=(1, "drain"))
+    assert met == [(0, 8, 0.08, 1.0), (1, 8, 0.08, 1.0), (2, 8, 0.1, 0.3), (3, 8, 0.1, 0.3)]
 
 
 @pytest.mark.parametrize(

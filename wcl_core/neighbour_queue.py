@@ -1,0 +1,51 @@
+"""Embeddings of past steps, as further neighbours and keys when a batch holds few images of a class. [D]
+
+Rows are (u^1, u^2, image index) of the latest batches, float32 and without gradient; a row that was never filled has
+the image index -1.  The queue belongs to the state of a run: `pretrain` keeps it in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class NeighbourQueue:
+    """A ring of the last `size` images.
+
+    Args:
+        size: Q, a multiple of the global batch, so that a batch is written in one piece.
+        dim: D of the weak head.
+        device: where it lies.
+
+    Attributes:
+        u: (2, Q, D) float32 unit rows of both views; zero where empty.
+        images: (Q,) int64 index of each image in the train split; -1 where empty.
+    """
+
+    def __init__(self, size: int, dim: int, device: torch.device) -> None:
+        self.u = torch.zeros(2, size, dim, device=device)
+        self.images = torch.full((size,), -1, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def push(self, u1: Tensor, u2: Tensor, images: Tensor, step: int) -> None:
+        """Replace the oldest rows by a batch.
+
+        Args:
+            u1: (B, D) unit rows of the global batch, first view, in global order.
+            u2: (B, D) unit rows, second view.
+            images: (B,) int64 image indices.
+            step: of this batch within the run; it alone says which rows are the oldest.
+        """
+        start = step * len(images) % len(self.images)
+        rows = slice(start, start + len(images))
+        self.u[0, rows], self.u[1, rows], self.images[rows] = u1, u2, images
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"u": self.u, "images": self.images}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint's rows."""
+        self.u.copy_(state["u"])
+        self.images.copy_(state["images"])
