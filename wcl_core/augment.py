@@ -115,8 +115,9 @@ class _Draws:
 def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     """Replace the given samples of x by operation(samples, their parameters as (n, 1, 1, 1))."""
     if len(rows):
-        chosen = [values[rows][:, None, None, None] for values in parameters]
-        x.index_copy_(0, rows, operation(x[rows], *chosen))
+        # index_select, because x[rows] copies several times as long on a CPU.
+        chosen = [values.index_select(0, rows)[:, None, None, None] for values in parameters]
+        x.index_copy_(0, rows, operation(x.index_select(0, rows), *chosen))
 
 
 def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws, scale_max: float = 1.0) -> Tensor:
@@ -132,13 +133,12 @@ def _resized_crop(x: Tensor, config: AugmentConfig, size: int, draw: _Draws, sca
     if max(height, width) / size > _PREFILTER_FROM:
         shrink = torch.maximum(crop_h, crop_w) / size
         x = _gaussian(x, (0.5 * (shrink.square() - 1).clamp_min(0).sqrt()).clamp(1e-3, height / size), height // size)
-    # Affine map from the view's [-1, 1] square to the image's: a scale and the crop's centre on each axis.
+    # From the view's [-1, 1] square to the image's: a scale and the crop's centre on each axis.
     scale_x = crop_w / width * torch.where(flip, -1.0, 1.0)
-    centre_x = (2 * left + crop_w) / width - 1
-    centre_y = (2 * top + crop_h) / height - 1
-    zero = torch.zeros_like(scale_x)
-    theta = torch.stack((scale_x, zero, centre_x, zero, crop_h / height, centre_y), dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, [len(x), 3, size, size], align_corners=False)
+    steps = (torch.arange(size, device=x.device, dtype=x.dtype) * 2 + 1) / size - 1
+    grid_x = scale_x[:, None] * steps + ((2 * left + crop_w) / width - 1)[:, None]
+    grid_y = (crop_h / height)[:, None] * steps + ((2 * top + crop_h) / height - 1)[:, None]
+    grid = torch.stack(torch.broadcast_tensors(grid_x[:, None, :], grid_y[:, :, None]), dim=3)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -198,15 +198,12 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
     chroma = high - low
     red, green, blue = x.split(1, dim=1)
-    safe = chroma.clamp_min(1e-8)
-    sixth = torch.where(
-        high == red,
-        ((green - blue) / safe).remainder(6),
-        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    hue = sixth + 6 * shift
+    is_red, is_green = high == red, high == green
+    ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    sixth = ahead / chroma.clamp_min(1e-8) + torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
     offsets = x.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1)
-    k = (offsets + hue).remainder(6)
+    k = offsets + (sixth + 6 * shift)
+    k = k - 6 * (k / 6).floor()  # k.remainder(6) is several times slower on a CPU
     return high - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
@@ -239,6 +236,7 @@ def _padded(x: Tensor, radius: int) -> tuple[int, int]:
 
 
 def _normalise(x: Tensor) -> Tensor:
+    """To ImageNet's mean and deviation, in place."""
     mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
     std = x.new_tensor(STD).view(1, 3, 1, 1)
-    return (x - mean) / std
+    return x.sub_(mean).div_(std)
