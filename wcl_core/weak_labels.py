@@ -16,6 +16,8 @@ from wcl_core.exclusions import ByName, Exclusion, label_sums
 
 # Similarities are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
+# On a CPU a tile stays in the cache between the passes over it.
+CPU_TILE_PAIRS = 2**20
 
 
 def nearest_neighbours(u: Tensor, *, queue: Tensor | None = None, excluded: Exclusion | None = None) -> Tensor:
@@ -49,7 +51,8 @@ def k_nearest_neighbours(
     with torch.autocast(u.device.type, enabled=False):
         u = u if u.dtype == torch.float64 else u.float()
         keys = u if queue is None else torch.cat((u, queue.to(u.dtype)))
-        size = max(1, MAX_TILE_PAIRS // len(keys))
+        pairs = MAX_TILE_PAIRS if u.is_cuda else min(MAX_TILE_PAIRS, CPU_TILE_PAIRS)
+        size = max(1, pairs // len(keys))
         tiles = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         return torch.cat([_nearest(u, keys, k, excluded, rows) for rows in tiles])
 
