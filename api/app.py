@@ -17,6 +17,7 @@ from api import (
     catalog,
     checkpoints,
     document,
+    groups,
     health,
     job_parts,
     job_routes,
@@ -36,7 +37,19 @@ from jobs.storage import LocalStorage
 _STATIC = Path(__file__).parent / "static"
 _ROUTERS = tuple(
     module.router
-    for module in (job_routes, job_parts, stream_routes, checkpoints, catalog, access, sign_in, health, document, pages)
+    for module in (
+        job_routes,
+        job_parts,
+        groups,
+        stream_routes,
+        checkpoints,
+        catalog,
+        access,
+        sign_in,
+        health,
+        document,
+        pages,
+    )
 )
 
 

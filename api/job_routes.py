@@ -11,15 +11,19 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
-from api import field_errors, rendering, submissions
+from api import field_errors, groups, rendering, submissions
 from api.auth import Reader, Submitter
+from api.deviations import of_preset
+from api.groups import SubmittedGroup
 from api.rendering import JobAnswer, JobSummary
 from api.state import TheDatabase
 from api.submissions import CloneBody, JobBody, JobChange
 from jobs import queries, service, transitions
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
+from jobs.groups import members
 from jobs.models import Job
+from jobs.submission import NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -41,7 +45,7 @@ class JobPage(TypedDict):
 @router.post(
     "",
     status_code=201,
-    response_model=JobAnswer,
+    response_model=JobAnswer | SubmittedGroup,
     responses={200: {"description": "The first job, at a replay; a plan, at a dry run."}},
 )
 def submit(
@@ -55,26 +59,38 @@ def submit(
     """Submit a job.  It is durable once this answers 201.
 
     With `Idempotency-Key` a repeated request answers 200 with the first job and `Idempotency-Replayed: true`.  With
-    `dry_run` nothing is made; the answer is a plan.
+    `dry_run` nothing is made; the answer is a plan.  `seeds` makes a group of jobs, all or none.
     """
-    new = submissions.new_job(body, principal.key_id)
+    new = submissions.new_jobs(body, principal.key_id)
     if dry_run:
         with database.read() as session:
-            return JSONResponse(service.plan(session, new))
-    job, is_replay = _submitted(database, new, idempotency_key, submissions.digest(body))
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+            return JSONResponse(_plan(session, body, new))
+    wanted = new[0] if body.seeds is None else new
+    job, is_replay = _submitted(database, wanted, principal.key_id, idempotency_key, submissions.digest(body))
+    response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
     if is_replay:
         response.status_code = 200
         response.headers["Idempotency-Replayed"] = "true"
-    return _rendered(database, job)
+    if body.seeds is None:
+        return _rendered(database, job)
+    with database.read() as session:
+        return groups.submitted(session, members(session, job.group_id or ""))
 
 
-def _submitted(database: Database, new: service.NewJob, key: str | None, digest: str) -> tuple[Job, bool]:
+def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
+    """Of a group the plan of its first job, which the others follow."""
+    plan = service.plan(session, new[0])
+    found = {"preset": body.preset, "deviations": of_preset(body.preset, plan["spec"])}
+    return plan | found | {"seeds": body.seeds}
+
+
+def _submitted(
+    database: Database, new: NewJob | list[NewJob], owner: str, key: str | None, digest: str
+) -> tuple[Job, bool]:
     if key is None:
-        return database.write(lambda session: service.submit(session, new)), False
+        return database.write(lambda session: service.submit_any(session, new)), False
     if not key.isascii() or not key.isprintable() or not key.strip():
         raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
-    owner = new.created_by or ""
     return service.submit_once(database, key, owner, digest, lambda session: new)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from api.deviations import Deviation, of_preset
 from jobs.curves import CurvePoint
 from jobs.models import Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 
@@ -38,6 +39,7 @@ class JobSummary(TypedDict):
     attempt: int
     failures: int
     parent_id: str | None
+    group_id: str | None
     progress: Json | None
     latest_metrics: dict[str, float | None] | None
     cancel_requested_at: str | None
@@ -50,11 +52,16 @@ class JobSummary(TypedDict):
 
 
 class JobAnswer(JobSummary):
-    """A job with its spec: as resolved, all defaults filled in, and as it was sent."""
+    """A job with its spec: as resolved, all defaults filled in, and as it was sent.
+
+    `deviations` are the fields that differ from the preset it started from; null without one.
+    """
 
     spec_version: int
     spec: Json
     spec_sent: Json
+    preset: str | None
+    deviations: list[Deviation] | None
     resume_checkpoint_id: str | None
     created_by: str | None
 
@@ -107,7 +114,7 @@ class CheckpointAnswer(TypedDict):
 
 
 class EvaluationAnswer(TypedDict):
-    """One measured number."""
+    """One measured number; `details` holds what was found on the way."""
 
     id: str
     checkpoint_id: str | None
@@ -118,6 +125,7 @@ class EvaluationAnswer(TypedDict):
     stderr: float | None
     n: int | None
     params: Json
+    details: Json | None
     seed: int
     dataset_digest: str
     split_digest: str
@@ -185,6 +193,7 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
         "attempt": job.attempt,
         "failures": job.failures,
         "parent_id": job.parent_id,
+        "group_id": job.group_id,
         "progress": job.progress,
         "latest_metrics": job.latest_metrics,
         "cancel_requested_at": iso_or_none(job.cancel_requested_at),
@@ -203,6 +212,8 @@ def job(row: Job, tags: Sequence[str]) -> JobAnswer:
         "spec_version": row.spec_version,
         "spec": row.spec,
         "spec_sent": row.spec_sent,
+        "preset": row.preset,
+        "deviations": of_preset(row.preset, row.spec),
         "resume_checkpoint_id": row.resume_checkpoint_id,
         "created_by": row.created_by,
     }
@@ -262,6 +273,7 @@ def evaluation(row: Evaluation) -> EvaluationAnswer:
         "stderr": row.stderr,
         "n": row.n,
         "params": row.params,
+        "details": row.details,
         "seed": row.seed,
         "dataset_digest": row.dataset_digest,
         "split_digest": row.split_digest,

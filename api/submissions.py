@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from api import field_errors
 from jobs.errors import FieldError, Invalid
-from jobs.service import NewJob, merged
-from wcl_core.config import Kind, Spec, parse_spec, presets, resolve_spec
+from jobs.service import merged
+from jobs.submission import NewJob, default_name
+from wcl_core.config import Kind, Seed, Spec, parse_spec, presets, resolve_spec
+
+_MAX_NAME = 200
 
 
 def _printable(text: str) -> str:
@@ -23,7 +36,7 @@ def _printable(text: str) -> str:
 
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_printable)
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_NAME), AfterValidator(_printable)
 ]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_printable)]
 Priority = Annotated[int, Field(ge=-1000, le=1000, description="Higher runs earlier.")]
@@ -58,6 +71,16 @@ class JobBody(_Body):
     gpus: int = Field(default=0, ge=0, le=64, description="GPUs that the run needs.")
     tags: list[Tag] = Field(default=[], max_length=50)
     after: list[UUID] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+    seeds: list[Seed] | None = Field(
+        default=None, min_length=1, max_length=32, description="One job for each seed, together a group."
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) != len(seeds):
+            raise ValueError("must not repeat a value")
+        return seeds
 
 
 class JobChange(_Body):
@@ -84,13 +107,27 @@ class CloneBody(_Body):
     spec: dict[str, Any] = Field(default={}, description="Fields of the spec, laid over the cloned one.")
 
 
-def new_job(body: JobBody, created_by: str) -> NewJob:
-    """The job that a body asks for.
+def new_jobs(body: JobBody, created_by: str) -> list[NewJob]:
+    """The jobs that a body asks for: one, or one for each of its seeds.
 
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
     sent = body.spec if body.preset is None else merged(_preset(body.preset, body.kind), body.spec)
+    if body.seeds is None:
+        return [_new_job(body, sent, created_by)]
+    if "seed" in body.spec:
+        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names one for each job")])
+    jobs = [_new_job(body, sent | {"seed": seed}, created_by) for seed in body.seeds]
+    return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
+
+
+def _seed_name(job: NewJob, seed: int) -> str:
+    end = f", seed {seed}"
+    return (job.name or default_name(job.spec))[: _MAX_NAME - len(end)] + end
+
+
+def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
     return NewJob(
         kind=body.kind,
         spec_sent=sent,
@@ -102,6 +139,7 @@ def new_job(body: JobBody, created_by: str) -> NewJob:
         tags=tuple(dict.fromkeys(body.tags)),
         after=tuple(dict.fromkeys(str(job_id) for job_id in body.after)),
         created_by=created_by,
+        preset=body.preset,
     )
 
 

@@ -49,6 +49,9 @@ class Job(TypedDict, total=False):
     attempt: int
     failures: int
     parent_id: str | None
+    group_id: str | None
+    preset: str | None
+    deviations: list[Json] | None
     progress: Progress | None
     created_at: str
     started_at: str | None
@@ -82,7 +85,16 @@ class Evaluation(TypedDict, total=False):
     stderr: float | None
     n: int | None
     params: Json
+    details: Json | None
     seed: int
+
+
+class Group(TypedDict, total=False):
+    """Jobs that differ in their seed alone; `results` are numbers over the seeds."""
+
+    group_id: str
+    items: list[Job]
+    results: list[Json]
 
 
 class WclClient:
@@ -132,11 +144,42 @@ class WclClient:
         job: Job = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
         return job
 
+    def submit_group(
+        self,
+        kind: Literal["pretrain", "evaluate"],
+        spec: Mapping[str, Any] | None = None,
+        *,
+        seeds: Sequence[int],
+        preset: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        after: Sequence[str] = (),
+        priority: int | None = None,
+        pool: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Group:
+        """Send one job for each seed, otherwise as `submit`; all are made or none."""
+        body = _job_body(kind, spec, preset, name, tags, after, priority, pool) | {"seeds": list(seeds)}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        group: Group = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
+        return group
+
+    def group(self, group_id: str) -> Group:
+        """The jobs, and every measured number with mean, deviation and 95 % t-interval over the seeds."""
+        group: Group = self._json("GET", f"/v1/groups/{group_id}")
+        return group
+
     def plan(
-        self, kind: Literal["pretrain", "evaluate"], spec: Mapping[str, Any] | None = None, *, preset: str | None = None
+        self,
+        kind: Literal["pretrain", "evaluate"],
+        spec: Mapping[str, Any] | None = None,
+        *,
+        preset: str | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Json:
         """What submitting would do, without doing it."""
         body = _job_body(kind, spec, preset, None, (), (), None, None)
+        body |= {} if seeds is None else {"seeds": list(seeds)}
         plan: Json = self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
         return plan
 

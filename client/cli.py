@@ -124,6 +124,7 @@ def submit(
     after: Annotated[list[str] | None, typer.Option(help="Run only after this job succeeded; may be repeated.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs earlier.")] = None,
     pool: Annotated[str | None, typer.Option(help="The workers to run on.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="0,1,2: one job for each seed, together a group.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, for example epochs=20.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and say what would run.")] = False,
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
@@ -136,18 +137,55 @@ def submit(
         raise typer.BadParameter("--kind is pretrain or evaluate")
     body = apply_overrides(read_spec(spec) if spec else {}, overrides or ())
     job_kind: Any = kind
+    numbers = None if seeds is None else _seeds(seeds)
+    options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "after": after or ()}
+    options |= {"priority": priority, "pool": pool}
     with WclClient.connect() as client:
         if dry_run:
-            print_json(client.plan(job_kind, body, preset=preset))
+            print_json(client.plan(job_kind, body, preset=preset, seeds=numbers))
             return
-        job = client.submit(
-            job_kind, body, preset=preset, name=name, tags=tag or (), after=after or (), priority=priority, pool=pool
-        )
+        if numbers is None:
+            made = [client.submit(job_kind, body, **options)]
+        else:
+            group = client.submit_group(job_kind, body, seeds=numbers, **options)
+            made = group["items"]
         if follow:
-            job = _watch(client, [job], to_stderr=as_json)[0]
-        print_json(job) if as_json else out.print(job["id"])
+            made = _watch(client, made, to_stderr=as_json)
+        if numbers is None:
+            print_json(made[0]) if as_json else out.print(made[0]["id"])
+        else:
+            print_json(group | {"items": made}) if as_json else out.print(group["group_id"])
         if follow:
-            _finish([job])
+            _finish(made)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--seeds {text}: expected numbers with commas between them, as in 0,1,2") from None
+
+
+@app.command()
+def group(
+    group_id: Annotated[str, typer.Argument(help="The group's id, as submit --seeds prints it, or one of its jobs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a group of seeds: its jobs, and mean, deviation and 95 % interval of what was measured."""
+    with WclClient.connect() as client:
+        try:
+            found = client.group(group_id)
+        except NotFoundError:
+            job = find_job(client, group_id)
+            if not job.get("group_id"):
+                raise
+            found = client.group(str(job["group_id"]))
+    if as_json:
+        print_json(found)
+        return
+    out.print(output.jobs_table(found["items"]))
+    if found["results"]:
+        out.print(output.group_table(found["results"]))
 
 
 @app.command()
@@ -175,6 +213,8 @@ def show(job: JobId, as_json: AsJson = False) -> None:
         print_json({**found, "evaluations": evaluations})
         return
     out.print(output.job_table(found))
+    if found.get("deviations"):
+        out.print(output.deviations_table(found["deviations"] or ()))
     if evaluations:
         out.print(output.evaluations_table(evaluations))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -69,6 +69,8 @@ def job_table(job: Job) -> Table:
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
         ("attempt", job.get("attempt")),
+        ("group", job.get("group_id")),
+        ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
         ("created", job.get("created_at")),
         ("started", job.get("started_at")),
@@ -80,6 +82,50 @@ def job_table(job: Job) -> Table:
         if value not in (None, ""):
             table.add_row(name, str(value))
     return table
+
+
+def _preset(job: Job) -> str | None:
+    if not (name := job.get("preset")):
+        return None
+    deviations = job.get("deviations")
+    if deviations is None:
+        return f"{name}, which is no longer known"
+    return f"{name} (deviations: {len(deviations)})" if deviations else f"{name}, as it is"
+
+
+def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
+    """Where a job departs from its preset."""
+    table = Table("field", "preset", "this job", box=None, header_style="bold", title="Deviations from the preset")
+    for entry in deviations:
+        table.add_row(entry["pointer"], _json_text(entry["preset"]), _json_text(entry["job"]))
+    return table
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def group_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Numbers over the seeds, with the 95 % t-interval of their mean."""
+    names = ("protocol", "parameters", "metric", "epoch", "seeds", "mean", "deviation", "95 % interval")
+    table = Table(*names, box=None, header_style="bold")
+    for entry in results:
+        interval = entry["interval"]
+        table.add_row(
+            entry["protocol"],
+            _params(entry["params"]),
+            entry["metric"],
+            "" if entry["epoch"] is None else str(entry["epoch"]),
+            ", ".join(map(str, entry["seeds"])),
+            f"{entry['mean']:.2%}",
+            "" if entry["deviation"] is None else f"{entry['deviation']:.2%}",
+            "one seed has none" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
+        )
+    return table
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.items())
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
@@ -98,7 +144,6 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
     table = Table("protocol", "parameters", "metric", "value", box=None, header_style="bold")
     for entry in evaluations:
-        params = ", ".join(f"{name} {value}" for name, value in entry["params"].items())
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
-        table.add_row(entry["protocol"], params, entry["metric"], f"{entry['value']:.2%}{error}")
+        table.add_row(entry["protocol"], _params(entry["params"]), entry["metric"], f"{entry['value']:.2%}{error}")
     return table

@@ -33,6 +33,11 @@ def check(session: Session, new: NewJob) -> Dataset:
     return dataset
 
 
+def pretraining_count(dataset: Dataset) -> int:
+    """How many images a backbone is trained on: the unlabelled ones where there are some, else the train split."""
+    return int(dataset.counts.get("unlabelled", dataset.counts["train"]))
+
+
 def _dataset(session: Session, name: str, pointer: str, errors: list[FieldError]) -> Dataset | None:
     dataset = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
     if dataset is None:
@@ -44,8 +49,8 @@ def _dataset(session: Session, name: str, pointer: str, errors: list[FieldError]
 
 def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
     errors: list[FieldError] = []
-    if dataset is not None and spec.batch_size > (train := dataset.counts["train"]):
-        detail = f"{spec.batch_size} is more than the {train} train images of {dataset.name}"
+    if dataset is not None and spec.batch_size > (images := pretraining_count(dataset)):
+        detail = f"{spec.batch_size} is more than the {images} train images of {dataset.name}"
         errors.append(FieldError("/spec/batch_size", detail))
     for place, plan in enumerate(spec.evaluations):
         pointer = f"/spec/evaluations/{place}"

@@ -13,7 +13,7 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs.checks import check
+from jobs.checks import check, pretraining_count
 from jobs.database import Database, new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, NotFound
 from jobs.events import record
@@ -46,6 +46,15 @@ def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
     return [submit(session, replace(each, group_id=group_id)) for each in new]
 
 
+def submit_any(session: Session, new: NewJob | Sequence[NewJob]) -> Job:
+    """Add the job, or several as a group; the job, or the first of the group.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    return submit(session, new) if isinstance(new, NewJob) else submit_group(session, new)[0]
+
+
 def submit_once(
     database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob | Sequence[NewJob]]
 ) -> tuple[Job, bool]:
@@ -67,8 +76,7 @@ def submit_once(
             if known.body_digest != body_digest:
                 raise Invalid([FieldError("", "this Idempotency-Key was used with another body")])
             return session.get_one(Job, known.job_id), True
-        made = make(session)
-        job = submit(session, made) if isinstance(made, NewJob) else submit_group(session, made)[0]
+        job = submit_any(session, make(session))
         session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=job.id))
         session.flush()
         return job, False
@@ -96,7 +104,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
     }
     if isinstance(new.spec, PretrainSpec):
-        steps = dataset.counts["train"] // new.spec.batch_size
+        steps = pretraining_count(dataset) // new.spec.batch_size
         answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
     return answer
 
