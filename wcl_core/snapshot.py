@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class Snapshot:
         if layout != self._layout:
             self._allocate(layout, is_gpu)
         for name, tensor in ordered:
-            self._parts[name].tensor.copy_(tensor.detach(), non_blocking=True)
+            _copy(tensor.detach(), self._parts[name].tensor)
         if is_gpu:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -111,3 +112,15 @@ class Snapshot:
             seen_as = self._buffer[start : start + size].view(dtype).view(shape)
             self._parts[name] = _Part(start, start + size, seen_as)
             start += size
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    if source.is_cuda or not source.is_contiguous():
+        target.copy_(source, non_blocking=True)
+        return
+    # On this thread alone: torch would share out each tensor, and on a busy machine wait for its threads each time.
+    np.copyto(_as_bytes(target), _as_bytes(source))
+
+
+def _as_bytes(tensor: Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
