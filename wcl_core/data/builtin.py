@@ -1,4 +1,4 @@
-"""Datasets that need no folder: scikit-learn's digits, and those that torchvision fetches once into a cache folder."""
+"""Datasets that need no folder: the digits of scikit-learn, those that torchvision fetches, those plugins bring."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wcl_core import plugins
 from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
 
 BUILTIN = ("digits", "cifar10", "cifar100", "stl10")
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Images (N, 3, H, W) uint8 and labels (N,) int64 by split, at the size they come in."""
+class Source:
+    """What a dataset is before it is resized, and what a plugin of the group `wcl.datasets` returns.
+
+    Attributes:
+        train, test: images (N, 3, H, W) uint8 and labels (N,) int64.
+        classes: names in label order.
+        unlabelled: further images, with labels of -1.
+    """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -28,16 +35,14 @@ def load_builtin(name: str, cache: Path | None, image_size: int | None) -> Image
     """A builtin dataset at `image_size` pixels, or as it comes when that is None.
 
     Args:
-        name: one of `BUILTIN`.
+        name: one of `BUILTIN`, or an installed plugin.
         cache: folder that fetched files are kept in; by default one in the user's cache.
         image_size: side in pixels.
 
     Raises:
         DataError: no such builtin, or it is neither in the cache nor to be fetched.
     """
-    if name not in BUILTIN:
-        raise DataError(f"dataset {name}: no such builtin; expected one of {', '.join(BUILTIN)}")
-    source = _digits() if name == "digits" else _fetched(name, cache or Path.home() / ".cache" / "wcl")
+    source = _source(name, cache or Path.home() / ".cache" / "wcl")
     parts = [*source.train, *source.test, *(source.unlabelled or ())]
     unlabelled = None if source.unlabelled is None else _resized(*source.unlabelled, image_size)
     return ImageData(
@@ -50,7 +55,27 @@ def load_builtin(name: str, cache: Path | None, image_size: int | None) -> Image
     )
 
 
-def _digits() -> _Source:
+def _source(name: str, cache: Path) -> Source:
+    if name == "digits":
+        return _digits()
+    if name in BUILTIN:
+        return _fetched(name, cache)
+    if name in (known := plugins.names("wcl.datasets")):
+        return _of_plugin(name, cache)
+    raise DataError(f"dataset {name}: no such builtin; expected one of {', '.join(BUILTIN + known)}")
+
+
+def _of_plugin(name: str, cache: Path) -> Source:
+    try:
+        source = plugins.load("wcl.datasets", name)(cache)
+    except Exception as error:  # a plugin raises anything
+        raise DataError(f"dataset {name}: its plugin failed: {error}") from error
+    if not isinstance(source, Source):
+        raise DataError(f"dataset {name}: its plugin returned no wcl_core.data.builtin.Source")
+    return source
+
+
+def _digits() -> Source:
     """The 1,797 handwritten digits of 8x8 pixels and 17 grey levels that scikit-learn carries."""
     from sklearn.datasets import load_digits
 
@@ -59,10 +84,10 @@ def _digits() -> _Source:
     images, labels = grey[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(bunch.target).long()
     is_test = _held_out_fifth(labels)
     classes = tuple(str(digit) for digit in range(10))
-    return _Source((images[~is_test], labels[~is_test]), (images[is_test], labels[is_test]), classes)
+    return Source((images[~is_test], labels[~is_test]), (images[is_test], labels[is_test]), classes)
 
 
-def _fetched(name: str, root: Path) -> _Source:
+def _fetched(name: str, root: Path) -> Source:
     from torchvision import datasets
 
     try:
@@ -70,12 +95,12 @@ def _fetched(name: str, root: Path) -> _Source:
             train, test, unlabelled = (
                 datasets.STL10(str(root), split=split, download=True) for split in ("train", "test", "unlabeled")
             )
-            return _Source(_stl10(train), _stl10(test), tuple(train.classes), _stl10(unlabelled))
+            return Source(_stl10(train), _stl10(test), tuple(train.classes), _stl10(unlabelled))
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
         train, test = (kind(str(root), train=is_train, download=True) for is_train in (True, False))
     except Exception as error:  # torchvision raises what its many sources raise
         raise DataError(f"dataset {name} is not in {root} and could not be fetched: {error}") from error
-    return _Source(_cifar(train), _cifar(test), tuple(train.classes))
+    return Source(_cifar(train), _cifar(test), tuple(train.classes))
 
 
 def _cifar(split: Any) -> tuple[Tensor, Tensor]:
