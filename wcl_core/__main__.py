@@ -93,14 +93,19 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
+    from wcl_core.distributed import joined
     from wcl_core.pretrain import pretrain
 
     spec = _read_spec("pretrain", options.spec)
     assert isinstance(spec, PretrainSpec)
     dataset = _load(spec, options.data_path)
-    with _cancelled_by_interrupt() as request:
+    with joined() as ranks, _cancelled_by_interrupt() as request:
         reporter = ConsoleReporter(request)
-        outcome = pretrain(spec, reporter, dataset=dataset, output_dir=options.output, resume=options.resume)
+        if spec.processes != ranks.size and ranks.is_first:
+            told = f"the spec wants {spec.processes} processes, {ranks.size} train; start them with torchrun"
+            reporter.warning("other_processes", told)
+        arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
+        outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
     return _exit_code(outcome)
 
 

@@ -13,6 +13,7 @@ from jobs import transitions
 from jobs.database import Database
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker, eventually
+from wcl_core import attempt
 from worker.process import PEER_LOST_EXIT, _worst, failure_of, marked
 
 pytestmark = pytest.mark.timeout(300)
@@ -91,6 +92,10 @@ def test_all_ranks_end_with_their_worker(sqlite_database: Database, jobs: Jobs, 
 )
 def test_of_several_ends_the_one_that_says_most_counts(codes: list[int | None], worst: int | None) -> None:
     assert _worst(codes) == worst
+
+
+def test_the_code_of_a_rank_that_lost_the_others_is_known_without_torch() -> None:
+    assert attempt.PEER_LOST_EXIT == PEER_LOST_EXIT
 
 
 def test_another_rank_than_the_first_leaves_its_last_word(tmp_path: Path) -> None:
