@@ -1,7 +1,7 @@
 """Checkpoint files: one safetensors file each, no pickle, equal bytes for equal states.
 
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
-    optimizer/<parameter>/momentum    the optimiser's slot of that parameter
+    optimizer/<parameter>/<slot>      the optimiser's slots of that parameter, see `optimizer`
     metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch and the
                                       environment that exact resume depends on (device, build, memory format)
 

@@ -149,14 +149,19 @@ class LossConfig(_Model):
 
 
 class OptimizerConfig(_Model):
-    """LARS or SGD; the base rate is `learning_rate` times the scaling rule applied to the global batch."""
+    """LARS, SGD or AdamW; the base rate is `learning_rate` times the scaling rule applied to the global batch."""
 
-    name: Literal["lars", "sgd"] = "lars"
-    learning_rate: float = Field(default=0.075, gt=0, le=100)
+    name: Literal["lars", "sgd", "adamw"] = Field(
+        default="lars", description="`adamw` decays apart from the gradient and wants rates of about 0.0001."
+    )
+    learning_rate: float = Field(default=0.075, gt=0, le=100, description="At most 0.01 for `adamw`.")
     scaling: Literal["sqrt", "linear", "none"] = Field(
         default="sqrt", description="`sqrt`: rate * sqrt(B); `linear`: rate * B / 256; `none`: the rate itself."
     )
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="Decay rates of AdamW's two running means; for it alone."
+    )
     weight_decay: float = Field(default=1e-6, ge=0, le=1)
     trust_coefficient: float = Field(default=1e-3, gt=0, le=1)
     lars_exclusion: Literal["one-dimensional", "official-names"] = Field(
@@ -166,6 +171,14 @@ class OptimizerConfig(_Model):
             "whose name contains `bn` or `bias`."
         ),
     )
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _adam_steps_are_large(cls, learning_rate: float, info: ValidationInfo) -> float:
+        # The default is LARS's: with AdamW it would move every weight by a tenth at each step.
+        if info.data.get("name") == "adamw" and learning_rate > 0.01:
+            raise ValueError(f"{learning_rate:g} is too large for adamw; expected at most 0.01")
+        return learning_rate
 
 
 class AugmentConfig(_Model):
@@ -387,6 +400,9 @@ class PretrainSpec(_Model):
     on_non_finite: Literal["fail", "pause"] = Field(
         default="fail", description="What happens when the loss or the weights stop being finite."
     )
+    evaluations: tuple[EvaluationPlan, ...] = Field(
+        default=(), max_length=8, description="What to measure on the run's checkpoints, by jobs of their own."
+    )
 
     multi_crop: MultiCropConfig = MultiCropConfig()
     queue_size: int = Field(
@@ -408,10 +424,6 @@ class PretrainSpec(_Model):
         if (batch_size := info.data.get("batch_size", 0)) % processes:
             raise ValueError(f"batch_size ({batch_size}) must be divisible by processes ({processes})")
         return processes
-
-    evaluations: tuple[EvaluationPlan, ...] = Field(
-        default=(), max_length=8, description="What to measure on the run's checkpoints, by jobs of their own."
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -458,6 +470,7 @@ class PretrainSpec(_Model):
                     f"checkpoints.every_epochs = {kept}"
                 )
         return evaluations
+
 
     @field_validator("loss")
     @classmethod

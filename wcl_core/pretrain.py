@@ -31,7 +31,7 @@ from wcl_core.evaluate.knn import knn_top1
 from wcl_core.learner import Learner
 from wcl_core.model import Model, Views
 from wcl_core.objective import Objective
-from wcl_core.optim import LARS, param_groups
+from wcl_core.optimizer import build_optimizer, load_state, state_of, warning_of
 from wcl_core.probe import Probe
 from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
 from wcl_core.schedule import base_learning_rate, learning_rate
@@ -104,7 +104,7 @@ class _Run:
         self.learner = Learner(config, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
         self.model = self.learner.model
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
-        self.optimizer = _build_optimizer(config, self.model)
+        self.optimizer = build_optimizer(config, self.model)
         self.step = 0
         self.saved_step = -1
         self.writer = checkpoint.BackgroundWriter()
@@ -146,6 +146,8 @@ class _Run:
             total_epochs=self.config.epochs,
             start_step=self.step,
         )
+        if (warning := warning_of(self.config)) is not None:
+            self.reporter.warning("unusual_optimizer", warning)
         self._progress("train")
         if request := self._request():
             return OUTCOME_OF[request]
@@ -308,11 +310,8 @@ class _Run:
 
     def _state(self) -> dict[str, Tensor]:
         tensors = self.learner.state()
-        for name, parameter in self.model.named_parameters():
-            slot = self.optimizer.state[parameter].get(_momentum_slot(self.optimizer))
-            if slot is not None:
-                tensors[f"optimizer/{name}/momentum"] = slot
-        return tensors
+        slots = state_of(self.optimizer, self.model)
+        return tensors | {f"optimizer/{name}": slot for name, slot in slots.items()}
 
     def _metadata(self, epoch: int) -> dict[str, Any]:
         return {
@@ -338,13 +337,7 @@ class _Run:
         saved = checkpoint.read(path)
         _check_same_run(path, saved, self.config, self.dataset)
         self.learner.load(saved.part)
-        slots = saved.part("optimizer/")
-        for name, parameter in self.model.named_parameters():
-            if (slot := slots.get(f"{name}/momentum")) is not None:
-                placed = slot.to(self.device, memory_format=torch.preserve_format)
-                if parameter.ndim == 4:
-                    placed = placed.contiguous(memory_format=self._memory_format)
-                self.optimizer.state[parameter][_momentum_slot(self.optimizer)] = placed
+        load_state(self.optimizer, self.model, saved.part("optimizer/"), self._memory_format)
         self.step = int(saved.metadata["step"])
         then, now = saved.metadata["environment"], self._environment()
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
@@ -422,24 +415,6 @@ class _Clock:
     def _rate(self, since: tuple[float, int], step: int) -> float | None:
         elapsed = time.monotonic() - since[0]
         return (step - since[1]) * self._batch_size / elapsed if step > since[1] and elapsed > 0 else None
-
-
-def _build_optimizer(config: PretrainSpec, model: Model) -> torch.optim.Optimizer:
-    options = config.optimizer
-    groups = param_groups(model, options.weight_decay, options.lars_exclusion)
-    if options.name == "lars":
-        return LARS(
-            groups,
-            lr=0.0,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            trust_coefficient=options.trust_coefficient,
-        )
-    return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum)
-
-
-def _momentum_slot(optimizer: torch.optim.Optimizer) -> str:
-    return "momentum" if isinstance(optimizer, LARS) else "momentum_buffer"
 
 
 def _weak_monitors(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[str, float]:

@@ -32,7 +32,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     [
         ("colour", 1),
         ("loss.temprature", 0.1),
-        ("optimizer.betas", [0.9, 0.99]),
+        ("optimizer.beta1", 0.9),
         ("epochs", "many"),
         ("epochs", 2.5),
         ("epochs", None),
@@ -85,6 +85,8 @@ def test_a_dataset_is_a_registered_name_never_a_path(name: Any) -> None:
         ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs"),
         ({"epochs": 3, "weak_augmentation_epochs": 4}, "weak_augmentation_epochs"),
         ({"backbone": {"name": "resnet18", "width": 16}}, "backbone.width"),
+        ({"optimizer": {"name": "adamw"}}, "optimizer.learning_rate"),
+        ({"optimizer": {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 1.0]}}, "optimizer.betas.1"),
         ({"method": "simclr", "loss": {"finch_level": 2}}, "loss"),
         ({"method": "simclr", "loss": {"exclude_mates": True}}, "loss"),
         ({"method": "simclr", "queue_size": 64}, "queue_size"),

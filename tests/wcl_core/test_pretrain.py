@@ -27,6 +27,7 @@ from wcl_core.schedule import learning_rate
 torch.set_num_threads(1)
 
 LARS = {"name": "lars", "learning_rate": 0.3, "scaling": "none"}
+ADAMW = {"name": "adamw", "learning_rate": 1e-3, "scaling": "none", "betas": [0.8, 0.9], "weight_decay": 0.05}
 
 
 def run(
@@ -80,6 +81,7 @@ VARIANTS = {
     "wcl-joint-full-gradient": {"loss": {"batch_norm_views": "joint", "detach_keys": False}},
     "wcl-bfloat16": {"precision": "bfloat16"},
     "wcl-without-momentum": {"optimizer": {"name": "sgd", "momentum": 0.0}},
+    "wcl-adamw": {"optimizer": ADAMW},
     "wcl-queue-momentum-multicrop": {
         "queue_size": 192,  # three of an epoch's four batches, so that it wraps and holds images of the last epoch
         "momentum_decay": 0.9,
