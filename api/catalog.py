@@ -12,7 +12,8 @@ from api.auth import Reader
 from api.rendering import DatasetAnswer, WorkerAnswer
 from api.state import TheDatabase
 from jobs import queries
-from wcl_core.config import PretrainSpec, presets, resolve_spec
+from wcl_core.config import resolve_spec
+from wcl_core.presets import described_presets
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -61,18 +62,10 @@ def workers(principal: Reader, database: TheDatabase) -> Workers:
 @router.get("/presets")
 def list_presets(principal: Reader) -> Presets:
     """Starting points for `preset` of a new job."""
-    found = presets().items()
+    found = described_presets().items()
     return {
         "items": [
-            {"name": name, "kind": "pretrain", "description": _description(spec), "spec": resolve_spec(spec)}
-            for name, spec in found
+            {"name": name, "kind": "pretrain", "description": preset.description, "spec": resolve_spec(preset.spec)}
+            for name, preset in found
         ]
     }
-
-
-def _description(spec: PretrainSpec) -> str:
-    data, backbone = spec.data, spec.backbone
-    return (
-        f"{spec.method} with a {backbone.name} backbone on {data.name} at {data.image_size} pixels, "
-        f"{spec.epochs} epochs, batch {spec.batch_size}"
-    )

@@ -8,7 +8,8 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from api.field_errors import escaped
-from wcl_core.config import presets, resolve_spec
+from wcl_core.config import resolve_spec
+from wcl_core.presets import presets
 
 
 class Deviation(TypedDict):

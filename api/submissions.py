@@ -24,7 +24,8 @@ from api import field_errors
 from jobs.errors import FieldError, Invalid
 from jobs.service import merged
 from jobs.submission import NewJob, default_name
-from wcl_core.config import Kind, Seed, Spec, parse_spec, presets, resolve_spec
+from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
+from wcl_core.presets import presets
 
 _MAX_NAME = 200
 

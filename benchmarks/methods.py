@@ -30,9 +30,10 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from wcl_core import data
-from wcl_core.config import EvaluateSpec, PretrainSpec, parse_spec, presets, resolve_spec
+from wcl_core.config import EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split, derived_seed
 from wcl_core.evaluate.run import evaluate
+from wcl_core.presets import presets
 from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, NullReporter
 

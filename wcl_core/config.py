@@ -471,7 +471,6 @@ class PretrainSpec(_Model):
                 )
         return evaluations
 
-
     @field_validator("loss")
     @classmethod
     def _loss_has_its_labels(cls, loss: LossConfig, info: ValidationInfo) -> LossConfig:
@@ -603,83 +602,3 @@ def parse_spec(kind: Kind, data: dict[str, Any]) -> Spec:
 def resolve_spec(spec: Spec) -> dict[str, Any]:
     """The spec as JSON values with all defaults filled in: what a job row and a checkpoint keep."""
     return spec.model_dump(mode="json")
-
-
-def presets() -> dict[str, PretrainSpec]:
-    """Complete starting points by name; a small one for CPUs, the others for GPUs.
-
-    `digits-cpu` is our own small recipe; the `wcl-resnet50-*` presets follow the released code's.
-    """
-    digits = PretrainSpec(
-        data=DataConfig(name="digits", image_size=8),
-        epochs=60,
-        batch_size=256,
-        backbone=BackboneConfig(name="tiny", stem="small", width=16),
-        heads=HeadConfig(hidden_dim=128, output_dim=64),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.06, scaling="linear", weight_decay=5e-4),
-        warmup_epochs=6,
-        weak_augmentation_epochs=6,
-        weak_augmentation=AugmentConfig(
-            scale_min=0.4,
-            flip_probability=0,
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0,
-            hue=0,
-            grayscale_probability=0,
-            blur_probability=0,
-        ),
-        augmentation=AugmentConfig(
-            scale_min=0.3,
-            flip_probability=0,
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0,
-            hue=0,
-            grayscale_probability=0,
-            blur_probability=0,
-        ),
-        checkpoints=CheckpointConfig(every_epochs=10, first_epoch=True),
-        log_every_steps=5,
-        knn_every_epochs=10,
-    )
-    cifar_cpu = PretrainSpec(
-        data=DataConfig(name="cifar10", image_size=32),
-        epochs=10,
-        batch_size=256,
-        backbone=BackboneConfig(name="tiny", stem="stride2", width=32),
-        heads=HeadConfig(hidden_dim=512, output_dim=128),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.06, scaling="linear", weight_decay=5e-4),
-        warmup_epochs=1,
-        weak_augmentation_epochs=1,
-        augmentation=AugmentConfig(
-            scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0
-        ),
-        knn_every_epochs=1,
-    )
-    cifar_gpu = cifar_cpu.model_copy(
-        update={
-            "epochs": 200,
-            "batch_size": 512,
-            "backbone": BackboneConfig(name="resnet18", stem="small"),
-            "heads": HeadConfig(),
-            "warmup_epochs": 10.0,
-            "weak_augmentation_epochs": 10,
-            "checkpoints": CheckpointConfig(every_epochs=10),
-            "knn_every_epochs": 10,
-        }
-    )
-    official = PretrainSpec(
-        data=DataConfig(name="imagenet", image_size=224),
-        epochs=200,
-        batch_size=4096,
-        backbone=BackboneConfig(name="resnet50", stem="imagenet"),
-        heads=HeadConfig(hidden_dim=4096, output_dim=256),
-    )
-    return {
-        "digits-cpu": digits,
-        "cifar10-cpu": cifar_cpu,
-        "cifar10-resnet18": cifar_gpu,
-        "wcl-resnet50-200": official,
-        "wcl-resnet50-100": official.model_copy(update={"epochs": 100}),
-    }

@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from api.auth import classification
 from api.document import document
 from tests.api.served import Served, assert_problem
-from wcl_core.config import presets, resolve_spec
+from wcl_core.config import resolve_spec
+from wcl_core.presets import presets
 
 
 @pytest.fixture(scope="module")

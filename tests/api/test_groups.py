@@ -12,7 +12,8 @@ from jobs.database import new_id
 from jobs.models import Job
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
-from wcl_core.config import presets, resolve_spec
+from wcl_core.config import resolve_spec
+from wcl_core.presets import presets
 
 BODY: dict[str, Any] = {"kind": "pretrain", "spec": SPEC, "seeds": [3, 0, 5], "name": "three", "tags": ["trial"]}
 

@@ -12,7 +12,8 @@ from jobs import registry, transitions
 from jobs.database import Database
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
-from wcl_core.config import parse_spec, presets
+from wcl_core.config import parse_spec
+from wcl_core.presets import presets
 
 FACTS = registry.DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, ["0", "1"])
 

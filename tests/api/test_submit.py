@@ -14,7 +14,8 @@ from jobs.models import IdempotencyKey, Job
 from jobs.status import Status
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
-from wcl_core.config import EvaluateSpec, PretrainSpec, presets, resolve_spec
+from wcl_core.config import EvaluateSpec, PretrainSpec, resolve_spec
+from wcl_core.presets import presets
 
 JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from wcl_core import config
+from wcl_core.presets import presets
 
 EXAMPLES = sorted((Path(__file__).parent / "specs").glob("*.json"))
 
@@ -62,8 +63,8 @@ def test_an_unknown_version_is_refused() -> None:
         config.parse_spec("pretrain", {"spec_version": 99, "data": {"name": "digits"}})
 
 
-@pytest.mark.parametrize("name", sorted(config.presets()))
+@pytest.mark.parametrize("name", sorted(presets()))
 def test_preset_is_a_complete_spec(name: str) -> None:
-    preset = config.presets()[name]
+    preset = presets()[name]
 
     assert config.parse_spec("pretrain", config.resolve_spec(preset)) == preset

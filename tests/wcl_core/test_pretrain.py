@@ -16,10 +16,11 @@ from tests.wcl_core.small import EPOCHS, STEPS_PER_EPOCH, TOTAL_STEPS
 from wcl_core import checkpoint
 from wcl_core import pretrain as pretrain_module
 from wcl_core.checkpoint import CheckpointError
-from wcl_core.config import PretrainSpec, presets
+from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluate.run import load_backbone, untrained_backbone
 from wcl_core.model import Model
+from wcl_core.presets import presets
 from wcl_core.pretrain import NonFiniteLossError, pretrain
 from wcl_core.reporter import MemoryReporter, Outcome, Record, Request
 from wcl_core.schedule import learning_rate

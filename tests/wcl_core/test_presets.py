@@ -1,0 +1,64 @@
+"""Presets: those that are promised, each whole, each twin different in one field, rates by the stated rules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from wcl_core.config import parse_spec, resolve_spec
+from wcl_core.presets import described_presets, presets
+from wcl_core.schedule import base_learning_rate
+
+RECIPES = ("digits", "cifar10", "small", *(f"{heads}-{n}" for heads in ("paper", "code") for n in (100, 200, 800)))
+NAMES = {"digits-cpu", "cifar10-cpu", *(f"{method}-{recipe}" for method in ("wcl", "simclr") for recipe in RECIPES)}
+
+
+def test_names_and_descriptions() -> None:
+    assert presets().keys() == NAMES
+    lines = [preset.description for preset in described_presets().values()]
+    assert len(set(lines)) == len(lines)
+    assert all(line and len(line) < 160 and "\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_preset_is_a_spec_as_it_would_be_sent(name: str) -> None:
+    spec = presets()[name]
+    assert parse_spec("pretrain", resolve_spec(spec)) == spec
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("wcl-")))
+def test_a_twin_differs_in_the_method_alone(name: str) -> None:
+    spec, twin = (resolve_spec(presets()[of]) for of in (name, name.replace("wcl-", "simclr-")))
+    assert {field for field in spec if spec[field] != twin[field]} == {"method"}
+    assert (spec["method"], twin["method"]) == ("wcl", "simclr")
+
+
+@pytest.mark.parametrize("epochs", [100, 200, 800])
+def test_the_official_recipes(epochs: int) -> None:
+    paper, code = (presets()[f"wcl-{name}-{epochs}"] for name in ("paper", "code"))
+    for spec, heads in ((paper, (2048, 128)), (code, (4096, 256))):
+        assert (spec.heads.hidden_dim, spec.heads.output_dim) == heads
+        assert (spec.epochs, spec.batch_size, spec.data.image_size) == (epochs, 4096, 224)
+        assert (spec.backbone.name, spec.backbone.stem) == ("resnet50", "imagenet")
+        assert (spec.warmup_epochs, spec.weak_augmentation_epochs) == (10, 10)
+        assert (spec.loss.temperature, spec.loss.weak_temperature, spec.loss.weak_weight) == (0.1, 0.1, 1)
+        assert (spec.loss.detach_keys, spec.optimizer.weight_decay, spec.optimizer.momentum) == (True, 1e-6, 0.9)
+        assert (spec.augmentation.scale_min, spec.weak_augmentation.scale_min) == (0.08, 0.2)
+        assert base_learning_rate(spec.optimizer, spec.batch_size) == pytest.approx(4.8)
+    assert (paper.optimizer.lars_exclusion, code.optimizer.lars_exclusion) == ("one-dimensional", "official-names")
+
+
+def test_the_rate_follows_the_global_batch() -> None:
+    for name, batch, rate in (("wcl-small", 256, 1.2), ("wcl-cifar10", 512, 0.12), ("wcl-digits", 256, 0.06)):
+        spec = presets()[name]
+        assert spec.batch_size == batch
+        assert base_learning_rate(spec.optimizer, batch) == pytest.approx(rate)
+        growth = 2 if spec.optimizer.scaling == "sqrt" else 4
+        assert base_learning_rate(spec.optimizer, 4 * batch) == pytest.approx(growth * rate)
+
+
+def test_presets_import_without_torch() -> None:
+    code = "import sys, wcl_core.presets; wcl_core.presets.presets(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

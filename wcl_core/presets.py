@@ -1,0 +1,146 @@
+"""Complete starting points by name: the paper's and its code's recipes, and small ones of our own.
+
+The rate follows the global batch by the spec's own rule, so a preset stays right at another `batch_size`: square root
+for LARS [C], linear for SGD [D].  Each `wcl-*` has a `simclr-*` twin that differs in the method alone.  Importable
+without torch, as `config` is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from wcl_core.config import (
+    AugmentConfig,
+    BackboneConfig,
+    CheckpointConfig,
+    DataConfig,
+    HeadConfig,
+    OptimizerConfig,
+    PretrainSpec,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A spec and one line on what it is for."""
+
+    description: str
+    spec: PretrainSpec
+
+
+def presets() -> dict[str, PretrainSpec]:
+    """The specs by name, small ones first."""
+    return {name: preset.spec for name, preset in described_presets().items()}
+
+
+@cache
+def described_presets() -> dict[str, Preset]:
+    """All presets by name, small ones first."""
+    wcl = {
+        "wcl-digits": Preset("Handwritten digits of 8 pixels: a minute on one CPU thread [D]", _digits()),
+        "wcl-cifar10": Preset("CIFAR-10 with a ResNet-18 on one GPU, 200 epochs [D]", _cifar10()),
+        "wcl-small": Preset("ImageNet with a ResNet-50 on one GPU, batch 256 [D]", _imagenet(100, batch=256)),
+    }
+    for epochs in (100, 200, 800):
+        paper = f"ImageNet, ResNet-50, batch 4096, {epochs} epochs, heads 2048/128 as the paper states [P]"
+        code = f"ImageNet, ResNet-50, batch 4096, {epochs} epochs, heads 4096/256 and LARS as released [C]"
+        wcl[f"wcl-paper-{epochs}"] = Preset(f"{paper}; no multi-crop", _imagenet(epochs))
+        wcl[f"wcl-code-{epochs}"] = Preset(code, _as_released(epochs))
+    small = {
+        "digits-cpu": Preset("The first steps: wcl-digits by its short name", _digits()),
+        "cifar10-cpu": Preset("CIFAR-10 with a tiny backbone on a CPU: a look, not a result [D]", _cifar10_cpu()),
+    }
+    twins = {name.replace("wcl-", "simclr-", 1): _twin(name, preset) for name, preset in wcl.items()}
+    return small | wcl | twins
+
+
+def _twin(name: str, preset: Preset) -> Preset:
+    """SimCLR (Chen et al., ICML 2020) as the first term of the loss alone: one head, all else equal."""
+    return Preset(f"The SimCLR twin of {name}: {preset.description}", _with(preset.spec, method="simclr"))
+
+
+def _with(spec: PretrainSpec, **changes: object) -> PretrainSpec:
+    return PretrainSpec.model_validate(dict(spec) | changes)
+
+
+def _digits() -> PretrainSpec:
+    plain = AugmentConfig(
+        flip_probability=0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0,
+        hue=0,
+        grayscale_probability=0,
+        blur_probability=0,
+    )
+    return PretrainSpec(
+        data=DataConfig(name="digits", image_size=8),
+        epochs=60,
+        batch_size=256,
+        backbone=BackboneConfig(name="tiny", stem="small", width=16),
+        heads=HeadConfig(hidden_dim=128, output_dim=64),
+        optimizer=_sgd(),
+        warmup_epochs=6,
+        weak_augmentation_epochs=6,
+        weak_augmentation=plain.model_copy(update={"scale_min": 0.4}),
+        augmentation=plain.model_copy(update={"scale_min": 0.3}),
+        checkpoints=CheckpointConfig(every_epochs=10, first_epoch=True),
+        log_every_steps=5,
+        knn_every_epochs=10,
+    )
+
+
+def _sgd() -> OptimizerConfig:
+    return OptimizerConfig(name="sgd", learning_rate=0.06, scaling="linear", weight_decay=5e-4)
+
+
+def _cifar10_cpu() -> PretrainSpec:
+    return PretrainSpec(
+        data=DataConfig(name="cifar10", image_size=32),
+        epochs=10,
+        batch_size=256,
+        backbone=BackboneConfig(name="tiny", stem="stride2", width=32),
+        heads=HeadConfig(hidden_dim=512, output_dim=128),
+        optimizer=_sgd(),
+        warmup_epochs=1,
+        weak_augmentation_epochs=1,
+        augmentation=AugmentConfig(
+            scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0
+        ),
+        knn_every_epochs=1,
+    )
+
+
+def _cifar10() -> PretrainSpec:
+    return _with(
+        _cifar10_cpu(),
+        epochs=200,
+        batch_size=512,
+        backbone=BackboneConfig(name="resnet18", stem="small"),
+        heads=HeadConfig(),
+        warmup_epochs=10,
+        weak_augmentation_epochs=10,
+        checkpoints=CheckpointConfig(every_epochs=10),
+        knn_every_epochs=10,
+    )
+
+
+def _imagenet(epochs: int, batch: int = 4096) -> PretrainSpec:
+    """The recipe of method.md section 7 with the paper's heads; LARS at 0.075 sqrt(B)."""
+    return PretrainSpec(
+        data=DataConfig(name="imagenet", image_size=224),
+        epochs=epochs,
+        batch_size=batch,
+        backbone=BackboneConfig(name="resnet50", stem="imagenet"),
+        heads=HeadConfig(hidden_dim=2048, output_dim=128),
+        optimizer=OptimizerConfig(name="lars", learning_rate=0.075, scaling="sqrt"),
+        warmup_epochs=10,
+        weak_augmentation_epochs=10,
+        checkpoints=CheckpointConfig(every_epochs=10),
+    )
+
+
+def _as_released(epochs: int) -> PretrainSpec:
+    optimizer = OptimizerConfig(name="lars", learning_rate=0.075, scaling="sqrt", lars_exclusion="official-names")
+    return _with(_imagenet(epochs), heads=HeadConfig(hidden_dim=4096, output_dim=256), optimizer=optimizer)
