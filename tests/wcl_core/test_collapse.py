@@ -97,7 +97,8 @@ def test_an_attempt_ends_with_outcome_and_reason(
     changes: dict[str, Any] = {"on_collapse": wanted}
     if reason == "non_finite_loss":
         changes = {"on_non_finite": wanted}
-        monkeypatch.setattr(pretrain_module._Window, "means", lambda _: [math.nan] * 3)
+        means = pretrain_module._Window.means
+        monkeypatch.setattr(pretrain_module._Window, "means", lambda window: [math.nan for _ in means(window)])
     else:
         monkeypatch.setattr(CollapseWatch, "check", lambda *_: "the representation has collapsed")
     write_run(tmp_path, spec=small.fields(**changes), dataset=DIGITS)

@@ -107,8 +107,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
 def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path, method: str) -> None:
-    """Losses to 1e-4 and weights to 2e-3 after eight steps: float32 sums in another order differ by about 1e-7, and
-    each step through batch norms and temperature 0.1 multiplies that; a wrong factor shows at 1e-1 and more."""
+    """Losses to 1e-4, weights to 5e-3 and momentum to 5e-2 after eight steps.
+
+    Sums in another order differ by about 1e-7 in float32. Measured were 1e-5, 5e-5 and 8e-3, the last where a ReLU at
+    its edge went the other way; that there is no error behind it the float64 test above says.
+    """
     fields = small.fields(**RUN, method=method)
     one = rank_tasks.training(SINGLE, tmp_path / "1", fields)
     expected, curves = tensors(tmp_path / "1", 8), small.curves(one["records"])
@@ -124,7 +127,8 @@ def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path
         losses = {key: value for key, value in curves.items() if key[0].startswith("train/loss")}
         assert {key: got[key] for key in losses} == pytest.approx(losses, rel=1e-4)
         for name, tensor in tensors(folder, 8).items():
-            torch.testing.assert_close(tensor, expected[name], rtol=2e-3, atol=2e-3, msg=f"{size} ranks: {name}")
+            near = 5e-2 if name.startswith("optimizer/") else 5e-3
+            torch.testing.assert_close(tensor, expected[name], rtol=near, atol=near, msg=f"{size} ranks: {name}")
 
 
 @pytest.mark.parametrize("asked", [0, 1])

@@ -60,7 +60,8 @@ def test_the_run_carries_its_mark_and_no_setting_of_the_service(folder: Path, mo
     monkeypatch.setenv("WCL_DATABASE_URL", "postgresql://name:secret@host/wcl")
     process = TrainingProcess(folder, "job/1")
     try:
-        environment = psutil.Process(process.pid).environ()
+        # Empty for a moment, while the new program is loaded.
+        environment = eventually(lambda: psutil.Process(process.pid).environ(), "an environment")
         descriptors = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
     finally:
         process.kill()
