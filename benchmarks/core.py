@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from measure import graph, loss, stall, step, views
-from measure.report import save_results, setting
+from measure.report import load_results, save_results, setting
 from measure.rounds import Row, table
 
 ITEMS = ("graph", "loss", "views", "stall", "step", "gpu")
@@ -27,32 +27,38 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.items) - set(ITEMS):
         parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(ITEMS)}")
-    facts, skipped, rates = setting(), list[str](), dict[str, float]()
-    rows: list[Row] = []
-    items: dict[str, Callable[[], list[Row]]] = {
+    skipped: list[str] = []
+    measures: dict[str, Callable[[], list[Row]]] = {
         "graph": lambda: graph.rows(options.rounds),
         "loss": lambda: loss.rows(options.rounds),
         "views": lambda: views.rows(options.rounds),
         "stall": lambda: stall.rows(options.rounds),
         "step": lambda: step.rows(options.rounds, options.lightly_python, skipped),
+        "gpu": lambda: step.gpu_rates(skipped),
     }
-    for name, measure in items.items():
-        if not options.items or name in options.items:
-            print(f"measuring {name}", flush=True)
-            rows += measure()
-    if not options.items or "gpu" in options.items:
-        rates = step.gpu_rates(skipped)
-    lines = [f"{name}: {rate:,.0f} images/s, two views, bfloat16" for name, rate in rates.items()]
-    text = "\n".join([table(rows, skipped), *lines, "", f"Medians of {options.rounds} interleaved rounds."])
-    print(text)
-    if not options.items:
-        facts |= {
-            "rounds": options.rounds,
-            "rows": [asdict(row) for row in rows],
-            "skipped": skipped,
-            "gpu_rates": rates,
-        }
-        save_results("core", facts, text)
+    for name in options.items or ITEMS:
+        print(f"measuring {name}", flush=True)
+        rows = measures[name]()
+        print(table(rows), *[f"skipped: {reason}" for reason in skipped], sep="\n", flush=True)
+        _save(name, rows, skipped, options.rounds)
+        skipped.clear()
+
+
+def _save(name: str, rows: list[Row], skipped: list[str], rounds: int) -> None:
+    """Replace this item among the results; the others stay as they were measured, with their own date and load."""
+    items = load_results("core").get("items", {})
+    items[name] = setting() | {"rounds": rounds, "skipped": list(skipped), "rows": [asdict(row) for row in rows]}
+    items = {item: items[item] for item in ITEMS if item in items}
+    all_rows = [Row(**row) for item in items.values() for row in item["rows"]]
+    notes = [
+        f"- {item}: {facts['date']}, {facts['rounds']} rounds, load average {facts['load_average'][0]} on "
+        f"{facts['cores']} cores" + "".join(f"; skipped: {reason}" for reason in facts["skipped"])
+        for item, facts in items.items()
+    ]
+    text = "\n".join(
+        [table(all_rows), "", "Medians of interleaved rounds; the ratio is the median of the rounds'.", "", *notes]
+    )
+    save_results("core", setting() | {"items": items}, text)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def _processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def load_results(name: str) -> dict[str, Any]:
+    """What `save_results` wrote as JSON; empty when nothing was."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def save_results(name: str, facts: dict[str, Any], table: str) -> None:
     """Write results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)

@@ -66,11 +66,11 @@ def share(item: str, peer: str, ours: list[float], theirs: list[float], at_most:
     )  # fmt: skip
 
 
-def table(rows: list[Row], skipped: list[str]) -> str:
+def table(rows: list[Row]) -> str:
     lines = ["| item | peer | ours | peer's | ratio (range) | goal | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         lines.append(
             f"| {row.item} | {row.peer} | {row.ours:.4g} {row.unit} | {row.theirs:.4g} {row.unit} "
             f"| {row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}) | {row.goal} | {'yes' if row.is_met else 'NO'} |"
         )
-    return "\n".join(lines + [""] + [f"skipped: {reason}" for reason in skipped])
+    return "\n".join(lines)
