@@ -124,6 +124,8 @@ def test_a_transformer_takes_other_sizes_by_interpolated_positions() -> None:
     grid = found[0, 1:, 0].view(4, 4)
     assert torch.allclose(grid, grid[:1].expand(4, 4), atol=1e-6)  # columns run along the last axis
     assert torch.allclose(grid[0, 1:3], torch.tensor([2.5 / 7, 4.5 / 7]), atol=1e-2)
+    flat = network._positions(2, 4)[0, 1:, 0].view(2, 4)
+    assert torch.allclose(flat, grid[:2], atol=1e-6)  # rows first
     with torch.inference_mode():
         assert network(torch.randn(2, 3, 40, 24)).shape == (2, 384)
 
