@@ -17,7 +17,8 @@ from api.problems import Gone
 from api.rendering import CheckpointAnswer
 from api.state import TheDatabase, TheSettings, TheStorage
 from jobs import queries, service
-from jobs.models import Checkpoint
+from jobs.errors import FieldError, Invalid
+from jobs.models import TRAINING, Checkpoint
 from jobs.settings import Settings
 from jobs.storage import Storage
 from wcl_core.export import ExportError
@@ -108,4 +109,6 @@ def _file(checkpoint: Checkpoint, kind: FileKind, settings: Settings, storage: S
         raise Gone(f"the file of checkpoint {checkpoint.id} has {size} bytes, registered are {checkpoint.size}")
     if kind == "native":
         return native, checkpoint.sha256
+    if checkpoint.kind != TRAINING:
+        raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])
     return exports.backbone(settings.exports_dir, native, checkpoint.sha256)

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from api.deviations import Deviation, of_preset
 from jobs.curves import CurvePoint
-from jobs.models import Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
+from jobs.models import TRAINING, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 
 Json = dict[str, Any]
 
@@ -98,11 +98,15 @@ class LogAnswer(TypedDict):
 
 
 class CheckpointAnswer(TypedDict):
-    """A registered checkpoint; `sha256` and `size` are those of the native file."""
+    """A registered checkpoint; `sha256` and `size` are those of the native file.
+
+    `kind` is `training`, or `embeddings`: features of a dataset, which an evaluation wrote.
+    """
 
     id: str
     job_id: str
     attempt: int
+    kind: str
     step: int
     epoch: int
     sha256: str
@@ -242,10 +246,12 @@ def log_line(row: Log) -> LogAnswer:
 
 def checkpoint(row: Checkpoint) -> CheckpointAnswer:
     here = f"/v1/checkpoints/{row.id}"
+    backbone = {"backbone": f"{here}/download?kind=backbone"} if row.kind == TRAINING else {}
     return {
         "id": row.id,
         "job_id": row.job_id,
         "attempt": row.attempt,
+        "kind": row.kind,
         "step": row.step,
         "epoch": row.epoch,
         "sha256": row.sha256,
@@ -257,7 +263,7 @@ def checkpoint(row: Checkpoint) -> CheckpointAnswer:
             "self": here,
             "job": f"/v1/jobs/{row.job_id}",
             "native": f"{here}/download?kind=native",
-            "backbone": f"{here}/download?kind=backbone",
+            **backbone,
         },
     }
 

@@ -66,6 +66,7 @@ class Checkpoint(TypedDict, total=False):
     id: str
     job_id: str
     attempt: int
+    kind: str
     step: int
     epoch: float
     sha256: str

@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid
-from jobs.models import Checkpoint, Dataset, Job
+from jobs.models import TRAINING, Checkpoint, Dataset, Job
 from jobs.status import Status
 from jobs.submission import NewJob
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, ProtocolSettings
@@ -91,9 +91,12 @@ def _check_features(session: Session, spec: EvaluateSpec) -> list[FieldError]:
     if not isinstance(spec.features, CheckpointFeatures):
         return []
     checkpoint = session.get(Checkpoint, str(spec.features.checkpoint_id))
-    if checkpoint is not None and checkpoint.deleted_at is None:
-        return []
-    return [FieldError("/spec/features/checkpoint_id", f"there is no checkpoint {spec.features.checkpoint_id}")]
+    pointer = "/spec/features/checkpoint_id"
+    if checkpoint is None or checkpoint.deleted_at is not None:
+        return [FieldError(pointer, f"there is no checkpoint {spec.features.checkpoint_id}")]
+    if checkpoint.kind != TRAINING:
+        return [FieldError(pointer, f"{checkpoint.id} holds {checkpoint.kind}, not a network")]
+    return []
 
 
 def _check_after(session: Session, after: tuple[str, ...]) -> list[FieldError]:

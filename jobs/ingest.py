@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from jobs import plans
 from jobs.database import new_id, storable
 from jobs.models import (
+    TRAINING,
     Attempt,
     Checkpoint,
     Evaluation,
@@ -202,6 +203,7 @@ def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]
             id=checkpoint_id,
             job_id=job_id,
             attempt=number,
+            kind=line.get("kind", TRAINING),
             **{name: line[name] for name in ("step", "epoch", "path", "sha256", "size", "metrics")},
         )
     )

@@ -32,6 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.database import now_ms, storable
 
+TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of registered files; no run starts from embeddings
 DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -194,7 +195,7 @@ class Checkpoint(Base):
     path: Mapped[str] = mapped_column(_String(500))
     sha256: Mapped[str] = mapped_column(_String(64))
     size: Mapped[int]
-    kind: Mapped[str] = mapped_column(_String(16), server_default=text("'training'"))  # or embeddings
+    kind: Mapped[str] = mapped_column(_String(16), server_default=text(f"'{TRAINING}'"))
     metrics: Mapped[dict[str, Any]]
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())

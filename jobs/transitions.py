@@ -24,7 +24,7 @@ from jobs import ingest, plans
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
-from jobs.models import Attempt, Checkpoint, Dependency, Event, Job, Worker
+from jobs.models import TRAINING, Attempt, Checkpoint, Dependency, Event, Job, Worker
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 
 
@@ -175,7 +175,7 @@ def newest_checkpoint(session: Session, job_id: str) -> CheckpointRef | None:
     """Where the job's next attempt goes on."""
     statement = (
         select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .where(Checkpoint.job_id == job_id, Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None))
         .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
         .limit(1)
     )

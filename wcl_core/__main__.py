@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("evaluate", help="measure features by a spec file")
     verb.add_argument("spec", type=Path)
     verb.add_argument("--checkpoint", type=Path, help="native checkpoint, when the spec's features are of that kind")
+    verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of embeddings")
     _data_options(verb)
     verb.set_defaults(run=_evaluate)
 
@@ -115,7 +116,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     spec = _read_spec("evaluate", options.spec)
     assert isinstance(spec, EvaluateSpec)
     dataset = _load(spec, options.data_path)
-    return _exit_code(evaluate(spec, ConsoleReporter(), data=dataset, checkpoint_path=options.checkpoint))
+    reporter = ConsoleReporter()
+    return _exit_code(
+        evaluate(spec, reporter, data=dataset, checkpoint_path=options.checkpoint, output_dir=options.output)
+    )
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ def _run(run: dict[str, Any], folder: Path, reporter: Reporter, ranks: Ranks) ->
         )
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    return evaluate(spec, reporter, data=dataset, checkpoint_path=_path(run.get("checkpoint")))
+    return evaluate(spec, reporter, data=dataset, checkpoint_path=_path(run.get("checkpoint")), output_dir=folder)
 
 
 def _path(text: str | None) -> Path | None:

@@ -241,7 +241,7 @@ class DataConfig(_Model):
     )
 
 
-Protocol = Literal["knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval"]
+Protocol = Literal["knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed"]
 FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
 
 
@@ -291,7 +291,8 @@ class ProtocolSettings(_Model):
         min_length=1,
         description=(
             "`knn`: knn_k neighbours; `knn_wide`: 200 neighbours, temperature 0.1; `linear`: L-BFGS on cached "
-            "features; `linear_sgd`: SGD as published; `few_labels`; `semi_supervised`: fine-tuning; `retrieval`."
+            "features; `linear_sgd`: SGD as published; `few_labels`; `semi_supervised`: fine-tuning; `retrieval`; "
+            "`embed`: the features of both splits as a float16 file."
         ),
     )
     seed: Seed = 0

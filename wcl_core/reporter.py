@@ -78,9 +78,20 @@ class Reporter:
         )
 
     def checkpoint(
-        self, *, step: int, epoch: int, path: str, sha256: str, size: int, metrics: Mapping[str, float]
+        self,
+        *,
+        step: int,
+        epoch: int,
+        path: str,
+        sha256: str,
+        size: int,
+        metrics: Mapping[str, float],
+        kind: Literal["training", "embeddings"] = "training",
     ) -> None:
-        """A checkpoint file lies whole at `path`, relative to the run's folder; `size` in bytes."""
+        """A checkpoint file lies whole at `path`, relative to the run's folder; `size` in bytes.
+
+        A file of another `kind` is kept and served in the same way, but no run starts from it.
+        """
         self.emit(
             {
                 "type": "checkpoint",
@@ -90,6 +101,7 @@ class Reporter:
                 "sha256": sha256,
                 "size": size,
                 "metrics": dict(metrics),
+                **({} if kind == "training" else {"kind": kind}),
             }
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from torch import Tensor, nn
@@ -32,7 +35,8 @@ from wcl_core.evaluate import (
     semi_supervised,
 )
 from wcl_core.evaluate.classifier import Recipe
-from wcl_core.evaluate.features import network_features
+from wcl_core.evaluate.embedding import write_embeddings
+from wcl_core.evaluate.features import FeatureSet, network_features
 from wcl_core.evaluate.knn import ProtocolError
 from wcl_core.evaluate.pace import Interrupted, Pace
 from wcl_core.evaluate.run import evaluate, untrained_backbone
@@ -366,3 +370,44 @@ def test_pixels_go_through_the_published_protocol_too() -> None:
     data = small.few_digits()
     found = measured(data, protocols=["linear_sgd"], linear_sgd={"epochs": 3, "batch_size": 64, "flip_probability": 0})
     assert found[0]["value"] > 0.3
+
+
+# --- embeddings ----------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_all_features_of_both_splits_in_one_file(tmp_path: Path) -> None:
+    data, reporter = small.few_digits(), MemoryReporter()
+    kind = {"kind": "untrained", "backbone": {"name": "tiny", "width": 4}}
+    spec = evaluate_spec(protocols=["embed", "knn"], features=kind, seed=3)
+    assert evaluate(spec, reporter, data=data, output_dir=tmp_path) == "succeeded"
+
+    record = reporter.of("checkpoint")[0]
+    path = tmp_path / record["path"]
+    content = path.read_bytes()
+    assert (record["kind"], record["size"]) == ("embeddings", len(content))
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert [r["protocol"] for r in reporter.of("evaluation")] == ["knn"]
+    tensors = load_file(path)
+    assert spec.features.kind == "untrained"
+    features = network_features(untrained_backbone(spec.features.backbone, 3), data, CPU)
+    for split, values, labels in (
+        ("train", features.train, data.train.labels),
+        ("test", features.test, data.test.labels),
+    ):
+        assert tensors[f"{split}/features"].dtype == torch.float16
+        torch.testing.assert_close(tensors[f"{split}/features"].float(), values, rtol=1e-3, atol=1e-4)
+        assert torch.equal(tensors[f"{split}/labels"], labels)
+        assert tensors[f"{split}/index"].tolist() == list(range(len(labels)))
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["wcl"])
+    assert (facts["dataset_digest"], facts["split_digests"]["test"]) == (data.digest, data.test.digest)
+    assert facts["features"] == spec.features.model_dump()
+    with pytest.raises(ValueError, match="needs a folder"):
+        evaluate(spec, MemoryReporter(), data=data)
+
+
+def test_features_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    huge = FeatureSet(torch.full((3, 2), 1e5), torch.zeros(3).long(), torch.zeros(3, 2), torch.zeros(3).long())
+    with pytest.raises(ProtocolError, match="embed stores float16.*train"):
+        write_embeddings(tmp_path / "x.safetensors", huge, evaluate_spec(protocols=["embed"]), small.few_digits())
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from wcl_core import checkpoint
 from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, PixelFeatures, PretrainSpec
 from wcl_core.data import ImageData, derived_seed
+from wcl_core.evaluate.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluate.features import network_features, pixel_features
 from wcl_core.evaluate.pace import Interrupted, Pace
 from wcl_core.evaluate.results import Subject, results
@@ -21,7 +22,12 @@ from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
 
 
 def evaluate(
-    spec: EvaluateSpec, reporter: Reporter, *, data: ImageData, checkpoint_path: Path | None = None
+    spec: EvaluateSpec,
+    reporter: Reporter,
+    *,
+    data: ImageData,
+    checkpoint_path: Path | None = None,
+    output_dir: Path | None = None,
 ) -> Outcome:
     """Measure one set of features under the spec's protocols.
 
@@ -30,6 +36,7 @@ def evaluate(
         reporter: told every result; asked at the start, between protocols and within long ones whether to stop.
         data: both splits at the spec's image size.
         checkpoint_path: the native checkpoint when the spec's features come from one.
+        output_dir: where `embed` writes its file, which is reported like a checkpoint of its own kind.
 
     Raises:
         checkpoint.CheckpointError: missing or damaged checkpoint.
@@ -41,6 +48,9 @@ def evaluate(
         subject = _subject(spec, data, checkpoint_path)
         for done, protocol in enumerate(spec.protocols, start=1):
             pace.reach(done)
+            if protocol == "embed":
+                _embed(spec, data, subject, reporter, output_dir)
+                continue
             for result in results(protocol, spec, data, subject, pace):
                 reporter.evaluation(
                     {
@@ -56,6 +66,15 @@ def evaluate(
     except Interrupted as interrupted:
         return OUTCOME_OF[interrupted.request]
     return "succeeded"
+
+
+def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Reporter, output_dir: Path | None) -> None:
+    if output_dir is None:
+        raise ValueError("protocols: embed writes a file and needs a folder for it")
+    written = write_embeddings(output_dir / FILE_NAME, subject.features, spec, data)
+    reporter.checkpoint(
+        step=0, epoch=0, path=FILE_NAME, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"
+    )
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, PretrainSpec]:

@@ -1,0 +1,54 @@
+"""Embeddings: the features of a whole dataset as one file, for other programs.
+
+    train/features, test/features   (N, D) float16, pooled, as computed: neither centred nor normalised
+    train/labels, test/labels       (N,) int64 classes
+    train/index, test/index         (N,) int64, place of the image in its split
+    metadata["wcl"]                 canonical JSON: what was embedded and by what
+
+Written whole and digested like a checkpoint; it is none, and no run starts from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wcl_core import checkpoint
+from wcl_core.checkpoint import Written
+from wcl_core.config import EvaluateSpec
+from wcl_core.data import ImageData
+from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluate.knn import ProtocolError
+
+VERSION = 1
+FILE_NAME = "embeddings.safetensors"
+
+
+def write_embeddings(path: Path, features: FeatureSet, spec: EvaluateSpec, data: ImageData) -> Written:
+    """Write both splits.
+
+    Raises:
+        ProtocolError: when a feature is not finite in float16.
+        OSError: as `checkpoint.write`.
+    """
+    parts = (("train", features.train, features.train_labels), ("test", features.test, features.test_labels))
+    tensors: dict[str, Tensor] = {}
+    for split, values, labels in parts:
+        half = values.to(torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            raise ProtocolError(f"protocols: embed stores float16, which some features of the {split} split exceed")
+        tensors |= {f"{split}/features": half, f"{split}/labels": labels, f"{split}/index": torch.arange(len(labels))}
+    facts = {
+        "kind": "embeddings",
+        "protocol_version": VERSION,
+        "dataset": data.name,
+        "dataset_digest": data.digest,
+        "split_digests": {"train": data.train.digest, "test": data.test.digest},
+        "classes": list(data.classes),
+        "image_size": spec.data.image_size,
+        "features": spec.features.model_dump(mode="json"),
+        "seed": spec.seed,
+    }
+    return checkpoint.write(path, tensors, facts)
