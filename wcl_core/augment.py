@@ -182,15 +182,15 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 1)
+    return (x * factor).clamp_(0, 1)
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x), x, factor.expand_as(x)).clamp(0, 1)
+    return torch.lerp(_grey(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x), x, factor.expand_as(x)).clamp_(0, 1)
 
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x), x, factor.expand_as(x)).clamp(0, 1)
+    return torch.lerp(_grey(x), x, factor.expand_as(x)).clamp_(0, 1)
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -198,13 +198,13 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
     chroma = high - low
     red, green, blue = x.split(1, dim=1)
-    is_red, is_green = high == red, high == green
-    ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    sixth = ahead / chroma.clamp_min(1e-8) + torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
+    # Each branch has its place on the circle in it, times the chroma, so that one division serves all three.
+    after_green = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
+    sixth = torch.where(high == red, green - blue, after_green).div_(chroma.clamp_min(1e-8))
     offsets = x.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1)
-    k = offsets + (sixth + 6 * shift)
-    k = k - 6 * (k / 6).floor()  # k.remainder(6) is several times slower on a CPU
-    return high - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    k = offsets + sixth.add_(shift, alpha=6)
+    k.sub_((k / 6).floor_(), alpha=6)  # k.remainder(6) is several times slower on a CPU
+    return torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma).neg_().add_(high)
 
 
 def _blur_(x: Tensor, probability: float, draw: _Draws) -> None:
