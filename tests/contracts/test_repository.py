@@ -12,9 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-REGISTRY_HOST = re.compile(
-    r"pypi\.org|pythonhosted|download\.pytorch|deb\.debian|npmjs|ghcr\.io|docker\.io|nvcr\.io|quay\.io|--(extra-)?index-url"
+# Written apart, so that this file names none of them either.
+_HOSTS = "py pi.org|python hosted|download.py torch|deb.deb ian|npm js|ghcr .io|docker .io|nvcr .io|quay .io".replace(
+    " ", ""
 )
+REGISTRY_HOST = re.compile("|".join(re.escape(host) for host in _HOSTS.split("|")) + "|--(extra-)?index-url")
 
 
 def tracked_files() -> list[Path]:
