@@ -1,6 +1,6 @@
 """Speed of `wcl_core` against what people would use instead, peers in the same run.
 
-    python benchmarks/core.py [ITEM ...] [--rounds 7] [--lightly-python PATH]
+    python benchmarks/core.py [ITEM ...] [--rounds 7] [--threads N] [--lightly-python PATH]
 
 Items: graph, loss, views, stall, step, gpu; without any, all of them. Only ratios mean anything: rounds are interleaved
 and the table shows the median of each round's ratio with its range.
@@ -9,6 +9,7 @@ and the table shows the median of each round's ratio with its range.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(ITEMS)}; all when none is named")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of whole steps; 1 on a busy machine")
     parser.add_argument("--lightly-python", help="interpreter of an environment with lightly and this project")
     options = parser.parse_args()
     if unknown := set(options.items) - set(ITEMS):
@@ -33,7 +35,7 @@ def main() -> None:
         "loss": lambda: loss.rows(options.rounds),
         "views": lambda: views.rows(options.rounds),
         "stall": lambda: stall.rows(options.rounds),
-        "step": lambda: step.rows(options.rounds, options.lightly_python, skipped),
+        "step": lambda: step.rows(options.rounds, options.threads, options.lightly_python, skipped),
         "gpu": lambda: step.gpu_rates(skipped),
     }
     for name in options.items or ITEMS:

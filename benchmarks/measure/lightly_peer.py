@@ -6,7 +6,6 @@ Its transform works on one PIL image at a time in the loader's processes; the lo
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class Pictures(Dataset[list[Tensor]]):
 class SimCLR(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = build_backbone(BackboneConfig(name="tiny", stem="stride2", width=32))
+        self.backbone = build_backbone(BackboneConfig(name="tiny", stem="stride2", width=32), 32)
         dim = self.backbone.feature_dim
         self.projection_head = SimCLRProjectionHead(dim, 512, 128)
 
@@ -52,23 +51,24 @@ class SimCLR(nn.Module):
         return z
 
 
-def batches(batch_size: int, steps: int) -> Iterator[list[Tensor]]:
+def batches(batch_size: int, steps: int, num_workers: int) -> Iterator[list[Tensor]]:
     loader = DataLoader(
         Pictures(batch_size * steps),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=os.cpu_count() or 1,
-        persistent_workers=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
     )
     while True:
         yield from loader
 
 
-def main(batch_size: int, steps: int) -> None:
+def main(batch_size: int, steps: int, threads: int) -> None:
+    torch.set_num_threads(threads)
     model, criterion = SimCLR(), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
-    stream = batches(batch_size, steps)
+    stream = batches(batch_size, steps, num_workers=threads if threads > 1 else 0)
     for _ in sys.stdin:
         start = time.perf_counter()
         for _ in range(steps):
@@ -82,4 +82,4 @@ def main(batch_size: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

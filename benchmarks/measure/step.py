@@ -72,8 +72,8 @@ def seconds_per_image(config: PretrainSpec, steps: int = STEPS) -> float:
 class Lightly:
     """lightly's example in a process of its own, perhaps of another environment; it times a round when asked."""
 
-    def __init__(self, python: str) -> None:
-        command = [python, str(PEER), str(BATCH), str(STEPS)]
+    def __init__(self, python: str, threads: int) -> None:
+        command = [python, str(PEER), str(BATCH), str(STEPS), str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
         )
@@ -98,21 +98,23 @@ class Lightly:
         return pipe
 
 
-def rows(rounds: int, lightly_python: str | None, skipped: list[str]) -> list[Row]:
-    wcl, simclr = (spec(method) for method in ("wcl", "simclr"))
+def rows(rounds: int, threads: int, lightly_python: str | None, skipped: list[str]) -> list[Row]:
+    """`threads` for ours; lightly has as many, and as many loaders (with one thread: none, all in its process)."""
+    wcl, simclr = (spec(method, threads=threads) for method in ("wcl", "simclr"))
+    on = f"{threads} threads" if threads > 1 else "1 thread"
     times = interleaved(lambda: seconds_per_image(wcl), lambda: seconds_per_image(simclr), rounds)
-    found = [share("whole WCL step, per image", "our SimCLR step", *times, 1.05)]
+    found = [share(f"whole WCL step, per image, {on}", "our SimCLR step", *times, 1.05)]
     if lightly_python is None and importlib.util.find_spec("lightly"):
         lightly_python = sys.executable
     if lightly_python is None:
         skipped.append("SimCLR step against lightly: not installed; name an environment's --lightly-python")
         return found
-    peer = Lightly(lightly_python)
+    peer = Lightly(lightly_python, threads)
     try:
         times = interleaved(lambda: seconds_per_image(simclr), peer.seconds_per_image, rounds)
     finally:
         peer.close()
-    return [*found, faster("whole SimCLR step, per image", "lightly's example", *times, 1.0)]
+    return [*found, faster(f"whole SimCLR step, per image, {on}", "lightly's example", *times, 1.0)]
 
 
 def gpu_rates(skipped: list[str]) -> list[Row]:
