@@ -1,7 +1,7 @@
 """The `evaluations` of a training job: evaluate jobs that its own checkpoints and its success bring about.
 
-    a checkpoint is registered   on = every, when its epoch is one of them
-    the job succeeds             on = final, the last checkpoint;  on = best, the one of the best eval/knn_top1
+    a checkpoint is registered   when = every, when its epoch is one of them
+    the job succeeds             when = final, the last checkpoint;  when = best, the one of the best eval/knn_top1
 
 Both happen in the transaction that they belong to, behind the fence.  What each job stands for is its `origin`, unique
 below its parent, so whoever brings the same about again, such as a newer attempt that saved the same step, adds
@@ -38,11 +38,11 @@ def at_success(session: Session, job_id: str) -> None:
     """Submit what the job's spec asks for once it has succeeded."""
     job = session.get_one(Job, job_id)
     for place, spec, plan in _plans(job):
-        if plan.on == "every":
+        if plan.when == "every":
             continue
-        checkpoint = _last(session, job_id) if plan.on == "final" else _best(session, job_id)
+        checkpoint = _last(session, job_id) if plan.when == "final" else _best(session, job_id)
         if checkpoint is None:
-            message = f"evaluations/{place}: there is no checkpoint for on = {plan.on}"
+            message = f"evaluations/{place}: there is no checkpoint for when = {plan.when}"
             record(session, job_id, "warning", {"reason": "evaluation_not_submitted", "message": message})
         else:
             _submit(session, job, spec, place, plan, checkpoint)
@@ -81,7 +81,7 @@ def _best(session: Session, job_id: str) -> Checkpoint | None:
 def _submit(
     session: Session, job: Job, spec: PretrainSpec, place: int, plan: EvaluationPlan, checkpoint: Checkpoint
 ) -> None:
-    origin = f"evaluations/{place}/{checkpoint.step if plan.on == 'every' else plan.on}"
+    origin = f"evaluations/{place}/{checkpoint.step if plan.when == 'every' else plan.when}"
     known = select(Job.id).where(Job.parent_id == job.id, Job.origin == origin)
     if session.execute(known).first() is not None:
         return
@@ -96,21 +96,21 @@ def _submit(
         kind="evaluate",
         spec_sent=resolve_spec(wanted),
         spec=wanted,
-        name=f"{default_name(wanted)}, {plan.on} of {job.name}"[:200],
+        name=f"{default_name(wanted)}, {plan.when} of {job.name}"[:200],
         priority=job.priority,
         pool=job.pool,
         gpus=job.gpus,
-        tags=(*tags, f"evaluation:{plan.on}"),
+        tags=(*tags, f"evaluation:{plan.when}"),
         created_by=job.created_by,
         parent_id=job.id,
         origin=origin,
     )
     child = add(session, new, dataset, waits=False)
-    record(session, job.id, "evaluation_submitted", {"job": child.id, "on": plan.on, "step": checkpoint.step})
+    record(session, job.id, "evaluation_submitted", {"job": child.id, "when": plan.when, "step": checkpoint.step})
 
 
 def _evaluate_spec(spec: PretrainSpec, plan: EvaluationPlan, checkpoint_id: str) -> EvaluateSpec:
-    settings = plan.model_dump(mode="json", exclude={"data", "on", "every_epochs"})
+    settings = plan.model_dump(mode="json", exclude={"data", "when", "every_epochs"})
     data = (plan.data or spec.data).model_dump(mode="json")
     features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
     found = parse_spec("evaluate", {**settings, "data": data, "features": features, "threads": spec.threads})

@@ -323,7 +323,7 @@ class EvaluationPlan(ProtocolSettings):
     data: DataConfig | None = Field(
         default=None, description="What to measure on; the training data unless given. Another dataset is a transfer."
     )
-    on: Literal["final", "best", "every"] = Field(
+    when: Literal["final", "best", "every"] = Field(
         default="final",
         description=(
             "`final`: the last checkpoint; `best`: the one of the best eval/knn_top1, which was selected on the test "
@@ -337,9 +337,11 @@ class EvaluationPlan(ProtocolSettings):
     @field_validator("every_epochs")
     @classmethod
     def _belongs_to_every(cls, every_epochs: int | None, info: ValidationInfo) -> int | None:
-        is_every = info.data.get("on") == "every"
+        is_every = info.data.get("when") == "every"
         if is_every != (every_epochs is not None):
-            raise ValueError("this field is required for on = every" if is_every else "only on = every has this field")
+            raise ValueError(
+                "this field is required for when = every" if is_every else "only when = every has this field"
+            )
         return every_epochs
 
 
@@ -463,8 +465,8 @@ class PretrainSpec(_Model):
     ) -> tuple[EvaluationPlan, ...]:
         kept = info.data.get("checkpoints", CheckpointConfig()).every_epochs
         for place, plan in enumerate(evaluations):
-            if plan.on == "best" and info.data.get("knn_every_epochs") == 0:
-                raise ValueError(f"entry {place}: on = best needs knn_every_epochs, which is 0")
+            if plan.when == "best" and info.data.get("knn_every_epochs") == 0:
+                raise ValueError(f"entry {place}: when = best needs knn_every_epochs, which is 0")
             if plan.every_epochs is not None and plan.every_epochs % kept:
                 raise ValueError(
                     f"entry {place}: every_epochs = {plan.every_epochs} must be a multiple of "

@@ -66,12 +66,12 @@ def test_the_last_checkpoint_is_measured_once_the_run_succeeds(database: Databas
     with database.read() as session:
         assert queries.tags(session, [child.id]) == {child.id: ["evaluation:final", "trial"]}
     told = [event for event in rows.events(database, run.job_id) if event.type == "evaluation_submitted"]
-    assert [event.data for event in told] == [{"job": child.id, "on": "final", "step": 1000}]
+    assert [event.data for event in told] == [{"job": child.id, "when": "final", "step": 1000}]
     assert claim(database).checkpoint is not None
 
 
 def test_the_best_checkpoint_is_the_earliest_of_the_best_knn(database: Database) -> None:
-    run = training(database, {"on": "best", "protocols": ["linear"]})
+    run = training(database, {"when": "best", "protocols": ["linear"]})
     run.deliver(rows.started(), saved(1, 0.3), saved(3, 0.9), saved(5, 0.9), saved(7), saved(10, 0.5))
     run.deliver(rows.end("succeeded"))
 
@@ -79,7 +79,7 @@ def test_the_best_checkpoint_is_the_earliest_of_the_best_knn(database: Database)
 
 
 def test_every_so_many_epochs_a_checkpoint_is_measured_while_the_run_goes_on(database: Database) -> None:
-    run = training(database, {"on": "every", "every_epochs": 4, "protocols": ["linear"]})
+    run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]})
     run.deliver(rows.started(), saved(1), saved(4))
 
     assert measured_epochs(database, run.job_id) == [4]
@@ -89,14 +89,14 @@ def test_every_so_many_epochs_a_checkpoint_is_measured_while_the_run_goes_on(dat
 
 @pytest.mark.parametrize("outcome", ["failed", "cancelled", "paused", "drained"])
 def test_only_success_brings_final_evaluations_about(database: Database, outcome: str) -> None:
-    run = training(database, {"protocols": ["linear"]}, {"on": "best", "protocols": ["linear"]})
+    run = training(database, {"protocols": ["linear"]}, {"when": "best", "protocols": ["linear"]})
     run.deliver(rows.started(), saved(9, 0.5), rows.end(outcome, "bad_data" if outcome == "failed" else None))
 
     assert children(database, run.job_id) == []
 
 
 def test_a_newer_attempt_that_saves_the_same_step_doubles_nothing(database: Database) -> None:
-    run = training(database, {"on": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
+    run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
     run.deliver(rows.started(), saved(4), rows.end("drained"))
     measuring = claim(database)  # the same priority, but older
     assert measuring.job_id == run.job_id
@@ -109,7 +109,7 @@ def test_a_newer_attempt_that_saves_the_same_step_doubles_nothing(database: Data
 
 
 def test_a_superseded_attempt_brings_nothing_about(database: Database) -> None:
-    run = training(database, {"on": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
+    run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
     run.deliver(rows.started())
     database.write(lambda session: transitions.end_attempt(session, run.job_id, 1, "failed", "worker_lost"))
 
@@ -120,7 +120,7 @@ def test_a_superseded_attempt_brings_nothing_about(database: Database) -> None:
 
 
 def test_a_delivery_that_is_sent_again_doubles_nothing(database: Database) -> None:
-    run = training(database, {"on": "every", "every_epochs": 4, "protocols": ["linear"]})
+    run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]})
     lines = rows.numbered([rows.started(), saved(4)])
     run.send(lines)
     run.send(lines)
@@ -137,7 +137,7 @@ def test_the_database_itself_refuses_a_second_job_of_one_origin(database: Databa
 
 
 def test_without_a_measured_checkpoint_the_run_succeeds_and_says_what_is_missing(database: Database) -> None:
-    run = training(database, {"on": "best", "protocols": ["linear"]})
+    run = training(database, {"when": "best", "protocols": ["linear"]})
     run.deliver(rows.started(), saved(10), rows.end("succeeded"))
 
     assert job(database, run.job_id).status == "succeeded"
@@ -192,15 +192,15 @@ def test_what_a_plan_cannot_measure_is_said_at_submit(database: Database) -> Non
 @pytest.mark.parametrize(
     ("spec", "where", "says"),
     [
-        ({"evaluations": [{"on": "best"}]}, ("evaluations",), "knn_every_epochs"),
-        ({"evaluations": [{"on": "every"}]}, ("evaluations", 0, "every_epochs"), "required"),
-        ({"evaluations": [{"every_epochs": 2}]}, ("evaluations", 0, "every_epochs"), "only on = every"),
+        ({"evaluations": [{"when": "best"}]}, ("evaluations",), "knn_every_epochs"),
+        ({"evaluations": [{"when": "every"}]}, ("evaluations", 0, "every_epochs"), "required"),
+        ({"evaluations": [{"every_epochs": 2}]}, ("evaluations", 0, "every_epochs"), "only when = every"),
         (
-            {"evaluations": [{"on": "every", "every_epochs": 3}], "checkpoints": {"every_epochs": 2}},
+            {"evaluations": [{"when": "every", "every_epochs": 3}], "checkpoints": {"every_epochs": 2}},
             ("evaluations",),
             "multiple of checkpoints.every_epochs = 2",
         ),
-        ({"evaluations": [{"on": "every", "every_epochs": 2, "x": 1}]}, ("evaluations", 0, "x"), ""),
+        ({"evaluations": [{"when": "every", "every_epochs": 2, "x": 1}]}, ("evaluations", 0, "x"), ""),
     ],
 )
 def test_a_plan_that_contradicts_the_run_names_its_field(spec: dict[str, Any], where: Any, says: str) -> None:
