@@ -8,6 +8,10 @@ The loss that uses the labels is in `losses`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +22,11 @@ from wcl_core.exclusions import ByName, Exclusion, label_sums
 MAX_TILE_PAIRS = 4096 * 4096
 # On a CPU a tile stays in the cache between the passes over it.
 CPU_TILE_PAIRS = 2**20
+# For few rows on a CPU the calls cost more than the work, and NumPy's cost a third of torch's.
+NUMPY_UP_TO_ROWS = 2048
+
+_Array = TypeVar("_Array", Tensor, "np.ndarray[Any, Any]")
+_Operation = Callable[[_Array, _Array], _Array]
 
 
 def nearest_neighbours(u: Tensor, *, queue: Tensor | None = None, excluded: Exclusion | None = None) -> Tensor:
@@ -92,13 +101,18 @@ def components(nn: Tensor) -> Tensor:
         (B,) int64 labels in [0, B), equal exactly within a component.
     """
     count = nn.shape[0]
-    f = nn
-    m = torch.minimum(torch.arange(count, device=nn.device), f)
-    for _ in range((count - 1).bit_length()):
-        # index_select, because m[f] checks and copies several times as long.
-        m = torch.minimum(m, m.index_select(0, f))
-        f = f.index_select(0, f)
-    return m.index_select(0, f)
+    if nn.device.type == "cpu" and count <= NUMPY_UP_TO_ROWS:
+        return torch.from_numpy(_cycle_minima(nn.numpy(), np.arange(count), np.minimum, np.take))
+    # index_select, because m[f] checks and copies several times as long.
+    return _cycle_minima(nn, torch.arange(count, device=nn.device), torch.minimum, lambda m, f: m.index_select(0, f))
+
+
+def _cycle_minima(f: _Array, own: _Array, minimum: _Operation[_Array], take: _Operation[_Array]) -> _Array:
+    m = minimum(own, f)
+    for _ in range((len(own) - 1).bit_length()):
+        m = minimum(m, take(m, f))
+        f = take(f, f)
+    return take(m, f)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from wcl_core.data import ImageData, Split
 from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter
 
-BATCH, STEPS = 128, 8
+BATCH, STEPS = 128, 20  # logged every ten, as by default
 PEER = Path(__file__).with_name("lightly_peer.py")
 GPU_RUNS: tuple[dict[str, Any], ...] = (
     {"backbone": {"name": "resnet18"}, "batch_size": 512, "side": 32},
