@@ -86,7 +86,6 @@ def _nearest(u: Tensor, keys: Tensor, k: int, excluded: Exclusion | None, rows: 
     return torch.stack(found, dim=1)
 
 
-@torch.no_grad()
 def components(nn: Tensor) -> Tensor:
     """Connected components of the graph with the edges {i, nn(i)}, by pointer doubling. [C]
 
@@ -102,7 +101,7 @@ def components(nn: Tensor) -> Tensor:
     """
     count = nn.shape[0]
     if nn.device.type == "cpu" and count <= NUMPY_UP_TO_ROWS:
-        return torch.from_numpy(_cycle_minima(nn.numpy(), np.arange(count), np.minimum, np.take))
+        return torch.from_numpy(_cycle_minima(nn.numpy(), np.arange(count), np.minimum, np.ndarray.take))
     # index_select, because m[f] checks and copies several times as long.
     return _cycle_minima(nn, torch.arange(count, device=nn.device), torch.minimum, lambda m, f: m.index_select(0, f))
 
