@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,25 @@ def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, An
         "gradient": {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None},
         "buffers": {name: buffer.double().flatten().tolist() for name, buffer in model.named_buffers()},
     }
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Whatever the run would compute in float32 is float64: weights, random numbers, views, statistics."""
+    default, to_float = torch.get_default_dtype(), torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.Tensor.float = to_float  # type: ignore[method-assign]
+
+
+def double_training(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """A whole run in float64."""
+    with in_float64():
+        return training(ranks, folder, fields)
 
 
 def training(
