@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import psutil
 
 from client.api import Job, WclClient
 from client.up import free_port
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -38,17 +38,6 @@ LONG_SPEC: dict[str, Any] = SHORT_SPEC | {
 }
 
 
-def eventually(look: Callable[[], T], seconds: float = 60.0, what: str = "it") -> T:
-    """The first true value of `look`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = look()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
-        time.sleep(0.1)
-
-
 class Service:
     """One `wcl up` with its server, its worker and their runs."""
 
@@ -67,7 +56,7 @@ class Service:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True
             )
-        eventually(self._serves, 60, f"the start of the service\n{self.log_path.read_text(errors='replace')}\n")
+        eventually(self._serves, f"the start of the service\n{self.log_path.read_text(errors='replace')}\n", 60)
 
     def _serves(self) -> bool:
         assert self._process
@@ -96,7 +85,7 @@ class Service:
 
     def kill(self, *words: str) -> int:
         """`kill -9` of one process; its id."""
-        found = eventually(lambda: self.process(*words), 30, f"a process {words}")
+        found = eventually(lambda: self.process(*words), f"a process {words}", 30)
         found.send_signal(signal.SIGKILL)
         return found.pid
 
@@ -118,5 +107,5 @@ class Service:
 
 def submit_when_ready(client: WclClient, spec: dict[str, Any], **fields: Any) -> Job:
     """Submit once a worker has registered the data set."""
-    eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], 60, "the digits data set")
+    eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set", 60)
     return client.submit("pretrain", spec, **fields)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from client.api import Job, WclClient
-from tests.acceptance.service import LONG_SPEC, Service, eventually, submit_when_ready
+from tests.acceptance.service import LONG_SPEC, Service, submit_when_ready
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 def start_long_run(client: WclClient) -> str:
     """A running job that already has a registered checkpoint."""
     job_id = submit_when_ready(client, LONG_SPEC)["id"]
-    eventually(lambda: len(client.checkpoints(job_id)) >= 2, 90, "two checkpoints")
+    eventually(lambda: len(client.checkpoints(job_id)) >= 2, "two checkpoints", 90)
     assert client.job(job_id)["status"] == "running"
     return job_id
 
@@ -49,7 +50,7 @@ def test_killed_server_comes_back_and_the_run_goes_on(service: Service) -> None:
         job_id = start_long_run(client)
         pid = service.kill("api")
 
-        eventually(lambda: client.is_ready() and _is_other(service, pid), 60, "the restart of the server")
+        eventually(lambda: client.is_ready() and _is_other(service, pid), "the restart of the server", 60)
         job = client.wait(job_id, timeout_seconds=240)
 
         assert_whole(client, job)
@@ -69,5 +70,5 @@ def test_the_run_of_a_killed_worker_ends_by_itself(small_service: Service) -> No
 
         small_service.kill("worker")
 
-        eventually(lambda: not run.is_running(), 10, "the end of the orphaned run")
+        eventually(lambda: not run.is_running(), "the end of the orphaned run", 10)
         assert_whole(client, client.wait(job_id, timeout_seconds=240))

@@ -12,7 +12,8 @@ import pytest
 
 from client.api import WclClient
 from client.download import Downloaded
-from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, eventually, submit_when_ready
+from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, submit_when_ready
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,7 +31,7 @@ def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedPro
 
 def test_submit_watch_download_by_the_command_line(service: Service, tmp_path: Path) -> None:
     with service.client() as client:
-        eventually(client.datasets, 60, "a data set")
+        eventually(client.datasets, "a data set", 60)
     (tmp_path / "spec.json").write_text(json.dumps(SHORT_SPEC))
 
     submitted = wcl(service, "submit", "spec.json", "--name", "first", "--tag", "acceptance", cwd=tmp_path)
@@ -79,7 +80,7 @@ def _first_bytes(client: WclClient, checkpoint_id: str, target: Path, count: int
 def test_the_service_stops_in_order_and_the_job_goes_on_later(small_service: Service) -> None:
     with small_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
-        eventually(lambda: client.checkpoints(job_id), 60, "a checkpoint")
+        eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)
 
     seconds = small_service.stop()
     small_service.log_path.unlink()
@@ -97,7 +98,7 @@ def test_the_service_stops_in_order_and_the_job_goes_on_later(small_service: Ser
 def test_a_cancelled_job_ends_cancelled_with_its_checkpoints(small_service: Service) -> None:
     with small_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
-        eventually(lambda: client.checkpoints(job_id), 60, "a checkpoint")
+        eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)
         client.cancel(job_id)
         job = client.wait(job_id, timeout_seconds=60)
 

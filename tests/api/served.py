@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,18 +24,11 @@ from jobs import keys, queries
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.jobs import rows
+from tests.waiting import eventually
 
 T = TypeVar("T")
 ALL = ("read", "submit", "admin")
 SPEC = {"data": {"name": "digits", "image_size": 8}}
-
-
-def eventually(look: Callable[[], T], what: str, seconds: float = 10.0) -> T:
-    deadline = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
-        time.sleep(0.01)
-    return value
 
 
 class Served:
@@ -55,7 +47,7 @@ class Served:
 
     def start(self) -> None:
         self._thread.start()
-        eventually(lambda: self._server.started, "the start of the server")
+        eventually(lambda: self._server.started, "the start of the server", 10)
 
     def stop(self) -> None:
         for client in self._clients:

@@ -17,8 +17,9 @@ from safetensors.numpy import load
 
 from client.api import WclClient
 from jobs.database import new_id
-from tests.api.served import SPEC, Served, assert_problem, eventually, native_checkpoint
+from tests.api.served import SPEC, Served, assert_problem, native_checkpoint
 from tests.jobs import rows
+from tests.waiting import eventually
 
 CONTENT = random.Random(0).randbytes(1000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -337,7 +338,7 @@ def test_readers_that_leave_close_the_file(small: Served) -> None:
         links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
         return [str(link.readlink()) for link in links if link.exists() and link.readlink() == place]
 
-    eventually(lambda: open_files() == [], "the end of the abandoned downloads")
+    eventually(lambda: open_files() == [], "the end of the abandoned downloads", 10)
     assert threading.active_count() < 80
 
 

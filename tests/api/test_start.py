@@ -24,8 +24,9 @@ from jobs import keys
 from jobs.database import Database
 from jobs.models import Attempt
 from jobs.status import Status
-from tests.api.served import SPEC, eventually
+from tests.api.served import SPEC
 from tests.jobs import rows
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
@@ -291,7 +292,9 @@ def test_a_person_at_a_terminal_gets_a_link(start: Start) -> None:
     threading.Thread(target=listen, daemon=True).start()
     server = start(output=theirs).ready()
     os.close(theirs)
-    link = eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(said)), "the link").group().decode()
+    link = (
+        eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(said)), "the link", 10).group().decode()
+    )
 
     assert httpx.get(link, trust_env=False).status_code == 200
     assert not SECRET.search(server.words)

@@ -17,8 +17,9 @@ from client.sse import Message
 from jobs import keys, queries, transitions
 from jobs.database import Database
 from jobs.models import Point, Series
-from tests.api.served import Served, assert_problem, eventually, listening, messages
+from tests.api.served import Served, assert_problem, listening, messages
 from tests.jobs import rows
+from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +176,7 @@ def test_a_stream_ends_when_its_reader_goes_away(small: Served) -> None:
         next(messages(stream))
         assert small.app.state.streams.count == 1
 
-    eventually(lambda: small.app.state.streams.count == 0, "the end of the stream")
+    eventually(lambda: small.app.state.streams.count == 0, "the end of the stream", 10)
 
 
 def test_streams_end_when_the_server_stops(small: Served) -> None:

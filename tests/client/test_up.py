@@ -6,22 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from client.up import Child, UpError, UpOptions, free_port, locked, module_environment, port_is_free
+from tests.waiting import eventually
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def test_one_owner_of_a_data_folder(tmp_path: Path) -> None:
@@ -55,7 +47,7 @@ def test_a_dead_child_is_started_again_after_a_pause(tmp_path: Path) -> None:
     assert first
     os.kill(first, signal.SIGKILL)
 
-    eventually(lambda: (child.watch(said.append), child.is_running() and child.pid != first)[1])
+    eventually(lambda: (child.watch(said.append), child.is_running() and child.pid != first)[1], "the new child", 10)
 
     assert len(said) == 1
     assert "exit code -9" in said[0]
@@ -69,7 +61,7 @@ def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
     )
     child.start()
 
-    eventually(lambda: (child.watch(said.append), len(said) == 2)[1])
+    eventually(lambda: (child.watch(said.append), len(said) == 2)[1], "two failures", 10)
 
     assert "in 1 s" in said[0]
     assert "in 2 s" in said[1]
@@ -90,7 +82,7 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
 
-    eventually(lambda: not is_alive(pid))
+    eventually(lambda: not is_alive(pid), "the end of the child", 10)
 
 
 def is_alive(pid: int) -> bool:

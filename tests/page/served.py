@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from jobs.models import Checkpoint
 from jobs.registry import DatasetFacts
 from jobs.settings import Settings
 from jobs.transitions import WorkerFacts
+from tests.waiting import eventually
 from wcl_core.config import parse_spec
 
 ROOT = Path(__file__).parents[2]
@@ -33,17 +33,6 @@ SPEC: dict[str, Any] = {
     "weak_augmentation_epochs": 1,
 }
 T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "it") -> T:
-    """The first true value of `look`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = look()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
-        time.sleep(0.05)
 
 
 class Site:
@@ -67,7 +56,7 @@ class Site:
             [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own, stdout=log, stderr=log
         )
         log.close()
-        eventually(self._is_up, 40, f"the start of the server ({self.settings.data_dir}/server.log)")
+        eventually(self._is_up, f"the start of the server ({self.settings.data_dir}/server.log)", 40)
 
     def _is_up(self) -> bool:
         assert self._process

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visitor
-from tests.page.served import PlayedRun, Site, eventually
+from tests.page.served import PlayedRun, Site
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,7 +28,7 @@ def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:
 
 
 def wait_for_steps(page: Page, steps: list[int]) -> None:
-    eventually(lambda: curve(page)["steps"] == steps, 20, f"steps up to {steps[-1]}")
+    eventually(lambda: curve(page)["steps"] == steps, f"steps up to {steps[-1]}", 20)
 
 
 def open_run(visitor: Visitor, run: PlayedRun) -> Page:
@@ -301,7 +302,7 @@ def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> N
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")
 
-    eventually(lambda: len(curve(page)["steps"]) > 50, 10, "the curve")
+    eventually(lambda: len(curve(page)["steps"]) > 50, "the curve", 10)
     found = curve(page)["steps"]
     assert len(found) <= 1000
     assert found == sorted(set(found))

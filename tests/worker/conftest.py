@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.database import Database
-from tests.worker.running import Jobs, RunningWorker, eventually
+from tests.waiting import eventually
+from tests.worker.running import Jobs, RunningWorker
 
 StartWorker = Callable[..., RunningWorker]
 

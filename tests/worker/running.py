@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ from jobs import queries, service
 from jobs.database import Database
 from jobs.models import Event, Job
 from jobs.service import NewJob
+from tests.waiting import eventually
 from wcl_core.config import Kind, parse_spec
 
 ROOT = Path(__file__).parents[2]
@@ -34,15 +33,6 @@ SHORT: dict[str, Any] = {
     "checkpoints": {"every_epochs": 1, "first_epoch": True},
 }
 ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epochs": 20, "first_epoch": True}}
-
-
-def eventually(look: Callable[[], T], what: str, seconds: float = 90.0) -> T:
-    """The first true value of `look`."""
-    deadline = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
-        time.sleep(0.1)
-    return value
 
 
 class RunningWorker:

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.worker.running import ENDLESS, eventually
+from tests.waiting import eventually
+from tests.worker.running import ENDLESS
 from worker.process import MARK, TrainingProcess, marked, module_environment
 
 

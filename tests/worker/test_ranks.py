@@ -11,8 +11,9 @@ import pytest
 
 from jobs import transitions
 from jobs.database import Database
+from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker, eventually
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 from wcl_core import attempt
 from worker.process import PEER_LOST_EXIT, _worst, failure_of, marked
 

@@ -15,8 +15,9 @@ from jobs import transitions
 from jobs.database import Database
 from jobs.models import Checkpoint
 from tests.servers import free_port
+from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker, eventually
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 
 pytestmark = pytest.mark.timeout(300)
 

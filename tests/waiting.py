@@ -1,0 +1,20 @@
+"""Waiting for what other processes do, without sleeping longer than it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 0.05
+
+
+def eventually(look: Callable[[], T], what: str = "it", seconds: float = 90.0) -> T:
+    """The first true value of `look`; `seconds` only bound a failure, so they are generous."""
+    deadline = time.monotonic() + seconds
+    while not (value := look()):
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(_LOOK_SECONDS)
+    return value
