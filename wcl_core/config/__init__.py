@@ -1,0 +1,65 @@
+"""One definition of every spec a job can carry.
+
+Frozen pydantic models; unknown fields are refused; nothing here imports torch, so the API, the workers and the
+client validate with exactly the rules the training loop trusts.  A spec is data: enumerated choices, numbers with
+bounds and datasets by registered name, never a path, a URL or an expression.
+
+    Spec ── PretrainSpec    a training run: method, backbone, heads, loss, optimiser, schedule, augmentation
+         └─ EvaluateSpec    one set of features (a checkpoint, an untrained network, raw pixels) under some protocols
+
+    fields ── network, images, training, protocols ── pretrain, evaluate ── versions
+
+Import from the package itself; its modules are how it is told.
+"""
+
+from __future__ import annotations
+
+from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, Features, PixelFeatures, UntrainedFeatures
+from wcl_core.config.fields import DatasetName, Seed
+from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
+from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
+from wcl_core.config.pretrain import PretrainSpec
+from wcl_core.config.protocols import (
+    EvaluationPlan,
+    FewLabelsClassifier,
+    LinearSgdConfig,
+    Protocol,
+    ProtocolSettings,
+    SemiSupervisedConfig,
+)
+from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
+from wcl_core.config.versions import SPEC_VERSION, SPEC_VERSIONS, UPCASTERS, Kind, Spec, parse_spec, resolve_spec
+
+__all__ = [
+    "AugmentConfig",
+    "BackboneConfig",
+    "CheckpointConfig",
+    "CheckpointFeatures",
+    "DataConfig",
+    "DatasetName",
+    "EvaluateSpec",
+    "EvaluationPlan",
+    "Features",
+    "FewLabelsClassifier",
+    "HeadConfig",
+    "Kind",
+    "LinearSgdConfig",
+    "LossConfig",
+    "MultiCropConfig",
+    "OptimizerConfig",
+    "PixelFeatures",
+    "PretrainSpec",
+    "Protocol",
+    "ProtocolSettings",
+    "SPEC_VERSION",
+    "SPEC_VERSIONS",
+    "Seed",
+    "SemiSupervisedConfig",
+    "Spec",
+    "UPCASTERS",
+    "UntrainedFeatures",
+    "is_transformer",
+    "parse_spec",
+    "resolve_spec",
+    "weak_augmentation",
+]

@@ -1,0 +1,59 @@
+"""The spec of an evaluation: one set of features under some protocols."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from wcl_core.config.fields import SpecModel
+from wcl_core.config.images import DataConfig
+from wcl_core.config.network import BackboneConfig
+from wcl_core.config.protocols import ProtocolSettings
+
+
+class CheckpointFeatures(SpecModel):
+    """Pooled features of a registered checkpoint's backbone."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    checkpoint_id: UUID
+
+
+class UntrainedFeatures(SpecModel):
+    """Pooled features of a freshly initialised backbone: the floor every trained one must clear."""
+
+    kind: Literal["untrained"] = "untrained"
+    backbone: BackboneConfig = BackboneConfig()
+
+
+class PixelFeatures(SpecModel):
+    """The raw pixels themselves."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
+Features = Annotated[CheckpointFeatures | UntrainedFeatures | PixelFeatures, Field(discriminator="kind")]
+
+
+class EvaluateSpec(ProtocolSettings):
+    """One set of features measured under some protocols; features are computed once."""
+
+    spec_version: Literal[1] = 1
+    data: DataConfig
+    features: Features
+    threads: int | None = Field(default=None, ge=1, le=512)
+
+    @field_validator("features")
+    @classmethod
+    def _whole_patches(cls, features: Features, info: ValidationInfo) -> Features:
+        if isinstance(features, UntrainedFeatures) and (data := info.data.get("data")) is not None:
+            features.backbone.check_image_size(data.image_size)
+        return features
+
+    @field_validator("features")
+    @classmethod
+    def _can_be_tuned(cls, features: Features, info: ValidationInfo) -> Features:
+        if isinstance(features, PixelFeatures) and "semi_supervised" in info.data.get("protocols", ()):
+            raise ValueError("semi_supervised fine-tunes a network, and pixels have none")
+        return features
