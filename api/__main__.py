@@ -23,6 +23,7 @@ from jobs import keys
 from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
+from wcl_core import failpoints
 
 _GRACE_SECONDS = 5
 
@@ -49,6 +50,8 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: nobody could sign in, or the address is taken.
     """
+    if failpoints.is_armed() and not address.is_loopback(settings.host):
+        raise StartError(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
     database = Database(settings.resolved_database_url)
     _migrate(database)
     _ensure_keys(settings, database)

@@ -19,6 +19,7 @@ from api.address import Hosts
 from api.problems import Misdirected, Unreadable
 from jobs.database import Database
 from jobs.settings import Settings
+from wcl_core.failpoints import failpoint
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -85,6 +86,7 @@ class _Sender:
 
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
+            failpoint("reply")
             self.has_started = True
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():

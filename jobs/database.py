@@ -25,6 +25,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
+from wcl_core.failpoints import failpoint
+
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_MS = 5_000
@@ -112,7 +114,9 @@ class Database:
                 with Session(self.engine, expire_on_commit=False) as session:
                     session.connection(execution_options={"wcl_write": True})
                     result = change(session)
+                    failpoint("commit.before", change, _lost_connection)
                     session.commit()
+                    failpoint("commit.after", change, _lost_connection)
                     return result
             except DBAPIError as error:
                 if tried == _MAX_TRIES or not _is_transient(error):
@@ -153,6 +157,10 @@ def _alembic_config() -> Any:
     script_location = str(Path(migrations.__file__).parent)
     config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % begins a substitution
     return config
+
+
+def _lost_connection(text: str) -> OperationalError:
+    return OperationalError("COMMIT", None, ConnectionError(text))
 
 
 def _is_transient(error: DBAPIError) -> bool:

@@ -17,6 +17,7 @@ from jobs.database import Database, now_ms
 from jobs.models import Job, Worker
 from jobs.settings import Settings
 from jobs.status import Status
+from wcl_core.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ def ring_for_waiting(database: Database, settings: Settings) -> None:
 def ring(settings: Settings, pool: str) -> None:
     """One bell for one pool."""
     app = _producer(settings.broker_url)
+    failpoint("doorbell.before_publish", error=ConnectionError)
     app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)
+    failpoint("doorbell.after_publish", error=ConnectionError)
 
 
 def _bells(session: Session) -> dict[str, int]:

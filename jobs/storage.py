@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from wcl_core.failpoints import failpoint
+
 
 class Storage(Protocol):
     """Files by key, each whole or absent."""
@@ -38,6 +40,7 @@ class LocalStorage:
         if not source.exists() and target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        failpoint("storage.before_rename")
         try:
             os.replace(source, target)  # the same disk: nothing is copied
         except OSError as error:
@@ -45,6 +48,7 @@ class LocalStorage:
                 raise FileNotFoundError(f"{source} is missing") from error
             _copy(source, target)
             source.unlink()
+        failpoint("storage.after_rename")
         for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new, too
             _sync_folder(folder)
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.failpoints import failpoint
 from wcl_core.snapshot import Snapshot
 
 FORMAT_VERSION = 1
@@ -156,8 +157,11 @@ def _write(path: Path, snapshot: Snapshot, metadata: dict[str, Any]) -> Written:
                 file.write(part)
                 digest.update(part)
             file.flush()
+            failpoint("checkpoint.fsync")
             os.fsync(file.fileno())
+        failpoint("checkpoint.rename")
         beside.replace(path)
+        failpoint("checkpoint.sync_folder")
         _sync_folder(path.parent)
     except BaseException:
         beside.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
+from wcl_core.failpoints import failpoint
+
 Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
 Phase = Literal["load", "train", "evaluate", "save"]
@@ -202,6 +204,7 @@ class SpoolReporter(Reporter):
         self._seq += 1
         self._unwritten += line.encode()
         try:
+            failpoint("spool.write")
             self._write()
         except OSError:
             if record["type"] != "end" or self._reserve is None:
@@ -209,6 +212,7 @@ class SpoolReporter(Reporter):
             self._reserve.close()
             self._write()
         if record["type"] in ("checkpoint", "end"):
+            failpoint("spool.fsync")
             os.fsync(self._descriptor)
 
     def request(self) -> Request | None:

@@ -16,9 +16,11 @@ from typing import Literal
 import psutil
 
 import wcl_core
+from wcl_core.failpoints import failpoint
 
 Ask = Literal["cancel", "pause", "drain"]
 
+COMMAND = (sys.executable, "-m", "wcl_core", "attempt")  # and the folder
 MARK = "WCL_ATTEMPT"
 OUTPUT_FILE = "output.log"
 PEER_LOST_EXIT = 71  # of wcl_core.attempt
@@ -49,7 +51,9 @@ class TrainingProcess:
         self._others_end_at: float | None = None
         try:
             for rank in range(num_ranks):
+                failpoint("process.before_spawn")
                 self._start(folder, rank, num_ranks)
+            failpoint("process.after_spawn")
         except OSError:
             self.kill()
             raise
@@ -61,7 +65,7 @@ class TrainingProcess:
             with (folder / OUTPUT_FILE).open("ab") as output:
                 self._ranks.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "wcl_core", "attempt", str(folder), "--control-fd", str(read_end)],
+                        [*COMMAND, str(folder), "--control-fd", str(read_end)],
                         env=_environment(self.mark) | (_place(rank, num_ranks) if num_ranks > 1 else {}),
                         stdin=subprocess.DEVNULL,
                         stdout=output,

@@ -33,6 +33,7 @@ from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, sha256_of
 from jobs.transitions import CheckpointRef, Claim, Requests
+from wcl_core.failpoints import failpoint
 from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.process import PEER_LOST_EXIT, Ask, TrainingProcess, failure_of
@@ -72,6 +73,7 @@ def owned(folder: Path) -> Iterator[bool]:
 
 def clear(folder: Path) -> None:
     """Remove an attempt's folder, whose content is stored or superseded."""
+    failpoint("supervisor.clear")
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # another attempt's folder may stand beside it
         folder.parent.rmdir()
@@ -117,6 +119,7 @@ class Supervisor:
 
     def _run(self, claim: Claim, folder: Path) -> None:
         try:
+            failpoint("supervisor.run_file")
             (folder / RUN_FILE).write_text(json.dumps(self._run_file(claim)))
         except MissingCheckpoint as error:
             self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
