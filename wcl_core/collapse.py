@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from wcl_core.config import PretrainSpec
 from wcl_core.reporter import Outcome
 
 # Three bounds [D]. Runs on digits that learn showed at least .09, 2.0 and .21, from their first epoch on, one that
@@ -33,6 +34,11 @@ class NonFiniteLossError(StoppedError):
     """The loss or the weights are no longer finite; the last checkpoint is still good."""
 
     reason = "non_finite_loss"
+
+
+def non_finite_error(spec: PretrainSpec, message: str) -> NonFiniteLossError:
+    """The error with the outcome that the spec wants."""
+    return NonFiniteLossError(message, "paused" if spec.on_non_finite == "pause" else "failed")
 
 
 class CollapseError(StoppedError):

@@ -9,41 +9,37 @@ an interrupted run therefore ends with the same bytes as an uninterrupted one.
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wcl_core import checkpoint
-from wcl_core.augment import random_view
 from wcl_core.batch_norm import sync_batch_norm
-from wcl_core.collapse import CollapseError, CollapseWatch, NonFiniteLossError
-from wcl_core.config import AugmentConfig, PretrainSpec, resolve_spec
+from wcl_core.clock import Clock
+from wcl_core.collapse import CollapseError, CollapseWatch, non_finite_error
+from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
 from wcl_core.learner import Learner
-from wcl_core.model import Model, Views
+from wcl_core.model import Model
 from wcl_core.objective import Objective
-from wcl_core.optimizer import build_optimizer, load_state, state_of, warning_of
+from wcl_core.optimizer import build_optimizer, warning_of
 from wcl_core.probe import Probe
 from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
+from wcl_core.saving import Saver, environment
 from wcl_core.schedule import base_learning_rate, learning_rate
-from wcl_core.weak_labels import pair_precision, pair_precision_chance, view_agreement
+from wcl_core.step_metrics import Window, weak_label_metrics
+from wcl_core.views import ViewMaker
 
-_PROGRESS_SECONDS = 1.0
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
 _KNN_METRIC = "eval/knn_top1"
-# A run may go on with others: the number of ranks is part of its environment, and these reach no weight.
-_FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})
 
 
 def pretrain(
@@ -96,7 +92,7 @@ class _Run:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config, self.reporter, self.dataset, self.output_dir = config, reporter, dataset, output_dir
+        self.config, self.reporter, self.dataset = config, reporter, dataset
         self.ranks, self.device = ranks, device_of(ranks)
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
@@ -105,19 +101,25 @@ class _Run:
         self.model = self.learner.model
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
         self.optimizer = build_optimizer(config, self.model)
-        self.step = 0
-        self.saved_step = -1
-        self.writer = checkpoint.BackgroundWriter()
-        self.unregistered: dict[str, Any] = {}
-        if resume is not None:
-            self._load(resume)
-        self.start_step = self.step
+        self.facts = environment(self.device, ranks)
+        self.saver = Saver(
+            config,
+            self.learner,
+            self.optimizer,
+            dataset,
+            reporter,
+            output_dir,
+            self.facts,
+            is_first=ranks.is_first,
+        )
+        self.step = 0 if resume is None else self.saver.load(resume, self._memory_format)
         self.images = Rows(split, self.device, ranks)
+        self.view_maker = ViewMaker(config, ranks, self._memory_format)
         self.labels = split.labels.to(self.device)
         self.latest: dict[str, float] = {}
-        self.window = _Window()
+        self.window = Window()
         self.probe, self.collapse = Probe(config, dataset.train, self.device), CollapseWatch()
-        self.clock = _Clock(self.step, config.batch_size)
+        self.clock = Clock(self.step, config.batch_size)
 
     def _network(self) -> Model:
         model = sync_batch_norm(Model(self.config), self.ranks, self.device)
@@ -132,15 +134,15 @@ class _Run:
             outcome = self._run()
         except Exception:
             # What is being written is of an earlier step: it is good and is registered, or its own failure came first.
-            self._register()
+            self.saver.register()
             raise
         finally:
-            self.writer.close()
+            self.saver.close()
         return outcome
 
     def _run(self) -> Outcome:
         self.reporter.started(
-            **self._environment(),
+            **self.facts,
             python=platform.python_version(),
             total_steps=self.total_steps,
             total_epochs=self.config.epochs,
@@ -162,15 +164,15 @@ class _Run:
                     self._evaluate(epoch + 1)
                     self._monitor(epoch + 1)
                 request = self._request()
-                if request or (is_epoch_end and self._should_save(epoch + 1)):
+                if request or (is_epoch_end and self.saver.is_due(epoch + 1)):
                     self._save()
-                elif self.writer.is_done():
-                    self._register()
+                else:
+                    self.saver.register_if_written()
                 if request and self.step < self.total_steps:
-                    self._register()
+                    self.saver.register()
                     return OUTCOME_OF[request]
         self._save()  # a run that resumed from its last step leaves its result in this folder too
-        self._register()
+        self.saver.register()
         self._progress("train")
         return "succeeded"
 
@@ -184,7 +186,7 @@ class _Run:
 
     def _train_step(self, index: Tensor, epoch: int) -> None:
         config = self.config
-        views = self._views(self.images[index], epoch)
+        views = self.view_maker.views(self.images[index], epoch, self.step)
         index = index.to(self.device)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -202,24 +204,6 @@ class _Run:
         if self.clock.is_due():
             self._progress("train")
 
-    def _views(self, images: Tensor, epoch: int) -> Views:
-        """Two views and the small crops, which are augmented like them [D]; numbers 0, 1 and from 2 on."""
-        config, crops = self.config, self.config.multi_crop
-        augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation
-        first, second = (self._view(images, augmentation, config.data.image_size, epoch, view) for view in (0, 1))
-        if crops.crops == 0:
-            return Views(first, second)
-        small, side = augmentation.model_copy(update={"scale_min": crops.scale_min}), crops.side(config.data.image_size)
-        views = [self._view(images, small, side, epoch, 2 + v, crops.scale_max) for v in range(crops.crops)]
-        return Views(first, second, torch.stack(views, dim=1))
-
-    def _view(
-        self, images: Tensor, augmentation: AugmentConfig, side: int, epoch: int, view: int, scale_max: float = 1.0
-    ) -> Tensor:
-        place = {"seed": self.config.seed, "epoch": epoch, "step": self.step, "view": view}
-        x = random_view(images, augmentation, side, ranks=self.ranks, scale_max=scale_max, **place)
-        return x.contiguous(memory_format=self._memory_format)
-
     @property
     def _is_bfloat16(self) -> bool:
         precision = self.config.precision
@@ -231,7 +215,7 @@ class _Run:
         values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
         if found.labels is not None:
             known = None if self.dataset.unlabelled is not None else classes
-            values |= {"train/loss_weak": weak, **_weak_monitors(*found.labels, known)}
+            values |= {"train/loss_weak": weak, **weak_label_metrics(*found.labels, known)}
         if self.config.multi_crop.crops:
             values["train/loss_multi_crop"] = multi_crop
         if speed := self.clock.window_images_per_second(self.step):
@@ -239,10 +223,7 @@ class _Run:
         self.latest |= {"train/loss": total}
         self.reporter.metrics(self.step, values)
         if total - total != 0:  # NaN or infinite
-            raise self._non_finite(f"the loss is {total} after step {self.step}")
-
-    def _non_finite(self, message: str) -> NonFiniteLossError:
-        return NonFiniteLossError(message, "paused" if self.config.on_non_finite == "pause" else "failed")
+            raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
 
     def _evaluate(self, epoch: int) -> None:
         """kNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
@@ -268,7 +249,7 @@ class _Run:
             return
         if self.config.on_collapse == "pause":
             self._save()
-            self._register()
+            self.saver.register()
             raise CollapseError(found or "", "paused")
         raise CollapseError(found or "")
 
@@ -280,70 +261,12 @@ class _Run:
             self.reporter.warning("collapse", found)
         return found
 
-    def _should_save(self, epoch: int) -> bool:
-        keep = self.config.checkpoints
-        return epoch % keep.every_epochs == 0 or epoch == self.config.epochs or (keep.first_epoch and epoch == 1)
-
     def _save(self) -> None:
-        """Copy the state and have it written while the training goes on."""
-        if self.step == self.saved_step:
+        if self.step == self.saver.saved_step:
             return
         self._progress("save")
-        epoch = self.step // self.steps_per_epoch
-        name = f"checkpoints/step-{self.step:08d}.safetensors"
         with self.clock.stopped():
-            self._register()
-            if self.ranks.is_first:
-                self.writer.start(self.output_dir / name, self._state(), self._metadata(epoch))
-        self.saved_step = self.step
-        self.unregistered = {"step": self.step, "epoch": epoch, "path": name, "metrics": dict(self.latest)}
-
-    def _register(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and report it: it lies whole on the disk."""
-        try:
-            written = self.writer.finish()
-        except checkpoint.NonFiniteStateError as error:
-            step = self.unregistered["step"]
-            raise self._non_finite(f"weights are not finite after step {step}; no checkpoint was written") from error
-        if written is not None:
-            self.reporter.checkpoint(**self.unregistered, sha256=written.sha256, size=written.size)
-
-    def _state(self) -> dict[str, Tensor]:
-        tensors = self.learner.state()
-        slots = state_of(self.optimizer, self.model)
-        return tensors | {f"optimizer/{name}": slot for name, slot in slots.items()}
-
-    def _metadata(self, epoch: int) -> dict[str, Any]:
-        return {
-            "spec": resolve_spec(self.config),
-            "dataset_digest": self.dataset.digest,
-            "step": self.step,
-            "epoch": epoch,
-            "environment": self._environment(),
-        }
-
-    def _environment(self) -> dict[str, Any]:
-        """What exact resume depends on."""
-        is_gpu = self.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name() if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "world_size": self.ranks.size,
-            "channels_last": is_gpu,
-        }
-
-    def _load(self, path: Path) -> None:
-        saved = checkpoint.read(path)
-        _check_same_run(path, saved, self.config, self.dataset)
-        self.learner.load(saved.part)
-        load_state(self.optimizer, self.model, saved.part("optimizer/"), self._memory_format)
-        self.step = int(saved.metadata["step"])
-        then, now = saved.metadata["environment"], self._environment()
-        if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
-            self.reporter.warning(
-                "resume_environment_changed", "not the same bytes as uninterrupted: " + ", ".join(changed)
-            )
+            self.saver.save(self.step, self.step // self.steps_per_epoch, self.latest)
 
     def _progress(self, phase: Any) -> None:
         speed = self.clock.images_per_second(self.step)
@@ -357,81 +280,3 @@ class _Run:
             images_per_second=speed,
             eta_seconds=eta,
         )
-
-
-class _Window:
-    """Sums of the losses since the last log, on the device: adding never waits for it."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
-
-    def add(self, values: Tensor) -> None:
-        self._sum = values.double() if self._sum is None else self._sum + values
-        self._count += 1
-
-    def means(self) -> list[float]:
-        """The means, read from the device; the window starts afresh."""
-        assert self._sum is not None
-        means: list[float] = (self._sum / self._count).tolist()
-        self._sum, self._count = None, 0
-        return means
-
-
-class _Clock:
-    """Images per second of training alone: what happens while the clock is stopped is left out."""
-
-    def __init__(self, step: int, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._last_report = 0.0
-        self._window = self._overall = (time.monotonic(), step)
-
-    def is_due(self) -> bool:
-        """Whether a second has passed since this last said so."""
-        now = time.monotonic()
-        if now - self._last_report < _PROGRESS_SECONDS:
-            return False
-        self._last_report = now
-        return True
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Leave the time of the block out of all rates."""
-        stopped_at = time.monotonic()
-        yield
-        lost = time.monotonic() - stopped_at
-        self._window = (self._window[0] + lost, self._window[1])
-        self._overall = (self._overall[0] + lost, self._overall[1])
-
-    def window_images_per_second(self, step: int) -> float | None:
-        """Rate since the last call."""
-        since, self._window = self._window, (time.monotonic(), step)
-        return self._rate(since, step)
-
-    def images_per_second(self, step: int) -> float | None:
-        """Rate since the run's start."""
-        return self._rate(self._overall, step)
-
-    def _rate(self, since: tuple[float, int], step: int) -> float | None:
-        elapsed = time.monotonic() - since[0]
-        return (step - since[1]) * self._batch_size / elapsed if step > since[1] and elapsed > 0 else None
-
-
-def _weak_monitors(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[str, float]:
-    """Cheap signs of how good the weak labels of this batch are, read from the device at once."""
-    values = {
-        "weak/components": torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
-        "weak/view_agreement": view_agreement(y1, y2),
-    }
-    if classes is not None:
-        values["weak/pair_precision"] = (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2
-        values["weak/pair_precision_chance"] = pair_precision_chance(classes)
-    return dict(zip(values, torch.stack(tuple(values.values())).tolist(), strict=True))
-
-
-def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
-    then, now = resolve_spec(saved.spec), resolve_spec(config)
-    if changed := [field for field in now if then[field] != now[field] and field not in _FREE_FIELDS]:
-        raise checkpoint.CheckpointError(f"checkpoint {path.name} is of another spec: {', '.join(changed)} differ")
-    if saved.metadata["dataset_digest"] != dataset.digest:
-        raise checkpoint.CheckpointError(f"checkpoint {path.name} was trained on other data under the same name")

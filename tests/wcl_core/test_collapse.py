@@ -12,6 +12,7 @@ import torch
 
 from tests.wcl_core import small
 from tests.wcl_core.test_attempt import DIGITS, write_run
+from wcl_core import checkpoint, step_metrics
 from wcl_core import pretrain as pretrain_module
 from wcl_core.attempt import run_attempt
 from wcl_core.collapse import CollapseError, CollapseWatch, NonFiniteLossError, collapse_signs
@@ -97,8 +98,8 @@ def test_an_attempt_ends_with_outcome_and_reason(
     changes: dict[str, Any] = {"on_collapse": wanted}
     if reason == "non_finite_loss":
         changes = {"on_non_finite": wanted}
-        means = pretrain_module._Window.means
-        monkeypatch.setattr(pretrain_module._Window, "means", lambda window: [math.nan for _ in means(window)])
+        means = step_metrics.Window.means
+        monkeypatch.setattr(step_metrics.Window, "means", lambda window: [math.nan for _ in means(window)])
     else:
         monkeypatch.setattr(CollapseWatch, "check", lambda *_: "the representation has collapsed")
     write_run(tmp_path, spec=small.fields(**changes), dataset=DIGITS)
@@ -110,7 +111,7 @@ def test_an_attempt_ends_with_outcome_and_reason(
 
 
 def test_weights_that_are_not_finite_pause_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = pretrain_module.checkpoint.NonFiniteStateError("not finite")
+    error = checkpoint.NonFiniteStateError("not finite")
     monkeypatch.setattr(pretrain_module._Run, "_log", lambda *_: None)
 
     def finish(_: object) -> None:
@@ -118,8 +119,8 @@ def test_weights_that_are_not_finite_pause_too(tmp_path: Path, monkeypatch: pyte
             raise error
 
     started: list[bool] = []
-    monkeypatch.setattr(pretrain_module.checkpoint.BackgroundWriter, "start", lambda *_: started.append(True))
-    monkeypatch.setattr(pretrain_module.checkpoint.BackgroundWriter, "finish", finish)
+    monkeypatch.setattr(checkpoint.BackgroundWriter, "start", lambda *_: started.append(True))
+    monkeypatch.setattr(checkpoint.BackgroundWriter, "finish", finish)
     spec = small.spec(**RUN, on_non_finite="pause")
     with pytest.raises(NonFiniteLossError) as caught:
         pretrain(spec, MemoryReporter(), dataset=small.few_digits(), output_dir=tmp_path)

@@ -14,14 +14,17 @@ import torch
 from tests.wcl_core import small
 from tests.wcl_core.small import EPOCHS, STEPS_PER_EPOCH, TOTAL_STEPS
 from wcl_core import checkpoint
+from wcl_core import clock as clock_module
 from wcl_core import pretrain as pretrain_module
+from wcl_core import views as views_module
 from wcl_core.checkpoint import CheckpointError
+from wcl_core.collapse import NonFiniteLossError
 from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluate.run import load_backbone, untrained_backbone
 from wcl_core.model import Model
 from wcl_core.presets import presets
-from wcl_core.pretrain import NonFiniteLossError, pretrain
+from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, Outcome, Record, Request
 from wcl_core.schedule import learning_rate
 
@@ -249,13 +252,13 @@ def test_the_multi_crop_term_is_reported_and_weighted(tmp_path: Path) -> None:
 
 def test_crops_have_views_and_a_size_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[tuple[int, int, float, float]] = []
-    original = pretrain_module.random_view
+    original = views_module.random_view
 
     def watch(images: torch.Tensor, config: Any, size: int, **options: Any) -> Any:
         met.append((options["view"], size, config.scale_min, options.get("scale_max", 1.0)))
         return original(images, config, size, **options)
 
-    monkeypatch.setattr(pretrain_module, "random_view", watch)
+    monkeypatch.setattr(views_module, "random_view", watch)
     spec = small.spec(
         data={"name": "digits", "image_size": 8},
         multi_crop={"crops": 2, "scale_min": 0.1, "scale_max": 0.3, "image_size": 8},
@@ -405,8 +408,8 @@ def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) 
 
 def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(pretrain_module.time, "monotonic", lambda: now[0])
-    clock = pretrain_module._Clock(step=10, batch_size=8)
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
+    clock = clock_module.Clock(step=10, batch_size=8)
     assert clock.images_per_second(10) is None
     now[0] += 2
     assert clock.images_per_second(20) == pytest.approx(40)
@@ -425,13 +428,13 @@ def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPat
 
 def test_every_step_sees_two_views_of_its_epochs_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[tuple[bool, int, int, int, int]] = []
-    original = pretrain_module.random_view
+    original = views_module.random_view
 
     def watch(images: torch.Tensor, config: Any, size: int, **place: Any) -> Any:
         met.append((config == spec.weak_augmentation, *(place[name] for name in ("seed", "epoch", "step", "view"))))
         return original(images, config, size, **place)
 
-    monkeypatch.setattr(pretrain_module, "random_view", watch)
+    monkeypatch.setattr(views_module, "random_view", watch)
     spec = small.spec(weak_augmentation_epochs=2, seed=6, monitor_every_epochs=0)
     run(spec, tmp_path)
     steps = [(step // STEPS_PER_EPOCH, step, view) for step in range(TOTAL_STEPS) for view in (0, 1)]
