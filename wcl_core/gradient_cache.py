@@ -16,7 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from wcl_core.model import Embedded, Model, Views
+from wcl_core.embedded import Embedded, Views
+from wcl_core.model import Model
 
 
 class GradientCache:

@@ -55,13 +55,13 @@ def group(path: Path, data: ImageData) -> Grouping:
     saved = checkpoint.read(path)
     spec = saved.spec
     model = Model(spec)
-    if model.weak_head is None:
+    if model.labels_head is None:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} has no weak-label head: method {spec.method}")
     model.load_state_dict(saved.part("model/"))
     images, classes = probe_batch(data, spec)
     model.eval()
     with torch.no_grad():
-        u = torch.cat([model.weak_head(model.backbone(normalised(chunk))) for chunk in images.split(256)])
+        u = torch.cat([model(normalised(chunk))[model.labels_head] for chunk in images.split(256)])
     labels = weak_labels(u)
     return Grouping(int(saved.metadata["epoch"]), labels, float(pair_precision(labels, classes)))
 

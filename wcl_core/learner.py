@@ -1,8 +1,7 @@
-"""What learns in a run beside the optimiser: the network, its momentum encoder and the queue of past embeddings.
+"""What learns in a run beside the optimiser: the network, its momentum encoder and what its method keeps.
 
-    views ── network [in chunks, twice] ── embeddings ── gather ── objective ── gradients
-          └─ momentum network ──────────── keys ─────── gather ──┘   ▲
-                                                        queue ───────┘
+    views ── network [in chunks, twice] ── embeddings ── gather ── the method's loss ── gradients
+          └─ momentum network ──────────── keys ─────── gather ──┘
 
 The loop in `pretrain` asks for the gradients of a batch, steps, and lets the rest follow.
 """
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec
+from wcl_core.embedded import Embedded, Views
 from wcl_core.gradient_cache import GradientCache
-from wcl_core.model import Embedded, Model, Views
+from wcl_core.method import Batch, Loss
+from wcl_core.methods import build_method
+from wcl_core.model import Model
 from wcl_core.momentum import MomentumEncoder
-from wcl_core.neighbour_queue import NeighbourQueue
-from wcl_core.objective import Objective, Weights, objective
 
 Gather = Callable[..., list[Tensor]]
 
@@ -42,58 +42,49 @@ class Learner:
         self._momentum: MomentumEncoder | None = None
         if config.momentum_decay is not None:
             self._momentum = MomentumEncoder(build(), config.momentum_decay)
-        self._queue: NeighbourQueue | None = None
-        if config.queue_size:
-            device = next(self.model.parameters()).device
-            self._queue = NeighbourQueue(config.queue_size, config.heads.output_dim, device)
-        self._newest: tuple[Tensor, Tensor] | None = None
+        self._method = build_method(config)
+        self._method.prepare(next(self.model.parameters()).device)
+        self._newest: tuple[Embedded, Batch] | None = None
 
-    def gradients(self, views: Views, images: Tensor, step: int, total_steps: int) -> Objective:
+    def gradients(self, views: Views, batch: Batch) -> Loss:
         """Add a batch's gradient to the parameters'.
 
         Args:
             views: this rank's part of the batch.
-            images: (B,) int64 index in the train split of each image of the global batch.
-            step: updates done before this one.
-            total_steps: of the run.
+            batch: the whole of it.
         """
         cache = self._cache(views)
         embedded = self._whole(self._embed(self.model, views) if cache is None else cache.embedded)
         keys = self._keys(views)
-        weights = Weights.at(self._config, step, total_steps)
-        found = objective(embedded, self._config, weights, images, keys=keys, queue=self._queue)
+        found = self._method.loss(embedded, batch, keys)
         found.total.backward()
         if cache is not None:
             cache.backward()
-        newest = embedded if keys is None else keys
-        if newest.first.u is not None and newest.second.u is not None:
-            self._newest = newest.first.u.detach(), newest.second.u.detach()
+        self._newest = (embedded if keys is None else keys).map(Tensor.detach), batch
         return found
 
-    def follow(self, images: Tensor, step: int) -> None:
-        """After the optimiser's step: move the momentum encoder on and put the batch into the queue."""
+    def follow(self) -> None:
+        """After the optimiser's step: the momentum encoder and the method move on."""
         if self._momentum is not None:
             self._momentum.update(self.model)
-        if self._queue is not None and self._newest is not None:
-            self._queue.push(*self._newest, images, step)
+        assert self._newest is not None
+        self._method.follow(*self._newest)
         self._newest = None
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by prefix: `model/`, and where they are on `momentum/` and `queue/`."""
+        """What a checkpoint keeps, by prefix: `model/`, where it is on `momentum/`, and the method's."""
         parts = {"model": dict(self.model.state_dict())}
         if self._momentum is not None:
             parts["momentum"] = self._momentum.state()
-        if self._queue is not None:
-            parts["queue"] = self._queue.state()
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return named | self._method.state()
 
     def load(self, part: Callable[[str], dict[str, Tensor]]) -> None:
         """Continue from a checkpoint, whose tensors below a prefix `part` gives."""
         self.model.load_state_dict(part("model/"))
         if self._momentum is not None:
             self._momentum.load(part("momentum/"))
-        if self._queue is not None:
-            self._queue.load(part("queue/"))
+        self._method.load(part)
 
     def _cache(self, views: Views) -> GradientCache | None:
         size = self._config.micro_batch_size

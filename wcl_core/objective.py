@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec
+from wcl_core.embedded import Embedded, Embeddings
 from wcl_core.exclusions import ByIndex, ByName, Exclusion
 from wcl_core.losses import nt_xent, swapped_weak_label_loss
-from wcl_core.model import Embedded, Embeddings
 from wcl_core.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
 from wcl_core.neighbour_queue import NeighbourQueue
 from wcl_core.schedule import weak_weight
 from wcl_core.weak_labels import weak_labels
+
+# The heads, by which embeddings are found: z and u.
+INSTANCE, WEAK = "instance_head", "weak_head"
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,19 @@ def objective(
     around = _neighbourhood(key_a, key_b, config, images, queue)
     labels = None if around is None else (around.labels[0][: len(images)], around.labels[1][: len(images)])
     instance = nt_xent(
-        a.z,
-        b.z,
+        a[INSTANCE],
+        b[INSTANCE],
         config.loss.temperature,
         decoupled=config.loss.decoupled,
         mates=labels if config.loss.exclude_mates and weights.is_ramped else None,
-        keys=None if keys is None else (key_a.z, key_b.z),
+        keys=None if keys is None else (key_a[INSTANCE], key_b[INSTANCE]),
     )
     total, weak, crops = instance, torch.zeros_like(instance), torch.zeros_like(instance)
     if around is not None:
         weak = _weak_loss(a, b, around, config, has_own_keys=keys is not None or queue is not None)
         total = total + weights.weak * weak
     if embedded.crops is not None:
-        crops = _multi_crop_loss(embedded.crops, (key_a.z, key_b.z), around, config, weights)
+        crops = _multi_crop_loss(embedded.crops, (key_a[INSTANCE], key_b[INSTANCE]), around, config, weights)
         total = total + config.multi_crop.weight * crops
     return Objective(total, instance.detach(), weak.detach(), crops.detach(), labels)
 
@@ -132,9 +135,9 @@ def objective(
 def _neighbourhood(
     a: Embeddings, b: Embeddings, config: PretrainSpec, images: Tensor, queue: NeighbourQueue | None
 ) -> _Neighbourhood | None:
-    if a.u is None or b.u is None:
+    if WEAK not in a:
         return None
-    batch = (a.u, b.u)
+    batch = (a[WEAK], b[WEAK])
     if queue is None:
         y1, y2 = (weak_labels(u, level=config.loss.finch_level) for u in batch)
         return _Neighbourhood(batch, None, (y1, y2), None, None)
@@ -148,12 +151,11 @@ def _neighbourhood(
 def _weak_loss(
     a: Embeddings, b: Embeddings, around: _Neighbourhood, config: PretrainSpec, *, has_own_keys: bool
 ) -> Tensor:
-    assert a.u is not None
-    assert b.u is not None
-    own = ByIndex(torch.arange(len(a.u), device=a.u.device)[:, None])
+    u1, u2 = a[WEAK], b[WEAK]
+    own = ByIndex(torch.arange(len(u1), device=u1.device)[:, None])
     return swapped_weak_label_loss(
-        a.u,
-        b.u,
+        u1,
+        u2,
         config.loss.weak_temperature,
         config.loss.detach_keys,
         labels=around.labels,
@@ -171,8 +173,8 @@ def _multi_crop_loss(
 ) -> Tensor:
     """L_mc: the mean over the heads there are, so that a SimCLR twin has the instance head's part alone. [D]"""
     options = config.multi_crop
-    instance = instance_crop_loss(_rows(crops.z, options.crops), z_keys, config.loss.temperature)
-    if around is None or crops.u is None:
+    instance = instance_crop_loss(_rows(crops[INSTANCE], options.crops), z_keys, config.loss.temperature)
+    if around is None:
         return instance
     by1, by2 = (
         nearest_positives(
@@ -185,7 +187,7 @@ def _multi_crop_loss(
         for view in (0, 1)
     )
     weak = weak_crop_loss(
-        _rows(crops.u, options.crops),
+        _rows(crops[WEAK], options.crops),
         around.rows,
         (by1, by2),
         config.loss.weak_temperature,

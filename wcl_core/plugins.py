@@ -1,13 +1,18 @@
-"""What else is installed here: backbones and datasets that other distributions bring as entry points.
+"""What else is installed here: backbones, datasets and methods that other distributions bring as entry points.
 
-    [project.entry-points."wcl.backbones"]          [project.entry-points."wcl.datasets"]
-    my-net = "my_package.networks:build"            my-set = "my_package.images:load"
+    [project.entry-points."wcl.backbones"]          [project.entry-points."wcl.methods"]
+    my-net = "my_package.networks:build"            my-method = "my_package.options:MyMethod"
+    [project.entry-points."wcl.datasets"]
+    my-set = "my_package.images:load"
 
     wcl.backbones   build(config: BackboneConfig, image_size: int) -> torch.nn.Module       see `backbones`
     wcl.datasets    load(cache: pathlib.Path) -> wcl_core.data.builtin.Source               see `data.builtin`
+    wcl.methods     a subclass of wcl_core.config.MethodOptions, without torch, and
+                    its build(spec: PretrainSpec) -> wcl_core.method.Method                  see `method`
 
 An operator installs them beside server and workers; a spec names one, and no client can send one.  Names are read from
-the installed distributions' metadata, so asking for them imports neither the plugin nor torch.  An entry point whose
+the installed distributions' metadata, so asking for them imports neither the plugin nor torch; a method's options are
+imported where a spec names it.  An entry point whose
 extra names a distribution (`timm = "…:build [timm]"`) counts only where that one is installed.
 """
 
@@ -18,7 +23,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any, Literal
 
-Group = Literal["wcl.backbones", "wcl.datasets"]
+Group = Literal["wcl.backbones", "wcl.datasets", "wcl.methods"]
 
 
 class PluginError(ValueError):

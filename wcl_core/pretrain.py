@@ -26,8 +26,8 @@ from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
 from wcl_core.learner import Learner
+from wcl_core.method import Batch, Loss
 from wcl_core.model import Model
-from wcl_core.objective import Objective
 from wcl_core.optimizer import build_optimizer, warning_of
 from wcl_core.probe import Probe
 from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
@@ -190,15 +190,15 @@ class _Run:
         index = index.to(self.device)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        found = self.learner.gradients(views, index, self.step, self.total_steps)
+        found = self.learner.gradients(views, Batch(index, self.step, self.total_steps))
         self.ranks.sum_gradients(self.model.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.learner.follow(index, self.step)
+        self.learner.follow()
         self.step += 1
         self.latest.pop(_KNN_METRIC, None)  # it belongs to the step where it was measured
-        self.window.add(torch.stack((found.total.detach(), found.instance, found.weak, found.multi_crop)))
+        self.window.add(torch.stack((found.total.detach(), *found.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
             self._log(rate, found, self.labels[index])
         if self.clock.is_due():
@@ -209,15 +209,14 @@ class _Run:
         precision = self.config.precision
         return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
 
-    def _log(self, rate: float, found: Objective, classes: Tensor) -> None:
+    def _log(self, rate: float, found: Loss, classes: Tensor) -> None:
         """Read the window's means from the device, once; all ranks have the same, since each has the whole batch."""
-        total, instance, weak, multi_crop = self.window.means()
-        values = {"train/loss": total, "train/loss_instance": instance, "train/lr": rate}
+        total, *terms = self.window.means()
+        values = {f"train/{name}": mean for name, mean in zip(found.terms, terms, strict=True)}
+        values |= {"train/loss": total, "train/lr": rate}
         if found.labels is not None:
             known = None if self.dataset.unlabelled is not None else classes
-            values |= {"train/loss_weak": weak, **weak_label_metrics(*found.labels, known)}
-        if self.config.multi_crop.crops:
-            values["train/loss_multi_crop"] = multi_crop
+            values |= weak_label_metrics(*found.labels, known)
         if speed := self.clock.window_images_per_second(self.step):
             values["train/images_per_second"] = speed
         self.latest |= {"train/loss": total}

@@ -37,21 +37,21 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, model: Model) -> dict[str, float]:
-        """All monitors by name: `repr/...` of the pooled features, `embedding/...` of the instance head's output.
+        """All monitors by name: `repr/...` of the pooled features, `embedding/...` of the first head's output.
 
-        `weak/...` needs a weak-label head. The model's modes are put back.
+        `weak/...` needs a head that makes weak labels. The model's modes are put back.
         """
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             h, h_view = (_pooled(model.backbone, view) for view in self._views())
-            z, z_view = model.instance_head(h), model.instance_head(h_view)
-            u = None if model.weak_head is None else model.weak_head(h)
+            rows, rows_of_view = model.heads(h), model.heads(h_view)
         finally:
             for module, training in modes:
                 module.training = training
-        values = {**_spread("repr", h, h_view), **_spread("embedding", z, z_view)}
-        return values if u is None else {**values, **self._weak(u)}
+        first = model.head_names[0]
+        values = {**_spread("repr", h, h_view), **_spread("embedding", rows[first], rows_of_view[first])}
+        return values if model.labels_head is None else {**values, **self._weak(rows[model.labels_head])}
 
     def _views(self) -> tuple[Tensor, Tensor]:
         spec = self._spec

@@ -11,7 +11,7 @@ from torch import Tensor
 from wcl_core.augment import random_view
 from wcl_core.config import AugmentConfig, PretrainSpec
 from wcl_core.distributed import Ranks
-from wcl_core.model import Views
+from wcl_core.embedded import Views
 
 
 class ViewMaker:

@@ -13,8 +13,9 @@ from torch import nn
 from tests.wcl_core import small
 from wcl_core.batch_norm import sync_batch_norm
 from wcl_core.distributed import Ranks
-from wcl_core.model import Model, Views
-from wcl_core.objective import Weights, objective
+from wcl_core.embedded import Views
+from wcl_core.model import Model
+from wcl_core.objective import INSTANCE, Weights, objective
 from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, Record, Request
 
@@ -35,7 +36,7 @@ def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, An
     ranks.sum_gradients(model.parameters())
     return {
         "loss": loss.item(),
-        "z": embedded.first.z.tolist(),
+        "z": embedded.first[INSTANCE].tolist(),
         "gradient": {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None},
         "buffers": {name: buffer.double().flatten().tolist() for name, buffer in model.named_buffers()},
     }

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from tests.wcl_core import small
 from wcl_core.config import PretrainSpec
+from wcl_core.embedded import Views
 from wcl_core.gradient_cache import GradientCache
 from wcl_core.learner import Learner
-from wcl_core.model import Model, Views
+from wcl_core.method import Batch
+from wcl_core.model import Model
+from wcl_core.objective import INSTANCE
 
 torch.set_num_threads(1)
 
@@ -46,7 +49,7 @@ def gradients(
     spec: PretrainSpec, keeps_batch_norm: bool, has_crops: bool
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     learner = Learner(spec, network(spec, keeps_batch_norm), is_bfloat16=False)
-    found = learner.gradients(views(spec.batch_size, has_crops), torch.arange(spec.batch_size), 5, 10)
+    found = learner.gradients(views(spec.batch_size, has_crops), Batch(torch.arange(spec.batch_size), 5, 10))
     grads = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     return found.total.detach(), grads, {name: b.clone() for name, b in learner.model.named_buffers()}
 
@@ -91,5 +94,7 @@ def test_chunks_have_statistics_of_their_own() -> None:
     cache = GradientCache(model, whole, 4, "separate")
     assert int(model.backbone.get_buffer("bn1.num_batches_tracked")) == 0
     for number, chunk in enumerate(whole.chunks(4)):
-        expected = Model(spec).double()(chunk.first).z
-        torch.testing.assert_close(cache.embedded.first.z.detach()[4 * number : 4 * number + 4], expected.detach())
+        expected = Model(spec).double()(chunk.first)[INSTANCE]
+        torch.testing.assert_close(
+            cache.embedded.first[INSTANCE].detach()[4 * number : 4 * number + 4], expected.detach()
+        )

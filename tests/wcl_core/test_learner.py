@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 
 from tests.wcl_core import small
+from wcl_core.embedded import Views
 from wcl_core.learner import Learner
-from wcl_core.model import Model, Views
+from wcl_core.method import Batch
+from wcl_core.model import Model
+from wcl_core.objective import WEAK
 
 torch.set_num_threads(1)
 
@@ -23,14 +26,14 @@ def test_the_queue_holds_what_stands_for_keys() -> None:
         reference = Model(spec)
         if decay is None:
             reference.load_state_dict(learner.model.state_dict())
-        learner.gradients(views, torch.arange(8) + 40, 1, 10)
+        learner.gradients(views, Batch(torch.arange(8) + 40, 1, 10))
         with torch.no_grad():
             for parameter in learner.model.parameters():
                 parameter.mul_(0.5)
-        learner.follow(torch.arange(8) + 40, 1)
+        learner.follow()
         state = learner.state()
         assert state["queue/images"].tolist() == [-1] * 8 + list(range(40, 48))
         for view, images in enumerate((views.first, views.second)):
-            expected = reference(images).u
+            expected = reference(images)[WEAK]
             assert expected is not None
             torch.testing.assert_close(state["queue/u"][view, 8:], expected.detach())

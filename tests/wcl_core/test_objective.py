@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.wcl_core import small
 from wcl_core.config import PretrainSpec
-from wcl_core.model import Embedded, Embeddings
+from wcl_core.embedded import Embedded
 from wcl_core.neighbour_queue import NeighbourQueue
-from wcl_core.objective import Objective, Weights, objective
+from wcl_core.objective import INSTANCE, WEAK, Objective, Weights, objective
 
 torch.set_num_threads(1)
 
@@ -28,9 +28,10 @@ def unit(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def embedded(seed: int, has_weak: bool, has_crops: bool) -> Embedded:
     z1, z2, u1, u2 = (unit((B, D), seed + n) for n in range(4))
-    crops = Embeddings(unit((B, V, D), seed + 4).flatten(1), unit((B, V, D), seed + 5).flatten(1) if has_weak else None)
-    weak = (u1, u2) if has_weak else (None, None)
-    return Embedded(Embeddings(z1, weak[0]), Embeddings(z2, weak[1]), crops if has_crops else None)
+    crops = unit((B, V, D), seed + 4).flatten(1), unit((B, V, D), seed + 5).flatten(1)
+    heads = (INSTANCE, WEAK) if has_weak else (INSTANCE,)
+    first, second, small_ones = (dict(zip(heads, rows, strict=False)) for rows in ((z1, u1), (z2, u2), crops))
+    return Embedded(first, second, small_ones if has_crops else None)
 
 
 def filled_queue(images: Tensor, seed: int) -> NeighbourQueue:
@@ -75,12 +76,12 @@ def plain_objective(
 ) -> Tensor:
     loss, crop_options = spec.loss, spec.multi_crop
     k = e if keys is None else keys
-    z, kz = [*e.first.z, *e.second.z], [*k.first.z, *k.second.z]
+    z, kz = [*e.first[INSTANCE], *e.second[INSTANCE]], [*k.first[INSTANCE], *k.second[INSTANCE]]
     names = images.tolist() + ([] if queue is None else queue.images.tolist())
     y: list[list[int]] = []
     rows: list[Tensor] = []
-    if e.first.u is not None and k.first.u is not None and k.second.u is not None:
-        for view, u in enumerate((k.first.u, k.second.u)):
+    if WEAK in e.first:
+        for view, u in enumerate((k.first[WEAK], k.second[WEAK])):
             rows.append(u.detach() if queue is None else torch.cat((u.detach(), queue.u[view].double())))
             labels = plain_labels(rows[view], names, B)
             y.append(labels if loss.finch_level == 1 else plain_level_two(rows[view], labels))
@@ -93,8 +94,7 @@ def plain_objective(
             allowed = [j for j in allowed if j == p or other[j % B] != other[i % B]]
         if allowed:
             total = total - log_share(z[i], [kz[j] for j in allowed], kz[p], loss.temperature) / (2 * B)
-    for a, u in enumerate((e.first.u, e.second.u) if rows else ()):
-        assert u is not None
+    for a, u in enumerate((e.first[WEAK], e.second[WEAK]) if rows else ()):
         for i in range(B):
             allowed = [j for j in range(len(names)) if names[j] not in (-1, names[i])]
             positives = [j for j in allowed if y[1 - a][j] == y[1 - a][i]]
@@ -103,17 +103,17 @@ def plain_objective(
                 total = total - w.weak * share / len(positives) / (2 * B)
     if e.crops is None:
         return total
-    cz = e.crops.z.view(B, V, D)
+    cz = e.crops[INSTANCE].view(B, V, D)
     gamma = crop_options.weight * (0.5 if rows else 1)
     for i in range(B):
         for v in range(V):
             for a in (0, 1):
                 scale = gamma / (B * V * 2)
-                kz_a = list((k.first.z if a == 0 else k.second.z).detach())
+                kz_a = list((k.first[INSTANCE] if a == 0 else k.second[INSTANCE]).detach())
                 total = total - scale * log_share(cz[i, v], kz_a, kz_a[i], loss.temperature)
-                if not rows or e.crops.u is None:
+                if not rows or WEAK not in e.crops:
                     continue
-                c = e.crops.u.view(B, V, D)[i, v]
+                c = e.crops[WEAK].view(B, V, D)[i, v]
                 by = rows[1 - a]
                 others = [j for j in range(len(names)) if names[j] not in (-1, names[i])]
                 nearest = sorted(others, key=lambda j, i=i, by=by: -float(by[i] @ by[j]))[: crop_options.neighbours]
@@ -242,7 +242,6 @@ def test_full_gradient_through_the_keys_of_the_batch_beside_a_queue() -> None:
     for detach in (True, False):
         spec = make(queue_size=Q, loss={"detach_keys": detach})
         found = objective(e, spec, Weights.at(spec, 9, 10), images, queue=queue)
-        assert e.first.u is not None
-        grads.append(torch.autograd.grad(found.total, e.first.u)[0])
+        grads.append(torch.autograd.grad(found.total, e.first[WEAK])[0])
     assert not torch.allclose(grads[0], grads[1])
     assert not queue.u.requires_grad

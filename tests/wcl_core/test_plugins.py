@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.wcl_core import small
+from tests.wcl_core.distributions import install
 from wcl_core import data, plugins
 from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig
@@ -58,13 +59,6 @@ needs-extra = wcl_test_plugin:build [nosuchdistribution]
 stripes = wcl_test_plugin:load
 broken-stripes = wcl_test_plugin:broken
 """
-
-
-def install(folder: Path, name: str, entry_points: str) -> None:
-    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(entry_points)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ bounds and datasets by registered name, never a path, a URL or an expression.
     Spec ── PretrainSpec    a training run: method, backbone, heads, loss, optimiser, schedule, augmentation
          └─ EvaluateSpec    one set of features (a checkpoint, an untrained network, raw pixels) under some protocols
 
-    fields ── network, images, training, protocols ── pretrain, evaluate ── versions
+    fields ── methods, network, images, training, protocols ── pretrain, evaluate ── versions
 
 Import from the package itself; its modules are how it is told.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, Features, PixelFeatures, UntrainedFeatures
 from wcl_core.config.fields import DatasetName, Seed
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
+from wcl_core.config.methods import MethodOptions, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
 from wcl_core.config.protocols import (
@@ -45,6 +46,7 @@ __all__ = [
     "Kind",
     "LinearSgdConfig",
     "LossConfig",
+    "MethodOptions",
     "MultiCropConfig",
     "OptimizerConfig",
     "PixelFeatures",
@@ -59,6 +61,8 @@ __all__ = [
     "UPCASTERS",
     "UntrainedFeatures",
     "is_transformer",
+    "method_names",
+    "options_of",
     "parse_spec",
     "resolve_spec",
     "weak_augmentation",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from wcl_core.config.fields import Seed, SpecModel
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
+from wcl_core.config.methods import check_ability, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.protocols import EvaluationPlan
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
@@ -18,7 +19,15 @@ class PretrainSpec(SpecModel):
     """A self-supervised training run."""
 
     spec_version: Literal[1] = 1
-    method: Literal["wcl", "simclr"] = "wcl"
+    method: str = Field(
+        default="wcl",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="wcl, simclr, or a method that is installed as a plugin.",
+        examples=["wcl"],
+    )
+    method_options: dict[str, JsonValue] = Field(
+        default={}, description="What a plugin's method may be told; wcl and simclr have their options in `loss`."
+    )
     data: DataConfig
     seed: Seed = 0
     epochs: int = Field(default=100, ge=1, le=100_000)
@@ -83,6 +92,21 @@ class PretrainSpec(SpecModel):
         description="Images a process embeds at a time, in two passes; batch norm is then by chunk, a deviation.",
     )
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in (known := method_names()):
+            raise ValueError(f"there is no method {method}; expected one of {', '.join(known)}")
+        options_of(method)
+        return method
+
+    @field_validator("method_options")
+    @classmethod
+    def _of_the_method(cls, options: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        if (method := info.data.get("method")) is None:
+            return options
+        return options_of(method).model_validate(options).model_dump(mode="json")
+
     @field_validator("processes")
     @classmethod
     def _equal_parts(cls, processes: int, info: ValidationInfo) -> int:
@@ -139,8 +163,9 @@ class PretrainSpec(SpecModel):
     @field_validator("loss")
     @classmethod
     def _loss_has_its_labels(cls, loss: LossConfig, info: ValidationInfo) -> LossConfig:
-        if info.data.get("method") == "simclr" and (loss.finch_level != 1 or loss.exclude_mates):
-            raise ValueError("finch_level and exclude_mates need weak labels, which simclr does not have")
+        for name in ("finch_level", "exclude_mates"):
+            if getattr(loss, name) != LossConfig.model_fields[name].default:
+                check_ability(info.data.get("method"), "weak_labels", name)
         return loss
 
     @field_validator("multi_crop")
@@ -150,8 +175,9 @@ class PretrainSpec(SpecModel):
             return multi_crop
         if multi_crop.neighbours >= (batch_size := info.data.get("batch_size", math.inf)):
             raise ValueError(f"neighbours ({multi_crop.neighbours}) must be fewer than batch_size ({batch_size})")
-        if multi_crop.restrict_to_component and info.data.get("method") == "simclr":
-            raise ValueError("restrict_to_component needs weak labels, which simclr does not have")
+        check_ability(info.data.get("method"), "multi_crop", "crops")
+        if multi_crop.restrict_to_component:
+            check_ability(info.data.get("method"), "weak_labels", "restrict_to_component")
         data = info.data.get("data")
         if data and (side := multi_crop.side(data.image_size)) > data.image_size:
             raise ValueError(f"image_size ({side}) must not exceed the views' ({data.image_size})")
@@ -167,8 +193,7 @@ class PretrainSpec(SpecModel):
             return queue_size
         if queue_size % (batch_size := info.data.get("batch_size", 1)):
             raise ValueError(f"queue_size ({queue_size}) must be a multiple of batch_size ({batch_size})")
-        if info.data.get("method") == "simclr":
-            raise ValueError("queue_size needs the weak-label head, which simclr does not have")
+        check_ability(info.data.get("method"), "weak_labels", "queue_size")
         if (loss := info.data.get("loss")) and loss.finch_level != 1:
             raise ValueError("queue_size is not defined together with loss.finch_level 2")
         return queue_size
@@ -176,7 +201,10 @@ class PretrainSpec(SpecModel):
     @field_validator("momentum_decay")
     @classmethod
     def _momentum_keys_are_detached(cls, momentum_decay: float | None, info: ValidationInfo) -> float | None:
-        if momentum_decay is not None and (loss := info.data.get("loss")) and not loss.detach_keys:
+        if momentum_decay is None:
+            return momentum_decay
+        check_ability(info.data.get("method"), "momentum", "momentum_decay")
+        if (loss := info.data.get("loss")) and not loss.detach_keys:
             raise ValueError("momentum_decay makes keys without gradient, so loss.detach_keys must stay true")
         return momentum_decay
 
