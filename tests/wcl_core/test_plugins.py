@@ -144,12 +144,15 @@ def test_a_dataset_that_cannot_be_loaded_is_named(site: Path, tmp_path: Path) ->
         data.load("broken-stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
 
 
-def test_timms_networks() -> None:
-    pytest.importorskip("timm")
-    from wcl_core.timm_backbones import build
+@pytest.mark.parametrize(("variant", "size"), [("resnet10t", 32), ("vit_tiny_patch16_224", 48)])
+def test_a_spec_names_one_of_timms_networks(variant: str, size: int) -> None:
+    spec = small.spec(data={"name": "digits", "image_size": size}, backbone={"name": "timm", "variant": variant})
+    network = build_backbone(spec.backbone, size)
+    assert network(torch.randn(2, 3, size, size)).shape == (2, network.feature_dim)
 
-    for variant, size in (("resnet10t", 32), ("vit_tiny_patch16_224", 48)):
-        network = build(BackboneConfig.model_construct(name="timm", variant=variant), size)
-        assert network(torch.randn(2, 3, size, size)).shape == (2, network.feature_dim)
+
+def test_a_network_that_timm_lacks_is_named() -> None:
     with pytest.raises(PluginError, match=r"backbone\.variant no-such-net"):
-        build(BackboneConfig.model_construct(name="timm", variant="no-such-net"), 32)
+        build_backbone(BackboneConfig(name="timm", variant="no-such-net"), 32)
+    with pytest.raises(PluginError, match=r"backbone\.variant: name one"):
+        build_backbone(BackboneConfig(name="timm"), 32)
