@@ -1,0 +1,95 @@
+"""Runs that are killed again and again end with the bytes of runs that nobody disturbed.
+
+Each run is killed several times, at moments that the seed decides, and resumed each time from the newest checkpoint
+that it reported.  Then every checkpoint file that was ever there and every metric that was ever reported is compared
+with the undisturbed run's.  Prints one report; the exit code is 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.measure.report import setting
+from tests.kills.moments import KINDS
+from tests.kills.runs import KilledRun, Reference, killed_run
+from tests.kills.variants import VARIANTS
+
+
+def main() -> int:
+    """Kill until there were enough; 0 when every run ended with the same bytes."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="wcl-kills-") as temporary:
+        folder, began_at = options.folder or Path(temporary), time.monotonic()
+        references = [
+            Reference.of(variant, folder / f"undisturbed-{place}") for place, variant in enumerate(options.variants)
+        ]
+        runs: list[KilledRun] = []
+        for number in itertools.count(options.first_run):
+            if (missing := options.kills - sum(len(run.kills) for run in runs)) <= 0:
+                break
+            reference = references[number % len(references)]
+            runs.append(killed_run(number, reference, options.seed, missing, folder / f"run-{number}"))
+            print(runs[-1], file=sys.stderr, flush=True)
+    print(_report(runs, options, time.monotonic() - began_at))
+    return int(any(run.differences for run in runs))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./run kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200, help="how many in all")
+    parser.add_argument("--seed", type=int, default=0, help="decides every moment; the same seed, the same moments")
+    parser.add_argument("--first-run", type=int, default=0, metavar="N", help="go on at run N of this seed")
+    parser.add_argument("--folder", type=Path, help="where files of runs that differ stay; it must be new")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
+    )
+    return parser.parse_args()
+
+
+def _report(runs: list[KilledRun], options: argparse.Namespace, seconds: float) -> str:
+    """Markdown: where, how often, at which moments, and whether all was equal."""
+    facts, kills = setting(), [moment for run in runs for moment in run.kills]
+    by_kind = Counter(moment.kind for moment in kills)
+    wrong = [run for run in runs if run.differences]
+    return "\n".join(
+        [
+            "# kills",
+            "",
+            f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {facts['gpu'] or 'no GPU'}, torch "
+            f"{facts['torch']}, Python {facts['python']}; load average {facts['load_average'][1]} over five minutes",
+            "",
+            f"{len(kills)} kills by SIGKILL in {len(runs)} runs, seed {options.seed}, {seconds:.0f} s: "
+            + (f"{len(wrong)} RUNS DIFFER" if wrong else "all checkpoints and metrics equal the undisturbed runs'")
+            + ".",
+            "",
+            "| run | runs | kills | steps taken again | equal |",
+            "|---|---|---|---|---|",
+            *(_row(variant, [run for run in runs if run.variant == variant]) for variant in options.variants),
+            "",
+            "| killed | times |",
+            "|---|---|",
+            *(f"| {kind} | {by_kind[kind]} |" for kind in KINDS),
+            "",
+            f"{sum(run.num_parts for run in runs)} checkpoint files were left half written and none was taken for a "
+            f"whole one; {sum(len(run.missed) for run in runs)} kills came too late and do not count.",
+            *(f"\n{run}" for run in wrong),
+        ]
+    )
+
+
+def _row(variant: str, runs: list[KilledRun]) -> str:
+    equal = "yes" if not any(run.differences for run in runs) else "NO"
+    kills, again = sum(len(run.kills) for run in runs), sum(run.steps_again for run in runs)
+    return f"| {variant} | {len(runs)} | {kills} | {again} | {equal} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

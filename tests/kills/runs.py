@@ -1,0 +1,131 @@
+"""A run that is killed again and again, and the undisturbed one that it has to equal."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kills.attempts import Attempt, Left, differences
+from tests.kills.moments import ANY_TIME, Moment, count_calls, plan, set_trap
+from tests.kills.variants import STEPS, fields
+
+_FEWEST_KILLS, _MOST_KILLS = 3, 7
+_LOOK_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed.
+
+    Attributes:
+        variant: its name.
+        whole: what it left.
+        calls: how many calls each of its steps takes.
+        step_seconds: how long a step takes, about.
+    """
+
+    variant: str
+    whole: Left
+    calls: list[int]
+    step_seconds: float
+
+    @staticmethod
+    def of(variant: str, folder: Path) -> Reference:
+        """Run it, and once more to count its calls; the second run has to equal the first.
+
+        Raises:
+            RuntimeError: when it fails or two undisturbed runs differ, so that nothing can be compared with them.
+        """
+        began_at = time.monotonic()
+        whole = _undisturbed(Attempt(folder / "undisturbed", fields(variant), None))
+        step_seconds = (time.monotonic() - began_at) / STEPS
+        path = folder / "calls"
+        counted = Attempt(folder / "counted", fields(variant), None, lambda rank: None if rank else count_calls(path))
+        if found := differences([_undisturbed(counted)], whole):
+            raise RuntimeError(f"two undisturbed runs of {variant} differ: {found}")
+        return Reference(variant, whole, [int(count) for count in path.read_text().split()], step_seconds)
+
+
+def _undisturbed(attempt: Attempt) -> Left:
+    codes, left = attempt.wait(), Left.by(attempt)
+    if any(codes) or not left.has_succeeded:
+        raise RuntimeError(f"an undisturbed attempt failed, {codes}: {attempt.output()}")
+    return left
+
+
+@dataclass
+class KilledRun:
+    """A run that was killed several times.
+
+    Attributes:
+        number: its place; together with the seed it decides all its moments.
+        variant: its name.
+        kills: the moments at which it was killed.
+        missed: a moment from outside that it outran, or none.
+        num_parts: files that kills left half written.
+        steps_again: steps that were taken more than once.
+        differences: from the undisturbed run; empty if all is well.
+    """
+
+    number: int
+    variant: str
+    kills: list[Moment] = field(default_factory=list)
+    missed: list[Moment] = field(default_factory=list)
+    num_parts: int = 0
+    steps_again: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        moments = "; ".join(map(str, self.kills))
+        said = "equal" if not self.differences else "DIFFERENT: " + "; ".join(self.differences[:5])
+        missed = f"; missed {self.missed[0]}" if self.missed else ""
+        return f"run {self.number}, {self.variant}, {said}\n    killed {moments}{missed}"
+
+
+def killed_run(number: int, reference: Reference, seed: int, most: int, folder: Path) -> KilledRun:
+    """Kill a run at most `most` times, let it end, and compare; the folder stays only when something differs."""
+    draw = random.Random(f"{seed}:{number}")
+    spec = fields(reference.variant)
+    moments = plan(draw.randint(_FEWEST_KILLS, _MOST_KILLS), spec.get("processes", 1), draw)[:most]
+    run, lives, resume = KilledRun(number, reference.variant), [], None
+    for place, moment in enumerate((*moments, None)):
+        attempt = Attempt(folder / str(place), spec, resume, _trap(moment, reference))
+        if moment is not None and moment.kind == ANY_TIME:
+            _kill_from_outside(attempt, moment, reference.step_seconds)
+        codes, left = attempt.wait(), Left.by(attempt)
+        lives.append(left)
+        resume = left.checkpoint or resume
+        if moment is not None and -signal.SIGKILL in codes:
+            run.kills.append(moment)
+            continue
+        if any(codes) or not left.has_succeeded:
+            run.differences.append(f"attempt {place} failed, {codes}: {attempt.output()}")
+        run.missed += [moment] if moment else []
+        break
+    run.num_parts = sum(left.num_parts for left in lives)
+    run.steps_again = sum(left.num_steps for left in lives) - STEPS
+    run.differences += differences(lives, reference.whole)
+    if not run.differences:
+        shutil.rmtree(folder)
+    return run
+
+
+def _trap(moment: Moment | None, reference: Reference) -> Callable[[int], None]:
+    def prepare(rank: int) -> None:
+        if moment is not None and moment.kind != ANY_TIME and moment.rank == rank:
+            set_trap(moment, reference.calls)
+
+    return prepare
+
+
+def _kill_from_outside(attempt: Attempt, moment: Moment, step_seconds: float) -> None:
+    """Some part of a step after the one before was reported."""
+    while attempt.last_step() < moment.step - 1 and not attempt.is_over():
+        time.sleep(_LOOK_SECONDS)
+    time.sleep(moment.place * step_seconds)
+    attempt.kill()
