@@ -69,8 +69,7 @@ def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
 
 def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str) -> list[FieldError]:
     errors = []
-    train = dataset.counts["train"]
-    mean_class = train / max(1, len(dataset.classes))
+    mean_class = dataset.counts["train"] / max(1, len(dataset.classes))
     of_classes = f"the images per class of {dataset.name}, {mean_class:g} on average"
     protocols = settings.protocols
     if "knn" in protocols and settings.knn_k > mean_class / 2:
@@ -81,9 +80,6 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str)
     for place, count in enumerate(settings.labels_per_class):
         if "few_labels" in protocols and count > mean_class:
             errors.append(FieldError(f"{pointer}/labels_per_class/{place}", f"{count} is more than {of_classes}"))
-    if "linear_sgd" in protocols and settings.linear_sgd.batch_size > train:
-        detail = f"{settings.linear_sgd.batch_size} is more than the {train} train images of {dataset.name}"
-        errors.append(FieldError(f"{pointer}/linear_sgd/batch_size", detail))
     return errors
 
 

@@ -185,7 +185,6 @@ def test_what_a_plan_cannot_measure_is_said_at_submit(database: Database) -> Non
     ]
     assert refused(database, small | {"protocols": ["knn"]}) == ["/spec/evaluations/0/knn_k"]
     assert refused(database, {"protocols": ["linear", "knn_wide"]}) == ["/spec/evaluations/0/protocols/1"]
-    assert refused(database, {"protocols": ["linear_sgd"]}) == ["/spec/evaluations/0/linear_sgd/batch_size"]
     assert refused(database, small | few | {"labels_per_class": [1, 11]}) == ["/spec/evaluations/0/labels_per_class/1"]
 
 

@@ -133,7 +133,7 @@ def test_linear_sgd_is_nesterov_with_a_cosine_and_reports_the_last_epoch() -> No
 
 def test_the_best_epoch_is_labelled_as_selected_on_test(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = small.few_digits().test.labels
-    made = linear_sgd.LinearSgd((labels + 1) % 10, 0.75, 3)
+    made = linear_sgd.LinearSgd(32, (labels + 1) % 10, 0.75, 3)
     monkeypatch.setattr(linear_sgd, "linear_sgd", lambda *_: made)
     spec = {"epochs": 4, "batch_size": 32}
     found = measured(small.few_digits(), protocols=["linear_sgd"], linear_sgd=spec)
@@ -153,14 +153,18 @@ def test_the_best_epoch_is_labelled_as_selected_on_test(monkeypatch: pytest.Monk
     }
 
 
-def test_the_published_recipe_is_the_default_and_a_small_split_is_refused() -> None:
+def test_the_published_recipe_is_the_default_and_a_small_split_is_one_batch() -> None:
     config = LinearSgdConfig()
     assert (config.epochs, config.batch_size, config.crop_scale_min, config.flip_probability) == (80, 4096, 0.08, 0.5)
     head = classifier.new_head(500, 100, 0)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert not head.bias.any()
-    with pytest.raises(ProtocolError, match="linear_sgd.batch_size = 4096.*270"):
-        evaluate(evaluate_spec(protocols=["linear_sgd"]), MemoryReporter(), data=small.few_digits())
+    whole, same = (
+        measured(small.few_digits(), protocols=["linear_sgd"], linear_sgd={"epochs": 2, **batch})
+        for batch in ({}, {"batch_size": 270})
+    )
+    assert [result["params"]["batch_size"] for result in whole] == [270] * 3
+    assert [(r["value"], r["params"]) for r in whole] == [(r["value"], r["params"]) for r in same]
 
 
 def test_a_long_protocol_is_left_when_asked_and_reports_nothing() -> None:

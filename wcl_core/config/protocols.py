@@ -14,10 +14,10 @@ FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
 
 
 class LinearSgdConfig(SpecModel):
-    """The linear protocol as published; the rate is 0.2 * batch / 256."""
+    """The linear protocol as published; the rate is 0.2 * batch / 256 for the batch that is used."""
 
     epochs: int = Field(default=80, ge=1, le=10_000)
-    batch_size: int = Field(default=4096, ge=1, le=65_536, description="Images a step; at most the train split.")
+    batch_size: int = Field(default=4096, ge=1, le=65_536, description="Images a step; all of a smaller train split.")
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
     flip_probability: float = Field(default=0.5, ge=0, le=1)
 

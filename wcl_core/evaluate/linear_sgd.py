@@ -17,7 +17,6 @@ from wcl_core.data import ImageData
 from wcl_core.evaluate.accuracy import top1
 from wcl_core.evaluate.classifier import Recipe, new_head, train
 from wcl_core.evaluate.features import pooled
-from wcl_core.evaluate.knn import ProtocolError
 from wcl_core.evaluate.pace import Pace
 
 VERSION = 1
@@ -29,11 +28,13 @@ class LinearSgd:
     """What the training of the classifier ended with.
 
     Attributes:
+        batch_size: images of a step: what was asked for, or all of a smaller train split [D].
         predicted: (M,) int64 classes of the test images after the LAST epoch: the headline.
         best_top1: accuracy of the best epoch, which was selected on the test split.
         best_epoch: that epoch, from 1; the earliest of equal ones.
     """
 
+    batch_size: int
     predicted: Tensor
     best_top1: float
     best_epoch: int
@@ -58,14 +59,8 @@ def linear_sgd(
         seed: of head, order and crops.
         device: where to compute.
         pace: told the progress; may interrupt.
-
-    Raises:
-        ProtocolError: when a batch is larger than the train split.
     """
-    if config.batch_size > len(data.train):
-        raise ProtocolError(
-            f"linear_sgd.batch_size = {config.batch_size}, but the train split of {data.name} holds {len(data.train)}"
-        )
+    batch_size = min(config.batch_size, len(data.train))
     backbone.eval()
     test = pooled(backbone, data.test, device).to(device)
     head = new_head(test.shape[1], len(data.classes), seed).to(device)
@@ -76,8 +71,8 @@ def linear_sgd(
         found: Tensor = head(h)
         return found
 
-    recipe = Recipe(config.epochs, config.batch_size, config.crop_scale_min, config.flip_probability, image_size, seed)
-    rate = _RATE_PER_256 * config.batch_size / 256
+    recipe = Recipe(config.epochs, batch_size, config.crop_scale_min, config.flip_probability, image_size, seed)
+    rate = _RATE_PER_256 * batch_size / 256
     accuracies, predicted = [], data.test.labels
     for progress in train(logits, [(list(head.parameters()), rate)], data.train, torch.arange(len(data.train)), recipe):
         if progress.is_epoch_end:
@@ -86,4 +81,4 @@ def linear_sgd(
             accuracies.append(top1(predicted, data.test.labels))
         pace.tick(progress.share)
     best = max(accuracies)
-    return LinearSgd(predicted, best, accuracies.index(best) + 1)
+    return LinearSgd(batch_size, predicted, best, accuracies.index(best) + 1)

@@ -67,7 +67,7 @@ def _linear(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -
 def _linear_sgd(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
     config = spec.linear_sgd
     found = linear_sgd.linear_sgd(subject.backbone, data, config, spec.data.image_size, spec.seed, subject.device, pace)
-    params = {"form": "sgd", "epoch": "last", **config.model_dump()}
+    params = {"form": "sgd", "epoch": "last", **config.model_dump(), "batch_size": found.batch_size}
     for metric, measure in (("top1", top1), ("mean_per_class", mean_per_class)):
         yield _result("linear_sgd", linear_sgd.VERSION, params, measure(found.predicted, data.test.labels), metric)
     best = params | {"epoch": "best, selected on test"}
