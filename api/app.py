@@ -21,6 +21,7 @@ from api import (
     health,
     job_parts,
     job_routes,
+    page_actions,
     page_render,
     pages,
     sign_in,
@@ -49,6 +50,7 @@ _ROUTERS = tuple(
         health,
         document,
         pages,
+        page_actions,
     )
 )
 

@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session
 
 from api import exports, files, rendering
 from api.auth import Reader, Submitter
+from api.evaluation_requests import EvaluateBody, new_evaluation, pointing_into_body
+from api.idempotency import REPLAYED, TheSubmission
 from api.problems import Gone
-from api.rendering import CheckpointAnswer
+from api.rendering import CheckpointAnswer, JobAnswer
 from api.state import TheDatabase, TheSettings, TheStorage
 from jobs import queries, service
 from jobs.errors import FieldError, Invalid
@@ -48,13 +50,36 @@ def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> Checkp
 @router.patch("")
 def change(checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase) -> CheckpointAnswer:
     """Pin or unpin it."""
+    return rendering.checkpoint(database.write(lambda session: pinned(session, checkpoint_id, body.pinned)))
 
-    def pin(session: Session) -> Checkpoint:
-        checkpoint = queries.get_checkpoint(session, checkpoint_id)
-        checkpoint.pinned = body.pinned
-        return checkpoint
 
-    return rendering.checkpoint(database.write(pin))
+def pinned(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
+    """The checkpoint, pinned or no longer.
+
+    Raises:
+        NotFound: there is none.
+    """
+    checkpoint = queries.get_checkpoint(session, checkpoint_id)
+    checkpoint.pinned = is_pinned
+    return checkpoint
+
+
+@router.post("/evaluate", status_code=201, responses=REPLAYED)
+def evaluate(
+    checkpoint_id: str,
+    body: EvaluateBody,
+    principal: Submitter,
+    database: TheDatabase,
+    submission: TheSubmission,
+    response: Response,
+) -> JobAnswer:
+    """Submit a job that measures it; the body is an EvaluateSpec without `features`."""
+    said = ("evaluate", checkpoint_id, body.model_dump(mode="json", exclude_unset=True))
+    with pointing_into_body():
+        job = submission.make(said, lambda session: new_evaluation(session, checkpoint_id, body, principal.key_id))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    with database.read() as session:
+        return rendering.job(job, queries.tags(session, [job.id])[job.id])
 
 
 @router.delete("", status_code=204)

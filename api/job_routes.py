@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -15,24 +15,18 @@ from api import field_errors, groups, rendering, submissions
 from api.auth import Reader, Submitter
 from api.deviations import of_preset
 from api.groups import SubmittedGroup
+from api.idempotency import REPLAYED, TheSubmission
 from api.rendering import JobAnswer, JobSummary
 from api.state import TheDatabase
 from api.submissions import CloneBody, JobBody, JobChange
 from jobs import queries, service, transitions
 from jobs.database import Database
-from jobs.errors import FieldError, Invalid
+from jobs.errors import Invalid
 from jobs.groups import members
 from jobs.models import Job
 from jobs.submission import NewJob
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        description="Chosen by the client; repeating the request with it answers with the first job.", max_length=200
-    ),
-]
 
 
 class JobPage(TypedDict):
@@ -53,8 +47,8 @@ def submit(
     principal: Submitter,
     database: TheDatabase,
     response: Response,
+    submission: TheSubmission,
     dry_run: bool = False,
-    idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Submit a job.  It is durable once this answers 201.
 
@@ -66,11 +60,8 @@ def submit(
         with database.read() as session:
             return JSONResponse(_plan(session, body, new))
     wanted = new[0] if body.seeds is None else new
-    job, is_replay = _submitted(database, wanted, principal.key_id, idempotency_key, submissions.digest(body))
+    job = submission.make(submissions.said(body), lambda session: wanted)
     response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
-    if is_replay:
-        response.status_code = 200
-        response.headers["Idempotency-Replayed"] = "true"
     if body.seeds is None:
         return _rendered(database, job)
     with database.read() as session:
@@ -82,16 +73,6 @@ def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
     plan = service.plan(session, new[0])
     found = {"preset": body.preset, "deviations": of_preset(body.preset, plan["spec"])}
     return plan | found | {"seeds": body.seeds}
-
-
-def _submitted(
-    database: Database, new: NewJob | list[NewJob], owner: str, key: str | None, digest: str
-) -> tuple[Job, bool]:
-    if key is None:
-        return database.write(lambda session: service.submit_any(session, new)), False
-    if not key.isascii() or not key.isprintable() or not key.strip():
-        raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
-    return service.submit_once(database, key, owner, digest, lambda session: new)
 
 
 @router.get("")
@@ -149,21 +130,32 @@ def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswe
     return _asked(database, job_id, transitions.resume)
 
 
-@router.post("/{job_id}/retry", status_code=201)
-def retry(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+@router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)
+def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobAnswer:
     """A new job that starts from the last checkpoint of a failed or cancelled one."""
-    return _rendered(database, database.write(lambda session: service.retry(session, job_id, principal.key_id)))
+    made = submission.make(("retry", job_id), lambda session: service.retried(session, job_id, principal.key_id))
+    return _rendered(database, made)
 
 
-@router.post("/{job_id}/clone", status_code=201)
-def clone(job_id: str, principal: Submitter, database: TheDatabase, body: CloneBody | None = None) -> JobAnswer:
+@router.post("/{job_id}/clone", status_code=201, responses=REPLAYED)
+def clone(
+    job_id: str,
+    principal: Submitter,
+    database: TheDatabase,
+    submission: TheSubmission,
+    body: CloneBody | None = None,
+) -> JobAnswer:
     """A new job with the same spec, some fields replaced, from scratch."""
     overrides = body.spec if body else {}
+
+    def new(session: Session) -> NewJob:
+        return service.cloned(session, job_id, overrides, principal.key_id)
+
     try:
-        job = database.write(lambda session: service.clone(session, job_id, overrides, principal.key_id))
+        made = submission.make(("clone", job_id, overrides), new)
     except ValidationError as error:
         raise Invalid(field_errors.of_spec(error, _kind(database, job_id))) from error
-    return _rendered(database, job)
+    return _rendered(database, made)
 
 
 def _kind(database: Database, job_id: str) -> Any:

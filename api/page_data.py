@@ -1,4 +1,4 @@
-"""What the pages show, read in one short session and detached from it before a template sees it."""
+"""What the lists show, read in one short session and detached from it before a template sees it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from urllib.parse import urlencode
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.page_timeline import Entry, timeline
 from jobs import queries
 from jobs.database import now_ms
-from jobs.models import Attempt, Checkpoint, Dataset, Dependency, Evaluation, Job, Log, Worker
+from jobs.models import Dataset, Job, Worker
 from jobs.status import TERMINAL, Status
 
 PAGE_SIZE = 50
-LOG_LINES = 400
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
 _NO_PROGRESS = dict.fromkeys(
@@ -88,7 +86,7 @@ class JobView:
     def actions(self) -> list[str]:
         """The verbs its state allows."""
         if self.request == "cancelling":
-            return []
+            return ["clone"]
         by_status = {
             "blocked": ["cancel"],
             "queued": ["pause", "cancel"],
@@ -97,7 +95,7 @@ class JobView:
             "failed": ["retry"],
             "cancelled": ["retry"],
         }
-        return by_status.get(self.job.status, [])
+        return ["clone", *by_status.get(self.job.status, [])]
 
     @property
     def seconds(self) -> tuple[int, int | None] | None:
@@ -157,99 +155,6 @@ def job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
 def database_time(session: Session) -> int:
     """Ages are by the clock that wrote the times."""
     return session.execute(select(now_ms())).scalar_one()
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything of one job but its curves."""
-
-    view: JobView
-    attempts: list[Attempt]
-    events: list[Entry]
-    checkpoints: list[Checkpoint]
-    evaluations: list[Evaluation]
-    sources: dict[str, tuple[str, str, int]]
-    needs: list[tuple[str, str, str]]
-    parent_name: str | None
-    waits_because: str | None
-    cursor: str
-    now: int
-
-    @property
-    def job(self) -> Job:
-        return self.view.job
-
-
-def run(session: Session, job_id: str) -> Run:
-    """One job.
-
-    Raises:
-        NotFound: there is none of this id.
-    """
-    job = queries.get_job(session, job_id)
-    cursor = queries.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
-    attempts = queries.attempts(session, job_id)
-    evaluations = queries.evaluations(session, job_id)
-    parent = session.get(Job, job.parent_id) if job.parent_id else None
-    return Run(
-        view=JobView(job, queries.tags(session, [job_id])[job_id]),
-        attempts=attempts,
-        events=timeline(queries.events_after(session, job_id, max(0, job.event_seq - 500))),
-        checkpoints=queries.checkpoints(session, job_id),
-        evaluations=evaluations,
-        sources=_sources(session, evaluations),
-        needs=_needs(session, job_id),
-        parent_name=parent.name if parent else None,
-        waits_because=_waits_because(session, job),
-        cursor=str(cursor),
-        now=database_time(session),
-    )
-
-
-def logs(session: Session, job_id: str) -> list[Log]:
-    """The last lines."""
-    return queries.logs(session, job_id, limit=LOG_LINES)
-
-
-def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, tuple[str, str, int]]:
-    """(job's id, its name, step) of the measured checkpoints, by id."""
-    ids = {entry.checkpoint_id for entry in evaluations if entry.checkpoint_id}
-    statement = (
-        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step)
-        .join(Job, Job.id == Checkpoint.job_id)
-        .where(Checkpoint.id.in_(ids))
-    )
-    return {row[0]: (row[1], row[2], row[3]) for row in session.execute(statement)} if ids else {}
-
-
-def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
-    """(id, name, status) of the jobs that it waits for or waited for."""
-    statement = (
-        select(Job.id, Job.name, Job.status)
-        .join(Dependency, Dependency.needs_job_id == Job.id)
-        .where(Dependency.job_id == job_id)
-        .order_by(Job.id)
-    )
-    return [(row.id, row.name, row.status) for row in session.execute(statement)]
-
-
-def _waits_because(session: Session, job: Job) -> str | None:
-    """Why a queued job is not running yet, as far as the registered workers tell."""
-    if job.status != Status.QUEUED:
-        return None
-    alive = queries.workers(session, alive_only=True)
-    if not alive:
-        return "No worker is running. It starts as soon as one does."
-    pool = [worker for worker in alive if worker.pool == job.pool]
-    if not pool:
-        return f"No worker serves the pool “{job.pool}”."
-    if not (large := [worker for worker in pool if worker.gpus >= job.gpus]):
-        return f"No worker in its pool offers {job.gpus} GPUs."
-    if not (fitting := [w for w in large if w.datasets.get(job.dataset_name) == job.dataset_digest]):
-        return f"No worker in its pool has this version of the dataset “{job.dataset_name}”."
-    if all(worker.state == "busy" for worker in fitting):
-        return "Every worker that fits is busy; higher priority goes first, then age."
-    return "A worker is about to take it."
 
 
 @dataclass(frozen=True)

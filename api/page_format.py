@@ -194,11 +194,16 @@ def pretty_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+def compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "whole": whole,
     "clock": clock,
     "json": pretty_json,
+    "compact_json": compact_json,
     "percent": percent,
     "metric": metric,
     "duration": duration,

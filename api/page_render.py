@@ -9,9 +9,8 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from api import problems
+from api import page_evaluations, page_format, problems
 from api.auth import current_principal
-from api.page_format import FILTERS
 from api.problems import Unauthenticated
 
 _TEMPLATES = Environment(
@@ -22,7 +21,7 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
     auto_reload=False,
 )
-_TEMPLATES.filters.update(FILTERS)
+_TEMPLATES.filters.update(page_format.FILTERS | page_evaluations.FILTERS)
 _TITLES = {
     400: "This address cannot be read",
     403: "This is not allowed",

@@ -15,13 +15,14 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the timeline; `tone` chooses its mark."""
+    """One line of the timeline; `tone` chooses its mark, `job_id` is that of another job that it speaks of."""
 
     seq: int
     tone: str
     title: str
     detail: str
     at: int
+    job_id: str | None = None
 
 
 def timeline(events: Sequence[Event]) -> list[Entry]:
@@ -44,7 +45,8 @@ def _checkpoints(events: list[Event]) -> list[Entry]:
 
 def _entry(event: Event) -> Entry:
     tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
-    return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at)
+    other = event.data.get("job") if event.type == "evaluation_submitted" else None
+    return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at, other)
 
 
 _Sentence = tuple[str, str, str]
@@ -88,6 +90,14 @@ def _changed(data: Data) -> _Sentence:
     return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
 
 
+_MEASURED = {"final": "the last checkpoint", "best": "the best checkpoint, selected on test", "every": "a checkpoint"}
+
+
+def _evaluation_submitted(data: Data) -> _Sentence:
+    checkpoint = _MEASURED.get(str(data.get("when")), "a checkpoint")
+    return "queued", "Evaluation submitted", f"of {checkpoint}, step {number(data.get('step'))}"
+
+
 def _ending(tone: str, title: str) -> Callable[[Data], _Sentence]:
     return lambda data: (tone, title, _reason(data))
 
@@ -99,6 +109,7 @@ _SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
     "checkpoint": _checkpoint,
     "warning": _warning,
     "changed": _changed,
+    "evaluation_submitted": _evaluation_submitted,
     "queued": _ending("queued", "Queued: what it waited for has succeeded"),
     "requeued": _ending("queued", "Back in the queue"),
     "paused": _ending("paused", "Paused"),

@@ -6,31 +6,23 @@ parts of a page that change, rendered by the same templates.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import Response
 
-from api import page_data
-from api.auth import Reader, Submitter
-from api.page_data import Filters, Run
+from api import page_data, page_run
+from api.auth import Reader
+from api.page_data import Filters
 from api.page_picture import drawing
 from api.page_render import page, picture
-from jobs import curves, service, transitions
+from api.page_run import Run
+from jobs import curves
 from jobs.database import Database
 from jobs.keys import Principal
+from wcl_core.config import Protocol
 
 router = APIRouter(include_in_schema=False)
-
-
-class Verb(StrEnum):
-    """What a person may ask of a job."""
-
-    CANCEL = "cancel"
-    PAUSE = "pause"
-    RESUME = "resume"
-    RETRY = "retry"
 
 
 def _database(request: Request) -> Database:
@@ -94,8 +86,8 @@ def _jobs(request: Request, template: str, filters: Filters) -> Response:
 def job_page(request: Request, job_id: str, reader: Reader) -> Response:
     """One job with everything it left behind."""
     with _database(request).read() as session:
-        run = page_data.run(session, job_id)
-        lines = page_data.logs(session, job_id)
+        run = page_run.run(session, job_id)
+        lines = page_run.logs(session, job_id)
     context = _run_context(run, reader) | {
         "lines": lines,
         "log_cursor": f"{lines[-1].attempt}.{lines[-1].seq}" if lines else "",
@@ -109,17 +101,20 @@ def job_page(request: Request, job_id: str, reader: Reader) -> Response:
 def job_live(request: Request, job_id: str, reader: Reader) -> Response:
     """The parts of a job's page that change."""
     with _database(request).read() as session:
-        run = page_data.run(session, job_id)
+        run = page_run.run(session, job_id)
     return page(request, "_job_live.html", **_run_context(run, reader))
 
 
 def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
-    return {"run": run, "now": run.now, "may_submit": "submit" in reader.scopes}
+    protocols = get_args(Protocol)
+    return {"run": run, "now": run.now, "may_submit": "submit" in reader.scopes, "protocols": protocols}
 
 
 def _sections(run: Run) -> list[tuple[str, str]]:
     of_training = [("curves", "Curves"), ("checkpoints", "Checkpoints")] if run.job.kind == "pretrain" else []
-    return [*of_training, ("evaluations", "Evaluations"), ("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
+    of_group = [("group", "Seeds")] if run.group else []
+    rest = [("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
+    return [*of_training, ("evaluations", "Evaluations"), *of_group, *rest]
 
 
 @router.get("/jobs/{job_id}/curve.svg")
@@ -128,18 +123,6 @@ def curve_picture(request: Request, job_id: str, name: str, reader: Reader) -> R
     with _database(request).read() as session:
         points = curves.metrics(session, job_id, [name], max_points=300).get(name, [])
     return picture("curve.svg", **drawing(points, name))
-
-
-@router.post("/jobs/{job_id}/{verb}")
-def act(request: Request, job_id: str, verb: Verb, submitter: Submitter) -> Response:
-    """What the buttons do without scripts; the gate has compared the Origin."""
-    database = _database(request)
-    if verb is Verb.RETRY:
-        job_id = database.write(lambda session: service.retry(session, job_id, submitter.key_id)).id
-    else:
-        change = getattr(transitions, verb)
-        database.write(lambda session: change(session, job_id))
-    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
 
 
 # --- the service -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -144,10 +142,9 @@ def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
     )
 
 
-def digest(body: JobBody) -> str:
-    """The same for two bodies that say the same."""
-    said = body.model_dump(mode="json", exclude_unset=True)
-    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def said(body: JobBody) -> dict[str, Any]:
+    """The same for two bodies that ask for the same."""
+    return body.model_dump(mode="json", exclude_unset=True)
 
 
 def _preset(name: str, kind: Kind) -> dict[str, Any]:

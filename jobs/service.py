@@ -165,11 +165,19 @@ def retry(session: Session, job_id: str, created_by: str | None) -> Job:
     Raises:
         NotFound, Conflict: no such job; it has not failed.
     """
+    return submit(session, retried(session, job_id, created_by))
+
+
+def retried(session: Session, job_id: str, created_by: str | None) -> NewJob:
+    """What `retry` submits; the checkpoint that it starts from stays until the transaction ends.
+
+    Raises:
+        NotFound, Conflict: as `retry`.
+    """
     job = _existing(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
-    copy = replace(_copy(session, job, created_by, _resume_point(session, job)), group_id=job.group_id)
-    return submit(session, copy)
+    return replace(_copy(session, job, created_by, _resume_point(session, job)), group_id=job.group_id)
 
 
 def _resume_point(session: Session, job: Job) -> str | None:
@@ -193,9 +201,17 @@ def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: 
         NotFound: no such job.
         pydantic.ValidationError, Invalid: the overrides do not fit.
     """
+    return submit(session, cloned(session, job_id, overrides, created_by))
+
+
+def cloned(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> NewJob:
+    """What `clone` submits.
+
+    Raises:
+        NotFound, pydantic.ValidationError: as `clone`.
+    """
     job = _existing(session, job_id)
-    sent = merged(job.spec_sent, overrides)
-    return submit(session, _copy(session, job, created_by, None, sent))
+    return _copy(session, job, created_by, None, merged(job.spec_sent, overrides))
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

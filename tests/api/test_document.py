@@ -83,6 +83,7 @@ def test_every_body_has_examples_that_its_schema_accepts(made: dict[str, Any]) -
         "JobChange",
         "CloneBody",
         "CheckpointChange",
+        "EvaluateBody",
         "KeyBody",
     }
     for reference in bodies:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
 from api.auth import SESSION_COOKIE
-from tests.page.served import Site
+from tests.page.served import SCOPES, Site
 
 _QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -55,7 +55,9 @@ class Visitor:
         self._contexts: list[BrowserContext] = []
         self.complaints: list[str] = []
 
-    def window(self, *, width: int = 1280, theme: str = "light", scripts: bool = True) -> Page:
+    def window(
+        self, *, width: int = 1280, theme: str = "light", scripts: bool = True, scopes: Sequence[str] = SCOPES
+    ) -> Page:
         context = self._browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if theme == "dark" else "light",
@@ -65,7 +67,7 @@ class Visitor:
         )
         context.set_default_timeout(15_000)
         self._contexts.append(context)
-        context.add_cookies([{"name": SESSION_COOKIE, "value": self._site.session(), "url": self._site.url}])
+        context.add_cookies([{"name": SESSION_COOKIE, "value": self._site.session(scopes), "url": self._site.url}])
         page = context.new_page()
         self._listen(page)
         page.goto("/")

@@ -15,7 +15,7 @@ import httpx
 
 from api.auth import SESSION_COOKIE
 from client.up import free_port
-from jobs import queries, registry, service, transitions
+from jobs import keys, queries, registry, service, transitions
 from jobs.database import Database, new_id
 from jobs.models import Checkpoint
 from jobs.registry import DatasetFacts
@@ -26,6 +26,7 @@ from wcl_core.config import parse_spec
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "d1" * 32
+SCOPES = ("read", "submit", "admin")
 SPEC: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
     "epochs": 10,
@@ -43,7 +44,7 @@ class Site:
         self.database = Database(self.settings.resolved_database_url)
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._session: str | None = None
+        self._sessions: dict[tuple[str, ...], str] = {}
         self.worker = WorkerFacts(new_id(), "box-1", "default", 0, {"digits": DIGEST}, (1,))
 
     def start(self) -> None:
@@ -78,15 +79,17 @@ class Site:
             self._process.wait(timeout=20)
         self.database.dispose()
 
-    def session(self) -> str:
-        """A signed-in browser's cookie, the same for all windows."""
-        if self._session is None:
-            link = self.sign_in_link()
-            self._session = httpx.get(link, trust_env=False).raise_for_status().cookies[SESSION_COOKIE]
-        return self._session
+    def session(self, scopes: Sequence[str] = SCOPES) -> str:
+        """A signed-in browser's cookie, the same for all windows of these scopes."""
+        if (known := self._sessions.get(tuple(scopes))) is not None:
+            return known
+        key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
+        link = self.sign_in_link(key)
+        made = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[SESSION_COOKIE]
+        return made
 
-    def sign_in_link(self) -> str:
-        key = (self.settings.data_dir / "key").read_text().strip()
+    def sign_in_link(self, key: str | None = None) -> str:
+        key = key or (self.settings.data_dir / "key").read_text().strip()
         headers = {"Authorization": f"Bearer {key}"}
         answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
         return str(answer.raise_for_status().json()["url"])

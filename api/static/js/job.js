@@ -1,8 +1,9 @@
 // The page of one job: curves and log grow, everything else is fetched again as rendered parts when it changes.
+import { sendForms } from "./actions.js";
 import { Chart, groupsOf } from "./charts.js";
 import { Curves } from "./curves.js";
 import { Tail } from "./logs.js";
-import { refresh, say, throttled } from "./page.js";
+import { refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 
 const RELOAD_AFTER = 2000; // live points of a series; then the server's downsampled curves replace them
@@ -130,29 +131,4 @@ else tail.start();
 
 // ---- buttons
 
-document.addEventListener("keydown", (event) => event.key === "Escape" && closeConfirmation());
-document.addEventListener("click", (event) => event.target.closest(".confirm") || closeConfirmation());
-
-function closeConfirmation() {
-  document.querySelector(".confirm[open]")?.removeAttribute("open");
-}
-
-document.addEventListener("submit", async (event) => {
-  const { verb, job } = event.target.dataset;
-  if (!verb) return;
-  event.preventDefault();
-  const button = event.target.querySelector("button");
-  button.disabled = true;
-  try {
-    const answer = await fetch(`/v1/jobs/${job}/${verb}`, { method: "POST" });
-    const body = await answer.json();
-    if (!answer.ok) say(body.detail || body.title);
-    else if (body.id !== jobId) location.assign(`/jobs/${body.id}`);
-    closeConfirmation();
-  } catch {
-    say("The server does not answer; nothing was asked.");
-  } finally {
-    button.disabled = false;
-    updateParts();
-  }
-});
+sendForms({ created: ({ id }) => location.assign(`/jobs/${id}`), done: updateParts });

@@ -1,0 +1,118 @@
+"""What the page of one job shows, read in one short session and detached from it before a template sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deviations import Deviation, of_preset
+from api.page_data import JobView, database_time
+from api.page_evaluations import Card, cards
+from api.page_timeline import Entry, timeline
+from jobs import groups, queries
+from jobs.groups import Result
+from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
+from jobs.status import Status
+
+LOG_LINES = 400
+
+
+@dataclass(frozen=True)
+class Group:
+    """The jobs that differ in their seed alone, and what was measured over the seeds."""
+
+    id: str
+    jobs: list[Job]
+    results: list[Result]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything of one job but its curves."""
+
+    view: JobView
+    attempts: list[Attempt]
+    events: list[Entry]
+    checkpoints: list[Checkpoint]
+    evaluations: list[Card]
+    deviations: list[Deviation] | None
+    group: Group | None
+    needs: list[tuple[str, str, str]]
+    parent_name: str | None
+    waits_because: str | None
+    cursor: str
+    now: int
+
+    @property
+    def job(self) -> Job:
+        return self.view.job
+
+
+def run(session: Session, job_id: str) -> Run:
+    """One job.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = queries.get_job(session, job_id)
+    cursor = queries.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
+    attempts = queries.attempts(session, job_id)
+    parent = session.get(Job, job.parent_id) if job.parent_id else None
+    return Run(
+        view=JobView(job, queries.tags(session, [job_id])[job_id]),
+        attempts=attempts,
+        events=timeline(queries.events_after(session, job_id, max(0, job.event_seq - 500))),
+        checkpoints=queries.checkpoints(session, job_id),
+        evaluations=cards(session, queries.evaluations(session, job_id)),
+        deviations=of_preset(job.preset, job.spec),
+        group=_group(session, job),
+        needs=_needs(session, job_id),
+        parent_name=parent.name if parent else None,
+        waits_because=_waits_because(session, job),
+        cursor=str(cursor),
+        now=database_time(session),
+    )
+
+
+def logs(session: Session, job_id: str) -> list[Log]:
+    """The last lines."""
+    return queries.logs(session, job_id, limit=LOG_LINES)
+
+
+def _group(session: Session, job: Job) -> Group | None:
+    if job.group_id is None:
+        return None
+    jobs = groups.members(session, job.group_id)
+    return Group(job.group_id, jobs, groups.results(session, jobs))
+
+
+def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
+    """(id, name, status) of the jobs that it waits for or waited for."""
+    statement = (
+        select(Job.id, Job.name, Job.status)
+        .join(Dependency, Dependency.needs_job_id == Job.id)
+        .where(Dependency.job_id == job_id)
+        .order_by(Job.id)
+    )
+    return [(row.id, row.name, row.status) for row in session.execute(statement)]
+
+
+def _waits_because(session: Session, job: Job) -> str | None:
+    """Why a queued job is not running yet, as far as the registered workers tell."""
+    if job.status != Status.QUEUED:
+        return None
+    alive = queries.workers(session, alive_only=True)
+    if not alive:
+        return "No worker is running. It starts as soon as one does."
+    pool = [worker for worker in alive if worker.pool == job.pool]
+    if not pool:
+        return f"No worker serves the pool “{job.pool}”."
+    if not (large := [worker for worker in pool if worker.gpus >= job.gpus]):
+        return f"No worker in its pool offers {job.gpus} GPUs."
+    if not (fitting := [w for w in large if w.datasets.get(job.dataset_name) == job.dataset_digest]):
+        return f"No worker in its pool has this version of the dataset “{job.dataset_name}”."
+    if all(worker.state == "busy" for worker in fitting):
+        return "Every worker that fits is busy; higher priority goes first, then age."
+    return "A worker is about to take it."

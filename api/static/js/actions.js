@@ -1,0 +1,56 @@
+// Forms that change something go to the REST interface, so that the page stays; without scripts they post by themselves.
+//
+//   data-request   METHOD /path, where {field} stands for a field of the form
+//   data-body      the JSON to send; without it the fields that the path does not take
+//   data-lists     names of fields that are lists
+import { say } from "./page.js";
+
+/** `created` gets the body of every 201; `done` is called after each answer. */
+export function sendForms({ created = () => {}, done = () => {} } = {}) {
+  document.addEventListener("submit", async (event) => {
+    const form = event.target;
+    if (!form.dataset.request) return;
+    event.preventDefault();
+    const button = event.submitter ?? form.querySelector("button");
+    button.disabled = true;
+    try {
+      const answer = await fetch(...request(form));
+      const body = await answer.json();
+      if (!answer.ok) say(body.detail || body.title);
+      else if (answer.status === 201) created(body);
+      if (answer.ok) closePopovers();
+    } catch {
+      say("The server does not answer; nothing was asked.");
+    } finally {
+      button.disabled = false;
+      done();
+    }
+  });
+}
+
+function request(form) {
+  const [method, pattern] = form.dataset.request.split(" ");
+  const fields = new FormData(form);
+  const path = pattern.replace(/\{(\w+)\}/g, (_, name) => {
+    const value = fields.get(name);
+    fields.delete(name);
+    return encodeURIComponent(value);
+  });
+  const body = form.dataset.body ?? json(fields, (form.dataset.lists ?? "").split(" "));
+  return [path, body ? { method, body, headers: { "Content-Type": "application/json" } } : { method }];
+}
+
+function json(fields, lists) {
+  const names = [...new Set(fields.keys())];
+  if (!names.length) return "";
+  return JSON.stringify(Object.fromEntries(names.map((n) => [n, lists.includes(n) ? fields.getAll(n) : fields.get(n)])));
+}
+
+// ---- small panels below a button: Escape or a click elsewhere closes them
+
+function closePopovers(except = null) {
+  for (const open of document.querySelectorAll(".confirm[open]")) if (open !== except) open.removeAttribute("open");
+}
+
+document.addEventListener("keydown", (event) => event.key === "Escape" && closePopovers());
+document.addEventListener("click", (event) => closePopovers(event.target.closest(".confirm")));
