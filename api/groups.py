@@ -30,7 +30,8 @@ class SubmittedGroup(TypedDict):
 class GroupResult(TypedDict):
     """One number over the seeds; `interval` is the 95 % t-interval of the mean.
 
-    `epoch` is that of the measured checkpoints, `evaluation_seed` that of the evaluation's own draws.
+    `epoch` is that of the measured checkpoints; where a plan chose each seed's best one, `selection` says by what.
+    `evaluation_seed` is that of the evaluation's own draws.
     """
 
     protocol: str
@@ -39,6 +40,7 @@ class GroupResult(TypedDict):
     params: dict[str, Any]
     dataset_digest: str
     epoch: int | None
+    selection: str | None
     evaluation_seed: int | None
     seeds: list[int]
     values: list[float]
@@ -76,6 +78,7 @@ def _result(result: Result) -> GroupResult:
         "params": result.params,
         "dataset_digest": result.dataset_digest,
         "epoch": result.epoch,
+        "selection": result.selection,
         "evaluation_seed": result.evaluation_seed,
         "seeds": result.seeds,
         "values": result.values,

@@ -115,13 +115,18 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Table:
             entry["protocol"],
             _params(entry["params"]),
             entry["metric"],
-            "" if entry["epoch"] is None else str(entry["epoch"]),
+            _epoch_of(entry),
             ", ".join(map(str, entry["seeds"])),
             f"{entry['mean']:.2%}",
             "" if entry["deviation"] is None else f"{entry['deviation']:.2%}",
             "one seed has none" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
         )
     return table
+
+
+def _epoch_of(result: Mapping[str, Any]) -> str:
+    """An older server has no `selection`."""
+    return result.get("selection") or ("" if result["epoch"] is None else str(result["epoch"]))
 
 
 def _params(params: Mapping[str, Any]) -> str:

@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import NotFound
 from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
+from jobs.plans import BEST_METRIC, BEST_ORIGIN
 
 CONFIDENCE = 0.95
+SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Result:
     """One number over the seeds.
 
     Attributes:
-        epoch: of the measured checkpoints; None where other features were measured.
+        epoch: of the measured checkpoints; None where other features were measured, or where each seed has its own.
+        selection: how each seed's checkpoint was chosen where that was not by its epoch.
         evaluation_seed: of the evaluation's own draws; None where it is the job's seed.
         seeds, values: of the jobs that have it, by seed.
         deviation: of the sample; None for a single value.
@@ -36,6 +39,7 @@ class Result:
     params: dict[str, Any]
     dataset_digest: str
     epoch: int | None
+    selection: str | None
     evaluation_seed: int | None
     seeds: list[int]
     values: list[float]
@@ -59,45 +63,52 @@ def members(session: Session, group_id: str) -> list[Job]:
 def results(session: Session, jobs: Sequence[Job]) -> list[Result]:
     """Every number that was measured, over the seeds; of two jobs of one seed, as after a retry, the newer counts.
 
-    Numbers are taken together when protocol, version, parameters, metric, dataset and the checkpoints' epoch agree.
+    Numbers are taken together when protocol, version, parameters, metric, dataset and the checkpoints' epoch agree, or,
+    for what a plan of the best checkpoint has brought about, that plan in place of the epoch.
     """
     newest = {int(job.spec["seed"]): job for job in jobs}  # oldest first, so a newer one replaces it
     table: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
     asked: dict[tuple[Any, ...], dict[str, Any]] = {}
     for seed, job in sorted(newest.items()):
-        for evaluation, epoch in _measured(session, job):
+        for evaluation, epoch, selection in _measured(session, job):
             if evaluation.value is None:
                 continue
             own_seed = None if job.kind == "evaluate" else evaluation.seed
             params = json.dumps(evaluation.params, sort_keys=True)
             names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, params)
-            key = (*names, evaluation.dataset_digest, epoch, own_seed)
+            key = (*names, evaluation.dataset_digest, epoch, selection, own_seed)
             table[key][seed] = evaluation.value
             asked[key] = evaluation.params
     return [_result(key, asked[key], values) for key, values in table.items()]
 
 
-def _measured(session: Session, job: Job) -> Iterator[tuple[Evaluation, int | None]]:
-    """A training job's checkpoints were measured by others, an evaluation measured itself."""
+def _measured(session: Session, job: Job) -> Iterator[tuple[Evaluation, int | None, str | None]]:
+    """With epoch and selection: a training job's checkpoints were measured by others, an evaluation measured itself."""
     if job.kind == "evaluate":
         link = select(JobEvaluation.evaluation_id).where(JobEvaluation.job_id == job.id)
         own = select(Evaluation).where(Evaluation.id.in_(link)).order_by(Evaluation.id)
-        yield from ((evaluation, None) for evaluation in session.execute(own).scalars())
+        yield from ((evaluation, None, None) for evaluation in session.execute(own).scalars())
         return
     of_checkpoints = (
-        select(Evaluation, Checkpoint.epoch)
+        select(Evaluation, Checkpoint.epoch, Job.parent_id, Job.origin)
         .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .join(Job, Job.id == JobEvaluation.job_id)
         .where(Checkpoint.job_id == job.id)
         .order_by(Evaluation.id)
     )
-    yield from session.execute(of_checkpoints).all()
+    for evaluation, epoch, parent_id, origin in session.execute(of_checkpoints):
+        if parent_id == job.id and BEST_ORIGIN.fullmatch(origin or ""):
+            yield evaluation, None, SELECTED_ON_TEST
+        else:
+            yield evaluation, epoch, None
 
 
 def _result(key: tuple[Any, ...], params: dict[str, Any], by_seed: dict[int, float]) -> Result:
-    protocol, version, metric, _, digest, epoch, own_seed = key
+    protocol, version, metric, _, digest, epoch, selection, own_seed = key
     seeds, values = list(by_seed), list(by_seed.values())
-    mean, deviation, interval = summary(values)
-    return Result(protocol, version, metric, params, digest, epoch, own_seed, seeds, values, mean, deviation, interval)
+    facts = (protocol, version, metric, params, digest, epoch, selection, own_seed)
+    return Result(*facts, seeds, values, *summary(values))
 
 
 def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:

@@ -10,6 +10,7 @@ nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sqlalchemy import select
@@ -21,6 +22,7 @@ from jobs.submission import NewJob, add, default_name
 from wcl_core.config import EvaluateSpec, EvaluationPlan, PretrainSpec, parse_spec, resolve_spec
 
 BEST_METRIC = "eval/knn_top1"
+BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
 
 
 def at_checkpoint(session: Session, job_id: str, checkpoint_id: str) -> None:

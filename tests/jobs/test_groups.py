@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,11 @@ def _dataset(database: Database) -> None:
 
 def group(database: Database, seeds: list[int], kind: Kind = "pretrain", **fields: Any) -> list[str]:
     new = [new_job(kind, {"seed": seed}, **fields) for seed in seeds]
+    return [made.id for made in database.write(lambda session: service.submit_group(session, new))]
+
+
+def group_of(database: Database, spec: dict[str, Any], seeds: Sequence[int] = (0, 1)) -> list[str]:
+    new = [new_job("pretrain", spec | {"seed": seed}) for seed in seeds]
     return [made.id for made in database.write(lambda session: service.submit_group(session, new))]
 
 
@@ -101,6 +107,40 @@ def test_an_evaluation_of_several_seeds_is_one_row_and_a_retry_takes_its_place(d
         None,
     )
     assert found[3.0].seeds == [1]
+
+
+def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Database) -> None:
+    """And another one for those that were measured at an epoch that all have."""
+    plans = [{"when": "best", "protocols": ["linear"]}, {"when": "final", "protocols": ["linear"]}]
+    ids = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 3})
+    for place in (0, 1):
+        saved = [
+            rows.checkpoint(10 * epoch, f"{place}{epoch}" * 32)
+            | {"epoch": epoch, "metrics": {"eval/knn_top1": 0.9 if epoch == best else 0.5}}
+            for epoch, best in ((1, place + 1), (2, place + 1), (3, place + 1))
+        ]
+        finish(database, *saved)
+    for value in (0.5, 0.1, 0.7, 0.2):  # of each seed the plans in their order
+        finish(database, rows.evaluation(value))
+
+    found = {(r.epoch, r.selection): r for r in read(database, ids[0])}
+
+    assert found.keys() == {(3, None), (None, "best eval/knn_top1, selected on test")}
+    best = found[None, groups.SELECTED_ON_TEST]
+    assert (best.seeds, best.values, best.mean) == ([0, 1], [0.5, 0.7], pytest.approx(0.6))
+    assert (found[3, None].seeds, found[3, None].values) == ([0, 1], [0.1, 0.2])
+
+
+def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
+    plans = [{"when": "best", "protocols": ["linear"]}, {"when": "final", "protocols": ["linear"]}]
+    ids = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 1}, seeds=[0])
+    finish(database, rows.checkpoint(10) | {"metrics": {"eval/knn_top1": 0.9}})
+    for _ in range(2):
+        finish(database, rows.evaluation(0.5))
+
+    found = {(r.epoch, r.selection): r.values for r in read(database, ids[0])}
+
+    assert found == {(None, groups.SELECTED_ON_TEST): [0.5], (1, None): [0.5]}
 
 
 def test_a_clone_is_no_member(database: Database) -> None:
