@@ -30,12 +30,13 @@ class KeyBody(BaseModel):
 
 
 class KeyAnswer(TypedDict):
-    """A key without its secret."""
+    """A key without its secret; `last_used_at` may lag a minute behind."""
 
     id: str
     name: str
     scopes: list[str]
     created_at: str
+    last_used_at: str | None
     revoked_at: str | None
 
 
@@ -91,5 +92,6 @@ def _rendered(row: Key) -> KeyAnswer:
         "name": row.name,
         "scopes": row.scopes,
         "created_at": iso(row.created_at),
+        "last_used_at": iso_or_none(row.last_used_at),
         "revoked_at": iso_or_none(row.revoked_at),
     }

@@ -29,6 +29,7 @@ from api import (
 )
 from api.failures import Failures
 from api.gate import Gate
+from api.key_uses import KeyUses
 from api.streams import Streams
 from jobs.database import Database
 from jobs.errors import JobsError
@@ -68,6 +69,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.database = database
     app.state.storage = LocalStorage(settings.checkpoints_dir)
     app.state.failures = Failures()
+    app.state.key_uses = KeyUses(database)
     app.state.stopping = threading.Event()
     app.state.streams = Streams(app.state.stopping)
     for router in _ROUTERS:

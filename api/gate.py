@@ -57,12 +57,19 @@ class Gate:
                 principal = await anyio.to_thread.run_sync(auth.authenticate, request, self._database)
                 scope.setdefault("state", {})["principal"] = principal
             await self._app(scope, await self._body(request), send)
+            await self._note_use(request)
         except ClientDisconnect:
             return
         except Exception as error:
             if send.has_started:
                 raise
             await page_render.answer(request, error)(scope, receive, send)
+
+    async def _note_use(self, request: Request) -> None:
+        """After the answer, so that nobody waits for it."""
+        principal, uses = auth.current_principal(request), request.app.state.key_uses
+        if principal is not None and uses.is_due(principal.key_id):
+            await anyio.to_thread.run_sync(uses.note, principal.key_id)
 
     async def _body(self, request: Request) -> Receive:
         if request.method in ("GET", "HEAD"):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import Database, new_id, now_ms
@@ -75,6 +75,12 @@ def revoke(session: Session, key_id: str) -> None:
         raise NotFound(f"there is no key {key_id}")
     session.execute(update(Key).where(Key.id == key_id, Key.revoked_at.is_(None)).values(revoked_at=now_ms()))
     session.execute(delete(SignInToken).where(SignInToken.key_id == key_id))
+
+
+def note_use(session: Session, key_id: str) -> None:
+    """The key was used now; of several servers that say so within a minute, the first one writes."""
+    is_old = or_(Key.last_used_at.is_(None), Key.last_used_at <= now_ms() - 60_000)
+    session.execute(update(Key).where(Key.id == key_id, is_old).values(last_used_at=now_ms()))
 
 
 def has_keys(session: Session) -> bool:
