@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wcl_core.precision import full_float32
+
 
 def normalise(x: Tensor) -> Tensor:
     """Rows of unit Euclidean length, in float32 whatever autocast says (float64 stays float64).
@@ -16,15 +18,15 @@ def normalise(x: Tensor) -> Tensor:
     Returns:
         (B, D) float32 or float64; a zero row stays zero.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_float32(x.device.type):
         return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
 
 
 class ProjectionHead(nn.Module):
     """Linear-BN-ReLU-Linear-BN-ReLU-Linear with a bias on every linear and no batch norm at the end. [C]
 
-    The first two linears follow autocast; the last one and the normalisation run in float32, since the weak labels
-    hang on small differences between similarities.  TF32 for float32 products must stay off, as is PyTorch's default.
+    The first two linears follow autocast; the last one and the normalisation run in float32, with TF32 off, since the
+    weak labels hang on small differences between similarities.
     Initialisation is PyTorch's default. [C]
 
     Args:
@@ -55,5 +57,5 @@ class ProjectionHead(nn.Module):
             (B, output_dim) float32 rows of length 1.
         """
         hidden: Tensor = self.hidden(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_float32(features.device.type):
             return normalise(self.output(hidden.to(self.output.weight.dtype)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wcl_core.exclusions import Exclusion
+from wcl_core.precision import full_float32
 
 # Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
@@ -76,10 +77,11 @@ class _TiledLogSumExp(torch.autograd.Function):
         anchors, keys = rest
         grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
         scaled, columns = (anchors / ctx.temperature).to(ctx.dtype), keys.to(ctx.dtype)
-        for rows in _tiles(anchors, keys):
-            weights = _softmax(scaled, columns, ctx.excluded, rows)[0].mul_(grad[rows, None])
-            grad_anchors[rows] = (weights @ columns).to(keys.dtype) / ctx.temperature
-            grad_keys += weights.T @ scaled[rows]
+        with full_float32(grad.device.type):  # whoever calls it: what was on forward is not on here
+            for rows in _tiles(anchors, keys):
+                weights = _softmax(scaled, columns, ctx.excluded, rows)[0].mul_(grad[rows, None])
+                grad_anchors[rows] = (weights @ columns).to(keys.dtype) / ctx.temperature
+                grad_keys += weights.T @ scaled[rows]
         return grad_anchors, grad_keys, None, None, None
 
 

@@ -8,7 +8,7 @@ with m_i the other view (instance loss) or the mean of the other members of i's 
 B x B mask of positives exists.  Inputs and outputs are float32; inside, sums run in float64: the two terms nearly
 cancel when t is small or rows repeat, and float32 logits of size 1/t would leave an error larger than a small loss.
 Large batches hold their tiles in float32 (`log_sum_exp`), within the same tolerance.
-Autocast is off throughout.  Rows are tiled, so memory grows with B and not with B^2 above B = 4096.
+Autocast and TF32 are off throughout.  Rows are tiled, so memory grows with B and not with B^2 above B = 4096.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wcl_core.exclusions import ByIndex, ByMask, ByName, Exclusion, label_sums
 from wcl_core.log_sum_exp import tiled_log_sum_exp
+from wcl_core.precision import full_float32
 from wcl_core.weak_labels import weak_labels
 
 
@@ -50,7 +51,7 @@ def nt_xent(
         A scalar, float32 (float64 for float64 inputs).
     """
     _check_views(z1, z2, temperature)
-    with torch.autocast(z1.device.type, enabled=False):
+    with full_float32(z1.device.type):
         z = torch.cat([z1, z2]).double()
         all_keys = z if keys is None else torch.cat(keys).detach().double()
         positive = torch.cat([all_keys[len(z1) :], all_keys[: len(z1)]])
@@ -157,7 +158,7 @@ def weak_label_loss(
             excluded = torch.arange(len(u), device=u.device)
     _check_keys(u, labels, keys, key_labels, excluded, temperature)
     hidden = _as_exclusion(excluded)
-    with torch.autocast(u.device.type, enabled=False):
+    with full_float32(u.device.type):
         anchors = u.double()
         all_keys = (keys.detach() if detach_keys else keys).double()
         normaliser = tiled_log_sum_exp(anchors, all_keys, hidden, temperature, is_exact=u.dtype == torch.float64)

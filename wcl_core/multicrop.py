@@ -17,6 +17,7 @@ from torch import Tensor
 from wcl_core.exclusions import ByName, Exclusion
 from wcl_core.log_sum_exp import tiled_log_sum_exp
 from wcl_core.losses import as_output
+from wcl_core.precision import full_float32
 from wcl_core.weak_labels import k_nearest_neighbours
 
 
@@ -118,7 +119,7 @@ def _crop_loss(
     crops: Tensor, keys: Tensor, target: Tensor, weight: Tensor, excluded: Exclusion | None, temperature: float
 ) -> Tensor:
     """mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops: a cross-entropy with soft targets."""
-    with torch.autocast(crops.device.type, enabled=False):
+    with full_float32(crops.device.type):
         anchors = crops.flatten(0, 1).double()
         normaliser = tiled_log_sum_exp(
             anchors, keys.detach().double(), excluded, temperature, is_exact=crops.dtype == torch.float64

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wcl_core.exclusions import ByName, Exclusion, label_sums
+from wcl_core.precision import full_float32
 
 # Similarities are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
@@ -32,8 +33,8 @@ _Operation = Callable[[_Array, _Array], _Array]
 def nearest_neighbours(u: Tensor, *, queue: Tensor | None = None, excluded: Exclusion | None = None) -> Tensor:
     """The most similar other row of each row, nn(i) = argmax_{j != i} u_i.u_j. [C]
 
-    Similarities are float32 (float64 for float64 input) whatever autocast says.  Among equal maxima of a row the
-    lowest index wins [D].
+    Similarities are float32 (float64 for float64 input) whatever autocast and TF32 say.  Among equal maxima of a row
+    the lowest index wins [D].
 
     Args:
         u: (B, D) unit rows, B >= 2.
@@ -57,7 +58,7 @@ def k_nearest_neighbours(
     count = u.shape[0]
     if count < 2:
         raise ValueError(f"a nearest-neighbour graph needs at least 2 rows, got {count}")
-    with torch.autocast(u.device.type, enabled=False):
+    with full_float32(u.device.type):
         u = u if u.dtype == torch.float64 else u.float()
         keys = u if queue is None else torch.cat((u, queue.to(u.dtype)))
         pairs = MAX_TILE_PAIRS if u.is_cuda else min(MAX_TILE_PAIRS, CPU_TILE_PAIRS)
@@ -157,7 +158,7 @@ def coarser_labels(u: Tensor, labels: Tensor) -> Tensor:
         (B,) int64 labels in [0, B), constant on every component of `labels`.
     """
     slots = torch.arange(len(u), device=u.device)
-    with torch.autocast(u.device.type, enabled=False):
+    with full_float32(u.device.type):
         total, count = label_sums(slots, u.double(), labels)
         means = F.normalize(total, dim=1).to(u.dtype)
     in_use = torch.where(count > 0, slots, -1)
