@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _WHERE = (  # as in `run`
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
+_SPAWNER = ThreadPoolExecutor(1)  # the parent-death signal comes when the thread that started a process ends
 
 
 def find_program(name: str) -> Path:
@@ -89,6 +91,13 @@ def free_port() -> int:
 @contextmanager
 def postgres() -> Iterator[str]:
     """A started PostgreSQL; yields the URL of its maintenance database."""
+    with postgres_server() as (_, url):
+        yield url
+
+
+@contextmanager
+def postgres_server(**changes: str) -> Iterator[tuple[Server, str]]:
+    """A started PostgreSQL with further options, and the URL of its maintenance database."""
     found = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
     account = unprivileged()
     with _folder(account) as folder:
@@ -119,23 +128,31 @@ def postgres() -> Iterator[str]:
             "max_connections": 200,
             "shared_buffers": "64MB",
             "autovacuum": "off",
-        }
+        } | changes
         command = [str(server), "-D", str(data), *(f"--{name}={value}" for name, value in options.items())]
         url = f"postgresql://wcl@127.0.0.1:{port}/postgres"
-        with _running(command, account, folder, signal.SIGINT, lambda: _postgres_answers(url)):
-            yield url
+        with _running(Server(command, account, folder, signal.SIGINT, lambda: _postgres_answers(url))) as server:
+            yield server, url
 
 
 @contextmanager
 def redis_server() -> Iterator[str]:
     """A started Redis without persistence; yields its URL."""
+    with restartable_redis() as (_, url):
+        yield url
+
+
+@contextmanager
+def restartable_redis() -> Iterator[tuple[Server, str]]:
+    """A started Redis without persistence, and its URL."""
     program = find_program("redis-server")
     port = free_port()
     with _folder(Account(None, None)) as folder:
         command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         url = f"redis://127.0.0.1:{port}/0"
-        with _running(command, Account(None, None), folder, signal.SIGTERM, lambda: _redis_answers(url)):
-            yield url
+        server = Server(command, Account(None, None), folder, signal.SIGTERM, lambda: _redis_answers(url))
+        with _running(server):
+            yield server, url
 
 
 def _within_reach(program: Path, account: Account, folder: Path) -> Path:
@@ -184,40 +201,60 @@ def _folder(account: Account) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _running(
-    command: list[str], account: Account, folder: Path, stop: signal.Signals, answers: Callable[[], bool]
-) -> Iterator[None]:
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            user=account.uid,
-            group=account.gid,
-            extra_groups=account.extra_groups,
-            env=_environment(folder),
-            start_new_session=True,  # a Ctrl-C is for the tests, which then stop the server in order
-            preexec_fn=_end_with_parent,
-        )
-    try:
+@dataclass
+class Server:
+    """A server process on a port of its own, which a test may end and start again."""
+
+    command: list[str]
+    account: Account
+    folder: Path
+    stop: signal.Signals
+    answers: Callable[[], bool]
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        log = self.folder / "server.log"
+        with log.open("ab") as output:
+            self._process = _SPAWNER.submit(
+                subprocess.Popen,
+                self.command,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                user=self.account.uid,
+                group=self.account.gid,
+                extra_groups=self.account.extra_groups,
+                env=_environment(self.folder),
+                start_new_session=True,  # a Ctrl-C is for the tests, which then stop the server in order
+                preexec_fn=_end_with_parent,
+            ).result()
         deadline = time.monotonic() + _START_SECONDS
-        while not answers():
+        while not self.answers():
             words = log.read_text(errors="replace")
-            assert process.poll() is None, f"{command[0]} ended with {process.returncode}:\n{words}"
-            assert time.monotonic() < deadline, f"{command[0]} did not answer:\n{words}"
+            assert self._process.poll() is None, f"{self.command[0]} ended with {self._process.returncode}:\n{words}"
+            assert time.monotonic() < deadline, f"{self.command[0]} did not answer:\n{words}"
             time.sleep(0.05)
-        yield
-    finally:
-        process.send_signal(stop)
+
+    def end(self, number: signal.Signals | None = None) -> None:
+        """Send a signal, by default the one of an orderly stop, and wait for the end."""
+        assert self._process
+        self._process.send_signal(number or self.stop)
         try:
-            process.wait(timeout=_STOP_SECONDS)
+            self._process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.end()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""A training run that trains nothing: it speaks the spool's protocol with the standard library alone, so thousands fit.
+
+What it does is in its spec: `epochs` of three steps, each `log_every_steps` milliseconds long and reporting a value
+that follows from `seed` and step, so that a lost, doubled or foreign point is seen; `threads` names a behaviour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS_PER_EPOCH = 3
+WELL, CRASHES, DEAF = None, 2, 3  # `threads`: ends without a word after a step; obeys nobody
+_OUTCOMES = {b"c": "cancelled", b"d": "drained", b"p": "paused"}
+
+
+def value(seed: int, step: int) -> float:
+    """What a run with this seed reports at a step."""
+    return ((seed * 1_000_003 + step * 7_919) % 10_007) / 10_007
+
+
+class Body:
+    """One attempt in its folder."""
+
+    def __init__(self, folder: Path, control: int) -> None:
+        self._folder, self._control = folder, control
+        run = json.loads((folder / "run.json").read_text())
+        self._spec: dict[str, Any] = run["spec"]
+        self._resume: str | None = run["resume"]
+        self._spool = os.open(folder / "report.jsonl", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        self._seq = 0
+        self._asked: str | None = None
+
+    def run(self) -> int:
+        threading.Thread(target=self._listen, daemon=True).start()
+        saved = step = json.loads(Path(self._resume).read_text())["step"] if self._resume else 0
+        self._say("started", start_step=step, device="none")
+        total = self._spec["epochs"] * STEPS_PER_EPOCH
+        while step < total and self._asked is None:
+            time.sleep(self._spec["log_every_steps"] / 1000)
+            step += 1
+            if self._spec["threads"] == CRASHES:
+                return 9
+            self._say("metrics", step=step, values={"train/loss": value(self._spec["seed"], step)})
+            if step % STEPS_PER_EPOCH == 0:
+                self._save(step)
+                saved = step
+        if saved < step:
+            self._save(step)
+        self._say("end", outcome=self._asked or "succeeded", reason=None, message=None)
+        return 0
+
+    def _say(self, kind: str, **facts: Any) -> None:
+        self._seq += 1
+        os.write(self._spool, (json.dumps({"seq": self._seq, "type": kind, **facts}) + "\n").encode())
+
+    def _save(self, step: int) -> None:
+        content = json.dumps({"seed": self._spec["seed"], "step": step}).encode()
+        path = self._folder / f"step-{step}.json"
+        beside = path.with_suffix(".part")
+        beside.write_bytes(content)
+        beside.replace(path)
+        facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "metrics": {}}
+        self._say("checkpoint", step=step, epoch=step // STEPS_PER_EPOCH, path=path.name, **facts)
+
+    def _listen(self) -> None:
+        while byte := os.read(self._control, 1):
+            if self._spec["threads"] != DEAF:
+                self._asked = _OUTCOMES[byte]
+        os._exit(70)  # its supervisor is gone
+
+
+if __name__ == "__main__":
+    sys.exit(Body(Path(sys.argv[1]), int(sys.argv[3])).run())

@@ -1,0 +1,153 @@
+"""Real server and worker processes, forked from one that has everything imported: a start costs milliseconds.
+
+The code that runs is `python -m api` and `python -m worker` as they are; what differs for a test is set before they
+start, in their own process: the training command, the clock, the host's name, the known spec versions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BODY = Path(__file__).with_name("body.py")
+STANDIN = "standin"  # the dataset that only stand-in bodies train on
+_PR_SET_PDEATHSIG = 1
+_PRELOADED = [
+    "tests.chaos.processes",
+    "worker.__main__",
+    "api.__main__",
+    "psycopg",
+    "celery.apps.worker",
+    "alembic.command",
+]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a process starts.
+
+    Args:
+        module: `api` or `worker`.
+        environment: its settings.
+        log: the file its output is appended to.
+        host: the machine it believes to be on.
+        trains: runs the real science instead of the stand-in.
+        clock_seconds: how far its wall clock is wrong.
+        spec_versions: those it knows, when not all.
+    """
+
+    module: str
+    environment: dict[str, str]
+    log: Path
+    host: str = "here"
+    trains: bool = False
+    clock_seconds: float = 0.0
+    spec_versions: tuple[int, ...] | None = None
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+@dataclass
+class Node:
+    """One process of the service, which may be started again and again."""
+
+    start_as: Start
+    starts: int = 0
+    _process: ForkServerProcess | None = field(default=None, repr=False)
+
+    def start(self) -> Node:
+        self.start_as.log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = _context().Process(target=_main, args=(self.start_as,))
+        self._process.start()
+        self.starts += 1
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        if self.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def end(self, number: signal.Signals = signal.SIGKILL, seconds: float = 60) -> None:
+        """Send a signal and wait for the end."""
+        self.send(number)
+        if self._process is not None:
+            self._process.join(seconds)
+            assert not self._process.is_alive(), f"{self.start_as.host} outlived {number.name}"
+
+    def trainings(self) -> list[psutil.Process]:
+        """The training processes below it."""
+        with suppress(psutil.Error):
+            return [process for process in psutil.Process(self.pid).children() if "--control-fd" in process.cmdline()]
+        return []
+
+    def words(self) -> str:
+        with suppress(FileNotFoundError):
+            return self.start_as.log.read_text(errors="replace")
+        return ""
+
+
+def _main(start: Start) -> None:
+    """In the new process: become what `python -m MODULE` would be."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the tests
+    random.seed()
+    log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for name in [name for name in os.environ if name.startswith("WCL_")]:
+        del os.environ[name]
+    os.environ |= start.environment
+    importlib.import_module("wcl_core.failpoints")._FOLDER = start.environment.get("FAILPOINTS")  # type: ignore[attr-defined]
+    socket.gethostname = lambda: start.host
+    if start.clock_seconds:
+        _skew(start.clock_seconds)
+    main: Any = importlib.import_module(f"{start.module}.__main__")
+    if start.module == "worker":
+        _prepare_worker(main, start)
+    sys.argv = [start.module]
+    sys.exit(main.main())
+
+
+def _skew(seconds: float) -> None:
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+
+
+def _prepare_worker(main: Any, start: Start) -> None:
+    from jobs.registry import DatasetFacts
+    from worker import datasets, process
+    from worker.datasets import Source
+
+    if start.spec_versions is not None:
+        main.SPEC_VERSIONS = start.spec_versions
+    if not start.trains:
+        process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
+        facts = DatasetFacts(STANDIN, "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
+        datasets.find = lambda settings: {STANDIN: Source(facts, None)}

@@ -1,0 +1,197 @@
+"""A service to hurt: its database, its broker, servers and workers, each behind a network that a test can spoil."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, make_url
+
+from jobs import queries, service
+from jobs.database import Database
+from jobs.models import Job
+from jobs.service import NewJob
+from tests import servers
+from tests.chaos.processes import STANDIN, Node, Start
+from tests.chaos.proxy import Proxy
+from tests.waiting import eventually
+from wcl_core.config import parse_spec
+
+# The real 60 s, 5 s and 25 s, a fifteenth: whatever depends on them keeps its proportions.
+SCALED = {"WCL_LEASE_SECONDS": "4", "WCL_LOOK_SECONDS": "0.4", "WCL_CLAIM_SECONDS": "0.5", "WCL_DRAIN_SECONDS": "9"}
+SCALE = 15.0
+
+
+def spec(seed: int, epochs: int = 2, step_ms: int = 20, behaviour: int | None = None) -> dict[str, Any]:
+    """What a stand-in body reads from a spec."""
+    data = {"name": STANDIN, "image_size": 8}
+    return {"data": data, "seed": seed, "epochs": epochs, "log_every_steps": step_ms, "threads": behaviour}
+
+
+@dataclass
+class Stage:
+    """The parts of one service in a folder.
+
+    Args:
+        folder: data, logs and failpoints.
+        url: the database as the tests reach it.
+        settings: of every process.
+        postgres, redis: the servers, where there are such.
+    """
+
+    folder: Path
+    url: str
+    settings: dict[str, str]
+    postgres: servers.Server | None = None
+    redis: servers.Server | None = None
+    nodes: list[Node] = field(default_factory=list)
+    proxies: list[Proxy] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.database = Database(self.url)
+        self.lock = threading.Lock()  # held while somebody stops what is below all nodes
+        self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def proxied(self, url: str) -> tuple[str, Proxy]:
+        """The same server through a network of its own."""
+        parts = make_url(url)
+        assert parts.port
+        proxy = Proxy(parts.port)
+        self.proxies.append(proxy)
+        return parts.set(port=proxy.port).render_as_string(hide_password=False), proxy
+
+    def worker(self, name: str, url: str | None = None, **changes: Any) -> Node:
+        """A worker on a machine of its own: its attempts are its own, the checkpoints everybody's."""
+        data_dir = self._data_dir(name)
+        settings = {"WCL_WORKER_NAME": name} | changes.pop("settings", {})
+        return self._node(
+            Start("worker", self._environment(data_dir, url) | settings, data_dir / "log", name, **changes)
+        )
+
+    def server(self, name: str, url: str | None = None, **changes: Any) -> Node:
+        data_dir = self._data_dir(name)
+        settings = {"WCL_PORT": str(servers.free_port())} | changes.pop("settings", {})
+        environment = self._environment(data_dir, url) | settings
+        return self._node(Start("api", environment, data_dir / "log", name, **changes))
+
+    def failpoints(self, node: Node) -> Path:
+        """The folder of a node's failpoints, from its next start on."""
+        folder = Path(node.start_as.environment["WCL_DATA_DIR"]) / "failpoints"
+        folder.mkdir(exist_ok=True)
+        node.start_as = replace(node.start_as, environment=node.start_as.environment | {"FAILPOINTS": str(folder)})
+        return folder
+
+    def submit(self, wanted: dict[str, Any]) -> str:
+        """Submit as a server would."""
+        new = NewJob("pretrain", wanted, parse_spec("pretrain", wanted))
+        return self.database.write(lambda session: service.submit(session, new)).id
+
+    def job(self, job_id: str) -> Job:
+        with self.database.read() as session:
+            return queries.get_job(session, job_id)
+
+    def workers(self) -> list[Any]:
+        with self.database.read() as session:
+            return list(queries.workers(session))
+
+    def wait_for_workers(self, *names: str) -> None:
+        def are_there() -> bool:
+            return set(names) <= {row.name for row in self.workers() if row.state in ("idle", "busy")}
+
+        eventually(are_there, f"the start of {', '.join(names)}")
+
+    def wait_for(self, job_id: str, *statuses: str) -> Job:
+        return eventually(lambda: job if (job := self.job(job_id)).status in statuses else None, f"{statuses}", 120)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.send(signal.SIGCONT)
+            node.end(signal.SIGKILL)
+        for proxy in self.proxies:
+            proxy.close()
+        self.database.dispose()
+
+    def _node(self, start: Start) -> Node:
+        self.nodes.append(Node(start))
+        return self.nodes[-1]
+
+    def _environment(self, data_dir: Path, url: str | None) -> dict[str, str]:
+        return SCALED | {"WCL_DATA_DIR": str(data_dir), "WCL_DATABASE_URL": url or self.url} | self.settings
+
+    def _data_dir(self, name: str) -> Path:
+        data_dir = self.folder / name
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not (data_dir / "checkpoints").exists():
+            (data_dir / "checkpoints").symlink_to(self.checkpoints_dir)
+        return data_dir
+
+
+@dataclass(frozen=True)
+class Theatre:
+    """What stages are set up on: one PostgreSQL and one Redis, a folder, and an empty SQLite file to copy."""
+
+    folder: Path
+    postgres: servers.Server
+    postgres_url: str
+    redis: servers.Server
+    redis_url: str
+    template: Path
+
+    @contextmanager
+    def stage(self, name: str, kind: str = "postgres", **settings: str) -> Iterator[Stage]:
+        """A service with a fresh database, on `postgres` or `sqlite`."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        stage = self._on_postgres(name, folder, settings) if kind == "postgres" else self._on_sqlite(folder, settings)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+    def _on_sqlite(self, folder: Path, settings: dict[str, str]) -> Stage:
+        shutil.copyfile(self.template, folder / "wcl.sqlite3")
+        url = URL.create("sqlite", database=str(folder / "wcl.sqlite3"))
+        return Stage(folder, url.render_as_string(), settings)
+
+    def _on_postgres(self, name: str, folder: Path, settings: dict[str, str]) -> Stage:
+        database_name = f"chaos_{name.replace('-', '_')}"
+        with psycopg.connect(self.postgres_url, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{database_name}" TEMPLATE chaos_template')
+        url = _with_driver(self.postgres_url, database_name)
+        broker = {"WCL_BROKER_URL": self.redis_url}  # shared: other stages' bells are doubled and stolen ones
+        return Stage(folder, url, broker | settings, self.postgres, self.redis)
+
+
+@contextmanager
+def theatre(folder: Path) -> Iterator[Theatre]:
+    """Servers that survive a crash of their processes, as the real ones do; only the machine must not fail."""
+    template = folder / "template.sqlite3"
+    _migrate(f"sqlite:///{template}")
+    with ExitStack() as stack:
+        postgres, url = stack.enter_context(servers.postgres_server(synchronous_commit="on", autovacuum="on"))
+        redis, redis_url = stack.enter_context(servers.restartable_redis())
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE chaos_template")
+        _migrate(_with_driver(url, "chaos_template"))
+        yield Theatre(folder, postgres, url, redis, redis_url, template)
+
+
+def _with_driver(url: str, database_name: str) -> str:
+    return make_url(url).set(drivername="postgresql+psycopg", database=database_name).render_as_string()
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    database.migrate()
+    database.dispose()

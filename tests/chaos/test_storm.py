@@ -1,0 +1,29 @@
+"""A short storm in both modes; `./run chaos` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.stage import Theatre
+from tests.chaos.storm import Size, Storm
+
+# Nobody's job fails for the faults themselves: how many of them a job survives is another test's matter.
+UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("postgres", Size(num_jobs=60, num_workers=4, num_servers=2, num_hands=3)),
+        ("sqlite", Size(num_jobs=40, num_workers=2, num_servers=1, num_hands=2)),
+    ],
+    ids=["postgres", "sqlite"],
+)
+def test_a_storm_loses_nothing_and_ends_nothing_twice(house: Theatre, kind: str, size: Size) -> None:
+    with house.stage(f"storm-{kind}", kind, **UNBREAKABLE) as stage:
+        outcome = Storm(stage, 20, size).run()
+
+    assert outcome.problems == []
+    assert sum(outcome.jobs.values()) == size.num_jobs
+    assert sum(outcome.faults.values()) > 5
