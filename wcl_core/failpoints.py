@@ -6,6 +6,7 @@ FAILPOINTS names a folder; only the tests set it, a spec or a request cannot.  I
     armed     `NAME ACTION [SECONDS]`; the first process to pass NAME takes the file away and acts, so it acts once
     fired     what was armed, once it has acted
     release   ends a hang early
+    failing   names that raise each time, while the file is there
 
 Actions: `kill` (SIGKILL, to itself), `error` (what the place may raise by nature), `hang` (SECONDS, then it goes on).
 """
@@ -44,6 +45,8 @@ def failpoint(name: str, of: Any = None, error: Callable[[str], Exception] | Non
 def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
     with (folder / "reached").open("a") as file:
         file.write(name + "\n")
+    if _is_in(folder / "failing", name):
+        raise error(f"failpoint {name}")
     try:
         wanted, action, *seconds = (folder / "armed").read_text().split()
         if wanted != name:
@@ -59,6 +62,10 @@ def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
         deadline = time.monotonic() + float(seconds[0])
         while time.monotonic() < deadline and not (folder / "release").exists():
             time.sleep(_LOOK_SECONDS)
+
+
+def _is_in(path: Path, name: str) -> bool:
+    return path.exists() and name in path.read_text().split()
 
 
 def _disk_full(text: str) -> OSError:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wcl_core.failpoints import failpoint
+
 _CHUNK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 20
 
@@ -87,6 +89,8 @@ class Output:
 
     def new(self, is_over: bool = False) -> list[tuple[int, str]]:
         """The next lines with their numbers; with `is_over` also a last one that lacks its newline."""
+        if is_over:
+            failpoint("spool.last_words")
         lines = self._tail.lines()
         if is_over and not lines and (rest := self._tail.rest()):
             lines = [rest]
