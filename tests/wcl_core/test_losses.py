@@ -236,6 +236,39 @@ def test_large_batches_keep_the_tolerance(kind: str, t: float) -> None:
     assert_matches(lambda a: nt_xent(a[:512], a[512:], t), lambda a: dense_weak(a, a, names, t), u)
 
 
+def dense_nt_xent(z1: Tensor, z2: Tensor, keys: Tensor | None, hidden: Tensor, t: float) -> Tensor:
+    z, size = torch.cat((z1, z2)), len(z1)
+    logits = z @ (z if keys is None else keys).T / t
+    own = torch.arange(2 * size)
+    loss = logits.masked_fill(hidden, -torch.inf).logsumexp(1) - logits[own, own.roll(size)]
+    return loss[~hidden.all(1)].sum() / (2 * size)
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicates"])
+@pytest.mark.parametrize("options", ["decoupled", "mates", "mates, decoupled", "keys", "keys, mates"])
+def test_options_of_large_batches_keep_the_tolerance(kind: str, options: str) -> None:
+    """In float32, at the smallest temperature that has it."""
+    size = 512
+    z1, z2, k1, k2 = (rows(size, 64, seed, kind) for seed in range(4))
+    y1, y2 = torch.arange(size) % 9, torch.arange(size) % 30
+    keys = (k1, k2) if "keys" in options else None
+    mates = (y1, y2) if "mates" in options else None
+    own = torch.arange(2 * size)
+    hidden = torch.zeros(2 * size, 2 * size, dtype=torch.bool)
+    if mates is not None:
+        hidden = torch.cat((y2[:, None] == y2.repeat(2), y1[:, None] == y1.repeat(2)))
+    hidden[own, own] = True
+    hidden[own, own.roll(size)] = "decoupled" in options
+    assert hidden.numel() >= log_sum_exp.FLOAT32_FROM_PAIRS
+    all_keys = None if keys is None else torch.cat(keys).double()
+    assert_matches(
+        lambda a, b: nt_xent(a, b, 0.05, decoupled="decoupled" in options, mates=mates, keys=keys),
+        lambda a, b: dense_nt_xent(a, b, all_keys, hidden, 0.05),
+        z1,
+        z2,
+    )
+
+
 def test_float64_rows_are_exact_however_many() -> None:
     u = rows(1024, 128, 0).double()
     labels = weak_labels.weak_labels(u)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
 
 from wcl_core import weak_labels
 from wcl_core.exclusions import ByName
 from wcl_core.weak_labels import (
+    NUMPY_UP_TO_ROWS,
     coarser_labels,
     components,
     k_nearest_neighbours,
@@ -66,31 +68,68 @@ def test_long_cycles_and_chains(count: int) -> None:
     assert len(components(chain).unique()) == 1
 
 
-def functional_graphs() -> Iterator[torch.Tensor]:
-    """10,000 graphs: random ones, few or many targets, long cycles, long chains into a cycle, pairs; up to 65,536."""
+def random_edges(order: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(len(order), order.shape, generator=generator)
+
+
+def one_cycle(order: Tensor, generator: torch.Generator) -> Tensor:
+    """Through all rows, in random order."""
+    return order.roll(1)[order.argsort()]
+
+
+def cycles(order: Tensor, generator: torch.Generator) -> Tensor:
+    """Several, of very different lengths."""
+    bounds = [0, *sorted({len(order) // 2, len(order) // 3, len(order) - len(order) // 7}), len(order)]
+    rolled = [order[start:stop].roll(1) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return torch.cat(rolled)[order.argsort()]
+
+
+def chain(order: Tensor, generator: torch.Generator) -> Tensor:
+    """As long as can be, into a cycle of two, as nearest neighbours make it."""
+    return torch.cat((order[1:2], order[:-1]))[order.argsort()]
+
+
+def chain_to_itself(order: Tensor, generator: torch.Generator) -> Tensor:
+    """Into a row that points to itself, as those of a queue do."""
+    return torch.cat((order[:1], order[:-1]))[order.argsort()]
+
+
+def tree(order: Tensor, generator: torch.Generator) -> Tensor:
+    """Binary, deep and wide at once; its root and the root's first child are the cycle."""
+    rank = torch.arange(len(order))
+    parent = ((rank - 1) // 2).clamp(min=0)
+    parent[0] = 1
+    return order[parent][order.argsort()]
+
+
+def few_targets(order: Tensor, generator: torch.Generator) -> Tensor:
+    """Many rows point at the same few, as at the first of many duplicates."""
+    return torch.randint(1 + len(order) // 8, order.shape, generator=generator)
+
+
+def pairs(order: Tensor, generator: torch.Generator) -> Tensor:
+    """And, where their number is odd, one row that points to itself."""
+    return order[(torch.arange(len(order)) ^ 1).clamp(max=len(order) - 1)][order.argsort()]
+
+
+SHAPES = (random_edges, one_cycle, cycles, chain, chain_to_itself, tree, few_targets, pairs)
+# The ends of the range, both sides of the change from NumPy to torch, and as many small ones as make 10,000.
+SIZES = (2, 3, NUMPY_UP_TO_ROWS, NUMPY_UP_TO_ROWS + 1, 65_535, 65_536)
+NUM_GRAPHS = 10_000
+
+
+def functional_graphs() -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = [2, 3, 4096, 65_535, 65_536, *torch.randint(2, 80, (9_995,), generator=generator).tolist()]
-    for number, count in enumerate(sizes):
-        order = torch.randperm(count, generator=generator)
-        rank = torch.arange(count)
-        nn = torch.empty_like(order)
-        kind = number % 5
-        if kind == 0:
-            nn = torch.randint(count, (count,), generator=generator)
-        elif kind == 1:  # one cycle through all, in random order
-            nn[order] = order.roll(1)
-        elif kind == 2:  # a chain into a short cycle
-            nn[order] = order[(rank - 1).clamp(min=0)]
-            nn[order[0]] = order[min(number % 3, count - 1)]
-        elif kind == 3:  # many rows with few targets, as duplicates have
-            nn = torch.randint(1 + count // 8, (count,), generator=generator)
-        else:  # pairs and triples
-            nn[order] = order[(rank ^ 1).clamp(max=count - 1)]
-        yield nn
+    small = torch.randint(2, 80, (NUM_GRAPHS,), generator=generator).tolist()
+    every = [(shape, size) for shape in SHAPES for size in SIZES]
+    every += [(SHAPES[number % len(SHAPES)], size) for number, size in enumerate(small[len(every) :])]
+    for shape, size in every:
+        yield shape(torch.randperm(size, generator=generator), generator)
 
 
 def test_components_are_those_of_scipy() -> None:
     """Equal partitions: as many joint labels as labels of either."""
+    num_graphs = 0
     for nn in functional_graphs():
         count = len(nn)
         graph = csr_matrix((np.ones(count), (np.arange(count), nn.numpy())), shape=(count, count))
@@ -98,6 +137,8 @@ def test_components_are_those_of_scipy() -> None:
         labels = components(nn).numpy()
         assert len(np.unique(labels)) == number
         assert len(np.unique(labels * number + expected)) == number
+        num_graphs += 1
+    assert num_graphs == NUM_GRAPHS
 
 
 # Entries on a grid make products exact, so equal similarities are truly equal.
@@ -114,6 +155,22 @@ def test_the_lowest_index_wins_ties(entries: list[list[float]], tile: int) -> No
         similarity = {j: sum(a * b for a, b in zip(row, other, strict=True)) for j, other in enumerate(entries)}
         del similarity[i]
         assert nn[i] == min(similarity, key=lambda j: (-similarity[j], j))
+
+
+def test_labels_of_many_duplicates_are_those_of_scipy() -> None:
+    """Ties everywhere, over many tiles of rows: each row chooses the first other row of its kind, or of the nearest."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randint(40, (3000,), generator=generator)
+    u = torch.nn.functional.one_hot(kinds, 40).float()
+    u[:, 0] += 0.5 * (kinds % 2)  # half of the kinds look a little like the first
+    nn = nearest_neighbours(u)
+    similarity = (u.double() @ u.double().T).numpy()
+    np.fill_diagonal(similarity, -np.inf)
+    assert np.array_equal(nn.numpy(), similarity.argmax(1))  # NumPy's argmax is the lowest
+    labels = components(nn).numpy()
+    graph = csr_matrix((np.ones(3000), (np.arange(3000), nn.numpy())), shape=(3000, 3000))
+    number, expected = connected_components(graph, directed=False)
+    assert len(np.unique(labels)) == len(np.unique(labels * number + expected)) == number
 
 
 @settings(max_examples=60, deadline=None)
