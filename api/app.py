@@ -22,6 +22,7 @@ from api import (
     job_parts,
     job_routes,
     page_actions,
+    page_analysis,
     page_render,
     pages,
     sign_in,
@@ -52,6 +53,7 @@ _ROUTERS = tuple(
         document,
         pages,
         page_actions,
+        page_analysis,
     )
 )
 

@@ -119,9 +119,14 @@ class Site:
 
     def claim(self) -> PlayedRun:
         """The best queued job begins."""
-        claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
+        claimed = self.try_claim()
         assert claimed is not None
-        return PlayedRun(self, claimed.job_id, claimed.number)
+        return claimed
+
+    def try_claim(self) -> PlayedRun | None:
+        """As `claim`; None when nothing is queued."""
+        claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
+        return None if claimed is None else PlayedRun(self, claimed.job_id, claimed.number)
 
     def running(self, name: str = "a run", tags: Sequence[str] = ()) -> PlayedRun:
         """A job of this name that runs; nothing else may be queued."""

@@ -44,7 +44,11 @@ def run(site: Site) -> PlayedRun:
 
 
 def paths(run: PlayedRun) -> list[str]:
-    return ["/", f"/jobs/{run.job_id}", "/datasets", "/workers", "/?q=nothing-like-this", "/sign-in"]
+    return ["/", f"/jobs/{run.job_id}", "/datasets", "/workers", "/?q=nothing-like-this", "/sign-in", *analysis(run)]
+
+
+def analysis(run: PlayedRun) -> list[str]:
+    return ["/compare", f"/compare?job={run.job_id}", "/leaderboard"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -202,6 +206,7 @@ def test_colours_can_be_told_apart_in_both_themes() -> None:
     pairs += [("accent", "accent-soft"), ("good", "good-soft"), ("bad", "bad-soft"), ("warn", "warn-soft")]
     pairs += [("text", "bad-soft"), ("text-2", "bad-soft"), ("ground", "text")]
     shapes = [(line, "surface") for line in ("curve-1", "curve-2", "curve-3", "line-strong")]
+    shapes += [(f"arm-{number}", "surface") for number in range(1, 9)]
 
     for theme in (0, 1):
         for front, back in pairs:

@@ -41,7 +41,7 @@ export function groupsOf(curves) {
 }
 
 /** A colour of the style sheet as canvases want it. */
-function colour(name) {
+export function colour(name) {
   const probe = document.getElementById("charts");
   const before = probe.style.color;
   probe.style.color = `var(${name})`;
@@ -125,16 +125,13 @@ export class Chart {
       scales: { x: { time: false }, ...(this.group.isShare && { y: { range: shareRange } }) },
       axes: [
         { ...axis, size: 26, gap: 6, values: (plot, splits) => splits.map(short), space: 60 },
-        { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => this.tick(v)), space: 34 },
+        { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => tickOf(v, this.group.isShare)), space: 34 },
       ],
       cursor: { y: false, sync: { key: TOGETHER, scales: ["x", null] }, points: { size: 7 }, drag: { x: false } },
       hooks: { setCursor: [() => this.read()], drawClear: [(plot) => this.drawStarts(plot)] },
     };
   }
 
-  tick(value) {
-    return this.group.isShare ? `${Number((value * 100).toPrecision(3))}%` : short(value);
-  }
 
   /** Where later attempts began. */
   drawStarts(plot) {
@@ -211,8 +208,13 @@ export class Chart {
   }
 }
 
+/** A value on the axis. */
+export function tickOf(value, isShare) {
+  return isShare ? `${Number((value * 100).toPrecision(3))}%` : short(value);
+}
+
 /** Shares of one: some room around them, but none below 0 or above 1. */
-function shareRange(plot, low, high) {
+export function shareRange(plot, low, high) {
   if (low === null) return [0, 1];
   const room = Math.max(0.1 * (high - low), 0.02);
   return [Math.max(0, low - room), Math.min(1, high + room)];
