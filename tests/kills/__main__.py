@@ -78,8 +78,9 @@ def _report(runs: list[KilledRun], options: argparse.Namespace, seconds: float) 
             "|---|---|",
             *(f"| {kind} | {by_kind[kind]} |" for kind in KINDS),
             "",
-            f"{sum(run.num_parts for run in runs)} checkpoint files were left half written and none was taken for a "
-            f"whole one; {sum(len(run.missed) for run in runs)} kills came too late and do not count.",
+            f"Checkpoint files left half written, of which none was taken for a whole one: "
+            f"{sum(run.num_parts for run in runs)}. Kills that came too late and do not count: "
+            f"{sum(len(run.missed) for run in runs)}.",
             *(f"\n{run}" for run in wrong),
         ]
     )

@@ -111,7 +111,7 @@ def set_trap(moment: Moment, calls: list[int]) -> None:
 
     Args:
         moment: when.
-        calls: how many calls each step takes, from `count_calls`.
+        calls: how many calls each step takes on this rank, from `count_calls`.
     """
     step = moment.step
     if moment.kind == PART_FILE:

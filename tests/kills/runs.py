@@ -25,13 +25,13 @@ class Reference:
     Attributes:
         variant: its name.
         whole: what it left.
-        calls: how many calls each of its steps takes.
+        calls: how many calls each of its steps takes, for each rank.
         step_seconds: how long a step takes, about.
     """
 
     variant: str
     whole: Left
-    calls: list[int]
+    calls: list[list[int]]
     step_seconds: float
 
     @staticmethod
@@ -44,11 +44,11 @@ class Reference:
         began_at = time.monotonic()
         whole = _undisturbed(Attempt(folder / "undisturbed", fields(variant), None))
         step_seconds = (time.monotonic() - began_at) / STEPS
-        path = folder / "calls"
-        counted = Attempt(folder / "counted", fields(variant), None, lambda rank: None if rank else count_calls(path))
+        counted = Attempt(folder / "counted", fields(variant), None, lambda rank: count_calls(folder / f"calls-{rank}"))
         if found := differences([_undisturbed(counted)], whole):
             raise RuntimeError(f"two undisturbed runs of {variant} differ: {found}")
-        return Reference(variant, whole, [int(count) for count in path.read_text().split()], step_seconds)
+        calls = [[int(count) for count in path.read_text().split()] for path in sorted(folder.glob("calls-*"))]
+        return Reference(variant, whole, calls, step_seconds)
 
 
 def _undisturbed(attempt: Attempt) -> Left:
@@ -118,7 +118,7 @@ def killed_run(number: int, reference: Reference, seed: int, most: int, folder: 
 def _trap(moment: Moment | None, reference: Reference) -> Callable[[int], None]:
     def prepare(rank: int) -> None:
         if moment is not None and moment.kind != ANY_TIME and moment.rank == rank:
-            set_trap(moment, reference.calls)
+            set_trap(moment, reference.calls[rank])
 
     return prepare
 
