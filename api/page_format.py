@@ -127,7 +127,16 @@ _EXPLANATIONS = {
     "bad_data": Explanation(
         "The data could not be used", "Fix what the message names, then retry: nothing else has to change."
     ),
-    "disk_full": Explanation("The disk is full", "Make room on the worker, then retry from the last checkpoint."),
+    "disk_full": Explanation(
+        "The disk is full", "Make room on the worker, then resume: it goes on from the last checkpoint."
+    ),
+    "storage_unavailable": Explanation(
+        "The folder of the checkpoints is not there", "See whether it is mounted on the worker, then resume."
+    ),
+    "stalled": Explanation(
+        "Its process lived but reported nothing, several times",
+        "The log may tell where it hangs; WCL_STALL_SECONDS is how long a worker waits.",
+    ),
     "missing_checkpoint": Explanation(
         "A checkpoint it starts from is missing or damaged", "Start again from another checkpoint, or from scratch."
     ),

@@ -200,6 +200,7 @@ class Checkpoint(Base):
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())
     deleted_at: Mapped[int | None]
+    damaged_at: Mapped[int | None]  # its file was found absent or changed: kept, but never offered again
 
 
 class Evaluation(Base):

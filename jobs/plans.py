@@ -60,10 +60,10 @@ def _plans(job: Job) -> Iterator[tuple[int, PretrainSpec, EvaluationPlan]]:
 
 
 def _kept(session: Session, job_id: str) -> list[Checkpoint]:
-    """The job's checkpoints, first step first."""
+    """The job's good checkpoints, first step first."""
     statement = (
         select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
         .order_by(Checkpoint.step, Checkpoint.attempt)
     )
     return list(session.execute(statement).scalars())

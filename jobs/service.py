@@ -189,8 +189,8 @@ def _resume_point(session: Session, job: Job) -> str | None:
 
 
 def _hold(session: Session, checkpoint_id: str | None) -> bool:
-    """Whether the checkpoint is there; if so, nobody deletes it before this transaction ends."""
-    kept = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    """Whether the checkpoint is there and good; if so, nobody deletes it before this transaction ends."""
+    kept = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
     return session.execute(select(Checkpoint.id).where(*kept).with_for_update(read=True)).first() is not None
 
 

@@ -32,8 +32,13 @@ class Settings(BaseSettings):
     builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
 
     lease_seconds: float = Field(default=60, gt=0, description="Unchanged for so long, an attempt counts as lost.")
-    look_seconds: float = Field(default=5, gt=0, description="Pause between two looks of a reconciler.")
+    look_seconds: float = Field(
+        default_factory=lambda given: given["lease_seconds"] / 12,
+        gt=0,
+        description="Pause between two looks of a reconciler; unset, a twelfth of a lease.",
+    )
     claim_seconds: float | None = Field(default=None, gt=0, description="Pause between looks for work.")
+    stall_seconds: float = Field(default=3600, gt=0, description="A run that reports nothing for so long is killed.")
     drain_seconds: float = Field(default=25, gt=0, description="Time a stopping worker gives its run.")
     max_failures: int = Field(default=3, ge=1, description="Infrastructure failures that end a job.")
 

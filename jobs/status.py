@@ -32,16 +32,21 @@ class Reason(StrEnum):
     USER = "user"
     WORKER_LOST = "worker_lost"  # its worker stopped renewing the attempt
     KILLED = "killed"  # the training process died without a last word
+    STALLED = "stalled"  # it lived, but reported nothing for too long
     WORKER_STOPPED = "worker_stopped"  # a drain: costs nothing
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOSS = "non_finite_loss"
     COLLAPSE = "collapse"  # every image has nearly the same embedding
     BAD_DATA = "bad_data"
     DISK_FULL = "disk_full"
+    STORAGE_UNAVAILABLE = "storage_unavailable"  # the folder of the checkpoints is not there, perhaps not mounted
     MISSING_CHECKPOINT = "missing_checkpoint"
     INTERNAL_ERROR = "internal_error"
     UPSTREAM_FAILED = "upstream_failed"
 
 
 # Failures of the infrastructure, tried again up to a limit; every other one would only repeat itself.
-INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED})
+INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED})
+
+# What only a person can put right, and then the job goes on: it is paused, not failed.
+HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE})

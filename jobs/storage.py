@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from wcl_core.failpoints import failpoint
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
+
+
+class Damaged(Exception):  # noqa: N818 (named as the state it tells of)
+    """A registered file is absent, or its bytes are not the registered ones."""
+
+
+class StorageUnavailable(FileNotFoundError):  # noqa: N818
+    """The whole storage is away, so an absent file says nothing."""
 
 
 class Storage(Protocol):
@@ -23,6 +35,9 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the file; one that is not there is fine."""
+
+    def keys(self, job_id: str) -> Iterator[str]:
+        """The keys of all that is stored of a job, half-copied files included."""
 
 
 class LocalStorage:
@@ -54,12 +69,17 @@ class LocalStorage:
 
     def path(self, key: str) -> Path:
         found = self._place(key)
-        if not found.is_file():
-            raise FileNotFoundError(f"the file of {key} is missing from the storage folder")
-        return found
+        if found.is_file():
+            return found
+        if not self.root.is_dir() or not any(self.root.iterdir()):
+            raise StorageUnavailable(f"the storage folder, looked into for {key}, is absent or empty: is it mounted?")
+        raise FileNotFoundError(f"the file of {key} is missing from the storage folder")
 
     def delete(self, key: str) -> None:
         self._place(key).unlink(missing_ok=True)
+
+    def keys(self, job_id: str) -> Iterator[str]:
+        return (str(path.relative_to(self.root)) for path in self._place(job_id).glob("*/*") if path.is_file())
 
     def _place(self, key: str) -> Path:
         place = (self.root / key).resolve()
@@ -77,6 +97,38 @@ def sha256_of(path: Path) -> str:
     """Digest of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(storage: Storage, key: str, sha256: str, size: int) -> Path:
+    """The local file of a key, read once and found to hold the registered bytes.
+
+    Args:
+        storage, key: where it is.
+        sha256, size: as registered; the size is compared first, since that costs nothing.
+
+    Raises:
+        Damaged: it is absent, cannot be read, or holds other bytes.
+        StorageUnavailable: the whole storage is away.
+    """
+    try:
+        path = storage.path(key)
+        found = path.stat().st_size
+        if found != size:
+            raise Damaged(f"its file is damaged: {found} bytes instead of {size}")
+        if sha256_of(path) != sha256:
+            raise Damaged("its file is damaged: the digest differs")
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT, errno.EIO):  # a network folder that does not answer
+            raise StorageUnavailable(f"the storage folder does not answer: {error.strerror}") from error
+        raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
+    return path
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
 from jobs.models import TRAINING, Attempt, Checkpoint, Dependency, Event, Job, Worker
-from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
+from jobs.status import HELD, INFRASTRUCTURE, TERMINAL, Reason, Status
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class CheckpointRef:
     """A registered checkpoint; `path` is its storage key."""
 
     id: str
+    step: int
     path: str
     sha256: str
     size: int
@@ -62,6 +63,7 @@ class Claim:
     dataset_digest: str
     resume: CheckpointRef | None
     checkpoint: CheckpointRef | None
+    must_resume: bool = False  # a retry never begins from scratch
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
         spec=job.spec,
         dataset_name=job.dataset_name,
         dataset_digest=job.dataset_digest,
-        resume=newest_checkpoint(session, job_id) or _reference(session, job.resume_checkpoint_id),
+        resume=resume_point(session, job_id),
         checkpoint=_reference(session, job.spec.get("features", {}).get("checkpoint_id")),
+        must_resume=job.resume_checkpoint_id is not None,
     )
 
 
@@ -171,11 +174,21 @@ def _fitting(worker: WorkerFacts) -> Select[str]:
     )
 
 
+def resume_point(session: Session, job_id: str) -> CheckpointRef | None:
+    """Where the job's next attempt goes on: its own newest good checkpoint, or the one that it began from."""
+    began_from = select(Job.resume_checkpoint_id).where(Job.id == job_id).scalar_subquery()
+    statement = select(Checkpoint.id).where(Checkpoint.id == began_from, *_IS_GOOD)
+    return newest_checkpoint(session, job_id) or _reference(session, session.execute(statement).scalar_one_or_none())
+
+
+_IS_GOOD = (Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
+
+
 def newest_checkpoint(session: Session, job_id: str) -> CheckpointRef | None:
-    """Where the job's next attempt goes on."""
+    """The newest good checkpoint of the job itself."""
     statement = (
         select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None))
+        .where(Checkpoint.job_id == job_id, Checkpoint.kind == TRAINING, *_IS_GOOD)
         .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
         .limit(1)
     )
@@ -187,7 +200,7 @@ def _reference(session: Session, checkpoint_id: str | None) -> CheckpointRef | N
     found = session.get(Checkpoint, checkpoint_id) if checkpoint_id else None
     if found is None:
         return None
-    return CheckpointRef(found.id, found.path, found.sha256, found.size)
+    return CheckpointRef(found.id, found.step, found.path, found.sha256, found.size)
 
 
 # --- a running attempt ---------------------------------------------------------------------------------------------
@@ -328,14 +341,15 @@ def _settle(
     ).one()
     failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
     cleared = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
-    goes_on = outcome in ("drained", "paused") or reason in INFRASTRUCTURE
+    pauses = outcome == "paused" or reason in HELD
+    goes_on = pauses or outcome == "drained" or reason in INFRASTRUCTURE
     if outcome == "succeeded":
         after, reason = Status.SUCCEEDED, None
     elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
-    elif outcome == "paused" or (goes_on and job.pause_requested_at is not None):
+    elif pauses or (goes_on and job.pause_requested_at is not None):
         # A run that pauses by itself says why; one that was asked to does not.
-        after, reason = Status.PAUSED, (reason if outcome == "paused" else None) or Reason.USER
+        after, reason = Status.PAUSED, (reason if pauses else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.WORKER_STOPPED
     elif goes_on and failures < max_failures:

@@ -125,7 +125,7 @@ def classify(error: Exception) -> str:
             return "bad_data"
         case CheckpointError():
             return "missing_checkpoint"
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return "disk_full"
         case _:
             return "internal_error"

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs import transitions
 from jobs.database import Database
-from jobs.storage import Storage, checkpoint_key, sha256_of
+from jobs.storage import Damaged, Storage, checkpoint_key, verified
 from jobs.transitions import Requests
 from worker.process import OUTPUT_FILE
 from worker.spool import Output, Records
@@ -43,6 +43,7 @@ class Delivery:
         self._pending_output: list[tuple[int, str]] = []
         self._num_prepared = 0  # pending records, from the first on, whose files are in the storage
         self.has_ended = False
+        self.obstacle: OSError | None = None
 
     def collect(self, is_over: bool = False) -> bool:
         """Read what the run has appended, with `is_over` to its very end; whether anything waits for delivery."""
@@ -55,10 +56,12 @@ class Delivery:
     def send(self) -> Requests:
         """Deliver the next pending batch, or only renew the attempt.
 
+        A checkpoint that the storage does not take stays pending with all that follows, and `obstacle` says why; what
+        came before it is delivered, and the attempt stays alive.
+
         Raises:
             Superseded: the attempt has ended.
             DBAPIError: the database does not take it now; everything stays pending.
-            OSError: a checkpoint cannot be stored now; everything stays pending.
         """
         lines, output = self._prepared(), self._pending_output[:_BATCH]
         requests = self._database.write(self._change(lines, output))
@@ -68,6 +71,11 @@ class Delivery:
         self.has_ended = self.has_ended or any(line["type"] == "end" for line in lines)
         return requests
 
+    def spool_bytes(self) -> int:
+        """How much the run has reported so far; it grows while the run gives signs of life."""
+        path = self.folder / SPOOL_FILE
+        return path.stat().st_size if path.exists() else 0
+
     def discard(self) -> None:
         """Remove stored files that were never registered: the attempt was superseded."""
         for line in self._pending[: self._num_prepared]:
@@ -75,10 +83,14 @@ class Delivery:
                 self._storage.delete(line["path"])
 
     def _prepared(self) -> list[dict[str, Any]]:
-        """The next records, with the files of their checkpoints in the storage."""
-        while self._num_prepared < min(_BATCH, len(self._pending)):
-            self._pending[self._num_prepared] = self._with_file(self._pending[self._num_prepared])
-            self._num_prepared += 1
+        """The next records, with the files of their checkpoints in the storage; each is put and read back once."""
+        self.obstacle = None
+        try:
+            while self._num_prepared < min(_BATCH, len(self._pending)):
+                self._pending[self._num_prepared] = self._with_file(self._pending[self._num_prepared])
+                self._num_prepared += 1
+        except OSError as error:
+            self.obstacle = error
         return self._pending[: self._num_prepared]
 
     def _change(self, lines: list[dict[str, Any]], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
@@ -97,11 +109,9 @@ class Delivery:
         key = checkpoint_key(self._job_id, self._number, source.name)
         try:
             self._storage.put(source, key)
-            is_whole = sha256_of(self._storage.path(key)) == line["sha256"]
-        except FileNotFoundError:
-            is_whole = False
-        if is_whole:
-            return line | {"path": key}
-        message = f"the checkpoint of step {line['step']} is missing or damaged on the disk and was not registered"
-        log.error("job %s: %s", self._job_id, message)
-        return {"seq": line["seq"], "type": "warning", "reason": "damaged_checkpoint", "message": message}
+            verified(self._storage, key, line["sha256"], line["size"])
+        except (FileNotFoundError, Damaged):
+            message = f"the checkpoint of step {line['step']} is missing or damaged on the disk and was not registered"
+            log.error("job %s: %s", self._job_id, message)
+            return {"seq": line["seq"], "type": "warning", "reason": "damaged_checkpoint", "message": message}
+        return line | {"path": key}

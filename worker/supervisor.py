@@ -3,6 +3,7 @@
     prepare ──► running ──► the run ends by itself ──► deliver the rest ──► its `end` record decides
                    │
                    ├─ cancel, pause or drain asked ──► it saves and stops, or is killed after a grace time
+                   ├─ silent for too long, or its storage is full ──► killed; why is the reason
                    └─ superseded ──► killed at once; nothing of it is stored any more
 
 An outage of the database stops nothing: the run goes on into its spool, which is delivered later.
@@ -10,12 +11,11 @@ An outage of the database stops nothing: the run goes on into its spool, which i
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
+import os
 import shutil
-import signal
 import socket
 import threading
 import time
@@ -31,12 +31,15 @@ from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.settings import Settings
 from jobs.status import Reason
-from jobs.storage import Storage, sha256_of
-from jobs.transitions import CheckpointRef, Claim, Requests
+from jobs.storage import Storage, StorageUnavailable, is_full
+from jobs.transitions import Claim, Requests
 from wcl_core.failpoints import failpoint
+from worker.beginning import MissingCheckpoint, checkpoint_file, resume_file
 from worker.datasets import Source
 from worker.delivery import Delivery
-from worker.process import PEER_LOST_EXIT, Ask, TrainingProcess, failure_of
+from worker.patience import Backoff, KeepSpool, Patience
+from worker.process import Ask, TrainingProcess
+from worker.verdict import Verdict, count_oom_kills, verdict
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +47,9 @@ RUN_FILE = "run.json"
 LOCK_FILE = "supervisor.lock"
 _LOOK_SECONDS = 0.25
 _DELIVER_SECONDS = 0.5
-_RETRY_SECONDS = 2.0
 _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
 _ENDED_BY_ASKING: dict[Ask, str] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
-
-
-class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it becomes)
-    """The run cannot start: the file it begins from is absent or not the registered one."""
 
 
 def mark_of(job_id: str, number: int) -> str:
@@ -114,7 +112,7 @@ class Supervisor:
             log.warning("%s; its run was stopped", error)
         except Exception as error:  # the folder, the process or a record could not be made: the job has to say so
             log.exception("job %s: attempt %d was given up", claim.job_id, claim.number)
-            self._end(claim, "failed", _reason_of(error), f"{type(error).__name__}: {error}"[:2000])
+            self._end(claim, "failed", *_reason_of(error))
         clear(folder)
 
     def _run(self, claim: Claim, folder: Path) -> None:
@@ -124,12 +122,13 @@ class Supervisor:
         except MissingCheckpoint as error:
             self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
             return
+        oom_kills = count_oom_kills()
         process = TrainingProcess(folder, mark_of(claim.job_id, claim.number), claim.spec.get("processes", 1))
         log.info("job %s: attempt %d runs as process %d", claim.job_id, claim.number, process.pid)
         delivery = Delivery(
             self._database, self._storage, folder, claim.job_id, claim.number, self._settings.max_failures
         )
-        run = _Run(self, claim, process, delivery)
+        run = _Run(self, claim, process, delivery, oom_kills)
         try:
             run.follow()
         except Superseded:
@@ -140,6 +139,8 @@ class Supervisor:
 
     def _run_file(self, claim: Claim) -> dict[str, Any]:
         source = self._sources[claim.dataset_name]
+        resume = resume_file(self._database, self._storage, claim) if claim.kind == "pretrain" else None
+        checkpoint = checkpoint_file(self._database, self._storage, claim)
         return {
             "job_id": claim.job_id,
             "attempt": claim.number,
@@ -151,25 +152,13 @@ class Supervisor:
                 "path": str(source.path) if source.path else None,
                 "digest": claim.dataset_digest,
             },
-            "resume": self._file_of(claim.resume) if claim.kind == "pretrain" else None,
-            "checkpoint": self._file_of(claim.checkpoint),
+            "resume": str(resume) if resume else None,
+            "checkpoint": str(checkpoint) if checkpoint else None,
         }
-
-    def _file_of(self, reference: CheckpointRef | None) -> str | None:
-        """The local file of a checkpoint, read back and compared with its registered digest."""
-        if reference is None:
-            return None
-        try:
-            path = self._storage.path(reference.path)
-        except FileNotFoundError as error:
-            raise MissingCheckpoint(f"checkpoint {reference.id}: {error}") from error
-        if sha256_of(path) != reference.sha256:
-            raise MissingCheckpoint(f"checkpoint {reference.id}: its file is damaged, the digest differs")
-        return str(path)
 
     def _end(self, claim: Claim, outcome: str, reason: str | None, message: str | None) -> None:
         """End the attempt, whenever the database takes it."""
-        patience = _Patience(self._draining)
+        patience = Patience(self._draining, self._settings.lease_seconds)
         while True:
             try:
                 self._database.write(
@@ -196,14 +185,25 @@ class Supervisor:
 class _Run:
     """A living attempt: the loop of looking, delivering and asking."""
 
-    def __init__(self, owner: Supervisor, claim: Claim, process: TrainingProcess, delivery: Delivery) -> None:
+    def __init__(
+        self,
+        owner: Supervisor,
+        claim: Claim,
+        process: TrainingProcess,
+        delivery: Delivery,
+        oom_kills: int | None,
+    ) -> None:
         self._owner, self._claim, self._process, self._delivery = owner, claim, process, delivery
         self._settings, self._draining = owner._settings, owner._draining
+        self._oom_kills = oom_kills
+        self._backoff = Backoff(self._settings.lease_seconds)
         self._renew_seconds = min(3.0, self._settings.lease_seconds / 6)
         self._next_renewal = 0.0
         self._next_delivery = 0.0
         self._kill_at: float | None = None
         self._was_killed = False
+        self._has_stalled = False
+        self._last_word: tuple[int, float] = (-1, 0.0)  # the spool's size, and since when
 
     def follow(self) -> None:
         while (code := self._process.exit_code()) is None:
@@ -213,6 +213,10 @@ class _Run:
             if self._kill_at is not None and time.monotonic() > self._kill_at:
                 log.warning("job %s: the run did not stop in time and is killed", self._claim.job_id)
                 self._was_killed = True
+                self._process.kill()
+            elif self._is_silent():
+                log.warning("job %s: the run is silent for too long and is killed", self._claim.job_id)
+                self._has_stalled = True
                 self._process.kill()
             time.sleep(_LOOK_SECONDS)
         if not self._deliver_rest():
@@ -224,23 +228,40 @@ class _Run:
         if now < self._next_delivery or not (self._delivery.collect() or now >= self._next_renewal):
             return
         requests = self._send()
-        if requests is None:
-            self._next_delivery = now + _RETRY_SECONDS
-            return
-        self._next_delivery, self._next_renewal = now + _DELIVER_SECONDS, now + self._renew_seconds
-        self._obey(requests)
+        if requests is None or self._delivery.obstacle:
+            self._next_delivery = now + self._backoff.pause()
+        else:
+            self._backoff.reset()
+            self._next_delivery = now + _DELIVER_SECONDS
+        if requests is not None:
+            self._next_renewal = now + self._renew_seconds
+            self._obey(requests)
 
     def _send(self) -> Requests | None:
-        """Deliver one batch; None while the database or the storage does not take it."""
+        """Deliver one batch, or what the storage takes of it; None while the database takes nothing.
+
+        Raises:
+            OSError: the storage is full; waiting would make no room.
+        """
         try:
-            return self._delivery.send()
+            requests = self._delivery.send()
         except DBAPIError as error:
             if not is_outage(error):
                 raise
             log.warning("job %s: records are not delivered yet: %s", self._claim.job_id, error.orig)
-        except OSError as error:
-            log.warning("job %s: a checkpoint is not stored yet: %s", self._claim.job_id, error)
-        return None
+            return None
+        if (obstacle := self._delivery.obstacle) is not None:
+            if is_full(obstacle):
+                raise obstacle
+            log.warning("job %s: a checkpoint is not stored yet: %s", self._claim.job_id, obstacle)
+        return requests
+
+    def _is_silent(self) -> bool:
+        """Whether the run has reported nothing for longer than it may."""
+        size, now = self._delivery.spool_bytes(), time.monotonic()
+        if size != self._last_word[0]:
+            self._last_word = (size, now)
+        return now - self._last_word[1] > self._settings.stall_seconds
 
     def _obey(self, requests: Requests) -> None:
         if requests.cancel:
@@ -259,58 +280,27 @@ class _Run:
 
     def _deliver_rest(self) -> bool:
         """Deliver all that the ended run left; whether its `end` record was among it."""
-        patience = _Patience(self._draining)
+        patience = Patience(self._draining, self._settings.lease_seconds)
         while self._delivery.collect(is_over=True):
-            if self._send() is None:
+            if self._send() is None or self._delivery.obstacle:
                 patience.wait()
         return self._delivery.has_ended
 
-    def _verdict(self, code: int) -> tuple[str, str | None, str]:
-        """(outcome, reason, message) of a run that ended without a last word."""
+    def _verdict(self, code: int) -> Verdict:
+        """How a run ended that left no last word."""
         if self._was_killed and self._process.asked:
             return _ENDED_BY_ASKING[self._process.asked], None, "the run did not stop in time and was killed"
-        if _is_disk_full(self._settings.attempts_dir):
-            return "failed", Reason.DISK_FULL, "the disk of the worker is full"
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = ", perhaps by the kernel for lack of memory" if -code == signal.SIGKILL else ""
-            return "failed", Reason.KILLED, f"the training process was killed by {name}{hint}"
-        if (left := failure_of(self._delivery.folder)) is not None:
-            return left
-        if code == PEER_LOST_EXIT:
-            return "failed", Reason.KILLED, "the ranks of the run lost each other; the log may say why"
-        message = f"the training process ended with exit code {code} and without a last word; its log may say why"
-        return "failed", Reason.INTERNAL_ERROR, message
+        if self._has_stalled:
+            limit = self._settings.stall_seconds
+            return "failed", Reason.STALLED, f"the run reported nothing for {limit:g} s and was killed"
+        return verdict(code, self._delivery.folder, self._oom_kills)
 
 
-class KeepSpool(Exception):  # noqa: N818 (an instruction)
-    """The worker stops before everything could be delivered: the folder stays for the next worker of this host."""
-
-
-class _Patience:
-    """Waits for the database between two tries; not for long once the worker has to stop."""
-
-    def __init__(self, draining: threading.Event) -> None:
-        self._draining = draining
-        self._gives_up_at: float | None = None
-
-    def wait(self) -> None:
-        """Sleep a little.
-
-        Raises:
-            KeepSpool: the worker has to stop and the database stayed away.
-        """
-        if self._draining.is_set():
-            self._gives_up_at = self._gives_up_at or time.monotonic() + _REGISTER_SECONDS / 2
-            if time.monotonic() > self._gives_up_at:
-                raise KeepSpool
-        time.sleep(_RETRY_SECONDS)
-
-
-def _reason_of(error: Exception) -> Reason:
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Reason.DISK_FULL if is_full else Reason.INTERNAL_ERROR
-
-
-def _is_disk_full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < 1 << 20
+def _reason_of(error: Exception) -> tuple[Reason, str]:
+    """(reason, message) of an attempt that could not be made or followed."""
+    if is_full(error):
+        assert isinstance(error, OSError)
+        return Reason.DISK_FULL, f"{os.strerror(error.errno or 0)}: the run's folder or the storage of its checkpoints"
+    if isinstance(error, StorageUnavailable):
+        return Reason.STORAGE_UNAVAILABLE, str(error)
+    return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]

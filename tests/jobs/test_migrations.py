@@ -61,8 +61,9 @@ def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
 
     assert [process.returncode for process in processes] == [0] * 3, words
     database = Database(empty_url)
+    assert database.is_migrated()
     with database.read() as session:
-        assert session.execute(text("SELECT version_num FROM alembic_version")).all() == [("0002",)]
+        assert session.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
         assert session.execute(text("SELECT count(*) FROM projects")).scalar_one() == 1
     database.dispose()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from PIL import Image
 from sqlalchemy import update
 
-from jobs import transitions
+from jobs import queries, transitions
 from jobs.database import Database
-from jobs.models import Checkpoint
+from jobs.models import Checkpoint, Job
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -213,7 +215,9 @@ def test_work_goes_on_without_the_broker(postgres_database: Database, start_work
     assert worker.stop() == 0
 
 
-def test_a_full_disk_is_named(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path) -> None:
+def test_a_full_disk_pauses_the_job_until_there_is_room(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path
+) -> None:
     import os
     import subprocess
 
@@ -224,26 +228,121 @@ def test_a_full_disk_is_named(sqlite_database: Database, jobs: Jobs, start_worke
     try:
         start_worker(sqlite_database)
         wide = SHORT["backbone"] | {"width": 64}
-        job = jobs.wait_for(jobs.submit(SHORT | {"backbone": wide}), "failed", "succeeded")
+        job = jobs.wait_for(jobs.submit(SHORT | {"backbone": wide}), "failed", "succeeded", "paused")
 
-        assert (job.status, job.status_reason) == ("failed", "disk_full")
+        assert (job.status, job.status_reason) == ("paused", "disk_full")
         assert jobs.num_checkpoints(job.id) == 0
+
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        sqlite_database.write(lambda session: transitions.resume(session, job.id))
+        assert jobs.wait_for(job.id, "failed", "succeeded", "paused").status == "succeeded"
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
         shutil.rmtree(small, ignore_errors=True)
 
 
-def test_a_checkpoint_that_another_program_changed_is_not_resumed_from(
+def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    """As a quota does, and without root: the run inherits the worker's limit."""
+    worker = start_worker(sqlite_database)
+    process = psutil.Process(worker.pid)
+    unlimited = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (2 << 20, unlimited[1]))
+    wide = SHORT["backbone"] | {"width": 64}
+
+    job = jobs.wait_for(jobs.submit(SHORT | {"backbone": wide}), "failed", "succeeded", "paused")
+    process.rlimit(psutil.RLIMIT_FSIZE, unlimited)
+    sqlite_database.write(lambda session: transitions.resume(session, job.id))
+
+    assert (job.status, job.status_reason) == ("paused", "disk_full")
+    assert jobs.wait_for(job.id, "failed", "succeeded", "paused").status == "succeeded", worker.words()
+
+
+def pause_with_checkpoints(database: Database, jobs: Jobs, worker: RunningWorker, count: int) -> list[Checkpoint]:
+    """A paused job with so many checkpoints, newest first."""
+    job_id = jobs.submit(ENDLESS | {"checkpoints": {"every_epochs": 1}})
+    eventually(lambda: jobs.num_checkpoints(job_id) >= count, f"checkpoints\n{worker.words()}")
+    database.write(lambda session: transitions.pause(session, job_id))
+    jobs.wait_for(job_id, "paused")
+    with database.read() as session:
+        return queries.checkpoints(session, job_id)
+
+
+def start_of_attempt(jobs: Jobs, job_id: str, number: int) -> int:
+    """The step where an attempt began."""
+    started = eventually(
+        lambda: [e.data for e in jobs.events(job_id) if e.type == "started" and e.data["attempt"] == number],
+        f"the start of attempt {number}",
+    )
+    return int(started[0]["start_step"])
+
+
+def damage_of(jobs: Jobs, job_id: str) -> list[dict[str, Any]]:
+    return [e.data for e in jobs.events(job_id) if e.data.get("reason") == "damaged_checkpoint"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_by(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database)
-    job_id = start_endless(worker, jobs)
-    sqlite_database.write(lambda session: transitions.pause(session, job_id))
-    jobs.wait_for(job_id, "paused")
+    newest, second, third, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 4)
+    (worker.folder / "checkpoints" / newest.path).unlink()
+    flipped = worker.folder / "checkpoints" / second.path
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
 
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+
+    assert start_of_attempt(jobs, newest.job_id, 2) == third.step
+    assert [told["checkpoint"] for told in damage_of(jobs, newest.job_id)] == [newest.id, second.id]
+    assert f"goes on from step {third.step}" in damage_of(jobs, newest.job_id)[1]["message"]
+    assert flipped.read_bytes() == content, "the damaged file was touched"
+    with sqlite_database.read() as session:
+        rows = {row.id: row for row in queries.checkpoints(session, newest.job_id)}
+    assert [rows[one.id].damaged_at is None for one in (newest, second, third)] == [False, False, True]
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_starts_over_and_its_retry_fails(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    """A job that began from scratch may begin there again; a retry of it that relies on its checkpoint may not."""
+    worker = start_worker(sqlite_database)
+    checkpoints = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
+    job_id = checkpoints[0].job_id
+    retry = jobs.submit(ENDLESS, resume_checkpoint_id=checkpoints[0].id, pool="later")
     sqlite_database.write(lambda s: s.execute(update(Checkpoint).values(sha256="0" * 64)) and None)
-    sqlite_database.write(lambda session: transitions.resume(session, job_id))
 
-    job = jobs.wait_for(job_id, "failed")
-    assert job.status_reason == "missing_checkpoint"
-    assert "damaged" in (job.status_message or "")
+    sqlite_database.write(lambda session: transitions.resume(session, job_id))
+    assert start_of_attempt(jobs, job_id, 2) == 0
+    assert "no good checkpoint is left" in damage_of(jobs, job_id)[-1]["message"]
+    sqlite_database.write(lambda s: s.execute(update(Job).where(Job.id == retry).values(pool="default")) and None)
+    sqlite_database.write(lambda session: transitions.cancel(session, job_id))
+
+    job = jobs.wait_for(retry, "failed")
+    assert (job.status, job.status_reason, job.failures) == ("failed", "missing_checkpoint", 0)
+
+
+def test_a_storage_folder_that_is_not_mounted_damages_nothing(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    newest, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
+    folder = worker.folder / "checkpoints"
+    folder.rename(worker.folder / "unmounted")
+    folder.mkdir()
+
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+    job = eventually(
+        lambda: found if (found := jobs.get(newest.job_id)).attempt == 2 and found.status == "paused" else None,
+        "the pause",
+    )
+    folder.rmdir()
+    (worker.folder / "unmounted").rename(folder)
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+
+    assert job is not None
+    assert job.status_reason == "storage_unavailable"
+    assert damage_of(jobs, newest.job_id) == []
+    assert start_of_attempt(jobs, newest.job_id, 3) == newest.step

@@ -1,0 +1,61 @@
+"""The file that an attempt begins from: read back, compared with its registered digest, or passed by."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from jobs import damage
+from jobs.database import Database
+from jobs.storage import Damaged, Storage, verified
+from jobs.transitions import CheckpointRef, Claim
+
+log = logging.getLogger(__name__)
+
+
+class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it becomes)
+    """The run cannot start: no file that it may begin from is there as it was registered."""
+
+
+def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+    """The newest good checkpoint to go on from; None for a run that starts from scratch.
+
+    Each candidate is read once.  A damaged one is marked and told of, and the next older one is tried; when none is
+    left, a job that began from scratch starts over.
+
+    Raises:
+        MissingCheckpoint: the job is a retry, and nothing is left of what it could go on from.
+        Superseded: the attempt has ended.
+        StorageUnavailable: the whole storage is away, which says nothing about its files.
+    """
+    candidate, message = claim.resume, "the checkpoint that it has to go on from is deleted or damaged"
+    while candidate is not None:
+        try:
+            return verified(storage, candidate.path, candidate.sha256, candidate.size)
+        except Damaged as error:
+            message = f"checkpoint {candidate.id} of step {candidate.step}: {error}"
+            log.error("job %s: %s", claim.job_id, message)
+        candidate = _next(database, claim, candidate, message)
+    if claim.must_resume:
+        raise MissingCheckpoint(message)
+    return None
+
+
+def _next(database: Database, claim: Claim, bad: CheckpointRef, message: str) -> CheckpointRef | None:
+    return database.write(lambda session: damage.pass_by(session, claim.job_id, claim.number, bad, message))
+
+
+def checkpoint_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+    """The checkpoint that is evaluated, for which there is no other.
+
+    Raises:
+        MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
+    """
+    wanted = claim.checkpoint
+    if wanted is None:
+        return None
+    try:
+        return verified(storage, wanted.path, wanted.sha256, wanted.size)
+    except Damaged as error:
+        database.write(lambda session: damage.mark(session, claim.job_id, claim.number, wanted))
+        raise MissingCheckpoint(f"checkpoint {wanted.id}: {error}") from error
