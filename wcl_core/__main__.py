@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--checkpoint", type=Path, help="native checkpoint, when the spec's features are of that kind")
     verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of embeddings")
     _data_options(verb)
+    _list_option(verb)
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser("export", help="write the plain backbone of a native checkpoint")
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("kind", choices=get_args(data.DatasetKind))
     verb.add_argument("path", type=Path, nargs="?")
     verb.add_argument("--cache", type=Path, help="file that keeps a folder's description until the folder changes")
+    _list_option(verb)
     verb.set_defaults(run=_describe)
 
     verb = verbs.add_parser("attempt", help="one attempt of a job; called by a worker")
@@ -85,6 +88,24 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--control-fd", type=int)
     verb.set_defaults(run=_attempt)
     return parser
+
+
+def _list_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--list",
+        type=_named_path,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="fixed list of labelled train images, one index or path a line; may be repeated",
+    )
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(path)
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +136,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     spec = _read_spec("evaluate", options.spec)
     assert isinstance(spec, EvaluateSpec)
-    dataset = _load(spec, options.data_path)
+    dataset = data.with_label_lists(_load(spec, options.data_path), dict(options.list))
     reporter = ConsoleReporter()
     return _exit_code(
         evaluate(spec, reporter, data=dataset, checkpoint_path=options.checkpoint, output_dir=options.output)
@@ -151,7 +172,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    _print_description(data.describe(options.name, options.kind, options.path, options.cache))
+    _print_description(data.describe(options.name, options.kind, options.path, options.cache, dict(options.list)))
     return 0
 
 
@@ -164,6 +185,8 @@ def _print_description(found: data.Description) -> None:
                 "digest": found.digest,
                 "counts": found.counts,
                 "classes": found.classes,
+                "class_counts": found.class_counts,
+                "label_lists": {name: asdict(some) for name, some in found.label_lists.items()},
             }
         )
     )

@@ -105,6 +105,7 @@ def _run(run: dict[str, Any], folder: Path, reporter: Reporter, ranks: Ranks) ->
         )
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
+    dataset = data.with_label_lists(dataset, {name: Path(path) for name, path in source.get("lists", {}).items()})
     return evaluate(spec, reporter, data=dataset, checkpoint_path=_path(run.get("checkpoint")), output_dir=folder)
 
 

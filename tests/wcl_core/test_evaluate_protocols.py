@@ -242,7 +242,8 @@ def test_fine_tuning_moves_both_parts_by_their_own_rates_and_leaves_the_checkpoi
 
     monkeypatch.setattr(semi_supervised, "train", watch)
     config = SemiSupervisedConfig(**quick(splits=2, head_learning_rate=0.5))
-    found = semi_supervised.semi_supervised(backbone, data, config, 0.1, 8, 0, CPU, pace())
+    splits = [semi_supervised.labelled_split(data.train.labels, 0.1, 0, number) for number in range(config.splits)]
+    found = semi_supervised.semi_supervised(backbone, data, config, splits, 8, 0, CPU, pace())
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     for network in networks:
         tuned = network[0].state_dict()

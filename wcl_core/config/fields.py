@@ -14,6 +14,10 @@ DatasetName = Annotated[
         examples=["digits"],
     ),
 ]
+ListName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="The name of a list.", examples=["official-1"]),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation, data order and augmentation.")]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from wcl_core.config.fields import Seed, SpecModel, without_repeats
+from wcl_core.config.fields import ListName, Seed, SpecModel, without_repeats
 from wcl_core.config.images import DataConfig
 
 Protocol = Literal["knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed"]
@@ -23,12 +23,22 @@ class LinearSgdConfig(SpecModel):
 
 
 class SemiSupervisedConfig(SpecModel):
-    """Fine-tuning of all weights on a class-balanced share of the labels; rates start a cosine."""
+    """Fine-tuning of all weights on a class-balanced share of the labels, or on fixed lists; rates start a cosine."""
 
-    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.01, 0.1), min_length=1, max_length=4, description="Shares of the train labels; one a class at least."
+    lists: tuple[ListName, ...] = Field(
+        default=(), max_length=8, description="Lists of labelled images that the operator has put beside the dataset."
     )
-    splits: int = Field(default=5, ge=2, le=100, description="Random splits that the mean and its error are over.")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01, 0.1),
+        max_length=4,
+        description="Shares of the train labels, one a class at least; unless given none beside `lists`.",
+    )
+    splits: int = Field(
+        default=5,
+        ge=2,
+        le=100,
+        description="Random splits, or trainings on a list, that a mean is over.",
+    )
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=128, ge=1, le=65_536, description="Images a step; at most the labelled ones.")
     backbone_learning_rate: float = Field(default=0.01, gt=0, le=100)
@@ -36,10 +46,22 @@ class SemiSupervisedConfig(SpecModel):
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
     flip_probability: float = Field(default=0.5, ge=0, le=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_alone(cls, data: Any) -> Any:
+        return {"shares": ()} | data if isinstance(data, dict) and data.get("lists") else data
+
+    @field_validator("lists", "shares")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        return without_repeats(values)
+
     @field_validator("shares")
     @classmethod
-    def _no_repeats(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        return without_repeats(shares)
+    def _something_to_measure(cls, shares: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if not shares and info.data.get("lists") == ():
+            raise ValueError("expected a share, or a list in `lists`")
+        return shares
 
 
 class ProtocolSettings(SpecModel):

@@ -9,14 +9,30 @@ Random views are `augment`'s business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
 
 from wcl_core.data.builtin import BUILTIN, load_builtin
 from wcl_core.data.described import describe_folder_cached
-from wcl_core.data.folder import describe_folder, load_folder
-from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split, split_counts
+from wcl_core.data.folder import describe_folder, list_files, load_folder
+from wcl_core.data.images import (
+    DataError,
+    DatasetKind,
+    Description,
+    ImageData,
+    LabelList,
+    Split,
+    class_counts,
+    split_counts,
+)
+from wcl_core.data.label_lists import index_digest, read_label_list, with_label_lists
 from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
-from wcl_core.data.packed import describe_packed, load_packed
+from wcl_core.data.packed import describe_packed, load_packed, packed_train_labels
 from wcl_core.reporter import Reporter
 
 __all__ = [
@@ -32,6 +48,7 @@ __all__ = [
     "epoch_order",
     "kind_of",
     "load",
+    "with_label_lists",
 ]
 
 
@@ -66,7 +83,13 @@ def load(
     return load_folder(name, _given(name, path, "folder"), image_size, max_corrupt_share, reporter)
 
 
-def describe(name: str, kind: DatasetKind, path: Path | None, cache: Path | None = None) -> Description:
+def describe(
+    name: str,
+    kind: DatasetKind,
+    path: Path | None,
+    cache: Path | None = None,
+    lists: Mapping[str, Path] = MappingProxyType({}),
+) -> Description:
     """Counts, classes and the digest that `load` will report, without decoding a folder's images.
 
     Args:
@@ -74,17 +97,39 @@ def describe(name: str, kind: DatasetKind, path: Path | None, cache: Path | None
         kind: where it comes from.
         path: as for `load`.
         cache: a file that keeps a folder's description until anything in the folder changes.
+        lists: fixed lists of train images by name.
 
     Raises:
         DataError: as `load`.
     """
+    found = _described(name, kind, path, cache)
+    if not lists:
+        return found
+    files, labels = _train_images(name, kind, path)
+    read = {which: read_label_list(which, place, files, labels, found.classes) for which, place in lists.items()}
+    described = {which: LabelList(index_digest(index), len(index)) for which, index in read.items()}
+    return replace(found, label_lists=described)
+
+
+def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Tensor]:
+    """Paths, where there are some, and labels of the train images, in their order."""
+    if kind == "packed":
+        return (), packed_train_labels(name, _given(name, path, "packed file"))
+    if kind == "folder":
+        entries = list_files(name, _given(name, path, "folder")).train
+        return [file for file, _ in entries], torch.tensor([label for _, label in entries])
+    return (), load_builtin(name, path, None).train.labels
+
+
+def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | None) -> Description:
     if kind == "packed":
         return describe_packed(name, _given(name, path, "packed file"))
     if kind == "folder":
         folder = _given(name, path, "folder")
         return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
     data = load_builtin(name, path, None)
-    return Description(name, kind, data.digest, split_counts(data), data.classes)
+    found = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
+    return Description(name, kind, data.digest, split_counts(data), data.classes, found)
 
 
 def _given(name: str, path: Path | None, what: str) -> Path:

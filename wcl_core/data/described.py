@@ -20,6 +20,7 @@ from wcl_core.data.folder import describe_folder, list_files
 from wcl_core.data.images import Description
 
 _VERSION = 1  # of the layouts and of the digest; another one makes every kept description void
+_KEPT = ("digest", "counts", "classes", "class_counts")
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
 
 
@@ -36,7 +37,9 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
     """
     before, newest = _fingerprint(name, root)
     if (kept := _read(cache, before)) is not None:
-        return Description(name, "folder", kept["digest"], kept["counts"], tuple(kept["classes"]))
+        return Description(
+            name, "folder", **{field: kept[field] for field in _KEPT} | {"classes": tuple(kept["classes"])}
+        )
     started_ns = time.time_ns()
     found = describe_folder(name, root)
     if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
@@ -60,7 +63,7 @@ def _fingerprint(name: str, root: Path) -> tuple[str, int]:
 def _read(cache: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
         kept = json.loads(cache.read_text())
-        is_same = kept["fingerprint"] == fingerprint and {"digest", "counts", "classes"} <= kept.keys()
+        is_same = kept["fingerprint"] == fingerprint and set(_KEPT) <= kept.keys()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept if is_same else None

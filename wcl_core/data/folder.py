@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wcl_core.data.images import DataError, Description, ImageData, Split, tensor_digest
+from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts, tensor_digest
 from wcl_core.reporter import Reporter
 
 Entry = tuple[str, int]  # path relative to the root, class index
@@ -94,7 +94,9 @@ def describe_folder(name: str, root: Path) -> Description:
     """Counts, classes and digest of a folder, without decoding an image."""
     files = list_files(name, root)
     counts = {which: len(entries) for which, entries in files.splits.items()}
-    return Description(name, "folder", files_digest(root, files), counts, files.classes)
+    labels = {which: [label for _, label in files.splits[which]] for which in ("train", "test")}
+    found = class_counts(labels, len(files.classes))
+    return Description(name, "folder", files_digest(root, files), counts, files.classes, found)
 
 
 def check_not_empty(name: str, counts: dict[str, int]) -> None:
@@ -196,17 +198,17 @@ def _check_memory(name: str, files: Files, size: int) -> None:
 
 
 def _decode(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Split:
-    images, labels = [], []
-    for image, label in decoded(root, entries, size, corrupt):
+    images, read = [], []
+    for image, entry in decoded(root, entries, size, corrupt):
         images.append(image)
-        labels.append(label)
+        read.append(entry)
     stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-    targets = torch.tensor(labels, dtype=torch.int64)
-    return Split(stacked, targets, tensor_digest(stacked, targets))
+    targets = torch.tensor([label for _, label in read], dtype=torch.int64)
+    return Split(stacked, targets, tensor_digest(stacked, targets), files=tuple(path for path, _ in read))
 
 
-def decoded(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Iterator[tuple[Tensor, int]]:
-    """The entries in order, each as (3, size, size) uint8 with its label; those that cannot be read go to `corrupt`."""
+def decoded(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Iterator[tuple[Tensor, Entry]]:
+    """The entries in order, each as (3, size, size) uint8 and itself; those that cannot be read go to `corrupt`."""
 
     def one(entry: Entry) -> Tensor | str:
         try:
@@ -218,11 +220,11 @@ def decoded(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> It
 
     with ThreadPoolExecutor() as pool:
         for some in _pieces(entries):
-            for (_, label), image in zip(some, pool.map(one, some), strict=True):
+            for entry, image in zip(some, pool.map(one, some), strict=True):
                 if isinstance(image, str):
                     corrupt.add(image)
                 else:
-                    yield image, label
+                    yield image, entry
 
 
 def _pieces(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -25,12 +27,14 @@ class Split:
         labels: (N,) int64 class indices, used by evaluation and monitors only; -1 where nobody gave one.
         digest: sha256 of labels and decoded pixels, 64 hex digits.
         is_mapped: whether the pixels stay in their file and are read as they are used.
+        files: the path of each image below its folder; empty where the images come from no folder.
     """
 
     images: Tensor
     labels: Tensor
     digest: str
     is_mapped: bool = False
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +47,7 @@ class ImageData:
     Attributes:
         train, test: the labelled splits.
         unlabelled: further images without labels, which pretraining uses instead of `train`.
+        label_lists: fixed lists of train images by name, (n,) int64 indices each; see `label_lists`.
     """
 
     name: str
@@ -51,6 +56,7 @@ class ImageData:
     classes: tuple[str, ...]
     digest: str
     unlabelled: Split | None = None
+    label_lists: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def pretraining(self) -> Split:
@@ -59,14 +65,30 @@ class ImageData:
 
 
 @dataclass(frozen=True)
+class LabelList:
+    """A fixed list of train images: the digest of their indices, and how many they are."""
+
+    digest: str
+    images: int
+
+
+@dataclass(frozen=True)
 class Description:
-    """What a dataset holds, told without decoding it; `counts` are images by split."""
+    """What a dataset holds, told without decoding it.
+
+    Attributes:
+        counts: images by split.
+        class_counts: images of each class in label order, of the labelled splits.
+        label_lists: fixed lists of train images.
+    """
 
     name: str
     kind: DatasetKind
     digest: str
     counts: dict[str, int]
     classes: tuple[str, ...]
+    class_counts: dict[str, list[int]]
+    label_lists: dict[str, LabelList] = field(default_factory=dict)
 
 
 def tensor_digest(*tensors: Tensor) -> str:
@@ -83,3 +105,12 @@ def split_counts(data: ImageData) -> dict[str, int]:
     """Images by split; `unlabelled` only where there is one."""
     counts = {"train": len(data.train), "test": len(data.test)}
     return counts if data.unlabelled is None else counts | {"unlabelled": len(data.unlabelled)}
+
+
+def class_counts(labels: Mapping[str, Iterable[int]], num_classes: int) -> dict[str, list[int]]:
+    """Images of each class by split."""
+    found = {}
+    for split, some in labels.items():
+        counted = Counter(some)
+        found[split] = [counted[label] for label in range(num_classes)]
+    return found

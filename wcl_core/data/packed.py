@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wcl_core.data.images import DataError, Description, ImageData, Split
+from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
 
 FORMAT_VERSION = 1
 MAGIC = b"WCLPACK1"
@@ -80,19 +80,30 @@ def load_packed(name: str, path: Path, image_size: int) -> ImageData:
 
 
 def describe_packed(name: str, path: Path) -> Description:
-    """What the header says; the images are not read."""
+    """What the header says, and how many images each class has; the images are not read."""
     header = _read_header(name, path)
     counts = {which: part.count for which, part in header.parts.items()}
-    return Description(name, "packed", header.digest, counts, header.classes)
+    labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
+    found = class_counts(labels, len(header.classes))
+    return Description(name, "packed", header.digest, counts, header.classes, found)
+
+
+def packed_train_labels(name: str, path: Path) -> Tensor:
+    """(N,) int64 classes of the train images."""
+    return _labels(path, _read_header(name, path), "train")
 
 
 def _map(path: Path, header: _Header, which: str) -> Split:
     part = header.parts[which]
     images = mapped(path, header.start + part.images, (part.count, 3, header.size, header.size))
+    return Split(images, _labels(path, header, which), header.split_digests[which], is_mapped=True)
+
+
+def _labels(path: Path, header: _Header, which: str) -> Tensor:
+    part = header.parts[which]
     with path.open("rb") as file:
         file.seek(header.start + part.labels)
-        labels = torch.from_numpy(np.frombuffer(file.read(4 * part.count), "<i4").astype(np.int64))
-    return Split(images, labels, header.split_digests[which], is_mapped=True)
+        return torch.from_numpy(np.frombuffer(file.read(4 * part.count), "<i4").astype(np.int64))
 
 
 def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:

@@ -86,7 +86,7 @@ def _write_splits(
     labels: dict[str, list[int]] = {}
     for which, entries in files.splits.items():
         labels[which] = []
-        for image, label in decoded(folder, entries, size, corrupt):
+        for image, (_, label) in decoded(folder, entries, size, corrupt):
             blocks.write(image.numpy().tobytes())
             labels[which].append(label)
     for some in labels.values():

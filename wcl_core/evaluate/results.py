@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wcl_core.config import EvaluateSpec
 from wcl_core.data import ImageData
@@ -89,19 +89,34 @@ def _few_labels(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pac
 
 def _semi_supervised(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
     config = spec.semi_supervised
-    for place, share in enumerate(config.shares):
-        span = (place / len(config.shares), (place + 1) / len(config.shares))
+    todo = list(_labelled(spec, data))
+    for place, (which, splits) in enumerate(todo):
+        span = (place / len(todo), (place + 1) / len(todo))
         found = semi_supervised.semi_supervised(
-            subject.backbone, data, config, share, spec.data.image_size, spec.seed, subject.device, pace, span
+            subject.backbone, data, config, splits, spec.data.image_size, spec.seed, subject.device, pace, span
         )
-        asked = config.model_dump(exclude={"shares"})
-        params = {"share": share, "labels_per_class": found.labels_per_class, **asked}
+        count = {"labels": found.labels} if "list" in which else {"labels_per_class": found.labels // len(data.classes)}
+        params = which | count | config.model_dump(exclude={"shares", "lists"})
         details = {"splits": list(found.split_digests), "accuracies": list(found.accuracies)}
         yield {
             **_result("semi_supervised", semi_supervised.VERSION, params, found.mean, "top1", details),
             "stderr": found.stderr,
             "split_digest": hashlib.sha256((data.test.digest + found.digest).encode()).hexdigest(),
         }
+
+
+def _labelled(spec: EvaluateSpec, data: ImageData) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+    """What is fine-tuned on: each share with its random splits, each list as the one split it is."""
+    config = spec.semi_supervised
+    for share in config.shares:
+        numbers = range(config.splits)
+        splits = [semi_supervised.labelled_split(data.train.labels, share, spec.seed, number) for number in numbers]
+        yield {"share": share}, splits
+    for name in config.lists:
+        if name not in data.label_lists:
+            known = ", ".join(data.label_lists) or "none is registered"
+            raise knn.ProtocolError(f"semi_supervised.lists: {data.name} has no list {name} here; expected {known}")
+        yield {"list": name}, [data.label_lists[name]]
 
 
 def _retrieval(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""Semi-supervised: all weights are fine-tuned on a small, class-balanced share of the labels.
+"""Semi-supervised: all weights are fine-tuned on a small, class-balanced share of the labels, or on a fixed list.
 
 Protocol, splits, rates and crops are our own [D]: the paper's split and schedule could not be read, so its 65.0 (1 %)
 and 72.0 (10 %) are a reference line, not a target (method.md section 7).  Batch norms keep the checkpoint's running
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from wcl_core.config import SemiSupervisedConfig
 from wcl_core.data import ImageData, derived_seed
+from wcl_core.data.label_lists import index_digest
 from wcl_core.evaluate.accuracy import top1
 from wcl_core.evaluate.classifier import Recipe, new_head, train
 from wcl_core.evaluate.features import pooled
@@ -31,12 +33,12 @@ class SemiSupervised:
     """Accuracy over splits of one share of the labels.
 
     Attributes:
-        labels_per_class: labelled images of each class.
-        accuracies: test accuracy of each split, in 0..1.
-        split_digests: sha256 of each split's train indices, ascending as int64 little-endian; 64 hex digits.
+        labels: labelled images in all.
+        accuracies: test accuracy of each split, or of each training on a list, in 0..1.
+        split_digests: `index_digest` of each split; of a list its own alone.
     """
 
-    labels_per_class: int
+    labels: int
     accuracies: tuple[float, ...]
     split_digests: tuple[str, ...]
 
@@ -46,7 +48,7 @@ class SemiSupervised:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean over the splits."""
+        """Standard error of the mean over the splits or trainings."""
         deviation = torch.tensor(self.accuracies, dtype=torch.float64).std()
         return float(deviation) / math.sqrt(len(self.accuracies))
 
@@ -84,34 +86,29 @@ def semi_supervised(
     backbone: nn.Module,
     data: ImageData,
     config: SemiSupervisedConfig,
-    share: float,
+    labelled: Sequence[Tensor],
     image_size: int,
     seed: int,
     device: torch.device,
     pace: Pace,
     done: tuple[float, float] = (0.0, 1.0),
 ) -> SemiSupervised:
-    """Fine-tune a copy of the backbone and a new linear head on each split.
+    """Fine-tune a copy of the backbone and a new linear head on each split, or several times on the only one.
 
     Args:
         backbone: what every split starts from; it is not changed.
         data: both splits.
         config: splits, epochs, batch, rates of backbone and head.
-        share: of the train labels, in (0, 1].
+        labelled: (n,) int64 train indices of each of `config.splits` splits, or those of one.
         image_size: side of the crops in pixels.
-        seed: of splits, heads, order and crops.
+        seed: of heads, order and crops.
         device: where to compute.
         pace: told the progress; may interrupt.
         done: between which shares of the whole protocol this lies.
-
-    Raises:
-        ProtocolError: when a class has fewer images than its part.
     """
-    accuracies, digests = [], []
-    index = torch.empty(0, dtype=torch.int64)
+    accuracies = []
     for number in range(config.splits):
-        index = labelled_split(data.train.labels, share, seed, number)
-        digests.append(hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest())
+        index = labelled[number % len(labelled)]
         tuned = copy.deepcopy(backbone).to(device).eval()
         tuned.requires_grad_(True)
         feature_dim = int(tuned(torch.zeros(1, 3, image_size, image_size, device=device)).shape[1])
@@ -133,4 +130,4 @@ def semi_supervised(
             pace.tick(done[0] + (done[1] - done[0]) * (number + progress.share) / config.splits)
         predicted = pooled(network, data.test, device).argmax(dim=1)
         accuracies.append(top1(predicted, data.test.labels))
-    return SemiSupervised(len(index) // len(data.classes), tuple(accuracies), tuple(digests))
+    return SemiSupervised(len(labelled[0]), tuple(accuracies), tuple(map(index_digest, labelled)))
