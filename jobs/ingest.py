@@ -15,7 +15,7 @@ from sqlalchemy import case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from jobs import plans
+from jobs import plans, retention
 from jobs.database import new_id, storable
 from jobs.models import (
     TRAINING,
@@ -208,6 +208,7 @@ def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]
         )
     )
     plans.at_checkpoint(session, job_id, checkpoint_id)
+    retention.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
 
 
 def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:

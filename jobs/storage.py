@@ -39,6 +39,9 @@ class Storage(Protocol):
     def keys(self, job_id: str) -> Iterator[str]:
         """The keys of all that is stored of a job, half-copied files included."""
 
+    def job_ids(self) -> Iterator[str]:
+        """The jobs of which anything is stored."""
+
 
 class LocalStorage:
     """A folder of this machine, or one that all machines share.
@@ -77,6 +80,9 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         self._place(key).unlink(missing_ok=True)
+
+    def job_ids(self) -> Iterator[str]:
+        return (folder.name for folder in self.root.glob("*") if folder.is_dir())
 
     def keys(self, job_id: str) -> Iterator[str]:
         return (str(path.relative_to(self.root)) for path in self._place(job_id).glob("*/*") if path.is_file())

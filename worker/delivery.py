@@ -15,6 +15,7 @@ from jobs.storage import Damaged, Storage, checkpoint_key, verified
 from jobs.transitions import Requests
 from worker.process import OUTPUT_FILE
 from worker.spool import Output, Records
+from worker.sweep import sweep
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,10 @@ class Delivery:
         del self._pending[: len(lines)]
         del self._pending_output[: len(output)]
         self._num_prepared = 0
-        self.has_ended = self.has_ended or any(line["type"] == "end" for line in lines)
+        types = {line["type"] for line in lines}
+        self.has_ended = self.has_ended or "end" in types
+        if "checkpoint" in types:  # older ones may have to make room
+            sweep(self._database, self._storage, self._job_id)
         return requests
 
     def spool_bytes(self) -> int:

@@ -20,6 +20,7 @@ from jobs.storage import Storage
 from worker.delivery import Delivery
 from worker.process import marked
 from worker.supervisor import RUN_FILE, clear, mark_of, owned
+from worker.sweep import sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,18 @@ _ORPHAN_SECONDS = 15.0  # a run ends by itself within 5 s of its supervisor
 
 
 def settle(database: Database, storage: Storage, settings: Settings) -> None:
-    """Go through the attempts' folders that no living supervisor of this host owns."""
+    """Go through the attempts' folders that no living supervisor owns, then through the storage."""
     for folder in sorted(settings.attempts_dir.glob("*/*")):
         try:
             with owned(folder) as is_ours:
                 if is_ours and _is_of_this_host(folder):
                     _settle(database, storage, settings, folder)
-        except FileNotFoundError:  # another worker has just cleared it
+                elif is_ours and _has_ended(database, folder):
+                    clear(folder)
+        except (FileNotFoundError, NotADirectoryError):  # another worker has just cleared it; no folder of ours
             continue
+    for job_id in sorted(storage.job_ids()):
+        sweep(database, storage, job_id)
 
 
 def _is_of_this_host(folder: Path) -> bool:
@@ -42,6 +47,15 @@ def _is_of_this_host(folder: Path) -> bool:
         return bool(json.loads((folder / RUN_FILE).read_text())["host"] == socket.gethostname())
     except (OSError, ValueError, KeyError):
         return False  # a folder of nobody; whose attempt it was, observers find out
+
+
+def _has_ended(database: Database, folder: Path) -> bool:
+    """Whether the database knows the attempt and that it is over: then whoever made the folder needs it no more."""
+    if not folder.name.isdigit():
+        return False
+    statement = select(Attempt.ended_at).where(Attempt.job_id == folder.parent.name, Attempt.number == int(folder.name))
+    with database.read() as session:
+        return session.execute(statement).scalar_one_or_none() is not None
 
 
 def _settle(database: Database, storage: Storage, settings: Settings, folder: Path) -> None:

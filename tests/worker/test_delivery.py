@@ -24,14 +24,14 @@ from worker.delivery import Delivery
 class Spool:
     """An attempt's folder whose run is the test itself."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, spec: dict[str, Any] = SHORT) -> None:
         self.database, self.folder = database, folder / "attempt"
         (self.folder / "checkpoints").mkdir(parents=True)
         self.storage = LocalStorage(folder / "storage")
         facts = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
         dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
         database.write(lambda session: registry.register(session, facts, 1, [dataset]))
-        self.job_id = Jobs(database).submit(SHORT)
+        self.job_id = Jobs(database).submit(spec)
         claim = database.write(lambda session: transitions.claim(session, facts))
         assert claim
         self.number = claim.number

@@ -67,7 +67,16 @@ class OptimizerConfig(SpecModel):
 
 
 class CheckpointConfig(SpecModel):
-    """When the run writes a checkpoint; the last epoch always writes one."""
+    """When the run writes a checkpoint, and which the service keeps; the last epoch always writes one."""
 
     every_epochs: int = Field(default=1, ge=1, le=100_000)
     first_epoch: bool = Field(default=False, description="Also keep the state after the first epoch.")
+    keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="How many of the newest are kept; unset, all. Pinned and needed ones stay whatever this says.",
+    )
+    keep_best: int = Field(
+        default=0, ge=0, le=1000, description="With keep_last: how many of the best eval/knn_top1 are kept, too."
+    )
