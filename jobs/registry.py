@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -16,13 +17,21 @@ from jobs.transitions import WorkerFacts
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A dataset as a worker found it; `counts` are images by split."""
+    """A dataset as a worker found it.
+
+    Attributes:
+        counts: images by split.
+        class_counts: images of each class in label order, by split.
+        label_lists: fixed lists of train images by name, each with its digest and how many they are.
+    """
 
     name: str
     kind: str
     digest: str
     counts: dict[str, int]
     classes: list[str]
+    class_counts: dict[str, list[int]] = field(default_factory=dict)
+    label_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence[DatasetFacts]) -> None:
