@@ -17,10 +17,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from wcl_core import augment
+from wcl_core import augment, view_parameters
 from wcl_core.augment import MEAN, STD, normalised, random_view
 from wcl_core.config import AugmentConfig
 from wcl_core.distributed import Ranks
+from wcl_core.view_parameters import Draws, ViewParameters
 
 torch.set_num_threads(1)
 
@@ -56,14 +57,30 @@ def view(batch: Tensor, chosen: AugmentConfig, size: int | None = None, step: in
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
+def linear(which: int) -> Operation:
+    """Only the brightness (0), contrast (1) or saturation (2) of each image by its factor."""
+
+    def apply(batch: Tensor, factors: Tensor) -> Tensor:
+        order = torch.tensor([which, 3, *({0, 1, 2} - {which})]).expand(len(batch), -1)
+        own = torch.ones(3, len(batch))
+        own[which] = factors
+        adjusted = batch.clone()
+        for turn in view_parameters._turns(own, order):
+            augment._turn_(adjusted, *turn)
+        return adjusted
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "low", "high"),
     [
-        (augment._brightness, functional.adjust_brightness, 0.0, 2.0),
-        (augment._contrast, functional.adjust_contrast, 0.0, 2.0),
-        (augment._saturation, functional.adjust_saturation, 0.0, 2.0),
+        (linear(0), functional.adjust_brightness, 0.0, 2.0),
+        (linear(1), functional.adjust_contrast, 0.0, 2.0),
+        (linear(2), functional.adjust_saturation, 0.0, 2.0),
         (augment._hue, functional.adjust_hue, -0.5, 0.5),
     ],
+    ids=["brightness", "contrast", "saturation", "hue"],
 )
 def test_a_jitter_operation_is_torchvisions(ours: Operation, theirs: Any, low: float, high: float) -> None:
     batch = images(64).float() / 255
@@ -72,13 +89,13 @@ def test_a_jitter_operation_is_torchvisions(ours: Operation, theirs: Any, low: f
     batch[2, :, :, :8] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)  # saturated
     factors = torch.linspace(low, high, 64)
     expected = torch.stack([theirs(image, float(factor)) for image, factor in zip(batch, factors, strict=True)])
-    torch.testing.assert_close(ours(batch, factors[:, None, None, None]), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours(batch, factors), expected, rtol=0, atol=2e-5)
 
 
 def test_grayscale_is_torchvisions() -> None:
     batch = images(8).float() / 255
     expected = functional.rgb_to_grayscale(batch, num_output_channels=3)
-    torch.testing.assert_close(augment._grey(batch), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(augment._grey(batch).expand_as(expected), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [16, 32])
@@ -105,11 +122,11 @@ def test_a_tiny_image_can_be_blurred() -> None:
     assert blurred.shape == (4, 3, 8, 8)
 
 
-class _Recorder(augment._Draws):
+class _Recorder(Draws):
     """Remembers what was drawn."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, torch.Generator().manual_seed(5), torch.device("cpu"))
+        super().__init__(size, torch.Generator().manual_seed(5))
         self.drawn: list[Tensor] = []
 
     def uniform(self, low: float, high: float) -> Tensor:
@@ -132,8 +149,9 @@ def test_each_sample_is_jittered_by_its_own_factors_in_its_own_order(without: st
     chosen = config(jitter_probability=0.8, **strengths | ({without: 0.0} if without else {}))
     draws = _Recorder(len(batch))
     jittered = batch.clone()
-    augment._jitter_(jittered, chosen, draws)
-    *factors, orders, is_jittered = draws.drawn
+    parameters = ViewParameters.drawn(chosen, SIDE, SIDE, draws)
+    augment._jitter_(jittered, parameters, parameters.rows()[:4])
+    *factors, orders, is_jittered = draws.drawn[3:9]  # after the crop's place and the flip
     operations: list[Any] = [
         functional.adjust_brightness,
         functional.adjust_contrast,
@@ -149,7 +167,7 @@ def test_each_sample_is_jittered_by_its_own_factors_in_its_own_order(without: st
 
 
 def test_every_order_of_the_jitter_is_as_likely() -> None:
-    orders = augment._Draws(24_000, torch.Generator().manual_seed(0), torch.device("cpu")).orders(4)
+    orders = Draws(24_000, torch.Generator().manual_seed(0)).orders(4)
     counts = [int((orders == torch.tensor(order)).all(dim=1).sum()) for order in permutations(range(4))]
     assert sum(counts) == 24_000
     assert max(abs(count - 1000) for count in counts) < 150
@@ -234,7 +252,7 @@ def test_a_crop_is_torchvisions_resize_of_the_same_box() -> None:
     """A fixed box with whole edges: enlarged bilinearly, edges replicated, as torchvision does inside the crop."""
     batch = images(1, 32).float() / 255
 
-    class Fixed(augment._Draws):
+    class Fixed(Draws):
         places = iter([0.5, 0.25])  # of the top and of the left edge
 
         def tries(self, count: int, low: float, high: float) -> Tensor:
@@ -243,8 +261,8 @@ def test_a_crop_is_torchvisions_resize_of_the_same_box() -> None:
         def uniform(self, low: float, high: float) -> Tensor:
             return torch.tensor([next(self.places)])
 
-    draws = Fixed(1, torch.Generator(), torch.device("cpu"))
-    ours = augment._resized_crop(batch, config(scale_min=0.1), 32, draws)
+    crop = view_parameters._crops(config(scale_min=0.1), 32, 32, Fixed(1, torch.Generator()), 1.0)
+    ours = augment._resized_crop(batch, crop, 32)
     theirs = functional.resized_crop(batch, 8, 4, 16, 16, [32, 32], antialias=True)
     torch.testing.assert_close(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1], rtol=0, atol=1e-5)
 
@@ -254,7 +272,17 @@ def test_a_crop_that_shrinks_much_is_filtered_first() -> None:
     stripes = torch.tensor([255, 0, 0, 255], dtype=torch.uint8).repeat(16).expand(4, 3, 64, 64).contiguous()
     shrunk = view(stripes, config(), size=16)
     expected = functional.resize(stripes.float() / 255, [16, 16], antialias=True)
-    torch.testing.assert_close(shrunk[..., 1:-1], expected[..., 1:-1], rtol=0, atol=0.1)
+    torch.testing.assert_close(shrunk, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(64, 64, 16), (40, 56, 32), (20, 48, 32)])
+def test_a_whole_image_is_resized_and_mirrored_as_by_torchvision(height: int, width: int, size: int) -> None:
+    """Each axis shrinks or grows on its own."""
+    batch = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[0.0, 0.0, height, width, direction] for direction in (1, -1)]).T
+    ours = augment._resized_crop(batch, whole, size)
+    theirs = functional.resize(batch, [size, size], antialias=True)
+    torch.testing.assert_close(ours, torch.stack((theirs[0], theirs[1].flip(2))), rtol=0, atol=1e-5)
 
 
 def test_a_flip_mirrors() -> None:
@@ -285,6 +313,14 @@ def test_a_view_is_a_function_of_seed_epoch_step_and_view_alone() -> None:
         assert not torch.equal(random_view(batch, chosen, SIDE, **place | {name: 7}), first)
 
 
+def test_views_do_not_depend_on_the_chunks_they_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = images(20)
+    whole = random_view(batch, AugmentConfig(), SIDE, seed=1, epoch=0, step=0, view=0)
+    monkeypatch.setattr(augment, "_CPU_CHUNK_VALUES", 7 * 3 * SIDE**2)
+    chunked = random_view(batch, AugmentConfig(), SIDE, seed=1, epoch=0, step=0, view=0)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
+
+
 def test_samples_of_a_batch_have_parameters_of_their_own() -> None:
     same = images(1).expand(16, -1, -1, -1).contiguous()
     out = view(same, AugmentConfig())
@@ -308,8 +344,8 @@ def test_a_view_depends_on_the_image_and_not_on_the_rank_that_holds_it(size: int
 
 def test_small_crops_stay_below_their_largest_scale() -> None:
     """In area; a crop that does not fit at any try would be the whole image, and here every one fits."""
-    draws = augment._Draws(4000, torch.Generator().manual_seed(0), torch.device("cpu"))
-    height, width = augment._crop_sides(0.05, 64, 64, draws, 0.2)
+    draws = Draws(4000, torch.Generator().manual_seed(0))
+    height, width = view_parameters._crop_sides(0.05, 64, 64, draws, 0.2)
     share = height * width / 64**2
     assert 0.05 <= share.min() < 0.051
     assert 0.199 < share.max() <= 0.2 + 1e-6

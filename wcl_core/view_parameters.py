@@ -1,0 +1,150 @@
+"""What happens to each sample of a view: random numbers and the parameters made of them; `augment` applies them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wcl_core.config import AugmentConfig
+from wcl_core.distributed import SINGLE, Ranks
+
+_BLUR_SIGMA = (0.1, 2.0)
+_ASPECT = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
+# The jitter's operations by number; brightness is 0.  The first three are linear in the pixels.
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+
+
+class Draws:
+    """Per-sample random numbers, drawn on the CPU so that every device sees the same ones.
+
+    They are drawn for the `size` samples of a global batch; the N that are this rank's come out.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator, ranks: Ranks = SINGLE) -> None:
+        self._size, self._generator, self._own = size, generator, ranks.own(size)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """(N,) float32 in [low, high)."""
+        return torch.rand(self._size, generator=self._generator)[self._own] * (high - low) + low
+
+    def tries(self, count: int, low: float, high: float) -> Tensor:
+        """(count, N) float32 in [low, high)."""
+        return torch.rand(count, self._size, generator=self._generator)[:, self._own] * (high - low) + low
+
+    def chance(self, probability: float) -> Tensor:
+        """(N,) bool, each True with the probability."""
+        return torch.rand(self._size, generator=self._generator)[self._own] < probability
+
+    def orders(self, length: int) -> Tensor:
+        """(N, length) int64, each row a random permutation."""
+        return torch.rand(self._size, length, generator=self._generator)[self._own].argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What happens to each of N samples.
+
+    Attributes:
+        values: (16, N) float32 on the device: see the properties.
+        masks: (6, N) bool on the CPU, so that the host knows every number of samples: whether the hue is turned before
+            the first, second and third linear jitter operation and after them; is made grey; is blurred.
+        has_turns: whether any linear jitter operation is on.
+    """
+
+    values: Tensor
+    masks: Tensor
+    has_turns: bool
+
+    @staticmethod
+    def drawn(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float = 1.0) -> ViewParameters:
+        """Parameters for the views of images of height x width pixels; on the CPU."""
+        crop = _crops(config, height, width, draws, scale_max)
+        strengths = (config.brightness, config.contrast, config.saturation)
+        factors = torch.stack([draws.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths])
+        hue, order = draws.uniform(-config.hue, config.hue), draws.orders(4)
+        is_jittered = draws.chance(config.jitter_probability)
+        is_turned = is_jittered & (config.hue > 0)
+        is_grey = draws.chance(config.grayscale_probability)
+        sigma, is_blurred = draws.uniform(*_BLUR_SIGMA), draws.chance(config.blur_probability)
+        turns = _turns(torch.where(is_jittered, factors, 1.0), order)
+        values = torch.cat((crop, turns.flatten(0, 1), hue[None], sigma[None]))
+        masks = torch.cat(((order.T == _HUE) & is_turned, is_grey[None], is_blurred[None]))
+        return ViewParameters(values, masks, any(strengths) and config.jitter_probability > 0)
+
+    @property
+    def crop(self) -> Tensor:
+        """(5, N): top, left, height and width in pixels, and -1 for a mirrored view, else 1."""
+        return self.values[:5]
+
+    @property
+    def turns(self) -> Tensor:
+        """(3, 3, N): for each of the three turns the weights of pixel, grey and mean grey."""
+        return self.values[5:14].view(3, 3, -1)
+
+    @property
+    def hue(self) -> Tensor:
+        """(N,) turn of the hue as a share of the circle."""
+        return self.values[14]
+
+    @property
+    def sigma(self) -> Tensor:
+        """(N,) deviation of the blur, U(.1, 2) in pixels of the view. [C]"""
+        return self.values[15]
+
+    def to(self, device: torch.device) -> ViewParameters:
+        """Its values on the device, without waiting for it."""
+        return ViewParameters(_send(self.values, device), self.masks, self.has_turns)
+
+    def part(self, rows: slice) -> ViewParameters:
+        """Those of some consecutive samples."""
+        return ViewParameters(self.values[:, rows], self.masks[:, rows], self.has_turns)
+
+    def rows(self) -> list[Tensor]:
+        """The indices where each mask is True, on the device, by one transfer."""
+        found = [mask.nonzero().flatten() for mask in self.masks]
+        return list(torch.split(_send(torch.cat(found), self.values.device), [len(index) for index in found]))
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device, without waiting for it."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def _crops(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float) -> Tensor:
+    """Crops of scale (scale_min, scale_max) and aspect 3/4-4/3, as `ViewParameters.crop`.
+
+    Sides are torchvision's but for its rounding to whole pixels. [D]
+    """
+    crop_h, crop_w = _crop_sides(config.scale_min, height, width, draws, scale_max)
+    top, left = (draws.uniform(0, 1) * room for room in (height - crop_h, width - crop_w))
+    direction = torch.where(draws.chance(config.flip_probability), -1.0, 1.0)
+    return torch.stack((top, left, crop_h, crop_w, direction))
+
+
+def _crop_sides(scale_min: float, height: int, width: int, draws: Draws, scale_max: float = 1.0) -> Tensor:
+    """Height and width of each crop, (2, N): of ten draws the first that fits into the image, else all of it."""
+    area = draws.tries(_CROP_TRIES, scale_min, scale_max) * (height * width)
+    aspect = draws.tries(_CROP_TRIES, math.log(_ASPECT[0]), math.log(_ASPECT[1])).exp()
+    sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt())).clamp_min(1)
+    whole = torch.tensor((height, width), dtype=sides.dtype)[:, None]
+    fits = (sides <= whole[:, None]).all(dim=0)
+    first = fits.int().argmax(dim=0)
+    chosen = sides.gather(1, first.expand(2, 1, -1)).squeeze(1)
+    return torch.where(fits.any(dim=0), chosen, whole)
+
+
+def _turns(factors: Tensor, order: Tensor) -> Tensor:
+    """Weights of pixel, grey and mean grey at each of the three linear turns, (3, 3, N).
+
+    Args:
+        factors: (3, N) of brightness, contrast and saturation; 1 changes nothing.
+        order: (N, 4) order of the four jitter operations.
+    """
+    which = order[order != _HUE].view(-1, 3).T
+    factor = factors.gather(0, which)
+    rest = 1 - factor
+    return torch.stack((factor, rest * (which == _SATURATION), rest * (which == _CONTRAST)), dim=1)
