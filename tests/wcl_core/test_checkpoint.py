@@ -102,16 +102,18 @@ def test_an_interruption_before_the_rename_leaves_nothing(
 
 
 def test_the_name_exists_only_after_the_content_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, calls = tmp_path / "one.safetensors", []
+    path, calls, synced = tmp_path / "one.safetensors", [], []
     sync = os.fsync
 
     def watch(descriptor: int) -> None:
         calls.append(path.exists())
+        synced.append(os.fstat(descriptor).st_ino)
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watch)
     checkpoint.write(path, state(), metadata())
     assert calls == [False, True]  # the file's own before the rename, its folder's after it
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]  # renamed, not copied
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

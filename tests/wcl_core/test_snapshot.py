@@ -36,11 +36,13 @@ def state(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def test_the_bytes_are_those_of_safetensors() -> None:
-    snapshot = Snapshot()
+@pytest.mark.parametrize("length", range(8))
+def test_the_bytes_are_those_of_safetensors(length: int) -> None:
+    """Whatever the header's length leaves to fill up."""
+    snapshot, metadata = Snapshot(), {"a": "é" + "x" * length}
     snapshot.take(state())
     plain = {name: tensor.contiguous() for name, tensor in state().items()}
-    assert snapshot.header({"a": "é"}) + bytes(snapshot.body()) == save(plain, metadata={"a": "é"})
+    assert snapshot.header(metadata) + bytes(snapshot.body()) == save(plain, metadata=metadata)
 
 
 def test_a_snapshot_keeps_its_values_and_its_buffer() -> None:
