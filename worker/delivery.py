@@ -81,10 +81,12 @@ class Delivery:
         return path.stat().st_size if path.exists() else 0
 
     def discard(self) -> None:
-        """Remove stored files that were never registered: the attempt was superseded."""
-        for line in self._pending[: self._num_prepared]:
-            if line["type"] == "checkpoint":
-                self._storage.delete(line["path"])
+        """Remove stored files that were never registered: the attempt was superseded.
+
+        Only the rows tell which those are: a delivery whose answer was lost may have been committed, and what the
+        supervisor before this one delivered is read from the spool again.
+        """
+        sweep(self._database, self._storage, self._job_id)
 
     def _prepared(self) -> list[dict[str, Any]]:
         """The next records, with the files of their checkpoints in the storage; each is put and read back once."""

@@ -172,6 +172,24 @@ def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
     assert list(spool.storage.root.rglob("*.safetensors")) == []
 
 
+def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> None:
+    """Another one reads its spool again from the start, and stores a file that comes too late."""
+    sha256 = spool.write_checkpoint(5, b"weights")
+    deliver_all(spool.delivery())
+    late = spool.delivery()
+    spool.write_checkpoint(10, b"too late")
+    late.collect()
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+
+    with pytest.raises(Superseded):
+        late.send()
+    late.discard()
+
+    (row,) = spool.checkpoints()
+    assert hashlib.sha256(spool.storage.path(row.path).read_bytes()).hexdigest() == sha256
+    assert [path.name for path in spool.storage.root.rglob("*.safetensors")] == [Path(row.path).name]
+
+
 def test_an_end_record_is_noticed(spool: Spool) -> None:
     spool.write(type="end", outcome="succeeded", reason=None, message=None)
     delivery = spool.delivery()
