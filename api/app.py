@@ -24,6 +24,7 @@ from api import (
     page_actions,
     page_analysis,
     page_render,
+    page_submit,
     pages,
     sign_in,
     stream_routes,
@@ -54,6 +55,7 @@ _ROUTERS = tuple(
         pages,
         page_actions,
         page_analysis,
+        page_submit,
     )
 )
 

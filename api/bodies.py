@@ -29,7 +29,7 @@ async def checked(request: Request, max_bytes: int) -> Receive:
     _check_length(request, max_bytes)
     body = await _read(request, max_bytes)
     if body and _is_json(request):
-        _check_values(_decoded(body))
+        check_values(_decoded(body))
     elif body and request.scope["path"].startswith(_API):
         raise WrongMediaType("expected Content-Type: application/json")
     return _replayed(body, request.receive)
@@ -102,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _check_values(value: Any) -> None:
+def check_values(value: Any) -> None:
     """No text that UTF-8 or PostgreSQL cannot hold, no number beyond a double, no bottomless nesting."""
     left: list[tuple[str, int, Any]] = [("", 0, value)]
     count = 1

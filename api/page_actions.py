@@ -29,7 +29,6 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RETRY = "retry"
-    CLONE = "clone"
 
 
 class Pin(StrEnum):
@@ -65,8 +64,6 @@ def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) ->
 def _asked(database: Database, job_id: str, verb: Verb, asker: str) -> str:
     if verb is Verb.RETRY:
         return database.write(lambda session: service.retry(session, job_id, asker)).id
-    if verb is Verb.CLONE:
-        return database.write(lambda session: service.clone(session, job_id, {}, asker)).id
     change = getattr(transitions, verb)
     database.write(lambda session: change(session, job_id))
     return job_id

@@ -86,7 +86,7 @@ class JobView:
     def actions(self) -> list[str]:
         """The verbs its state allows."""
         if self.request == "cancelling":
-            return ["clone"]
+            return []
         by_status = {
             "blocked": ["cancel"],
             "queued": ["pause", "cancel"],
@@ -95,7 +95,7 @@ class JobView:
             "failed": ["retry"],
             "cancelled": ["retry"],
         }
-        return ["clone", *by_status.get(self.job.status, [])]
+        return by_status.get(self.job.status, [])
 
     @property
     def seconds(self) -> tuple[int, int | None] | None:

@@ -56,21 +56,22 @@ _Filters = Annotated[Filters, Depends(_filters)]
 @router.get("/")
 def jobs_page(request: Request, filters: _Filters, reader: Reader) -> Response:
     """All jobs, newest first."""
-    return _jobs(request, "jobs.html", filters)
+    return _jobs(request, "jobs.html", filters, reader)
 
 
 @router.get("/live")
 def jobs_live(request: Request, filters: _Filters, reader: Reader) -> Response:
     """The parts of the list that change."""
-    return _jobs(request, "_jobs_live.html", filters)
+    return _jobs(request, "_jobs_live.html", filters, reader)
 
 
-def _jobs(request: Request, template: str, filters: Filters) -> Response:
+def _jobs(request: Request, template: str, filters: Filters, reader: Principal) -> Response:
     with _database(request).read() as session:
         found = page_data.job_list(session, filters)
     context: dict[str, Any] = {
         "list": found,
         "now": found.now,
+        "may_submit": "submit" in reader.scopes,
         "statuses": page_data.STATUSES,
         "kinds": page_data.KINDS,
         "first_page": filters.address(cursor=""),

@@ -172,7 +172,10 @@ def test_a_job_is_cloned(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{job_id}")
 
-    page.get_by_role("button", name="Clone").click()
+    page.get_by_role("link", name="Clone").click()
+    page.get_by_role("textbox", name="temperature", exact=True).fill("0.3")
+    page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url and job_id not in url)
+    expect(page.locator(".deviations tbody")).to_contain_text("loss.temperature")
     expect(page.locator("#run-summary")).to_contain_text("from of a preset, 0")
     expect(page.locator("#run-summary .tag")).to_have_text("kept")

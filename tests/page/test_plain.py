@@ -48,7 +48,7 @@ def paths(run: PlayedRun) -> list[str]:
 
 
 def analysis(run: PlayedRun) -> list[str]:
-    return ["/compare", f"/compare?job={run.job_id}", "/leaderboard"]
+    return ["/compare", f"/compare?job={run.job_id}", "/leaderboard", "/submit", f"/submit?source={run.job_id}"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

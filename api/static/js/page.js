@@ -83,10 +83,15 @@ export async function refresh(address) {
   const answer = await fetch(address);
   if (answer.status === 401) location.reload(); // shows the sign-in page
   if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
-  const parts = new DOMParser().parseFromString(await answer.text(), "text/html");
+  place(await answer.text());
+}
+
+/** Put the parts of a rendered page that change into their places in this one. */
+export function place(rendered) {
+  const parts = new DOMParser().parseFromString(rendered, "text/html");
   for (const part of parts.querySelectorAll("[data-live]")) {
-    const place = document.getElementById(part.id);
-    if (place) morph(place, part);
+    const here = document.getElementById(part.id);
+    if (here) morph(here, part);
   }
   tick();
 }
