@@ -43,7 +43,7 @@ class Grouping:
 def probe_batch(data: ImageData, spec: PretrainSpec) -> tuple[Tensor, Tensor]:
     """As many train images as one batch of the run, chosen by its seed: (B, 3, H, W) uint8 and (B,) classes."""
     index = epoch_order(len(data.train), spec.seed, -1)[: spec.batch_size]
-    return data.train.images[index], data.train.labels[index]
+    return data.train.plain(index), data.train.labels[index]
 
 
 def group(path: Path, data: ImageData) -> Grouping:

@@ -32,7 +32,7 @@ class Probe:
 
     def __init__(self, spec: PretrainSpec, train: Split, device: torch.device) -> None:
         index = epoch_order(len(train), spec.seed, -1)[: min(spec.batch_size, _MAX_IMAGES)]
-        self._spec, self._images = spec, train.images[index].to(device)
+        self._spec, self._images = spec, train.plain(index).to(device)
         self._classes = train.labels[index]
 
     @torch.no_grad()

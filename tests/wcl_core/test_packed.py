@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.wcl_core import small
 from tests.wcl_core.test_data import damage, write_tree
-from wcl_core import data
+from wcl_core import data, views
 from wcl_core.__main__ import main
 from wcl_core.data import DataError, ImageData, folder, packing
+from wcl_core.evaluate.features import network_features, pixel_features
+from wcl_core.evaluate.run import untrained_backbone
+from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, NullReporter
 
 torch.set_num_threads(1)
@@ -142,6 +147,41 @@ def test_an_absent_file_and_another_size_say_what_to_do(packed: Path, tmp_path: 
         load(packed, size=16)
     with pytest.raises(DataError, match="a packed file is needed"):
         data.load("photos", "packed", None, 8, 0.0, NullReporter())
+
+
+def test_images_larger_than_the_views_are_cropped_from_as_they_are_and_measured_small(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.wclpack"
+    pack(photos, path, size=24)
+    large, ours = load(path, size=24), load(path, size=8)
+    for split, stored in ((ours.train, large.train), (ours.test, large.test)):
+        assert torch.equal(split.images, stored.images)
+        assert torch.equal(stored.plain(slice(1, 3)), stored.images[1:3])
+        areas = stored.images.float().unflatten(2, (8, 3)).unflatten(4, (8, 3)).mean(dim=(3, 5))
+        assert (
+            split.plain(torch.arange(len(split))).float() - areas
+        ).abs().mean() < 12
+        assert split.plain(slice(2, 4)).shape == (2, 3, 8, 8)
+        assert split.digest != stored.digest
+    assert ours.digest == large.digest
+
+    sources: list[tuple[int, int]] = []
+    original = views.random_view
+
+    def watch(images: torch.Tensor, config: Any, size: int, **place: Any) -> torch.Tensor:
+        sources.append((images.shape[-1], size))
+        return original(images, config, size, **place)
+
+    monkeypatch.setattr(views, "random_view", watch)
+    spec = small.spec(data={"name": "photos", "image_size": 8}, batch_size=4)
+    reporter = MemoryReporter()
+    assert pretrain(spec, reporter, dataset=ours, output_dir=tmp_path) == "succeeded"
+    assert set(sources) == {(24, 8)}
+    assert {"eval/knn_top1", "repr/std"} <= {name for name, _ in small.curves(reporter.records)}
+    features = network_features(untrained_backbone(spec.backbone, 0), ours, torch.device("cpu"))
+    assert features.train.shape == (10, 16)
+    assert pixel_features(ours).test.shape == (4, 3 * 8 * 8)
 
 
 def test_corrupt_files_are_left_out_up_to_a_share(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class Split:
         digest: sha256 of labels and decoded pixels, 64 hex digits.
         is_mapped: whether the pixels stay in their file and are read as they are used.
         files: the path of each image below its folder; empty where the images come from no folder.
+        side: of plain images in pixels, where larger ones are stored for the random views.
     """
 
     images: Tensor
@@ -35,9 +36,20 @@ class Split:
     digest: str
     is_mapped: bool = False
     files: tuple[str, ...] = ()
+    side: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def plain(self, rows: slice | Tensor) -> Tensor:
+        """Images as they are looked at without augmentation, scaled where larger are stored: (n, 3, S, S) uint8."""
+        images = self.images[rows]
+        if self.side is None:
+            return images
+        from torchvision.transforms.v2 import functional
+
+        scaled: Tensor = functional.resize(images, [self.side], antialias=True)
+        return scaled
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +66,24 @@ def load_packed(name: str, path: Path, image_size: int) -> ImageData:
     """Map a packed file; every byte is checked against the header first, on all cores.
 
     Raises:
-        DataError: absent, damaged, of another format, or packed at another size than `image_size`.
+        DataError: absent, damaged, of another format, or packed smaller than `image_size`.
     """
     header = _read_header(name, path)
-    if header.size != image_size:
+    if header.size < image_size:
         raise DataError(
             f"dataset {name}: it is packed at {header.size} pixels, but data.image_size = {image_size}; "
-            f"set data.image_size to {header.size} or pack the folder again with --size {image_size}"
+            f"set data.image_size to at most {header.size} or pack the folder again with --size {image_size}"
         )
     _check_blocks(name, path, header)
-    splits = {which: _map(path, header, which) for which in header.parts}
+    splits = {which: _at_side(_map(path, header, which), image_size) for which in header.parts}
     return ImageData(name, splits["train"], splits["test"], header.classes, header.digest, splits.get("unlabelled"))
+
+
+def _at_side(split: Split, side: int) -> Split:
+    """Random views crop what is stored; plain images of another side are other data to measure on."""
+    if split.images.shape[-1] == side:
+        return split
+    return replace(split, side=side, digest=hashlib.sha256(f"{split.digest} at {side}".encode()).hexdigest())
 
 
 def describe_packed(name: str, path: Path) -> Description:

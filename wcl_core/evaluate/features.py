@@ -47,14 +47,13 @@ def network_features(backbone: nn.Module, data: ImageData, device: torch.device)
 
 def pixel_features(data: ImageData) -> FeatureSet:
     """The raw pixels, scaled to [0, 1] and flattened: what a representation has to beat."""
-    train, test = (split.images.flatten(1).float() / 255 for split in (data.train, data.test))
+    train, test = (split.plain(slice(None)).flatten(1).float() / 255 for split in (data.train, data.test))
     return FeatureSet(train, data.train.labels, test, data.test.labels)
 
 
 @torch.no_grad()
 def pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
     """Outputs for every image of a split, (N, D) float32 on the CPU; the network's mode is the caller's."""
-    chunks = [
-        backbone(normalised(images.to(device))).float().cpu() for images in split.images.split(_BATCH_SIZE, dim=0)
-    ]
-    return torch.cat(chunks)
+    starts = range(0, len(split), _BATCH_SIZE)
+    chunks = (split.plain(slice(start, start + _BATCH_SIZE)).to(device) for start in starts)
+    return torch.cat([backbone(normalised(images)).float().cpu() for images in chunks])
