@@ -19,7 +19,7 @@ from api.idempotency import REPLAYED, TheSubmission
 from api.rendering import JobAnswer, JobSummary
 from api.state import TheDatabase
 from api.submissions import CloneBody, JobBody, JobChange
-from jobs import queries, service, transitions
+from jobs import queries, service, transitions, waiting
 from jobs.database import Database
 from jobs.errors import Invalid
 from jobs.groups import members
@@ -97,9 +97,9 @@ def list_jobs(
 
 @router.get("/{job_id}")
 def show(job_id: str, principal: Reader, database: TheDatabase) -> JobAnswer:
-    """One job with its spec."""
+    """One job with its spec, and why it waits."""
     with database.read() as session:
-        return rendering.job(queries.get_job(session, job_id), queries.tags(session, [job_id])[job_id])
+        return _answer(session, queries.get_job(session, job_id))
 
 
 @router.patch("/{job_id}")
@@ -175,4 +175,4 @@ def _rendered(database: Database, job: Job) -> JobAnswer:
 
 
 def _answer(session: Session, job: Job) -> JobAnswer:
-    return rendering.job(job, queries.tags(session, [job.id])[job.id])
+    return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))

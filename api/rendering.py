@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from api.deviations import Deviation, of_preset
 from jobs.curves import CurvePoint
 from jobs.models import TRAINING, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
+from jobs.waiting import Waiting
 
 Json = dict[str, Any]
 
@@ -34,6 +35,8 @@ class JobSummary(TypedDict):
     priority: int
     pool: str
     gpus: int
+    preemptible: bool
+    max_seconds: int | None
     tags: list[str]
     dataset: Named
     attempt: int
@@ -44,6 +47,7 @@ class JobSummary(TypedDict):
     latest_metrics: dict[str, float | None] | None
     cancel_requested_at: str | None
     pause_requested_at: str | None
+    preempt_requested_at: str | None
     created_at: str
     updated_at: str
     started_at: str | None
@@ -51,10 +55,24 @@ class JobSummary(TypedDict):
     links: dict[str, str]
 
 
+class WaitingAnswer(TypedDict):
+    """Why a job waits; `cause` is an open string, `position` its place in the queue of its pool, from 1 on.
+
+    `needs` are the jobs it waits for, `until` a time before which it is not tried again.
+    """
+
+    cause: str
+    message: str
+    position: int | None
+    until: str | None
+    needs: list[str]
+
+
 class JobAnswer(JobSummary):
     """A job with its spec: as resolved, all defaults filled in, and as it was sent.
 
-    `deviations` are the fields that differ from the preset it started from; null without one.
+    `deviations` are the fields that differ from the preset it started from; null without one.  `waiting` is null once
+    the job runs or has ended.
     """
 
     spec_version: int
@@ -64,6 +82,7 @@ class JobAnswer(JobSummary):
     deviations: list[Deviation] | None
     resume_checkpoint_id: str | None
     created_by: str | None
+    waiting: WaitingAnswer | None
 
 
 class AttemptAnswer(TypedDict):
@@ -167,6 +186,7 @@ class WorkerAnswer(TypedDict):
     spec_versions: list[str]
     started_at: str
     seen_at: str
+    drain_requested_at: str | None
 
 
 def iso(milliseconds: int) -> str:
@@ -192,6 +212,8 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
         "priority": job.priority,
         "pool": job.pool,
         "gpus": job.gpus,
+        "preemptible": job.preemptible,
+        "max_seconds": job.max_seconds,
         "tags": list(tags),
         "dataset": {"name": job.dataset_name, "digest": job.dataset_digest},
         "attempt": job.attempt,
@@ -202,6 +224,7 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
         "latest_metrics": job.latest_metrics,
         "cancel_requested_at": iso_or_none(job.cancel_requested_at),
         "pause_requested_at": iso_or_none(job.pause_requested_at),
+        "preempt_requested_at": iso_or_none(job.preempt_requested_at),
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),
         "started_at": iso_or_none(job.started_at),
@@ -210,7 +233,7 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
     }
 
 
-def job(row: Job, tags: Sequence[str]) -> JobAnswer:
+def job(row: Job, tags: Sequence[str], why: Waiting | None = None) -> JobAnswer:
     return {
         **job_summary(row, tags),
         "spec_version": row.spec_version,
@@ -220,6 +243,17 @@ def job(row: Job, tags: Sequence[str]) -> JobAnswer:
         "deviations": of_preset(row.preset, row.spec),
         "resume_checkpoint_id": row.resume_checkpoint_id,
         "created_by": row.created_by,
+        "waiting": waiting(why) if why else None,
+    }
+
+
+def waiting(why: Waiting) -> WaitingAnswer:
+    return {
+        "cause": why.cause,
+        "message": why.message,
+        "position": why.position,
+        "until": iso_or_none(why.until),
+        "needs": list(why.needs),
     }
 
 
@@ -314,4 +348,5 @@ def worker(row: Worker) -> WorkerAnswer:
         "spec_versions": row.spec_versions,
         "started_at": iso(row.started_at),
         "seen_at": iso(row.seen_at),
+        "drain_requested_at": iso_or_none(row.drain_requested_at),
     }

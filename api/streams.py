@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import rendering
 from api.problems import TooMany
-from jobs import keys, queries
+from jobs import keys, queries, waiting
 from jobs.database import Database, is_outage
 from jobs.queries import Changes, Cursor
 from jobs.status import TERMINAL
@@ -36,7 +36,8 @@ HEARTBEAT_SECONDS = 15.0
 _BATCH = 2_000
 _READERS = 4
 _MAX_STREAMS_PER_KEY = 100
-_UNSTABLE = frozenset({"progress", "latest_metrics", "updated_at"})  # these have messages of their own, or none
+# These have messages of their own, or none.
+_UNSTABLE = frozenset({"progress", "latest_metrics", "updated_at", "waiting"})
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class JobSource:
                 return Batch([], is_last=True)
             changes = queries.changes(session, self._job_id, self._cursor, _BATCH)
             tags = queries.tags(session, [self._job_id])[self._job_id]
-        job = rendering.job(changes.job, tags)
+            why = waiting.explain(session, changes.job)
+        job = rendering.job(changes.job, tags, why)
         before, self._cursor = self._cursor, changes.cursor
         messages = [*self._job(dict(job), before), *_told(changes, before), *self._progressed(changes)]
         is_last = changes.job.status in TERMINAL and changes.cursor == before

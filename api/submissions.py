@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -26,6 +27,7 @@ from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
 from wcl_core.presets import presets
 
 _MAX_NAME = 200
+_MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
 
 
 def _printable(text: str) -> str:
@@ -44,6 +46,26 @@ _SPEC_EXAMPLE: JsonDict = {"seed": 1, "epochs": 30, "warmup_epochs": 3, "weak_au
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class Needed(_Body):
+    """A job that has to come so far before this one starts: to its success, or to its first checkpoint."""
+
+    job_id: UUID
+    until: Literal["success", "checkpoint"] = "success"
+
+
+def _needed(value: Any) -> Any:
+    """An id alone means success."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return {"job_id": UUID(value)}
+    except ValueError:
+        raise ValueError("expected the id of a job, a UUID") from None
+
+
+Need = Annotated[Needed, BeforeValidator(_needed, json_schema_input_type=UUID | Needed)]
 
 
 class JobBody(_Body):
@@ -69,7 +91,11 @@ class JobBody(_Body):
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
     gpus: int = Field(default=0, ge=0, le=64, description="GPUs that the run needs.")
     tags: list[Tag] = Field(default=[], max_length=50)
-    after: list[UUID] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+    after: list[Need] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
+    max_seconds: int | None = Field(
+        default=None, ge=1, le=_MAX_SECONDS, description="Of running time, over all attempts; then it ends, `timeout`."
+    )
     seeds: list[Seed] | None = Field(
         default=None, min_length=1, max_length=32, description="One job for each seed, together a group."
     )
@@ -127,6 +153,8 @@ def _seed_name(job: NewJob, seed: int) -> str:
 
 
 def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
+    until_success = {str(need.job_id) for need in body.after if need.until == "success"}
+    after = tuple(dict.fromkeys(str(need.job_id) for need in body.after))
     return NewJob(
         kind=body.kind,
         spec_sent=sent,
@@ -136,7 +164,10 @@ def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
         pool=body.pool,
         gpus=body.gpus,
         tags=tuple(dict.fromkeys(body.tags)),
-        after=tuple(dict.fromkeys(str(job_id) for job_id in body.after)),
+        after=after,
+        after_checkpoint=frozenset(after) - until_success,
+        preemptible=body.preemptible,
+        max_seconds=body.max_seconds,
         created_by=created_by,
         preset=body.preset,
     )

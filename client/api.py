@@ -52,6 +52,9 @@ class Job(TypedDict, total=False):
     group_id: str | None
     preset: str | None
     deviations: list[Json] | None
+    max_seconds: int | None
+    preemptible: bool
+    waiting: Json | None
     progress: Progress | None
     created_at: str
     started_at: str | None
@@ -134,13 +137,34 @@ class WclClient:
         preset: str | None = None,
         name: str | None = None,
         tags: Sequence[str] = (),
-        after: Sequence[str] = (),
+        after: Sequence[str | Mapping[str, str]] = (),
         priority: int | None = None,
         pool: str | None = None,
+        gpus: int | None = None,
+        max_seconds: int | None = None,
+        preemptible: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Send a job; safe to repeat with the same `idempotency_key`, of which one is made up when absent."""
-        body = _job_body(kind, spec, preset, name, tags, after, priority, pool)
+        """Send a job; safe to repeat with the same `idempotency_key`, of which one is made up when absent.
+
+        Args:
+            after: ids of jobs that have to succeed first, or `{"job_id": ..., "until": "checkpoint"}`.
+            max_seconds: of running time, after which the job ends with the reason `timeout`.
+            preemptible: whether a job of higher priority may take its worker; it then goes on later.
+        """
+        body = _job_body(
+            kind,
+            spec,
+            preset=preset,
+            name=name,
+            tags=list(tags) or None,
+            after=list(after) or None,
+            priority=priority,
+            pool=pool,
+            gpus=gpus,
+            max_seconds=max_seconds,
+            preemptible=preemptible,
+        )
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
         job: Job = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
         return job
@@ -154,13 +178,29 @@ class WclClient:
         preset: str | None = None,
         name: str | None = None,
         tags: Sequence[str] = (),
-        after: Sequence[str] = (),
+        after: Sequence[str | Mapping[str, str]] = (),
         priority: int | None = None,
         pool: str | None = None,
+        gpus: int | None = None,
+        max_seconds: int | None = None,
+        preemptible: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Group:
         """Send one job for each seed, otherwise as `submit`; all are made or none."""
-        body = _job_body(kind, spec, preset, name, tags, after, priority, pool) | {"seeds": list(seeds)}
+        body = _job_body(
+            kind,
+            spec,
+            preset=preset,
+            name=name,
+            tags=list(tags) or None,
+            after=list(after) or None,
+            priority=priority,
+            pool=pool,
+            gpus=gpus,
+            max_seconds=max_seconds,
+            preemptible=preemptible,
+            seeds=list(seeds),
+        )
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
         group: Group = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
         return group
@@ -179,8 +219,7 @@ class WclClient:
         seeds: Sequence[int] | None = None,
     ) -> Json:
         """What submitting would do, without doing it."""
-        body = _job_body(kind, spec, preset, None, (), (), None, None)
-        body |= {} if seeds is None else {"seeds": list(seeds)}
+        body = _job_body(kind, spec, preset=preset, seeds=None if seeds is None else list(seeds))
         plan: Json = self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
         return plan
 
@@ -219,6 +258,20 @@ class WclClient:
     def retry(self, job_id: str) -> Job:
         """A new job that starts from the last good checkpoint of this one."""
         return self._action(job_id, "retry")
+
+    def clone(self, job_id: str, spec: Mapping[str, Any] | None = None) -> Job:
+        """A new job with the same spec, the fields of `spec` laid over it, from scratch."""
+        job: Job = self._json("POST", f"/v1/jobs/{job_id}/clone", json={"spec": dict(spec or {})})
+        return job
+
+    def change(
+        self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
+    ) -> Job:
+        """Rename or retag a job, or change the priority of one that waits."""
+        values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
+        said = {key: value for key, value in values.items() if value is not None}
+        job: Job = self._json("PATCH", f"/v1/jobs/{job_id}", json=said)
+        return job
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None, poll_seconds: float = 1.0) -> Job:
         """The job once its status is final."""
@@ -320,6 +373,16 @@ class WclClient:
     def workers(self) -> list[Json]:
         return self._items("/v1/workers")
 
+    def drain_worker(self, worker_id: str) -> Json:
+        """Ask a worker to save its job, return it to the queue, take nothing more, and end."""
+        worker: Json = self._json("POST", f"/v1/workers/{worker_id}/drain")
+        return worker
+
+    def audit(self) -> Json:
+        """What the events of all jobs say against the rows: `jobs`, `events`, `attempts` and `findings`."""
+        report: Json = self._json("GET", "/v1/audit")
+        return report
+
     def sign_in_link(self) -> str:
         """A new one-time link that opens the page signed in."""
         return str(self._json("POST", "/v1/sign-in-links")["url"])
@@ -367,22 +430,7 @@ def _check(response: httpx.Response) -> None:
     raise api_error(response.status_code, body, response.reason_phrase)
 
 
-def _job_body(
-    kind: str,
-    spec: Mapping[str, Any] | None,
-    preset: str | None,
-    name: str | None,
-    tags: Sequence[str],
-    after: Sequence[str],
-    priority: int | None,
-    pool: str | None,
-) -> Json:
+def _job_body(kind: str, spec: Mapping[str, Any] | None, **optional: Any) -> Json:
     """The request's JSON; what is not said is left out, so the server's defaults hold."""
-    body: Json = {"kind": kind, "spec": dict(spec or {})}
-    optional = {"preset": preset, "name": name, "priority": priority, "pool": pool}
-    body |= {key: value for key, value in optional.items() if value is not None}
-    if tags:
-        body["tags"] = list(tags)
-    if after:
-        body["after"] = list(after)
-    return body
+    said = {name: value for name, value in optional.items() if value is not None}
+    return {"kind": kind, "spec": dict(spec or {})} | said

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from client import output
+from client import operations, output
 from client.address import data_folder
 from client.api import Job, WclClient
 from client.errors import (
@@ -36,6 +36,7 @@ from client.errors import (
     WclError,
 )
 from client.output import err, out, print_json
+from client.references import find_job
 from client.specfile import SpecFileError, apply_overrides, read_spec
 
 app = typer.Typer(
@@ -49,6 +50,8 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, a unique beginning or end of it, or `last`.")]
+
+operations.register(app)
 
 _FETCHED = ("cifar10", "cifar100", "stl10")
 _EXIT_CODES: list[tuple[type[WclError], int]] = [
@@ -88,23 +91,6 @@ def _advice(error: WclError) -> str:
     return str(error)
 
 
-def find_job(client: WclClient, reference: str) -> Job:
-    """The job that an id, a part of one, or `last` means."""
-    if len(reference) == 36:
-        return client.job(reference)
-    newest = client.jobs(limit=1 if reference == "last" else 200)
-    found = newest if reference == "last" else [job for job in newest if _matches(job["id"], reference)]
-    if len(found) == 1:
-        return client.job(found[0]["id"])
-    if not found:
-        raise NotFoundError(404, "Not found", f"no job matches {reference}")
-    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} jobs")
-
-
-def _matches(job_id: str, part: str) -> bool:
-    return len(part) >= 4 and (job_id.startswith(part) or job_id.endswith(part))
-
-
 def _finish(jobs: list[Job]) -> None:
     """Exit code 1 when a job did not succeed."""
     bad = [job for job in jobs if job["status"] != "succeeded"]
@@ -122,8 +108,14 @@ def submit(
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     after: Annotated[list[str] | None, typer.Option(help="Run only after this job succeeded; may be repeated.")] = None,
+    after_checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Run only once this job has a checkpoint; may be repeated.")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs earlier.")] = None,
     pool: Annotated[str | None, typer.Option(help="The workers to run on.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that the run needs.")] = None,
+    max_seconds: Annotated[int | None, typer.Option(min=1, help="End the job after so much time of running.")] = None,
+    preemptible: Annotated[bool, typer.Option(help="A job of higher priority may take its place for a while.")] = False,
     seeds: Annotated[str | None, typer.Option(help="0,1,2: one job for each seed, together a group.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, for example epochs=20.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and say what would run.")] = False,
@@ -138,8 +130,9 @@ def submit(
     body = apply_overrides(read_spec(spec) if spec else {}, overrides or ())
     job_kind: Any = kind
     numbers = None if seeds is None else _seeds(seeds)
-    options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "after": after or ()}
-    options |= {"priority": priority, "pool": pool}
+    options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "priority": priority, "pool": pool}
+    options |= {"gpus": gpus, "max_seconds": max_seconds, "preemptible": preemptible or None}
+    options["after"] = [*(after or ()), *({"job_id": job, "until": "checkpoint"} for job in after_checkpoint or ())]
     with WclClient.connect() as client:
         if dry_run:
             print_json(client.plan(job_kind, body, preset=preset, seeds=numbers))
@@ -248,14 +241,6 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Ask a job to stop; a running one checkpoints first."""
-    with WclClient.connect() as client:
-        found = client.cancel(find_job(client, job)["id"])
-    print_json(found) if as_json else out.print(f"{found['id']} {found['status']}, cancel requested")
-
-
-@app.command()
 def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints by step."""
     with WclClient.connect() as client:
@@ -276,7 +261,7 @@ def download(
     if kind not in ("native", "backbone"):
         raise typer.BadParameter("--kind is native or backbone")
     with WclClient.connect() as client:
-        done = fetch(client, find_checkpoint(client, reference, find_job), target, kind, err)
+        done = fetch(client, find_checkpoint(client, reference), target, kind, err)
     facts = {"path": str(done.path), "sha256": done.sha256, "size": done.size, "resumed_from": done.resumed_from}
     print_json(facts) if as_json else out.print(f"{done.path}  {output.size(done.size)}  sha256 {done.sha256}")
 

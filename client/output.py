@@ -66,6 +66,7 @@ def job_table(job: Job) -> Table:
         ("status", styled_status(job["status"])),
         ("reason", job.get("status_reason")),
         ("message", job.get("status_message")),
+        ("waits", _waits(job)),
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
         ("attempt", job.get("attempt")),
@@ -81,6 +82,33 @@ def job_table(job: Job) -> Table:
     for name, value in facts:
         if value not in (None, ""):
             table.add_row(name, str(value))
+    return table
+
+
+def _waits(job: Job) -> str | None:
+    if not (waiting := job.get("waiting")):
+        return None
+    place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
+    until = f", until {waiting['until']}" if waiting.get("until") else ""
+    return f"{waiting['message']}{until}{place} ({waiting['cause']})"
+
+
+def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
+    """A worker a row; one that was asked to drain says so."""
+    names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
+    table = Table(*names, box=None, header_style="bold")
+    for worker in workers:
+        drains = worker.get("drain_requested_at") and worker["state"] in ("idle", "busy")
+        table.add_row(
+            worker["id"][-12:],
+            worker["name"],
+            worker["pool"],
+            str(worker["gpus"]),
+            worker["state"] + (", draining" if drains else ""),
+            (worker.get("job_id") or "")[-12:],
+            ", ".join(sorted(worker["datasets"])),
+            worker["seen_at"][:19].replace("T", " "),
+        )
     return table
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from client.api import Job, WclClient
+from client.api import WclClient
 from client.download import Downloaded
 from client.errors import NotFoundError
+from client.references import find_job
 
 
-def find_checkpoint(client: WclClient, reference: str, find_job: Callable[[WclClient, str], Job]) -> str:
+def find_checkpoint(client: WclClient, reference: str) -> str:
     """A checkpoint's id; a job stands for its last one."""
     try:
         job = find_job(client, reference)

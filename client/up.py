@@ -110,10 +110,17 @@ def module_environment() -> dict[str, str]:
 
 
 class Child:
-    """One process that should be running, with its restarts and its log file."""
+    """One process that should be running, with its restarts and its log file.
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], log_path: Path) -> None:
+    With `may_end` it may end for good, by the exit code 0: a worker that was drained stays away.
+    """
+
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], log_path: Path, *, may_end: bool = False
+    ) -> None:
         self.name = name
+        self._may_end = may_end
+        self._has_ended = False
         self.log_path = log_path
         self._command = command
         self._environment = environment
@@ -138,6 +145,8 @@ class Child:
 
     def watch(self, say: Callable[[str], None]) -> None:
         """Restart the process when it ended, waiting longer after each quick failure."""
+        if self._has_ended:
+            return
         now = time.monotonic()
         if self._process is None:
             if now >= self._next_start_at:
@@ -147,6 +156,10 @@ class Child:
         if code is None:
             if now - self._started_at > STABLE_SECONDS:
                 self.failures = 0
+            return
+        if code == 0 and self._may_end:
+            self._has_ended = True
+            say(f"{self.name} was asked to end and is not started again")
             return
         self.failures += 1
         wait = min(2.0 ** (self.failures - 1), MAX_BACKOFF_SECONDS)
@@ -194,6 +207,7 @@ class Service:
                 [sys.executable, "-m", "worker"],
                 base | ({"WCL_WORKER_NAME": f"{socket.gethostname()}-{number}"} if options.workers > 1 else {}),
                 logs / f"worker-{number}.log",
+                may_end=True,
             )
             for number in range(1, options.workers + 1)
         ]

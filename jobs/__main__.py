@@ -1,4 +1,4 @@
-"""An operator's commands on the database itself: `python -m jobs migrate`, `python -m jobs create-key NAME`."""
+"""An operator's commands on the database itself: `python -m jobs migrate | create-key NAME | audit`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs import keys
+from jobs.audit import audit
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import Settings
@@ -22,10 +23,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scopes = options.scopes.split(",")
             secret = database.write(lambda session: keys.create(session, options.name, scopes)[1])
             print(secret)
+        if options.command == "audit":
+            return _audit(database)
     except JobsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _audit(database: Database) -> int:
+    """Print what does not close; 1 when there is anything."""
+    report = audit(database)
+    for finding in report.findings:
+        print(f"{finding.job_id} {finding.rule}: {finding.message}")
+    counts = f"{report.jobs} jobs, {report.attempts} attempts, {report.events} events"
+    print(f"{counts}: {len(report.findings)} findings", file=sys.stderr)
+    return 1 if report.findings else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     key = commands.add_parser("create-key", help="make a key and print it, once")
     key.add_argument("name")
     key.add_argument("--scopes", default="read,submit,admin", help=f"some of {','.join(keys.SCOPES)}")
+    commands.add_parser("audit", help="replay the events of all jobs and compare them with the rows; 1 on a finding")
     return parser
 
 

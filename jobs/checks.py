@@ -9,6 +9,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job
 from jobs.status import Status
 from jobs.submission import NewJob
+from jobs.transitions import newest_checkpoint
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, ProtocolSettings
 
 _WIDE_K = 200  # of the protocol knn_wide
@@ -26,7 +27,7 @@ def check(session: Session, new: NewJob) -> Dataset:
         errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, "/spec") + _check_features(session, new.spec)
-    errors += _check_after(session, new.after)
+    errors += _check_after(session, new)
     if errors:
         raise Invalid(errors)
     assert dataset is not None
@@ -97,12 +98,15 @@ def _check_features(session: Session, spec: EvaluateSpec) -> list[FieldError]:
     return []
 
 
-def _check_after(session: Session, after: tuple[str, ...]) -> list[FieldError]:
+def _check_after(session: Session, new: NewJob) -> list[FieldError]:
     errors = []
-    for place, other in enumerate(after):
+    for place, other in enumerate(new.after):
         status = session.execute(select(Job.status).where(Job.id == other)).scalar_one_or_none()
         if status is None:
             errors.append(FieldError(f"/after/{place}", f"there is no job {other}"))
         elif status in (Status.FAILED, Status.CANCELLED):
-            errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
+            if other not in new.after_checkpoint:
+                errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
+            elif newest_checkpoint(session, other) is None:
+                errors.append(FieldError(f"/after/{place}", f"job {other} has {status} without a checkpoint"))
     return errors

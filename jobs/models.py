@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -33,6 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from jobs.database import now_ms, storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of registered files; no run starts from embeddings
+SUCCESS, CHECKPOINT = "success", "checkpoint"  # what a job waits for of another one
 DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -104,6 +106,8 @@ class Job(Base):
     group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # jobs that differ in their seed alone
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
     not_before: Mapped[int | None]
+    preemptible: Mapped[bool] = mapped_column(server_default=false())  # may be asked to give way to a higher priority
+    max_seconds: Mapped[int | None] = mapped_column(Integer)  # of running time, over all attempts
     cancel_requested_at: Mapped[int | None]
     pause_requested_at: Mapped[int | None]
     preempt_requested_at: Mapped[int | None]
@@ -257,6 +261,7 @@ class Worker(Base):
     beats: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[int] = mapped_column(default=now_ms())
     seen_at: Mapped[int] = mapped_column(default=now_ms())
+    drain_requested_at: Mapped[int | None]
 
 
 class Dataset(Base):
@@ -307,6 +312,7 @@ class Dependency(Base):
     __tablename__ = "dependencies"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     needs_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    until: Mapped[str] = mapped_column(_String(16), server_default=text(f"'{SUCCESS}'"))
 
 
 class Tag(Base):

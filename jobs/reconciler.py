@@ -1,4 +1,4 @@
-"""Finds what nobody else moves on: attempts without a supervisor, jobs whose needs are met, jobs nobody heard of.
+"""Finds what nobody else moves on: attempts without a supervisor, jobs whose needs are met, jobs behind lesser ones.
 
 Many run at once, in servers and workers; every change they make is guarded, so that two of them do no harm.  No wall
 clock decides: an attempt counts as lost only after this very reconciler has seen it unchanged for a whole lease of its
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import doorbell, keys, registry, transitions
+from jobs import doorbell, keys, preemption, registry, transitions
 from jobs.database import Database, is_outage, now_ms
 from jobs.models import Attempt, IdempotencyKey, Worker
 from jobs.settings import Settings
@@ -95,7 +95,7 @@ class Reconciler:
                     log.exception("a look failed")
 
     def look(self) -> None:
-        """Reap lost attempts, mark lost workers, move blocked jobs on, ring for waiting ones, clean up."""
+        """Reap lost attempts, mark lost workers, move blocked jobs on, preempt, ring for waiting jobs, clean up."""
         with self._database.read() as session:
             attempts = _open_attempts(session)
             workers = _live_workers(session)
@@ -105,8 +105,11 @@ class Reconciler:
             self._database.write(partial(registry.mark_lost, worker_id=worker, beats=workers[worker]))
         with self._database.read() as session:
             has_blocked = transitions.has_blocked(session)
+            has_victim = preemption.choose(session) is not None
         if has_blocked:
             self._database.write(transitions.unblock)
+        if has_victim and (chosen := self._database.write(transitions.preempt)):
+            log.info("job %s is asked to give way to job %s", chosen.job_id, chosen.for_job_id)
         if self._rings:
             doorbell.ring_for_waiting(self._database, self._settings)
         if self._clock() >= self._next_housekeeping:

@@ -1,4 +1,7 @@
-"""Workers and the datasets they announce: what runs where.  A worker's row decides nothing about its jobs."""
+"""Workers and the datasets they announce: what runs where.
+
+A worker's row decides nothing about the job it runs; only a drain, once asked for, keeps it from taking another one.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import new_id, now_ms
+from jobs.errors import Conflict, NotFound
+from jobs.fitting import LIVE
 from jobs.ingest import insert
 from jobs.models import Dataset, Worker
 from jobs.transitions import WorkerFacts
@@ -56,11 +61,36 @@ def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence
         )
 
 
-def beat(session: Session, worker_id: str, job_id: str | None) -> None:
-    """Say that the worker is there, busy with a job or idle; a worker taken for lost is back with it."""
+def beat(session: Session, worker_id: str, job_id: str | None) -> bool:
+    """Say that the worker is there, busy with a job or idle; a worker taken for lost is back with it.
+
+    Returns:
+        Whether it was asked to drain.
+    """
     state = "idle" if job_id is None else "busy"
     values = {"beats": Worker.beats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))
+    asked = select(Worker.id).where(Worker.id == worker_id, Worker.drain_requested_at.is_not(None))
+    return session.execute(asked).first() is not None
+
+
+def drain(session: Session, worker_id: str) -> Worker:
+    """Ask a worker to save its job, return it to the queue, and end; it claims nothing from this commit on.
+
+    Asking twice changes nothing.
+
+    Raises:
+        NotFound, Conflict: no such worker; it has ended.
+    """
+    worker = session.get(Worker, worker_id, with_for_update=True)  # against a claim that is under way
+    if worker is None:
+        raise NotFound(f"there is no worker {worker_id}")
+    if worker.state == "stopped":
+        raise Conflict("the worker has ended already")
+    if worker.drain_requested_at is None:
+        session.execute(update(Worker).where(Worker.id == worker_id).values(drain_requested_at=now_ms()))
+        session.refresh(worker)
+    return worker
 
 
 def stop(session: Session, worker_id: str) -> None:
@@ -70,5 +100,5 @@ def stop(session: Session, worker_id: str) -> None:
 
 def mark_lost(session: Session, worker_id: str, beats: int) -> None:
     """An observer saw no beat for a whole lease; a beat in between wins."""
-    statement = update(Worker).where(Worker.id == worker_id, Worker.beats == beats, Worker.state.in_(("idle", "busy")))
+    statement = update(Worker).where(Worker.id == worker_id, Worker.beats == beats, Worker.state.in_(LIVE))
     session.execute(statement.values(state="lost", job_id=None))

@@ -17,6 +17,7 @@ from jobs.checks import check, pretraining_count
 from jobs.database import Database, new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, NotFound
 from jobs.events import record
+from jobs.fitting import takes_jobs
 from jobs.models import Checkpoint, Dataset, IdempotencyKey, Job, Tag, Worker
 from jobs.status import TERMINAL, Status
 from jobs.submission import NewJob as NewJob
@@ -33,7 +34,7 @@ def submit(session: Session, new: NewJob) -> Job:
     """
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         _hold(session, str(new.spec.features.checkpoint_id))
-    return add(session, new, check(session, new), waits=_unfinished(session, new.after))
+    return add(session, new, check(session, new), waits=_has_to_wait(session, new))
 
 
 def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
@@ -110,7 +111,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
 
 
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
-    workers = session.execute(select(Worker).where(Worker.state.in_(("idle", "busy")), Worker.pool == new.pool))
+    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == new.pool))
     return [
         worker.name
         for worker in workers.scalars()
@@ -118,9 +119,10 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
     ]
 
 
-def _unfinished(session: Session, after: tuple[str, ...]) -> bool:
-    statement = select(Job.id).where(Job.id.in_(after), Job.status != Status.SUCCEEDED).limit(1)
-    return bool(after) and session.execute(statement).first() is not None
+def _has_to_wait(session: Session, new: NewJob) -> bool:
+    statement = select(Job.id).where(Job.id.in_(new.after), Job.status != Status.SUCCEEDED)
+    unfinished = session.execute(statement).scalars().all() if new.after else ()
+    return any(job_id not in new.after_checkpoint or not newest_checkpoint(session, job_id) for job_id in unfinished)
 
 
 # --- changes -------------------------------------------------------------------------------------------------------
@@ -237,6 +239,8 @@ def _copy(
         priority=job.priority,
         pool=job.pool,
         gpus=job.gpus,
+        preemptible=job.preemptible,
+        max_seconds=job.max_seconds,
         tags=tuple(tags),
         created_by=created_by,
         parent_id=job.id,

@@ -25,6 +25,17 @@ class Status(StrEnum):
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 
+# Where each state may lead.
+LEGAL: dict[Status, frozenset[Status]] = {
+    Status.BLOCKED: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELLED}),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.PAUSED}) | TERMINAL,
+    Status.PAUSED: frozenset({Status.QUEUED, Status.CANCELLED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
 
 class Reason(StrEnum):
     """Why; to clients an open string."""
@@ -34,6 +45,8 @@ class Reason(StrEnum):
     KILLED = "killed"  # the training process died without a last word
     STALLED = "stalled"  # it lived, but reported nothing for too long
     WORKER_STOPPED = "worker_stopped"  # a drain: costs nothing
+    PREEMPTED = "preempted"  # gave way to a job of higher priority: costs nothing
+    TIMEOUT = "timeout"  # ran for as long as it may
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOSS = "non_finite_loss"
     COLLAPSE = "collapse"  # every image has nearly the same embedding

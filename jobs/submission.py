@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import new_id
 from jobs.events import record
-from jobs.models import Dataset, Dependency, Job, Tag
+from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Job, Tag
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
 
@@ -18,8 +18,10 @@ from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
 class NewJob:
     """A job as a client wants it: `spec_sent` as it came, `spec` validated.
 
-    `preset` is the name of the preset it started from; `group_id` joins jobs that differ in their seed alone; `origin`
-    says which entry of the parent's `evaluations` asked for it.
+    `after` are jobs that have to succeed first; of those also in `after_checkpoint` a checkpoint is enough.
+    `max_seconds` are of running time; a `preemptible` job gives way to one of higher priority.  `preset` is the name of
+    the preset it started from; `group_id` joins jobs that differ in their seed alone; `origin` says which entry of the
+    parent's `evaluations` asked for it.
     """
 
     kind: Kind
@@ -31,6 +33,9 @@ class NewJob:
     gpus: int = 0
     tags: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    after_checkpoint: frozenset[str] = frozenset()
+    preemptible: bool = False
+    max_seconds: int | None = None
     created_by: str | None = None
     parent_id: str | None = None
     resume_checkpoint_id: str | None = field(default=None)
@@ -53,6 +58,8 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
         priority=new.priority,
         pool=new.pool,
         gpus=new.gpus,
+        preemptible=new.preemptible,
+        max_seconds=new.max_seconds,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
         parent_id=new.parent_id,
@@ -64,7 +71,10 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
     session.add(job)
     session.flush()
     session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
-    session.add_all(Dependency(job_id=job.id, needs_job_id=other) for other in dict.fromkeys(new.after))
+    session.add_all(
+        Dependency(job_id=job.id, needs_job_id=other, until=CHECKPOINT if other in new.after_checkpoint else SUCCESS)
+        for other in dict.fromkeys(new.after)
+    )
     record(session, job.id, "submitted", {"status": job.status})
     session.refresh(job)
     return job

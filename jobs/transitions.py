@@ -6,6 +6,7 @@
     reap            running -> queued | failed                by an observer, when nobody renews the attempt
     cancel          blocked, queued, paused -> cancelled;     a running job is asked
     pause, resume   queued -> paused -> queued;               a running job is asked
+    preempt         a running job is asked to give way
     unblock         blocked -> queued | failed
 
 An attempt is open while `ended_at` is null.  Every transition out of running ends it in the same transaction, so the
@@ -14,17 +15,29 @@ fence at the start of `deliver` turns away whoever comes late.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, exists, or_, select, tuple_, update
+from sqlalchemy import Select, exists, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
-from jobs import ingest, plans
+from jobs import ingest, plans, preemption
 from jobs.database import now_ms
+from jobs.dependencies import is_lost, is_met
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
-from jobs.models import TRAINING, Attempt, Checkpoint, Dependency, Event, Job, Worker
+from jobs.models import (
+    DEFAULT_PROJECT,
+    TRAINING,
+    Attempt,
+    Checkpoint,
+    Dependency,
+    Event,
+    Job,
+    Project,
+    Worker,
+)
 from jobs.status import HELD, INFRASTRUCTURE, TERMINAL, Reason, Status
 
 
@@ -68,11 +81,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Requests:
-    """What the owner asks of a running attempt."""
+    """What is asked of a running attempt; `timeout` once the job has run for as long as it may."""
 
     cancel: bool
     pause: bool
     preempt: bool
+    timeout: bool = False
 
 
 def _move(
@@ -121,7 +135,11 @@ def is_claimable(session: Session, worker: WorkerFacts) -> bool:
 
 
 def claim(session: Session, worker: WorkerFacts) -> Claim | None:
-    """Take the best job that fits: highest priority, then oldest; None when there is none."""
+    """Take the best job that fits: highest priority, then oldest; None when there is none, or the worker drains."""
+    # Held until the commit: a drain that is asked for meanwhile is answered after this claim.
+    asked = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
+    if session.execute(asked).scalar_one_or_none() is not None:
+        return None
     # SQLite has no row locks and ignores this; its writers take turns.
     candidate = _fitting(worker).with_for_update(skip_locked=True)
     job_id = session.execute(candidate).scalar_one_or_none()
@@ -136,6 +154,7 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
         "claimed",
         data={"attempt": number, "worker": worker.name},
         attempt=number,
+        not_before=None,
         progress=None,
         started_at=session.execute(select(Job.started_at).where(Job.id == job_id)).scalar_one() or now_ms(),
     )
@@ -239,10 +258,14 @@ def deliver(
     if end is not None:
         _close(session, job_id, number, end["reason"] or end["outcome"])
         _settle(session, job_id, number, end["outcome"], end["reason"], end["message"], max_failures)
-    job = session.execute(
-        select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at).where(Job.id == job_id)
-    ).one()
-    return Requests(*(value is not None for value in job))
+    asked = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
+    cancel, pause, preempt, max_seconds = session.execute(asked.where(Job.id == job_id)).one()
+    return Requests(
+        cancel=cancel is not None,
+        pause=pause is not None,
+        preempt=preempt is not None,
+        timeout=max_seconds is not None and _is_over_time(session, job_id),
+    )
 
 
 _EVENTS = frozenset({"started", "checkpoint", "warning"})
@@ -335,25 +358,34 @@ def _settle(
     """Where the job goes when its attempt has ended: the one place that decides it."""
     # Locked before it is read: a request that commits in between would be cleared unseen.
     job = session.execute(
-        select(Job.failures, Job.cancel_requested_at, Job.pause_requested_at)
+        select(
+            Job.failures,
+            Job.cancel_requested_at,
+            Job.pause_requested_at,
+            Job.preempt_requested_at,
+            Job.max_seconds,
+        )
         .where(Job.id == job_id)
         .with_for_update(key_share=True)
     ).one()
     failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
-    cleared = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
+    cleared: dict[str, Any] = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
     pauses = outcome == "paused" or reason in HELD
     goes_on = pauses or outcome == "drained" or reason in INFRASTRUCTURE
     if outcome == "succeeded":
         after, reason = Status.SUCCEEDED, None
     elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
+    elif goes_on and job.max_seconds is not None and _is_over_time(session, job_id):
+        after, reason, message = Status.FAILED, Reason.TIMEOUT, f"it ran for the {job.max_seconds} s that it may"
     elif pauses or (goes_on and job.pause_requested_at is not None):
         # A run that pauses by itself says why; one that was asked to does not.
         after, reason = Status.PAUSED, (reason if pauses else None) or Reason.USER
     elif outcome == "drained":
-        after, reason = Status.QUEUED, Reason.WORKER_STOPPED
+        after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED
     elif goes_on and failures < max_failures:
         after = Status.QUEUED
+        cleared["not_before"] = now_ms() + _wait_ms(failures)
     else:
         after, reason = Status.FAILED, reason or Reason.INTERNAL_ERROR
     _move(
@@ -370,6 +402,25 @@ def _settle(
     )
     if after is Status.SUCCEEDED:
         plans.at_success(session, job_id)
+
+
+def _is_over_time(session: Session, job_id: str) -> bool:
+    """Whether the job's attempts together have run for its `max_seconds`, by the database's clock."""
+    spent = select(func.sum(func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at)).where(
+        Attempt.job_id == job_id
+    )
+    limit = select(Job.id).where(Job.id == job_id, Job.max_seconds * 1000 <= spent.scalar_subquery())
+    return session.execute(limit).first() is not None
+
+
+_FIRST_WAIT_SECONDS = 4.0
+_LONGEST_WAIT_SECONDS = 600.0
+
+
+def _wait_ms(failures: int) -> int:
+    """How long a job waits after its n-th failure of the infrastructure: doubling, with jitter, up to ten minutes."""
+    longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 30))
+    return int(1000 * random.uniform(longest / 2, longest))
 
 
 # --- requests of people --------------------------------------------------------------------------------------------
@@ -407,7 +458,7 @@ def resume(session: Session, job_id: str) -> None:
     Raises:
         NotFound, Conflict: no such job; it is not paused.
     """
-    if not _move(session, job_id, frozenset({Status.PAUSED}), Status.QUEUED, "resumed"):
+    if not _move(session, job_id, frozenset({Status.PAUSED}), Status.QUEUED, "resumed", not_before=None):
         raise _refusal(session, job_id, "resume")
 
 
@@ -416,8 +467,12 @@ def _lock(session: Session, job_id: str) -> None:
     session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
 
 
-def _ask(session: Session, job_id: str, verb: str) -> None:
-    column = {"cancel": Job.cancel_requested_at, "pause": Job.pause_requested_at}[verb]
+def _ask(session: Session, job_id: str, verb: str, **why: str) -> None:
+    column = {
+        "cancel": Job.cancel_requested_at,
+        "pause": Job.pause_requested_at,
+        "preempt": Job.preempt_requested_at,
+    }[verb]
     statement = (
         update(Job)
         .where(Job.id == job_id, Job.status == Status.RUNNING, column.is_(None))
@@ -426,7 +481,7 @@ def _ask(session: Session, job_id: str, verb: str) -> None:
     )
     asked = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one_or_none()
     if asked:
-        record(session, job_id, f"{verb}_requested", {})
+        record(session, job_id, f"{verb}_requested", why)
     elif session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none() != Status.RUNNING:
         raise _refusal(session, job_id, verb)
 
@@ -438,23 +493,34 @@ def _refusal(session: Session, job_id: str, verb: str) -> NotFound | Conflict:
     return Conflict(f"cannot {verb} a job that is {status}")
 
 
+# --- moves of observers --------------------------------------------------------------------------------------------
+
+
+def preempt(session: Session) -> preemption.Preemption | None:
+    """Ask a running job to give way to a waiting one, where one has to; observers take turns at it."""
+    session.execute(select(Project.id).where(Project.id == DEFAULT_PROJECT).with_for_update())
+    chosen = preemption.choose(session)
+    if chosen is not None:
+        _ask(session, chosen.job_id, "preempt", job=chosen.for_job_id)
+    return chosen
+
+
 def has_blocked(session: Session) -> bool:
     """Whether any job waits for another one."""
     return session.execute(select(Job.id).where(Job.status == Status.BLOCKED).limit(1)).first() is not None
 
 
 def unblock(session: Session) -> int:
-    """Move on every blocked job whose needed jobs have ended; how many moved."""
+    """Move on every blocked job whose needed jobs have come far enough, or never will; how many moved."""
     needed = aliased(Job)
-    waits = select(Dependency.job_id).join(needed, needed.id == Dependency.needs_job_id)
-    lost = exists(waits.where(Dependency.job_id == Job.id, needed.status.in_((Status.FAILED, Status.CANCELLED))))
-    open_ = exists(waits.where(Dependency.job_id == Job.id, needed.status != Status.SUCCEEDED))
+    needs = select(Dependency.job_id).join(needed, needed.id == Dependency.needs_job_id)
+    own = needs.where(Dependency.job_id == Job.id)
     blocked = select(Job.id).where(Job.status == Status.BLOCKED).order_by(Job.id)  # all lock in the same order
     before = frozenset({Status.BLOCKED})
-    failed = session.execute(blocked.where(lost)).scalars().all()
-    ready = session.execute(blocked.where(~open_)).scalars().all()
+    failed = session.execute(blocked.where(exists(own.where(is_lost(needed))))).scalars().all()
+    ready = session.execute(blocked.where(~exists(own.where(~is_met(needed))))).scalars().all()
     moved = [_move(session, job_id, before, Status.QUEUED, "queued") for job_id in ready]
-    message = "a job it waits for did not succeed"
+    message = "a job it waits for did not come far enough"
     moved += [
         _move(session, job_id, before, Status.FAILED, "failed", reason=Reason.UPSTREAM_FAILED, message=message)
         for job_id in failed

@@ -1,14 +1,21 @@
-"""`python -m worker`: registers itself, then works until SIGTERM; a running job is saved and returned to the queue."""
+"""`python -m worker`: registers itself, then works until SIGTERM; a running job is saved and returned to the queue.
+
+With `--once` it takes one job, or none when none waits, and ends: so a batch system can start it.  With `--max-seconds`
+it stops by itself, in the same order, before that time is over.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Sequence
 
 from celery.platforms import SecurityWarning
 from sqlalchemy import select
@@ -32,12 +39,13 @@ log = logging.getLogger("worker")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def main() -> int:
-    """Run one worker; 0 after an orderly stop."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker; 0 after a stop that was asked for, whatever became of its jobs."""
+    settings = Settings()
+    options = _options(arguments, settings)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     # What Celery warns of is code in pickled messages; ours are JSON and name no more than the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    settings = Settings()
     database = Database(settings.resolved_database_url)
     storage = LocalStorage(settings.checkpoints_dir)
     sources = datasets.find(settings)
@@ -56,18 +64,54 @@ def main() -> int:
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining)
     slot = Slot(database, facts, supervisor, draining)
+
+    def drain() -> None:
+        draining.set()
+        app.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
+        signal.signal(number, lambda *_: drain())
+    ticker = Ticker(database, settings, facts.id, slot, drain, looks=not options.once)
     # They do not wait for the broker: an absent one must not keep a worker from its work.
-    for thread in (Reconciler(database, settings, rings=False), Ticker(database, settings, facts.id, slot)):
+    for thread in (Reconciler(database, settings, rings=False), ticker):
         threading.Thread(target=thread.run, args=(stop,), name=type(thread).__name__, daemon=True).start()
+    if options.max_seconds is not None:
+        _after(options.max_seconds - settings.drain_seconds, drain)
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
     try:
-        app.run(app.make_app(settings, slot, draining), settings)
+        if options.once:
+            _work_once(slot)
+        else:
+            app.run(app.make_app(settings, slot, draining), settings)
+        was_asked = options.once or draining.is_set()
     finally:
         draining.set()
         slot.wait(settings.drain_seconds)
         stop.set()
         _say_goodbye(database, facts.id)
-    return 0
+    return 0 if was_asked else 1  # whoever watches starts another one in place of one that nobody ended
+
+
+def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument("--once", action="store_true", help="take one job, or none, and end")
+    parser.add_argument("--max-seconds", type=float, help="stop in order before so much time is over")
+    options = parser.parse_args(arguments)
+    if options.max_seconds is not None and not options.max_seconds > settings.drain_seconds:
+        expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
+        parser.error(f"argument --max-seconds: {options.max_seconds:g} is too short; {expected} (WCL_DRAIN_SECONDS)")
+    return options
+
+
+def _work_once(slot: Slot) -> None:
+    if not slot.work_once():
+        log.info("no job waits that fits this worker")
+
+
+def _after(seconds: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
 
 
 def _num_gpus() -> int:

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker import state
 
 from jobs import doorbell
 from jobs.settings import Settings
@@ -50,7 +51,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
 
 
 def run(app: Celery, settings: Settings) -> None:
-    """Consume until SIGTERM or SIGINT; returns when the slot is empty."""
+    """Consume until SIGTERM, SIGINT or `stop`; returns when the slot is empty."""
     worker = app.Worker(
         hostname=f"{settings.worker_name}@wcl",
         pool="threads",
@@ -63,3 +64,8 @@ def run(app: Celery, settings: Settings) -> None:
         without_heartbeat=True,
     )
     worker.start()
+
+
+def stop() -> None:
+    """End `run` in order, as Celery's own handler of SIGTERM does; also one that has yet to begin."""
+    state.should_stop = 0  # the exit code

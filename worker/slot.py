@@ -52,6 +52,15 @@ class Slot:
         finally:
             self._busy.release()
 
+    def work_once(self) -> bool:
+        """Claim and supervise one job; whether there was one."""
+        with self._busy:
+            while self.has_work():
+                if (claim := self._claim()) is not None:
+                    self._run(claim)
+                    return True
+        return False
+
     def _claim(self) -> Claim | None:
         return self._database.write(lambda session: transitions.claim(session, self._facts))
 

@@ -268,7 +268,7 @@ class _Run:
             self._ask("cancel", _STOP_SECONDS)
         elif requests.pause:
             self._ask("pause", _STOP_SECONDS)
-        elif requests.preempt:
+        elif requests.preempt or requests.timeout:
             self._ask("drain", _STOP_SECONDS)
 
     def _ask(self, what: Ask, grace_seconds: float) -> None:

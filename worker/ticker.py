@@ -1,4 +1,4 @@
-"""The worker's own clock: it says that the worker is there, and looks for work that no bell told of."""
+"""The worker's own clock: it says that the worker is there, hears that it has to drain, and looks for work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from jobs import doorbell, registry
 from jobs.database import Database, is_outage
@@ -24,10 +25,23 @@ class Ticker:
         database, settings: the service.
         worker_id: whose heart beats.
         slot: where the work is done.
+        drain: called once, when the worker was asked to drain.
+        looks: whether it looks for work that no bell told of.
     """
 
-    def __init__(self, database: Database, settings: Settings, worker_id: str, slot: Slot) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        worker_id: str,
+        slot: Slot,
+        drain: Callable[[], None],
+        *,
+        looks: bool = True,
+    ) -> None:
         self._database, self._settings, self._worker_id, self._slot = database, settings, worker_id, slot
+        self._drain, self._looks = drain, looks
+        self._has_drained = False
         self._next_beat = 0.0
         self._next_look = 0.0
         self._has_rung = False
@@ -46,8 +60,12 @@ class Ticker:
     def _tick(self, now: float) -> None:
         if now >= self._next_beat:
             self._next_beat = now + self._settings.look_seconds
-            self._database.write(lambda s: registry.beat(s, self._worker_id, self._slot.job_id))
-        if now >= self._next_look:
+            asked = self._database.write(lambda s: registry.beat(s, self._worker_id, self._slot.job_id))
+            if asked and not self._has_drained:
+                log.info("this worker was asked to drain")
+                self._has_drained = True
+                self._drain()
+        if self._looks and now >= self._next_look:
             # Jitter, so that a hundred workers that started together do not look together.
             self._next_look = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
             self._look()

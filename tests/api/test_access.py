@@ -24,7 +24,13 @@ from tests.jobs import rows
 
 JOB = {"kind": "pretrain", "spec": SPEC}
 PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "ANY /static"}
-ADMIN = {"GET /v1/keys", "POST /v1/keys", "DELETE /v1/keys/{key_id}"}
+ADMIN = {
+    "GET /v1/keys",
+    "POST /v1/keys",
+    "DELETE /v1/keys/{key_id}",
+    "POST /v1/workers/{worker_id}/drain",
+    "GET /v1/audit",
+}
 OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
 
 

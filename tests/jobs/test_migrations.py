@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import DEFAULT_PROJECT, Base, Project
+from tests.jobs import rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +105,35 @@ def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_of_the_first_version_live_on(empty_url: str) -> None:
+    """An upgrade in place: every column that came later has a default, or may be empty."""
+    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(empty_url)
+    migrate_to(database, "0001")
+    run = (
+        "INSERT INTO jobs (id, project_id, kind, name, status, spec_version, spec_sent, spec, priority, pool, gpus,"
+        " dataset_name, dataset_digest, attempt, failures, event_seq, created_at, updated_at) VALUES"
+        " (:id, 'p', 'pretrain', 'old', 'queued', 1, '{}', '{}', 0, 'default', 0, 'digits', :digest, 0, 0, 1, 1, 1)"
+    )
+    facts = {"id": "00000000-0000-7000-8000-000000000001", "digest": rows.DIGEST}
+    with database.engine.begin() as connection:
+        connection.execute(text(run), facts)
+        first = "INSERT INTO events (job_id, seq, type, at, data) VALUES (:id, 1, 'submitted', 1, :data)"
+        connection.execute(text(first), {"id": facts["id"], "data": '{"status": "queued"}'})
+
+    database.migrate()
+
+    assert rows.claim(database).job_id == facts["id"]
+    found = rows.job(database, facts["id"])
+    assert (found.preemptible, found.max_seconds) == (False, None)
+    assert audit(database).findings == []
+    database.dispose()
+
+
+def migrate_to(database: Database, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.attributes["database"] = database
+    command.upgrade(config, revision)

@@ -165,6 +165,7 @@ def test_each_attempt_has_its_own_lease(database: Database, reconciler: Reconcil
         clock.now += LOOK
         reconciler.look()
         assert job(database, job_id).failures == failures
+        rows.make_due(database)
     assert (status(database, job_id), job(database, job_id).status_reason) == ("failed", "worker_lost")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import select, update
 
-from jobs import queries, registry
+from jobs import queries, registry, transitions, waiting
 from jobs.database import Database, new_id
-from jobs.models import Dataset, Worker
+from jobs.errors import Conflict, NotFound
+from jobs.models import Dataset, Job, Worker
 from jobs.registry import DatasetFacts
 from tests.jobs import rows
 from tests.jobs.rows import at_once, worker
@@ -107,3 +109,76 @@ def test_any_name_is_only_a_name(database: Database) -> None:
     with database.read() as session:
         assert session.get_one(Worker, facts.id).name == "bad \ufffd \ufffd name"
         assert session.execute(select(Dataset.classes)).scalar_one()[2] == "<b>"
+
+
+# --- drains --------------------------------------------------------------------------------------------------------
+
+
+def drain(database: Database, worker_id: str) -> Worker:
+    return database.write(lambda session: registry.drain(session, worker_id))
+
+
+def test_a_drain_is_heard_with_every_beat_after_it(database: Database) -> None:
+    worker_id, other = register(database), register(database)
+    assert database.write(lambda session: registry.beat(session, worker_id, None)) is False
+
+    asked = drain(database, worker_id).drain_requested_at
+
+    assert asked is not None
+    assert database.write(lambda session: registry.beat(session, worker_id, None)) is True
+    assert database.write(lambda session: registry.beat(session, other, None)) is False
+    assert drain(database, worker_id).drain_requested_at == asked, "asking twice changes nothing"
+
+
+def test_a_worker_that_drains_claims_nothing_more(database: Database) -> None:
+    worker_id, other = register(database, DIGITS), register(database, DIGITS)
+    job_id = rows.submit(database)
+
+    drain(database, worker_id)
+
+    assert rows.try_claim(database, worker(id=worker_id)) is None
+    assert rows.claim(database, worker(id=other)).job_id == job_id
+
+
+def test_a_drain_and_a_claim_at_once_leave_no_doubt(database: Database) -> None:
+    """A claim after the answer to the drain takes nothing; one before it is the drained worker's own to return."""
+    for _ in range(10):
+        worker_id = register(database, DIGITS)
+        job_id = rows.submit(database)
+
+        def race(number: int, worker_id: str = worker_id) -> object:
+            return drain(database, worker_id) if number else rows.try_claim(database, worker(id=worker_id))
+
+        claimed, _ = at_once(2, race)
+        assert rows.try_claim(database, worker(id=worker_id)) is None
+        assert rows.status(database, job_id) == ("running" if claimed else "queued")
+        if not claimed:
+            database.write(lambda session, job_id=job_id: transitions.cancel(session, job_id))  # type: ignore[misc]
+
+
+def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None:
+    lost, stopped = register(database), register(database)
+    database.write(lambda session: registry.mark_lost(session, lost, 0))
+    database.write(lambda session: registry.stop(session, stopped))
+
+    assert drain(database, lost).drain_requested_at is not None
+    with pytest.raises(Conflict, match="ended"):
+        drain(database, stopped)
+    with pytest.raises(NotFound):
+        drain(database, new_id())
+
+
+def test_workers_of_two_versions_side_by_side_claim_what_they_know(database: Database) -> None:
+    """An upgrade one worker at a time: what only the new ones know waits for them, and says so."""
+    old, new = worker(id=register(database, DIGITS)), worker(id=new_id(), spec_versions=(1, 2))
+    known, unknown = rows.submit(database), rows.submit(database, priority=9)
+    newer = update(Job).where(Job.id == unknown).values(spec_version=2)
+    database.write(lambda session: session.execute(newer))
+
+    assert rows.claim(database, old).job_id == known
+    assert rows.try_claim(database, old) is None
+    with database.read() as session:
+        why = waiting.explain(session, session.get_one(Job, unknown))
+    assert why is not None
+    assert why.cause == "spec_version_unknown"
+    assert rows.claim(database, new).job_id == unknown

@@ -61,7 +61,7 @@ def test_tags_and_needs_may_repeat(database: Database) -> None:
     job_id = submit(database, tags=("a", "a"), after=(needed, needed))
 
     assert len([row for row in rows.rows_of(database, Tag) if row[0] == job_id]) == 1
-    assert rows.rows_of(database, Dependency) == [(job_id, needed)]
+    assert rows.rows_of(database, Dependency) == [(job_id, needed, "success")]
 
 
 @pytest.mark.parametrize(("gpus", "processes", "fits"), [(0, 4, True), (2, 2, True), (4, 2, True), (1, 2, False)])

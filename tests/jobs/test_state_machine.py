@@ -1,17 +1,21 @@
-"""Any sequence of transitions against a small model of a job: whatever comes in whatever order, the promises hold."""
+"""Any sequence of transitions against a small model of a job: whatever comes in whatever order, the promises hold.
+
+`WCL_TEST_STATE_RUNS` makes it longer: so many runs of 50 steps on each database, for example 2000.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from jobs import transitions
-from jobs.database import Database
+from jobs import audit, registry, service, transitions
+from jobs.database import Database, new_id
 from jobs.errors import Conflict, Superseded
 from jobs.models import Attempt, Event, Job, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
@@ -21,6 +25,8 @@ from tests.jobs.rows import Run
 
 MAX_FAILURES = 3
 EXAMPLES = {"sqlite": 40, "postgres": 30}
+LONG_RUNS = int(os.environ.get("WCL_TEST_STATE_RUNS", 0))
+MAX_SECONDS = 1_000  # a limit that only the test's own passing of time reaches
 OUTCOMES = [
     ("succeeded", None),
     ("failed", "bad_data"),
@@ -38,7 +44,15 @@ class Model:
     status: Status
     priority: int
     needs: list[str]
+    until: str = "success"
+    preemptible: bool = False
+    max_seconds: int | None = None
+    parent: str | None = None
     attempt: int = 0
+    is_due: bool = True
+    is_over_time: bool = False
+    reason: str | None = None
+    steps: list[int] = field(default_factory=list)  # of registered checkpoints
     failures: int = 0
     asked: set[str] = field(default_factory=set)
     points: int = 0
@@ -49,15 +63,20 @@ class Model:
         stopped = infrastructure or outcome in ("drained", "paused")
         self.failures += infrastructure
         if outcome == "succeeded":
-            self.status = Status.SUCCEEDED
+            self.status, self.reason = Status.SUCCEEDED, None
         elif outcome == "cancelled" or (stopped and "cancel" in self.asked):
-            self.status = Status.CANCELLED
+            self.status, self.reason = Status.CANCELLED, Reason.USER
+        elif stopped and self.is_over_time:
+            self.status, self.reason = Status.FAILED, Reason.TIMEOUT
         elif outcome == "paused" or (stopped and "pause" in self.asked):
-            self.status = Status.PAUSED
-        elif outcome == "drained" or (infrastructure and self.failures < MAX_FAILURES):
+            self.status, self.reason = Status.PAUSED, Reason.USER
+        elif outcome == "drained":
+            self.reason = Reason.PREEMPTED if "preempt" in self.asked else Reason.WORKER_STOPPED
             self.status = Status.QUEUED
+        elif infrastructure and self.failures < MAX_FAILURES:
+            self.status, self.reason, self.is_due = Status.QUEUED, reason, False
         else:
-            self.status = Status.FAILED
+            self.status, self.reason = Status.FAILED, reason
         self.asked.clear()
         self.count_end()
 
@@ -75,37 +94,130 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             servers.clear(database)
             rows.add_dataset(database)
             self.models: dict[str, Model] = {}
+            self.workers: dict[str, bool] = {}  # id to whether it drains
 
-        @rule(target=jobs, priority=st.integers(-1, 1))
-        def submit(self, priority: int) -> str:
-            job_id = rows.submit(database, priority=priority)
-            self.models[job_id] = Model(Status.QUEUED, priority, [])
+        @rule(target=jobs, priority=st.integers(-1, 1), preemptible=st.booleans(), is_limited=st.booleans())
+        def submit(self, priority: int, preemptible: bool, is_limited: bool) -> str:
+            limit = MAX_SECONDS if is_limited else None
+            job_id = rows.submit(database, priority=priority, preemptible=preemptible, max_seconds=limit)
+            self.models[job_id] = Model(Status.QUEUED, priority, [], preemptible=preemptible, max_seconds=limit)
             return job_id
 
-        @rule(target=jobs, needed=jobs)
-        def submit_behind(self, needed: str) -> str:
-            if self.models[needed].status in (Status.FAILED, Status.CANCELLED):
+        def is_met(self, needed: Model, until: str) -> bool:
+            return needed.status is Status.SUCCEEDED or (until == "checkpoint" and bool(needed.steps))
+
+        @rule(target=jobs, needed=jobs, until=st.sampled_from(["success", "checkpoint"]))
+        def submit_behind(self, needed: str, until: str) -> str:
+            met = self.is_met(self.models[needed], until)
+            if self.models[needed].status in (Status.FAILED, Status.CANCELLED) and not met:
                 return needed
-            job_id = rows.submit(database, after=(needed,))
-            waits = self.models[needed].status is not Status.SUCCEEDED
-            self.models[job_id] = Model(Status.BLOCKED if waits else Status.QUEUED, 0, [needed])
+            only = frozenset({needed} if until == "checkpoint" else ())
+            job_id = rows.submit(database, after=(needed,), after_checkpoint=only)
+            self.models[job_id] = Model(Status.QUEUED if met else Status.BLOCKED, 0, [needed], until)
             return job_id
+
+        @rule(target=jobs, job_id=jobs)
+        def retry(self, job_id: str) -> str:
+            model = self.models[job_id]
+            if model.status not in (Status.FAILED, Status.CANCELLED):
+                with pytest.raises(Conflict):
+                    database.write(lambda session: service.retry(session, job_id, None))
+                return job_id
+            return self.copied(job_id, database.write(lambda session: service.retry(session, job_id, None)).id)
+
+        @rule(target=jobs, job_id=jobs)
+        def clone(self, job_id: str) -> str:
+            copy = database.write(lambda session: service.clone(session, job_id, {"seed": 9}, None))
+            assert (copy.spec["seed"], copy.resume_checkpoint_id) == (9, None)
+            return self.copied(job_id, copy.id)
+
+        def copied(self, job_id: str, copy: str) -> str:
+            model = self.models[job_id]
+            self.models[copy] = Model(
+                Status.QUEUED,
+                model.priority,
+                [],
+                preemptible=model.preemptible,
+                max_seconds=model.max_seconds,
+                parent=job_id,
+            )
+            return copy
+
+        @rule(job_id=jobs, priority=st.integers(-2, 2))
+        def change_priority(self, job_id: str, priority: int) -> None:
+            model = self.models[job_id]
+            if model.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
+                with pytest.raises(Conflict):
+                    database.write(lambda session: service.change(session, job_id, priority=priority))
+                return
+            database.write(lambda session: service.change(session, job_id, priority=priority))
+            model.priority = priority
+
+        @rule()
+        def wait(self) -> None:
+            """Every pause between two attempts passes."""
+            rows.make_due(database)
+            for model in self.models.values():
+                model.is_due = True
+
+        @rule(run=runs)
+        def let_time_pass(self, run: Run) -> None:
+            """As if the attempt had run for as long as its job may."""
+            if not self.is_open(run):
+                return
+            earlier = Attempt.started_at - MAX_SECONDS * 1000
+            aged = update(Attempt).where(Attempt.job_id == run.job_id, Attempt.number == run.number)
+            database.write(lambda session: session.execute(aged.values(started_at=earlier)))
+            self.models[run.job_id].is_over_time = self.models[run.job_id].max_seconds is not None
 
         @rule(target=runs)
-        def claim(self) -> Run:
+        def claim_by_a_new_worker(self) -> Run:
+            facts = rows.worker(id=new_id())
+            database.write(lambda session: registry.register(session, facts, 1, []))
+            self.workers[facts.id] = False
+            return self.claim(facts.id)
+
+        @rule(target=runs, place=st.integers(0, 3))
+        def claim_again(self, place: int) -> Run:
+            if not self.workers:
+                return Run(database, rows.CLAIM_OF_NOBODY)
+            return self.claim(list(self.workers)[place % len(self.workers)])
+
+        @rule(place=st.integers(0, 3))
+        def drain(self, place: int) -> None:
+            if self.workers:
+                worker_id = list(self.workers)[place % len(self.workers)]
+                database.write(lambda session: registry.drain(session, worker_id))
+                self.workers[worker_id] = True
+
+        def claim(self, worker_id: str) -> Run:
             waiting = [
-                (-model.priority, job_id) for job_id, model in self.models.items() if model.status is Status.QUEUED
+                (-model.priority, job_id)
+                for job_id, model in self.models.items()
+                if model.status is Status.QUEUED and model.is_due and not self.workers[worker_id]
             ]
-            claimed = rows.try_claim(database)
+            claimed = rows.try_claim(database, rows.worker(id=worker_id))
             if not waiting:
                 assert claimed is None
                 return Run(database, rows.CLAIM_OF_NOBODY)  # everything it does is superseded
             assert claimed is not None
             assert claimed.job_id == min(waiting)[1]
             model = self.models[claimed.job_id]
-            model.status, model.attempt = Status.RUNNING, model.attempt + 1
+            model.status, model.attempt, model.reason = Status.RUNNING, model.attempt + 1, None
             assert claimed.number == model.attempt
+            assert (claimed.resume.step if claimed.resume else None) == self.resume_step(claimed.job_id)
             return Run(database, claimed)
+
+        def resume_step(self, job_id: str) -> int | None:
+            """Of the job's last checkpoint, else of the one that it was to go on from."""
+            with database.read() as session:
+                began_from = session.get_one(Job, job_id).resume_checkpoint_id
+            steps = self.models[job_id].steps
+            if steps or began_from is None:
+                return max(steps, default=None)
+            parent = self.models[job_id].parent
+            assert parent is not None
+            return self.resume_step(parent)
 
         def is_open(self, run: Run) -> bool:
             model = self.models.get(run.job_id)
@@ -118,10 +230,22 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 asked = self.models[run.job_id].asked
                 requests = run.deliver(*lines)
                 assert (requests.cancel, requests.pause) == ("cancel" in asked, "pause" in asked)
+                assert requests.preempt == ("preempt" in asked)
+                assert requests.timeout == self.models[run.job_id].is_over_time
                 self.models[run.job_id].points += count
             else:
                 with pytest.raises(Superseded):
                     run.deliver(*lines)
+
+        @rule(run=runs)
+        def save(self, run: Run) -> None:
+            line = rows.checkpoint(run.seq + 1)
+            if self.is_open(run):
+                run.deliver(line)
+                self.models[run.job_id].steps.append(line["step"])
+            else:
+                with pytest.raises(Superseded):
+                    run.deliver(line)
 
         @rule(run=runs)
         def deliver_again(self, run: Run) -> None:
@@ -167,7 +291,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             if model.status is Status.RUNNING:
                 model.asked.add("cancel")
             else:
-                model.status = Status.CANCELLED
+                model.status, model.reason = Status.CANCELLED, Reason.USER
                 model.count_end()
 
         @rule(job_id=jobs)
@@ -181,7 +305,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             if model.status is Status.RUNNING:
                 model.asked.add("pause")
             else:
-                model.status = Status.PAUSED
+                model.status, model.reason = Status.PAUSED, Reason.USER
 
         @rule(job_id=jobs)
         def resume(self, job_id: str) -> None:
@@ -191,7 +315,22 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                     database.write(lambda session: transitions.resume(session, job_id))
                 return
             database.write(lambda session: transitions.resume(session, job_id))
-            model.status = Status.QUEUED
+            model.status, model.reason, model.is_due = Status.QUEUED, None, True
+
+        @rule()
+        def preempt(self) -> None:
+            """Whoever gives way may, and does so for a higher priority that has not given way itself."""
+            chosen = database.write(transitions.preempt)
+            if chosen is None:
+                return
+            victim, urgent = self.models[chosen.job_id], self.models[chosen.for_job_id]
+            assert victim.status is Status.RUNNING
+            assert victim.preemptible
+            assert (urgent.status, urgent.is_due) == (Status.QUEUED, True)
+            assert urgent.priority > victim.priority
+            assert urgent.reason != Reason.PREEMPTED
+            assert not any("preempt" in model.asked for model in self.models.values())
+            victim.asked.add("preempt")
 
         @rule()
         def unblock(self) -> None:
@@ -200,11 +339,11 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             for model in self.models.values():
                 if model.status is not Status.BLOCKED:
                     continue
-                needed = [before[other] for other in model.needs]
-                if any(status in (Status.FAILED, Status.CANCELLED) for status in needed):
-                    model.status = Status.FAILED
+                unmet = [other for other in model.needs if not self.is_met(self.models[other], model.until)]
+                if any(before[other] in (Status.FAILED, Status.CANCELLED) for other in unmet):
+                    model.status, model.reason = Status.FAILED, Reason.UPSTREAM_FAILED
                     model.count_end()
-                elif all(status is Status.SUCCEEDED for status in needed):
+                elif not unmet:
                     model.status = Status.QUEUED
 
         @invariant()
@@ -218,8 +357,11 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             for job in jobs:
                 model = self.models[job.id]
                 assert (job.status, job.attempt, job.failures) == (model.status, model.attempt, model.failures)
+                assert (job.status_reason, job.priority) == (model.reason, model.priority)
+                assert (job.not_before is None) == model.is_due
                 assert (job.cancel_requested_at is not None) == ("cancel" in model.asked)
                 assert (job.pause_requested_at is not None) == ("pause" in model.asked)
+                assert (job.preempt_requested_at is not None) == ("preempt" in model.asked)
                 own = [attempt for attempt in attempts if attempt.job_id == job.id]
                 still_open = [attempt.number for attempt in own if attempt.ended_at is None]
                 assert still_open == ([model.attempt] if model.status is Status.RUNNING else [])
@@ -232,6 +374,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 assert story[-1].data.get("status", job.status) == job.status
                 assert (job.ended_at is not None) == (model.status in TERMINAL)
             assert len(points) == sum(model.points for model in self.models.values())
+            assert audit.audit(database).findings == []
 
     return Machine
 
@@ -240,8 +383,8 @@ def test_any_sequence_of_transitions_keeps_the_promises(database: Database) -> N
     run_state_machine_as_test(
         machine(database),
         settings=settings(
-            max_examples=EXAMPLES["sqlite" if database.engine.dialect.name == "sqlite" else "postgres"],
-            stateful_step_count=30,
+            max_examples=LONG_RUNS or EXAMPLES["sqlite" if database.engine.dialect.name == "sqlite" else "postgres"],
+            stateful_step_count=50 if LONG_RUNS else 30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,

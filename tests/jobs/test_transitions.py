@@ -151,6 +151,7 @@ def test_infrastructure_failures_end_the_job_at_the_limit(database: Database) ->
         Run(database, claim(database)).end("drained")  # a drain in between costs nothing
         Run(database, claim(database)).end("failed", Reason.KILLED)
         assert job(database, job_id).failures == failure
+        rows.make_due(database)
 
     assert status(database, job_id) == Status.FAILED
     assert job(database, job_id).status_reason == Reason.KILLED
@@ -265,6 +266,7 @@ def supersede_by_reaping(database: Database, run: Run) -> None:
 
 def supersede_by_a_successor(database: Database, run: Run) -> None:
     supersede_by_reaping(database, run)
+    rows.make_due(database)
     Run(database, claim(database)).deliver(rows.started(), rows.metrics(1, loss=9.0), rows.checkpoint(1, "b" * 64))
 
 

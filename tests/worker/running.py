@@ -40,6 +40,7 @@ class RunningWorker:
 
     def __init__(self, database: Database, folder: Path, **settings: str) -> None:
         self.database, self.folder = database, folder
+        self.options: tuple[str, ...] = ()  # of its command line
         self._settings = {
             "WCL_DATA_DIR": str(folder),
             "WCL_DATABASE_URL": database.engine.url.render_as_string(hide_password=False),
@@ -54,7 +55,11 @@ class RunningWorker:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         with (self.folder / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker"], cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log
+                [sys.executable, "-m", "worker", *self.options],
+                cwd=ROOT,
+                env=clean | self._settings,
+                stdout=log,
+                stderr=log,
             )
         return self
 
@@ -76,12 +81,22 @@ class RunningWorker:
                 return process
         return None
 
+    def wait(self, seconds: float = 90) -> int:
+        """Wait until it has ended by itself; the exit code."""
+        assert self._process
+        return self._process.wait(seconds)
+
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40) -> int:
         """Send a signal and wait; the exit code."""
         assert self._process
         if self._process.poll() is None:
             self._process.send_signal(number)
-        return self._process.wait(seconds)
+        return self.wait(seconds)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, and do not wait for what comes of it."""
+        assert self._process
+        self._process.send_signal(number)
 
     def words(self) -> str:
         return (self.folder / "worker.log").read_text(errors="replace")[-4000:]

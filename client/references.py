@@ -1,0 +1,36 @@
+"""What a person means by a short word for a job or a worker."""
+
+from __future__ import annotations
+
+from client.api import Job, Json, WclClient
+from client.errors import InvalidError, NotFoundError
+
+
+def find_job(client: WclClient, reference: str) -> Job:
+    """The job that an id, a part of one, or `last` means."""
+    if len(reference) == 36:
+        return client.job(reference)
+    newest = client.jobs(limit=1 if reference == "last" else 200)
+    found = newest if reference == "last" else [job for job in newest if _matches(job["id"], reference)]
+    if len(found) == 1:
+        return client.job(found[0]["id"])
+    if not found:
+        raise NotFoundError(404, "Not found", f"no job matches {reference}")
+    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} jobs")
+
+
+def find_worker(client: WclClient, reference: str) -> Json:
+    """The worker that a name, an id or a part of one means; of several with one name the one that runs."""
+    workers = client.workers()
+    running = [worker for worker in workers if worker["state"] in ("idle", "busy")]
+    for among in (running, workers):
+        found = [worker for worker in among if worker["name"] == reference or _matches(worker["id"], reference)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} workers; name one by its id")
+    raise NotFoundError(404, "Not found", f"no worker matches {reference}")
+
+
+def _matches(identifier: str, part: str) -> bool:
+    return len(part) >= 4 and (identifier.startswith(part) or identifier.endswith(part))

@@ -1,0 +1,223 @@
+"""Whether the ledger closes: every job's events, replayed, lead to its rows.
+
+Each batch of jobs is read at one moment of its own, so that an audit of many jobs holds nobody up and may run beside
+work that goes on.  Nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs.database import Database
+from jobs.models import Attempt, Checkpoint, Event, Job, Log, Point, Series
+from jobs.status import INFRASTRUCTURE, LEGAL, TERMINAL, Status
+
+_BATCH = 200
+_OF_AN_ATTEMPT = frozenset({"started", "checkpoint"})  # events that only an open attempt writes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not close; `rule` is a word for programs, `message` for people."""
+
+    job_id: str
+    rule: str
+    message: str
+
+
+@dataclass
+class Report:
+    """How much was looked at, and what was found."""
+
+    jobs: int = 0
+    events: int = 0
+    attempts: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """Everything of one job that the rules read; counts of what was delivered are by attempt."""
+
+    job: Job
+    events: Sequence[Event]
+    attempts: Sequence[Attempt]
+    checkpoints: Sequence[Checkpoint]
+    last_point: dict[int, int]
+    last_log: dict[int, int]
+
+
+def audit(database: Database) -> Report:
+    """Look at every job, in the order of their ids."""
+    report = Report()
+    after = ""
+    while True:
+        with database.read() as session:
+            ledgers = _read(session, after)
+        if not ledgers:
+            return report
+        after = ledgers[-1].job.id
+        for ledger in ledgers:
+            report.jobs += 1
+            report.events += len(ledger.events)
+            report.attempts += len(ledger.attempts)
+            report.findings += check(ledger)
+
+
+def check(ledger: _Ledger) -> list[Finding]:
+    """What does not close in one job."""
+    replay = _Replay()
+    found = [*replay.run(ledger.events)]
+    found += _of_the_row(ledger.job, replay, len(ledger.events))
+    found += _of_the_attempts(ledger, replay)
+    found += _of_what_was_delivered(ledger, replay)
+    return [Finding(ledger.job.id, rule, message) for rule, message in found]
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read(session: Session, after: str) -> list[_Ledger]:
+    jobs = list(session.execute(select(Job).where(Job.id > after).order_by(Job.id).limit(_BATCH)).scalars())
+    ids = [job.id for job in jobs]
+    events = _by_job(session.execute(select(Event).where(Event.job_id.in_(ids)).order_by(Event.seq)).scalars())
+    attempts = _by_job(
+        session.execute(select(Attempt).where(Attempt.job_id.in_(ids)).order_by(Attempt.number)).scalars()
+    )
+    checkpoints = _by_job(session.execute(select(Checkpoint).where(Checkpoint.job_id.in_(ids))).scalars())
+    points = _last_by_attempt(
+        session.execute(
+            select(Series.job_id, Point.attempt, func.max(Point.seq))
+            .join(Point, Point.series_id == Series.id)
+            .where(Series.job_id.in_(ids))
+            .group_by(Series.job_id, Point.attempt)
+        )
+    )
+    logs = _last_by_attempt(
+        session.execute(
+            select(Log.job_id, Log.attempt, func.max(Log.seq))
+            .where(Log.job_id.in_(ids))
+            .group_by(Log.job_id, Log.attempt)
+        )
+    )
+    return [
+        _Ledger(job, events[job.id], attempts[job.id], checkpoints[job.id], points[job.id], logs[job.id])
+        for job in jobs
+    ]
+
+
+def _by_job(rows: Iterable[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        found[row.job_id].append(row)
+    return found
+
+
+def _last_by_attempt(rows: Iterable[Any]) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = defaultdict(dict)
+    for job_id, attempt, last in rows:
+        found[job_id][attempt] = last
+    return found
+
+
+# --- the rules -----------------------------------------------------------------------------------------------------
+
+_Found = Iterator[tuple[str, str]]
+
+
+class _Replay:
+    """A job as its events alone tell it."""
+
+    def __init__(self) -> None:
+        self.status: str | None = None
+        self.attempt = 0
+        self.is_open = False
+        self.saved: set[tuple[int, int]] = set()  # (attempt, step) of checkpoints
+
+    def run(self, events: Sequence[Event]) -> _Found:
+        """Go through the events in order; what none of them may say."""
+        for place, event in enumerate(events, start=1):
+            if event.seq != place:
+                yield "numbering", f"event {place} has the number {event.seq}"
+                return  # whatever follows would only say the same again
+            yield from self._take(event)
+
+    def _take(self, event: Event) -> _Found:
+        if event.type in _OF_AN_ATTEMPT:
+            if not self.is_open or event.data.get("attempt") != self.attempt:
+                yield "fence", f"event {event.seq}, {event.type}, is of attempt {event.data.get('attempt')}, not open"
+            if event.type == "checkpoint":
+                self.saved.add((event.data["attempt"], event.data["step"]))
+        if (after := event.data.get("status")) is not None:
+            yield from self._move(event, after)
+
+    def _move(self, event: Event, after: str) -> _Found:
+        before, self.status = self.status, after
+        if before is None:
+            if event.type != "submitted" or after not in (Status.QUEUED, Status.BLOCKED):
+                yield "transition", f"event {event.seq}: a job begins queued or blocked, not {after}"
+        elif before in TERMINAL:
+            yield "two_ends", f"event {event.seq}: {before} is final, but {after} follows"
+        elif after not in LEGAL[Status(before)]:
+            yield "transition", f"event {event.seq}: nothing leads from {before} to {after}"
+        yield from self._count(event, before, after)
+
+    def _count(self, event: Event, before: str | None, after: str) -> _Found:
+        said = event.data.get("attempt")
+        if after == Status.RUNNING:
+            if said != self.attempt + 1:
+                yield "attempts", f"event {event.seq} begins attempt {said} after attempt {self.attempt}"
+            self.attempt, self.is_open = said or self.attempt + 1, True
+        elif before == Status.RUNNING:
+            if said != self.attempt:
+                yield "attempts", f"event {event.seq} ends attempt {said} while {self.attempt} is open"
+            self.is_open = False
+
+
+def _of_the_row(job: Job, replay: _Replay, num_events: int) -> _Found:
+    if job.event_seq != num_events:
+        yield "numbering", f"the row has counted {job.event_seq} events, there are {num_events}"
+    if job.status != replay.status:
+        yield "status", f"the row says {job.status}, its events lead to {replay.status}"
+    if job.attempt != replay.attempt:
+        yield "attempts", f"the row is at attempt {job.attempt}, its events at {replay.attempt}"
+    if (job.ended_at is not None) != (job.status in TERMINAL):
+        yield "status", f"the row is {job.status} and its end is {'set' if job.ended_at else 'not set'}"
+
+
+def _of_the_attempts(ledger: _Ledger, replay: _Replay) -> _Found:
+    numbers = [attempt.number for attempt in ledger.attempts]
+    if numbers != list(range(1, replay.attempt + 1)):
+        yield "attempts", f"there are rows of the attempts {numbers}, events of 1 to {replay.attempt}"
+    open_ = [attempt.number for attempt in ledger.attempts if attempt.ended_at is None]
+    expected = [replay.attempt] if replay.is_open else []
+    if open_ != expected:
+        yield "open_attempts", f"open are {open_}, by the events {expected}"
+    if open_ and ledger.job.status != Status.RUNNING:
+        yield "open_attempts", f"attempt {open_[-1]} is open, but the job is {ledger.job.status}"
+    lost = sum(attempt.end_reason in INFRASTRUCTURE for attempt in ledger.attempts)
+    if ledger.job.failures != lost:
+        yield "failures", f"the row has counted {ledger.job.failures} failures of the infrastructure, there were {lost}"
+
+
+def _of_what_was_delivered(ledger: _Ledger, replay: _Replay) -> _Found:
+    attempts = {attempt.number: attempt for attempt in ledger.attempts}
+    registered = {(checkpoint.attempt, checkpoint.step) for checkpoint in ledger.checkpoints}
+    for number, step in sorted(registered ^ replay.saved):
+        where = "events" if (number, step) in registered else "rows"
+        yield "checkpoints", f"the checkpoint of attempt {number}, step {step} is not among the {where}"
+    for number, _ in sorted(registered):
+        if number not in attempts:
+            yield "checkpoints", f"a checkpoint is of attempt {number}, which never was"
+    for number, last in sorted(ledger.last_point.items()):
+        if number not in attempts or last > attempts[number].delivered_seq:
+            yield "points", f"a point is of record {last} of attempt {number}, which has not delivered so many"
+    for number, last in sorted(ledger.last_log.items()):
+        if number not in attempts or last > attempts[number].log_seq:
+            yield "logs", f"line {last} is of attempt {number}, which has not delivered so many"

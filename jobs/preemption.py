@@ -1,0 +1,80 @@
+"""Which running job gives way to a waiting one of higher priority.
+
+Only jobs that were submitted as preemptible, and only to a higher priority that fits their worker.
+Nobody gives way while a free worker fits, nor to a job that has itself given way: so no two jobs take turns.
+One at a time in each pool; of several the one of lowest priority, and of these the one that has just begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.database import now_ms
+from jobs.fitting import fits, takes_jobs
+from jobs.models import Attempt, Job, Worker
+from jobs.status import Reason, Status
+
+_MAX_WAITING = 100  # the best of the queue; who waits behind them waits anyway
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """The job that gives way, and the one it gives way to."""
+
+    job_id: str
+    for_job_id: str
+
+
+def choose(session: Session) -> Preemption | None:
+    """Who gives way now; None when nobody does."""
+    running = _preemptible(session)
+    if not running:
+        return None
+    workers = list(session.execute(select(Worker).where(takes_jobs())).scalars())
+    for waiting in _waiting(session, lowest=min(job.priority for job, _ in running)):
+        fitting = {worker.id for worker in workers if fits(worker, waiting)}
+        if any(worker.state == "idle" for worker in workers if worker.id in fitting):
+            continue
+        victims = [
+            (job, attempt)
+            for job, attempt in running
+            if attempt.worker_id in fitting and job.priority < waiting.priority
+        ]
+        if victims:
+            return Preemption(_cheapest(victims).id, waiting.id)
+    return None
+
+
+def _preemptible(session: Session) -> list[tuple[Job, Attempt]]:
+    """Running jobs that may give way, in pools where nobody is giving way already."""
+    giving_way = select(Job.pool).where(Job.status == Status.RUNNING, Job.preempt_requested_at.is_not(None))
+    statement = (
+        select(Job, Attempt)
+        .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+        .where(Job.status == Status.RUNNING, Job.preemptible, Job.pool.not_in(giving_way))
+    )
+    return [(job, attempt) for job, attempt in session.execute(statement)]
+
+
+def _waiting(session: Session, lowest: int) -> Sequence[Job]:
+    """The best waiting jobs above a priority, none of which has itself given way."""
+    statement = (
+        select(Job)
+        .where(
+            Job.status == Status.QUEUED,
+            Job.priority > lowest,
+            or_(Job.not_before.is_(None), Job.not_before <= now_ms()),
+            func.coalesce(Job.status_reason, "") != Reason.PREEMPTED,
+        )
+        .order_by(Job.priority.desc(), Job.id)
+        .limit(_MAX_WAITING)
+    )
+    return session.execute(statement).scalars().all()
+
+
+def _cheapest(victims: Sequence[tuple[Job, Attempt]]) -> Job:
+    return min(victims, key=lambda pair: (pair[0].priority, -pair[1].started_at))[0]

@@ -1,0 +1,167 @@
+"""What bounds a job: pauses between its attempts, and how long it may run."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs import transitions
+from jobs.database import Database, now_ms
+from jobs.models import Attempt
+from jobs.status import INFRASTRUCTURE, Status
+from tests.jobs import rows
+from tests.jobs.rows import Run, claim, job, running, status, submit, try_claim
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def now(database: Database) -> int:
+    with database.read() as session:
+        return session.execute(select(now_ms())).scalar_one()
+
+
+def pass_time(database: Database, run: Run, seconds: float) -> None:
+    """As if the attempt had begun so much earlier."""
+    began = Attempt.started_at - int(seconds * 1000)
+    earlier = update(Attempt).where(Attempt.job_id == run.job_id, Attempt.number == run.number).values(started_at=began)
+    database.write(lambda session: session.execute(earlier))
+
+
+# --- pauses between attempts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE))
+def test_a_failure_of_the_infrastructure_waits_before_it_is_tried_again(database: Database, reason: str) -> None:
+    run = Run(database, running(database))
+    before = now(database)
+
+    run.end("failed", reason)
+
+    not_before = job(database, run.job_id).not_before
+    assert not_before is not None
+    assert before + 2_000 <= not_before <= now(database) + 4_000
+    assert try_claim(database) is None
+    rows.make_due(database)
+    assert claim(database).number == 2
+
+
+def test_the_wait_doubles_and_is_jittered_up_to_a_cap() -> None:
+    for failures, longest in ((1, 4), (2, 8), (3, 16), (8, 512), (9, 600), (10_000, 600)):
+        waits = [transitions._wait_ms(failures) for _ in range(200)]
+        assert longest * 500 <= min(waits) < max(waits) <= longest * 1000
+        assert len(set(waits)) > 100
+
+
+@pytest.mark.parametrize("outcome", ["drained", "paused"])
+def test_a_stop_that_is_no_failure_waits_for_nothing(database: Database, outcome: str) -> None:
+    run = Run(database, running(database))
+    run.end(outcome)
+
+    assert job(database, run.job_id).not_before is None
+
+
+def test_a_person_who_resumes_a_job_ends_its_wait(database: Database) -> None:
+    run = Run(database, running(database))
+    run.end("failed", "killed")
+    database.write(lambda session: transitions.pause(session, run.job_id))
+    database.write(lambda session: transitions.resume(session, run.job_id))
+
+    assert claim(database).job_id == run.job_id
+
+
+def test_a_claim_forgets_the_wait(database: Database) -> None:
+    run = Run(database, running(database))
+    run.end("failed", "killed")
+    rows.make_due(database)
+
+    Run(database, claim(database)).end("drained")
+
+    assert job(database, run.job_id).not_before is None
+
+
+@pytest.mark.parametrize("reason", ["bad_data", "non_finite_loss", "collapse", "out_of_memory", "internal_error"])
+def test_what_would_only_repeat_itself_is_not_tried_again(database: Database, reason: str) -> None:
+    run = Run(database, running(database))
+
+    run.end("failed", reason)
+
+    assert (status(database, run.job_id), job(database, run.job_id).failures) == (Status.FAILED, 0)
+
+
+# --- running time --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_told_when_its_time_is_over_and_ends_after_a_checkpoint(database: Database) -> None:
+    run = Run(database, running(database, max_seconds=100))
+    pass_time(database, run, 90)
+    assert not run.deliver(rows.started()).timeout
+    pass_time(database, run, 10)
+    assert run.deliver(rows.metrics(1, loss=1.0)).timeout
+
+    run.deliver(rows.checkpoint(1), rows.end("drained"))
+
+    found = job(database, run.job_id)
+    assert (found.status, found.status_reason, found.failures) == ("failed", "timeout", 0)
+    assert "100 s" in (found.status_message or "")
+    assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "failed"]
+
+
+def test_the_time_of_all_attempts_counts_and_that_between_them_does_not(database: Database) -> None:
+    run = Run(database, running(database, max_seconds=100))
+    pass_time(database, run, 60)
+    run.end("drained")
+    both = update(Attempt).values(started_at=Attempt.started_at - 10**9, ended_at=Attempt.ended_at - 10**9)
+    database.write(lambda session: session.execute(both))
+    again = Run(database, claim(database))
+    assert not again.send([]).timeout
+
+    pass_time(database, again, 40)
+
+    assert again.send([]).timeout
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "after"),
+    [
+        ("succeeded", None, "succeeded"),
+        ("cancelled", None, "cancelled"),
+        ("failed", "bad_data", "failed"),
+        ("failed", "killed", "timeout"),
+        ("paused", None, "timeout"),
+        ("drained", None, "timeout"),
+    ],
+)
+def test_time_that_is_over_ends_what_would_go_on(
+    database: Database, outcome: str, reason: str | None, after: str
+) -> None:
+    run = Run(database, running(database, max_seconds=1))
+    pass_time(database, run, 1)
+
+    run.end(outcome, reason)
+
+    found = job(database, run.job_id)
+    assert (found.status_reason == "timeout") == (after == "timeout")
+    assert found.status == ("failed" if after == "timeout" else after)
+
+
+def test_a_cancel_wins_over_the_time(database: Database) -> None:
+    run = Run(database, running(database, max_seconds=1))
+    pass_time(database, run, 1)
+    database.write(lambda session: transitions.cancel(session, run.job_id))
+
+    run.end("drained")
+
+    assert status(database, run.job_id) == Status.CANCELLED
+
+
+def test_without_a_limit_no_time_is_over(database: Database) -> None:
+    run = Run(database, claim(database)) if submit(database) else None
+    assert run is not None
+    pass_time(database, run, 10**9)
+
+    assert not run.send([]).timeout
+    run.end("drained")
+    assert status(database, run.job_id) == Status.QUEUED

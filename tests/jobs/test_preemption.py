@@ -1,0 +1,163 @@
+"""Who gives way to whom: only who may, only to a higher priority that fits, one at a time, and never in turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs import preemption, registry, transitions
+from jobs.database import Database
+from jobs.models import Attempt, Job
+from jobs.preemption import Preemption
+from jobs.status import Status
+from jobs.transitions import WorkerFacts
+from tests.jobs import rows
+from tests.jobs.rows import Run, at_once, claim, job, status, submit, worker
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def register(database: Database, number: int = 1, **changes: Any) -> WorkerFacts:
+    facts = worker(id=f"00000000-0000-7000-8000-{number:012}", name=f"worker-{number}", **changes)
+    database.write(lambda session: registry.register(session, facts, number, []))
+    return facts
+
+
+def busy(database: Database, number: int = 1, facts: dict[str, Any] | None = None, **fields: Any) -> Run:
+    """A job that runs on a worker of its own."""
+    where = register(database, number, **facts or {})
+    job_id = submit(database, **{"preemptible": True} | fields)
+    found = claim(database, where)
+    assert found.job_id == job_id
+    return Run(database, found)
+
+
+def preempt(database: Database) -> Preemption | None:
+    with database.read() as session:
+        expected = preemption.choose(session)
+    chosen = database.write(transitions.preempt)
+    assert chosen == expected, "a look and the change that follows it agree"
+    return chosen
+
+
+def test_a_preemptible_job_gives_way_and_goes_on_later(database: Database) -> None:
+    run = busy(database)
+    urgent = submit(database, priority=1)
+
+    assert preempt(database) == Preemption(run.job_id, urgent)
+    assert run.deliver(rows.started(), rows.checkpoint(7)).preempt
+    run.deliver(rows.end("drained"))
+
+    given_way = job(database, run.job_id)
+    assert (given_way.status, given_way.status_reason, given_way.failures) == ("queued", "preempted", 0)
+    assert given_way.preempt_requested_at is None
+    assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "requeued"]
+    asked = [event for event in rows.events(database, run.job_id) if event.type == "preempt_requested"]
+    assert [event.data for event in asked] == [{"job": urgent}]
+    taken = claim(database, worker(id="00000000-0000-7000-8000-000000000001"))
+    assert taken.job_id == urgent
+    Run(database, taken).end("succeeded")
+    again = claim(database)
+    assert (again.job_id, again.resume and again.resume.step) == (run.job_id, 7)
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting"),
+    [
+        ({"preemptible": False}, {"priority": 9}),
+        ({"priority": 1}, {"priority": 1}),
+        ({"priority": 2}, {"priority": 1}),
+        ({}, {"priority": 1, "pool": "other"}),
+        ({}, {"priority": 1, "gpus": 1}),
+    ],
+)
+def test_nobody_gives_way_for_nothing(database: Database, running: dict[str, Any], waiting: dict[str, Any]) -> None:
+    busy(database, **running)
+    submit(database, **waiting)
+
+    assert preempt(database) is None
+
+
+@pytest.mark.parametrize(("free", "gives_way"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
+def test_nobody_gives_way_while_a_free_worker_fits(database: Database, free: dict[str, Any], gives_way: bool) -> None:
+    busy(database)
+    register(database, 2, **free)
+    submit(database, priority=1)
+
+    assert (preempt(database) is not None) == gives_way
+
+
+@pytest.mark.parametrize("state", ["draining", "stopped"])
+def test_a_worker_that_takes_no_jobs_is_not_freed(database: Database, state: str) -> None:
+    busy(database)
+    end = registry.drain if state == "draining" else registry.stop
+    database.write(lambda session: end(session, "00000000-0000-7000-8000-000000000001"))
+    submit(database, priority=1)
+
+    assert preempt(database) is None
+
+
+def test_a_job_that_has_given_way_makes_nobody_else_give_way(database: Database) -> None:
+    high, low = busy(database, 1, priority=5), busy(database, 2, priority=1)
+    urgent = submit(database, priority=9)
+    assert preempt(database) == Preemption(low.job_id, urgent)
+    low.end("drained")
+    assert status(database, low.job_id) == Status.QUEUED
+    database.write(lambda session: session.execute(update(Job).where(Job.id == low.job_id).values(priority=7)))
+    claim(database, worker(id="00000000-0000-7000-8000-000000000002"))
+
+    assert job(database, low.job_id).priority > job(database, high.job_id).priority
+    assert preempt(database) is None
+
+
+def test_one_gives_way_at_a_time(database: Database) -> None:
+    runs = [busy(database, number) for number in (1, 2)]
+    for _ in range(2):
+        submit(database, priority=1)
+    first = preempt(database)
+    assert first is not None
+
+    assert preempt(database) is None
+    next(run for run in runs if run.job_id == first.job_id).end("drained")
+    claim(database, worker(id="00000000-0000-7000-8000-000000000001"))
+    second = preempt(database)
+    assert second is not None
+    assert {first.job_id, second.job_id} == {run.job_id for run in runs}
+
+
+def test_many_observers_ask_one(database: Database) -> None:
+    for number in range(3):
+        busy(database, number)
+    for _ in range(3):
+        submit(database, priority=1)
+
+    chosen = at_once(6, lambda _: database.write(transitions.preempt))
+
+    assert sum(each is not None for each in chosen) == 1
+
+
+def test_the_lowest_priority_gives_way_and_of_these_the_one_that_has_just_begun(database: Database) -> None:
+    runs = [busy(database, number, priority=priority) for number, priority in enumerate((1, 0, 0, 1))]
+    begun = {run.job_id: place for place, run in enumerate(runs)}
+    for job_id, place in begun.items():
+        later = update(Attempt).where(Attempt.job_id == job_id).values(started_at=1000 + place)
+        database.write(lambda session, later=later: session.execute(later))  # type: ignore[misc]
+    urgent = submit(database, priority=2)
+
+    assert preempt(database) == Preemption(runs[2].job_id, urgent)
+
+
+def test_a_cancel_wins_over_giving_way(database: Database) -> None:
+    run = busy(database)
+    submit(database, priority=1)
+    assert preempt(database)
+    database.write(lambda session: transitions.cancel(session, run.job_id))
+
+    run.end("drained")
+
+    assert status(database, run.job_id) == Status.CANCELLED

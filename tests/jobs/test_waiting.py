@@ -1,0 +1,148 @@
+"""Why a job waits, and its place in the queue, as its rows and those of the workers tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs import registry, transitions, waiting
+from jobs.database import Database, now_ms
+from jobs.models import Job
+from jobs.status import Status
+from jobs.waiting import Cause, Waiting
+from tests.jobs import rows
+from tests.jobs.rows import Run, claim, job, submit, worker
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def explain(database: Database, job_id: str) -> Waiting:
+    with database.read() as session:
+        found = waiting.explain(session, session.get_one(Job, job_id))
+    assert found is not None
+    return found
+
+
+def register(database: Database, **changes: Any) -> str:
+    facts = worker(**changes)
+    database.write(lambda session: registry.register(session, facts, 1, []))
+    return facts.id
+
+
+@pytest.mark.parametrize("before", [Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
+def test_a_job_that_runs_or_has_ended_waits_for_nothing(database: Database, before: Status) -> None:
+    job_id = rows.job_in(database, before)
+
+    with database.read() as session:
+        assert waiting.explain(session, session.get_one(Job, job_id)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "facts", "cause", "words"),
+    [
+        ({}, None, Cause.NO_WORKER, "pool default"),
+        ({}, {"pool": "other"}, Cause.NO_WORKER, "pool default"),
+        ({"gpus": 4}, {"gpus": 2}, Cause.TOO_FEW_GPUS, "needs 4 GPUs; no worker of the pool default has more than 2"),
+        ({}, {"datasets": {"digits": "e" * 64}}, Cause.DATASET_ABSENT, "this version of digits"),
+        ({}, {"datasets": {}}, Cause.DATASET_ABSENT, "digits"),
+        ({}, {"spec_versions": (2,)}, Cause.SPEC_VERSION_UNKNOWN, "version 1"),
+        ({"gpus": 2}, {"gpus": 2}, Cause.ABOUT_TO_START, "free worker"),
+    ],
+)
+def test_what_the_workers_lack_is_named(
+    database: Database, fields: dict[str, Any], facts: dict[str, Any] | None, cause: Cause, words: str
+) -> None:
+    if facts is not None:
+        register(database, **facts)
+
+    found = explain(database, submit(database, **fields))
+
+    assert (found.cause, found.position) == (cause, 1)
+    assert words in found.message
+
+
+def test_one_worker_has_to_have_everything(database: Database) -> None:
+    register(database, id="1", gpus=8, datasets={})
+    register(database, id="2", gpus=0)
+
+    found = explain(database, submit(database, gpus=8))
+
+    assert found.cause == Cause.DATASET_ABSENT
+
+
+def test_a_draining_worker_is_none_to_wait_for(database: Database) -> None:
+    worker_id = register(database)
+    job_id = submit(database)
+    assert explain(database, job_id).cause == Cause.ABOUT_TO_START
+
+    database.write(lambda session: registry.drain(session, worker_id))
+
+    assert explain(database, job_id).cause == Cause.NO_WORKER
+
+
+def test_the_place_in_the_queue_follows_priority_then_age(database: Database) -> None:
+    worker_id = register(database)
+    ids = [submit(database, priority=priority) for priority in (0, 5, 0, -1)]
+    elsewhere = submit(database, pool="elsewhere", priority=9)
+    backing_off = submit(database, priority=9)
+    later = update(Job).where(Job.id == backing_off).values(not_before=now_ms() + 3_600_000)
+    database.write(lambda session: session.execute(later))
+    database.write(lambda session: registry.beat(session, worker_id, "busy with another"))
+
+    found = [explain(database, job_id) for job_id in ids]
+
+    assert [each.position for each in found] == [2, 1, 3, 4]
+    assert [each.cause for each in found] == [Cause.JOBS_AHEAD, Cause.WORKERS_BUSY, Cause.JOBS_AHEAD, Cause.JOBS_AHEAD]
+    assert [each.message[:16] for each in found[2:]] == ["2 jobs are taken", "3 jobs are taken"]
+    assert "1 job is taken" in found[0].message
+    assert explain(database, elsewhere).position == 1
+    assert claim(database).job_id == ids[1], "the first place is the next to be taken"
+
+
+def test_as_many_start_as_workers_are_free(database: Database) -> None:
+    for number in (1, 2):
+        register(database, id=str(number))
+    ids = [submit(database) for _ in range(3)]
+
+    assert [explain(database, job_id).cause for job_id in ids] == [
+        Cause.ABOUT_TO_START,
+        Cause.ABOUT_TO_START,
+        Cause.JOBS_AHEAD,
+    ]
+
+
+def test_a_job_that_backs_off_says_until_when(database: Database) -> None:
+    run = Run(database, rows.running(database))
+    run.end("failed", "killed")
+
+    found = explain(database, run.job_id)
+
+    assert (found.cause, found.position) == (Cause.BACKING_OFF, None)
+    assert found.until == job(database, run.job_id).not_before
+    rows.make_due(database)
+    assert explain(database, run.job_id).cause == Cause.NO_WORKER
+
+
+def test_a_job_says_what_it_waits_for(database: Database) -> None:
+    done, failing, other = (submit(database, name=name) for name in ("done", "failing", "other"))
+    after = (done, failing, other)
+    job_id = submit(database, after=after, after_checkpoint=frozenset({other}))
+    Run(database, claim(database)).end("succeeded")
+
+    found = explain(database, job_id)
+
+    assert (found.cause, found.needs) == (Cause.DEPENDENCY, (failing, other))
+    assert "the success of failing, which is queued" in found.message
+    assert "the checkpoint of other" in found.message
+
+
+def test_a_paused_job_says_so(database: Database) -> None:
+    job_id = submit(database)
+    database.write(lambda session: transitions.pause(session, job_id))
+
+    assert explain(database, job_id).cause == Cause.PAUSED

@@ -1,0 +1,178 @@
+"""Real workers that end or give way in order: drains, preemption, limits of time, one job for a batch system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from jobs import queries, registry, transitions
+from jobs.audit import audit
+from jobs.database import Database
+from jobs.models import Attempt, Worker
+from tests.waiting import eventually
+from tests.worker.conftest import StartWorker
+from tests.worker.running import ENDLESS, ROOT, SHORT, Jobs, RunningWorker
+
+pytestmark = pytest.mark.timeout(300)
+
+PATIENT = {"WCL_LEASE_SECONDS": "60"}  # nobody is lost here, however busy the machine
+
+
+def row_of(worker: RunningWorker) -> Worker:
+    with worker.database.read() as session:
+        return next(row for row in queries.workers(session) if row.pid == worker.pid)
+
+
+def start_endless(worker: RunningWorker, jobs: Jobs, preemptible: bool = False, max_seconds: int | None = None) -> str:
+    """A running job with a registered checkpoint."""
+    job_id = jobs.submit(ENDLESS, preemptible=preemptible, max_seconds=max_seconds)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    return job_id
+
+
+def assert_queued(jobs: Jobs, job_id: str, reason: str) -> None:
+    job = jobs.get(job_id)
+    assert (job.status, job.status_reason, job.failures, job.not_before) == ("queued", reason, 0, None)
+
+
+def assert_saved_and_queued(jobs: Jobs, job_id: str, reason: str) -> None:
+    assert_queued(jobs, job_id, reason)
+    assert [event.type for event in jobs.events(job_id)][-2:] == ["checkpoint", "requeued"]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+def test_a_drained_worker_saves_its_job_takes_nothing_more_and_ends(
+    database: Database, start_worker: StartWorker
+) -> None:
+    jobs = Jobs(database)
+    worker = start_worker(database, **PATIENT)
+    job_id = start_endless(worker, jobs)
+    waiting = jobs.submit(SHORT)
+
+    database.write(lambda session: registry.drain(session, row_of(worker).id))
+
+    assert worker.wait() == 0, worker.words()
+    assert_saved_and_queued(jobs, job_id, "worker_stopped")
+    assert jobs.get(waiting).attempt == 0
+    assert row_of(worker).state == "stopped"
+    assert audit(database).findings == []
+
+
+def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_worker: StartWorker) -> None:
+    worker = start_worker(sqlite_database)
+
+    sqlite_database.write(lambda session: registry.drain(session, row_of(worker).id))
+
+    assert worker.wait() == 0, worker.words()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+def test_an_urgent_job_passes_a_preemptible_one_which_then_goes_on(
+    database: Database, start_worker: StartWorker
+) -> None:
+    jobs = Jobs(database)
+    worker = start_worker(database, **PATIENT)
+    job_id = start_endless(worker, jobs, preemptible=True)
+
+    urgent = jobs.submit(SHORT, priority=1)
+
+    assert jobs.wait_for(urgent, "succeeded", "failed").status == "succeeded", worker.words()
+    types = [event.type for event in jobs.events(job_id)]
+    assert types[types.index("preempt_requested") + 1 :][:2] == ["checkpoint", "requeued"]
+    again = jobs.wait_for(job_id, "running")
+    assert (again.attempt, again.failures) == (2, 0)
+    eventually(lambda: [e.type for e in jobs.events(job_id)].count("started") == 2, "the second start")
+    starts = [event.data["start_step"] for event in jobs.events(job_id) if event.type == "started"]
+    saved = [event.data["step"] for event in jobs.events(job_id) if event.type == "checkpoint"]
+    assert starts[0] == 0 < starts[1]
+    assert starts[1] in saved
+    database.write(lambda session: transitions.cancel(session, job_id))
+    jobs.wait_for(job_id, "cancelled")
+    assert audit(database).findings == []
+
+
+def test_a_job_that_has_run_for_as_long_as_it_may_ends_after_a_checkpoint(
+    sqlite_database: Database, start_worker: StartWorker
+) -> None:
+    jobs = Jobs(sqlite_database)
+    worker = start_worker(sqlite_database, **PATIENT)
+    job_id = start_endless(worker, jobs, max_seconds=3600)
+
+    began = update(Attempt).values(started_at=Attempt.started_at - 3_600_000)  # as if it had run for an hour
+    sqlite_database.write(lambda session: session.execute(began))
+
+    job = jobs.wait_for(job_id, "failed", "succeeded")
+
+    assert (job.status, job.status_reason, job.failures) == ("failed", "timeout", 0), worker.words()
+    assert [event.type for event in jobs.events(job_id)][-2:] == ["checkpoint", "failed"]
+
+
+# --- one job, for batch systems ------------------------------------------------------------------------------------
+
+
+def start_once(database: Database, folder: Path, *options: str, **settings: str) -> RunningWorker:
+    worker = RunningWorker(database, folder, **settings)
+    worker.options = ("--once", *options)
+    return worker.start()
+
+
+def test_once_with_nothing_to_do_ends_well(sqlite_database: Database, tmp_path: Path) -> None:
+    worker = start_once(sqlite_database, tmp_path / "data")
+
+    assert worker.wait() == 0
+    assert "no job waits" in worker.words()
+
+
+def test_once_takes_one_job_and_no_other(sqlite_database: Database, tmp_path: Path) -> None:
+    jobs = Jobs(sqlite_database)
+    start_once(sqlite_database, tmp_path / "data").wait()  # it announces its dataset
+    first, second = jobs.submit(SHORT), jobs.submit(SHORT)
+
+    worker = start_once(sqlite_database, tmp_path / "data")
+
+    assert worker.wait() == 0
+    assert [jobs.get(job_id).status for job_id in (first, second)] == ["succeeded", "queued"], worker.words()
+
+
+def test_once_saves_its_job_at_a_signal(sqlite_database: Database, tmp_path: Path) -> None:
+    jobs = Jobs(sqlite_database)
+    start_once(sqlite_database, tmp_path / "data").wait()
+    job_id = jobs.submit(ENDLESS)
+    worker = start_once(sqlite_database, tmp_path / "data", **PATIENT)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, "a checkpoint")
+
+    worker.send(signal.SIGTERM)
+
+    assert worker.wait() == 0, worker.words()
+    assert_saved_and_queued(jobs, job_id, "worker_stopped")
+
+
+def test_once_returns_its_job_before_its_time_is_over(sqlite_database: Database, tmp_path: Path) -> None:
+    jobs = Jobs(sqlite_database)
+    start_once(sqlite_database, tmp_path / "data").wait()
+    job_id = jobs.submit(ENDLESS)
+
+    worker = start_once(sqlite_database, tmp_path / "data", "--max-seconds", "35", **PATIENT)
+
+    assert worker.wait() == 0, worker.words()
+    assert_queued(jobs, job_id, "worker_stopped")
+
+
+def test_a_limit_that_leaves_no_time_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "--once", "--max-seconds", "5"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("WCL_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert "--max-seconds: 5 is too short; expected more than the 25 s" in done.stderr
