@@ -54,6 +54,21 @@ def test_a_dead_child_is_started_again_after_a_pause(tmp_path: Path) -> None:
     child.kill()
 
 
+def test_a_worker_that_was_asked_to_end_stays_away_and_a_failed_one_does_not(tmp_path: Path) -> None:
+    for code, comes_back in ((0, False), (1, True)):
+        said: list[str] = []
+        command = [sys.executable, "-c", f"raise SystemExit({code})"]
+        child = Child("worker", command, dict(os.environ), tmp_path / "log", may_end=True)
+        child.start()
+
+        eventually(lambda child=child, said=said: (child.watch(said.append), said)[1], "its end", 30)  # type: ignore[misc]
+        child.watch(said.append)
+
+        assert len(said) == 1
+        assert ("starting it again" in said[0]) == comes_back
+        assert ("is not started again" in said[0]) != comes_back
+
+
 def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
     said: list[str] = []
     child = Child(

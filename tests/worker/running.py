@@ -81,7 +81,7 @@ class RunningWorker:
                 return process
         return None
 
-    def wait(self, seconds: float = 90) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Wait until it has ended by itself; the exit code."""
         assert self._process
         return self._process.wait(seconds)
