@@ -163,13 +163,20 @@ class SeriesAnswer(TypedDict):
 
 
 class DatasetAnswer(TypedDict):
-    """A dataset that a worker announced; `counts` are images by split."""
+    """A dataset that a worker announced; `counts` are images by split, `class_counts` those of each class.
+
+    `label_lists` are fixed lists of train images that `semi_supervised.lists` may name; `image_size` is the most
+    that `data.image_size` can be, where there is a limit.
+    """
 
     name: str
     digest: str
     kind: str
     counts: dict[str, int]
     classes: list[str]
+    image_size: int | None
+    class_counts: dict[str, list[int]] | None
+    label_lists: dict[str, dict[str, Any]]
     updated_at: str
 
 
@@ -332,6 +339,9 @@ def dataset(row: Dataset) -> DatasetAnswer:
         "kind": row.kind,
         "counts": row.counts,
         "classes": row.classes,
+        "image_size": row.image_size,
+        "class_counts": row.class_counts,
+        "label_lists": row.label_lists or {},
         "updated_at": iso(row.updated_at),
     }
 

@@ -6,11 +6,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid
-from jobs.models import TRAINING, Checkpoint, Dataset, Job
+from jobs.fitting import LIVE
+from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.status import Status
 from jobs.submission import NewJob
 from jobs.transitions import newest_checkpoint
-from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, ProtocolSettings
+from wcl_core.config import (
+    CheckpointFeatures,
+    DataConfig,
+    EvaluateSpec,
+    PretrainSpec,
+    ProtocolSettings,
+    SemiSupervisedConfig,
+)
 
 _WIDE_K = 200  # of the protocol knn_wide
 
@@ -22,9 +30,10 @@ def check(session: Session, new: NewJob) -> Dataset:
         Invalid: everything wrong with it, each with its pointer.
     """
     errors: list[FieldError] = []
-    dataset = _dataset(session, new.spec.data.name, "/spec/data/name", errors)
+    dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
         errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
+        errors += _check_memory(session, new, new.spec)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, "/spec") + _check_features(session, new.spec)
     errors += _check_after(session, new)
@@ -39,12 +48,15 @@ def pretraining_count(dataset: Dataset) -> int:
     return int(dataset.counts.get("unlabelled", dataset.counts["train"]))
 
 
-def _dataset(session: Session, name: str, pointer: str, errors: list[FieldError]) -> Dataset | None:
-    dataset = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[FieldError]) -> Dataset | None:
+    dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
     if dataset is None:
         known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
         expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
-        errors.append(FieldError(pointer, f"there is no dataset {name!r}; {expected}"))
+        errors.append(FieldError(f"{pointer}/name", f"there is no dataset {data.name!r}; {expected}"))
+    elif dataset.image_size is not None and data.image_size > dataset.image_size:
+        detail = f"{data.image_size} is more than the {dataset.image_size} pixels that {dataset.name} is packed at"
+        errors.append(FieldError(f"{pointer}/image_size", detail))
     return dataset
 
 
@@ -55,7 +67,7 @@ def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | Non
         errors.append(FieldError("/spec/batch_size", detail))
     for place, plan in enumerate(spec.evaluations):
         pointer = f"/spec/evaluations/{place}"
-        measured = _dataset(session, plan.data.name, f"{pointer}/data/name", errors) if plan.data else dataset
+        measured = _dataset(session, plan.data, f"{pointer}/data", errors) if plan.data else dataset
         if measured is not None:
             errors += _check_protocols(plan, measured, pointer)
     return errors
@@ -68,19 +80,61 @@ def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
     return [FieldError("/spec/processes", detail)]
 
 
+def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
+    """A step's views alone, without any network, against the most that a worker of the pool has."""
+    fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.state.in_(LIVE))
+    known = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
+    # Without GPUs all processes share the machine's memory.
+    shares = [memory / (1 if gpus else spec.processes) for memory, gpus in known if memory is not None]
+    if not shares or spec.view_bytes <= max(shares):
+        return []
+    name = "multi_crop/crops" if spec.multi_crop.crops else "batch_size"
+    needed, most = (f"{size / 2**30:.1f} GiB" for size in (spec.view_bytes, max(shares)))
+    detail = f"the views of a step take {needed} in each process, where the workers of this pool have {most} at most"
+    return [FieldError(f"/spec/{name}", detail)]
+
+
 def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str) -> list[FieldError]:
     errors = []
-    mean_class = dataset.counts["train"] / max(1, len(dataset.classes))
-    of_classes = f"the images per class of {dataset.name}, {mean_class:g} on average"
+    smallest, of_classes = _smallest_class(dataset)
     protocols = settings.protocols
-    if "knn" in protocols and settings.knn_k > mean_class / 2:
+    if "knn" in protocols and settings.knn_k > smallest / 2:
         errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
-    if "knn_wide" in protocols and mean_class / 2 < _WIDE_K:
+    if "knn_wide" in protocols and smallest / 2 < _WIDE_K:
         here = f"{pointer}/protocols/{protocols.index('knn_wide')}"
         errors.append(FieldError(here, f"knn_wide has k = {_WIDE_K}, which is above half {of_classes}"))
     for place, count in enumerate(settings.labels_per_class):
-        if "few_labels" in protocols and count > mean_class:
+        if "few_labels" in protocols and count > smallest:
             errors.append(FieldError(f"{pointer}/labels_per_class/{place}", f"{count} is more than {of_classes}"))
+    if "semi_supervised" in protocols:
+        errors += _check_semi_supervised(settings.semi_supervised, dataset, f"{pointer}/semi_supervised")
+    return errors
+
+
+def _smallest_class(dataset: Dataset) -> tuple[float, str]:
+    """Train images of the smallest class, and how to call them; their mean where no worker has told more."""
+    if counts := (dataset.class_counts or {}).get("train"):
+        smallest = min(counts)
+        name = dataset.classes[counts.index(smallest)]
+        return smallest, f"the {smallest} train images of {name}, the smallest class of {dataset.name}"
+    mean = dataset.counts["train"] / max(1, len(dataset.classes))
+    return mean, f"the images per class of {dataset.name}, {mean:g} on average"
+
+
+def _check_semi_supervised(config: SemiSupervisedConfig, dataset: Dataset, pointer: str) -> list[FieldError]:
+    errors = []
+    smallest, of_classes = _smallest_class(dataset)
+    for place, share in enumerate(config.shares):
+        per_class = max(1, round(share * dataset.counts["train"] / max(1, len(dataset.classes))))
+        if per_class > smallest:
+            detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
+            errors.append(FieldError(f"{pointer}/shares/{place}", detail))
+    known = dataset.label_lists or {}
+    for place, name in enumerate(config.lists):
+        if name not in known:
+            expected = f"registered are: {', '.join(sorted(known))}" if known else "no worker has registered one"
+            detail = f"there is no list {name!r} of {dataset.name}; {expected}"
+            errors.append(FieldError(f"{pointer}/lists/{place}", detail))
     return errors
 
 

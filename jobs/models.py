@@ -253,6 +253,7 @@ class Worker(Base):
     name: Mapped[str] = mapped_column(_String(200))
     pool: Mapped[str] = mapped_column(_String(64))
     gpus: Mapped[int] = mapped_column(Integer)
+    memory_bytes: Mapped[int | None]  # of its GPU, or of the machine: what a training process can have at most
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
     spec_versions: Mapped[list[str]]
@@ -273,6 +274,9 @@ class Dataset(Base):
     kind: Mapped[str] = mapped_column(_String(16))
     counts: Mapped[dict[str, Any]]
     classes: Mapped[list[str]]
+    class_counts: Mapped[dict[str, Any] | None]  # None: announced by a worker that did not tell yet
+    label_lists: Mapped[dict[str, Any] | None]
+    image_size: Mapped[int | None] = mapped_column(Integer)  # of what is stored, where views cannot be larger
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
 

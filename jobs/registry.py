@@ -28,6 +28,7 @@ class DatasetFacts:
         counts: images by split.
         class_counts: images of each class in label order, by split.
         label_lists: fixed lists of train images by name, each with its digest and how many they are.
+        image_size: side of what is stored, where views cannot be larger; None where any size can be had.
     """
 
     name: str
@@ -37,16 +38,28 @@ class DatasetFacts:
     classes: list[str]
     class_counts: dict[str, list[int]] = field(default_factory=dict)
     label_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    image_size: int | None = None
 
 
-def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence[DatasetFacts]) -> None:
-    """Add a worker's row, and its datasets: the newest announcement of a name is what new jobs get."""
+def register(
+    session: Session,
+    worker: WorkerFacts,
+    pid: int,
+    datasets: Sequence[DatasetFacts],
+    memory_bytes: int | None = None,
+) -> None:
+    """Add a worker's row, and its datasets: the newest announcement of a name is what new jobs get.
+
+    Args:
+        memory_bytes: what a training process can have at most: of its GPU, or of the machine; None where unknown.
+    """
     session.add(
         Worker(
             id=worker.id,
             name=worker.name,
             pool=worker.pool,
             gpus=worker.gpus,
+            memory_bytes=memory_bytes,
             pid=pid,
             datasets=dict(worker.datasets),
             spec_versions=[str(version) for version in worker.spec_versions],
@@ -54,7 +67,7 @@ def register(session: Session, worker: WorkerFacts, pid: int, datasets: Sequence
         )
     )
     for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
-        values = {name: getattr(facts, name) for name in ("digest", "kind", "counts", "classes")}
+        values = {name: value for name, value in vars(facts).items() if name != "name"}
         statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
         session.execute(
             statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()})

@@ -13,7 +13,8 @@ from sqlalchemy import URL
 class Settings(BaseSettings):
     """One machine by default: SQLite, no broker, loopback.  URLs choose everything else.
 
-    `WCL_DATASETS` is a JSON object from dataset name to image folder or packed file; only workers read them.
+    `WCL_DATASETS` is a JSON object from dataset name to image folder or packed file, `WCL_LABEL_LISTS` one from dataset
+    name to objects from a list's name to its file; only workers read them.
     """
 
     model_config = SettingsConfigDict(env_prefix="WCL_", frozen=True, extra="ignore")
@@ -29,6 +30,9 @@ class Settings(BaseSettings):
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     gpus: int | None = Field(default=None, ge=0, description="GPUs this worker offers; unset: those it sees.")
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
+    label_lists: dict[str, dict[str, Path]] = Field(
+        default={}, description="Fixed lists of labelled train images, by dataset and by their own names."
+    )
     builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
 
     lease_seconds: float = Field(default=60, gt=0, description="Unchanged for so long, an attempt counts as lost.")

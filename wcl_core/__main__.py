@@ -186,6 +186,7 @@ def _print_description(found: data.Description) -> None:
                 "counts": found.counts,
                 "classes": found.classes,
                 "class_counts": found.class_counts,
+                "image_size": found.image_size,
                 "label_lists": {name: asdict(some) for name, some in found.label_lists.items()},
             }
         )

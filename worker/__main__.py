@@ -30,6 +30,7 @@ from jobs.storage import LocalStorage
 from jobs.transitions import WorkerFacts
 from wcl_core.config import SPEC_VERSIONS
 from worker import app, datasets, leftovers
+from worker.memory import device_bytes
 from worker.slot import Slot
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _wait_for_tables(database)
     leftovers.settle(database, storage, settings)
     announced = [source.facts for source in sources.values()]
-    database.write(lambda session: registry.register(session, facts, os.getpid(), announced))
+    memory = device_bytes(facts.gpus)
+    database.write(lambda session: registry.register(session, facts, os.getpid(), announced, memory))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining)
     slot = Slot(database, facts, supervisor, draining)

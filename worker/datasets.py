@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.registry import DatasetFacts
@@ -18,17 +18,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that is here: what it is, and the folder or file that nobody else learns of."""
+    """A dataset that is here: what it is, and the folder or file and the lists that nobody else learns of."""
 
     facts: DatasetFacts
     path: Path | None
+    lists: dict[str, Path] = field(default_factory=dict)
 
 
 def find(settings: Settings) -> dict[str, Source]:
     """The datasets of the settings by name; an unusable one is named in the log and left out."""
     wanted: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
     wanted += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
-    found = (_describe(*entry, settings.descriptions_dir) for entry in wanted)
+    found = (_describe(*entry, settings) for entry in wanted)
     return {source.facts.name: source for source in found if source is not None}
 
 
@@ -36,14 +37,16 @@ def _kind_of(path: Path) -> str:
     return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
 
 
-def _describe(name: str, kind: str, path: Path | None, cache_dir: Path) -> Source | None:
+def _describe(name: str, kind: str, path: Path | None, settings: Settings) -> Source | None:
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", name, kind]
     if path is not None:
-        command += [str(path), "--cache", str(cache_dir / f"{name}.json")]
+        command += [str(path), "--cache", str(settings.descriptions_dir / f"{name}.json")]
+    lists = settings.label_lists.get(name, {})
+    command += [f"--list={list_name}={list_path}" for list_name, list_path in lists.items()]
     done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         log.error("dataset %s is left out: %s", name, done.stderr.strip()[-1000:])
         return None
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in answer["counts"].items()))
-    return Source(DatasetFacts(**answer), path)
+    return Source(DatasetFacts(**answer), path, lists)

@@ -151,6 +151,7 @@ class Supervisor:
                 "kind": source.facts.kind,
                 "path": str(source.path) if source.path else None,
                 "digest": claim.dataset_digest,
+                "lists": {name: str(path) for name, path in source.lists.items()},
             },
             "resume": str(resume) if resume else None,
             "checkpoint": str(checkpoint) if checkpoint else None,

@@ -49,8 +49,28 @@ def test_each_kind_is_found_by_what_lies_there(
     }
     assert found["packed"].facts.counts == found["flat"].facts.counts == {"train": 8, "test": 2}
     assert found["packed"].facts.digest != found["flat"].facts.digest
+    assert (found["packed"].facts.image_size, found["flat"].facts.image_size) == (8, None)
     assert "dataset gone is left out" in caplog.text
     assert "dataset none is left out" in caplog.text
     by_name = {command[4]: command for command in commands}
     assert by_name["flat"][-2:] == ["--cache", str(settings.descriptions_dir / "flat.json")]
     assert "--cache" not in by_name["digits"]
+
+
+def test_lists_lie_beside_their_dataset_and_a_bad_one_leaves_it_out(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text("0\n4\n")
+    bad.write_text("0\n99\n")
+    lists = {"flat": {"some": good}, "other": {"some": bad}, "digits": {}}
+    settings = Settings(data_dir=tmp_path / "data", datasets={"flat": photos, "other": photos}, label_lists=lists)
+
+    found = datasets.find(settings)
+
+    assert found.keys() == {"digits", "flat"}
+    assert (found["flat"].lists, found["flat"].facts.label_lists["some"]["images"]) == ({"some": good}, 2)
+    assert found["flat"].facts.class_counts == {"train": [4, 4], "test": [1, 1]}
+    assert found["digits"].lists == found["digits"].facts.label_lists == {}
+    assert "dataset other is left out" in caplog.text
+    assert "list some: line 2: '99' is none of the 8 train images" in caplog.text

@@ -92,6 +92,13 @@ class PretrainSpec(SpecModel):
         description="Images a process embeds at a time, in two passes; batch norm is then by chunk, a deviation.",
     )
 
+    @property
+    def view_bytes(self) -> int:
+        """Bytes of a step's views in each process, as float32: the least that a step needs, whatever the network."""
+        crops, side = self.multi_crop, self.data.image_size
+        pixels = 2 * side**2 + crops.crops * crops.side(side) ** 2
+        return self.batch_size // self.processes * 3 * 4 * pixels
+
     @field_validator("method")
     @classmethod
     def _known(cls, method: str) -> str:

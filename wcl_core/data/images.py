@@ -92,6 +92,7 @@ class Description:
         counts: images by split.
         class_counts: images of each class in label order, of the labelled splits.
         label_lists: fixed lists of train images.
+        image_size: side of what is stored, where views cannot be larger.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Description:
     classes: tuple[str, ...]
     class_counts: dict[str, list[int]]
     label_lists: dict[str, LabelList] = field(default_factory=dict)
+    image_size: int | None = None
 
 
 def tensor_digest(*tensors: Tensor) -> str:

@@ -92,7 +92,7 @@ def describe_packed(name: str, path: Path) -> Description:
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     found = class_counts(labels, len(header.classes))
-    return Description(name, "packed", header.digest, counts, header.classes, found)
+    return Description(name, "packed", header.digest, counts, header.classes, found, image_size=header.size)
 
 
 def packed_train_labels(name: str, path: Path) -> Tensor:
