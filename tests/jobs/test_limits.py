@@ -9,6 +9,7 @@ from jobs import transitions
 from jobs.database import Database, now_ms
 from jobs.models import Attempt
 from jobs.status import INFRASTRUCTURE, Status
+from jobs.transitions import outcomes
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, job, running, status, submit, try_claim
 
@@ -50,7 +51,7 @@ def test_a_failure_of_the_infrastructure_waits_before_it_is_tried_again(database
 
 def test_the_wait_doubles_and_is_jittered_up_to_a_cap() -> None:
     for failures, longest in ((1, 4), (2, 8), (3, 16), (8, 512), (9, 600), (10_000, 600)):
-        waits = [transitions._wait_ms(failures) for _ in range(200)]
+        waits = [outcomes.wait_ms(failures) for _ in range(200)]
         assert longest * 500 <= min(waits) < max(waits) <= longest * 1000
         assert len(set(waits)) > 100
 

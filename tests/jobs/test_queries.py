@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import queries, service, transitions
+from jobs import queries, service
 from jobs.database import Database
 from jobs.errors import Invalid, NotFound
+from jobs.events import record
 from jobs.models import Checkpoint, Worker
 from jobs.queries import Cursor
 from jobs.status import Status
@@ -111,7 +112,7 @@ def test_hostile_ids_are_not_found(database: Database, text: str) -> None:
 def test_events_come_in_order_after_a_number(database: Database) -> None:
     job_id = submit(database)
     for _ in range(3):
-        database.write(lambda session: transitions.record(session, job_id, "changed", {}))
+        database.write(lambda session: record(session, job_id, "changed", {}))
 
     with database.read() as session:
         assert [event.seq for event in queries.events_after(session, job_id, 1)] == [2, 3, 4]

@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from jobs import transitions
 from jobs.database import Database, now_ms
 from jobs.errors import Conflict, NotFound, Superseded
+from jobs.events import record
 from jobs.models import Attempt, Base, Job, Log, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
+from jobs.transitions import attempts
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, job_in, running, status, submit, try_claim, worker
 
@@ -284,9 +286,9 @@ def test_a_superseded_attempt_writes_nothing_at_all(
     supersede(database, run)
     before = contents(database)
 
-    for record in EVERYTHING:
+    for line in EVERYTHING:
         with pytest.raises(Superseded):
-            run.deliver(record)
+            run.deliver(line)
     for send in (
         lambda: run.deliver(*EVERYTHING, output=[(1, "words")]),
         lambda: run.send([]),
@@ -375,7 +377,7 @@ def test_a_twin_that_comes_in_between_supersedes_nobody(database: Database, monk
     run = Run(database, running(database))
     lines = rows.numbered([rows.metrics(step, loss=1.0) for step in range(4)])
     run.send(lines[:2])
-    renew = transitions._renew
+    renew = attempts._renew
     twins: list[Future[object]] = []
     due = [lines[2:]]  # the second try, with the lines that are new
 
@@ -386,7 +388,7 @@ def test_a_twin_that_comes_in_between_supersedes_nobody(database: Database, monk
             rows.until_somebody_waits_for_a_lock(database, or_done=twins[0])
         return renew(session, job_id, number, sent)
 
-    monkeypatch.setattr(transitions, "_renew", renew_after_a_twin)
+    monkeypatch.setattr(attempts, "_renew", renew_after_a_twin)
     with ThreadPoolExecutor(1) as pool:
         run.send(lines)
 
@@ -595,7 +597,7 @@ def test_events_are_numbered_without_gaps_under_concurrency(database: Database) 
             if number == 0:
                 run.deliver({"type": "warning", "reason": "odd", "message": str(turn)})
             else:
-                database.write(lambda session: transitions.record(session, run.job_id, "changed", {"by": number}))
+                database.write(lambda session: record(session, run.job_id, "changed", {"by": number}))
 
     at_once(5, write)
 

@@ -1,0 +1,148 @@
+"""A running attempt: the fence before whatever it writes, and its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs import ingest
+from jobs.database import now_ms
+from jobs.errors import Superseded
+from jobs.events import record
+from jobs.models import Attempt, Job
+from jobs.status import Reason
+from jobs.transitions.outcomes import is_over_time, settle
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is asked of a running attempt; `timeout` once the job has run for as long as it may."""
+
+    cancel: bool
+    pause: bool
+    preempt: bool
+    timeout: bool = False
+
+
+def deliver(
+    session: Session,
+    job_id: str,
+    number: int,
+    lines: list[dict[str, Any]],
+    output: list[tuple[int, str]] | None = None,
+    *,
+    max_failures: int = 3,
+) -> Requests:
+    """Store spool lines and output of an open attempt, and renew it.
+
+    The first statement is fence, duplicate filter and renewal in one.  Lines already stored are skipped, so a delivery
+    whose answer was lost may be repeated.
+
+    Args:
+        session: a writing transaction.
+        job_id, number: the attempt.
+        lines: records of the spool in order, without a gap; none to renew only.
+        output: numbered lines of stdout and stderr.
+        max_failures: infrastructure failures that end the job.
+
+    Raises:
+        Superseded: the attempt has ended.
+    """
+    lines = [ingest.clean(line) for line in _fence(session, job_id, number, lines)]
+    end = ingest.store(session, job_id, number, lines, output or [])
+    for line in lines:
+        if line["type"] in _EVENTS:
+            data = {key: value for key, value in line.items() if key not in ("type", "seq")}
+            record(session, job_id, line["type"], {"attempt": number, **data})
+    if end is not None:
+        _close(session, job_id, number, end["reason"] or end["outcome"])
+        settle(session, job_id, number, end["outcome"], end["reason"], end["message"], max_failures)
+    asked = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
+    cancel, pause, preempt, max_seconds = session.execute(asked.where(Job.id == job_id)).one()
+    return Requests(
+        cancel=cancel is not None,
+        pause=pause is not None,
+        preempt=preempt is not None,
+        timeout=max_seconds is not None and is_over_time(session, job_id),
+    )
+
+
+_EVENTS = frozenset({"started", "checkpoint", "warning"})
+
+
+def _fence(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pass, renewed, with the lines that are new; or raise Superseded."""
+    if lines and lines[-1]["seq"] - lines[0]["seq"] != len(lines) - 1:
+        raise ValueError(f"spool lines between {lines[0]['seq']} and {lines[-1]['seq']} are missing")
+    if _renew(session, job_id, number, lines):
+        return lines
+    attempt = session.execute(
+        select(Attempt.ended_at, Attempt.delivered_seq)
+        .where(Attempt.job_id == job_id, Attempt.number == number)
+        .with_for_update()  # a twin of this delivery may be under way
+    ).one_or_none()
+    if attempt is None or attempt.ended_at is not None:
+        raise Superseded(f"attempt {number} of job {job_id} has ended")
+    new = [line for line in lines if line["seq"] > attempt.delivered_seq]
+    if new and new[0]["seq"] != attempt.delivered_seq + 1:
+        raise ValueError(f"spool lines after {attempt.delivered_seq} are missing, got {new[0]['seq']}")
+    if not _renew(session, job_id, number, new):
+        raise Superseded(f"attempt {number} of job {job_id} changed hands")
+    return new
+
+
+def _renew(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> bool:
+    statement = (
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
+        .values(renewals=Attempt.renewals + 1)
+    )
+    if lines:
+        statement = statement.where(Attempt.delivered_seq == lines[0]["seq"] - 1).values(delivered_seq=lines[-1]["seq"])
+    result = session.execute(statement.returning(Attempt.number), execution_options={"synchronize_session": False})
+    return result.scalar_one_or_none() is not None
+
+
+def end_attempt(
+    session: Session,
+    job_id: str,
+    number: int,
+    outcome: str,
+    reason: str | None = None,
+    message: str | None = None,
+    *,
+    max_failures: int = 3,
+) -> None:
+    """End an open attempt whose process said nothing more: killed, stopped, never started.
+
+    Raises:
+        Superseded: the attempt has ended already.
+    """
+    if not _close(session, job_id, number, reason or outcome):
+        raise Superseded(f"attempt {number} of job {job_id} has ended")
+    settle(session, job_id, number, outcome, reason, message, max_failures)
+
+
+def reap(session: Session, job_id: str, number: int, renewals: int, *, max_failures: int = 3) -> bool:
+    """End an attempt that its observer saw unrenewed for a whole lease; False when it was renewed meanwhile."""
+    if not _close(session, job_id, number, Reason.WORKER_LOST, renewals):
+        return False
+    message = "its worker stopped renewing the attempt"
+    settle(session, job_id, number, "failed", Reason.WORKER_LOST, message, max_failures)
+    return True
+
+
+def _close(session: Session, job_id: str, number: int, reason: str, renewals: int | None = None) -> bool:
+    statement = (
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
+        .values(ended_at=now_ms(), end_reason=reason)
+        .returning(Attempt.number)
+    )
+    if renewals is not None:
+        statement = statement.where(Attempt.renewals == renewals)
+    result = session.execute(statement, execution_options={"synchronize_session": False})
+    return result.scalar_one_or_none() is not None

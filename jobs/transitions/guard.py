@@ -1,0 +1,54 @@
+"""The guarded statement that every change of a status is; nothing else assigns one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import now_ms
+from jobs.models import Event, Job
+from jobs.status import TERMINAL, Status
+
+
+def move(
+    session: Session,
+    job_id: str,
+    before: frozenset[Status],
+    after: Status,
+    event: str,
+    *,
+    reason: str | None = None,
+    message: str | None = None,
+    data: dict[str, Any] | None = None,
+    **values: Any,
+) -> bool:
+    """The guarded statement: succeeds only from a status in `before`, and appends the event it numbers."""
+    if after in TERMINAL:
+        values["ended_at"] = now_ms()
+    statement = (
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_(before))
+        .values(
+            status=after,
+            status_reason=reason,
+            status_message=message,
+            event_seq=Job.event_seq + 1,
+            updated_at=now_ms(),
+            **values,
+        )
+        .returning(Job.event_seq)
+    )
+    seq = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one_or_none()
+    if seq is None:
+        return False
+    facts = {"status": after, "reason": reason, "message": message} | (data or {})
+    session.add(Event(job_id=job_id, seq=seq, type=event, data={k: v for k, v in facts.items() if v is not None}))
+    session.flush()
+    return True
+
+
+def lock(session: Session, job_id: str) -> None:
+    """Hold the row, so that its run cannot end between the two statements that a request may need."""
+    session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))

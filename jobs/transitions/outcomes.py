@@ -1,0 +1,92 @@
+"""Where a job goes when its attempt has ended: over, held, or back to the queue, at once or after a wait."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs import plans
+from jobs.database import now_ms
+from jobs.models import Attempt, Job
+from jobs.status import HELD, INFRASTRUCTURE, Reason, Status
+from jobs.transitions.guard import move
+
+
+def settle(
+    session: Session,
+    job_id: str,
+    number: int,
+    outcome: str,
+    reason: str | None,
+    message: str | None,
+    max_failures: int,
+) -> None:
+    """Where the job goes when its attempt has ended: the one place that decides it."""
+    # Locked before it is read: a request that commits in between would be cleared unseen.
+    job = session.execute(
+        select(
+            Job.failures,
+            Job.cancel_requested_at,
+            Job.pause_requested_at,
+            Job.preempt_requested_at,
+            Job.max_seconds,
+        )
+        .where(Job.id == job_id)
+        .with_for_update(key_share=True)
+    ).one()
+    failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
+    cleared: dict[str, Any] = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
+    pauses = outcome == "paused" or reason in HELD
+    goes_on = pauses or outcome == "drained" or reason in INFRASTRUCTURE
+    if outcome == "succeeded":
+        after, reason = Status.SUCCEEDED, None
+    elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
+        after, reason = Status.CANCELLED, Reason.USER
+    elif goes_on and job.max_seconds is not None and is_over_time(session, job_id):
+        after, reason, message = Status.FAILED, Reason.TIMEOUT, f"it ran for the {job.max_seconds} s that it may"
+    elif pauses or (goes_on and job.pause_requested_at is not None):
+        # A run that pauses by itself says why; one that was asked to does not.
+        after, reason = Status.PAUSED, (reason if pauses else None) or Reason.USER
+    elif outcome == "drained":
+        after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED
+    elif goes_on and failures < max_failures:
+        after = Status.QUEUED
+        cleared["not_before"] = now_ms() + wait_ms(failures)
+    else:
+        after, reason = Status.FAILED, reason or Reason.INTERNAL_ERROR
+    move(
+        session,
+        job_id,
+        frozenset({Status.RUNNING}),
+        after,
+        "requeued" if after is Status.QUEUED else str(after),
+        reason=reason,
+        message=message,
+        data={"attempt": number},
+        failures=failures,
+        **cleared,
+    )
+    if after is Status.SUCCEEDED:
+        plans.at_success(session, job_id)
+
+
+def is_over_time(session: Session, job_id: str) -> bool:
+    """Whether the job's attempts together have run for its `max_seconds`, by the database's clock."""
+    spent = select(func.sum(func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at)).where(
+        Attempt.job_id == job_id
+    )
+    limit = select(Job.id).where(Job.id == job_id, Job.max_seconds * 1000 <= spent.scalar_subquery())
+    return session.execute(limit).first() is not None
+
+
+_FIRST_WAIT_SECONDS = 4.0
+_LONGEST_WAIT_SECONDS = 600.0
+
+
+def wait_ms(failures: int) -> int:
+    """How long a job waits after its n-th failure of the infrastructure: doubling, with jitter, up to ten minutes."""
+    longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 30))
+    return int(1000 * random.uniform(longest / 2, longest))
