@@ -85,7 +85,8 @@ class LocalStorage:
         return (folder.name for folder in self.root.glob("*") if folder.is_dir())
 
     def keys(self, job_id: str) -> Iterator[str]:
-        return (str(path.relative_to(self.root)) for path in self._place(job_id).glob("*/*") if path.is_file())
+        root = self.root.resolve()  # as `_place` does: the folder may be a link to a larger disk
+        return (str(path.relative_to(root)) for path in self._place(job_id).glob("*/*") if path.is_file())
 
     def _place(self, key: str) -> Path:
         place = (self.root / key).resolve()

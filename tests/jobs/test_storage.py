@@ -137,3 +137,13 @@ def test_attempts_have_folders_of_their_own() -> None:
 
 def test_the_digest_is_that_of_the_bytes(source: Path) -> None:
     assert sha256_of(source) == hashlib.sha256(BYTES).hexdigest()
+
+
+def test_a_folder_that_is_a_link_lists_its_files_by_key(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "larger disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "larger disk")
+    store = LocalStorage(tmp_path / "link")
+    key = checkpoint_key("job", 2, "step-1.safetensors")
+    store.put(source, key)
+
+    assert list(store.keys("job")) == [key]
