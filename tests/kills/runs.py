@@ -66,6 +66,7 @@ class KilledRun:
         number: its place; together with the seed it decides all its moments.
         variant: its name.
         kills: the moments at which it was killed.
+        resumed_at: the step of the checkpoint that was resumed from after each of them; 0 without one.
         missed: a moment from outside that it outran, or none.
         num_parts: files that kills left half written.
         steps_again: steps that were taken more than once.
@@ -75,13 +76,16 @@ class KilledRun:
     number: int
     variant: str
     kills: list[Moment] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)
     missed: list[Moment] = field(default_factory=list)
     num_parts: int = 0
     steps_again: int = 0
     differences: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        moments = "; ".join(map(str, self.kills))
+        moments = "; ".join(
+            f"{moment}, then resumed at {step}" for moment, step in zip(self.kills, self.resumed_at, strict=True)
+        )
         said = "equal" if not self.differences else "DIFFERENT: " + "; ".join(self.differences[:5])
         missed = f"; missed {self.missed[0]}" if self.missed else ""
         return f"run {self.number}, {self.variant}, {said}\n    killed {moments}{missed}"
@@ -102,6 +106,7 @@ def killed_run(number: int, reference: Reference, seed: int, most: int, folder: 
         resume = left.checkpoint or resume
         if moment is not None and -signal.SIGKILL in codes:
             run.kills.append(moment)
+            run.resumed_at.append(max(life.step for life in lives))
             continue
         if any(codes) or not left.has_succeeded:
             run.differences.append(f"attempt {place} failed, {codes}: {attempt.output()}")
