@@ -105,8 +105,8 @@ class ViewParameters:
 
     def rows(self) -> list[Tensor]:
         """The indices where each mask is True, on the device, by one transfer."""
-        found = [mask.nonzero().flatten() for mask in self.masks]
-        return list(torch.split(_send(torch.cat(found), self.values.device), [len(index) for index in found]))
+        counts, index = self.masks.sum(dim=1).tolist(), self.masks.nonzero()[:, 1].contiguous()
+        return list(torch.split(_send(index, self.values.device), counts))
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
