@@ -18,7 +18,7 @@ from api.idempotency import REPLAYED, TheSubmission
 from api.problems import Gone
 from api.rendering import CheckpointAnswer, JobAnswer
 from api.state import TheDatabase, TheSettings, TheStorage
-from jobs import queries, service
+from jobs import queries, service, waiting
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint
 from jobs.settings import Settings
@@ -79,7 +79,7 @@ def evaluate(
         job = submission.make(said, lambda session: new_evaluation(session, checkpoint_id, body, principal.key_id))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     with database.read() as session:
-        return rendering.job(job, queries.tags(session, [job.id])[job.id])
+        return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
 
 
 @router.delete("", status_code=204)

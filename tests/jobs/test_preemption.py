@@ -83,6 +83,14 @@ def test_nobody_gives_way_for_nothing(database: Database, running: dict[str, Any
     assert preempt(database) is None
 
 
+def test_a_lesser_job_elsewhere_does_not_make_an_equal_one_give_way(database: Database) -> None:
+    busy(database, 1, facts={"pool": "other"}, pool="other", priority=0)
+    busy(database, 2, priority=1)
+    submit(database, priority=1)
+
+    assert preempt(database) is None
+
+
 @pytest.mark.parametrize(("free", "gives_way"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
 def test_nobody_gives_way_while_a_free_worker_fits(database: Database, free: dict[str, Any], gives_way: bool) -> None:
     busy(database)
