@@ -26,6 +26,7 @@ _WIDE = """() => [...document.querySelectorAll("body *")]
 
 
 _UNNAMED = """() => [...document.querySelectorAll("button, input, select, summary, nav, a[href], [tabindex='0']")]
+    .filter((e) => e.type !== "hidden")
     .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.length))
     .map((e) => e.outerHTML)"""
 
