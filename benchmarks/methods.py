@@ -39,11 +39,10 @@ START: Settings = {
 }
 
 
-def temperatures() -> Stage:
-    """Both of WCL's; SimCLR has one, which is looked at more closely."""
-    both = [(0.1, 0.2), (0.2, 0.1), (0.2, 0.2)]
+def temperatures(both: list[tuple[float, float]], one: list[float]) -> Stage:
+    """Pairs of WCL's two; SimCLR has one, which is looked at as often."""
     wcl = [{"loss.temperature": t, "loss.weak_temperature": w} for t, w in both]
-    return Stage("temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.14, 0.2, 0.28)]})
+    return Stage("temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in one]})
 
 
 def views_and_rate() -> Stage:
@@ -76,8 +75,9 @@ def stages(source: Source) -> list[Stage]:
     """
     if source.folder is None:
         mates = labels_use({"loss.exclude_mates": True})
-        return [temperatures(), views_and_rate(), weak_loss(), higher_temperatures(), mates]
-    return [views_and_rate(), temperatures(), higher_temperatures()]
+        usual = temperatures([(0.1, 0.2), (0.2, 0.1), (0.2, 0.2)], [0.14, 0.2, 0.28])
+        return [usual, views_and_rate(), weak_loss(), higher_temperatures(), mates]
+    return [views_and_rate(), temperatures([(0.2, 0.1), (0.2, 0.2), (0.4, 0.2)], [0.2, 0.28, 0.4])]
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,8 +52,19 @@ def test_the_official_recipes(epochs: int) -> None:
     assert (paper.optimizer.lars_exclusion, code.optimizer.lars_exclusion) == ("one-dimensional", "official-names")
 
 
+@pytest.mark.parametrize("method", ["wcl", "simclr"])
+def test_digits_are_trained_as_the_search_chose(method: str) -> None:
+    """What each method chose on held-out images; the twins agree in what both have."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "methods-digits.json"
+    spec = resolve_spec(presets()[f"{method}-digits"])
+    for path, value in json.loads(results.read_text())["chosen"][method].items():
+        section, field = path.split(".")
+        if method == "wcl" or not field.startswith("weak_") or section != "loss":
+            assert spec[section][field] == value, path
+
+
 def test_the_rate_follows_the_global_batch() -> None:
-    for name, batch, rate in (("wcl-small", 256, 1.2), ("wcl-cifar10", 512, 0.12), ("wcl-digits", 256, 0.06)):
+    for name, batch, rate in (("wcl-small", 256, 1.2), ("wcl-cifar10", 512, 0.12), ("wcl-digits", 256, 0.12)):
         spec = presets()[name]
         assert spec.batch_size == batch
         assert base_learning_rate(spec.optimizer, batch) == pytest.approx(rate)
