@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from jobs import queries, registry, transitions, waiting
 from jobs.database import Database, new_id
@@ -154,6 +155,20 @@ def test_a_drain_and_a_claim_at_once_leave_no_doubt(database: Database) -> None:
         assert rows.status(database, job_id) == ("running" if claimed else "queued")
         if not claimed:
             database.write(lambda session, job_id=job_id: transitions.cancel(session, job_id))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_claim_waits_for_a_drain_that_is_under_way(database: Database) -> None:
+    """PostgreSQL only: on SQLite writers take turns."""
+    worker_id = register(database, DIGITS)
+    job_id = rows.submit(database)
+    with Session(database.engine) as other:
+        registry.drain(other, worker_id)  # not committed yet
+        with rows.in_background(lambda: rows.try_claim(database, worker(id=worker_id))) as claimed:
+            rows.until_somebody_waits_for_a_lock(database, or_done=claimed)
+            other.commit()
+    assert claimed.result() is None
+    assert rows.status(database, job_id) == "queued"
 
 
 def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None:
