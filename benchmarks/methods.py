@@ -116,19 +116,6 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _save(source: Source, trials: dict[str, list[Trial]], results: dict[str, list[Measured]], search: Search) -> None:
     data = dataset(source, None)
-    seeds = [trial.seed for trial in trials["wcl"]]
-    chosen = "\n".join(f"- {method}: {described(settings)}" for method, settings in search.best.items())
-    text = "\n\n".join(
-        (
-            comparison_table(results["simclr"], results["wcl"]),
-            f"Top-1 in %, {len(data.train)} train and {len(data.test)} test images, after the last epoch; "
-            f"{len(seeds)} seeds, paired: same initialisation, batches and views.",
-            precision_line(results["wcl"]),
-            f"{budget_line(search.tried, len(search.seeds))} Chosen:\n\n{chosen}",
-            search_table(search.tried),
-        )
-    )
-    print(text)
     facts = setting() | {
         "data": source.name,
         "encoding": _encoding(source),
@@ -139,14 +126,31 @@ def _save(source: Source, trials: dict[str, list[Trial]], results: dict[str, lis
         "test_images": len(data.test),
         "epoch_rule": "last",
         "protocol_versions": {"knn": knn.VERSION, "linear": linear.VERSION, "few_labels": few_labels.VERSION},
-        "seeds": seeds,
+        "seeds": [trial.seed for trial in trials["wcl"]],
         "search_seeds": list(search.seeds),
         "chosen": search.best,
         "specs": {method: resolve_spec(trials[method][0].spec()) for method in METHODS},
         "search": search.tried,
         "results": results,
     }
+    text = _text(facts)
+    print(text)
     save_results(f"methods-{source.name}", facts, text)
+
+
+def _text(facts: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} v{version}" for name, version in facts["protocol_versions"].items())
+    chosen = "\n".join(f"- {method}: {described(method, settings)}" for method, settings in facts["chosen"].items())
+    parts = (
+        comparison_table(facts["results"]["simclr"], facts["results"]["wcl"]),
+        f"Top-1 in % after the last epoch; {len(facts['seeds'])} paired seeds: same initialisation, batches and views.",
+        precision_line(facts["results"]["wcl"]),
+        f"Data: {facts['data']} ({facts['encoding']}), {facts['train_images']} train and {facts['test_images']} test "
+        f"images, digest {facts['dataset_digest'][:12]}. Protocols: {versions}.",
+        f"{budget_line(facts['search'], len(facts['search_seeds']))} Chosen:\n\n{chosen}",
+        search_table(facts["search"]),
+    )
+    return "\n\n".join(parts)
 
 
 def _encoding(source: Source) -> str:

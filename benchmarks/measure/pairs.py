@@ -39,7 +39,7 @@ def search_table(tried: list[dict[str, Any]]) -> str:
     lines = ["| method | stage | settings | score | pair precision |", "|---|---|---|---|---|"]
     for entry in sorted(tried, key=lambda entry: str(entry["method"])):
         precision = f"{100 * entry[PRECISIONS[1]]:.0f}" if PRECISIONS[1] in entry else "-"
-        said = described(entry["settings"])
+        said = described(entry["method"], entry["settings"])
         lines.append(f"| {entry['method']} | {entry['stage']} | {said} | {100 * entry['score']:.2f} | {precision} |")
     return "\n".join(lines)
 
@@ -51,5 +51,7 @@ def budget_line(tried: list[dict[str, Any]], num_seeds: int) -> str:
     return f"Search: {said}, each over {num_seeds} seeds with another held-out tenth of train."
 
 
-def described(settings: Settings) -> str:
-    return ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items())
+def described(method: str, settings: Settings) -> str:
+    """The settings that this method reads."""
+    own = {path: value for path, value in settings.items() if method == "wcl" or not path.startswith("loss.weak_")}
+    return ", ".join(f"{path.split('.')[-1]} {value}" for path, value in own.items())
