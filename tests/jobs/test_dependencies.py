@@ -81,6 +81,16 @@ def test_all_needs_have_to_be_met(database: Database) -> None:
     assert status(database, job_id) == Status.QUEUED
 
 
+def test_a_failure_after_the_checkpoint_is_no_loss_while_another_need_is_open(database: Database) -> None:
+    run = Run(database, running(database))
+    other = submit(database)
+    job_id = submit(database, after=(run.job_id, other), after_checkpoint=frozenset({run.job_id}))
+    run.deliver(rows.started(), rows.checkpoint(1), rows.end("failed", "bad_data"))
+
+    assert unblock(database) == 0
+    assert status(database, job_id) == Status.BLOCKED
+
+
 def test_what_is_there_already_is_not_waited_for(database: Database) -> None:
     run = Run(database, running(database))
     assert status(database, behind(database, run.job_id, checkpoint=True)) == Status.BLOCKED
