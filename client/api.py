@@ -255,14 +255,23 @@ class WclClient:
     def resume(self, job_id: str) -> Job:
         return self._action(job_id, "resume")
 
-    def retry(self, job_id: str) -> Job:
-        """A new job that starts from the last good checkpoint of this one."""
-        return self._action(job_id, "retry")
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """A new job that starts from the last good checkpoint of this one; safe to repeat, as `submit` is."""
+        return self._made(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
 
-    def clone(self, job_id: str, spec: Mapping[str, Any] | None = None) -> Job:
-        """A new job with the same spec, the fields of `spec` laid over it, from scratch."""
-        job: Job = self._json("POST", f"/v1/jobs/{job_id}/clone", json={"spec": dict(spec or {})})
-        return job
+    def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
+        """A new job with the same spec, the fields of `spec` laid over it, from scratch; safe to repeat."""
+        return self._made(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
+
+    def evaluate(
+        self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Job:
+        """A job that measures a checkpoint; safe to repeat.
+
+        Args:
+            spec: an EvaluateSpec without `features`; its data is the training data unless given.
+        """
+        return self._made(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
 
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
@@ -395,6 +404,11 @@ class WclClient:
             return False
 
     # ---- plumbing
+
+    def _made(self, path: str, body: Json | None, idempotency_key: str | None) -> Job:
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        job: Job = self._json("POST", path, json=body, headers=headers, retries=3)
+        return job
 
     def _action(self, job_id: str, verb: str) -> Job:
         job: Job = self._json("POST", f"/v1/jobs/{job_id}/{verb}")

@@ -15,6 +15,7 @@ from client.api import Job, WclClient
 from client.output import err, out, print_json
 from client.references import find_job, find_worker
 from client.specfile import apply_overrides
+from client.transfer import find_checkpoint
 from client.up import module_environment
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -25,7 +26,7 @@ worker = typer.Typer(help="Run a worker here, or drain one.", invoke_without_com
 
 def register(app: typer.Typer) -> None:
     """Make all of them commands of `app`."""
-    for command in (cancel, pause, resume, retry, clone, change, workers, audit):
+    for command in (cancel, pause, resume, retry, clone, evaluate, change, workers, audit):
         app.command()(command)
     app.add_typer(worker, name="worker")
 
@@ -68,6 +69,23 @@ def clone(
     spec = apply_overrides({}, overrides or ())
     with WclClient.connect() as client:
         made = client.clone(find_job(client, job)["id"], spec)
+    print_json(made) if as_json else out.print(made["id"])
+
+
+def evaluate(
+    reference: Annotated[str, typer.Argument(help="A job (its last checkpoint is meant) or a checkpoint's id.")],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; by default knn, linear, few_labels.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, for example data.name=stl10.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a job that measures a checkpoint."""
+    spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
+    with WclClient.connect() as client:
+        made = client.evaluate(find_checkpoint(client, reference), spec)
     print_json(made) if as_json else out.print(made["id"])
 
 
