@@ -23,8 +23,11 @@ from typing import Any
 
 import psutil
 
+from jobs.registry import DatasetFacts
+
 BODY = Path(__file__).with_name("body.py")
-STANDIN = "standin"  # the dataset that only stand-in bodies train on
+# What only stand-in bodies train on.
+STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = [
     "tests.chaos.processes",
@@ -141,7 +144,6 @@ def _skew(seconds: float) -> None:
 
 
 def _prepare_worker(main: Any, start: Start) -> None:
-    from jobs.registry import DatasetFacts
     from worker import datasets, process
     from worker.datasets import Source
 
@@ -149,5 +151,4 @@ def _prepare_worker(main: Any, start: Start) -> None:
         main.SPEC_VERSIONS = start.spec_versions
     if not start.trains:
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
-        facts = DatasetFacts(STANDIN, "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
-        datasets.find = lambda settings: {STANDIN: Source(facts, None)}
+        datasets.find = lambda *args: {STANDIN.name: Source(STANDIN, None)}

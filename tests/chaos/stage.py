@@ -13,16 +13,19 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import URL, make_url
+from sqlalchemy.orm import Session
 
-from jobs import queries, service
-from jobs.database import Database
+from jobs import queries, registry, service, transitions
+from jobs.database import Database, new_id
 from jobs.models import Job
 from jobs.service import NewJob
+from jobs.status import TERMINAL, Reason, Status
+from jobs.transitions import WorkerFacts
 from tests import servers
 from tests.chaos.processes import STANDIN, Node, Start
 from tests.chaos.proxy import Proxy
 from tests.waiting import eventually
-from wcl_core.config import parse_spec
+from wcl_core.config import SPEC_VERSIONS, parse_spec
 
 # The real 60 s, 5 s and 25 s, a fifteenth: whatever depends on them keeps its proportions.
 SCALED = {"WCL_LEASE_SECONDS": "4", "WCL_LOOK_SECONDS": "0.4", "WCL_CLAIM_SECONDS": "0.5", "WCL_DRAIN_SECONDS": "9"}
@@ -31,7 +34,7 @@ SCALE = 15.0
 
 def spec(seed: int, epochs: int = 2, step_ms: int = 20, behaviour: int | None = None) -> dict[str, Any]:
     """What a stand-in body reads from a spec."""
-    data = {"name": STANDIN, "image_size": 8}
+    data = {"name": STANDIN.name, "image_size": 8}
     return {"data": data, "seed": seed, "epochs": epochs, "log_every_steps": step_ms, "threads": behaviour}
 
 
@@ -114,6 +117,17 @@ class Stage:
     def wait_for(self, job_id: str, *statuses: str) -> Job:
         return eventually(lambda: job if (job := self.job(job_id)).status in statuses else None, f"{statuses}", 120)
 
+    def wait_for_end(self, job_id: str) -> Job:
+        """Until it has ended; one that a full disk has paused is resumed, as its owner would do."""
+
+        def end() -> Job | None:
+            job = self.job(job_id)
+            if (job.status, job.status_reason) == (Status.PAUSED, Reason.DISK_FULL):
+                self.database.write(lambda session: transitions.resume(session, job_id))
+            return job if job.status in TERMINAL else None
+
+        return eventually(end, "the end of the job", 240)
+
     def close(self) -> None:
         for node in self.nodes:
             node.send(signal.SIGCONT)
@@ -194,4 +208,12 @@ def _with_driver(url: str, database_name: str) -> str:
 def _migrate(url: str) -> None:
     database = Database(url)
     database.migrate()
+    database.write(_announce)
     database.dispose()
+
+
+def _announce(session: Session) -> None:
+    """As a worker does it that has left again."""
+    facts = WorkerFacts(new_id(), "gone", "default", 0, {STANDIN.name: STANDIN.digest}, SPEC_VERSIONS)
+    registry.register(session, facts, 1, [STANDIN])
+    registry.stop(session, facts.id)

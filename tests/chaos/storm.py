@@ -39,8 +39,8 @@ class Size:
     num_jobs: int = 500
     num_workers: int = 6
     num_servers: int = 2
-    num_hands: int = 3
-    pause_seconds: float = 0.5
+    num_hands: int = 2
+    pause_seconds: float = 3.0
     max_waiting: int = 40
 
 
@@ -106,9 +106,8 @@ class Storm:
         began = time.monotonic()
         clients = self._open()
         hands = _started(self._hand, range(self.size.num_hands))
-        others = _started(lambda caller: clients.run(caller, self._is_over), clients.callers) + _started(
-            self._watch, [0]
-        )
+        others = _started(lambda caller: clients.run(caller, self._is_over), clients.callers)
+        others += _started(lambda _: self._watch(), [None])
         try:
             self._until_calm(clients)
             self._is_calm.set()
@@ -148,7 +147,7 @@ class Storm:
             with self._lock:
                 self._hits.append(Hit(kind, whom, began, time.time()))
 
-    def _watch(self, _: int) -> None:
+    def _watch(self) -> None:
         """Start again what died by itself, as a process manager does."""
         while not self._is_over.wait(_LOOK_SECONDS):
             for target in self._targets:

@@ -15,8 +15,8 @@ UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 @pytest.mark.parametrize(
     ("kind", "size"),
     [
-        ("postgres", Size(num_jobs=60, num_workers=4, num_servers=2, num_hands=3)),
-        ("sqlite", Size(num_jobs=40, num_workers=2, num_servers=1, num_hands=2)),
+        ("postgres", Size(num_jobs=60, num_workers=4, num_servers=2, pause_seconds=0.5)),
+        ("sqlite", Size(num_jobs=40, num_workers=2, num_servers=1, pause_seconds=0.5)),
     ],
     ids=["postgres", "sqlite"],
 )
