@@ -1,0 +1,147 @@
+"""Downtime cells: one part of a service is away for a while, in one state of a job; each cell comes right, no faster
+than its part comes back and at no cost that it need not have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import transitions
+from jobs.models import Attempt
+from tests.chaos.ledger import Accepted, Ledger
+from tests.chaos.processes import Node
+from tests.chaos.proxy import Proxy
+from tests.chaos.stage import SCALE, Stage, Theatre, spec
+from tests.waiting import eventually
+
+SECONDS = (0, 5, 20, 60, 300)  # of a service whose lease is 60 s
+PARTS = ("server", "worker", "PostgreSQL", "Redis", "disk full")
+STATES = ("queued", "claiming", "running", "checkpointing", "finishing", "cancelling")
+_ENDLESS = 100_000  # epochs
+_FULL_DISK = "storage.before_rename storage.after_rename supervisor.run_file"
+_HANG_AT = {  # where a worker is held while it is in a state
+    "claiming": "commit.before:Slot._claim",
+    "checkpointing": "storage.before_rename",
+    "finishing": "spool.last_words",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination; `seconds` are those of an unscaled service."""
+
+    part: str
+    state: str
+    seconds: int
+
+
+def all_cells() -> list[Cell]:
+    """Every combination."""
+    return [Cell(part, state, seconds) for seconds, part, state in itertools.product(SECONDS, PARTS, STATES)]
+
+
+def run_all(theatre: Theatre, cells: list[Cell], side_by_side: int) -> dict[Cell, list[str]]:
+    """What is wrong with each cell, so many at a time."""
+    with ThreadPoolExecutor(side_by_side) as pool:
+        return dict(zip(cells, pool.map(lambda cell: problems_of(theatre, cell), cells), strict=True))
+
+
+def problems_of(theatre: Theatre, cell: Cell) -> list[str]:
+    """Set a service up, bring its job into the state, take the part away, give it back, and read the ledger."""
+    name = f"cell-{cell.part}-{cell.state}-{cell.seconds}".replace(" ", "-").lower()
+    with theatre.stage(name) as stage:
+        return _Scene(stage, cell).play()
+
+
+class _Scene:
+    def __init__(self, stage: Stage, cell: Cell) -> None:
+        self._stage, self._cell = stage, cell
+        url, self._network = stage.proxied(stage.url)
+        broker, self._broker = stage.proxied(stage.settings["WCL_BROKER_URL"])
+        self._server = stage.server("server", url, settings={"WCL_BROKER_URL": broker})
+        self._worker = stage.worker("worker", url, settings={"WCL_BROKER_URL": broker})
+        self._failpoints = stage.failpoints(self._worker)
+
+    def play(self) -> list[str]:
+        cell = self._cell
+        self._server.start()
+        wanted = spec(1, _ENDLESS if cell.state == "cancelling" else 3, 200)
+        if cell.state == "queued":
+            job_id = self._stage.submit(wanted)
+        else:
+            self._start_worker()
+            if cell.state in _HANG_AT:
+                (self._failpoints / "armed").write_text(f"{_HANG_AT[cell.state]} hang 300")
+            job_id = self._stage.submit(wanted)
+            self._until_in_state(job_id)
+        with self._part_away():
+            (self._failpoints / "release").touch()
+            if cell.state == "queued" and cell.part != "worker":
+                self._worker.start()
+            time.sleep(cell.seconds / SCALE)
+        if not self._worker.is_alive():
+            self._worker.start()
+        self._stage.wait_for_end(job_id)
+        return self._problems(job_id)
+
+    def _start_worker(self) -> None:
+        self._worker.start()
+        self._stage.wait_for_workers("worker")
+
+    def _until_in_state(self, job_id: str) -> None:
+        if self._cell.state in _HANG_AT:
+            eventually((self._failpoints / "fired").exists, self._cell.state)
+            return
+        eventually(lambda: self._num_delivered(job_id) > 1, "a delivery")
+        if self._cell.state == "cancelling":
+            self._stage.database.write(lambda session: transitions.cancel(session, job_id))
+
+    def _num_delivered(self, job_id: str) -> int:
+        with self._stage.database.read() as session:
+            attempt = session.get(Attempt, (job_id, 1))
+            return 0 if attempt is None else attempt.delivered_seq
+
+    @contextmanager
+    def _part_away(self) -> Iterator[None]:
+        away: dict[str, Callable[[], Iterator[None]]] = {
+            "server": lambda: self._node_away(self._server),
+            "worker": lambda: self._node_away(self._worker),
+            "PostgreSQL": lambda: self._network_away(self._network),
+            "Redis": lambda: self._network_away(self._broker),
+            "disk full": self._disk_full,
+        }
+        yield from away[self._cell.part]()
+
+    def _node_away(self, node: Node) -> Iterator[None]:
+        node.end(signal.SIGKILL)
+        yield
+        node.start()
+
+    def _network_away(self, network: Proxy) -> Iterator[None]:
+        network.cut()
+        yield
+        network.mend()
+
+    def _disk_full(self) -> Iterator[None]:
+        failing: Path = self._failpoints / "failing"
+        failing.write_text(_FULL_DISK)
+        yield
+        failing.unlink()
+
+    def _problems(self, job_id: str) -> list[str]:
+        cell = self._cell
+        job = self._stage.job(job_id)
+        may_end = {"cancelled"} if cell.state == "cancelling" else {"succeeded"}
+        accepted = Accepted(job_id, 1, 3, frozenset(may_end))
+        found = Ledger(self._stage.database, self._stage.checkpoints_dir).problems([accepted])
+        # A full disk pauses a job, which costs an attempt and no failure.
+        if cell.part != "worker" and (job.failures or (job.attempt > 1 and cell.part != "disk full")):
+            found.append(f"it took {job.attempt} attempts and {job.failures} failures")
+        return found

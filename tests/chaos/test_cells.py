@@ -1,0 +1,25 @@
+"""A part of the service is away in some state of a job: a diagonal of the cells that `./run chaos` runs all of."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.cells import Cell, run_all
+from tests.chaos.stage import Theatre
+
+DIAGONAL = [
+    Cell("server", "cancelling", 20),
+    Cell("worker", "checkpointing", 5),
+    Cell("worker", "finishing", 60),
+    Cell("PostgreSQL", "claiming", 5),
+    Cell("PostgreSQL", "finishing", 300),
+    Cell("Redis", "queued", 60),
+    Cell("disk full", "checkpointing", 60),
+]
+
+
+@pytest.mark.timeout(600)
+def test_a_part_that_is_away_costs_no_more_than_it_must(house: Theatre) -> None:
+    found = run_all(house, DIAGONAL, side_by_side=len(DIAGONAL))
+
+    assert {cell: problems for cell, problems in found.items() if problems} == {}
