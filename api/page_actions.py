@@ -5,6 +5,7 @@ With scripts the same forms go to the REST interface (`static/js/actions.js`), a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from api.evaluation_requests import EvaluateBody, new_evaluation, pointing_into_
 from api.state import TheDatabase
 from jobs import service, transitions
 from jobs.database import Database
+from jobs.errors import Conflict
 from wcl_core.config import Protocol
 
 router = APIRouter(include_in_schema=False)
@@ -53,6 +55,19 @@ def evaluate(
             lambda session: service.submit(session, new_evaluation(session, checkpoint_id, body, submitter.key_id))
         )
     return _see(f"/jobs/{made.id}")
+
+
+@router.post("/jobs/cancel")
+def cancel_all(
+    submitter: Submitter,
+    database: TheDatabase,
+    job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
+) -> Response:
+    """Cancel those that have not ended yet; back to the list."""
+    for job_id in job:
+        with suppress(Conflict):
+            _asked(database, job_id, Verb.CANCEL, submitter.key_id)
+    return _see("/")
 
 
 @router.post("/jobs/{job_id}/{verb}")

@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from jobs import queries
 from jobs.database import now_ms
-from jobs.models import Dataset, Job, Worker
+from jobs.models import Checkpoint, Dataset, Job, Worker
 from jobs.status import TERMINAL, Status
+from jobs.waiting import Waiting, explain
 
 PAGE_SIZE = 50
+MAX_EXPLAINED = 20
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
 _NO_PROGRESS = dict.fromkeys(
@@ -113,6 +115,7 @@ class JobList:
     counts: dict[str, int]
     workers: list[Worker]
     working_on: dict[str, str]
+    waiting: dict[str, Waiting]
     is_empty_service: bool
     now: int
 
@@ -141,9 +144,16 @@ def job_list(session: Session, filters: Filters) -> JobList:
         counts=queries.counts_by_status(session),
         workers=workers,
         working_on=job_names(session, workers),
+        waiting=_waiting(session, page.items),
         is_empty_service=not page.items and session.execute(select(Job.id).limit(1)).first() is None,
         now=database_time(session),
     )
+
+
+def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
+    """Why they wait, by id; only of so many, since each one asks the queue."""
+    waits = [job for job in jobs if job.status in (Status.QUEUED, Status.BLOCKED)][-MAX_EXPLAINED:]
+    return {job.id: why for job in waits if (why := explain(session, job))}
 
 
 def job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
@@ -185,3 +195,27 @@ def dataset_list(session: Session) -> DatasetList:
         for entry in datasets
     }
     return DatasetList(datasets, holders, database_time(session))
+
+
+@dataclass(frozen=True)
+class CheckpointList:
+    """Checkpoints with the names of their jobs."""
+
+    rows: list[tuple[Checkpoint, str]]
+    next_cursor: str | None
+    is_pinned_only: bool
+    now: int
+
+
+def checkpoint_list(session: Session, cursor: str, is_pinned_only: bool) -> CheckpointList:
+    """The newest checkpoints that are kept, from a cursor on: the last id seen."""
+    statement = (
+        select(Checkpoint, Job.name).join(Job, Job.id == Checkpoint.job_id).where(Checkpoint.deleted_at.is_(None))
+    )
+    if is_pinned_only:
+        statement = statement.where(Checkpoint.pinned)
+    if cursor:
+        statement = statement.where(Checkpoint.id < cursor[:36])
+    rows = [(row[0], row[1]) for row in session.execute(statement.order_by(Checkpoint.id.desc()).limit(PAGE_SIZE + 1))]
+    more = rows[PAGE_SIZE - 1][0].id if len(rows) > PAGE_SIZE else None
+    return CheckpointList(rows[:PAGE_SIZE], more, is_pinned_only, database_time(session))

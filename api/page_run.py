@@ -14,7 +14,7 @@ from api.page_timeline import Entry, timeline
 from jobs import groups, queries
 from jobs.groups import Result
 from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
-from jobs.status import Status
+from jobs.waiting import Waiting, explain
 
 LOG_LINES = 400
 
@@ -41,7 +41,7 @@ class Run:
     group: Group | None
     needs: list[tuple[str, str, str]]
     parent_name: str | None
-    waits_because: str | None
+    waiting: Waiting | None
     cursor: str
     now: int
 
@@ -70,7 +70,7 @@ def run(session: Session, job_id: str) -> Run:
         group=_group(session, job),
         needs=_needs(session, job_id),
         parent_name=parent.name if parent else None,
-        waits_because=_waits_because(session, job),
+        waiting=explain(session, job),
         cursor=str(cursor),
         now=database_time(session),
     )
@@ -97,22 +97,3 @@ def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
         .order_by(Job.id)
     )
     return [(row.id, row.name, row.status) for row in session.execute(statement)]
-
-
-def _waits_because(session: Session, job: Job) -> str | None:
-    """Why a queued job is not running yet, as far as the registered workers tell."""
-    if job.status != Status.QUEUED:
-        return None
-    alive = queries.workers(session, alive_only=True)
-    if not alive:
-        return "No worker is running. It starts as soon as one does."
-    pool = [worker for worker in alive if worker.pool == job.pool]
-    if not pool:
-        return f"No worker serves the pool “{job.pool}”."
-    if not (large := [worker for worker in pool if worker.gpus >= job.gpus]):
-        return f"No worker in its pool offers {job.gpus} GPUs."
-    if not (fitting := [w for w in large if w.datasets.get(job.dataset_name) == job.dataset_digest]):
-        return f"No worker in its pool has this version of the dataset “{job.dataset_name}”."
-    if all(worker.state == "busy" for worker in fitting):
-        return "Every worker that fits is busy; higher priority goes first, then age."
-    return "A worker is about to take it."

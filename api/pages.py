@@ -143,3 +143,11 @@ def workers_page(request: Request, reader: Reader) -> Response:
     with _database(request).read() as session:
         found = page_data.worker_list(session)
     return page(request, "workers.html", list=found, now=found.now)
+
+
+@router.get("/checkpoints")
+def checkpoints_page(request: Request, reader: Reader, pinned: str = "", cursor: str = "") -> Response:
+    """Everything that can be downloaded."""
+    with _database(request).read() as session:
+        found = page_data.checkpoint_list(session, cursor, bool(pinned))
+    return page(request, "checkpoints.html", list=found, now=found.now, may_submit="submit" in reader.scopes)

@@ -52,7 +52,7 @@ def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     expect(page.locator(f"#job-{other}")).to_be_visible()
 
-    page.get_by_role("checkbox", name="paused").check(force=True)
+    page.get_by_role("checkbox", name="paused", exact=True).check(force=True)
     expect(page.locator(f"#job-{other}")).to_have_count(0)
     expect(page.locator(f"#job-{kept}")).to_be_visible()
     page.get_by_placeholder("Tag").fill("Größe & co")
@@ -62,7 +62,7 @@ def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
     assert "q=PAUSED" in page.url
 
     page.reload()
-    expect(page.get_by_role("checkbox", name="paused")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="paused", exact=True)).to_be_checked()
     expect(page.get_by_role("searchbox")).to_have_value("PAUSED")
     expect(page.locator("#list tbody tr")).to_have_count(1)
     page.get_by_role("searchbox").fill("matches nothing")
@@ -99,3 +99,64 @@ def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> No
     assert "tag=many" in page.url
     page.get_by_role("link", name="Newest").click()
     expect(page.locator("#list tbody tr")).to_have_count(50)
+
+
+def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    running = site.running("takes the worker")
+    first, second = site.submit("is next"), site.submit("comes after")
+    page = visitor.window()
+
+    expect(page.locator(f"#job-{first} .state")).to_contain_text("place 1")
+    place = page.locator(f"#job-{second} .state .below")
+    expect(place).to_have_text("place 2")
+    expect(place).to_have_attribute("title", "1 job is taken before it")
+    running.end()
+    for _ in range(2):
+        site.claim().end()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, scripts: bool) -> None:
+    ended = site.running("ended before")
+    ended.end()
+    ids = [site.submit("selected one"), site.submit("selected other", seed=3), ended.job_id]
+    kept = site.submit("not selected")
+    page = visitor.window(scripts=scripts)
+    expect(page.get_by_role("button", name="Compare")).to_be_hidden()
+    for job_id in ids:
+        page.locator(f"#pick-{job_id}").check()
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url("**/compare?*")
+    assert all(job_id in page.url for job_id in ids)
+    assert kept not in page.url
+
+    page.goto("/")
+    for job_id in ids:
+        page.locator(f"#pick-{job_id}").check()
+    page.get_by_text("Cancel…").click()
+    page.get_by_role("button", name="Cancel the selected jobs").click()
+    expect(page.locator(f"#job-{ids[0]}")).to_have_attribute("data-status", "cancelled")
+    assert [site.status(job_id) for job_id in (*ids, kept)] == ["cancelled", "cancelled", "succeeded", "queued"]
+    site.claim().end()
+
+
+def test_checkpoints_of_all_jobs_are_listed(visitor: Visitor, site: Site) -> None:
+    run = site.running("has checkpoints")
+    run.start()
+    for step in (1, 2):
+        run.checkpoint(step)
+    run.end()
+    page = visitor.window()
+    page.goto("/checkpoints")
+
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("has checkpoints")
+    rows.first.get_by_role("button", name="Pinned: step 2").click()
+    expect(rows.first.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("link", name="Pinned", exact=True).click()
+    expect(rows).to_have_count(1)
+    rows.get_by_role("link", name="has checkpoints").click()
+    page.wait_for_url(f"**/jobs/{run.job_id}")

@@ -49,7 +49,7 @@ def paths(run: PlayedRun) -> list[str]:
 
 
 def analysis(run: PlayedRun) -> list[str]:
-    return ["/compare", f"/compare?job={run.job_id}", "/leaderboard", "/submit", f"/submit?source={run.job_id}"]
+    return ["/compare", f"/compare?job={run.job_id}", "/leaderboard", "/checkpoints", "/submit", f"/submit?source={run.job_id}"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -142,7 +142,7 @@ def test_keyboards_reach_the_content(visitor: Visitor, site: Site) -> None:
     assert focus(page) == {"inside": True, "outline": "solid"}
     page.get_by_role("searchbox").focus()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("checkbox", name="running")).to_be_focused()
+    expect(page.get_by_role("checkbox", name="running", exact=True)).to_be_focused()
     page.keyboard.press("Space")
     page.wait_for_url("**status=running")
 

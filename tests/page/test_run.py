@@ -287,7 +287,8 @@ def test_reasons_of_waiting_are_said(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     page.goto(f"/jobs/{job_id}")
 
-    expect(page.locator("#run-summary")).to_contain_text("Every worker that fits is busy")
+    expect(page.locator("#run-summary")).to_contain_text("every worker that fits is busy")
+    expect(page.locator("#run-summary")).to_contain_text("Place 1 in the queue of the pool default")
     run.end()
     site.claim().end()
     expect(page.locator("#run-summary .status")).to_have_text("succeeded")

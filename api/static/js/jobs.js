@@ -1,4 +1,5 @@
 // The list: filters live in the address; what changes arrives by hints and is fetched again as rendered rows.
+import "./actions.js";
 import { refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 
