@@ -65,6 +65,8 @@ class Delivery:
             DBAPIError: the database does not take it now; everything stays pending.
         """
         lines, output = self._prepared(), self._pending_output[:_BATCH]
+        if len(self._pending_output) > _BATCH and lines and lines[-1]["type"] == "end":
+            lines = lines[:-1]  # nothing is stored after it
         requests = self._database.write(self._change(lines, output))
         del self._pending[: len(lines)]
         del self._pending_output[: len(output)]
@@ -74,6 +76,10 @@ class Delivery:
         if "checkpoint" in types:  # older ones may have to make room
             sweep(self._database, self._storage, self._job_id)
         return requests
+
+    def cap_output(self) -> None:
+        """Keep stdout and stderr from filling the disk, also while nothing can be delivered."""
+        self._output.cap()
 
     def spool_bytes(self) -> int:
         """How much the run has reported so far; it grows while the run gives signs of life."""

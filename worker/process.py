@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ MARK = "WCL_ATTEMPT"
 OUTPUT_FILE = "output.log"
 PEER_LOST_EXIT = 71  # of wcl_core.attempt
 _TERMINATE_SECONDS = 2.0
+_KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
 
 
@@ -119,9 +119,7 @@ class TrainingProcess:
         for rank in self._ranks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 rank.wait(max(0.0, deadline - time.monotonic()))
-        for process in marked(self.mark):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
+        kill_marked(self.mark)
         for rank in self._ranks:
             rank.wait()
 
@@ -156,6 +154,23 @@ def failure_of(folder: Path) -> tuple[str, str | None, str] | None:
             said = json.loads(path.read_text())
             return said["outcome"], said["reason"], f"{path.stem.replace('failure-', 'rank ')}: {said['message']}"
     return None
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process of an attempt.
+
+    They are stopped first, until no further one turns up: what multiplies while it is being killed would escape.
+    """
+    deadline = time.monotonic() + _KILL_SECONDS
+    stopped: set[int] = set()
+    while (found := [each for each in marked(mark) if each.pid not in stopped]) and time.monotonic() < deadline:
+        for process in found:
+            stopped.add(process.pid)
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:

@@ -48,9 +48,13 @@ class Tail:
         self._offset += len(chunk)
         return chunk
 
+    def unread(self) -> int:
+        """Bytes of the file that were not read yet."""
+        return self.size() - self._offset
+
     def size(self) -> int:
-        """Bytes of the file as far as it was read."""
-        return self._offset
+        """Bytes of the file."""
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def restart(self) -> None:
         """The file was emptied: go on from its start."""
@@ -86,19 +90,30 @@ class Output:
         self._tail = Tail(path)
         self._max_lines, self._max_bytes = max_lines, max_bytes
         self._count = 0
+        self._num_lost = 0  # bytes that were never read, since the last line
 
     def new(self, is_over: bool = False) -> list[tuple[int, str]]:
         """The next lines with their numbers; with `is_over` also a last one that lacks its newline."""
         if is_over:
             failpoint("spool.last_words")
+        self.cap()
+        if self._count > self._max_lines:  # whatever still comes is dropped unread
+            return []
         lines = self._tail.lines()
         if is_over and not lines and (rest := self._tail.rest()):
             lines = [rest]
+        if self._num_lost:
+            lines.insert(0, f"… {self._num_lost} bytes of output came too fast and are dropped".encode())
+            self._num_lost = 0
+        return [numbered for line in lines if (numbered := self._numbered(line)) is not None]
+
+    def cap(self) -> None:
+        """Empty the file when it has grown too large, read or not; the run goes on appending to it."""
         if self._tail.size() > self._max_bytes:
+            self._num_lost += self._tail.unread()
             with self._path.open("r+b") as file:
                 file.truncate(0)
             self._tail.restart()
-        return [numbered for line in lines if (numbered := self._numbered(line)) is not None]
 
     def _numbered(self, line: bytes) -> tuple[int, str] | None:
         self._count += 1

@@ -47,6 +47,7 @@ RUN_FILE = "run.json"
 LOCK_FILE = "supervisor.lock"
 _LOOK_SECONDS = 0.25
 _DELIVER_SECONDS = 0.5
+_EXIT_SECONDS = 10.0  # between a run's last word and its end
 _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
 _ENDED_BY_ASKING: dict[Ask, str] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
@@ -209,6 +210,7 @@ class _Run:
     def follow(self) -> None:
         while (code := self._process.exit_code()) is None:
             self._deliver()
+            self._delivery.cap_output()
             if self._draining.is_set():
                 self._ask("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
             if self._kill_at is not None and time.monotonic() > self._kill_at:
@@ -226,6 +228,9 @@ class _Run:
     def _deliver(self) -> None:
         """Deliver what is there, or renew; while the database is away, only try again later."""
         now = time.monotonic()
+        if self._delivery.has_ended:  # all is said, and the process is on its way out
+            self._kill_at = self._kill_at or now + _EXIT_SECONDS
+            return
         if now < self._next_delivery or not (self._delivery.collect() or now >= self._next_renewal):
             return
         requests = self._send()
@@ -282,7 +287,7 @@ class _Run:
     def _deliver_rest(self) -> bool:
         """Deliver all that the ended run left; whether its `end` record was among it."""
         patience = Patience(self._draining, self._settings.lease_seconds)
-        while self._delivery.collect(is_over=True):
+        while not self._delivery.has_ended and self._delivery.collect(is_over=True):
             if self._send() is None or self._delivery.obstacle:
                 patience.wait()
         return self._delivery.has_ended

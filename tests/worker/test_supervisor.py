@@ -11,11 +11,11 @@ import psutil
 import psycopg
 import pytest
 from PIL import Image
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from jobs import queries, transitions
 from jobs.database import Database
-from jobs.models import Checkpoint, Job
+from jobs.models import Checkpoint, Job, Point, Series
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -205,6 +205,12 @@ def test_an_outage_of_the_database_costs_a_run_nothing(
     eventually(lambda: jobs.num_checkpoints(job_id) > delivered, "deliveries after the outage")
     assert run.is_running()
     assert (jobs.get(job_id).attempt, jobs.get(job_id).failures) == (1, 0)
+    postgres_database.write(lambda session: transitions.cancel(session, job_id))
+    jobs.wait_for(job_id, "cancelled")
+    with postgres_database.read() as session:
+        losses = select(Point.step).join(Series, Series.id == Point.series_id).where(Series.name == "train/loss")
+        steps = list(session.execute(losses.order_by(Point.step)).scalars())
+    assert steps == list(range(1, len(steps) + 1)), "a report was lost or came twice"
 
 
 def test_work_goes_on_without_the_broker(postgres_database: Database, start_worker: StartWorker) -> None:

@@ -1,0 +1,86 @@
+"""The lines that the guarantees hang on, each with what is left without it and the tests that have to miss it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Guard:
+    """`text` stands once in the file at `path`; `without` is the same without the guard."""
+
+    name: str
+    path: str
+    text: str
+    without: str
+    tests: tuple[str, ...]
+
+
+GUARDS = (
+    Guard(
+        "fence",
+        "jobs/transitions/attempts.py",
+        "        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))\n"
+        "        .values(renewals=Attempt.renewals + 1)",
+        "        .where(Attempt.job_id == job_id, Attempt.number == number)\n"
+        "        .values(renewals=Attempt.renewals + 1)",
+        ("tests/jobs/test_fence.py::test_a_thousand_writes_of_superseded_attempts_change_nothing[sqlite]",),
+    ),
+    Guard(
+        "compare-and-set of a status",
+        "jobs/transitions/guard.py",
+        "        .where(Job.id == job_id, Job.status.in_(before))\n",
+        "        .where(Job.id == job_id)\n",
+        ("tests/jobs/test_transitions.py::test_a_request_moves_a_job_or_is_refused",),
+    ),
+    Guard(
+        "filter of deliveries that come twice",
+        "jobs/transitions/attempts.py",
+        'statement.where(Attempt.delivered_seq == lines[0]["seq"] - 1).values(',
+        "statement.values(",
+        ("tests/jobs/test_transitions.py::test_a_delivery_whose_answer_was_lost_may_be_repeated[sqlite]",),
+    ),
+    Guard(
+        "digest of a stored file",
+        "jobs/storage.py",
+        "        if sha256_of(path) != sha256:\n",
+        "        if False:\n",
+        ("tests/worker/test_beginning.py::test_every_damage_is_found_and_the_older_checkpoint_taken[flip]",),
+    ),
+    Guard(
+        "size of a stored file and its digest",
+        "jobs/storage.py",
+        "        if found != size:\n",
+        "        if found == 0:\n            return path\n        if False:\n",
+        ("tests/worker/test_beginning.py::test_every_damage_is_found_and_the_older_checkpoint_taken[truncate]",),
+    ),
+    Guard(
+        "fsync of a checkpoint",
+        "wcl_core/checkpoint.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        ("tests/wcl_core/test_checkpoint.py::test_the_name_exists_only_after_the_content_is_on_the_disk",),
+    ),
+    Guard(
+        "mark of a damaged checkpoint",
+        "jobs/transitions/claims.py",
+        "_IS_GOOD = (Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))",
+        "_IS_GOOD = (Checkpoint.deleted_at.is_(None),)",
+        # Without it the same file is offered again and again.
+        ("tests/worker/test_beginning.py::test_a_marked_checkpoint_is_never_read_again", "--timeout=20"),
+    ),
+    Guard(
+        "what a job needs is not taken by retention",
+        "jobs/retention.py",
+        " - _needed(session, surplus)",
+        "",
+        ("tests/jobs/test_retention.py::test_what_is_needed_is_never_taken[sqlite-evaluation]",),
+    ),
+    Guard(
+        "an open attempt's files are no orphans",
+        "jobs/retention.py",
+        "ended = {number: ended_at is not None for",
+        "ended = {number: True for",
+        ("tests/jobs/test_retention.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
+    ),
+)
