@@ -24,10 +24,12 @@ from typing import Any
 import psutil
 
 from jobs.registry import DatasetFacts
+from jobs.transitions import outcomes
 
 BODY = Path(__file__).with_name("body.py")
 # What only stand-in bodies train on.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
+_FIRST_WAIT_SECONDS = 0.3  # after a failure of the infrastructure; scaled as the lease is
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = [
     "tests.chaos.processes",
@@ -127,6 +129,7 @@ def _main(start: Start) -> None:
         del os.environ[name]
     os.environ |= start.environment
     importlib.import_module("wcl_core.failpoints")._FOLDER = start.environment.get("FAILPOINTS")  # type: ignore[attr-defined]
+    outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS
     socket.gethostname = lambda: start.host
     if start.clock_seconds:
         _skew(start.clock_seconds)
