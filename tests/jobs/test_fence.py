@@ -61,7 +61,7 @@ def test_a_thousand_writes_of_superseded_attempts_change_nothing(database: Datab
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1))
     for _ in range(2):  # the same job's first and second bodies
-        run.end("failed", "worker_lost")
+        run.end("drained")
         late.append(run)
         run = Run(database, claim(database))
         run.deliver(rows.started(1), rows.metrics(2, loss=2.0))

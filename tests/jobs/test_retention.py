@@ -112,7 +112,7 @@ def test_a_checkpoint_that_a_job_is_just_coming_to_need_is_passed_by(database: D
 def test_a_resumed_job_always_finds_its_newest(database: Database) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1), saved(2))
-    run.end("failed", "worker_lost")
+    run.end("drained")
 
     resume = rows.claim(database).resume
 
