@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import select, update
 
 from jobs import audit, registry, service, transitions
@@ -95,6 +95,12 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             rows.add_dataset(database)
             self.models: dict[str, Model] = {}
             self.workers: dict[str, bool] = {}  # id to whether it drains
+
+        @initialize(target=runs)
+        def begin(self) -> Run:
+            """With a job that may give way, so that some stories are about it."""
+            self.submit(-1, True, False)
+            return self.claim_by_a_new_worker()
 
         @rule(target=jobs, priority=st.integers(-1, 1), preemptible=st.booleans(), is_limited=st.booleans())
         def submit(self, priority: int, preemptible: bool, is_limited: bool) -> str:
