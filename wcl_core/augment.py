@@ -127,7 +127,7 @@ def _resampling(start: Tensor, length: Tensor, direction: Tensor, num_pixels: in
 def _separable(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """Each sample's own linear map along both axes: (N, C, H, W), (N, S, H) and (N, T, W) to (N, C, S, T)."""
     wide = torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
-    return down[:, None] @ wide
+    return torch.matmul(down[:, None], wide)
 
 
 def _turn_(x: Tensor, of_pixel: Tensor, of_grey: Tensor, of_mean: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""lightly's SimCLR as in its example, with the same backbone and batch; waits for a line, trains, prints seconds/image.
+"""lightly's SimCLR as in its example, with a given backbone and batch; waits for a line, trains, prints seconds/image.
 
 Its transform works on one PIL image at a time in the loader's processes; the loader is kept between rounds.
 """
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -40,9 +41,9 @@ class Pictures(Dataset[list[Tensor]]):
 
 
 class SimCLR(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, backbone: dict[str, Any]) -> None:
         super().__init__()
-        self.backbone = build_backbone(BackboneConfig(name="tiny", stem="stride2", width=32), 32)
+        self.backbone = build_backbone(BackboneConfig(**backbone), 32)
         dim = self.backbone.feature_dim
         self.projection_head = SimCLRProjectionHead(dim, 512, 128)
 
@@ -64,9 +65,9 @@ def batches(batch_size: int, steps: int, num_workers: int) -> Iterator[list[Tens
         yield from loader
 
 
-def main(batch_size: int, steps: int, threads: int) -> None:
+def main(backbone: dict[str, Any], batch_size: int, steps: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    model, criterion = SimCLR(), NTXentLoss()
+    model, criterion = SimCLR(backbone), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
     stream = batches(batch_size, steps, num_workers=threads if threads > 1 else 0)
     for _ in sys.stdin:
@@ -82,4 +83,4 @@ def main(batch_size: int, steps: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(**json.loads(sys.argv[1]))

@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,21 @@ from wcl_core.data import ImageData, Split
 from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter
 
-BATCH, STEPS = 128, 20  # logged every ten, as by default
+
+@dataclass(frozen=True)
+class Net:
+    """What is trained on a CPU, at which batch and for how many steps; the log comes at every half of them."""
+
+    name: str
+    backbone: dict[str, Any]
+    batch_size: int
+    steps: int
+
+
+NETS = (
+    Net("tiny net", {"name": "tiny", "stem": "stride2", "width": 32}, 128, 20),
+    Net("ResNet-18", {"name": "resnet18", "stem": "imagenet"}, 256, 4),  # lightly's example: this net, this batch
+)
 PEER = Path(__file__).with_name("lightly_peer.py")
 GPU_RUNS: tuple[dict[str, Any], ...] = (
     {"backbone": {"name": "resnet18"}, "batch_size": 512, "side": 32},
@@ -38,8 +54,6 @@ def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
             "method": method,
             "data": {"name": "random", "image_size": side},
             "epochs": 2,
-            "batch_size": BATCH,
-            "backbone": {"name": "tiny", "stem": "stride2", "width": 32},
             "heads": {"hidden_dim": 512, "output_dim": 128},
             "optimizer": {"name": "sgd", "learning_rate": 0.06, "scaling": "none", "weight_decay": 5e-4},
             "warmup_epochs": 0,
@@ -47,7 +61,6 @@ def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
             "augmentation": augmentation,
             "weak_augmentation": augmentation,
             "checkpoints": {"every_epochs": 2},
-            "log_every_steps": STEPS // 2,
             "knn_every_epochs": 0,
             **changes,
         },
@@ -56,7 +69,7 @@ def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
     return parsed
 
 
-def seconds_per_image(config: PretrainSpec, steps: int = STEPS) -> float:
+def seconds_per_image(config: PretrainSpec, steps: int) -> float:
     """Of the second half of a run of `steps`."""
     side, count = config.data.image_size, config.batch_size * steps // config.epochs
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
@@ -72,8 +85,9 @@ def seconds_per_image(config: PretrainSpec, steps: int = STEPS) -> float:
 class Lightly:
     """lightly's example in a process of its own, perhaps of another environment; it times a round when asked."""
 
-    def __init__(self, python: str, threads: int) -> None:
-        command = [python, str(PEER), str(BATCH), str(STEPS), str(threads)]
+    def __init__(self, python: str, net: Net, threads: int) -> None:
+        settings = {"backbone": net.backbone, "batch_size": net.batch_size, "steps": net.steps, "threads": threads}
+        command = [python, str(PEER), json.dumps(settings)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
         )
@@ -100,21 +114,35 @@ class Lightly:
 
 def rows(rounds: int, threads: int, lightly_python: str | None, skipped: list[str]) -> list[Row]:
     """`threads` for ours; lightly has as many, and as many loaders (with one thread: none, all in its process)."""
-    wcl, simclr = (spec(method, threads=threads) for method in ("wcl", "simclr"))
-    on = f"{threads} threads" if threads > 1 else "1 thread"
-    times = interleaved(lambda: seconds_per_image(wcl), lambda: seconds_per_image(simclr), rounds)
-    found = [share(f"whole WCL step, per image, {on}", "our SimCLR step", *times, 1.05)]
     if lightly_python is None and importlib.util.find_spec("lightly"):
         lightly_python = sys.executable
     if lightly_python is None:
         skipped.append("SimCLR step against lightly: not installed; name an environment's --lightly-python")
+    return [row for net in NETS for row in _rows(net, rounds, threads, lightly_python)]
+
+
+def _rows(net: Net, rounds: int, threads: int, lightly_python: str | None) -> list[Row]:
+    def ours(method: str) -> Callable[[], float]:
+        config = spec(
+            method,
+            backbone=net.backbone,
+            batch_size=net.batch_size,
+            threads=threads,
+            log_every_steps=net.steps // 2,
+        )
+        return lambda: seconds_per_image(config, net.steps)
+
+    on = f"per image, {net.name}, {threads} threads" if threads > 1 else f"per image, {net.name}, 1 thread"
+    times = interleaved(ours("wcl"), ours("simclr"), rounds)
+    found = [share(f"whole WCL step, {on}", "our SimCLR step", *times, 1.05)]
+    if lightly_python is None:
         return found
-    peer = Lightly(lightly_python, threads)
+    peer = Lightly(lightly_python, net, threads)
     try:
-        times = interleaved(lambda: seconds_per_image(simclr), peer.seconds_per_image, rounds)
+        times = interleaved(ours("simclr"), peer.seconds_per_image, rounds)
     finally:
         peer.close()
-    return [*found, faster(f"whole SimCLR step, per image, {on}", "lightly's example", *times, 1.0)]
+    return [*found, faster(f"whole SimCLR step, {on}", "lightly's example", *times, 1.0)]
 
 
 def gpu_rates(skipped: list[str]) -> list[Row]:
