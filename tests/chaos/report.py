@@ -15,6 +15,19 @@ import psutil
 
 from tests.chaos.stage import SCALE, SCALED
 
+_COLUMNS = (
+    "database",
+    "rounds",
+    "jobs",
+    "ended as",
+    "attempts",
+    "lost",
+    "of them without a fault of their worker",
+    "faults",
+    "repeated requests",
+    "restarts",
+)
+
 
 class Results:
     """The parts of one seed that are done.
@@ -75,17 +88,18 @@ class Results:
             return
         yield "## Storms"
         yield ""
-        yield "| database | rounds | jobs | ended as | attempts | lost | faults | repeated requests | restarts |"
-        yield "|---|---|---|---|---|---|---|---|---|"
+        yield f"| {' | '.join(_COLUMNS)} |"
+        yield f"|{'---|' * len(_COLUMNS)}"
         for database in sorted({storm["database"] for storm in storms}):
             own = [storm for storm in storms if storm["database"] == database]
             jobs = sum((Counter(storm["jobs"]) for storm in own), Counter())
             ends = ", ".join(f"{count} {status}" for status, count in jobs.most_common())
             sums = {name: sum(storm[name] for storm in own) for name in ("attempts", "reaped", "retries", "restarts")}
             faults = sum(sum(storm["faults"].values()) for storm in own)
+            innocent = sum(len(storm["innocent"]) for storm in own)
             yield (
                 f"| {database} | {len(own)} | {sum(jobs.values())} | {ends} | {sums['attempts']} | {sums['reaped']} |"
-                f" {faults} | {sums['retries']} | {sums['restarts']} |"
+                f" {innocent} | {faults} | {sums['retries']} | {sums['restarts']} |"
             )
         faults = sum((Counter(storm["faults"]) for storm in storms), Counter())
         yield ""
