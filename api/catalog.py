@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from typing_extensions import TypedDict
 
 from api import rendering
+from api.answers import DatasetAnswer, WorkerAnswer
 from api.auth import Reader
-from api.rendering import DatasetAnswer, WorkerAnswer
 from api.state import TheDatabase
 from jobs import queries
 from wcl_core.config import resolve_spec

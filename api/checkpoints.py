@@ -12,11 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api import exports, files, rendering
+from api.answers import CheckpointAnswer, JobAnswer
 from api.auth import Reader, Submitter
 from api.evaluation_requests import EvaluateBody, new_evaluation, pointing_into_body
 from api.idempotency import REPLAYED, TheSubmission
 from api.problems import Gone
-from api.rendering import CheckpointAnswer, JobAnswer
 from api.state import TheDatabase, TheSettings, TheStorage
 from jobs import queries, service, waiting
 from jobs.errors import FieldError, Invalid

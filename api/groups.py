@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
 from api import rendering
+from api.answers import JobSummary
 from api.auth import Reader
-from api.rendering import JobSummary
 from api.state import TheDatabase
 from jobs import groups, queries
 from jobs.groups import Result

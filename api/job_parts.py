@@ -8,8 +8,7 @@ from fastapi import APIRouter, Query
 from typing_extensions import TypedDict
 
 from api import rendering
-from api.auth import Reader
-from api.rendering import (
+from api.answers import (
     AttemptAnswer,
     CheckpointAnswer,
     EvaluationAnswer,
@@ -17,6 +16,7 @@ from api.rendering import (
     LogAnswer,
     SeriesAnswer,
 )
+from api.auth import Reader
 from api.state import TheDatabase
 from jobs import curves, queries
 from jobs.errors import FieldError, Invalid

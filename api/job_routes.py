@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
 from api import field_errors, groups, rendering, submissions
+from api.answers import JobAnswer, JobSummary
 from api.auth import Reader, Submitter
 from api.deviations import of_preset
 from api.groups import SubmittedGroup
 from api.idempotency import REPLAYED, TheSubmission
-from api.rendering import JobAnswer, JobSummary
 from api.state import TheDatabase
 from api.submissions import CloneBody, JobBody, JobChange
 from jobs import queries, service, transitions, waiting

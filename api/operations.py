@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from typing_extensions import TypedDict
 
 from api import rendering
+from api.answers import WorkerAnswer
 from api.auth import Admin
-from api.rendering import WorkerAnswer
 from api.state import TheDatabase
 from jobs import registry
 from jobs.audit import audit
