@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from sqlalchemy.orm import Session
 
 from jobs import transitions
 from jobs.database import Database
+from jobs.settings import Settings
 from jobs.storage import Damaged, Storage, checkpoint_key, verified
 from jobs.transitions import Requests
 from worker.process import OUTPUT_FILE
+from worker.renewal import renewed
 from worker.spool import Output, Records
 from worker.sweep import sweep
 
@@ -27,17 +30,16 @@ class Delivery:
     """Delivers one attempt's spool.  What could not be delivered stays pending, so a failed call is simply repeated.
 
     Args:
-        database, storage: where rows and files go.
+        database, storage, settings: the service.
         folder: the attempt's folder.
         job_id, number: the attempt.
-        max_failures: infrastructure failures that end the job.
     """
 
     def __init__(
-        self, database: Database, storage: Storage, folder: Path, job_id: str, number: int, max_failures: int
+        self, database: Database, storage: Storage, settings: Settings, folder: Path, job_id: str, number: int
     ) -> None:
-        self._database, self._storage, self.folder = database, storage, folder
-        self._job_id, self._number, self._max_failures = job_id, number, max_failures
+        self._database, self._storage, self._settings = database, storage, settings
+        self.folder, self._job_id, self._number = folder, job_id, number
         self._records = Records(folder / SPOOL_FILE)
         self._output = Output(folder / OUTPUT_FILE)
         self._pending: list[dict[str, Any]] = []
@@ -74,7 +76,8 @@ class Delivery:
         types = {line["type"] for line in lines}
         self.has_ended = self.has_ended or "end" in types
         if "checkpoint" in types:  # older ones may have to make room
-            sweep(self._database, self._storage, self._job_id)
+            with self._renewed():
+                sweep(self._database, self._storage, self._job_id)
         return requests
 
     def cap_output(self) -> None:
@@ -94,6 +97,9 @@ class Delivery:
         """
         sweep(self._database, self._storage, self._job_id)
 
+    def _renewed(self) -> AbstractContextManager[None]:
+        return renewed(self._database, self._settings, self._job_id, self._number)
+
     def _prepared(self) -> list[dict[str, Any]]:
         """The next records, with the files of their checkpoints in the storage; each is put and read back once."""
         self.obstacle = None
@@ -108,7 +114,7 @@ class Delivery:
     def _change(self, lines: list[dict[str, Any]], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
         def change(session: Session) -> Requests:
             return transitions.deliver(
-                session, self._job_id, self._number, lines, output, max_failures=self._max_failures
+                session, self._job_id, self._number, lines, output, max_failures=self._settings.max_failures
             )
 
         return change
@@ -120,8 +126,9 @@ class Delivery:
         source = self.folder / line["path"]
         key = checkpoint_key(self._job_id, self._number, source.name)
         try:
-            self._storage.put(source, key)
-            verified(self._storage, key, line["sha256"], line["size"])
+            with self._renewed():
+                self._storage.put(source, key)
+                verified(self._storage, key, line["sha256"], line["size"])
         except (FileNotFoundError, Damaged):
             message = f"the checkpoint of step {line['step']} is missing or damaged on the disk and was not registered"
             log.error("job %s: %s", self._job_id, message)

@@ -62,7 +62,7 @@ def _settle(database: Database, storage: Storage, settings: Settings, folder: Pa
     job_id, number = folder.parent.name, int(folder.name)
     if _is_open(database, job_id, number):
         _wait_for_the_end(mark_of(job_id, number))
-        delivery = Delivery(database, storage, folder, job_id, number, settings.max_failures)
+        delivery = Delivery(database, storage, settings, folder, job_id, number)
         try:
             while delivery.collect(is_over=True):
                 delivery.send()

@@ -39,6 +39,7 @@ from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.patience import Backoff, KeepSpool, Patience
 from worker.process import Ask, TrainingProcess
+from worker.renewal import renew_seconds, renewed
 from worker.verdict import Verdict, count_oom_kills, verdict
 
 log = logging.getLogger(__name__)
@@ -119,16 +120,16 @@ class Supervisor:
     def _run(self, claim: Claim, folder: Path) -> None:
         try:
             failpoint("supervisor.run_file")
-            (folder / RUN_FILE).write_text(json.dumps(self._run_file(claim)))
+            with renewed(self._database, self._settings, claim.job_id, claim.number):
+                facts = self._run_file(claim)
+            (folder / RUN_FILE).write_text(json.dumps(facts))
         except MissingCheckpoint as error:
             self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
             return
         oom_kills = count_oom_kills()
         process = TrainingProcess(folder, mark_of(claim.job_id, claim.number), claim.spec.get("processes", 1))
         log.info("job %s: attempt %d runs as process %d", claim.job_id, claim.number, process.pid)
-        delivery = Delivery(
-            self._database, self._storage, folder, claim.job_id, claim.number, self._settings.max_failures
-        )
+        delivery = Delivery(self._database, self._storage, self._settings, folder, claim.job_id, claim.number)
         run = _Run(self, claim, process, delivery, oom_kills)
         try:
             run.follow()
@@ -199,7 +200,6 @@ class _Run:
         self._settings, self._draining = owner._settings, owner._draining
         self._oom_kills = oom_kills
         self._backoff = Backoff(self._settings.lease_seconds)
-        self._renew_seconds = min(3.0, self._settings.lease_seconds / 6)
         self._next_renewal = 0.0
         self._next_delivery = 0.0
         self._kill_at: float | None = None
@@ -240,7 +240,7 @@ class _Run:
             self._backoff.reset()
             self._next_delivery = now + _DELIVER_SECONDS
         if requests is not None:
-            self._next_renewal = now + self._renew_seconds
+            self._next_renewal = now + renew_seconds(self._settings)
             self._obey(requests)
 
     def _send(self) -> Requests | None:

@@ -15,6 +15,7 @@ from jobs.database import Database, new_id
 from jobs.errors import Superseded
 from jobs.models import Attempt
 from jobs.registry import DatasetFacts
+from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from jobs.transitions import WorkerFacts
 from tests.worker.running import SHORT, Jobs
@@ -28,6 +29,7 @@ class Spool:
         self.database, self.folder = database, folder / "attempt"
         (self.folder / "checkpoints").mkdir(parents=True)
         self.storage = LocalStorage(folder / "storage")
+        self.settings = Settings(data_dir=folder / "data")
         facts = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
         dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
         database.write(lambda session: registry.register(session, facts, 1, [dataset]))
@@ -55,7 +57,7 @@ class Spool:
         return sha256
 
     def delivery(self) -> Delivery:
-        return Delivery(self.database, self.storage, self.folder, self.job_id, self.number, 3)
+        return Delivery(self.database, self.storage, self.settings, self.folder, self.job_id, self.number)
 
     def checkpoints(self) -> list[Any]:
         with self.database.read() as session:
