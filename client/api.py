@@ -5,204 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, TypedDict
-from uuid import uuid4
+from typing import Any, Unpack
 
 import httpx
 
-from client.address import find_address
+from client.answers import TERMINAL, Checkpoint, Evaluation, FileKind, Group, Job, JobKind, JobOptions, Json
+from client.connection import Connection, check
 from client.download import Downloaded, download
-from client.errors import Unreachable, api_error
-from client.sse import Message, parse
-
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-Json = dict[str, Any]
+from client.errors import Unreachable
+from client.sse import Message
 
 
-class Progress(TypedDict):
-    """Where a run is, as it last said."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    total_epochs: int
-    images_per_second: float | None
-    eta_seconds: float | None
-    phase: str
-
-
-class Job(TypedDict, total=False):
-    """A job as the server renders it; status, reason and kind are open strings."""
-
-    id: str
-    kind: str
-    name: str | None
-    status: str
-    status_reason: str | None
-    status_message: str | None
-    priority: int
-    pool: str
-    tags: list[str]
-    dataset: Json
-    spec: Json
-    attempt: int
-    failures: int
-    parent_id: str | None
-    group_id: str | None
-    preset: str | None
-    deviations: list[Json] | None
-    max_seconds: int | None
-    preemptible: bool
-    waiting: Json | None
-    progress: Progress | None
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
-    latest_metrics: dict[str, float | None]
-    links: dict[str, str]
-
-
-class Checkpoint(TypedDict, total=False):
-    """A registered checkpoint."""
-
-    id: str
-    job_id: str
-    attempt: int
-    kind: str
-    step: int
-    epoch: float
-    sha256: str
-    size: int
-    metrics: Json
-    created_at: str
-    links: dict[str, str]
-
-
-class Evaluation(TypedDict, total=False):
-    """One measured number."""
-
-    protocol: str
-    protocol_version: int
-    metric: str
-    value: float
-    stderr: float | None
-    n: int | None
-    params: Json
-    details: Json | None
-    seed: int
-
-
-class Group(TypedDict, total=False):
-    """Jobs that differ in their seed alone; `results` are numbers over the seeds."""
-
-    group_id: str
-    items: list[Job]
-    results: list[Json]
-
-
-class WclClient:
-    """A connection to one server; use as a context manager."""
-
-    def __init__(self, url: str, key: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url = url.rstrip("/")
-        # trust_env off: a proxy from the environment must not see a loopback server's key.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
-
-    @classmethod
-    def connect(cls, data_dir: Path | None = None) -> WclClient:
-        """The server that the environment or the local data folder names."""
-        address = find_address(data_dir)
-        return cls(address.url, address.key)
-
-    def __enter__(self) -> WclClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
+class WclClient(Connection):
+    """Every route of one server; use as a context manager."""
 
     # ---- jobs
 
     def submit(
         self,
-        kind: Literal["pretrain", "evaluate"],
+        kind: JobKind,
         spec: Mapping[str, Any] | None = None,
         *,
-        preset: str | None = None,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        after: Sequence[str | Mapping[str, str]] = (),
-        priority: int | None = None,
-        pool: str | None = None,
-        gpus: int | None = None,
-        max_seconds: int | None = None,
-        preemptible: bool | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Job:
-        """Send a job; safe to repeat with the same `idempotency_key`, of which one is made up when absent.
-
-        Args:
-            after: ids of jobs that have to succeed first, or `{"job_id": ..., "until": "checkpoint"}`.
-            max_seconds: of running time, after which the job ends with the reason `timeout`.
-            preemptible: whether a job of higher priority may take its worker; it then goes on later.
-        """
-        body = _job_body(
-            kind,
-            spec,
-            preset=preset,
-            name=name,
-            tags=list(tags) or None,
-            after=list(after) or None,
-            priority=priority,
-            pool=pool,
-            gpus=gpus,
-            max_seconds=max_seconds,
-            preemptible=preemptible,
-        )
-        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        job: Job = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
+        """Send a job; safe to repeat with the same `idempotency_key`, of which one is made up when absent."""
+        job: Job = self._made("/v1/jobs", _job_body(kind, spec, options), idempotency_key)
         return job
 
     def submit_group(
         self,
-        kind: Literal["pretrain", "evaluate"],
+        kind: JobKind,
         spec: Mapping[str, Any] | None = None,
         *,
         seeds: Sequence[int],
-        preset: str | None = None,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        after: Sequence[str | Mapping[str, str]] = (),
-        priority: int | None = None,
-        pool: str | None = None,
-        gpus: int | None = None,
-        max_seconds: int | None = None,
-        preemptible: bool | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Group:
         """Send one job for each seed, otherwise as `submit`; all are made or none."""
-        body = _job_body(
-            kind,
-            spec,
-            preset=preset,
-            name=name,
-            tags=list(tags) or None,
-            after=list(after) or None,
-            priority=priority,
-            pool=pool,
-            gpus=gpus,
-            max_seconds=max_seconds,
-            preemptible=preemptible,
-            seeds=list(seeds),
-        )
-        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        group: Group = self._json("POST", "/v1/jobs", json=body, headers=headers, retries=3)
+        body = _job_body(kind, spec, options) | {"seeds": list(seeds)}
+        group: Group = self._made("/v1/jobs", body, idempotency_key)
         return group
 
     def group(self, group_id: str) -> Group:
@@ -212,14 +54,14 @@ class WclClient:
 
     def plan(
         self,
-        kind: Literal["pretrain", "evaluate"],
+        kind: JobKind,
         spec: Mapping[str, Any] | None = None,
         *,
         preset: str | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Json:
         """What submitting would do, without doing it."""
-        body = _job_body(kind, spec, preset=preset, seeds=None if seeds is None else list(seeds))
+        body = _job_body(kind, spec, {"preset": preset}) | ({} if seeds is None else {"seeds": list(seeds)})
         plan: Json = self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
         return plan
 
@@ -257,11 +99,13 @@ class WclClient:
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job that starts from the last good checkpoint of this one; safe to repeat, as `submit` is."""
-        return self._made(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
+        job: Job = self._made(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
+        return job
 
     def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
         """A new job with the same spec, the fields of `spec` laid over it, from scratch; safe to repeat."""
-        return self._made(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
+        job: Job = self._made(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
+        return job
 
     def evaluate(
         self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
@@ -271,7 +115,8 @@ class WclClient:
         Args:
             spec: an EvaluateSpec without `features`; its data is the training data unless given.
         """
-        return self._made(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
+        job: Job = self._made(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
+        return job
 
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
@@ -280,6 +125,10 @@ class WclClient:
         values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
         said = {key: value for key, value in values.items() if value is not None}
         job: Job = self._json("PATCH", f"/v1/jobs/{job_id}", json=said)
+        return job
+
+    def _action(self, job_id: str, verb: str) -> Job:
+        job: Job = self._json("POST", f"/v1/jobs/{job_id}/{verb}")
         return job
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None, poll_seconds: float = 1.0) -> Job:
@@ -326,13 +175,13 @@ class WclClient:
         checkpoint_id: str,
         target: Path,
         *,
-        kind: Literal["native", "backbone"] = "native",
+        kind: FileKind = "native",
         on_bytes: Callable[[int, int], None] | None = None,
     ) -> Downloaded:
         """Fetch a checkpoint's file, going on where an interrupted call stopped; the bytes are verified."""
         url = f"/v1/checkpoints/{checkpoint_id}/download?kind={kind}"
         try:
-            return download(self._http, url, target, _check, on_bytes)
+            return download(self._http, url, target, check, on_bytes)
         except httpx.TransportError as error:
             raise Unreachable(f"{self.url} does not answer: {error}") from error
 
@@ -359,16 +208,6 @@ class WclClient:
                 if time.monotonic() - away_since > patience_seconds:
                     raise Unreachable(f"{self.url} does not answer: {error}") from error
             time.sleep(0.5)
-
-    def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
-        # The server's heartbeat comes each 15 s: three missed ones are a dead connection.
-        timeout = httpx.Timeout(10.0, read=50.0)
-        with self._http.stream("GET", f"/v1/jobs/{job_id}/stream", headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
-            yield from parse(response.iter_lines())
 
     # ---- the service
 
@@ -403,48 +242,8 @@ class WclClient:
         except httpx.HTTPError:
             return False
 
-    # ---- plumbing
 
-    def _made(self, path: str, body: Json | None, idempotency_key: str | None) -> Job:
-        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        job: Job = self._json("POST", path, json=body, headers=headers, retries=3)
-        return job
-
-    def _action(self, job_id: str, verb: str) -> Job:
-        job: Job = self._json("POST", f"/v1/jobs/{job_id}/{verb}")
-        return job
-
-    def _items(self, path: str) -> list[Json]:
-        answer = self._json("GET", path)
-        items: list[Json] = answer["items"] if isinstance(answer, dict) else answer
-        return items
-
-    def _json(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> Any:
-        """One request; a broken connection is retried where repeating is harmless."""
-        tries = 1 + (retries if retries is not None else 3 if method == "GET" else 0)
-        for attempt in range(1, tries + 1):
-            try:
-                response = self._http.request(method, path, **request)
-                break
-            except httpx.TransportError as error:
-                if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
-                    raise Unreachable(f"{self.url} does not answer: {error}") from error
-                time.sleep(0.1 * 2**attempt)
-        _check(response)
-        return response.json() if response.content else {}
-
-
-def _check(response: httpx.Response) -> None:
-    if not response.is_error:
-        return
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    raise api_error(response.status_code, body, response.reason_phrase)
-
-
-def _job_body(kind: str, spec: Mapping[str, Any] | None, **optional: Any) -> Json:
+def _job_body(kind: JobKind, spec: Mapping[str, Any] | None, options: JobOptions) -> Json:
     """The request's JSON; what is not said is left out, so the server's defaults hold."""
-    said = {name: value for name, value in optional.items() if value is not None}
+    said = {name: value for name, value in options.items() if value not in (None, (), [])}
     return {"kind": kind, "spec": dict(spec or {})} | said

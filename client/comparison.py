@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from client.api import Evaluation
+from client.answers import Evaluation
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from rich.console import Console
 
 from client import comparison
 from client.address import find_address
-from client.api import Evaluation, Job, WclClient
+from client.answers import Evaluation, Job
+from client.api import WclClient
 from client.errors import WclError
 from client.output import size
 from client.progress import watch

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from client.api import Checkpoint, Evaluation, Job
+from client.answers import Checkpoint, Evaluation, Job
 from client.progress import styled_status
 
 out = Console(highlight=False)

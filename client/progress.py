@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from client.api import TERMINAL, Job, WclClient
+from client.answers import TERMINAL, Job
+from client.api import WclClient
 from client.errors import WclError
 from client.sse import Message
 

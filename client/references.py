@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from client.api import Job, Json, WclClient
+from client.answers import Job, Json
+from client.api import WclClient
 from client.errors import InvalidError, NotFoundError
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from client.api import Job, WclClient
+from client.answers import Job
+from client.api import WclClient
 from client.up import free_port
 from tests.waiting import eventually
 

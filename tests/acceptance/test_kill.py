@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from client.api import Job, WclClient
+from client.answers import Job
+from client.api import WclClient
 from tests.acceptance.service import LONG_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
 

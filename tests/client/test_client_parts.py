@@ -10,7 +10,7 @@ import pytest
 
 from client import comparison
 from client.address import DEFAULT_URL, find_address
-from client.api import Evaluation
+from client.answers import Evaluation
 from client.errors import ConflictError, DeniedError, InvalidError, NotFoundError, api_error
 from client.progress import JobView, duration
 from client.specfile import SpecFileError, apply_overrides, read_spec
