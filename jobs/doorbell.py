@@ -6,6 +6,7 @@ The worker's app is named by its task alone, so nothing of the worker is importe
 from __future__ import annotations
 
 import logging
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery import Celery
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.database import Database, now_ms
+from jobs.database import Database, is_outage, now_ms
 from jobs.models import Job, Worker
 from jobs.settings import Settings
 from jobs.status import Status
@@ -75,6 +76,34 @@ def ring_for_waiting(database: Database, settings: Settings) -> None:
         except Exception as error:  # brokers raise what their clients raise
             log.warning("the broker does not take a doorbell: %s", error)
             return
+
+
+class Ringer:
+    """Rings for whoever must not wait: a broker that accepts and never answers would hold up its thread.
+
+    Args:
+        database, settings: the service.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._is_ringing = threading.Lock()
+
+    def ring(self) -> None:
+        """`ring_for_waiting` on a thread of its own; nothing while the call before still waits for the broker."""
+        if not self._settings.is_memory_broker and self._is_ringing.acquire(blocking=False):
+            threading.Thread(target=self._ring, daemon=True, name="doorbell").start()
+
+    def _ring(self) -> None:
+        try:
+            ring_for_waiting(self._database, self._settings)
+        except Exception as error:  # the next look rings again
+            if is_outage(error):
+                log.warning("nobody rings while the database does not answer")
+            else:
+                log.exception("ringing failed")
+        finally:
+            self._is_ringing.release()
 
 
 def ring(settings: Settings, pool: str) -> None:

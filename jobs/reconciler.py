@@ -74,7 +74,7 @@ class Reconciler:
     ) -> None:
         self._database = database
         self._settings = settings
-        self._rings = rings
+        self._ringer = doorbell.Ringer(database, settings) if rings else None
         self._clock = clock
         gap = 2 * settings.look_seconds + 1
         self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)
@@ -110,8 +110,8 @@ class Reconciler:
             self._database.write(transitions.unblock)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
             log.info("job %s is asked to give way to job %s", chosen.job_id, chosen.for_job_id)
-        if self._rings:
-            doorbell.ring_for_waiting(self._database, self._settings)
+        if self._ringer is not None:
+            self._ringer.ring()
         if self._clock() >= self._next_housekeeping:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)

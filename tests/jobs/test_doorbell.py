@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from sqlalchemy import update
 from jobs import doorbell, registry
 from jobs.database import Database, new_id, now_ms
 from jobs.models import Job
+from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import submit, worker
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -102,6 +106,41 @@ def test_a_broker_that_is_away_costs_only_a_warning(
     doorbell.ring_for_waiting(database, settings)
 
     assert "the broker does not take a doorbell" in caplog.text
+
+
+@pytest.mark.timeout(120)
+def test_a_silent_broker_holds_up_no_look(database: Database, tmp_path: Path) -> None:
+    """It accepts connections and never answers: the looks go on, and no second bell waits beside the first."""
+    rows.add_dataset(database)
+    submit(database)
+    add_worker(database)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = Settings(data_dir=tmp_path, broker_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        reconciler = Reconciler(database, settings, rings=True)
+        reconciler.look()
+        accepted, _ = silent.accept()
+        with accepted:
+            for _ in range(3):
+                reconciler.look()
+            assert [thread.name for thread in threading.enumerate()].count("doorbell") == 1  # still waiting
+        silent.close()
+        eventually(lambda: not ringing(), "the end of the bell")
+
+
+def ringing() -> bool:
+    return any(thread.name == "doorbell" for thread in threading.enumerate())
+
+
+def test_a_look_rings_again_once_the_broker_answers(
+    database: Database, broker: redis.Redis, settings: Settings
+) -> None:
+    rows.add_dataset(database)
+    submit(database)
+    add_worker(database)
+    reconciler = Reconciler(database, settings, rings=True)
+    for count in (1, 2):
+        reconciler.look()
+        eventually(lambda: bells(broker)["default"] == count and not ringing(), "a bell")  # noqa: B023
 
 
 def test_without_a_broker_nobody_rings(database: Database, tmp_path: Path) -> None:
