@@ -8,7 +8,7 @@ So a crash in between leaves a marked row, which claims no file, and a file that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
@@ -73,21 +73,17 @@ def _needed(session: Session, ids: Sequence[str]) -> set[str]:
     return {needed for row in rows for needed in row if needed is not None}
 
 
-def orphans(session: Session, job_id: str, keys: Iterable[str]) -> list[str]:
-    """Of the stored files of a job those that no row claims, and that no attempt can register any more.
+def orphans(session: Session, keys: Sequence[str]) -> list[str]:
+    """Of stored files those that no row claims, and that no attempt can register any more; in two queries.
 
     No clock says so: only an open attempt can register a file, and each has a folder of its own.
 
     Args:
-        keys: `JOB/ATTEMPT/NAME` each, listed before this transaction began.
+        keys: `JOB/ATTEMPT/NAME` each, of some hundred jobs at most, listed before this transaction began.
     """
-    attempts = select(Attempt.number, Attempt.ended_at).where(Attempt.job_id == job_id)
-    ended = {number: ended_at is not None for number, ended_at in session.execute(attempts)}
-    rows = session.execute(select(Checkpoint.path, Checkpoint.deleted_at).where(Checkpoint.job_id == job_id))
+    job_ids = {key.split("/")[0] for key in keys}
+    attempts = select(Attempt.job_id, Attempt.number, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))
+    ended = {f"{job_id}/{number}": ended_at is not None for job_id, number, ended_at in session.execute(attempts)}
+    rows = session.execute(select(Checkpoint.path, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids)))
     is_deleted = {path: deleted_at is not None for path, deleted_at in rows}
-    return [key for key in keys if is_deleted.get(key, ended.get(_attempt_of(key) or 0, False))]
-
-
-def _attempt_of(key: str) -> int | None:
-    number = key.split("/")[1]
-    return int(number) if number.isdigit() else None
+    return [key for key in keys if is_deleted.get(key, ended.get(key.rpartition("/")[0], False))]

@@ -33,6 +33,7 @@ from worker import app, datasets, leftovers
 from worker.memory import device_bytes
 from worker.slot import Slot
 from worker.supervisor import Supervisor
+from worker.sweep import sweep
 from worker.ticker import Ticker
 
 log = logging.getLogger("worker")
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # They do not wait for the broker: an absent one must not keep a worker from its work.
     for thread in (Reconciler(database, settings, rings=False), ticker):
         threading.Thread(target=thread.run, args=(stop,), name=type(thread).__name__, daemon=True).start()
+    # Beside the work: the longer the history, the longer it takes.
+    threading.Thread(target=lambda: sweep(database, storage, storage.job_ids()), name="sweep", daemon=True).start()
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")

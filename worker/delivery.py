@@ -77,7 +77,7 @@ class Delivery:
         self.has_ended = self.has_ended or "end" in types
         if "checkpoint" in types:  # older ones may have to make room
             with self._renewed():
-                sweep(self._database, self._storage, self._job_id)
+                sweep(self._database, self._storage, [self._job_id])
         return requests
 
     def cap_output(self) -> None:
@@ -95,7 +95,7 @@ class Delivery:
         Only the rows tell which those are: a delivery whose answer was lost may have been committed, and what the
         supervisor before this one delivered is read from the spool again.
         """
-        sweep(self._database, self._storage, self._job_id)
+        sweep(self._database, self._storage, [self._job_id])
 
     def _renewed(self) -> AbstractContextManager[None]:
         return renewed(self._database, self._settings, self._job_id, self._number)

@@ -20,7 +20,6 @@ from jobs.storage import Storage
 from worker.delivery import Delivery
 from worker.process import marked
 from worker.supervisor import RUN_FILE, clear, mark_of, owned
-from worker.sweep import sweep
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ _ORPHAN_SECONDS = 15.0  # a run ends by itself within 5 s of its supervisor
 
 
 def settle(database: Database, storage: Storage, settings: Settings) -> None:
-    """Go through the attempts' folders that no living supervisor owns, then through the storage."""
+    """Go through the attempts' folders that no living supervisor owns."""
     for folder in sorted(settings.attempts_dir.glob("*/*")):
         try:
             with owned(folder) as is_ours:
@@ -38,8 +37,6 @@ def settle(database: Database, storage: Storage, settings: Settings) -> None:
                     clear(folder)
         except (FileNotFoundError, NotADirectoryError):  # another worker has just cleared it; no folder of ours
             continue
-    for job_id in sorted(storage.job_ids()):
-        sweep(database, storage, job_id)
 
 
 def _is_of_this_host(folder: Path) -> bool:

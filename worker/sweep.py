@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from itertools import islice
 
 from sqlalchemy.exc import DBAPIError
 
@@ -12,16 +14,24 @@ from jobs.storage import Storage
 
 log = logging.getLogger(__name__)
 
+_BATCH = 200  # jobs that one question to the database is about
 
-def sweep(database: Database, storage: Storage, job_id: str) -> None:
-    """Remove a job's orphans; what cannot be removed now is found again by the next sweep."""
-    try:
-        keys = list(storage.keys(job_id))
-        with database.read() as session:
-            orphans = retention.orphans(session, job_id, keys)
-        for key in orphans:
-            storage.delete(key)
-        if orphans:
-            log.info("job %s: removed %d files that belong to no checkpoint", job_id, len(orphans))
-    except (OSError, DBAPIError) as error:
-        log.warning("job %s: its storage was not swept: %s", job_id, error)
+
+def sweep(database: Database, storage: Storage, job_ids: Iterable[str]) -> None:
+    """Remove the orphans of jobs; what cannot be removed now is found again by the next sweep."""
+    remaining = iter(job_ids)
+    while batch := list(islice(remaining, _BATCH)):
+        try:
+            _sweep(database, storage, batch)
+        except (OSError, DBAPIError) as error:
+            log.warning("the storage of %d jobs from %s on was not swept: %s", len(batch), batch[0], error)
+
+
+def _sweep(database: Database, storage: Storage, job_ids: list[str]) -> None:
+    keys = [key for job_id in job_ids for key in storage.keys(job_id)]
+    with database.read() as session:
+        orphans = retention.orphans(session, keys)
+    for key in orphans:
+        storage.delete(key)
+    if orphans:
+        log.info("removed %d files that belong to no checkpoint, %s first", len(orphans), orphans[0])

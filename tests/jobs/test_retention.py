@@ -123,7 +123,7 @@ def test_a_resumed_job_always_finds_its_newest(database: Database) -> None:
 def orphans(database: Database, job_id: str, *names: str) -> list[str]:
     with database.read() as session:
         keys = [f"{job_id}/{name}" for name in names]
-        return [key.removeprefix(f"{job_id}/") for key in retention.orphans(session, job_id, keys)]
+        return [key.removeprefix(f"{job_id}/") for key in retention.orphans(session, keys)]
 
 
 def test_only_a_file_that_nobody_can_claim_is_an_orphan(database: Database) -> None:

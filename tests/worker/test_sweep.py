@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from jobs import transitions
 from jobs.database import Database
 from jobs.settings import Settings
+from jobs.storage import LocalStorage
+from tests.waiting import eventually
+from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT
 from tests.worker.test_delivery import Spool, deliver_all
 from worker import leftovers
@@ -33,7 +38,9 @@ def end(spool: Spool) -> None:
 
 
 def settle(spool: Spool, data_dir: Path) -> None:
+    """What a worker does when it starts."""
     leftovers.settle(spool.database, spool.storage, Settings(data_dir=data_dir))
+    sweep(spool.database, spool.storage, spool.storage.job_ids())
 
 
 def test_the_file_of_a_checkpoint_that_is_not_kept_goes_after_the_commit(spool: Spool) -> None:
@@ -71,10 +78,10 @@ def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spo
         (tmp_path / "written").write_bytes(b"not registered")
         spool.storage.put(tmp_path / "written", f"{spool.job_id}/{spool.number}/{name}")
 
-    sweep(spool.database, spool.storage, spool.job_id)
+    sweep(spool.database, spool.storage, [spool.job_id])
     assert len(stored(spool)) == 3
     end(spool)
-    sweep(spool.database, spool.storage, spool.job_id)
+    sweep(spool.database, spool.storage, [spool.job_id])
     assert stored(spool) == ["step-00000005.safetensors"]
 
 
@@ -112,3 +119,57 @@ def test_a_folder_of_this_host_whose_attempt_is_over_goes(spool: Spool, tmp_path
     settle(spool, tmp_path / "data")
 
     assert not folder.exists()
+
+
+def put(spool: Spool, key: str) -> None:
+    source = spool.folder / "written"
+    source.write_bytes(b"a file")
+    spool.storage.put(source, key)
+
+
+def test_a_sweep_asks_the_database_about_hundreds_of_jobs_at_once(spool: Spool) -> None:
+    """And it finds the orphan among them, wherever it lies."""
+    others = [f"01a00000-0000-7000-8000-{number:012d}" for number in range(450)]
+    for job_id in others:
+        put(spool, f"{job_id}/1/step-1.safetensors")
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    end(spool)
+    asked: list[str] = []
+    event.listen(spool.database.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
+
+    sweep(spool.database, spool.storage, [*others[:225], spool.job_id, *others[225:]])
+
+    assert len(stored(spool)) == 450
+    assert sum(statement.startswith("SELECT") for statement in asked) == 2 * 3
+
+
+def test_what_cannot_be_swept_holds_up_nothing_behind_it(spool: Spool) -> None:
+    class Broken(LocalStorage):
+        def keys(self, job_id: str) -> Iterator[str]:
+            if job_id == "broken":
+                raise PermissionError("not yours")
+            return super().keys(job_id)
+
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    end(spool)
+
+    sweep(spool.database, Broken(spool.storage.root), ["broken"] * 200 + [spool.job_id])
+
+    assert stored(spool) == []
+
+
+def test_a_start_looks_through_the_storage_beside_its_work(
+    sqlite_database: Database, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    """What it does before it takes jobs touches no storage without a folder that somebody left."""
+    spool = Spool(sqlite_database, tmp_path)
+    end(spool)
+    settings = Settings(data_dir=tmp_path / "data")
+    spool.storage = LocalStorage(settings.checkpoints_dir)
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+
+    leftovers.settle(spool.database, spool.storage, settings)
+    assert stored(spool) == ["step-1.safetensors"]
+
+    start_worker(sqlite_database)
+    eventually(lambda: not stored(spool), "the sweep")
