@@ -50,18 +50,9 @@ def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> Checkp
 @router.patch("")
 def change(checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase) -> CheckpointAnswer:
     """Pin or unpin it."""
-    return rendering.checkpoint(database.write(lambda session: pinned(session, checkpoint_id, body.pinned)))
-
-
-def pinned(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
-    """The checkpoint, pinned or no longer.
-
-    Raises:
-        NotFound: there is none.
-    """
-    checkpoint = queries.get_checkpoint(session, checkpoint_id)
-    checkpoint.pinned = is_pinned
-    return checkpoint
+    return rendering.checkpoint(
+        database.write(lambda session: service.pin_checkpoint(session, checkpoint_id, body.pinned))
+    )
 
 
 @router.post("/evaluate", status_code=201, responses=REPLAYED)

@@ -12,7 +12,6 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
-from api import checkpoints
 from api.auth import Submitter
 from api.evaluation_requests import EvaluateBody, new_evaluation, pointing_into_body
 from api.state import TheDatabase
@@ -87,7 +86,7 @@ def _asked(database: Database, job_id: str, verb: Verb, asker: str) -> str:
 @router.post("/checkpoints/{checkpoint_id}/{pin}")
 def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabase) -> Response:
     """Pin or unpin; back to the checkpoints of its job."""
-    checkpoint = database.write(lambda session: checkpoints.pinned(session, checkpoint_id, pin is Pin.PIN))
+    checkpoint = database.write(lambda session: service.pin_checkpoint(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")
 
 

@@ -32,7 +32,9 @@ def expire(session: Session, job_id: str) -> None:
     assert isinstance(spec, PretrainSpec)
     surplus = _surplus(session, spec, job_id)
     # Locked before it is asked who needs them: a job that comes to need one holds it until it is there.
-    locked = select(Checkpoint.id).where(Checkpoint.id.in_(surplus)).with_for_update(skip_locked=True)
+    # Whoever pinned or deleted one since the list was made has committed, or is passed by.
+    is_still = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
+    locked = select(Checkpoint.id).where(*is_still).with_for_update(skip_locked=True)
     free = set(session.execute(locked).scalars()) - _needed(session, surplus)
     session.execute(update(Checkpoint).where(Checkpoint.id.in_(free)).values(deleted_at=now_ms()))
 

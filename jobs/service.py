@@ -256,6 +256,20 @@ def _existing(session: Session, job_id: str, *, lock: bool = False) -> Job:
     return job
 
 
+def pin_checkpoint(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
+    """Pin or unpin a checkpoint, unless it is deleted first: whoever deletes one holds its row.
+
+    Raises:
+        NotFound: there is none.
+    """
+    is_there = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    statement = update(Checkpoint).where(*is_there).values(pinned=is_pinned).returning(Checkpoint)
+    checkpoint = session.execute(statement).scalar_one_or_none()
+    if checkpoint is None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    return checkpoint
+
+
 def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     """Mark a checkpoint as deleted; the caller removes the file after the commit.
 
