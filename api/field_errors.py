@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -12,17 +13,29 @@ from pydantic_core import ErrorDetails
 from jobs.errors import FieldError
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
 
+E = TypeVar("E", bound=Mapping[str, Any])
 _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
 
 
 def of_spec(error: ValidationError, kind: Kind, prefix: str = "/spec") -> list[FieldError]:
     """Wrong fields of a spec that `parse_spec` refused."""
-    return [_field_error(entry, _MODELS[kind], prefix) for entry in error.errors(include_url=False)]
+    entries = _without_echoes(error.errors(include_url=False))
+    return [_field_error(entry, _MODELS[kind], prefix) for entry in entries]
 
 
 def of_request(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
     """Wrong fields of a body as pointers, wrong parameters of the address by their names."""
-    return [_request_error(entry) for entry in errors]
+    return [_request_error(entry) for entry in _without_echoes(errors)]
+
+
+def _without_echoes(errors: Sequence[E]) -> list[E]:
+    """Without "too short" of a list whose items were refused: pydantic counts only those that are left."""
+    return [
+        entry
+        for entry in errors
+        if entry["type"] != "too_short"
+        or not any(len(other["loc"]) > len(loc := entry["loc"]) and other["loc"][: len(loc)] == loc for other in errors)
+    ]
 
 
 def _request_error(entry: Mapping[str, Any]) -> FieldError:
@@ -68,6 +81,8 @@ def _member(union: Any, discriminator: str, steps: Iterator[int | str]) -> Any:
 
 def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
     if entry["type"] == "extra_forbidden":
+        if entry["loc"][0] == "method_options":
+            return "unknown field; the method has no option of this name"
         return "unknown field" + (_suggestion(str(entry["loc"][-1]), sorted(owner.model_fields)) if owner else "")
     if entry["type"] in ("missing", "union_tag_not_found"):
         return "this field is required"
@@ -75,8 +90,21 @@ def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
         return f"expected one of {entry['ctx']['expected_tags']}"
     if entry["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "expected an object"
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    return message.replace("Input should be", "expected", 1)
+    if entry["type"].endswith("_parsing"):  # of text: in an address, in a form, or in quotation marks
+        return _PARSED.get(entry["type"], "expected another type")
+    message = str(entry["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    return _SHOULD.sub("expected ", message, count=1).replace(
+        "expected match pattern", "expected text to match pattern"
+    )
+
+
+_SHOULD = re.compile(r"^\w+ should (be |have |)")
+_PARSED = {
+    "int_parsing": "expected an integer",
+    "float_parsing": "expected a number",
+    "bool_parsing": "expected true or false",
+    "uuid_parsing": "expected an id, a UUID",
+}
 
 
 def _suggestion(name: str, known: list[str]) -> str:

@@ -158,6 +158,10 @@ class WclClient(Connection):
         found: list[Checkpoint] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["items"]
         return sorted(found, key=lambda checkpoint: checkpoint["step"])
 
+    def checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        found: Checkpoint = self._json("GET", f"/v1/checkpoints/{checkpoint_id}")
+        return found
+
     def evaluations(self, job_id: str) -> list[Evaluation]:
         found: list[Evaluation] = self._json("GET", f"/v1/jobs/{job_id}/evaluations")["items"]
         return found

@@ -48,9 +48,9 @@ class ApiError(WclError):
 
     def __str__(self) -> str:
         head = f"{self.title} ({self.status})"
-        lines = [f"{head}: {self.detail}" if self.detail and self.detail != self.title else head]
-        lines += [f"  {problem.pointer or '/'}: {problem.detail}" for problem in self.errors]
-        return "\n".join(lines)
+        if self.errors:  # the detail is the same once more, in one line
+            return "\n".join([head, *(f"  {problem.pointer or '/'}: {problem.detail}" for problem in self.errors)])
+        return f"{head}: {self.detail}" if self.detail and self.detail != self.title else head
 
 
 class NotFoundError(ApiError):

@@ -6,6 +6,8 @@ from client.answers import Job, Json
 from client.api import WclClient
 from client.errors import InvalidError, NotFoundError
 
+_EXPECTED_JOB = "expected an id, four or more characters that one id begins or ends with, or `last`"
+
 
 def find_job(client: WclClient, reference: str) -> Job:
     """The job that an id, a part of one, or `last` means."""
@@ -16,8 +18,8 @@ def find_job(client: WclClient, reference: str) -> Job:
     if len(found) == 1:
         return client.job(found[0]["id"])
     if not found:
-        raise NotFoundError(404, "Not found", f"no job matches {reference}")
-    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} jobs")
+        raise NotFoundError(404, "Not found", f"no job matches {reference}; {_EXPECTED_JOB}")
+    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} jobs; {_EXPECTED_JOB}")
 
 
 def find_worker(client: WclClient, reference: str) -> Json:

@@ -21,7 +21,7 @@ def find_checkpoint(client: WclClient, reference: str) -> str:
     except NotFoundError:
         if len(reference) != 36:
             raise
-        return reference
+        return client.checkpoint(reference)["id"]
     checkpoints = client.checkpoints(job["id"])
     if not checkpoints:
         raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint yet")

@@ -22,8 +22,10 @@ app = typer.Typer()
 
 @app.command()
 def jobs(
-    status: Annotated[str | None, typer.Option(help="Only this status.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only blocked, queued, running, paused, succeeded, failed or cancelled ones.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only pretrain or evaluate.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
     query: Annotated[str | None, typer.Option("--query", "-q", help="Only names that contain this.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
@@ -74,7 +76,10 @@ def group(
 
 
 @app.command()
-def watch(jobs: Annotated[list[str], typer.Argument(help="One or more job ids.")], as_json: AsJson = False) -> None:
+def watch(
+    jobs: Annotated[list[str], typer.Argument(help="One or more jobs: ids, parts of ids, or `last`.")],
+    as_json: AsJson = False,
+) -> None:
     """Show live progress until the jobs end; exit code 1 when one did not succeed."""
     with WclClient.connect() as client:
         ended = follow_jobs(client, [find_job(client, reference) for reference in jobs], to_stderr=as_json)

@@ -11,6 +11,7 @@ from client.api import WclClient
 from client.commands.following import follow_jobs, require_success
 from client.commands.options import AsJson, Overrides
 from client.output import out, print_json
+from client.references import find_job
 from client.specfile import apply_overrides, read_spec
 
 app = typer.Typer()
@@ -48,8 +49,11 @@ def submit(
     numbers = None if seeds is None else _seeds(seeds)
     options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "priority": priority, "pool": pool}
     options |= {"gpus": gpus, "max_seconds": max_seconds, "preemptible": preemptible or None}
-    options["after"] = [*(after or ()), *({"job_id": job, "until": "checkpoint"} for job in after_checkpoint or ())]
     with WclClient.connect() as client:
+        options["after"] = [find_job(client, reference)["id"] for reference in after or ()]
+        options["after"] += [
+            {"job_id": find_job(client, reference)["id"], "until": "checkpoint"} for reference in after_checkpoint or ()
+        ]
         if dry_run:
             print_json(client.plan(job_kind, body, preset=preset, seeds=numbers))
             return

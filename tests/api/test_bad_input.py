@@ -21,6 +21,7 @@ from jobs.database import new_id
 from tests.api.served import SPEC, Served, assert_problem
 
 JSON = {"Content-Type": "application/json"}
+PIXELS = {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}}
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -321,3 +322,26 @@ _CLIENTS: dict[int, httpx.Client] = {}
 def _client(served: Served) -> httpx.Client:
     """One client for all examples of a property."""
     return _CLIENTS.setdefault(id(served), served.client())
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"seeds": list(range(40))}, {"/seeds": "expected at most 32 items, not 40"}),
+        ({"gpus": "x"}, {"/gpus": "expected an integer"}),
+        ({"pool": "../x"}, {"/pool": "expected text to match pattern"}),
+        ({"spec": {"method_options": {"a": 1}}}, {"/spec/method_options/a": "the method has no option of this name"}),
+        (
+            {"kind": "evaluate", "preset": None, "spec": {**PIXELS, "protocols": ["knnn"]}},
+            {"/spec/protocols/0": "expected 'knn'"},
+        ),
+    ],
+)
+def test_each_wrong_field_is_named_once_with_what_was_expected(
+    shared: Served, body: dict[str, Any], expected: dict[str, str]
+) -> None:
+    answer = shared.client().post("/v1/jobs", json={"kind": "pretrain", "preset": "digits-cpu"} | body)
+
+    found = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert found.keys() == expected.keys()
+    assert all(words in found[pointer] for pointer, words in expected.items())

@@ -71,7 +71,7 @@ def test_an_error_names_each_field() -> None:
     error = api_error(422, body, "")
 
     assert error.errors[0].pointer == "/spec/epochs"
-    assert "/spec/epochs: too small" in str(error)
+    assert str(error) == "Invalid (422)\n  /spec/epochs: too small"
 
 
 def test_an_error_without_json_keeps_the_reason_phrase() -> None:
@@ -105,6 +105,13 @@ def test_a_bad_spec_file_is_named(tmp_path: Path, name: str, text: str) -> None:
 
     with pytest.raises(SpecFileError, match=name):
         read_spec(tmp_path / name)
+
+
+def test_a_spec_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes(b"\x00\xff")
+
+    with pytest.raises(SpecFileError, match=r"s\.yaml: expected JSON or YAML"):
+        read_spec(tmp_path / "s.yaml")
 
 
 def test_yaml_never_makes_objects(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
@@ -90,13 +91,25 @@ def test_submit_passes_on_limits_and_needs(server: Served) -> None:
     needed = submit()
 
     limits = ("--max-seconds", "60", "--preemptible", "--gpus", "2")
-    job_id = submit("--after-checkpoint", needed, *limits)
+    job_id = submit("--after-checkpoint", "last", *limits)
 
     found = rows.job(server.database, job_id)
     assert (found.status, found.max_seconds, found.preemptible, found.gpus) == ("blocked", 60, True, 2)
     rows.Run(server.database, rows.claim(server.database)).deliver(rows.started(), rows.checkpoint(1))
-    plain = rows.job(server.database, submit("--after-checkpoint", needed))
+    plain = rows.job(server.database, submit("--after-checkpoint", needed[-12:]))
     assert (plain.status, plain.max_seconds, plain.preemptible) == ("queued", None, False)
+
+
+def test_what_is_not_there_is_named_with_what_was_expected(server: Served) -> None:
+    submit()
+    absent = str(uuid4())
+    for arguments, expected in (
+        (("submit", "--preset", "digits-cpu", "--after", "nothing"), "no job matches nothing; expected an id"),
+        (("download", absent), f"there is no checkpoint {absent}"),
+        (("show", absent[:8]), "four or more characters"),
+    ):
+        with pytest.raises(NotFoundError, match=expected):
+            CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
 def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
