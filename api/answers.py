@@ -114,7 +114,8 @@ class LogAnswer(TypedDict):
 class CheckpointAnswer(TypedDict):
     """A registered checkpoint; `sha256` and `size` are those of the native file.
 
-    `kind` is `training`, or `embeddings`: features of a dataset, which an evaluation wrote.
+    `kind` is `training`, or `embeddings`: features of a dataset, which an evaluation wrote.  Since `damaged_at` its
+    file is known to be absent or changed; no run begins from it.
     """
 
     id: str
@@ -128,6 +129,7 @@ class CheckpointAnswer(TypedDict):
     metrics: Json
     pinned: bool
     created_at: str
+    damaged_at: str | None
     links: dict[str, str]
 
 

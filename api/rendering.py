@@ -128,6 +128,7 @@ def checkpoint(row: Checkpoint) -> CheckpointAnswer:
         "metrics": row.metrics,
         "pinned": row.pinned,
         "created_at": iso(row.created_at),
+        "damaged_at": iso_or_none(row.damaged_at),
         "links": {
             "self": here,
             "job": f"/v1/jobs/{row.job_id}",

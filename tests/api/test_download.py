@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
+from sqlalchemy import update
 
 from client.api import WclClient
 from jobs.database import new_id
+from jobs.models import Checkpoint
 from tests.api.served import SPEC, Served, assert_problem, native_checkpoint
 from tests.jobs import rows
 from tests.waiting import eventually
@@ -259,6 +261,18 @@ def test_an_export_without_its_digest_is_made_again(small: Served) -> None:
     next(small.settings.exports_dir.glob("*.sha256")).unlink()
 
     assert client.get(address).headers["etag"] == before.headers["etag"]
+
+
+def test_a_checkpoint_says_that_its_file_is_known_to_be_damaged(served: Served) -> None:
+    run = rows.Run(served.database, rows.running(served.database))
+    run.deliver(rows.started())
+    address = f"/v1/checkpoints/{served.checkpoint(native_checkpoint(), run)}"
+    client = served.client()
+    assert client.get(address).json()["damaged_at"] is None
+
+    served.database.write(lambda session: session.execute(update(Checkpoint).values(damaged_at=1500)) and None)
+
+    assert client.get(address).json()["damaged_at"] == "1970-01-01T00:00:01.500Z"
 
 
 # --- pin and delete ------------------------------------------------------------------------------------------------

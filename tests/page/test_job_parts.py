@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+from sqlalchemy import update
 
 from jobs import service
+from jobs.models import Checkpoint
 from jobs.submission import NewJob
 from tests.page.conftest import Visitor
 from tests.page.served import PlayedRun, Site
@@ -154,6 +156,23 @@ def test_a_checkpoint_is_pinned_and_measured_from_the_page(visitor: Visitor, sit
     expect(page.locator("#spec-sent")).to_contain_text('"protocols": [\n    "linear"\n  ]')
     expect(page.locator("#spec-sent")).to_contain_text(checkpoint)
     site.claim().end()
+
+
+def test_a_damaged_checkpoint_is_named_and_not_the_last_good_one(visitor: Visitor, site: Site) -> None:
+    run = site.running("damaged")
+    run.start()
+    for step in (40, 50):
+        run.checkpoint(step)
+    run.end("failed", reason="non_finite_loss")
+    damaged = update(Checkpoint).where(Checkpoint.step == 50, Checkpoint.job_id == run.job_id).values(damaged_at=1)
+    site.database.write(lambda session: session.execute(damaged) and None)
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+
+    rows = page.locator("#checkpoints tbody tr")
+    expect(rows.nth(0)).to_contain_text("damaged")
+    expect(rows.nth(1)).not_to_contain_text("damaged")
+    expect(page.locator("#run-summary")).to_contain_text("last good checkpoint: step 40")
 
 
 def test_readers_see_no_buttons(visitor: Visitor, site: Site) -> None:
