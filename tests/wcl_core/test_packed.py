@@ -159,9 +159,7 @@ def test_images_larger_than_the_views_are_cropped_from_as_they_are_and_measured_
         assert torch.equal(split.images, stored.images)
         assert torch.equal(stored.plain(slice(1, 3)), stored.images[1:3])
         areas = stored.images.float().unflatten(2, (8, 3)).unflatten(4, (8, 3)).mean(dim=(3, 5))
-        assert (
-            split.plain(torch.arange(len(split))).float() - areas
-        ).abs().mean() < 12
+        assert (split.plain(torch.arange(len(split))).float() - areas).abs().mean() < 12
         assert split.plain(slice(2, 4)).shape == (2, 3, 8, 8)
         assert split.digest != stored.digest
     assert ours.digest == large.digest
