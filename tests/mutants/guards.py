@@ -79,8 +79,8 @@ GUARDS = (
     Guard(
         "an open attempt's files are no orphans",
         "jobs/retention.py",
-        "ended = {number: ended_at is not None for",
-        "ended = {number: True for",
+        'ended = {f"{job_id}/{number}": ended_at is not None for',
+        'ended = {f"{job_id}/{number}": True for',
         ("tests/jobs/test_retention.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
     ),
 )
