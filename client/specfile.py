@@ -19,9 +19,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecFileError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SpecFileError(
-            f"{path}: expected JSON or YAML in UTF-8; this is no such text"
-        ) from error
+        raise SpecFileError(f"{path}: expected JSON or YAML in UTF-8; this is no such text") from error
     data = _decoded(text, path)
     if not isinstance(data, dict):
         raise SpecFileError(f"{path}: a spec is a mapping, this is a {type(data).__name__}")
