@@ -21,6 +21,7 @@ from jobs.models import Checkpoint
 from jobs.registry import DatasetFacts
 from jobs.settings import Settings
 from jobs.transitions import WorkerFacts
+from tests.jobs.rows import make_due
 from tests.waiting import eventually
 from wcl_core.config import parse_spec
 
@@ -186,6 +187,7 @@ class PlayedRun:
         self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})
 
     def lose(self) -> None:
-        """Its worker goes away."""
+        """Its worker goes away; the wait before the next attempt is as if it were over."""
         write = self._site.database.write
         write(lambda session: transitions.end_attempt(session, self.job_id, self.number, "failed", "worker_lost"))
+        make_due(self._site.database)

@@ -125,9 +125,14 @@ def test_groups_are_drawn(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_dataset_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("describe-dataset", "digits", "builtin") == 0
     described = json.loads(capsys.readouterr().out)
-    assert described.keys() == {"name", "kind", "digest", "counts", "classes"}
+    assert described["name"] == "digits"
+    assert described["kind"] == "builtin"
     assert described["digest"] == small.digits().digest
     assert described["counts"] == {"train": 1433, "test": 364}
+    assert described["classes"] == list("0123456789")
+    assert {split: sum(counts) for split, counts in described["class_counts"].items()} == described["counts"]
+    assert described["image_size"] is None
+    assert described["label_lists"] == {}
     assert call("describe-dataset", "photos", "folder", tmp_path / "none") == 1
     assert "photos" in capsys.readouterr().err
 
