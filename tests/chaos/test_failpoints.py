@@ -48,6 +48,7 @@ def test_without_the_variable_a_failpoint_does_nothing(tmp_path: Path) -> None:
     assert run(clean | {"FAILPOINTS": str(tmp_path)}) == "alive\n", "it acts once"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_jobs_come_right_whatever_happens_at_a_failpoint(house: Theatre) -> None:
     with (

@@ -16,7 +16,11 @@ UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
     ("kind", "size"),
     [
         ("postgres", Size(num_jobs=60, num_workers=4, num_servers=2, pause_seconds=0.5)),
-        ("sqlite", Size(num_jobs=40, num_workers=2, num_servers=1, pause_seconds=0.5)),
+        pytest.param(
+            "sqlite",
+            Size(num_jobs=40, num_workers=2, num_servers=1, pause_seconds=0.5),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["postgres", "sqlite"],
 )

@@ -46,7 +46,7 @@ def assert_saved_and_queued(jobs: Jobs, job_id: str, reason: str) -> None:
     assert [event.type for event in jobs.events(job_id)][-2:] == ["checkpoint", "requeued"]
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_drained_worker_saves_its_job_takes_nothing_more_and_ends(
     database: Database, start_worker: StartWorker
 ) -> None:
@@ -72,7 +72,7 @@ def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_wo
     assert worker.wait() == 0, worker.words()
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("database", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
 def test_an_urgent_job_passes_a_preemptible_one_which_then_goes_on(
     database: Database, start_worker: StartWorker
 ) -> None:

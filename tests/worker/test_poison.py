@@ -47,6 +47,7 @@ def processes_of(job_id: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_each_is_named_and_a_good_one_behind_them_passes(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str
 ) -> None:
@@ -104,6 +105,7 @@ def small_memory() -> Iterator[Path]:
     folder.rmdir()
 
 
+@pytest.mark.long
 def test_what_the_kernel_kills_for_memory_is_named_so(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str, small_memory: Path
 ) -> None:

@@ -134,7 +134,7 @@ def test_a_superseded_run_is_stopped_and_writes_nothing_more(
     assert (len(jobs.events(job_id)), jobs.num_checkpoints(job_id)) == (num_events, num_checkpoints)
 
 
-@pytest.mark.parametrize("damage", ["absent", "flipped"])
+@pytest.mark.parametrize("damage", [pytest.param("absent", marks=pytest.mark.long), "flipped"])
 def test_a_damaged_checkpoint_is_named(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, damage: str
 ) -> None:
@@ -247,6 +247,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(
         shutil.rmtree(small, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
@@ -310,6 +311,7 @@ def test_a_damaged_newest_checkpoint_is_passed_by(
     assert [rows[one.id].damaged_at is None for one in (newest, second, third)] == [False, False, True]
 
 
+@pytest.mark.long
 def test_a_job_whose_checkpoints_are_all_damaged_starts_over_and_its_retry_fails(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
@@ -330,6 +332,7 @@ def test_a_job_whose_checkpoints_are_all_damaged_starts_over_and_its_retry_fails
     assert (job.status, job.status_reason, job.failures) == ("failed", "missing_checkpoint", 0)
 
 
+@pytest.mark.long
 def test_a_storage_folder_that_is_not_mounted_damages_nothing(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
