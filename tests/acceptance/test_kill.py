@@ -32,7 +32,16 @@ def assert_whole(client: WclClient, job: Job) -> None:
     assert round(checkpoints[-1]["epoch"]) == LONG_SPEC["epochs"]
 
 
-@pytest.mark.parametrize("victim", ["training process", "worker"])
+@pytest.mark.parametrize(
+    ("service", "victim"),
+    [
+        ("sqlite", "training process"),
+        ("postgres", "worker"),
+        pytest.param("sqlite", "worker", marks=pytest.mark.long),
+        pytest.param("postgres", "training process", marks=pytest.mark.long),
+    ],
+    indirect=["service"],
+)
 def test_killed_run_resumes_and_finishes(service: Service, victim: str) -> None:
     with service.client() as client:
         job_id = start_long_run(client)
@@ -46,6 +55,7 @@ def test_killed_run_resumes_and_finishes(service: Service, victim: str) -> None:
         assert attempts[1]["start_step"] > 0, "it began again instead of resuming"
 
 
+@pytest.mark.parametrize("service", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_killed_server_comes_back_and_the_run_goes_on(service: Service) -> None:
     with service.client() as client:
         job_id = start_long_run(client)
