@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from client.api import WclClient
@@ -16,17 +13,6 @@ from jobs.models import Job
 from jobs.status import Status
 from tests.api.served import Served
 from tests.jobs import rows
-
-
-@pytest.fixture
-def server(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    rows.add_dataset(sqlite_database)
-    served = Served(sqlite_database, tmp_path / "data")
-    served.start()
-    monkeypatch.setenv("WCL_URL", served.url)
-    monkeypatch.setenv("WCL_KEY", served.key())
-    yield served
-    served.stop()
 
 
 def trained(database: Database) -> str:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from client import output
 from client.cli import app
-from jobs.database import Database
 from tests.api.served import Served
 from tests.jobs import rows
-
-
-@pytest.fixture
-def server(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    rows.add_dataset(sqlite_database)
-    served = Served(sqlite_database, tmp_path / "data")
-    served.start()
-    monkeypatch.setenv("WCL_URL", served.url)
-    monkeypatch.setenv("WCL_KEY", served.key())
-    monkeypatch.setattr(output.out, "_width", 200)
-    yield served
-    served.stop()
 
 
 def wcl(*arguments: str) -> Result:

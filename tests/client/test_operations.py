@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
-from client import output
 from client.cli import app
 from client.errors import ConflictError, InvalidError, NotFoundError
 from jobs import registry
-from jobs.database import Database
 from jobs.models import Job
 from tests.api.served import Served
 from tests.jobs import rows
-
-
-@pytest.fixture
-def server(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    rows.add_dataset(sqlite_database)
-    served = Served(sqlite_database, tmp_path / "data")
-    served.start()
-    monkeypatch.setenv("WCL_URL", served.url)
-    monkeypatch.setenv("WCL_KEY", served.key())
-    monkeypatch.setattr(output.out, "_width", 200)
-    yield served
-    served.stop()
 
 
 def wcl(*arguments: str) -> Result:
