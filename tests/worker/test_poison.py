@@ -72,7 +72,8 @@ def test_each_is_named_and_a_good_one_behind_them_passes(
     with sqlite_database.read() as session:
         count = select(func.count()).where(Log.job_id == bad["shout"])
         assert session.execute(count).scalar_one() <= 10_001
-    assert "dropped" in jobs.log(bad["shout"])
+        # Where it stands depends on how fast the run shouts: what is too fast to be read is dropped before the cap.
+        assert session.execute(count.where(Log.line.contains("dropped"))).scalar_one() >= 1
 
 
 def test_a_silent_run_is_ended_as_stalled(
