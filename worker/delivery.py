@@ -15,6 +15,7 @@ from jobs.database import Database
 from jobs.settings import Settings
 from jobs.storage import Damaged, Storage, checkpoint_key, verified
 from jobs.transitions import Requests
+from wcl_core.failpoints import failpoint
 from worker.process import OUTPUT_FILE
 from worker.renewal import renewed
 from worker.spool import Output, Records
@@ -69,6 +70,8 @@ class Delivery:
         lines, output = self._prepared(), self._pending_output[:_BATCH]
         if len(self._pending_output) > _BATCH and lines and lines[-1]["type"] == "end":
             lines = lines[:-1]  # nothing is stored after it
+        if lines and lines[-1]["type"] == "end":
+            failpoint("delivery.end")
         requests = self._database.write(self._change(lines, output))
         del self._pending[: len(lines)]
         del self._pending_output[: len(output)]

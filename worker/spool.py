@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wcl_core.failpoints import failpoint
-
 _CHUNK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 20
 
@@ -94,8 +92,6 @@ class Output:
 
     def new(self, is_over: bool = False) -> list[tuple[int, str]]:
         """The next lines with their numbers; with `is_over` also a last one that lacks its newline."""
-        if is_over:
-            failpoint("spool.last_words")
         self.cap()
         if self._count > self._max_lines:  # whatever still comes is dropped unread
             return []

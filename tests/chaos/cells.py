@@ -18,7 +18,7 @@ from jobs.models import Attempt
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.processes import Node
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import SCALE, Stage, Theatre, spec
+from tests.chaos.stage import SCALE, Stage, Theatre, arm, spec
 from tests.waiting import eventually
 
 SECONDS = (0, 5, 20, 60, 300)  # of a service whose lease is 60 s
@@ -29,7 +29,7 @@ _FULL_DISK = "storage.before_rename storage.after_rename supervisor.run_file"
 _HANG_AT = {  # where a worker is held while it is in a state
     "claiming": "commit.before:Slot._claim",
     "checkpointing": "storage.before_rename",
-    "finishing": "spool.last_words",
+    "finishing": "delivery.end",
 }
 
 
@@ -78,7 +78,7 @@ class _Scene:
         else:
             self._start_worker()
             if cell.state in _HANG_AT:
-                (self._failpoints / "armed").write_text(f"{_HANG_AT[cell.state]} hang 300")
+                arm(self._failpoints, f"{_HANG_AT[cell.state]} hang 300")
             job_id = self._stage.submit(wanted)
             self._until_in_state(job_id)
         with self._part_away():

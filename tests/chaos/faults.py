@@ -21,7 +21,7 @@ from jobs import doorbell
 from jobs.settings import Settings
 from tests.chaos.processes import Node
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import SCALED, Stage
+from tests.chaos.stage import SCALED, Stage, arm
 
 LEASE = float(SCALED["WCL_LEASE_SECONDS"])
 _BRIEF, _LONG = (0.1, LEASE / 3), (LEASE * 1.3, LEASE * 2)
@@ -162,9 +162,7 @@ class Faults:
 
     def _arm(self, target: Target, name: str, action: str) -> None:
         (target.failpoints / "fired").unlink(missing_ok=True)
-        beside = target.failpoints / "armed.part"
-        beside.write_text(f"{name} {action} {LEASE * 1.5}")
-        beside.rename(target.failpoints / "armed")
+        arm(target.failpoints, f"{name} {action} {LEASE * 1.5}")
         deadline = time.monotonic() + LEASE
         while (target.failpoints / "armed").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

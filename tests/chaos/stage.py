@@ -38,6 +38,13 @@ def spec(seed: int, epochs: int = 2, step_ms: int = 20, behaviour: int | None = 
     return {"data": data, "seed": seed, "epochs": epochs, "log_every_steps": step_ms, "threads": behaviour}
 
 
+def arm(failpoints: Path, order: str) -> None:
+    """Arm one of a folder's failpoints at once: whoever reads half an order would act on it wrongly."""
+    beside = failpoints / "armed.part"
+    beside.write_text(order)
+    beside.rename(failpoints / "armed")
+
+
 @dataclass
 class Stage:
     """The parts of one service in a folder.

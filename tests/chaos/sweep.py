@@ -20,7 +20,7 @@ from jobs.status import TERMINAL
 from tests.chaos.clients import Caller
 from tests.chaos.faults import LEASE
 from tests.chaos.ledger import Accepted, Ledger
-from tests.chaos.stage import Stage, spec
+from tests.chaos.stage import Stage, arm, spec
 from tests.waiting import eventually
 from tests.worker.running import SHORT
 
@@ -99,9 +99,7 @@ class Sweep:
         folder = self._folders[place.node]
         for name in ("fired", "release"):
             (folder / name).unlink(missing_ok=True)
-        beside = folder / "armed.part"
-        beside.write_text(f"{place.name} {action} {_HANG_SECONDS}")
-        beside.rename(folder / "armed")
+        arm(folder, f"{place.name} {action} {_HANG_SECONDS}")
         may_fail = action == "error" and place.name.startswith(_MAY_FAIL)
         for scene in (*place.scenes, "fresh"):
             self._play(scene, frozenset({"failed"} if may_fail else ()))
