@@ -1,4 +1,4 @@
-"""Spool lines into rows: metrics with their rollups, checkpoints, evaluations, logs.
+"""Spool lines into rows: metrics with their rollups, checkpoints, artifacts, evaluations, logs.
 
 Called by `transitions.deliver` behind its fence, in its transaction; nothing here looks at a status.
 """
@@ -16,9 +16,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs import plans, retention
-from jobs.database import new_id, storable
+from jobs.database import new_id, now_ms, storable
 from jobs.models import (
     TRAINING,
+    Artifact,
     Attempt,
     Checkpoint,
     Evaluation,
@@ -59,6 +60,8 @@ def store(
     _logs(session, job_id, number, by_type["log"], output)
     for line in by_type["checkpoint"]:
         _checkpoint(session, job_id, number, line)
+    for line in by_type["artifact"]:
+        _artifact(session, job_id, number, line)
     for line in by_type["evaluation"]:
         _evaluation(session, job_id, line)
     for line in by_type["started"]:
@@ -209,6 +212,15 @@ def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]
     )
     plans.at_checkpoint(session, job_id, checkpoint_id)
     retention.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
+
+
+def _artifact(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
+    file = {name: line[name] for name in ("path", "sha256", "size", "media_type")}
+    statement = insert(session, Artifact).values(id=new_id(), job_id=job_id, attempt=number, name=line["name"], **file)
+    replaced = statement.on_conflict_do_update(
+        index_elements=["job_id", "attempt", "name"], set_=file | {"created_at": now_ms()}
+    )
+    session.execute(replaced)
 
 
 def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:

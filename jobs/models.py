@@ -6,6 +6,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      │          └─ Rollup    buckets of 8, 64, … steps for charts
      ├─ Log
      ├─ Checkpoint ── Evaluation (by the file's digest)
+     ├─ Artifact         small files for people to look at
      ├─ Dependency, Tag
 Project, Worker, Dataset, Key, SignInToken, IdempotencyKey
 """
@@ -205,6 +206,22 @@ class Checkpoint(Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
     deleted_at: Mapped[int | None]
     damaged_at: Mapped[int | None]  # its file was found absent or changed: kept, but never offered again
+
+
+class Artifact(Base):
+    """A small file that a run made to be looked at; a name that is made again replaces the one before."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "attempt", "name"),)
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str] = mapped_column(_String(64))
+    path: Mapped[str] = mapped_column(_String(500))
+    sha256: Mapped[str] = mapped_column(_String(64))
+    size: Mapped[int]
+    media_type: Mapped[str] = mapped_column(_String(32))
+    created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class Evaluation(Base):

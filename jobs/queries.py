@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound
 from jobs.models import (
+    Artifact,
     Attempt,
     Checkpoint,
     Dataset,
@@ -132,6 +133,25 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     if checkpoint is None or checkpoint.deleted_at is not None:
         raise NotFound(f"there is no checkpoint {checkpoint_id}")
     return checkpoint
+
+
+def artifacts(session: Session, job_id: str) -> list[Artifact]:
+    """By name; of one that several attempts made, the newest attempt's."""
+    statement = select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name, Artifact.attempt)
+    return list({artifact.name: artifact for artifact in session.execute(statement).scalars()}.values())
+
+
+def get_artifact(session: Session, job_id: str, name: str) -> Artifact:
+    """The newest attempt's artifact of a name.
+
+    Raises:
+        NotFound: no attempt made one.
+    """
+    named = select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name)
+    artifact = session.execute(named.order_by(Artifact.attempt.desc()).limit(1)).scalar_one_or_none()
+    if artifact is None:
+        raise NotFound(f"job {job_id} has no artifact {name}")
+    return artifact
 
 
 def evaluations(session: Session, job_id: str) -> list[Evaluation]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import BigInteger, cast, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
-from jobs.models import TRAINING, Attempt, Checkpoint, Job
+from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
 from jobs.plans import BEST_METRIC
 from jobs.status import TERMINAL
 from wcl_core.config import PretrainSpec, parse_spec
@@ -86,6 +86,8 @@ def orphans(session: Session, keys: Sequence[str]) -> list[str]:
     job_ids = {key.split("/")[0] for key in keys}
     attempts = select(Attempt.job_id, Attempt.number, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))
     ended = {f"{job_id}/{number}": ended_at is not None for job_id, number, ended_at in session.execute(attempts)}
-    rows = session.execute(select(Checkpoint.path, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids)))
+    checkpoints = select(Checkpoint.path, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids))
+    artifacts = select(Artifact.path, cast(null(), BigInteger)).where(Artifact.job_id.in_(job_ids))
+    rows = session.execute(checkpoints.union_all(artifacts))
     is_deleted = {path: deleted_at is not None for path, deleted_at in rows}
     return [key for key in keys if is_deleted.get(key, ended.get(key.rpartition("/")[0], False))]
