@@ -8,7 +8,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Checkpoint ── Evaluation (by the file's digest)
      ├─ Artifact         small files for people to look at
      ├─ Dependency, Tag
-Project, Worker, Dataset, Key, SignInToken, IdempotencyKey
+Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Job(Base):
         Index("ix_jobs_claim", "status", "pool", "priority", "id"),
         Index("ix_jobs_created", "created_at", "id"),
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),
+        Index("ix_jobs_dataset", "dataset_name", "id"),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
@@ -296,6 +297,18 @@ class Dataset(Base):
     image_size: Mapped[int | None] = mapped_column(Integer)  # of what is stored, where views cannot be larger
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class DatasetSamples(Base):
+    """A picture of some images of each class; apart from its dataset, so that lists never read it."""
+
+    __tablename__ = "dataset_samples"
+    dataset_name: Mapped[str] = mapped_column(ForeignKey("datasets.name"), primary_key=True)
+    png: Mapped[bytes]
+    sha256: Mapped[str] = mapped_column(_String(64))  # of the picture
+    rows: Mapped[int] = mapped_column(Integer)
+    columns: Mapped[int] = mapped_column(Integer)
+    side: Mapped[int] = mapped_column(Integer)  # of one image, in pixels
 
 
 class Key(Base):

@@ -180,6 +180,18 @@ def datasets(session: Session) -> list[Dataset]:
     return list(session.execute(select(Dataset).order_by(Dataset.name)).scalars())
 
 
+def get_dataset(session: Session, name: str) -> Dataset:
+    """One dataset.
+
+    Raises:
+        NotFound: nobody has announced one of this name.
+    """
+    found = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"there is no dataset {name}")
+    return found
+
+
 @dataclass(frozen=True)
 class Cursor:
     """How far a stream has read: events, then spool lines of an attempt."""

@@ -12,11 +12,13 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from jobs import samples
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, NotFound
 from jobs.fitting import LIVE
 from jobs.ingest import insert
 from jobs.models import Dataset, Worker
+from jobs.samples import Sheet
 from jobs.transitions import WorkerFacts
 
 
@@ -29,6 +31,7 @@ class DatasetFacts:
         class_counts: images of each class in label order, by split.
         label_lists: fixed lists of train images by name, each with its digest and how many they are.
         image_size: side of what is stored, where views cannot be larger; None where any size can be had.
+        sheet: some images of each class as a picture.
     """
 
     name: str
@@ -39,6 +42,7 @@ class DatasetFacts:
     class_counts: dict[str, list[int]] = field(default_factory=dict)
     label_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     image_size: int | None = None
+    sheet: Sheet | None = None
 
 
 def register(
@@ -67,11 +71,12 @@ def register(
         )
     )
     for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
-        values = {name: value for name, value in vars(facts).items() if name != "name"}
+        values = {name: value for name, value in vars(facts).items() if name not in ("name", "sheet")}
         statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
         session.execute(
             statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()})
         )
+        samples.keep(session, facts.name, facts.sheet)
 
 
 def beat(session: Session, worker_id: str, job_id: str | None) -> bool:
