@@ -8,6 +8,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Checkpoint ── Evaluation (by the file's digest)
      ├─ Artifact         small files for people to look at
      ├─ Dependency, Tag
+Sweep ── SweepTrial      the settings of each; its jobs carry the sweep's id and their place in it as `origin`
 Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
 """
 
@@ -82,6 +83,7 @@ class Job(Base):
         Index("ix_jobs_claim", "status", "pool", "priority", "id"),
         Index("ix_jobs_created", "created_at", "id"),
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),
+        Index("ix_jobs_sweep", "sweep_id", "origin", unique=True),
         Index("ix_jobs_dataset", "dataset_name", "id"),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -103,7 +105,8 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
-    origin: Mapped[str | None] = mapped_column(_String(64))  # which entry of the parent's `evaluations` asked for it
+    sweep_id: Mapped[str | None] = mapped_column(_Id)
+    origin: Mapped[str | None] = mapped_column(_String(64))  # which entry of the parent's `evaluations`, or of the sweep
     preset: Mapped[str | None] = mapped_column(_String(64))
     group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # jobs that differ in their seed alone
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
@@ -354,3 +357,42 @@ class Tag(Base):
     __table_args__ = (Index("ix_tags_tag", "tag"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     tag: Mapped[str] = mapped_column(_String(64), primary_key=True)
+
+
+class Sweep(Base):
+    """A search over fields of a training spec; what it does next follows from its jobs (jobs.sweeps)."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (Index("ix_sweeps_status", "status"),)
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
+    created_by: Mapped[str | None] = mapped_column(_Id)
+    name: Mapped[str] = mapped_column(_String(200))
+    search: Mapped[str] = mapped_column(_String(16))
+    status: Mapped[str] = mapped_column(_String(16))
+    status_message: Mapped[str | None] = mapped_column(_Text)
+    preset: Mapped[str | None] = mapped_column(_String(64))
+    base: Mapped[dict[str, Any]]  # the spec that a trial's settings are laid over
+    parameters: Mapped[dict[str, Any]]
+    metric: Mapped[dict[str, Any]]
+    direction: Mapped[str] = mapped_column(_String(16))
+    seeds: Mapped[list[int]] = mapped_column(JSON(none_as_null=True))
+    seed: Mapped[int]  # of the random draws
+    eta: Mapped[int] = mapped_column(Integer)
+    rungs: Mapped[list[dict[str, Any]]] = mapped_column(JSON(none_as_null=True))
+    max_parallel: Mapped[int] = mapped_column(Integer)
+    options: Mapped[dict[str, Any]]  # what its jobs have beside their spec: pool, priority, tags, …
+    dataset_name: Mapped[str] = mapped_column(_String(64))
+    dataset_digest: Mapped[str] = mapped_column(_String(64))
+    best_trial: Mapped[int | None] = mapped_column(Integer)  # once it has ended
+    best_value: Mapped[float | None]
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    updated_at: Mapped[int] = mapped_column(default=now_ms())
+    ended_at: Mapped[int | None]
+
+
+class SweepTrial(Base):
+    __tablename__ = "sweep_trials"
+    sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    settings: Mapped[dict[str, Any]]  # values by the dotted names of fields

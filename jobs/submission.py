@@ -21,7 +21,7 @@ class NewJob:
     `after` are jobs that have to succeed first; of those also in `after_checkpoint` a checkpoint is enough.
     `max_seconds` are of running time; a `preemptible` job gives way to one of higher priority.  `preset` is the name of
     the preset it started from; `group_id` joins jobs that differ in their seed alone; `origin` says which entry of the
-    parent's `evaluations` asked for it.
+    parent's `evaluations`, or which place of a sweep, asked for it.
     """
 
     kind: Kind
@@ -42,6 +42,7 @@ class NewJob:
     preset: str | None = None
     group_id: str | None = None
     origin: str | None = None
+    sweep_id: str | None = None
 
 
 def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
@@ -67,6 +68,7 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
         preset=new.preset,
         group_id=new.group_id,
         origin=new.origin,
+        sweep_id=new.sweep_id,
     )
     session.add(job)
     session.flush()
