@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wcl_core.precision import full_float32
 
@@ -47,15 +48,20 @@ class ProjectionHead(nn.Module):
         )
         self.output = nn.Linear(hidden_dim, output_dim)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, num_views: int = 1) -> Tensor:
         """Embeddings of unit length.
 
         Args:
             features: (B, in_dim) pooled backbone features.
+            num_views: how many views of equal size they are of, one behind the other.  Each is normalised by its own
+                batch statistics, as if it came alone, while one product serves them all.
 
         Returns:
             (B, output_dim) float32 rows of length 1.
         """
-        hidden: Tensor = self.hidden(features)
+        hidden = features
+        for layer in self.hidden:
+            is_by_view = isinstance(layer, _BatchNorm) and num_views > 1
+            hidden = torch.cat([layer(view) for view in hidden.chunk(num_views)]) if is_by_view else layer(hidden)
         with full_float32(features.device.type):
             return normalise(self.output(hidden.to(self.output.weight.dtype)))

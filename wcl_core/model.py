@@ -15,6 +15,7 @@ from wcl_core.backbones import build_backbone
 from wcl_core.config import PretrainSpec
 from wcl_core.data import derived_seed
 from wcl_core.embedded import Embedded, Embeddings, Views
+from wcl_core.heads import ProjectionHead
 from wcl_core.methods import build_method
 
 
@@ -48,10 +49,20 @@ class Model(nn.Module):
     def embed_views(self, first: Tensor, second: Tensor, batch_norm_views: str) -> tuple[Embeddings, Embeddings]:
         """Both views, by default each normalised by its own statistics [C]; `joint` shares them [D]."""
         if batch_norm_views == "separate":
-            return self(first), self(second)
-        both = {name: rows.chunk(2) for name, rows in self(torch.cat((first, second))).items()}
+            features = self.backbone(first), self.backbone(second)
+            both = {name: self._rows_by_view(name, *features) for name in self.head_names}
+        else:
+            both = {name: rows.chunk(2) for name, rows in self(torch.cat((first, second))).items()}
         one, other = ({name: halves[view] for name, halves in both.items()} for view in (0, 1))
         return one, other
+
+    def _rows_by_view(self, name: str, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """A head's rows of each view's features; a plugin's head need not know how to take both at once."""
+        head = self.get_submodule(name)
+        if isinstance(head, ProjectionHead):
+            rows: Tensor = head(torch.cat((first, second)), num_views=2)
+            return rows.chunk(2)
+        return head(first), head(second)
 
     def embed(self, views: Views, batch_norm_views: str) -> Embedded:
         """All views; the small crops are one more pass and so a group of batch-norm statistics of their own."""

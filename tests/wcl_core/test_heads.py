@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -44,3 +46,24 @@ def test_normalise_keeps_zero_and_float64() -> None:
     assert torch.equal(normalise(torch.zeros(2, 3)), torch.zeros(2, 3))
     assert normalise(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
     assert normalise(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_two_views_in_one_product_are_two_calls() -> None:
+    """Values, gradients and running statistics, which each view moves once and in order."""
+    torch.manual_seed(0)
+    together = ProjectionHead(5, 16, 4).double()
+    apart = copy.deepcopy(together)
+    views = torch.randn(9, 5).double(), 3 + 2 * torch.randn(9, 5).double()
+    weights = torch.randn(18, 4).double()
+
+    rows = together(torch.cat(views), num_views=2)
+    expected = torch.cat([apart(view) for view in views])
+    loss: torch.Tensor = (rows * weights).sum() + (expected * weights).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    torch.testing.assert_close(rows, expected)
+    for (name, one), (_, other) in zip(together.named_parameters(), apart.named_parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+    for (name, moved), (_, twice) in zip(together.named_buffers(), apart.named_buffers(), strict=True):
+        torch.testing.assert_close(moved, twice, msg=name)
+    assert not torch.allclose(together(torch.cat(views)), expected), "one group of statistics is something else"
