@@ -1,0 +1,76 @@
+"""Redis only carries bells: without it jobs are accepted and run, and losing it in the middle costs a run nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.chaos.clients import Caller
+from tests.chaos.ledger import Accepted, Ledger
+from tests.chaos.processes import Node
+from tests.chaos.stage import Stage, Theatre, spec
+from tests.waiting import eventually
+
+_SUCCEEDED = frozenset({"succeeded"})
+
+
+@contextmanager
+def caller_of(server: Node) -> Iterator[Caller]:
+    """A client of a started server."""
+    environment = server.start_as.environment
+    data_dir = Path(environment["WCL_DATA_DIR"])
+    eventually((data_dir / "server.json").exists, "the start of the server")
+    caller = Caller([f"http://127.0.0.1:{environment['WCL_PORT']}"], data_dir / "key", threading.Event())
+    yield caller
+    caller.close()
+
+
+def assert_undisturbed(stage: Stage, *jobs: Accepted) -> None:
+    """Each ended well at its first attempt, with a whole curve."""
+    for job in jobs:
+        row = stage.wait_for_end(job.job_id)
+        assert (row.status, row.attempt, row.failures) == ("succeeded", 1, 0)
+    assert Ledger(stage.database, stage.checkpoints_dir).problems(jobs) == []
+
+
+def test_without_a_broker_a_job_is_accepted_and_its_worker_finds_it(house: Theatre) -> None:
+    with house.stage("no-broker") as stage:
+        url, broker = stage.proxied(stage.settings["WCL_BROKER_URL"])
+        broker.cut()  # before anybody starts, and for good
+        without = {"WCL_BROKER_URL": url}
+        stage.worker("worker", settings=without).start()
+        with caller_of(stage.server("server", settings=without).start()) as caller:
+            stage.wait_for_workers("worker")
+            job_id = caller.submit(spec(1), "alone")
+
+            assert job_id
+            assert caller.num_retries == 0, "the first answer was no 201"
+            assert_undisturbed(stage, Accepted(job_id, 1, 2, _SUCCEEDED, "alone"))
+
+
+def test_a_broker_that_is_killed_under_a_run_costs_it_nothing(house: Theatre) -> None:
+    """What is submitted meanwhile runs, too, by the same worker, and after the broker is back."""
+    with house.stage("broker-killed") as stage, caller_of(stage.server("server").start()) as caller:
+        worker = stage.worker("worker").start()
+        stage.wait_for_workers("worker")
+        under = caller.submit(spec(1, epochs=15, step_ms=100), "under")
+        assert under
+        eventually(lambda: next(iter(worker.trainings()), None), "the run")
+        assert stage.redis
+        stage.redis.end(signal.SIGKILL)
+        try:
+            meanwhile = caller.submit(spec(2), "meanwhile")
+            assert meanwhile
+            stage.wait_for(meanwhile, "succeeded")
+        finally:
+            stage.redis.start()
+        after = caller.submit(spec(3), "after")
+        assert after
+
+        jobs = [(under, 1, 15, "under"), (meanwhile, 2, 2, "meanwhile"), (after, 3, 2, "after")]
+        assert_undisturbed(stage, *(Accepted(job, seed, epochs, _SUCCEEDED, key) for job, seed, epochs, key in jobs))
+        assert worker.is_alive()
+        assert worker.starts == 1
