@@ -133,6 +133,18 @@ class CheckpointAnswer(TypedDict):
     links: dict[str, str]
 
 
+class ArtifactAnswer(TypedDict):
+    """A small file that a run made to be looked at."""
+
+    name: str
+    attempt: int
+    media_type: str
+    sha256: str
+    size: int
+    created_at: str
+    links: dict[str, str]
+
+
 class EvaluationAnswer(TypedDict):
     """One measured number; `details` holds what was found on the way."""
 

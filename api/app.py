@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from api import (
     access,
+    artifacts,
     auth,
     catalog,
     checkpoints,
@@ -45,6 +46,7 @@ _ROUTERS = tuple(
     for module in (
         job_routes,
         job_parts,
+        artifacts,
         groups,
         stream_routes,
         checkpoints,

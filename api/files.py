@@ -24,7 +24,9 @@ _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*", re.IGNORECASE 
 _LONGEST_RANGE = 200
 
 
-def answer(request: Request, path: Path, etag: str, file_name: str) -> Response:
+def answer(
+    request: Request, path: Path, etag: str, file_name: str, media_type: str = "application/octet-stream"
+) -> Response:
     """The file at `path`, as far as the request's conditions ask for it.
 
     Args:
@@ -32,6 +34,7 @@ def answer(request: Request, path: Path, etag: str, file_name: str) -> Response:
         path: a regular file that never changes.
         etag: the strong validator, quoted.
         file_name: what a browser saves it as; made of ids.
+        media_type: one that a browser may show by itself, or else the file is saved.
 
     Raises:
         OSError: the file cannot be opened.
@@ -47,9 +50,10 @@ def answer(request: Request, path: Path, etag: str, file_name: str) -> Response:
         file.close()
         refusal = headers | {"Content-Range": f"bytes */{size}"}
         return problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal)
+    disposition = "attachment" if media_type == "application/octet-stream" else "inline"
     headers |= {
-        "Content-Type": "application/octet-stream",
-        "Content-Disposition": f'attachment; filename="{file_name}"',
+        "Content-Type": media_type,
+        "Content-Disposition": f'{disposition}; filename="{file_name}"',
         "Content-Length": str(end - start),
     }
     if bounds is not None:
@@ -58,6 +62,14 @@ def answer(request: Request, path: Path, etag: str, file_name: str) -> Response:
         file.close()
         return Response(headers=headers)
     return _FilePart(file, start, end, 200 if bounds is None else 206, headers)
+
+
+def content(request: Request, body: bytes, etag: str, media_type: str) -> Response:
+    """Bytes at hand, whole, unless the client has them already; `etag` is quoted."""
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if _has_it(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)
 
 
 def _has_it(if_none_match: str | None, etag: str) -> bool:

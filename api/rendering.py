@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from api.answers import (
+    ArtifactAnswer,
     AttemptAnswer,
     CheckpointAnswer,
     DatasetAnswer,
@@ -20,7 +21,7 @@ from api.answers import (
 )
 from api.deviations import of_preset
 from jobs.curves import CurvePoint
-from jobs.models import TRAINING, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
+from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 from jobs.waiting import Waiting
 
 
@@ -36,7 +37,7 @@ def iso_or_none(milliseconds: int | None) -> str | None:
 
 def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
     here = f"/v1/jobs/{job.id}"
-    parts = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "evaluations")
+    parts = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "evaluations")
     return {
         "id": job.id,
         "kind": job.kind,
@@ -135,6 +136,19 @@ def checkpoint(row: Checkpoint) -> CheckpointAnswer:
             "native": f"{here}/download?kind=native",
             **backbone,
         },
+    }
+
+
+def artifact(row: Artifact) -> ArtifactAnswer:
+    here = f"/v1/jobs/{row.job_id}"
+    return {
+        "name": row.name,
+        "attempt": row.attempt,
+        "media_type": row.media_type,
+        "sha256": row.sha256,
+        "size": row.size,
+        "created_at": iso(row.created_at),
+        "links": {"self": f"{here}/artifacts/{row.name}", "job": here},
     }
 
 

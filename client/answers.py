@@ -70,6 +70,18 @@ class Checkpoint(TypedDict, total=False):
     links: dict[str, str]
 
 
+class Artifact(TypedDict, total=False):
+    """A small file that a run made to be looked at."""
+
+    name: str
+    attempt: int
+    media_type: str
+    sha256: str
+    size: int
+    created_at: str
+    links: dict[str, str]
+
+
 class Evaluation(TypedDict, total=False):
     """One measured number."""
 

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import httpx
 
-from client.answers import TERMINAL, Checkpoint, Evaluation, FileKind, Group, Job, JobKind, JobOptions, Json
+from client.answers import TERMINAL, Artifact, Checkpoint, Evaluation, FileKind, Group, Job, JobKind, JobOptions, Json
 from client.connection import Connection, check
 from client.download import Downloaded, download
 from client.errors import Unreachable
@@ -161,6 +161,15 @@ class WclClient(Connection):
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         found: Checkpoint = self._json("GET", f"/v1/checkpoints/{checkpoint_id}")
         return found
+
+    def artifacts(self, job_id: str) -> list[Artifact]:
+        """Small files that the run made to be looked at, by name."""
+        found: list[Artifact] = self._json("GET", f"/v1/jobs/{job_id}/artifacts")["items"]
+        return found
+
+    def artifact(self, job_id: str, name: str) -> bytes:
+        """The bytes of one of them."""
+        return self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}").content
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
         found: list[Evaluation] = self._json("GET", f"/v1/jobs/{job_id}/evaluations")["items"]

@@ -54,6 +54,10 @@ class Connection:
         return items
 
     def _json(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> Any:
+        response = self._response(method, path, retries=retries, **request)
+        return response.json() if response.content else {}
+
+    def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
         """One request; a broken connection is retried where repeating is harmless."""
         tries = 1 + (retries if retries is not None else 3 if method == "GET" else 0)
         for attempt in range(1, tries + 1):
@@ -65,7 +69,7 @@ class Connection:
                     raise Unreachable(f"{self.url} does not answer: {error}") from error
                 time.sleep(0.1 * 2**attempt)
         check(response)
-        return response.json() if response.content else {}
+        return response
 
     def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})

@@ -95,7 +95,7 @@ class LocalStorage:
         return place
 
 
-def checkpoint_key(job_id: str, attempt: int, file_name: str) -> str:
+def file_key(job_id: str, attempt: int, file_name: str) -> str:
     """Each attempt has a folder of its own, so a superseded one can never touch its successor's files."""
     return f"{job_id}/{attempt}/{file_name}"
 

@@ -1,4 +1,4 @@
-"""From an attempt's folder into the database: records strictly in order, checkpoint files before their rows."""
+"""From an attempt's folder into the database: records strictly in order, files before their rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import transitions
+from jobs import artifacts, transitions
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.storage import Damaged, Storage, checkpoint_key, verified
+from jobs.storage import Damaged, Storage, file_key, verified
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
 from worker.process import OUTPUT_FILE
@@ -60,7 +60,7 @@ class Delivery:
     def send(self) -> Requests:
         """Deliver the next pending batch, or only renew the attempt.
 
-        A checkpoint that the storage does not take stays pending with all that follows, and `obstacle` says why; what
+        A file that the storage does not take stays pending with all that follows, and `obstacle` says why; what
         came before it is delivered, and the attempt stays alive.
 
         Raises:
@@ -104,7 +104,7 @@ class Delivery:
         return renewed(self._database, self._settings, self._job_id, self._number)
 
     def _prepared(self) -> list[dict[str, Any]]:
-        """The next records, with the files of their checkpoints in the storage; each is put and read back once."""
+        """The next records, with their files in the storage; each is put and read back once."""
         self.obstacle = None
         try:
             while self._num_prepared < min(_BATCH, len(self._pending)):
@@ -123,17 +123,28 @@ class Delivery:
         return change
 
     def _with_file(self, line: dict[str, Any]) -> dict[str, Any]:
-        """A checkpoint's record once its file lies in the storage and was read back; a damaged one is only reported."""
-        if line["type"] != "checkpoint":
+        """A record of a file once that lies in the storage and was read back; of any other file only a warning."""
+        if line["type"] not in ("checkpoint", "artifact"):
             return line
+        if line["type"] == "artifact" and (wrong := artifacts.refusal(line)):
+            return self._warning(line, "refused_artifact", f"{_called(line)} was not kept: {wrong}")
         source = self.folder / line["path"]
-        key = checkpoint_key(self._job_id, self._number, source.name)
+        # A name that is made again has another key, so whatever row is in force has its own bytes.
+        name = source.name if line["type"] == "checkpoint" else f"{line['sha256'][:16]}-{line['name']}"
+        key = file_key(self._job_id, self._number, name)
         try:
             with self._renewed():
                 self._storage.put(source, key)
                 verified(self._storage, key, line["sha256"], line["size"])
         except (FileNotFoundError, Damaged):
-            message = f"the checkpoint of step {line['step']} is missing or damaged on the disk and was not registered"
-            log.error("job %s: %s", self._job_id, message)
-            return {"seq": line["seq"], "type": "warning", "reason": "damaged_checkpoint", "message": message}
+            wrong = "is missing or damaged on the disk and was not registered"
+            return self._warning(line, f"damaged_{line['type']}", f"{_called(line)} {wrong}")
         return line | {"path": key}
+
+    def _warning(self, line: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
+        log.error("job %s: %s", self._job_id, message)
+        return {"seq": line["seq"], "type": "warning", "reason": reason, "message": message}
+
+
+def _called(line: dict[str, Any]) -> str:
+    return f"the checkpoint of step {line['step']}" if line["type"] == "checkpoint" else f"the artifact {line['name']}"

@@ -101,6 +101,12 @@ def checkpoint(step: int, sha256: str = SHA) -> dict[str, Any]:
     return {"type": "checkpoint", "step": step, **facts}
 
 
+def artifact(name: str = "probe.png", sha256: str = SHA) -> dict[str, Any]:
+    kinds = {"png": "image/png", "json": "application/json"}
+    file = {"path": f"job/1/{sha256[:16]}-{name}", "sha256": sha256, "size": 10}
+    return {"type": "artifact", "name": name, "media_type": kinds[name.rpartition(".")[2]], **file}
+
+
 def evaluation(value: float = 0.5, **changes: Any) -> dict[str, Any]:
     facts = {
         "protocol": "linear",

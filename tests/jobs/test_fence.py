@@ -44,6 +44,7 @@ WRITES: dict[str, Write] = {
     "metric": _record(rows.metrics(2, loss=0.5)),
     "progress": _record({"type": "progress", "step": 2}),
     "checkpoint": _record(rows.checkpoint(2)),
+    "artifact": _record(rows.artifact()),
     "log": _record(rows.log("words")),
     "output": lambda run, seq: run.send([], [(seq, "words")]),
     "evaluation": _record(rows.evaluation()),

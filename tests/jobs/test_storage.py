@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.storage import LocalStorage, checkpoint_key, sha256_of
+from jobs.storage import LocalStorage, file_key, sha256_of
 
 BYTES = bytes(range(256)) * 5000
 
@@ -32,7 +32,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_a_file_is_taken_over_and_found_by_its_key(store: LocalStorage, source: Path) -> None:
-    key = checkpoint_key("job", 2, "step-1.safetensors")
+    key = file_key("job", 2, "step-1.safetensors")
     store.put(source, key)
 
     assert store.path(key).read_bytes() == BYTES
@@ -132,7 +132,7 @@ def test_a_folder_is_no_file(store: LocalStorage, source: Path) -> None:
 
 
 def test_attempts_have_folders_of_their_own() -> None:
-    assert checkpoint_key("j", 1, "f") != checkpoint_key("j", 2, "f")
+    assert file_key("j", 1, "f") != file_key("j", 2, "f")
 
 
 def test_the_digest_is_that_of_the_bytes(source: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_folder_that_is_a_link_lists_its_files_by_key(tmp_path: Path, source: 
     (tmp_path / "larger disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "larger disk")
     store = LocalStorage(tmp_path / "link")
-    key = checkpoint_key("job", 2, "step-1.safetensors")
+    key = file_key("job", 2, "step-1.safetensors")
     store.put(source, key)
 
     assert list(store.keys("job")) == [key]

@@ -56,12 +56,33 @@ class Spool:
         self.write(type="checkpoint", step=step, epoch=1, path=name, sha256=sha256, size=len(content), metrics={})
         return sha256
 
+    def write_artifact(self, name: str, content: bytes, /, **changes: Any) -> str:
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = f"{sha256[:8]}.made"
+        (self.folder / path).write_bytes(content)
+        facts = {"name": name, "media_type": "application/json" if name.endswith(".json") else "image/png"}
+        self.write(**{"type": "artifact", "path": path, "sha256": sha256, "size": len(content), **facts, **changes})
+        return sha256
+
     def delivery(self) -> Delivery:
         return Delivery(self.database, self.storage, self.settings, self.folder, self.job_id, self.number)
 
     def checkpoints(self) -> list[Any]:
         with self.database.read() as session:
             return queries.checkpoints(session, self.job_id)
+
+    def artifacts(self) -> dict[str, bytes]:
+        """Bytes in the storage by name, each as its row has it."""
+        with self.database.read() as session:
+            found = queries.artifacts(session, self.job_id)
+        contents = {row.name: self.storage.path(row.path).read_bytes() for row in found}
+        assert [hashlib.sha256(contents[row.name]).hexdigest() for row in found] == [row.sha256 for row in found]
+        assert [len(contents[row.name]) for row in found] == [row.size for row in found]
+        return contents
+
+    def warnings(self) -> list[dict[str, Any]]:
+        with self.database.read() as session:
+            return [e.data for e in queries.events_after(session, self.job_id, 0) if e.type == "warning"]
 
     def values(self) -> list[float | None]:
         with self.database.read() as session:
@@ -124,10 +145,44 @@ def test_a_damaged_checkpoint_is_reported_and_never_registered(spool: Spool, dam
 
     assert [row.step for row in spool.checkpoints()] == [5]
     assert spool.values() == [0.0]
-    with spool.database.read() as session:
-        warnings = [e.data for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
-    assert warnings[0]["reason"] == "damaged_checkpoint"
-    assert "step 10" in warnings[0]["message"]
+    assert spool.warnings()[0]["reason"] == "damaged_checkpoint"
+    assert "step 10" in spool.warnings()[0]["message"]
+
+
+def test_registered_artifacts_lie_whole_in_the_storage_the_last_one_of_a_name(spool: Spool) -> None:
+    spool.write_artifact("probe.png", b"first pixels")
+    deliver_all(spool.delivery())
+    spool.write_artifact("probe.png", b"other pixels")
+    spool.write_artifact("probe.json", b"{}")
+    deliver_all(spool.delivery())
+    deliver_all(spool.delivery())  # a worker that takes over the folder of a dead one
+
+    assert spool.artifacts() == {"probe.json": b"{}", "probe.png": b"other pixels"}
+    assert spool.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sha256": "0" * 64}, "damaged_artifact"),
+        ({"path": "absent.made"}, "damaged_artifact"),
+        ({"name": "../../escaped.png"}, "refused_artifact"),
+        ({"name": "page.html"}, "refused_artifact"),
+        ({"media_type": "text/html"}, "refused_artifact"),
+        ({"size": 17 << 20}, "refused_artifact"),
+    ],
+)
+def test_an_artifact_that_is_damaged_or_none_is_told_of_and_not_kept(
+    spool: Spool, changes: dict[str, Any], reason: str
+) -> None:
+    spool.write_artifact("good.png", b"good pixels")
+    spool.write_artifact("bad.png", b"bad pixels", **changes)
+    spool.write_metrics(1)
+    deliver_all(spool.delivery())
+
+    assert spool.artifacts() == {"good.png": b"good pixels"}
+    assert [warning["reason"] for warning in spool.warnings()] == [reason]
+    assert spool.values() == [0.0]
 
 
 def test_a_file_that_was_stored_before_a_crash_is_registered_after_it(spool: Spool) -> None:
@@ -162,6 +217,7 @@ def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
     spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
     spool.write_metrics(3)
     spool.write_checkpoint(5, b"weights")
+    spool.write_artifact("probe.png", b"pixels")
     delivery = spool.delivery()
     delivery.collect()
 
@@ -171,7 +227,8 @@ def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
 
     assert spool.values() == []
     assert spool.checkpoints() == []
-    assert list(spool.storage.root.rglob("*.safetensors")) == []
+    assert spool.artifacts() == {}
+    assert [path for path in spool.storage.root.rglob("*") if path.is_file()] == []
 
 
 def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> None:

@@ -85,6 +85,23 @@ def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spo
     assert stored(spool) == ["step-00000005.safetensors"]
 
 
+def test_an_artifact_stays_until_its_name_is_made_again(spool: Spool) -> None:
+    first, second = spool.write_artifact("probe.png", b"first"), spool.write_artifact("probe.json", b"{}")
+    deliver_all(spool.delivery())
+    third = spool.write_artifact("probe.png", b"third")
+    spool.write_checkpoint(5, b"older")
+    spool.write_checkpoint(10, b"newer")  # of which one is kept, and none of the artifacts goes for it
+    deliver_all(spool.delivery())
+    assert {f"{first[:16]}-probe.png", f"{third[:16]}-probe.png"} <= set(stored(spool))
+
+    end(spool)
+    sweep(spool.database, spool.storage, [spool.job_id])
+
+    names = [f"{second[:16]}-probe.json", f"{third[:16]}-probe.png", "step-00000010.safetensors"]
+    assert stored(spool) == sorted(names)
+    assert spool.artifacts() == {"probe.json": b"{}", "probe.png": b"third"}
+
+
 def test_files_of_another_database_are_left_alone(spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "written").write_bytes(b"of another service")
     spool.storage.put(tmp_path / "written", "01a00000-0000-7000-8000-000000000001/1/step-1.safetensors")
