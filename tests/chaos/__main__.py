@@ -24,6 +24,7 @@ _RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 _UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 _DEATHS = 10
 _PARTS = ("storm", "sweep", "cells", "detection")
+_SWEEPS = {"postgres": ("postgres", False), "sqlite": ("sqlite", False), "training": ("sqlite", True)}
 _OF_KIND = {"postgres": Size(), "sqlite": Size(num_workers=3, num_servers=1, num_hands=2)}
 
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=20_000, help="on PostgreSQL")
     parser.add_argument("--sqlite-jobs", type=int, default=5_000)
     parser.add_argument("--round", type=int, default=500, help="jobs of a round, which has a fresh service")
+    parser.add_argument("--sweeps", nargs="+", choices=_SWEEPS, default=list(_SWEEPS), help="of the failpoints")
     parser.add_argument("--side-by-side", type=int, default=6, help="cells at a time")
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
@@ -65,7 +67,8 @@ def _storm(house: Theatre, results: Results, options: argparse.Namespace) -> Non
 
 
 def _sweep(house: Theatre, results: Results, options: argparse.Namespace) -> None:
-    for kind, trains in (("postgres", False), ("sqlite", False), ("sqlite", True)):
+    for which in options.sweeps:
+        kind, trains = _SWEEPS[which]
         name = f"{kind}{'-training' if trains else ''}"
         with house.stage(f"sweep-{name}", kind, **_UNBREAKABLE) as stage, Sweep(stage, trains).running() as sweep:
             tries = [(place, action) for place in sweep.places() for action in ACTIONS]
