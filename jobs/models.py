@@ -106,7 +106,7 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
     sweep_id: Mapped[str | None] = mapped_column(_Id)
-    origin: Mapped[str | None] = mapped_column(_String(64))  # its place among the parent's `evaluations`, or in the sweep
+    origin: Mapped[str | None] = mapped_column(_String(64))  # its entry of the parent's `evaluations`, or of the sweep
     preset: Mapped[str | None] = mapped_column(_String(64))
     group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # jobs that differ in their seed alone
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
