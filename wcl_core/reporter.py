@@ -25,6 +25,7 @@ from wcl_core.failpoints import failpoint
 Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
 Phase = Literal["load", "train", "evaluate", "save"]
+MediaType = Literal["image/png", "application/json"]
 Record = dict[str, Any]
 
 OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
@@ -106,6 +107,11 @@ class Reporter:
                 **({} if kind == "training" else {"kind": kind}),
             }
         )
+
+    def artifact(self, *, name: str, path: str, sha256: str, size: int, media_type: MediaType) -> None:
+        """A small file to be looked at lies whole at `path`, relative to the run's folder; see `artifacts.keep`."""
+        file = {"path": path, "sha256": sha256, "size": size, "media_type": media_type}
+        self.emit({"type": "artifact", "name": name, **file})
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
         """One measured value with its protocol, version, data digests and parameters."""

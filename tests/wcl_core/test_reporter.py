@@ -34,6 +34,7 @@ def say_everything(reporter: Reporter) -> None:
     )
     reporter.progress(step=5, total_steps=10, epoch=2, total_epochs=3, phase="save")
     reporter.checkpoint(step=5, epoch=2, path="checkpoints/x", sha256="ab", size=7, metrics={"train/loss": 1.5})
+    reporter.artifact(name="probe.png", path="artifacts/x", sha256="cd", size=8, media_type="image/png")
     reporter.evaluation({"protocol": "knn", "value": 0.5, "stderr": None})
     reporter.warning("corrupt_image", "a/1.png: cut")
     reporter.log("hello", "debug")
@@ -71,6 +72,14 @@ EVERYTHING: list[dict[str, Any]] = [
         "sha256": "ab",
         "size": 7,
         "metrics": {"train/loss": 1.5},
+    },
+    {
+        "type": "artifact",
+        "name": "probe.png",
+        "path": "artifacts/x",
+        "sha256": "cd",
+        "size": 8,
+        "media_type": "image/png",
     },
     {"type": "evaluation", "protocol": "knn", "value": 0.5, "stderr": None},
     {"type": "warning", "reason": "corrupt_image", "message": "a/1.png: cut"},

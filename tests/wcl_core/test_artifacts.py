@@ -1,0 +1,68 @@
+"""Artifacts lie whole before they are reported; every image is in its place on a sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.artifacts import NAME
+from wcl_core import artifacts
+from wcl_core.reporter import MemoryReporter
+from wcl_core.thumbnails import sheet
+
+
+def test_what_is_reported_lies_whole_in_its_folder_also_what_is_replaced(tmp_path: Path) -> None:
+    reporter = MemoryReporter()
+    for content in (b"first", b"second"):
+        artifacts.keep(reporter, tmp_path, "probe.png", content, "image/png")
+
+    for record, content in zip(reporter.records, (b"first", b"second"), strict=True):
+        assert (tmp_path / record["path"]).read_bytes() == content
+        assert record["sha256"] == hashlib.sha256(content).hexdigest()
+        facts = (record["type"], record["name"], record["size"], record["media_type"])
+        assert facts == ("artifact", "probe.png", len(content), "image/png")
+        assert re.fullmatch(NAME, record["name"]), "what a worker delivers"
+    assert len(list((tmp_path / "artifacts").iterdir())) == 2
+
+
+def test_a_disk_that_does_not_take_it_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").write_text("where the folder should be")
+    reporter = MemoryReporter()
+    artifacts.keep(reporter, tmp_path, "probe.png", b"pixels", "image/png")
+
+    (record,) = reporter.records
+    assert (record["type"], record["reason"]) == ("warning", "artifact_not_kept")
+    assert "probe.png" in record["message"]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, None), (7, None), (9, None), (7, 4), (2, 5)])
+def test_every_image_is_in_its_place(count: int, columns: int | None) -> None:
+    images = torch.randint(0, 256, (count, 3, 5, 5), dtype=torch.uint8)
+    made = sheet(images, columns)
+
+    picture = np.asarray(Image.open(io.BytesIO(made.png)))
+    rows = -(-count // made.columns)
+    assert picture.shape == (5 * rows, 5 * made.columns, 3)
+    assert made.tile == 5
+    assert columns in (None, made.columns)
+    for place, image in enumerate(images):
+        top, left = place // made.columns * 5, place % made.columns * 5
+        assert np.array_equal(picture[top : top + 5, left : left + 5], image.permute(1, 2, 0).numpy())
+    assert not picture[5 * (rows - 1) :, 5 * ((count - 1) % made.columns + 1) :].any()
+
+
+def test_large_images_become_small_tiles() -> None:
+    ramp = torch.arange(96).clamp(max=255).to(torch.uint8).expand(1, 3, 96, 96)
+    made = sheet(torch.cat([ramp, 255 - ramp]))
+
+    picture = np.asarray(Image.open(io.BytesIO(made.png))).astype(int)
+    assert (made.tile, picture.shape) == (48, (48, 96, 3))
+    assert np.abs(picture[:, :48, 0] - (2 * np.arange(48) + 0.5)).max() <= 1
+    assert np.abs(picture[:, 48:, 0] + picture[:, :48, 0] - 255).max() <= 1

@@ -1,0 +1,49 @@
+"""Many images as one picture, for pages that show each of them by its place in it."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+MAX_TILE = 48
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Tiles row by row, the first image at the top left.
+
+    Attributes:
+        png: the file's bytes; places without an image are black.
+        tile: side of an image in pixels.
+        columns: tiles in a row.
+    """
+
+    png: bytes
+    tile: int
+    columns: int
+
+
+def sheet(images: Tensor, columns: int | None = None) -> Sheet:
+    """Lay images side by side; larger ones are scaled down to 48 pixels, with antialiasing.
+
+    Args:
+        images: (N, 3, S, S) uint8, N >= 1, on any device.
+        columns: images in a row; about as many as rows unless given.
+    """
+    count, _, side, _ = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    images, tile = images.cpu(), min(side, MAX_TILE)
+    if tile < side:
+        images = functional.resize(images, [tile, tile], antialias=True)
+    empty = torch.zeros(-count % columns, 3, tile, tile, dtype=torch.uint8)
+    rows = torch.cat((images, empty)).unflatten(0, (-1, columns))
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    file = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(file, "PNG")
+    return Sheet(file.getvalue(), tile, columns)
