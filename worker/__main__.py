@@ -29,7 +29,7 @@ from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from jobs.transitions import WorkerFacts
 from wcl_core.config import SPEC_VERSIONS
-from worker import app, datasets, leftovers
+from worker import app, datasets, leftovers, process
 from worker.memory import device_bytes
 from worker.slot import Slot
 from worker.supervisor import Supervisor
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datasets={name: source.facts.digest for name, source in sources.items()},
         spec_versions=SPEC_VERSIONS,
     )
+    process.adopt_orphans()
     _wait_for_tables(database)
     leftovers.settle(database, storage, settings)
     announced = [source.facts for source in sources.values()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ PEER_LOST_EXIT = 71  # of wcl_core.attempt
 _TERMINATE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 class TrainingProcess:
@@ -111,7 +113,7 @@ class TrainingProcess:
             os.write(self._pipes[0], what[:1].encode())
 
     def kill(self) -> None:
-        """End the run and every process it started, whatever process session they moved to."""
+        """End the run and every process it started, whatever process session or environment they moved to."""
         self.close()
         for rank in self._ranks:
             rank.terminate()
@@ -119,9 +121,16 @@ class TrainingProcess:
         for rank in self._ranks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 rank.wait(max(0.0, deadline - time.monotonic()))
-        kill_marked(self.mark)
+        _end_all(self._members)
         for rank in self._ranks:
             rank.wait()
+        _bury({rank.pid for rank in self._ranks})
+
+    def _members(self) -> Iterator[psutil.Process]:
+        """Whatever is below a process that adopts orphans is of its one attempt, with or without the mark."""
+        yield from marked(self.mark)
+        if _adopts_orphans():
+            yield from filter(_is_alive, psutil.Process().children(recursive=True))
 
     def close(self) -> None:
         """Close the pipes; a run that is still there stops by itself."""
@@ -156,29 +165,61 @@ def failure_of(folder: Path) -> tuple[str, str | None, str] | None:
     return None
 
 
-def kill_marked(mark: str) -> None:
-    """Kill every process of an attempt.
+def adopt_orphans() -> None:
+    """Become the parent of whatever a run leaves behind when it ends, so that a worker finds all of it.
+
+    A process may clear its environment and with it the mark; it cannot leave its ancestors.  It takes no right.  Where
+    the system is not Linux, the mark is all there is.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _adopts_orphans() -> bool:
+    answer = ctypes.c_int(0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    return bool(answer.value)
+
+
+def _end_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
+    """Kill every process that is found.
 
     They are stopped first, until no further one turns up: what multiplies while it is being killed would escape.
     """
     deadline = time.monotonic() + _KILL_SECONDS
     stopped: set[int] = set()
-    while (found := [each for each in marked(mark) if each.pid not in stopped]) and time.monotonic() < deadline:
+    while (found := [each for each in find() if each.pid not in stopped]) and time.monotonic() < deadline:
         for process in found:
             stopped.add(process.pid)
             with contextlib.suppress(psutil.Error):
                 process.suspend()
-    for process in marked(mark):
+    for process in find():
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _bury(ranks: set[int]) -> None:
+    """Take the exit codes of adopted orphans, which nobody else asks for; the ranks' own are already taken."""
+    if _adopts_orphans():
+        for child in psutil.Process().children():
+            if child.pid not in ranks:
+                with contextlib.suppress(psutil.Error):
+                    child.wait(_KILL_SECONDS)
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:
     """Every living process that carries the mark of an attempt."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == mark and _is_alive(process):
                 yield process
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def module_environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 STEPS_PER_EPOCH = 3
-WELL, CRASHES, DEAF = None, 2, 3  # `threads`: ends without a word after a step; obeys nobody
+WELL, CRASHES, DEAF, LITTERS = None, 2, 3, 4  # `threads`: ends without a word; obeys nobody; leaves a process behind
+# Ignores SIGTERM, and its parent is not the run; the attempt's folder stands among its arguments.
+_LITTER = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os._exit(0)
+time.sleep(3600)
+"""
 _OUTCOMES = {b"c": "cancelled", b"d": "drained", b"p": "paused"}
 
 
@@ -38,6 +47,9 @@ class Body:
         self._asked: str | None = None
 
     def run(self) -> int:
+        if self._spec["threads"] == LITTERS:
+            litter = [sys.executable, "-I", "-S", "-c", _LITTER, str(self._folder)]
+            subprocess.run(litter, env={}, start_new_session=True, check=True)
         threading.Thread(target=self._listen, daemon=True).start()
         saved = step = json.loads(Path(self._resume).read_text())["step"] if self._resume else 0
         self._say("started", start_step=step, device="none")

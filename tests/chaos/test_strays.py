@@ -1,0 +1,46 @@
+"""What a run leaves behind: processes without its mark, in a session of their own, whose parent has ended."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+
+import psutil
+
+from jobs import transitions
+from tests.chaos import body
+from tests.chaos.stage import Theatre, spec
+from tests.waiting import eventually
+
+
+def strays(job_id: str, attempt: int) -> list[psutil.Process]:
+    """Living processes of an attempt that carry nothing of its environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            is_of_it = any(word.endswith(f"{job_id}/{attempt}") for word in process.cmdline())
+            if is_of_it and not process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_what_hides_its_origin_ends_with_its_attempt(house: Theatre) -> None:
+    """Once the run was killed before, and once it was asked to end."""
+    with house.stage("strays", "sqlite") as stage:
+        worker = stage.worker("worker").start()
+        stage.wait_for_workers("worker")
+        job_id = stage.submit(spec(1, 100_000, 30, body.LITTERS))
+        try:
+            eventually(lambda: strays(job_id, 1), "a process left behind")
+            for training in worker.trainings():
+                training.send_signal(signal.SIGKILL)
+            eventually(lambda: not strays(job_id, 1), "its end after the run was killed")
+
+            eventually(lambda: strays(job_id, 2), "one of the second attempt")
+            stage.database.write(lambda session: transitions.cancel(session, job_id))
+            stage.wait_for(job_id, "cancelled")
+            eventually(lambda: not strays(job_id, 2), "its end after the run was cancelled")
+            eventually(lambda: not psutil.Process(worker.pid).children(), "the burial of both")
+        finally:
+            for left in strays(job_id, 1) + strays(job_id, 2):
+                left.kill()
