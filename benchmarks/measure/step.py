@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,17 +70,41 @@ def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
     return parsed
 
 
+class Stopwatch(MemoryReporter):
+    """Notes the CPU time of the process at each log that has a rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu: list[float] = []
+
+    def emit(self, record: dict[str, Any]) -> None:
+        super().emit(record)
+        if record["type"] == "metrics" and "train/images_per_second" in record["values"]:
+            self.cpu.append(time.process_time())
+
+
 def seconds_per_image(config: PretrainSpec, steps: int) -> float:
-    """Of the second half of a run of `steps`."""
+    """Of what comes after the last log but one in a run of `steps`."""
+    rates = [record["values"].get("train/images_per_second") for record in _run(config, steps).of("metrics")]
+    return 1 / float([rate for rate in rates if rate is not None][-1])
+
+
+def cpu_seconds_per_image(config: PretrainSpec, steps: int) -> float:
+    """The same in CPU time, which means something on a busy machine too."""
+    *_, start, end = _run(config, steps).cpu
+    assert config.log_every_steps < steps // config.epochs, "no epoch's end may lie between the logs"
+    return (end - start) / (config.log_every_steps * config.batch_size)
+
+
+def _run(config: PretrainSpec, steps: int) -> Stopwatch:
     side, count = config.data.image_size, config.batch_size * steps // config.epochs
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
     split = Split(images, torch.arange(count) % 10, "0" * 64)
     data = ImageData("random", split, split, tuple("0123456789"), "0" * 64)
-    reporter = MemoryReporter()
+    reporter = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         pretrain(config, reporter, dataset=data, output_dir=Path(folder))
-    rates = [record["values"].get("train/images_per_second") for record in reporter.of("metrics")]
-    return 1 / float([rate for rate in rates if rate is not None][-1])
+    return reporter
 
 
 class Lightly:
@@ -122,19 +147,21 @@ def rows(rounds: int, threads: int, lightly_python: str | None, skipped: list[st
 
 
 def _rows(net: Net, rounds: int, threads: int, lightly_python: str | None) -> list[Row]:
+    def config(method: str, threads: int) -> PretrainSpec:
+        run = {"backbone": net.backbone, "batch_size": net.batch_size, "threads": threads}
+        return spec(method, **run, log_every_steps=net.steps // 2)
+
     def ours(method: str) -> Callable[[], float]:
-        config = spec(
-            method,
-            backbone=net.backbone,
-            batch_size=net.batch_size,
-            threads=threads,
-            log_every_steps=net.steps // 2,
-        )
-        return lambda: seconds_per_image(config, net.steps)
+        return lambda: seconds_per_image(config(method, threads), net.steps)
+
+    def ours_cpu(method: str) -> Callable[[], float]:
+        return lambda: cpu_seconds_per_image(config(method, 1), 2 * net.steps)
 
     on = f"per image, {net.name}, {threads} threads" if threads > 1 else f"per image, {net.name}, 1 thread"
     times = interleaved(ours("wcl"), ours("simclr"), rounds)
     found = [share(f"whole WCL step, {on}", "our SimCLR step", *times, 1.05)]
+    times = interleaved(ours_cpu("wcl"), ours_cpu("simclr"), rounds)
+    found.append(share(f"whole WCL step, CPU time per image, {net.name}", "our SimCLR step", *times, 1.05))
     if lightly_python is None:
         return found
     peer = Lightly(lightly_python, net, threads)
