@@ -107,7 +107,7 @@ def _labels(value: Any) -> str:
     return f"{value} label{'' if value == 1 else 's'} per class"
 
 
-_TELLING = ("labels_per_class", "share", "k")
+_TELLING = ("labels_per_class", "share", "k", "held_out_share")
 _PHRASES: dict[str, Callable[[Any], str]] = {
     "labels_per_class": _labels,
     "share": lambda value: f"{number(100 * value)}% of the labels",
@@ -115,6 +115,7 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "k": lambda value: f"k = {value}",
     "temperature": lambda value: f"T = {number(value)}",
     "epoch": lambda value: f"epoch: {value}",
+    "held_out_share": lambda value: f"on {number(100 * value)}% of train, held out",
 }
 _METRICS = {
     "top1": "top-1",

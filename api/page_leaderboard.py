@@ -109,8 +109,10 @@ def _is_headline(measure: Measure) -> bool:
 
 
 def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
-    share = json.loads(measure.params).get("share")
-    found = references(tab.dataset, tab.protocol, measure.metric, share)
+    params = json.loads(measure.params)
+    # A number on held-out train images has no published one to stand beside.
+    held_out = "held_out_share" in params
+    found = [] if held_out else references(tab.dataset, tab.protocol, measure.metric, params.get("share"))
     published = [Entry(reference.value, reference=reference) for reference in found]
     every = sorted([*entries, *published], key=lambda entry: -entry.value)
     ends = [entry.value for entry in every]

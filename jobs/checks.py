@@ -35,7 +35,7 @@ def check(session: Session, new: NewJob) -> Dataset:
         errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
         errors += _check_memory(session, new, new.spec)
     elif dataset is not None:
-        errors += _check_protocols(new.spec, dataset, "/spec") + _check_features(session, new.spec)
+        errors += _check_protocols(new.spec, dataset, new.spec.data, "/spec") + _check_features(session, new.spec)
     errors += _check_after(session, new)
     if errors:
         raise Invalid(errors)
@@ -43,13 +43,24 @@ def check(session: Session, new: NewJob) -> Dataset:
     return dataset
 
 
-def pretraining_count(dataset: Dataset) -> int:
-    """How many images a backbone is trained on: the unlabelled ones where there are some, else the train split."""
-    return int(dataset.counts.get("unlabelled", dataset.counts["train"]))
+def pretraining_count(dataset: Dataset, data: DataConfig) -> int:
+    """How many images a backbone is trained on: the unlabelled ones where there are some, else what train has left."""
+    if "unlabelled" in dataset.counts:
+        return int(dataset.counts["unlabelled"])
+    counts = (dataset.class_counts or {}).get("train") or [dataset.counts["train"]]
+    return sum(_left(count, data.held_out_share) for count in counts)
+
+
+def _left(count: int, held_out_share: float) -> int:
+    """Train images of a class that are not held out."""
+    return count - (max(1, round(held_out_share * count)) if held_out_share else 0)
 
 
 def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[FieldError]) -> Dataset | None:
     dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
+    if dataset is not None and data.held_out_share and dataset.kind == "packed":
+        detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
+        errors.append(FieldError(f"{pointer}/held_out_share", detail))
     if dataset is None:
         known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
         expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
@@ -62,14 +73,14 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
 
 def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
     errors: list[FieldError] = []
-    if dataset is not None and spec.batch_size > (images := pretraining_count(dataset)):
+    if dataset is not None and spec.batch_size > (images := pretraining_count(dataset, spec.data)):
         detail = f"{spec.batch_size} is more than the {images} train images of {dataset.name}"
         errors.append(FieldError("/spec/batch_size", detail))
     for place, plan in enumerate(spec.evaluations):
         pointer = f"/spec/evaluations/{place}"
         measured = _dataset(session, plan.data, f"{pointer}/data", errors) if plan.data else dataset
         if measured is not None:
-            errors += _check_protocols(plan, measured, pointer)
+            errors += _check_protocols(plan, measured, plan.data or spec.data, pointer)
     return errors
 
 
@@ -94,9 +105,9 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
     return [FieldError(f"/spec/{name}", detail)]
 
 
-def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str) -> list[FieldError]:
+def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataConfig, pointer: str) -> list[FieldError]:
     errors = []
-    smallest, of_classes = _smallest_class(dataset)
+    smallest, of_classes = _smallest_class(dataset, data.held_out_share)
     protocols = settings.protocols
     if "knn" in protocols and settings.knn_k > smallest / 2:
         errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
@@ -107,25 +118,30 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, pointer: str)
         if "few_labels" in protocols and count > smallest:
             errors.append(FieldError(f"{pointer}/labels_per_class/{place}", f"{count} is more than {of_classes}"))
     if "semi_supervised" in protocols:
-        errors += _check_semi_supervised(settings.semi_supervised, dataset, f"{pointer}/semi_supervised")
+        tuned = settings.semi_supervised
+        errors += _check_semi_supervised(tuned, dataset, data.held_out_share, f"{pointer}/semi_supervised")
     return errors
 
 
-def _smallest_class(dataset: Dataset) -> tuple[float, str]:
+def _smallest_class(dataset: Dataset, held_out_share: float) -> tuple[float, str]:
     """Train images of the smallest class, and how to call them; their mean where no worker has told more."""
-    if counts := (dataset.class_counts or {}).get("train"):
+    if known := (dataset.class_counts or {}).get("train"):
+        counts = [_left(count, held_out_share) for count in known]
         smallest = min(counts)
         name = dataset.classes[counts.index(smallest)]
         return smallest, f"the {smallest} train images of {name}, the smallest class of {dataset.name}"
-    mean = dataset.counts["train"] / max(1, len(dataset.classes))
+    mean = (1 - held_out_share) * dataset.counts["train"] / max(1, len(dataset.classes))
     return mean, f"the images per class of {dataset.name}, {mean:g} on average"
 
 
-def _check_semi_supervised(config: SemiSupervisedConfig, dataset: Dataset, pointer: str) -> list[FieldError]:
+def _check_semi_supervised(
+    config: SemiSupervisedConfig, dataset: Dataset, held_out_share: float, pointer: str
+) -> list[FieldError]:
     errors = []
-    smallest, of_classes = _smallest_class(dataset)
+    smallest, of_classes = _smallest_class(dataset, held_out_share)
     for place, share in enumerate(config.shares):
-        per_class = max(1, round(share * dataset.counts["train"] / max(1, len(dataset.classes))))
+        images = (1 - held_out_share) * dataset.counts["train"]
+        per_class = max(1, round(share * images / max(1, len(dataset.classes))))
         if per_class > smallest:
             detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
             errors.append(FieldError(f"{pointer}/shares/{place}", detail))

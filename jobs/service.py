@@ -105,7 +105,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
     }
     if isinstance(new.spec, PretrainSpec):
-        steps = pretraining_count(dataset) // new.spec.batch_size
+        steps = pretraining_count(dataset, new.spec.data) // new.spec.batch_size
         answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
     return answer
 

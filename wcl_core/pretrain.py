@@ -20,7 +20,7 @@ from wcl_core.batch_norm import sync_batch_norm
 from wcl_core.clock import Clock
 from wcl_core.collapse import CollapseError, CollapseWatch, non_finite_error
 from wcl_core.config import PretrainSpec
-from wcl_core.data import DataError, ImageData, epoch_batches
+from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
@@ -85,6 +85,7 @@ class _Run:
         resume: Path | None,
         ranks: Ranks,
     ) -> None:
+        dataset = with_held_out(dataset, config.data.held_out_share)
         split = dataset.pretraining
         if config.batch_size > len(split):
             raise DataError(

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from wcl_core.config.fields import SpecModel
 from wcl_core.config.images import DataConfig
 from wcl_core.config.network import BackboneConfig
-from wcl_core.config.protocols import ProtocolSettings
+from wcl_core.config.protocols import ProtocolSettings, check_lists
 
 
 class CheckpointFeatures(SpecModel):
@@ -43,6 +43,12 @@ class EvaluateSpec(ProtocolSettings):
     data: DataConfig
     features: Features
     threads: int | None = Field(default=None, ge=1, le=512)
+
+    @field_validator("data")
+    @classmethod
+    def _lists_are_whole(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        check_lists(info.data.get("semi_supervised"), data)
+        return data
 
     @field_validator("features")
     @classmethod

@@ -15,6 +15,15 @@ class DataConfig(SpecModel):
     max_corrupt_share: float = Field(
         default=0.01, ge=0, le=1, description="The run fails when a larger share of the image files cannot be decoded."
     )
+    held_out_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description=(
+            "Share of each class's train images that stand for the test split, which is then not looked at: neither "
+            "trained on nor known to a probe, for choosing hyper-parameters."
+        ),
+    )
 
 
 class AugmentConfig(SpecModel):

@@ -11,7 +11,7 @@ from wcl_core.config.fields import Seed, SpecModel
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
 from wcl_core.config.methods import check_ability, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
-from wcl_core.config.protocols import EvaluationPlan
+from wcl_core.config.protocols import EvaluationPlan, check_lists
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
 
 
@@ -158,6 +158,7 @@ class PretrainSpec(SpecModel):
     ) -> tuple[EvaluationPlan, ...]:
         kept = info.data.get("checkpoints", CheckpointConfig()).every_epochs
         for place, plan in enumerate(evaluations):
+            check_lists(plan.semi_supervised, plan.data or info.data.get("data"))
             if plan.when == "best" and info.data.get("knn_every_epochs") == 0:
                 raise ValueError(f"entry {place}: when = best needs knn_every_epochs, which is 0")
             if plan.every_epochs is not None and plan.every_epochs % kept:

@@ -98,6 +98,16 @@ class ProtocolSettings(SpecModel):
         return without_repeats(values)
 
 
+def check_lists(tuned: SemiSupervisedConfig | None, data: DataConfig | None) -> None:
+    """Refuse lists of labelled train images where some train images are held out.
+
+    Raises:
+        ValueError: naming both fields.
+    """
+    if tuned is not None and tuned.lists and data is not None and data.held_out_share:
+        raise ValueError("held_out_share takes some of the train images that semi_supervised.lists name; expected 0")
+
+
 class EvaluationPlan(ProtocolSettings):
     """Evaluations of a training run's checkpoints, submitted as jobs of their own when the checkpoints are there."""
 
@@ -114,6 +124,12 @@ class EvaluationPlan(ProtocolSettings):
     every_epochs: int | None = Field(
         default=None, ge=1, le=100_000, validate_default=True, description="For `every`, and for it alone."
     )
+
+    @field_validator("data")
+    @classmethod
+    def _lists_are_whole(cls, data: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
+        check_lists(info.data.get("semi_supervised"), data)
+        return data
 
     @field_validator("every_epochs")
     @classmethod

@@ -20,6 +20,7 @@ from torch import Tensor
 from wcl_core.data.builtin import BUILTIN, load_builtin
 from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, list_files, load_folder
+from wcl_core.data.held_out import with_held_out
 from wcl_core.data.images import (
     DataError,
     DatasetKind,
@@ -48,6 +49,7 @@ __all__ = [
     "epoch_order",
     "kind_of",
     "load",
+    "with_held_out",
     "with_label_lists",
 ]
 

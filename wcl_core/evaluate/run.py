@@ -13,7 +13,7 @@ from torch import nn
 from wcl_core import checkpoint
 from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, PixelFeatures, PretrainSpec
-from wcl_core.data import ImageData, derived_seed
+from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.evaluate.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluate.features import network_features, pixel_features
 from wcl_core.evaluate.pace import Interrupted, Pace
@@ -45,7 +45,10 @@ def evaluate(
     pace = Pace(reporter, len(spec.protocols) + 1)
     try:
         pace.reach(0)
+        data = with_held_out(data, spec.data.held_out_share)
         subject = _subject(spec, data, checkpoint_path)
+        # Part of what identifies a number, so that it never stands beside one of the test split.
+        held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
         for done, protocol in enumerate(spec.protocols, start=1):
             pace.reach(done)
             if protocol == "embed":
@@ -60,6 +63,7 @@ def evaluate(
                         "n": len(data.test),
                         "stderr": None,
                         **result,
+                        "params": result["params"] | held_out,
                     }
                 )
         pace.reach(len(spec.protocols) + 1)

@@ -1,0 +1,60 @@
+"""A part of the train split in place of the test split: what hyper-parameters are chosen on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
+from wcl_core.data.order import derived_seed
+
+
+def with_held_out(data: ImageData, share: float) -> ImageData:
+    """The same data, where a share of each class stands for the test split and is no part of train any more.
+
+    Which images these are is a function of labels and share alone, so that all methods and seeds are ranked on the
+    same ones.  The test split itself is not there any more, and neither are lists of train images.
+
+    Args:
+        data: as loaded, in memory.
+        share: in [0, 1); 0 changes nothing.
+
+    Raises:
+        DataError: the data is mapped from its file, or a class is left without an image on one side.
+    """
+    if share == 0:
+        return data
+    if data.train.is_mapped:
+        raise DataError(f"data.held_out_share: {data.name} is packed, and only images in memory can be held out")
+    is_held = held_out(data.train.labels, share)
+    for side in (is_held, ~is_held):
+        absent = data.train.labels[side].bincount(minlength=len(data.classes)).eq(0).nonzero().flatten()
+        if len(absent):
+            which = data.classes[int(absent[0])]
+            raise DataError(f"data.held_out_share = {share:g} leaves class {which} of {data.name} no image on one side")
+    train, held = (_part(data.train, side.nonzero().flatten()) for side in (~is_held, is_held))
+    return replace(data, train=train, test=held, label_lists={})
+
+
+def held_out(labels: Tensor, share: float) -> Tensor:
+    """(N,) bool: a random share of each class, rounded, and one image at least where it has two.
+
+    Args:
+        labels: (N,) int64.
+        share: in (0, 1).
+    """
+    generator = torch.Generator().manual_seed(derived_seed(0, "held out"))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return chosen
+
+
+def _part(split: Split, rows: Tensor) -> Split:
+    images, labels = split.images[rows], split.labels[rows]
+    files = tuple(split.files[row] for row in rows.tolist()) if split.files else ()
+    return replace(split, images=images, labels=labels, digest=tensor_digest(images, labels), files=files)
