@@ -79,7 +79,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.stopping = threading.Event()
-    app.state.streams = Streams(app.state.stopping)
+    app.state.streams = Streams(database, app.state.stopping)
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC, check_dir=False), name="static")

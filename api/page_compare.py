@@ -115,7 +115,7 @@ def _rows(session: Session, chosen: Sequence[Arm]) -> list[Row]:
     for place, arm in enumerate(chosen):
         for measure, result in measured(session, arm):
             table.setdefault(measure, [None] * len(chosen))[place] = result
-    names = dict(session.execute(select(Dataset.digest, Dataset.name)).tuples().all())
+    names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [Row(m, names.get(m.dataset_digest, f"{m.dataset_digest[:12]}…"), results) for m, results in table.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.measure.rule != "last epoch", row.measure.title))
 

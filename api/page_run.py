@@ -11,7 +11,7 @@ from api.deviations import Deviation, of_preset
 from api.page_data import JobView, database_time
 from api.page_evaluations import Card, cards
 from api.page_timeline import Entry, timeline
-from jobs import groups, queries
+from jobs import changes, groups, queries
 from jobs.groups import Result
 from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
 from jobs.waiting import Waiting, explain
@@ -57,7 +57,7 @@ def run(session: Session, job_id: str) -> Run:
         NotFound: there is none of this id.
     """
     job = queries.get_job(session, job_id)
-    cursor = queries.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
+    cursor = changes.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
     attempts = queries.attempts(session, job_id)
     parent = session.get(Job, job.parent_id) if job.parent_id else None
     return Run(

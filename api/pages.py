@@ -91,7 +91,6 @@ def job_page(request: Request, job_id: str, reader: Reader) -> Response:
         lines = page_run.logs(session, job_id)
     context = _run_context(run, reader) | {
         "lines": lines,
-        "log_cursor": f"{lines[-1].attempt}.{lines[-1].seq}" if lines else "",
         "sections": _sections(run),
         "pictures": sorted(run.view.metrics),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,13 +10,12 @@ from fastapi.responses import StreamingResponse
 
 from api.auth import Reader
 from api.state import TheDatabase
-from api.streams import EventStream, JobSource, ListSource, Streams
-from jobs import queries
-from jobs.queries import Cursor
+from api.streams import JobStream, ListStream, Streams
+from jobs import changes
+from jobs.changes import Cursor
 
 router = APIRouter(prefix="/v1", tags=["streams"])
 
-_START = Cursor(0, 0, 0)
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
@@ -28,27 +28,30 @@ def follow_job(
     principal: Reader,
     database: TheDatabase,
     start: Annotated[Literal["now", "start"], Query(alias="from")] = "now",
+    logs: Annotated[bool, Query(description="Whether log lines are told, too.")] = False,
     last_event_id: Annotated[str | None, Query(description="As the header, for clients that cannot set one.")] = None,
     header_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
-) -> EventStream:
+) -> JobStream:
     """A job as it happens, until it ends.
 
-    `job` when its fields change, `event`, `metrics`, `progress`, and `end` with the final job.  Every message has an
-    id; sent back as `Last-Event-ID` it resumes right behind that message.
+    `job` when its fields change, `event`, `metrics`, `logs` if asked for, `progress`, and `end` with the final job.
+    Every message has an id; sent back as `Last-Event-ID` it resumes right behind that message.
     """
     asked = header_id or last_event_id
-    cursor = Cursor.parse(asked) if asked else _START
+    cursor = Cursor.parse(asked) if asked else changes.START
     with database.read() as session:
-        now = queries.now_cursor(session, job_id)
+        now = changes.now_cursor(session, job_id)
     if not asked and start == "now":
         cursor = now
-    return EventStream(_streams(request), JobSource(database, job_id, cursor, principal.key_id), principal.key_id)
+    if not logs:
+        cursor = replace(cursor, log_attempt=now.log_attempt, log_seq=now.log_seq)
+    return JobStream(_streams(request), principal.key_id, job_id, cursor, logs)
 
 
 @router.get("/stream", response_class=StreamingResponse, responses=_STREAM)
-def follow_list(request: Request, principal: Reader, database: TheDatabase) -> EventStream:
+def follow_list(request: Request, principal: Reader) -> ListStream:
     """Hints for lists: `changed` with the ids of jobs to read again."""
-    return EventStream(_streams(request), ListSource(database, principal.key_id), principal.key_id)
+    return ListStream(_streams(request), principal.key_id)
 
 
 def _streams(request: Request) -> Streams:

@@ -117,23 +117,17 @@ def _joined(pair: list[CurvePoint]) -> CurvePoint:
 
 
 def points_after(
-    session: Session, job_id: str, attempt: int, seq: int, limit: int
+    session: Session, job_id: str, after: tuple[int, int], until: tuple[int, int], limit: int
 ) -> tuple[list[tuple[int, str, int, float | None]], int, int]:
-    """Raw points after (attempt, seq) in the order of their reports, and how far that reaches."""
-    newest = session.execute(
-        select(Attempt.number, Attempt.delivered_seq)
-        .where(Attempt.job_id == job_id)
-        .order_by(Attempt.number.desc())
-        .limit(1)
-    ).one_or_none()
-    if newest is None or (newest.number, newest.delivered_seq) <= (attempt, seq):
-        return [], attempt, seq
-    reached = (newest.number, newest.delivered_seq)
+    """Raw points after one (attempt, seq) up to another, in the order of their reports, and how far that reaches."""
+    if until <= after:
+        return [], *after
+    reached = until
     place = tuple_(Point.attempt, Point.seq)
     statement = (
         select(Point.attempt, Point.seq, Series.name, Point.step, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id == job_id, place > (attempt, seq), place <= reached)
+        .where(Series.job_id == job_id, place > after, place <= until)
         .order_by(Point.attempt, Point.seq)
     )
     rows = session.execute(statement.limit(limit + 1)).all()

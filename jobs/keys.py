@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,9 +88,10 @@ def has_keys(session: Session) -> bool:
     return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
 
 
-def is_active(session: Session, key_id: str) -> bool:
-    """Whether the key still counts; a stream asks again and again."""
-    return session.execute(select(Key.id).where(Key.id == key_id, Key.revoked_at.is_(None))).first() is not None
+def active(session: Session, key_ids: Collection[str]) -> set[str]:
+    """Those of the keys that still count; streams ask again and again."""
+    statement = select(Key.id).where(Key.id.in_(key_ids), Key.revoked_at.is_(None))
+    return set(session.execute(statement).scalars())
 
 
 def new_link(session: Session, key_id: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import and_, or_, select, tuple_
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound
@@ -95,12 +95,10 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.execute(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).scalars())
 
 
-def events_after(session: Session, job_id: str, seq: int, limit: int = 500) -> list[Event]:
-    """Events with a higher number, in order."""
-    statement = (
-        select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER)).order_by(Event.seq).limit(limit)
-    )
-    return list(session.execute(statement).scalars())
+def events_after(session: Session, job_id: str, seq: int, limit: int = 500, until: int = _MAX_INTEGER) -> list[Event]:
+    """Events with a higher number, in order, up to that of `until`."""
+    statement = select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER), Event.seq <= until)
+    return list(session.execute(statement.order_by(Event.seq).limit(limit)).scalars())
 
 
 def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, limit: int = 500) -> list[Log]:
@@ -109,8 +107,18 @@ def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, li
     if after is None:
         newest = statement.order_by(Log.attempt.desc(), Log.seq.desc()).limit(limit)
         return list(session.execute(newest).scalars())[::-1]
-    later = tuple_(Log.attempt, Log.seq) > (min(after[0], _MAX_INTEGER), after[1])
-    return list(session.execute(statement.where(later).order_by(Log.attempt, Log.seq).limit(limit)).scalars())
+    return logs_between(session, job_id, after, (_MAX_INTEGER, 0), limit)
+
+
+def logs_between(
+    session: Session, job_id: str, after: tuple[int, int], until: tuple[int, int], limit: int
+) -> list[Log]:
+    """Log lines after one (attempt, seq) up to another, in order."""
+    if after >= until:
+        return []
+    place = tuple_(Log.attempt, Log.seq)
+    statement = select(Log).where(Log.job_id == job_id, place > (min(after[0], _MAX_INTEGER), after[1]), place <= until)
+    return list(session.execute(statement.order_by(Log.attempt, Log.seq).limit(limit)).scalars())
 
 
 def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
@@ -190,64 +198,6 @@ def get_dataset(session: Session, name: str) -> Dataset:
     if found is None:
         raise NotFound(f"there is no dataset {name}")
     return found
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """How far a stream has read: events, then spool lines of an attempt."""
-
-    event_seq: int
-    attempt: int
-    delivered_seq: int
-
-    def __str__(self) -> str:
-        return f"{self.event_seq}.{self.attempt}.{self.delivered_seq}"
-
-    @classmethod
-    def parse(cls, text: str) -> Cursor:
-        """The cursor written by `str`.
-
-        Raises:
-            Invalid: it is not one of ours.
-        """
-        parts = text.split(".")
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-            raise Invalid([FieldError("Last-Event-ID", "expected three numbers, as this stream has sent them")])
-        return cls(*map(int, parts))
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happened after a cursor; points are (attempt, name, step, value)."""
-
-    job: Job
-    events: list[Event]
-    points: list[tuple[int, str, int, float | None]]
-    cursor: Cursor
-
-
-def changes(session: Session, job_id: str, cursor: Cursor, limit: int = 2_000) -> Changes:
-    """The next part of a job's stream, read in one transaction.
-
-    Raises:
-        NotFound: there is no such job.
-    """
-    from jobs.curves import points_after
-
-    job = get_job(session, job_id)
-    events = events_after(session, job_id, cursor.event_seq, limit)
-    points, attempt, seq = points_after(session, job_id, cursor.attempt, cursor.delivered_seq, limit)
-    seen = events[-1].seq if events else cursor.event_seq
-    return Changes(job, events, points, Cursor(seen, attempt, seq))
-
-
-def now_cursor(session: Session, job_id: str) -> Cursor:
-    """Where a stream begins that wants nothing of the past."""
-    job = get_job(session, job_id)
-    delivered = session.execute(
-        select(Attempt.delivered_seq).where(and_(Attempt.job_id == job_id, Attempt.number == job.attempt))
-    ).scalar_one_or_none()
-    return Cursor(job.event_seq, job.attempt, delivered or 0)
 
 
 def counts_by_status(session: Session) -> dict[str, Any]:

@@ -38,11 +38,11 @@ class Served:
         self.database = database
         self.settings = Settings(data_dir=data_dir, database_url=database.url, **settings)
         self.app: FastAPI = create_app(self.settings, database)
-        self._listener = address.listen("127.0.0.1", 0)
-        self.url = address.url_of(self._listener)
+        self.listener = address.listen("127.0.0.1", 0)
+        self.url = address.url_of(self.listener)
         config = uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([self.listener],), daemon=True)
         self._clients: list[httpx.Client] = []
 
     def start(self) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from api import streams
+from api import feeds, streams, watcher
 from client.api import WclClient
 from client.sse import Message
-from jobs import keys, queries, transitions
+from jobs import changes, keys, queries, transitions
+from jobs.changes import Cursor
 from jobs.database import Database
-from jobs.models import Point, Series
+from jobs.models import Log, Point, Series
 from tests.api.served import Served, assert_problem, listening, messages
 from tests.jobs import rows
 from tests.waiting import eventually
@@ -24,7 +31,7 @@ from tests.waiting import eventually
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.05)
 
 
 def progress(step: int) -> dict[str, Any]:
@@ -82,14 +89,17 @@ def test_without_a_cursor_it_starts_from_now(served: Served) -> None:
     assert rest[-1].event == "end"
 
 
-@pytest.mark.parametrize("batch", [2_000, 7])
+@pytest.mark.parametrize(("batch", "kept_bytes"), [(2_000, 1 << 20), (7, 500)])
 def test_a_broken_stream_resumes_without_gap_or_repeat(
-    served: Served, batch: int, monkeypatch: pytest.MonkeyPatch
+    served: Served, tmp_path: Path, batch: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that is cut off after any message, while two attempts deliver, has read everything exactly once."""
-    monkeypatch.setattr(streams, "_BATCH", batch)
+    """A reader that is cut off after any message and comes back to one of two servers has read everything once."""
+    monkeypatch.setattr(feeds, "_BATCH", batch)
+    monkeypatch.setattr(feeds, "_KEPT_BYTES", kept_bytes)
     database, chance = served.database, random.Random(7)
     job_id = rows.submit(database)
+    other = Served(database, tmp_path / "other")
+    other.start()
 
     def work() -> None:
         for start in (0, 30):
@@ -97,25 +107,38 @@ def test_a_broken_stream_resumes_without_gap_or_repeat(
             run.deliver(rows.started(start))
             for step in range(start + 1, start + 41):
                 warning = {"type": "warning", "reason": "test", "message": str(step)}
-                extra = [warning] if step % 5 == 0 else []
-                run.deliver(*(rows.metrics(step, **dict.fromkeys("abc", 1.0 * step)), *extra))
+                extra = [warning, rows.log(f"{step}")] if step % 5 == 0 else []
+                run.deliver(*(rows.metrics(step, **dict.fromkeys("abc", 1.0 * step)), *extra), output=[(step, "x")])
                 time.sleep(chance.uniform(0, 0.01))
             run.deliver(rows.checkpoint(start + 30), rows.end("drained" if start == 0 else "succeeded"))
 
     with rows.in_background(work) as worker:
-        received = list(_cut_again_and_again(served, job_id, chance))
+        received = list(_cut_again_and_again([served.client("read"), other.client("read")], job_id, chance))
         worker.result()
+    other.stop()
 
     assert event_numbers(received) == [event.seq for event in rows.events(database, job_id)]
     assert sorted(points_of(received)) == stored_points(database, job_id)
     assert len(points_of(received)) == 2 * 40 * 3
+    assert lines_of(received) == [(line.attempt, line.seq, line.line) for line in stored_lines(database, job_id)]
+    assert len(lines_of(received)) == 2 * (40 + 8)
     assert [message.event for message in received].count("end") == 1
 
 
-def _cut_again_and_again(served: Served, job_id: str, chance: random.Random) -> Iterator[Message]:
-    client, last_id = served.client("read"), "0.0.0"
+def stored_lines(database: Database, job_id: str) -> list[Log]:
+    with database.read() as session:
+        return queries.logs(session, job_id, (0, 0), 10_000)
+
+
+def lines_of(received: list[Message]) -> list[tuple[int, int, str]]:
+    found = [line for message in received if message.event == "logs" for line in message.data["lines"]]
+    return [(line["attempt"], line["seq"], line["line"]) for line in found]
+
+
+def _cut_again_and_again(clients: list[httpx.Client], job_id: str, chance: random.Random) -> Iterator[Message]:
+    last_id = "0.0.0"
     while True:
-        with listening(client, f"/v1/jobs/{job_id}/stream", last_id) as stream:
+        with listening(chance.choice(clients), f"/v1/jobs/{job_id}/stream?logs=true", last_id) as stream:
             for count, message in enumerate(messages(stream)):
                 yield message
                 assert message.id
@@ -124,6 +147,62 @@ def _cut_again_and_again(served: Served, job_id: str, chance: random.Random) -> 
                     return
                 if count >= chance.randrange(1, 12):
                     break
+
+
+def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started())
+    read: list[Cursor] = []
+    real = changes.changes
+
+    def counted(session: Session, job_id: str, after: Cursor, *rest: Any) -> changes.Changes:
+        read.append(after)
+        return real(session, job_id, after, *rest)
+
+    monkeypatch.setattr(changes, "changes", counted)
+    client = small.client("read")
+    with ExitStack() as open_streams:
+        streams = [
+            messages(open_streams.enter_context(listening(client, f"/v1/jobs/{run.job_id}/stream"))) for _ in range(20)
+        ]
+        assert {next(stream).event for stream in streams} == {"job"}
+        for step in range(1, 6):
+            run.deliver(rows.metrics(step, loss=1.0 * step))
+            told = [next(stream) for stream in streams]
+            assert [points_of([message]) for message in told] == [[(1, "loss", step, 1.0 * step)]] * 20
+        run.deliver(rows.end("succeeded"))
+        assert {[message.event for message in stream][-1] for stream in streams} == {"end"}
+
+    assert len(read) == len(set(read)) == 6
+
+
+def test_a_slow_viewer_holds_nothing_up_and_misses_nothing(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads nothing while far more passes than is kept for it; then it reads everything, once."""
+    monkeypatch.setattr(feeds, "_KEPT_BYTES", 20_000)
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started())
+    address = f"/v1/jobs/{run.job_id}/stream"
+    host, port = small.url.removeprefix("http://").split(":")
+    small.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # so that the system keeps little for it
+    with socket.socket() as slow, listening(small.client("read"), address) as quick:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        slow.connect((host, int(port)))
+        slow.sendall(
+            f"GET {address} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {small.key()}\r\n\r\n".encode()
+        )
+        eventually(lambda: small.app.state.streams.count == 2, "both streams")
+        for first in range(1, 8_000, 2_000):
+            run.deliver(*(rows.metrics(step, loss=1.0 * step) for step in range(first, first + 2_000)))
+        run.deliver(rows.end("succeeded"))
+        received = list(messages(quick))
+        assert small.app.state.streams.count == 1, "the slow stream must still be open"
+        late = "".join(iter(lambda: slow.recv(65_536).decode(), ""))
+
+    wanted = [(1, "loss", step, 1.0 * step) for step in range(1, 8_001)]
+    assert points_of(received) == wanted
+    found = [json.loads(line[6:])["points"] for line in late.splitlines() if line.startswith('data: {"points"')]
+    assert [point["step"] for points in found for point in points] == list(range(1, 8_001))
+    assert late.count("event: end") == 1
 
 
 def test_the_cursor_may_come_by_the_address(small: Served) -> None:
@@ -207,7 +286,7 @@ def test_a_revoked_key_ends_its_streams(small: Served) -> None:
 
 
 def test_a_quiet_stream_says_that_it_lives(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(feeds, "HEARTBEAT_SECONDS", 0.2)
     job_id = rows.submit(small.database)
 
     with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
@@ -218,15 +297,15 @@ def test_a_quiet_stream_says_that_it_lives(small: Served, monkeypatch: pytest.Mo
 
 def test_an_outage_of_the_database_does_not_end_a_stream(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = rows.submit(small.database)
-    real, failures = queries.changes, [1, 1, 1]
+    real, failures = queries.tags, [1, 1, 1]
 
-    def sometimes(*arguments: Any) -> queries.Changes:
+    def sometimes(*arguments: Any) -> dict[str, list[str]]:
         if failures:
             failures.pop()
             raise OperationalError("SELECT", {}, Exception("gone"))
         return real(*arguments)
 
-    monkeypatch.setattr(queries, "changes", sometimes)
+    monkeypatch.setattr(queries, "tags", sometimes)
     with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
         assert next(messages(stream)).event == "job"
     assert failures == []
@@ -243,8 +322,12 @@ def test_a_key_holds_only_so_many_streams(small: Served, monkeypatch: pytest.Mon
         with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as other:
             assert next(messages(other)).event == "job"
 
+        monkeypatch.setattr(streams, "_MAX_STREAMS", 1)
+        full = small.client("read").get("/v1/stream")
+
     assert assert_problem(refused, 429)
     assert refused.headers["retry-after"]
+    assert "this server" in assert_problem(full, 429)["detail"]
 
 
 def test_a_stream_of_no_job_is_a_problem(small: Served) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from sqlalchemy.orm import Session
 
-from jobs import curves
+from jobs import changes, curves
 from jobs.curves import CurvePoint
 from jobs.database import Database
 from tests.jobs import rows
@@ -150,11 +151,17 @@ def test_only_the_series_asked_for(database: Database) -> None:
 Row = tuple[int, str, int, float | None]
 
 
+def points_after(session: Session, job_id: str, after: tuple[int, int], limit: int) -> tuple[list[Row], int, int]:
+    """Up to now."""
+    now = changes.now_cursor(session, job_id)
+    return curves.points_after(session, job_id, after, now.points, limit)
+
+
 def follow(database: Database, job_id: str, limit: int, attempt: int = 0, seq: int = 0) -> list[list[Row]]:
     pages: list[list[Row]] = []
     while True:
         with database.read() as session:
-            page, attempt, seq = curves.points_after(session, job_id, attempt, seq, limit)
+            page, attempt, seq = points_after(session, job_id, (attempt, seq), limit)
         if not page:
             return pages
         pages.append(page)
@@ -195,7 +202,7 @@ def test_points_that_are_delivered_while_reading_come_once(database: Database) -
     with rows.in_background(write) as writing:
         while not (writing.done() and seq == run.seq):
             with database.read() as session:
-                page, attempt, seq = curves.points_after(session, run.job_id, attempt, seq, 5)
+                page, attempt, seq = points_after(session, run.job_id, (attempt, seq), 5)
             seen += page
         writing.result()
 
@@ -206,11 +213,11 @@ def test_a_read_sees_one_moment(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
     with database.read() as session:
-        before = curves.points_after(session, run.job_id, 0, 0, 100)
+        before = points_after(session, run.job_id, (0, 0), 100)
         with rows.in_background(lambda: run.deliver(rows.metrics(2, loss=2.0))) as delivery:
             if database.engine.dialect.name == "postgresql":  # on SQLite the writer waits for the reader
                 delivery.result(timeout=30)
-            assert curves.points_after(session, run.job_id, 0, 0, 100) == before
+            assert points_after(session, run.job_id, (0, 0), 100) == before
             session.rollback()
 
     assert [len(page) for page in follow(database, run.job_id, 100)] == [2]
@@ -222,8 +229,8 @@ def test_a_cursor_ahead_of_everything_brings_nothing(database: Database, cursor:
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
 
     with database.read() as session:
-        assert curves.points_after(session, run.job_id, *cursor, 100) == ([], *cursor)
-        assert curves.points_after(session, "no such job", 0, 0, 100) == ([], 0, 0)
+        assert points_after(session, run.job_id, cursor, 100) == ([], *cursor)
+        assert curves.points_after(session, "no such job", (0, 0), (9, 9), 100) == ([], 9, 9)
 
 
 @pytest.mark.parametrize("cursor", [(0, 10**18), (0, 0), (1, 0)])
@@ -232,7 +239,7 @@ def test_a_cursor_nobody_sent_brings_what_lies_behind_it(database: Database, cur
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
 
     with database.read() as session:
-        assert len(curves.points_after(session, run.job_id, *cursor, 100)[0]) == 1
+        assert len(points_after(session, run.job_id, cursor, 100)[0]) == 1
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -92,7 +92,7 @@ def test_a_revoked_key_opens_nothing_at_once(database: Database) -> None:
     with database.read() as session:
         assert [key.revoked_at is not None for key in keys.list_keys(session)] == [False, True]
         assert keys.has_keys(session)
-        assert not keys.is_active(session, key_id)
+        assert keys.active(session, [key_id]) == set()
 
 
 def test_nobody_can_sign_in_without_an_active_key(database: Database) -> None:

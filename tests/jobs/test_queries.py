@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import queries, service
+from jobs import changes, queries, service
 from jobs.database import Database
 from jobs.errors import Invalid, NotFound
 from jobs.events import record
 from jobs.models import Checkpoint, Worker
-from jobs.queries import Cursor
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, job_in, new_job, running, submit
@@ -95,11 +94,10 @@ def test_a_cursor_of_nobody_is_refused_or_ends_somewhere(database: Database, cur
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_ids_are_not_found(database: Database, text: str) -> None:
     with database.read() as session:
-        for read in (queries.get_job, queries.get_checkpoint, queries.now_cursor):
+        for read in (queries.get_job, queries.get_checkpoint, changes.now_cursor):
             with pytest.raises(NotFound):
                 read(session, text)
-        with pytest.raises(NotFound):
-            queries.changes(session, text, Cursor(0, 0, 0))
+        assert changes.marks(session, [text]) == {}
         for read_list in (queries.attempts, queries.checkpoints, queries.evaluations, queries.logs):
             assert read_list(session, text) == []
         assert queries.events_after(session, text, 0) == []
@@ -187,74 +185,6 @@ def test_workers_that_run_come_first(database: Database) -> None:
     with database.read() as session:
         assert [worker.name for worker in queries.workers(session)] == ["busy", "idle", "stopped", "lost"]
         assert [worker.name for worker in queries.workers(session, alive_only=True)] == ["busy", "idle"]
-
-
-# --- streams -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cursor", [Cursor(0, 0, 0), Cursor(3, 1, 250), Cursor(999_999_999, 999_999_999, 999_999_999)])
-def test_a_cursor_survives_its_text(cursor: Cursor) -> None:
-    assert Cursor.parse(str(cursor)) == cursor
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ".",
-        "1.2",
-        "1.2.3.4",
-        "-1.0.0",
-        "1.x.3",
-        "1. 2.3",
-        "１.2.3",
-        "1.2.\0",
-        "9" * 10 + ".0.0",
-        "9" * 40 + ".0.0",
-        "²..",
-        *HOSTILE,
-    ],
-)
-def test_a_cursor_nobody_wrote_is_refused(text: str) -> None:
-    with pytest.raises(Invalid, match="Last-Event-ID"):
-        Cursor.parse(text)
-
-
-def test_changes_bring_what_happened_since_once(database: Database) -> None:
-    run = Run(database, running(database))
-    cursor = Cursor(0, 0, 0)
-    events: list[int] = []
-    steps: list[int] = []
-    for step in range(6):
-        run.deliver(rows.metrics(step, loss=1.0), {"type": "warning", "reason": "odd", "message": "words"})
-        with database.read() as session:
-            found = queries.changes(session, run.job_id, cursor, limit=3)
-        events += [event.seq for event in found.events]
-        steps += [point[2] for point in found.points]
-        cursor = found.cursor
-    assert events == list(range(1, 9))
-    assert steps == list(range(6))
-
-    with database.read() as session:
-        assert queries.now_cursor(session, run.job_id) == cursor
-        again = queries.changes(session, run.job_id, cursor)
-        assert (again.events, again.points, again.cursor) == ([], [], cursor)
-
-
-@pytest.mark.parametrize("text", ["999999999.0.0", "0.999999999.0", "0.0.999999999"])
-def test_a_cursor_far_ahead_breaks_nothing(database: Database, text: str) -> None:
-    run = Run(database, running(database))
-    run.deliver(rows.metrics(1, loss=1.0))
-
-    with database.read() as session:
-        queries.changes(session, run.job_id, Cursor.parse(text))
-
-
-def test_a_new_job_streams_from_the_start(database: Database) -> None:
-    job_id = submit(database)
-
-    with database.read() as session:
-        assert queries.now_cursor(session, job_id) == Cursor(1, 0, 0)
 
 
 def test_a_pinned_checkpoint_is_still_listed(database: Database) -> None:

@@ -13,7 +13,7 @@ const run = document.getElementById("run");
 const jobId = run.dataset.job;
 const place = document.getElementById("charts");
 const title = document.title;
-const tail = new Tail(jobId);
+const tail = new Tail();
 const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 800);
 
 // ---- curves
@@ -98,10 +98,9 @@ async function end() {
   stream.end();
   document.title = `${run.dataset.status} · ${title}`;
   await updateParts();
-  await tail.stop();
 }
 
-const stream = new Stream(`/v1/jobs/${jobId}/stream`, {
+const stream = new Stream(`/v1/jobs/${jobId}/stream?logs=true`, {
   after: run.dataset.cursor,
   onState: showState,
   onOpen: updateParts,
@@ -119,6 +118,7 @@ const stream = new Stream(`/v1/jobs/${jobId}/stream`, {
       updateParts();
     },
     metrics: take,
+    logs: ({ lines }) => tail.append(lines),
     end: (job) => {
       isOver(job);
       end();
@@ -127,7 +127,6 @@ const stream = new Stream(`/v1/jobs/${jobId}/stream`, {
 });
 
 if (OVER.has(run.dataset.status)) stream.end();
-else tail.start();
 
 // ---- buttons
 

@@ -1,17 +1,13 @@
-// The log's live tail.
+// The log's live tail; its lines come with the job's stream.
 
-const POLL_MS = 1500;
 const MAX_LINES = 2000;
 
 export class Tail {
-  constructor(jobId) {
-    this.address = `/v1/jobs/${jobId}/logs`;
+  constructor() {
     this.box = document.getElementById("log-lines");
     this.none = this.box.querySelector(".none");
     this.follow = document.getElementById("log-follow");
     this.filter = document.getElementById("log-stream");
-    this.after = this.box.dataset.after;
-    this.timer = 0;
     this.follow.addEventListener("click", () => this.setFollows(!this.follows));
     this.filter.addEventListener("change", () => this.choose());
     this.box.addEventListener("scroll", () => this.scrolled());
@@ -43,36 +39,7 @@ export class Tail {
     this.toEnd();
   }
 
-  start() {
-    this.timer ||= setInterval(() => document.visibilityState === "visible" && this.fetch(), POLL_MS);
-  }
-
-  /** The run is over: fetch what is left. */
-  async stop() {
-    clearInterval(this.timer);
-    this.timer = 0;
-    await this.fetch();
-  }
-
-  async fetch() {
-    if (this.isFetching) return;
-    this.isFetching = true;
-    try {
-      const query = new URLSearchParams(this.after ? { after: this.after } : {});
-      const answer = await fetch(`${this.address}?${query}`);
-      if (!answer.ok) return;
-      const { items, next_after } = await answer.json();
-      this.append(items);
-      this.after = next_after ?? this.after;
-    } catch {
-      // The server is away; the next look asks for the same lines.
-    } finally {
-      this.isFetching = false;
-    }
-  }
-
   append(items) {
-    if (!items.length) return;
     this.none.hidden = true;
     this.none.before(...items.map(line));
     const lines = this.box.getElementsByClassName("line");

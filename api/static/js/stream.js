@@ -23,8 +23,9 @@ export class Stream {
   }
 
   connect() {
-    const query = this.after ? `?${new URLSearchParams({ last_event_id: this.after })}` : "";
-    const source = (this.source = new EventSource(this.path + query));
+    const address = new URL(this.path, location.href);
+    if (this.after) address.searchParams.set("last_event_id", this.after);
+    const source = (this.source = new EventSource(address));
     source.addEventListener("open", () => {
       this.onState("live");
       this.onOpen();

@@ -1,0 +1,124 @@
+"""What has happened to jobs since a moment: everything that streams read.
+
+Events, points and log lines are append-only and numbered, so what lies between two cursors never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from jobs import queries
+from jobs.curves import points_after
+from jobs.errors import FieldError, Invalid, NotFound
+from jobs.models import Attempt, Event, Job, Log
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a stream has read: events, spool lines of an attempt, lines of its log."""
+
+    event_seq: int
+    attempt: int
+    delivered_seq: int
+    log_attempt: int = 0
+    log_seq: int = 0
+
+    @property
+    def points(self) -> tuple[int, int]:
+        return self.attempt, self.delivered_seq
+
+    @property
+    def logs(self) -> tuple[int, int]:
+        return self.log_attempt, self.log_seq
+
+    def covers(self, other: Cursor) -> bool:
+        """Whether nothing before `other` is left to read."""
+        return self.event_seq >= other.event_seq and self.points >= other.points and self.logs >= other.logs
+
+    def __str__(self) -> str:
+        return f"{self.event_seq}.{self.attempt}.{self.delivered_seq}.{self.log_attempt}.{self.log_seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The cursor written by `str`; three numbers, as they once were, say that no log line was read.
+
+        Raises:
+            Invalid: it is not one of ours.
+        """
+        parts = text.split(".")
+        if len(parts) not in (3, 5) or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
+            raise Invalid([FieldError("Last-Event-ID", "expected five numbers, as this stream has sent them")])
+        return cls(*map(int, parts))
+
+
+START = Cursor(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The end of what a job has told, and whatever else of its row a stream shows: equal marks, nothing new."""
+
+    cursor: Cursor
+    row: tuple[Any, ...]
+
+
+def marks(session: Session, job_ids: Collection[str]) -> dict[str, Mark]:
+    """Of many jobs by one statement; jobs that are not there are left out."""
+    shown = (
+        Job.status,
+        Job.updated_at,
+        Job.cancel_requested_at,
+        Job.pause_requested_at,
+        Job.preempt_requested_at,
+    )
+    told = (func.coalesce(Attempt.delivered_seq, 0), func.coalesce(Attempt.log_seq, 0))
+    statement = (
+        select(Job.id, Job.event_seq, Job.attempt, *told, *shown)
+        .outerjoin(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+        .where(Job.id.in_(job_ids))
+    )
+    return {
+        job_id: Mark(Cursor(event_seq, attempt, delivered, attempt, log_seq), tuple(row))
+        for job_id, event_seq, attempt, delivered, log_seq, *row in session.execute(statement)
+    }
+
+
+def now_cursor(session: Session, job_id: str) -> Cursor:
+    """Where a stream begins that wants nothing of the past.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    found = marks(session, [job_id])
+    if not found:
+        raise NotFound(f"there is no job {job_id}")
+    return next(iter(found.values())).cursor
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a job told after a cursor, and how far that reaches; points are (attempt, name, step, value)."""
+
+    events: Sequence[Event]
+    points: Sequence[tuple[int, str, int, float | None]]
+    logs: Sequence[Log]
+    cursor: Cursor
+
+
+def changes(session: Session, job_id: str, after: Cursor, until: Cursor, limit: int = 2_000) -> Changes:
+    """The next part of what a job told, at most `limit` of each kind.
+
+    Args:
+        until: a cursor that was read from the database, not later than this session's moment.
+    """
+    events = queries.events_after(session, job_id, after.event_seq, limit, until.event_seq)
+    points, attempt, seq = points_after(session, job_id, after.points, until.points, limit)
+    logs = queries.logs_between(session, job_id, after.logs, until.logs, limit)
+    last_event = events[-1].seq if len(events) == limit else max(after.event_seq, until.event_seq)
+    last_log = (logs[-1].attempt, logs[-1].seq) if len(logs) == limit else max(after.logs, until.logs)
+    return Changes(events, points, logs, Cursor(last_event, attempt, seq, *last_log))
