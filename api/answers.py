@@ -171,6 +171,15 @@ class SeriesAnswer(TypedDict):
     points: list[Json]
 
 
+class SamplesAnswer(TypedDict):
+    """Where a picture of a dataset's images is: a row for each of the first classes, squares of `side` pixels."""
+
+    png: str
+    rows: int
+    columns: int
+    side: int
+
+
 class DatasetAnswer(TypedDict):
     """A dataset that a worker announced; `counts` are images by split, `class_counts` those of each class.
 
@@ -186,6 +195,7 @@ class DatasetAnswer(TypedDict):
     image_size: int | None
     class_counts: dict[str, list[int]] | None
     label_lists: dict[str, dict[str, Any]]
+    samples: SamplesAnswer | None
     updated_at: str
 
 

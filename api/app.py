@@ -26,6 +26,7 @@ from api import (
     page_actions,
     page_analysis,
     page_render,
+    page_service,
     page_submit,
     pages,
     sign_in,
@@ -59,6 +60,7 @@ _ROUTERS = tuple(
         pages,
         page_actions,
         page_analysis,
+        page_service,
         page_submit,
     )
 )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from typing_extensions import TypedDict
 
-from api import rendering
+from api import files, rendering
 from api.answers import DatasetAnswer, WorkerAnswer
 from api.auth import Reader
 from api.state import TheDatabase
-from jobs import queries
+from jobs import queries, samples
 from wcl_core.config import resolve_spec
 from wcl_core.presets import described_presets
 
@@ -49,7 +50,23 @@ class Presets(TypedDict):
 def datasets(principal: Reader, database: TheDatabase) -> Datasets:
     """What workers have announced."""
     with database.read() as session:
-        return {"items": [rendering.dataset(row) for row in queries.datasets(session)]}
+        sheets = samples.layouts(session)
+        return {"items": [rendering.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)]}
+
+
+@router.get("/datasets/{name}")
+def dataset(name: str, principal: Reader, database: TheDatabase) -> DatasetAnswer:
+    """One of them."""
+    with database.read() as session:
+        return rendering.dataset(queries.get_dataset(session, name), samples.layouts(session).get(name))
+
+
+@router.get("/datasets/{name}/samples.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+def sample_images(request: Request, name: str, principal: Reader, database: TheDatabase) -> Response:
+    """Some images of each class as one picture; its ETag is its sha256."""
+    with database.read() as session:
+        png, sha256 = samples.picture(session, name)
+    return files.content(request, png, f'"{sha256}"', "image/png")
 
 
 @router.get("/workers")

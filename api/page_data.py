@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs import queries
 from jobs.database import now_ms
-from jobs.models import Checkpoint, Dataset, Job, Worker
+from jobs.models import Checkpoint, Job, Worker
 from jobs.status import TERMINAL, Status
 from jobs.waiting import Waiting, explain
 
@@ -165,36 +165,6 @@ def job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
 def database_time(session: Session) -> int:
     """Ages are by the clock that wrote the times."""
     return session.execute(select(now_ms())).scalar_one()
-
-
-@dataclass(frozen=True)
-class WorkerList:
-    workers: list[Worker]
-    working_on: dict[str, str]
-    now: int
-
-
-def worker_list(session: Session) -> WorkerList:
-    """All workers, those that run first."""
-    workers = queries.workers(session)
-    return WorkerList(workers, job_names(session, workers), database_time(session))
-
-
-@dataclass(frozen=True)
-class DatasetList:
-    datasets: list[Dataset]
-    holders: dict[str, list[str]]
-    now: int
-
-
-def dataset_list(session: Session) -> DatasetList:
-    """All datasets, each with the running workers that have this version of it."""
-    datasets, workers = queries.datasets(session), queries.workers(session, alive_only=True)
-    holders = {
-        entry.name: [worker.name for worker in workers if worker.datasets.get(entry.name) == entry.digest]
-        for entry in datasets
-    }
-    return DatasetList(datasets, holders, database_time(session))
 
 
 @dataclass(frozen=True)

@@ -128,22 +128,6 @@ def curve_picture(request: Request, job_id: str, name: str, reader: Reader) -> R
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-@router.get("/datasets")
-def datasets_page(request: Request, reader: Reader) -> Response:
-    """What jobs may train on."""
-    with _database(request).read() as session:
-        found = page_data.dataset_list(session)
-    return page(request, "datasets.html", list=found, now=found.now)
-
-
-@router.get("/workers")
-def workers_page(request: Request, reader: Reader) -> Response:
-    """Who works, on what."""
-    with _database(request).read() as session:
-        found = page_data.worker_list(session)
-    return page(request, "workers.html", list=found, now=found.now)
-
-
 @router.get("/checkpoints")
 def checkpoints_page(request: Request, reader: Reader, pinned: str = "", cursor: str = "") -> Response:
     """Everything that can be downloaded."""

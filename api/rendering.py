@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from api.answers import (
     ArtifactAnswer,
@@ -15,6 +16,7 @@ from api.answers import (
     JobAnswer,
     JobSummary,
     LogAnswer,
+    SamplesAnswer,
     SeriesAnswer,
     WaitingAnswer,
     WorkerAnswer,
@@ -22,6 +24,7 @@ from api.answers import (
 from api.deviations import of_preset
 from jobs.curves import CurvePoint
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
+from jobs.samples import Layout
 from jobs.waiting import Waiting
 
 
@@ -175,7 +178,7 @@ def series(name: str, points: Sequence[CurvePoint]) -> SeriesAnswer:
     return {"name": name, "points": [vars(point) for point in points]}
 
 
-def dataset(row: Dataset) -> DatasetAnswer:
+def dataset(row: Dataset, sheet: Layout | None = None) -> DatasetAnswer:
     return {
         "name": row.name,
         "digest": row.digest,
@@ -185,8 +188,14 @@ def dataset(row: Dataset) -> DatasetAnswer:
         "image_size": row.image_size,
         "class_counts": row.class_counts,
         "label_lists": row.label_lists or {},
+        "samples": None if sheet is None else _samples(row.name, sheet),
         "updated_at": iso(row.updated_at),
     }
+
+
+def _samples(name: str, sheet: Layout) -> SamplesAnswer:
+    address = f"/v1/datasets/{quote(name, safe='')}/samples.png"
+    return {"png": address, "rows": sheet.rows, "columns": sheet.columns, "side": sheet.side}
 
 
 def worker(row: Worker) -> WorkerAnswer:

@@ -29,6 +29,7 @@ ADMIN = {
     "POST /v1/keys",
     "DELETE /v1/keys/{key_id}",
     "POST /v1/workers/{worker_id}/drain",
+    "POST /workers/{worker_id}/drain",
     "GET /v1/audit",
 }
 OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
+from PIL import Image
 
 from api.auth import SESSION_COOKIE
 from client.up import free_port
@@ -19,6 +23,7 @@ from jobs import keys, queries, registry, service, transitions
 from jobs.database import Database, new_id
 from jobs.models import Checkpoint
 from jobs.registry import DatasetFacts
+from jobs.samples import Sheet
 from jobs.settings import Settings
 from jobs.transitions import WorkerFacts
 from tests.jobs.rows import make_due
@@ -35,6 +40,14 @@ SPEC: dict[str, Any] = {
     "weak_augmentation_epochs": 1,
 }
 T = TypeVar("T")
+
+
+def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> Sheet:
+    """Samples of as many classes as there are colours, each all of its own."""
+    rows = [np.full((side, columns * side, 3), colour, dtype=np.uint8) for colour in colours]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "png")
+    return Sheet(buffer.getvalue(), len(rows), columns, side)
 
 
 class Site:
@@ -95,14 +108,17 @@ class Site:
         answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
         return str(answer.raise_for_status().json()["url"])
 
-    def register(self, classes: Sequence[str] = ("0", "1")) -> None:
+    def register(self, classes: Sequence[str] = ("0", "1"), samples: Sheet | None = None) -> None:
         """A worker with the digits."""
-        facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes))
+        counts = {"train": [719] * len(classes), "test": [180] * len(classes)} if samples else {}
+        facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes), counts)
+        facts = replace(facts, sheet=samples)
+        self.worker = replace(self.worker, id=new_id())
         self.database.write(lambda session: registry.register(session, self.worker, 4242, [facts]))
 
-    def submit(self, name: str = "a job", tags: Sequence[str] = (), **spec: Any) -> str:
+    def submit(self, name: str = "a job", tags: Sequence[str] = (), *, pool: str = "default", **spec: Any) -> str:
         sent = SPEC | spec
-        new = service.NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name, tags=tuple(tags))
+        new = service.NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name, tags=tuple(tags), pool=pool)
         return self.database.write(lambda session: service.submit(session, new)).id
 
     def submit_evaluation(self, checkpoint_id: str, name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visitor
-from tests.page.served import Site
+from tests.page.served import Site, sheet
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -46,7 +46,17 @@ def paths(site: Site) -> list[str]:
     site.submit("waits")
     jobs = [f"/jobs/{job_id}" for job_id in (running.job_id, done.job_id, failed.job_id, evaluation)]
     compared = f"/compare?job={done.job_id}&job={running.job_id}"
-    lists = ["/", "/?q=nothing-like-this", "/datasets", "/workers", "/checkpoints", "/docs", "/sign-in"]
+    site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
+    lists = [
+        "/",
+        "/?q=nothing-like-this",
+        "/datasets",
+        "/datasets/digits",
+        "/workers",
+        "/checkpoints",
+        "/docs",
+        "/sign-in",
+    ]
     return [*lists, *jobs, "/compare", compared, "/leaderboard", "/submit", f"/submit?source={done.job_id}"]
 
 

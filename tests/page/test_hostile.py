@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from urllib.parse import quote
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -10,7 +13,7 @@ from jobs.database import new_id
 from jobs.registry import DatasetFacts
 from jobs.transitions import WorkerFacts
 from tests.page.conftest import Visitor
-from tests.page.served import Site
+from tests.page.served import Site, sheet
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -109,15 +112,19 @@ def test_a_run_shows_everything_as_text_also_live(visitor: Visitor, site: Site) 
 
 
 def test_workers_and_datasets_show_text(visitor: Visitor, site: Site) -> None:
+    samples = sheet([(1, 2, 3)] * len(PAYLOADS), columns=1, side=8)
     for payload in PAYLOADS:
-        facts = DatasetFacts(payload[:64], payload[:16], "ab" * 32, {payload: 3}, list(PAYLOADS))
+        counts = {"train": [3] * len(PAYLOADS)}
+        facts = DatasetFacts(payload[:64], payload[:16], "ab" * 32, {payload: 3}, list(PAYLOADS), counts)
+        if "/" not in payload:  # which no address of a dataset has
+            facts = replace(facts, sheet=samples)
         worker = WorkerFacts(new_id(), payload, "default", 0, {payload[:64]: "ab" * 32}, (1,))
         site.database.write(lambda session, w=worker, f=facts: registry.register(session, w, 1, [f]))  # type: ignore[misc]
     page = visitor.window()
     assert_inert(page, visitor)
-    for path in ("/workers", "/datasets"):
+    for path in ("/workers", "/datasets", f"/datasets/{quote('<svg onload=pwned=1>')}"):
         page.goto(path)
-        expect(page.locator("tbody")).to_contain_text("<svg onload=pwned=1>")
+        expect(page.locator("main")).to_contain_text("<svg onload=pwned=1>")
         assert_inert(page, visitor)
 
 

@@ -44,7 +44,16 @@ def run(site: Site) -> PlayedRun:
 
 
 def paths(run: PlayedRun) -> list[str]:
-    return ["/", f"/jobs/{run.job_id}", "/datasets", "/workers", "/?q=nothing-like-this", "/sign-in", *analysis(run)]
+    return [
+        "/",
+        f"/jobs/{run.job_id}",
+        "/datasets",
+        "/datasets/digits",
+        "/workers",
+        "/?q=nothing-like-this",
+        "/sign-in",
+        *analysis(run),
+    ]
 
 
 def analysis(run: PlayedRun) -> list[str]:
