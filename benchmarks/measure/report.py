@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 import torchvision
 
 RESULTS = Path(__file__).parents[1] / "results"
+READING = "## Reading"  # what people write below the figures
 
 
 def setting() -> dict[str, Any]:
-    """Date, hardware, versions and the load of the machine, without which no number means anything."""
+    """Date, hardware, versions, the code and the load of the machine, without which no number means anything."""
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),
@@ -26,7 +28,15 @@ def setting() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "code": _code(),
     }
+
+
+def _code() -> str | None:
+    """The commit, `-dirty` with changes on top; None outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:
@@ -49,9 +59,13 @@ def load_results(name: str) -> dict[str, Any]:
 def save_results(name: str, facts: dict[str, Any], table: str) -> None:
     """Write results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
+    text = RESULTS / f"{name}.md"
+    if text.exists() and READING in (old := text.read_text()):
+        # It explains figures that are about to go; it must not stand below others, nor be lost.
+        text.with_suffix(".old.md").write_text(old)
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
     where = (
         f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, "
         f"{facts['gpu'] or 'no GPU'}, torch {facts['torch']}, Python {facts['python']}"
     )
-    (RESULTS / f"{name}.md").write_text(f"# {name}\n\n{where}\n\n{table}\n")
+    text.write_text(f"# {name}\n\n{where}\n\n{table}\n")
