@@ -94,7 +94,7 @@ class _Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset = config, reporter, dataset
-        self.ranks, self.device = ranks, device_of(ranks)
+        self.output_dir, self.ranks, self.device = output_dir, ranks, device_of(ranks)
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -154,6 +154,7 @@ class _Run:
         self._progress("train")
         if request := self._request():
             return OUTCOME_OF[request]
+        self._show_probe()
         if self.step == 0:
             self._evaluate(epoch=0)
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
@@ -239,12 +240,18 @@ class _Run:
             self.latest[_KNN_METRIC] = knn_top1(features, k, _KNN_TEMPERATURE)
         self.reporter.metrics(self.step, {_KNN_METRIC: self.latest[_KNN_METRIC]})
 
+    def _show_probe(self) -> None:
+        """The images whose groups are reported; at every start, since nobody knows what was delivered of a lost one."""
+        if self.ranks.is_first and self.config.monitor_every_epochs and self.model.labels_head is not None:
+            with self.clock.stopped():
+                self.probe.show(self.reporter, self.output_dir, self.dataset.classes)
+
     def _monitor(self, epoch: int) -> None:
         """Monitors of the probe every `monitor_every_epochs`, and what follows from a collapse."""
         every = self.config.monitor_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs):
             return
-        found = self._look_for_collapse() if self.ranks.is_first else None
+        found = self._look_for_collapse(epoch) if self.ranks.is_first else None
         if not self.ranks.agreed(found is not None) or self.config.on_collapse == "warn":
             return
         if self.config.on_collapse == "pause":
@@ -253,11 +260,13 @@ class _Run:
             raise CollapseError(found or "", "paused")
         raise CollapseError(found or "")
 
-    def _look_for_collapse(self) -> str | None:
+    def _look_for_collapse(self, epoch: int) -> str | None:
         with self.clock.stopped():
-            values = self.probe.measure(self.model)
-        self.reporter.metrics(self.step, values)
-        if (found := self.collapse.check(values)) and self.collapse.is_new:
+            measured = self.probe.measure(self.model)
+        self.reporter.metrics(self.step, measured.values)
+        if measured.labels is not None:
+            self.reporter.groups(epoch=epoch, step=self.step, labels=measured.labels.tolist())
+        if (found := self.collapse.check(measured.values)) and self.collapse.is_new:
             self.reporter.warning("collapse", found)
         return found
 

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
@@ -113,6 +113,10 @@ class Reporter:
         file = {"path": path, "sha256": sha256, "size": size, "media_type": media_type}
         self.emit({"type": "artifact", "name": name, **file})
 
+    def groups(self, *, epoch: int, step: int, labels: Sequence[int]) -> None:
+        """Weak labels of the probe's images, in the order of `probe.png`, after so many epochs."""
+        self.emit({"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)})
+
     def evaluation(self, result: Mapping[str, Any]) -> None:
         """One measured value with its protocol, version, data digests and parameters."""
         self.emit({"type": "evaluation", **result})
@@ -157,7 +161,7 @@ class MemoryReporter(Reporter):
 
 
 class ConsoleReporter(Reporter):
-    """Prints metrics, evaluations, checkpoints and warnings, one line each.
+    """Prints metrics, evaluations, checkpoints, artifacts and warnings, one line each.
 
     Args:
         request: reads what the run was asked to do.
@@ -171,7 +175,7 @@ class ConsoleReporter(Reporter):
     def emit(self, record: Record) -> None:
         fields = dict(record)
         kind = fields.pop("type")
-        if kind == "progress":
+        if kind in ("progress", "groups"):
             return
         if kind == "metrics":
             fields = {"step": fields["step"], **fields["values"]}

@@ -93,9 +93,11 @@ def test_a_probe_leaves_no_trace_and_says_the_same_twice(method: str) -> None:
     state = torch.get_rng_state()
     probe = Probe(spec, small.few_digits().train, torch.device("cpu"))
 
-    first, second = probe.measure(model), probe.measure(model)
+    measured = [probe.measure(model) for _ in range(2)]
+    first, second = (each.values for each in measured)
 
     assert first == second
+    assert [each.labels is None for each in measured] == [method == "simclr"] * 2
     names = {
         f"{part}/{name}" for part in ("repr", "embedding") for name in ("alignment", "uniformity", "rankme", "std")
     }

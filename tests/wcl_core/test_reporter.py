@@ -35,6 +35,7 @@ def say_everything(reporter: Reporter) -> None:
     reporter.progress(step=5, total_steps=10, epoch=2, total_epochs=3, phase="save")
     reporter.checkpoint(step=5, epoch=2, path="checkpoints/x", sha256="ab", size=7, metrics={"train/loss": 1.5})
     reporter.artifact(name="probe.png", path="artifacts/x", sha256="cd", size=8, media_type="image/png")
+    reporter.groups(epoch=2, step=5, labels=[0, 1, 0])
     reporter.evaluation({"protocol": "knn", "value": 0.5, "stderr": None})
     reporter.warning("corrupt_image", "a/1.png: cut")
     reporter.log("hello", "debug")
@@ -81,6 +82,7 @@ EVERYTHING: list[dict[str, Any]] = [
         "size": 8,
         "media_type": "image/png",
     },
+    {"type": "groups", "epoch": 2, "step": 5, "labels": [0, 1, 0]},
     {"type": "evaluation", "protocol": "knn", "value": 0.5, "stderr": None},
     {"type": "warning", "reason": "corrupt_image", "message": "a/1.png: cut"},
     {"type": "log", "level": "debug", "message": "hello"},
@@ -254,7 +256,7 @@ def test_the_console_shows_what_a_person_wants() -> None:
     say_everything(ConsoleReporter(stream=stream))
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == [
-        record["type"] for record in EVERYTHING if record["type"] != "progress"
+        record["type"] for record in EVERYTHING if record["type"] not in ("progress", "groups")
     ]
     assert "step=4  train/loss=1.5  train/lr=0.1" in lines[1]
-    assert "stderr" not in lines[3]
+    assert "stderr" not in lines[4]
