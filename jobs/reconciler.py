@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import doorbell, keys, preemption, registry, transitions
+from jobs import doorbell, keys, preemption, registry, sweeps, transitions
 from jobs.database import Database, is_outage, now_ms
 from jobs.models import Attempt, IdempotencyKey, Worker
 from jobs.settings import Settings
@@ -95,7 +95,7 @@ class Reconciler:
                     log.exception("a look failed")
 
     def look(self) -> None:
-        """Reap lost attempts, mark lost workers, move blocked jobs on, preempt, ring for waiting jobs, clean up."""
+        """Reap lost attempts, mark lost workers, move blocked jobs and sweeps on, preempt, ring, clean up."""
         with self._database.read() as session:
             attempts = _open_attempts(session)
             workers = _live_workers(session)
@@ -106,10 +106,12 @@ class Reconciler:
         with self._database.read() as session:
             has_blocked = transitions.has_blocked(session)
             has_victim = preemption.choose(session) is not None
+            due_sweeps = sweeps.due(session)
         if has_blocked:
             self._database.write(transitions.unblock)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
             log.info("job %s is asked to give way to job %s", chosen.job_id, chosen.for_job_id)
+        self._advance(due_sweeps)
         if self._ringer is not None:
             self._ringer.ring()
         if self._clock() >= self._next_housekeeping:
@@ -122,6 +124,15 @@ class Reconciler:
         )
         if reaped:
             log.warning("job %s: attempt %d was not renewed for a lease and counts as lost", job_id, number)
+
+    def _advance(self, due_sweeps: list[str]) -> None:
+        for sweep_id in due_sweeps:
+            try:
+                self._database.write(partial(sweeps.advance, sweep_id=sweep_id))
+            except Exception as error:  # one that cannot go on here, as without its plugin, must not end the look
+                if is_outage(error):
+                    raise
+                log.exception("sweep %s does not go on", sweep_id)
 
     def _clean_up(self, session: Session) -> None:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)

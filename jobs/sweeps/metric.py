@@ -1,0 +1,100 @@
+"""What a sweep ranks by: one number of an evaluation of the last checkpoint, never a series of the training.
+
+A loss does not rank methods, temperatures or batch sizes: it has another scale under each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from wcl_core.config import DataConfig, EvaluationPlan
+
+_MEASURES: dict[str, tuple[str, ...]] = {
+    "knn": ("top1",),
+    "knn_wide": ("top1",),
+    "linear": ("top1", "mean_per_class"),
+    "linear_sgd": ("top1", "mean_per_class"),
+    "few_labels": ("top1",),
+    "semi_supervised": ("top1",),
+    "retrieval": ("recall_at_1", "recall_at_5", "mean_average_precision"),
+}
+_NOT_BY_LOSS = (
+    "a series of the training, such as a loss, does not rank methods, temperatures or batch sizes; expected an "
+    f"evaluation: a protocol of {', '.join(_MEASURES)}"
+)
+_OWN = ("protocols", "data", "when", "every_epochs")  # said by the metric itself, or fixed
+
+
+class Metric(BaseModel):
+    """A number of an evaluation: protocol, name, and what the protocol may be told, as in a spec's `evaluations`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    protocol: str = Field(max_length=100, description=f"One of {', '.join(_MEASURES)}.", examples=["knn"])
+    name: str = Field(default="", max_length=100, description="The protocol's first unless given.", examples=["top1"])
+    data: DataConfig | None = Field(default=None, description="The training data unless given.")
+    settings: dict[str, Any] = Field(default={}, description="Of the protocol, such as knn_k.", examples=[{"knn_k": 5}])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_series(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(_NOT_BY_LOSS)
+        return value
+
+    @field_validator("protocol")
+    @classmethod
+    def _is_known(cls, protocol: str) -> str:
+        if protocol not in _MEASURES:
+            raise ValueError(_NOT_BY_LOSS)
+        return protocol
+
+    @field_validator("name")
+    @classmethod
+    def _is_measured(cls, name: str, info: ValidationInfo) -> str:
+        known = _MEASURES.get(info.data.get("protocol", ""), ())
+        if not name or not known:
+            return name or next(iter(known), "")
+        if "loss" in name or "/" in name:
+            raise ValueError(_NOT_BY_LOSS)
+        if name not in known:
+            raise ValueError(f"expected one of {', '.join(known)}, which {info.data['protocol']} measures")
+        return name
+
+    @field_validator("settings")
+    @classmethod
+    def _are_only_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name in settings:
+            if name in _OWN or name not in EvaluationPlan.model_fields:
+                known = ", ".join(field for field in EvaluationPlan.model_fields if field not in _OWN)
+                raise ValueError(f"{name} is no setting of an evaluation here; expected some of {known}")
+        return settings
+
+    @field_validator("settings")
+    @classmethod
+    def _make_one_number(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        protocol = info.data.get("protocol")
+        try:
+            plan = EvaluationPlan.model_validate({**settings, "protocols": [protocol]})
+        except ValidationError:
+            return settings  # the trials' specs hold it, and name what is wrong
+        count, fields = 1, ""
+        if protocol == "few_labels":
+            count, fields = len(plan.labels_per_class) * len(plan.few_labels_classifiers), "labels_per_class"
+        elif protocol == "semi_supervised":
+            tuned = plan.semi_supervised
+            count, fields = len(tuned.shares) + len(tuned.lists), "semi_supervised.shares or .lists"
+        if count != 1:
+            raise ValueError(f"expected one value of {fields}: the metric has to be one number, and these are {count}")
+        return settings
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The entry of a training spec's `evaluations` that measures it."""
+        data = {} if self.data is None else {"data": self.data.model_dump(mode="json")}
+        return {**self.settings, **data, "protocols": [self.protocol], "when": "final"}
+
+
+Direction = Literal["maximize", "minimize"]

@@ -1,0 +1,98 @@
+"""What became of each trial so far, read from its jobs and their evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session, aliased
+
+from jobs.models import Evaluation, Job, JobEvaluation, Sweep
+from jobs.status import TERMINAL, Status
+from jobs.sweeps.trials import Place
+
+State = Literal["unfinished", "measured", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a trial, and its evaluation once that is there."""
+
+    place: Place
+    job_id: str
+    status: str
+    evaluation_id: str | None
+    evaluation_status: str | None
+    value: float | None
+
+    @property
+    def state(self) -> State:
+        """An evaluation is made with the success of its training, so one that is not there then never comes."""
+        if self.status not in TERMINAL:
+            return "unfinished"
+        if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):
+            return "unfinished"
+        return "failed" if self.value is None else "measured"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial at a rung, over its seeds: it fails with any of them, so that all means are over the same seeds."""
+
+    runs: Sequence[Run]
+
+    @property
+    def state(self) -> State:
+        states = {run.state for run in self.runs}
+        for state in ("unfinished", "failed"):
+            if state in states:
+                return state
+        return "measured"
+
+    @property
+    def value(self) -> float | None:
+        """Mean over the seeds; None while one of them is missing."""
+        values = [run.value for run in self.runs if run.value is not None]
+        return math.fsum(values) / len(values) if self.state == "measured" else None
+
+
+Outcomes = dict[tuple[int, int], Outcome]
+
+
+def outcomes(session: Session, sweep: Sweep) -> Outcomes:
+    """By trial and rung, of those that have begun."""
+    found: dict[tuple[int, int], list[Run]] = defaultdict(list)
+    for run in _runs(session, sweep):
+        found[run.place.trial, run.place.rung].append(run)
+    return {key: Outcome(sorted(runs, key=lambda run: run.place)) for key, runs in found.items()}
+
+
+def _runs(session: Session, sweep: Sweep) -> Iterable[Run]:
+    training, measuring = aliased(Job), aliased(Job)
+    value = (
+        select(Evaluation.value)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .where(
+            JobEvaluation.job_id == measuring.id,
+            Evaluation.protocol == sweep.metric["protocol"],
+            Evaluation.metric == sweep.metric["name"],
+        )
+        .limit(1)
+        .scalar_subquery()
+    )
+    statement = (
+        select(training.origin, training.id, training.status, measuring.id, measuring.status, value)
+        .outerjoin(measuring, and_(measuring.parent_id == training.id, measuring.origin == evaluation_origin(sweep)))
+        .where(training.sweep_id == sweep.id)
+    )
+    for origin, *facts in session.execute(statement):
+        yield Run(Place.of(origin), *facts)
+
+
+def evaluation_origin(sweep: Sweep) -> str:
+    """Of the metric's evaluation below each training (jobs.plans): it stands behind those of the base."""
+    return f"evaluations/{len(sweep.base.get('evaluations', ()))}/final"

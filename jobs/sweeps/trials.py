@@ -1,0 +1,233 @@
+"""What each trial of a sweep is: its settings laid over the base, as long as its rung, and measured by the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from jobs.errors import FieldError, Invalid
+from jobs.submission import NewJob
+from jobs.sweeps import halving, space
+from jobs.sweeps.halving import Rung
+from jobs.sweeps.metric import Direction, Metric
+from jobs.sweeps.space import Parameters, Settings
+from wcl_core.config import PretrainSpec, parse_spec
+
+MAX_RUNS = 1000
+HELD_OUT_SHARE = 0.2  # of the train split, unless the base says another one
+Search = Literal["grid", "random", "halving"]
+_WHY_NOT = {
+    "seed": "`seeds` says which ones each trial has",
+    "evaluations": "the metric is what every trial is measured by",
+    "spec_version": "all trials have one version",
+    "data.name": "values on different data do not rank",
+    "data.held_out_share": "values on different images do not rank",
+}
+_WITH_THE_EPOCHS = ("warmup_epochs", "weak_augmentation_epochs")
+
+
+class Place(NamedTuple):
+    """One training run of a sweep."""
+
+    trial: int
+    rung: int
+    seed: int
+
+    @property
+    def origin(self) -> str:
+        """As its job carries it, unique in the sweep."""
+        return f"trial/{self.trial}/rung/{self.rung}/seed/{self.seed}"
+
+    @classmethod
+    def of(cls, origin: str) -> Place:
+        """The place that an origin names."""
+        return cls(*map(int, origin.split("/")[1::2]))
+
+
+@dataclass(frozen=True)
+class NewSweep:
+    """A sweep as a client wants it; `options` are fields of a `NewJob` that all its jobs share.
+
+    `trials` of None means every combination; `rungs` are epochs, of halving alone.
+    """
+
+    name: str
+    search: Search
+    base: dict[str, Any]
+    parameters: Parameters
+    metric: Metric
+    direction: Direction = "maximize"
+    seeds: tuple[int, ...] = (0,)
+    seed: int = 0
+    trials: int | None = None
+    eta: int = 3
+    min_epochs: int | None = None
+    rungs: tuple[int, ...] | None = None
+    max_parallel: int = 4
+    options: dict[str, Any] | None = None
+    preset: str | None = None
+    created_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Design:
+    """A sweep with everything drawn: what each trial tries, and the rungs."""
+
+    name: str
+    base: dict[str, Any]
+    metric: Metric
+    seeds: Sequence[int]
+    trials: Sequence[Settings]
+    rungs: Sequence[Rung]
+    options: dict[str, Any]
+    preset: str | None
+    created_by: str | None
+
+    def fields(self, place: Place) -> dict[str, Any]:
+        """The spec of a run as it would be sent."""
+        fields = laid(self.base, self.trials[place.trial])
+        if (epochs := self.rungs[place.rung].epochs) is not None:
+            fields = _as_long_as(fields, epochs)
+        plans = [*fields.get("evaluations", ()), self.metric.plan]
+        return fields | {"seed": place.seed, "evaluations": plans}
+
+    def job(self, place: Place, **belonging: str) -> NewJob:
+        """The job of a run; `belonging` are `sweep_id` and `group_id`.
+
+        Raises:
+            pydantic.ValidationError: its spec is wrong.
+        """
+        fields = self.fields(place)
+        return NewJob(
+            kind="pretrain",
+            spec_sent=fields,
+            spec=parse_spec("pretrain", fields),
+            name=self._job_name(place),
+            created_by=self.created_by,
+            preset=self.preset,
+            origin=place.origin,
+            **self.options,
+            **belonging,  # type: ignore[arg-type]
+        )
+
+    def _job_name(self, place: Place) -> str:
+        rung = self.rungs[place.rung]
+        end = f", trial {place.trial}" + (f", {rung.epochs} epochs" if len(self.rungs) > 1 else "")
+        end += f", seed {place.seed}" if len(self.seeds) > 1 else ""
+        return self.name[: 200 - len(end)] + end
+
+    @property
+    def places(self) -> Iterator[Place]:
+        """Every trial at every rung that it may reach, under the first seed."""
+        for rung in range(len(self.rungs)):
+            for trial in range(len(self.trials)):
+                yield Place(trial, rung, self.seeds[0])
+
+    @property
+    def num_runs(self) -> int:
+        """Training runs from the first to the last, each followed by an evaluation."""
+        return sum(rung.trials for rung in self.rungs) * len(self.seeds)
+
+
+def designed(new: NewSweep) -> Design:
+    """Draw the trials and lay out the rungs.
+
+    Raises:
+        Invalid: what is wrong with the search; the specs are checked by whoever makes them.
+    """
+    _check_parameters(new)
+    trials = space.grid(new.parameters) if new.trials is None else space.draws(new.parameters, new.trials, new.seed)
+    design = Design(
+        name=new.name,
+        base=new.base,
+        metric=new.metric,
+        seeds=new.seeds,
+        trials=trials,
+        rungs=_rungs(new, len(trials)),
+        options=new.options or {},
+        preset=new.preset,
+        created_by=new.created_by,
+    )
+    if design.num_runs > MAX_RUNS:
+        detail = f"expected at most {MAX_RUNS} training runs, these are {design.num_runs} with all rungs and seeds"
+        raise Invalid([FieldError("/trials" if new.trials else "/parameters", detail)])
+    return design
+
+
+def _check_parameters(new: NewSweep) -> None:
+    errors = [
+        FieldError(space.pointer(name), f"{name} cannot be searched: {_WHY_NOT[name]}")
+        for name in new.parameters
+        if name in _WHY_NOT
+    ]
+    if new.search == "halving" and "epochs" in new.parameters:
+        errors.append(FieldError(space.pointer("epochs"), "epochs cannot be searched: the rungs say how many"))
+    names = sorted(new.parameters)
+    errors += [
+        FieldError(space.pointer(inner), f"expected either this field or {outer}, which holds it")
+        for outer in names
+        for inner in names
+        if inner.startswith(f"{outer}.")
+    ]
+    if not isinstance(new.base.get("evaluations", []), list):
+        errors.append(FieldError("/spec/evaluations", "expected a list"))
+    if errors:
+        raise Invalid(errors)
+
+
+def _rungs(new: NewSweep, trials: int) -> list[Rung]:
+    if new.search != "halving":
+        return [Rung(trials)]
+    if new.rungs is not None:
+        return halving.explicit(trials, new.rungs, new.eta)
+    return halving.rungs(trials, _epochs(new.base), new.eta, new.min_epochs)
+
+
+def _epochs(base: dict[str, Any]) -> int:
+    epochs = base.get("epochs", PretrainSpec.model_fields["epochs"].default)
+    if not isinstance(epochs, int) or epochs < 1:
+        raise Invalid([FieldError("/spec/epochs", "expected a whole number above 0")])
+    return epochs
+
+
+def _as_long_as(fields: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """The same run over so many epochs: what is counted in epochs from its start keeps its share of the run."""
+    whole = _epochs(fields)
+    scaled = {name: fields[name] * epochs / whole for name in _WITH_THE_EPOCHS if _is_number(fields.get(name))}
+    if "weak_augmentation_epochs" in scaled:
+        scaled["weak_augmentation_epochs"] = int(scaled["weak_augmentation_epochs"])
+    return fields | scaled | {"epochs": epochs}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def laid(base: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """`base` with values put at dotted names; what is on the way and no object gives way to one."""
+    fields = dict(base)
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        here = fields
+        for parent in parents:
+            below = here.get(parent)
+            here[parent] = dict(below) if isinstance(below, dict) else {}
+            here = here[parent]
+        here[last] = value
+    return fields
+
+
+def located(error: FieldError, design: Design, trial: int) -> FieldError:
+    """The error of a trial's spec, pointing to where the request said it, with the trial where others are right."""
+    metric = f"/spec/evaluations/{len(design.base.get('evaluations', ()))}"
+    if error.pointer == metric or error.pointer.startswith(f"{metric}/"):
+        rest = error.pointer.removeprefix(metric)
+        return FieldError(f"/metric{rest if rest.startswith('/data') else '/settings' + rest}", error.detail)
+    settings = design.trials[trial]
+    for name in settings:
+        own = "/spec/" + name.replace("~", "~0").replace("/", "~1").replace(".", "/")
+        if f"{error.pointer}/".startswith(f"{own}/") or own.startswith(f"{error.pointer}/"):
+            return FieldError(space.pointer(name), f"{error.detail} (trial {trial}: {settings[name]})")
+    told = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return FieldError(error.pointer, f"{error.detail} (trial {trial}: {told})")

@@ -1,0 +1,83 @@
+"""Sweeps whose jobs are played: every claim ends at once, with the value that the test gives its spec."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
+
+from jobs import sweeps
+from jobs.database import Database
+from jobs.models import Job, Sweep
+from jobs.sweeps import Metric, NewSweep, Place, Range, Values
+from tests.jobs import rows
+from tests.jobs.rows import Run, job, try_claim
+
+BASE: dict[str, Any] = {"data": {"name": "digits", "image_size": 8, "held_out_share": 0.2}, "epochs": 18}
+RATE, TEMPERATURE = "optimizer.learning_rate", "loss.temperature"
+_PARAMETERS: TypeAdapter[Any] = TypeAdapter(dict[str, Values | Range])
+
+
+def new_sweep(parameters: dict[str, Any], **changes: Any) -> NewSweep:
+    metric = Metric.model_validate(changes.pop("metric", {"protocol": "knn", "settings": {"knn_k": 5}}))
+    facts: dict[str, Any] = {"name": "a sweep", "search": "grid", "base": BASE, "max_parallel": 100}
+    return NewSweep(**facts | {"parameters": _PARAMETERS.validate_python(parameters), "metric": metric} | changes)
+
+
+def submit(database: Database, parameters: dict[str, Any], **changes: Any) -> str:
+    new = new_sweep(parameters, **changes)
+    return database.write(lambda session: sweeps.submit(session, new, sweeps.designed(new)).id)
+
+
+def halving(database: Database, temperatures: int = 9, **changes: Any) -> str:
+    """Rungs of 2, 6 and 18 epochs, for 9, 3 and 1 trials."""
+    values = [round(0.1 * (1 + number), 1) for number in range(temperatures)]
+    return submit(database, {TEMPERATURE: values}, **{"search": "halving", "min_epochs": 2} | changes)
+
+
+def sweep(database: Database, sweep_id: str) -> Sweep:
+    with database.read() as session:
+        return session.get_one(Sweep, sweep_id)
+
+
+def places(database: Database, sweep_id: str) -> list[Place]:
+    """Of all its jobs, in the order of trials, rungs and seeds; each as often as there is a job."""
+    with database.read() as session:
+        origins = session.execute(select(Job.origin).where(Job.sweep_id == sweep_id)).scalars()
+        return sorted(Place.of(origin or "") for origin in origins)
+
+
+def entered(database: Database, sweep_id: str, rung: int) -> list[int]:
+    return [place.trial for place in places(database, sweep_id) if place.rung == rung]
+
+
+def advance(database: Database, sweep_id: str) -> None:
+    database.write(lambda session: sweeps.advance(session, sweep_id))
+
+
+def play(database: Database, value_of: Callable[[dict[str, Any]], float | None]) -> int:
+    """End every job that waits; a training of the value None fails.  How many were played."""
+    count = 0
+    while claimed := try_claim(database):
+        count += 1
+        run = Run(database, claimed)
+        if claimed.kind == "evaluate":
+            value = value_of(job(database, job(database, run.job_id).parent_id or "").spec)
+            run.deliver(rows.started(), rows.evaluation(value or 0.0, protocol="knn"), rows.end("succeeded"))
+        elif value_of(claimed.spec) is None:
+            run.deliver(rows.started(), rows.end("failed", "non_finite_loss"))
+        else:
+            saved = rows.checkpoint(1, hashlib.sha256(run.job_id.encode()).hexdigest())
+            run.deliver(rows.started(), saved, rows.end("succeeded"))
+    return count
+
+
+def play_out(database: Database, sweep_id: str, value_of: Callable[[dict[str, Any]], float | None]) -> None:
+    """Play and advance until it has ended."""
+    while sweep(database, sweep_id).status == "running":
+        played = play(database, value_of)
+        advance(database, sweep_id)
+        assert played or sweep(database, sweep_id).status != "running", "it neither plays nor ends"

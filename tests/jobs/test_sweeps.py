@@ -1,0 +1,229 @@
+"""Which trials begin, go on and win, with jobs that are played; see test_sweeps_once.py for many that do so at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs import service, sweeps, transitions
+from jobs.database import Database
+from jobs.errors import Conflict, Invalid, NotFound
+from jobs.models import Dataset, Job, Sweep, Tag
+from jobs.reconciler import Reconciler
+from jobs.settings import Settings
+from tests.jobs import rows, sweeping
+from tests.jobs.rows import job
+from tests.jobs.sweeping import RATE, TEMPERATURE, advance, entered, halving, places, play, play_out, sweep
+
+
+@pytest.fixture
+def database(sqlite_database: Database) -> Database:
+    rows.add_dataset(sqlite_database)
+    return sqlite_database
+
+
+def temperature(spec: dict[str, Any]) -> float:
+    return float(spec["loss"]["temperature"])
+
+
+def jobs_of(database: Database, sweep_id: str) -> list[Job]:
+    with database.read() as session:
+        return list(session.execute(select(Job).where(Job.sweep_id == sweep_id).order_by(Job.id)).scalars())
+
+
+def test_a_grid_tries_every_combination_and_names_the_best(database: Database) -> None:
+    parameters = {TEMPERATURE: [0.1, 0.2], RATE: [0.01, 0.05, 0.1]}
+    options = {"priority": 3, "pool": "default", "tags": ("search",)}
+    sweep_id = sweeping.submit(database, parameters, options=options, name="grid")
+
+    play_out(database, sweep_id, lambda spec: temperature(spec) + spec["optimizer"]["learning_rate"])
+
+    found = sweep(database, sweep_id)
+    assert (found.status, found.best_trial, found.best_value) == ("succeeded", 5, pytest.approx(0.3))
+    made = jobs_of(database, sweep_id)
+    tried = {(each.spec["loss"]["temperature"], each.spec["optimizer"]["learning_rate"]) for each in made}
+    assert tried == {(t, r) for t in (0.1, 0.2) for r in (0.01, 0.05, 0.1)}
+    assert {(each.priority, each.spec["epochs"]) for each in made} == {(3, 18)}
+    assert made[0].name == "grid, trial 0"
+    with database.read() as session:
+        assert set(session.execute(select(Tag.tag)).scalars()) == {"search", "evaluation:final"}
+
+
+def test_no_more_trials_are_unfinished_than_may_be(database: Database) -> None:
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3, 0.4, 0.5]}, max_parallel=2)
+    assert entered(database, sweep_id, 0) == [0, 1]
+    advance(database, sweep_id)
+    assert entered(database, sweep_id, 0) == [0, 1]
+
+    run = rows.Run(database, rows.claim(database))
+    run.deliver(rows.started(), rows.checkpoint(1), rows.end("succeeded"))
+    advance(database, sweep_id)
+    assert entered(database, sweep_id, 0) == [0, 1], "its evaluation is not in yet"
+
+    play(database, temperature)
+    advance(database, sweep_id)
+    assert entered(database, sweep_id, 0) == [0, 1, 2, 3]
+
+
+def test_halving_goes_on_with_the_best_by_evaluation(database: Database) -> None:
+    """The highest temperatures have the lowest loss here, and the best evaluations are in the middle."""
+    sweep_id = halving(database)
+    assert [(rung["epochs"], rung["trials"]) for rung in sweep(database, sweep_id).rungs] == [(2, 9), (6, 3), (18, 1)]
+
+    play_out(database, sweep_id, lambda spec: 1 - abs(temperature(spec) - 0.5))
+
+    assert entered(database, sweep_id, 0) == list(range(9))
+    assert entered(database, sweep_id, 1) == [3, 4, 5]
+    assert entered(database, sweep_id, 2) == [4]
+    found = sweep(database, sweep_id)
+    assert (found.status, found.best_trial, found.best_value) == ("succeeded", 4, 1.0)
+
+
+def test_a_rung_waits_for_its_last_evaluation(database: Database) -> None:
+    sweep_id = halving(database)
+    claims = [rows.claim(database) for _ in range(9)]
+    for place, claimed in enumerate(claims):
+        run = rows.Run(database, claimed)
+        run.deliver(rows.started(), rows.checkpoint(1, f"{place:064x}"), rows.end("succeeded"))
+    measuring = [rows.Run(database, rows.claim(database)) for _ in range(9)]
+    for run in measuring[:8]:
+        run.deliver(rows.started(), rows.evaluation(0.5, protocol="knn"), rows.end("succeeded"))
+
+    advance(database, sweep_id)
+    assert entered(database, sweep_id, 1) == []
+
+    measuring[8].deliver(rows.started(), rows.evaluation(0.9, protocol="knn"), rows.end("succeeded"))
+    advance(database, sweep_id)
+    assert entered(database, sweep_id, 1) == [0, 1, 8]
+
+
+def test_a_failed_trial_ranks_last_and_never_goes_on(database: Database) -> None:
+    sweep_id = halving(database)
+
+    play_out(database, sweep_id, lambda spec: temperature(spec) if temperature(spec) < 0.25 else None)
+
+    assert entered(database, sweep_id, 1) == [0, 1]
+    assert sweep(database, sweep_id).best_trial == 1
+
+
+def test_a_sweep_of_which_nothing_can_be_measured_fails(database: Database) -> None:
+    sweep_id = halving(database)
+
+    play_out(database, sweep_id, lambda spec: None)
+
+    found = sweep(database, sweep_id)
+    assert (found.status, found.status_message) == ("failed", "no trial could be measured")
+    assert entered(database, sweep_id, 1) == []
+
+
+def test_a_trial_is_its_seeds_together(database: Database) -> None:
+    values = {(0.1, 1): 0.9, (0.1, 2): None, (0.2, 1): 0.1, (0.2, 2): 0.3, (0.3, 1): 0.1, (0.3, 2): 0.2}
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3]}, seeds=(1, 2), max_parallel=1)
+    assert places(database, sweep_id) == [(0, 0, 1), (0, 0, 2)]
+
+    play_out(database, sweep_id, lambda spec: values[temperature(spec), spec["seed"]])
+
+    found = sweep(database, sweep_id)
+    assert (found.best_trial, found.best_value) == (1, pytest.approx(0.2))
+    groups = [each.group_id for each in jobs_of(database, sweep_id)]
+    assert len(set(groups)) == 3
+    assert None not in groups
+
+
+def test_each_rung_is_a_run_of_its_own_whose_warm_up_keeps_its_share(database: Database) -> None:
+    base = sweeping.BASE | {"warmup_epochs": 3, "weak_augmentation_epochs": 9, "evaluations": [{"protocols": ["knn"]}]}
+    sweep_id = halving(database, 4, eta=2, base=base)
+
+    play_out(database, sweep_id, temperature)
+
+    of_rungs = {}
+    for each in jobs_of(database, sweep_id):
+        of_rungs[each.spec["epochs"]] = (each.spec["warmup_epochs"], each.spec["weak_augmentation_epochs"])
+        assert each.resume_checkpoint_id is None
+        assert [plan["knn_k"] for plan in each.spec["evaluations"]] == [20, 5]
+    assert of_rungs == {4: (pytest.approx(2 / 3), 2), 9: (1.5, 4), 18: (3, 9)}
+
+
+def test_the_least_value_wins_where_asked_for(database: Database) -> None:
+    sweep_id = halving(database, 4, eta=2, direction="minimize")
+
+    play_out(database, sweep_id, temperature)
+
+    assert (entered(database, sweep_id, 1), sweep(database, sweep_id).best_trial) == ([0, 1], 0)
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_the_sweep_and_what_it_has_begun(database: Database) -> None:
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3, 0.4]}, max_parallel=3)
+    first, second = (rows.Run(database, rows.claim(database)) for _ in range(2))
+    first.deliver(rows.started(), rows.checkpoint(1), rows.end("succeeded"))
+
+    database.write(lambda session: sweeps.cancel(session, sweep_id))
+
+    statuses = {each.id: each.status for each in jobs_of(database, sweep_id)}
+    assert sorted(statuses.values()) == ["cancelled", "running", "succeeded"]
+    assert job(database, second.job_id).cancel_requested_at is not None
+    with database.read() as session:
+        evaluation = session.execute(select(Job.status).where(Job.parent_id == first.job_id)).scalar_one()
+    assert evaluation == "cancelled"
+    second.deliver(rows.end("cancelled"))
+    advance(database, sweep_id)
+    assert (sweep(database, sweep_id).status, len(jobs_of(database, sweep_id))) == ("cancelled", 3)
+    with pytest.raises(Conflict):
+        database.write(lambda session: sweeps.cancel(session, sweep_id))
+    with pytest.raises(NotFound):
+        database.write(lambda session: sweeps.cancel(session, "no such"))
+
+
+def test_other_content_under_the_name_of_the_dataset_ends_it(database: Database) -> None:
+    sweep_id = halving(database)
+    play(database, temperature)
+    database.write(lambda session: session.execute(update(Dataset).values(digest="e" * 64)))
+
+    advance(database, sweep_id)
+
+    found = sweep(database, sweep_id)
+    assert found.status == "failed"
+    assert "digits" in (found.status_message or "")
+
+
+def test_one_that_cannot_go_on_here_does_not_end_the_look(database: Database, tmp_path: Path) -> None:
+    broken, whole = halving(database), sweeping.submit(database, {TEMPERATURE: [0.1, 0.2]}, max_parallel=1)
+    spoiled = sweeping.BASE | {"method": "of a plugin that is not here"}
+    database.write(lambda s: s.execute(update(Sweep).where(Sweep.id == broken).values(base=spoiled)))
+    play(database, temperature)
+
+    Reconciler(database, Settings(data_dir=tmp_path), rings=False).look()
+
+    assert entered(database, broken, 1) == []
+    assert entered(database, whole, 0) == [0, 1]
+
+
+def test_a_retry_of_its_job_is_no_part_of_it(database: Database) -> None:
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1]})
+    failed = jobs_of(database, sweep_id)[0].id
+    database.write(lambda session: transitions.cancel(session, failed))
+
+    retried = database.write(lambda session: service.retry(session, failed, None))
+
+    assert (retried.sweep_id, retried.origin) == (None, None)
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_database_knows_points_to_the_parameter(database: Database) -> None:
+    with pytest.raises(Invalid) as caught:
+        sweeping.submit(database, {"batch_size": [256, 900], TEMPERATURE: [0.1]})
+
+    assert [error.pointer for error in caught.value.errors] == ["/parameters/batch_size"]
+    assert "trial 1: 900" in caught.value.errors[0].detail
+    assert rows.rows_of(database, Sweep) == []
+    with pytest.raises(Invalid) as caught:
+        sweeping.submit(database, {TEMPERATURE: [0.1]}, metric={"protocol": "knn", "settings": {"knn_k": 50}})
+    assert [error.pointer for error in caught.value.errors] == ["/metric/settings/knn_k"]
