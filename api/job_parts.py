@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from api import rendering
@@ -13,6 +14,7 @@ from api.answers import (
     CheckpointAnswer,
     EvaluationAnswer,
     EventAnswer,
+    Json,
     LogAnswer,
     SeriesAnswer,
 )
@@ -20,6 +22,7 @@ from api.auth import Reader
 from api.state import TheDatabase
 from jobs import curves, queries
 from jobs.errors import FieldError, Invalid
+from jobs.step_times import step_times
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
@@ -58,9 +61,10 @@ class Evaluations(TypedDict):
 
 
 class Metrics(TypedDict):
-    """One curve a series."""
+    """One curve a series; `times`, if asked for, are some of the steps with the time of their report, in order."""
 
     series: list[SeriesAnswer]
+    times: NotRequired[list[Json]]
 
 
 @router.get("/events")
@@ -127,17 +131,27 @@ def evaluations(job_id: str, principal: Reader, database: TheDatabase) -> Evalua
         return {"items": [rendering.evaluation(row) for row in queries.evaluations(session, job_id)]}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_model=Metrics)
 def metrics(
     job_id: str,
     principal: Reader,
     database: TheDatabase,
     keys: Annotated[str | None, Query(description="Names of series, separated by commas.", max_length=2000)] = None,
     max_points: Annotated[int, Query(ge=1, le=1000, description="Of each series.")] = 1000,
-) -> Metrics:
-    """Curves; where a job went back to a checkpoint, the newer attempt's points replace the older one's."""
+    from_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = 0,
+    to_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = curves.LAST_STEP,
+    times: Annotated[bool, Query(description="Whether times of steps are answered, too.")] = False,
+) -> Response:
+    """Curves; where a job went back to a checkpoint, the newer attempt's points replace the older one's.
+
+    Fewer steps are answered in more detail, down to each point as it was reported.
+    """
     names = [name for name in (keys or "").split(",") if name]
     with database.read() as session:
         queries.get_job(session, job_id)
-        found = curves.metrics(session, job_id, names or None, max_points)
-    return {"series": [rendering.series(name, points) for name, points in found.items()]}
+        found = curves.metrics(session, job_id, names or None, max_points, from_step, to_step)
+        samples = step_times(session, job_id, first=from_step, last=to_step) if times else []
+    body: Metrics = {"series": [rendering.series(name, points) for name, points in found.items()]}
+    if times:
+        body["times"] = [rendering.step_time(sample) for sample in samples]
+    return JSONResponse(body)  # as it is: checking tens of thousands of points would take longer than reading them

@@ -15,6 +15,7 @@ from api.answers import (
     EventAnswer,
     JobAnswer,
     JobSummary,
+    Json,
     LogAnswer,
     SamplesAnswer,
     SeriesAnswer,
@@ -25,6 +26,7 @@ from api.deviations import of_preset
 from jobs.curves import CurvePoint
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 from jobs.samples import Layout
+from jobs.step_times import StepTime
 from jobs.waiting import Waiting
 
 
@@ -175,7 +177,11 @@ def evaluation(row: Evaluation) -> EvaluationAnswer:
 
 
 def series(name: str, points: Sequence[CurvePoint]) -> SeriesAnswer:
-    return {"name": name, "points": [vars(point) for point in points]}
+    return {"name": name, "points": [point._asdict() for point in points]}
+
+
+def step_time(sample: StepTime) -> Json:
+    return {"step": sample.step, "at": iso(sample.at), "attempt": sample.attempt}
 
 
 def dataset(row: Dataset, sheet: Layout | None = None) -> DatasetAnswer:

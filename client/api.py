@@ -175,11 +175,18 @@ class WclClient(Connection):
         found: list[Evaluation] = self._json("GET", f"/v1/jobs/{job_id}/evaluations")["items"]
         return found
 
-    def metrics(self, job_id: str, keys: Sequence[str] = (), max_points: int = 1000) -> list[Json]:
-        """One entry per series: {name, points: [{step, value, min, max, attempt}]}."""
-        params: dict[str, Any] = {"max_points": max_points}
-        if keys:
-            params["keys"] = ",".join(keys)
+    def metrics(
+        self,
+        job_id: str,
+        keys: Sequence[str] = (),
+        max_points: int = 1000,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> list[Json]:
+        """One entry per series: {name, points: [{step, value, min, max, attempt}]}; fewer steps come in more detail."""
+        asked = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
+        params = {name: value for name, value in asked.items() if value is not None}
         series: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/metrics", params=params)["series"]
         return series
 

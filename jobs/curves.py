@@ -1,14 +1,17 @@
 """A job's curves: for each attempt its points up to the step where the next one resumed, at most n of them.
 
-Nothing is deleted when a job goes back to a checkpoint, and nothing is shown twice.
+Nothing is deleted when a job goes back to a checkpoint, and nothing is shown twice.  A part of the steps is read at
+the level of detail that fits it, down to the points themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.ingest import ROLLUP_WIDTHS
@@ -17,10 +20,11 @@ from jobs.models import Attempt, Point, Rollup, Series
 # A level holds an eighth of the next finer one's buckets: up to four times too many are read and thinned, so that a
 # chart never falls far below the points it may have.
 _READ_FACTOR = 4
+_TOP = max(ROLLUP_WIDTHS)
+LAST_STEP = 2**53  # the last one that a browser can name
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(NamedTuple):
     """One point of a chart; when it stands for a bucket, `value` is its last one, beside its extremes."""
 
     step: int
@@ -30,24 +34,41 @@ class CurvePoint:
     attempt: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """The steps of one attempt that are shown, both ends included."""
+
+    attempt: int
+    first: int
+    last: int
+
+
 def metrics(
-    session: Session, job_id: str, keys: Sequence[str] | None = None, max_points: int = 1000
+    session: Session,
+    job_id: str,
+    keys: Sequence[str] | None = None,
+    max_points: int = 1000,
+    first: int = 0,
+    last: int = LAST_STEP,
 ) -> dict[str, list[CurvePoint]]:
-    """Curves by series name, each of at most `max_points` points."""
-    statement = select(Series.name, Series.id).where(Series.job_id == job_id).order_by(Series.name)
+    """Curves by series name, each of at most `max_points` points from step `first` to step `last`."""
+    statement = select(Series.id, Series.name).where(Series.job_id == job_id).order_by(Series.name)
     if keys:
         statement = statement.where(Series.name.in_(keys))
-    limits = _last_steps(session, job_id)
-    share = max(1, max_points // max(1, len(limits)))
-    found = {}
-    for name, series in session.execute(statement).all():
-        points = [point for attempt, last in limits for point in _curve(session, series, attempt, last, share)]
-        found[name] = _thinned(points, max_points)  # there may be more attempts than points
-    return found
+    names: dict[str, str] = dict(session.execute(statement).all())
+    shown = parts(session, job_id, first, last)
+    share = max(1, max_points // max(1, len(shown)))
+    found: dict[str, list[CurvePoint]] = {series: [] for series in names}
+    for part in shown:
+        for level, ids in levels(session, names, part, share).items():
+            for series, points in _read(session, ids, part, level).items():
+                found[series] += _thinned(points, share)
+    # There may be more attempts than points.
+    return {name: _thinned(found[series], max_points) for series, name in names.items()}
 
 
-def _last_steps(session: Session, job_id: str) -> list[tuple[int, int | None]]:
-    """(attempt, last step that counts or None for all); attempts that never started are left out.
+def parts(session: Session, job_id: str, first: int, last: int) -> list[Part]:
+    """The steps that count of each attempt, oldest first; attempts that never started are left out.
 
     The state at a step comes from the attempt that reached it; step 0 is reached by starting.
     """
@@ -56,50 +77,79 @@ def _last_steps(session: Session, job_id: str) -> list[tuple[int, int | None]]:
         .where(Attempt.job_id == job_id, Attempt.start_step.is_not(None))
         .order_by(Attempt.number.desc())
     )
-    limits: list[tuple[int, int | None]] = []
-    earliest: int | None = None
+    found: list[Part] = []
+    end = last
     for number, start in rows:
-        limits.append((number, earliest))
-        before = start if start else -1
-        earliest = before if earliest is None else min(earliest, before)
-    return limits[::-1]
+        if (start or 0) <= end and end >= first:
+            found.append(Part(number, first, end))
+        end = min(end, start if start else -1)
+    return found[::-1]
 
 
-def _curve(session: Session, series: str, attempt: int, last: int | None, max_points: int) -> list[CurvePoint]:
-    raw = select(Point.step, Point.value).where(Point.series_id == series, Point.attempt == attempt)
-    if last is not None:
-        raw = raw.where(Point.step <= last)
-    level = _level(session, series, attempt, max_points)
-    if level == 0:
-        return _thinned(_raw(session, raw, attempt), max_points)
-    width = ROLLUP_WIDTHS[level]
-    full = select(Rollup).where(Rollup.series_id == series, Rollup.attempt == attempt, Rollup.level == level)
-    if last is not None:
-        full = full.where((Rollup.bucket + 1) * width - 1 <= last)  # the bucket of the cut is read from its points
-    points = [
-        CurvePoint((r.bucket + 1) * width - 1, r.last, r.min, r.max, attempt)
-        for r in session.execute(full.order_by(Rollup.bucket)).scalars()
-    ]
-    if last is not None:
-        points += _raw(session, raw.where(Point.step >= (last + 1) // width * width), attempt)
-    return _thinned(points, max_points)
+def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[int, list[str]]:
+    """Series by the finest level with few enough buckets to read; 0 is the points themselves.
+
+    How many buckets the part has is estimated from the buckets of the coarsest level that it touches, whose values are
+    taken as evenly spread: as many as fit into the steps, at most one a point.
+    """
+    coarse, fine = ROLLUP_WIDTHS[_TOP], ROLLUP_WIDTHS[1]
+    low, high = part.first // coarse, part.last // coarse
+    where = (Rollup.series_id == Series.id, Rollup.attempt == part.attempt)
+    touched = (*where, Rollup.level == _TOP, Rollup.bucket.between(low, high))
+    within = (*where, Rollup.level == 1, Rollup.bucket.between(low * coarse // fine, (high + 1) * coarse // fine - 1))
+    statement = select(
+        Series.id,
+        select(func.sum(Rollup.n)).where(*touched).scalar_subquery(),
+        select(func.min(Rollup.bucket)).where(*within).scalar_subquery(),
+        select(func.max(Rollup.bucket)).where(*within).scalar_subquery(),
+    ).where(Series.id.in_(series))
+    found: dict[int, list[str]] = defaultdict(list)
+    for one, count, begin, end in session.execute(statement):
+        if count is None:  # nothing, or nothing but missing values, which have no buckets
+            found[0].append(one)
+            continue
+        begin, end = begin * fine, (end + 1) * fine
+        steps = max(0, min(part.last + 1, end) - max(part.first, begin))
+        found[_level(count * steps / (end - begin), steps, _READ_FACTOR * max_points)].append(one)
+    return found
 
 
-def _raw(session: Session, statement: Select[int, float | None], attempt: int) -> list[CurvePoint]:
-    rows = session.execute(statement.order_by(Point.step, Point.seq))
-    return [CurvePoint(step, value, value, value, attempt) for step, value in rows]
-
-
-def _level(session: Session, series: str, attempt: int, max_points: int) -> int:
-    """The finest level with few enough buckets to read; 0 is the points themselves."""
-    where = (Rollup.series_id == series, Rollup.attempt == attempt)
-    total = session.execute(select(func.sum(Rollup.n)).where(*where, Rollup.level == max(ROLLUP_WIDTHS))).scalar()
-    most = _READ_FACTOR * max_points
-    if (total or 0) <= most:
+def _level(count: float, steps: int, most: int) -> int:
+    if count <= most:
         return 0
-    counts = dict(session.execute(select(Rollup.level, func.count()).where(*where).group_by(Rollup.level)).all())
-    fitting = [level for level in ROLLUP_WIDTHS if counts[level] <= most]
-    return min(fitting, default=max(ROLLUP_WIDTHS))
+    fitting = (level for level, width in ROLLUP_WIDTHS.items() if min(count, steps / width + 2) <= most)
+    return min(fitting, default=_TOP)
+
+
+def _read(session: Session, series: Sequence[str], part: Part, level: int) -> dict[str, list[CurvePoint]]:
+    """Buckets that lie in the part, and the points on both sides of them."""
+    found: dict[str, list[CurvePoint]] = defaultdict(list)
+    width = ROLLUP_WIDTHS.get(level, 1)
+    begin, end = -(-part.first // width), (part.last + 1) // width
+    if level == 0 or begin >= end:
+        _add_points(session, found, series, part)
+        return found
+    if begin * width > part.first:
+        _add_points(session, found, series, Part(part.attempt, part.first, begin * width - 1))
+    columns = (Rollup.series_id, Rollup.bucket, Rollup.last, Rollup.min, Rollup.max)
+    where = (Rollup.series_id.in_(series), Rollup.attempt == part.attempt, Rollup.level == level)
+    inside = Rollup.bucket.between(begin, end - 1)
+    for one, bucket, value, low, high in session.execute(select(*columns).where(*where, inside).order_by(*columns[:2])):
+        found[one].append(CurvePoint((bucket + 1) * width - 1, value, low, high, part.attempt))
+    if end * width <= part.last:
+        _add_points(session, found, series, Part(part.attempt, end * width, part.last))
+    return found
+
+
+def _add_points(session: Session, found: dict[str, list[CurvePoint]], series: Sequence[str], part: Part) -> None:
+    statement = (
+        select(Point.series_id, Point.step, Point.value)
+        .where(Point.series_id.in_(series), Point.attempt == part.attempt)
+        .where(Point.step.between(part.first, part.last))
+        .order_by(Point.series_id, Point.step, Point.seq)
+    )
+    for one, step, value in session.execute(statement):
+        found[one].append(CurvePoint(step, value, value, value, part.attempt))
 
 
 def _thinned(points: list[CurvePoint], max_points: int) -> list[CurvePoint]:

@@ -224,6 +224,8 @@ QUERIES = [
     ("/v1/jobs/{job}/events", {"after": "-1"}, "after"),
     ("/v1/jobs/{job}/events", {"after": "99999999999999999999"}, "after"),
     ("/v1/jobs/{job}/metrics", {"max_points": "1001"}, "max_points"),
+    ("/v1/jobs/{job}/metrics", {"from_step": "-1"}, "from_step"),
+    ("/v1/jobs/{job}/metrics", {"to_step": "99999999999999999999"}, "to_step"),
     ("/v1/jobs/{job}/stream", {"last_event_id": "x"}, "Last-Event-ID"),
     ("/v1/jobs/{job}/stream", {"last_event_id": "9999999999.1.1"}, "Last-Event-ID"),
     ("/v1/jobs/{job}/stream", {"last_event_id": "1.1"}, "Last-Event-ID"),

@@ -143,6 +143,22 @@ def test_a_curve_has_at_most_the_points_asked_for(small: Served, max_points: int
     assert max(point["max"] for point in series["points"]) == 2999.0
 
 
+def test_a_part_of_a_curve_comes_in_detail_with_its_times(small: Served) -> None:
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started(), *(rows.metrics(step, loss=float(step)) for step in range(5_000)))
+
+    asked = {"from_step": 1_000, "to_step": 1_099, "max_points": 100, "times": True}
+    answer = small.client("read").get(f"/v1/jobs/{run.job_id}/metrics", params=asked).raise_for_status().json()
+
+    (series,) = answer["series"]
+    assert [(point["step"], point["value"]) for point in series["points"]] == [
+        (n, float(n)) for n in range(1_000, 1_100)
+    ]
+    assert [time["step"] for time in answer["times"]] == list(range(1_000, 1_100))
+    assert {time["attempt"] for time in answer["times"]} == {1}
+    assert answer["times"][0]["at"].endswith("Z")
+
+
 def test_evaluations_of_a_job_and_of_its_checkpoints(served: Served) -> None:
     database = served.database
     trained = rows.Run(database, rows.running(database))

@@ -248,3 +248,53 @@ def test_a_long_curve_uses_the_points_it_may_have(database: Database, count: int
     job_id = attempts(database, (0, range(1, count + 1)))
 
     assert 125 <= len(curve(database, job_id, max_points=250)) <= 250
+
+
+# --- a part of the steps ---------------------------------------------------------------------------------------------
+
+
+def part(database: Database, job_id: str, first: int, last: int, max_points: int) -> list[CurvePoint]:
+    with database.read() as session:
+        return curves.metrics(session, job_id, ["loss"], max_points, first, last)["loss"]
+
+
+@pytest.fixture
+def long_run(database: Database) -> tuple[str, dict[int, float]]:
+    """Two attempts, the second from step 6,001 on, and what each step says in the end."""
+    run = Run(database, running(database))
+    values: dict[int, float] = {}
+    for start, end in ((0, 7_000), (6_000, 12_000)):
+        for step in range(start + 1, end + 1):
+            values[step] = ((step * 7919) % 3001) - 1500.0 + start
+        lines = [rows.metrics(step, loss=values[step]) for step in range(start + 1, end + 1)]
+        run.deliver(rows.started(start), *lines)
+        if end < 12_000:
+            run.end("drained")
+            run = Run(database, claim(database))
+    return run.job_id, values
+
+
+def test_a_part_has_only_its_steps_its_extremes_and_more_detail(
+    database: Database, long_run: tuple[str, dict[int, float]]
+) -> None:
+    job_id, values = long_run
+    parts = [(1, 12_000), (777, 5_333), (5_990, 6_010), (6_001, 12_000), (64, 127), (8_191, 8_191), (3_000, 9_001)]
+    for (first, last), max_points in itertools.product(parts, (7, 100, 1000)):
+        found = part(database, job_id, first, last, max_points)
+        inside = [values[step] for step in range(first, last + 1)]
+
+        assert min(len(inside), max_points) / 4 <= len(found) <= max_points
+        assert [point.step for point in found] == sorted({point.step for point in found})
+        assert all(first <= point.step <= last for point in found)
+        assert min(point.min for point in found if point.min is not None) == min(inside)
+        assert max(point.max for point in found if point.max is not None) == max(inside)
+        assert (found[-1].step, found[-1].value) == (last, inside[-1])
+        if len(inside) <= max_points // 2:
+            assert [point.value for point in found] == inside
+
+
+def test_a_part_beyond_everything_is_empty(database: Database, long_run: tuple[str, dict[int, float]]) -> None:
+    job_id, _ = long_run
+
+    assert part(database, job_id, 12_001, 2**53, 1000) == []
+    assert part(database, job_id, 500, 400, 1000) == []
