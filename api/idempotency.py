@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.auth import Submitter
 from api.state import TheDatabase
-from jobs import service
+from jobs import idempotency, service
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
@@ -43,15 +43,25 @@ class Submission:
         Raises:
             Invalid: a strange key, or one that came before with another request; or as `service.submit`.
         """
+        job_id = self.once(said, lambda session: service.submit_any(session, new(session)).id)
+        with self.database.read() as session:
+            return session.get_one(Job, job_id)
+
+    def once(self, said: Any, make: Callable[[Session], str]) -> str:
+        """As `make`, of anything: the id of what `make` made, now or at the first request.
+
+        Raises:
+            Invalid: a strange key, or one that came before with another request; or as `make`.
+        """
         if self.key is None:
-            return self.database.write(lambda session: service.submit_any(session, new(session)))
+            return self.database.write(make)
         if not self.key.isascii() or not self.key.isprintable() or not self.key.strip():
             raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
-        job, is_replay = service.submit_once(self.database, self.key, self.owner, _digest(said), new)
+        made, is_replay = idempotency.once(self.database, self.key, self.owner, _digest(said), make)
         if is_replay:
             self.response.status_code = 200
             self.response.headers["Idempotency-Replayed"] = "true"
-        return job
+        return made
 
 
 def _digest(said: Any) -> str:

@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.checks import check, pretraining_count
 from jobs.database import Database, new_id, now_ms
-from jobs.errors import Conflict, FieldError, Invalid, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.events import record
 from jobs.fitting import takes_jobs
-from jobs.models import Checkpoint, Dataset, IdempotencyKey, Job, Tag, Worker
+from jobs.idempotency import once
+from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.status import TERMINAL, Status
 from jobs.submission import NewJob as NewJob
 from jobs.submission import add, default_name
@@ -61,7 +61,6 @@ def submit_once(
 ) -> tuple[Job, bool]:
     """Submit under an `Idempotency-Key`: the same key and body answer with the first job, however often they come.
 
-    The key's row commits with the job, so of two at the same time one waits on the unique index and then replays.
     Several jobs are a group.
 
     Returns:
@@ -70,22 +69,9 @@ def submit_once(
     Raises:
         Invalid: the key came before with another body; or as `submit`.
     """
-
-    def change(session: Session) -> tuple[Job, bool]:
-        known = session.get(IdempotencyKey, (owner, key))
-        if known is not None:
-            if known.body_digest != body_digest:
-                raise Invalid([FieldError("", "this Idempotency-Key was used with another body")])
-            return session.get_one(Job, known.job_id), True
-        job = submit_any(session, make(session))
-        session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=job.id))
-        session.flush()
-        return job, False
-
-    try:
-        return database.write(change)
-    except IntegrityError:  # the twin has committed first
-        return database.write(change)
+    job_id, is_replay = once(database, key, owner, body_digest, lambda session: submit_any(session, make(session)).id)
+    with database.read() as session:
+        return session.get_one(Job, job_id), is_replay
 
 
 def plan(session: Session, new: NewJob) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_jobs_come_right_whatever_happens_at_a_failpoint(house: Theatre) -> None
         passed = {place.name.split(":")[0] for place in places}
         assert in_source() - passed == {name for name in in_source() if name.startswith(_SCIENCE)}
         draw = random.Random(20)
-        must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:submit_once", "error")]
+        must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:once", "error")]
         chosen = [(place, action) for place in places for action in ACTIONS if (place.node, place.name, action) in must]
         chosen += [(place, draw.choice(ACTIONS)) for place in draw.sample(_steady(places), 4)]
         found = [problem for place, action in chosen for problem in sweep.try_at(place, action) or []]
