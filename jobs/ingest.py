@@ -1,4 +1,4 @@
-"""Spool lines into rows: metrics with their rollups, checkpoints, artifacts, evaluations, logs.
+"""Spool lines into rows: metrics with their rollups, checkpoints, artifacts, groupings, evaluations, logs.
 
 Called by `transitions.deliver` behind its fence, in its transaction; nothing here looks at a status.
 """
@@ -23,6 +23,7 @@ from jobs.models import (
     Attempt,
     Checkpoint,
     Evaluation,
+    Grouping,
     Job,
     JobEvaluation,
     Log,
@@ -62,6 +63,8 @@ def store(
         _checkpoint(session, job_id, number, line)
     for line in by_type["artifact"]:
         _artifact(session, job_id, number, line)
+    for line in by_type["groups"]:
+        _grouping(session, job_id, number, line)
     for line in by_type["evaluation"]:
         _evaluation(session, job_id, line)
     for line in by_type["started"]:
@@ -221,6 +224,12 @@ def _artifact(session: Session, job_id: str, number: int, line: dict[str, Any]) 
         index_elements=["job_id", "attempt", "name"], set_=file | {"created_at": now_ms()}
     )
     session.execute(replaced)
+
+
+def _grouping(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
+    found = {"step": line["step"], "labels": line["labels"]}
+    statement = insert(session, Grouping).values(job_id=job_id, attempt=number, epoch=line["epoch"], **found)
+    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "attempt", "epoch"], set_=found))
 
 
 def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Log
      ├─ Checkpoint ── Evaluation (by the file's digest)
      ├─ Artifact         small files for people to look at
+     ├─ Grouping         weak labels of the probe at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      the settings of each; its jobs carry the sweep's id and their place in it as `origin`
 Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
@@ -226,6 +227,15 @@ class Artifact(Base):
     size: Mapped[int]
     media_type: Mapped[str] = mapped_column(_String(32))
     created_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class Grouping(Base):
+    __tablename__ = "groupings"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    epoch: Mapped[int] = mapped_column(Integer, primary_key=True)
+    step: Mapped[int]
+    labels: Mapped[list[int]] = mapped_column(JSON)  # a weak label for each image of the probe
 
 
 class Evaluation(Base):

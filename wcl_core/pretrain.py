@@ -263,9 +263,9 @@ class _Run:
     def _look_for_collapse(self, epoch: int) -> str | None:
         with self.clock.stopped():
             measured = self.probe.measure(self.model)
-        self.reporter.metrics(self.step, measured.values)
-        if measured.labels is not None:
+        if measured.labels is not None:  # first: who sees the metrics finds the groups
             self.reporter.groups(epoch=epoch, step=self.step, labels=measured.labels.tolist())
+        self.reporter.metrics(self.step, measured.values)
         if (found := self.collapse.check(measured.values)) and self.collapse.is_new:
             self.reporter.warning("collapse", found)
         return found

@@ -107,6 +107,11 @@ def artifact(name: str = "probe.png", sha256: str = SHA) -> dict[str, Any]:
     return {"type": "artifact", "name": name, "media_type": kinds[name.rpartition(".")[2]], **file}
 
 
+def groups(epoch: int, labels: Sequence[int], step: int | None = None) -> dict[str, Any]:
+    """At the end of an epoch of ten steps unless said otherwise."""
+    return {"type": "groups", "epoch": epoch, "step": 10 * epoch if step is None else step, "labels": list(labels)}
+
+
 def evaluation(value: float = 0.5, **changes: Any) -> dict[str, Any]:
     facts = {
         "protocol": "linear",

@@ -45,6 +45,7 @@ WRITES: dict[str, Write] = {
     "progress": _record({"type": "progress", "step": 2}),
     "checkpoint": _record(rows.checkpoint(2)),
     "artifact": _record(rows.artifact()),
+    "groups": _record(rows.groups(1, [0, 0])),
     "log": _record(rows.log("words")),
     "output": lambda run, seq: run.send([], [(seq, "words")]),
     "evaluation": _record(rows.evaluation()),
