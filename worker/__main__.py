@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     process.adopt_orphans()
     _wait_for_tables(database)
-    leftovers.settle(database, storage, settings)
     announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
     database.write(lambda session: registry.register(session, facts, os.getpid(), announced, memory))
@@ -76,11 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
         signal.signal(number, lambda *_: drain())
     ticker = Ticker(database, settings, facts.id, slot, drain, looks=not options.once)
+    reconciler = Reconciler(database, settings, rings=False)
     # They do not wait for the broker: an absent one must not keep a worker from its work.
-    for thread in (Reconciler(database, settings, rings=False), ticker):
-        threading.Thread(target=thread.run, args=(stop,), name=type(thread).__name__, daemon=True).start()
-    # Beside the work: the longer the history, the longer it takes.
-    threading.Thread(target=lambda: sweep(database, storage, storage.job_ids()), name="sweep", daemon=True).start()
+    _start("reconciler", lambda: reconciler.run(stop))
+    _start("ticker", lambda: ticker.run(stop))
+    # Beside the work: the more an earlier worker left, and the longer the history, the longer it takes.
+    _start("leftovers", lambda: leftovers.settle_all(database, storage, settings, slot.open))
+    _start("sweep", lambda: sweep(database, storage, storage.job_ids()))
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
@@ -112,6 +113,10 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
 def _work_once(slot: Slot) -> None:
     if not slot.work_once():
         log.info("no job waits that fits this worker")
+
+
+def _start(name: str, work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name=name, daemon=True).start()
 
 
 def _after(seconds: float, act: Callable[[], None]) -> None:

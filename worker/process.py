@@ -208,11 +208,11 @@ def _bury(ranks: set[int]) -> None:
                     child.wait(_KILL_SECONDS)
 
 
-def marked(mark: str) -> Iterator[psutil.Process]:
-    """Every living process that carries the mark of an attempt."""
-    for process in psutil.process_iter():
+def marked(*marks: str) -> Iterator[psutil.Process]:
+    """Every living process that carries the mark of one of these attempts."""
+    for process in psutil.process_iter() if marks else ():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and _is_alive(process):
+            if process.environ().get(MARK) in marks and _is_alive(process):
                 yield process
 
 

@@ -28,7 +28,16 @@ class Slot:
     ) -> None:
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
         self._busy = threading.Lock()
+        self._is_open = threading.Event()
         self.job_id: str | None = None
+
+    def open(self) -> None:
+        """From now on it may take jobs: nothing is left that an earlier worker of this host ran."""
+        self._is_open.set()
+
+    def is_open(self) -> bool:
+        """Whether it may take jobs."""
+        return self._is_open.is_set()
 
     def is_busy(self) -> bool:
         """Whether somebody works in it."""
@@ -36,7 +45,7 @@ class Slot:
 
     def has_work(self) -> bool:
         """Whether a job waits that this worker could take: a read, so that looking often costs little."""
-        if self._draining.is_set():
+        if self._draining.is_set() or not self.is_open():
             return False
         with self._database.read() as session:
             return transitions.is_claimable(session, self._facts)
@@ -53,7 +62,8 @@ class Slot:
             self._busy.release()
 
     def work_once(self) -> bool:
-        """Claim and supervise one job; whether there was one."""
+        """Claim and supervise one job as soon as it may; whether there was one."""
+        self._is_open.wait()
         with self._busy:
             while self.has_work():
                 if (claim := self._claim()) is not None:

@@ -65,7 +65,7 @@ class Ticker:
                 log.info("this worker was asked to drain")
                 self._has_drained = True
                 self._drain()
-        if self._looks and now >= self._next_look:
+        if self._looks and self._slot.is_open() and now >= self._next_look:
             # Jitter, so that a hundred workers that started together do not look together.
             self._next_look = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
             self._look()

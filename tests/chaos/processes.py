@@ -53,6 +53,7 @@ class Start:
         trains: runs the real science instead of the stand-in.
         clock_seconds: how far its wall clock is wrong.
         spec_versions: those it knows, when not all.
+        orphan_seconds: how long it waits for orphaned runs, when not as long as usual.
     """
 
     module: str
@@ -62,6 +63,7 @@ class Start:
     trains: bool = False
     clock_seconds: float = 0.0
     spec_versions: tuple[int, ...] | None = None
+    orphan_seconds: float | None = None
 
 
 def _context() -> ForkServerContext:
@@ -147,11 +149,13 @@ def _skew(seconds: float) -> None:
 
 
 def _prepare_worker(main: Any, start: Start) -> None:
-    from worker import datasets, process
+    from worker import datasets, leftovers, process
     from worker.datasets import Source
 
     if start.spec_versions is not None:
         main.SPEC_VERSIONS = start.spec_versions
+    if start.orphan_seconds is not None:
+        leftovers._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
         datasets.find = lambda *args: {STANDIN.name: Source(STANDIN, None)}
