@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import signal
 import sys
@@ -188,9 +189,14 @@ def _print_description(found: data.Description) -> None:
                 "class_counts": found.class_counts,
                 "image_size": found.image_size,
                 "label_lists": {name: asdict(some) for name, some in found.label_lists.items()},
+                "samples": None if found.samples is None else _samples(found.samples),
             }
         )
     )
+
+
+def _samples(found: data.Samples) -> dict[str, Any]:
+    return {**vars(found), "png": base64.b64encode(found.png).decode()}
 
 
 def _attempt(options: argparse.Namespace) -> int:

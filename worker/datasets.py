@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.registry import DatasetFacts
+from jobs.samples import Sheet
 from jobs.settings import Settings
 from worker.process import module_environment
 
@@ -49,4 +51,6 @@ def _describe(name: str, kind: str, path: Path | None, settings: Settings) -> So
         return None
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in answer["counts"].items()))
-    return Source(DatasetFacts(**answer), path, lists)
+    samples = answer.pop("samples")
+    sheet = None if samples is None else Sheet(**samples | {"png": base64.b64decode(samples["png"])})
+    return Source(DatasetFacts(**answer, sheet=sheet), path, lists)

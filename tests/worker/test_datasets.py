@@ -50,6 +50,9 @@ def test_each_kind_is_found_by_what_lies_there(
     assert found["packed"].facts.counts == found["flat"].facts.counts == {"train": 8, "test": 2}
     assert found["packed"].facts.digest != found["flat"].facts.digest
     assert (found["packed"].facts.image_size, found["flat"].facts.image_size) == (8, None)
+    layouts = {name: source.facts.sheet and source.facts.sheet.rows for name, source in found.items()}
+    assert layouts == {"digits": 10, "flat": 2, "packed": 2}
+    assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in found.values())
     assert "dataset gone is left out" in caplog.text
     assert "dataset none is left out" in caplog.text
     by_name = {command[4]: command for command in commands}

@@ -34,6 +34,7 @@ from wcl_core.data.images import (
 from wcl_core.data.label_lists import index_digest, read_label_list, with_label_lists
 from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
 from wcl_core.data.packed import describe_packed, load_packed, packed_train_labels
+from wcl_core.data.samples import Samples, samples_of_images
 from wcl_core.reporter import Reporter
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "DatasetKind",
     "Description",
     "ImageData",
+    "Samples",
     "Split",
     "derived_seed",
     "describe",
@@ -92,7 +94,7 @@ def describe(
     cache: Path | None = None,
     lists: Mapping[str, Path] = MappingProxyType({}),
 ) -> Description:
-    """Counts, classes and the digest that `load` will report, without decoding a folder's images.
+    """Counts, classes and the digest that `load` will report, decoding no more than the samples of a folder's images.
 
     Args:
         name: its name.
@@ -130,8 +132,9 @@ def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | No
         folder = _given(name, path, "folder")
         return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
     data = load_builtin(name, path, None)
-    found = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
-    return Description(name, kind, data.digest, split_counts(data), data.classes, found)
+    counts = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
+    samples = samples_of_images(data.train.images, data.train.labels, len(data.classes))
+    return Description(name, kind, data.digest, split_counts(data), data.classes, counts, samples=samples)
 
 
 def _given(name: str, path: Path | None, what: str) -> Path:

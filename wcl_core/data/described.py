@@ -7,17 +7,18 @@ of the file system's clock may keep its times.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wcl_core.data.folder import describe_folder, list_files
+from wcl_core.data.folder import describe_folder, folder_samples, list_files
 from wcl_core.data.images import Description
+from wcl_core.data.samples import Samples
 
 _VERSION = 1  # of the layouts and of the digest; another one makes every kept description void
 _KEPT = ("digest", "counts", "classes", "class_counts")
@@ -37,14 +38,27 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
     """
     before, newest = _fingerprint(name, root)
     if (kept := _read(cache, before)) is not None:
+        if "samples" not in kept:  # kept before there were any
+            kept["samples"] = _as_json(folder_samples(name, root))
+            _write(cache, kept)
+        facts = {field: kept[field] for field in _KEPT}
         return Description(
-            name, "folder", **{field: kept[field] for field in _KEPT} | {"classes": tuple(kept["classes"])}
+            name, "folder", **facts | {"classes": tuple(kept["classes"]), "samples": _from_json(kept["samples"])}
         )
     started_ns = time.time_ns()
     found = describe_folder(name, root)
     if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
-        _write(cache, {"fingerprint": before, **asdict(found)})
+        facts = {field: getattr(found, field) for field in _KEPT}
+        _write(cache, {"fingerprint": before, **facts, "samples": _as_json(found.samples)})
     return found
+
+
+def _as_json(samples: Samples | None) -> dict[str, Any] | None:
+    return None if samples is None else {**vars(samples), "png": base64.b64encode(samples.png).decode()}
+
+
+def _from_json(kept: dict[str, Any] | None) -> Samples | None:
+    return None if kept is None else Samples(**kept | {"png": base64.b64decode(kept["png"])})
 
 
 def _fingerprint(name: str, root: Path) -> tuple[str, int]:

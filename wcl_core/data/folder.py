@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts, tensor_digest
+from wcl_core.data.samples import Samples, samples_of_files
 from wcl_core.reporter import Reporter
 
 Entry = tuple[str, int]  # path relative to the root, class index
@@ -91,12 +92,19 @@ def load_folder(name: str, root: Path, image_size: int, max_corrupt_share: float
 
 
 def describe_folder(name: str, root: Path) -> Description:
-    """Counts, classes and digest of a folder, without decoding an image."""
+    """Counts, classes and digest of a folder, without decoding more images than its samples."""
     files = list_files(name, root)
     counts = {which: len(entries) for which, entries in files.splits.items()}
     labels = {which: [label for _, label in files.splits[which]] for which in ("train", "test")}
     found = class_counts(labels, len(files.classes))
-    return Description(name, "folder", files_digest(root, files), counts, files.classes, found)
+    samples = folder_samples(name, root)
+    return Description(name, "folder", files_digest(root, files), counts, files.classes, found, samples=samples)
+
+
+def folder_samples(name: str, root: Path) -> Samples | None:
+    """Some train images of each class as a picture."""
+    files = list_files(name, root)
+    return samples_of_files(root, files.train, len(files.classes))
 
 
 def check_not_empty(name: str, counts: dict[str, int]) -> None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from wcl_core.data.samples import Samples
+
 DatasetKind = Literal["builtin", "folder", "packed"]
 _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
 
@@ -93,6 +95,7 @@ class Description:
         class_counts: images of each class in label order, of the labelled splits.
         label_lists: fixed lists of train images.
         image_size: side of what is stored, where views cannot be larger.
+        samples: some images of each class as a picture; None where none was made.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Description:
     class_counts: dict[str, list[int]]
     label_lists: dict[str, LabelList] = field(default_factory=dict)
     image_size: int | None = None
+    samples: Samples | None = None
 
 
 def tensor_digest(*tensors: Tensor) -> str:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
+from wcl_core.data.samples import samples_of_images
 
 FORMAT_VERSION = 1
 MAGIC = b"WCLPACK1"
@@ -87,12 +88,16 @@ def _at_side(split: Split, side: int) -> Split:
 
 
 def describe_packed(name: str, path: Path) -> Description:
-    """What the header says, and how many images each class has; the images are not read."""
+    """What the header says, and how many images each class has; of the images only the samples are read."""
     header = _read_header(name, path)
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     found = class_counts(labels, len(header.classes))
-    return Description(name, "packed", header.digest, counts, header.classes, found, image_size=header.size)
+    train = _map(path, header, "train")
+    samples = samples_of_images(train.images, train.labels, len(header.classes))
+    return Description(
+        name, "packed", header.digest, counts, header.classes, found, image_size=header.size, samples=samples
+    )
 
 
 def packed_train_labels(name: str, path: Path) -> Tensor:
