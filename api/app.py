@@ -31,6 +31,8 @@ from api import (
     pages,
     sign_in,
     stream_routes,
+    sweep_routes,
+    weak_groups,
 )
 from api.failures import Failures
 from api.gate import Gate
@@ -48,7 +50,9 @@ _ROUTERS = tuple(
         job_routes,
         job_parts,
         artifacts,
+        weak_groups,
         groups,
+        sweep_routes,
         stream_routes,
         checkpoints,
         catalog,

@@ -42,7 +42,7 @@ def iso_or_none(milliseconds: int | None) -> str | None:
 
 def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
     here = f"/v1/jobs/{job.id}"
-    parts = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "evaluations")
+    parts = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "groups", "evaluations")
     return {
         "id": job.id,
         "kind": job.kind,

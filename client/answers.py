@@ -96,6 +96,20 @@ class Evaluation(TypedDict, total=False):
     seed: int
 
 
+class WeakGroups(TypedDict, total=False):
+    """How the weak labels group the probe's images at the end of an epoch."""
+
+    epochs: list[int]
+    epoch: int | None
+    step: int | None
+    attempt: int | None
+    num_images: int
+    num_groups: int
+    pair_precision: float | None
+    pair_precision_chance: float | None
+    groups: list[Json]
+
+
 class Group(TypedDict, total=False):
     """Jobs that differ in their seed alone; `results` are numbers over the seeds."""
 

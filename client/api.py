@@ -9,7 +9,19 @@ from typing import Any, Unpack
 
 import httpx
 
-from client.answers import TERMINAL, Artifact, Checkpoint, Evaluation, FileKind, Group, Job, JobKind, JobOptions, Json
+from client.answers import (
+    TERMINAL,
+    Artifact,
+    Checkpoint,
+    Evaluation,
+    FileKind,
+    Group,
+    Job,
+    JobKind,
+    JobOptions,
+    Json,
+    WeakGroups,
+)
 from client.connection import Connection, check
 from client.download import Downloaded, download
 from client.errors import Unreachable
@@ -170,6 +182,12 @@ class WclClient(Connection):
     def artifact(self, job_id: str, name: str) -> bytes:
         """The bytes of one of them."""
         return self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}").content
+
+    def weak_groups(self, job_id: str, *, epoch: int | None = None) -> WeakGroups:
+        """How the weak labels group the probe's images at the end of an epoch, the last one unless given."""
+        params = {} if epoch is None else {"epoch": epoch}
+        found: WeakGroups = self._json("GET", f"/v1/jobs/{job_id}/groups", params=params)
+        return found
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
         found: list[Evaluation] = self._json("GET", f"/v1/jobs/{job_id}/evaluations")["items"]

@@ -44,6 +44,10 @@ class Probe(BaseModel):
         known = [label for label in self.classes if label is not None]
         return known if len(known) == len(self.classes) else None
 
+    def name_of(self, label: int) -> str:
+        """A class's name."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
 
 class Moment(NamedTuple):
     """When a grouping was reported."""
