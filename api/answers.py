@@ -38,6 +38,7 @@ class JobSummary(TypedDict):
     failures: int
     parent_id: str | None
     group_id: str | None
+    sweep_id: str | None
     progress: Json | None
     latest_metrics: dict[str, float | None] | None
     cancel_requested_at: str | None

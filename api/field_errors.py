@@ -19,8 +19,13 @@ _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": Ev
 
 def of_spec(error: ValidationError, kind: Kind, prefix: str = "/spec") -> list[FieldError]:
     """Wrong fields of a spec that `parse_spec` refused."""
+    return of_model(error, _MODELS[kind], prefix)
+
+
+def of_model(error: ValidationError, model: type[BaseModel], prefix: str) -> list[FieldError]:
+    """Wrong fields of what stands at `prefix` and a model refused."""
     entries = _without_echoes(error.errors(include_url=False))
-    return [_field_error(entry, _MODELS[kind], prefix) for entry in entries]
+    return [_field_error(entry, model, prefix) for entry in entries]
 
 
 def of_request(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:

@@ -61,6 +61,7 @@ def job_summary(job: Job, tags: Sequence[str]) -> JobSummary:
         "failures": job.failures,
         "parent_id": job.parent_id,
         "group_id": job.group_id,
+        "sweep_id": job.sweep_id,
         "progress": job.progress,
         "latest_metrics": job.latest_metrics,
         "cancel_requested_at": iso_or_none(job.cancel_requested_at),

@@ -94,7 +94,7 @@ class JobBody(_Body):
     after: list[Need] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
     preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
     max_seconds: int | None = Field(
-        default=None, ge=1, le=_MAX_SECONDS, description="Of running time, over all attempts; then it ends, `timeout`."
+        default=None, ge=1, le=MAX_SECONDS, description="Of running time, over all attempts; then it ends, `timeout`."
     )
     seeds: list[Seed] | None = Field(
         default=None, min_length=1, max_length=32, description="One job for each seed, together a group."
@@ -138,7 +138,7 @@ def new_jobs(body: JobBody, created_by: str) -> list[NewJob]:
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
-    sent = body.spec if body.preset is None else merged(_preset(body.preset, body.kind), body.spec)
+    sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
     if body.seeds is None:
         return [_new_job(body, sent, created_by)]
     if "seed" in body.spec:
@@ -178,7 +178,12 @@ def said(body: JobBody) -> dict[str, Any]:
     return body.model_dump(mode="json", exclude_unset=True)
 
 
-def _preset(name: str, kind: Kind) -> dict[str, Any]:
+def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
+    """A preset's spec with every field.
+
+    Raises:
+        Invalid: there is none of this name.
+    """
     known = presets()
     if kind != "pretrain":
         raise Invalid([FieldError("/preset", "presets are for pretrain")])

@@ -2,8 +2,8 @@
 
     space       what is tried            metric      what ranks it          halving   how many go on, and how far
         └────────── trials: each one's spec ──────────────┘                    │
-                      └── outcomes: what became of them ── progress: what comes next, by whoever looks
-                                                              └── submission: a new one
+                      └── outcomes: what became of them ─┬─ progress: what comes next, by whoever looks
+                                                         └─ standings: the same for people
 
 A sweep is a row, its trials are rows, its jobs are ordinary ones that carry its id.  Import from the package itself.
 """
@@ -14,6 +14,16 @@ from jobs.sweeps.metric import Direction, Metric
 from jobs.sweeps.outcomes import Outcome, Outcomes, Run, outcomes
 from jobs.sweeps.progress import Step, advance, cancel, design_of, due, next_step
 from jobs.sweeps.space import MAX_TRIALS, Range, Values
+from jobs.sweeps.space import pointer as parameter_pointer
+from jobs.sweeps.standings import (
+    Standing,
+    get_sweep,
+    leader,
+    list_sweeps,
+    standings,
+    trial_counts,
+    values_at,
+)
 from jobs.sweeps.submission import held_out_share, plan, submit
 from jobs.sweeps.trials import HELD_OUT_SHARE, MAX_RUNS, Design, NewSweep, Place, Search, designed, located
 
@@ -31,6 +41,7 @@ __all__ = [
     "Range",
     "Run",
     "Search",
+    "Standing",
     "Step",
     "Values",
     "advance",
@@ -38,10 +49,17 @@ __all__ = [
     "design_of",
     "designed",
     "due",
+    "get_sweep",
     "held_out_share",
+    "leader",
+    "list_sweeps",
     "located",
     "next_step",
     "outcomes",
+    "parameter_pointer",
     "plan",
+    "standings",
     "submit",
+    "trial_counts",
+    "values_at",
 ]

@@ -14,6 +14,7 @@ from jobs.errors import FieldError, Invalid
 
 MAX_TRIALS = 256
 Settings = dict[str, Any]
+_LARGEST = 1e12
 _TRIES = 100  # draws for each trial that is wanted, before a space counts as too small
 
 
@@ -22,8 +23,8 @@ class Range(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
-    min: float
-    max: float
+    min: float = Field(ge=-_LARGEST, le=_LARGEST)
+    max: float = Field(ge=-_LARGEST, le=_LARGEST)
     log: bool = False
     integer: bool = False
 

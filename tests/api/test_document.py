@@ -85,6 +85,7 @@ def test_every_body_has_examples_that_its_schema_accepts(made: dict[str, Any]) -
         "CheckpointChange",
         "EvaluateBody",
         "KeyBody",
+        "SweepBody",
     }
     for reference in bodies:
         name = reference.rsplit("/", 1)[1]

@@ -1,0 +1,104 @@
+"""Where each trial of a sweep stands, for people: read once, nothing decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs.errors import NotFound
+from jobs.models import Sweep, SweepTrial
+from jobs.queries import Page
+from jobs.status import Status
+from jobs.sweeps.halving import ranked
+from jobs.sweeps.outcomes import Outcome, outcomes
+from jobs.sweeps.space import Settings
+
+# waiting: not begun; stopped: measured, and others went on instead; finished: measured at the last rung
+State = Literal["waiting", "unfinished", "measured", "stopped", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial; `by_rung` holds what it came to at each rung that it has begun."""
+
+    number: int
+    settings: Settings
+    state: State
+    by_rung: list[Outcome]
+
+    @property
+    def value(self) -> float | None:
+        """At the last rung where it has one."""
+        values = [outcome.value for outcome in self.by_rung if outcome.value is not None]
+        return values[-1] if values else None
+
+
+def get_sweep(session: Session, sweep_id: str) -> Sweep:
+    """One sweep.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    sweep = session.get(Sweep, sweep_id)
+    if sweep is None:
+        raise NotFound(f"there is no sweep {sweep_id}")
+    return sweep
+
+
+def list_sweeps(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[Sweep]:
+    """Newest first; the cursor is the last id seen."""
+    statement = select(Sweep).order_by(Sweep.id.desc()).limit(limit + 1)
+    if cursor:
+        statement = statement.where(Sweep.id < cursor[:36])
+    found = list(session.execute(statement).scalars())
+    return Page(found[:limit], found[limit - 1].id if len(found) > limit else None)
+
+
+def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:
+    """How many trials each has."""
+    statement = select(SweepTrial.sweep_id, func.count()).where(SweepTrial.sweep_id.in_(sweep_ids))
+    return {row[0]: row[1] for row in session.execute(statement.group_by(SweepTrial.sweep_id))}
+
+
+def standings(session: Session, sweep: Sweep) -> list[Standing]:
+    """Every trial, in the order of their numbers."""
+    found = outcomes(session, sweep)
+    begun = {rung for _, rung in found}
+    trials = select(SweepTrial).where(SweepTrial.sweep_id == sweep.id).order_by(SweepTrial.number)
+    table = []
+    for trial in session.execute(trials).scalars():
+        by_rung = [found[trial.number, rung] for rung in range(len(sweep.rungs)) if (trial.number, rung) in found]
+        state = _state(sweep, by_rung, is_passed=len(by_rung) in begun)
+        table.append(Standing(trial.number, trial.settings, state, by_rung))
+    return table
+
+
+def _state(sweep: Sweep, by_rung: Sequence[Outcome], *, is_passed: bool) -> State:
+    if not by_rung:
+        return "waiting"
+    state = by_rung[-1].state
+    if state != "measured":
+        return state
+    if len(by_rung) == len(sweep.rungs):
+        return "finished"
+    return "stopped" if is_passed or sweep.status != Status.RUNNING else "measured"
+
+
+def leader(sweep: Sweep, table: Sequence[Standing]) -> Standing | None:
+    """The best trial: the one that the sweep ended with, or so far the best of the furthest rung with a value."""
+    if sweep.status != Status.RUNNING:
+        return None if sweep.best_trial is None else table[sweep.best_trial]
+    for rung in reversed(range(len(sweep.rungs))):
+        order = ranked(values_at(table, rung), maximize=sweep.direction == "maximize")
+        if order:
+            return table[order[0][0]]
+    return None
+
+
+def values_at(table: Sequence[Standing], rung: int) -> dict[int, float | None]:
+    """Of the trials that have entered a rung, by number."""
+    return {each.number: each.by_rung[rung].value for each in table if len(each.by_rung) > rung}
