@@ -27,7 +27,7 @@ from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
 from wcl_core.presets import presets
 
 _MAX_NAME = 200
-_MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
+MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
 
 
 def _printable(text: str) -> str:
