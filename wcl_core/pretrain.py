@@ -25,6 +25,7 @@ from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluate.features import network_features
 from wcl_core.evaluate.knn import knn_top1
+from wcl_core.hardware import Hardware
 from wcl_core.learner import Learner
 from wcl_core.method import Batch, Loss
 from wcl_core.model import Model
@@ -120,7 +121,7 @@ class _Run:
         self.latest: dict[str, float] = {}
         self.window = Window()
         self.probe, self.collapse = Probe(config, dataset.train, self.device), CollapseWatch()
-        self.clock = Clock(self.step, config.batch_size)
+        self.clock, self.hardware = Clock(self.step, config.batch_size), Hardware(self.device)
 
     def _network(self) -> Model:
         model = sync_batch_norm(Model(self.config), self.ranks, self.device)
@@ -221,6 +222,7 @@ class _Run:
             values |= weak_label_metrics(*found.labels, known)
         if speed := self.clock.window_images_per_second(self.step):
             values["train/images_per_second"] = speed
+        values |= self.hardware.due()
         self.latest |= {"train/loss": total}
         self.reporter.metrics(self.step, values)
         if total - total != 0:  # NaN or infinite

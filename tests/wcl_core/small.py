@@ -55,13 +55,13 @@ def few_digits() -> ImageData:
 
 
 def curves(records: list[Record]) -> dict[tuple[str, int], float | None]:
-    """Every metric by name and step, without those that depend on the machine's speed."""
+    """Every metric by name and step, without those that depend on the machine."""
     return {
         (name, record["step"]): value
         for record in records
         if record["type"] == "metrics"
         for name, value in record["values"].items()
-        if name != "train/images_per_second"
+        if name != "train/images_per_second" and not name.startswith("system/")
     }
 
 
