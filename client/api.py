@@ -22,13 +22,14 @@ from client.answers import (
     Json,
     WeakGroups,
 )
-from client.connection import Connection, check
+from client.connection import check
 from client.download import Downloaded, download
 from client.errors import Unreachable
 from client.sse import Message
+from client.sweeps import SweepClient
 
 
-class WclClient(Connection):
+class WclClient(SweepClient):
     """Every route of one server; use as a context manager."""
 
     # ---- jobs

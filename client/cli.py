@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import typer
 
-from client.commands import checkpoints, jobs, service, submission, workers
+from client.commands import checkpoints, jobs, service, submission, sweeps, workers
 from client.errors import (
     ApiError,
     ConflictError,
@@ -44,7 +44,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 job failed, 2 invalid, 3 no server, 4 not found, 5 denied, 6 conflict, 7 transfer.",
 )
 
-for commands in (submission, jobs, checkpoints, workers, service):
+for commands in (submission, jobs, sweeps, checkpoints, workers, service):
     app.add_typer(commands.app)
 
 _EXIT_CODES: list[tuple[type[WclError], int]] = [

@@ -161,6 +161,78 @@ def _params(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in params.items())
 
 
+def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
+    """A sweep a row."""
+    names = (Column("id", no_wrap=True), "name", "search", "dataset", "status", "trials", "metric", "best", "created")
+    table = Table(*names, box=None, header_style="bold")
+    for sweep in sweeps:
+        table.add_row(
+            sweep["id"][-12:],
+            sweep["name"],
+            sweep["search"],
+            sweep["dataset"]["name"],
+            styled_status(sweep["status"]),
+            str(sweep["trials"]),
+            f"{sweep['metric']['protocol']} {sweep['metric']['name']}",
+            _share(sweep["best_value"]),
+            sweep["created_at"][:19].replace("T", " "),
+        )
+    return table
+
+
+def sweep_table(sweep: Mapping[str, Any]) -> Table:
+    """One sweep, a fact a row."""
+    best = sweep.get("best")
+    metric = sweep["metric"]
+    facts = [
+        ("id", sweep["id"]),
+        ("name", sweep["name"]),
+        ("status", styled_status(sweep["status"])),
+        ("message", sweep["status_message"]),
+        ("search", sweep["search"]),
+        ("metric", f"{metric['protocol']} {metric['name']}, {sweep['direction']}d"),
+        ("measured on", measured_on(sweep)),
+        ("rungs", ", ".join(f"{r['trials']} x {r['epochs']} epochs" for r in sweep["rungs"] if r["epochs"])),
+        ("best", f"trial {best['trial']}, {_share(best['value'])}: {_params(best['settings'])}" if best else None),
+        ("page", sweep["links"]["page"]),
+    ]
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts:
+        if value:
+            table.add_row(name, str(value))
+    return table
+
+
+def measured_on(sweep: Mapping[str, Any]) -> str:
+    """Which images decide."""
+    share = sweep["held_out_share"]
+    return f"{share:.0%} of train, held out" if share else "the test split: the best value is selected on test"
+
+
+def trials_table(sweep: Mapping[str, Any]) -> Table:
+    """Trials of the furthest rung first, the best of each first; those without a value last."""
+    names = list(dict.fromkeys(name for trial in sweep["table"] for name in trial["settings"]))
+    rungs = [f"{rung['epochs']} epochs" if rung["epochs"] else "value" for rung in sweep["rungs"]]
+    table = Table("trial", *names, *rungs, "state", box=None, header_style="bold")
+    sign = 1 if sweep["direction"] == "minimize" else -1
+    for trial in sorted(sweep["table"], key=lambda trial: _place(trial, sign)):
+        values = [rung["value"] for rung in trial["rungs"]] + [None] * (len(rungs) - len(trial["rungs"]))
+        settings = [_json_text(trial["settings"][name]) for name in names]
+        table.add_row(str(trial["number"]), *settings, *map(_share, values), trial["state"])
+    return table
+
+
+def _place(trial: Mapping[str, Any], sign: int) -> tuple[float, ...]:
+    measured = [rung["value"] for rung in trial["rungs"] if rung["value"] is not None]
+    return (-len(measured), sign * measured[-1] if measured else 0.0, trial["number"])
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
     table = Table("id", "step", "epoch", "size", "sha256", box=None, header_style="bold")
     for checkpoint in checkpoints:

@@ -1,4 +1,4 @@
-"""What a person means by a short word for a job or a worker."""
+"""What a person means by a short word for a job, a sweep or a worker."""
 
 from __future__ import annotations
 
@@ -33,6 +33,19 @@ def find_worker(client: WclClient, reference: str) -> Json:
         if found:
             raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} workers; name one by its id")
     raise NotFoundError(404, "Not found", f"no worker matches {reference}")
+
+
+def find_sweep(client: WclClient, reference: str) -> Json:
+    """The sweep that an id, a part of one, or `last` means."""
+    if len(reference) == 36:
+        return client.sweep(reference)
+    newest = client.sweeps(limit=1 if reference == "last" else 200)
+    found = newest if reference == "last" else [sweep for sweep in newest if _matches(sweep["id"], reference)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotFoundError(404, "Not found", f"no sweep matches {reference}; {_EXPECTED_JOB}")
+    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} sweeps; {_EXPECTED_JOB}")
 
 
 def _matches(identifier: str, part: str) -> bool:

@@ -1,0 +1,64 @@
+"""`wcl sweep`, against a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.errors import ConflictError, InvalidError, NotFoundError
+from tests.api.served import Served
+from tests.jobs import sweeping
+
+FILE = """
+name: from a file
+preset: digits-cpu
+search: halving
+parameters:
+  loss.temperature: [0.1, 0.2, 0.4]
+metric: {protocol: knn}
+"""
+
+
+def wcl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    return str(tmp_path / "sweep.yaml")
+
+
+def test_a_sweep_from_a_file_to_its_best(server: Served, path: str) -> None:
+    plan = json.loads(wcl("sweep", "submit", path, "--dry-run").stdout)
+    assert (len(plan["trials"]), plan["jobs"]) == (3, {"pretrain": 4, "evaluate": 4})
+
+    made = wcl("sweep", "submit", path, "--name", "mine", "--max-parallel", "3")
+    assert made.exit_code == 0, made.output
+    sweep_id = made.stdout.split()[0]
+    sweeping.play_out(server.database, sweep_id, lambda spec: 1 - spec["loss"]["temperature"])
+
+    shown = wcl("sweep", "show", sweep_id[-8:])
+    assert shown.exit_code == 0, shown.output
+    for words in ("mine", "succeeded", "trial 0, 90.00%", "20% of train, held out", "3 x 20 epochs, 1 x 60 epochs"):
+        assert words in shown.stdout, shown.stdout
+    lines = [line.split() for line in shown.stdout.splitlines() if line.split()[-1:] in (["finished"], ["stopped"])]
+    assert [line[0] for line in lines] == ["0", "1", "2"]
+    assert "mine" in wcl("sweep", "list").stdout
+    assert json.loads(wcl("sweep", "show", "last", "--json").stdout)["best"]["trial"] == 0
+
+
+def test_what_is_wrong_has_its_exit_code(server: Served, path: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text('{"name": "x", "search": "grid", "parameters": {"epochs": [1]}}')
+    assert isinstance(wcl("sweep", "submit", str(tmp_path / "wrong.json")).exception, InvalidError)
+    assert isinstance(wcl("sweep", "show", "nothing").exception, NotFoundError)
+
+    made = wcl("sweep", "submit", path, "--json")
+    sweep_id = json.loads(made.stdout)["id"]
+    assert wcl("sweep", "cancel", sweep_id).stdout == f"{sweep_id} cancelled\n"
+    assert isinstance(wcl("sweep", "cancel", sweep_id).exception, ConflictError)
