@@ -8,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from jobs.models import Job
+
 NOTHING = "–"
 
 
@@ -207,6 +209,13 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def steps_per_epoch(job: Job) -> str:
+    """As its latest report says; nothing before the first one."""
+    progress = job.progress or {}
+    steps, epochs = progress.get("total_steps"), progress.get("total_epochs")
+    return str(steps / epochs) if steps and epochs else ""
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "whole": whole,
@@ -228,4 +237,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "words": words,
     "method": method,
     "explanation": explanation,
+    "steps_per_epoch": steps_per_epoch,
 }

@@ -60,8 +60,8 @@ def metrics(
     share = max(1, max_points // max(1, len(shown)))
     found: dict[str, list[CurvePoint]] = {series: [] for series in names}
     for part in shown:
-        for level, ids in levels(session, names, part, share).items():
-            for series, points in _read(session, ids, part, level).items():
+        for level, ends in levels(session, names, part, share).items():
+            for series, points in _read(session, ends, part, level).items():
                 found[series] += _thinned(points, share)
     # There may be more attempts than points.
     return {name: _thinned(found[series], max_points) for series, name in names.items()}
@@ -86,31 +86,28 @@ def parts(session: Session, job_id: str, first: int, last: int) -> list[Part]:
     return found[::-1]
 
 
-def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[int, list[str]]:
-    """Series by the finest level with few enough buckets to read; 0 is the points themselves.
+def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[int, dict[str, int]]:
+    """Series, with their last step, by the finest level with few enough buckets to read; 0 is the points themselves.
 
     How many buckets the part has is estimated from the buckets of the coarsest level that it touches, whose values are
     taken as evenly spread: as many as fit into the steps, at most one a point.
     """
-    coarse, fine = ROLLUP_WIDTHS[_TOP], ROLLUP_WIDTHS[1]
-    low, high = part.first // coarse, part.last // coarse
-    where = (Rollup.series_id == Series.id, Rollup.attempt == part.attempt)
-    touched = (*where, Rollup.level == _TOP, Rollup.bucket.between(low, high))
-    within = (*where, Rollup.level == 1, Rollup.bucket.between(low * coarse // fine, (high + 1) * coarse // fine - 1))
-    statement = select(
-        Series.id,
-        select(func.sum(Rollup.n)).where(*touched).scalar_subquery(),
-        select(func.min(Rollup.bucket)).where(*within).scalar_subquery(),
-        select(func.max(Rollup.bucket)).where(*within).scalar_subquery(),
-    ).where(Series.id.in_(series))
-    found: dict[int, list[str]] = defaultdict(list)
-    for one, count, begin, end in session.execute(statement):
-        if count is None:  # nothing, or nothing but missing values, which have no buckets
-            found[0].append(one)
+    width = ROLLUP_WIDTHS[_TOP]
+    low, high = part.first // width, part.last // width
+    touched = (Rollup.series_id == Series.id, Rollup.attempt == part.attempt, Rollup.level == _TOP)
+    count = select(func.sum(Rollup.n)).where(*touched, Rollup.bucket.between(low, high))
+    own = (Point.series_id == Series.id, Point.attempt == part.attempt)
+    within = (*own, Point.step.between(low * width, (high + 1) * width - 1))
+    ends = (select(end(Point.step)).where(*within).scalar_subquery() for end in (func.min, func.max))
+    statement = select(Series.id, count.scalar_subquery(), *ends).where(Series.id.in_(series))
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for one, total, begin, end in session.execute(statement):
+        if total is None:  # nothing, or nothing but missing values, which have no buckets
+            found[0][one] = part.last
             continue
-        begin, end = begin * fine, (end + 1) * fine
-        steps = max(0, min(part.last + 1, end) - max(part.first, begin))
-        found[_level(count * steps / (end - begin), steps, _READ_FACTOR * max_points)].append(one)
+        steps = max(0, min(part.last, end) - max(part.first, begin) + 1)
+        share = steps / (end - begin + 1)
+        found[_level(total * share, steps, _READ_FACTOR * max_points)][one] = end
     return found
 
 
@@ -121,8 +118,9 @@ def _level(count: float, steps: int, most: int) -> int:
     return min(fitting, default=_TOP)
 
 
-def _read(session: Session, series: Sequence[str], part: Part, level: int) -> dict[str, list[CurvePoint]]:
-    """Buckets that lie in the part, and the points on both sides of them."""
+def _read(session: Session, ends: dict[str, int], part: Part, level: int) -> dict[str, list[CurvePoint]]:
+    """Buckets that lie in the part, and the points on both sides of them; a bucket's step is its last one so far."""
+    series = list(ends)
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     width = ROLLUP_WIDTHS.get(level, 1)
     begin, end = -(-part.first // width), (part.last + 1) // width
@@ -135,7 +133,7 @@ def _read(session: Session, series: Sequence[str], part: Part, level: int) -> di
     where = (Rollup.series_id.in_(series), Rollup.attempt == part.attempt, Rollup.level == level)
     inside = Rollup.bucket.between(begin, end - 1)
     for one, bucket, value, low, high in session.execute(select(*columns).where(*where, inside).order_by(*columns[:2])):
-        found[one].append(CurvePoint((bucket + 1) * width - 1, value, low, high, part.attempt))
+        found[one].append(CurvePoint(min((bucket + 1) * width - 1, ends[one]), value, low, high, part.attempt))
     if end * width <= part.last:
         _add_points(session, found, series, Part(part.attempt, end * width, part.last))
     return found

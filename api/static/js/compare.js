@@ -1,24 +1,39 @@
 // The curves of several jobs over each other: one chart a metric, one line a job in the colour of its arm.
-import { colour, shareRange, tickOf } from "./charts.js";
-import { number, percent, short } from "./format.js";
+import { AXES, Axis } from "./axes.js";
+import { number, percent } from "./format.js";
+import { PlotFigure, colour, smoothed } from "./plot.js";
+import { View } from "./view.js";
 
 const MAX_POINTS = 1000; // of a chart, shared by its lines
 const MAX_CHARTS = 40;
-const HEIGHT = 220;
 const FIRST = ["train/loss", "eval/knn_top1", "weak/pair_precision", "train/loss_instance", "train/loss_weak"];
 
 const place = document.getElementById("charts");
+const view = new View(document.getElementById("chart-tools"), viewed);
 const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   id: link.dataset.job,
-  arm: Number(link.dataset.arm),
+  token: `--arm-${link.dataset.arm}`,
   name: `${link.closest("li").querySelector("h2").textContent}, ${link.textContent}`,
+  facts: { stepsPerEpoch: Number(link.dataset.stepsPerEpoch), batchSize: Number(link.dataset.batchSize), times: [] },
+  series: new Map(),
 }));
+const charts = new Map();
+let asked = 0; // counts the parts asked for, of which only the newest is shown
 
-async function seriesOf({ id }) {
-  const share = Math.max(1, Math.floor(MAX_POINTS / members.length));
-  const answer = await fetch(`/v1/jobs/${id}/metrics?max_points=${share}`);
-  if (!answer.ok) throw new Error(`${id}: ${answer.status}`);
-  const { series } = await answer.json();
+function axisOf({ facts }) {
+  return new Axis(view.x, facts);
+}
+
+async function seriesOf(member, isFirst) {
+  const query = new URLSearchParams({ max_points: Math.max(1, Math.floor(MAX_POINTS / members.length)) });
+  const axis = axisOf(member);
+  if (isFirst) query.set("times", "true");
+  else if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(axis.step(view.from))));
+  if (!isFirst && view.to !== null) query.set("to_step", Math.max(0, Math.ceil(axis.step(view.to))));
+  const answer = await fetch(`/v1/jobs/${member.id}/metrics?${query}`);
+  if (!answer.ok) throw new Error(`${member.id}: ${answer.status}`);
+  const { series, times } = await answer.json();
+  if (times) member.facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);
   return new Map(series.map(({ name, points }) => [name, points]));
 }
 
@@ -26,88 +41,112 @@ function isShare(name) {
   return /top1$|precision(_chance)?$|agreement$/.test(name);
 }
 
-class Chart {
+class Chart extends PlotFigure {
   constructor(name, lines) {
-    Object.assign(this, { name, lines, format: isShare(name) ? percent : number });
-    const figure = place.appendChild(document.createElement("figure"));
-    figure.className = "chart panel";
-    figure.dataset.metrics = name;
-    figure.dataset.lines = String(lines.length);
-    const caption = figure.appendChild(document.createElement("figcaption"));
-    caption.appendChild(document.createElement("h3")).textContent = name;
-    this.readout = caption.appendChild(document.createElement("p"));
-    this.canvas = figure.appendChild(document.createElement("div"));
-    this.canvas.className = "canvas";
-    this.canvas.setAttribute("role", "img");
-    const latest = lines.map(({ member, points }) => `${member.name} ${this.format(points.at(-1).value)}`);
+    super({ title: name, isShare: isShare(name), height: 220, sync: "compare", lines }, view, place);
+    this.format = this.isShare ? percent : number;
+    this.figure.dataset.metrics = name;
+    this.figure.dataset.lines = String(lines.length);
+    const latest = lines.map((member) => `${member.name} ${this.format(member.series.get(name).at(-1).value)}`);
     this.canvas.setAttribute("aria-label", `${name}, latest: ${latest.join("; ")}`);
-    const tables = lines.map(({ points }) => [points.map(({ step }) => step), points.map(({ value }) => value)]);
-    this.plot = new window.uPlot(this.options(), window.uPlot.join(tables), this.canvas);
-    new ResizeObserver(() => this.resize()).observe(this.canvas);
+    this.draw();
+  }
+
+  points(member) {
+    return member.series.get(this.title) ?? [];
+  }
+
+  tables() {
+    this.figure.dataset.points = String(Math.max(...this.lines.map((member) => this.points(member).length)));
+    return this.lines.map((member) => {
+      const [axis, points] = [axisOf(member), this.points(member)];
+      return [points.map(({ step }) => axis.x(step)), smoothed(points.map(({ value }) => value), view.smooth)];
+    });
+  }
+
+  series() {
+    return this.lines.map((member) => ({
+      label: member.name,
+      stroke: () => colour(member.token),
+      width: 1.5,
+      points: { show: () => this.points(member).length < 20, size: 4 },
+    }));
+  }
+
+  bands() {
+    return [];
+  }
+
+  hooks() {
+    return { setSeries: [(plot, at) => this.read(at)] };
   }
 
   options() {
-    const axis = {
-      stroke: () => colour("--text-3"),
-      font: "11px system-ui, sans-serif",
-      grid: { stroke: () => colour("--line"), width: 1 },
-      ticks: { show: false },
-    };
-    const series = this.lines.map(({ member, points }) => ({
-      label: member.name,
-      stroke: () => colour(`--arm-${member.arm}`),
-      width: 1.5,
-      points: { show: points.length < 20, size: 4 },
-    }));
-    return {
-      width: this.canvas.clientWidth || 360,
-      height: HEIGHT,
-      series: [{}, ...series],
-      legend: { show: false },
-      padding: [12, 12, 0, 0],
-      scales: { x: { time: false }, ...(isShare(this.name) && { y: { range: shareRange } }) },
-      axes: [
-        { ...axis, size: 26, gap: 6, values: (plot, splits) => splits.map(short), space: 60 },
-        { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => tickOf(v, isShare(this.name))), space: 34 },
-      ],
-      cursor: { y: false, sync: { key: "compare", scales: ["x", null] }, points: { size: 7 }, drag: { x: false }, focus: { prox: 24 } },
-      focus: { alpha: 0.3 },
-      hooks: { setSeries: [(plot, at) => this.read(at)], setCursor: [() => this.read(this.at)] },
-    };
+    const options = super.options();
+    return { ...options, padding: [12, 12, 0, 0], cursor: { ...options.cursor, focus: { prox: 24 } }, focus: { alpha: 0.3 } };
   }
 
   /** The line nearest to the cursor, by name and value. */
-  read(at) {
+  read(at = this.at) {
     this.at = at;
     const index = this.plot?.cursor.idx ?? null;
     const value = at && index !== null ? this.plot.data[at][index] : null;
-    this.readout.textContent = value == null ? "" : `${this.lines[at - 1].member.name}: ${this.format(value)} at step ${number(this.plot.data[0][index])}`;
+    const where = value == null ? "" : AXES[view.x].say(this.plot.data[0][index]);
+    this.readout.textContent = where && `${this.lines[at - 1].name}: ${this.format(value)} at ${where}`;
   }
 
-  resize() {
-    const width = this.canvas.clientWidth;
-    if (width && width !== this.plot.width) this.plot.setSize({ width, height: HEIGHT });
+  legend() {
+    return this.lines.map(({ name, token }) => ({ label: name, token }));
+  }
+
+  rows() {
+    const head = ["job", "name", "metric", "attempt", "step", ...(view.x === "step" ? [] : [view.x]), "value", "min", "max"];
+    const rows = this.lines.flatMap((member) =>
+      this.points(member).map(({ attempt, step, value, min, max }) => {
+        const x = view.x === "step" ? [] : [axisOf(member).x(step)];
+        return [member.id, member.name, this.title, attempt, step, ...x, value, min, max];
+      }),
+    );
+    return [head, ...rows];
   }
 }
 
-function names(found) {
-  const all = [...new Set(found.flatMap((series) => [...series.keys()]))].sort();
+function names() {
+  const all = [...new Set(members.flatMap(({ series }) => [...series.keys()]))].sort();
   return [...FIRST.filter((name) => all.includes(name)), ...all.filter((name) => !FIRST.includes(name))].slice(0, MAX_CHARTS);
 }
 
-async function draw() {
-  const found = await Promise.all(members.map(seriesOf));
-  const charts = names(found).map((name) => {
-    const lines = members.map((member, at) => ({ member, points: found[at].get(name) ?? [] }));
-    return new Chart(name, lines.filter(({ points }) => points.length));
-  });
-  const state = document.getElementById("charts-state");
-  state.hidden = charts.length > 0;
-  state.textContent = "No metric was reported yet.";
-  document.addEventListener("themechange", () => charts.forEach(({ plot }) => plot.redraw(false)));
+async function load(isFirst) {
+  const ticket = ++asked;
+  const found = await Promise.all(members.map((member) => seriesOf(member, isFirst)));
+  if (ticket !== asked) return;
+  members.forEach((member, at) => (member.series = found[at]));
 }
 
-draw().catch((error) => {
+async function start() {
+  await load(true);
+  for (const name of names()) {
+    const lines = members.filter(({ series }) => series.get(name)?.length);
+    if (lines.length) charts.set(name, new Chart(name, lines));
+  }
+  const state = document.getElementById("charts-state");
+  state.hidden = charts.size > 0;
+  state.textContent = "No metric was reported yet.";
+  document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));
+  if (view.isZoomed) await part();
+}
+
+async function part() {
+  await load(false);
+  charts.forEach((chart) => chart.update());
+}
+
+function viewed(before) {
+  if (before.from !== view.from || before.to !== view.to) part().catch(console.debug);
+  charts.forEach((chart) => chart.draw());
+}
+
+start().catch((error) => {
   console.debug(error);
   document.getElementById("charts-state").textContent = "The curves could not be loaded. Reload the page to try again.";
 });

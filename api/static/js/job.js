@@ -1,11 +1,15 @@
 // The page of one job: curves and log grow, everything else is fetched again as rendered parts when it changes.
 import { sendForms } from "./actions.js";
-import { Chart, groupsOf } from "./charts.js";
+import { Axis } from "./axes.js";
+import { Chart } from "./charts.js";
 import { Curves } from "./curves.js";
+import { groupsOf } from "./groups.js";
 import { Tail } from "./logs.js";
-import { refresh, throttled } from "./page.js";
+import { now, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
+import { View } from "./view.js";
 
+const MAX_POINTS = 500; // of a series in a chart of some 400 pixels
 const RELOAD_AFTER = 2000; // live points of a series; then the server's downsampled curves replace them
 const OVER = new Set(["succeeded", "failed", "cancelled"]);
 
@@ -20,9 +24,13 @@ const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 800);
 
 const curves = new Curves();
 const charts = new Map();
+const view = place && new View(document.getElementById("chart-tools"), viewed);
+const facts = { stepsPerEpoch: Number(place?.dataset.stepsPerEpoch), batchSize: Number(place?.dataset.batchSize), times: [] };
+const source = { all: curves, shown: curves, axis: place && new Axis(view.x, facts) };
 let isLoading = false;
 let waiting = []; // what was streamed while the curves were loading
 let isDrawing = false;
+let asked = 0; // counts the parts asked for, of which only the newest is shown
 
 async function json(address) {
   const answer = await fetch(address);
@@ -34,12 +42,14 @@ async function load() {
   if (!place || isLoading) return;
   isLoading = true;
   try {
-    const [{ items }, { series }] = await Promise.all([
+    const [{ items }, { series, times }] = await Promise.all([
       json(`/v1/jobs/${jobId}/attempts`),
-      json(`/v1/jobs/${jobId}/metrics?max_points=1000`),
+      json(`/v1/jobs/${jobId}/metrics?max_points=${MAX_POINTS}&times=true`),
     ]);
+    facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);
     curves.load(series, items);
     curves.add(waiting);
+    if (view.isZoomed && source.shown === curves) await detail();
     draw();
   } catch (error) {
     console.debug(error);
@@ -50,9 +60,36 @@ async function load() {
   }
 }
 
+/** The part that is looked at, in finer points. */
+async function detail() {
+  const number = ++asked;
+  if (!view.isZoomed) {
+    source.shown = curves;
+    return draw();
+  }
+  const query = new URLSearchParams({ max_points: 1000 });
+  if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(source.axis.step(view.from))));
+  if (view.to !== null) query.set("to_step", Math.max(0, Math.ceil(source.axis.step(view.to))));
+  const { series } = await json(`/v1/jobs/${jobId}/metrics?${query}`);
+  if (number !== asked) return;
+  const part = new Curves();
+  part.load(series, []);
+  part.last = view.to === null ? Infinity : source.axis.step(view.to);
+  source.shown = part;
+  draw();
+}
+
+function viewed(before) {
+  source.axis = new Axis(view.x, facts);
+  if (before.from !== view.from || before.to !== view.to) detail().catch(console.debug);
+  charts.forEach((chart) => chart.draw());
+}
+
 function take({ points }) {
   if (isLoading) waiting.push(...points);
   curves.add(points);
+  if (points.length) facts.times.push([Math.max(...points.map(({ step }) => step)), now()]);
+  if (source.shown !== curves) source.shown.add(points.filter(({ step }) => step <= source.shown.last));
   if (curves.numAdded > RELOAD_AFTER) load();
   else draw();
 }
@@ -70,7 +107,7 @@ function draw() {
     for (const group of groups) {
       const chart = charts.get(group.title);
       if (chart) chart.update();
-      else charts.set(group.title, new Chart(group, curves, place));
+      else charts.set(group.title, new Chart(group, source, view, place));
     }
     place.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
   });
@@ -113,7 +150,8 @@ const stream = new Stream(`/v1/jobs/${jobId}/stream?logs=true`, {
       if (event.type === "started") curves.start(event.data.attempt, event.data.start_step);
       updateParts();
     },
-    progress: ({ step, total_steps }) => {
+    progress: ({ step, total_steps, total_epochs }) => {
+      if (total_steps && total_epochs) facts.stepsPerEpoch = total_steps / total_epochs;
       if (total_steps) document.title = `${Math.floor((100 * step) / total_steps)}% · ${title}`;
       updateParts();
     },

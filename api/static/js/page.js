@@ -42,9 +42,14 @@ function age(milliseconds) {
 // Ages are by the clock that wrote the times; this machine's may differ, so the difference at loading is kept.
 const skew = Number(root.dataset.now || Date.now()) - Date.now();
 
+/** The time by the server's clock, in milliseconds. */
+export function now() {
+  return Date.now() + skew;
+}
+
 function tick() {
   for (const time of document.querySelectorAll("time.age, time.ago")) {
-    const shown = age(Date.now() + skew - Date.parse(time.dateTime));
+    const shown = age(now() - Date.parse(time.dateTime));
     time.textContent = time.className === "age" || shown === "now" ? shown : `${shown} ago`;
   }
 }

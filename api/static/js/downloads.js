@@ -1,0 +1,51 @@
+// What a chart shows as a file: a table, or a picture.
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/** A name of letters, digits and signs that every file system takes. */
+function fileName(title, ending) {
+  return `${title.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 80) || "chart"}.${ending}`;
+}
+
+/** A cell; text that a spreadsheet would run as a formula is marked as text. */
+function cell(value) {
+  if (value === null || value === undefined) return "";
+  const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/** @param {any[][]} rows the first one names the columns. */
+export function saveTable(title, rows) {
+  const text = rows.map((row) => row.map(cell).join(",")).join("\r\n");
+  save(new Blob([text, "\r\n"], { type: "text/csv" }), fileName(title, "csv"));
+}
+
+/** The plot under its title and what its lines are, on the page's own ground. */
+export function savePicture(title, lines, plot, colour) {
+  const scale = devicePixelRatio;
+  const source = plot.ctx.canvas;
+  const head = 34 * scale;
+  const canvas = Object.assign(document.createElement("canvas"), { width: source.width, height: source.height + head });
+  const context = canvas.getContext("2d");
+  context.fillStyle = colour("--surface");
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.textBaseline = "middle";
+  context.font = `600 ${13 * scale}px system-ui, sans-serif`;
+  context.fillStyle = colour("--text");
+  context.fillText(title, 12 * scale, head / 2);
+  let x = 12 * scale + context.measureText(title).width + 18 * scale;
+  context.font = `${12 * scale}px system-ui, sans-serif`;
+  for (const { label, token } of lines) {
+    context.fillStyle = colour(token);
+    context.fillText(label, x, head / 2);
+    x += context.measureText(label).width + 14 * scale;
+  }
+  context.drawImage(source, 0, head);
+  canvas.toBlob((blob) => blob && save(blob, fileName(title, "png")));
+}

@@ -1,0 +1,38 @@
+// Which metrics of a run stand together in one chart.
+
+const GROUPS = [
+  { title: "Loss", lines: [["train/loss", "loss"]] },
+  {
+    title: "Loss terms",
+    about: "The instance loss and the weak-label loss, before the weight beta",
+    lines: [["train/loss_instance", "instance"], ["train/loss_weak", "weak"]],
+    needs: "train/loss_weak",
+  },
+  { title: "kNN accuracy", about: "Of the test split, on frozen features", lines: [["eval/knn_top1", "kNN"]], isShare: true },
+  {
+    title: "Pair precision",
+    about: "Share of the pairs joined by weak labels whose classes agree, beside what random pairs would reach",
+    lines: [["weak/pair_precision", "precision"], ["weak/pair_precision_chance", "chance"]],
+    isShare: true,
+  },
+  {
+    title: "View agreement",
+    about: "How far the weak labels of the two views agree",
+    lines: [["weak/view_agreement", "agreement"]],
+    isShare: true,
+  },
+  { title: "Components", about: "Weak labels in a batch", lines: [["weak/components", "components"]] },
+  { title: "Learning rate", lines: [["train/lr", "rate"]] },
+  { title: "Images per second", lines: [["train/images_per_second", "images/s"]] },
+];
+const KNOWN = new Set(GROUPS.flatMap((group) => group.lines.map(([name]) => name)));
+const MAX_OTHERS = 60; // the table of latest values has them all
+
+/** The groups that have data, then every other metric by itself. */
+export function groupsOf(curves) {
+  const known = GROUPS.filter(({ lines, needs }) =>
+    needs ? curves.byName.has(needs) : lines.some(([name]) => curves.byName.has(name)),
+  );
+  const others = [...curves.byName.keys()].filter((name) => !KNOWN.has(name)).sort().slice(0, MAX_OTHERS);
+  return [...known, ...others.map((name) => ({ title: name, lines: [[name, "value"]] }))];
+}

@@ -1,0 +1,216 @@
+// One chart on a page: a figure with its readout, zoom by mouse and keys, downloads.  What it shows, its kinds say
+// (charts.js, compare.js): `tables()`, `series()`, `bands()`, `read()`, `legend()`.
+import { AXES } from "./axes.js";
+import { savePicture, saveTable } from "./downloads.js";
+import { short } from "./format.js";
+
+const MIN_DRAG = 5; // pixels; less is a click
+
+/** A colour of the style sheet as canvases want it. */
+export function colour(name) {
+  const probe = document.getElementById("charts");
+  const before = probe.style.color;
+  probe.style.color = `var(${name})`;
+  const found = getComputedStyle(probe).color;
+  probe.style.color = before;
+  return found;
+}
+
+export function faded(name, share) {
+  return colour(name).replace(/^rgb\((.*)\)$/, `rgba($1, ${share})`);
+}
+
+export function text(tag, content, className = "") {
+  const made = document.createElement(tag);
+  made.textContent = content;
+  made.className = className;
+  return made;
+}
+
+/** Exponential moving average without the pull of its start; gaps stay gaps. */
+export function smoothed(values, weight) {
+  if (!weight) return values;
+  let [sum, norm] = [0, 0];
+  return values.map((value) => {
+    if (value === null || value === undefined) return value;
+    sum = weight * sum + (1 - weight) * value;
+    norm = weight * norm + (1 - weight);
+    return sum / norm;
+  });
+}
+
+/** Shares of one: some room around them, but none below 0 or above 1. */
+function shareRange(plot, low, high) {
+  if (low === null) return [0, 1];
+  const room = Math.max(0.1 * (high - low), 0.02);
+  return [Math.max(0, low - room), Math.min(1, high + room)];
+}
+
+function logRange(plot, low, high) {
+  if (!(low > 0)) return [1, 10];
+  return [low / 1.15, high * 1.15];
+}
+
+export class PlotFigure {
+  /** @param {object} kind `title`, `about`, `isShare`, `height`, `sync`: the charts whose cursors move together. */
+  constructor(kind, view, place) {
+    Object.assign(this, kind, { view });
+    this.figure = text("figure", "", "chart panel");
+    this.caption = this.figure.appendChild(document.createElement("figcaption"));
+    const title = this.caption.appendChild(text("h3", this.title));
+    title.title = this.about ?? this.title;
+    this.readout = this.caption.appendChild(document.createElement("p"));
+    this.canvas = this.figure.appendChild(text("div", "", "canvas"));
+    this.canvas.tabIndex = 0;
+    this.canvas.setAttribute("role", "img");
+    this.figure.append(this.foot());
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
+    this.canvas.addEventListener("blur", () => this.plot.setCursor({ left: -10, top: -10 }));
+    place.append(this.figure);
+  }
+
+  foot() {
+    const foot = text("p", "", "foot");
+    this.below = foot.appendChild(text("span", "", "quiet"));
+    for (const [label, act] of [["CSV", () => this.saveTable()], ["PNG", () => this.savePicture()]]) {
+      const button = foot.appendChild(text("button", label, "button quiet"));
+      button.type = "button";
+      button.setAttribute("aria-label", `${this.title} as ${label}`);
+      button.addEventListener("click", act);
+    }
+    return foot;
+  }
+
+  /** Make the plot; again whenever the view asks for another axis or scale. */
+  draw() {
+    this.plot?.destroy();
+    this.plot = new window.uPlot(this.options(), this.data(), this.canvas);
+    this.watch ??= new ResizeObserver(() => this.resize());
+    this.watch.observe(this.canvas);
+    this.below.textContent = AXES[this.view.x].label + (this.hasHidden ? "; positive values only" : "");
+    this.read();
+  }
+
+  /** New points, or another part of them. */
+  update() {
+    this.plot.setData(this.data());
+    this.read();
+  }
+
+  redraw() {
+    this.plot.redraw(false);
+    this.read();
+  }
+
+  resize() {
+    const width = this.canvas.clientWidth;
+    if (width && width !== this.plot.width) this.plot.setSize({ width, height: this.height });
+  }
+
+  data() {
+    this.hasHidden = false;
+    return window.uPlot.join(this.tables().map(([xs, ...columns]) => [xs, ...columns.map((column) => this.shown(column))]));
+  }
+
+  /** A logarithmic scale has no place for zero and below. */
+  shown(column) {
+    if (!this.isLog) return column;
+    return column.map((value) => {
+      if (value === null || value === undefined || value > 0) return value;
+      this.hasHidden = true;
+      return null;
+    });
+  }
+
+  get isLog() {
+    return this.view.log;
+  }
+
+  options() {
+    const axis = {
+      stroke: () => colour("--text-3"),
+      font: "11px system-ui, sans-serif",
+      grid: { stroke: () => colour("--line"), width: 1 },
+      ticks: { show: false },
+    };
+    const { tick } = AXES[this.view.x];
+    const y = this.isLog ? { distr: 3, range: logRange } : this.isShare ? { range: shareRange } : {};
+    return {
+      width: this.canvas.clientWidth || 360,
+      height: this.height,
+      series: [{}, ...this.series()],
+      bands: this.bands(),
+      legend: { show: false },
+      padding: [18, 12, 0, 0],
+      scales: { x: { time: false, range: (plot, low, high) => this.range(low, high) }, y },
+      axes: [
+        { ...axis, size: 26, gap: 6, values: (plot, splits) => splits.map(tick), space: 60 },
+        { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => (v === null ? "" : tickOf(v, this.isShare))), space: 34 },
+      ],
+      cursor: {
+        y: false,
+        sync: { key: this.sync, scales: ["x", null], filters: { pub: (type) => !/mouse(down|up)|dblclick/.test(type) } },
+        points: { size: 7 },
+        drag: { x: true, y: false, setScale: false },
+        bind: { dblclick: () => () => this.view.reset() },
+      },
+      hooks: { setCursor: [() => this.read()], setSelect: [(plot) => this.select(plot)], ...this.hooks() },
+    };
+  }
+
+  hooks() {
+    return {};
+  }
+
+  range(low, high) {
+    const [from, to] = [this.view.from ?? low ?? 0, this.view.to ?? high ?? 1];
+    return to > from ? [from, to] : [from - 0.5, from + 0.5];
+  }
+
+  select(plot) {
+    const { left, width } = plot.select;
+    if (width <= 0) return;
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    if (width >= MIN_DRAG) this.view.zoom(Math.max(0, plot.posToVal(left, "x")), plot.posToVal(left + width, "x"));
+  }
+
+  key(event) {
+    const zoom = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (zoom) this.zoomBy(zoom);
+    else if (event.key === "Escape" || event.key === "0") this.view.reset();
+    else if (!this.walk(event.key)) return;
+    event.preventDefault();
+  }
+
+  zoomBy(factor) {
+    const { min, max } = this.plot.scales.x;
+    const [all, at] = [this.plot.data[0], this.plot.cursor.idx];
+    if (!all.length) return;
+    const middle = at === null || at === undefined ? (min + max) / 2 : all[at];
+    this.view.zoom(Math.max(0, middle - (middle - min) * factor), middle + (max - middle) * factor);
+  }
+
+  /** Arrow keys move the cursor from point to point. */
+  walk(key) {
+    const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[key];
+    const xs = this.plot.data[0];
+    if (move === undefined || !xs.length) return false;
+    const last = xs.length - 1;
+    const at = Math.min(last, Math.max(0, (this.plot.cursor.idx ?? last + (move < 0 ? 1 : 0)) + move));
+    this.plot.setCursor({ left: this.plot.valToPos(xs[at], "x"), top: 10 });
+    return true;
+  }
+
+  saveTable() {
+    saveTable(this.title, this.rows());
+  }
+
+  savePicture() {
+    savePicture(this.title, this.legend(), this.plot, colour);
+  }
+}
+
+function tickOf(value, isShare) {
+  return isShare ? `${Number((value * 100).toPrecision(3))}%` : short(value);
+}
