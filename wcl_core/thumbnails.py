@@ -29,8 +29,8 @@ class Sheet:
     columns: int
 
 
-def sheet(images: Tensor, columns: int | None = None) -> Sheet:
-    """Lay images side by side; larger ones are scaled down to 48 pixels, with antialiasing.
+def sheet(images: Tensor, columns: int | None = None, max_tile: int = MAX_TILE) -> Sheet:
+    """Lay images side by side; larger ones than `max_tile` pixels are scaled down to it, with antialiasing.
 
     Args:
         images: (N, 3, S, S) uint8, N >= 1, on any device.
@@ -38,7 +38,7 @@ def sheet(images: Tensor, columns: int | None = None) -> Sheet:
     """
     count, _, side, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
-    images, tile = images.cpu(), min(side, MAX_TILE)
+    images, tile = images.cpu(), min(side, max_tile)
     if tile < side:
         images = functional.resize(images, [tile, tile], antialias=True)
     empty = torch.zeros(-count % columns, 3, tile, tile, dtype=torch.uint8)

@@ -9,7 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from wcl_core.config.fields import ListName, Seed, SpecModel, without_repeats
 from wcl_core.config.images import DataConfig
 
-Protocol = Literal["knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed"]
+Protocol = Literal[
+    "knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed", "map"
+]
 FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
 
 
@@ -64,6 +66,14 @@ class SemiSupervisedConfig(SpecModel):
         return shares
 
 
+class MapConfig(SpecModel):
+    """A map of the feature space, to be looked at: PCA, t-SNE and nearest neighbours of some images."""
+
+    split: Literal["test", "train"] = "test"
+    images: int = Field(default=2000, ge=10, le=2000, description="At most so many, drawn at random.")
+    perplexity: float = Field(default=30, ge=2, le=200, description="Of t-SNE; at most a third of the images is used.")
+
+
 class ProtocolSettings(SpecModel):
     """Under which protocols features are measured, and their parameters."""
 
@@ -73,7 +83,7 @@ class ProtocolSettings(SpecModel):
         description=(
             "`knn`: knn_k neighbours; `knn_wide`: 200 neighbours, temperature 0.1; `linear`: L-BFGS on cached "
             "features; `linear_sgd`: SGD as published; `few_labels`; `semi_supervised`: fine-tuning; `retrieval`; "
-            "`embed`: the features of both splits as a float16 file."
+            "`embed`: the features of both splits as a float16 file; `map`: images laid out by their features."
         ),
     )
     seed: Seed = 0
@@ -91,6 +101,7 @@ class ProtocolSettings(SpecModel):
     retrieval_examples: int = Field(
         default=8, ge=0, le=100, description="Test images whose nearest train images the result lists."
     )
+    map: MapConfig = MapConfig()
 
     @field_validator("protocols", "labels_per_class", "few_labels_classifiers")
     @classmethod

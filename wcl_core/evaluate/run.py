@@ -15,6 +15,7 @@ from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, PixelFeatures, PretrainSpec
 from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.evaluate.embedding import FILE_NAME, write_embeddings
+from wcl_core.evaluate.embedding_map import keep_map
 from wcl_core.evaluate.features import network_features, pixel_features
 from wcl_core.evaluate.pace import Interrupted, Pace
 from wcl_core.evaluate.results import Subject, results
@@ -36,7 +37,8 @@ def evaluate(
         reporter: told every result; asked at the start, between protocols and within long ones whether to stop.
         data: both splits at the spec's image size.
         checkpoint_path: the native checkpoint when the spec's features come from one.
-        output_dir: where `embed` writes its file, which is reported like a checkpoint of its own kind.
+        output_dir: where `embed` writes its file, which is reported like a checkpoint of its own kind, and `map` its
+            artifacts.
 
     Raises:
         checkpoint.CheckpointError: missing or damaged checkpoint.
@@ -52,7 +54,11 @@ def evaluate(
         for done, protocol in enumerate(spec.protocols, start=1):
             pace.reach(done)
             if protocol == "embed":
-                _embed(spec, data, subject, reporter, output_dir)
+                _embed(spec, data, subject, reporter, _folder(protocol, output_dir))
+                continue
+            if protocol == "map":
+                folder = _folder(protocol, output_dir)
+                keep_map(reporter, folder, spec, data, subject.features, checkpoint_path)
                 continue
             for result in results(protocol, spec, data, subject, pace):
                 reporter.evaluation(
@@ -72,9 +78,13 @@ def evaluate(
     return "succeeded"
 
 
-def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Reporter, output_dir: Path | None) -> None:
+def _folder(protocol: str, output_dir: Path | None) -> Path:
     if output_dir is None:
-        raise ValueError("protocols: embed writes a file and needs a folder for it")
+        raise ValueError(f"protocols: {protocol} writes a file and needs a folder for it")
+    return output_dir
+
+
+def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Reporter, output_dir: Path) -> None:
     written = write_embeddings(output_dir / FILE_NAME, subject.features, spec, data)
     reporter.checkpoint(
         step=0, epoch=0, path=FILE_NAME, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"

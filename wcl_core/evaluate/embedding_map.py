@@ -1,0 +1,180 @@
+"""A map of the feature space: images of one split in two dimensions, with their nearest neighbours, to be looked at.
+
+Artifacts `map.json`, whose keys `_facts` lists, and `map.png`, the images in the same order.  PCA and t-SNE (van der
+Maaten & Hinton, JMLR 2008) both see L2-normalised features, of which t-SNE keeps the first 50 principal components, so
+near means near by cosine.  t-SNE keeps neighbourhoods: its distances, sizes and gaps between groups mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcl_core import artifacts, checkpoint
+from wcl_core.config import CheckpointFeatures, EvaluateSpec
+from wcl_core.data import ImageData, derived_seed
+from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.heads import normalise
+from wcl_core.model import Model
+from wcl_core.reporter import Reporter
+from wcl_core.thumbnails import sheet
+from wcl_core.weak_labels import weak_labels
+
+VERSION = 1
+NEIGHBOURS = 10
+_TSNE_DIMENSIONS = 50
+_MAX_TILE = 32
+
+
+def keep_map(
+    reporter: Reporter,
+    output_dir: Path,
+    spec: EvaluateSpec,
+    data: ImageData,
+    features: FeatureSet,
+    checkpoint_path: Path | None,
+) -> None:
+    """Lay out the images that `spec.map` asks for and keep both files.
+
+    Raises:
+        ProtocolError: scikit-learn is absent, a feature is not finite, or the split has fewer than three images.
+    """
+    split = getattr(data, spec.map.split)
+    index = chosen(len(split), spec.map.images, spec.seed)
+    rows = getattr(features, spec.map.split)[index]
+    if not bool(torch.isfinite(rows).all()):
+        raise ProtocolError(f"protocols: map needs finite features, which some of the {spec.map.split} split are not")
+    components = None
+    if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
+        components = weak_components(checkpoint_path, rows)
+    made = sheet(split.plain(index), max_tile=_MAX_TILE)
+    facts = {
+        "version": VERSION,
+        "dataset": data.name,
+        "dataset_digest": data.digest,
+        "split": spec.map.split,
+        "split_images": len(split),
+        "split_digest": split.digest,
+        "class_names": list(data.classes),
+        "tile": made.tile,
+        "columns": made.columns,
+        "indices": index.tolist(),
+        "labels": [label if label >= 0 else None for label in split.labels[index].tolist()],
+        "components": components,
+        **layout(rows, spec.map.perplexity, spec.seed),
+    }
+    artifacts.keep(reporter, output_dir, "map.png", made.png, "image/png")
+    artifacts.keep(reporter, output_dir, "map.json", json.dumps(facts).encode(), "application/json")
+
+
+def chosen(count: int, limit: int, seed: int) -> Tensor:
+    """(min(count, limit),) int64 places in the split, ascending; a random draw where there are more than `limit`."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "map"))
+    return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
+def layout(features: Tensor, perplexity: float, seed: int) -> dict[str, Any]:
+    """Where the images are, and which are near each other.
+
+    Args:
+        features: (N, D) finite floats, N >= 3.
+        perplexity: of t-SNE; at most a third of the images is used.
+        seed: of t-SNE.
+
+    Returns:
+        `pca` and `tsne`, [x, y] of each image within -1 and 1; `pca_shares` of the variance, by axis; `perplexity` as
+        used; `neighbours`, places in these lists, nearest first, and their `cosines`.
+    """
+    if len(features) < 3:
+        raise ProtocolError(f"protocols: map needs 3 images, the split has {len(features)}")
+    x = normalise(features.double())
+    scores, shares = principal(x, _TSNE_DIMENSIONS)
+    used = min(perplexity, (len(x) - 1) / 3)
+    places, cosines = nearest(x, NEIGHBOURS)
+    return {
+        "pca": _scaled(scores[:, :2]),
+        "pca_shares": [round(share, 4) for share in shares[:2].tolist()],
+        "tsne": _scaled(_tsne(scores, used, seed)),
+        "perplexity": round(used, 2),
+        "neighbours": places.tolist(),
+        "cosines": [[round(value, 3) for value in row] for row in cosines.tolist()],
+    }
+
+
+def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores on the first principal components, and their shares of the variance.
+
+    The sign of a component, which is free, makes its largest score positive, so that a map is the same everywhere.
+
+    Args:
+        x: (N, D) float64.
+
+    Returns:
+        (N, K) and (K,) float64, K = max(2, min(count, N, D)); components that the data does not have are zero.
+    """
+    centred = x - x.mean(dim=0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    scores, shares = (u * s)[:, :count], s.square()[:count] / s.square().sum().clamp_min(torch.finfo(s.dtype).tiny)
+    largest = scores.gather(0, scores.abs().argmax(dim=0, keepdim=True))
+    scores = torch.where(largest < 0, -scores, scores)
+    missing = max(0, 2 - scores.shape[1])
+    return torch.nn.functional.pad(scores, (0, missing)), torch.nn.functional.pad(shares, (0, missing))
+
+
+def nearest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest other rows by cosine, nearest first; of equal ones the lower place comes first.
+
+    Args:
+        x: (N, D) unit rows.
+
+    Returns:
+        (N, K) int64 places and (N, K) cosines, K = min(count, N - 1).
+    """
+    cosines = x @ x.T
+    cosines.fill_diagonal_(-torch.inf)
+    values, places = cosines.sort(dim=1, descending=True, stable=True)
+    kept = min(count, len(x) - 1)
+    return places[:, :kept], values[:, :kept]
+
+
+def weak_components(path: Path, features: Tensor) -> list[int] | None:
+    """The weak label of each image among these images, by the checkpoint's head, numbered from 0 on; None without one.
+
+    Args:
+        path: of a native checkpoint.
+        features: (N, D) float32, pooled outputs of its backbone.
+    """
+    saved = checkpoint.read(path)
+    model = Model(saved.spec)
+    if model.labels_head is None:
+        return None
+    model.load_state_dict(saved.part("model/"))
+    model.eval()
+    with torch.no_grad():
+        labels = weak_labels(model.heads(features)[model.labels_head])
+    numbers: list[int] = labels.unique(return_inverse=True)[1].tolist()
+    return numbers
+
+
+def _tsne(scores: Tensor, perplexity: float, seed: int) -> Tensor:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ProtocolError("protocols: map needs scikit-learn, which is not installed here") from error
+    if not bool(scores.any()):
+        return scores[:, :2]  # all features are equal, and no layout can tell them apart
+    found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scores.float().numpy())
+    return torch.from_numpy(found).double()
+
+
+def _scaled(places: Tensor) -> list[list[float]]:
+    """Centred and scaled to within -1 and 1, both axes alike."""
+    low, high = places.min(dim=0).values, places.max(dim=0).values
+    half = float((high - low).max() / 2) or 1.0
+    scaled = (places - (low + high) / 2) / half
+    return [[round(x, 4), round(y, 4)] for x, y in scaled.tolist()]
