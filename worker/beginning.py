@@ -1,20 +1,53 @@
-"""The file that an attempt begins from: read back, compared with its registered digest, or passed by."""
+"""What an attempt begins with: its `run.json`, and the file it begins from, read back and compared with its digest."""
 
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
+from typing import Any
 
 from jobs import damage
 from jobs.database import Database
 from jobs.storage import Damaged, Storage, verified
 from jobs.transitions import CheckpointRef, Claim
+from wcl_core.failpoints import failpoint
+from worker.datasets import Source
 
 log = logging.getLogger(__name__)
 
 
 class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it becomes)
     """The run cannot start: no file that it may begin from is there as it was registered."""
+
+
+def run_file(database: Database, storage: Storage, claim: Claim, source: Source) -> dict[str, Any]:
+    """The content of `run.json`, whose files were read and are whole.
+
+    Args:
+        source: the job's dataset on this worker.
+
+    Raises:
+        MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
+    """
+    failpoint("supervisor.run_file")
+    resume = resume_file(database, storage, claim) if claim.kind == "pretrain" else None
+    checkpoint = checkpoint_file(database, storage, claim)
+    return {
+        "job_id": claim.job_id,
+        "attempt": claim.number,
+        "host": socket.gethostname(),
+        "kind": claim.kind,
+        "spec": claim.spec,
+        "dataset": {
+            "kind": source.facts.kind,
+            "path": str(source.path) if source.path else None,
+            "digest": claim.dataset_digest,
+            "lists": {name: str(path) for name, path in source.lists.items()},
+        },
+        "resume": str(resume) if resume else None,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+    }
 
 
 def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:

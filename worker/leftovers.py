@@ -22,9 +22,9 @@ from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from worker.delivery import Delivery
-from worker.patience import Backoff
+from worker.folder import RUN_FILE, clear, mark_of, owned
+from worker.patience import Backoff, renew_seconds
 from worker.process import marked
-from worker.supervisor import RUN_FILE, clear, mark_of, owned
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def _deliver(delivery: Delivery, settings: Settings) -> Reason:
             if is_full(delivery.obstacle):
                 return Reason.DISK_FULL
             time.sleep(backoff.pause())
+        delivery.is_storing(renew_seconds(settings.lease_seconds))
     return Reason.WORKER_LOST
 
 

@@ -11,6 +11,11 @@ _MAX_CAP_SECONDS = 10.0
 _LAST_SECONDS = 4.0  # of trying once the worker has to stop
 
 
+def renew_seconds(lease_seconds: float) -> float:
+    """Pause between two renewals of an attempt: several fit into a lease, so one that fails costs nothing."""
+    return min(3.0, lease_seconds / 6)
+
+
 class KeepSpool(Exception):  # noqa: N818 (an instruction)
     """The worker stops before everything could be delivered: the folder stays for the next worker of this host."""
 

@@ -6,21 +6,16 @@
                    ├─ silent for too long, or its storage is full ──► killed; why is the reason
                    └─ superseded ──► killed at once; nothing of it is stored any more
 
-An outage of the database stops nothing: the run goes on into its spool, which is delivered later.
+An outage of the database stops nothing: the run goes on into its spool, which is delivered later.  What takes long on
+files is done beside (`Errand`), so that a lease is renewed and whatever is asked is heard meanwhile.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import shutil
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,52 +26,27 @@ from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.settings import Settings
 from jobs.status import Reason
-from jobs.storage import Storage, StorageUnavailable, is_full
+from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from wcl_core.failpoints import failpoint
-from worker.beginning import MissingCheckpoint, checkpoint_file, resume_file
+from worker.beginning import MissingCheckpoint, run_file
 from worker.datasets import Source
 from worker.delivery import Delivery
-from worker.patience import Backoff, KeepSpool, Patience
+from worker.errand import Errand, must_go_on
+from worker.folder import RUN_FILE, clear, mark_of, owned
+from worker.patience import Backoff, KeepSpool, Patience, renew_seconds
 from worker.process import Ask, TrainingProcess
-from worker.renewal import renew_seconds, renewed
-from worker.verdict import Verdict, count_oom_kills, verdict
+from worker.verdict import Verdict, count_oom_kills, reason_of, verdict
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-LOCK_FILE = "supervisor.lock"
 _LOOK_SECONDS = 0.25
 _DELIVER_SECONDS = 0.5
 _EXIT_SECONDS = 10.0  # between a run's last word and its end
 _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
+_LEAVE_SECONDS = 4.0  # of that: to return the job, whatever is not registered by then
+_FILE_SECONDS = 1.0  # between two renewals while nothing but a file is waited for
 _ENDED_BY_ASKING: dict[Ask, str] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
-
-
-def mark_of(job_id: str, number: int) -> str:
-    """What the processes of an attempt carry in their environment."""
-    return f"{job_id}/{number}"
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[bool]:
-    """Hold an attempt's folder; False when another living supervisor holds it."""
-    with (folder / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-
-
-def clear(folder: Path) -> None:
-    """Remove an attempt's folder, whose content is stored or superseded."""
-    failpoint("supervisor.clear")
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # another attempt's folder may stand beside it
-        folder.parent.rmdir()
 
 
 class Supervisor:
@@ -114,15 +84,17 @@ class Supervisor:
             log.warning("%s; its run was stopped", error)
         except Exception as error:  # the folder, the process or a record could not be made: the job has to say so
             log.exception("job %s: attempt %d was given up", claim.job_id, claim.number)
-            self._end(claim, "failed", *_reason_of(error))
+            self._end(claim, "failed", *reason_of(error))
         clear(folder)
 
     def _run(self, claim: Claim, folder: Path) -> None:
+        source = self._sources[claim.dataset_name]
+        reading = Errand(lambda: run_file(self._database, self._storage, claim, source))
+        if (asked := self._asked_while(reading, claim)) is not None:
+            self._end(claim, _ENDED_BY_ASKING[asked], None, None)
+            return
         try:
-            failpoint("supervisor.run_file")
-            with renewed(self._database, self._settings, claim.job_id, claim.number):
-                facts = self._run_file(claim)
-            (folder / RUN_FILE).write_text(json.dumps(facts))
+            (folder / RUN_FILE).write_text(json.dumps(reading.result()))
         except MissingCheckpoint as error:
             self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
             return
@@ -139,25 +111,32 @@ class Supervisor:
         finally:
             process.kill()
 
-    def _run_file(self, claim: Claim) -> dict[str, Any]:
-        source = self._sources[claim.dataset_name]
-        resume = resume_file(self._database, self._storage, claim) if claim.kind == "pretrain" else None
-        checkpoint = checkpoint_file(self._database, self._storage, claim)
-        return {
-            "job_id": claim.job_id,
-            "attempt": claim.number,
-            "host": socket.gethostname(),
-            "kind": claim.kind,
-            "spec": claim.spec,
-            "dataset": {
-                "kind": source.facts.kind,
-                "path": str(source.path) if source.path else None,
-                "digest": claim.dataset_digest,
-                "lists": {name: str(path) for name, path in source.lists.items()},
-            },
-            "resume": str(resume) if resume else None,
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        }
+    def _asked_while(self, reading: Errand[Any], claim: Claim) -> Ask | None:
+        """Renew the attempt until its files are read; what was asked before that, so that no run has to begin.
+
+        Raises:
+            Superseded, StorageUnavailable: the attempt has ended; the files take for ever.
+        """
+        asked: Ask | None = None
+        pause = renew_seconds(self._settings.lease_seconds)
+        next_renewal = time.monotonic() + pause
+        while asked is None and not reading.is_done(_LOOK_SECONDS):
+            must_go_on(reading, self._settings)
+            if self._draining.is_set():
+                asked = "drain"
+            elif time.monotonic() >= next_renewal:
+                next_renewal = time.monotonic() + pause
+                asked = self._renew(claim)
+        return asked
+
+    def _renew(self, claim: Claim) -> Ask | None:
+        try:
+            return _ask_of(self._database.write(lambda s: transitions.deliver(s, claim.job_id, claim.number, [])))
+        except DBAPIError as error:
+            if not is_outage(error):
+                raise
+            log.warning("job %s: its attempt is not renewed: %s", claim.job_id, error.orig)
+            return None
 
     def _end(self, claim: Claim, outcome: str, reason: str | None, message: str | None) -> None:
         """End the attempt, whenever the database takes it."""
@@ -203,6 +182,7 @@ class _Run:
         self._next_renewal = 0.0
         self._next_delivery = 0.0
         self._kill_at: float | None = None
+        self._leave_at: float | None = None
         self._was_killed = False
         self._has_stalled = False
         self._last_word: tuple[int, float] = (-1, 0.0)  # the spool's size, and since when
@@ -212,7 +192,7 @@ class _Run:
             self._deliver()
             self._delivery.cap_output()
             if self._draining.is_set():
-                self._ask("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
+                self._drain()
             if self._kill_at is not None and time.monotonic() > self._kill_at:
                 log.warning("job %s: the run did not stop in time and is killed", self._claim.job_id)
                 self._was_killed = True
@@ -231,7 +211,9 @@ class _Run:
         if self._delivery.has_ended:  # all is said, and the process is on its way out
             self._kill_at = self._kill_at or now + _EXIT_SECONDS
             return
-        if now < self._next_delivery or not (self._delivery.collect() or now >= self._next_renewal):
+        if now < self._next_delivery:
+            return
+        if now < self._next_renewal and (self._delivery.is_storing() or not self._delivery.collect()):
             return
         requests = self._send()
         if requests is None or self._delivery.obstacle:
@@ -240,8 +222,9 @@ class _Run:
             self._backoff.reset()
             self._next_delivery = now + _DELIVER_SECONDS
         if requests is not None:
-            self._next_renewal = now + renew_seconds(self._settings)
-            self._obey(requests)
+            self._next_renewal = now + renew_seconds(self._settings.lease_seconds)
+            if (asked := _ask_of(requests)) is not None:
+                self._ask(asked, _STOP_SECONDS)
 
     def _send(self) -> Requests | None:
         """Deliver one batch, or what the storage takes of it; None while the database takes nothing.
@@ -269,31 +252,36 @@ class _Run:
             self._last_word = (size, now)
         return now - self._last_word[1] > self._settings.stall_seconds
 
-    def _obey(self, requests: Requests) -> None:
-        if requests.cancel:
-            self._ask("cancel", _STOP_SECONDS)
-        elif requests.pause:
-            self._ask("pause", _STOP_SECONDS)
-        elif requests.preempt or requests.timeout:
-            self._ask("drain", _STOP_SECONDS)
+    def _drain(self) -> None:
+        """The worker has to stop: the run has some of its time, and the job is back in the queue before it is over."""
+        if self._leave_at is None:
+            self._leave_at = time.monotonic() + self._settings.drain_seconds - _LEAVE_SECONDS
+            self._ask("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
 
     def _ask(self, what: Ask, grace_seconds: float) -> None:
-        if self._process.asked in (what, "cancel"):
-            return
         self._process.ask(what)
         kill_at = time.monotonic() + grace_seconds
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def _deliver_rest(self) -> bool:
-        """Deliver all that the ended run left; whether its `end` record was among it."""
+        """Deliver all that the ended run left, unless the worker must be gone first; whether its `end` was among it."""
         patience = Patience(self._draining, self._settings.lease_seconds)
-        while not self._delivery.has_ended and self._delivery.collect(is_over=True):
+        while not self._delivery.has_ended and self._delivery.collect(is_over=True) and not self._is_late():
             if self._send() is None or self._delivery.obstacle:
                 patience.wait()
+            else:
+                self._delivery.is_storing(_FILE_SECONDS)
         return self._delivery.has_ended
 
+    def _is_late(self) -> bool:
+        if self._draining.is_set():
+            self._drain()
+        return self._leave_at is not None and time.monotonic() > self._leave_at
+
     def _verdict(self, code: int) -> Verdict:
-        """How a run ended that left no last word."""
+        """How a run ended whose last word is not stored."""
+        if self._is_late() and self._delivery.collect(is_over=True):
+            return "drained", None, "the worker had to stop before everything of the run was stored"
         if self._was_killed and self._process.asked:
             return _ENDED_BY_ASKING[self._process.asked], None, "the run did not stop in time and was killed"
         if self._has_stalled:
@@ -302,11 +290,10 @@ class _Run:
         return verdict(code, self._delivery.folder, self._oom_kills)
 
 
-def _reason_of(error: Exception) -> tuple[Reason, str]:
-    """(reason, message) of an attempt that could not be made or followed."""
-    if is_full(error):
-        assert isinstance(error, OSError)
-        return Reason.DISK_FULL, f"{os.strerror(error.errno or 0)}: the run's folder or the storage of its checkpoints"
-    if isinstance(error, StorageUnavailable):
-        return Reason.STORAGE_UNAVAILABLE, str(error)
-    return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
+def _ask_of(requests: Requests) -> Ask | None:
+    """What a run is asked for; a cancel before all."""
+    if requests.cancel:
+        return "cancel"
+    if requests.pause:
+        return "pause"
+    return "drain" if requests.preempt or requests.timeout else None

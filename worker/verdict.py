@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
 
 from jobs.status import Reason
+from jobs.storage import StorageUnavailable, is_full
 from worker.process import PEER_LOST_EXIT, failure_of
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -33,6 +35,16 @@ def verdict(code: int, folder: Path, oom_kills: int | None) -> Verdict:
         return "failed", Reason.KILLED, "the ranks of the run lost each other; the log may say why"
     message = f"the training process ended with exit code {code} and without a last word; its log may say why"
     return "failed", Reason.INTERNAL_ERROR, message
+
+
+def reason_of(error: Exception) -> tuple[Reason, str]:
+    """(reason, message) of an attempt that could not be made or followed."""
+    if is_full(error):
+        assert isinstance(error, OSError)
+        return Reason.DISK_FULL, f"{os.strerror(error.errno or 0)}: the run's folder or the storage of its checkpoints"
+    if isinstance(error, StorageUnavailable):
+        return Reason.STORAGE_UNAVAILABLE, str(error)
+    return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
 
 
 def _killed(number: int, oom_kills: int | None) -> Verdict:
