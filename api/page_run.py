@@ -76,6 +76,19 @@ def run(session: Session, job_id: str) -> Run:
     )
 
 
+def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
+    """(address, name) of the parts of the job's page, which is here unless an address is given, and of the next one."""
+    parts = [("evaluations", "Evaluations"), ("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
+    if run.group:
+        parts.insert(1, ("group", "Seeds"))
+    if run.job.kind == "pretrain":
+        parts = [("curves", "Curves"), ("checkpoints", "Checkpoints"), *parts]
+    found = [(f"{address}#{anchor}", name) for anchor, name in parts]
+    if run.job.kind == "pretrain":
+        found.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
+    return found
+
+
 def logs(session: Session, job_id: str) -> list[Log]:
     """The last lines."""
     return queries.logs(session, job_id, limit=LOG_LINES)

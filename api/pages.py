@@ -91,7 +91,7 @@ def job_page(request: Request, job_id: str, reader: Reader) -> Response:
         lines = page_run.logs(session, job_id)
     context = _run_context(run, reader) | {
         "lines": lines,
-        "sections": _sections(run),
+        "sections": page_run.sections(run),
         "pictures": sorted(run.view.metrics),
     }
     return page(request, "job.html", **context)
@@ -108,13 +108,6 @@ def job_live(request: Request, job_id: str, reader: Reader) -> Response:
 def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
     protocols = get_args(Protocol)
     return {"run": run, "now": run.now, "may_submit": "submit" in reader.scopes, "protocols": protocols}
-
-
-def _sections(run: Run) -> list[tuple[str, str]]:
-    of_training = [("curves", "Curves"), ("checkpoints", "Checkpoints")] if run.job.kind == "pretrain" else []
-    of_group = [("group", "Seeds")] if run.group else []
-    rest = [("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
-    return [*of_training, ("evaluations", "Evaluations"), *of_group, *rest]
 
 
 @router.get("/jobs/{job_id}/curve.svg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -193,6 +194,38 @@ class PlayedRun:
         facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
         self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
         return digest
+
+    def artifact(self, name: str, content: bytes, media_type: str) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        key = f"{self.job_id}/{self.number}/{digest[:16]}-{name}"
+        path = self._site.settings.checkpoints_dir / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        file = {"name": name, "path": key, "sha256": digest, "size": len(content), "media_type": media_type}
+        self.tell({"type": "artifact", **file})
+
+    def probe(
+        self, colours: Sequence[tuple[int, int, int]], classes: Sequence[int | None], names: Sequence[str]
+    ) -> None:
+        """Show a probe of images of one colour each, eight pixels wide, the first one of index 100."""
+        columns = 3
+        tiles = [np.full((8, 8, 3), colour, dtype=np.uint8) for colour in colours]
+        tiles += [np.zeros((8, 8, 3), dtype=np.uint8)] * (-len(tiles) % columns)
+        rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(rows)).save(buffer, "png")
+        self.artifact("probe.png", buffer.getvalue(), "image/png")
+        facts = {"indices": list(range(100, 100 + len(colours))), "classes": list(classes), "class_names": list(names)}
+        facts |= {"tile": 8, "columns": columns}
+        self.artifact("probe.json", json.dumps(facts).encode(), "application/json")
+
+    def groups(self, epoch: int, labels: Sequence[int]) -> None:
+        """As a run looks at its probe: the groups, then the monitors."""
+        step = 10 * epoch
+        self.tell(
+            {"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)},
+            {"type": "metrics", "step": step, "values": {"weak/ami": 0.5}},
+        )
 
     def evaluation(self, protocol: str, value: float, stderr: float | None = None, **params: Any) -> None:
         identity = {"protocol": protocol, "protocol_version": 1, "metric": "top1", "seed": 0, "params": params}

@@ -33,6 +33,9 @@ def paths(site: Site) -> list[str]:
     done.start()
     done.losses(range(1, 51))
     done.checkpoint(50)
+    done.probe([(20 * place, 90, 200) for place in range(6)], [0, 0, 1, 1, 1, 0], ["cat", "dog"])
+    done.groups(1, [0, 0, 0, 3, 3, 3])
+    done.groups(2, [0, 0, 2, 2, 2, 0])
     done.end()
     evaluation = site.submit_evaluation(site.checkpoints(done.job_id)[0].id, "measured")
     measuring = site.claim()
@@ -45,6 +48,7 @@ def paths(site: Site) -> list[str]:
     running.losses(range(1, 30))
     site.submit("waits")
     jobs = [f"/jobs/{job_id}" for job_id in (running.job_id, done.job_id, failed.job_id, evaluation)]
+    grouped = f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102"
     compared = f"/compare?job={done.job_id}&job={running.job_id}"
     site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
     lists = [
@@ -57,7 +61,7 @@ def paths(site: Site) -> list[str]:
         "/docs",
         "/sign-in",
     ]
-    return [*lists, *jobs, "/compare", compared, "/leaderboard", "/submit", f"/submit?source={done.job_id}"]
+    return [*lists, *jobs, grouped, "/compare", compared, "/leaderboard", "/submit", f"/submit?source={done.job_id}"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

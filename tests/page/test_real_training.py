@@ -32,6 +32,15 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             eventually(lambda: int(chart.get_attribute("data-points") or 0) > early, "a longer curve", 60)
 
             expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
+            groups = client.weak_groups(job["id"])
+            assert groups["epochs"] == list(range(1, 16))
+            page.get_by_role("link", name="Weak labels").click()
+            expect(page.locator(".group")).to_have_count(groups["num_groups"])
+            expect(page.locator(".bars a")).to_have_count(15)
+            assert page.locator(".group a.thumb").count() == groups["num_images"]
+            assert (groups["pair_precision"] or 0) > 2 * (groups["pair_precision_chance"] or 1)
+            page.go_back()
+
             last = client.checkpoints(job["id"])[-1]
             expect(page.locator("#checkpoints tbody tr").first).to_contain_text(last["sha256"][:12])
             expect(chart).to_have_attribute("data-step", str(last["step"]))
