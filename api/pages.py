@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from api import page_data, page_run
 from api.auth import Reader
 from api.page_data import Filters
+from api.page_hardware import hardware, is_hardware
 from api.page_picture import drawing
 from api.page_render import page, picture
 from api.page_run import Run
@@ -91,8 +92,13 @@ def job_page(request: Request, job_id: str, reader: Reader) -> Response:
         lines = page_run.logs(session, job_id)
     context = _run_context(run, reader) | {
         "lines": lines,
+<<<<<<< /tmp/m_mine
+        "sections": _sections(run),
+        "pictures": sorted(name for name in run.view.metrics if not is_hardware(name)),
+=======
         "sections": page_run.sections(run),
         "pictures": sorted(run.view.metrics),
+>>>>>>> /tmp/m_head
     }
     return page(request, "job.html", **context)
 
@@ -107,9 +113,27 @@ def job_live(request: Request, job_id: str, reader: Reader) -> Response:
 
 def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
     protocols = get_args(Protocol)
-    return {"run": run, "now": run.now, "may_submit": "submit" in reader.scopes, "protocols": protocols}
+    may_submit = "submit" in reader.scopes
+    return {
+        "run": run,
+        "now": run.now,
+        "may_submit": may_submit,
+        "protocols": protocols,
+        "hardware": hardware(run),
+    }
 
 
+<<<<<<< /tmp/m_mine
+def _sections(run: Run) -> list[tuple[str, str]]:
+    of_training = [("curves", "Curves"), ("checkpoints", "Checkpoints")] if run.job.kind == "pretrain" else []
+    of_group = [("group", "Seeds")] if run.group else []
+    of_machine = [("hardware", "Hardware")] if run.job.kind == "pretrain" else []
+    rest = [("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
+    return [*of_training, ("evaluations", "Evaluations"), *of_group, *of_machine, *rest]
+
+
+=======
+>>>>>>> /tmp/m_head
 @router.get("/jobs/{job_id}/curve.svg")
 def curve_picture(request: Request, job_id: str, name: str, reader: Reader) -> Response:
     """One metric as a picture, for browsers without scripts."""

@@ -23,7 +23,31 @@ const GROUPS = [
   },
   { title: "Components", about: "Weak labels in a batch", lines: [["weak/components", "components"]] },
   { title: "Learning rate", lines: [["train/lr", "rate"]] },
-  { title: "Images per second", lines: [["train/images_per_second", "images/s"]] },
+  { title: "Images per second", lines: [["train/images_per_second", "images/s"]], isHardware: true },
+  {
+    title: "GPU utilisation, %",
+    about: "Share of the time that the GPU computed, as NVML tells",
+    lines: [["system/gpu_percent", "GPU"]],
+    isHardware: true,
+  },
+  {
+    title: "GPU memory, MiB",
+    about: "What the training process holds of it",
+    lines: [["system/gpu_memory_mib", "memory"]],
+    isHardware: true,
+  },
+  {
+    title: "CPU, % of a core",
+    about: "Of the training process: 200 is two cores at work",
+    lines: [["system/cpu_percent", "CPU"]],
+    isHardware: true,
+  },
+  {
+    title: "Process memory, MiB",
+    about: "Resident memory of the training process",
+    lines: [["system/process_memory_mib", "memory"]],
+    isHardware: true,
+  },
 ];
 const KNOWN = new Set(GROUPS.flatMap((group) => group.lines.map(([name]) => name)));
 const MAX_OTHERS = 60; // the table of latest values has them all
@@ -34,5 +58,6 @@ export function groupsOf(curves) {
     needs ? curves.byName.has(needs) : lines.some(([name]) => curves.byName.has(name)),
   );
   const others = [...curves.byName.keys()].filter((name) => !KNOWN.has(name)).sort().slice(0, MAX_OTHERS);
-  return [...known, ...others.map((name) => ({ title: name, lines: [[name, "value"]] }))];
+  const single = (name) => ({ title: name, lines: [[name, "value"]], isHardware: name.startsWith("system/") });
+  return [...known, ...others.map(single)];
 }

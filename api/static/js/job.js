@@ -101,21 +101,23 @@ function draw() {
     isDrawing = false;
     const groups = groupsOf(curves);
     const state = document.getElementById("charts-state");
-    state.hidden = groups.length > 0;
+    state.hidden = groups.some((group) => !group.isHardware);
     document.getElementById("charts-hint").hidden = !state.hidden;
     state.textContent = OVER.has(run.dataset.status) ? "No metric was reported." : "Curves appear with the first report.";
-    for (const group of groups) {
-      const chart = charts.get(group.title);
-      if (chart) chart.update();
-      else charts.set(group.title, new Chart(group, source, view, place));
-    }
-    place.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
+    drawAll(groups.filter((group) => !group.isHardware), place);
+    drawAll(groups.filter((group) => group.isHardware), document.getElementById("hardware-charts"));
   });
 }
 
-/** New groups may belong before charts that are there. */
-function isMisplaced(figure, position) {
-  return place.querySelectorAll("figure")[position] !== figure;
+function drawAll(groups, target) {
+  for (const group of groups) {
+    const chart = charts.get(group.title);
+    if (chart) chart.update();
+    else charts.set(group.title, new Chart(group, source, view, target));
+  }
+  // New groups may belong before charts that are there.
+  const isMisplaced = (figure, position) => target.querySelectorAll("figure")[position] !== figure;
+  target.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
 }
 
 if (place) {
