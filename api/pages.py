@@ -92,13 +92,8 @@ def job_page(request: Request, job_id: str, reader: Reader) -> Response:
         lines = page_run.logs(session, job_id)
     context = _run_context(run, reader) | {
         "lines": lines,
-<<<<<<< /tmp/m_mine
-        "sections": _sections(run),
-        "pictures": sorted(name for name in run.view.metrics if not is_hardware(name)),
-=======
         "sections": page_run.sections(run),
-        "pictures": sorted(run.view.metrics),
->>>>>>> /tmp/m_head
+        "pictures": sorted(name for name in run.view.metrics if not is_hardware(name)),
     }
     return page(request, "job.html", **context)
 
@@ -123,17 +118,6 @@ def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
     }
 
 
-<<<<<<< /tmp/m_mine
-def _sections(run: Run) -> list[tuple[str, str]]:
-    of_training = [("curves", "Curves"), ("checkpoints", "Checkpoints")] if run.job.kind == "pretrain" else []
-    of_group = [("group", "Seeds")] if run.group else []
-    of_machine = [("hardware", "Hardware")] if run.job.kind == "pretrain" else []
-    rest = [("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
-    return [*of_training, ("evaluations", "Evaluations"), *of_group, *of_machine, *rest]
-
-
-=======
->>>>>>> /tmp/m_head
 @router.get("/jobs/{job_id}/curve.svg")
 def curve_picture(request: Request, job_id: str, name: str, reader: Reader) -> Response:
     """One metric as a picture, for browsers without scripts."""
