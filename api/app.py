@@ -28,6 +28,7 @@ from api import (
     page_render,
     page_service,
     page_submit,
+    page_sweeps,
     page_weak_labels,
     pages,
     sign_in,
@@ -67,6 +68,7 @@ _ROUTERS = tuple(
         page_analysis,
         page_service,
         page_submit,
+        page_sweeps,
         page_weak_labels,
     )
 )

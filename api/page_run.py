@@ -11,9 +11,10 @@ from api.deviations import Deviation, of_preset
 from api.page_data import JobView, database_time
 from api.page_evaluations import Card, cards
 from api.page_timeline import Entry, timeline
-from jobs import changes, groups, queries
+from jobs import changes, groups, queries, sweeps
 from jobs.groups import Result
 from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
+from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain
 
 LOG_LINES = 400
@@ -41,6 +42,7 @@ class Run:
     group: Group | None
     needs: list[tuple[str, str, str]]
     parent_name: str | None
+    sweep: tuple[str, str, int] | None
     waiting: Waiting | None
     cursor: str
     now: int
@@ -70,6 +72,7 @@ def run(session: Session, job_id: str) -> Run:
         group=_group(session, job),
         needs=_needs(session, job_id),
         parent_name=parent.name if parent else None,
+        sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
         cursor=str(cursor),
         now=database_time(session),
@@ -99,6 +102,14 @@ def _group(session: Session, job: Job) -> Group | None:
         return None
     jobs = groups.members(session, job.group_id)
     return Group(job.group_id, jobs, groups.results(session, jobs))
+
+
+def _sweep(session: Session, job: Job | None) -> tuple[str, str, int] | None:
+    """(id, name, trial) of the sweep that a training belongs to."""
+    if job is None or job.sweep_id is None:
+        return None
+    found = sweeps.get_sweep(session, job.sweep_id)
+    return found.id, found.name, Place.of(job.origin or "").trial
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:

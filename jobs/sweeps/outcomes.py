@@ -46,6 +46,10 @@ class Outcome:
     runs: Sequence[Run]
 
     @property
+    def rung(self) -> int:
+        return self.runs[0].place.rung
+
+    @property
     def state(self) -> State:
         states = {run.state for run in self.runs}
         for state in ("unfinished", "failed"):

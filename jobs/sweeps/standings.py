@@ -31,10 +31,14 @@ class Standing:
     by_rung: list[Outcome]
 
     @property
+    def measured(self) -> Outcome | None:
+        """At the last rung where it has a value."""
+        measured = [outcome for outcome in self.by_rung if outcome.value is not None]
+        return measured[-1] if measured else None
+
+    @property
     def value(self) -> float | None:
-        """At the last rung where it has one."""
-        values = [outcome.value for outcome in self.by_rung if outcome.value is not None]
-        return values[-1] if values else None
+        return self.measured.value if self.measured else None
 
 
 def get_sweep(session: Session, sweep_id: str) -> Sweep:
