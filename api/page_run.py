@@ -86,6 +86,7 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
         parts.insert(1, ("group", "Seeds"))
     if run.job.kind == "pretrain":
         parts = [("curves", "Curves"), ("checkpoints", "Checkpoints"), *parts]
+        parts.insert(parts.index(("log", "Log")), ("hardware", "Hardware"))
     found = [(f"{address}#{anchor}", name) for anchor, name in parts]
     if run.job.kind == "pretrain":
         found.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
