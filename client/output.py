@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
-from client.answers import Checkpoint, Evaluation, Job
+from client.answers import Checkpoint, Evaluation, Job, WeakGroups
 from client.progress import styled_status
 
 out = Console(highlight=False)
@@ -231,6 +232,21 @@ def _place(trial: Mapping[str, Any], sign: int) -> tuple[float, ...]:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
+
+
+def print_weak_groups(found: WeakGroups) -> None:
+    """What was seen at one epoch in a line, then a group a row."""
+    if found["epoch"] is None:
+        out.print("no groups were reported: the run has not looked at its probe, or makes no weak labels")
+        return
+    precision, chance = found["pair_precision"], found["pair_precision_chance"]
+    known = f", pair precision {_share(precision)} (chance {_share(chance)})" if precision is not None else ""
+    out.print(f"epoch {found['epoch']}: {found['num_groups']} groups of {found['num_images']} images{known}")
+    table = Table("images", "precision", "true classes", box=None, header_style="bold")
+    for group in found["groups"]:
+        made = ", ".join(f"{name} ({count})" for name, count in (group["classes"] or {}).items())
+        table.add_row(str(len(group["places"])), _share(group["pair_precision"]), escape(made))
+    out.print(table)
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:

@@ -76,6 +76,18 @@ def group(
 
 
 @app.command()
+def groups(
+    job: JobId,
+    epoch: Annotated[int | None, typer.Option(min=0, help="The last one unless given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the weak labels of a run group its probe, a fixed batch of train images, at the end of an epoch."""
+    with WclClient.connect() as client:
+        found = client.weak_groups(find_job(client, job)["id"], epoch=epoch)
+    print_json(found) if as_json else output.print_weak_groups(found)
+
+
+@app.command()
 def watch(
     jobs: Annotated[list[str], typer.Argument(help="One or more jobs: ids, parts of ids, or `last`.")],
     as_json: AsJson = False,
