@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import DBAPIError
 
-from api import address
+from api import address, exports
 from api.app import create_app
 from jobs import keys
 from jobs.database import Database, is_outage
@@ -62,6 +62,8 @@ def serve(settings: Settings) -> None:
     reconciler = Reconciler(database, settings, rings=True)
     thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
     thread.start()
+    sweeping = (database, settings.exports_dir, stop)
+    threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
     try:
         _run(settings, database, listener)
     finally:

@@ -8,8 +8,6 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, StrictBool
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from api import exports, files, rendering
 from api.answers import CheckpointAnswer, JobAnswer
@@ -81,16 +79,9 @@ def delete(
     gone = database.write(lambda session: service.delete_checkpoint(session, checkpoint_id))
     try:
         storage.delete(gone.path)
-        with database.read() as session:
-            if not _is_digest_used(session, gone.sha256):
-                exports.forget(settings.exports_dir, gone.sha256)
+        exports.sweep(database, settings.exports_dir)
     except OSError as error:  # nobody can reach the file any more; only the space is not free yet
         log.warning("the file of checkpoint %s stays: %s", checkpoint_id, error)
-
-
-def _is_digest_used(session: Session, sha256: str) -> bool:
-    statement = select(Checkpoint.id).where(Checkpoint.sha256 == sha256, Checkpoint.deleted_at.is_(None)).limit(1)
-    return session.execute(statement).first() is not None
 
 
 @router.head("/download", include_in_schema=False)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
 from pathlib import Path
 
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+
+from jobs.database import Database
+from jobs.models import Checkpoint
 from jobs.storage import sha256_of
 from wcl_core.export import backbone_file
+
+log = logging.getLogger(__name__)
+
+_BATCH = 500  # digests that one question to the database is about
+_DIGEST = re.compile("[0-9a-f]{64}")
+_SWEEP_SECONDS = 600.0
 
 # Two threads of this process must not write the same file; two processes write beside, each under its own name.
 _LOCKS = [threading.Lock() for _ in range(16)]
@@ -28,14 +40,36 @@ def backbone(folder: Path, native: Path, sha256: str) -> tuple[Path, str]:
         return out, noted.read_text(encoding="ascii")
 
 
-def forget(folder: Path, sha256: str) -> None:
-    """Remove what was made of a checkpoint that is deleted."""
-    for path in reversed(_places(folder, sha256)):
-        path.unlink(missing_ok=True)
+def sweep(database: Database, folder: Path) -> None:
+    """Remove what was made of checkpoints that were deleted since, by people or by retention; others keep theirs.
+
+    Raises:
+        OSError, DBAPIError: a file cannot be removed, or the database does not answer; the next sweep tries again.
+    """
+    made = sorted({path.stem for path in folder.glob("*.s*") if _DIGEST.fullmatch(path.stem)})
+    for start in range(0, len(made), _BATCH):
+        batch = made[start : start + _BATCH]
+        claimed = select(Checkpoint.sha256).where(Checkpoint.sha256.in_(batch), Checkpoint.deleted_at.is_(None))
+        with database.read() as session:
+            orphans = set(batch) - set(session.execute(claimed).scalars())
+        for sha256 in orphans:
+            for path in reversed(_places(folder, sha256)):
+                path.unlink(missing_ok=True)
+
+
+def keep_swept(database: Database, folder: Path, stop: threading.Event) -> None:
+    """Sweep at once and every few minutes until `stop`; for a thread of its own."""
+    is_over = False
+    while not is_over:
+        try:
+            sweep(database, folder)
+        except (OSError, DBAPIError) as error:
+            log.warning("exports of deleted checkpoints stay for now: %s", error)
+        is_over = stop.wait(_SWEEP_SECONDS)
 
 
 def _places(folder: Path, sha256: str) -> tuple[Path, Path]:
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
+    if not _DIGEST.fullmatch(sha256):
         raise ValueError("not a sha256")
     return folder / f"{sha256}.safetensors", folder / f"{sha256}.sha256"
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 from sqlalchemy import update
 
+from api import exports
 from client.api import WclClient
 from jobs.database import new_id
 from jobs.models import Checkpoint
@@ -323,6 +324,23 @@ def test_equal_checkpoints_share_an_export_until_the_last_is_deleted(small: Serv
     assert len(list(small.settings.exports_dir.iterdir())) == 2
     client.delete(f"/v1/checkpoints/{second}")
     assert list(small.settings.exports_dir.iterdir()) == []
+
+
+def test_the_export_of_a_checkpoint_that_retention_removed_goes(small: Served) -> None:
+    """Retention works on rows and in workers, where nobody knows of exports."""
+    run = rows.Run(small.database, rows.running(small.database, spec={"checkpoints": {"keep_last": 1}}))
+    run.deliver(rows.started())
+    removed = small.checkpoint(native_checkpoint(), run, 1)
+    assert small.client("read").get(f"/v1/checkpoints/{removed}/download?kind=backbone").status_code == 200
+    small.checkpoint(CONTENT, run, 2)
+    folder = small.settings.exports_dir
+    (folder / f"{DIGEST}.safetensors").write_bytes(b"of the checkpoint that is kept")
+    (folder / f"{DIGEST}.sha256").write_text("f" * 64)
+    assert len(list(folder.iterdir())) == 4
+
+    exports.sweep(small.database, folder)
+
+    assert sorted(path.name for path in folder.iterdir()) == [f"{DIGEST}.safetensors", f"{DIGEST}.sha256"]
 
 
 def test_a_download_that_began_survives_the_deletion(small: Served) -> None:

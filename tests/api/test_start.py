@@ -124,6 +124,16 @@ def test_a_local_server_makes_a_key_that_only_its_owner_reads(start: Start) -> N
     assert not SECRET.search(server.words), "a secret is in the log"
 
 
+def test_a_server_removes_exports_of_deleted_checkpoints(start: Start, tmp_path: Path) -> None:
+    orphan = tmp_path / "data" / "exports" / f"{'5' * 64}.safetensors"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"of a checkpoint that is gone")
+
+    start()
+
+    eventually(lambda: not orphan.exists(), "the sweep")
+
+
 def test_the_local_key_stays_and_is_made_anew_once_it_is_revoked(start: Start) -> None:
     first = start().ready()
     key = (first.data_dir / "key").read_text()
