@@ -63,6 +63,8 @@ def test_groups_are_the_weak_labels_of_the_images_that_are_shown(tmp_path: Path)
         assert model.labels_head is not None
         assert record["labels"] == weak_labels(rows[model.labels_head]).tolist()
     assert len({tuple(record["labels"]) for record in reporter.of("groups")}) > 1
+    places = [place for place, record in enumerate(reporter.records) if record["type"] == "groups"]
+    assert all("weak/ami" in reporter.records[place + 1]["values"] for place in places), "who sees these finds those"
 
 
 def test_a_resumed_run_shows_the_same_images_and_the_groups_that_were_missing(tmp_path: Path) -> None:
