@@ -18,6 +18,7 @@ from tests.jobs.rows import Run, job, try_claim
 
 BASE: dict[str, Any] = {"data": {"name": "digits", "image_size": 8, "held_out_share": 0.2}, "epochs": 18}
 RATE, TEMPERATURE = "optimizer.learning_rate", "loss.temperature"
+_OTHERS = (("knn", "recall_at_1"), ("linear", "top1"))  # what else an evaluation may report
 _PARAMETERS: TypeAdapter[Any] = TypeAdapter(dict[str, Values | Range])
 
 
@@ -65,8 +66,13 @@ def play(database: Database, value_of: Callable[[dict[str, Any]], float | None])
         count += 1
         run = Run(database, claimed)
         if claimed.kind == "evaluate":
-            value = value_of(job(database, job(database, run.job_id).parent_id or "").spec)
-            run.deliver(rows.started(), rows.evaluation(value or 0.0, protocol="knn"), rows.end("succeeded"))
+            told = job(database, run.job_id)
+            spec = job(database, told.parent_id or "").spec
+            is_metric = told.origin == f"evaluations/{len(spec['evaluations']) - 1}/final"
+            value = (value_of(spec) or 0.0) if is_metric else -1.0
+            others = [rows.evaluation(-1.0, protocol=protocol, metric=metric) for protocol, metric in _OTHERS]
+            measured = rows.evaluation(value, protocol="knn", params={"metric": is_metric})
+            run.deliver(rows.started(), *others, measured, rows.end("succeeded"))
         elif value_of(claimed.spec) is None:
             run.deliver(rows.started(), rows.end("failed", "non_finite_loss"))
         else:

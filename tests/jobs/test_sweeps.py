@@ -139,6 +139,7 @@ def test_each_rung_is_a_run_of_its_own_whose_warm_up_keeps_its_share(database: D
 
     play_out(database, sweep_id, temperature)
 
+    assert sweep(database, sweep_id).best_value == 0.4, "not what the base's own evaluation measures"
     of_rungs = {}
     for each in jobs_of(database, sweep_id):
         of_rungs[each.spec["epochs"]] = (each.spec["warmup_epochs"], each.spec["weak_augmentation_epochs"])

@@ -59,9 +59,9 @@ def test_what_cannot_be_held_out_is_refused(data: ImageData) -> None:
 
 def test_neither_training_nor_probe_sees_the_test_split(data: ImageData, tmp_path: Path) -> None:
     """With another test split in its place every byte and number stays the same."""
-    ruined = dataclasses.replace(data.test, images=data.test.images.flip(0), digest="0" * 64)
+    other = dataclasses.replace(data.test, images=data.test.images.flip(0), digest="0" * 64)
     found = []
-    for number, each in enumerate((data, dataclasses.replace(data, test=ruined))):
+    for number, each in enumerate((data, dataclasses.replace(data, test=other))):
         training, measured = MemoryReporter(), MemoryReporter()
         fields = small.fields(data={"name": "digits", "image_size": 8, "held_out_share": SHARE}, knn_every_epochs=1)
         spec = parse_spec("pretrain", fields)
@@ -71,13 +71,33 @@ def test_neither_training_nor_probe_sees_the_test_split(data: ImageData, tmp_pat
         saved = training.of("checkpoint")[-1]
         path = folder / saved["path"]
         assert evaluate(evaluation(SHARE), measured, data=each, checkpoint_path=path) == "succeeded"
-        found.append((saved["sha256"], measured.of("evaluation")))
+        found.append((saved["sha256"], small.curves(training.records), measured.of("evaluation")))
 
     assert found[0] == found[1]
-    record = found[0][1][0]
+    record = found[0][2][0]
     assert record["params"]["held_out_share"] == SHARE
     assert record["split_digest"] == with_held_out(data, SHARE).test.digest
     assert record["n"] == len(with_held_out(data, SHARE).test)
+
+
+def test_held_out_images_are_not_trained_on(data: ImageData, tmp_path: Path) -> None:
+    """With other pixels in them the weights stay the same; with other pixels in the rest they do not."""
+    chosen = held_out(data.train.labels, SHARE)
+    fields = small.fields(data={"name": "digits", "image_size": 8, "held_out_share": SHARE}, epochs=1, warmup_epochs=0)
+    fields |= {"weak_augmentation_epochs": 0, "knn_every_epochs": 0}
+    spec = parse_spec("pretrain", fields)
+    assert isinstance(spec, PretrainSpec)
+    found = []
+    for number, changed in enumerate((None, chosen, ~chosen)):
+        images = data.train.images.clone()
+        if changed is not None:
+            images[changed] = 255 - images[changed]
+        each = dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
+        training = MemoryReporter()
+        pretrain(spec, training, dataset=each, output_dir=tmp_path / str(number))
+        found.append(training.of("checkpoint")[-1]["sha256"])
+
+    assert found[0] == found[1] != found[2]
 
 
 def test_lists_of_the_whole_train_split_do_not_go_together_with_it() -> None:
