@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -93,6 +94,8 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
+    gc.collect()
+    gc.freeze()  # what was imported stays: looking through it again and again took most of the time of large answers
     _Server(config, app.state.stopping).run(sockets=[listener])
 
 

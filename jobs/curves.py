@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Select, case, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.ingest import ROLLUP_WIDTHS
 from jobs.models import Attempt, Point, Rollup, Series
 
-# A level holds an eighth of the next finer one's buckets: up to four times too many are read and thinned, so that a
-# chart never falls far below the points it may have.
+# A level holds an eighth of the next finer one's buckets: where it would have up to four times too many, two or
+# four are read as one, so that a chart never falls far below the points it may have.
 _READ_FACTOR = 4
 _TOP = max(ROLLUP_WIDTHS)
 LAST_STEP = 2**53  # the last one that a browser can name
@@ -32,6 +32,22 @@ class CurvePoint(NamedTuple):
     min: float | None
     max: float | None
     attempt: int
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A level of rollups, of which so many buckets are read as one; level 0 is the points themselves."""
+
+    level: int
+    merged: int = 1
+
+    @property
+    def width(self) -> int:
+        """Steps of a bucket as it is read."""
+        return ROLLUP_WIDTHS[self.level] * self.merged
+
+
+POINTS = Detail(0)
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,8 @@ def metrics(
     share = max(1, max_points // max(1, len(shown)))
     found: dict[str, list[CurvePoint]] = {series: [] for series in names}
     for part in shown:
-        for level, ends in levels(session, names, part, share).items():
-            for series, points in _read(session, ends, part, level).items():
+        for detail, ends in levels(session, names, part, share).items():
+            for series, points in _read(session, ends, part, detail).items():
                 found[series] += _thinned(points, share)
     # There may be more attempts than points.
     return {name: _thinned(found[series], max_points) for series, name in names.items()}
@@ -86,8 +102,8 @@ def parts(session: Session, job_id: str, first: int, last: int) -> list[Part]:
     return found[::-1]
 
 
-def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[int, dict[str, int]]:
-    """Series, with their last step, by the finest level with few enough buckets to read; 0 is the points themselves.
+def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[Detail, dict[str, int]]:
+    """Series, with their last step, by the finest detail that has few enough buckets.
 
     How many buckets the part has is estimated from the buckets of the coarsest level that it touches, whose values are
     taken as evenly spread: as many as fit into the steps, at most one a point.
@@ -100,43 +116,73 @@ def levels(session: Session, series: Iterable[str], part: Part, max_points: int)
     within = (*own, Point.step.between(low * width, (high + 1) * width - 1))
     ends = (select(end(Point.step)).where(*within).scalar_subquery() for end in (func.min, func.max))
     statement = select(Series.id, count.scalar_subquery(), *ends).where(Series.id.in_(series))
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+    found: dict[Detail, dict[str, int]] = defaultdict(dict)
     for one, total, begin, end in session.execute(statement):
         if total is None:  # nothing, or nothing but missing values, which have no buckets
-            found[0][one] = part.last
+            found[POINTS][one] = part.last
             continue
         steps = max(0, min(part.last, end) - max(part.first, begin) + 1)
         share = steps / (end - begin + 1)
-        found[_level(total * share, steps, _READ_FACTOR * max_points)][one] = end
+        found[_detail(total * share, steps, max_points)][one] = end
     return found
 
 
-def _level(count: float, steps: int, most: int) -> int:
+def _detail(count: float, steps: int, max_points: int) -> Detail:
+    most = _READ_FACTOR * max_points
     if count <= most:
-        return 0
-    fitting = (level for level, width in ROLLUP_WIDTHS.items() if min(count, steps / width + 2) <= most)
-    return min(fitting, default=_TOP)
+        return POINTS
+    numbers = {level: min(count, steps / width + 2) for level, width in ROLLUP_WIDTHS.items()}
+    level = min((level for level, number in numbers.items() if number <= most), default=_TOP)
+    merged = next(
+        times for times in (1, 2, _READ_FACTOR) if numbers[level] <= times * max_points or times == _READ_FACTOR
+    )
+    return Detail(level, merged)
 
 
-def _read(session: Session, ends: dict[str, int], part: Part, level: int) -> dict[str, list[CurvePoint]]:
+def _read(session: Session, ends: dict[str, int], part: Part, detail: Detail) -> dict[str, list[CurvePoint]]:
     """Buckets that lie in the part, and the points on both sides of them; a bucket's step is its last one so far."""
     series = list(ends)
     found: dict[str, list[CurvePoint]] = defaultdict(list)
-    width = ROLLUP_WIDTHS.get(level, 1)
+    if detail == POINTS:
+        _add_points(session, found, series, part)
+        return found
+    width = detail.width
     begin, end = -(-part.first // width), (part.last + 1) // width
-    if level == 0 or begin >= end:
+    if begin >= end:
         _add_points(session, found, series, part)
         return found
     if begin * width > part.first:
         _add_points(session, found, series, Part(part.attempt, part.first, begin * width - 1))
-    columns = (Rollup.series_id, Rollup.bucket, Rollup.last, Rollup.min, Rollup.max)
-    where = (Rollup.series_id.in_(series), Rollup.attempt == part.attempt, Rollup.level == level)
-    inside = Rollup.bucket.between(begin, end - 1)
-    for one, bucket, value, low, high in session.execute(select(*columns).where(*where, inside).order_by(*columns[:2])):
+    for one, bucket, value, low, high in session.execute(_buckets(series, part.attempt, detail, begin, end)):
         found[one].append(CurvePoint(min((bucket + 1) * width - 1, ends[one]), value, low, high, part.attempt))
     if end * width <= part.last:
         _add_points(session, found, series, Part(part.attempt, end * width, part.last))
     return found
+
+
+def _buckets(
+    series: Sequence[str], attempt: int, detail: Detail, begin: int, end: int
+) -> Select[str, int, float, float, float]:
+    """Series, bucket, last value, minimum and maximum, in order; buckets are joined where that is said."""
+    merged = detail.merged
+    place = Rollup.bucket.op("/")(merged) if merged > 1 else Rollup.bucket
+    where = (
+        Rollup.series_id.in_(series),
+        Rollup.attempt == attempt,
+        Rollup.level == detail.level,
+        Rollup.bucket.between(begin * merged, end * merged - 1),
+    )
+    if merged == 1:
+        columns = select(Rollup.series_id, Rollup.bucket, Rollup.last, Rollup.min, Rollup.max)
+        return columns.where(*where).order_by(Rollup.series_id, Rollup.bucket)
+    # The last one that there is: at most one row has each remainder.
+    lasts = (func.max(case((Rollup.bucket % merged == rest, Rollup.last))) for rest in reversed(range(merged)))
+    return (
+        select(Rollup.series_id, place, func.coalesce(*lasts), func.min(Rollup.min), func.max(Rollup.max))
+        .where(*where)
+        .group_by(Rollup.series_id, place)
+        .order_by(Rollup.series_id, place)
+    )
 
 
 def _add_points(session: Session, found: dict[str, list[CurvePoint]], series: Sequence[str], part: Part) -> None:

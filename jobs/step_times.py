@@ -34,7 +34,7 @@ def _of_attempt(session: Session, job_id: str, part: Part, max_samples: int) -> 
     series = _longest(session, job_id, part.attempt)
     if series is None:
         return []
-    level = next(iter(levels(session, [series], part, max_samples)))
+    level = next(iter(levels(session, [series], part, max_samples))).level
     inside = (Point.series_id == series, Point.attempt == part.attempt, Point.step.between(part.first, part.last))
     statement = select(Point.step, func.min(Point.at)).where(*inside).group_by(Point.step).order_by(Point.step)
     if level:

@@ -87,9 +87,8 @@ export class Chart extends PlotFigure {
 
   /** The values under the cursor, else the latest ones. */
   read() {
-    if (!this.plot) return;
-    const [xs, ...columns] = this.plot.data;
-    const at = this.plot.cursor.idx ?? null;
+    const [xs, ...columns] = this.plot?.data ?? [[]];
+    const at = this.cursor;
     const parts = this.group.map(([name, label], place) => {
       const value = at === null ? this.source.all.byName.get(name)?.latest : nearest(columns[COLUMNS * place], at);
       return { label, text: value === null ? "not finite" : this.format(value ?? NaN), token: tokenOf(label, place) };

@@ -89,7 +89,7 @@ class Chart extends PlotFigure {
   /** The line nearest to the cursor, by name and value. */
   read(at = this.at) {
     this.at = at;
-    const index = this.plot?.cursor.idx ?? null;
+    const index = this.cursor;
     const value = at && index !== null ? this.plot.data[at][index] : null;
     const where = value == null ? "" : AXES[view.x].say(this.plot.data[0][index]);
     this.readout.textContent = where && `${this.lines[at - 1].name}: ${this.format(value)} at ${where}`;

@@ -67,7 +67,7 @@ async function detail() {
     source.shown = curves;
     return draw();
   }
-  const query = new URLSearchParams({ max_points: 1000 });
+  const query = new URLSearchParams({ max_points: MAX_POINTS });
   if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(source.axis.step(view.from))));
   if (view.to !== null) query.set("to_step", Math.max(0, Math.ceil(source.axis.step(view.to))));
   const { series } = await json(`/v1/jobs/${jobId}/metrics?${query}`);

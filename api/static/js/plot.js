@@ -51,6 +51,19 @@ function logRange(plot, low, high) {
   return [low / 1.15, high * 1.15];
 }
 
+// A run may have sixty charts, of which a screen shows six.
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      sight.unobserve(target);
+      target.dataset.seen = "yes";
+      target.dispatchEvent(new Event("seen"));
+    }
+  },
+  { rootMargin: "400px" },
+);
+
 export class PlotFigure {
   /** @param {object} kind `title`, `about`, `isShare`, `height`, `sync`: the charts whose cursors move together. */
   constructor(kind, view, place) {
@@ -64,8 +77,10 @@ export class PlotFigure {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
     this.figure.append(this.foot());
+    sight.observe(this.figure);
+    this.figure.addEventListener("seen", () => this.draw());
     this.canvas.addEventListener("keydown", (event) => this.key(event));
-    this.canvas.addEventListener("blur", () => this.plot.setCursor({ left: -10, top: -10 }));
+    this.canvas.addEventListener("blur", () => this.plot?.setCursor({ left: -10, top: -10 }));
     place.append(this.figure);
   }
 
@@ -81,8 +96,10 @@ export class PlotFigure {
     return foot;
   }
 
-  /** Make the plot; again whenever the view asks for another axis or scale. */
+  /** Make the plot, once it is nearly in sight; again whenever the view asks for another axis or scale. */
   draw() {
+    this.read();
+    if (!this.figure.dataset.seen) return;
     this.plot?.destroy();
     this.plot = new window.uPlot(this.options(), this.data(), this.canvas);
     this.watch ??= new ResizeObserver(() => this.resize());
@@ -93,13 +110,18 @@ export class PlotFigure {
 
   /** New points, or another part of them. */
   update() {
-    this.plot.setData(this.data());
+    this.plot?.setData(this.data());
     this.read();
   }
 
   redraw() {
-    this.plot.redraw(false);
+    this.plot?.redraw(false);
     this.read();
+  }
+
+  /** The place of the point under the cursor, or null. */
+  get cursor() {
+    return this.plot?.cursor.idx ?? null;
   }
 
   resize() {
@@ -175,6 +197,7 @@ export class PlotFigure {
   }
 
   key(event) {
+    if (!this.plot) return;
     const zoom = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (zoom) this.zoomBy(zoom);
