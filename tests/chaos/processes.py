@@ -14,7 +14,6 @@ import random
 import signal
 import socket
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -25,6 +24,7 @@ import psutil
 
 from jobs.registry import DatasetFacts
 from jobs.transitions import outcomes
+from tests.chaos import clock
 
 BODY = Path(__file__).with_name("body.py")
 # What only stand-in bodies train on.
@@ -134,18 +134,12 @@ def _main(start: Start) -> None:
     outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS
     socket.gethostname = lambda: start.host
     if start.clock_seconds:
-        _skew(start.clock_seconds)
+        clock.set_wrong(start.clock_seconds)
     main: Any = importlib.import_module(f"{start.module}.__main__")
     if start.module == "worker":
         _prepare_worker(main, start)
     sys.argv = [start.module]
     sys.exit(main.main())
-
-
-def _skew(seconds: float) -> None:
-    now, now_ns = time.time, time.time_ns
-    time.time = lambda: now() + seconds
-    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
 
 
 def _prepare_worker(main: Any, start: Start) -> None:

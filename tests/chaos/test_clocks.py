@@ -1,0 +1,83 @@
+"""Wall clocks that are a day wrong, each another way: none of them decides anything, and none of them is stored."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sqlalchemy import select
+
+from jobs.models import Attempt, Event, Job, Worker
+from tests.chaos.ledger import Accepted, Ledger
+from tests.chaos.stage import Stage, Theatre, spec
+from tests.chaos.test_broker import caller_of
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+_DAY = 86_400
+# Names that other modules took from the two before the clock went wrong.
+_EVERY_WAY = """
+import datetime, email.utils, sys, time
+from datetime import date, datetime as taken, timezone
+from time import time as also_taken
+from tests.chaos import clock
+began, right = time.time(), datetime.datetime.now()
+clock.set_wrong(86400)
+asked = [
+    time.time(),
+    time.time_ns() / 1e9,
+    also_taken(),
+    time.mktime(time.localtime()),
+    time.mktime(time.strptime(time.ctime())),
+    time.mktime(time.strptime(time.strftime("%c"))),
+    taken.now().timestamp(),
+    datetime.datetime.now(timezone.utc).timestamp(),
+    taken.today().timestamp(),
+    taken.utcnow().replace(tzinfo=timezone.utc).timestamp(),
+    email.utils.parsedate_to_datetime(email.utils.formatdate()).timestamp(),
+]
+assert all(86400 - 2 < each - began < 86400 + 60 for each in asked), [each - began for each in asked]
+assert date.today() == taken.now().date() and time.gmtime()[2] == taken.utcnow().day
+assert isinstance(right, taken) and isinstance(right, datetime.date) and issubclass(type(right), datetime.datetime)
+"""
+
+
+def times(stage: Stage) -> list[int]:
+    """Every time that the jobs, attempts, events and workers of a stage carry, in milliseconds."""
+    found: list[int] = []
+    with stage.database.read() as session:
+        for table in (Job, Attempt, Event, Worker):
+            columns = [column for column in table.__table__.columns if column.name.endswith("_at")]
+            found += [value for row in session.execute(select(*columns)) for value in row if value is not None]
+    return found
+
+
+def test_a_wrong_clock_is_wrong_whichever_way_one_asks() -> None:
+    done = subprocess.run([sys.executable, "-c", _EVERY_WAY], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_wall_clock_decides_and_none_is_stored(house: Theatre) -> None:
+    """A run whose worker dies under it moves to another one; server and workers disagree by two days."""
+    began = time.time()
+    with house.stage("clocks") as stage:
+        server = stage.server("server", clock_seconds=_DAY).start()
+        dying = stage.worker("dying", clock_seconds=-_DAY).start()
+        stage.wait_for_workers("dying")
+        with caller_of(server) as caller:
+            job_id = caller.submit(spec(1, epochs=30, step_ms=50), "wrong")
+            assert job_id
+            eventually(lambda: stage.job(job_id).attempt == 1 and dying.trainings(), "the run")
+            dying.end(signal.SIGKILL)
+            stage.worker("other", clock_seconds=_DAY).start()
+            job = stage.wait_for_end(job_id)
+
+        assert (job.attempt, job.failures) == (2, 1)
+        accepted = Accepted(job_id, 1, 30, frozenset({"succeeded"}), "wrong")
+        assert Ledger(stage.database, stage.checkpoints_dir).problems([accepted]) == []
+        wrong = [at for at in times(stage) if abs(at / 1000 - began) > _DAY / 2]
+        assert wrong == []
