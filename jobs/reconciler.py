@@ -128,7 +128,8 @@ class Reconciler:
     def _advance(self, due_sweeps: list[str]) -> None:
         for sweep_id in due_sweeps:
             try:
-                self._database.write(partial(sweeps.advance, sweep_id=sweep_id))
+                while self._database.write(partial(sweeps.advance, sweep_id=sweep_id)).begin:
+                    pass
             except Exception as error:  # one that cannot go on here, as without its plugin, must not end the look
                 if is_outage(error):
                     raise

@@ -28,6 +28,8 @@ from jobs.sweeps.metric import Metric
 from jobs.sweeps.outcomes import Outcomes, outcomes
 from jobs.sweeps.trials import Design, Place
 
+_RUNS_AT_ONCE = 32  # so that no transaction is long; whoever begins them goes on until there is nothing to begin
+
 
 @dataclass(frozen=True)
 class Step:
@@ -48,7 +50,7 @@ def next_step(sweep: Sweep, found: Outcomes) -> Step:
         waiting = [trial for trial in entered if (trial, rung) not in found]
         unfinished = [t for t in entered if (t, rung) in found and found[t, rung].state == "unfinished"]
         if waiting or unfinished:
-            room = max(0, sweep.max_parallel - len(unfinished))
+            room = min(max(0, sweep.max_parallel - len(unfinished)), max(1, _RUNS_AT_ONCE // len(sweep.seeds)))
             return Step([(trial, rung) for trial in waiting[:room]])
         values = {trial: found[trial, rung].value for trial in entered}
         order = ranked(values, maximize=sweep.direction == "maximize")

@@ -68,6 +68,26 @@ def test_no_more_trials_are_unfinished_than_may_be(database: Database) -> None:
     assert entered(database, sweep_id, 0) == [0, 1, 2, 3]
 
 
+def test_many_trials_begin_by_short_transactions(database: Database, tmp_path: Path) -> None:
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [round(0.1 + 0.01 * number, 2) for number in range(70)]})
+    assert len(entered(database, sweep_id, 0)) == 32
+
+    Reconciler(database, Settings(data_dir=tmp_path), rings=False).look()
+
+    assert entered(database, sweep_id, 0) == list(range(70))
+
+
+def test_images_of_a_packed_file_are_not_held_out(database: Database) -> None:
+    database.write(lambda session: session.execute(update(Dataset).values(kind="packed")))
+
+    with pytest.raises(Invalid) as caught:
+        sweeping.submit(database, {TEMPERATURE: [0.1]})
+
+    assert [error.pointer for error in caught.value.errors] == ["/spec/data/held_out_share"]
+    data = {"data": {"name": "digits", "image_size": 8}}
+    assert entered(database, sweeping.submit(database, {TEMPERATURE: [0.1]}, base=data), 0) == [0]
+
+
 def test_halving_goes_on_with_the_best_by_evaluation(database: Database) -> None:
     """The highest temperatures have the lowest loss here, and the best evaluations are in the middle."""
     sweep_id = halving(database)
