@@ -247,6 +247,8 @@ def _shown(
 def _why_none(run: Run) -> str:
     """Why a run shows no groups."""
     spec = run.job.spec
+    if run.job.kind != "pretrain":
+        return "An evaluation trains nothing, so it has no weak labels of its own."
     if spec.get("method") == "simclr":
         return "SimCLR makes no weak labels: to it every image is a class of its own, so there are no groups to show."
     if spec.get("monitor_every_epochs") == 0:
