@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deviations import Deviation, of_preset
+from api.embedding_maps import maps_of
 from api.page_data import JobView, database_time
 from api.page_evaluations import Card, cards
 from api.page_timeline import Entry, timeline
@@ -41,6 +42,7 @@ class Run:
     deviations: list[Deviation] | None
     group: Group | None
     needs: list[tuple[str, str, str]]
+    maps: dict[str, str]  # by checkpoint: the job that has made a map of it
     parent_name: str | None
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
@@ -71,6 +73,7 @@ def run(session: Session, job_id: str) -> Run:
         deviations=of_preset(job.preset, job.spec),
         group=_group(session, job),
         needs=_needs(session, job_id),
+        maps=maps_of(session, job_id),
         parent_name=parent.name if parent else None,
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
@@ -90,6 +93,8 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     found = [(f"{address}#{anchor}", name) for anchor, name in parts]
     if run.job.kind == "pretrain":
         found.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
+    if "map" in run.job.spec.get("protocols", ()):
+        found.insert(1, (f"/jobs/{run.job.id}/map", "Map"))
     return found
 
 

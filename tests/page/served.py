@@ -40,6 +40,25 @@ SPEC: dict[str, Any] = {
     "warmup_epochs": 1,
     "weak_augmentation_epochs": 1,
 }
+_PLACES = [(-1.0, -1.0), (-0.9, -1.0), (1.0, 1.0), (0.9, 1.0), (0.0, 0.0)]
+MAP: dict[str, Any] = {
+    "version": 1,
+    "dataset": "digits",
+    "split": "test",
+    "split_images": 40,
+    "class_names": ["zero", "<img src=x onerror=pwned=1>"],
+    "tile": 8,
+    "columns": 2,
+    "indices": [3, 7, 11, 20, 35],
+    "labels": [0, 0, 1, 1, None],
+    "components": [0, 0, 1, 1, 0],
+    "pca": [(y, x) for x, y in _PLACES],
+    "pca_shares": [0.5, 0.25],
+    "tsne": _PLACES,
+    "perplexity": 1.33,
+    "neighbours": [[1, 4], [0, 4], [3, 4], [2, 4], [2, 0]],
+    "cosines": [[0.99, 0.5]] * 5,
+}
 T = TypeVar("T")
 
 
@@ -194,6 +213,13 @@ class PlayedRun:
         facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
         self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
         return digest
+
+    def map(self) -> None:
+        """A map of five images, of which one has no label and one class a hostile name."""
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((24, 16, 3), 90, dtype=np.uint8)).save(buffer, "png")
+        self.artifact("map.png", buffer.getvalue(), "image/png")
+        self.artifact("map.json", json.dumps(MAP).encode(), "application/json")
 
     def artifact(self, name: str, content: bytes, media_type: str) -> None:
         digest = hashlib.sha256(content).hexdigest()

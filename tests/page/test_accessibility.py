@@ -41,6 +41,7 @@ def paths(site: Site) -> list[str]:
     measuring = site.claim()
     measuring.start()
     measuring.evaluation("few_labels", 0.8, 0.01, labels_per_class=1)
+    measuring.map()
     measuring.end()
     running = site.running("running")
     running.start()
@@ -61,7 +62,18 @@ def paths(site: Site) -> list[str]:
         "/docs",
         "/sign-in",
     ]
-    return [*lists, *jobs, grouped, "/compare", compared, "/leaderboard", "/submit", f"/submit?source={done.job_id}"]
+    drawn = f"/jobs/{evaluation}/map?image=7"
+    return [
+        *lists,
+        *jobs,
+        drawn,
+        grouped,
+        "/compare",
+        compared,
+        "/leaderboard",
+        "/submit",
+        f"/submit?source={done.job_id}",
+    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -40,6 +40,7 @@ def run(site: Site) -> PlayedRun:
     run.tell({"type": "metrics", "step": 60, "values": {"eval/knn_top1": 0.9, "z" * 90: 1.0}})
     for step in range(1, 11):
         run.checkpoint(step, {"train/loss": 1.5, "eval/knn_top1": 0.9})
+    run.map()
     return run
 
 
@@ -47,6 +48,7 @@ def paths(run: PlayedRun) -> list[str]:
     return [
         "/",
         f"/jobs/{run.job_id}",
+        f"/jobs/{run.job_id}/map?image=7",
         "/datasets",
         "/datasets/digits",
         "/workers",
@@ -74,7 +76,7 @@ def test_nothing_is_wider_than_the_screen(visitor: Visitor, run: PlayedRun, them
     for path in paths(run):
         page.goto(path)
         page.wait_for_load_state("load")
-        if path.startswith("/jobs"):
+        if path == f"/jobs/{run.job_id}":
             expect(page.locator("figure.chart")).to_have_count(3)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, page.evaluate(_WIDE))
         ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
