@@ -56,6 +56,13 @@ class Sheet:
         """Of a thumbnail on the page."""
         return self.tile * max(1, round(_SIDE / self.tile))
 
+    @property
+    def is_smooth(self) -> bool:
+        """Whether pixels may blend when they are shown larger; of tiny images each is to be seen."""
+        return self.tile >= 24
+
     def window(self, place: int) -> str:
-        """The `viewBox` of one image."""
-        return f"{place % self.columns * self.tile} {place // self.columns * self.tile} {self.tile} {self.tile}"
+        """The `viewBox` of one image; where pixels blend, its outermost half pixel would show its neighbours."""
+        edge = 0.5 if self.is_smooth else 0
+        left, top = place % self.columns * self.tile + edge, place // self.columns * self.tile + edge
+        return f"{left} {top} {self.tile - 2 * edge} {self.tile - 2 * edge}"

@@ -32,6 +32,7 @@ router = APIRouter(include_in_schema=False)
 ORDERS = ("largest", "purest", "worst")
 _MAX_BARS = 40
 _MAX_ROWS = 8
+_TOPS = (0.25, 0.5, 1.0)
 _EPOCH = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 
@@ -52,12 +53,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Bar:
-    """One moment in the row of all: how good its groups are, or without classes how many there are."""
+    """One moment in the row of all: how good its groups are, or without classes how many there are of the most."""
 
     moment: Moment
     num_groups: int
     precision: float | None
-    height: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,17 @@ class Shown:
     def _bar(self, moment: Moment) -> Bar:
         found = weak_groups(self.labels[moment], self.classes)
         precision = groupings.pair_precision(found)
-        height = 2 * len(found) / self.num_images if precision is None else precision
-        return Bar(moment, len(found), precision, round(100 * min(1.0, height), 1))
+        return Bar(moment, len(found), precision, 2 * len(found) / self.num_images if precision is None else precision)
+
+    @cached_property
+    def top(self) -> float:
+        """What a bar of full height stands for."""
+        highest = max(bar.value for bar in self.bars)
+        return next((top for top in _TOPS if highest <= top), _TOPS[-1])
+
+    def height(self, value: float) -> float:
+        """Of a bar, in percent."""
+        return round(100 * min(1.0, value / self.top), 1)
 
     def neighbour(self, distance: int) -> Moment | None:
         """The moment before (-1) or after (1) the chosen one."""

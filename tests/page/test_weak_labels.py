@@ -68,6 +68,8 @@ def test_every_group_shows_its_own_images_and_what_they_are(visitor: Visitor, gr
     expect(page.locator(".group").first).to_contain_text("precision 40.0%")
     expect(facts).to_contain_text("57.1%")
     expect(facts).to_contain_text("chance 51.0%")
+    expect(page.locator(".bars rect").nth(0)).to_have_attribute("height", "57.1")
+    expect(page.locator(".bars rect").nth(1)).to_have_attribute("height", "100.0")
     expect(page.locator(".legend li")).to_have_text(["cat (3)", f"{HOSTILE} (4)"])
 
 
