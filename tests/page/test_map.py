@@ -151,10 +151,12 @@ def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
     page.wait_for_url(lambda url: trained.job_id not in url)
     page.get_by_role("navigation", name="Sections").get_by_role("link", name="Map").click()
     expect(page.get_by_text("The map appears here when the job has made it.")).to_be_visible()
+    expect(page.locator("meta[http-equiv=refresh]")).to_have_count(1)
     making = site.claim()
     assert making.job_id in page.url
     making.artifact("map.json", b'{"version": 1}', "application/json")
     making.end()
+    page.reload()
     expect(page.get_by_text("missing or unreadable")).to_be_visible()
     answer = page.goto(f"/jobs/{trained.job_id}/map")
     assert answer
