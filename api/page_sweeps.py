@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import parallel
 from api.auth import Reader, Submitter
+from api.page_compare import MAX_ARMS
 from api.page_data import database_time
 from api.page_evaluations import metric_name, protocol_name, settings
 from api.page_render import page
@@ -99,6 +100,12 @@ class SweepView:
     @property
     def is_over(self) -> bool:
         return self.sweep.status in TERMINAL
+
+    @property
+    def compared(self) -> str:
+        """The first trials that are shown, under their first seeds, over each other."""
+        measured = [each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS]
+        return f"/compare?{urlencode([('job', job_id) for job_id in measured])}" if len(measured) > 1 else ""
 
     @property
     def metric(self) -> str:

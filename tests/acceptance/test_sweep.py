@@ -9,11 +9,11 @@ import pytest
 from tests.acceptance.service import SHORT_SPEC, Service
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 SWEEP: dict[str, Any] = {
     "name": "two temperatures",
-    "spec": SHORT_SPEC | {"checkpoints": {"every_epochs": 100}},
+    "spec": SHORT_SPEC | {"checkpoints": {"every_epochs": 100}, "monitor_every_epochs": 0},
     "search": "halving",
     "parameters": {"loss.temperature": [0.02, 1.0]},
     "eta": 2,
@@ -29,7 +29,7 @@ def test_halving_goes_on_with_the_trial_of_the_better_evaluation(small_service: 
         sweep = client.submit_sweep(SWEEP)
         assert len(plan["trials"]) == sweep["trials"] == 2
 
-        eventually(lambda: client.sweep(sweep["id"])["status"] != "running", "the end of the sweep", 240)
+        eventually(lambda: client.sweep(sweep["id"])["status"] != "running", "the end of the sweep", 480)
 
         ended = client.sweep(sweep["id"])
         values = []

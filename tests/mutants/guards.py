@@ -83,4 +83,25 @@ GUARDS = (
         'ended = {f"{job_id}/{number}": True for',
         ("tests/jobs/test_retention.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
     ),
+    Guard(
+        "a rung of a sweep waits for its evaluations",
+        "jobs/sweeps/outcomes.py",
+        "if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):",
+        "if False:",
+        ("tests/jobs/test_sweeps.py::test_a_rung_waits_for_its_last_evaluation",),
+    ),
+    Guard(
+        "a sweep that has ended begins nothing more",
+        "jobs/sweeps/progress.py",
+        "mine = select(Sweep).where(Sweep.id == sweep_id, Sweep.status == Status.RUNNING)",
+        "mine = select(Sweep).where(Sweep.id == sweep_id)",
+        ("tests/jobs/test_sweeps.py::test_cancel_ends_the_sweep_and_what_it_has_begun",),
+    ),
+    Guard(
+        "what is held out is not trained on",
+        "wcl_core/pretrain.py",
+        "        dataset = with_held_out(dataset, config.data.held_out_share)\n",
+        "",
+        ("tests/wcl_core/test_held_out.py::test_held_out_images_are_not_trained_on",),
+    ),
 )

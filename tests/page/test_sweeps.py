@@ -85,6 +85,8 @@ def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> Non
 
     page.get_by_label("Rungs").get_by_role("link", name="6 epochs").click()
     expect(page.locator("path.trial")).to_have_count(3)
+    compared = page.get_by_role("link", name="Compare the first").get_attribute("href") or ""
+    assert compared.count("job=") == 8
     page.locator("#trial-4").get_by_role("link", name="4", exact=True).click()
     expect(page.locator("tr.selected")).to_have_attribute("data-trial", "4")
     page.goto(page.url)
