@@ -38,12 +38,14 @@ def fill(url: str, num_jobs: int, num_points: int, num_series: int) -> History:
     run = rows.Run(database, rows.running(database, name="the long one", preemptible=False))
     run.deliver(rows.started(), *(_report(step, num_series) for step in (0,)))
     with database.engine.begin() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET session_replication_role = replica"))  # foreign keys hold by construction
         _copy_jobs(connection, template.job_id, num_jobs)
         _add_points(connection, run.job_id, num_points)
     run.seq = num_points
     database.write(lambda session: transitions.deliver(session, run.job_id, run.number, []))
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
     with database.read() as session:
         assert now_cursor(session, run.job_id).delivered_seq == num_points
@@ -99,17 +101,26 @@ def _add_points(connection: Connection, job_id: str, count: int) -> None:
     connection.execute(text("ALTER TABLE points ADD CONSTRAINT pk_points PRIMARY KEY (series_id, attempt, step, seq)"))
     connection.execute(text("CREATE INDEX ix_points_seq ON points (series_id, attempt, seq)"))
     connection.execute(text("DELETE FROM rollups"))
+    connection.execute(
+        text("CREATE TEMP TABLE buckets (level int, bucket bigint, n int, low double precision, high double precision)")
+    )
     for level, width in ROLLUP_WIDTHS.items():
         connection.execute(
             text(
-                "INSERT INTO rollups (series_id, attempt, level, bucket, n, min, max, first, last) "
-                "SELECT s.id, 1, :level, r.bucket, r.n, r.low + s.k, r.high + s.k, r.low + s.k, r.high + s.k "
-                f"{names}, (SELECT step / :width AS bucket, count(*) AS n, min(value) AS low, max(value) AS high "
-                "FROM base GROUP BY step / :width) r"
+                "INSERT INTO buckets SELECT :level, step / :width, count(*), min(value), max(value) FROM base "
+                "GROUP BY step / :width"
             ),
-            {"level": level, "width": width, "job": job_id},
+            {"level": level, "width": width},
         )
-    connection.execute(text("DROP TABLE base"))
+    connection.execute(
+        text(
+            "INSERT INTO rollups (series_id, attempt, level, bucket, n, min, max, first, last) "
+            f"SELECT s.id, 1, b.level, b.bucket, b.n, b.low + s.k, b.high + s.k, b.low + s.k, b.high + s.k {names}, "
+            "buckets b"
+        ),
+        {"job": job_id},
+    )
+    connection.execute(text("DROP TABLE base, buckets"))
     facts = {"step": count, "total_steps": count, "epoch": 99, "total_epochs": 100, "phase": "train"}
     connection.execute(text("UPDATE attempts SET delivered_seq = :n WHERE job_id = :job"), {"n": count, "job": job_id})
     connection.execute(

@@ -8,50 +8,20 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs import registry
-from jobs.database import new_id
+from api.app import create_app
+from api.auth import classification
+from jobs import registry, sweeps
+from jobs.database import Database, new_id
 from jobs.registry import DatasetFacts
+from jobs.settings import Settings
 from jobs.transitions import WorkerFacts
+from tests.jobs import sweeping
 from tests.page.conftest import Visitor
+from tests.page.payloads import PAYLOADS
 from tests.page.served import Site, sheet
 
 pytestmark = pytest.mark.timeout(120)
 
-PAYLOADS = (
-    "<script>pwned=1</script>",
-    "</script><script>pwned=1</script>",
-    "</title><script>pwned=1</script>",
-    "</textarea><script>pwned=1</script>",
-    "</style><script>pwned=1</script>",
-    "<!--><script>pwned=1</script>-->",
-    "<img src=x onerror=pwned=1>",
-    "<img src=x onerror=pwned=1//",
-    "<svg onload=pwned=1>",
-    "<svg/onload=pwned=1//",
-    "<svg><script>pwned=1</script></svg>",
-    "<svg><animate onbegin=pwned=1 attributeName=x dur=1s>",
-    "<body onload=pwned=1>",
-    "<iframe srcdoc='<script>parent.pwned=1</script>'>",
-    "<iframe src=javascript:parent.pwned=1>",
-    "<details open ontoggle=pwned=1>",
-    "<input autofocus onfocus=pwned=1>",
-    "<a href=javascript:pwned=1>click</a>",
-    "<base href=//evil.example/>",
-    "<link rel=stylesheet href=//evil.example/x.css>",
-    "<meta http-equiv=refresh content=0;url=//evil.example>",
-    "<style>*{display:none}</style>",
-    "<math><mtext></form><form><mglyph><style></math><img src onerror=pwned=1>",
-    '" onmouseover=pwned=1 autofocus onfocus=pwned=1 x="',
-    "' onmouseover=pwned=1 autofocus onfocus=pwned=1 x='",
-    '"><script>pwned=1</script>',
-    "'-pwned=1-'",
-    "javascript:pwned=1",
-    "{{7*7}}${7*7}<%= 7*7 %>",
-    "{% raw %}{{ config }}",
-    "&lt;script&gt;pwned=1&lt;/script&gt;",
-    "\u202egnp.exe\u0007\u2028\ufeff",
-    "__proto__",
-)
 # What a payload would have become had it been markup.
 TRACES = "script:not([src]), img:not([src^='/jobs/']), iframe, base, style, math, body[onload], [onerror], [onfocus]"
 
@@ -69,7 +39,10 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
     page = visitor.window()
 
     names = page.locator("td.job > a").all_text_contents()
-    assert sorted(names) == sorted(PAYLOADS)
+    page.get_by_role("link", name="Older").click()
+    names += page.locator("td.job > a").all_text_contents()
+    assert sorted(names) == sorted(payload.replace("\r\n", "\n") for payload in PAYLOADS)
+    assert_inert(page, visitor)
     page.goto(page.locator("a.tag").first.get_attribute("href") or "")
     expect(page.locator("#list tbody tr")).to_have_count(1)
     for payload in PAYLOADS[:4]:
@@ -79,35 +52,36 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
     for payload in PAYLOADS:
         site.claim().end("failed", payload[:64], payload)
     page.goto("/?status=failed")
-    expect(page.locator("#list tbody tr")).to_have_count(len(PAYLOADS))
+    expect(page.locator("#list tbody tr")).to_have_count(50)
     assert_inert(page, visitor)
 
 
 def test_a_run_shows_everything_as_text_also_live(visitor: Visitor, site: Site) -> None:
+    names = PAYLOADS[:33]  # a page draws sixty charts
     run = site.running("</h1><script>pwned=1</script>")
     run.tell({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)
-    run.tell({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in PAYLOADS), 1.0)})
+    run.tell({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in names), 1.0)})
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
-    expect(page.locator("figure.chart")).to_have_count(len(PAYLOADS))
+    expect(page.locator("figure.chart")).to_have_count(len(names))
 
     run.tell({"type": "metrics", "step": 2, "values": {f"<img src=x onerror=pwned=1>{n}": 1.0 for n in range(3)}})
-    for payload in PAYLOADS:
-        run.tell({"type": "warning", "reason": payload, "message": payload}, output=[f"live {payload}"])
+    warnings = [{"type": "warning", "reason": payload, "message": payload} for payload in PAYLOADS[-50:]]
+    run.tell(*warnings, output=[f"live {payload}" for payload in PAYLOADS])
     run.checkpoint(1, dict.fromkeys(PAYLOADS, 0.5))
-    expect(page.locator("figure.chart")).to_have_count(len(PAYLOADS) + 3)
+    expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
     expect(page.locator("#log-lines .line")).to_have_count(2 * len(PAYLOADS))
     expect(page.locator("#checkpoints tbody tr")).to_have_count(1)
-    expect(page.locator("#timeline li.warning")).to_have_count(len(PAYLOADS))
+    expect(page.locator("#timeline li.warning")).to_have_count(50)
     assert_inert(page, visitor)
     run.end("failed", PAYLOADS[0], "\n".join(PAYLOADS))
 
     expect(page.get_by_role("alert")).to_contain_text("<svg onload=pwned=1>")
     assert_inert(page, visitor)
     page.goto(f"/jobs/{run.job_id}")
-    expect(page.locator("figure.chart")).to_have_count(len(PAYLOADS) + 3)
-    assert set(PAYLOADS) <= set(page.locator("figure.chart h3").all_text_contents())
+    expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
+    assert set(names) <= set(page.locator("figure.chart h3").all_text_contents())
     assert_inert(page, visitor)
 
 
@@ -138,3 +112,69 @@ def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> 
     expect(page.get_by_role("heading", name="There is nothing here")).to_be_visible()
     assert page.locator(TRACES).count() == 0
     visitor.complaints.clear()  # the browser logs each answer that is an error
+
+
+# What is no page of its own: parts of pages, pictures, what programs ask for.
+NO_PAGES = {
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/live",
+    "/jobs/{job_id}/live",
+    "/sweeps/{sweep_id}/live",
+}
+NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg"}
+
+
+@pytest.fixture(scope="module")
+def addresses(site: Site) -> dict[str, str]:
+    """Every page, with hostile words wherever somebody can write some."""
+    longest, quote_mark = max(PAYLOADS, key=len), PAYLOADS[23]
+    sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]}, name=quote_mark)
+    site.database.write(lambda session: sweeps.cancel(session, sweep_id))
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    run = site.running(longest, [longest[:64], quote_mark])
+    run.start()
+    run.tell({"type": "metrics", "step": 1, "values": {longest[:100]: 1.0, quote_mark: 2.0}}, output=PAYLOADS)
+    run.tell({"type": "warning", "reason": longest[:64], "message": longest * 20})
+    run.checkpoint(1, {longest: 0.5})
+    run.end("failed", longest[:64], longest * 20)
+    evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, longest)
+    job = f"/jobs/{run.job_id}"
+    return {
+        "/": "/",
+        "/jobs/{job_id}": job,
+        "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
+        "/jobs/{job_id}/weak-labels": f"{job}/weak-labels",
+        "/compare": f"/compare?job={run.job_id}&job={evaluation}",
+        "/sweeps/{sweep_id}": f"/sweeps/{sweep_id}",
+        "/datasets/{name}": "/datasets/digits",
+        "/submit": f"/submit?source={run.job_id}",
+        **{
+            path: path
+            for path in ("/checkpoints", "/leaderboard", "/datasets", "/workers", "/sweeps", "/docs", "/sign-in")
+        },
+    }
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_holds(visitor: Visitor, site: Site, addresses: dict[str, str], width: int) -> None:
+    """No word becomes markup, nothing is said on the console, nothing is wider than the screen."""
+    database = Database("sqlite://")
+    routes = classification(create_app(Settings(data_dir=site.settings.data_dir), database))
+    shown = {route[4:] for route in routes if route.startswith("GET /") and not route.startswith("GET /v1")}
+    assert shown - NO_PAGES == set(addresses), "a page that nobody has tried"
+    page = visitor.window(width=width)
+    too_wide = {}
+    for route, path in addresses.items():
+        page.goto(path)
+        page.wait_for_load_state("load")
+        page.evaluate("() => { for (const part of document.querySelectorAll('details')) part.open = true; }")
+        if page.locator("#charts").count():
+            expect(page.locator("#charts figure").first).to_be_attached()
+        if excess := page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"):
+            too_wide[route] = excess
+        assert_inert(page, visitor)
+    assert too_wide == {}
