@@ -36,7 +36,7 @@ from wcl_core.presets import described_presets, presets
 router = APIRouter(include_in_schema=False)
 
 _FIRST_PRESET = "digits-cpu"
-_NUMBERS = ("priority", "gpus")
+_NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # as typed when nothing is asked for
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Form:
     @property
     def other_errors(self) -> list[str]:
         """Those that belong to no field of the form."""
-        known = {entry.pointer for entry in spec_forms.fields(self.kind)} | {"/name", "/tags", "/pool", "/seeds"}
-        known |= {f"/{name}" for name in _NUMBERS}
+        known = {entry.pointer for entry in spec_forms.fields(self.kind)}
+        known |= {f"/{name}" for name in ("name", "tags", "pool", "seeds", "preemptible", *_NUMBERS)}
         return [f"{pointer}: {text}".lstrip(": ") for pointer, text in self.errors.items() if pointer not in known]
 
     @property
@@ -85,8 +85,9 @@ class Form:
         else:
             words += ["spec.yaml"]
         words += ["--kind", "evaluate"] if self.kind == "evaluate" else []
-        for name in ("name", "pool", "priority", "gpus"):
-            words += [f"--{name}", str(self.said[name])] if name in self.said else []
+        for name in ("name", "pool", *_NUMBERS):
+            words += [f"--{name.replace('_', '-')}", str(self.said[name])] if name in self.said else []
+        words += ["--preemptible"] if self.said.get("preemptible") else []
         words += [word for tag in self.said.get("tags", ()) for word in ("--tag", tag)]
         words += ["--seeds", ",".join(map(str, self.said["seeds"]))] if self.said.get("seeds") else []
         return shlex.join(words)
@@ -177,6 +178,7 @@ def _of_job(session: Session, job_id: str) -> Form:
     typed = _as_typed(kind, job.spec) | {"name": job.name, "pool": job.pool}
     typed["tags"] = ", ".join(queries.tags(session, [job.id])[job.id])
     typed |= {name: str(value) for name in _NUMBERS if (value := getattr(job, name))}
+    typed["preemptible"] = "true" if job.preemptible else "false"
     return Form(kind, job.preset if known else None, job, typed, resolve_spec(known) if known else job.spec)
 
 
@@ -201,8 +203,10 @@ def _said(made: Form) -> dict[str, Any]:
     said: dict[str, Any] = {"kind": made.kind} | ({"preset": made.preset} if made.preset else {}) | {"spec": spec}
     for name in ("name", "pool"):
         said |= {name: text} if (text := typed.get(name, "").strip()) and (name, text) != ("pool", "default") else {}
-    for name in _NUMBERS:
-        said |= {name: _number(text)} if (text := typed.get(name, "").strip()) not in ("", "0") else {}
+    for name, nothing in _NUMBERS.items():
+        said |= {name: _number(text)} if (text := typed.get(name, "").strip()) not in ("", nothing) else {}
+    if (preemptible := typed.get("preemptible", "false")) != "false":
+        said["preemptible"] = preemptible == "true" or preemptible
     said |= {"tags": tags} if (tags := _parts(typed.get("tags", ""))) else {}
     if seeds := _parts(typed.get("seeds", "")):
         said["seeds"] = [_number(part) for part in seeds]

@@ -67,15 +67,22 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     field(page, "loss.temperature").fill("0.2")
     page.get_by_label("seeds").fill("3, 4")
     page.get_by_label("name", exact=True).first.fill("two seeds")
+    page.get_by_label("max seconds").fill("3600")
+    page.get_by_label("preemptible").select_option("true")
     expect(plan).to_contain_text("2, one a seed")
     expect(plan.locator("#as-command")).to_have_text(
-        "wcl submit --preset wcl-digits --set loss.temperature=0.2 --name 'two seeds' --seeds 3,4"
+        "wcl submit --preset wcl-digits --set loss.temperature=0.2 --name 'two seeds' --max-seconds 3600 "
+        "--preemptible --seeds 3,4"
     )
     assert yaml.safe_load(plan.locator("#as-yaml").inner_text()) == {"loss": {"temperature": 0.2}}
     page.get_by_role("button", name="Submit").click()
     job = job_of(page, site)
     assert (job.name, job.preset, job.spec["seed"]) == ("two seeds, seed 3", "wcl-digits", 3)
     assert job.spec["loss"]["temperature"] == 0.2
+    assert (job.max_seconds, job.preemptible) == (3600, True)
+    page.get_by_role("link", name="Clone…").click()
+    expect(page.get_by_label("max seconds")).to_have_value("3600")
+    expect(page.get_by_label("preemptible")).to_have_value("true")
     assert job.group_id
     visitor.complaints.clear()  # the browser logs each 422
 
@@ -111,6 +118,7 @@ def test_wrong_fields_of_the_job_are_told_in_place(visitor: Visitor, site: Site)
     for name, value, expected in (
         ("priority", "5000", "less than or equal to 1000"),
         ("gpus", "x", "expected an integer"),
+        ("max_seconds", "0", "greater than or equal to 1"),
         ("pool", "../x", "pattern"),
         ("seeds", "1, 1", "must not repeat"),
     ):
@@ -181,6 +189,7 @@ def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
         {"name": "a\0b", "preset": "digits-cpu"},
         {"name": "<script>pwned=1</script>", "preset": "digits-cpu", "spec.epochs": "<img src=x onerror=pwned=1>"},
         {"source": ""},
+        {"preset": "digits-cpu", "preemptible": "<img src=x onerror=pwned=1>"},
     ],
 )
 def test_strange_forms_are_refused_in_place(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
