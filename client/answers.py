@@ -55,7 +55,7 @@ class Job(TypedDict, total=False):
 
 
 class Checkpoint(TypedDict, total=False):
-    """A registered checkpoint."""
+    """A registered checkpoint; a pinned one cannot be deleted, and no run begins from a damaged one."""
 
     id: str
     job_id: str
@@ -66,7 +66,9 @@ class Checkpoint(TypedDict, total=False):
     sha256: str
     size: int
     metrics: Json
+    pinned: bool
     created_at: str
+    damaged_at: str | None
     links: dict[str, str]
 
 
