@@ -13,7 +13,6 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from sqlalchemy.orm import Session
 
 from api import page_run
 from api.auth import Reader
@@ -21,9 +20,9 @@ from api.page_render import page
 from api.page_run import Run
 from api.page_thumbnails import Sheet, Thumbnail, colour_of
 from api.state import TheDatabase, TheStorage
-from api.weak_groups import facts_of, read_probe
+from api.weak_groups import read_probe
 from jobs import groupings, queries
-from jobs.groupings import PICTURE, Moment, Probe, WeakGroup, weak_groups
+from jobs.groupings import FACTS, PICTURE, Moment, Probe, WeakGroup, weak_groups
 from jobs.models import Artifact
 from jobs.storage import Storage
 
@@ -221,8 +220,8 @@ def weak_labels_page(
         moments = groupings.moments(session, job_id)
         chosen = _chosen(moments, epoch)
         labels = groupings.labels(session, job_id, spread(moments, _MAX_BARS, chosen)) if chosen else {}
-        facts, picture = facts_of(session, job_id), _picture(session, job_id)
-    shown = _shown(storage, look, moments, chosen, labels, facts, picture) if chosen else None
+        kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
+    shown = _shown(storage, look, moments, chosen, labels, kept) if chosen else None
     sections = page_run.sections(run, f"/jobs/{job_id}")
     return page(request, "weak_labels.html", run=run, now=run.now, sections=sections, shown=shown, why=_why_none(run))
 
@@ -233,22 +232,17 @@ def _chosen(moments: Sequence[Moment], epoch: int | None) -> Moment | None:
     return before[-1] if before else next(iter(moments), None)
 
 
-def _picture(session: Session, job_id: str) -> Artifact | None:
-    return next((each for each in queries.artifacts(session, job_id) if each.name == PICTURE), None)
-
-
 def _shown(
     storage: Storage,
     look: Look,
     moments: Sequence[Moment],
     chosen: Moment,
     labels: dict[Moment, list[int]],
-    facts: Artifact | None,
-    picture: Artifact | None,
+    kept: dict[str, Artifact],
 ) -> Shown:
-    probe = read_probe(storage, facts, len(labels[chosen]))
+    probe = read_probe(storage, kept.get(FACTS), len(labels[chosen]))
     sheet = None
-    if probe and picture:
+    if probe and (picture := kept.get(PICTURE)):
         address = f"/v1/jobs/{picture.job_id}/artifacts/{PICTURE}"
         sheet = Sheet(address, probe.tile, probe.columns, len(probe.indices))
     return Shown(look, moments, chosen, labels, probe, sheet)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
 from api.auth import Reader
@@ -67,8 +66,8 @@ def groups(
         moments = groupings.moments(session, job_id)
         moment = _asked(moments, epoch)
         labels = groupings.labels(session, job_id, [moment])[moment] if moment else []
-        facts = facts_of(session, job_id)
-    probe = read_probe(storage, facts, len(labels))
+        kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
+    probe = read_probe(storage, kept.get(FACTS), len(labels))
     classes = probe.known_classes if probe else None
     found = groupings.weak_groups(labels, classes)
     return {
@@ -102,11 +101,6 @@ def _answer(group: WeakGroup, probe: Probe | None) -> WeakGroupAnswer:
         else None,
         "pair_precision": group.precision,
     }
-
-
-def facts_of(session: Session, job_id: str) -> Artifact | None:
-    """What the job has said about its probe."""
-    return next((artifact for artifact in queries.artifacts(session, job_id) if artifact.name == FACTS), None)
 
 
 def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> Probe | None:
