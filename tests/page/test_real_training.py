@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 from tests.acceptance.service import SHORT_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(360)
 
 
 def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: Path) -> None:
@@ -50,6 +50,18 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
                 started.value.save_as(tmp_path / kind)
             assert hashlib.sha256((tmp_path / "native").read_bytes()).hexdigest() == last["sha256"]
             assert (tmp_path / "backbone").stat().st_size > 0
+            expect(page.locator("#hardware figure[data-metrics='system/cpu_percent']")).to_be_visible()
+
+            page.get_by_role("button", name=f"Make a map of step {last['step']}").click()
+            page.wait_for_url(lambda url: job["id"] not in url)
+            expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
+            page.get_by_role("navigation", name="Sections").get_by_role("link", name="Map").click()
+            count = client.datasets()[0]["counts"]["test"]
+            expect(page.locator("#stage")).to_have_attribute("data-drawn", str(count))
+            expect(page.get_by_role("link", name="Weak label")).to_be_visible()
+            page.get_by_role("link", name="digits").click()
+            expect(page.locator(".classes .samples")).to_have_count(10)
+            expect(page.locator("#runs tbody tr")).to_have_count(2)
     finally:
         context.close()
         service.stop()
