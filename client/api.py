@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
+from urllib.parse import quote
 
 import httpx
 
@@ -252,6 +253,15 @@ class WclClient(SweepClient):
 
     def datasets(self) -> list[Json]:
         return self._items("/v1/datasets")
+
+    def dataset(self, name: str) -> Json:
+        """One of them; `samples` says where a picture of its images is, and how it is laid out."""
+        found: Json = self._json("GET", f"/v1/datasets/{quote(name, safe='')}")
+        return found
+
+    def dataset_samples(self, name: str) -> bytes:
+        """Some images of each class, as one PNG."""
+        return self._response("GET", f"/v1/datasets/{quote(name, safe='')}/samples.png").content
 
     def presets(self) -> Json:
         presets: Json = self._json("GET", "/v1/presets")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from client.api import WclClient
 from jobs import registry
 from jobs.database import new_id
 from jobs.registry import DatasetFacts
@@ -36,6 +37,9 @@ def test_samples_are_a_picture_with_its_digest_as_etag(served: Served) -> None:
     assert answer.headers["cache-control"] == "private, no-cache"
     again = client.get(told["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+    with WclClient(served.url, served.key("read")) as typed:
+        assert (typed.dataset("digits"), typed.dataset_samples("digits")) == (told, PNG)
 
     announce(served, replace(DIGITS, sheet=Sheet(PNG + b"!", 2, 3, 8)))
     changed = client.get(told["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
