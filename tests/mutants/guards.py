@@ -84,6 +84,27 @@ GUARDS = (
         ("tests/jobs/test_retention.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
     ),
     Guard(
+        "a registered artifact is no orphan",
+        "jobs/retention.py",
+        "session.execute(checkpoints.union_all(artifacts))",
+        "session.execute(checkpoints)",
+        ("tests/worker/test_sweep.py::test_an_artifact_stays_until_its_name_is_made_again",),
+    ),
+    Guard(
+        "an artifact's name is no path",
+        "worker/delivery.py",
+        'if line["type"] == "artifact" and (wrong := artifacts.refusal(line)):',
+        'if line["type"] == "artifact" and (wrong := ""):',
+        ("tests/worker/test_delivery.py::test_an_artifact_that_is_damaged_or_none_is_told_of_and_not_kept",),
+    ),
+    Guard(
+        "groups end where a later attempt begins",
+        "jobs/groupings.py",
+        "all(each.step <= start for number, start in starts if number > each.attempt)",
+        "True",
+        ("tests/jobs/test_groupings.py::test_what_lies_beyond_the_step_of_a_resume_does_not_count",),
+    ),
+    Guard(
         "a rung of a sweep waits for its evaluations",
         "jobs/sweeps/outcomes.py",
         "if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):",
