@@ -37,6 +37,13 @@ class Standing:
         return measured[-1] if measured else None
 
     @property
+    def doing(self) -> str:
+        """What its unfinished runs do, the liveliest of them; empty without any."""
+        unfinished = [run for run in self.by_rung[-1].runs if run.state == "unfinished"] if self.by_rung else []
+        found = {"measuring" if run.status == Status.SUCCEEDED else run.status for run in unfinished}
+        return next((word for word in ("running", "measuring", "paused", "queued") if word in found), "")
+
+    @property
     def value(self) -> float | None:
         return self.measured.value if self.measured else None
 
@@ -94,8 +101,8 @@ def _state(sweep: Sweep, by_rung: Sequence[Outcome], *, is_passed: bool) -> Stat
 
 def leader(sweep: Sweep, table: Sequence[Standing]) -> Standing | None:
     """The best trial: the one that the sweep ended with, or so far the best of the furthest rung with a value."""
-    if sweep.status != Status.RUNNING:
-        return None if sweep.best_trial is None else table[sweep.best_trial]
+    if sweep.best_trial is not None:
+        return table[sweep.best_trial]
     for rung in reversed(range(len(sweep.rungs))):
         order = ranked(values_at(table, rung), maximize=sweep.direction == "maximize")
         if order:

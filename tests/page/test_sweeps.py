@@ -129,7 +129,7 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
     page = visitor.window()
     page.goto(f"/sweeps/{sweep_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
-    expect(page.locator("#trial-0 .trial-state")).to_have_text("running")
+    expect(page.locator("#trial-0 .trial-state")).to_have_text("queued")
     expect(page.locator("#trial-1 .trial-state")).to_have_text("waiting")
 
     for _ in range(2):
@@ -140,12 +140,13 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
     # The server's own reconciler looks too seldom here.
     sweeping.advance(site.database, sweep_id)
     expect(page.locator("#trial-0 .trial-state")).to_have_text("finished")
-    expect(page.locator("#trial-1 .trial-state")).to_have_text("running")
+    expect(page.locator("#trial-1 .trial-state")).to_have_text("queued")
     expect(page.locator("#sweep-best .figure")).to_contain_text("75.0%")
 
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel this sweep").click()
     expect(page.locator("#sweep-summary .status")).to_have_text("cancelled")
+    expect(page.locator("#sweep-best")).to_contain_text("75.0%")
     assert sweeping.sweep(site.database, sweep_id).status == "cancelled"
     eventually(lambda: site.try_claim() is None, "an empty queue")
 
