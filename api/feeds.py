@@ -125,12 +125,14 @@ class JobFeed(Feed):
         self.announce()
         return has_more
 
+    @property
+    def kept_bytes(self) -> int:
+        return sum(len(frame.told) + len(frame.logs) for frame in self._frames.values())
+
     def _keep(self, start: Cursor, frame: Frame) -> None:
         self._frames[start] = frame
-        size = sum(len(kept.told) + len(kept.logs) for kept in self._frames.values())
-        while size > _KEPT_BYTES and len(self._frames) > 1:
-            oldest = self._frames.pop(next(iter(self._frames)))
-            size -= len(oldest.told) + len(oldest.logs)
+        while self.kept_bytes > _KEPT_BYTES and len(self._frames) > 1:
+            del self._frames[next(iter(self._frames))]
 
     def _show(self, job: dict[str, Any]) -> None:
         before, self._job = self._job, job

@@ -54,6 +54,11 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._threads = anyio.CapacityLimiter(_READERS)
 
+    @property
+    def kept_bytes(self) -> int:
+        """What all feeds of jobs hold for viewers that are behind."""
+        return sum(feed.kept_bytes for feed in self._jobs.values())
+
     # --- viewers
 
     def is_revoked(self, key_id: str) -> bool:
