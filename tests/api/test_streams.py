@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -183,9 +184,9 @@ def test_a_slow_viewer_holds_nothing_up_and_misses_nothing(small: Served, monkey
     run.deliver(rows.started())
     address = f"/v1/jobs/{run.job_id}/stream"
     host, port = small.url.removeprefix("http://").split(":")
-    small.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # so that the system keeps little for it
+    small.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # so that the system keeps little for it
     with socket.socket() as slow, listening(small.client("read"), address) as quick:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         slow.connect((host, int(port)))
         slow.sendall(
             f"GET {address} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {small.key()}\r\n\r\n".encode()
@@ -336,6 +337,24 @@ def test_a_stream_of_no_job_is_a_problem(small: Served) -> None:
 
     assert_problem(client.get("/v1/jobs/nothing/stream"), 404)
     assert_problem(client.get("/v1/jobs/nothing/stream", headers={"Last-Event-ID": "x"}), 422, "Last-Event-ID")
+
+
+def test_a_list_opens_once_it_was_read(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who fetches the list then misses nothing: what changes later is told."""
+    opened = threading.Event()
+    was_open: list[bool] = []
+    real = queries.newest_states
+
+    def slow(session: Session) -> dict[str, tuple[Any, ...]]:
+        if not was_open:
+            was_open.append(opened.wait(1))
+        return real(session)
+
+    monkeypatch.setattr(queries, "newest_states", slow)
+    with listening(small.client("read"), "/v1/stream"):
+        opened.set()
+
+    assert was_open == [False]
 
 
 def test_a_list_is_told_what_changed(served: Served) -> None:
