@@ -40,7 +40,7 @@ class Size:
     num_workers: int = 6
     num_servers: int = 2
     num_hands: int = 2
-    pause_seconds: float = 3.0
+    pause_seconds: float = 2.0
     max_waiting: int = 40
 
 
