@@ -90,18 +90,30 @@ def _measured(session: Session, job: Job) -> Iterator[tuple[Evaluation, int | No
         yield from ((evaluation, None, None) for evaluation in session.execute(own).scalars())
         return
     of_checkpoints = (
-        select(Evaluation, Checkpoint.epoch, Job.parent_id, Job.origin)
+        select(Evaluation, Checkpoint.epoch, Job)
         .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
         .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
         .join(Job, Job.id == JobEvaluation.job_id)
         .where(Checkpoint.job_id == job.id)
         .order_by(Evaluation.id)
     )
-    for evaluation, epoch, parent_id, origin in session.execute(of_checkpoints):
-        if parent_id == job.id and BEST_ORIGIN.fullmatch(origin or ""):
+    for evaluation, epoch, measuring in session.execute(of_checkpoints):
+        if _measures_the_best(session, measuring, job.id):
             yield evaluation, None, SELECTED_ON_TEST
         else:
             yield evaluation, epoch, None
+
+
+def _measures_the_best(session: Session, measuring: Job, trained_id: str) -> bool:
+    """Whether a plan of the best checkpoint has brought it about, or it copies such a job with its checkpoint."""
+    planned: Job | None = measuring
+    while planned is not None and planned.kind == "evaluate" and planned.parent_id != trained_id:
+        planned = session.get(Job, planned.parent_id) if planned.parent_id else None
+    return (
+        planned is not None
+        and BEST_ORIGIN.fullmatch(planned.origin or "") is not None
+        and planned.spec["features"] == measuring.spec["features"]
+    )
 
 
 def _result(key: tuple[Any, ...], params: dict[str, Any], by_seed: dict[int, float]) -> Result:

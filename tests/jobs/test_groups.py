@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,22 @@ def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Databa
     best = found[None, groups.SELECTED_ON_TEST]
     assert (best.seeds, best.values, best.mean) == ([0, 1], [0.5, 0.7], pytest.approx(0.6))
     assert (found[3, None].seeds, found[3, None].values) == ([0, 1], [0.1, 0.2])
+
+
+def test_a_retry_of_what_measured_the_best_measures_the_best(database: Database) -> None:
+    plans = [{"when": "best", "protocols": ["linear"]}]
+    (trained,) = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 1}, seeds=[0])
+    finish(database, rows.checkpoint(10) | {"metrics": {"eval/knn_top1": 0.9}})
+    for _ in range(2):
+        failing = Run(database, claim(database))
+        failing.deliver(rows.started(), rows.end("failed", "bad_data"))
+        database.write(partial(service.retry, job_id=failing.job_id, created_by=None))
+    finish(database, rows.evaluation(0.5))
+    measure(database, trained, rows.evaluation(0.4, params={"C": 2.0}))
+
+    found = {r.params["C"]: (r.epoch, r.selection) for r in read(database, trained)}
+
+    assert found == {1.0: (None, groups.SELECTED_ON_TEST), 2.0: (1, None)}
 
 
 def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
