@@ -25,6 +25,7 @@ _UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 _DEATHS = 10
 _PARTS = ("storm", "sweep", "cells", "detection")
 _SWEEPS = {"postgres": ("postgres", False), "sqlite": ("sqlite", False), "training": ("sqlite", True)}
+_TRAININGS_SHARE = 0.01
 _OF_KIND = {"postgres": Size(), "sqlite": Size(num_workers=3, num_servers=1, num_hands=2)}
 
 
@@ -59,7 +60,8 @@ def _storm(house: Theatre, results: Results, options: argparse.Namespace) -> Non
         part = f"storm/{kind}/{options.round}/{place}"
         if results.has(part):
             continue
-        size = Size(**asdict(_OF_KIND[kind]) | {"num_jobs": options.round})
+        trainings = round(options.round * _TRAININGS_SHARE)
+        size = Size(**asdict(_OF_KIND[kind]) | {"num_jobs": options.round, "num_trainings": trainings})
         with house.stage(f"storm-{kind}-{place}", kind, **_UNBREAKABLE) as stage:
             outcome = Storm(stage, options.seed * 1000 + place, size).run()
         results.add(part, **asdict(outcome))

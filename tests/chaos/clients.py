@@ -13,6 +13,7 @@ import httpx
 from tests.chaos import body
 from tests.chaos.ledger import Accepted
 from tests.chaos.stage import spec
+from tests.worker.running import SHORT
 
 _ENDS_OF = {body.WELL: "succeeded", body.DEAF: "succeeded", body.CRASHES: "failed"}
 _RETRY_SECONDS = 0.1
@@ -76,12 +77,14 @@ class Clients:
         callers: one for each thread.
         seed: of everything that is drawn.
         num_jobs: how many are submitted.
+        num_trainings: how many of them train in earnest.
         max_waiting: submitters pause while so many have not ended.
     """
 
-    def __init__(self, callers: list[Caller], seed: int, num_jobs: int, max_waiting: int) -> None:
+    def __init__(self, callers: list[Caller], seed: int, num_jobs: int, num_trainings: int, max_waiting: int) -> None:
         self.callers = callers
         self._seed, self._num_jobs, self._max_waiting = seed, num_jobs, max_waiting
+        self._trained = {place * num_jobs // num_trainings + 1 for place in range(num_trainings)}
         self._lock = threading.Lock()
         self._next = 0
         self._accepted: dict[str, Accepted] = {}
@@ -111,12 +114,16 @@ class Clients:
         behaviour = draw.choices((body.WELL, body.CRASHES, body.DEAF), (0.95, 0.03, 0.02))[0]
         verb = draw.choices((None, "cancel", "pause"), (0.9, 0.05, 0.05))[0]
         wanted = spec(number, draw.randint(1, 4), draw.choice((1, 1, 5, 30, 100)), behaviour)
+        epochs = wanted["epochs"]
+        if number in self._trained:
+            behaviour, epochs = body.WELL, None
+            wanted = SHORT | {"seed": number}
         may_end = {_ENDS_OF[behaviour]} | ({"cancelled"} if verb == "cancel" else set())
         key = f"job-{number}"
         if (job_id := caller.submit(wanted, key)) is None:
             return
         with self._lock:
-            self._accepted[job_id] = Accepted(job_id, number, wanted["epochs"], frozenset(may_end), key)
+            self._accepted[job_id] = Accepted(job_id, number, epochs, frozenset(may_end), key)
         if verb is not None:
             time.sleep(draw.choice((0, 0.3, 1)))
             caller.ask(job_id, verb)

@@ -19,6 +19,7 @@ _COLUMNS = (
     "database",
     "rounds",
     "jobs",
+    "of them real trainings",
     "ended as",
     "attempts",
     "lost",
@@ -94,12 +95,13 @@ class Results:
             own = [storm for storm in storms if storm["database"] == database]
             jobs = sum((Counter(storm["jobs"]) for storm in own), Counter())
             ends = ", ".join(f"{count} {status}" for status, count in jobs.most_common())
+            trainings = sum(storm.get("trainings", 0) for storm in own)
             sums = {name: sum(storm[name] for storm in own) for name in ("attempts", "reaped", "retries", "restarts")}
             faults = sum(sum(storm["faults"].values()) for storm in own)
             innocent = sum(len(storm["innocent"]) for storm in own)
             yield (
-                f"| {database} | {len(own)} | {sum(jobs.values())} | {ends} | {sums['attempts']} | {sums['reaped']} |"
-                f" {innocent} | {faults} | {sums['retries']} | {sums['restarts']} |"
+                f"| {database} | {len(own)} | {sum(jobs.values())} | {trainings} | {ends} | {sums['attempts']} |"
+                f" {sums['reaped']} | {innocent} | {faults} | {sums['retries']} | {sums['restarts']} |"
             )
         faults = sum((Counter(storm["faults"]) for storm in storms), Counter())
         yield ""

@@ -34,9 +34,13 @@ _SUBMITTERS = 2
 
 @dataclass(frozen=True)
 class Size:
-    """How much happens in a round; each of the `num_hands` does one fault after another."""
+    """How much happens in a round; each of the `num_hands` does one fault after another.
+
+    Of the jobs `num_trainings` train in earnest, on a worker more.
+    """
 
     num_jobs: int = 500
+    num_trainings: int = 0
     num_workers: int = 6
     num_servers: int = 2
     num_hands: int = 2
@@ -56,6 +60,7 @@ class Outcome:
     database: str
     seconds: float
     jobs: dict[str, int]
+    trainings: int
     faults: dict[str, int]
     attempts: int
     reaped: int
@@ -96,13 +101,15 @@ class Storm:
         self._lock = threading.Lock()
         self._servers = [self._target("s", place) for place in range(self.size.num_servers)]
         self._workers = [self._target("w", place) for place in range(self.size.num_workers)]
+        if self.size.num_trainings:
+            self._workers.append(self._target("t", 0))
         self._targets = self._servers + self._workers
 
     def _target(self, letter: str, place: int) -> Target:
         """Every other node is behind a network of its own."""
         is_proxied = self.stage.postgres is not None and place % 2 == 1
         url, proxy = self.stage.proxied(self.stage.url) if is_proxied else (None, None)
-        make = self.stage.server if letter == "s" else self.stage.worker
+        make = self.stage.server if letter == "s" else partial(self.stage.worker, trains=letter == "t")
         node = make(f"{letter}{place}", url)
         return Target(node, proxy, self.stage.failpoints(node))
 
@@ -137,7 +144,7 @@ class Storm:
         urls = [f"http://127.0.0.1:{each['WCL_PORT']}" for each in environments]
         key_file = Path(environments[0]["WCL_DATA_DIR"]) / "key"
         callers = [Caller(urls, key_file, self._is_over) for _ in range(_SUBMITTERS)]
-        return Clients(callers, self.seed, self.size.num_jobs, self.size.max_waiting)
+        return Clients(callers, self.seed, self.size.num_jobs, self.size.num_trainings, self.size.max_waiting)
 
     def _hand(self, place: int) -> None:
         """Fault after fault, until it is calm."""
@@ -206,6 +213,7 @@ class Storm:
             database="SQLite" if self.stage.postgres is None else "PostgreSQL",
             seconds=round(seconds, 1),
             jobs=dict(ledger.counts()),
+            trainings=sum(each.epochs is None for each in accepted),
             faults=dict(Counter(hit.kind for hit in self._hits)),
             attempts=ledger.num_attempts(),
             reaped=len(ledger.reaped()),

@@ -15,7 +15,7 @@ UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 @pytest.mark.parametrize(
     ("kind", "size"),
     [
-        ("postgres", Size(num_jobs=60, num_workers=4, num_servers=2, pause_seconds=0.5)),
+        ("postgres", Size(num_jobs=60, num_trainings=2, num_workers=4, num_servers=2, pause_seconds=0.5)),
         pytest.param(
             "sqlite",
             Size(num_jobs=40, num_workers=2, num_servers=1, pause_seconds=0.5),
