@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from api import rendering
-from jobs import changes, queries, waiting
+from jobs import changes, queries, sweeps, waiting
 from jobs.changes import Changes, Cursor, Mark
 from jobs.status import TERMINAL
 
@@ -209,8 +209,11 @@ def _logs(found: Changes) -> bytes:
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
+_Listed = tuple[str, str]  # where a hint names it, and its id
+
+
 class ListFeed(Feed):
-    """Which of the newest and the running jobs changed; a hint only, the list itself is read again.
+    """Which of the newest and the running jobs and sweeps changed; a hint only, the list itself is read again.
 
     A viewer that was slow is told of all changes since at once: there is no queue that could grow.
     """
@@ -219,21 +222,22 @@ class ListFeed(Feed):
         super().__init__()
         self.error: Exception | None = None  # why it could not be read for the first time
         self._version = 0
-        self._states: dict[str, Any] = {}
-        self._changed_at: dict[str, int] = {}  # version by job
+        self._states: dict[_Listed, Any] = {}
+        self._changed_at: dict[_Listed, int] = {}  # versions
         self._written: tuple[int, int, bytes] = (0, 0, b"")  # (from, to, the hint): the same for nearly all viewers
 
-    def read(self, session: Session) -> dict[str, Any]:
-        return queries.newest_states(session)
+    def read(self, session: Session) -> dict[_Listed, Any]:
+        found: dict[_Listed, Any] = {("changed", key): state for key, state in queries.newest_states(session).items()}
+        return found | {("sweeps", key): state for key, state in sweeps.newest_states(session).items()}
 
-    def publish(self, found: dict[str, Any]) -> None:
-        changed = [job_id for job_id, state in found.items() if self._states.get(job_id) != state]
+    def publish(self, found: dict[_Listed, Any]) -> None:
+        changed = [listed for listed, state in found.items() if self._states.get(listed) != state]
         self._states = found
         if self.is_ready and not changed:
             return
         if self.is_ready:
             self._version += 1
-            self._changed_at = {job_id: at for job_id, at in self._changed_at.items() if job_id in found}
+            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in found}
             self._changed_at |= dict.fromkeys(changed, self._version)
         self.is_ready = True
         self.announce()
@@ -262,6 +266,9 @@ class ListFeed(Feed):
 
     def _hint(self, seen: int) -> bytes:
         if self._written[:2] != (seen, self._version):
-            ids = [job_id for job_id, at in self._changed_at.items() if at > seen]
-            self._written = (seen, self._version, message("changed", {"changed": ids}))
+            hint: dict[str, list[str]] = {"changed": []}
+            for (where, key), at in self._changed_at.items():
+                if at > seen:
+                    hint.setdefault(where, []).append(key)
+            self._written = (seen, self._version, message("changed", hint))
         return self._written[2]

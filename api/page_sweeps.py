@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import parallel
 from api.auth import Reader, Submitter
-from api.page_compare import MAX_ARMS
+from api.page_compare import MAX_ARMS, MAX_JOBS
 from api.page_data import database_time
 from api.page_evaluations import metric_name, protocol_name, settings
 from api.page_render import page
@@ -22,12 +22,13 @@ from api.state import TheDatabase
 from jobs import sweeps
 from jobs.keys import Principal
 from jobs.models import Sweep
-from jobs.status import TERMINAL
+from jobs.status import TERMINAL, Status
 from jobs.sweeps import Standing
 
 router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
+STATUSES = (Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,17 @@ class SweepView:
     @property
     def compared(self) -> str:
         """The first trials that are shown, under their first seeds, over each other."""
-        measured = [each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS]
-        return f"/compare?{urlencode([('job', job_id) for job_id in measured])}" if len(measured) > 1 else ""
+        return _comparison([each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS])
+
+    def compared_with_best(self, trial: Standing) -> str:
+        """Its last runs over those of the best trial; of the best one its own, at all rungs and under all seeds."""
+        if not trial.by_rung:
+            return ""
+        is_best = self.best is None or self.best.number == trial.number
+        own = trial.by_rung if is_best else trial.by_rung[-1:]
+        others = [] if is_best or self.best is None or self.best.measured is None else [self.best.measured]
+        outcomes = [*others, *own][-MAX_ARMS:]
+        return _comparison(run.job_id for each in outcomes for run in each.runs[: MAX_JOBS // len(outcomes)])
 
     @property
     def metric(self) -> str:
@@ -114,6 +124,12 @@ class SweepView:
         told = settings({name: value[0] if isinstance(value, list) else value for name, value in said})
         name = f"{protocol_name(self.sweep.metric['protocol'])}, {metric_name(self.sweep.metric['name'])}"
         return f"{name} ({told})" if told else name
+
+
+def _comparison(job_ids: Iterable[str]) -> str:
+    """The address that compares them; none of less than two."""
+    jobs = [("job", job_id) for job_id in job_ids]
+    return f"/compare?{urlencode(jobs)}" if len(jobs) > 1 else ""
 
 
 def sweep_view(session: Session, sweep_id: str, view: View) -> SweepView:
@@ -215,13 +231,21 @@ def _key(sweep: Sweep, sort: str) -> Callable[[Standing], Any]:
 
 
 @router.get("/sweeps")
-def list_page(request: Request, reader: Reader, database: TheDatabase, cursor: str = "") -> Response:
-    """All sweeps, newest first."""
+def list_page(request: Request, reader: Reader, database: TheDatabase, status: str = "", cursor: str = "") -> Response:
+    """Sweeps, newest first: all of them, or those of one state."""
+    status = status if status in STATUSES else ""
     with database.read() as session:
-        found = sweeps.list_sweeps(session, cursor=cursor or None, limit=PAGE_SIZE)
+        found = sweeps.list_sweeps(session, status=[status] if status else [], cursor=cursor or None, limit=PAGE_SIZE)
         counts = sweeps.trial_counts(session, [sweep.id for sweep in found.items])
         now = database_time(session)
-    return page(request, "sweeps.html", list=found, counts=counts, is_first=not cursor, now=now)
+    context: dict[str, Any] = {
+        "list": found,
+        "counts": counts,
+        "is_first": not cursor,
+        "status_shown": status,
+        "statuses": STATUSES,
+    }
+    return page(request, "sweeps.html", **context, may_submit="submit" in reader.scopes, now=now)
 
 
 @router.get("/sweeps/{sweep_id}")

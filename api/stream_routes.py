@@ -50,7 +50,7 @@ def follow_job(
 
 @router.get("/stream", response_class=StreamingResponse, responses=_STREAM)
 def follow_list(request: Request, principal: Reader) -> ListStream:
-    """Hints for lists: `changed` with the ids of jobs to read again."""
+    """Hints for lists: `changed` with the ids of jobs to read again, and `sweeps` with those of sweeps if there are."""
     return ListStream(_streams(request), principal.key_id)
 
 

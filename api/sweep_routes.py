@@ -54,12 +54,17 @@ def submit(
 def list_sweeps(
     principal: Reader,
     database: TheDatabase,
+    status: Annotated[
+        str | None,
+        Query(description="One or more of running, succeeded, failed, cancelled, separated by commas.", max_length=200),
+    ] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> SweepPage:
     """Sweeps, newest first."""
+    statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
-        page = sweeps.list_sweeps(session, cursor=cursor, limit=limit)
+        page = sweeps.list_sweeps(session, status=statuses, cursor=cursor, limit=limit)
         counts = sweeps.trial_counts(session, [sweep.id for sweep in page.items])
     items = [sweep_answers.summary(sweep, counts[sweep.id]) for sweep in page.items]
     return {"items": items, "next_cursor": page.next_cursor}

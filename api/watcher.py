@@ -36,7 +36,7 @@ _READERS = 4
 class _Look:
     revoked: set[str]
     jobs: list[tuple[JobFeed, JobLook]]
-    states: dict[str, object] | None
+    states: dict[tuple[str, str], object] | None
 
 
 class Watcher:

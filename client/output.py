@@ -175,7 +175,7 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
             styled_status(sweep["status"]),
             str(sweep["trials"]),
             f"{sweep['metric']['protocol']} {sweep['metric']['name']}",
-            _share(sweep["best_value"]),
+            share(sweep["best_value"]),
             sweep["created_at"][:19].replace("T", " "),
         )
     return table
@@ -194,7 +194,7 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
         ("metric", f"{metric['protocol']} {metric['name']}, {sweep['direction']}d"),
         ("measured on", measured_on(sweep)),
         ("rungs", ", ".join(f"{r['trials']} x {r['epochs']} epochs" for r in sweep["rungs"] if r["epochs"])),
-        ("best", f"trial {best['trial']}, {_share(best['value'])}: {_params(best['settings'])}" if best else None),
+        ("best", f"trial {best['trial']}, {share(best['value'])}: {_params(best['settings'])}" if best else None),
         ("page", sweep["links"]["page"]),
     ]
     table = Table(box=None, show_header=False)
@@ -221,7 +221,7 @@ def trials_table(sweep: Mapping[str, Any]) -> Table:
     for trial in sorted(sweep["table"], key=lambda trial: _place(trial, sign)):
         values = [rung["value"] for rung in trial["rungs"]] + [None] * (len(rungs) - len(trial["rungs"]))
         settings = [_json_text(trial["settings"][name]) for name in names]
-        table.add_row(str(trial["number"]), *settings, *map(_share, values), trial["state"])
+        table.add_row(str(trial["number"]), *settings, *map(share, values), trial["state"])
     return table
 
 
@@ -230,7 +230,8 @@ def _place(trial: Mapping[str, Any], sign: int) -> tuple[float, ...]:
     return (-len(measured), sign * measured[-1] if measured else 0.0, trial["number"])
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A share as a percentage; nothing for none."""
     return "" if value is None else f"{value:.2%}"
 
 
@@ -240,12 +241,12 @@ def print_weak_groups(found: WeakGroups) -> None:
         out.print("no groups were reported: the run has not looked at its probe, or makes no weak labels")
         return
     precision, chance = found["pair_precision"], found["pair_precision_chance"]
-    known = f", pair precision {_share(precision)} (chance {_share(chance)})" if precision is not None else ""
+    known = f", pair precision {share(precision)} (chance {share(chance)})" if precision is not None else ""
     out.print(f"epoch {found['epoch']}: {found['num_groups']} groups of {found['num_images']} images{known}")
     table = Table("images", "precision", "true classes", box=None, header_style="bold")
     for group in found["groups"]:
         made = ", ".join(f"{name} ({count})" for name, count in (group["classes"] or {}).items())
-        table.add_row(str(len(group["places"])), _share(group["pair_precision"]), escape(made))
+        table.add_row(str(len(group["places"])), share(group["pair_precision"]), escape(made))
     out.print(table)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from client.answers import Json
+from client.answers import TERMINAL, Json
 from client.connection import Connection
+from client.errors import Unreachable
 
 
 class SweepClient(Connection):
@@ -31,16 +33,40 @@ class SweepClient(Connection):
         sweep: Json = self._json("GET", f"/v1/sweeps/{sweep_id}")
         return sweep
 
-    def sweeps(self, *, limit: int = 50) -> list[Json]:
-        """The newest ones, at most `limit`."""
+    def sweeps(self, *, status: str | None = None, limit: int = 50) -> list[Json]:
+        """The newest ones, at most `limit`; `status` may name several states, with commas between them."""
         found: list[Json] = []
-        params: dict[str, Any] = {"limit": min(limit, 100)}
+        params: dict[str, Any] = {"status": status, "limit": min(limit, 100)}
         while True:
-            page = self._json("GET", "/v1/sweeps", params=params)
+            page = self._json("GET", "/v1/sweeps", params={k: v for k, v in params.items() if v is not None})
             found += page["items"]
             params["cursor"] = page["next_cursor"]
             if not params["cursor"] or len(found) >= limit:
                 return found[:limit]
+
+    def follow_sweep(
+        self, sweep_id: str, *, poll_seconds: float = 1.0, patience_seconds: float = 60.0
+    ) -> Iterator[Json]:
+        """The sweep now, and again whenever it has changed, until it has ended.
+
+        Args:
+            patience_seconds: how long the server may stay away before `Unreachable`.
+        """
+        seen: Json = {}
+        answered_at = time.monotonic()
+        while seen.get("status") not in TERMINAL:
+            try:
+                found = self.sweep(sweep_id)
+            except Unreachable:
+                if time.monotonic() - answered_at > patience_seconds:
+                    raise
+            else:
+                answered_at = time.monotonic()
+                if found != seen:
+                    seen = found
+                    yield found
+            if seen.get("status") not in TERMINAL:
+                time.sleep(poll_seconds)
 
     def cancel_sweep(self, sweep_id: str) -> Json:
         """End it: waiting jobs at once, running ones after they have saved."""

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from client import output
+from client.answers import Json
 from client.api import WclClient
 from client.commands.options import AsJson
 from client.output import err, out, print_json
 from client.references import find_sweep
 from client.specfile import read_spec
+from client.sweep_progress import watch as watch_sweep
 
 app = typer.Typer()
 sweep = typer.Typer(help="Search over fields of a spec: grid, random, successive halving.", no_args_is_help=True)
@@ -31,6 +33,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check, and say which trials there would be.")
     ] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Say what is measured until the sweep ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Begin a sweep."""
@@ -41,21 +44,33 @@ def submit(
             print_json(client.plan_sweep(body))
             return
         made = client.submit_sweep(body)
+        if not as_json:
+            out.print(made["id"])
+            err.print(f"{made['trials']} trials, measured on {output.measured_on(made)}; see {made['links']['page']}")
+        if follow:
+            _followed(client, made, as_json)
+            return
     if as_json:
         print_json(made)
-        return
-    out.print(made["id"])
-    err.print(f"{made['trials']} trials, measured on {output.measured_on(made)}; see {made['links']['page']}")
+
+
+def _followed(client: WclClient, sweep: Json, as_json: bool) -> None:
+    """Exit code 1 when the sweep did not succeed."""
+    ended = watch_sweep(client, sweep["id"], err if as_json else out)
+    print_json(ended) if as_json else out.print(output.sweep_table(ended))
+    if ended["status"] != "succeeded":
+        raise typer.Exit(1)
 
 
 @sweep.command("list")
 def list_sweeps(
+    status: Annotated[str | None, typer.Option(help="Only running, succeeded, failed or cancelled ones.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, newest first."""
     with WclClient.connect() as client:
-        found = client.sweeps(limit=limit)
+        found = client.sweeps(status=status, limit=limit)
     print_json(found) if as_json else out.print(output.sweeps_table(found))
 
 
@@ -69,6 +84,13 @@ def show(reference: SweepId, as_json: AsJson = False) -> None:
         return
     out.print(output.sweep_table(found))
     out.print(output.trials_table(found))
+
+
+@sweep.command()
+def watch(reference: SweepId, as_json: AsJson = False) -> None:
+    """Say what is measured until the sweep ends; exit code 1 when it did not succeed."""
+    with WclClient.connect() as client:
+        _followed(client, find_sweep(client, reference), as_json)
 
 
 @sweep.command()

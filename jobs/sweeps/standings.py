@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import NotFound
@@ -60,13 +60,25 @@ def get_sweep(session: Session, sweep_id: str) -> Sweep:
     return sweep
 
 
-def list_sweeps(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[Sweep]:
-    """Newest first; the cursor is the last id seen."""
+def list_sweeps(
+    session: Session, *, status: Sequence[str] = (), cursor: str | None = None, limit: int = 50
+) -> Page[Sweep]:
+    """Newest first, of all states unless some are named; the cursor is the last id seen."""
     statement = select(Sweep).order_by(Sweep.id.desc()).limit(limit + 1)
+    if status:
+        statement = statement.where(Sweep.status.in_(status))
     if cursor:
         statement = statement.where(Sweep.id < cursor[:36])
     found = list(session.execute(statement).scalars())
     return Page(found[:limit], found[limit - 1].id if len(found) > limit else None)
+
+
+def newest_states(session: Session, limit: int = 50) -> dict[str, tuple[str, int]]:
+    """What tells of a change, of the newest sweeps and of all that run, by id, to be compared with the next look."""
+    newest = select(Sweep.id).order_by(Sweep.id.desc()).limit(limit).subquery()
+    shown = or_(Sweep.status == Status.RUNNING, Sweep.id.in_(select(newest.c.id)))
+    found = session.execute(select(Sweep.id, Sweep.status, Sweep.updated_at).where(shown))
+    return {sweep_id: (status, updated_at) for sweep_id, status, updated_at in found}
 
 
 def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:

@@ -21,12 +21,12 @@ from sqlalchemy.orm import Session
 from api import feeds, streams, watcher
 from client.api import WclClient
 from client.sse import Message
-from jobs import changes, keys, queries, transitions
+from jobs import changes, keys, queries, sweeps, transitions
 from jobs.changes import Cursor
 from jobs.database import Database
 from jobs.models import Log, Point, Series
 from tests.api.served import Served, assert_problem, listening, messages
-from tests.jobs import rows
+from tests.jobs import rows, sweeping
 from tests.waiting import eventually
 
 
@@ -374,4 +374,8 @@ def test_a_list_is_told_what_changed(served: Served) -> None:
         database.write(lambda session: transitions.cancel(session, other))
         message = next(coming)
 
-    assert (message.event, message.data) == ("changed", {"changed": [other]})
+        assert (message.event, message.data) == ("changed", {"changed": [other]})
+        sweep_id = sweeping.submit(database, {sweeping.TEMPERATURE: [0.1]}, max_parallel=1)
+        assert next(coming).data["sweeps"] == [sweep_id]
+        database.write(lambda session: sweeps.cancel(session, sweep_id))
+        assert next(coming).data["sweeps"] == [sweep_id]

@@ -116,6 +116,21 @@ def test_lists_go_on_behind_their_cursor(small: Served) -> None:
     assert second["next_cursor"] is None
 
 
+def test_a_list_may_be_of_some_states(small: Served) -> None:
+    client = small.client()
+    ended, first, second = (client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in "abc")
+    client.post(f"/v1/sweeps/{ended}/cancel")
+
+    def found(query: str) -> list[str]:
+        return [each["id"] for each in client.get(f"/v1/sweeps?{query}").json()["items"]]
+
+    assert found("status=running") == [second, first]
+    assert found(f"status=running&limit=1&cursor={second}") == [first]
+    assert found("status=cancelled,failed") == [ended]
+    assert found("status=no-such") == []
+    assert found("status=") == [second, first, ended]
+
+
 LOSS = "a series of the training, such as a loss, does not rank"
 
 

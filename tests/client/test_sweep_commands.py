@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,28 @@ def test_a_sweep_from_a_file_to_its_best(server: Served, path: str) -> None:
     assert [line[0] for line in lines] == ["0", "1", "2"]
     assert "mine" in wcl("sweep", "list").stdout
     assert json.loads(wcl("sweep", "show", "last", "--json").stdout)["best"]["trial"] == 0
+
+
+def test_a_sweep_is_watched_to_its_end(server: Served, path: str) -> None:
+    sweep_id = wcl("sweep", "submit", path).stdout.split()[0]
+    cancelled = wcl("sweep", "submit", path, "--name", "other").stdout.split()[0]
+    wcl("sweep", "cancel", cancelled)
+    worker = threading.Thread(
+        target=sweeping.play_out, args=(server.database, sweep_id, lambda spec: 1 - spec["loss"]["temperature"])
+    )
+    worker.start()
+    watched = wcl("sweep", "watch", sweep_id)
+    worker.join()
+
+    assert watched.exit_code == 0, watched.output
+    lines = [line for line in watched.stdout.splitlines() if line.startswith("trial")]
+    assert len(lines) == 4
+    assert lines[0] == "trial 0, 20 epochs: 90.00%  (loss.temperature = 0.1)"
+    assert lines[-1].startswith("trial 0, 60 epochs: 90.00%")
+    assert wcl("sweep", "watch", cancelled, "--json").exit_code == 1
+    for status, expected in (("succeeded", {sweep_id}), ("cancelled,succeeded", {sweep_id, cancelled}), ("failed", [])):
+        found = json.loads(wcl("sweep", "list", "--status", status, "--json").stdout)
+        assert {each["id"] for each in found} == set(expected)
 
 
 def test_what_is_wrong_has_its_exit_code(server: Served, path: str, tmp_path: Path) -> None:

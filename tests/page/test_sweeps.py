@@ -72,6 +72,20 @@ def test_a_sweep_is_read_without_scripts(visitor: Visitor, site: Site, ended: st
     expect(page.locator(f"path.trial.best[data-trial='{best}']")).to_have_count(1)
 
 
+def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str) -> None:
+    page = visitor.window(scripts=False)
+    page.goto("/sweeps")
+    states = page.get_by_role("navigation", name="State")
+    states.get_by_role("link", name="succeeded").click()
+    expect(page).to_have_url(re.compile("status=succeeded$"))
+    expect(states.locator("[aria-current]")).to_have_text("succeeded")
+    expect(page.locator(f"#sweep-{ended}")).to_be_visible()
+    states.get_by_role("link", name="failed").click()
+    expect(page.locator("#sweeps")).to_contain_text("None is failed.")
+    page.get_by_role("link", name="Show all").click()
+    expect(page.locator(f"#sweep-{ended}")).to_be_visible()
+
+
 def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> None:
     page = visitor.window(scripts=False)
     page.goto(f"/sweeps/{ended}")
@@ -87,6 +101,13 @@ def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> Non
     expect(page.locator("path.trial")).to_have_count(3)
     compared = page.get_by_role("link", name="Compare the first").get_attribute("href") or ""
     assert compared.count("job=") == 8
+    best = page.locator("#sweep-best a").first.inner_text().removeprefix("trial ")
+    rungs = page.get_by_label(f"Compare trial {best}", exact=True).get_attribute("href") or ""
+    assert rungs.count("job=") == 3
+    page.get_by_label("Compare trial 4", exact=True).click()
+    expect(page.locator("main")).to_contain_text("trial 4, 2 epochs")
+    expect(page.locator("main")).to_contain_text(f"trial {best}, 18 epochs")
+    page.go_back()
     page.locator("#trial-4").get_by_role("link", name="4", exact=True).click()
     expect(page.locator("tr.selected")).to_have_attribute("data-trial", "4")
     page.goto(page.url)
@@ -149,6 +170,25 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
     expect(page.locator("#sweep-best")).to_contain_text("75.0%")
     assert sweeping.sweep(site.database, sweep_id).status == "cancelled"
     eventually(lambda: site.try_claim() is None, "an empty queue")
+
+
+def test_the_end_of_a_sweep_is_heard_without_asking(visitor: Visitor, site: Site) -> None:
+    """Nothing changes but its own row."""
+    sweep_id = begin(site, {sweeping.TEMPERATURE: [0.2]}, name="ends")
+    for _ in range(2):
+        run = site.claim()
+        run.start()
+        run.evaluation("knn", 0.75) if job(site.database, run.job_id).kind == "evaluate" else run.checkpoint(10)
+        run.end()
+    page = visitor.window()
+    page.goto(f"/sweeps/{sweep_id}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    expect(page.locator("#trial-0 .trial-state")).to_have_text("finished")
+
+    sweeping.advance(site.database, sweep_id)
+
+    expect(page.locator("#sweep-summary .status")).to_have_text("succeeded")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "over")
 
 
 def test_cancel_works_without_scripts_and_a_reader_has_no_button(visitor: Visitor, site: Site) -> None:

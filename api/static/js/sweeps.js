@@ -150,8 +150,7 @@ function isOver() {
 const updateSoon = throttled(update, 1500);
 sendForms({ done: updateSoon });
 if (!isOver()) {
-  // Hints are about jobs; the sweep itself ends a moment after the last of them.
-  setInterval(() => document.visibilityState === "visible" && !isOver() && updateSoon(), 5000);
+  // Hints are about jobs, of which some may be its own, and about the sweep itself when it goes on or ends.
   new Stream("/v1/stream", {
     on: { changed: () => isOver() || updateSoon() },
     onState: (state) => isOver() || showState(state),
