@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.chaos import cells
 from tests.chaos.detection import seconds_until_noticed
 from tests.chaos.report import Results
-from tests.chaos.stage import SCALED, Theatre, theatre
+from tests.chaos.stage import REAL, SCALED, Theatre, theatre
 from tests.chaos.storm import Size, Storm
 from tests.chaos.sweep import ACTIONS, Sweep
 
@@ -84,6 +84,7 @@ def _sweep(house: Theatre, results: Results, options: argparse.Namespace) -> Non
 
 def _cells(house: Theatre, results: Results, options: argparse.Namespace) -> None:
     parts = {f"cell/{cell.part}/{cell.state}/{cell.seconds}": cell for cell in cells.all_cells()}
+    parts |= {f"real-cell/{cell.part}/{cell.state}/{cell.seconds}": cell for cell in cells.REAL_CELLS}
     left = [(part, cell) for part, cell in parts.items() if not results.has(part)]
     for start in range(0, len(left), options.side_by_side):
         batch = left[start : start + options.side_by_side]
@@ -94,8 +95,7 @@ def _cells(house: Theatre, results: Results, options: argparse.Namespace) -> Non
 
 
 def _detection(house: Theatre, results: Results, options: argparse.Namespace) -> None:
-    real = {"WCL_LEASE_SECONDS": "60", "WCL_LOOK_SECONDS": "5"}
-    for place, settings in enumerate((*[SCALED] * 10, real)):
+    for place, settings in enumerate((*[SCALED] * 10, REAL)):
         part = f"detection/{place}"
         if results.has(part):
             continue

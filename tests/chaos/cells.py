@@ -18,7 +18,7 @@ from jobs.models import Attempt
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.processes import Node
 from tests.chaos.proxy import Proxy
-from tests.chaos.stage import SCALE, Stage, Theatre, arm, spec
+from tests.chaos.stage import REAL, SCALE, SCALED, Stage, Theatre, arm, spec
 from tests.waiting import eventually
 
 SECONDS = (0, 5, 20, 60, 300)  # of a service whose lease is 60 s
@@ -35,11 +35,27 @@ _HANG_AT = {  # where a worker is held while it is in a state
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination; `seconds` are those of an unscaled service."""
+    """One combination; `seconds` are those of an unscaled service, which it is with `is_real`."""
 
     part: str
     state: str
     seconds: int
+    is_real: bool = False
+
+
+# Each part for both more and less than it takes to lose a lease of 60 s, and each state.
+REAL_CELLS = [
+    Cell("server", "running", 300, is_real=True),
+    Cell("server", "claiming", 20, is_real=True),
+    Cell("worker", "checkpointing", 300, is_real=True),
+    Cell("worker", "running", 20, is_real=True),
+    Cell("PostgreSQL", "running", 300, is_real=True),
+    Cell("PostgreSQL", "finishing", 20, is_real=True),
+    Cell("Redis", "queued", 300, is_real=True),
+    Cell("Redis", "cancelling", 20, is_real=True),
+    Cell("disk full", "checkpointing", 300, is_real=True),
+    Cell("disk full", "finishing", 20, is_real=True),
+]
 
 
 def all_cells() -> list[Cell]:
@@ -55,8 +71,8 @@ def run_all(theatre: Theatre, cells: list[Cell], side_by_side: int) -> dict[Cell
 
 def problems_of(theatre: Theatre, cell: Cell) -> list[str]:
     """Set a service up, bring its job into the state, take the part away, give it back, and read the ledger."""
-    name = f"cell-{cell.part}-{cell.state}-{cell.seconds}".replace(" ", "-").lower()
-    with theatre.stage(name) as stage:
+    name = f"cell-{cell.part}-{cell.state}-{cell.seconds}{'-real' * cell.is_real}".replace(" ", "-").lower()
+    with theatre.stage(name, **(REAL if cell.is_real else SCALED)) as stage:
         return _Scene(stage, cell).play()
 
 
@@ -85,7 +101,7 @@ class _Scene:
             (self._failpoints / "release").touch()
             if cell.state == "queued" and cell.part != "worker":
                 self._worker.start()
-            time.sleep(cell.seconds / SCALE)
+            time.sleep(cell.seconds / (1 if cell.is_real else SCALE))
         if not self._worker.is_alive():
             self._worker.start()
         self._stage.wait_for_end(job_id)

@@ -29,7 +29,7 @@ from tests.chaos import clock
 BODY = Path(__file__).with_name("body.py")
 # What only stand-in bodies train on.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
-_FIRST_WAIT_SECONDS = 0.3  # after a failure of the infrastructure; scaled as the lease is
+_REAL_LEASE_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = [
     "tests.chaos.processes",
@@ -131,7 +131,8 @@ def _main(start: Start) -> None:
         del os.environ[name]
     os.environ |= start.environment
     importlib.import_module("wcl_core.failpoints")._FOLDER = start.environment.get("FAILPOINTS")  # type: ignore[attr-defined]
-    outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS
+    # The wait after a failure of the infrastructure is no setting; it keeps its proportion to the lease.
+    outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
     if start.clock_seconds:
         clock.set_wrong(start.clock_seconds)

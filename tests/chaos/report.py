@@ -126,13 +126,18 @@ class Results:
         yield ""
 
     def _cells(self) -> Iterator[str]:
-        cells = self._of("cell")
-        if cells:
+        kinds = {"cell": "with all constants scaled", "real-cell": "at the real constants"}
+        found = {how: cells for kind, how in kinds.items() if (cells := self._of(kind))}
+        if not found:
+            return
+        yield "## Downtime cells"
+        yield ""
+        for how, cells in found.items():
             right = sum(not cell["problems"] for cell in cells)
-            yield "## Downtime cells"
-            yield ""
-            yield f"{right} of {len(cells)} cells right: something away for 0 to 300 s (scaled) in a state of a job."
-            yield ""
+            yield f"- {right} of {len(cells)} cells right {how}"
+        yield ""
+        yield "In a cell something is away for 0 to 300 s in a state of a job."
+        yield ""
 
     def _detections(self) -> Iterator[str]:
         found = self._of("detection")

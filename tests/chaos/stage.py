@@ -29,6 +29,7 @@ from wcl_core.config import SPEC_VERSIONS, parse_spec
 
 # The real 60 s, 5 s and 25 s, a fifteenth: whatever depends on them keeps its proportions.
 SCALED = {"WCL_LEASE_SECONDS": "4", "WCL_LOOK_SECONDS": "0.4", "WCL_CLAIM_SECONDS": "0.5", "WCL_DRAIN_SECONDS": "9"}
+REAL = {"WCL_LEASE_SECONDS": "60", "WCL_LOOK_SECONDS": "5", "WCL_CLAIM_SECONDS": "10", "WCL_DRAIN_SECONDS": "25"}
 SCALE = 15.0
 
 
