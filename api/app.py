@@ -29,6 +29,7 @@ from api import (
     page_render,
     page_service,
     page_submit,
+    page_sweep_form,
     page_sweeps,
     page_weak_labels,
     pages,
@@ -70,6 +71,7 @@ _ROUTERS = tuple(
         page_service,
         page_map,
         page_submit,
+        page_sweep_form,  # before the sweeps, of which `new` is none
         page_sweeps,
         page_weak_labels,
     )

@@ -38,7 +38,7 @@ def submit(
 
     Its jobs are made as others end, at most `max_parallel` trials at a time.  With `Idempotency-Key` a repeated request
     answers 200 with the first sweep.  With `dry_run` nothing is made; the answer says which trials there would be, on
-    which rungs, and how many jobs.
+    which rungs, how many jobs, and how many epochs these have together.
     """
     new, design = new_sweep(body, principal.key_id)
     if dry_run:

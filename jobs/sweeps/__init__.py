@@ -10,7 +10,7 @@ A sweep is a row, its trials are rows, its jobs are ordinary ones that carry its
 
 from __future__ import annotations
 
-from jobs.sweeps.metric import Direction, Metric
+from jobs.sweeps.metric import MEASURES, Direction, Metric
 from jobs.sweeps.outcomes import Outcome, Outcomes, Run, outcomes
 from jobs.sweeps.progress import Step, advance, cancel, design_of, due, next_step
 from jobs.sweeps.space import MAX_TRIALS, Range, Values
@@ -32,6 +32,7 @@ __all__ = [
     "HELD_OUT_SHARE",
     "MAX_RUNS",
     "MAX_TRIALS",
+    "MEASURES",
     "Design",
     "Direction",
     "Metric",

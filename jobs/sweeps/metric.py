@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from wcl_core.config import DataConfig, EvaluationPlan
 
-_MEASURES: dict[str, tuple[str, ...]] = {
+MEASURES: dict[str, tuple[str, ...]] = {
     "knn": ("top1",),
     "knn_wide": ("top1",),
     "linear": ("top1", "mean_per_class"),
@@ -22,7 +22,7 @@ _MEASURES: dict[str, tuple[str, ...]] = {
 }
 _NOT_BY_LOSS = (
     "a series of the training, such as a loss, does not rank methods, temperatures or batch sizes; expected an "
-    f"evaluation: a protocol of {', '.join(_MEASURES)}"
+    f"evaluation: a protocol of {', '.join(MEASURES)}"
 )
 _OWN = ("protocols", "data", "when", "every_epochs")  # said by the metric itself, or fixed
 
@@ -32,7 +32,7 @@ class Metric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    protocol: str = Field(max_length=100, description=f"One of {', '.join(_MEASURES)}.", examples=["knn"])
+    protocol: str = Field(max_length=100, description=f"One of {', '.join(MEASURES)}.", examples=["knn"])
     name: str = Field(default="", max_length=100, description="The protocol's first unless given.", examples=["top1"])
     data: DataConfig | None = Field(default=None, description="The training data unless given.")
     settings: dict[str, Any] = Field(default={}, description="Of the protocol, such as knn_k.", examples=[{"knn_k": 5}])
@@ -47,14 +47,14 @@ class Metric(BaseModel):
     @field_validator("protocol")
     @classmethod
     def _is_known(cls, protocol: str) -> str:
-        if protocol not in _MEASURES:
+        if protocol not in MEASURES:
             raise ValueError(_NOT_BY_LOSS)
         return protocol
 
     @field_validator("name")
     @classmethod
     def _is_measured(cls, name: str, info: ValidationInfo) -> str:
-        known = _MEASURES.get(info.data.get("protocol", ""), ())
+        known = MEASURES.get(info.data.get("protocol", ""), ())
         if not name or not known:
             return name or next(iter(known), "")
         if "loss" in name or "/" in name:

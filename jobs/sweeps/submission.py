@@ -68,6 +68,7 @@ def plan(session: Session, design: Design) -> dict[str, Any]:
         "rungs": [asdict(rung) for rung in design.rungs],
         "seeds": list(design.seeds),
         "jobs": {"pretrain": design.num_runs, "evaluate": design.num_runs},
+        "epochs": design.num_epochs,
         "held_out_share": held_out_share(design.base, design.metric.model_dump(mode="json")),
         "dataset": longest["dataset"],
         "workers": longest["workers"],

@@ -129,6 +129,13 @@ class Design:
         """Training runs from the first to the last, each followed by an evaluation."""
         return sum(rung.trials for rung in self.rungs) * len(self.seeds)
 
+    @property
+    def num_epochs(self) -> int:
+        """Of all training runs together; every trial's spec has to be right."""
+        whole = (_epochs(laid(self.base, settings)) for settings in self.trials)
+        each = [sum(whole) if rung.epochs is None else rung.trials * rung.epochs for rung in self.rungs]
+        return sum(each) * len(self.seeds)
+
 
 def designed(new: NewSweep) -> Design:
     """Draw the trials and lay out the rungs.

@@ -60,6 +60,9 @@ def test_a_plan_says_what_there_would_be_and_makes_nothing(served: Served) -> No
 
     assert plan["rungs"] == [{"trials": 9, "epochs": 2}, {"trials": 3, "epochs": 6}, {"trials": 1, "epochs": 18}]
     assert plan["jobs"] == {"pretrain": 26, "evaluate": 26}
+    assert plan["epochs"] == 2 * (9 * 2 + 3 * 6 + 18)
+    lengths = GRID | {"parameters": {"epochs": [4, 18], TEMPERATURE: [0.1, 0.2]}}
+    assert served.client().post("/v1/sweeps?dry_run=true", json=lengths).json()["epochs"] == 2 * (4 + 18)
     assert len({trial["settings"][RATE] for trial in plan["trials"]}) == 9
     assert plan["held_out_share"] == 0.2
     assert rows.rows_of(served.database, Sweep) == rows.rows_of(served.database, Job) == []

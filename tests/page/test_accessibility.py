@@ -73,6 +73,8 @@ def paths(site: Site) -> list[str]:
         "/leaderboard",
         "/submit",
         f"/submit?source={done.job_id}",
+        "/sweeps/new",
+        f"/sweeps/new?source={done.job_id}",
     ]
 
 

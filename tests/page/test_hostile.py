@@ -152,6 +152,7 @@ def addresses(site: Site) -> dict[str, str]:
         "/sweeps/{sweep_id}": f"/sweeps/{sweep_id}",
         "/datasets/{name}": "/datasets/digits",
         "/submit": f"/submit?source={run.job_id}",
+        "/sweeps/new": f"/sweeps/new?source={run.job_id}",
         **{
             path: path
             for path in ("/checkpoints", "/leaderboard", "/datasets", "/workers", "/sweeps", "/docs", "/sign-in")

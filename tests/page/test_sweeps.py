@@ -81,7 +81,7 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
     expect(states.locator("[aria-current]")).to_have_text("succeeded")
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
     states.get_by_role("link", name="failed").click()
-    expect(page.locator("#sweeps")).to_contain_text("None is failed.")
+    expect(page.locator("#sweeps")).to_contain_text("None has the status failed.")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
 
