@@ -56,12 +56,20 @@ class Visitor:
         self.complaints: list[str] = []
 
     def window(
-        self, *, width: int = 1280, theme: str = "light", scripts: bool = True, scopes: Sequence[str] = SCOPES
+        self,
+        *,
+        width: int = 1280,
+        theme: str = "light",
+        scripts: bool = True,
+        scopes: Sequence[str] = SCOPES,
+        touch: bool = False,
     ) -> Page:
         context = self._browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if theme == "dark" else "light",
             java_script_enabled=scripts,
+            has_touch=touch,
+            is_mobile=touch,
             base_url=self._site.url,
             reduced_motion="reduce",
         )

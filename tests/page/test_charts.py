@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,21 @@ def test_the_keyboard_zooms_too(visitor: Visitor, site: Site, run: PlayedRun) ->
     page.get_by_role("button", name="Show all").click()
     expect(page.get_by_label("From", exact=True)).to_have_value("")
     assert page.url.endswith(run.job_id)
+
+
+def test_what_was_measured_a_few_times_is_not_smoothed(visitor: Visitor, site: Site) -> None:
+    played = site.running("now and then")
+    played.start()
+    losses = [{"type": "metrics", "step": s, "values": {"train/loss": float(s % 2)}} for s in range(1, 101)]
+    accuracies = [{"type": "metrics", "step": s, "values": {"eval/knn_top1": s / 200}} for s in (20, 40, 60, 80, 100)]
+    played.tell(*sorted(losses + accuracies, key=lambda report: report["step"]))
+    played.end()
+    page = visitor.window()
+    page.goto(f"/jobs/{played.job_id}?smooth=0.9")
+    for metric, said in (("train/loss", r"0\.4\d+.*step 100|step 100.*0\.4\d+"), ("eval/knn_top1", r"50\.0%")):
+        chart = page.locator(f"figure[data-metrics='{metric}']")
+        chart.locator(".canvas").press("End")
+        expect(chart.locator("figcaption")).to_contain_text(re.compile(said))
 
 
 def test_axis_smoothing_and_scale_come_from_the_address_and_go_there(

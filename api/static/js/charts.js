@@ -1,7 +1,7 @@
 // The charts of a run: one plot a group of metrics, which follows its curves.
 import { AXES } from "./axes.js";
 import { number, percent } from "./format.js";
-import { PlotFigure, colour, faded, smoothed, text } from "./plot.js";
+import { PlotFigure, colour, faded, isSparse, smoothed, text } from "./plot.js";
 
 const COLUMNS = 4; // of each line: what is drawn, the extremes, and the values behind a smoothed line
 
@@ -21,11 +21,16 @@ export class Chart extends PlotFigure {
     return this.source.shown.byName.get(name);
   }
 
+  /** Sparse ones are not: of an accuracy that was measured five times each value counts. */
+  isSmoothed(name) {
+    return this.view.smooth > 0 && !isSparse(this.source.all.byName.get(name)?.length ?? 0);
+  }
+
   tables() {
     const { axis } = this.source;
     return this.group.map(([name]) => {
       const { steps = [], values = [], lows = [], highs = [] } = this.curve(name) ?? {};
-      return [steps.map((step) => axis.x(step)), smoothed(values, this.view.smooth), lows, highs, values];
+      return [steps.map((step) => axis.x(step)), smoothed(values, this.isSmoothed(name) ? this.view.smooth : 0), lows, highs, values];
     });
   }
 
@@ -34,9 +39,9 @@ export class Chart extends PlotFigure {
     return this.group.flatMap(([name, label], place) => {
       const isChance = label === "chance";
       const token = tokenOf(label, place);
-      const points = { show: () => (this.curve(name)?.length ?? 0) < 40 && !isChance, size: 4, fill: () => colour(token) };
+      const points = { show: () => isSparse(this.curve(name)?.length ?? 0) && !isChance, size: 4, fill: () => colour(token) };
       const line = { label, stroke: () => colour(token), width: 1.75, dash: isChance ? [4, 4] : undefined, points };
-      const behind = this.view.smooth ? { ...hidden, stroke: () => faded(token, 0.3), width: 1 } : { ...hidden };
+      const behind = this.isSmoothed(name) ? { ...hidden, stroke: () => faded(token, 0.3), width: 1 } : { ...hidden };
       return [line, { ...hidden }, { ...hidden }, behind];
     });
   }

@@ -1,7 +1,7 @@
 // The curves of several jobs over each other: one chart a metric, one line a job in the colour of its arm.
 import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
-import { PlotFigure, colour, smoothed } from "./plot.js";
+import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
 import { View } from "./view.js";
 
 const MAX_POINTS = 1000; // of a chart, shared by its lines
@@ -16,7 +16,9 @@ const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   name: `${link.closest("li").querySelector("h2").textContent}, ${link.textContent}`,
   facts: { stepsPerEpoch: Number(link.dataset.stepsPerEpoch), batchSize: Number(link.dataset.batchSize), times: [] },
   series: new Map(),
+  lengths: new Map(), // of the whole series, by name
 }));
+const perLine = Math.max(1, Math.floor(MAX_POINTS / members.length));
 const charts = new Map();
 let asked = 0; // counts the parts asked for, of which only the newest is shown
 
@@ -25,7 +27,7 @@ function axisOf({ facts }) {
 }
 
 async function seriesOf(member, isFirst) {
-  const query = new URLSearchParams({ max_points: Math.max(1, Math.floor(MAX_POINTS / members.length)) });
+  const query = new URLSearchParams({ max_points: perLine });
   const axis = axisOf(member);
   if (isFirst) query.set("times", "true");
   else if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(axis.step(view.from))));
@@ -60,7 +62,8 @@ class Chart extends PlotFigure {
     this.figure.dataset.points = String(Math.max(...this.lines.map((member) => this.points(member).length)));
     return this.lines.map((member) => {
       const [axis, points] = [axisOf(member), this.points(member)];
-      return [points.map(({ step }) => axis.x(step)), smoothed(points.map(({ value }) => value), view.smooth)];
+      const weight = isSparse(member.lengths.get(this.title) ?? 0, perLine) ? 0 : view.smooth;
+      return [points.map(({ step }) => axis.x(step)), smoothed(points.map(({ value }) => value), weight)];
     });
   }
 
@@ -69,7 +72,7 @@ class Chart extends PlotFigure {
       label: member.name,
       stroke: () => colour(member.token),
       width: 1.5,
-      points: { show: () => this.points(member).length < 20, size: 4 },
+      points: { show: () => isSparse(this.points(member).length, perLine), size: 4 },
     }));
   }
 
@@ -125,12 +128,14 @@ async function load(isFirst) {
 
 async function start() {
   await load(true);
+  for (const member of members) member.lengths = new Map([...member.series].map(([name, points]) => [name, points.length]));
   for (const name of names()) {
     const lines = members.filter(({ series }) => series.get(name)?.length);
     if (lines.length) charts.set(name, new Chart(name, lines));
   }
   const state = document.getElementById("charts-state");
   state.hidden = charts.size > 0;
+  document.getElementById("chart-tools").hidden = !state.hidden;
   state.textContent = "No metric was reported yet.";
   document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));
   if (view.isZoomed) await part();

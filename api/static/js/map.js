@@ -1,5 +1,6 @@
 // The map of a feature space: the points on a canvas that zooms, a thumbnail beside the pointer, and choices that are put
 // in place without leaving.  What is chosen lives in the address; the page that the server renders for it says it here.
+import { follow } from "./fingers.js";
 import { refresh, say, throttled } from "./page.js";
 
 const REACH = 14; // pixels around the pointer
@@ -13,7 +14,7 @@ const canvas = document.getElementById("canvas");
 const tip = document.getElementById("tip");
 const thumbnail = tip.querySelector("canvas");
 const picture = new Image();
-const show = throttled(() => refresh(location.href).then(follow), 50);
+const show = throttled(() => refresh(location.href).then(() => requestAnimationFrame(draw)), 50);
 
 let facts = null;
 let at = { scale: 1, x: 0, y: 0 }; // the middle of what is seen, and how much larger than the whole map it is
@@ -169,10 +170,10 @@ function pan(dx, dy) {
 let drag = null;
 
 canvas.addEventListener("pointerdown", (event) => {
-  drag = { x: event.offsetX, y: event.offsetY, moved: 0 };
+  drag = event.isPrimary ? { x: event.offsetX, y: event.offsetY, moved: 0 } : null;
 });
 canvas.addEventListener("pointermove", (event) => {
-  if (!facts) return;
+  if (!facts || (!drag && event.pointerType === "touch")) return;
   if (!drag) return point(under(event));
   const [dx, dy] = [event.offsetX - drag.x, event.offsetY - drag.y];
   drag = { x: event.offsetX, y: event.offsetY, moved: drag.moved + Math.hypot(dx, dy) };
@@ -184,6 +185,14 @@ addEventListener("pointerup", (event) => {
   if (!wasClick || !facts) return;
   const place = under(event);
   if (place !== null) choose(place);
+});
+addEventListener("pointercancel", () => (drag = null));
+follow(canvas, {
+  moved({ count, x, y, dx, dy, factor }) {
+    if (count < 2 || !facts) return;
+    pan(dx, dy);
+    zoom(factor, x, y);
+  },
 });
 canvas.addEventListener("pointerleave", () => facts && point(null));
 canvas.addEventListener("dblclick", (event) => zoom(2, event.offsetX, event.offsetY));
@@ -248,10 +257,6 @@ page.addEventListener("submit", (event) => {
 function go(address) {
   history.pushState(null, "", address);
   show();
-}
-
-function follow() {
-  requestAnimationFrame(draw);
 }
 
 addEventListener("popstate", show);

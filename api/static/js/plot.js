@@ -2,9 +2,11 @@
 // (charts.js, compare.js): `tables()`, `series()`, `bands()`, `read()`, `legend()`.
 import { AXES } from "./axes.js";
 import { savePicture, saveTable } from "./downloads.js";
+import { follow } from "./fingers.js";
 import { short } from "./format.js";
 
 const MIN_DRAG = 5; // pixels; less is a click
+const SPARSE = 40; // points of a series, below which each is drawn and none smoothed away
 
 /** A colour of the style sheet as canvases want it. */
 export function colour(name) {
@@ -37,6 +39,11 @@ export function smoothed(values, weight) {
     norm = weight * norm + (1 - weight);
     return sum / norm;
   });
+}
+
+/** Whether a series has so few points that each of them counts; `most` that it could have here. */
+export function isSparse(length, most = Infinity) {
+  return length < Math.min(SPARSE, most / 2);
 }
 
 /** Shares of one: some room around them, but none below 0 or above 1. */
@@ -80,6 +87,7 @@ export class PlotFigure {
     sight.observe(this.figure);
     this.figure.addEventListener("seen", () => this.draw());
     this.canvas.addEventListener("keydown", (event) => this.key(event));
+    follow(this.canvas, { moved: (fingers) => this.plot && this.touched(fingers), left: () => this.held && this.release() });
     this.canvas.addEventListener("blur", () => this.plot?.setCursor({ left: -10, top: -10 }));
     place.append(this.figure);
   }
@@ -185,7 +193,8 @@ export class PlotFigure {
   }
 
   range(low, high) {
-    const [from, to] = [this.view.from ?? low ?? 0, this.view.to ?? high ?? 1];
+    if (!this.view.isZoomed && !this.held && high > low) this.whole = [low, high];
+    const [from, to] = this.held ?? [this.view.from ?? low ?? 0, this.view.to ?? high ?? 1];
     return to > from ? [from, to] : [from - 0.5, from + 0.5];
   }
 
@@ -194,6 +203,38 @@ export class PlotFigure {
     if (width <= 0) return;
     plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
     if (width >= MIN_DRAG) this.view.zoom(Math.max(0, plot.posToVal(left, "x")), plot.posToVal(left + width, "x"));
+  }
+
+  /** Two fingers zoom; one moves the part that is shown, or the cursor where all is shown. */
+  touched({ count, x, dx, factor }) {
+    const { over, scales } = this.plot;
+    const at = x - over.offsetLeft;
+    if (count === 1 && !this.held && !this.view.isZoomed) return this.plot.setCursor({ left: at, top: 10 });
+    const { min, max } = scales.x;
+    if (!(max > min)) return;
+    const unit = (max - min) / over.clientWidth;
+    const middle = min + (at - dx) * unit; // what was under the fingers stays there
+    const from = middle - (at * unit) / factor;
+    const span = (max - min) / factor;
+    this.held = this.within(from, span);
+    this.plot.setScale("x", { min: this.held[0], max: this.held[1] });
+  }
+
+  /** A part of what there is. */
+  within(from, span) {
+    const [low, high] = this.whole ?? [0, Infinity];
+    if (span >= high - low) return [low, high];
+    const start = Math.min(Math.max(low, from), high - span);
+    return [start, start + span];
+  }
+
+  /** The fingers are away: what they have found becomes the view. */
+  release() {
+    const [from, to] = this.held;
+    this.held = null;
+    if (this.whole && from <= this.whole[0] && to >= this.whole[1]) this.view.reset();
+    else this.view.zoom(from, to);
+    this.draw(); // also where the view is the one before
   }
 
   key(event) {
