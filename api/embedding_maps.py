@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import queries
-from jobs.models import Artifact, Job
+from jobs.models import Artifact, Checkpoint, Job
 from jobs.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -79,13 +79,15 @@ def facts_of(session: Session, job_id: str) -> Artifact | None:
     return next((artifact for artifact in queries.artifacts(session, job_id) if artifact.name == FACTS), None)
 
 
-def maps_of(session: Session, job_id: str) -> dict[str, str]:
-    """By checkpoint: the newest job that has made a map of it, among those that came of a training job."""
-    statement = (
-        select(Job.id, Job.spec)
-        .join(Artifact, Artifact.job_id == Job.id)
-        .where(Job.parent_id == job_id, Job.kind == "evaluate", Artifact.name == FACTS)
-        .order_by(Job.id)
-    )
-    found = [(row[0], row[1].get("features", {}).get("checkpoint_id")) for row in session.execute(statement)]
-    return {checkpoint: made for made, checkpoint in found if checkpoint}
+def maps_of(session: Session, job_id: str, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """By checkpoint of a training job: the newest job that has made a map of it, whoever asked for that one."""
+    if not checkpoints:
+        return {}
+    made = select(Job.id, Job.spec).join(Artifact, Artifact.job_id == Job.id)
+    made = made.where(Job.kind == "evaluate", Artifact.name == FACTS)
+    # Those that it has brought about are found by its id; of the others, none is older than its checkpoints.
+    known = {checkpoint.id for checkpoint in checkpoints}
+    own = session.execute(made.where(Job.parent_id == job_id)).all()
+    others = session.execute(made.where(Artifact.id > min(known))).all()
+    found = sorted((made_by, spec.get("features", {}).get("checkpoint_id") or "") for made_by, spec in [*own, *others])
+    return {checkpoint: made_by for made_by, checkpoint in found if checkpoint in known}

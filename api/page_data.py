@@ -159,7 +159,7 @@ def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
 def job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
     """Names of the jobs that workers are busy with, by id."""
     ids = [worker.job_id for worker in workers if worker.job_id]
-    return dict(session.execute(select(Job.id, Job.name).where(Job.id.in_(ids))).tuples().all()) if ids else {}
+    return dict(session.execute(select(Job.id, Job.name).where(Job.id.in_(ids))).all()) if ids else {}
 
 
 def database_time(session: Session) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from api import page_evaluations, page_format, problems
 from api.auth import current_principal
 from api.problems import Unauthenticated
+from jobs.errors import NotFound
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -31,6 +33,7 @@ _TITLES = {
     500: "Something went wrong here",
     503: "The database does not answer",
 }
+_LISTS = ("checkpoints", "datasets", "sweeps", "workers")
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
@@ -58,9 +61,18 @@ def answer(request: Request, error: Exception) -> Response:
     if isinstance(error, Unauthenticated):
         shown = page(request, "sign_in.html", 401, state="absent")
     else:
-        shown = page(request, "error.html", problem.status_code, **_words(problem))
+        shown = page(request, "error.html", problem.status_code, **_words(problem), back=_back(request, error))
     shown.headers.update(headers)
     return shown
+
+
+def _back(request: Request, error: Exception) -> tuple[str, str]:
+    """(address, name) of what to go on with: the job that a part or an action was asked of, else the list."""
+    job_id = request.path_params.get("job_id")
+    if job_id and not (isinstance(error, NotFound) and job_id in error.detail):
+        return f"/jobs/{quote(job_id, safe='')}", "Back to the job"
+    part = request.url.path.split("/")[1]
+    return (f"/{part}", f"All {part}") if part in _LISTS else ("/", "All jobs")
 
 
 def _words(problem: Response) -> dict[str, Any]:

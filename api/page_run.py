@@ -11,7 +11,7 @@ from api.deviations import Deviation, of_preset
 from api.embedding_maps import maps_of
 from api.page_data import JobView, database_time
 from api.page_evaluations import Card, cards
-from api.page_timeline import Entry, timeline
+from api.page_timeline import Entry, entries_before
 from jobs import changes, groups, queries, sweeps
 from jobs.groups import Result
 from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
@@ -53,6 +53,13 @@ class Run:
     def job(self) -> Job:
         return self.view.job
 
+    @property
+    def map_job(self) -> str | None:
+        """The job that has made a map: this one, or one that mapped the latest of its checkpoints that was."""
+        if "map" in self.job.spec.get("protocols", ()):
+            return self.job.id
+        return next((self.maps[each.id] for each in self.checkpoints if each.id in self.maps), None)
+
 
 def run(session: Session, job_id: str) -> Run:
     """One job.
@@ -63,17 +70,18 @@ def run(session: Session, job_id: str) -> Run:
     job = queries.get_job(session, job_id)
     cursor = changes.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
     attempts = queries.attempts(session, job_id)
+    checkpoints = queries.checkpoints(session, job_id)
     parent = session.get(Job, job.parent_id) if job.parent_id else None
     return Run(
         view=JobView(job, queries.tags(session, [job_id])[job_id]),
         attempts=attempts,
-        events=timeline(queries.events_after(session, job_id, max(0, job.event_seq - 500))),
-        checkpoints=queries.checkpoints(session, job_id),
+        events=entries_before(session, job_id, job.event_seq + 1),
+        checkpoints=checkpoints,
         evaluations=cards(session, queries.evaluations(session, job_id)),
         deviations=of_preset(job.preset, job.spec),
         group=_group(session, job),
         needs=_needs(session, job_id),
-        maps=maps_of(session, job_id),
+        maps=maps_of(session, job_id, checkpoints),
         parent_name=parent.name if parent else None,
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
@@ -93,8 +101,8 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     found = [(f"{address}#{anchor}", name) for anchor, name in parts]
     if run.job.kind == "pretrain":
         found.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
-    if "map" in run.job.spec.get("protocols", ()):
-        found.insert(1, (f"/jobs/{run.job.id}/map", "Map"))
+    if run.map_job:
+        found.insert(len(found) - len(parts) + 1, (f"/jobs/{run.map_job}/map", "Map"))
     return found
 
 

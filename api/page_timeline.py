@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from api.page_format import file_size, number, words
+from jobs import queries
 from jobs.models import Event
+
+EVENTS = 500  # of a page of a long timeline
 
 Data = dict[str, Any]
 
@@ -23,6 +28,11 @@ class Entry:
     detail: str
     at: int
     job_id: str | None = None
+
+
+def entries_before(session: Session, job_id: str, seq: int) -> list[Entry]:
+    """The newest ones of a job before an event; events are numbered without gaps."""
+    return timeline(queries.events_after(session, job_id, max(0, seq - 1 - EVENTS), EVENTS, seq - 1))
 
 
 def timeline(events: Sequence[Event]) -> list[Entry]:

@@ -18,6 +18,7 @@ from api.page_hardware import hardware, is_hardware
 from api.page_picture import drawing
 from api.page_render import page, picture
 from api.page_run import Run
+from api.page_timeline import EVENTS, entries_before
 from jobs import curves
 from jobs.database import Database
 from jobs.keys import Principal
@@ -116,6 +117,25 @@ def _run_context(run: Run, reader: Principal) -> dict[str, Any]:
         "protocols": protocols,
         "hardware": hardware(run),
     }
+
+
+@router.get("/jobs/{job_id}/timeline")
+def timeline_page(
+    request: Request, job_id: str, reader: Reader, before: Annotated[int | None, Query(ge=1, lt=2**31)] = None
+) -> Response:
+    """Everything that happened to a job, newest first, so many events a page."""
+    with _database(request).read() as session:
+        run = page_run.run(session, job_id)
+        end = run.job.event_seq + 1 if before is None else min(before, run.job.event_seq + 1)
+        entries = entries_before(session, job_id, end)
+    context: dict[str, Any] = {
+        "run": run,
+        "sections": page_run.sections(run, f"/jobs/{job_id}"),
+        "entries": entries,
+        "first": max(1, end - EVENTS),
+        "last": end - 1,
+    }
+    return page(request, "timeline.html", now=run.now, **context)
 
 
 @router.get("/jobs/{job_id}/curve.svg")

@@ -63,11 +63,13 @@ def paths(site: Site) -> list[str]:
         "/sign-in",
     ]
     drawn = f"/jobs/{evaluation}/map?image=7"
+    told = f"/jobs/{done.job_id}/timeline"
     return [
         *lists,
         *jobs,
         drawn,
         grouped,
+        told,
         "/compare",
         compared,
         "/leaderboard",

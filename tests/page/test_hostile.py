@@ -38,9 +38,9 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
         site.submit(payload, [payload[:64]])
     page = visitor.window()
 
-    names = page.locator("td.job > a").all_text_contents()
+    names = page.locator("td.job .named a").all_text_contents()
     page.goto(page.get_by_role("link", name="Older").get_attribute("href") or "")
-    names += page.locator("td.job > a").all_text_contents()
+    names += page.locator("td.job .named a").all_text_contents()
     assert sorted(names) == sorted(payload.replace("\r\n", "\n") for payload in PAYLOADS)
     assert_inert(page, visitor)
     page.goto(page.locator("a.tag").first.get_attribute("href") or "")
@@ -148,6 +148,7 @@ def addresses(site: Site) -> dict[str, str]:
         "/jobs/{job_id}": job,
         "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
         "/jobs/{job_id}/weak-labels": f"{job}/weak-labels",
+        "/jobs/{job_id}/timeline": f"{job}/timeline",
         "/compare": f"/compare?job={run.job_id}&job={evaluation}",
         "/sweeps/{sweep_id}": f"/sweeps/{sweep_id}",
         "/datasets/{name}": "/datasets/digits",

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.timeout(120)
 HOSTILE = "<img src=x onerror=pwned=1>"
 
 
-def evaluation(site: Site, trained: PlayedRun, step: int) -> PlayedRun:
-    """A running job that makes a map."""
+def evaluation(site: Site, trained: PlayedRun, step: int, parent_id: str | None) -> PlayedRun:
+    """A running job that makes a map; one without a parent was submitted by itself."""
     checkpoint = next(each for each in site.checkpoints(trained.job_id) if each.step == step)
     sent = {"data": SPEC["data"], "features": {"kind": "checkpoint", "checkpoint_id": checkpoint.id}}
     sent |= {"protocols": ["map"]}
-    new = NewJob("evaluate", sent, parse_spec("evaluate", sent), name="a map", parent_id=trained.job_id)
+    new = NewJob("evaluate", sent, parse_spec("evaluate", sent), name="a map", parent_id=parent_id)
     site.database.write(lambda session: service.submit(session, new))
     return site.claim()
 
@@ -41,7 +41,7 @@ def trained(site: Site) -> PlayedRun:
 @pytest.fixture(scope="module")
 def mapped(site: Site, trained: PlayedRun) -> str:
     """The address of a map of step 20."""
-    run = evaluation(site, trained, 20)
+    run = evaluation(site, trained, 20, trained.job_id)
     run.map()
     run.end()
     return f"/jobs/{run.job_id}/map"
@@ -132,6 +132,23 @@ def test_a_map_is_walked_over_with_the_keyboard(visitor: Visitor, mapped: str) -
     expect(canvas).to_be_focused()
 
 
+def test_a_map_that_was_submitted_by_itself_is_found_from_the_training(
+    visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
+) -> None:
+    bare = evaluation(site, trained, 20, None)
+    page = visitor.window(scripts=False)
+    page.goto(f"/jobs/{trained.job_id}")
+    link = page.get_by_role("link", name="Map of step 20")
+    expect(link).to_have_attribute("href", mapped)
+    bare.map()
+    bare.end()
+    page.reload()
+    expect(link).to_have_attribute("href", f"/jobs/{bare.job_id}/map")
+    link.click()
+    page.locator(".crumbs").get_by_role("link", name="trained").click()
+    expect(page.locator("h1")).to_have_text("trained")
+
+
 def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
     visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
 ) -> None:
@@ -140,8 +157,10 @@ def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
     site.database.write(lambda session: session.execute(found))
     page = visitor.window()
     page.goto(f"/jobs/{trained.job_id}")
-    expect(page.get_by_role("link", name="Map of step 20")).to_have_attribute("href", mapped)
+    newest = page.get_by_role("link", name="Map of step 20").get_attribute("href")
     expect(page.get_by_role("button", name="Make a map of step 30")).to_have_count(0)
+    sections = page.get_by_role("navigation", name="Sections")
+    expect(sections.get_by_role("link", name="Map")).to_have_attribute("href", newest or "")
     page.get_by_text("Evaluate…", exact=True).click()
     offered = page.locator("select[name=checkpoint_id] option")
     expect(offered).to_have_text(["step 20, epoch 1", "step 10, epoch 1"])
