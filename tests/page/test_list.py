@@ -101,6 +101,23 @@ def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> No
     expect(page.locator("#list tbody tr")).to_have_count(50)
 
 
+def test_a_long_name_takes_two_lines_and_is_whole_on_its_page(visitor: Visitor, site: Site) -> None:
+    name = " ".join(["a name that holds every setting"] * 6)
+    job_id = site.submit(name)
+    site.submit("short")
+    page = visitor.window(width=390)
+    page.goto("/")
+    link = page.locator(f"#job-{job_id} a.clamped")
+    one = page.get_by_role("link", name="short", exact=True).bounding_box()
+    several = link.bounding_box()
+    assert one
+    assert several
+    assert several["height"] == pytest.approx(2 * one["height"], abs=1)
+    expect(link).to_have_attribute("title", name)
+    link.click()
+    expect(page.locator("h1")).to_have_text(name)
+
+
 def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
     while (claimed := site.try_claim()) is not None:
         claimed.end()

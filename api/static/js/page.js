@@ -56,6 +56,21 @@ function tick() {
 
 setInterval(tick, 5000);
 
+// ---- rows of links that are wider than a phone: where one is, is in sight, and an end fades where there is more
+
+function showEnds(links) {
+  const [before, all] = [links.scrollLeft, links.scrollWidth - links.clientWidth];
+  links.classList.toggle("more-left", before > 1);
+  links.classList.toggle("more-right", before < all - 1);
+}
+
+for (const links of document.querySelectorAll(".top nav, nav.sections")) {
+  const here = links.querySelector("[aria-current]");
+  if (here) links.scrollLeft = here.offsetLeft - (links.clientWidth - here.offsetWidth) / 2;
+  links.addEventListener("scroll", () => showEnds(links), { passive: true });
+  new ResizeObserver(() => showEnds(links)).observe(links);
+}
+
 // ---- short messages
 
 const toast = document.getElementById("toast");
