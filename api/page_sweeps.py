@@ -108,13 +108,11 @@ class SweepView:
         return _comparison([each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS])
 
     def compared_with_best(self, trial: Standing) -> str:
-        """Its last runs over those of the best trial; of the best one its own, at all rungs and under all seeds."""
-        if not trial.by_rung:
-            return ""
+        """Its last runs over those that the best trial had for as many epochs; the best one's own at all rungs."""
+        last = trial.by_rung[-1:]
         is_best = self.best is None or self.best.number == trial.number
-        own = trial.by_rung if is_best else trial.by_rung[-1:]
-        others = [] if is_best or self.best is None or self.best.measured is None else [self.best.measured]
-        outcomes = [*others, *own][-MAX_ARMS:]
+        others = [] if is_best or self.best is None else self.best.by_rung[: len(trial.by_rung)][-1:]
+        outcomes = (trial.by_rung if is_best else [*others, *last])[-MAX_ARMS:]
         return _comparison(run.job_id for each in outcomes for run in each.runs[: MAX_JOBS // len(outcomes)])
 
     @property

@@ -106,7 +106,7 @@ def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> Non
     assert rungs.count("job=") == 3
     page.get_by_label("Compare trial 4", exact=True).click()
     expect(page.locator("main")).to_contain_text("trial 4, 2 epochs")
-    expect(page.locator("main")).to_contain_text(f"trial {best}, 18 epochs")
+    expect(page.locator("main")).to_contain_text(f"trial {best}, 2 epochs")
     page.go_back()
     page.locator("#trial-4").get_by_role("link", name="4", exact=True).click()
     expect(page.locator("tr.selected")).to_have_attribute("data-trial", "4")
