@@ -2,7 +2,7 @@
 
 Many run at once, in servers and workers; every change they make is guarded, so that two of them do no harm.  No wall
 clock decides: an attempt counts as lost only after this very reconciler has seen it unchanged for a whole lease of its
-own monotonic clock, with no failed and no missed look in between.
+own monotonic clock, with no failed and no missed look in between, and could itself write all through the second half.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import doorbell, keys, preemption, registry, sweeps, transitions
@@ -53,6 +53,14 @@ class Watch(Generic[T]):
             for thing, counter in counters.items()
         }
         return [thing for thing, (_, since) in self._seen.items() if now - since >= self._lease]
+
+    def doubtful(self, counters: dict[T, int], now: float) -> T | None:
+        """One of those whose counter has not moved for half a lease, if there are any."""
+        for thing, counter in counters.items():
+            known = self._seen.get(thing)
+            if known is not None and known[0] == counter and now - known[1] >= self._lease / 2:
+                return thing
+        return None
 
     def forget(self) -> None:
         """A look failed: whatever it would have shown is unknown, so every wait starts again."""
@@ -99,6 +107,7 @@ class Reconciler:
         with self._database.read() as session:
             attempts = _open_attempts(session)
             workers = _live_workers(session)
+        self._prove_writable(attempts, workers)
         for attempt in self._attempts.lost(attempts, self._clock()):
             self._reap(*attempt, attempts[attempt])
         for worker in self._workers.lost(workers, self._clock()):
@@ -117,6 +126,20 @@ class Reconciler:
         if self._clock() >= self._next_housekeeping:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)
+
+    def _prove_writable(self, attempts: dict[tuple[str, int], int], workers: dict[str, int]) -> None:
+        """Write something before anybody counts as lost: others may be silent because nobody can write, as while a
+        stopped process holds SQLite's lock or PostgreSQL is read-only.  A failure here, or a long wait, makes this a
+        failed or a missed look, and every wait starts again.
+        """
+        now = self._clock()
+        if (attempt := self._attempts.doubtful(attempts, now)) is not None:
+            job_id, number = attempt
+            as_it_is = update(Attempt).where(Attempt.job_id == job_id, Attempt.number == number)
+            self._database.write(partial(_touch, as_it_is.values(renewals=Attempt.renewals)))
+        elif (worker := self._workers.doubtful(workers, now)) is not None:
+            same = update(Worker).where(Worker.id == worker).values(beats=Worker.beats)
+            self._database.write(partial(_touch, same))
 
     def _reap(self, job_id: str, number: int, renewals: int) -> None:
         reaped = self._database.write(
@@ -139,6 +162,10 @@ class Reconciler:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)
         session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < oldest))
         keys.expire(session)
+
+
+def _touch(statement: Update, session: Session) -> None:
+    session.execute(statement)
 
 
 def _open_attempts(session: Session) -> dict[tuple[str, int], int]:

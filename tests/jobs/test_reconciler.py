@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from jobs import registry, transitions
 from jobs.database import Database, now_ms
@@ -221,6 +222,40 @@ def test_an_outage_reaps_nobody_and_ends_no_reconciler(
     steps.extend(["look", "stop"])
     reconciler.run(Stop())
     assert status(database, run.job_id) == Status.QUEUED
+
+
+@contextmanager
+def nobody_can_write(database: Database) -> Iterator[None]:
+    """While everybody can read: a process was stopped in its transaction."""
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    lock = "SELECT 1" if is_sqlite else "LOCK TABLE attempts, workers IN EXCLUSIVE MODE"
+    with database.engine.connect().execution_options(wcl_write=True) as connection:
+        connection.execute(text(lock))
+        yield
+
+
+def test_nobody_counts_as_lost_who_could_not_write(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+    """The reconciler comes before the workers that were held up as long."""
+    run = Run(database, running(database))
+    worker = add_worker(database, "1")
+    reconciler.look()
+    with nobody_can_write(database):
+        for _ in range(int(LEASE / LOOK)):
+            clock.now += LOOK
+            look = threading.Thread(target=reconciler.look)
+            look.start()
+            look.join(1)
+            if look.is_alive():  # it waits for the lock
+                break
+        assert look.is_alive()
+        clock.now += LEASE
+    look.join()
+    clock.now += LOOK
+    reconciler.look()
+    assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.RUNNING, "idle")
+
+    look_for(reconciler, clock, LEASE)
+    assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.QUEUED, "lost")
 
 
 def test_a_reconciler_survives_its_own_mistake(
