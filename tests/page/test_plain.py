@@ -83,6 +83,16 @@ def test_nothing_is_wider_than_the_screen(visitor: Visitor, run: PlayedRun, them
         assert (int(re.findall(r"\d+", ground)[0]) < 60) == (theme == "dark")
 
 
+def test_where_one_is_is_in_sight_on_a_phone(visitor: Visitor, run: PlayedRun) -> None:
+    page = visitor.window(width=390)
+    main = page.get_by_role("navigation", name="Main")
+    expect(main.get_by_role("link", name="Workers")).not_to_be_in_viewport()
+    page.goto("/workers")
+    expect(main.get_by_role("link", name="Workers")).to_be_in_viewport(ratio=1)
+    page.goto(f"/jobs/{run.job_id}/weak-labels")
+    expect(page.locator(".sections [aria-current]")).to_be_in_viewport(ratio=1)
+
+
 def test_the_theme_can_be_switched_and_is_kept(visitor: Visitor, site: Site) -> None:
     page = visitor.window(theme="light")
     switch = page.get_by_role("button", name="Dark theme")
