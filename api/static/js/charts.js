@@ -57,7 +57,7 @@ export class Chart extends PlotFigure {
     return { drawClear: [(plot) => this.drawStarts(plot)] };
   }
 
-  /** Where later attempts began. */
+  /** Where later attempts began; each is named that has room for its name. */
   drawStarts(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -66,6 +66,7 @@ export class Chart extends PlotFigure {
     ctx.textAlign = "center";
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
+    let free = 0;
     for (const [attempt, step] of this.source.all.starts) {
       const x = Math.round(plot.valToPos(this.source.axis.x(step), "x", true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
@@ -73,7 +74,10 @@ export class Chart extends PlotFigure {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
+      const half = ctx.measureText(`attempt ${attempt}`).width / 2;
+      if (x - half < free) continue;
       ctx.fillText(`attempt ${attempt}`, x, bbox.top - 4 * devicePixelRatio);
+      free = x + half + 6 * devicePixelRatio;
     }
     ctx.restore();
   }
