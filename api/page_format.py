@@ -196,6 +196,11 @@ def whole(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
+def epochs(count: int) -> str:
+    """So many epochs, in words."""
+    return "1 epoch" if count == 1 else f"{count:,} epochs"
+
+
 def clock(at: int) -> str:
     """The time of day in UTC."""
     return f"{datetime.fromtimestamp(at / 1000, UTC):%H:%M:%S}"
@@ -212,13 +217,14 @@ def compact_json(value: Any) -> str:
 def steps_per_epoch(job: Job) -> str:
     """As its latest report says; nothing before the first one."""
     progress = job.progress or {}
-    steps, epochs = progress.get("total_steps"), progress.get("total_epochs")
-    return str(steps / epochs) if steps and epochs else ""
+    steps, count = progress.get("total_steps"), progress.get("total_epochs")
+    return str(steps / count) if steps and count else ""
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "whole": whole,
+    "epochs": epochs,
     "clock": clock,
     "json": pretty_json,
     "compact_json": compact_json,

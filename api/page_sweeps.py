@@ -16,6 +16,7 @@ from api.auth import Reader, Submitter
 from api.page_compare import MAX_ARMS, MAX_JOBS
 from api.page_data import database_time
 from api.page_evaluations import metric_name, protocol_name, settings
+from api.page_format import epochs
 from api.page_render import page
 from api.parallel import Drawing
 from api.state import TheDatabase
@@ -192,7 +193,7 @@ def _columns(sweep: Sweep, view: View) -> list[Column]:
 def _rung_titles(sweep: Sweep) -> list[str]:
     if len(sweep.rungs) == 1:
         return ["Value"]
-    return [f"{rung['epochs']} epochs" for rung in sweep.rungs]
+    return [epochs(rung["epochs"]) for rung in sweep.rungs]
 
 
 def _is_numeric(searched: Any) -> bool:

@@ -113,7 +113,8 @@ class Design:
 
     def _job_name(self, place: Place) -> str:
         rung = self.rungs[place.rung]
-        end = f", trial {place.trial}" + (f", {rung.epochs} epochs" if len(self.rungs) > 1 else "")
+        after = f", {rung.epochs} epoch{'' if rung.epochs == 1 else 's'}"
+        end = f", trial {place.trial}" + (after if len(self.rungs) > 1 else "")
         end += f", seed {place.seed}" if len(self.seeds) > 1 else ""
         return self.name[: 200 - len(end)] + end
 
