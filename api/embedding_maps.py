@@ -81,13 +81,10 @@ def facts_of(session: Session, job_id: str) -> Artifact | None:
 
 def maps_of(session: Session, job_id: str, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     """By checkpoint of a training job: the newest job that has made a map of it, whoever asked for that one."""
-    if not checkpoints:
-        return {}
-    made = select(Job.id, Job.spec).join(Artifact, Artifact.job_id == Job.id)
-    made = made.where(Job.kind == "evaluate", Artifact.name == FACTS)
-    # Those that it has brought about are found by its id; of the others, none is older than its checkpoints.
+    below = select(Job.id).where(Job.parent_id == job_id, Job.kind == "evaluate").cte(recursive=True)
+    below = below.union(select(Job.id).where(Job.parent_id == below.c.id, Job.kind == "evaluate"))  # retries, clones
+    checkpoint_id = Job.spec["features"]["checkpoint_id"].as_string()
+    made = select(checkpoint_id, Job.id).join(Artifact, Artifact.job_id == Job.id)
+    made = made.where(Job.id.in_(select(below.c.id)), Artifact.name == FACTS).order_by(Job.id)
     known = {checkpoint.id for checkpoint in checkpoints}
-    own = session.execute(made.where(Job.parent_id == job_id)).all()
-    others = session.execute(made.where(Artifact.id > min(known))).all()
-    found = sorted((made_by, spec.get("features", {}).get("checkpoint_id") or "") for made_by, spec in [*own, *others])
-    return {checkpoint: made_by for made_by, checkpoint in found if checkpoint in known}
+    return {checkpoint: made_by for checkpoint, made_by in session.execute(made) if checkpoint in known}

@@ -29,12 +29,19 @@ from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec
 def submit(session: Session, new: NewJob) -> Job:
     """Add the job: queued, or blocked while a job it waits for runs.
 
+    Unless something else is its parent, an evaluation of a checkpoint belongs to the job that made that one.
+
     Raises:
         Invalid: everything wrong with it, each with its pointer.
     """
+    measured = None
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
-        _hold(session, str(new.spec.features.checkpoint_id))
-    return add(session, new, check(session, new), waits=_has_to_wait(session, new))
+        measured = str(new.spec.features.checkpoint_id)
+        _hold(session, measured)
+    dataset = check(session, new)
+    if measured is not None and new.parent_id is None:
+        new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
+    return add(session, new, dataset, waits=_has_to_wait(session, new))
 
 
 def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
