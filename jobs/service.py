@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from jobs.checks import check, pretraining_count
 from jobs.database import Database, new_id, now_ms
 from jobs.errors import Conflict, NotFound
+from jobs.estimates import estimate
 from jobs.events import record
 from jobs.fitting import takes_jobs
 from jobs.idempotency import once
@@ -100,6 +101,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     if isinstance(new.spec, PretrainSpec):
         steps = pretraining_count(dataset, new.spec.data) // new.spec.batch_size
         answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
+        answer["estimate"] = estimate(session, new.spec, new.pool, new.gpus, answer["total_steps"])
     return answer
 
 

@@ -48,6 +48,26 @@ def test_every_preset_survives_the_form(name: str) -> None:
     assert {field.path[0] for field in spec_forms.fields("pretrain")} == set(spec) - {"spec_version"}
 
 
+def test_a_plan_says_what_a_run_takes(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/submit?preset=wcl-digits")
+    field(page, "batch_size").fill("131")
+    plan = page.locator("#plan")
+    expect(plan).to_contain_text("unknown: no run like it has succeeded")
+
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: "/jobs/" in url)
+    run = site.claim()
+    run.start()
+    run.tell({"type": "metrics", "step": 40, "values": {"train/images_per_second": 1572.0}})
+    run.checkpoint(40)
+    run.end()
+    page.goto("/submit?preset=wcl-digits")
+    field(page, "batch_size").fill("131")
+    expect(plan).to_contain_text("50 s at 1,572 images/s")  # 60 epochs of 10 steps
+    expect(plan.get_by_role("link", name="the newest run like it")).to_have_attribute("href", f"/jobs/{run.job_id}")
+
+
 def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     page.goto("/submit?preset=wcl-digits")

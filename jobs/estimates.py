@@ -1,0 +1,80 @@
+"""What a training run would take, as told by the newest one like it that has succeeded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.models import Checkpoint, Job
+from jobs.status import Status
+from wcl_core.config import PretrainSpec, resolve_spec
+
+_LOOKED_AT = 200  # of the newest that have succeeded
+_SPEED = "train/images_per_second"
+# What a step's speed and a checkpoint's size depend on; all else, such as seed, loss and dataset, may differ.
+_ALIKE = (
+    "method",
+    "method_options",
+    "backbone",
+    "heads",
+    "batch_size",
+    "multi_crop",
+    "queue_size",
+    "momentum_decay",
+    "micro_batch_size",
+    "precision",
+    "threads",
+    "processes",
+)
+
+
+def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, total_steps: int) -> dict[str, Any]:
+    """Memory, time and disk of a run.
+
+    Args:
+        session: for reading.
+        spec, pool, gpus: of the run.
+        total_steps: of the run.
+
+    Returns:
+        `view_bytes`: the views of a step in each process, the least memory that it takes.  `like`: None where no run
+        like this one has succeeded, else its `job` and `name`, its `images_per_second`, and what follows for this run
+        where that is known: `seconds` of training, `disk_bytes` of the checkpoints that are kept.
+    """
+    found = _newest_alike(session, spec, pool, gpus)
+    return {"view_bytes": spec.view_bytes, "like": found and _told_by(session, found, spec, total_steps)}
+
+
+def _newest_alike(session: Session, spec: PretrainSpec, pool: str, gpus: int) -> Job | None:
+    wanted = _alike(resolve_spec(spec))
+    succeeded = select(Job).where(Job.status == Status.SUCCEEDED, Job.pool == pool, Job.kind == "pretrain")
+    newest = session.execute(succeeded.order_by(Job.id.desc()).limit(_LOOKED_AT)).scalars()
+    return next((job for job in newest if job.gpus == gpus and _alike(job.spec) == wanted), None)
+
+
+def _alike(spec: dict[str, Any]) -> list[Any]:
+    return [spec["data"]["image_size"], spec["optimizer"]["name"], *(spec.get(name) for name in _ALIKE)]
+
+
+def _told_by(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -> dict[str, Any]:
+    speed = (run.latest_metrics or {}).get(_SPEED)
+    sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
+    size = session.execute(sizes).scalar_one_or_none()
+    return {
+        "job": run.id,
+        "name": run.name,
+        "images_per_second": speed,
+        "seconds": total_steps * spec.batch_size / speed if speed else None,
+        "disk_bytes": None if size is None else size * _num_kept(spec),
+    }
+
+
+def _num_kept(spec: PretrainSpec) -> int:
+    """Checkpoints at the end of a run: of every so many epochs, of the last one, and of the first if asked."""
+    every, saved = spec.checkpoints.every_epochs, -(-spec.epochs // spec.checkpoints.every_epochs)
+    saved += spec.checkpoints.first_epoch and every > 1 and spec.epochs > 1
+    if spec.checkpoints.keep_last is None:
+        return saved
+    return min(saved, spec.checkpoints.keep_last + spec.checkpoints.keep_best)
