@@ -54,12 +54,15 @@ class Field:
         text = typed.strip()
         if not text and self.is_nullable:
             return None
-        if self.is_text:
-            return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
+        return text if self.is_text else json_or_text(text)
+
+
+def json_or_text(text: str) -> Any:
+    """What the text says as JSON; what is none stays text, which a request then refuses by name."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 @dataclass(frozen=True)

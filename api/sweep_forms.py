@@ -90,12 +90,7 @@ def _values(text: str, entry: spec_forms.Field | None) -> list[Any]:
 
 
 def _value(text: str, entry: spec_forms.Field | None) -> Any:
-    if entry is not None and entry.is_text:
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    return text if entry is not None and entry.is_text else spec_forms.json_or_text(text)
 
 
 @dataclass(frozen=True)
