@@ -148,6 +148,26 @@ def test_a_retry_of_what_measured_the_best_measures_the_best(database: Database)
     assert found == {1.0: (None, groups.SELECTED_ON_TEST), 2.0: (1, None)}
 
 
+def test_a_clone_that_measures_another_checkpoint_does_not_measure_the_best(database: Database) -> None:
+    plans = [{"when": "best", "protocols": ["linear"]}]
+    (trained,) = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 2}, seeds=[0])
+    saved = [
+        rows.checkpoint(10 * epoch, f"{epoch}" * 64) | {"epoch": epoch, "metrics": {"eval/knn_top1": 1 / epoch}}
+        for epoch in (1, 2)
+    ]
+    finish(database, *saved)
+    last = rows.checkpoints(database, trained)[-1].id
+    best = Run(database, claim(database))
+    best.deliver(rows.started(), rows.evaluation(0.5), rows.end("succeeded"))
+    other = {"features": {"kind": "checkpoint", "checkpoint_id": last}}
+    database.write(partial(service.clone, job_id=best.job_id, overrides=other, created_by=None))
+    finish(database, rows.evaluation(0.4))
+
+    found = {(r.epoch, r.selection): r.values for r in read(database, trained)}
+
+    assert found == {(None, groups.SELECTED_ON_TEST): [0.5], (2, None): [0.4]}
+
+
 def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
     plans = [{"when": "best", "protocols": ["linear"]}, {"when": "final", "protocols": ["linear"]}]
     ids = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 1}, seeds=[0])
