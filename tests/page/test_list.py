@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from jobs import transitions
 from tests.page.conftest import Visitor
 from tests.page.served import Site
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -69,6 +70,27 @@ def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
     expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
     page.get_by_role("link", name="Clear").click()
     expect(page.locator(f"#job-{other}")).to_be_visible()
+
+
+def test_a_filter_that_is_chosen_before_the_script_is_there_counts(visitor: Visitor, site: Site) -> None:
+    kept = site.submit("a paused one")
+    site.database.write(lambda session: transitions.pause(session, kept))
+    other = site.submit("a queued one")
+    page = visitor.window()
+    held: list[Route] = []
+    page.route("**/js/jobs.js", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+    page.get_by_role("checkbox", name="paused", exact=True).check(force=True)
+    eventually(lambda: held or page.wait_for_timeout(50), "the request for the script")
+    held[0].continue_()
+
+    expect(page.locator(f"#job-{other}")).to_have_count(0)
+    assert "status=paused" in page.url
+    page.unroute("**/js/jobs.js")
+    page.go_back()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+    expect(page.get_by_role("checkbox", name="paused", exact=True)).not_to_be_checked()
 
 
 def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) -> None:

@@ -119,6 +119,7 @@ def test_a_map_is_walked_over_with_the_keyboard(visitor: Visitor, mapped: str) -
     page = visitor.window(theme="dark")
     page.goto(f"{mapped}?image=35")
     canvas, tip = page.locator("#canvas"), page.locator("#tip")
+    expect(page.locator("#stage")).to_have_attribute("data-drawn", "5")
     canvas.focus()
     canvas.press("ArrowDown")
     expect(tip).to_have_text(f"Image 20, class {HOSTILE}")

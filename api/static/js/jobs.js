@@ -46,6 +46,16 @@ form.addEventListener("input", (event) => {
   clearTimeout(typing);
   typing = setTimeout(apply, event.target.type === "checkbox" || event.target.nodeName === "SELECT" ? 0 : 250);
 });
+/** Whether somebody has filtered before this script was there; a browser restores nothing here. */
+function isTouched() {
+  return [...form.elements].some((each) => {
+    if (each.type === "checkbox") return each.checked !== each.defaultChecked;
+    if (each.nodeName === "SELECT") return each.value !== (each.querySelector("[selected]") ?? each.options[0]).value;
+    return each.nodeName === "INPUT" && each.value !== each.defaultValue;
+  });
+}
+
+if (isTouched()) apply();
 window.addEventListener("popstate", () => {
   if (location.search !== shown) location.reload(); // a jump within the page is no other list
 });
