@@ -17,8 +17,10 @@ def run() -> None:
     database = context.config.attributes.get("database") or Database(Settings().resolved_database_url)
     with database.engine.connect() as raw:
         connection = raw.execution_options(wcl_write=True)
-        context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
         with connection.begin():
+            # Told before the transaction began, Alembic would commit after each migration on SQLite, and another
+            # process could come in between.
+            context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
             if connection.dialect.name == "postgresql":
                 for name in ("lock_timeout", "statement_timeout"):  # a large table takes what it takes
                     connection.execute(text(f"SET LOCAL {name} = 0"))

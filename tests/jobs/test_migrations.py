@@ -10,7 +10,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from jobs.audit import audit
 from jobs.database import Database
@@ -69,6 +69,20 @@ def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
     with database.read() as session:
         assert session.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
         assert session.execute(text("SELECT count(*) FROM projects")).scalar_one() == 1
+    database.dispose()
+
+
+def test_all_migrations_are_one_transaction(empty_url: str) -> None:
+    """Between two of them another process would begin with what is not finished."""
+    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(empty_url)
+    commits: list[object] = []
+    event.listen(database.engine, "commit", commits.append)
+
+    database.migrate()
+
+    assert database.is_migrated()
+    assert len(commits) == 1
     database.dispose()
 
 
