@@ -22,7 +22,7 @@ COPY wcl_core ./wcl_core
 COPY jobs ./jobs
 COPY api ./api
 COPY worker ./worker
-COPY client ./client
+COPY wcl_client ./wcl_client
 COPY migrations ./migrations
 RUN pip install --no-deps --no-build-isolation -e .
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import DBAPIError
 
-from api import address, exports
 from api.app import create_app
+from api.http import hosts
+from api.rest import exports
 from jobs import keys
 from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
@@ -51,13 +52,13 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: nobody could sign in, or the address is taken.
     """
-    if failpoints.is_armed() and not address.is_loopback(settings.host):
+    if failpoints.is_armed() and not hosts.is_loopback(settings.host):
         raise StartError(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
     database = Database(settings.resolved_database_url)
     _migrate(database)
     _ensure_keys(settings, database)
     listener = _listener(settings)
-    url = address.url_of(listener)
+    url = hosts.url_of(listener)
     _announce(settings, database, url)
     stop = threading.Event()
     reconciler = Reconciler(database, settings, rings=True)
@@ -109,7 +110,7 @@ def _migrate(database: Database) -> None:
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:
-    if address.is_loopback(settings.host):
+    if hosts.is_loopback(settings.host):
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         keys.ensure_local(database, settings.data_dir / "key")
         return
@@ -123,7 +124,7 @@ def _ensure_keys(settings: Settings, database: Database) -> None:
 
 def _listener(settings: Settings) -> socket.socket:
     try:
-        return address.listen(settings.host, settings.port)
+        return hosts.listen(settings.host, settings.port)
     except OSError as error:
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
 
@@ -135,7 +136,7 @@ def _announce(settings: Settings, database: Database, url: str) -> None:
     beside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
     beside.replace(path)
     print(f"Serving {url}", flush=True)
-    if sys.stdout.isatty() and address.is_loopback(settings.host):
+    if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only to a person: a file of output would keep the token.
         print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)
 

@@ -11,69 +11,62 @@ from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from api import (
-    access,
+from api.http import auth
+from api.http.failures import Failures
+from api.http.key_uses import KeyUses
+from api.http.middleware import Gate
+from api.rest import (
     artifacts,
-    auth,
-    catalog,
     checkpoints,
-    document,
-    groups,
+    datasets,
     health,
     job_parts,
-    job_routes,
-    operations,
-    page_actions,
-    page_analysis,
-    page_map,
-    page_render,
-    page_service,
-    page_submit,
-    page_sweep_form,
-    page_sweeps,
-    page_weak_labels,
-    pages,
-    sign_in,
-    stream_routes,
-    sweep_routes,
-    weak_groups,
+    jobs,
+    keys,
+    openapi,
+    seed_groups,
+    sweeps,
+    weak_labels,
+    workers,
 )
-from api.failures import Failures
-from api.gate import Gate
-from api.key_uses import KeyUses
-from api.streams import Streams
+from api.streams import routes
+from api.streams.responses import Streams
+from api.web import actions, analysis, map, pages, render, service, sign_in
+from api.web import sweeps as sweep_pages
+from api.web import weak_labels as weak_label_pages
+from api.web.forms import job_form, sweep_form
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 
-_STATIC = Path(__file__).parent / "static"
+_STATIC = Path(__file__).parent / "web" / "static"
 _ROUTERS = tuple(
     module.router
     for module in (
-        job_routes,
+        jobs,
         job_parts,
         artifacts,
-        weak_groups,
-        groups,
-        sweep_routes,
-        stream_routes,
+        weak_labels,
+        seed_groups,
+        sweeps,
+        routes,
         checkpoints,
-        catalog,
-        access,
+        datasets,
+        keys,
         sign_in,
-        operations,
+        workers,
         health,
-        document,
+        openapi,
         pages,
-        page_actions,
-        page_analysis,
-        page_service,
-        page_map,
-        page_submit,
-        page_sweep_form,  # before the sweeps, of which `new` is none
-        page_sweeps,
-        page_weak_labels,
+        actions,
+        analysis,
+        service,
+        map,
+        job_form,
+        sweep_form,  # before the sweeps, of which `new` is none
+        sweep_pages,
+        weak_label_pages,
     )
 )
 
@@ -107,8 +100,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
 def _refuse_unclassified(app: FastAPI) -> None:
     forgotten = [route for route, scope in auth.classification(app).items() if not scope]
     if forgotten:
-        raise RuntimeError(f"routes without a scope (api.auth.Reader, Submitter, Admin): {', '.join(forgotten)}")
+        raise RuntimeError(f"routes without a scope (api.http.auth.Reader, Submitter, Admin): {', '.join(forgotten)}")
 
 
 def _answer(request: Request, error: Exception) -> Response:
-    return page_render.answer(request, error)
+    return render.answer(request, error)

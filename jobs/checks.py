@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.eligibility import LIVE
 from jobs.errors import FieldError, Invalid
-from jobs.fitting import LIVE
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
+from jobs.new_job import NewJob
 from jobs.status import Status
-from jobs.submission import NewJob
 from jobs.transitions import newest_checkpoint
 from wcl_core.config import (
     CheckpointFeatures,

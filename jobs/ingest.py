@@ -15,7 +15,7 @@ from sqlalchemy import case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from jobs import plans, retention
+from jobs import checkpoints, planned_evaluations
 from jobs.database import new_id, now_ms, storable
 from jobs.models import (
     TRAINING,
@@ -213,8 +213,8 @@ def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]
             **{name: line[name] for name in ("step", "epoch", "path", "sha256", "size", "metrics")},
         )
     )
-    plans.at_checkpoint(session, job_id, checkpoint_id)
-    retention.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
+    planned_evaluations.at_checkpoint(session, job_id, checkpoint_id)
+    checkpoints.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
 
 
 def _artifact(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:

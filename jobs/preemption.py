@@ -14,7 +14,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
-from jobs.fitting import fits, takes_jobs
+from jobs.eligibility import fits, takes_jobs
 from jobs.models import Attempt, Job, Worker
 from jobs.status import Reason, Status
 

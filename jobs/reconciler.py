@@ -17,7 +17,8 @@ from typing import Generic, TypeVar
 from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import doorbell, keys, preemption, registry, sweeps, transitions
+from jobs import keys, preemption, sweeps, transitions, wake_up
+from jobs import workers as registry
 from jobs.database import Database, is_outage, now_ms
 from jobs.models import Attempt, IdempotencyKey, Worker
 from jobs.settings import Settings
@@ -82,7 +83,7 @@ class Reconciler:
     ) -> None:
         self._database = database
         self._settings = settings
-        self._ringer = doorbell.Ringer(database, settings) if rings else None
+        self._ringer = wake_up.Ringer(database, settings) if rings else None
         self._clock = clock
         gap = 2 * settings.look_seconds + 1
         self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)

@@ -1,89 +1,288 @@
-"""A new job into its rows; what may be asked for was checked before (`service`, `checks`)."""
+"""What a client may ask of jobs: submit, plan, change, retry, clone; each within the caller's transaction.
+
+What the database knows to be wrong with a job, `checks` says; how its rows are made, `submission`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs.database import new_id
+from jobs.checks import check, pretraining_count
+from jobs.database import Database, new_id, now_ms
+from jobs.eligibility import takes_jobs
+from jobs.errors import Conflict, NotFound
+from jobs.estimates import estimate
 from jobs.events import record
-from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Job, Tag
-from jobs.status import Status
-from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
+from jobs.idempotency import once
+from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
+from jobs.new_job import NewJob as NewJob
+from jobs.new_job import add, default_name
+from jobs.status import TERMINAL, Status
+from jobs.transitions import newest_checkpoint
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, parse_spec, resolve_spec
 
 
-@dataclass(frozen=True)
-class NewJob:
-    """A job as a client wants it: `spec_sent` as it came, `spec` validated.
+def submit(session: Session, new: NewJob) -> Job:
+    """Add the job: queued, or blocked while a job it waits for runs.
 
-    `after` are jobs that have to succeed first; of those also in `after_checkpoint` a checkpoint is enough.
-    `max_seconds` are of running time; a `preemptible` job gives way to one of higher priority.  `preset` is the name of
-    the preset it started from; `group_id` joins jobs that differ in their seed alone; `origin` says which entry of the
-    parent's `evaluations`, or which place of a sweep, asked for it.
+    Unless something else is its parent, an evaluation of a checkpoint belongs to the job that made that one.
+
+    Raises:
+        Invalid: everything wrong with it, each with its pointer.
     """
-
-    kind: Kind
-    spec_sent: dict[str, Any]
-    spec: Spec
-    name: str | None = None
-    priority: int = 0
-    pool: str = "default"
-    gpus: int = 0
-    tags: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    after_checkpoint: frozenset[str] = frozenset()
-    preemptible: bool = False
-    max_seconds: int | None = None
-    created_by: str | None = None
-    parent_id: str | None = None
-    resume_checkpoint_id: str | None = field(default=None)
-    preset: str | None = None
-    group_id: str | None = None
-    origin: str | None = None
-    sweep_id: str | None = None
+    measured = None
+    if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
+        measured = str(new.spec.features.checkpoint_id)
+        _hold(session, measured)
+    dataset = check(session, new)
+    if measured is not None and new.parent_id is None:
+        new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
+    return add(session, new, dataset, waits=_has_to_wait(session, new))
 
 
-def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
-    """The job's row, tags, dependencies and first event: blocked when it `waits` for others, else queued."""
-    job = Job(
-        id=new_id(),
-        created_by=new.created_by,
-        kind=new.kind,
-        name=new.name or default_name(new.spec),
-        status=Status.BLOCKED if waits else Status.QUEUED,
-        spec_version=new.spec.spec_version,
-        spec_sent=new.spec_sent,
-        spec=resolve_spec(new.spec),
-        priority=new.priority,
-        pool=new.pool,
-        gpus=new.gpus,
-        preemptible=new.preemptible,
-        max_seconds=new.max_seconds,
-        dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
-        parent_id=new.parent_id,
-        resume_checkpoint_id=new.resume_checkpoint_id,
-        preset=new.preset,
-        group_id=new.group_id,
-        origin=new.origin,
-        sweep_id=new.sweep_id,
-    )
-    session.add(job)
-    session.flush()
-    session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
-    session.add_all(
-        Dependency(job_id=job.id, needs_job_id=other, until=CHECKPOINT if other in new.after_checkpoint else SUCCESS)
-        for other in dict.fromkeys(new.after)
-    )
-    record(session, job.id, "submitted", {"status": job.status})
+def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
+    """Add jobs that differ in their seed alone, as one group.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    group_id = new_id()
+    return [submit(session, replace(each, group_id=group_id)) for each in new]
+
+
+def submit_any(session: Session, new: NewJob | Sequence[NewJob]) -> Job:
+    """Add the job, or several as a group; the job, or the first of the group.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    return submit(session, new) if isinstance(new, NewJob) else submit_group(session, new)[0]
+
+
+def submit_once(
+    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob | Sequence[NewJob]]
+) -> tuple[Job, bool]:
+    """Submit under an `Idempotency-Key`: the same key and body answer with the first job, however often they come.
+
+    Several jobs are a group.
+
+    Returns:
+        (the job, or the first of the group; whether it is a replay).
+
+    Raises:
+        Invalid: the key came before with another body; or as `submit`.
+    """
+    job_id, is_replay = once(database, key, owner, body_digest, lambda session: submit_any(session, make(session)).id)
+    with database.read() as session:
+        return session.get_one(Job, job_id), is_replay
+
+
+def plan(session: Session, new: NewJob) -> dict[str, Any]:
+    """What `submit` would do, without doing it.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    dataset = check(session, new)
+    fitting = _fitting_workers(session, new, dataset)
+    answer: dict[str, Any] = {
+        "kind": new.kind,
+        "name": new.name or default_name(new.spec),
+        "spec": resolve_spec(new.spec),
+        "dataset": {"name": dataset.name, "digest": dataset.digest, "counts": dataset.counts},
+        "workers": fitting,
+        "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
+    }
+    if isinstance(new.spec, PretrainSpec):
+        steps = pretraining_count(dataset, new.spec.data) // new.spec.batch_size
+        answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
+        answer["estimate"] = estimate(session, new.spec, new.pool, new.gpus, answer["total_steps"])
+    return answer
+
+
+def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
+    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == new.pool))
+    return [
+        worker.name
+        for worker in workers.scalars()
+        if worker.gpus >= new.gpus and worker.datasets.get(dataset.name) == dataset.digest
+    ]
+
+
+def _has_to_wait(session: Session, new: NewJob) -> bool:
+    statement = select(Job.id).where(Job.id.in_(new.after), Job.status != Status.SUCCEEDED)
+    unfinished = session.execute(statement).scalars().all() if new.after else ()
+    return any(job_id not in new.after_checkpoint or not newest_checkpoint(session, job_id) for job_id in unfinished)
+
+
+# --- changes -------------------------------------------------------------------------------------------------------
+
+
+def change(
+    session: Session,
+    job_id: str,
+    *,
+    name: str | None = None,
+    priority: int | None = None,
+    tags: tuple[str, ...] | None = None,
+) -> Job:
+    """Rename, retag, or change the priority of a job that still waits.
+
+    Raises:
+        NotFound, Conflict: no such job; a priority for one that no longer waits.
+    """
+    job = _existing(session, job_id, lock=True)
+    values: dict[str, Any] = {}
+    if name is not None:
+        values["name"] = name
+    if priority is not None:
+        if job.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
+            raise Conflict(f"the priority of a job that is {job.status} cannot change")
+        values["priority"] = priority
+    if values:
+        session.execute(update(Job).where(Job.id == job_id).values(**values, updated_at=now_ms()))
+    if tags is not None:
+        session.execute(delete(Tag).where(Tag.job_id == job_id))
+        session.add_all(Tag(job_id=job_id, tag=tag) for tag in dict.fromkeys(tags))
+    record(session, job_id, "changed", values | ({} if tags is None else {"tags": list(tags)}))
     session.refresh(job)
     return job
 
 
-def default_name(spec: Spec) -> str:
-    """A name that tells jobs apart in a list."""
-    if isinstance(spec, PretrainSpec):
-        return f"{spec.method} {spec.data.name} {spec.backbone.name}"
-    return f"evaluate {spec.features.kind} on {spec.data.name}"
+def retry(session: Session, job_id: str, created_by: str | None) -> Job:
+    """A new job with the same spec that starts from the last good checkpoint of a failed or cancelled one.
+
+    It takes that one's place in its group.
+
+    Raises:
+        NotFound, Conflict: no such job; it has not failed.
+    """
+    return submit(session, retried(session, job_id, created_by))
+
+
+def retried(session: Session, job_id: str, created_by: str | None) -> NewJob:
+    """What `retry` submits; the checkpoint that it starts from stays until the transaction ends.
+
+    Raises:
+        NotFound, Conflict: as `retry`.
+    """
+    job = _existing(session, job_id)
+    if job.status not in (Status.FAILED, Status.CANCELLED):
+        raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
+    return replace(_copy(session, job, created_by, _resume_point(session, job)), group_id=job.group_id)
+
+
+def _resume_point(session: Session, job: Job) -> str | None:
+    """The last checkpoint, which then stays: the job's own, or the one it started from itself."""
+    while last := newest_checkpoint(session, job.id):
+        if _hold(session, last.id):
+            return last.id
+    return job.resume_checkpoint_id if _hold(session, job.resume_checkpoint_id) else None
+
+
+def _hold(session: Session, checkpoint_id: str | None) -> bool:
+    """Whether the checkpoint is there and good; if so, nobody deletes it before this transaction ends."""
+    kept = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
+    return session.execute(select(Checkpoint.id).where(*kept).with_for_update(read=True)).first() is not None
+
+
+def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
+    """A new job with the same spec, some fields replaced, from scratch.
+
+    Raises:
+        NotFound: no such job.
+        pydantic.ValidationError, Invalid: the overrides do not fit.
+    """
+    return submit(session, cloned(session, job_id, overrides, created_by))
+
+
+def cloned(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> NewJob:
+    """What `clone` submits.
+
+    Raises:
+        NotFound, pydantic.ValidationError: as `clone`.
+    """
+    job = _existing(session, job_id)
+    return _copy(session, job, created_by, None, merged(job.spec_sent, overrides))
+
+
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `overrides` laid over it, objects field by field."""
+    result = dict(base)
+    for name, value in overrides.items():
+        below = result.get(name)
+        both_objects = isinstance(below, dict) and isinstance(value, dict)
+        result[name] = merged(below, value) if both_objects else value  # type: ignore[arg-type]
+    return result
+
+
+def _copy(
+    session: Session, job: Job, created_by: str | None, resume: str | None, sent: dict[str, Any] | None = None
+) -> NewJob:
+    kind: Kind = "pretrain" if job.kind == "pretrain" else "evaluate"
+    tags = session.execute(select(Tag.tag).where(Tag.job_id == job.id)).scalars().all()
+    return NewJob(
+        kind=kind,
+        spec_sent=job.spec_sent if sent is None else sent,
+        spec=parse_spec(kind, job.spec if sent is None else sent),
+        name=job.name,
+        priority=job.priority,
+        pool=job.pool,
+        gpus=job.gpus,
+        preemptible=job.preemptible,
+        max_seconds=job.max_seconds,
+        tags=tuple(tags),
+        created_by=created_by,
+        parent_id=job.id,
+        resume_checkpoint_id=resume,
+        preset=job.preset,
+    )
+
+
+def _existing(session: Session, job_id: str, *, lock: bool = False) -> Job:
+    job = session.get(Job, job_id, with_for_update={"key_share": True} if lock else None)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def pin_checkpoint(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
+    """Pin or unpin a checkpoint, unless it is deleted first: whoever deletes one holds its row.
+
+    Raises:
+        NotFound: there is none.
+    """
+    is_there = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    statement = update(Checkpoint).where(*is_there).values(pinned=is_pinned).returning(Checkpoint)
+    checkpoint = session.execute(statement).scalar_one_or_none()
+    if checkpoint is None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    return checkpoint
+
+
+def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Mark a checkpoint as deleted; the caller removes the file after the commit.
+
+    Raises:
+        NotFound, Conflict: no such checkpoint; pinned, or a job that has not ended needs it.
+    """
+    checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # against a job that comes to need it
+    if checkpoint is None or checkpoint.deleted_at is not None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    if checkpoint.pinned:
+        raise Conflict("the checkpoint is pinned")
+    needs_it = or_(
+        Job.id == checkpoint.job_id,
+        Job.resume_checkpoint_id == checkpoint_id,
+        Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
+    )
+    found = session.execute(select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)).scalar_one_or_none()
+    if found is not None:
+        raise Conflict(f"job {found} needs the checkpoint")
+    session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
+    return checkpoint

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
 from jobs.dependencies import is_met
-from jobs.fitting import takes_jobs
+from jobs.eligibility import takes_jobs
 from jobs.models import Dependency, Job, Worker
 from jobs.status import Status
 

@@ -117,7 +117,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 def _pretrain(options: argparse.Namespace) -> int:
     from wcl_core.distributed import joined
-    from wcl_core.pretrain import pretrain
+    from wcl_core.training.pretrain import pretrain
 
     spec = _read_spec("pretrain", options.spec)
     assert isinstance(spec, PretrainSpec)
@@ -153,7 +153,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _groups(options: argparse.Namespace) -> int:
     from wcl_core import checkpoint
-    from wcl_core.groups import compare
+    from wcl_core.weak_label_picture import compare
 
     spec = checkpoint.read(options.last).spec
     kind = data.kind_of(options.data_path)

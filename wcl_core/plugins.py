@@ -8,7 +8,7 @@
     wcl.backbones   build(config: BackboneConfig, image_size: int) -> torch.nn.Module       see `backbones`
     wcl.datasets    load(cache: pathlib.Path) -> wcl_core.data.builtin.Source               see `data.builtin`
     wcl.methods     a subclass of wcl_core.config.MethodOptions, without torch, and
-                    its build(spec: PretrainSpec) -> wcl_core.method.Method                  see `method`
+                    its build(spec: PretrainSpec) -> wcl_core.methods.base.Method                  see `method`
 
 An operator installs them beside server and workers; a spec names one, and no client can send one.  Names are read from
 the installed distributions' metadata, so asking for them imports neither the plugin nor torch; a method's options are

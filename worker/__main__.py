@@ -21,7 +21,7 @@ from celery.platforms import SecurityWarning
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from jobs import registry
+from jobs import workers
 from jobs.database import Database, new_id
 from jobs.models import Worker
 from jobs.reconciler import Reconciler
@@ -29,11 +29,11 @@ from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from jobs.transitions import WorkerFacts
 from wcl_core.config import SPEC_VERSIONS
-from worker import app, datasets, leftovers, process
-from worker.memory import device_bytes
+from worker import app, datasets, process, recovery
+from worker.devices import device_bytes
+from worker.garbage import sweep
 from worker.slot import Slot
 from worker.supervisor import Supervisor
-from worker.sweep import sweep
 from worker.ticker import Ticker
 
 log = logging.getLogger("worker")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _wait_for_tables(database)
     announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
-    database.write(lambda session: registry.register(session, facts, os.getpid(), announced, memory))
+    database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining)
     slot = Slot(database, facts, supervisor, draining)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("reconciler", lambda: reconciler.run(stop))
     _start("ticker", lambda: ticker.run(stop))
     # Beside the work: the more an earlier worker left, and the longer the history, the longer it takes.
-    _start("leftovers", lambda: leftovers.settle_all(database, storage, settings, slot.open))
+    _start("leftovers", lambda: recovery.settle_all(database, storage, settings, slot.open))
     _start("sweep", lambda: sweep(database, storage, storage.job_ids()))
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
@@ -153,7 +153,7 @@ def _wait_for_tables(database: Database) -> None:
 
 def _say_goodbye(database: Database, worker_id: str) -> None:
     try:
-        database.write(lambda session: registry.stop(session, worker_id))
+        database.write(lambda session: workers.stop(session, worker_id))
     except DBAPIError as error:
         log.warning("the database does not take the goodbye: %s", error.orig)
 

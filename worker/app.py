@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.worker import state
 
-from jobs import doorbell
+from jobs import wake_up
 from jobs.settings import Settings
 from worker.slot import Slot
 
@@ -25,7 +25,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         task_serializer="json",
         task_ignore_result=True,
         task_acks_late=False,
-        task_default_queue=doorbell.queue_of(settings.pool),
+        task_default_queue=wake_up.queue_of(settings.pool),
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=not settings.is_memory_broker,  # only the Redis transport knows it
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -35,10 +35,10 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=doorbell.transport_options(settings.broker_url),
+        broker_transport_options=wake_up.transport_options(settings.broker_url),
     )
 
-    @app.task(name=doorbell.TASK)  # type: ignore[untyped-decorator]
+    @app.task(name=wake_up.TASK)  # type: ignore[untyped-decorator]
     def work() -> None:
         slot.work()
 
@@ -56,7 +56,7 @@ def run(app: Celery, settings: Settings) -> None:
         hostname=f"{settings.worker_name}@wcl",
         pool="threads",
         concurrency=1,
-        queues=[doorbell.queue_of(settings.pool)],
+        queues=[wake_up.queue_of(settings.pool)],
         loglevel="INFO",
         quiet=True,  # no banner in the log
         without_mingle=True,

@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.registry import DatasetFacts
-from jobs.samples import Sheet
+from jobs.datasets import Sheet
 from jobs.settings import Settings
+from jobs.workers import DatasetFacts
 from worker.process import module_environment
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from jobs.settings import Settings
 from jobs.storage import Damaged, Storage, file_key, verified
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
-from worker.errand import Errand, must_go_on
+from worker.background import Errand, must_go_on
+from worker.garbage import sweep
 from worker.process import OUTPUT_FILE
 from worker.spool import Output, Records
-from worker.sweep import sweep
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from jobs import registry, transitions
+from jobs import transitions, workers
 from jobs.database import Database
 from jobs.transitions import Claim, WorkerFacts
 from worker.supervisor import Supervisor
@@ -80,7 +80,7 @@ class Slot:
             self._supervisor.supervise(claim)
         finally:
             self.job_id = None
-        self._database.write(lambda session: registry.beat(session, self._facts.id, None))
+        self._database.write(lambda session: workers.beat(session, self._facts.id, None))
 
     def wait(self, seconds: float) -> None:
         """Wait until nobody works in it."""

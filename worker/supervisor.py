@@ -28,14 +28,14 @@ from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from worker.beginning import MissingCheckpoint, run_file
+from worker.attempt_folder import RUN_FILE, clear, mark_of, owned
+from worker.background import Errand, must_go_on
+from worker.backoff import Backoff, KeepSpool, Patience, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
-from worker.errand import Errand, must_go_on
-from worker.folder import RUN_FILE, clear, mark_of, owned
-from worker.patience import Backoff, KeepSpool, Patience, renew_seconds
+from worker.exit_reason import Verdict, count_oom_kills, reason_of, verdict
 from worker.process import Ask, TrainingProcess
-from worker.verdict import Verdict, count_oom_kills, reason_of, verdict
+from worker.run_file import MissingCheckpoint, run_file
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from jobs import doorbell, registry
+from jobs import wake_up, workers
 from jobs.database import Database, is_outage
 from jobs.settings import Settings
 from worker.slot import Slot
@@ -60,7 +60,7 @@ class Ticker:
     def _tick(self, now: float) -> None:
         if now >= self._next_beat:
             self._next_beat = now + self._settings.look_seconds
-            asked = self._database.write(lambda s: registry.beat(s, self._worker_id, self._slot.job_id))
+            asked = self._database.write(lambda s: workers.beat(s, self._worker_id, self._slot.job_id))
             if asked and not self._has_drained:
                 log.info("this worker was asked to drain")
                 self._has_drained = True
@@ -75,7 +75,7 @@ class Ticker:
             self._has_rung = False
         elif self._settings.is_memory_broker and not self._has_rung:
             self._has_rung = True
-            doorbell.ring(self._settings, self._settings.pool)
+            wake_up.ring(self._settings, self._settings.pool)
         else:
             # No bell has brought the job here since the last look: the broker is away, or its consumer sleeps.
             threading.Thread(target=self._slot.work, name="slot", daemon=True).start()

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from wcl_core.weak_labels import components, nearest_neighbours
+from wcl_core.methods.weak_labels import components, nearest_neighbours
 
 GOALS = {256: 3.0, 1024: 1.0, 4096: 1.0, 16384: 1.0}
 

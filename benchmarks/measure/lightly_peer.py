@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig
+from wcl_core.networks.backbones import build_backbone
 
 
 class Pictures(Dataset[list[Tensor]]):

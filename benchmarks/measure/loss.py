@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from measure.rounds import Row, faster, interleaved, seconds
 from torch import Tensor
 
-from wcl_core.losses import weak_label_loss
-from wcl_core.weak_labels import weak_labels
+from wcl_core.methods.losses import weak_label_loss
+from wcl_core.methods.weak_labels import weak_labels
 
 TEMPERATURE = 0.1
 DIM = 128

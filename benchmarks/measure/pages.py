@@ -17,7 +17,7 @@ import httpx
 from measure.history import History
 from playwright.sync_api import Browser, sync_playwright
 
-from api.auth import SESSION_COOKIE
+from api.http.auth import SESSION_COOKIE
 from jobs import keys
 from tests.servers import free_port
 from tests.waiting import eventually

@@ -21,8 +21,8 @@ from measure.rounds import Row, faster, interleaved, share
 
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
-from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter
+from wcl_core.training.pretrain import pretrain
 
 
 @dataclass(frozen=True)

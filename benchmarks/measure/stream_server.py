@@ -17,10 +17,10 @@ import anyio.to_thread
 import uvicorn
 from fastapi.responses import StreamingResponse
 
-from api import rendering
 from api.app import create_app
-from api.auth import Reader
-from api.watcher import POLL_SECONDS
+from api.http.auth import Reader
+from api.rest import rendering
+from api.streams.watcher import POLL_SECONDS
 from jobs import changes, keys, queries, waiting
 from jobs.changes import Cursor
 from jobs.database import Database

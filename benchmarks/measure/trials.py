@@ -28,8 +28,8 @@ from wcl_core.data import ImageData, Split, derived_seed, kind_of, load
 from wcl_core.data.images import tensor_digest
 from wcl_core.evaluate.run import evaluate
 from wcl_core.presets import presets
-from wcl_core.pretrain import pretrain
 from wcl_core.reporter import MemoryReporter, NullReporter
+from wcl_core.training.pretrain import pretrain
 
 FOLDS = 10
 PRIMARY = ("1 label/class", "5 labels/class", "kNN k=20")

@@ -14,8 +14,8 @@ from measure.rounds import Row, faster, interleaved, seconds
 from PIL import Image
 from torchvision import transforms
 
-from wcl_core.augment import MEAN, STD, random_view
 from wcl_core.config import AugmentConfig
+from wcl_core.images.augment import MEAN, STD, random_view
 
 SIDE, OURS, THEIRS_EACH = 32, 2048, 256
 GOAL = 10.0

@@ -98,5 +98,5 @@ def _runs(session: Session, sweep: Sweep) -> Iterable[Run]:
 
 
 def evaluation_origin(sweep: Sweep) -> str:
-    """Of the metric's evaluation below each training (jobs.plans): it stands behind those of the base."""
+    """Of the metric's evaluation below each training (jobs.planned_evaluations): it stands behind those of the base."""
     return f"evaluations/{len(sweep.base.get('evaluations', ()))}/final"

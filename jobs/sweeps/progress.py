@@ -21,8 +21,8 @@ from jobs import transitions
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, NotFound
 from jobs.models import Dataset, Job, Sweep, SweepTrial
+from jobs.new_job import add
 from jobs.status import TERMINAL, Status
-from jobs.submission import add
 from jobs.sweeps.halving import Rung, ranked
 from jobs.sweeps.metric import Metric
 from jobs.sweeps.outcomes import Outcomes, outcomes

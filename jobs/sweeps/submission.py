@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import service
+from jobs import submission
 from jobs.checks import check
 from jobs.database import new_id
 from jobs.errors import FieldError, Invalid
@@ -61,7 +61,7 @@ def plan(session: Session, design: Design) -> dict[str, Any]:
         Invalid: as `submit`.
     """
     _checked(session, design)
-    longest = service.plan(session, design.job(_at_last_rung(design, 0)))
+    longest = submission.plan(session, design.job(_at_last_rung(design, 0)))
     return {
         "name": design.name,
         "trials": [{"number": number, "settings": settings} for number, settings in enumerate(design.trials)],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from jobs.errors import FieldError, Invalid
-from jobs.submission import NewJob
+from jobs.new_job import NewJob
 from jobs.sweeps import halving, space
 from jobs.sweeps.halving import Rung
 from jobs.sweeps.metric import Direction, Metric

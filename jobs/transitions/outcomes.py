@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import plans
+from jobs import planned_evaluations
 from jobs.database import now_ms
 from jobs.models import Attempt, Job
 from jobs.status import HELD, INFRASTRUCTURE, Reason, Status
@@ -70,7 +70,7 @@ def settle(
         **cleared,
     )
     if after is Status.SUCCEEDED:
-        plans.at_success(session, job_id)
+        planned_evaluations.at_success(session, job_id)
 
 
 def is_over_time(session: Session, job_id: str) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from client.answers import Job
-from client.api import WclClient
-from client.up import free_port
 from tests.waiting import eventually
+from wcl_client.api import WclClient
+from wcl_client.responses import Job
+from wcl_client.up import free_port
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Service:
     def start(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        command = [sys.executable, "-m", "client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True

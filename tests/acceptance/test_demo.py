@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(600)
 def test_the_demo_ends_by_itself_with_table_picture_and_checkpoint(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     done = subprocess.run(
-        [sys.executable, "-m", "client", "demo", "--epochs", "6", "--data-dir", "data"],
+        [sys.executable, "-m", "wcl_client", "demo", "--epochs", "6", "--data-dir", "data"],
         cwd=tmp_path,
         env=clean | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"},
         capture_output=True,
@@ -35,7 +35,7 @@ def test_the_demo_ends_by_itself_with_table_picture_and_checkpoint(tmp_path: Pat
 
 
 def _is_served(data_dir: Path) -> bool:
-    from client.up import UpError, locked
+    from wcl_client.up import UpError, locked
 
     try:
         with locked(data_dir):

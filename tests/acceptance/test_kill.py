@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from client.answers import Job
-from client.api import WclClient
 from tests.acceptance.service import LONG_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
+from wcl_client.api import WclClient
+from wcl_client.responses import Job
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from client.api import WclClient
-from client.download import Downloaded
 from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
+from wcl_client.api import WclClient
+from wcl_client.download import Downloaded
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "client", *arguments],
+        [sys.executable, "-m", "wcl_client", *arguments],
         cwd=cwd,
         env=service.environment(),
         capture_output=True,

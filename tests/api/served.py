@@ -16,15 +16,15 @@ import uvicorn
 from fastapi import FastAPI
 from safetensors.numpy import save
 
-from api import address
 from api.app import create_app
-from api.failures import Failures
-from client.sse import Message, parse
+from api.http import hosts
+from api.http.failures import Failures
 from jobs import keys, queries
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.waiting import eventually
+from wcl_client.sse import Message, parse
 
 T = TypeVar("T")
 ALL = ("read", "submit", "admin")
@@ -38,8 +38,8 @@ class Served:
         self.database = database
         self.settings = Settings(data_dir=data_dir, database_url=database.url, **settings)
         self.app: FastAPI = create_app(self.settings, database)
-        self.listener = address.listen("127.0.0.1", 0)
-        self.url = address.url_of(self.listener)
+        self.listener = hosts.listen("127.0.0.1", 0)
+        self.url = hosts.url_of(self.listener)
         config = uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.listener],), daemon=True)
@@ -113,7 +113,7 @@ def native_checkpoint() -> bytes:
 def listening(client: httpx.Client, address: str, last_id: str | None = None) -> Iterator[Iterator[Message | None]]:
     """An open stream's messages; None for a comment."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
-    with client.stream("GET", address, headers=headers) as response:
+    with client.stream("GET", hosts, headers=headers) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
         yield parse(response.iter_lines())

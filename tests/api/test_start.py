@@ -18,8 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api import address
-from client.address import find_address
+from api.http import hosts
 from jobs import keys
 from jobs.database import Database
 from jobs.models import Attempt
@@ -27,6 +26,7 @@ from jobs.status import Status
 from tests.api.served import SPEC
 from tests.jobs import rows
 from tests.waiting import eventually
+from wcl_client.address import find_address
 
 ROOT = Path(__file__).parents[2]
 SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
@@ -207,7 +207,7 @@ def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, t
 
 
 def test_a_taken_port_is_said(start: Start) -> None:
-    listener = address.listen("127.0.0.1", 0)
+    listener = hosts.listen("127.0.0.1", 0)
     server = start(WCL_PORT=str(listener.getsockname()[1]))
 
     assert server.process.wait(timeout=60) == 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from jobs import doorbell
+from jobs import wake_up
 from jobs.settings import Settings
 from tests.chaos.processes import Node
 from tests.chaos.proxy import Proxy
@@ -206,7 +206,7 @@ class Faults:
         settings = Settings(broker_url=self._stage.settings["WCL_BROKER_URL"])
         with suppress(Exception):  # the broker may be away
             for _ in range(20):
-                doorbell.ring(settings, settings.pool)
+                wake_up.ring(settings, settings.pool)
 
 
 _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {

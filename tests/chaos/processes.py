@@ -22,8 +22,8 @@ from typing import Any
 
 import psutil
 
-from jobs.registry import DatasetFacts
 from jobs.transitions import outcomes
+from jobs.workers import DatasetFacts
 from tests.chaos import clock
 
 BODY = Path(__file__).with_name("body.py")
@@ -144,13 +144,13 @@ def _main(start: Start) -> None:
 
 
 def _prepare_worker(main: Any, start: Start) -> None:
-    from worker import datasets, leftovers, process
+    from worker import datasets, process, recovery
     from worker.datasets import Source
 
     if start.spec_versions is not None:
         main.SPEC_VERSIONS = start.spec_versions
     if start.orphan_seconds is not None:
-        leftovers._ORPHAN_SECONDS = start.orphan_seconds
+        recovery._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
         datasets.find = lambda *args: {STANDIN.name: Source(STANDIN, None)}

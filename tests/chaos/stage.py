@@ -15,11 +15,12 @@ import psycopg
 from sqlalchemy import URL, make_url
 from sqlalchemy.orm import Session
 
-from jobs import queries, registry, service, transitions
+from jobs import queries, submission, transitions
+from jobs import workers as registry
 from jobs.database import Database, new_id
 from jobs.models import Job
-from jobs.service import NewJob
 from jobs.status import TERMINAL, Reason, Status
+from jobs.submission import NewJob
 from jobs.transitions import WorkerFacts
 from tests import servers
 from tests.chaos.processes import STANDIN, Node, Start
@@ -106,7 +107,7 @@ class Stage:
     def submit(self, wanted: dict[str, Any]) -> str:
         """Submit as a server would."""
         new = NewJob("pretrain", wanted, parse_spec("pretrain", wanted))
-        return self.database.write(lambda session: service.submit(session, new)).id
+        return self.database.write(lambda session: submission.submit(session, new)).id
 
     def job(self, job_id: str) -> Job:
         with self.database.read() as session:

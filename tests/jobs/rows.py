@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select, text, update
 
-from jobs import service, transitions
+from jobs import submission, transitions
 from jobs.database import Database, new_id
 from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
-from jobs.service import NewJob
 from jobs.status import Status
+from jobs.submission import NewJob
 from jobs.transitions import Claim, Requests, WorkerFacts
 from wcl_core.config import Kind, parse_spec
 
@@ -44,7 +44,7 @@ def new_job(kind: Kind = "pretrain", spec: dict[str, Any] | None = None, **field
 
 def submit(database: Database, kind: Kind = "pretrain", spec: dict[str, Any] | None = None, **fields: Any) -> str:
     new = new_job(kind, spec, **fields)
-    return database.write(lambda session: service.submit(session, new).id)
+    return database.write(lambda session: submission.submit(session, new).id)
 
 
 WORKER = WorkerFacts(

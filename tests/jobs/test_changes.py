@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import changes, service, transitions
+from jobs import changes, submission, transitions
 from jobs.changes import START, Changes, Cursor
 from jobs.database import Database
 from jobs.errors import Invalid
@@ -144,7 +144,7 @@ def test_a_mark_changes_with_everything_that_a_stream_shows(database: Database) 
         "a started run": lambda: run.deliver(rows.started()),
         "progress": lambda: run.deliver(progress),
         "output alone": lambda: run.deliver(output=[(1, "printed")]),
-        "a tag": lambda: database.write(lambda session: service.change(session, run.job_id, tags=("new",))),
+        "a tag": lambda: database.write(lambda session: submission.change(session, run.job_id, tags=("new",))),
         "a request": lambda: database.write(lambda session: transitions.pause(session, run.job_id)),
         "the end": lambda: run.deliver(rows.end("paused")),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs import service
+from jobs import submission
 from jobs.database import Database
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, new_job, submit
@@ -19,7 +19,7 @@ def _dataset(database: Database) -> None:
 
 def told(database: Database, **spec: Any) -> Any:
     with database.read() as session:
-        return service.plan(session, new_job(spec=spec))["estimate"]
+        return submission.plan(session, new_job(spec=spec))["estimate"]
 
 
 def finish(database: Database, speed: float, outcome: str = "succeeded", **spec: Any) -> str:

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from jobs import retention, service
+from jobs import checkpoints, submission
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.models import Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, running
-from tests.jobs.test_retention import id_of, keeping, kept, saved
+from tests.jobs.test_checkpoints import id_of, keeping, kept, saved
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_checkpoint_that_is_just_being_pinned_is_passed_by(database: Database)
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     with Session(database.engine) as other:
-        service.pin_checkpoint(other, id_of(database, run.job_id, 1), True)  # not committed yet
+        submission.pin_checkpoint(other, id_of(database, run.job_id, 1), True)  # not committed yet
         run.deliver(saved(2))
         other.commit()
 
@@ -37,17 +37,17 @@ def test_a_checkpoint_that_is_just_being_pinned_is_passed_by(database: Database)
 def test_a_checkpoint_that_was_pinned_since_the_list_was_made_stays(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = retention._surplus
+    listed = checkpoints._surplus
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     first = id_of(database, run.job_id, 1)
 
     def list_and_pin(*arguments: Any) -> list[str]:
         surplus = listed(*arguments)
-        database.write(lambda session: service.pin_checkpoint(session, first, True))
+        database.write(lambda session: submission.pin_checkpoint(session, first, True))
         return surplus
 
-    monkeypatch.setattr(retention, "_surplus", list_and_pin)
+    monkeypatch.setattr(checkpoints, "_surplus", list_and_pin)
     run.deliver(saved(2))
 
     assert kept(database, run.job_id) == [1, 2]
@@ -65,13 +65,13 @@ def test_what_is_just_being_deleted_cannot_be_pinned(database: Database, by: str
         database.write(lambda session: session.execute(keep) and None)
 
     def pin() -> None:
-        database.write(lambda session: service.pin_checkpoint(session, first, True))
+        database.write(lambda session: submission.pin_checkpoint(session, first, True))
 
     with Session(database.engine) as other:
         if by == "retention":
-            retention.expire(other, run.job_id)
+            checkpoints.expire(other, run.job_id)
         else:
-            service.delete_checkpoint(other, first)
+            submission.delete_checkpoint(other, first)
         with rows.in_background(pin) as pinned:
             rows.until_somebody_waits_for_a_lock(database, pinned)
             other.commit()

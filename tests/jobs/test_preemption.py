@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import preemption, registry, transitions
+from jobs import preemption, transitions, workers
 from jobs.database import Database
 from jobs.models import Attempt, Job
 from jobs.preemption import Preemption
@@ -24,7 +24,7 @@ def _dataset(database: Database) -> None:
 
 def register(database: Database, number: int = 1, **changes: Any) -> WorkerFacts:
     facts = worker(id=f"00000000-0000-7000-8000-{number:012}", name=f"worker-{number}", **changes)
-    database.write(lambda session: registry.register(session, facts, number, []))
+    database.write(lambda session: workers.register(session, facts, number, []))
     return facts
 
 
@@ -103,7 +103,7 @@ def test_nobody_gives_way_while_a_free_worker_fits(database: Database, free: dic
 @pytest.mark.parametrize("state", ["draining", "stopped"])
 def test_a_worker_that_takes_no_jobs_is_not_freed(database: Database, state: str) -> None:
     busy(database)
-    end = registry.drain if state == "draining" else registry.stop
+    end = workers.drain if state == "draining" else workers.stop
     database.write(lambda session: end(session, "00000000-0000-7000-8000-000000000001"))
     submit(database, priority=1)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 
-from jobs import registry, transitions
+from jobs import transitions, workers
 from jobs.database import Database, now_ms
 from jobs.models import IdempotencyKey, Worker
 from jobs.reconciler import Reconciler, Watch
@@ -281,7 +281,7 @@ def test_a_reconciler_survives_its_own_mistake(
 
 def add_worker(database: Database, name: str) -> str:
     facts = rows.worker(id=f"00000000-0000-7000-8000-{name:0>12}", name=name)
-    database.write(lambda session: registry.register(session, facts, 1, []))
+    database.write(lambda session: workers.register(session, facts, 1, []))
     return facts.id
 
 
@@ -294,7 +294,7 @@ def test_a_worker_without_a_beat_is_lost_and_comes_back(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     silent, loud = add_worker(database, "1"), add_worker(database, "2")
-    beat: Callable[[str], Any] = lambda worker: database.write(lambda s: registry.beat(s, worker, None))  # noqa: E731
+    beat: Callable[[str], Any] = lambda worker: database.write(lambda s: workers.beat(s, worker, None))  # noqa: E731
     look_for(reconciler, clock, LEASE, between=lambda: beat(loud))
     assert worker_states(database) == {silent: "lost", loud: "idle"}
 

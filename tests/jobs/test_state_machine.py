@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import select, update
 
-from jobs import audit, registry, service, transitions
+from jobs import audit, submission, transitions, workers
 from jobs.database import Database, new_id
 from jobs.errors import Conflict, Superseded
 from jobs.models import Attempt, Event, Job, Point
@@ -128,13 +128,13 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             model = self.models[job_id]
             if model.status not in (Status.FAILED, Status.CANCELLED):
                 with pytest.raises(Conflict):
-                    database.write(lambda session: service.retry(session, job_id, None))
+                    database.write(lambda session: submission.retry(session, job_id, None))
                 return job_id
-            return self.copied(job_id, database.write(lambda session: service.retry(session, job_id, None)).id)
+            return self.copied(job_id, database.write(lambda session: submission.retry(session, job_id, None)).id)
 
         @rule(target=jobs, job_id=jobs)
         def clone(self, job_id: str) -> str:
-            copy = database.write(lambda session: service.clone(session, job_id, {"seed": 9}, None))
+            copy = database.write(lambda session: submission.clone(session, job_id, {"seed": 9}, None))
             assert (copy.spec["seed"], copy.resume_checkpoint_id) == (9, None)
             return self.copied(job_id, copy.id)
 
@@ -155,9 +155,9 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             model = self.models[job_id]
             if model.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
                 with pytest.raises(Conflict):
-                    database.write(lambda session: service.change(session, job_id, priority=priority))
+                    database.write(lambda session: submission.change(session, job_id, priority=priority))
                 return
-            database.write(lambda session: service.change(session, job_id, priority=priority))
+            database.write(lambda session: submission.change(session, job_id, priority=priority))
             model.priority = priority
 
         @rule()
@@ -180,7 +180,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
         @rule(target=runs)
         def claim_by_a_new_worker(self) -> Run:
             facts = rows.worker(id=new_id())
-            database.write(lambda session: registry.register(session, facts, 1, []))
+            database.write(lambda session: workers.register(session, facts, 1, []))
             self.workers[facts.id] = False
             return self.claim(facts.id)
 
@@ -194,7 +194,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
         def drain(self, place: int) -> None:
             if self.workers:
                 worker_id = list(self.workers)[place % len(self.workers)]
-                database.write(lambda session: registry.drain(session, worker_id))
+                database.write(lambda session: workers.drain(session, worker_id))
                 self.workers[worker_id] = True
 
         def claim(self, worker_id: str) -> Run:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobs import service, sweeps, transitions
+from jobs import submission, sweeps, transitions
 from jobs.database import Database
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.models import Dataset, Job, Sweep, Tag
@@ -230,7 +230,7 @@ def test_a_retry_of_its_job_is_no_part_of_it(database: Database) -> None:
     failed = jobs_of(database, sweep_id)[0].id
     database.write(lambda session: transitions.cancel(session, failed))
 
-    retried = database.write(lambda session: service.retry(session, failed, None))
+    retried = database.write(lambda session: submission.retry(session, failed, None))
 
     assert (retried.sweep_id, retried.origin) == (None, None)
 

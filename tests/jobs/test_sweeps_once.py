@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from client.up import free_port
 from jobs.database import Database
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
@@ -22,6 +21,7 @@ from tests.jobs import rows
 from tests.jobs.rows import at_once
 from tests.jobs.sweeping import advance, entered, halving, places, play, sweep
 from tests.waiting import eventually
+from wcl_client.up import free_port
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"temperatures": 4, "eta": 2, "min_epochs": 4}  # 4, 2 and 1 trials

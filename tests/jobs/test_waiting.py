@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import registry, transitions, waiting
+from jobs import transitions, waiting, workers
 from jobs.database import Database, now_ms
 from jobs.models import Job
 from jobs.status import Status
@@ -30,7 +30,7 @@ def explain(database: Database, job_id: str) -> Waiting:
 
 def register(database: Database, **changes: Any) -> str:
     facts = worker(**changes)
-    database.write(lambda session: registry.register(session, facts, 1, []))
+    database.write(lambda session: workers.register(session, facts, 1, []))
     return facts.id
 
 
@@ -80,7 +80,7 @@ def test_a_draining_worker_is_none_to_wait_for(database: Database) -> None:
     job_id = submit(database)
     assert explain(database, job_id).cause == Cause.ABOUT_TO_START
 
-    database.write(lambda session: registry.drain(session, worker_id))
+    database.write(lambda session: workers.drain(session, worker_id))
 
     assert explain(database, job_id).cause == Cause.NO_WORKER
 
@@ -92,7 +92,7 @@ def test_the_place_in_the_queue_follows_priority_then_age(database: Database) ->
     backing_off = submit(database, priority=9)
     later = update(Job).where(Job.id == backing_off).values(not_before=now_ms() + 3_600_000)
     database.write(lambda session: session.execute(later))
-    database.write(lambda session: registry.beat(session, worker_id, "busy with another"))
+    database.write(lambda session: workers.beat(session, worker_id, "busy with another"))
 
     found = [explain(database, job_id) for job_id in ids]
 

@@ -19,7 +19,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from tests.kills.variants import STEPS, STEPS_PER_EPOCH, WARM_UP_STEPS
-from wcl_core import checkpoint, pretrain, reporter
+from wcl_core import checkpoint, reporter
+from wcl_core.training import pretrain
 
 ANY_TIME = "any time, from outside"
 FIRST_STEPS = "in one of the first two steps"

@@ -52,14 +52,14 @@ GUARDS = (
         "jobs/storage.py",
         "        if sha256_of(path) != sha256:\n",
         "        if False:\n",
-        ("tests/worker/test_beginning.py::test_every_damage_is_found_and_the_older_checkpoint_taken[flip]",),
+        ("tests/worker/test_run_file.py::test_every_damage_is_found_and_the_older_checkpoint_taken[flip]",),
     ),
     Guard(
         "size of a stored file and its digest",
         "jobs/storage.py",
         "        if found != size:\n",
         "        if found == 0:\n            return path\n        if False:\n",
-        ("tests/worker/test_beginning.py::test_every_damage_is_found_and_the_older_checkpoint_taken[truncate]",),
+        ("tests/worker/test_run_file.py::test_every_damage_is_found_and_the_older_checkpoint_taken[truncate]",),
     ),
     Guard(
         "fsync of a checkpoint",
@@ -74,28 +74,28 @@ GUARDS = (
         "_IS_GOOD = (Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))",
         "_IS_GOOD = (Checkpoint.deleted_at.is_(None),)",
         # Without it the same file is offered again and again.
-        ("tests/worker/test_beginning.py::test_a_marked_checkpoint_is_never_read_again", "--timeout=20"),
+        ("tests/worker/test_run_file.py::test_a_marked_checkpoint_is_never_read_again", "--timeout=20"),
     ),
     Guard(
         "what a job needs is not taken by retention",
-        "jobs/retention.py",
+        "jobs/checkpoints.py",
         " - _needed(session, surplus)",
         "",
-        ("tests/jobs/test_retention.py::test_what_is_needed_is_never_taken[sqlite-evaluation]",),
+        ("tests/jobs/test_checkpoints.py::test_what_is_needed_is_never_taken[sqlite-evaluation]",),
     ),
     Guard(
         "an open attempt's files are no orphans",
-        "jobs/retention.py",
+        "jobs/checkpoints.py",
         'ended = {f"{job_id}/{number}": ended_at is not None for',
         'ended = {f"{job_id}/{number}": True for',
-        ("tests/jobs/test_retention.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
+        ("tests/jobs/test_checkpoints.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
     ),
     Guard(
         "a registered artifact is no orphan",
-        "jobs/retention.py",
+        "jobs/checkpoints.py",
         "session.execute(checkpoints.union_all(artifacts))",
         "session.execute(checkpoints)",
-        ("tests/worker/test_sweep.py::test_an_artifact_stays_until_its_name_is_made_again",),
+        ("tests/worker/test_garbage.py::test_an_artifact_stays_until_its_name_is_made_again",),
     ),
     Guard(
         "an artifact's name is no path",
@@ -106,10 +106,10 @@ GUARDS = (
     ),
     Guard(
         "groups end where a later attempt begins",
-        "jobs/groupings.py",
+        "jobs/weak_labels.py",
         "all(each.step <= start for number, start in starts if number > each.attempt)",
         "True",
-        ("tests/jobs/test_groupings.py::test_what_lies_beyond_the_step_of_a_resume_does_not_count",),
+        ("tests/jobs/test_weak_labels.py::test_what_lies_beyond_the_step_of_a_resume_does_not_count",),
     ),
     Guard(
         "a rung of a sweep waits for its evaluations",
@@ -127,9 +127,9 @@ GUARDS = (
     ),
     Guard(
         "what is held out is not trained on",
-        "wcl_core/pretrain.py",
+        "wcl_core/training/pretrain.py",
         "        dataset = with_held_out(dataset, config.data.held_out_share)\n",
         "",
-        ("tests/wcl_core/test_held_out.py::test_held_out_images_are_not_trained_on",),
+        ("tests/wcl_core/data/test_held_out.py::test_held_out_images_are_not_trained_on",),
     ),
 )

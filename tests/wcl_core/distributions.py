@@ -57,7 +57,7 @@ class WithoutHeads(MethodOptions):
 _METHOD = '''
 import torch
 from torch import nn
-from wcl_core.method import Loss, Method
+from wcl_core.methods.base import Loss, Method
 
 class BarlowTwins(Method):
     """Zbontar et al., ICML 2021."""

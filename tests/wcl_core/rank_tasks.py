@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from tests.wcl_core import small
-from wcl_core.batch_norm import sync_batch_norm
 from wcl_core.distributed import Ranks
-from wcl_core.embedded import Views
-from wcl_core.model import Model
-from wcl_core.objective import INSTANCE, Weights, objective
-from wcl_core.pretrain import pretrain
+from wcl_core.methods.objective import INSTANCE, Weights, objective
+from wcl_core.methods.views import Views
+from wcl_core.networks.batch_norm import sync_batch_norm
+from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter, Record, Request
+from wcl_core.training.pretrain import pretrain
 
 
 def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:

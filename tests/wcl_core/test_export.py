@@ -20,7 +20,7 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.evaluate.run import load_backbone
 from wcl_core.export import ExportError, backbone_file
-from wcl_core.model import Model
+from wcl_core.networks.model import Model
 
 torch.set_num_threads(1)
 

@@ -49,7 +49,7 @@ def test_the_module_runs_by_name_in_a_process_without_any_service(tmp_path: Path
         "import runpy, sys; sys.argv[0] = 'wcl_core'\n"
         "try: runpy.run_module('wcl_core', run_name='__main__')\n"
         "except SystemExit as end: status = end.code\n"
-        "services = {'jobs', 'api', 'worker', 'client', 'fastapi', 'sqlalchemy', 'celery'} & set(sys.modules)\n"
+        "services = {'jobs', 'api', 'worker', 'wcl_client', 'fastapi', 'sqlalchemy', 'celery'} & set(sys.modules)\n"
         "sys.exit(str(services) if services else status)"
     )
     command = [sys.executable, "-c", code, "pretrain", spec, "--output", str(tmp_path / "run")]

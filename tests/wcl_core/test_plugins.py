@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from tests.wcl_core import small
 from tests.wcl_core.distributions import install
 from wcl_core import data, plugins
-from wcl_core.backbones import build_backbone
 from wcl_core.config import BackboneConfig
 from wcl_core.data import DataError
+from wcl_core.networks.backbones import build_backbone
 from wcl_core.plugins import PluginError
 from wcl_core.reporter import MemoryReporter, NullReporter
 
@@ -130,7 +130,7 @@ def test_a_name_that_two_distributions_bring_is_refused(site: Path) -> None:
 
 
 def test_a_run_trains_a_plugins_backbone_on_a_plugins_images(site: Path, tmp_path: Path) -> None:
-    from wcl_core.pretrain import pretrain
+    from wcl_core.training.pretrain import pretrain
 
     stripes = data.load("stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
     assert (stripes.classes, len(stripes.train), len(stripes.test)) == (("even", "odd"), 14, 6)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wcl_core import small
-from wcl_core import log_sum_exp
-from wcl_core.augment import normalised
-from wcl_core.heads import ProjectionHead
-from wcl_core.losses import nt_xent, swapped_weak_label_loss
-from wcl_core.model import Model
-from wcl_core.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
+from wcl_core.images.augment import normalised
+from wcl_core.methods import log_sum_exp
+from wcl_core.methods.heads import ProjectionHead
+from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss
+from wcl_core.methods.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
+from wcl_core.methods.weak_labels import components, weak_labels
+from wcl_core.networks.model import Model
 from wcl_core.precision import full_float32
-from wcl_core.weak_labels import components, weak_labels
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,9 @@ import torch
 
 from tests.wcl_core import small
 from wcl_core import checkpoint
-from wcl_core.model import Model
-from wcl_core.pretrain import pretrain
+from wcl_core.networks.model import Model
 from wcl_core.reporter import NullReporter
+from wcl_core.training.pretrain import pretrain
 
 torch.set_num_threads(1)
 

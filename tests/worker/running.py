@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from jobs import queries, service
+from jobs import queries, submission
 from jobs.database import Database
 from jobs.models import Event, Job
-from jobs.service import NewJob
+from jobs.submission import NewJob
 from tests.waiting import eventually
 from wcl_core.config import Kind, parse_spec
 
@@ -110,7 +110,7 @@ class Jobs:
 
     def submit(self, spec: dict[str, Any], kind: Kind = "pretrain", **fields: Any) -> str:
         new = NewJob(kind, spec, parse_spec(kind, spec), **fields)
-        return self._database.write(lambda session: service.submit(session, new)).id
+        return self._database.write(lambda session: submission.submit(session, new)).id
 
     def get(self, job_id: str) -> Job:
         with self._database.read() as session:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from jobs import curves, queries, registry, transitions
+from jobs import curves, queries, transitions, workers
 from jobs.database import Database, new_id
 from jobs.errors import Superseded
 from jobs.models import Attempt
-from jobs.registry import DatasetFacts
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from jobs.transitions import WorkerFacts
+from jobs.workers import DatasetFacts
 from tests.waiting import eventually
 from tests.worker.running import SHORT, Jobs
 from worker.delivery import Delivery
@@ -33,7 +33,7 @@ class Spool:
         self.settings = Settings(data_dir=folder / "data")
         facts = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
         dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
-        database.write(lambda session: registry.register(session, facts, 1, [dataset]))
+        database.write(lambda session: workers.register(session, facts, 1, [dataset]))
         self.job_id = Jobs(database).submit(spec)
         claim = database.write(lambda session: transitions.claim(session, facts))
         assert claim

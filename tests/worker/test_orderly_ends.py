@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from jobs import queries, registry, transitions
+from jobs import queries, transitions, workers
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import Attempt, Worker
@@ -55,7 +55,7 @@ def test_a_drained_worker_saves_its_job_takes_nothing_more_and_ends(
     job_id = start_endless(worker, jobs)
     waiting = jobs.submit(SHORT)
 
-    database.write(lambda session: registry.drain(session, row_of(worker).id))
+    database.write(lambda session: workers.drain(session, row_of(worker).id))
 
     assert worker.wait() == 0, worker.words()
     assert_saved_and_queued(jobs, job_id, "worker_stopped")
@@ -67,7 +67,7 @@ def test_a_drained_worker_saves_its_job_takes_nothing_more_and_ends(
 def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_worker: StartWorker) -> None:
     worker = start_worker(sqlite_database)
 
-    sqlite_database.write(lambda session: registry.drain(session, row_of(worker).id))
+    sqlite_database.write(lambda session: workers.drain(session, row_of(worker).id))
 
     assert worker.wait() == 0, worker.words()
 

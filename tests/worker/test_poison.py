@@ -17,9 +17,9 @@ from tests.waiting import eventually
 from tests.worker import poison
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT, Jobs
+from worker.exit_reason import count_oom_kills
 from worker.process import MARK
 from worker.spool import Output
-from worker.verdict import count_oom_kills
 
 pytestmark = pytest.mark.timeout(600)
 

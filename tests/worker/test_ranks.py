@@ -45,7 +45,7 @@ def test_a_job_of_two_ranks_succeeds(sqlite_database: Database, jobs: Jobs, star
     (started,) = (event for event in jobs.events(job_id) if event.type == "started")
     assert started.data["world_size"] == 2
     eventually(worker.is_idle, "the worker's rest")
-    assert list((worker.folder / "attempts").iterdir()) == []
+    assert list((worker.attempt_folder / "attempts").iterdir()) == []
 
 
 def test_a_killed_rank_ends_the_attempt_and_a_cancel_all_ranks(

@@ -20,7 +20,7 @@ class MethodOptions(SpecModel):
     abilities: ClassVar[frozenset[Ability]] = frozenset()
 
     def build(self, spec: Any) -> Any:
-        """The method: a `wcl_core.method.Method` for a `PretrainSpec`."""
+        """The method: a `wcl_core.methods.base.Method` for a `PretrainSpec`."""
         raise NotImplementedError(f"{type(self).__name__} builds no method")
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wcl_core.augment import random_view
 from wcl_core.config import AugmentConfig
 from wcl_core.data import Split, derived_seed, epoch_order
+from wcl_core.images.augment import random_view
 from wcl_core.schedule import learning_rate
 
 _MOMENTUM = 0.9

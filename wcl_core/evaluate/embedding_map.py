@@ -19,11 +19,11 @@ from wcl_core.config import CheckpointFeatures, EvaluateSpec
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.evaluate.features import FeatureSet
 from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.heads import normalise
-from wcl_core.model import Model
+from wcl_core.methods.heads import normalise
+from wcl_core.methods.weak_labels import weak_labels
+from wcl_core.networks.model import Model
 from wcl_core.reporter import Reporter
 from wcl_core.thumbnails import sheet
-from wcl_core.weak_labels import weak_labels
 
 VERSION = 1
 NEIGHBOURS = 10

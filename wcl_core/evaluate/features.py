@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wcl_core.augment import normalised
 from wcl_core.data import ImageData, Split
+from wcl_core.images.augment import normalised
 
 _BATCH_SIZE = 512
 

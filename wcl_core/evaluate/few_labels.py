@@ -14,7 +14,7 @@ from wcl_core.evaluate.accuracy import top1
 from wcl_core.evaluate.features import FeatureSet
 from wcl_core.evaluate.knn import ProtocolError
 from wcl_core.evaluate.linear import classes, fit, standard
-from wcl_core.heads import normalise
+from wcl_core.methods.heads import normalise
 
 VERSION = 1
 LINEAR_STRENGTH = 1.0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.evaluate.features import FeatureSet
-from wcl_core.heads import normalise
+from wcl_core.methods.heads import normalise
 
 VERSION = 1
 WIDE_K = 200

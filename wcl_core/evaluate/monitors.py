@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from wcl_core.heads import normalise
+from wcl_core.methods.heads import normalise
 
 _RANKME_EPS = 1e-7
 

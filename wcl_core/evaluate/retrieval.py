@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.evaluate.features import FeatureSet
-from wcl_core.heads import normalise
+from wcl_core.methods.heads import normalise
 
 VERSION = 1
 SHOWN_NEIGHBOURS = 5

@@ -1,0 +1,126 @@
+"""One file as an answer: whole, one range of it, or the news that the client has it already (RFC 9110).
+
+Starlette's FileResponse knows no If-None-Match, answers 400 to ranges that have to be ignored, and sends several ranges
+as multipart, of which a client may ask for a thousand.  This one sends one range or the whole file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio.to_thread
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from api.http.problems import problem
+
+CHUNK_BYTES = 1 << 18
+_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*", re.IGNORECASE | re.ASCII)
+_LONGEST_RANGE = 200
+
+
+def answer(
+    request: Request, path: Path, etag: str, file_name: str, media_type: str = "application/octet-stream"
+) -> Response:
+    """The file at `path`, as far as the request's conditions ask for it.
+
+    Args:
+        request: a GET or HEAD with its Range, If-Range and If-None-Match.
+        path: a regular file that never changes.
+        etag: the strong validator, quoted.
+        file_name: what a browser saves it as; made of ids.
+        media_type: one that a browser may show by itself, or else the file is saved.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
+    if _has_it(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    file = path.open("rb")
+    size = os.fstat(file.fileno()).st_size
+    bounds = _bounds(request, etag)
+    start, end = (0, size) if bounds is None else _clipped(*bounds, size)
+    if bounds is not None and start >= end:
+        file.close()
+        refusal = headers | {"Content-Range": f"bytes */{size}"}
+        return problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal)
+    disposition = "attachment" if media_type == "application/octet-stream" else "inline"
+    headers |= {
+        "Content-Type": media_type,
+        "Content-Disposition": f'{disposition}; filename="{file_name}"',
+        "Content-Length": str(end - start),
+    }
+    if bounds is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        file.close()
+        return Response(headers=headers)
+    return _FilePart(file, start, end, 200 if bounds is None else 206, headers)
+
+
+def content(request: Request, body: bytes, etag: str, media_type: str) -> Response:
+    """Bytes at hand, whole, unless the client has them already; `etag` is quoted."""
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if _has_it(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def _has_it(if_none_match: str | None, etag: str) -> bool:
+    """Weak comparison, as the header wants it."""
+    if if_none_match is None:
+        return False
+    known = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
+    return "*" in known or etag in known
+
+
+def _bounds(request: Request, etag: str) -> tuple[int | None, int | None] | None:
+    """The first and last byte that a range names, one of them perhaps not; None when the whole file is to be sent.
+
+    A range counts only for GET and when If-Range names these very bytes.  Another unit, several ranges and nonsense
+    have to be ignored.
+    """
+    header, condition = request.headers.get("range", ""), request.headers.get("if-range", etag)
+    match = _RANGE.fullmatch(header) if len(header) < _LONGEST_RANGE else None
+    if request.method != "GET" or condition.strip() != etag or match is None or match.groups() == ("", ""):
+        return None
+    first, last = (int(text) if text else None for text in match.groups())
+    return None if first is not None and last is not None and first > last else (first, last)
+
+
+def _clipped(first: int | None, last: int | None, size: int) -> tuple[int, int]:
+    """The half-open range of bytes to send; empty when there is none."""
+    if first is None:
+        return max(0, size - (last or 0)), size
+    return first, size if last is None else min(last + 1, size)
+
+
+class _FilePart(StreamingResponse):
+    """Reads on a thread, chunk by chunk; ends, and closes the file, when the client goes away."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
+        super().__init__(_chunks(file, start, end), status_code, headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
+async def _chunks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
+    await anyio.to_thread.run_sync(file.seek, start)
+    left = end - start
+    while left:
+        chunk = await anyio.to_thread.run_sync(file.read, min(left, CHUNK_BYTES))
+        if not chunk:
+            raise OSError("the file became shorter while it was sent")
+        left -= len(chunk)
+        yield chunk

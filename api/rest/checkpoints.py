@@ -1,0 +1,123 @@
+"""Checkpoints: show, pin, delete, download."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, StrictBool
+
+from api.http import files
+from api.http.auth import Reader, Submitter
+from api.http.dependencies import TheDatabase, TheSettings, TheStorage
+from api.http.idempotency import REPLAYED, TheSubmission
+from api.http.problems import Gone
+from api.rest import exports, rendering
+from api.rest.evaluations import EvaluateBody, new_evaluation, pointing_into_body
+from api.rest.responses import CheckpointAnswer, JobAnswer
+from jobs import queries, waiting
+from jobs import submission as service
+from jobs.errors import FieldError, Invalid
+from jobs.models import TRAINING, Checkpoint
+from jobs.settings import Settings
+from jobs.storage import Storage
+from wcl_core.export import ExportError
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/checkpoints/{checkpoint_id}", tags=["checkpoints"])
+
+FileKind = Literal["native", "backbone"]
+
+
+class CheckpointChange(BaseModel):
+    """A pinned checkpoint cannot be deleted."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"pinned": True}]})
+
+    pinned: StrictBool
+
+
+@router.get("")
+def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> CheckpointAnswer:
+    """One registered checkpoint."""
+    with database.read() as session:
+        return rendering.checkpoint(queries.get_checkpoint(session, checkpoint_id))
+
+
+@router.patch("")
+def change(checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase) -> CheckpointAnswer:
+    """Pin or unpin it."""
+    return rendering.checkpoint(
+        database.write(lambda session: service.pin_checkpoint(session, checkpoint_id, body.pinned))
+    )
+
+
+@router.post("/evaluate", status_code=201, responses=REPLAYED)
+def evaluate(
+    checkpoint_id: str,
+    body: EvaluateBody,
+    principal: Submitter,
+    database: TheDatabase,
+    submission: TheSubmission,
+    response: Response,
+) -> JobAnswer:
+    """Submit a job that measures it; the body is an EvaluateSpec without `features`."""
+    said = ("evaluate", checkpoint_id, body.model_dump(mode="json", exclude_unset=True))
+    with pointing_into_body():
+        job = submission.make(said, lambda session: new_evaluation(session, checkpoint_id, body, principal.key_id))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    with database.read() as session:
+        return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
+
+
+@router.delete("", status_code=204)
+def delete(
+    checkpoint_id: str, principal: Submitter, database: TheDatabase, settings: TheSettings, storage: TheStorage
+) -> None:
+    """Delete its file; refused while it is pinned or a job needs it."""
+    gone = database.write(lambda session: service.delete_checkpoint(session, checkpoint_id))
+    try:
+        storage.delete(gone.path)
+        exports.sweep(database, settings.exports_dir)
+    except OSError as error:  # nobody can reach the file any more; only the space is not free yet
+        log.warning("the file of checkpoint %s stays: %s", checkpoint_id, error)
+
+
+@router.head("/download", include_in_schema=False)
+@router.get("/download", response_class=Response)
+def download(
+    checkpoint_id: str,
+    request: Request,
+    principal: Reader,
+    database: TheDatabase,
+    settings: TheSettings,
+    storage: TheStorage,
+    kind: FileKind = "native",
+) -> Response:
+    """Its file: `native` with all states, or `backbone`, the weights alone under torchvision's names.
+
+    The ETag is the sha256 of the bytes.  One range, If-Range, If-None-Match and HEAD are understood.
+    """
+    with database.read() as session:
+        checkpoint = queries.get_checkpoint(session, checkpoint_id)
+    try:
+        path, sha256 = _file(checkpoint, kind, settings, storage)
+        return files.answer(request, path, f'"{sha256}"', f"{checkpoint.id}-{kind}.safetensors")
+    except FileNotFoundError as error:
+        raise Gone(f"checkpoint {checkpoint.id} is registered, but its file is missing on the server") from error
+    except ExportError as error:
+        raise Gone(f"the file of checkpoint {checkpoint.id} is damaged: {error}") from error
+
+
+def _file(checkpoint: Checkpoint, kind: FileKind, settings: Settings, storage: Storage) -> tuple[Path, str]:
+    native = storage.path(checkpoint.path)
+    if (size := native.stat().st_size) != checkpoint.size:
+        raise Gone(f"the file of checkpoint {checkpoint.id} has {size} bytes, registered are {checkpoint.size}")
+    if kind == "native":
+        return native, checkpoint.sha256
+    if checkpoint.kind != TRAINING:
+        raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])
+    return exports.backbone(settings.exports_dir, native, checkpoint.sha256)

@@ -1,0 +1,71 @@
+"""`POST /v1/checkpoints/{id}/evaluate`: the spec of an evaluation without its features, which the address names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from jobs import queries
+from jobs.errors import Conflict, FieldError, Invalid
+from jobs.models import TRAINING, Job
+from jobs.new_job import NewJob, default_name
+from wcl_core.config import DataConfig, ProtocolSettings, parse_spec
+
+_MAX_NAME = 200
+
+
+class EvaluateBody(ProtocolSettings):
+    """What to measure on a checkpoint: an EvaluateSpec without `features`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"protocols": ["knn", "linear"]}]})
+
+    data: DataConfig | None = Field(
+        default=None, description="What to measure on; the checkpoint's training data unless given."
+    )
+    threads: int | None = Field(default=None, ge=1, le=512)
+
+
+def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, created_by: str) -> NewJob:
+    """The evaluation as a job; pool, GPUs, priority and tags are those of the job that trained the checkpoint.
+
+    Raises:
+        NotFound: there is no such checkpoint.
+        Conflict: it holds no network.
+    """
+    checkpoint = queries.get_checkpoint(session, checkpoint_id)
+    if checkpoint.kind != TRAINING:
+        raise Conflict(f"checkpoint {checkpoint.id} holds {checkpoint.kind}, not a network that could be measured")
+    trained = queries.get_job(session, checkpoint.job_id)
+    sent = _sent(body, checkpoint.id, trained)
+    spec = parse_spec("evaluate", sent)
+    return NewJob(
+        kind="evaluate",
+        spec_sent=sent,
+        spec=spec,
+        name=f"{default_name(spec)}, step {checkpoint.step} of {trained.name}"[:_MAX_NAME],
+        priority=trained.priority,
+        pool=trained.pool,
+        gpus=trained.gpus,
+        tags=tuple(queries.tags(session, [trained.id])[trained.id]),
+        created_by=created_by,
+        parent_id=trained.id,
+    )
+
+
+def _sent(body: EvaluateBody, checkpoint_id: str, trained: Job) -> dict[str, Any]:
+    asked = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
+    return {"data": trained.spec["data"], **asked, "features": features}
+
+
+@contextmanager
+def pointing_into_body() -> Iterator[None]:
+    """Wrong fields are told by pointers into the body, which is the spec itself."""
+    try:
+        yield
+    except Invalid as error:
+        raise Invalid([FieldError(e.pointer.removeprefix("/spec"), e.detail) for e in error.errors]) from error

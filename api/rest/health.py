@@ -1,0 +1,60 @@
+"""Whether the process runs, whether it can serve, and a few numbers about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+from typing_extensions import TypedDict
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.http.problems import Unready
+from jobs import queries
+
+router = APIRouter(tags=["service"])
+
+
+class Health(TypedDict):
+    """All is well."""
+
+    status: str
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(database: TheDatabase) -> Health:
+    """The database is reachable and migrated."""
+    if not database.is_migrated():
+        raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
+    """Gauges in the text format of Prometheus."""
+    with database.read() as session:
+        jobs = queries.counts_by_status(session)
+        workers = queries.workers(session, alive_only=True)
+    states = {state: sum(worker.state == state for worker in workers) for state in ("idle", "busy")}
+    streams = request.app.state.streams.count
+    return "".join(
+        (
+            _gauge("wcl_jobs", "Jobs that have not ended, by status.", "status", jobs),
+            _gauge("wcl_workers", "Workers that run, by state.", "state", states),
+            _gauge("wcl_streams", "Open event streams of this process.", None, {"": streams}),
+        )
+    )
+
+
+def _gauge(name: str, meaning: str, label: str | None, values: Mapping[str, Any]) -> str:
+    lines = [f"# HELP {name} {meaning}", f"# TYPE {name} gauge"]
+    lines += [f'{name}{{{label}="{value}"}} {count}' if label else f"{name} {count}" for value, count in values.items()]
+    return "\n".join(lines) + "\n"

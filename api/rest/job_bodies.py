@@ -1,0 +1,199 @@
+"""Bodies of requests that make or change jobs, and what `jobs.submission` makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.config import JsonDict
+
+from api.http import field_errors
+from jobs.errors import FieldError, Invalid
+from jobs.new_job import NewJob, default_name
+from jobs.submission import merged
+from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
+from wcl_core.presets import presets
+
+_MAX_NAME = 200
+MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected text on one line, without control characters")
+    return text
+
+
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_NAME), AfterValidator(_printable)
+]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_printable)]
+Priority = Annotated[int, Field(ge=-1000, le=1000, description="Higher runs earlier.")]
+_SPEC_EXAMPLE: JsonDict = {"seed": 1, "epochs": 30, "warmup_epochs": 3, "weak_augmentation_epochs": 3}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Needed(_Body):
+    """A job that has to come so far before this one starts: to its success, or to its first checkpoint."""
+
+    job_id: UUID
+    until: Literal["success", "checkpoint"] = "success"
+
+
+def _needed(value: Any) -> Any:
+    """An id alone means success."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return {"job_id": UUID(value)}
+    except ValueError:
+        raise ValueError("expected the id of a job, a UUID") from None
+
+
+Need = Annotated[Needed, BeforeValidator(_needed, json_schema_input_type=UUID | Needed)]
+
+
+class JobBody(_Body):
+    """A job to submit.  The spec is checked by the rules of its kind; with a preset it holds only what differs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"kind": "pretrain", "preset": "digits-cpu", "spec": _SPEC_EXAMPLE, "name": "first", "tags": ["trial"]},
+                {
+                    "kind": "evaluate",
+                    "spec": {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}},
+                },
+            ]
+        }
+    )
+
+    kind: Literal["pretrain", "evaluate"]
+    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are refused.")
+    preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
+    name: Name | None = None
+    priority: Priority = 0
+    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
+    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that the run needs.")
+    tags: list[Tag] = Field(default=[], max_length=50)
+    after: list[Need] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
+    max_seconds: int | None = Field(
+        default=None, ge=1, le=MAX_SECONDS, description="Of running time, over all attempts; then it ends, `timeout`."
+    )
+    seeds: list[Seed] | None = Field(
+        default=None, min_length=1, max_length=32, description="One job for each seed, together a group."
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) != len(seeds):
+            raise ValueError("must not repeat a value")
+        return seeds
+
+
+class JobChange(_Body):
+    """What may change of a job; the priority only while it waits."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "best so far", "tags": ["keep"]}]})
+
+    name: Name | None = None
+    priority: Priority | None = None
+    tags: list[Tag] | None = Field(default=None, max_length=50)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> JobChange:
+        if self.name is None and self.priority is None and self.tags is None:
+            raise ValueError("expected at least one of name, priority, tags")
+        return self
+
+
+class CloneBody(_Body):
+    """What differs from the job that is cloned."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}}]})
+
+    spec: dict[str, Any] = Field(default={}, description="Fields of the spec, laid over the cloned one.")
+
+
+def new_jobs(body: JobBody, created_by: str) -> list[NewJob]:
+    """The jobs that a body asks for: one, or one for each of its seeds.
+
+    Raises:
+        Invalid: an unknown preset, or wrong fields of the spec.
+    """
+    sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
+    if body.seeds is None:
+        return [_new_job(body, sent, created_by)]
+    if "seed" in body.spec:
+        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names one for each job")])
+    jobs = [_new_job(body, sent | {"seed": seed}, created_by) for seed in body.seeds]
+    return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
+
+
+def _seed_name(job: NewJob, seed: int) -> str:
+    end = f", seed {seed}"
+    return (job.name or default_name(job.spec))[: _MAX_NAME - len(end)] + end
+
+
+def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
+    until_success = {str(need.job_id) for need in body.after if need.until == "success"}
+    after = tuple(dict.fromkeys(str(need.job_id) for need in body.after))
+    return NewJob(
+        kind=body.kind,
+        spec_sent=sent,
+        spec=_parsed(body.kind, sent),
+        name=body.name,
+        priority=body.priority,
+        pool=body.pool,
+        gpus=body.gpus,
+        tags=tuple(dict.fromkeys(body.tags)),
+        after=after,
+        after_checkpoint=frozenset(after) - until_success,
+        preemptible=body.preemptible,
+        max_seconds=body.max_seconds,
+        created_by=created_by,
+        preset=body.preset,
+    )
+
+
+def said(body: JobBody) -> dict[str, Any]:
+    """The same for two bodies that ask for the same."""
+    return body.model_dump(mode="json", exclude_unset=True)
+
+
+def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
+    """A preset's spec with every field.
+
+    Raises:
+        Invalid: there is none of this name.
+    """
+    known = presets()
+    if kind != "pretrain":
+        raise Invalid([FieldError("/preset", "presets are for pretrain")])
+    if name not in known:
+        raise Invalid([FieldError("/preset", f"there is no such preset; expected one of {', '.join(known)}")])
+    return resolve_spec(known[name])
+
+
+def _parsed(kind: Kind, sent: dict[str, Any]) -> Spec:
+    try:
+        return parse_spec(kind, sent)
+    except ValidationError as error:
+        raise Invalid(field_errors.of_spec(error, kind)) from error

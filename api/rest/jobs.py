@@ -1,0 +1,180 @@
+"""Jobs: submit, list, show, change, and what a person asks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+from typing_extensions import TypedDict
+
+from api.http import field_errors
+from api.http.auth import Reader, Submitter
+from api.http.dependencies import TheDatabase
+from api.http.idempotency import REPLAYED, TheSubmission
+from api.rest import job_bodies, rendering, seed_groups
+from api.rest.deviations import of_preset
+from api.rest.job_bodies import CloneBody, JobBody, JobChange
+from api.rest.responses import JobAnswer, JobSummary
+from api.rest.seed_groups import SubmittedGroup
+from jobs import queries, transitions, waiting
+from jobs import submission as service
+from jobs.database import Database
+from jobs.errors import Invalid
+from jobs.models import Job
+from jobs.new_job import NewJob
+from jobs.seed_groups import members
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+class JobPage(TypedDict):
+    """A part of the list, newest first; `next_cursor` asks for the next one."""
+
+    items: list[JobSummary]
+    next_cursor: str | None
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobAnswer | SubmittedGroup,
+    responses={200: {"description": "The first job, at a replay; a plan, at a dry run."}},
+)
+def submit(
+    body: JobBody,
+    principal: Submitter,
+    database: TheDatabase,
+    response: Response,
+    submission: TheSubmission,
+    dry_run: bool = False,
+) -> Any:
+    """Submit a job.  It is durable once this answers 201.
+
+    With `Idempotency-Key` a repeated request answers 200 with the first job and `Idempotency-Replayed: true`.  With
+    `dry_run` nothing is made; the answer is a plan.  `seeds` makes a group of jobs, all or none.
+    """
+    new = job_bodies.new_jobs(body, principal.key_id)
+    if dry_run:
+        with database.read() as session:
+            return JSONResponse(_plan(session, body, new))
+    wanted = new[0] if body.seeds is None else new
+    job = submission.make(job_bodies.said(body), lambda session: wanted)
+    response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
+    if body.seeds is None:
+        return _rendered(database, job)
+    with database.read() as session:
+        return seed_groups.submitted(session, members(session, job.group_id or ""))
+
+
+def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
+    """Of a group the plan of its first job, which the others follow."""
+    plan = service.plan(session, new[0])
+    found = {"preset": body.preset, "deviations": of_preset(body.preset, plan["spec"])}
+    return plan | found | {"seeds": body.seeds}
+
+
+@router.get("")
+def list_jobs(
+    principal: Reader,
+    database: TheDatabase,
+    status: Annotated[str | None, Query(description="One or more, separated by commas.", max_length=200)] = None,
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    tag: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+) -> JobPage:
+    """Jobs, newest first."""
+    statuses = [part for part in (status or "").split(",") if part]
+    with database.read() as session:
+        page = queries.list_jobs(session, status=statuses, kind=kind, tag=tag, q=q, cursor=cursor, limit=limit)
+        tags = queries.tags(session, [job.id for job in page.items])
+    items = [rendering.job_summary(job, tags[job.id]) for job in page.items]
+    return {"items": items, "next_cursor": page.next_cursor}
+
+
+@router.get("/{job_id}")
+def show(job_id: str, principal: Reader, database: TheDatabase) -> JobAnswer:
+    """One job with its spec, and why it waits."""
+    with database.read() as session:
+        return _answer(session, queries.get_job(session, job_id))
+
+
+@router.patch("/{job_id}")
+def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Rename, retag, or change the priority of a job that still waits."""
+    tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
+    job = database.write(
+        lambda session: service.change(session, job_id, name=body.name, priority=body.priority, tags=tags)
+    )
+    return _rendered(database, job)
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """End a job: one that waits at once, a running one after it has saved a checkpoint."""
+    return _asked(database, job_id, transitions.cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Hold a job until it is resumed; a running one saves a checkpoint first."""
+    return _asked(database, job_id, transitions.pause)
+
+
+@router.post("/{job_id}/resume")
+def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    return _asked(database, job_id, transitions.resume)
+
+
+@router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)
+def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobAnswer:
+    """A new job that starts from the last checkpoint of a failed or cancelled one."""
+    made = submission.make(("retry", job_id), lambda session: service.retried(session, job_id, principal.key_id))
+    return _rendered(database, made)
+
+
+@router.post("/{job_id}/clone", status_code=201, responses=REPLAYED)
+def clone(
+    job_id: str,
+    principal: Submitter,
+    database: TheDatabase,
+    submission: TheSubmission,
+    body: CloneBody | None = None,
+) -> JobAnswer:
+    """A new job with the same spec, some fields replaced, from scratch."""
+    overrides = body.spec if body else {}
+
+    def new(session: Session) -> NewJob:
+        return service.cloned(session, job_id, overrides, principal.key_id)
+
+    try:
+        made = submission.make(("clone", job_id, overrides), new)
+    except ValidationError as error:
+        raise Invalid(field_errors.of_spec(error, _kind(database, job_id))) from error
+    return _rendered(database, made)
+
+
+def _kind(database: Database, job_id: str) -> Any:
+    with database.read() as session:
+        return queries.get_job(session, job_id).kind
+
+
+def _asked(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobAnswer:
+    database.write(lambda session: verb(session, job_id))
+    with database.read() as session:
+        return _answer(session, queries.get_job(session, job_id))
+
+
+def _rendered(database: Database, job: Job) -> JobAnswer:
+    with database.read() as session:
+        return _answer(session, job)
+
+
+def _answer(session: Session, job: Job) -> JobAnswer:
+    return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))

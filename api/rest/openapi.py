@@ -1,0 +1,121 @@
+"""The OpenAPI document: FastAPI's, with problem documents, the specs of jobs, and the two ways to sign in.
+
+`/docs` shows the same document to people, without a script of anybody else's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from api.http.auth import SESSION_COOKIE, Reader, is_public
+from api.http.problems import MEDIA_TYPE
+from api.web import render
+from wcl_core.config import EvaluateSpec, PretrainSpec
+
+router = APIRouter(include_in_schema=False)
+
+_DESCRIPTION = (
+    "Self-supervised pretraining as a service: submit a job, watch it, download its checkpoints.  Times are ISO 8601 "
+    "in UTC; ids are UUIDs that sort by age; unknown values of `status`, `status_reason` and `kind` may come."
+)
+_REFERENCE = "#/components/schemas/{model}"
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457; `errors` has a JSON pointer for each wrong field.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+    "examples": [
+        {
+            "type": "about:blank",
+            "title": "Invalid request",
+            "status": 422,
+            "detail": "/spec/epochs: expected a valid integer",
+            "errors": [{"pointer": "/spec/epochs", "detail": "expected a valid integer"}],
+        }
+    ],
+}
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_SECURITY = {
+    "key": {"type": "http", "scheme": "bearer", "description": "A key, `wcl_…`."},
+    "browser": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "From a sign-in link."},
+}
+
+
+@router.get("/openapi.json")
+def openapi(request: Request, principal: Reader) -> dict[str, Any]:
+    """The document."""
+    return document(request.app)
+
+
+@router.get("/docs")
+def docs(request: Request, principal: Reader) -> Response:
+    """The document as a page."""
+    made = document(request.app)
+    schemas = {name: body for name, body in made["components"]["schemas"].items() if "properties" in body}
+    return render.page(request, "docs.html", document=made, schemas=schemas, type_of=type_of)
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """A schema's type in a few words, for people."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
+    if "anyOf" in schema or "oneOf" in schema:
+        return " or ".join(type_of(inner) for inner in schema.get("anyOf") or schema["oneOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    limits = [f"{sign} {schema[name]}" for name, sign in _LIMITS.items() if name in schema]
+    return ", ".join([str(schema.get("type", "any")), *limits])
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Made once, then kept by the application."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
+        _add_components(made)
+        for path, operations in made["paths"].items():
+            for operation in operations.values():
+                _complete(path, operation)
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def _add_components(made: dict[str, Any]) -> None:
+    models = [(PretrainSpec, "validation"), (EvaluateSpec, "validation")]
+    _, specs = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    schemas = made["components"]["schemas"]
+    schemas |= specs["$defs"] | {"Problem": _PROBLEM}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model, _ in models]
+    partial = {"type": "object", "description": "With a preset: only what differs from it."}
+    schemas["JobBody"]["properties"]["spec"]["anyOf"] = [*references, partial]
+    made["components"]["securitySchemes"] = _SECURITY
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    problem = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses["4XX"] = {"description": "The request is wrong, or the state forbids it.", "content": problem}
+    responses["5XX"] = {"description": "The server or its database is at fault; try again.", "content": problem}
+    operation["security"] = [] if is_public(path) else [{"key": []}, {"browser": []}]

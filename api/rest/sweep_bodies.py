@@ -1,0 +1,204 @@
+"""Bodies of requests for sweeps, and what `jobs.sweeps` makes of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+
+from api.http import field_errors
+from api.rest.job_bodies import MAX_SECONDS, Name, Priority, Tag, preset_fields
+from jobs.errors import FieldError, Invalid
+from jobs.submission import merged
+from jobs.sweeps import (
+    HELD_OUT_SHARE,
+    MAX_TRIALS,
+    Design,
+    Direction,
+    Metric,
+    NewSweep,
+    Range,
+    Search,
+    Values,
+    designed,
+    located,
+    parameter_pointer,
+)
+from wcl_core.config import Seed
+
+_EXAMPLE: dict[str, Any] = {
+    "name": "temperature and rate",
+    "preset": "digits-cpu",
+    "search": "halving",
+    "parameters": {
+        "loss.temperature": [0.1, 0.2, 0.4],
+        "optimizer.learning_rate": {"min": 0.03, "max": 0.3, "log": True},
+    },
+    "trials": 9,
+    "metric": {"protocol": "few_labels", "settings": {"labels_per_class": [5]}},
+}
+_FIELD = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*")
+_VALUES: TypeAdapter[Any] = TypeAdapter(Values)
+
+
+class SweepBody(BaseModel):
+    """A search over fields of a training spec, ranked by an evaluation on images held out of train.
+
+    `grid` tries every combination; `random` draws `trials`; `halving` begins with `trials` draws, or every
+    combination, trains them for the epochs of the first rung, and goes on with the best 1/eta, each time anew.
+    """
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: Name
+    kind: Literal["pretrain"] = "pretrain"
+    spec: dict[str, Any] = Field(default={}, description="What all trials share; with a preset what differs from it.")
+    preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
+    search: Search
+    parameters: dict[Annotated[str, Field(max_length=100)], JsonValue] = Field(
+        min_length=1,
+        max_length=16,
+        description=(
+            'By dotted names of fields: a list of values, or {"min": …, "max": …} with `log` for draws that are even '
+            "by logarithm and `integer` for whole numbers."
+        ),
+    )
+    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS, description="Random draws; for `grid` none.")
+    metric: Metric
+    direction: Direction = "maximize"
+    seeds: list[Seed] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="Each trial is trained once with each; its value is the mean.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the random draws.")
+    eta: int = Field(
+        default=3, ge=2, le=10, description="Of `halving`: one of so many goes on, for so many times longer."
+    )
+    min_epochs: int | None = Field(default=None, ge=1, le=100_000, description="Of `halving`: the first rung's least.")
+    rungs: list[Annotated[int, Field(ge=1, le=100_000)]] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=10,
+        description="Of `halving`: epochs of each rung, instead of min_epochs.",
+    )
+    max_parallel: int = Field(default=4, ge=1, le=MAX_TRIALS, description="Trials that are unfinished at a time.")
+    priority: Priority = 0
+    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
+    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each run needs.")
+    tags: list[Tag] = Field(default=[], max_length=50)
+    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take a run's place.")
+    max_seconds: int | None = Field(default=None, ge=1, le=MAX_SECONDS, description="Of running time, of each run.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) != len(seeds):
+            raise ValueError("must not repeat a value")
+        return seeds
+
+
+def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
+    """What a body asks for, with every trial drawn and its spec checked.
+
+    Raises:
+        Invalid: everything wrong with it, each with its pointer.
+    """
+    _check_search(body)
+    sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
+    if body.seeds is not None and "seed" in body.spec:
+        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names those of a trial")])
+    new = NewSweep(
+        name=body.name,
+        search=body.search,
+        base=_holding_out(sent, body.spec),
+        parameters=_parameters(body),
+        metric=_metric(body.metric),
+        direction=body.direction,
+        seeds=tuple(body.seeds or (sent.get("seed", 0),)),
+        seed=body.seed,
+        trials=body.trials,
+        eta=body.eta,
+        min_epochs=body.min_epochs,
+        rungs=None if body.rungs is None else tuple(body.rungs),
+        max_parallel=body.max_parallel,
+        options=_options(body),
+        preset=body.preset,
+        created_by=created_by,
+    )
+    design = designed(new)
+    _check_specs(design)
+    return new, design
+
+
+def _check_search(body: SweepBody) -> None:
+    """What belongs to another search is refused, so that nobody thinks it had an effect."""
+    said = body.model_fields_set
+    errors = []
+    if body.search != "halving":
+        names = ("eta", "min_epochs", "rungs")
+        errors += [
+            FieldError(f"/{name}", f"only halving has rungs, not {body.search}") for name in names if name in said
+        ]
+    if body.rungs is not None and body.min_epochs is not None:
+        errors.append(FieldError("/min_epochs", "expected either this field or `rungs`"))
+    if body.search == "grid" and body.trials is not None:
+        errors.append(FieldError("/trials", "a grid tries every combination; expected no number, or search = random"))
+    if body.search == "random" and body.trials is None:
+        errors.append(FieldError("/trials", "this field is required for search = random"))
+    if errors:
+        raise Invalid(errors)
+
+
+def _parameters(body: SweepBody) -> dict[str, Values | Range]:
+    found: dict[str, Values | Range] = {}
+    errors: list[FieldError] = []
+    for name, value in body.parameters.items():
+        here = parameter_pointer(name)
+        if not _FIELD.fullmatch(name):
+            errors.append(FieldError(here, "expected the dotted name of a spec's field, such as loss.temperature"))
+        elif not isinstance(value, list | dict):
+            errors.append(FieldError(here, 'expected a list of values or {"min": …, "max": …}'))
+        else:
+            try:
+                found[name] = Range.model_validate(value) if isinstance(value, dict) else _VALUES.validate_python(value)
+            except ValidationError as error:
+                errors += field_errors.of_model(error, Range, here)
+    if errors:
+        raise Invalid(errors)
+    return found
+
+
+def _holding_out(fields: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """With a share of train held out, unless the request itself says how much."""
+    data, own = fields.get("data"), said.get("data")
+    if not isinstance(data, dict) or (isinstance(own, dict) and "held_out_share" in own):
+        return fields
+    return fields | {"data": data | {"held_out_share": HELD_OUT_SHARE}}
+
+
+def _metric(metric: Metric) -> Metric:
+    data = metric.data
+    if data is None or "held_out_share" in data.model_fields_set:
+        return metric
+    return metric.model_copy(update={"data": data.model_copy(update={"held_out_share": HELD_OUT_SHARE})})
+
+
+def _options(body: SweepBody) -> dict[str, Any]:
+    names = ("priority", "pool", "gpus", "preemptible", "max_seconds")
+    return {name: getattr(body, name) for name in names} | {"tags": list(dict.fromkeys(body.tags))}
+
+
+def _check_specs(design: Design) -> None:
+    errors: dict[str, FieldError] = {}
+    for place in design.places:
+        try:
+            design.job(place)
+        except ValidationError as error:
+            for found in field_errors.of_spec(error, "pretrain"):
+                error_here = located(found, design, place.trial)
+                errors.setdefault(error_here.pointer, error_here)
+    if errors:
+        raise Invalid(list(errors.values()))

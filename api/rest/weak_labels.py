@@ -1,0 +1,115 @@
+"""Groups that a run's weak labels make of its probe, by REST; the page of the same is api.page_groups."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import ValidationError
+from typing_extensions import TypedDict
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase, TheStorage
+from jobs import queries, weak_labels
+from jobs.errors import FieldError, Invalid
+from jobs.models import Artifact
+from jobs.storage import Storage
+from jobs.weak_labels import FACTS, Moment, Probe, WeakGroup
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/groups", tags=["jobs"])
+
+
+class WeakGroupAnswer(TypedDict):
+    """Images with the same weak label: `places` in the probe's picture, `images` in the train split.
+
+    `classes` counts the true classes, by name; `pair_precision` is the share of the group's pairs that have one class.
+    """
+
+    places: list[int]
+    images: list[int] | None
+    classes: dict[str, int] | None
+    pair_precision: float | None
+
+
+class GroupsAnswer(TypedDict):
+    """The groups at one epoch's end, largest first; `epochs` are those that can be asked for.
+
+    `pair_precision` is the mean over images of the share of their companions that have their own class, which
+    `pair_precision_chance` would be if companions were drawn at random.  Without true classes both are null.
+    """
+
+    epochs: list[int]
+    epoch: int | None
+    step: int | None
+    attempt: int | None
+    num_images: int
+    num_groups: int
+    pair_precision: float | None
+    pair_precision_chance: float | None
+    groups: list[WeakGroupAnswer]
+
+
+@router.get("")
+def groups(
+    job_id: str,
+    principal: Reader,
+    database: TheDatabase,
+    storage: TheStorage,
+    epoch: Annotated[int | None, Query(ge=0, lt=2**31, description="The last one unless given.")] = None,
+) -> GroupsAnswer:
+    """How the weak labels group the images of the probe, a fixed batch of train images, at the end of an epoch."""
+    with database.read() as session:
+        queries.get_job(session, job_id)
+        moments = weak_labels.moments(session, job_id)
+        moment = _asked(moments, epoch)
+        labels = weak_labels.labels(session, job_id, [moment])[moment] if moment else []
+        kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
+    probe = read_probe(storage, kept.get(FACTS), len(labels))
+    classes = probe.known_classes if probe else None
+    found = weak_labels.weak_groups(labels, classes)
+    return {
+        "epochs": [each.epoch for each in moments],
+        "epoch": moment.epoch if moment else None,
+        "step": moment.step if moment else None,
+        "attempt": moment.attempt if moment else None,
+        "num_images": len(labels),
+        "num_groups": len(found),
+        "pair_precision": weak_labels.pair_precision(found),
+        "pair_precision_chance": weak_labels.chance(classes),
+        "groups": [_answer(group, probe) for group in found],
+    }
+
+
+def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
+    if epoch is None:
+        return moments[-1] if moments else None
+    for moment in moments:
+        if moment.epoch == epoch:
+            return moment
+    raise Invalid([FieldError("epoch", "expected one of `epochs`, as this address answers them without it")])
+
+
+def _answer(group: WeakGroup, probe: Probe | None) -> WeakGroupAnswer:
+    return {
+        "places": group.members,
+        "images": [probe.indices[place] for place in group.members] if probe else None,
+        "classes": {probe.name_of(label): count for label, count in group.classes.items()}
+        if probe and group.classes
+        else None,
+        "pair_precision": group.precision,
+    }
+
+
+def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> Probe | None:
+    """The probe; None when its file does not tell of so many images, or is away: then groups are shown without."""
+    if facts is None:
+        return None
+    try:
+        probe = Probe.model_validate_json(storage.path(facts.path).read_bytes())
+    except (OSError, ValidationError) as error:
+        log.warning("the probe of job %s cannot be read: %s", facts.job_id, error)
+        return None
+    return probe if len(probe.indices) == len(probe.classes) == num_images else None

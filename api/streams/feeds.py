@@ -1,0 +1,274 @@
+"""What the viewers of one job, or of the list, have in common: it is read once, written as bytes once, sent to all.
+
+A viewer keeps nothing but its place.  A job's feed holds the last frames, each what the job told between two cursors:
+
+    frames   3.1.10 ──► 3.1.25 ──► 5.1.40   head
+    viewers     ▲                     ▲
+             is slow               waits for news
+
+One whose place is behind the frames (it comes late, again, or reads too slowly) reads on from the database up to the
+head, so nothing is missing or doubled whatever is forgotten here.  `read` runs on a thread, all else on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from api.rest import rendering
+from jobs import changes, queries, sweeps, waiting
+from jobs.changes import Changes, Cursor, Mark
+from jobs.status import TERMINAL
+
+T = TypeVar("T")
+Ask = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thread; None while the database is away
+
+HEARTBEAT_SECONDS = 15.0
+_BATCH = 2_000
+_KEPT_BYTES = 1 << 20
+# These have messages of their own, or none.
+_UNSTABLE = frozenset({"progress", "latest_metrics", "updated_at", "waiting"})
+
+
+def message(event: str, data: Any, cursor: Cursor | None = None) -> bytes:
+    """One server-sent event; JSON escapes line breaks, so the data is one line."""
+    number = f"id: {cursor}\n" if cursor else ""
+    return f"{number}event: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+class Feed:
+    """Wakes its viewers; it is ready once it was read for the first time."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+        self.is_ready = False
+        self.is_closed = False
+
+    def announce(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def close(self) -> None:
+        """End all viewers; they come again and go on where they were."""
+        self.is_closed = True
+        self.announce()
+
+    async def wait(self) -> None:
+        """For news, or for as long as a stream may be silent."""
+        try:
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+
+# --- one job ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a job told from some cursor on, up to `end`; log lines apart, since not all viewers want them."""
+
+    end: Cursor
+    told: bytes
+    logs: bytes
+
+
+@dataclass(frozen=True)
+class JobLook:
+    """What one look at a job found."""
+
+    mark: Mark
+    frame: Frame | None
+    job: dict[str, Any]
+
+
+class JobFeed(Feed):
+    """Changes of one job, until it has ended and everything was told."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__()
+        self.job_id = job_id
+        self.is_over = False
+        self._mark: Mark | None = None
+        self._head = changes.START
+        self._frames: dict[Cursor, Frame] = {}  # by where they begin
+        self._reading = asyncio.Lock()
+        self._job: dict[str, Any] = {}
+        self._states = (0, 0)  # numbers of the job's fields and of its progress
+
+    def read(self, session: Session, mark: Mark) -> JobLook | None:
+        """What is new; None when nothing is."""
+        if mark == self._mark and self._head == mark.cursor:
+            return None
+        row = queries.get_job(session, self.job_id)
+        tags = queries.tags(session, [self.job_id])[self.job_id]
+        job = dict(rendering.job(row, tags, waiting.explain(session, row)))
+        frame = _frame(session, self.job_id, self._head, mark.cursor) if self.is_ready else None
+        return JobLook(mark, frame, job)
+
+    def publish(self, look: JobLook) -> bool:
+        """Show it to the viewers; true when there is more to read at once."""
+        self._mark = look.mark
+        if look.frame:
+            self._keep(self._head, look.frame)
+        self._head = look.frame.end if look.frame else look.mark.cursor
+        self._show(look.job)
+        has_more = self._head != look.mark.cursor
+        self.is_over = look.job["status"] in TERMINAL and not has_more
+        self.is_ready = True
+        self.announce()
+        return has_more
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(len(frame.told) + len(frame.logs) for frame in self._frames.values())
+
+    def _keep(self, start: Cursor, frame: Frame) -> None:
+        self._frames[start] = frame
+        while self.kept_bytes > _KEPT_BYTES and len(self._frames) > 1:
+            del self._frames[next(iter(self._frames))]
+
+    def _show(self, job: dict[str, Any]) -> None:
+        before, self._job = self._job, job
+        fields, progress = self._states
+        is_changed = any(job[name] != before.get(name) for name in job.keys() - _UNSTABLE)
+        self._states = (fields + is_changed, progress + (job["progress"] != before.get("progress")))
+
+    async def follow(self, cursor: Cursor, with_logs: bool, ask: Ask[Frame]) -> AsyncIterator[bytes]:
+        """Everything after `cursor`, as it happens; empty bytes now and then while nothing does."""
+        while not (self.is_ready or self.is_closed):
+            await self.wait()
+            yield b""
+        seen = self._states
+        if self.is_ready:
+            yield message("job", self._job, cursor)
+        while not self.is_closed:
+            if frame := self._frames.get(cursor):
+                cursor = frame.end
+                yield frame.told + frame.logs if with_logs else frame.told
+            elif not cursor.covers(self._head):
+                if not await self._catch_up(cursor, ask):
+                    yield b""
+            elif seen != self._states:
+                state, seen = self._state(seen, cursor), self._states
+                yield state
+            elif self.is_over:
+                yield message("end", self._job, cursor)
+                return
+            else:
+                await self.wait()
+                yield b""
+
+    def _state(self, seen: tuple[int, int], cursor: Cursor) -> bytes:
+        if seen[0] != self._states[0]:
+            return message("job", self._job, cursor)
+        return message("progress", self._job["progress"], cursor)
+
+    async def _catch_up(self, cursor: Cursor, ask: Ask[Frame]) -> bool:
+        """Have the frame that begins at `cursor`; of many viewers that come again at once one reads it for all."""
+        async with self._reading:
+            head = self._head
+            if cursor in self._frames:
+                return True
+            frame = await ask(lambda session: _frame(session, self.job_id, cursor, head))
+            if frame is not None:
+                self._keep(cursor, frame)
+            return frame is not None
+
+
+def _frame(session: Session, job_id: str, start: Cursor, end: Cursor) -> Frame:
+    found = changes.changes(session, job_id, start, end, _BATCH)
+    return Frame(found.cursor, b"".join(_told(found, start)), _logs(found))
+
+
+def _told(found: Changes, start: Cursor) -> Iterator[bytes]:
+    """Events, each with the cursor right behind it, then the points."""
+    behind = start
+    for event in found.events:
+        behind = Cursor(event.seq, *start.points, *start.logs)
+        yield message("event", rendering.event(event), behind)
+    if found.points:
+        points = [
+            {"name": name, "step": step, "value": value, "attempt": attempt}
+            for attempt, name, step, value in found.points
+        ]
+        yield message("metrics", {"points": points}, Cursor(behind.event_seq, *found.cursor.points, *start.logs))
+
+
+def _logs(found: Changes) -> bytes:
+    lines = [rendering.log_line(row) for row in found.logs]
+    return message("logs", {"lines": lines}, found.cursor) if lines else b""
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+_Listed = tuple[str, str]  # where a hint names it, and its id
+
+
+class ListFeed(Feed):
+    """Which of the newest and the running jobs and sweeps changed; a hint only, the list itself is read again.
+
+    A viewer that was slow is told of all changes since at once: there is no queue that could grow.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None  # why it could not be read for the first time
+        self._version = 0
+        self._states: dict[_Listed, Any] = {}
+        self._changed_at: dict[_Listed, int] = {}  # versions
+        self._written: tuple[int, int, bytes] = (0, 0, b"")  # (from, to, the hint): the same for nearly all viewers
+
+    def read(self, session: Session) -> dict[_Listed, Any]:
+        found: dict[_Listed, Any] = {("changed", key): state for key, state in queries.newest_states(session).items()}
+        return found | {("sweeps", key): state for key, state in sweeps.newest_states(session).items()}
+
+    def publish(self, found: dict[_Listed, Any]) -> None:
+        changed = [listed for listed, state in found.items() if self._states.get(listed) != state]
+        self._states = found
+        if self.is_ready and not changed:
+            return
+        if self.is_ready:
+            self._version += 1
+            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in found}
+            self._changed_at |= dict.fromkeys(changed, self._version)
+        self.is_ready = True
+        self.announce()
+
+    async def ready(self) -> None:
+        """Until it was read for the first time.
+
+        Raises:
+            Exception: it could not be read.
+        """
+        while not (self.is_ready or self.is_closed):
+            await self.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        """Hints about what changes from now on; empty bytes now and then while nothing does."""
+        seen = self._version
+        while not self.is_closed:
+            if seen == self._version:
+                await self.wait()
+                yield b""
+                continue
+            hint, seen = self._hint(seen), self._version
+            yield hint
+
+    def _hint(self, seen: int) -> bytes:
+        if self._written[:2] != (seen, self._version):
+            hint: dict[str, list[str]] = {"changed": []}
+            for (where, key), at in self._changed_at.items():
+                if at > seen:
+                    hint.setdefault(where, []).append(key)
+            self._written = (seen, self._version, message("changed", hint))
+        return self._written[2]

@@ -1,0 +1,1 @@
+"""The web pages: one page is one module, one template, one style sheet and one script."""

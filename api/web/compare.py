@@ -1,0 +1,165 @@
+"""What the page of a comparison shows: arms, where their specs differ, what was measured, and what is unfair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.web.configurations import Arm, Measure, arms, measured
+from api.web.jobs import database_time
+from jobs import queries, seed_groups
+from jobs.errors import FieldError, Invalid
+from jobs.models import Dataset, Job
+from jobs.seed_groups import Result
+from jobs.status import TERMINAL
+
+MAX_ARMS, MAX_JOBS, CHOICES = 8, 40, 40
+_BUDGET = {
+    "epochs": "epochs",
+    "batch_size": "batch size",
+    "data.name": "dataset",
+    "data.image_size": "image size",
+    "backbone.name": "backbone",
+    "backbone.width": "width",
+    "multi_crop.crops": "small crops",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field of the spec, with its value in each arm."""
+
+    field: str
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure with each arm's result; None where it was not measured."""
+
+    measure: Measure
+    dataset: str
+    results: list[Result | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    arms: list[Arm]
+    differences: list[Difference]
+    rows: list[Row]
+    warnings: list[str]
+    metrics: list[str]
+    choices: list[Job]
+    now: int
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for arm in self.arms for job in arm.jobs]
+
+
+def comparison(session: Session, job_ids: Sequence[str], group_ids: Sequence[str]) -> Comparison:
+    """The jobs named, and those of the groups named.
+
+    Raises:
+        NotFound: a job or a group is not there.
+        Invalid: too many for one page.
+    """
+    found = {job_id: queries.get_job(session, job_id) for job_id in job_ids}
+    found |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
+    chosen = arms(list(found.values()))
+    if len(chosen) > MAX_ARMS or len(found) > MAX_JOBS:
+        detail = f"expected at most {MAX_ARMS} different specs and {MAX_JOBS} jobs; these are {len(chosen)} and "
+        raise Invalid([FieldError("job", f"{detail}{len(found)}")])
+    rows = _rows(session, chosen)
+    metrics = sorted({name for job in found.values() for name in job.latest_metrics or {}})
+    return Comparison(
+        arms=chosen,
+        differences=list(_differences(chosen)),
+        rows=rows,
+        warnings=[*_warnings(chosen, rows)],
+        metrics=metrics,
+        choices=[] if chosen else queries.list_jobs(session, kind="pretrain", limit=CHOICES).items,
+        now=database_time(session),
+    )
+
+
+# --- specs -----------------------------------------------------------------------------------------------------------
+
+
+def leaves(spec: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field by its dotted name; lists are one field."""
+    for name, value in spec.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differences(chosen: Sequence[Arm]) -> Iterator[Difference]:
+    tables = [dict(leaves(arm.spec)) for arm in chosen]
+    for field in dict.fromkeys(name for table in tables for name in table):
+        values = [table.get(field) for table in tables]
+        if any(value != values[0] for value in values):
+            yield Difference(field, values)
+
+
+# --- evaluations -----------------------------------------------------------------------------------------------------
+
+
+def _rows(session: Session, chosen: Sequence[Arm]) -> list[Row]:
+    table: dict[Measure, list[Result | None]] = {}
+    for place, arm in enumerate(chosen):
+        for measure, result in measured(session, arm):
+            table.setdefault(measure, [None] * len(chosen))[place] = result
+    names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
+    rows = [Row(m, names.get(m.dataset_digest, f"{m.dataset_digest[:12]}…"), results) for m, results in table.items()]
+    return sorted(rows, key=lambda row: (row.dataset, row.measure.rule != "last epoch", row.measure.title))
+
+
+# --- fairness --------------------------------------------------------------------------------------------------------
+
+
+def _warnings(chosen: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
+    if len(chosen) < 2:
+        return
+    yield from _budgets(chosen)
+    yield from _protocols(rows)
+    if any(row.measure.rule == "last epoch" for row in rows):
+        alone = [arm.name for arm in chosen if len(arm.seeds) == 1]
+        if alone:
+            yield f"One seed alone has no spread: {', '.join(alone)}. Differences may be noise."
+    unfinished = [job.name for arm in chosen for job in arm.jobs if job.status not in TERMINAL]
+    if unfinished:
+        yield f"Not ended yet: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
+
+
+def _budgets(chosen: Sequence[Arm]) -> Iterator[str]:
+    tables = [dict(leaves(arm.spec)) for arm in chosen]
+    differing = []
+    for field, name in _BUDGET.items():
+        values = [str(table.get(field, "–")) for table in tables]
+        if len(set(values)) > 1:
+            differing.append(f"{name} {' / '.join(values)}")
+    if differing:
+        yield f"Different budgets: {'; '.join(differing)}."
+    digests = {arm.jobs[0].dataset_digest for arm in chosen}
+    names = {arm.jobs[0].dataset_name for arm in chosen}
+    if len(digests) > len(names):
+        yield "The dataset's content changed between these runs: one name, different digests."
+
+
+def _protocols(rows: Sequence[Row]) -> Iterator[str]:
+    """A protocol that several arms were measured under, but never in the same way."""
+    for name in dict.fromkeys(row.measure.protocol for row in rows):
+        own = [row for row in rows if row.measure.protocol == name]
+        whole = [row for row in own if all(row.results)]
+        columns = {place for row in own for place, result in enumerate(row.results) if result}
+        title = own[0].measure.title.partition(",")[0] if own else name
+        if len(columns) > 1 and not whole and not any(sum(map(bool, row.results)) > 1 for row in own):
+            yield f"Different protocols: {title} was never measured in the same way on two of them."
+        elif not whole:
+            yield f"{title} was not measured on all of them in the same way."

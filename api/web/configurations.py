@@ -1,0 +1,101 @@
+"""Arms of a comparison: jobs whose specs agree in everything but the seed, however they were submitted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.web.evaluations import metric_name, protocol_name, settings
+from jobs import seed_groups
+from jobs.models import Job
+from jobs.seed_groups import Result
+
+_SEED_NAME = re.compile(r", seed \d+$")
+_NOT_TRAINING = ("seed", "evaluations")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`jobs` are by seed, the newest last; `number` counts from 1 and chooses the colour."""
+
+    number: int
+    jobs: list[Job]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What its jobs have in common."""
+        return _common(self.jobs[0])
+
+    @property
+    def name(self) -> str:
+        return _SEED_NAME.sub("", self.jobs[0].name)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({int(job.spec["seed"]) for job in self.jobs})
+
+
+def arms(jobs: Sequence[Job]) -> list[Arm]:
+    """In the order of their first jobs."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        common = json.dumps([job.kind, job.dataset_digest, _common(job)], sort_keys=True)
+        found.setdefault(common, []).append(job)
+    ordered = [sorted(members, key=lambda job: (job.spec["seed"], job.id)) for members in found.values()]
+    return [Arm(number, members) for number, members in enumerate(ordered, start=1)]
+
+
+def _common(job: Job) -> dict[str, Any]:
+    return {name: value for name, value in job.spec.items() if name not in _NOT_TRAINING}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was measured and how; numbers stand beside each other only where this agrees.
+
+    `rule` says which checkpoint of a run it was measured on: the last epoch, another one, or one that was selected.
+    """
+
+    protocol: str
+    version: int
+    metric: str
+    params: str
+    dataset_digest: str
+    rule: str
+    evaluation_seed: int | None
+
+    @property
+    def title(self) -> str:
+        return f"{protocol_name(self.protocol)}, {metric_name(self.metric)}"
+
+    @property
+    def setting(self) -> str:
+        """Its parameters in words."""
+        return settings(json.loads(self.params))
+
+
+def measured(session: Session, arm: Arm) -> Iterator[tuple[Measure, Result]]:
+    """Everything that was measured on an arm's jobs, over their seeds."""
+    for result in seed_groups.results(session, sorted(arm.jobs, key=lambda job: job.id)):
+        yield _measure(arm, result), result
+
+
+def _measure(arm: Arm, result: Result) -> Measure:
+    if result.selection or result.epoch is None:
+        rule = result.selection or ""
+    else:
+        rule = "last epoch" if result.epoch == arm.spec.get("epochs") else f"epoch {result.epoch}"
+    return Measure(
+        result.protocol,
+        result.protocol_version,
+        result.metric,
+        json.dumps(result.params, sort_keys=True),
+        result.dataset_digest,
+        rule,
+        result.evaluation_seed,
+    )

@@ -1,0 +1,118 @@
+"""What the pages of the datasets show: what is in them, who has them, and what was trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.web.jobs import JobView, database_time
+from jobs import datasets, queries
+from jobs.datasets import Layout
+from jobs.models import Dataset, Evaluation, Job, Worker
+
+NEWEST_RUNS = 12
+_SPLITS = ("train", "test", "unlabelled")
+
+
+@dataclass(frozen=True)
+class ClassView:
+    """A class with its number of images by split, None where nobody told.
+
+    Attributes:
+        row: of the sheet of samples, None when the sheet ends before it.
+        cells: how many images that row has.
+    """
+
+    name: str
+    counts: dict[str, int] | None
+    row: int | None
+    cells: int
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """A dataset with its sheet of samples and the running workers that have it.
+
+    Attributes:
+        holders: workers with this very version.
+        others: workers with another one, which none of its new jobs fits.
+    """
+
+    row: Dataset
+    sheet: Layout | None
+    holders: list[Worker]
+    others: list[Worker]
+
+    @property
+    def splits(self) -> list[tuple[str, int]]:
+        """Images by split, train first."""
+        rank = {name: place for place, name in enumerate(_SPLITS)}
+        return sorted(self.row.counts.items(), key=lambda entry: (rank.get(entry[0], len(rank)), entry[0]))
+
+    @property
+    def classes(self) -> list[ClassView]:
+        """In label order."""
+        return [self._class(label, name) for label, name in enumerate(self.row.classes)]
+
+    def _class(self, label: int, name: str) -> ClassView:
+        told = self.row.class_counts or {}
+        counts = {split: told[split][label] for split in _SPLITS if label < len(told.get(split, ()))}
+        is_shown = self.sheet is not None and label < self.sheet.rows
+        cells = min(self.sheet.columns, counts.get("train", 0)) if self.sheet and is_shown else 0
+        return ClassView(name, counts or None, label if cells else None, cells)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every class has as many images as any other one."""
+        told = (self.row.class_counts or {}).values()
+        return bool(told) and all(len(set(counts)) == 1 for counts in told)
+
+
+@dataclass(frozen=True)
+class DatasetList:
+    views: list[DatasetView]
+    now: int
+
+
+@dataclass(frozen=True)
+class DatasetPage:
+    """One dataset, the newest jobs on any version of it, and whether something was measured on this one."""
+
+    view: DatasetView
+    runs: list[JobView]
+    is_measured: bool
+    now: int
+
+
+def dataset_list(session: Session) -> DatasetList:
+    """All datasets, by name."""
+    sheets, workers = datasets.layouts(session), queries.workers(session, alive_only=True)
+    views = [_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
+    return DatasetList(views, database_time(session))
+
+
+def dataset_page(session: Session, name: str) -> DatasetPage:
+    """One dataset.
+
+    Raises:
+        NotFound: nobody has announced one of this name.
+    """
+    row = queries.get_dataset(session, name)
+    workers = queries.workers(session, alive_only=True)
+    newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_RUNS)
+    measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
+    return DatasetPage(
+        _view(row, datasets.layouts(session).get(name), workers),
+        [JobView(job, []) for job in session.execute(newest).scalars()],
+        session.execute(measured).first() is not None,
+        database_time(session),
+    )
+
+
+def _view(row: Dataset, sheet: Layout | None, workers: Sequence[Worker]) -> DatasetView:
+    having = [worker for worker in workers if row.name in worker.datasets]
+    holders = [worker for worker in having if worker.datasets[row.name] == row.digest]
+    return DatasetView(row, sheet, holders, [worker for worker in having if worker not in holders])

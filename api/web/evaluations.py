@@ -1,0 +1,164 @@
+"""Evaluations as cards: what was measured on one set of features under one protocol stands together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.web.format import number, words
+from jobs.models import Checkpoint, Dataset, Evaluation, Job
+
+MAX_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose features were measured: a checkpoint's."""
+
+    job_id: str
+    job_name: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number; `setting` says what tells it from the others of its card."""
+
+    entry: Evaluation
+    setting: str
+    dataset: str
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All numbers of one protocol, version and seed on one set of features; `source` is None without a checkpoint."""
+
+    rows: list[Row]
+    source: Source | None
+
+    @property
+    def first(self) -> Evaluation:
+        return self.rows[0].entry
+
+
+def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
+    """The newest evaluations as cards, those of the latest checkpoint first."""
+    shown = evaluations[-MAX_SHOWN:]
+    sources = _sources(session, shown)
+    datasets = _datasets(session, shown)
+
+    def place(entry: Evaluation) -> tuple[Any, ...]:
+        source = sources.get(entry.checkpoint_id or "")
+        step = source.step if source else -1
+        return -step, entry.features_digest, entry.dataset_digest, entry.protocol, entry.protocol_version, entry.seed
+
+    ordered = sorted(shown, key=lambda entry: (*place(entry), entry.id))
+    return [
+        Card(_rows(list(entries), datasets), sources.get(key[1]))
+        for key, entries in groupby(ordered, key=lambda entry: (place(entry), entry.checkpoint_id or ""))
+    ]
+
+
+def _rows(entries: list[Evaluation], datasets: dict[str, Dataset]) -> list[Row]:
+    varying = _varying([entry.params for entry in entries])
+    found = []
+    for entry in entries:
+        dataset = datasets.get(entry.dataset_digest)
+        setting = settings({name: value for name, value in entry.params.items() if name in varying})
+        name = dataset.name if dataset else f"{entry.dataset_digest[:12]}…, no longer registered"
+        found.append(Row(entry, setting, name, dataset.classes if dataset else []))
+    return found
+
+
+def _varying(params: Sequence[dict[str, Any]]) -> set[str]:
+    """Names of the parameters that tell the entries apart, and those that say the most about any."""
+    names = {name for each in params for name in each}
+    return {name for name in names if name in _TELLING or any(each.get(name) != params[0].get(name) for each in params)}
+
+
+def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Source]:
+    ids = {entry.checkpoint_id for entry in evaluations if entry.checkpoint_id}
+    statement = (
+        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step, Checkpoint.epoch)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.id.in_(ids))
+    )
+    return {row[0]: Source(*row[1:]) for row in session.execute(statement)} if ids else {}
+
+
+def _datasets(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Dataset]:
+    """By digest: of the data that was measured on, as far as it is still registered."""
+    digests = {entry.dataset_digest for entry in evaluations}
+    found = session.execute(select(Dataset).where(Dataset.digest.in_(digests))).scalars() if digests else ()
+    return {dataset.digest: dataset for dataset in found}
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _labels(value: Any) -> str:
+    return f"{value} label{'' if value == 1 else 's'} per class"
+
+
+_TELLING = ("labels_per_class", "share", "k", "held_out_share")
+_PHRASES: dict[str, Callable[[Any], str]] = {
+    "labels_per_class": _labels,
+    "share": lambda value: f"{number(100 * value)}% of the labels",
+    "classifier": words,
+    "k": lambda value: f"k = {value}",
+    "temperature": lambda value: f"T = {number(value)}",
+    "epoch": lambda value: f"epoch: {value}",
+    "held_out_share": lambda value: f"on {number(100 * value)}% of train, held out",
+}
+_METRICS = {
+    "top1": "top-1",
+    "top1_selected_on_test": "top-1, selected on test",
+    "recall_at_1": "recall at 1",
+    "recall_at_5": "recall at 5",
+}
+
+
+_PROTOCOLS = {"knn": "kNN", "knn_wide": "kNN, wide", "linear_sgd": "linear, SGD"}
+
+
+def settings(params: Mapping[str, Any]) -> str:
+    """Parameters in words."""
+    known = [name for name in _PHRASES if name in params]
+    others = sorted(set(params) - set(known))
+    return ", ".join([*(_PHRASES[n](params[n]) for n in known), *(f"{words(n)} {value(params[n])}" for n in others)])
+
+
+def metric_name(name: str) -> str:
+    return _METRICS.get(name, words(name))
+
+
+def protocol_name(name: str) -> str:
+    return _PROTOCOLS.get(name, words(name))
+
+
+def value(found: Any) -> str:
+    """A parameter's value."""
+    if isinstance(found, bool) or found is None:
+        return {True: "yes", False: "no", None: "none"}[found]
+    return number(found) if isinstance(found, int | float) else str(found)
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """What a label stands for."""
+    return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "metric_name": metric_name,
+    "protocol_name": protocol_name,
+    "setting_value": value,
+    "settings": settings,
+    "class_name": class_name,
+}

@@ -1,0 +1,182 @@
+"""The page that submits: a form from a preset or another job, checked as it is filled in, planned before it is sent.
+
+GET shows the form; POST with `step=plan` shows it again with what is wrong or what would happen, with `step=submit` it
+makes the job.  The same form sent twice, as by a double click, makes one job.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from api.http.auth import Submitter
+from api.http.dependencies import TheDatabase
+from api.rest import job_bodies
+from api.rest.deviations import Deviation, of_preset
+from api.rest.job_bodies import JobBody
+from api.web.forms import spec_form
+from api.web.forms.fields import (
+    FIRST_PRESET,
+    NUMBERS,
+    SpecForm,
+    Typed,
+    body_of,
+    number,
+    options_typed,
+    parts,
+    preset_spec,
+    sent_once,
+    spec_typed,
+)
+from api.web.render import page
+from jobs import queries, submission
+from jobs.errors import Invalid
+from jobs.models import Job
+from jobs.new_job import NewJob
+from wcl_core.config import Kind, resolve_spec
+from wcl_core.presets import described_presets, presets
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class Form(SpecForm):
+    """The form of a job, with what would run."""
+
+    plan: dict[str, Any] | None = None
+    deviations: list[Deviation] | None = None
+
+    @property
+    def pointers(self) -> set[str]:
+        """Of everything that the form has a place for."""
+        return super().pointers | {"/seeds"}
+
+    @property
+    def yaml(self) -> str:
+        return yaml.safe_dump(self.said.get("spec") or {}, sort_keys=False, allow_unicode=True).strip()
+
+    @property
+    def command(self) -> str:
+        """The same by the command line."""
+        words = ["wcl", "submit"]
+        spec = self.said.get("spec") or {}
+        if self.said.get("preset"):
+            words += ["--preset", self.said["preset"]]
+            words += [word for name, value in _leaves(spec) for word in ("--set", f"{name}={_json(value)}")]
+        else:
+            words += ["spec.yaml"]
+        words += ["--kind", "evaluate"] if self.kind == "evaluate" else []
+        for name in ("name", "pool", *NUMBERS):
+            words += [f"--{name.replace('_', '-')}", str(self.said[name])] if name in self.said else []
+        words += ["--preemptible"] if self.said.get("preemptible") else []
+        words += [word for tag in self.said.get("tags", ()) for word in ("--tag", tag)]
+        words += ["--seeds", ",".join(map(str, self.said["seeds"]))] if self.said.get("seeds") else []
+        return shlex.join(words)
+
+
+def _leaves(spec: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in spec.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
+    return found
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+@router.get("/submit")
+def form(
+    request: Request,
+    submitter: Submitter,
+    database: TheDatabase,
+    preset: str = FIRST_PRESET,
+    source: str = "",
+) -> Response:
+    """An empty form, filled from a preset, or from another job to be changed and sent again."""
+    with database.read() as session:
+        made = _of_job(session, source) if source else _of_preset(preset)
+        return _shown(request, session, made)
+
+
+@router.post("/submit")
+def send(request: Request, submitter: Submitter, database: TheDatabase, typed: Typed) -> Response:
+    """Plan or submit what was typed."""
+    with database.read() as session:
+        source = queries.get_job(session, typed["source"]) if typed.get("source") else None
+    made = _of_typed(typed, source)
+    try:
+        new = _new_jobs(made, submitter.key_id)
+        if typed.get("step") == "submit":
+            key, digest = sent_once(made)
+            wanted = new[0] if "seeds" not in made.said else new
+            job, _ = submission.submit_once(database, key, submitter.key_id, digest, lambda session: wanted)
+            return RedirectResponse(f"/jobs/{job.id}", status_code=303)
+        with database.read() as session:
+            plan = submission.plan(session, new[0])
+        made = replace(made, plan=plan, deviations=of_preset(made.preset, plan["spec"]))
+    except Invalid as error:
+        made = replace(made, errors=made.placed(error.errors))
+    with database.read() as session:
+        return _shown(request, session, made)
+
+
+def _shown(request: Request, session: Session, made: Form) -> Response:
+    context = {
+        "form": made,
+        "sections": spec_form.sections(made.kind),
+        "presets": described_presets(),
+        "datasets": [entry.name for entry in queries.datasets(session)],
+        "key": made.typed.get("key") or secrets.token_hex(16),
+    }
+    return page(request, "submit.html", 422 if made.errors else 200, **context)
+
+
+def _of_preset(name: str) -> Form:
+    spec = preset_spec(name)
+    return Form("pretrain", name, None, spec_typed("pretrain", spec), spec)
+
+
+def _of_job(session: Session, job_id: str) -> Form:
+    job = queries.get_job(session, job_id)
+    kind: Kind = "pretrain" if job.kind == "pretrain" else "evaluate"
+    known = presets().get(job.preset or "")
+    typed = spec_typed(kind, job.spec) | options_typed(session, job)
+    return Form(kind, job.preset if known else None, job, typed, resolve_spec(known) if known else job.spec)
+
+
+def _of_typed(typed: dict[str, str], source: Job | None) -> Form:
+    kind: Kind = "evaluate" if typed.get("kind") == "evaluate" else "pretrain"
+    known = presets().get(typed.get("preset", ""))
+    base = resolve_spec(known) if known else source.spec if source else None
+    made = Form(kind, typed["preset"] if known else None, source, typed, base)
+    return replace(made, said=_said(made))
+
+
+def _said(made: Form) -> dict[str, Any]:
+    """The request's body."""
+    spec = made.spec_said
+    said: dict[str, Any] = {"kind": made.kind} | ({"preset": made.preset} if made.preset else {}) | {"spec": spec}
+    said |= made.options_said
+    if seeds := parts(made.typed.get("seeds", "")):
+        said["seeds"] = [number(part) for part in seeds]
+        spec.pop("seed", None)
+    return said
+
+
+def _new_jobs(made: Form, asker: str) -> list[NewJob]:
+    """Raises Invalid with pointers as `POST /v1/jobs` does."""
+    parent = made.source.id if made.source else None
+    return [replace(new, parent_id=parent) for new in job_bodies.new_jobs(body_of(JobBody, made.said), asker)]

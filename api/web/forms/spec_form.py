@@ -1,0 +1,149 @@
+"""A spec as fields of a form, made from its published JSON schema; and what was typed as a spec again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.rest.openapi import type_of
+from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
+
+_MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
+_HIDDEN = ("spec_version",)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value of a spec: a choice among `choices`, or text that `type` describes.
+
+    `path` is its place in the spec; `is_json` values are typed as JSON, `is_nullable` ones may be left empty.
+    """
+
+    path: tuple[str, ...]
+    type: str
+    description: str
+    choices: tuple[str, ...] = ()
+    is_json: bool = False
+    is_text: bool = False
+    is_nullable: bool = False
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def pointer(self) -> str:
+        return "/spec/" + "/".join(self.path)
+
+    def shown(self, spec: Mapping[str, Any]) -> str:
+        """Its value as it is typed."""
+        value: Any = spec
+        for part in self.path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
+            return ""
+        return value if isinstance(value, str) and not self.is_json else json.dumps(value, ensure_ascii=False)
+
+    def read(self, typed: str) -> Any:
+        """The value that was typed; what cannot be one stays text, which the spec then refuses by name."""
+        text = typed.strip()
+        if not text and self.is_nullable:
+            return None
+        return text if self.is_text else json_or_text(text)
+
+
+def json_or_text(text: str) -> Any:
+    """What the text says as JSON; what is none stays text, which a request then refuses by name."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+@dataclass(frozen=True)
+class Section:
+    """Fields that stand together: those of the spec itself, or of one object in it."""
+
+    name: str
+    description: str
+    fields: list[Field]
+
+
+@cache
+def sections(kind: Kind) -> tuple[Section, ...]:
+    """All fields of a kind's spec: its own first, then one section for each object."""
+    schema = _MODELS[kind].model_json_schema()
+    own, below = [], []
+    for name, body in schema["properties"].items():
+        inner = _resolved(body, schema)
+        if name in _HIDDEN:
+            continue
+        if "properties" in inner:
+            fields = [_field((name, part), each, schema) for part, each in inner["properties"].items()]
+            below.append(Section(name, str(inner.get("description", "")).partition("\n")[0], fields))
+        else:
+            own.append(_field((name,), body, schema))
+    data = [field for section in below if section.name == "data" for field in section.fields]
+    first = sorted([*data, *own], key=lambda field: field.is_json)  # those need the whole width
+    return (Section("", "", first), *(section for section in below if section.name != "data"))
+
+
+def fields(kind: Kind) -> Iterator[Field]:
+    for section in sections(kind):
+        yield from section.fields
+
+
+def _resolved(body: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = body.get("$ref")
+    return body if reference is None else dict(schema["$defs"][reference.rsplit("/", 1)[1]])
+
+
+def _field(path: tuple[str, ...], body: dict[str, Any], schema: dict[str, Any]) -> Field:
+    options = [_resolved(each, schema) for each in body.get("anyOf", [body])]
+    present = [each for each in options if each.get("type") != "null"]
+    main = _resolved(present[0], schema)
+    kind = main.get("type")
+    choices = tuple(main.get("enum", ())) if kind == "string" else ("true", "false") if kind == "boolean" else ()
+    is_json = kind in ("array", "object") or kind is None
+    expected = "JSON" if is_json else type_of(main)
+    return Field(
+        path=path,
+        type=expected,
+        description=body.get("description", ""),
+        choices=choices,
+        is_json=is_json,
+        is_text=kind == "string",
+        is_nullable=len(present) < len(options),
+    )
+
+
+def read(kind: Kind, typed: Mapping[str, str]) -> dict[str, Any]:
+    """The spec of a form whose fields are named `spec.` and the field's name; those that are missing stay away."""
+    spec: dict[str, Any] = {}
+    for field in fields(kind):
+        if (text := typed.get(f"spec.{field.name}")) is None:
+            continue
+        *parents, leaf = field.path
+        target = spec
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = field.read(text)
+    return spec
+
+
+def differing(spec: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `spec` that are not as in `base`, objects field by field."""
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        below = base.get(name)
+        if isinstance(value, Mapping) and value and isinstance(below, Mapping):
+            if inner := differing(value, below):
+                found[name] = inner
+        elif value != below:
+            found[name] = value
+    return found

@@ -1,0 +1,190 @@
+"""The form of a new sweep as it is typed, and the body of the request that it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from api.rest.sweep_bodies import SweepBody
+from api.web.forms import spec_form
+from api.web.forms.fields import SpecForm, number, numbers, parts
+from jobs.errors import FieldError
+from jobs.sweeps import HELD_OUT_SHARE, MEASURES, Search, parameter_pointer
+
+MAX_ROWS = 16
+FIRST_ROWS = 2
+SEARCHES: tuple[str, ...] = get_args(Search)
+HOWS = {"values": "these values", "even": "a range", "log": "a range, by logarithm"}
+METRICS = [f"{protocol}/{name}" for protocol, names in MEASURES.items() for name in names]
+ELSEWHERE = ("seed", "data.held_out_share")  # fields of a spec that a sweep has a place of its own for
+_NUMBERS = {"max_parallel": "4"}  # as typed when nothing is asked for
+_OF_SEARCH: dict[str, dict[str, str]] = {
+    "grid": {},
+    "random": {"trials": "", "seed": "0"},
+    "halving": {"trials": "", "seed": "0", "eta": "3", "min_epochs": ""},
+}
+_FIELDS = {entry.name: entry for entry in spec_form.fields("pretrain")}
+SEARCHED = {name: entry for name, entry in _FIELDS.items() if name not in (*ELSEWHERE, "evaluations", "data.name")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A field to be searched, and what is tried for it; all as typed."""
+
+    place: int
+    field: str
+    how: str
+    values: str
+    min: str
+    max: str
+    is_again: bool = False  # an earlier row has the same field
+
+    @classmethod
+    def of(cls, typed: Mapping[str, str], place: int) -> Row:
+        """The row at a place of the form."""
+        field, how, values, low, high = (
+            typed.get(f"row.{place}.{name}", "").strip() for name in ("field", "how", "values", "min", "max")
+        )
+        return cls(place, field, how if how in HOWS else "values", values, low, high)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.field or self.values or self.min or self.max)
+
+    @property
+    def pointer(self) -> str:
+        """Where it stands in the request, or in the form alone while it cannot be part of one."""
+        return f"/rows/{self.place}" if self.is_again or not self.field else parameter_pointer(self.field)
+
+    @property
+    def error(self) -> FieldError | None:
+        """Why it cannot be part of a request."""
+        if self.is_again:
+            return FieldError(self.pointer, f"{self.field} has a row already")
+        return None if self.field else FieldError(self.pointer, "expected the name of a field")
+
+    @property
+    def said(self) -> Any:
+        """Its part of the request."""
+        entry = _FIELDS.get(self.field)
+        if self.how == "values":
+            return _values(self.values, entry)
+        bounds = {name: _value(text, None) for name, text in (("min", self.min), ("max", self.max)) if text}
+        whole = {"integer": True} if entry is not None and entry.type.startswith("integer") else {}
+        return bounds | ({"log": True} if self.how == "log" else {}) | whole
+
+
+def _values(text: str, entry: spec_form.Field | None) -> list[Any]:
+    """What stands between commas, or within the brackets of a JSON list."""
+    if entry is None or not entry.is_text:
+        try:
+            found = json.loads(f"[{text}]")
+        except (ValueError, RecursionError):
+            pass
+        else:
+            is_list = len(found) == 1 and isinstance(found[0], list) and not (entry and entry.is_json)
+            return list(found[0] if is_list else found)
+    return [_value(part, entry) for part in parts(text)]
+
+
+def _value(text: str, entry: spec_form.Field | None) -> Any:
+    return text if entry is not None and entry.is_text else spec_form.json_or_text(text)
+
+
+@dataclass(frozen=True)
+class SweepForm(SpecForm):
+    """The form of a sweep, with what would be tried."""
+
+    plan: dict[str, Any] | None = None
+    more_rows: int = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """All that are shown, empty ones too."""
+        places = [int(name.split(".")[1]) for name in self.typed if _is_row(name)]
+        count = min(MAX_ROWS, max([FIRST_ROWS - 1, *places]) + 1 + self.more_rows)
+        found: list[Row] = []
+        for place in range(count):
+            row = Row.of(self.typed, place)
+            is_again = bool(row.field) and row.field in (each.field for each in found)
+            found.append(replace(row, is_again=is_again))
+        return found
+
+    @property
+    def search(self) -> str:
+        return search if (search := self.typed.get("search", "")) in SEARCHES else SEARCHES[0]
+
+    @property
+    def metric(self) -> str:
+        return metric if (metric := self.typed.get("metric", "")) in METRICS else METRICS[0]
+
+    @property
+    def pointers(self) -> set[str]:
+        """Of everything that the form has a place for."""
+        own = {f"/{name}" for name in SweepBody.model_fields if name not in ("spec", "preset", "kind")}
+        return (super().pointers - {"/spec/seed"}) | own | {"/metric/settings"} | {row.pointer for row in self.rows}
+
+    def now(self, row: Row) -> str:
+        """How a searched field stands in what all trials share; nothing for one that the form does not know."""
+        entry = _FIELDS.get(row.field)
+        if entry is None:
+            return ""
+        return f"unsearched {self.typed.get(f'spec.{row.field}', '') or 'none'}; {entry.type}"
+
+    @property
+    def row_errors(self) -> list[FieldError]:
+        return [error for row in self.rows if not row.is_empty and (error := row.error)]
+
+    @property
+    def json(self) -> str:
+        """The request's body, which a file for the command line may hold as it is."""
+        return _json(self.said)
+
+
+def _json(value: Any, depth: int = 0) -> str:
+    """A field a line, down to what stands in an object of the body."""
+    if not isinstance(value, dict) or not value or depth > 1:
+        return json.dumps(value, ensure_ascii=False)
+    inner, outer = "  " * (depth + 1), "  " * depth
+    lines = [
+        f"{inner}{json.dumps(name, ensure_ascii=False)}: {_json(below, depth + 1)}" for name, below in value.items()
+    ]
+    return "{\n" + ",\n".join(lines) + f"\n{outer}}}"
+
+
+def _is_row(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == 3 and parts[0] == "row" and parts[1].isascii() and parts[1].isdigit() and len(parts[1]) < 3
+
+
+def shared_by_all(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec as a sweep takes it for its base: some of train is held out unless it says how much."""
+    data = dict(spec["data"])
+    return {**spec, "data": data | {"held_out_share": data.get("held_out_share") or HELD_OUT_SHARE}}
+
+
+def body(form: SweepForm) -> dict[str, Any]:
+    """What the form asks for, as JSON; what belongs to another search is left out."""
+    typed = form.typed
+    spec, options = form.spec_said, form.options_said
+    said: dict[str, Any] = {"name": options.pop("name", "")}
+    said |= {"preset": form.preset} if form.preset else {}
+    said |= {"spec": spec} if spec else {}
+    said["search"] = form.search
+    said |= numbers(typed, _OF_SEARCH[form.search])
+    if form.search == "halving" and (rungs := parts(typed.get("rungs", ""))):
+        said["rungs"] = [number(part) for part in rungs]
+    said["parameters"] = {row.field: row.said for row in form.rows if not row.is_empty and row.error is None}
+    said["metric"] = _metric(form)
+    if seeds := parts(typed.get("seeds", "")):
+        said["seeds"] = [number(part) for part in seeds]
+    return said | numbers(typed, _NUMBERS) | options
+
+
+def _metric(form: SweepForm) -> dict[str, Any]:
+    protocol, name = form.metric.split("/")
+    said: dict[str, Any] = {"protocol": protocol} | ({"name": name} if name != MEASURES[protocol][0] else {})
+    settings = form.typed.get("metric.settings", "").strip()
+    return said | ({"settings": _value(settings, None)} if settings else {})

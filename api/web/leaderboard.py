@@ -1,0 +1,122 @@
+"""What the leaderboard shows: arms by their mean over seeds, one table for each measure, beside published values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.web.configurations import Arm, Measure, arms, measured
+from api.web.jobs import database_time
+from api.web.published import Reference, references
+from jobs.models import Checkpoint, Dataset, Evaluation, Job
+from jobs.seed_groups import Result
+
+MAX_JOBS = 300
+_ROOM = 0.08
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A dataset and a protocol that something was measured under."""
+
+    dataset: str
+    digest: str
+    protocol: str
+
+    @property
+    def address(self) -> str:
+        return f"/leaderboard?{urlencode({'dataset': self.dataset, 'protocol': self.protocol})}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place on the board: an arm with its number, or a published value."""
+
+    value: float
+    arm: Arm | None = None
+    result: Result | None = None
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True)
+class Board:
+    """Entries of one measure, best first; `low` and `high` bound what is drawn."""
+
+    measure: Measure
+    entries: list[Entry]
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Where a value is drawn, in percent."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    tabs: list[Tab]
+    chosen: Tab | None
+    boards: list[Board]
+    now: int
+
+
+def leaderboard(session: Session, dataset: str, protocol: str) -> Leaderboard:
+    """The boards of a dataset and a protocol; of the first ones there are unless these are known."""
+    tabs = _tabs(session)
+    wanted = [tab for tab in tabs if tab.dataset == dataset]
+    exact = [tab for tab in wanted if tab.protocol == protocol]
+    chosen = next(iter(exact or wanted or tabs), None)
+    boards = [] if chosen is None else _boards(session, chosen)
+    return Leaderboard(tabs, chosen, boards, database_time(session))
+
+
+def _tabs(session: Session) -> list[Tab]:
+    statement = (
+        select(Dataset.name, Evaluation.dataset_digest, Evaluation.protocol)
+        .join(Dataset, Dataset.digest == Evaluation.dataset_digest)
+        .distinct()
+        .order_by(Dataset.name, Evaluation.protocol)
+    )
+    return [Tab(*row) for row in session.execute(statement)]
+
+
+def _boards(session: Session, tab: Tab) -> list[Board]:
+    """Of the newest jobs that were measured there."""
+    ids = (
+        select(Checkpoint.job_id)
+        .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
+        .where(Evaluation.dataset_digest == tab.digest, Evaluation.protocol == tab.protocol)
+    )
+    statement = select(Job).where(Job.kind == "pretrain", Job.id.in_(ids)).order_by(Job.id.desc()).limit(MAX_JOBS)
+    newest = list(session.execute(statement).scalars())
+    table: dict[Measure, list[Entry]] = {}
+    for arm in arms(newest):
+        for measure, result in measured(session, arm):
+            if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
+                table.setdefault(measure, []).append(Entry(result.mean, arm, result))
+    boards = [_board(measure, entries, tab) for measure, entries in table.items()]
+    return sorted(boards, key=lambda board: (board.measure.rule != "last epoch", board.measure.metric != "top1"))
+
+
+def _is_headline(measure: Measure) -> bool:
+    """The last epoch, or one that says it was selected; not every epoch on the way."""
+    return not measure.rule.startswith("epoch ")
+
+
+def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
+    params = json.loads(measure.params)
+    # A number on held-out train images has no published one to stand beside.
+    held_out = "held_out_share" in params
+    found = [] if held_out else references(tab.dataset, tab.protocol, measure.metric, params.get("share"))
+    published = [Entry(reference.value, reference=reference) for reference in found]
+    every = sorted([*entries, *published], key=lambda entry: -entry.value)
+    ends = [entry.value for entry in every]
+    ends += [end for entry in entries if entry.result and entry.result.interval for end in entry.result.interval]
+    low, high = max(0.0, min(ends)), min(1.0, max(ends))
+    room = _ROOM * ((high - low) or 0.1)
+    return Board(measure, every, max(0.0, low - room), min(1.0, high + room))

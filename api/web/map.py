@@ -1,0 +1,220 @@
+"""The page of a map of the feature space: where images lie, and the nearest ones of one of them.
+
+What it shows is all in its address: `?layout=&colour=&only=&image=`.  The points are drawn here once, as paths of a
+picture; scripts draw the same on a canvas that can be zoomed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase, TheStorage
+from api.web import embedding_maps
+from api.web import job as page_run
+from api.web.embedding_maps import FACTS, PICTURE, EmbeddingMap
+from api.web.job import Run
+from api.web.render import page
+from api.web.thumbnails import Sheet, Thumbnail, colour_of
+from jobs.models import Artifact, Checkpoint, Job
+
+router = APIRouter(include_in_schema=False)
+
+LAYOUTS = {"tsne": "t-SNE", "pca": "PCA"}
+COLOURS = {"class": "Class", "weak": "Weak label"}
+_MAX_LEGEND = 24
+_NUMBER = Annotated[int | None, Query(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an address asks for; `only` is a class or a weak label, `image` a place in the split."""
+
+    layout: str
+    colour: str
+    only: int | None
+    image: int | None
+
+    def query(self, **changes: object) -> str:
+        """The address's query with other wishes, without those that go without saying."""
+        wishes = vars(self) | changes
+        said = {name: value for name, value in wishes.items() if value is not None and value not in ("tsne", "class")}
+        return f"?{urlencode(said)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the legend: a class or a weak label, with how many of the images have it."""
+
+    key: int
+    name: str
+    colour: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Near:
+    """A neighbour: its picture, its cosine, and whether it has the chosen image's class, None where that is unknown."""
+
+    image: Thumbnail
+    cosine: float
+    is_alike: bool | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that was mapped, and the job that trained it."""
+
+    job_id: str
+    job_name: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A map under a look."""
+
+    look: Look
+    map: EmbeddingMap
+    sheet: Sheet
+
+    @cached_property
+    def keys(self) -> list[int | None]:
+        """What each image is coloured by."""
+        return list(self.map.components or []) if self.colour == "weak" else self.map.labels
+
+    @property
+    def colour(self) -> str:
+        """As asked, where there are weak labels."""
+        return self.look.colour if self.map.components else "class"
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        return self.map.pca if self.look.layout == "pca" else self.map.tsne
+
+    def paths(self) -> Iterator[tuple[int, bool, str]]:
+        """(colour, is faded, path) of the points, those that stand back first; a point is a line of no length."""
+        drawn: dict[tuple[bool, int], list[str]] = {}
+        for key, (x, y) in zip(self.keys, self.points, strict=True):
+            is_faded = self.look.only is not None and key != self.look.only
+            colour = 0 if key is None else colour_of(key)
+            drawn.setdefault((not is_faded, colour), []).append(f"M{x:g} {y:g}h0")
+        for (is_kept, colour), points in sorted(drawn.items()):
+            yield colour, not is_kept, "".join(points)
+
+    @cached_property
+    def legend(self) -> list[Entry]:
+        """Classes in their order; weak labels by size."""
+        counts = Counter(key for key in self.keys if key is not None)
+        if self.colour == "class":
+            ordered = sorted(counts.items())
+        else:
+            ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+        return [Entry(key, self._name(key), colour_of(key), count) for key, count in ordered]
+
+    @property
+    def short_legend(self) -> list[Entry]:
+        """The first ones, and the chosen one."""
+        return self.legend[:_MAX_LEGEND] + [each for each in self.legend[_MAX_LEGEND:] if each.key == self.look.only]
+
+    def _name(self, key: int) -> str:
+        if self.colour == "class":
+            return self._class_name(key)
+        classes = Counter(
+            label for own, label in zip(self.keys, self.map.labels, strict=True) if own == key and label is not None
+        )
+        commonest = classes.most_common(1)
+        return f"mostly {self._class_name(commonest[0][0])}" if commonest else f"group {key + 1}"
+
+    def _class_name(self, label: int) -> str:
+        return self.map.class_names[label] if label < len(self.map.class_names) else str(label)
+
+    def thumbnail(self, place: int) -> Thumbnail:
+        label = self.map.labels[place]
+        return Thumbnail(place, self.map.indices[place], label, None if label is None else self._class_name(label))
+
+    @cached_property
+    def place(self) -> int | None:
+        """Of the chosen image in the lists."""
+        return self.map.indices.index(self.look.image) if self.look.image in self.map.indices else None
+
+    @property
+    def image(self) -> Thumbnail | None:
+        return None if self.place is None else self.thumbnail(self.place)
+
+    @property
+    def neighbours(self) -> list[Near]:
+        """Of the chosen image, nearest first."""
+        if self.place is None:
+            return []
+        own = self.map.labels[self.place]
+        pairs = zip(self.map.neighbours[self.place], self.map.cosines[self.place], strict=True)
+        labels = self.map.labels
+        return [
+            Near(self.thumbnail(near), cosine, None if own is None or labels[near] is None else labels[near] == own)
+            for near, cosine in pairs
+        ]
+
+
+@router.get("/jobs/{job_id}/map")
+def map_page(
+    request: Request,
+    job_id: str,
+    reader: Reader,
+    database: TheDatabase,
+    storage: TheStorage,
+    layout: str = "tsne",
+    colour: str = "class",
+    only: _NUMBER = None,
+    image: _NUMBER = None,
+) -> Response:
+    """The map that an evaluation has made."""
+    look = Look(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
+    with database.read() as session:
+        run = page_run.run(session, job_id)
+        facts, source = embedding_maps.facts_of(session, job_id), _source(session, run.job)
+    found = embedding_maps.read_map(storage, facts)
+    context: dict[str, Any] = {
+        "run": run,
+        "source": source,
+        "shown": None if found is None or facts is None else Shown(look, found, _sheet(facts, found)),
+        "why": _why_none(run, facts),
+        "layouts": LAYOUTS,
+        "colours": COLOURS,
+        "facts_address": f"/v1/jobs/{job_id}/artifacts/{FACTS}",
+        "sections": page_run.sections(run, f"/jobs/{job_id}"),
+    }
+    return page(request, "map.html", now=run.now, **context)
+
+
+def _sheet(facts: Artifact, found: EmbeddingMap) -> Sheet:
+    address = f"/v1/jobs/{facts.job_id}/artifacts/{PICTURE}"
+    return Sheet(address, found.tile, found.columns, len(found.indices))
+
+
+def _source(session: Session, job: Job) -> Source | None:
+    checkpoint = session.get(Checkpoint, job.spec.get("features", {}).get("checkpoint_id") or "")
+    trained = session.get(Job, checkpoint.job_id) if checkpoint else None
+    if checkpoint is None or trained is None:
+        return None
+    return Source(trained.id, trained.name, checkpoint.step, checkpoint.epoch)
+
+
+def _why_none(run: Run, facts: Artifact | None) -> str:
+    if facts is not None:
+        return "The map's file is missing or unreadable on the server."
+    if run.job.kind != "evaluate" or "map" not in run.job.spec.get("protocols", ()):
+        return "This job makes no map. The checkpoints of a training job have a button that does."
+    if run.view.is_over:
+        return "This job has ended without a map."
+    return "The map appears here when the job has made it."

@@ -1,0 +1,262 @@
+"""The page of a run's weak labels: the groups of its probe at an epoch, and one image's companions over the epochs.
+
+What it shows is all in its address: `?epoch=&order=&image=`.  A thumbnail is a window onto the probe's one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase, TheStorage
+from api.rest.weak_labels import read_probe
+from api.web import job
+from api.web.job import Run
+from api.web.render import page
+from api.web.thumbnails import Sheet, Thumbnail, colour_of
+from jobs import queries, weak_labels
+from jobs.models import Artifact
+from jobs.storage import Storage
+from jobs.weak_labels import FACTS, PICTURE, Moment, Probe, WeakGroup, weak_groups
+
+router = APIRouter(include_in_schema=False)
+
+ORDERS = ("largest", "purest", "worst")
+_MAX_BARS = 40
+_MAX_ROWS = 8
+_TOPS = (0.25, 0.5, 1.0)
+_EPOCH = Annotated[int | None, Query(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an address asks for; no epoch is the last one, also when a later one comes."""
+
+    epoch: int | None
+    order: str
+    image: int | None
+
+    def query(self, **changes: object) -> str:
+        """The address's query with other wishes, without those that go without saying."""
+        wishes = vars(self) | changes
+        said = {name: value for name, value in wishes.items() if value is not None and value != ORDERS[0]}
+        return f"?{urlencode(said)}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One moment in the row of all: how good its groups are, or without classes how many there are of the most."""
+
+    moment: Moment
+    num_groups: int
+    precision: float | None
+    value: float
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The images in one image's group at a moment, first those that were there at the moment before, `kept`."""
+
+    moment: Moment
+    images: list[Thumbnail]
+    kept: frozenset[int]
+    num_alike: int | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Everything that the page shows of a run that has reported groups."""
+
+    look: Look
+    moments: Sequence[Moment]
+    chosen: Moment
+    labels: dict[Moment, list[int]]
+    probe: Probe | None
+    sheet: Sheet | None
+
+    @cached_property
+    def classes(self) -> list[int] | None:
+        return self.probe.known_classes if self.probe else None
+
+    @cached_property
+    def chance(self) -> float | None:
+        return weak_labels.chance(self.classes)
+
+    @cached_property
+    def groups(self) -> list[WeakGroup]:
+        """In the order that was asked for, without images that are alone."""
+        found = [group for group in weak_groups(self.labels[self.chosen], self.classes) if len(group.members) > 1]
+        if self.order == "purest":
+            return sorted(found, key=lambda group: -(group.precision or 0))
+        return sorted(found, key=lambda group: group.precision or 0) if self.order == "worst" else found
+
+    @cached_property
+    def alone(self) -> list[Thumbnail]:
+        """Images that are nobody's companions."""
+        groups = weak_groups(self.labels[self.chosen], None)
+        return [self.thumbnail(group.members[0]) for group in groups if len(group.members) == 1]
+
+    @property
+    def order(self) -> str:
+        """As asked; without classes there is one order only."""
+        return self.look.order if self.classes else ORDERS[0]
+
+    @property
+    def precision(self) -> float | None:
+        return weak_labels.pair_precision(self.groups)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.labels[self.chosen])
+
+    def thumbnail(self, place: int) -> Thumbnail:
+        if self.probe is None:
+            return Thumbnail(place, None, None, None)
+        label = self.probe.classes[place]
+        name = None if label is None else self.probe.name_of(label)
+        return Thumbnail(place, self.probe.indices[place], label, name)
+
+    def thumbnails(self, places: Sequence[int]) -> list[Thumbnail]:
+        return [self.thumbnail(place) for place in places]
+
+    def images_of(self, group: WeakGroup) -> list[Thumbnail]:
+        """By class, the commonest first, so that strangers come last."""
+        rank = {label: place for place, label in enumerate(group.classes or {})}
+        images = self.thumbnails(group.members)
+        return sorted(images, key=lambda image: 0 if image.label is None else rank.get(image.label, 0))
+
+    def made_of(self, group: WeakGroup) -> list[tuple[str, int, int]]:
+        """(name, colour, count) of each class in a group, the commonest first."""
+        assert self.probe
+        return [(self.probe.name_of(label), colour_of(label), count) for label, count in (group.classes or {}).items()]
+
+    def class_counts(self) -> list[tuple[Thumbnail, int]]:
+        """Each class of the probe by one of its images, with how many it has; by class."""
+        first: dict[int, int] = {}
+        for place, label in enumerate(self.classes or []):
+            first.setdefault(label, place)
+        return [(self.thumbnail(first[label]), (self.classes or []).count(label)) for label in sorted(first)]
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        return [self._bar(moment) for moment in self.labels]
+
+    def _bar(self, moment: Moment) -> Bar:
+        found = weak_groups(self.labels[moment], self.classes)
+        precision = weak_labels.pair_precision(found)
+        return Bar(moment, len(found), precision, 2 * len(found) / self.num_images if precision is None else precision)
+
+    @cached_property
+    def top(self) -> float:
+        """What a bar of full height stands for."""
+        highest = max(bar.value for bar in self.bars)
+        return next((top for top in _TOPS if highest <= top), _TOPS[-1])
+
+    def height(self, value: float) -> float:
+        """Of a bar, in percent."""
+        return round(100 * min(1.0, value / self.top), 1)
+
+    def neighbour(self, distance: int) -> Moment | None:
+        """The moment before (-1) or after (1) the chosen one."""
+        place = self.moments.index(self.chosen) + distance
+        return self.moments[place] if 0 <= place < len(self.moments) else None
+
+    @cached_property
+    def image(self) -> Thumbnail | None:
+        """The chosen one, if it is in the probe."""
+        indices = self.probe.indices if self.probe else list(range(self.num_images))
+        return self.thumbnail(indices.index(self.look.image)) if self.look.image in indices else None
+
+    @cached_property
+    def companions(self) -> list[Companions]:
+        """Of the chosen image, at moments from the first to the last, the chosen one among them."""
+        if self.image is None:
+            return []
+        rows: list[Companions] = []
+        before: frozenset[int] = frozenset()
+        for moment in spread(list(self.labels), _MAX_ROWS, self.chosen):
+            rows.append(self._companions(moment, self.image.place, before))
+            before = frozenset(image.place for image in rows[-1].images)
+        return rows
+
+    def _companions(self, moment: Moment, own: int, before: frozenset[int]) -> Companions:
+        labels = self.labels[moment]
+        places = [place for place, label in enumerate(labels) if label == labels[own] and place != own]
+        num_alike = None if self.classes is None else sum(self.classes[place] == self.classes[own] for place in places)
+        kept = before & set(places)
+        return Companions(moment, self.thumbnails(sorted(places, key=lambda place: place not in kept)), kept, num_alike)
+
+
+def spread(moments: Sequence[Moment], count: int, chosen: Moment) -> list[Moment]:
+    """At most so many, evenly from the first to the last, and the chosen one."""
+    if len(moments) <= count:
+        return list(moments)
+    evenly = {moments[round(number * (len(moments) - 1) / (count - 2))] for number in range(count - 1)}
+    return sorted(evenly | {chosen}, key=lambda moment: moment.step)
+
+
+@router.get("/jobs/{job_id}/weak-labels")
+def weak_labels_page(
+    request: Request,
+    job_id: str,
+    reader: Reader,
+    database: TheDatabase,
+    storage: TheStorage,
+    epoch: _EPOCH = None,
+    order: str = ORDERS[0],
+    image: _EPOCH = None,
+) -> Response:
+    """How the weak labels group the probe's images."""
+    look = Look(epoch, order if order in ORDERS else ORDERS[0], image)
+    with database.read() as session:
+        run = job.run(session, job_id)
+        moments = weak_labels.moments(session, job_id)
+        chosen = _chosen(moments, epoch)
+        labels = weak_labels.labels(session, job_id, spread(moments, _MAX_BARS, chosen)) if chosen else {}
+        kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
+    shown = _shown(storage, look, moments, chosen, labels, kept) if chosen else None
+    sections = job.sections(run, f"/jobs/{job_id}")
+    return page(request, "weak_labels.html", run=run, now=run.now, sections=sections, shown=shown, why=_why_none(run))
+
+
+def _chosen(moments: Sequence[Moment], epoch: int | None) -> Moment | None:
+    """The epoch's, or the nearest one before it: a link of another run may name one that was not looked at."""
+    before = [moment for moment in moments if epoch is None or moment.epoch <= epoch]
+    return before[-1] if before else next(iter(moments), None)
+
+
+def _shown(
+    storage: Storage,
+    look: Look,
+    moments: Sequence[Moment],
+    chosen: Moment,
+    labels: dict[Moment, list[int]],
+    kept: dict[str, Artifact],
+) -> Shown:
+    probe = read_probe(storage, kept.get(FACTS), len(labels[chosen]))
+    sheet = None
+    if probe and (picture := kept.get(PICTURE)):
+        address = f"/v1/jobs/{picture.job_id}/artifacts/{PICTURE}"
+        sheet = Sheet(address, probe.tile, probe.columns, len(probe.indices))
+    return Shown(look, moments, chosen, labels, probe, sheet)
+
+
+def _why_none(run: Run) -> str:
+    """Why a run shows no groups."""
+    spec = run.job.spec
+    if run.job.kind != "pretrain":
+        return "An evaluation trains nothing, so it has no weak labels of its own."
+    if spec.get("method") == "simclr":
+        return "SimCLR makes no weak labels: to it every image is a class of its own, so there are no groups to show."
+    if spec.get("monitor_every_epochs") == 0:
+        return "This run does not look at its probe: monitor_every_epochs is 0 in its spec."
+    if run.view.is_over:
+        return "This run has reported no groups: it ended before its first look, or its method makes no weak labels."
+    return "Groups appear after the first epoch."

@@ -1,0 +1,100 @@
+"""What the page of the workers shows: who works on what, how busy each pool is, and who is gone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.web.jobs import JobView, database_time
+from jobs import queries
+from jobs.eligibility import LIVE
+from jobs.models import Job, Worker
+from jobs.status import Status
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """A worker that runs, with the job it is busy with.
+
+    Attributes:
+        older: names of its datasets that are registered in another version by now; no new job fits those.
+    """
+
+    worker: Worker
+    view: JobView | None
+    older: frozenset[str]
+
+    @property
+    def state(self) -> str:
+        """Idle, busy or draining."""
+        return self.worker.state if self.worker.drain_requested_at is None else "draining"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The slots of a pool, one a worker, and the jobs that wait for one of them."""
+
+    name: str
+    busy: int
+    free: int
+    draining: int
+    gpus: int
+    queued: int
+
+    @property
+    def slots(self) -> list[str]:
+        """The state of each slot, to be drawn."""
+        return ["busy"] * self.busy + ["idle"] * self.free + ["draining"] * self.draining
+
+
+@dataclass(frozen=True)
+class WorkerList:
+    running: list[WorkerView]
+    gone: list[Worker]
+    pools: list[Pool]
+    now: int
+
+
+def worker_list(session: Session) -> WorkerList:
+    """Those that run, busy ones first, then those that ended or were lost, newest first."""
+    workers = queries.workers(session)
+    running = [worker for worker in workers if worker.state in LIVE]
+    views = _views(session, running)
+    return WorkerList(
+        running=sorted(views, key=lambda view: (view.worker.pool, view.view is None, view.worker.name)),
+        gone=[worker for worker in workers if worker.state not in LIVE],
+        pools=_pools(session, views),
+        now=database_time(session),
+    )
+
+
+def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
+    ids = [worker.job_id for worker in workers if worker.job_id]
+    jobs = {job.id: job for job in session.execute(select(Job).where(Job.id.in_(ids))).scalars()} if ids else {}
+    current = {entry.name: entry.digest for entry in queries.datasets(session)}
+    return [
+        WorkerView(
+            worker,
+            JobView(jobs[worker.job_id], []) if worker.job_id in jobs else None,
+            frozenset(name for name, digest in worker.datasets.items() if current.get(name) != digest),
+        )
+        for worker in workers
+    ]
+
+
+def _pools(session: Session, views: Sequence[WorkerView]) -> list[Pool]:
+    """By name; one that only waiting jobs name is among them, since nobody will take those."""
+    statement = select(Job.pool, func.count()).where(Job.status == Status.QUEUED).group_by(Job.pool)
+    queued = {row[0]: row[1] for row in session.execute(statement)}
+    names = sorted({view.worker.pool for view in views} | set(queued))
+    return [_pool(name, [view for view in views if view.worker.pool == name], queued.get(name, 0)) for name in names]
+
+
+def _pool(name: str, views: Sequence[WorkerView], queued: int) -> Pool:
+    states = Counter(view.state for view in views)
+    gpus = sum(view.worker.gpus for view in views)
+    return Pool(name, states["busy"], states["idle"], states["draining"], gpus, queued)

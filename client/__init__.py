@@ -1,9 +1,0 @@
-"""The typed Python client and the `wcl` command line.
-
-Talks REST only; imports nothing of the service but `wcl_core.config`.
-
-    from client.api import WclClient
-    with WclClient.connect() as wcl:
-        job = wcl.submit("pretrain", preset="digits-cpu")
-        for message in wcl.follow(job["id"]): ...
-"""

@@ -1,7 +1,0 @@
-"""`python -m client` is the `wcl` command."""
-
-from __future__ import annotations
-
-from client.cli import main
-
-main()

@@ -1,0 +1,120 @@
+"""The `evaluations` of a training job: evaluate jobs that its own checkpoints and its success bring about.
+
+    a checkpoint is registered   when = every, when its epoch is one of them
+    the job succeeds             when = final, the last checkpoint;  when = best, the one of the best eval/knn_top1
+
+Both happen in the transaction that they belong to, behind the fence.  What each job stands for is its `origin`, unique
+below its parent, so whoever brings the same about again, such as a newer attempt that saved the same step, adds
+nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.events import record
+from jobs.models import Checkpoint, Dataset, Job, Tag
+from jobs.new_job import NewJob, add, default_name
+from wcl_core.config import EvaluateSpec, EvaluationPlan, PretrainSpec, parse_spec, resolve_spec
+
+BEST_METRIC = "eval/knn_top1"
+BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
+
+
+def at_checkpoint(session: Session, job_id: str, checkpoint_id: str) -> None:
+    """Submit what the job's spec asks for at a checkpoint that was just registered."""
+    job = session.get_one(Job, job_id)
+    checkpoint = session.get_one(Checkpoint, checkpoint_id)
+    for place, spec, plan in _plans(job):
+        if plan.every_epochs is not None and (
+            checkpoint.epoch == spec.epochs or (checkpoint.epoch and checkpoint.epoch % plan.every_epochs == 0)
+        ):
+            _submit(session, job, spec, place, plan, checkpoint)
+
+
+def at_success(session: Session, job_id: str) -> None:
+    """Submit what the job's spec asks for once it has succeeded."""
+    job = session.get_one(Job, job_id)
+    for place, spec, plan in _plans(job):
+        if plan.when == "every":
+            continue
+        checkpoint = _last(session, job_id) if plan.when == "final" else _best(session, job_id)
+        if checkpoint is None:
+            message = f"evaluations/{place}: there is no checkpoint for when = {plan.when}"
+            record(session, job_id, "warning", {"reason": "evaluation_not_submitted", "message": message})
+        else:
+            _submit(session, job, spec, place, plan, checkpoint)
+
+
+def _plans(job: Job) -> Iterator[tuple[int, PretrainSpec, EvaluationPlan]]:
+    if not job.spec.get("evaluations"):
+        return
+    spec = parse_spec("pretrain", job.spec)
+    assert isinstance(spec, PretrainSpec)
+    for place, plan in enumerate(spec.evaluations):
+        yield place, spec, plan
+
+
+def _kept(session: Session, job_id: str) -> list[Checkpoint]:
+    """The job's good checkpoints, first step first."""
+    statement = (
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
+        .order_by(Checkpoint.step, Checkpoint.attempt)
+    )
+    return list(session.execute(statement).scalars())
+
+
+def _last(session: Session, job_id: str) -> Checkpoint | None:
+    kept = _kept(session, job_id)
+    return kept[-1] if kept else None
+
+
+def _best(session: Session, job_id: str) -> Checkpoint | None:
+    """The earliest of those with the best value; one that was saved without the value does not take part."""
+    measured = [checkpoint for checkpoint in _kept(session, job_id) if checkpoint.metrics.get(BEST_METRIC) is not None]
+    return max(measured, key=lambda checkpoint: float(checkpoint.metrics[BEST_METRIC]), default=None)
+
+
+def _submit(
+    session: Session, job: Job, spec: PretrainSpec, place: int, plan: EvaluationPlan, checkpoint: Checkpoint
+) -> None:
+    origin = f"evaluations/{place}/{checkpoint.step if plan.when == 'every' else plan.when}"
+    known = select(Job.id).where(Job.parent_id == job.id, Job.origin == origin)
+    if session.execute(known).first() is not None:
+        return
+    wanted = _evaluate_spec(spec, plan, checkpoint.id)
+    dataset = session.execute(select(Dataset).where(Dataset.name == wanted.data.name)).scalar_one_or_none()
+    if dataset is None:
+        message = f"evaluations/{place}: there is no dataset {wanted.data.name!r} any more"
+        record(session, job.id, "warning", {"reason": "evaluation_not_submitted", "message": message})
+        return
+    tags = session.execute(select(Tag.tag).where(Tag.job_id == job.id).order_by(Tag.tag)).scalars()
+    new = NewJob(
+        kind="evaluate",
+        spec_sent=resolve_spec(wanted),
+        spec=wanted,
+        name=f"{default_name(wanted)}, {plan.when} of {job.name}"[:200],
+        priority=job.priority,
+        pool=job.pool,
+        gpus=job.gpus,
+        tags=(*tags, f"evaluation:{plan.when}"),
+        created_by=job.created_by,
+        parent_id=job.id,
+        origin=origin,
+    )
+    child = add(session, new, dataset, waits=False)
+    record(session, job.id, "evaluation_submitted", {"job": child.id, "when": plan.when, "step": checkpoint.step})
+
+
+def _evaluate_spec(spec: PretrainSpec, plan: EvaluationPlan, checkpoint_id: str) -> EvaluateSpec:
+    settings = plan.model_dump(mode="json", exclude={"data", "when", "every_epochs"})
+    data = (plan.data or spec.data).model_dump(mode="json")
+    features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
+    found = parse_spec("evaluate", {**settings, "data": data, "features": features, "threads": spec.threads})
+    assert isinstance(found, EvaluateSpec)
+    return found

@@ -1,0 +1,347 @@
+"""Deny by default: every route against every kind of key; hosts, origins, cookies, headers."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from sqlalchemy import text
+
+from api import app as application
+from api.http.auth import classification
+from api.http.failures import Failures
+from api.http.hosts import is_loopback
+from api.http.problems import TooMany
+from jobs import keys
+from jobs.database import Database, new_id
+from tests.api.served import SPEC, Served, assert_problem
+from tests.jobs import rows
+
+JOB = {"kind": "pretrain", "spec": SPEC}
+PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "ANY /static"}
+ADMIN = {
+    "GET /v1/keys",
+    "POST /v1/keys",
+    "DELETE /v1/keys/{key_id}",
+    "POST /v1/workers/{worker_id}/drain",
+    "POST /workers/{worker_id}/drain",
+    "GET /v1/audit",
+}
+OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
+
+
+def guarded(served: Served) -> Iterator[tuple[str, str, str]]:
+    """(method, address, scope) of every route that is not public."""
+    for route, scope in classification(served.app).items():
+        method, path = route.split(" ", 1)
+        if scope != "public":
+            yield method, re.sub(r"\{\w+\}", lambda _: new_id(), path.replace("{verb}", "cancel")), scope
+
+
+def test_every_route_says_who_may_use_it(small: Served) -> None:
+    found = classification(small.app)
+
+    assert all(found.values()), [route for route, scope in found.items() if not scope]
+    assert {route for route, scope in found.items() if scope == "public"} == PUBLIC
+    assert {route for route, scope in found.items() if scope == "admin"} == ADMIN
+    assert {route for route, scope in found.items() if scope == "any"} == OF_ANY_KEY
+    changing = {route for route, scope in found.items() if scope == "read" and not route.startswith(("GET", "HEAD"))}
+    assert changing == set()
+
+
+def test_an_application_with_an_unclassified_route_does_not_start() -> None:
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_api_route("/forgotten", lambda: None)
+
+    with pytest.raises(RuntimeError, match="GET /forgotten"):
+        application._refuse_unclassified(app)
+
+
+def test_no_route_answers_without_a_right_key(small: Served) -> None:
+    revoked = small.key()
+    with small.database.read() as session:
+        principal = keys.find(session, revoked)
+    assert principal is not None
+    small.database.write(lambda session: keys.revoke(session, principal.key_id))
+    headers = [
+        {},
+        {"Authorization": "Bearer wcl_wrong"},
+        {"Authorization": f"Bearer {revoked}"},
+        {"Authorization": f"Basic {small.key()}"},
+        {"Authorization": ""},
+        {"Cookie": "wcl_session=wrong"},
+        {"Cookie": f"wcl_session={small.key()}"},
+    ]
+    for method, address, _ in [*guarded(small), ("GET", "/nowhere", ""), ("POST", "/v1/nowhere", "")]:
+        for header in headers:
+            small.forget_failures()
+            answer = small.bare(header).request(method, address)
+            assert answer.status_code == 401, (method, address, header, answer.text)
+            assert "bearer" in answer.headers["www-authenticate"].lower()
+
+
+def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> None:
+    clients = {scope: small.client(scope) for scope in ("read", "submit", "admin", "worker")}
+    for method, address, needed in guarded(small):
+        for scope, client in clients.items():
+            if address.endswith("stream"):
+                with client.stream(method, address) as answer:
+                    status = answer.status_code
+            else:
+                status = client.request(method, address).status_code
+            is_open = needed in (scope, "any")
+            assert (status != 403) == is_open, (method, address, needed, scope, status)
+            assert status != 401
+            assert status < 500
+
+
+def test_scopes_are_told_in_the_refusal(small: Served) -> None:
+    body = assert_problem(small.client("read").post("/v1/jobs", json=JOB), 403)
+
+    assert "submit" in body["detail"]
+
+
+def test_a_key_is_shown_once_and_stored_as_a_hash(served: Served) -> None:
+    admin = served.client()
+
+    made = admin.post("/v1/keys", json={"name": "laptop", "scopes": ["read"]}).json()
+    listed = admin.get("/v1/keys").text
+
+    assert re.fullmatch(r"wcl_[\w-]{43}", made["key"])
+    assert made["key"] not in listed
+    assert made["name"] in listed
+    with served.database.read() as session:
+        for table in ("keys", "sign_in_tokens"):
+            stored = str(session.execute(text(f"SELECT * FROM {table}")).all())
+            assert made["key"] not in stored
+    client = served.bare({"Authorization": f"Bearer {made['key']}"})
+    assert client.get("/v1/jobs").status_code == 200
+    assert admin.delete(f"/v1/keys/{made['id']}").status_code == 204
+    assert client.get("/v1/jobs").status_code == 401
+    assert_problem(admin.delete(f"/v1/keys/{new_id()}"), 404)
+
+
+def test_a_sign_in_link_works_once(served: Served) -> None:
+    link = served.client().post("/v1/sign-in-links").json()["url"]
+    browser, other = served.bare(), served.bare()
+
+    first, second = browser.get(link), other.get(link)
+
+    cookie = first.headers["set-cookie"]
+    assert first.status_code == 200
+    for part in ("wcl_session=", "HttpOnly", "SameSite=strict", "Path=/"):
+        assert part.lower() in cookie.lower()
+    assert 'http-equiv="refresh"' in first.text
+    assert first.headers["referrer-policy"] == "no-referrer"
+    assert second.status_code == 403
+    assert "set-cookie" not in second.headers
+    assert "sign-in-links" in second.text, "it does not say how to get a new one"
+    assert browser.get("/v1/jobs").status_code == 200
+    assert other.get("/v1/jobs").status_code == 401
+
+
+def test_a_secure_cookie_behind_tls(small: Served) -> None:
+    link = small.client().post("/v1/sign-in-links").json()["url"]
+
+    answer = small.bare({"X-Forwarded-Proto": "https"}).get(link)
+
+    assert "secure" in answer.headers["set-cookie"].lower()
+
+
+def test_signing_out_ends_the_session(served: Served) -> None:
+    browser = served.browser()
+    stolen = browser.cookies["wcl_session"]
+
+    answer = browser.post("/sign-out", headers={"Origin": served.url})
+
+    assert answer.status_code == 303
+    assert served.bare({"Cookie": f"wcl_session={stolen}"}).get("/v1/jobs").status_code == 401
+
+
+def test_a_browser_without_a_session_sees_a_page(small: Served) -> None:
+    answer = small.bare({"Accept": "text/html"}).get("/")
+
+    assert answer.status_code == 401
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_ours"),
+    [
+        ({"Origin": "{url}"}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, True),
+        ({}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "{url}.evil.example"}, False),
+        ({"Origin": "http://127.0.0.1:1"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": ""}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, False),
+    ],
+)
+def test_a_cookie_changes_things_only_from_our_pages(shared: Served, headers: dict[str, str], is_ours: bool) -> None:
+    browser = shared.browser()
+    sent = {name: value.format(url=shared.url) for name, value in headers.items()}
+
+    answer = browser.post("/v1/jobs", json=JOB, headers=sent | {"Accept": "application/json"})
+
+    assert answer.status_code == (201 if is_ours else 403)
+    assert browser.get("/v1/jobs").status_code == 200
+
+
+def test_every_changing_route_refuses_another_site(small: Served) -> None:
+    browser = small.browser()
+    for method, address, _ in guarded(small):
+        if method not in ("GET", "HEAD"):
+            answer = browser.request(method, address, headers={"Origin": "http://evil.example"})
+            assert answer.status_code == 403, (method, address)
+
+
+def test_a_key_needs_no_origin_and_is_not_mixed_with_a_cookie(small: Served) -> None:
+    client = small.client()
+    browser = small.browser()
+
+    assert client.post("/v1/jobs", json=JOB, headers={"Origin": "http://evil.example"}).status_code == 201
+    assert browser.get("/v1/jobs", headers={"Authorization": "Bearer wcl_wrong"}).status_code == 401
+
+
+FOREIGN = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]", "[::1", "a b"]
+TRICKY = ["127.0.0.1/static/?", "127.0.0.1:1/static/", "127.0.0.1#", "x@127.0.0.1", "127.0.0.1:x"]
+SPELLINGS = [
+    "/static/../v1/jobs",
+    "/static/%2e%2e/v1/jobs",
+    "//v1/jobs",
+    "/healthz/../v1/jobs",
+    "/V1/jobs",
+    "/v1/jobs/",
+    "/static/..;/v1/jobs",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_another_hosts_name_is_refused(shared: Served, host: str) -> None:
+    answer = shared.client().get("/v1/jobs", headers={"Host": host})
+
+    assert answer.status_code in (400, 421)
+    assert shared.bare().get("/healthz", headers={"Host": host}).status_code in (400, 421)
+
+
+@pytest.mark.parametrize("host", TRICKY)
+def test_the_host_header_has_no_say_in_what_is_public(shared: Served, host: str) -> None:
+    """An address built from the header would begin with a public path."""
+    answer = shared.bare().get("/v1/jobs", headers={"Host": host})
+
+    assert answer.status_code in (400, 401, 421)
+
+
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_no_spelling_of_a_path_gets_past_the_gate(shared: Served, path: str) -> None:
+    host, port = shared.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        status = int(connection.recv(4096).split()[1])
+
+    assert status in (401, 404)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:80"])
+def test_our_own_names_are_accepted(shared: Served, host: str) -> None:
+    assert shared.bare().get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_further_names_come_from_the_settings(sqlite_database: Database, tmp_path: Path) -> None:
+    served = Served(sqlite_database, tmp_path / "data", allowed_hosts=["wcl.example"])
+    served.start()
+
+    assert served.bare().get("/healthz", headers={"Host": "WCL.example:443"}).status_code == 200
+    served.stop()
+
+
+def test_every_answer_carries_the_security_headers(small: Served) -> None:
+    client, anonymous = small.client(), small.bare()
+    answers = [
+        client.get("/v1/jobs"),
+        client.get("/v1/nowhere"),
+        client.post("/v1/jobs", content=b"{"),
+        anonymous.get("/v1/jobs"),
+        anonymous.get("/healthz"),
+        anonymous.get("/sign-in"),
+        anonymous.get("/static/nothing.css"),
+        anonymous.get("/healthz", headers={"Host": "evil.example"}),
+        small.browser().get("/"),
+    ]
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] in ("same-origin", "no-referrer")
+        assert "cache-control" in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+        assert "server" not in answer.headers or "uvicorn" in answer.headers["server"]
+
+
+def test_wrong_keys_are_slowed_down_and_right_ones_pass(small: Served) -> None:
+    wrong, right = small.bare({"Authorization": "Bearer wcl_wrong"}), small.client()
+
+    statuses = [wrong.get("/v1/jobs").status_code for _ in range(22)]
+
+    assert statuses == [401] * 20 + [429] * 2
+    assert small.bare().get("/sign-in?token=wrong").status_code == 429
+    assert right.get("/v1/jobs").status_code == 200
+
+
+def test_websockets_are_refused(small: Served) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    answer: httpx.Response = small.bare().get("/v1/jobs", headers=headers)
+
+    assert answer.status_code in (400, 401, 403, 426)
+
+
+def test_nobody_reads_anothers_job_by_cookie_after_the_key_is_gone(served: Served) -> None:
+    browser = served.browser()
+    rows.submit(served.database)
+    with served.database.read() as session:
+        all_keys = [key.id for key in keys.list_keys(session)]
+    for key_id in all_keys:
+        served.database.write(lambda session, key_id=key_id: keys.revoke(session, key_id))
+
+    assert browser.get("/v1/jobs").status_code == 401
+
+
+def test_failures_are_forgotten_after_a_minute() -> None:
+    now = [0.0]
+    failures = Failures(lambda: now[0])
+    request = Request({"type": "http", "client": ("10.0.0.1", 1)})
+    other = Request({"type": "http", "client": ("10.0.0.2", 1)})
+    for _ in range(20):
+        failures.note(request)
+
+    with pytest.raises(TooMany):
+        failures.check(request)
+    failures.check(other)
+    now[0] = 61.0
+    failures.check(request)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
+    + [("10.0.0.1", False), ("wcl.example", False), ("", False)],
+)
+def test_which_addresses_only_this_machine_reaches(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local

@@ -1,0 +1,168 @@
+"""Specs that could never run are refused before the queue, with the field that is to change and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs import workers
+from jobs.database import Database, new_id
+from jobs.models import Job
+from jobs.workers import DatasetFacts
+from tests.api.served import Served, assert_problem
+from tests.jobs import rows
+
+# A class of three images, one of none, and two lists.
+CATS = DatasetFacts(
+    "cats",
+    "folder",
+    "c" * 64,
+    {"train": 303, "test": 6},
+    ["lion", "lynx", "puma"],
+    {"train": [200, 3, 100], "test": [2, 2, 2]},
+    {"official-1": {"digest": "1" * 64, "images": 3}, "official-10": {"digest": "2" * 64, "images": 30}},
+    image_size=64,
+)
+DOGS = DatasetFacts("dogs", "folder", "d" * 64, {"train": 50, "test": 4}, ["pug", "husky"], {"train": [50, 0]})
+GIB = 2**30
+DATA = {"data": {"name": "cats", "image_size": 64}}
+PIXELS = DATA | {"features": {"kind": "pixels"}}
+NETWORK = DATA | {"features": {"kind": "untrained"}}
+
+
+@pytest.fixture(scope="module")
+def server(shared: Served) -> Iterator[Served]:
+    announce(shared.database, 16 * GIB)
+    yield shared
+    assert rows.rows_of(shared.database, Job) == []
+
+
+def announce(database: Database, memory_bytes: int | None, gpus: int = 0, pool: str = "default") -> None:
+    facts = rows.worker(id=new_id(), pool=pool, gpus=gpus)
+    database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], memory_bytes))
+
+
+def refused(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> dict[str, str]:
+    body = {"kind": kind, "spec": spec} | job
+    problem = assert_problem(server.client().post("/v1/jobs?dry_run=true", json=body), 422)
+    assert_problem(server.client().post("/v1/jobs", json=body), 422)
+    return {error["pointer"]: error["detail"] for error in problem["errors"]}
+
+
+def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> bool:
+    answer = server.client().post("/v1/jobs?dry_run=true", json={"kind": kind, "spec": spec} | job)
+    assert answer.status_code == 200, answer.text
+    return True
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "says"),
+    [
+        ({"batch_size": 2, "processes": 4}, "/spec/processes", "batch_size (2) must be divisible by processes (4)"),
+        (
+            {"batch_size": 8, "data": {"name": "cats", "image_size": 65}},
+            "/spec/data/image_size",
+            "65 is more than the 64 pixels that cats is packed at",
+        ),
+        ({"batch_size": 304}, "/spec/batch_size", "304 is more than the 303 train images of cats"),
+        ({"batch_size": 8, "multi_crop": {"crops": 17}}, "/spec/multi_crop/crops", "less than or equal to 16"),
+        (
+            {"batch_size": 8, "multi_crop": {"crops": 1, "neighbours": 8}},
+            "/spec/multi_crop",
+            "neighbours (8) must be fewer than batch_size (8)",
+        ),
+        ({"batch_size": 8, "micro_batch_size": 3}, "/spec/micro_batch_size", "must divide each process's images (8)"),
+        ({"batch_size": 8, "evaluations": [{"protocols": ["knn"]}]}, "/spec/evaluations/0/knn_k", "3 train images"),
+        (
+            {"batch_size": 8, "evaluations": [{"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["x"]}}]},
+            "/spec/evaluations/0/semi_supervised/lists/0",
+            "there is no list 'x' of cats; registered are: official-1, official-10",
+        ),
+    ],
+)
+def test_runs(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
+    found = refused(server, "pretrain", DATA | changes)
+    assert found.keys() == {pointer}
+    assert says in found[pointer]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "says"),
+    [
+        ({"protocols": ["knn"], "knn_k": 2}, "/spec/knn_k", "2 is above half the 3 train images of lynx, the smallest"),
+        ({"protocols": ["knn_wide"]}, "/spec/protocols/0", "k = 200, which is above half the 3 train images of lynx"),
+        ({"protocols": ["few_labels"], "labels_per_class": [3, 4]}, "/spec/labels_per_class/1", "4 is more than the 3"),
+        (
+            {"protocols": ["semi_supervised"], "semi_supervised": {"shares": [0.01, 0.1]}},
+            "/spec/semi_supervised/shares/1",
+            "0.1 of the labels is 10 a class, more than the 3 train images of lynx",
+        ),
+        (
+            {"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["official-1", "mine"]}},
+            "/spec/semi_supervised/lists/1",
+            "there is no list 'mine' of cats",
+        ),
+        (
+            {"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["/etc/passwd"]}},
+            "/spec/semi_supervised/lists/0",
+            "match pattern",
+        ),
+    ],
+)
+def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
+    found = refused(server, "evaluate", NETWORK | changes)
+    assert found.keys() == {pointer}
+    assert says in found[pointer]
+
+
+def test_listed_datasets_say_what_a_spec_may_ask_of_them(server: Served) -> None:
+    found = {entry["name"]: entry for entry in server.client().get("/v1/datasets").json()["items"]}
+    assert (found["cats"]["class_counts"], found["cats"]["image_size"]) == (CATS.class_counts, 64)
+    assert found["cats"]["label_lists"] == CATS.label_lists
+    assert (found["digits"]["class_counts"], found["digits"]["label_lists"]) == (None, {})
+
+
+def test_what_just_fits_is_accepted(server: Served) -> None:
+    assert accepted(server, "pretrain", DATA | {"batch_size": 303})
+    assert accepted(
+        server, "evaluate", PIXELS | {"protocols": ["knn", "few_labels"], "knn_k": 1, "labels_per_class": [3]}
+    )
+    lists = {"lists": ["official-1", "official-10"], "shares": [0.01]}
+    assert accepted(server, "evaluate", NETWORK | {"protocols": ["semi_supervised"], "semi_supervised": lists})
+
+
+def test_a_class_without_images(server: Served) -> None:
+    spec = {"data": {"name": "dogs"}, "features": {"kind": "untrained"}, "knn_k": 1}
+    protocols = ["knn", "few_labels", "semi_supervised"]
+    found = refused(server, "evaluate", spec | {"protocols": protocols, "labels_per_class": [1]})
+    shares = {f"/spec/semi_supervised/shares/{place}" for place in (0, 1)}
+    assert found.keys() == {"/spec/knn_k", "/spec/labels_per_class/0"} | shares
+    assert all("the 0 train images of husky, the smallest class of dogs" in detail for detail in found.values())
+
+
+def test_a_dataset_of_an_older_worker_is_judged_by_its_mean(server: Served) -> None:
+    spec = {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}, "protocols": ["knn"]}
+    assert accepted(server, "evaluate", spec | {"knn_k": 50})
+    assert "100 on average" in refused(server, "evaluate", spec | {"knn_k": 51})["/spec/knn_k"]
+
+
+def test_more_views_than_any_worker_has_memory(small: Served) -> None:
+    """Two views of 512 pixels and sixteen crops as large take 54 MiB an image as float32."""
+    spec: dict[str, Any] = {"data": {"name": "digits", "image_size": 512}, "batch_size": 500}
+    spec["multi_crop"] = {"crops": 16, "image_size": 512}
+    rows.add_dataset(small.database, "plenty", "e" * 64, train=100_000)
+    assert accepted(small, "pretrain", spec)  # nobody has told how much there is
+    announce(small.database, 8 * GIB)
+    announce(small.database, 24 * GIB, gpus=2)
+    announce(small.database, 999 * GIB, pool="big")
+
+    found = refused(small, "pretrain", spec)
+    assert found.keys() == {"/spec/multi_crop/crops"}
+    assert "take 26.4 GiB in each process" in found["/spec/multi_crop/crops"]
+    assert "24.0 GiB at most" in found["/spec/multi_crop/crops"]
+    plain = {"data": {"name": "plenty", "image_size": 512}, "batch_size": 8000}
+    assert refused(small, "pretrain", plain).keys() == {"/spec/batch_size"}
+    assert accepted(small, "pretrain", spec | {"processes": 2})
+    assert accepted(small, "pretrain", spec, pool="big")

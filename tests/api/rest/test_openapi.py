@@ -1,0 +1,145 @@
+"""The OpenAPI document says what the routes do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from api.http.auth import classification
+from api.rest.openapi import document
+from tests.api.served import Served, assert_problem
+from wcl_core.config import resolve_spec
+from wcl_core.presets import presets
+
+
+@pytest.fixture(scope="module")
+def made(shared: Served) -> dict[str, Any]:
+    answer = shared.client("read").get("/openapi.json")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def operations(made: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in made["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def schema(made: dict[str, Any], name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": made["components"]})
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_one(made: dict[str, Any]) -> None:
+    assert made["openapi"].startswith("3.1")
+    for reference in set(references(made)):
+        here: Any = made
+        for part in reference.removeprefix("#/").split("/"):
+            here = here[part]
+    for body in made["components"]["schemas"].values():
+        Draft202012Validator.check_schema(body)
+
+
+def test_every_rest_route_is_in_it_with_its_errors_and_its_keys(shared: Served, made: dict[str, Any]) -> None:
+    described = {f"{method.upper()} {path}" for method, path, _ in operations(made)}
+    routes = {route for route in classification(shared.app) if " /v1/" in route and not route.startswith("HEAD")}
+
+    assert routes <= described
+    names = [operation["operationId"] for _, _, operation in operations(made)]
+    assert len(names) == len(set(names))
+    for method, path, operation in operations(made):
+        assert operation.get("description"), (method, path)
+        for status in ("4XX", "5XX"):
+            assert "application/problem+json" in operation["responses"][status]["content"]
+        assert "422" not in operation["responses"]
+        assert operation["security"] == ([] if path in ("/healthz", "/readyz") else [{"key": []}, {"browser": []}])
+        wanted = {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+        assert {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"} == wanted
+
+
+def test_every_body_has_examples_that_its_schema_accepts(made: dict[str, Any]) -> None:
+    bodies = set()
+    for _, _, operation in operations(made):
+        if "requestBody" in operation:
+            bodies |= set(references(operation["requestBody"]))
+
+    assert {name.rsplit("/", 1)[1] for name in bodies} == {
+        "JobBody",
+        "JobChange",
+        "CloneBody",
+        "CheckpointChange",
+        "EvaluateBody",
+        "KeyBody",
+        "SweepBody",
+    }
+    for reference in bodies:
+        name = reference.rsplit("/", 1)[1]
+        examples = made["components"]["schemas"][name]["examples"]
+        assert examples
+        for example in examples:
+            schema(made, name).validate(example)
+
+
+def test_the_examples_are_accepted_by_the_server(small: Served, made: dict[str, Any]) -> None:
+    client = small.client()
+    made_jobs = [
+        client.post("/v1/jobs", json=example) for example in made["components"]["schemas"]["JobBody"]["examples"]
+    ]
+
+    assert [answer.status_code for answer in made_jobs] == [201, 201], [answer.text for answer in made_jobs]
+    job_id = made_jobs[0].json()["id"]
+    for name, verb, address in (("JobChange", "PATCH", ""), ("CloneBody", "POST", "/clone")):
+        for example in made["components"]["schemas"][name]["examples"]:
+            assert client.request(verb, f"/v1/jobs/{job_id}{address}", json=example).is_success
+    for example in made["components"]["schemas"]["KeyBody"]["examples"]:
+        assert client.post("/v1/keys", json=example).status_code == 201
+
+
+def test_answers_are_what_the_document_says(shared: Served, made: dict[str, Any]) -> None:
+    client = shared.client()
+    job = client.post("/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits"}}}).json()
+    problem = assert_problem(client.get("/v1/jobs/nothing"), 404)
+
+    schema(made, "JobAnswer").validate(job)
+    schema(made, "JobPage").validate(client.get("/v1/jobs").json())
+    schema(made, "Problem").validate(problem)
+    for preset in presets().values():
+        schema(made, "PretrainSpec").validate(resolve_spec(preset))
+
+
+def test_the_document_is_made_once(shared: Served) -> None:
+    assert document(shared.app) is document(shared.app)
+
+
+def test_people_read_the_document_as_a_page(shared: Served) -> None:
+    browser = shared.browser("read")
+
+    page = browser.get("/docs")
+
+    assert page.status_code == 200
+    for words in ("POST /v1/jobs", "Idempotency-Key", "weak_ramp_fraction", "digits-cpu", "checkpoint_id"):
+        assert words in page.text
+    assert not re.search(r"""<script(?! (type="module" )?src="/static/)|(src|href)="(https?:)?//""", page.text)
+    assert shared.bare().get("/docs").status_code == 401
+
+
+def test_there_are_no_pages_with_foreign_scripts(shared: Served) -> None:
+    client = shared.client()
+
+    for address in ("/redoc", "/docs/oauth2-redirect"):
+        assert client.get(address).status_code == 404

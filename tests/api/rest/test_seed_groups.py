@@ -1,0 +1,130 @@
+"""Groups of seeds by REST, and where a job departs from its preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.rest.deviations import differences
+from jobs.database import new_id
+from jobs.models import Job
+from tests.api.served import SPEC, Served, assert_problem
+from tests.jobs import rows
+from wcl_client.api import WclClient
+from wcl_core.config import resolve_spec
+from wcl_core.presets import presets
+
+BODY: dict[str, Any] = {"kind": "pretrain", "spec": SPEC, "seeds": [3, 0, 5], "name": "three", "tags": ["trial"]}
+
+
+def test_seeds_make_a_group_of_jobs_that_differ_in_the_seed_alone(served: Served) -> None:
+    client = served.client()
+
+    answer = client.post("/v1/jobs", json=BODY)
+
+    made = answer.json()
+    assert answer.status_code == 201
+    assert made.keys() == {"group_id", "items"}
+    assert answer.headers["location"] == f"/v1/groups/{made['group_id']}"
+    assert [job["name"] for job in made["items"]] == ["three, seed 3", "three, seed 0", "three, seed 5"]
+    assert {job["group_id"] for job in made["items"]} == {made["group_id"]}
+    assert {tuple(job["tags"]) for job in made["items"]} == {("trial",)}
+    specs = [client.get(f"/v1/jobs/{job['id']}").json()["spec"] for job in made["items"]]
+    assert [spec.pop("seed") for spec in specs] == [3, 0, 5]
+    assert specs[0] == specs[1] == specs[2]
+    shown = client.get(answer.headers["location"]).json()
+    assert shown == made | {"results": []}
+
+
+def test_the_same_key_answers_with_the_same_group(served: Served) -> None:
+    client, header = served.client(), {"Idempotency-Key": "group-1"}
+
+    first = client.post("/v1/jobs", json=BODY, headers=header)
+    again = client.post("/v1/jobs", json=BODY, headers=header)
+    other = client.post("/v1/jobs", json=BODY | {"seeds": [3, 0]}, headers=header)
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == first.json()
+    assert_problem(other, 422)
+    assert len(rows.rows_of(served.database, Job)) == 3
+
+
+def test_a_group_that_is_wrong_makes_nothing(served: Served) -> None:
+    client = served.client()
+
+    assert_problem(client.post("/v1/jobs", json=BODY | {"seeds": [1, 1]}), 422, "/seeds")
+    assert_problem(client.post("/v1/jobs", json=BODY | {"seeds": []}), 422, "/seeds")
+    assert_problem(client.post("/v1/jobs", json=BODY | {"seeds": list(range(33))}), 422, "/seeds")
+    assert_problem(client.post("/v1/jobs", json=BODY | {"seeds": [0, -1]}), 422, "/seeds/1")
+    assert_problem(client.post("/v1/jobs", json=BODY | {"spec": SPEC | {"seed": 1}}), 422, "/spec/seed")
+    assert_problem(client.post("/v1/jobs", json=BODY | {"spec": SPEC | {"batch_size": 5000}}), 422, "/spec/batch_size")
+    assert_problem(client.get(f"/v1/groups/{new_id()}"), 404)
+    plan = client.post("/v1/jobs?dry_run=true", json=BODY).json()
+    assert (plan["seeds"], plan["spec"]["seed"]) == ([3, 0, 5], 3)
+    assert rows.rows_of(served.database, Job) == []
+
+
+def test_numbers_over_the_seeds_by_the_client(served: Served) -> None:
+    with WclClient(served.url, served.key()) as client:
+        group = client.submit_group("evaluate", {**SPEC, "features": {"kind": "pixels"}}, seeds=[0, 1])
+        for seed, value in ((0, 0.4), (1, 0.6)):
+            run = rows.Run(served.database, rows.claim(served.database))
+            found = rows.evaluation(value, seed=seed, details={"C": 10.0 * seed})
+            run.deliver(rows.started(), found, rows.end("succeeded"))
+        shown = client.group(group["group_id"])
+        details = client.evaluations(group["items"][1]["id"])[0]["details"]
+
+    assert details == {"C": 10.0}
+    result = shown["results"][0]
+    assert [job["status"] for job in shown["items"]] == ["succeeded", "succeeded"]
+    assert (result["seeds"], result["values"], result["mean"]) == ([0, 1], [0.4, 0.6], pytest.approx(0.5))
+    assert result["deviation"] == pytest.approx(0.1414, abs=1e-4)
+    assert result["interval"] == pytest.approx([0.5 - 1.2706, 0.5 + 1.2706], abs=1e-4)
+
+
+# --- presets -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_says_where_it_departs_from_its_preset(small: Served) -> None:
+    client = small.client()
+    spec = {"epochs": 50, "loss": {"temperature": 0.5}}
+    body = {"kind": "pretrain", "preset": "digits-cpu", "spec": spec}
+    digits = resolve_spec(presets()["digits-cpu"])
+
+    made = client.post("/v1/jobs", json=body).json()
+
+    expected = [
+        {"pointer": "/epochs", "preset": digits["epochs"], "job": 50},
+        {"pointer": "/loss/temperature", "preset": digits["loss"]["temperature"], "job": 0.5},
+    ]
+    assert made["preset"] == "digits-cpu"
+    assert made["deviations"] == expected
+    assert client.get(f"/v1/jobs/{made['id']}").json()["deviations"] == expected
+    plan = client.post("/v1/jobs?dry_run=true", json=body).json()
+    assert (plan["preset"], plan["deviations"]) == ("digits-cpu", expected)
+    assert client.post("/v1/jobs", json=body | {"spec": {}}).json()["deviations"] == []
+    assert client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["deviations"] is None
+    clone = client.post(f"/v1/jobs/{made['id']}/clone", json={"spec": {"seed": 9}}).json()
+    assert clone["deviations"][0] == {"pointer": "/seed", "preset": digits["seed"], "job": 9}
+
+
+def test_a_preset_of_the_past_has_no_deviations(small: Served) -> None:
+    job_id = rows.submit(small.database, preset="once-known")
+
+    answer = small.client().get(f"/v1/jobs/{job_id}").json()
+
+    assert (answer["preset"], answer["deviations"]) == ("once-known", None)
+
+
+def test_differences_are_leaves_and_lists_as_a_whole() -> None:
+    found = list(
+        differences({"a": {"b~/c": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b~/c": 2, "d": [1, 3]}, "e": None})
+    )
+
+    assert [(d["pointer"], d["preset"], d["job"]) for d in found] == [
+        ("/a/b~0~1c", 1, 2),
+        ("/a/d", [1, 2], [1, 3]),
+        ("/e", {"f": 1}, None),
+    ]

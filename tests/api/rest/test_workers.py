@@ -1,0 +1,127 @@
+"""Why a job waits, limits, needs, drains and the audit, by REST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs import transitions, workers
+from jobs.database import new_id
+from jobs.models import Job
+from tests.api.served import SPEC, Served, assert_problem, listening, messages
+from tests.jobs import rows
+
+JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
+
+
+def register(served: Served) -> str:
+    served.database.write(lambda session: workers.register(session, rows.WORKER, 1, []))
+    return rows.WORKER.id
+
+
+def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
+    client = served.client()
+    first, second = (client.post("/v1/jobs", json=JOB | {"name": name}).json() for name in ("first", "second"))
+    assert first["waiting"] == {
+        "cause": "no_worker",
+        "message": "no worker of the pool default runs",
+        "position": 1,
+        "until": None,
+        "needs": [],
+    }
+    register(served)
+    blocked = client.post("/v1/jobs", json=JOB | {"after": [first["id"]]}).json()["waiting"]
+    assert (blocked["cause"], blocked["position"], blocked["needs"]) == ("dependency", None, [first["id"]])
+
+    rows.claim(served.database)
+
+    assert client.get(f"/v1/jobs/{first['id']}").json()["waiting"] is None
+    served.database.write(lambda session: workers.beat(session, rows.WORKER.id, first["id"]))
+    waiting = client.get(f"/v1/jobs/{second['id']}").json()["waiting"]
+    assert (waiting["cause"], waiting["position"]) == ("workers_busy", 1)
+    raised = client.patch(f"/v1/jobs/{second['id']}", json={"priority": 3}).json()
+    assert (raised["priority"], raised["waiting"]["position"]) == (3, 1)
+    rows.Run(served.database, rows.CLAIM_OF_NOBODY)
+    database = served.database
+    database.write(lambda session: transitions.end_attempt(session, first["id"], 1, "failed", "killed"))
+    backing_off = client.get(f"/v1/jobs/{first['id']}").json()["waiting"]
+    assert backing_off["cause"] == "backing_off"
+    assert backing_off["until"].endswith("Z")
+
+
+def test_a_stream_says_why_too(small: Served) -> None:
+    client = small.client()
+    job_id = client.post("/v1/jobs", json=JOB).json()["id"]
+
+    with listening(client, f"/v1/jobs/{job_id}/stream") as stream:
+        told = next(message for message in messages(stream) if message.event == "job")
+
+    assert told.data["waiting"]["cause"] == "no_worker"
+
+
+def test_limits_and_needs_of_a_body_reach_the_job(served: Served) -> None:
+    client = served.client()
+    needed, other = (client.post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
+    after = [{"job_id": needed, "until": "checkpoint"}, other, {"job_id": other, "until": "checkpoint"}]
+
+    job = client.post("/v1/jobs", json=JOB | {"after": after, "max_seconds": 60, "preemptible": True}).json()
+
+    assert (job["max_seconds"], job["preemptible"], job["status"]) == (60, True, "blocked")
+    assert "the checkpoint of" in job["waiting"]["message"]
+    run = rows.Run(served.database, rows.claim(served.database))
+    assert run.job_id == needed
+    run.deliver(rows.started(), rows.checkpoint(1))
+    served.database.write(transitions.unblock)
+    assert client.get(f"/v1/jobs/{job['id']}").json()["waiting"]["needs"] == [other], "a success is the stronger need"
+    twin = client.post(f"/v1/jobs/{job['id']}/clone").json()
+    assert (twin["max_seconds"], twin["preemptible"]) == (60, True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "pointer"),
+    [
+        ("max_seconds", 0, "/max_seconds"),
+        ("max_seconds", 2**40, "/max_seconds"),
+        ("max_seconds", "soon", "/max_seconds"),
+        ("preemptible", "perhaps", "/preemptible"),
+        ("after", ["x"], "/after/0"),
+        ("after", [{"job_id": "x"}], "/after/0/job_id"),
+        ("after", [{"job_id": "00000000-0000-7000-8000-00000000dead", "until": "noon"}], "/after/0/until"),
+        ("after", [{"until": "success"}], "/after/0/job_id"),
+        ("after", [{"job_id": "00000000-0000-7000-8000-00000000dead", "extra": 1}], "/after/0/extra"),
+        ("after", ["00000000-0000-7000-8000-00000000dead"], "/after/0"),
+        ("after", [3], "/after/0"),
+    ],
+)
+def test_a_wrong_limit_or_need_is_named(small: Served, field: str, value: Any, pointer: str) -> None:
+    assert_problem(small.client().post("/v1/jobs", json=JOB | {field: value}), 422, pointer)
+
+
+def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
+    worker_id = register(served)
+    assert served.client().get("/v1/workers").json()["items"][0]["drain_requested_at"] is None
+    assert_problem(served.client("read", "submit").post(f"/v1/workers/{worker_id}/drain"), 403)
+
+    drained = served.client().post(f"/v1/workers/{worker_id}/drain")
+
+    assert drained.status_code == 200
+    assert drained.json()["drain_requested_at"].endswith("Z")
+    assert served.database.write(lambda session: workers.beat(session, worker_id, None)) is True
+    served.database.write(lambda session: workers.stop(session, worker_id))
+    assert_problem(served.client().post(f"/v1/workers/{worker_id}/drain"), 409)
+    assert_problem(served.client().post(f"/v1/workers/{new_id()}/drain"), 404)
+
+
+def test_the_audit_closes_and_finds_what_was_tampered_with(served: Served) -> None:
+    client = served.client()
+    job_id = client.post("/v1/jobs", json=JOB).json()["id"]
+    assert client.get("/v1/audit").json() == {"jobs": 1, "events": 1, "attempts": 0, "findings": []}
+    assert_problem(served.client("read", "submit").get("/v1/audit"), 403)
+
+    tampered = update(Job).where(Job.id == job_id).values(status="succeeded", ended_at=1)
+    served.database.write(lambda session: session.execute(tampered))
+
+    found = client.get("/v1/audit").json()["findings"]
+    assert [(finding["job_id"], finding["rule"]) for finding in found] == [(job_id, "status")]

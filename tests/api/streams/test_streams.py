@@ -1,0 +1,381 @@
+"""Streams: nothing missed, nothing twice, nothing held, and an end."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from api.streams import feeds, responses, watcher
+from jobs import changes, keys, queries, sweeps, transitions
+from jobs.changes import Cursor
+from jobs.database import Database
+from jobs.models import Log, Point, Series
+from tests.api.served import Served, assert_problem, listening, messages
+from tests.jobs import rows, sweeping
+from tests.waiting import eventually
+from wcl_client.api import WclClient
+from wcl_client.sse import Message
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.05)
+
+
+def progress(step: int) -> dict[str, Any]:
+    return {"type": "progress", "step": step, "total_steps": 100, "epoch": 0.1, "total_epochs": 1, "phase": "train"}
+
+
+def stored_points(database: Database, job_id: str) -> list[tuple[int, str, int, float | None]]:
+    where = select(Point.attempt, Series.name, Point.step, Point.value).join(Series, Series.id == Point.series_id)
+    with database.read() as session:
+        return sorted(tuple(row) for row in session.execute(where.where(Series.job_id == job_id)))
+
+
+def points_of(received: list[Message]) -> list[tuple[int, str, int, float | None]]:
+    found = [point for message in received if message.event == "metrics" for point in message.data["points"]]
+    return [(point["attempt"], point["name"], point["step"], point["value"]) for point in found]
+
+
+def event_numbers(received: list[Message]) -> list[int]:
+    return [message.data["seq"] for message in received if message.event == "event"]
+
+
+def test_from_the_start_everything_is_told_and_the_end_is_last(served: Served) -> None:
+    run = rows.Run(served.database, rows.running(served.database))
+    run.deliver(rows.started(), *(rows.metrics(step, a=1.0 * step, b=None) for step in range(1, 51)))
+    run.deliver(progress(50), rows.checkpoint(50), rows.end("succeeded"))
+
+    with listening(served.client("read"), f"/v1/jobs/{run.job_id}/stream?from=start") as stream:
+        received = list(messages(stream))
+
+    assert received[0].event == "job"
+    assert received[-1].event == "end"
+    assert received[-1].data["status"] == "succeeded"
+    assert event_numbers(received) == [event.seq for event in rows.events(served.database, run.job_id)]
+    assert sorted(points_of(received)) == stored_points(served.database, run.job_id)
+    assert all(message.id for message in received)
+
+
+def test_without_a_cursor_it_starts_from_now(served: Served) -> None:
+    run = rows.Run(served.database, rows.running(served.database))
+    run.deliver(rows.started(), rows.metrics(1, loss=5.0))
+
+    with listening(served.client("read"), f"/v1/jobs/{run.job_id}/stream") as stream:
+        coming = messages(stream)
+        first = next(coming)
+        run.deliver(rows.metrics(2, loss=4.0), progress(2))
+        rest = [next(coming), next(coming)]
+        run.deliver(progress(3), rows.end("succeeded"))
+        rest += coming
+
+    assert (first.event, first.data["status"], first.data["latest_metrics"]) == ("job", "running", {"loss": 5.0})
+    assert points_of(rest) == [(1, "loss", 2, 4.0)]
+    assert [message.data["type"] for message in rest if message.event == "event"] == ["succeeded"]
+    assert [message.data["step"] for message in rest if message.event == "progress"] == [2]
+    assert [message.data["progress"]["step"] for message in rest if message.event == "job"] == [3]
+    assert rest[-1].event == "end"
+
+
+@pytest.mark.parametrize(("batch", "kept_bytes"), [(2_000, 1 << 20), (7, 500)])
+def test_a_broken_stream_resumes_without_gap_or_repeat(
+    served: Served, tmp_path: Path, batch: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that is cut off after any message and comes back to one of two servers has read everything once."""
+    monkeypatch.setattr(feeds, "_BATCH", batch)
+    monkeypatch.setattr(feeds, "_KEPT_BYTES", kept_bytes)
+    database, chance = served.database, random.Random(7)
+    job_id = rows.submit(database)
+    other = Served(database, tmp_path / "other")
+    other.start()
+
+    def work() -> None:
+        for start in (0, 30):
+            run = rows.Run(database, rows.claim(database))
+            run.deliver(rows.started(start))
+            for step in range(start + 1, start + 41):
+                warning = {"type": "warning", "reason": "test", "message": str(step)}
+                extra = [warning, rows.log(f"{step}")] if step % 5 == 0 else []
+                run.deliver(*(rows.metrics(step, **dict.fromkeys("abc", 1.0 * step)), *extra), output=[(step, "x")])
+                time.sleep(chance.uniform(0, 0.01))
+            run.deliver(rows.checkpoint(start + 30), rows.end("drained" if start == 0 else "succeeded"))
+
+    with rows.in_background(work) as worker:
+        received = list(_cut_again_and_again([served.client("read"), other.client("read")], job_id, chance))
+        worker.result()
+    other.stop()
+
+    assert event_numbers(received) == [event.seq for event in rows.events(database, job_id)]
+    assert sorted(points_of(received)) == stored_points(database, job_id)
+    assert len(points_of(received)) == 2 * 40 * 3
+    assert lines_of(received) == [(line.attempt, line.seq, line.line) for line in stored_lines(database, job_id)]
+    assert len(lines_of(received)) == 2 * (40 + 8)
+    assert [message.event for message in received].count("end") == 1
+
+
+def stored_lines(database: Database, job_id: str) -> list[Log]:
+    with database.read() as session:
+        return queries.logs(session, job_id, (0, 0), 10_000)
+
+
+def lines_of(received: list[Message]) -> list[tuple[int, int, str]]:
+    found = [line for message in received if message.event == "logs" for line in message.data["lines"]]
+    return [(line["attempt"], line["seq"], line["line"]) for line in found]
+
+
+def _cut_again_and_again(clients: list[httpx.Client], job_id: str, chance: random.Random) -> Iterator[Message]:
+    last_id = "0.0.0"
+    while True:
+        with listening(chance.choice(clients), f"/v1/jobs/{job_id}/stream?logs=true", last_id) as stream:
+            for count, message in enumerate(messages(stream)):
+                yield message
+                assert message.id
+                last_id = message.id
+                if message.event == "end":
+                    return
+                if count >= chance.randrange(1, 12):
+                    break
+
+
+def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started())
+    read: list[Cursor] = []
+    real = changes.changes
+
+    def counted(session: Session, job_id: str, after: Cursor, *rest: Any) -> changes.Changes:
+        read.append(after)
+        return real(session, job_id, after, *rest)
+
+    monkeypatch.setattr(changes, "changes", counted)
+    client = small.client("read")
+    with ExitStack() as open_streams:
+        responses = [
+            messages(open_streams.enter_context(listening(client, f"/v1/jobs/{run.job_id}/stream"))) for _ in range(20)
+        ]
+        assert {next(stream).event for stream in responses} == {"job"}
+        for step in range(1, 6):
+            run.deliver(rows.metrics(step, loss=1.0 * step))
+            told = [next(stream) for stream in responses]
+            assert [points_of([message]) for message in told] == [[(1, "loss", step, 1.0 * step)]] * 20
+        run.deliver(rows.end("succeeded"))
+        assert {[message.event for message in stream][-1] for stream in responses} == {"end"}
+
+    assert len(read) == len(set(read)) == 6
+
+
+def test_a_slow_viewer_holds_nothing_up_and_misses_nothing(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads nothing while far more passes than is kept for it; then it reads everything, once."""
+    monkeypatch.setattr(feeds, "_KEPT_BYTES", 20_000)
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started())
+    address = f"/v1/jobs/{run.job_id}/stream"
+    host, port = small.url.removeprefix("http://").split(":")
+    small.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # so that the system keeps little for it
+    with socket.socket() as slow, listening(small.client("read"), address) as quick:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        slow.connect((host, int(port)))
+        slow.sendall(
+            f"GET {address} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {small.key()}\r\n\r\n".encode()
+        )
+        eventually(lambda: small.app.state.streams.count == 2, "both streams")
+        for first in range(1, 8_000, 2_000):
+            run.deliver(*(rows.metrics(step, loss=1.0 * step) for step in range(first, first + 2_000)))
+        run.deliver(rows.end("succeeded"))
+        received = list(messages(quick))
+        eventually(lambda: small.app.state.streams.count == 1, "the end of the quick stream alone")
+        assert small.app.state.streams.watcher.kept_bytes < 20_000 + 200_000, "more than the last frame is kept"
+        late = "".join(iter(lambda: slow.recv(65_536).decode(), ""))
+
+    wanted = [(1, "loss", step, 1.0 * step) for step in range(1, 8_001)]
+    assert points_of(received) == wanted
+    found = [json.loads(line[6:])["points"] for line in late.splitlines() if line.startswith('data: {"points"')]
+    assert [point["step"] for points in found for point in points] == list(range(1, 8_001))
+    assert late.count("event: end") == 1
+
+
+def test_the_cursor_may_come_by_the_address(small: Served) -> None:
+    run = rows.Run(small.database, rows.running(small.database))
+    run.deliver(rows.started(), rows.end("succeeded"))
+
+    with listening(small.client("read"), f"/v1/jobs/{run.job_id}/stream?last_event_id=2.0.0") as stream:
+        assert event_numbers(list(messages(stream))) == [3, 4]
+
+
+def test_the_client_follows_to_the_end(served: Served) -> None:
+    run = rows.Run(served.database, rows.running(served.database))
+
+    def work() -> None:
+        time.sleep(0.3)
+        run.deliver(rows.started(), rows.metrics(1, loss=2.0), rows.end("failed", "bad_data", "no images"))
+
+    with WclClient(served.url, served.key("read")) as client, rows.in_background(work):
+        received = list(client.follow(run.job_id))
+
+    assert received[-1].event == "end"
+    assert received[-1].data["status_message"] == "no images"
+    assert points_of(received) == [(1, "loss", 1, 2.0)]
+
+
+def test_no_connection_is_held_while_streams_are_open(served: Served) -> None:
+    job_id = rows.submit(served.database)
+    client = served.client("read")
+    pool = served.database.engine.pool
+
+    with (
+        listening(client, f"/v1/jobs/{job_id}/stream") as one,
+        listening(client, "/v1/stream") as other,
+    ):
+        next(messages(one))
+        next(other)
+        held = []
+        for _ in range(200):
+            held.append(pool.checkedout())  # type: ignore[attr-defined]
+            time.sleep(0.005)
+
+    assert held.count(0) > 100, "a connection is held between two looks"
+    assert held[-1] == 0 or min(held[-10:]) == 0
+
+
+def test_a_stream_ends_when_its_reader_goes_away(small: Served) -> None:
+    job_id = rows.submit(small.database)
+
+    with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
+        next(messages(stream))
+        assert small.app.state.streams.count == 1
+
+    eventually(lambda: small.app.state.streams.count == 0, "the end of the stream", 10)
+
+
+def test_streams_end_when_the_server_stops(small: Served) -> None:
+    job_id = rows.submit(small.database)
+    client = small.client("read")
+
+    with listening(client, f"/v1/jobs/{job_id}/stream") as one, listening(client, "/v1/stream") as other:
+        next(messages(one))
+        small.app.state.stopping.set()
+        began = time.monotonic()
+        assert list(messages(one)) == []
+        assert list(messages(other)) == []
+
+    assert time.monotonic() - began < 2
+
+
+def test_a_revoked_key_ends_its_streams(small: Served) -> None:
+    job_id = rows.submit(small.database)
+    client = small.client("read")
+    with small.database.read() as session:
+        key_id = keys.list_keys(session)[0].id
+
+    with listening(client, f"/v1/jobs/{job_id}/stream") as stream:
+        coming = messages(stream)
+        next(coming)
+        small.database.write(lambda session: keys.revoke(session, key_id))
+        assert list(coming) == []
+
+
+def test_a_quiet_stream_says_that_it_lives(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "HEARTBEAT_SECONDS", 0.2)
+    job_id = rows.submit(small.database)
+
+    with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
+        received = [next(stream) for _ in range(4)]
+
+    assert [message is None for message in received] == [True, False, True, True]
+
+
+def test_an_outage_of_the_database_does_not_end_a_stream(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = rows.submit(small.database)
+    real, failures = queries.tags, [1, 1, 1]
+
+    def sometimes(*arguments: Any) -> dict[str, list[str]]:
+        if failures:
+            failures.pop()
+            raise OperationalError("SELECT", {}, Exception("gone"))
+        return real(*arguments)
+
+    monkeypatch.setattr(queries, "tags", sometimes)
+    with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
+        assert next(messages(stream)).event == "job"
+    assert failures == []
+
+
+def test_a_key_holds_only_so_many_streams(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_MAX_STREAMS_PER_KEY", 1)
+    job_id = rows.submit(small.database)
+    client = small.client("read")
+
+    with listening(client, f"/v1/jobs/{job_id}/stream") as stream:
+        next(messages(stream))
+        refused = client.get(f"/v1/jobs/{job_id}/stream")
+        with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as other:
+            assert next(messages(other)).event == "job"
+
+        monkeypatch.setattr(responses, "_MAX_STREAMS", 1)
+        full = small.client("read").get("/v1/stream")
+
+    assert assert_problem(refused, 429)
+    assert refused.headers["retry-after"]
+    assert "this server" in assert_problem(full, 429)["detail"]
+
+
+def test_a_stream_of_no_job_is_a_problem(small: Served) -> None:
+    client = small.client("read")
+
+    assert_problem(client.get("/v1/jobs/nothing/stream"), 404)
+    assert_problem(client.get("/v1/jobs/nothing/stream", headers={"Last-Event-ID": "x"}), 422, "Last-Event-ID")
+
+
+def test_a_list_opens_once_it_was_read(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who fetches the list then misses nothing: what changes later is told."""
+    opened = threading.Event()
+    was_open: list[bool] = []
+    real = queries.newest_states
+
+    def slow(session: Session) -> dict[str, tuple[Any, ...]]:
+        if not was_open:
+            was_open.append(opened.wait(1))
+        return real(session)
+
+    monkeypatch.setattr(queries, "newest_states", slow)
+    with listening(small.client("read"), "/v1/stream"):
+        opened.set()
+
+    assert was_open == [False]
+
+
+def test_a_list_is_told_what_changed(served: Served) -> None:
+    database = served.database
+    job_id, other = rows.submit(database), rows.submit(database, pool="elsewhere")
+
+    with listening(served.client("read"), "/v1/stream") as stream:
+        coming = messages(stream)
+        next(stream)
+        time.sleep(0.3)
+        new = rows.submit(database, pool="elsewhere")
+        assert next(coming).data == {"changed": [new]}
+        run = rows.Run(database, rows.claim(database))
+        assert next(coming).data == {"changed": [job_id]}
+        run.deliver(progress(3))
+        assert next(coming).data == {"changed": [job_id]}
+        database.write(lambda session: transitions.cancel(session, other))
+        message = next(coming)
+
+        assert (message.event, message.data) == ("changed", {"changed": [other]})
+        sweep_id = sweeping.submit(database, {sweeping.TEMPERATURE: [0.1]}, max_parallel=1)
+        assert next(coming).data["sweeps"] == [sweep_id]
+        database.write(lambda session: sweeps.cancel(session, sweep_id))
+        assert next(coming).data["sweeps"] == [sweep_id]

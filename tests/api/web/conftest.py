@@ -1,0 +1,103 @@
+"""A real browser in front of a real server; what a page says on its console fails the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+
+from api.http.auth import SESSION_COOKIE
+from tests.api.web.served import SCOPES, Site
+
+_QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_chromium(playwright: Playwright) -> str:
+    """The system's browser, else Playwright's own; the test is skipped where there is neither."""
+    for name in _NAMES:
+        if path := shutil.which(name):
+            return path
+    if Path(playwright.chromium.executable_path).exists():
+        return playwright.chromium.executable_path
+    pytest.skip("NO CHROMIUM: the page was not tested; install chromium (or run `playwright install chromium`)")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        path = find_chromium(playwright)
+        browser = playwright.chromium.launch(executable_path=path, args=[*_QUIET, *sandbox, "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    made.database.migrate()
+    made.register()
+    made.start()
+    yield made
+    made.stop()
+
+
+class Visitor:
+    """Browser windows that are signed in, and everything they complained about."""
+
+    def __init__(self, browser: Browser, site: Site) -> None:
+        self._browser, self._site = browser, site
+        self._contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+
+    def window(
+        self,
+        *,
+        width: int = 1280,
+        theme: str = "light",
+        scripts: bool = True,
+        scopes: Sequence[str] = SCOPES,
+        touch: bool = False,
+    ) -> Page:
+        context = self._browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if theme == "dark" else "light",
+            java_script_enabled=scripts,
+            has_touch=touch,
+            is_mobile=touch,
+            base_url=self._site.url,
+            reduced_motion="reduce",
+        )
+        context.set_default_timeout(15_000)
+        self._contexts.append(context)
+        context.add_cookies([{"name": SESSION_COOKIE, "value": self._site.session(scopes), "url": self._site.url}])
+        page = context.new_page()
+        self._listen(page)
+        page.goto("/")
+        return page
+
+    def _listen(self, page: Page) -> None:
+        page.on("console", lambda message: self._complain(message.type, message.text))
+        page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
+
+    def _complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(f"{kind}: {text}")
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
+    made = Visitor(browser, site)
+    yield made
+    made.close()
+    assert made.complaints == []

@@ -1,0 +1,268 @@
+"""A real server on a data folder of its own, and runs that are played into its database line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from api.http.auth import SESSION_COOKIE
+from jobs import keys, queries, submission, transitions, workers
+from jobs.database import Database, new_id
+from jobs.datasets import Sheet
+from jobs.models import Checkpoint
+from jobs.settings import Settings
+from jobs.transitions import WorkerFacts
+from jobs.workers import DatasetFacts
+from tests.jobs.rows import make_due
+from tests.waiting import eventually
+from wcl_client.up import free_port
+from wcl_core.config import parse_spec
+
+ROOT = Path(__file__).parents[3]
+DIGEST = "d1" * 32
+SCOPES = ("read", "submit", "admin")
+SPEC: dict[str, Any] = {
+    "data": {"name": "digits", "image_size": 8},
+    "epochs": 10,
+    "warmup_epochs": 1,
+    "weak_augmentation_epochs": 1,
+}
+_PLACES = [(-1.0, -1.0), (-0.9, -1.0), (1.0, 1.0), (0.9, 1.0), (0.0, 0.0)]
+MAP: dict[str, Any] = {
+    "version": 1,
+    "dataset": "digits",
+    "split": "test",
+    "split_images": 40,
+    "class_names": ["zero", "<img src=x onerror=pwned=1>"],
+    "tile": 8,
+    "columns": 2,
+    "indices": [3, 7, 11, 20, 35],
+    "labels": [0, 0, 1, 1, None],
+    "components": [0, 0, 1, 1, 0],
+    "pca": [(y, x) for x, y in _PLACES],
+    "pca_shares": [0.5, 0.25],
+    "tsne": _PLACES,
+    "perplexity": 1.33,
+    "neighbours": [[1, 4], [0, 4], [3, 4], [2, 4], [2, 0]],
+    "cosines": [[0.99, 0.5]] * 5,
+}
+T = TypeVar("T")
+
+
+def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> Sheet:
+    """Samples of as many classes as there are colours, each all of its own."""
+    rows = [np.full((side, columns * side, 3), colour, dtype=np.uint8) for colour in colours]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "png")
+    return Sheet(buffer.getvalue(), len(rows), columns, side)
+
+
+class Site:
+    """`python -m api` as a process, with a database that the test writes to beside it, as a worker would."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.settings = Settings(data_dir=data_dir, port=free_port())
+        self.database = Database(self.settings.resolved_database_url)
+        self.url = f"http://127.0.0.1:{self.settings.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sessions: dict[tuple[str, ...], str] = {}
+        self.worker = WorkerFacts(new_id(), "box-1", "default", 0, {"digits": DIGEST}, (1,))
+
+    def start(self) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        # Nobody renews the played attempts, and nobody is to reap them either.
+        own = {"WCL_DATA_DIR": str(self.settings.data_dir), "WCL_PORT": str(self.settings.port)}
+        own["WCL_LEASE_SECONDS"] = "100000"
+        log = (self.settings.data_dir / "server.log").open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own, stdout=log, stderr=log
+        )
+        log.close()
+        eventually(self._is_up, f"the start of the server ({self.settings.data_dir}/server.log)", 40)
+
+    def _is_up(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, (self.settings.data_dir / "server.log").read_text(errors="replace")
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self._process
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=20)
+        self.database.dispose()
+
+    def session(self, scopes: Sequence[str] = SCOPES) -> str:
+        """A signed-in browser's cookie, the same for all windows of these scopes."""
+        if (known := self._sessions.get(tuple(scopes))) is not None:
+            return known
+        key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
+        link = self.sign_in_link(key)
+        made = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[SESSION_COOKIE]
+        return made
+
+    def sign_in_link(self, key: str | None = None) -> str:
+        key = key or (self.settings.data_dir / "key").read_text().strip()
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
+        return str(answer.raise_for_status().json()["url"])
+
+    def register(self, classes: Sequence[str] = ("0", "1"), samples: Sheet | None = None) -> None:
+        """A worker with the digits."""
+        counts = {"train": [719] * len(classes), "test": [180] * len(classes)} if samples else {}
+        facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes), counts)
+        facts = replace(facts, sheet=samples)
+        self.worker = replace(self.worker, id=new_id())
+        self.database.write(lambda session: workers.register(session, self.worker, 4242, [facts]))
+
+    def submit(self, name: str = "a job", tags: Sequence[str] = (), *, pool: str = "default", **spec: Any) -> str:
+        sent = SPEC | spec
+        new = submission.NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name, tags=tuple(tags), pool=pool)
+        return self.database.write(lambda session: submission.submit(session, new)).id
+
+    def submit_evaluation(self, checkpoint_id: str, name: str) -> str:
+        sent = {"data": SPEC["data"], "features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}
+        new = submission.NewJob("evaluate", sent, parse_spec("evaluate", sent), name=name)
+        return self.database.write(lambda session: submission.submit(session, new)).id
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        with self.database.read() as session:
+            return queries.checkpoints(session, job_id)
+
+    def status(self, job_id: str) -> str:
+        with self.database.read() as session:
+            return queries.get_job(session, job_id).status
+
+    def claim(self) -> PlayedRun:
+        """The best queued job begins."""
+        claimed = self.try_claim()
+        assert claimed is not None
+        return claimed
+
+    def try_claim(self) -> PlayedRun | None:
+        """As `claim`; None when nothing is queued."""
+        claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
+        return None if claimed is None else PlayedRun(self, claimed.job_id, claimed.number)
+
+    def running(self, name: str = "a run", tags: Sequence[str] = ()) -> PlayedRun:
+        """A job of this name that runs; nothing else may be queued."""
+        job_id = self.submit(name, tags)
+        run = self.claim()
+        assert run.job_id == job_id
+        return run
+
+
+class PlayedRun:
+    """Delivers what a training run would report."""
+
+    def __init__(self, site: Site, job_id: str, number: int) -> None:
+        self.job_id, self.number = job_id, number
+        self._site = site
+        self._seq = 0
+        self._output = 0
+
+    def tell(self, *lines: dict[str, Any], output: Sequence[str] = ()) -> None:
+        numbered = [{"seq": self._seq + place, **line} for place, line in enumerate(lines, start=1)]
+        self._seq += len(lines)
+        printed = [(self._output + place, text) for place, text in enumerate(output, start=1)]
+        self._output += len(output)
+        write = self._site.database.write
+        write(lambda session: transitions.deliver(session, self.job_id, self.number, numbered, printed))
+
+    def start(self, step: int = 0) -> None:
+        self.tell({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
+
+    def losses(self, steps: Sequence[int]) -> None:
+        """One report of the loss for each step, and how far that is."""
+        reports = [{"type": "metrics", "step": step, "values": {"train/loss": 5 - step / 100}} for step in steps]
+        self.tell(*reports, self.progress(steps[-1]))
+
+    def progress(self, step: int, total: int = 100) -> dict[str, Any]:
+        facts = {"step": step, "total_steps": total, "epoch": step / total * 10, "total_epochs": 10}
+        return {"type": "progress", "phase": "train", "images_per_second": 1234.5, "eta_seconds": 95.0, **facts}
+
+    def checkpoint(self, step: int, metrics: dict[str, float] | None = None) -> str:
+        """Register a checkpoint file; its digest."""
+        content = f"checkpoint {self.job_id} {step}\n".encode() * 500
+        key = f"{self.job_id}/{self.number}/step-{step:08d}.safetensors"
+        path = self._site.settings.checkpoints_dir / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
+        self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
+        return digest
+
+    def map(self) -> None:
+        """A map of five images, of which one has no label and one class a hostile name."""
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((24, 16, 3), 90, dtype=np.uint8)).save(buffer, "png")
+        self.artifact("map.png", buffer.getvalue(), "image/png")
+        self.artifact("map.json", json.dumps(MAP).encode(), "application/json")
+
+    def artifact(self, name: str, content: bytes, media_type: str) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        key = f"{self.job_id}/{self.number}/{digest[:16]}-{name}"
+        path = self._site.settings.checkpoints_dir / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        file = {"name": name, "path": key, "sha256": digest, "size": len(content), "media_type": media_type}
+        self.tell({"type": "artifact", **file})
+
+    def probe(
+        self, colours: Sequence[tuple[int, int, int]], classes: Sequence[int | None], names: Sequence[str]
+    ) -> None:
+        """Show a probe of images of one colour each, eight pixels wide, the first one of index 100."""
+        columns = 3
+        tiles = [np.full((8, 8, 3), colour, dtype=np.uint8) for colour in colours]
+        tiles += [np.zeros((8, 8, 3), dtype=np.uint8)] * (-len(tiles) % columns)
+        rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(rows)).save(buffer, "png")
+        self.artifact("probe.png", buffer.getvalue(), "image/png")
+        facts = {"indices": list(range(100, 100 + len(colours))), "classes": list(classes), "class_names": list(names)}
+        facts |= {"tile": 8, "columns": columns}
+        self.artifact("probe.json", json.dumps(facts).encode(), "application/json")
+
+    def groups(self, epoch: int, labels: Sequence[int]) -> None:
+        """As a run looks at its probe: the groups, then the monitors."""
+        step = 10 * epoch
+        self.tell(
+            {"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)},
+            {"type": "metrics", "step": step, "values": {"weak/ami": 0.5}},
+        )
+
+    def evaluation(self, protocol: str, value: float, stderr: float | None = None, **params: Any) -> None:
+        identity = {"protocol": protocol, "protocol_version": 1, "metric": "top1", "seed": 0, "params": params}
+        digests = {"dataset_digest": DIGEST, "split_digest": "e1" * 32}
+        self.tell({"type": "evaluation", "value": value, "stderr": stderr, "n": 359, **identity, **digests})
+
+    def end(self, outcome: str = "succeeded", reason: str | None = None, message: str | None = None) -> None:
+        self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})
+
+    def lose(self) -> None:
+        """Its worker goes away; the wait before the next attempt is as if it were over."""
+        write = self._site.database.write
+        write(lambda session: transitions.end_attempt(session, self.job_id, self.number, "failed", "worker_lost"))
+        make_due(self._site.database)

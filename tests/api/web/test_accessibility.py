@@ -1,0 +1,125 @@
+"""axe-core finds nothing serious on any page, in both themes; vendored files are the published ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site, sheet
+
+pytestmark = pytest.mark.timeout(180)
+
+HERE = Path(__file__).parent
+AXE = HERE / "vendor" / "axe"
+STATIC = HERE.parents[2] / "api" / "web" / "static"
+_RUN = """async () => (await axe.run({ resultTypes: ["violations"] })).violations
+    .filter(({ impact }) => impact === "serious" || impact === "critical")
+    .flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => [id, html.slice(0, 160), failureSummary]))"""
+
+
+@pytest.fixture(scope="module")
+def paths(site: Site) -> list[str]:
+    """Every page, with something in every part of it."""
+    failed = site.running("failed", ["a tag"])
+    failed.start()
+    failed.losses([1, 2])
+    failed.end("failed", "non_finite_loss", "the loss is nan after step 5")
+    done = site.running("done", ["a tag"])
+    done.start()
+    done.losses(range(1, 51))
+    done.checkpoint(50)
+    done.probe([(20 * place, 90, 200) for place in range(6)], [0, 0, 1, 1, 1, 0], ["cat", "dog"])
+    done.groups(1, [0, 0, 0, 3, 3, 3])
+    done.groups(2, [0, 0, 2, 2, 2, 0])
+    done.end()
+    evaluation = site.submit_evaluation(site.checkpoints(done.job_id)[0].id, "measured")
+    measuring = site.claim()
+    measuring.start()
+    measuring.evaluation("few_labels", 0.8, 0.01, labels_per_class=1)
+    measuring.map()
+    measuring.end()
+    running = site.running("running")
+    running.start()
+    running.tell({"type": "log", "level": "info", "message": "loaded"}, output=["printed"])
+    running.losses(range(1, 30))
+    site.submit("waits")
+    jobs = [f"/jobs/{job_id}" for job_id in (running.job_id, done.job_id, failed.job_id, evaluation)]
+    grouped = f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102"
+    compared = f"/compare?job={done.job_id}&job={running.job_id}"
+    site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
+    lists = [
+        "/",
+        "/?q=nothing-like-this",
+        "/datasets",
+        "/datasets/digits",
+        "/workers",
+        "/checkpoints",
+        "/docs",
+        "/sign-in",
+    ]
+    drawn = f"/jobs/{evaluation}/map?image=7"
+    told = f"/jobs/{done.job_id}/timeline"
+    return [
+        *lists,
+        *jobs,
+        drawn,
+        grouped,
+        told,
+        "/compare",
+        compared,
+        "/leaderboard",
+        "/submit",
+        f"/submit?source={done.job_id}",
+        "/sweeps/new",
+        f"/sweeps/new?source={done.job_id}",
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: str) -> None:
+    page = visitor.window(theme=theme)
+    found = {}
+    for path in paths:
+        page.goto(path)
+        page.wait_for_load_state("load")
+        if problems := violations(page):
+            found[path] = problems
+
+    assert found == {}
+
+
+def violations(page: Page) -> list[Any]:
+    """Rule, element and what axe says about it."""
+    if page.locator("#charts").count():
+        expect(page.locator("#charts figure").first).to_be_visible()
+    page.evaluate("() => { for (const part of document.querySelectorAll('details')) part.open = true; }")
+    page.evaluate((AXE / "axe.min.js").read_text(encoding="utf-8"))
+    problems: list[Any] = page.evaluate(_RUN)
+    return problems
+
+
+def test_axe_would_find_something(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.evaluate("""() => {
+        const dim = document.createElement("p");
+        dim.textContent = "hardly seen";
+        dim.style.color = "#ddd";
+        const unnamed = document.createElement("input");
+        document.querySelector("main").append(dim, unnamed);
+    }""")
+
+    assert {rule for rule, _, _ in violations(page)} == {"color-contrast", "label"}
+
+
+@pytest.mark.parametrize("folder", [AXE, STATIC / "vendor" / "uplot"], ids=lambda folder: folder.name)
+def test_vendored_files_are_the_published_ones(folder: Path) -> None:
+    listed = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+
+    assert set(listed) == {path.name for path in folder.iterdir()} - {"SHA256SUMS", "README.md"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest

@@ -1,0 +1,199 @@
+"""Charts as instruments: zoom brings detail, the view is in the address, what is shown can be taken along."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import PlayedRun, Site
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(120)
+
+STEPS = 6_000
+
+
+@pytest.fixture(scope="module")
+def run(site: Site) -> PlayedRun:
+    """It has told a value for each of 6,000 steps, 600 an epoch."""
+    played = site.running("a long one")
+    played.start()
+    for first in range(0, STEPS, 2_000):
+        steps = range(first + 1, first + 2_001)
+        played.tell(*({"type": "metrics", "step": s, "values": {"train/loss": 5 - s / 1000}} for s in steps))
+    played.tell(played.progress(STEPS, STEPS))
+    return played
+
+
+def loss_chart(page: Page) -> Locator:
+    chart = page.locator("figure[data-metrics='train/loss']")
+    expect(chart.locator("canvas")).to_be_visible()
+    return chart
+
+
+def drag(page: Page, chart: Locator, start: float, end: float) -> None:
+    """Over a part of the plot's width."""
+    box = chart.locator(".u-over").bounding_box()
+    assert box
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + start * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + (start + end) / 2 * box["width"], middle)
+    page.mouse.move(box["x"] + end * box["width"], middle)
+    page.mouse.up()
+
+
+def number_of(page: Page, name: str) -> float:
+    return float(page.get_by_label(name, exact=True).input_value())
+
+
+def table(page: Page, chart: Locator, path: Path) -> list[dict[str, Any]]:
+    with page.expect_download() as started:
+        chart.get_by_role("button", name="as CSV").click()
+    started.value.save_as(path)
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_a_zoom_brings_every_point_and_is_a_link(visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path) -> None:
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    chart = loss_chart(page)
+    rows = table(page, chart, tmp_path / "all.csv")
+    assert 250 <= len(rows) <= 500
+    assert float(rows[0]["max"]) == 5 - 1 / 1000
+    assert float(rows[-1]["min"]) == 5 - STEPS / 1000
+
+    drag(page, chart, 0.5, 0.56)
+    page.wait_for_url("**from=*")
+    first, last = number_of(page, "From"), number_of(page, "to")
+    assert 2_900 < first < 3_100 < last < 3_700
+    eventually(lambda: int(chart.get_attribute("data-step") or 0) == -(-last // 1), "the detail", 20)
+    rows = table(page, chart, tmp_path / "part.csv")
+    assert [int(row["step"]) for row in rows] == list(range(int(first), int(-(-last // 1)) + 1))
+    assert all(float(row["value"]) == 5 - int(row["step"]) / 1000 for row in rows)
+
+    link = page.url
+    other = visitor.window(width=390, theme="dark")
+    other.goto(link)
+    expect(loss_chart(other)).to_have_attribute("data-points", str(len(rows)))
+    page.go_back()
+    expect(page.get_by_label("From", exact=True)).to_have_value("")
+    page.go_forward()
+    expect(chart).to_have_attribute("data-points", str(len(rows)))
+    chart.locator(".u-over").dblclick()
+    expect(chart).to_have_attribute("data-step", str(STEPS))
+    assert "from=" not in page.url
+
+
+def test_the_keyboard_zooms_too(visitor: Visitor, site: Site, run: PlayedRun) -> None:
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    chart = loss_chart(page)
+    chart.locator(".canvas").focus()
+    page.keyboard.press("+")
+    page.wait_for_url("**from=*")
+    half = number_of(page, "to") - number_of(page, "From")
+    assert half == pytest.approx(STEPS / 2, rel=0.01)
+    page.keyboard.press("-")
+    expect(page.get_by_label("From", exact=True)).not_to_have_value("1500.5")
+    assert number_of(page, "to") - number_of(page, "From") > half
+    page.keyboard.press("0")
+    expect(page.get_by_role("button", name="Show all")).to_be_disabled()
+    page.get_by_label("From", exact=True).fill("5501")
+    page.get_by_label("From", exact=True).press("Enter")
+    expect(chart).to_have_attribute("data-points", "500")
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_label("From", exact=True)).to_have_value("")
+    assert page.url.endswith(run.job_id)
+
+
+def test_what_was_measured_a_few_times_is_not_smoothed(visitor: Visitor, site: Site) -> None:
+    played = site.running("now and then")
+    played.start()
+    losses = [{"type": "metrics", "step": s, "values": {"train/loss": float(s % 2)}} for s in range(1, 101)]
+    accuracies = [{"type": "metrics", "step": s, "values": {"eval/knn_top1": s / 200}} for s in (20, 40, 60, 80, 100)]
+    played.tell(*sorted(losses + accuracies, key=lambda report: report["step"]))
+    played.end()
+    page = visitor.window()
+    page.goto(f"/jobs/{played.job_id}?smooth=0.9")
+    for metric, said in (("train/loss", r"0\.4\d+.*step 100|step 100.*0\.4\d+"), ("eval/knn_top1", r"50\.0%")):
+        chart = page.locator(f"figure[data-metrics='{metric}']")
+        chart.locator(".canvas").press("End")
+        expect(chart.locator("figcaption")).to_contain_text(re.compile(said))
+
+
+def test_axis_smoothing_and_scale_come_from_the_address_and_go_there(
+    visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path
+) -> None:
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}?x=epoch&smooth=0.5&log=1&from=9.5&to=10")
+    chart = loss_chart(page)
+    expect(chart).to_have_attribute("data-step", str(STEPS))
+    expect(chart.locator(".foot")).to_contain_text("Epochs; positive values only")
+    expect(page.get_by_label("Smoothing")).to_have_value("0.5")
+    expect(page.get_by_label("Log scale")).to_be_checked()
+    rows = table(page, chart, tmp_path / "epochs.csv")
+    assert [int(row["step"]) for row in rows] == list(range(5_700, 6_001))
+    assert float(rows[0]["epoch"]) == pytest.approx(9.5)
+
+    chart.locator(".u-over").hover(position={"x": 1, "y": 40})
+    expect(chart.locator("figcaption")).to_contain_text("epoch 9.5")
+    page.get_by_label("By").select_option("images")
+    expect(chart.locator(".foot")).to_contain_text("Images")
+    expect(page.get_by_label("From", exact=True)).to_have_value("")
+    page.get_by_label("By").select_option("time")
+    expect(chart.locator(".foot")).to_contain_text("Time since the first report")
+    page.get_by_label("Log scale").uncheck()
+    page.get_by_label("Smoothing").fill("0")
+    assert page.url.endswith("?x=time")
+    with page.expect_download() as started:
+        chart.get_by_role("button", name="as PNG").click()
+    started.value.save_as(tmp_path / "Loss.png")
+    assert started.value.suggested_filename == "Loss.png"
+    assert (tmp_path / "Loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_live_points_reach_a_zoom_that_is_open_to_the_end(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    growing = site.running("grows")
+    growing.start()
+    growing.losses(range(1, 21))
+    page = visitor.window()
+    page.goto(f"/jobs/{growing.job_id}?from=11")
+    chart = loss_chart(page)
+    expect(chart).to_have_attribute("data-points", "10")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    growing.losses(range(21, 26))
+    expect(chart).to_have_attribute("data-points", "15")
+    page.get_by_label("to", exact=True).fill("20")
+    page.get_by_label("to", exact=True).press("Enter")
+    expect(chart).to_have_attribute("data-points", "10")
+    growing.losses(range(26, 31))
+    expect(page.locator("#run-summary")).to_contain_text("30 / 100")
+    assert chart.get_attribute("data-points") == "10"
+    page.get_by_role("button", name="Show all").click()
+    expect(chart).to_have_attribute("data-points", "30")
+    growing.end()
+
+
+def test_several_runs_are_looked_at_in_the_same_ways(
+    visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path
+) -> None:
+    page = visitor.window()
+    page.goto(f"/compare?job={run.job_id}&x=epoch&from=2&to=2.5")
+    chart = loss_chart(page)
+    expect(chart).to_have_attribute("data-points", "301")
+    rows = table(page, chart, tmp_path / "part.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1_200, 1_501))
+    drag(page, chart, 0.25, 0.75)
+    expect(chart).not_to_have_attribute("data-points", "301")
+    assert f"job={run.job_id}" in page.url
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_label("From", exact=True)).to_have_value("")

@@ -1,0 +1,206 @@
+"""Runs over each other, and the best of them: what is taken together, what is unfair, and what is only published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from api.http.auth import SESSION_COOKIE
+from api.web.published import references
+from jobs import submission, workers
+from jobs.database import new_id
+from jobs.new_job import NewJob
+from jobs.transitions import WorkerFacts
+from jobs.workers import DatasetFacts
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import DIGEST, SPEC, Site
+from wcl_core.config import parse_spec
+
+pytestmark = pytest.mark.timeout(120)
+
+LINEAR = {"protocol": "linear_sgd", "protocol_version": 1, "metric": "top1", "params": {"form": "sgd"}, "n": 359}
+
+
+def submit(site: Site, name: str, **changes: Any) -> str:
+    sent = SPEC | changes
+    new = NewJob("pretrain", sent, parse_spec("pretrain", sent), name=name)
+    return site.database.write(lambda session: submission.submit(session, new)).id
+
+
+def trained(site: Site, name: str, **changes: Any) -> str:
+    """A run that succeeded, with a curve and a checkpoint of its last epoch."""
+    job_id = submit(site, name, **changes)
+    run = site.claim()
+    run.start()
+    run.losses(range(1, 51))
+    run.tell({"type": "metrics", "step": 50, "values": {"eval/knn_top1": 0.5}})
+    digest = (job_id.replace("-", "") * 2)[:64]
+    facts = {"step": 50, "epoch": changes.get("epochs", 10), "path": "x", "sha256": digest, "size": 1, "metrics": {}}
+    run.tell({"type": "checkpoint", **facts})
+    run.end()
+    return job_id
+
+
+def measured(site: Site, job_id: str, value: float, dataset: str = DIGEST, **changes: Any) -> None:
+    site.submit_evaluation(site.checkpoints(job_id)[0].id, "measuring")
+    run = site.claim()
+    run.start()
+    identity = {"dataset_digest": dataset, "split_digest": "e1" * 32, "seed": 0, "stderr": None, "value": value}
+    run.tell({"type": "evaluation"} | LINEAR | identity | changes)
+    run.end()
+
+
+def address(ids: Sequence[str]) -> str:
+    return "/compare?" + "&".join(f"job={job_id}" for job_id in ids)
+
+
+def test_seeds_are_one_arm_with_mean_and_spread(visitor: Visitor, site: Site) -> None:
+    ours = [trained(site, f"ours, seed {seed}", seed=seed) for seed in (0, 1, 2)]
+    theirs = trained(site, "theirs", method="simclr")
+    for job_id, value in zip(ours, (0.6, 0.7, 0.8), strict=True):
+        measured(site, job_id, value)
+    measured(site, theirs, 0.65)
+    page = visitor.window()
+    page.goto(address([*ours, theirs]))
+
+    assert page.locator(".arms h2").all_text_contents() == ["ours", "theirs"]
+    chart = page.locator("figure[data-metrics='train/loss']")
+    expect(chart).to_have_attribute("data-lines", "4")
+    expect(page.locator("figure")).to_have_count(2)
+    cells = page.locator("#evaluations tbody td").all_text_contents()
+    assert "70.0% ± 24.8%3 seeds, deviation 10.0%" in cells
+    assert "65.0%1 seed" in cells
+    fields = page.locator("#specs tbody th").all_text_contents()
+    assert fields == ["method"]
+    warnings = page.locator(".notice").all_text_contents()
+    assert [text.strip() for text in warnings] == ["One seed alone has no spread: theirs. Differences may be noise."]
+
+
+def test_different_budgets_and_protocols_are_told(visitor: Visitor, site: Site) -> None:
+    short = trained(site, "short", seed=5)
+    longer = trained(site, "longer", epochs=20, seed=5)
+    measured(site, short, 0.6)
+    measured(site, longer, 0.7, params={"form": "sgd", "epochs": 5})
+    running = site.running("still running")
+    page = visitor.window()
+    page.goto(address([short, longer, running.job_id]))
+
+    notices = page.locator(".notice")
+    expect(notices.filter(has_text="Different budgets: epochs 10 / 20.")).to_be_visible()
+    expect(notices.filter(has_text="linear was never measured in the same way")).to_be_visible()
+    expect(notices.filter(has_text="Not ended yet: still running.")).to_be_visible()
+    row = page.locator("#specs tr", has_text="epochs").first
+    assert row.locator("td").all_text_contents() == ["10", "20"]
+    running.end()
+
+
+def test_runs_are_chosen_and_read_without_scripts(visitor: Visitor, site: Site) -> None:
+    one, other = trained(site, "chosen one", seed=8), trained(site, "chosen other", seed=8, batch_size=128)
+    page = visitor.window(scripts=False)
+    page.goto("/compare")
+
+    page.get_by_role("checkbox", name="chosen one").check()
+    page.get_by_role("checkbox", name="chosen other").check()
+    page.get_by_role("button", name="Compare").click()
+    assert one in page.url
+    assert other in page.url
+    picture = page.get_by_role("img", name="Curves of train/loss")
+    picture.scroll_into_view_if_needed()
+    drawn = page.request.get(picture.get_attribute("src") or "").text()
+    assert drawn.count("<polyline") == 2
+    assert "#2387a5" in drawn
+    assert "#c76a2d" in drawn
+
+
+def test_strange_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
+    ids = [submit(site, f"many {number}", batch_size=16 * number + 16) for number in range(9)]
+    cookies = {SESSION_COOKIE: site.session()}
+    with httpx.Client(base_url=site.url, cookies=cookies, headers={"Accept": "text/html"}, trust_env=False) as client:
+        assert client.get("/compare?job=nothing").status_code == 404
+        assert client.get("/compare?group=nothing").status_code == 404
+        assert client.get(address(ids[:8])).status_code == 200
+        answer = client.get(address(ids))
+        assert answer.status_code == 422
+        assert "at most 8 different specs" in answer.text
+
+
+def test_a_chart_gets_at_most_a_thousand_points(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    ids = []
+    for seed in (31, 32):
+        ids.append(submit(site, "a long one", seed=seed))
+        run = site.claim()
+        run.start()
+        for first in range(0, 6_000, 2_000):
+            run.losses(range(first + 1, first + 2_001))
+        run.end()
+    page = visitor.window()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address(ids))
+
+    expect(page.locator("figure[data-metrics='train/loss']")).to_have_attribute("data-lines", "2")
+    assert sum("/metrics?max_points=500" in url for url in asked) == 2
+
+
+def test_the_leaderboard_is_by_dataset_and_protocol_and_names_what_is_published(visitor: Visitor, site: Site) -> None:
+    datasets = {"imagenet": "1a" * 32, "cifar10-jpeg": "1b" * 32, "cifar10": "1c" * 32}
+    for name, digest in datasets.items():
+        facts = DatasetFacts(name, "folder", digest, {"train": 1000, "test": 359}, ["0", "1"])
+        worker = WorkerFacts(new_id(), f"with {name}", "default", 0, {name: digest}, (1,))
+        site.database.write(lambda session, w=worker, f=facts: workers.register(session, w, 1, [f]))  # type: ignore[misc]
+    better, worse = trained(site, "better", seed=41), trained(site, "worse", seed=41, batch_size=64)
+    for job_id, value in ((better, 0.69), (worse, 0.4)):
+        for digest in datasets.values():
+            measured(site, job_id, value, digest)
+    page = visitor.window()
+    page.goto("/leaderboard?dataset=imagenet&protocol=linear_sgd")
+
+    expect(page.locator(".tab[aria-current]")).to_have_text("linear, SGD")
+    places = [row.locator("td").all_text_contents() for row in page.locator("tbody tr").all()]
+    shown = [(cells[0], cells[1].strip(), cells[2]) for cells in places]
+    assert shown == [
+        ("", "[P] published", "72.2%"),
+        ("", "[C] published", "70.5%"),
+        ("", "[P] published", "70.3%"),
+        ("1", "better", "69.0%"),
+        ("", "[C] published", "68.5%"),
+        ("", "[P] published", "68.1%"),
+        ("2", "worse", "40.0%"),
+    ]
+    page.goto("/leaderboard?dataset=cifar10-jpeg&protocol=linear_sgd")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.goto("/leaderboard?dataset=cifar10&protocol=linear_sgd")
+    expect(page.locator("tr.reference")).to_have_count(3)
+    page.get_by_role("link", name="better").click()
+    page.wait_for_url(f"**{address([better])}")
+
+
+def test_an_epoch_on_the_way_is_no_headline(visitor: Visitor, site: Site) -> None:
+    job_id = submit(site, "stopped in between", seed=77)
+    run = site.claim()
+    run.start()
+    facts = {"step": 5, "epoch": 3, "path": "x", "sha256": "77" * 32, "size": 1, "metrics": {}}
+    run.tell({"type": "checkpoint", **facts})
+    run.end()
+    measured(site, job_id, 0.99, protocol="retrieval")
+    page = visitor.window()
+    page.goto("/leaderboard?dataset=digits&protocol=retrieval")
+
+    expect(page.get_by_text("No run was measured at its last epoch")).to_be_visible()
+    page.goto(address([job_id]))
+    expect(page.locator("#evaluations tbody")).to_contain_text("epoch 3")
+
+
+def test_published_values_belong_to_a_dataset_of_their_name() -> None:
+    assert [(r.mark, r.value) for r in references("imagenet", "semi_supervised", "top1", 0.01)] == [("[P]", 0.65)]
+    assert [r.value for r in references("imagenet", "semi_supervised", "top1", 0.1)] == [0.72]
+    assert len(references("imagenet", "linear_sgd", "top1")) == 5
+    assert references("imagenet", "linear_sgd", "mean_per_class") == []
+    assert references("imagenet", "linear", "top1") == []
+    assert references("cifar10-jpeg", "knn_wide", "top1") == []

@@ -1,0 +1,159 @@
+"""Datasets and workers: what is there, who has it, who is busy with what, and the way to end a worker in order."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from jobs import workers
+from jobs.database import new_id
+from jobs.models import Worker
+from jobs.transitions import WorkerFacts
+from jobs.workers import DatasetFacts
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import DIGEST, Site, sheet
+
+pytestmark = pytest.mark.timeout(120)
+
+COLOURS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
+FLOWERS = DatasetFacts(
+    "flowers",
+    "folder",
+    "f1" * 32,
+    {"train": 7, "test": 4, "unlabelled": 50},
+    ["rose", "iris", "aster", "lotus"],
+    {"train": [4, 1, 2, 0], "test": [1, 1, 1, 1]},
+    {"official-1": {"digest": "ab" * 32, "images": 2}},
+    sheet=sheet(COLOURS, columns=3, side=24),
+)
+
+
+def announce(site: Site, *datasets: DatasetFacts, **facts: object) -> WorkerFacts:
+    known = {found.name: found.digest for found in datasets}
+    worker = replace(site.worker, id=new_id(), datasets=known, **facts)  # type: ignore[arg-type]
+    site.database.write(lambda session: workers.register(session, worker, 77, datasets, 8 << 30))
+    return worker
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Site, scripts: bool) -> None:
+    announce(site, FLOWERS, name="florist")
+    page = visitor.window(scripts=scripts)
+    page.goto("/datasets")
+    card = page.locator(".sets li", has_text="flowers")
+    expect(card).to_contain_text("4 classes · 7 train · 4 test · 50 unlabelled")
+    expect(card).to_contain_text("on florist")
+    expect(card.locator(".samples")).to_have_accessible_name("An image of each of the classes rose, iris, aster")
+    card.get_by_role("link", name="flowers").click()
+
+    page.wait_for_url("**/datasets/flowers")
+    rows = page.locator(".classes li")
+    expect(rows).to_have_text(["rose4 train · 1 test", "iris1 train · 1 test", "aster2 train · 1 test"])
+    expect(page.locator("#other-classes")).to_contain_text("lotus 0 train · 1 test")
+    expect(rows.nth(1).locator(".samples")).to_have_accessible_name("1 images of the class iris")
+    for place, colour in enumerate(COLOURS):  # each class has its own row of the sheet, and no cell that is empty
+        drawn = rows.nth(place).locator(".samples").screenshot()
+        picture = np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))
+        assert np.abs(picture[picture.shape[0] // 2, 12].astype(int) - colour).max() < 12, place
+        is_last_filled = np.abs(picture[picture.shape[0] // 2, -12].astype(int) - colour).max() < 12
+        assert is_last_filled == (place == 0), place
+    expect(page.get_by_role("region", name="Table of the lists")).to_contain_text("official-1")
+    expect(page.locator("#holders")).to_contain_text("florist")
+    expect(page.locator("#runs")).to_contain_text("Nothing was run on it yet")
+    expect(page.get_by_role("link", name="Leaderboard", exact=True)).to_have_count(1)  # that of the menu
+
+
+def test_a_dataset_names_its_runs_its_board_and_older_copies(visitor: Visitor, site: Site) -> None:
+    run = site.running("trained on digits")
+    run.start()
+    run.tell({"type": "metrics", "step": 1, "values": {"eval/knn_top1": 0.875}})
+    run.checkpoint(1)
+    run.end()
+    evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, "measured on digits")
+    measuring = site.claim()
+    measuring.evaluation("knn", 0.9)
+    measuring.end()
+    old = DatasetFacts("digits", "builtin", "01" * 32, {"train": 1, "test": 1}, ["0"])
+    stale = announce(site, old, name="stale")
+    site.register()  # the newest announcement is the current version again
+    page = visitor.window()
+    page.goto("/datasets/digits")
+
+    rows = page.locator("#runs tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).get_by_role("link")).to_have_attribute("href", f"/jobs/{evaluation}")
+    expect(rows.nth(1)).to_contain_text("87.5%")
+    expect(page.locator("#holders li", has_text="stale")).to_contain_text("another version")
+    expect(page.locator("#holders li", has_text="box-1").first).not_to_contain_text("another version")
+    page.locator("#content").get_by_role("link", name="Leaderboard").click()
+    page.wait_for_url("**/leaderboard?dataset=digits")
+    page.goto(f"/workers#worker-{stale.id}")
+    expect(page.locator(f"#worker-{stale.id}")).to_contain_text("digits older version")
+    answer = page.goto("/datasets/unknown")
+    assert answer
+    assert answer.status == 404
+    visitor.complaints.clear()  # the browser logs the 404
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, scripts: bool) -> None:
+    pool = f"pool-{scripts}".lower()
+    facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, ["0", "1"])
+    busy, idle, ended = (announce(site, facts, name=name, pool=pool, gpus=2) for name in ("busy", "idle", "ended"))
+    site.database.write(lambda session: workers.stop(session, ended.id))
+    site.worker = replace(busy, datasets={"digits": DIGEST})
+    job_id = site.submit("what it does", pool=pool)
+    site.submit("waits behind it", pool=pool)
+    run = site.claim()
+    assert run.job_id == job_id
+    run.start()
+    run.losses([10, 40])
+    page = visitor.window(scripts=scripts)
+    page.goto("/workers")
+
+    load = page.locator(".pool", has_text=pool)
+    expect(load).to_contain_text("1 of 2 busy")
+    expect(load).to_contain_text("1 queued · 4 GPUs")
+    card = page.locator(f"#worker-{busy.id}")
+    expect(card).to_contain_text("what it does")
+    expect(card.locator("progress")).to_have_attribute("value", "0.4000")
+    expect(card).to_contain_text("epoch 4 / 10")
+    expect(card).to_contain_text("2, 8.0 GiB each")
+    expect(page.locator(f"#worker-{idle.id}")).to_contain_text("Waits for a job")
+    expect(page.locator(f"#worker-{ended.id}")).to_have_count(0)
+    expect(page.locator("#gone table")).to_be_hidden()
+    page.locator("#gone > summary").click()
+    expect(page.locator("#gone tr", has_text="ended").filter(has_text=pool)).to_contain_text("stopped")
+
+    card.get_by_text("Drain…").click()
+    card.get_by_role("button", name="Drain this worker").click()
+    expect(card.locator("header")).to_contain_text("draining")
+    expect(card).to_contain_text("to be saved and given back")
+    expect(card.get_by_text("Drain…")).to_have_count(0)
+    with site.database.read() as session:
+        assert session.get_one(Worker, busy.id).drain_requested_at is not None
+        assert session.get_one(Worker, idle.id).drain_requested_at is None
+
+
+def test_only_an_administrator_is_offered_to_drain(visitor: Visitor, site: Site) -> None:
+    announce(site, name="kept")
+    page = visitor.window(scopes=("read", "submit"))
+    page.goto("/workers")
+
+    expect(page.get_by_text("kept", exact=True).first).to_be_visible()
+    expect(page.get_by_text("Drain…")).to_have_count(0)
+
+
+def test_a_pool_without_workers_is_named_when_jobs_wait_for_it(visitor: Visitor, site: Site) -> None:
+    site.submit("waits for nobody", pool="deserted")
+    page = visitor.window()
+    page.goto("/workers")
+
+    load = page.locator(".pool", has_text="deserted")
+    expect(load).to_contain_text("no worker")
+    expect(load).to_contain_text("1 queued")

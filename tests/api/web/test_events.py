@@ -1,0 +1,58 @@
+"""A long timeline is read page by page, and an error leads back to the job that it was about; both without scripts."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_a_long_timeline_goes_on_on_pages_of_its_own(visitor: Visitor, site: Site) -> None:
+    run = site.running("restless")
+    run.start()
+    run.tell(*({"type": "warning", "reason": "slow", "message": f"number {n}."} for n in range(1, 601)))
+    run.end()
+    page = visitor.window(scripts=False)
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("#timeline")).to_contain_text("These are the newest 60 entries.")
+    expect(page.locator("#timeline li")).to_have_count(60)
+    page.get_by_role("link", name="All 604 events").click()
+    expect(page.locator(".events li")).to_have_count(500)
+    expect(page.locator("main")).to_contain_text("Events 105 to 604 of 604")
+    expect(page.locator(".events li").first).to_contain_text("Succeeded")
+    page.get_by_role("link", name="Older").click()
+    expect(page.locator("main")).to_contain_text("Events 1 to 104 of 604")
+    expect(page.locator(".events li").last).to_contain_text("Submitted")
+    expect(page.get_by_text("number 101.")).to_be_visible()
+    page.get_by_role("link", name="Newest").click()
+    page.get_by_role("navigation", name="Sections").get_by_role("link", name="Timeline").click()
+    expect(page.locator("h2#timeline-title")).to_be_visible()
+    assert page.url.endswith(f"/jobs/{run.job_id}#timeline")
+
+
+def test_an_error_leads_back_to_its_job_unless_there_is_none(visitor: Visitor, site: Site) -> None:
+    run = site.running("asked too much")
+    page = visitor.window(scripts=False)
+    back = page.get_by_role("link", name="Back to the job")
+    for part in ("weak-labels?epoch=-1", "map?image=-1", "timeline?before=0", "curve.svg"):
+        page.goto(f"/jobs/{run.job_id}/{part}")
+        back.click()
+        expect(page.locator("h1")).to_have_text("asked too much")
+    run.end()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("main")).to_contain_text("409")
+    back.click()
+    expect(page.locator("h1")).to_have_text("asked too much")
+
+    page.goto("/jobs/none/map")
+    expect(page.locator("main")).to_contain_text("404")
+    expect(back).to_have_count(0)
+    page.goto("/datasets/none")
+    page.get_by_role("link", name="All datasets").click()
+    expect(page.locator("h1")).to_have_text("Datasets")
+    assert all("Failed to load resource" in text for text in visitor.complaints)
+    visitor.complaints.clear()

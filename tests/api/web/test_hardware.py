@@ -1,0 +1,71 @@
+"""The machine of a run: its curves apart from the training's, and why some are missing."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site
+
+pytestmark = pytest.mark.timeout(120)
+
+CPU = {"system/cpu_percent": 180.5, "system/process_memory_mib": 612.0, "train/images_per_second": 900.0}
+GPU = CPU | {"system/gpu_memory_mib": 3072.0}
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor, site: Site, scripts: bool) -> None:
+    run = site.running("on a CPU")
+    run.tell({"type": "started", "start_step": 0, "device": "cpu AVX2", "torch": "2.11.0", "threads": 1})
+    page = visitor.window(scripts=scripts)
+    page.goto(f"/jobs/{run.job_id}")
+    section = page.locator("#hardware")
+    expect(section).to_contain_text("Measurements come with the first log.")
+
+    for step in (1, 2):
+        run.tell({"type": "metrics", "step": step, "values": {"train/loss": 3.0, **CPU}})
+    run.end()
+    if not scripts:
+        page.reload()
+        expect(section.get_by_role("img")).to_have_count(3)
+        expect(page.locator("#curves").get_by_role("img", name="Curve of train/loss")).to_be_visible()
+        expect(page.locator("#curves").get_by_role("img")).to_have_count(1)
+    else:
+        expect(section.locator("figure[data-metrics='system/cpu_percent']")).to_contain_text("180.5")
+        expect(section.locator("figure[data-metrics='train/images_per_second']")).to_contain_text("900")
+        expect(section.get_by_role("heading", name="Process memory, MiB")).to_be_visible()
+        expect(page.locator("#charts figure")).to_have_count(1)
+    expect(section).to_contain_text("It trains on the CPU: there is no GPU to measure.")
+    expect(section).not_to_contain_text("NVML")
+    expect(section).not_to_contain_text("/proc")
+    page.get_by_role("navigation", name="Sections").get_by_role("link", name="Hardware").click()
+    assert page.url.endswith("#hardware")
+
+
+def test_a_gpu_without_its_library_says_what_is_missing(visitor: Visitor, site: Site) -> None:
+    site.submit("on a GPU", processes=2)
+    run = site.claim()
+    run.tell({"type": "started", "start_step": 0, "device": "NVIDIA A10", "torch": "2.11.0", "threads": 1})
+    run.tell({"type": "metrics", "step": 1, "values": GPU})
+    page = visitor.window(scripts=False)
+    page.goto(f"/jobs/{run.job_id}")
+    said = page.locator("#hardware-missing")
+    expect(said).to_contain_text("GPU utilisation was not available: it needs NVML's Python library (nvidia-ml-py)")
+    expect(said).to_contain_text("Of its 2 processes these are the first one's.")
+
+    run.tell({"type": "metrics", "step": 2, "values": GPU | {"system/gpu_percent": 93.0}})
+    run.end()
+    page.reload()
+    expect(said).not_to_contain_text("NVML")
+
+
+def test_a_run_without_measurements_says_so(visitor: Visitor, site: Site) -> None:
+    run = site.running("of an older worker")
+    run.start()
+    run.losses([1])
+    run.end()
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+
+    expect(page.locator("#hardware")).to_contain_text("It reported no measurements.")

@@ -1,0 +1,182 @@
+"""Names, tags, messages, metrics and log lines are text, whatever they contain, on every page and in live updates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from api.app import create_app
+from api.http.auth import classification
+from jobs import sweeps, workers
+from jobs.database import Database, new_id
+from jobs.settings import Settings
+from jobs.transitions import WorkerFacts
+from jobs.workers import DatasetFacts
+from tests.api.web.conftest import Visitor
+from tests.api.web.payloads import PAYLOADS
+from tests.api.web.served import Site, sheet
+from tests.jobs import sweeping
+
+pytestmark = pytest.mark.timeout(120)
+
+# What a payload would have become had it been markup.
+TRACES = "script:not([src]), img:not([src^='/jobs/']), iframe, base, style, math, body[onload], [onerror], [onfocus]"
+
+
+def assert_inert(page: Page, visitor: Visitor) -> None:
+    assert page.evaluate("typeof pwned") == "undefined"
+    assert page.locator(TRACES).count() == 0
+    assert page.locator("a[href^='javascript' i]").count() == 0
+    assert visitor.complaints == []
+
+
+def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> None:
+    for payload in PAYLOADS:
+        site.submit(payload, [payload[:64]])
+    page = visitor.window()
+
+    names = page.locator("td.job .named a").all_text_contents()
+    page.goto(page.get_by_role("link", name="Older").get_attribute("href") or "")
+    names += page.locator("td.job .named a").all_text_contents()
+    assert sorted(names) == sorted(payload.replace("\r\n", "\n") for payload in PAYLOADS)
+    assert_inert(page, visitor)
+    page.goto(page.locator("a.tag").first.get_attribute("href") or "")
+    expect(page.locator("#list tbody tr")).to_have_count(1)
+    for payload in PAYLOADS[:4]:
+        page.get_by_role("searchbox").fill(payload)
+        page.wait_for_timeout(300)
+    assert_inert(page, visitor)
+    for payload in PAYLOADS:
+        site.claim().end("failed", payload[:64], payload)
+    page.goto("/?status=failed")
+    expect(page.locator("#list tbody tr")).to_have_count(50)
+    assert_inert(page, visitor)
+
+
+def test_a_run_shows_everything_as_text_also_live(visitor: Visitor, site: Site) -> None:
+    names = PAYLOADS[:33]  # a page draws sixty charts
+    run = site.running("</h1><script>pwned=1</script>")
+    run.tell({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)
+    run.tell({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in names), 1.0)})
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    expect(page.locator("figure.chart")).to_have_count(len(names))
+
+    run.tell({"type": "metrics", "step": 2, "values": {f"<img src=x onerror=pwned=1>{n}": 1.0 for n in range(3)}})
+    warnings = [{"type": "warning", "reason": payload, "message": payload} for payload in PAYLOADS[-50:]]
+    run.tell(*warnings, output=[f"live {payload}" for payload in PAYLOADS])
+    run.checkpoint(1, dict.fromkeys(PAYLOADS, 0.5))
+    expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
+    expect(page.locator("#log-lines .line")).to_have_count(2 * len(PAYLOADS))
+    expect(page.locator("#checkpoints tbody tr")).to_have_count(1)
+    expect(page.locator("#timeline li.warning")).to_have_count(50)
+    assert_inert(page, visitor)
+    run.end("failed", PAYLOADS[0], "\n".join(PAYLOADS))
+
+    expect(page.get_by_role("alert")).to_contain_text("<svg onload=pwned=1>")
+    assert_inert(page, visitor)
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
+    assert set(names) <= set(page.locator("figure.chart h3").all_text_contents())
+    assert_inert(page, visitor)
+
+
+def test_workers_and_datasets_show_text(visitor: Visitor, site: Site) -> None:
+    samples = sheet([(1, 2, 3)] * len(PAYLOADS), columns=1, side=8)
+    for payload in PAYLOADS:
+        counts = {"train": [3] * len(PAYLOADS)}
+        facts = DatasetFacts(payload[:64], payload[:16], "ab" * 32, {payload: 3}, list(PAYLOADS), counts)
+        if "/" not in payload:  # which no address of a dataset has
+            facts = replace(facts, sheet=samples)
+        worker = WorkerFacts(new_id(), payload, "default", 0, {payload[:64]: "ab" * 32}, (1,))
+        site.database.write(lambda session, w=worker, f=facts: workers.register(session, w, 1, [f]))  # type: ignore[misc]
+    page = visitor.window()
+    assert_inert(page, visitor)
+    for path in ("/workers", "/datasets", f"/datasets/{quote('<svg onload=pwned=1>')}"):
+        page.goto(path)
+        expect(page.locator("main")).to_contain_text("<svg onload=pwned=1>")
+        assert_inert(page, visitor)
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> None:
+    page = visitor.window(scripts=scripts)
+    for parameter in ("q", "tag", "kind", "status", "cursor"):
+        page.goto("/?" + parameter + "=%22%3E%3Cscript%3Epwned=1%3C/script%3E")
+        assert page.locator(TRACES).count() == 0
+    page.goto("/jobs/%3Cimg%20src=x%20onerror=pwned=1%3E")
+    expect(page.get_by_role("heading", name="There is nothing here")).to_be_visible()
+    assert page.locator(TRACES).count() == 0
+    visitor.complaints.clear()  # the browser logs each answer that is an error
+
+
+# What is no page of its own: parts of pages, pictures, what programs ask for.
+NO_PAGES = {
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/live",
+    "/jobs/{job_id}/live",
+    "/sweeps/{sweep_id}/live",
+}
+NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg"}
+
+
+@pytest.fixture(scope="module")
+def addresses(site: Site) -> dict[str, str]:
+    """Every page, with hostile words wherever somebody can write some."""
+    longest, quote_mark = max(PAYLOADS, key=len), PAYLOADS[23]
+    sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]}, name=quote_mark)
+    site.database.write(lambda session: sweeps.cancel(session, sweep_id))
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    run = site.running(longest, [longest[:64], quote_mark])
+    run.start()
+    run.tell({"type": "metrics", "step": 1, "values": {longest[:100]: 1.0, quote_mark: 2.0}}, output=PAYLOADS)
+    run.tell({"type": "warning", "reason": longest[:64], "message": longest * 20})
+    run.checkpoint(1, {longest: 0.5})
+    run.end("failed", longest[:64], longest * 20)
+    evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, longest)
+    job = f"/jobs/{run.job_id}"
+    return {
+        "/": "/",
+        "/jobs/{job_id}": job,
+        "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
+        "/jobs/{job_id}/weak-labels": f"{job}/weak-labels",
+        "/jobs/{job_id}/timeline": f"{job}/timeline",
+        "/compare": f"/compare?job={run.job_id}&job={evaluation}",
+        "/sweeps/{sweep_id}": f"/sweeps/{sweep_id}",
+        "/datasets/{name}": "/datasets/digits",
+        "/submit": f"/submit?source={run.job_id}",
+        "/sweeps/new": f"/sweeps/new?source={run.job_id}",
+        **{
+            path: path
+            for path in ("/checkpoints", "/leaderboard", "/datasets", "/workers", "/sweeps", "/docs", "/sign-in")
+        },
+    }
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_holds(visitor: Visitor, site: Site, addresses: dict[str, str], width: int) -> None:
+    """No word becomes markup, nothing is said on the console, nothing is wider than the screen."""
+    database = Database("sqlite://")
+    routes = classification(create_app(Settings(data_dir=site.settings.data_dir), database))
+    shown = {route[4:] for route in routes if route.startswith("GET /") and not route.startswith("GET /v1")}
+    assert shown - NO_PAGES == set(addresses), "a page that nobody has tried"
+    page = visitor.window(width=width)
+    too_wide = {}
+    for route, path in addresses.items():
+        page.goto(path)
+        page.wait_for_load_state("load")
+        page.evaluate("() => { for (const part of document.querySelectorAll('details')) part.open = true; }")
+        if page.locator("#charts").count():
+            expect(page.locator("#charts figure").first).to_be_attached()
+        if excess := page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"):
+            too_wide[route] = excess
+        assert_inert(page, visitor)
+    assert too_wide == {}

@@ -1,0 +1,309 @@
+"""The page of one run: live curves without gap or repeat, buttons, downloads, log."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import PlayedRun, Site
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:
+    """A chart's data: steps, values, and the steps where later attempts began."""
+    script = """name => {
+        const { curves } = document.getElementById("charts");
+        const { steps = [], values = [] } = curves?.byName.get(name) ?? {};
+        return { steps: [...steps], values: [...values], starts: [...(curves?.starts ?? [])] };
+    }"""
+    found: dict[str, Any] = page.evaluate(script, name)
+    return found
+
+
+def wait_for_steps(page: Page, steps: list[int]) -> None:
+    eventually(lambda: curve(page)["steps"] == steps, f"steps up to {steps[-1]}", 20)
+
+
+def open_run(visitor: Visitor, run: PlayedRun) -> Page:
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    return page
+
+
+def test_curves_and_progress_grow_live(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses([10, 20])
+    page = open_run(visitor, run)
+    wait_for_steps(page, [10, 20])
+
+    run.losses([30, 40])
+    run.tell({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "mine/extra": 3.0}})
+
+    wait_for_steps(page, [10, 20, 30, 40])
+    chart = page.locator("figure[data-metrics='train/loss']")
+    expect(chart).to_have_attribute("data-step", "40")
+    expect(chart.locator("figcaption")).to_contain_text("4.6")
+    expect(page.locator("figure[data-metrics='eval/knn_top1']")).to_contain_text("87.5%")
+    expect(page.get_by_role("heading", name="mine/extra")).to_be_visible()
+    summary = page.locator("#run-summary")
+    expect(summary).to_contain_text("4.0 / 10")
+    expect(summary).to_contain_text("1,234")
+    expect(summary.locator("progress")).to_have_attribute("value", "0.4000")
+    run.end()
+    expect(summary).to_contain_text("succeeded")
+    expect(page.locator("#timeline")).to_contain_text("Succeeded")
+
+
+def test_a_killed_server_leaves_neither_gap_nor_repeat(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses(range(1, 11))
+    page = open_run(visitor, run)
+    wait_for_steps(page, list(range(1, 11)))
+    run.losses(range(11, 16))
+    wait_for_steps(page, list(range(1, 16)))
+
+    site.kill()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "lost")
+    run.losses(range(16, 31))
+    site.start()
+
+    wait_for_steps(page, list(range(1, 31)))
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    run.losses(range(31, 36))
+    wait_for_steps(page, list(range(1, 36)))
+    expect(page.locator("#run-summary")).to_contain_text("35 / 100")
+    run.end()
+    # The browser says that the connection was refused; nothing else went wrong.
+    assert all("ERR_" in complaint for complaint in visitor.complaints), visitor.complaints
+    visitor.complaints.clear()
+
+
+def test_a_hidden_tab_holds_no_connection_and_catches_up(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses([1, 2])
+    page = open_run(visitor, run)
+    wait_for_steps(page, [1, 2])
+
+    show(page, "hidden")
+    run.losses([3, 4])
+    page.wait_for_timeout(1500)
+    assert curve(page)["steps"] == [1, 2]
+    show(page, "visible")
+
+    wait_for_steps(page, [1, 2, 3, 4])
+    run.end()
+
+
+def show(page: Page, state: str) -> None:
+    """What the browser says when its reader turns to another tab, or back."""
+    script = """state => {
+        Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(script, state)
+
+
+def test_a_resumed_attempt_continues_from_its_checkpoint(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses([10, 20])
+    run.checkpoint(20)
+    run.losses([30, 40])
+    page = open_run(visitor, run)
+    wait_for_steps(page, [10, 20, 30, 40])
+
+    run.lose()
+    second = site.claim()
+    assert second.job_id == run.job_id
+    second.start(step=20)
+    wait_for_steps(page, [10, 20])
+    second.losses([30, 40, 50])
+
+    wait_for_steps(page, [10, 20, 30, 40, 50])
+    assert curve(page)["starts"] == [[2, 20]]
+    expect(page.locator("#timeline")).to_contain_text("worker lost")
+    page.reload()
+    wait_for_steps(page, [10, 20, 30, 40, 50])
+    assert curve(page)["starts"] == [[2, 20]]
+    second.end()
+
+
+def test_the_values_under_the_cursor_are_read_out(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.losses([10, 20, 30])
+    run.end()
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    figure = page.locator("figure[data-metrics='train/loss']")
+    expect(figure).to_have_attribute("data-points", "3")
+
+    figure.locator(".u-over").hover(position={"x": 1, "y": 40})
+    expect(figure.locator("figcaption")).to_contain_text("step 10")
+    expect(figure.locator("figcaption")).to_contain_text("4.9")
+    page.mouse.move(0, 0)
+    figure.locator(".canvas").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(figure.locator("figcaption")).to_contain_text("step 30")
+    page.keyboard.press("ArrowLeft")
+    expect(figure.locator("figcaption")).to_contain_text("step 20")
+    expect(figure.locator(".canvas")).to_have_attribute("aria-label", "Loss: loss 4.8 at step 20")
+
+
+def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> None:
+    run = site.running("to be cancelled")
+    run.start()
+    page = open_run(visitor, run)
+
+    page.get_by_text("Cancel…").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Cancel this job")).to_be_hidden()
+    page.get_by_text("Cancel…").click()
+    page.get_by_role("button", name="Cancel this job").click()
+    expect(page.locator("#run-summary")).to_contain_text("cancelling")
+    expect(page.get_by_text("Cancel…")).to_have_count(0)
+    run.end("cancelled")
+
+    expect(page.locator("#run-summary .status")).to_have_text("cancelled")
+    assert site.status(run.job_id) == "cancelled"
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(lambda url: "/jobs/" in url and run.job_id not in url)
+    expect(page.locator("#run-summary")).to_contain_text("from to be cancelled")
+    again = page.url.rsplit("/", 1)[1]
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#run-summary .status")).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#run-summary .status")).to_have_text("queued")
+    site.claim().end()
+    assert site.status(again) == "succeeded"
+
+
+def test_a_refused_action_says_why(visitor: Visitor, site: Site) -> None:
+    job_id = site.submit("ends behind the page's back")
+    page = visitor.window()
+    page.goto(f"/jobs/{job_id}")
+    page.route("**/live", lambda route: route.abort())  # the page keeps its old buttons
+    site.claim().end()
+
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#toast")).to_contain_text("cannot pause a job that is succeeded")
+    visitor.complaints.clear()  # the browser logs the refusal and the aborted request
+
+
+def test_downloads_are_the_registered_bytes(visitor: Visitor, site: Site, tmp_path: Path) -> None:
+    run = site.running()
+    run.start()
+    page = open_run(visitor, run)
+    digest = run.checkpoint(50, {"train/loss": 1.25, "eval/knn_top1": 0.5})
+
+    row = page.locator("#checkpoints tbody tr")
+    expect(row).to_contain_text(digest[:12])
+    expect(row).to_contain_text("50.0%")
+    with page.expect_download() as started:
+        row.get_by_role("link", name="native").click()
+    started.value.save_as(tmp_path / "file")
+    assert hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest() == digest
+    run.end()
+
+
+def test_the_log_follows_and_pauses(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.tell({"type": "log", "level": "info", "message": "loaded"}, output=[f"line {n}" for n in range(100)])
+    page = open_run(visitor, run)
+    box = page.locator("#log-lines")
+    is_at_end = "box => box.scrollHeight - box.clientHeight - box.scrollTop < 2"
+    expect(box.locator(".line")).to_have_count(101)
+    assert box.evaluate(is_at_end)
+
+    run.tell(output=["a late line"])
+    expect(box).to_contain_text("a late line")
+    assert box.evaluate(is_at_end)
+    box.evaluate("box => { box.scrollTop = 0; }")
+    expect(page.get_by_role("button", name="Follow")).to_have_attribute("aria-pressed", "false")
+    run.tell(output=["a later line"])
+    expect(box).to_contain_text("a later line")
+    assert not box.evaluate(is_at_end)
+    page.get_by_label("Show lines of").select_option("run")
+    expect(box.locator(".line:visible")).to_have_count(1)
+    run.end()
+
+
+def test_a_failed_job_says_why_and_what_to_do(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.tell({"type": "metrics", "step": 5, "values": {"train/loss": None}})
+    run.end("failed", "non_finite_loss", "the loss is nan after step 5")
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+
+    failure = page.get_by_role("alert")
+    expect(failure).to_contain_text("The loss stopped being a finite number")
+    expect(failure).to_contain_text("A lower learning rate")
+    expect(failure).to_contain_text("the loss is nan after step 5")
+    expect(page.locator("figure[data-metrics='train/loss']")).to_contain_text("not finite")
+
+
+def test_evaluations_stand_with_the_job_and_with_its_checkpoint(visitor: Visitor, site: Site) -> None:
+    run = site.running("measured run")
+    run.start()
+    run.checkpoint(50)
+    run.end()
+    evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, "measuring")
+    measuring = site.claim()
+    page = visitor.window()
+    page.goto(f"/jobs/{evaluation}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    measuring.start()
+    measuring.evaluation("knn", 0.97214, k=20, temperature=0.07)
+    measuring.evaluation("few_labels", 0.8312, 0.0113, labels_per_class=1, draws=20)
+    measuring.end()
+
+    table = page.locator("#evaluations")
+    expect(table).to_contain_text("97.2%")
+    expect(table).to_contain_text("83.1% ± 1.1%")
+    expect(page.locator("#curves")).to_have_count(0)
+    table.get_by_role("link", name="measured run").first.click()
+    page.wait_for_url(f"**/jobs/{run.job_id}")
+    expect(page.locator("#evaluations")).to_contain_text("step 50")
+    expect(page.locator("#evaluations")).to_contain_text("97.2%")
+
+
+def test_reasons_of_waiting_are_said(visitor: Visitor, site: Site) -> None:
+    run = site.running("first")
+    job_id = site.submit("second")
+    page = visitor.window()
+    page.goto(f"/jobs/{job_id}")
+
+    expect(page.locator("#run-summary")).to_contain_text("every worker that fits is busy")
+    expect(page.locator("#run-summary")).to_contain_text("Place 1 in the queue of the pool default")
+    run.end()
+    site.claim().end()
+    expect(page.locator("#run-summary .status")).to_have_text("succeeded")
+
+
+def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    for first in range(0, 20_000, 2_000):
+        run.losses(range(first + 1, first + 2_001))
+    run.end()
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+
+    eventually(lambda: len(curve(page)["steps"]) > 50, "the curve", 10)
+    found = curve(page)["steps"]
+    assert len(found) <= 1000
+    assert found == sorted(set(found))

@@ -1,0 +1,234 @@
+"""The form of a new job: filled from a preset, checked in place, planned before it is sent, and sent once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from playwright.sync_api import Page, expect
+
+from api.http.auth import SESSION_COOKIE
+from api.web.forms import spec_form
+from jobs import queries
+from jobs.models import Job
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site
+from wcl_core.config import parse_spec, resolve_spec
+from wcl_core.presets import presets
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def job_of(page: Page, site: Site) -> Job:
+    page.wait_for_url("**/jobs/*")
+    with site.database.read() as session:
+        return queries.get_job(session, page.url.rsplit("/", 1)[1])
+
+
+def said(page: Page, name: str) -> Any:
+    return page.locator(f"[id='said-spec.{name}']")
+
+
+def field(page: Page, name: str) -> Any:
+    return page.locator(f"[id='spec.{name}']")
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_every_preset_survives_the_form(name: str) -> None:
+    spec = resolve_spec(presets()[name])
+    typed = {f"spec.{each.name}": each.shown(spec) for each in spec_form.fields("pretrain")}
+
+    read = spec_form.read("pretrain", typed)
+
+    assert resolve_spec(parse_spec("pretrain", read)) == spec
+    assert spec_form.differing(read, spec) == {}
+    assert {field.path[0] for field in spec_form.fields("pretrain")} == set(spec) - {"spec_version"}
+
+
+def test_a_plan_says_what_a_run_takes(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/submit?preset=wcl-digits")
+    field(page, "batch_size").fill("131")
+    plan = page.locator("#plan")
+    expect(plan).to_contain_text("unknown: no run like it has succeeded")
+
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: "/jobs/" in url)
+    run = site.claim()
+    run.start()
+    run.tell({"type": "metrics", "step": 40, "values": {"train/images_per_second": 1572.0}})
+    run.checkpoint(40)
+    run.end()
+    page.goto("/submit?preset=wcl-digits")
+    field(page, "batch_size").fill("131")
+    expect(plan).to_contain_text("50 s at 1,572 images/s")  # 60 epochs of 10 steps
+    expect(plan.get_by_role("link", name="the newest run like it")).to_have_attribute("href", f"/jobs/{run.job_id}")
+
+
+def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/submit?preset=wcl-digits")
+    plan = page.locator("#plan")
+    expect(plan).to_contain_text("wcl-digits as it is")
+
+    field(page, "epochs").fill("7")
+    expect(said(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
+    expect(said(page, "epochs")).to_have_text("preset: 60")
+    expect(plan).to_contain_text("1 deviation from wcl-digits")
+    field(page, "epochs").fill("5")
+    expect(said(page, "warmup_epochs")).to_contain_text("warmup_epochs (6) must be smaller than epochs (5)")
+    expect(plan).to_contain_text("2 fields to correct")
+    field(page, "epochs").fill("many")
+    expect(said(page, "epochs")).to_contain_text("expected an integer")
+    field(page, "epochs").fill("60")
+    field(page, "loss.temperature").fill("0.2")
+    page.get_by_label("seeds").fill("3, 4")
+    page.get_by_label("name", exact=True).first.fill("two seeds")
+    page.get_by_label("max seconds").fill("3600")
+    page.get_by_label("preemptible").select_option("true")
+    expect(plan).to_contain_text("2, one a seed")
+    expect(plan.locator("#as-command")).to_have_text(
+        "wcl submit --preset wcl-digits --set loss.temperature=0.2 --name 'two seeds' --max-seconds 3600 "
+        "--preemptible --seeds 3,4"
+    )
+    assert yaml.safe_load(plan.locator("#as-yaml").inner_text()) == {"loss": {"temperature": 0.2}}
+    page.get_by_role("button", name="Submit").click()
+    job = job_of(page, site)
+    assert (job.name, job.preset, job.spec["seed"]) == ("two seeds, seed 3", "wcl-digits", 3)
+    assert job.spec["loss"]["temperature"] == 0.2
+    assert (job.max_seconds, job.preemptible) == (3600, True)
+    page.get_by_role("link", name="Clone…").click()
+    expect(page.get_by_label("max seconds")).to_have_value("3600")
+    expect(page.get_by_label("preemptible")).to_have_value("true")
+    assert job.group_id
+    visitor.complaints.clear()  # the browser logs each 422
+
+
+def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
+    page = visitor.window(scripts=False)
+    page.get_by_role("link", name="New job").click()
+    page.get_by_label("Start from the preset").select_option("simclr-digits")
+    page.get_by_role("button", name="Load").click()
+    expect(field(page, "method")).to_have_value("simclr")
+
+    field(page, "batch_size").fill("5000")
+    page.get_by_label("tags").fill("by hand, trial")
+    page.get_by_role("button", name="Submit").click()
+    expect(said(page, "batch_size")).to_contain_text("5000 is more than the 1438 train images")
+    expect(field(page, "batch_size")).to_have_value("5000")
+    expect(page.get_by_label("tags")).to_have_value("by hand, trial")
+    field(page, "batch_size").fill("128")
+    page.get_by_role("button", name="Check").click()
+    expect(page.locator("#plan")).to_contain_text("Ready to be submitted")
+    expect(page.locator("#plan")).to_contain_text("660, 11 an epoch")
+    page.get_by_role("button", name="Submit").click()
+    job = job_of(page, site)
+    assert (job.spec["method"], job.spec["batch_size"], job.preset) == ("simclr", 128, "simclr-digits")
+    with site.database.read() as session:
+        assert queries.tags(session, [job.id])[job.id] == ["by hand", "trial"]
+    visitor.complaints.clear()  # the browser logs the 422
+
+
+def test_wrong_fields_of_the_job_are_told_in_place(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/submit")
+    for name, value, expected in (
+        ("priority", "5000", "less than or equal to 1000"),
+        ("gpus", "x", "expected an integer"),
+        ("max_seconds", "0", "greater than or equal to 1"),
+        ("pool", "../x", "pattern"),
+        ("seeds", "1, 1", "must not repeat"),
+    ):
+        page.locator(f"#{name}").fill(value)
+        expect(page.locator(f"#said-{name}")).to_contain_text(expected)
+    visitor.complaints.clear()  # the browser logs each 422
+
+
+def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) -> None:
+    source = site.submit("the source", ["kept"], method="simclr", seed=5)
+    page = visitor.window()
+    page.goto(f"/jobs/{source}")
+
+    page.get_by_role("link", name="Clone…").click()
+    expect(page.locator("#plan")).to_contain_text("Ready to be submitted")
+    assert yaml.safe_load(page.locator("#as-yaml").inner_text())["method"] == "simclr"
+    field(page, "seed").fill("6")
+    expect(said(page, "seed")).to_have_text("before: 5")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: "/jobs/" in url and source not in url)
+    job = job_of(page, site)
+    assert (job.parent_id, job.name, job.spec["seed"], job.spec["method"]) == (source, "the source", 6, "simclr")
+    expect(page.locator("#run-summary .tag")).to_have_text("kept")
+
+
+def test_an_evaluation_is_cloned_with_its_features(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    run = site.running("to be measured")
+    run.start()
+    run.checkpoint(5)
+    run.end()
+    checkpoint = site.checkpoints(run.job_id)[0].id
+    source = site.submit_evaluation(checkpoint, "measuring")
+    page = visitor.window(scripts=False)
+    page.goto(f"/submit?source={source}")
+
+    field(page, "protocols").fill('["linear"]')
+    page.get_by_role("button", name="Submit").click()
+    job = job_of(page, site)
+    assert (job.kind, job.spec["protocols"]) == ("evaluate", ["linear"])
+    assert job.spec["features"]["checkpoint_id"] == checkpoint
+
+
+def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
+    cookies = {SESSION_COOKIE: site.session()}
+    headers = {"Origin": site.url, "Accept": "text/html"}
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+        text = client.get("/submit").text
+        key = re.search(r'name="key" value="(\w+)"', text)
+        assert key
+        body = {"kind": "pretrain", "preset": "digits-cpu", "key": key[1], "step": "submit", "spec.seed": "1"}
+        first, again = client.post("/submit", data=body), client.post("/submit", data=body)
+        other = client.post("/submit", data=body | {"spec.seed": "2"})
+
+        assert (first.status_code, again.status_code, other.status_code) == (303, 303, 303)
+        assert first.headers["location"] == again.headers["location"] != other.headers["location"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"kind": "<script>", "preset": "<img src=x>"},
+        {"spec.method_options": '{"a": "\\ud800"}'},
+        {"spec.evaluations": "[" * 3000},
+        {"spec.epochs": "NaN"},
+        {"name": "a\0b", "preset": "digits-cpu"},
+        {"name": "<script>pwned=1</script>", "preset": "digits-cpu", "spec.epochs": "<img src=x onerror=pwned=1>"},
+        {"source": ""},
+        {"preset": "digits-cpu", "preemptible": "<img src=x onerror=pwned=1>"},
+    ],
+)
+def test_strange_forms_are_refused_in_place(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
+    cookies = {SESSION_COOKIE: site.session()}
+    headers = {"Origin": site.url, "Accept": "text/html"}
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+        answer = client.post("/submit", data={"step": "submit"} | body)
+
+    assert answer.status_code == 422
+    assert "to correct" in answer.text
+    assert "<img src=x" not in answer.text
+    assert "<script>" not in answer.text
+
+
+def test_who_may_not_submit_sees_no_form(visitor: Visitor, site: Site) -> None:
+    page = visitor.window(scopes=("read",))
+
+    expect(page.get_by_role("link", name="New job")).to_have_count(0)
+    answer = page.goto("/submit")
+    assert answer
+    assert answer.status == 403
+    visitor.complaints.clear()  # the browser logs the refusal

@@ -1,0 +1,201 @@
+"""The list of jobs: it changes by itself, and its filters live in the address."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from jobs import transitions
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_an_empty_service_says_how_to_submit(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+
+    expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+    expect(page.get_by_text("wcl submit --preset digits-cpu")).to_be_visible()
+    expect(page.get_by_text(f"{site.url}/v1/jobs")).to_be_visible()
+
+
+def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    job_id = site.submit("appears by itself", ["fresh"])
+    row = page.locator(f"#job-{job_id}")
+    expect(row).to_contain_text("appears by itself")
+    expect(row).to_have_attribute("data-status", "queued")
+
+    run = site.claim()
+    run.start()
+    run.losses([10, 20, 40])
+    expect(row).to_contain_text("running")
+    expect(row).to_contain_text("epoch 4 / 10")
+    expect(row).to_contain_text("1 min 35 s left")
+    expect(row.locator("progress")).to_have_attribute("value", "0.4000")
+    expect(row.locator("[data-label=loss]")).to_have_text("4.6")
+    expect(page.locator("#summary")).to_contain_text("1 running")
+    expect(page.locator(".worker")).to_contain_text("appears by itself")
+
+    run.end("failed", "out_of_memory", "no room")
+    expect(row).to_contain_text("out of memory")
+    expect(page.locator("#summary")).to_contain_text("0 running")
+
+
+def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
+    kept = site.submit("paused one", ["Größe & co"])
+    site.database.write(lambda session: transitions.pause(session, kept))
+    other = site.submit("another one")
+    page = visitor.window()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+
+    page.get_by_role("checkbox", name="paused", exact=True).check(force=True)
+    expect(page.locator(f"#job-{other}")).to_have_count(0)
+    expect(page.locator(f"#job-{kept}")).to_be_visible()
+    page.get_by_placeholder("Tag").fill("Größe & co")
+    page.get_by_role("searchbox").fill("PAUSED")
+    page.wait_for_url("**tag=Gr%C3%B6%C3%9Fe+%26+co")
+    assert "status=paused" in page.url
+    assert "q=PAUSED" in page.url
+
+    page.reload()
+    expect(page.get_by_role("checkbox", name="paused", exact=True)).to_be_checked()
+    expect(page.get_by_role("searchbox")).to_have_value("PAUSED")
+    expect(page.locator("#list tbody tr")).to_have_count(1)
+    page.get_by_role("searchbox").fill("matches nothing")
+    expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
+    page.get_by_role("link", name="Clear").click()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+
+
+def test_a_filter_that_is_chosen_before_the_script_is_there_counts(visitor: Visitor, site: Site) -> None:
+    kept = site.submit("a paused one")
+    site.database.write(lambda session: transitions.pause(session, kept))
+    other = site.submit("a queued one")
+    page = visitor.window()
+    held: list[Route] = []
+    page.route("**/js/jobs.js", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+    page.get_by_role("checkbox", name="paused", exact=True).check(force=True)
+    eventually(lambda: held or page.wait_for_timeout(50), "the request for the script")
+    held[0].continue_()
+
+    expect(page.locator(f"#job-{other}")).to_have_count(0)
+    assert "status=paused" in page.url
+    page.unroute("**/js/jobs.js")
+    page.go_back()
+    expect(page.locator(f"#job-{other}")).to_be_visible()
+    expect(page.get_by_role("checkbox", name="paused", exact=True)).not_to_be_checked()
+
+
+def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/?status=failed")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+    hidden = site.submit("not failed")
+    run = site.claim()
+    while run.job_id != hidden:
+        run = site.claim()
+    expect(page.locator("#summary")).to_contain_text("running")
+
+    expect(page.locator(f"#job-{hidden}")).to_have_count(0)
+    run.end("failed", "bad_data", "two labels are missing")
+    expect(page.locator(f"#job-{hidden}")).to_contain_text("bad data")
+
+
+def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> None:
+    for number in range(55):
+        site.submit(f"many {number}", ["many"])
+    page = visitor.window()
+    page.goto("/?tag=many")
+
+    expect(page.locator("#list tbody tr")).to_have_count(50)
+    page.get_by_role("link", name="Older").click()
+    expect(page.locator("#list tbody tr")).to_have_count(5)
+    assert "tag=many" in page.url
+    page.get_by_role("link", name="Newest").click()
+    expect(page.locator("#list tbody tr")).to_have_count(50)
+
+
+def test_a_long_name_takes_two_lines_and_is_whole_on_its_page(visitor: Visitor, site: Site) -> None:
+    name = " ".join(["a name that holds every setting"] * 6)
+    job_id = site.submit(name)
+    site.submit("short")
+    page = visitor.window(width=390)
+    page.goto("/")
+    link = page.locator(f"#job-{job_id} a.clamped")
+    one = page.get_by_role("link", name="short", exact=True).bounding_box()
+    several = link.bounding_box()
+    assert one
+    assert several
+    assert several["height"] == pytest.approx(2 * one["height"], abs=1)
+    expect(link).to_have_attribute("title", name)
+    link.click()
+    expect(page.locator("h1")).to_have_text(name)
+
+
+def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    running = site.running("takes the worker")
+    first, second = site.submit("is next"), site.submit("comes after")
+    page = visitor.window()
+
+    expect(page.locator(f"#job-{first} .state")).to_contain_text("place 1")
+    place = page.locator(f"#job-{second} .state .below")
+    expect(place).to_have_text("place 2")
+    expect(place).to_have_attribute("title", "1 job is taken before it")
+    running.end()
+    for _ in range(2):
+        site.claim().end()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, scripts: bool) -> None:
+    ended = site.running("ended before")
+    ended.end()
+    ids = [site.submit("selected one"), site.submit("selected other", seed=3), ended.job_id]
+    kept = site.submit("not selected")
+    page = visitor.window(scripts=scripts)
+    expect(page.get_by_role("button", name="Compare")).to_be_hidden()
+    for job_id in ids:
+        page.locator(f"#pick-{job_id}").check()
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url("**/compare?*")
+    assert all(job_id in page.url for job_id in ids)
+    assert kept not in page.url
+
+    page.goto("/")
+    for job_id in ids:
+        page.locator(f"#pick-{job_id}").check()
+    page.get_by_text("Cancel…").click()
+    page.get_by_role("button", name="Cancel the selected jobs").click()
+    expect(page.locator(f"#job-{ids[0]}")).to_have_attribute("data-status", "cancelled")
+    assert [site.status(job_id) for job_id in (*ids, kept)] == ["cancelled", "cancelled", "succeeded", "queued"]
+    site.claim().end()
+
+
+def test_checkpoints_of_all_jobs_are_listed(visitor: Visitor, site: Site) -> None:
+    run = site.running("has checkpoints")
+    run.start()
+    for step in (1, 2):
+        run.checkpoint(step)
+    run.end()
+    page = visitor.window()
+    page.goto("/checkpoints")
+
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("has checkpoints")
+    rows.first.get_by_role("button", name="Pinned: step 2").click()
+    expect(rows.first.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("link", name="Pinned", exact=True).click()
+    expect(rows).to_have_count(1)
+    rows.get_by_role("link", name="has checkpoints").click()
+    page.wait_for_url(f"**/jobs/{run.job_id}")

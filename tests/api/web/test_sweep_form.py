@@ -1,0 +1,243 @@
+"""The form of a new sweep: filled with and without scripts, planned, wrong in its places, sent once."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from api.http.auth import SESSION_COOKIE
+from api.rest.sweep_bodies import SweepBody, new_sweep
+from api.web.forms.fields import preset_spec, spec_typed
+from api.web.forms.sweep_fields import Row, SweepForm, body, shared_by_all
+from jobs.models import Sweep
+from jobs.sweeps import trial_counts
+from tests.api.web.conftest import Visitor
+from tests.api.web.served import Site
+from tests.jobs import rows, sweeping
+from tests.jobs.rows import job
+from wcl_core.presets import presets
+
+pytestmark = pytest.mark.timeout(120)
+
+RATE, TEMPERATURE = sweeping.RATE, sweeping.TEMPERATURE
+
+
+def cell(page: Page, row: int, name: str) -> Any:
+    return page.locator(f"[id='row.{row}.{name}']")
+
+
+def said(page: Page, name: str) -> Any:
+    return page.locator(f"[id='said-{name}']")
+
+
+def made(page: Page, site: Site) -> Sweep:
+    page.wait_for_url(re.compile("/sweeps/[0-9a-f-]{36}$"))
+    return sweeping.sweep(site.database, page.url.rsplit("/", 1)[1])
+
+
+def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor, site: Site) -> None:
+    page = visitor.window()
+    page.goto("/sweeps")
+    page.get_by_role("link", name="New sweep").click()
+    plan = page.locator("#plan")
+    expect(page.locator(".said.wrong")).to_have_count(0)
+    page.get_by_role("button", name="Check").click()
+    expect(said(page, "parameters")).to_contain_text("at least 1")
+    cell(page, 0, "field").fill(TEMPERATURE)
+    cell(page, 0, "values").fill("0.1, 0.2, 0.4")
+    expect(said(page, "name")).to_contain_text("at least 1 character")
+    page.locator("#name").fill("by hand")
+    expect(plan).to_contain_text("Ready to begin")
+    expect(plan).to_contain_text("180")  # epochs in all
+    expect(said(page, "row.0")).to_contain_text("unsearched 0.4; number")
+    expect(page.locator("#trials")).to_be_hidden()
+
+    page.get_by_role("radio", name="Successive halving").check()
+    page.locator("#trials").fill("9")
+    cell(page, 1, "field").fill(RATE)
+    cell(page, 1, "how").select_option("log")
+    cell(page, 1, "min").fill("3")
+    cell(page, 1, "max").fill("0.3")
+    expect(said(page, "row.1")).to_contain_text("max: expected more than min, which is 3")
+    cell(page, 1, "min").fill("0.03")
+    expect(plan).to_contain_text("9 × 7, 3 × 20, 1 × 60 epochs")
+    page.get_by_role("button", name="Add a field").click()
+    cell(page, 2, "field").fill("loss.temprature")
+    cell(page, 2, "values").fill("1, 2")
+    expect(said(page, "row.2")).to_contain_text("did you mean 'temperature'")
+    cell(page, 2, "field").fill(TEMPERATURE)
+    expect(said(page, "row.2")).to_contain_text("has a row already")
+    expect(cell(page, 1, "max")).to_have_value("0.3")
+    cell(page, 2, "field").fill("")
+    expect(said(page, "row.2")).to_contain_text("expected the name of a field")
+    cell(page, 2, "values").fill("")
+    page.locator("#metric").select_option("few_labels/top1")
+    expect(said(page, "metric.settings")).to_contain_text("one value of labels_per_class")
+    page.locator("[id='metric.settings']").fill('{"labels_per_class": [5]}')
+    page.locator("#seeds").fill("1, 2")
+    expect(plan).to_contain_text("26, each measured, under 2 seeds")
+    expect(plan.locator(".first tbody tr")).to_have_count(6)
+    expect(plan).to_contain_text("and 3 more")
+    sent = json.loads(plan.locator("#as-json").inner_text())
+    assert SweepBody.model_validate(sent).parameters == {
+        TEMPERATURE: [0.1, 0.2, 0.4],
+        RATE: {"min": 0.03, "max": 0.3, "log": True},
+    }
+
+    page.get_by_role("button", name="Begin").click()
+    sweep = made(page, site)
+    assert (sweep.name, sweep.search, sweep.seeds, sweep.preset) == ("by hand", "halving", [1, 2], "digits-cpu")
+    assert (sweep.metric["protocol"], sweep.metric["settings"]) == ("few_labels", {"labels_per_class": [5]})
+    assert sweep.base["data"]["held_out_share"] == 0.2
+    with site.database.read() as session:
+        assert trial_counts(session, [sweep.id])[sweep.id] == 9
+    visitor.complaints.clear()  # the browser logs each 422
+
+
+def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, site: Site) -> None:
+    source = site.submit("the source", ["kept"], method="simclr", epochs=12)
+    page = visitor.window(scripts=False)
+    page.goto(f"/jobs/{source}")
+    page.get_by_role("link", name="over this spec").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sweep over the spec of the source")
+
+    cell(page, 0, "field").fill("batch_size")
+    cell(page, 0, "values").fill("64, 5000")
+    cell(page, 1, "field").fill(TEMPERATURE)
+    cell(page, 1, "how").select_option("even")
+    cell(page, 1, "min").fill("0.1")
+    cell(page, 1, "max").fill("0.5")
+    page.get_by_role("button", name="Add a field").click()
+    expect(cell(page, 2, "field")).to_have_value("")
+    expect(cell(page, 1, "max")).to_have_value("0.5")
+    expect(page.locator(".said.wrong")).to_have_count(0)
+    page.get_by_role("button", name="Begin").click()
+    expect(said(page, "row.1")).to_contain_text("a range needs `trials`")
+    page.get_by_role("radio", name="Random").check()
+    page.locator("#trials").fill("4")
+    page.get_by_role("button", name="Begin").click()
+    expect(said(page, "row.0")).to_contain_text("5000 is more than")
+    expect(page.locator("#trials")).to_have_value("4")
+    cell(page, 0, "values").fill("64, 128")
+    page.locator("[id='spec.data.held_out_share']").fill("0")
+    page.get_by_role("button", name="Check").click()
+    expect(page.locator("#plan")).to_contain_text("selected on the test split")
+    expect(page.locator("#plan")).to_contain_text("48")  # epochs in all
+    page.get_by_role("button", name="Begin").click()
+
+    sweep = made(page, site)
+    assert (sweep.name, sweep.search, sweep.preset, sweep.options["tags"]) == ("the source", "random", None, ["kept"])
+    assert (sweep.base["method"], sweep.base["epochs"], sweep.base["data"]["held_out_share"]) == ("simclr", 12, 0)
+    expect(page.locator(".trials tbody tr")).to_have_count(4)
+    page.locator(".trials .runs a").first.click()
+    page.get_by_role("link", name="over this spec").click()
+    # what a sweep has added to its trials is no part of the next one's base
+    assert job(site.database, source).spec["evaluations"] == []
+    expect(page.locator("[id='spec.evaluations']")).to_have_value("[]")
+    visitor.complaints.clear()  # the browser logs each 422
+
+
+FORM = {
+    "preset": "digits-cpu",
+    "search": "grid",
+    "name": "twice",
+    "row.0.field": TEMPERATURE,
+    "row.0.values": "0.1, 0.2",
+    "step": "submit",
+}
+
+
+def post(site: Site, *forms: dict[str, str]) -> list[httpx.Response]:
+    cookies = {SESSION_COOKIE: site.session()}
+    headers = {"Origin": site.url, "Accept": "text/html"}
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+        return [client.post("/sweeps/new", data=form) for form in forms]
+
+
+def test_a_form_sent_twice_makes_one_sweep(site: Site) -> None:
+    sent = FORM | {"key": "a" * 32}
+    answers = rows.at_once(3, lambda _: post(site, sent)[0])
+    (other,) = post(site, sent | {"row.0.values": "0.1"})
+
+    assert {answer.status_code for answer in (*answers, other)} == {303}
+    assert len({answer.headers["location"] for answer in answers}) == 1
+    assert other.headers["location"] != answers[0].headers["location"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"name": "a\0b"},
+        {"row.0.field": "<img src=x onerror=pwned=1>", "row.0.values": "<img src=x>"},
+        {"row.0.values": "[" * 3000},
+        {"row.0.values": "NaN, 1e999"},
+        {"row.0.how": "<script>", "row.0.values": ""},
+        {"row.0.how": "log", "row.0.min": "x", "row.0.max": "1e999"},
+        {"row.99.field": "<script>pwned=1</script>", "row.x.field": "epochs", "row..field": "1", "row.0.field": ""},
+        {"metric": "train/loss", "metric.settings": '{"a": "\\ud800"}'},
+        {"metric.settings": "[1]"},
+        {"search": "<script>", "seeds": "x"},
+        {"search": "halving", "rungs": "2, <script>", "eta": "-"},
+        {"preset": "", "spec.epochs": "<script>pwned=1</script>"},
+        {"preset": "<img src=x>"},
+        {"preemptible": "<img src=x>", "tags": "<img src=x>" * 30},
+    ],
+)
+def test_strange_forms_are_refused_in_place(site: Site, form: dict[str, str]) -> None:
+    (answer,) = post(site, FORM | form)
+
+    assert answer.status_code == 422, answer.text
+    assert "to correct" in answer.text
+    assert "<img src=x" not in answer.text
+    assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "read"),
+    [
+        (TEMPERATURE, "0.1, 2, 1e-3", [0.1, 2, 0.001]),
+        (TEMPERATURE, "[0.1, 0.2]", [0.1, 0.2]),
+        (TEMPERATURE, "0.1, much", [0.1, "much"]),
+        ("method", "wcl, simclr", ["wcl", "simclr"]),
+        ("method", "1", ["1"]),
+        ("loss.decoupled", "true, false", [True, False]),
+        ("optimizer.betas", "[0.9, 0.99], [0.9, 0.95]", [[0.9, 0.99], [0.9, 0.95]]),
+        ("optimizer.betas", "[0.9, 0.99]", [[0.9, 0.99]]),
+        ("method_options.rate", "1, 2", [1, 2]),
+        (TEMPERATURE, "", []),
+    ],
+)
+def test_values_are_read_as_their_field_has_them(field: str, values: str, read: list[Any]) -> None:
+    assert Row.of({"row.0.field": field, "row.0.values": values}, 0).said == read
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_a_preset_as_it_is_says_nothing_of_its_spec(name: str) -> None:
+    spec = shared_by_all(preset_spec(name))
+    typed = {key: text for key, text in spec_typed("pretrain", spec).items() if key != "spec.seed"}
+    whole = {"row.0.field": "heads.output_dim", "row.0.how": "log", "row.0.min": "16", "row.0.max": "64"}
+    form = SweepForm("pretrain", name, None, typed | whole | {"name": "x", "search": "random", "trials": "3"}, spec)
+
+    said = body(form)
+
+    assert "spec" not in said
+    assert said["parameters"] == {"heads.output_dim": {"min": 16, "max": 64, "log": True, "integer": True}}
+    design = new_sweep(SweepBody.model_validate(said), "me")[1]
+    assert all(isinstance(trial["heads.output_dim"], int) for trial in design.trials)
+
+
+def test_who_may_not_submit_sees_no_form(visitor: Visitor, site: Site) -> None:
+    page = visitor.window(scopes=("read",))
+    page.goto("/sweeps")
+    expect(page.get_by_role("link", name="New sweep")).to_have_count(0)
+    page.goto(f"/jobs/{site.submit()}")
+    expect(page.get_by_role("link", name="over this spec")).to_have_count(0)
+    answer = page.goto("/sweeps/new")
+    assert answer
+    assert answer.status == 403
+    visitor.complaints.clear()  # the browser logs the refusal

@@ -1,0 +1,146 @@
+"""Retention keeps what a spec says and whatever a job needs; an orphan is a file that nobody can claim any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from jobs import checkpoints, submission, transitions
+from jobs.database import Database, new_id
+from jobs.models import Checkpoint, Job
+from tests.jobs import rows
+from tests.jobs.rows import Run, add_dataset, running, submit
+
+
+@pytest.fixture(autouse=True)
+def dataset(database: Database) -> None:
+    add_dataset(database)
+
+
+def keeping(**keep: Any) -> dict[str, Any]:
+    return {"epochs": 100, "knn_every_epochs": 1, "checkpoints": keep}
+
+
+def saved(step: int, accuracy: float | None = None) -> dict[str, Any]:
+    return rows.checkpoint(step) | {"metrics": {} if accuracy is None else {"eval/knn_top1": accuracy}}
+
+
+def kept(database: Database, job_id: str) -> list[int]:
+    return [row.step for row in rows.checkpoints(database, job_id) if row.deleted_at is None]
+
+
+def id_of(database: Database, job_id: str, step: int) -> str:
+    return next(row.id for row in rows.checkpoints(database, job_id) if row.step == step)
+
+
+def evaluation_of(checkpoint_id: str) -> dict[str, Any]:
+    return {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}
+
+
+def test_without_a_word_all_are_kept(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), *(saved(step) for step in range(1, 30)))
+
+    assert len(kept(database, run.job_id)) == 29
+
+
+def test_the_latest_and_the_best_are_kept(database: Database) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=2, keep_best=1)))
+    run.deliver(rows.started())
+    for step, accuracy in enumerate([0.1, 0.9, 0.5, 0.9, 0.2, None, 0.3], start=1):
+        run.deliver(saved(step, accuracy))
+
+    assert kept(database, run.job_id) == [2, 6, 7]
+
+
+def test_the_best_one_stays_for_an_evaluation_that_will_ask_for_it(database: Database) -> None:
+    plan = {"when": "best", "protocols": ["linear"]}
+    run = Run(database, running(database, spec=keeping(keep_last=1) | {"evaluations": [plan]}))
+    run.deliver(rows.started(), saved(1, 0.9), saved(2, 0.1), saved(3, 0.2))
+
+    assert kept(database, run.job_id) == [1, 3]
+
+
+@pytest.mark.parametrize("need", ["pin", "evaluation", "retry", "damage"])
+def test_what_is_needed_is_never_taken(database: Database, need: str) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=1)))
+    run.deliver(rows.started(), saved(1))
+    first = id_of(database, run.job_id, 1)
+    if need == "pin":
+        database.write(lambda s: s.execute(update(Checkpoint).values(pinned=True)) and None)
+    elif need == "damage":
+        database.write(lambda s: s.execute(update(Checkpoint).values(damaged_at=1)) and None)
+    elif need == "evaluation":
+        submit(database, "evaluate", evaluation_of(first))
+    else:
+        submit(database, resume_checkpoint_id=first)
+
+    run.deliver(saved(2), saved(3))
+
+    assert kept(database, run.job_id) == [1, 3]
+
+
+def test_what_was_needed_goes_when_its_job_has_ended(database: Database) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=1)))
+    run.deliver(rows.started(), saved(1))
+    evaluation = submit(database, "evaluate", evaluation_of(id_of(database, run.job_id, 1)))
+    run.deliver(saved(2))
+    database.write(lambda session: transitions.cancel(session, evaluation))
+    run.deliver(saved(3))
+
+    assert kept(database, run.job_id) == [3]
+
+
+def test_a_checkpoint_that_a_job_is_just_coming_to_need_is_passed_by(database: Database) -> None:
+    """PostgreSQL: the submission holds the row, and nobody waits. SQLite's writers take turns."""
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("writers of SQLite take turns")
+    run = Run(database, running(database, spec=keeping(keep_last=1)))
+    run.deliver(rows.started(), saved(1))
+    new = rows.new_job("evaluate", evaluation_of(id_of(database, run.job_id, 1)))
+    with Session(database.engine) as other:
+        submission.submit(other, new)  # not committed yet
+        run.deliver(saved(2))
+        other.commit()
+
+    assert kept(database, run.job_id) == [1, 2]
+
+
+def test_a_resumed_job_always_finds_its_newest(database: Database) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=1)))
+    run.deliver(rows.started(), saved(1), saved(2))
+    run.end("drained")
+
+    resume = rows.claim(database).resume
+
+    assert resume is not None
+    assert resume.step == 2
+
+
+def orphans(database: Database, job_id: str, *names: str) -> list[str]:
+    with database.read() as session:
+        keys = [f"{job_id}/{name}" for name in names]
+        return [key.removeprefix(f"{job_id}/") for key in checkpoints.orphans(session, keys)]
+
+
+def test_only_a_file_that_nobody_can_claim_is_an_orphan(database: Database) -> None:
+    run = Run(database, running(database))
+    there = [{**saved(step), "path": f"{run.job_id}/1/{step}"} for step in (1, 2)]
+    run.deliver(rows.started(), *there)
+    names = ("1/1", "1/2", "1/unregistered", "1/.3.77.part", "2/future", "odd/name")
+    assert orphans(database, run.job_id, *names) == []
+
+    gone = update(Checkpoint).where(Checkpoint.step == 1).values(deleted_at=1)
+    database.write(lambda session: session.execute(gone) and None)
+    assert orphans(database, run.job_id, *names) == ["1/1"]
+    run.end("failed", "worker_lost")
+    assert orphans(database, run.job_id, *names) == ["1/1", "1/unregistered", "1/.3.77.part"]
+
+
+def test_files_of_a_job_that_this_database_does_not_know_are_left(database: Database) -> None:
+    """Another database's, or an emptied one's: deleting them could not be undone."""
+    assert orphans(database, new_id(), "1/step-1.safetensors") == []
+    assert not rows.rows_of(database, Job)

@@ -1,0 +1,53 @@
+"""Sheets of samples: the newest announcement of a dataset brings its own, or takes the one before away."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from jobs import datasets as samples
+from jobs import workers
+from jobs.database import Database, new_id
+from jobs.datasets import Layout, Sheet
+from jobs.errors import NotFound
+from jobs.workers import DatasetFacts
+from tests.jobs import rows
+from tests.jobs.rows import at_once, worker
+
+DIGITS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 4, "test": 2}, ["a", "b"])
+SHEET = Sheet(b"\x89PNG one", rows=2, columns=3, side=8)
+
+
+def announce(database: Database, *datasets: DatasetFacts) -> None:
+    facts = worker(id=new_id(), datasets={found.name: found.digest for found in datasets})
+    database.write(lambda session: workers.register(session, facts, 42, datasets))
+
+
+def test_the_newest_announcement_brings_the_sheet(database: Database) -> None:
+    announce(database, replace(DIGITS, sheet=SHEET), replace(DIGITS, name="other"))
+    announce(database, replace(DIGITS, sheet=replace(SHEET, png=b"\x89PNG \0 two", columns=5)))
+
+    digest = hashlib.sha256(b"\x89PNG \0 two").hexdigest()
+    with database.read() as session:
+        assert samples.layouts(session) == {"digits": Layout(2, 5, 8, digest)}
+        assert samples.picture(session, "digits") == (b"\x89PNG \0 two", digest)
+        with pytest.raises(NotFound, match="other"):
+            samples.picture(session, "other")
+
+
+def test_an_announcement_without_a_sheet_leaves_none_of_older_images(database: Database) -> None:
+    announce(database, replace(DIGITS, sheet=SHEET))
+    announce(database, replace(DIGITS, digest="e" * 64))
+
+    with database.read() as session:
+        assert samples.layouts(session) == {}
+
+
+def test_workers_that_announce_sheets_at_once_all_register(database: Database) -> None:
+    several = [replace(DIGITS, name=f"set-{number}", sheet=SHEET) for number in range(4)]
+    at_once(6, lambda _: announce(database, *several))
+
+    with database.read() as session:
+        assert list(samples.layouts(session)) == [found.name for found in several]

@@ -1,0 +1,199 @@
+"""Workers and the datasets they announce."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs import queries, transitions, waiting, workers
+from jobs.database import Database, new_id
+from jobs.errors import Conflict, NotFound
+from jobs.models import Dataset, Job, Worker
+from jobs.workers import DatasetFacts
+from tests.jobs import rows
+from tests.jobs.rows import at_once, worker
+
+DIGITS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, [str(n) for n in range(10)])
+
+
+def register(database: Database, *datasets: DatasetFacts, worker_id: str | None = None) -> str:
+    facts = worker(id=worker_id or new_id(), datasets={found.name: found.digest for found in datasets})
+    database.write(lambda session: workers.register(session, facts, 42, datasets))
+    return facts.id
+
+
+def state(database: Database, worker_id: str) -> tuple[str, str | None, int]:
+    with database.read() as session:
+        found = session.get_one(Worker, worker_id)
+    return found.state, found.job_id, found.beats
+
+
+def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
+    worker_id = register(database, DIGITS)
+
+    with database.read() as session:
+        found = session.get_one(Worker, worker_id)
+        assert (found.pool, found.pid, found.state, found.spec_versions) == ("default", 42, "idle", ["1"])
+        assert found.datasets == {"digits": rows.DIGEST}
+        assert found.seen_at > 1_700_000_000_000
+        (dataset,) = queries.datasets(session)
+        assert (dataset.name, dataset.kind, dataset.counts) == ("digits", "builtin", DIGITS.counts)
+        assert dataset.classes == DIGITS.classes
+
+
+def test_the_newest_announcement_of_a_name_counts(database: Database) -> None:
+    register(database, DIGITS)
+    with database.read() as session:
+        first = session.execute(select(Dataset)).scalar_one()
+    register(database, replace(DIGITS, digest="e" * 64, counts={"train": 5, "test": 5}, classes=["a"]))
+
+    with database.read() as session:
+        found = session.execute(select(Dataset)).scalar_one()
+    assert (found.id, found.digest, found.counts, found.classes) == (first.id, "e" * 64, {"train": 5, "test": 5}, ["a"])
+    assert found.updated_at >= first.updated_at
+
+
+def test_workers_that_announce_at_once_all_register(database: Database) -> None:
+    datasets = [replace(DIGITS, name=f"set-{number}") for number in range(5)]
+    at_once(6, lambda _: register(database, *datasets))
+
+    with database.read() as session:
+        assert len(queries.workers(session)) == 6
+        assert [found.name for found in queries.datasets(session)] == [found.name for found in datasets]
+
+
+def test_beats_say_what_a_worker_does(database: Database) -> None:
+    worker_id = register(database)
+    job_id = new_id()
+    database.write(lambda session: workers.beat(session, worker_id, job_id))
+    assert state(database, worker_id) == ("busy", job_id, 1)
+    database.write(lambda session: workers.beat(session, worker_id, None))
+    assert state(database, worker_id) == ("idle", None, 2)
+    database.write(lambda session: workers.stop(session, worker_id))
+    assert state(database, worker_id) == ("stopped", None, 2)
+
+
+def test_a_beat_in_between_wins_over_an_observer(database: Database) -> None:
+    worker_id = register(database)
+    database.write(lambda session: workers.beat(session, worker_id, None))
+
+    database.write(lambda session: workers.mark_lost(session, worker_id, 0))
+    assert state(database, worker_id)[0] == "idle"
+    database.write(lambda session: workers.mark_lost(session, worker_id, 1))
+    assert state(database, worker_id)[0] == "lost"
+
+
+def test_a_stopped_worker_is_not_lost(database: Database) -> None:
+    worker_id = register(database)
+    database.write(lambda session: workers.stop(session, worker_id))
+    database.write(lambda session: workers.mark_lost(session, worker_id, 0))
+
+    assert state(database, worker_id)[0] == "stopped"
+
+
+def test_a_claim_shows_on_the_workers_row(database: Database) -> None:
+    worker_id = register(database, DIGITS)
+    job_id = rows.submit(database)
+    rows.claim(database, worker(id=worker_id))
+
+    assert state(database, worker_id) == ("busy", job_id, 0)
+
+
+def test_any_name_is_only_a_name(database: Database) -> None:
+    facts = worker(id=new_id(), name="bad \0 \udcff name")
+    classes = ["caf\udce9", "a\0b", "<b>"]
+    database.write(lambda session: workers.register(session, facts, 1, [replace(DIGITS, classes=classes)]))
+
+    with database.read() as session:
+        assert session.get_one(Worker, facts.id).name == "bad \ufffd \ufffd name"
+        assert session.execute(select(Dataset.classes)).scalar_one()[2] == "<b>"
+
+
+# --- drains --------------------------------------------------------------------------------------------------------
+
+
+def drain(database: Database, worker_id: str) -> Worker:
+    return database.write(lambda session: workers.drain(session, worker_id))
+
+
+def test_a_drain_is_heard_with_every_beat_after_it(database: Database) -> None:
+    worker_id, other = register(database), register(database)
+    assert database.write(lambda session: workers.beat(session, worker_id, None)) is False
+
+    asked = drain(database, worker_id).drain_requested_at
+
+    assert asked is not None
+    assert database.write(lambda session: workers.beat(session, worker_id, None)) is True
+    assert database.write(lambda session: workers.beat(session, other, None)) is False
+    assert drain(database, worker_id).drain_requested_at == asked, "asking twice changes nothing"
+
+
+def test_a_worker_that_drains_claims_nothing_more(database: Database) -> None:
+    worker_id, other = register(database, DIGITS), register(database, DIGITS)
+    job_id = rows.submit(database)
+
+    drain(database, worker_id)
+
+    assert rows.try_claim(database, worker(id=worker_id)) is None
+    assert rows.claim(database, worker(id=other)).job_id == job_id
+
+
+def test_a_drain_and_a_claim_at_once_leave_no_doubt(database: Database) -> None:
+    """A claim after the answer to the drain takes nothing; one before it is the drained worker's own to return."""
+    for _ in range(10):
+        worker_id = register(database, DIGITS)
+        job_id = rows.submit(database)
+
+        def race(number: int, worker_id: str = worker_id) -> object:
+            return drain(database, worker_id) if number else rows.try_claim(database, worker(id=worker_id))
+
+        claimed, _ = at_once(2, race)
+        assert rows.try_claim(database, worker(id=worker_id)) is None
+        assert rows.status(database, job_id) == ("running" if claimed else "queued")
+        if not claimed:
+            database.write(lambda session, job_id=job_id: transitions.cancel(session, job_id))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_claim_waits_for_a_drain_that_is_under_way(database: Database) -> None:
+    """PostgreSQL only: on SQLite writers take turns."""
+    worker_id = register(database, DIGITS)
+    job_id = rows.submit(database)
+    with Session(database.engine) as other:
+        workers.drain(other, worker_id)  # not committed yet
+        with rows.in_background(lambda: rows.try_claim(database, worker(id=worker_id))) as claimed:
+            rows.until_somebody_waits_for_a_lock(database, or_done=claimed)
+            other.commit()
+    assert claimed.result() is None
+    assert rows.status(database, job_id) == "queued"
+
+
+def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None:
+    lost, stopped = register(database), register(database)
+    database.write(lambda session: workers.mark_lost(session, lost, 0))
+    database.write(lambda session: workers.stop(session, stopped))
+
+    assert drain(database, lost).drain_requested_at is not None
+    with pytest.raises(Conflict, match="ended"):
+        drain(database, stopped)
+    with pytest.raises(NotFound):
+        drain(database, new_id())
+
+
+def test_workers_of_two_versions_side_by_side_claim_what_they_know(database: Database) -> None:
+    """An upgrade one worker at a time: what only the new ones know waits for them, and says so."""
+    old, new = worker(id=register(database, DIGITS)), worker(id=new_id(), spec_versions=(1, 2))
+    known, unknown = rows.submit(database), rows.submit(database, priority=9)
+    newer = update(Job).where(Job.id == unknown).values(spec_version=2)
+    database.write(lambda session: session.execute(newer))
+
+    assert rows.claim(database, old).job_id == known
+    assert rows.try_claim(database, old) is None
+    with database.read() as session:
+        why = waiting.explain(session, session.get_one(Job, unknown))
+    assert why is not None
+    assert why.cause == "spec_version_unknown"
+    assert rows.claim(database, new).job_id == unknown

@@ -1,0 +1,191 @@
+"""The client's parts that need no service: stream format, addresses, errors, spec files, the comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wcl_client import comparison
+from wcl_client.address import DEFAULT_URL, find_address
+from wcl_client.errors import ConflictError, DeniedError, InvalidError, NotFoundError, api_error
+from wcl_client.progress import JobView, duration
+from wcl_client.responses import Evaluation
+from wcl_client.specfile import SpecFileError, apply_overrides, read_spec
+from wcl_client.sse import Message, parse
+
+
+def test_sse_messages_carry_event_id_and_json() -> None:
+    lines = ["id: 3.1.7", "event: progress", 'data: {"step": 5}', "", ": heartbeat", "", "data: a", "data: b", ""]
+
+    assert list(parse(lines)) == [Message("progress", {"step": 5}, "3.1.7"), None, Message("message", "a\nb", None)]
+
+
+def test_sse_drops_a_message_that_the_connection_cut_off() -> None:
+    assert list(parse(["event: progress", 'data: {"step": 5}'])) == []
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("clean_environment")
+class TestAddress:
+    def test_local_files_name_server_and_key(self, tmp_path: Path) -> None:
+        (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123/", "pid": 1}')
+        (tmp_path / "key").write_text("wcl_local\n")
+
+        address = find_address(tmp_path)
+
+        assert (address.url, address.key) == ("http://127.0.0.1:9123", "wcl_local")
+
+    def test_the_local_key_never_goes_to_another_server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123", "pid": 1}')
+        (tmp_path / "key").write_text("wcl_local")
+        monkeypatch.setenv("WCL_URL", "http://elsewhere.example:80")
+
+        assert find_address(tmp_path).key is None
+
+    @pytest.mark.parametrize("content", ["", "not json", "[]", "null"])
+    def test_a_broken_server_file_means_the_default(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "server.json").write_text(content)
+
+        assert find_address(tmp_path).url == DEFAULT_URL
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, DeniedError), (403, DeniedError), (404, NotFoundError), (409, ConflictError), (422, InvalidError)],
+)
+def test_status_chooses_the_exception(status: int, kind: type[Exception]) -> None:
+    assert type(api_error(status, {"title": "t"}, "")) is kind
+
+
+def test_an_error_names_each_field() -> None:
+    body = {"title": "Invalid", "detail": "2 problems", "errors": [{"pointer": "/spec/epochs", "detail": "too small"}]}
+
+    error = api_error(422, body, "")
+
+    assert error.errors[0].pointer == "/spec/epochs"
+    assert str(error) == "Invalid (422)\n  /spec/epochs: too small"
+
+
+def test_an_error_without_json_keeps_the_reason_phrase() -> None:
+    assert str(api_error(502, None, "Bad Gateway")) == "Bad Gateway (502)"
+
+
+def test_overrides_reach_into_the_spec() -> None:
+    spec = apply_overrides({"data": {"name": "digits"}}, ["data.image_size=8", "method=simclr", "threads=null"])
+
+    assert spec == {"data": {"name": "digits", "image_size": 8}, "method": "simclr", "threads": None}
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "data.name.x=3"])
+def test_a_bad_override_is_refused(override: str) -> None:
+    with pytest.raises(SpecFileError):
+        apply_overrides({"data": {"name": "digits"}}, [override])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("s.json", '{"epochs": 3}'), ("s.yaml", "epochs: 3"), ("s.yml", "{epochs: 3}")]
+)
+def test_spec_files(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    assert read_spec(tmp_path / name) == {"epochs": 3}
+
+
+@pytest.mark.parametrize(("name", "text"), [("s.json", "{"), ("s.yaml", "a: [1"), ("s.yaml", "- 1"), ("s.json", "3")])
+def test_a_bad_spec_file_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    with pytest.raises(SpecFileError, match=name):
+        read_spec(tmp_path / name)
+
+
+def test_a_spec_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes(b"\x00\xff")
+
+    with pytest.raises(SpecFileError, match=r"s\.yaml: expected JSON or YAML"):
+        read_spec(tmp_path / "s.yaml")
+
+
+def test_yaml_never_makes_objects(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("a: !!python/object/apply:os.getcwd []")
+
+    with pytest.raises(SpecFileError):
+        read_spec(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (5, "0:05"), (65, "1:05"), (3661, "1:01:01")])
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_view_folds_its_stream() -> None:
+    view = JobView({"id": "x", "kind": "pretrain", "status": "queued"})
+    progress = {
+        "step": 5,
+        "total_steps": 10,
+        "epoch": 1.0,
+        "total_epochs": 2,
+        "images_per_second": 9.0,
+        "eta_seconds": 3,
+    }
+    for message in (
+        Message("job", {"id": "x", "status": "running"}),
+        Message("progress", progress),
+        Message("metrics", {"attempt": 1, "points": [{"name": "train/loss", "step": 5, "value": 2.5}]}),
+        Message("event", {"type": "warning", "data": {"message": "careful"}}),
+        Message("progress", "not a mapping"),
+    ):
+        view.take(message)
+
+    assert (view.fraction, view.epoch, view.warnings) == (0.5, "epoch 1/2", ["careful"])
+    assert view.facts == ["loss 2.500", "9 images/s", "ETA 0:03"]
+
+
+def evaluation(protocol: str, value: float, stderr: float | None, n: int | None = None, **params: int) -> Evaluation:
+    return {"protocol": protocol, "metric": "top1", "value": value, "stderr": stderr, "n": n, "params": params}
+
+
+def test_a_difference_below_two_standard_errors_is_noise() -> None:
+    ours = [evaluation("few_labels", 0.80, 0.03, labels_per_class=1), evaluation("knn", 0.97, None, 400, k=20)]
+    other = [evaluation("few_labels", 0.75, 0.04, labels_per_class=1), evaluation("knn", 0.80, None, 400, k=20)]
+
+    few, knn = comparison.differences(ours, other)
+
+    assert few == "1 label a class: +5.0 points, within noise (± 10.0)"
+    assert "better beyond noise" in knn
+
+
+def test_a_difference_beyond_noise_may_be_a_loss() -> None:
+    ours = [evaluation("few_labels", 0.60, 0.01, labels_per_class=5)]
+    other = [evaluation("few_labels", 0.75, 0.01, labels_per_class=5)]
+
+    assert "worse beyond noise" in comparison.differences(ours, other)[0]
+
+
+def test_without_an_error_nothing_is_claimed() -> None:
+    entries = [evaluation("linear", 0.9, None)]
+
+    assert comparison.differences(entries, entries) == ["linear, all labels: +0.0 points, no standard error known"]
+
+
+def test_the_client_package_needs_no_service_library(tmp_path: Path) -> None:
+    """Importing the client loads neither torch nor the service's packages."""
+    import subprocess
+    import sys
+
+    code = (
+        "import json, sys, wcl_client.api, wcl_client.cli, wcl_client.demo\n"
+        "print(json.dumps([n for n in ('torch', 'jobs', 'api', 'worker', 'sqlalchemy', 'celery') if n in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded: Any = json.loads(done.stdout)
+
+    assert loaded == []

@@ -1,0 +1,62 @@
+"""`wcl evaluate`, and verbs of the client that are safe to repeat, against a real server."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from jobs.database import Database
+from jobs.models import Job
+from jobs.status import Status
+from tests.api.served import Served
+from tests.jobs import rows
+from wcl_client.api import WclClient
+from wcl_client.cli import app
+
+
+def trained(database: Database) -> str:
+    """A run that succeeded with two checkpoints."""
+    run = rows.Run(database, rows.running(database))
+    run.deliver(rows.started(), rows.checkpoint(5, "5" * 64), rows.checkpoint(9, "9" * 64), rows.end("succeeded"))
+    return run.job_id
+
+
+def test_a_job_stands_for_its_last_checkpoint(server: Served) -> None:
+    job_id = trained(server.database)
+    first, last = rows.checkpoints(server.database, job_id)
+
+    done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "linear", "--set", "seed=3", "--json"])
+    made = json.loads(done.stdout)
+    named = json.loads(CliRunner().invoke(app, ["evaluate", first.id, "--protocol", "linear", "--json"]).stdout)
+
+    assert done.exit_code == 0
+    assert (made["kind"], made["parent_id"]) == ("evaluate", job_id)
+    assert made["spec"]["features"]["checkpoint_id"] == last.id
+    assert (made["spec"]["protocols"], made["spec"]["seed"]) == (["linear"], 3)
+    assert named["spec"]["features"]["checkpoint_id"] == first.id
+
+
+def test_a_wrong_protocol_is_wrong_usage(server: Served) -> None:
+    job_id = trained(server.database)
+
+    done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "nothing"])
+
+    assert done.exit_code != 0
+    assert "/protocols/0" in str(done.exception)
+
+
+def test_what_is_repeated_with_its_key_is_made_once(server: Served) -> None:
+    job_id = trained(server.database)
+    checkpoint = rows.checkpoints(server.database, job_id)[0].id
+    failed = rows.job_in(server.database, Status.FAILED)
+    before = len(rows.rows_of(server.database, Job))
+
+    with WclClient.connect() as client:
+        for _ in range(2):
+            client.retry(failed, idempotency_key="one")
+            client.clone(failed, {"seed": 1}, idempotency_key="two")
+            client.evaluate(checkpoint, {"protocols": ["linear"]}, idempotency_key="three")
+        client.retry(failed)
+
+    assert len(rows.rows_of(server.database, Job)) == before + 4

@@ -1,0 +1,116 @@
+"""Following a stream over connections that break, against a real HTTP server."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from wcl_client.api import WclClient
+from wcl_client.errors import NotFoundError, Unreachable
+from wcl_client.progress import watch
+from wcl_client.up import free_port
+
+PROGRESS = {"total_steps": 10, "total_epochs": 2, "images_per_second": 100.0, "eta_seconds": 1.0, "phase": "train"}
+JOB = {"id": "j", "name": "WCL", "kind": "pretrain", "status": "running", "progress": None}
+
+
+def message(event: str, data: Any, message_id: str) -> bytes:
+    return f"id: {message_id}\nevent: {event}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+@dataclass
+class Script:
+    """What the server sends on each connection, and what the client asked for."""
+
+    connections: list[bytes] = field(default_factory=list)
+    asked_after: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    script: Script
+
+    def do_GET(self) -> None:
+        if not self.path.endswith("/stream"):
+            self._answer(200, json.dumps(JOB | {"status": "succeeded"}).encode(), "application/json")
+            return
+        self.script.asked_after.append(self.headers.get("Last-Event-ID"))
+        if not self.script.connections:
+            self._answer(404, b'{"title": "Not found", "detail": "no such job"}', "application/problem+json")
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(self.script.connections.pop(0))
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    made = Script()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"script": made}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+def broken_stream() -> list[bytes]:
+    """Two connections: the first ends in the middle of a message, which the second sends whole."""
+    first = message("progress", PROGRESS | {"step": 2, "epoch": 0.4}, "1.1.4") + b": heartbeat\n\nid: 1.1.9\nevent: pro"
+    second = message("progress", PROGRESS | {"step": 9, "epoch": 1.8}, "1.1.9")
+    points = [{"name": "train/loss", "step": 9, "value": 3.25}]
+    second += message("metrics", {"attempt": 1, "points": points}, "1.1.9")
+    return [first, second + message("end", {"id": "j", "status": "succeeded"}, "2.1.9")]
+
+
+def test_a_broken_stream_goes_on_after_the_last_whole_message(script: Script) -> None:
+    script.connections = broken_stream()
+
+    with WclClient(script.url) as client:
+        received = [(item.event, item.id) for item in client.follow("j")]
+
+    assert received == [("progress", "1.1.4"), ("progress", "1.1.9"), ("metrics", "1.1.9"), ("end", "2.1.9")]
+    assert script.asked_after == [None, "1.1.4"]
+
+
+def test_an_absent_job_ends_the_following(script: Script) -> None:
+    with WclClient(script.url) as client, pytest.raises(NotFoundError, match="no such job"):
+        list(client.follow("j"))
+
+
+def test_patience_with_an_absent_server_ends() -> None:
+    with WclClient(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable):
+        list(client.follow("j", patience_seconds=1))
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_watching_shows_the_end(script: Script, is_terminal: bool) -> None:
+    script.connections = broken_stream()
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=160, no_color=True)
+
+    with WclClient(script.url) as client:
+        ended = watch(client, [client.job("j") | {"status": "running"}], console)  # type: ignore[list-item]
+
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [job["status"] for job in ended] == ["succeeded"]
+    for words in ("WCL", "100%", "succeeded", "epoch 1/2", "loss 3.250"):
+        assert words in shown

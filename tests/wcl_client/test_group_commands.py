@@ -1,0 +1,58 @@
+"""`wcl submit --seeds`, `wcl group` and what `wcl show` says of a preset, against a real server."""
+
+from __future__ import annotations
+
+import json
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.api.served import Served
+from tests.jobs import rows
+from wcl_client import output
+from wcl_client.cli import app
+
+
+def wcl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_seeds_make_a_group_that_shows_its_numbers(server: Served) -> None:
+    made = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "0,1", "--set", "epochs=20", "--json").stdout)
+    for place in range(2):
+        rows.Run(server.database, rows.claim(server.database)).deliver(
+            rows.started(), rows.checkpoint(10, f"{place}" * 64), rows.end("succeeded")
+        )
+    for job, value in zip(made["items"], (0.25, 0.75), strict=True):
+        checkpoint = rows.checkpoints(server.database, job["id"])[0].id
+        rows.submit(server.database, "evaluate", {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint}})
+        run = rows.Run(server.database, rows.claim(server.database))
+        run.deliver(rows.started(), rows.evaluation(value), rows.end("succeeded"))
+
+    shown = json.loads(wcl("group", made["group_id"], "--json").stdout)
+    by_job = json.loads(wcl("group", made["items"][1]["id"], "--json").stdout)
+
+    assert [job["name"][-6:] for job in made["items"]] == ["seed 0", "seed 1"]
+    assert shown == by_job
+    assert [job["status"] for job in shown["items"]] == ["succeeded"] * 2
+    assert shown["results"][0]["mean"] == 0.5
+    with output.out.capture() as text:
+        output.out.print(output.group_table(shown["results"]))
+    assert "50.00%" in text.get()
+    assert "-267.66% to 367.66%" in text.get()
+
+
+def test_show_says_where_a_job_departs_from_its_preset(server: Served) -> None:
+    job_id = json.loads(wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--json").stdout)["id"]
+    plan = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "1,2", "--dry-run").stdout)
+
+    shown = wcl("show", job_id)
+
+    assert shown.exit_code == 0
+    for words in ("digits-cpu (deviations: 1)", "/epochs", "Deviations from the preset"):
+        assert words in shown.stdout
+    assert [entry["pointer"] for entry in plan["deviations"]] == ["/seed"]
+
+
+def test_seeds_that_are_no_numbers_are_wrong_usage(server: Served) -> None:
+    assert wcl("submit", "--preset", "digits-cpu", "--seeds", "0,x").exit_code == 2

@@ -1,0 +1,126 @@
+"""The commands that act on jobs and workers, against a real server."""
+
+from __future__ import annotations
+
+import json
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import update
+from typer.testing import CliRunner, Result
+
+from jobs import workers
+from jobs.models import Job
+from tests.api.served import Served
+from tests.jobs import rows
+from wcl_client.cli import app
+from wcl_client.errors import ConflictError, InvalidError, NotFoundError
+
+
+def wcl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def told(*arguments: str) -> object:
+    """The JSON that a command prints."""
+    done = wcl(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def submit(*arguments: str) -> str:
+    done = wcl("submit", "--preset", "digits-cpu", *arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout.strip()
+
+
+def test_pause_resume_cancel_retry_clone_by_the_command_line(server: Served) -> None:
+    job_id = submit()
+
+    assert wcl("pause", "last").stdout == f"{job_id} paused\n"
+    assert wcl("resume", job_id[-12:]).stdout == f"{job_id} queued\n"
+    rows.claim(server.database)
+    assert wcl("pause", job_id).stdout == f"{job_id} running, pause requested\n"
+    assert wcl("cancel", job_id).stdout == f"{job_id} running, cancel requested\n"
+    server.database.write(lambda session: session.execute(update(Job).values(status="failed")))
+    retried = wcl("retry", job_id).stdout.strip()
+    cloned = wcl("clone", job_id, "--set", "seed=9").stdout.strip()
+
+    assert rows.job(server.database, retried).parent_id == job_id
+    assert rows.job(server.database, cloned).spec["seed"] == 9
+    assert isinstance(wcl("resume", job_id).exception, ConflictError)
+
+
+def test_change_a_job_that_waits(server: Served) -> None:
+    job_id = submit()
+
+    done = wcl("change", job_id, "--priority", "7", "--name", "urgent", "--tag", "a", "--tag", "b")
+
+    assert done.exit_code == 0, done.output
+    found = rows.job(server.database, job_id)
+    assert (found.priority, found.name) == (7, "urgent")
+    assert wcl("change", job_id).exit_code == 2
+    assert isinstance(wcl("change", job_id, "--priority", "5000").exception, InvalidError)
+
+
+def test_show_says_why_a_job_waits(server: Served) -> None:
+    job_id = submit()
+
+    shown = wcl("show", job_id).stdout
+
+    assert "no worker of the pool default runs, place 1 in the queue (no_worker)" in shown
+
+
+def test_submit_passes_on_limits_and_needs(server: Served) -> None:
+    needed = submit()
+
+    limits = ("--max-seconds", "60", "--preemptible", "--gpus", "2")
+    job_id = submit("--after-checkpoint", "last", *limits)
+
+    found = rows.job(server.database, job_id)
+    assert (found.status, found.max_seconds, found.preemptible, found.gpus) == ("blocked", 60, True, 2)
+    rows.Run(server.database, rows.claim(server.database)).deliver(rows.started(), rows.checkpoint(1))
+    plain = rows.job(server.database, submit("--after-checkpoint", needed[-12:]))
+    assert (plain.status, plain.max_seconds, plain.preemptible) == ("queued", None, False)
+
+
+def test_what_is_not_there_is_named_with_what_was_expected(server: Served) -> None:
+    submit()
+    absent = str(uuid4())
+    for arguments, expected in (
+        (("submit", "--preset", "digits-cpu", "--after", "nothing"), "no job matches nothing; expected an id"),
+        (("download", absent), f"there is no checkpoint {absent}"),
+        (("show", absent[:8]), "four or more characters"),
+    ):
+        with pytest.raises(NotFoundError, match=expected):
+            CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
+    for number in (1, 2, 3):
+        facts = rows.worker(id=f"00000000-0000-7000-8000-00000000000{number}", name=f"box-{number // 2}")
+        server.database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+
+    done = wcl("worker", "drain", "box-0")
+    listed = wcl("workers").stdout.splitlines()
+
+    assert done.stdout == "box-0 idle, drain requested\n"
+    assert ["draining" in line for line in listed if "box-0" in line] == [True]
+    assert ["draining" in line for line in listed if "box-1" in line] == [False, False]
+    assert isinstance(wcl("worker", "drain", "box-1").exception, InvalidError), "two have this name"
+    assert isinstance(wcl("worker", "drain", "nobody").exception, NotFoundError)
+    assert wcl("worker", "drain", "000000000003").exit_code == 0
+    by_id = {worker["id"][-1]: worker["drain_requested_at"] for worker in told("workers")}  # type: ignore[attr-defined]
+    assert [by_id[number] is not None for number in "123"] == [True, False, True]
+
+
+def test_the_audit_exits_with_1_when_something_does_not_close(server: Served) -> None:
+    job_id = submit()
+    assert wcl("audit").stdout == "1 jobs, 0 attempts, 1 events: 0 findings\n"
+    server.database.write(lambda session: session.execute(update(Job).values(attempt=1)))
+
+    done = wcl("audit")
+
+    assert done.exit_code == 1
+    assert f"{job_id} attempts the row is at attempt 1, its events at 0" in " ".join(done.stderr.split())
+    assert json.loads(wcl("audit", "--json").stdout)["findings"][0]["rule"] == "attempts"

@@ -1,0 +1,33 @@
+"""`wcl groups` against a real server."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner, Result
+
+from tests.api.rest.test_weak_labels import FACTS, run_of
+from tests.api.served import Served
+from tests.jobs import rows
+from wcl_client.cli import app
+
+
+def wcl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_groups_of_an_epoch_with_their_classes(server: Served) -> None:
+    run = run_of(server, FACTS | {"class_names": ["cat", "[red]dog"]})
+
+    last, first = wcl("groups", run.job_id), wcl("groups", run.job_id, "--epoch", "1")
+    assert "epoch 2: 2 groups of 5 images, pair precision 100.00% (chance 52.00%)" in last.stdout
+    assert "cat (2), [red]dog (1)" in first.stdout
+    assert json.loads(wcl("groups", run.job_id, "--json").stdout)["groups"][0]["classes"] == {"[red]dog": 3}
+    wrong = wcl("groups", run.job_id, "--epoch", "9")
+    assert wrong.exit_code != 0
+
+
+def test_a_run_without_groups_says_so(server: Served) -> None:
+    job_id = rows.submit(server.database)
+
+    assert "no groups were reported" in wcl("groups", job_id).stdout

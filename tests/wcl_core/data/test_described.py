@@ -1,0 +1,123 @@
+"""Kept descriptions: used while nothing has changed, never when anything has."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.wcl_core.data.test_data import write_image, write_tree
+from wcl_core import data
+from wcl_core.data import described, folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "photos"
+    write_tree(path, {"train/a": 3, "train/b/deep": 2, "test/a": 2})
+    return path
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every time that the files' bytes were hashed; files may be as young as they are."""
+    times: list[Path] = []
+    original = folder.files_digest
+
+    def files_digest(root: Path, files: folder.Files) -> str:
+        times.append(root)
+        return original(root, files)
+
+    monkeypatch.setattr(folder, "files_digest", files_digest)
+    monkeypatch.setattr(described, "_REST_NS", -(10**18))
+    return times
+
+
+def describe(root: Path, cache: Path) -> data.Description:
+    return data.describe("photos", "folder", root, cache)
+
+
+def test_an_unchanged_folder_is_hashed_once(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+    cache = tmp_path / "kept" / "photos.json"
+    plain = data.describe("photos", "folder", root)
+    assert [describe(root, cache) for _ in range(3)] == [plain] * 3
+    assert len(hashed) == 2
+
+
+def rewrite_with_old_times(root: Path) -> None:
+    """Same size, same modification time: only the time of its status tells."""
+    path = root / "train" / "a" / "00.png"
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda root: write_image(root / "train" / "a" / "00.png", (99, 0, 0)),
+    "content, with its times put back": rewrite_with_old_times,
+    "name": lambda root: (root / "train" / "a" / "02.png").rename(root / "train" / "a" / "zz.png"),
+    "class": lambda root: (root / "train" / "b").rename(root / "train" / "c"),
+    "one more": lambda root: write_image(root / "train" / "b" / "new.png"),
+    "one less": lambda root: (root / "test" / "a" / "00.png").unlink(),
+    "split": lambda root: (root / "test").rename(root / "val"),
+    "times alone": lambda root: os.utime(root / "test" / "a" / "00.png", ns=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_is_seen(root: Path, tmp_path: Path, hashed: list[Path], change: str) -> None:
+    cache = tmp_path / "photos.json"
+    describe(root, cache)
+    CHANGES[change](root)
+    assert describe(root, cache) == data.describe("photos", "folder", root)
+    assert len(hashed) == 3
+
+
+def test_another_folder_with_the_same_listing_is_hashed(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+    cache = tmp_path / "photos.json"
+    describe(root, cache)
+    moved = root.rename(tmp_path / "moved")
+    describe(moved, cache)
+    assert hashed == [root, moved]
+
+
+def test_files_that_have_not_rested_are_not_trusted(
+    root: Path, tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(described, "_REST_NS", 10**15)
+    cache = tmp_path / "photos.json"
+    describe(root, cache)
+    assert not cache.exists()
+
+
+def test_a_change_while_hashing_is_not_kept(
+    root: Path, tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = described.describe_folder
+
+    def describe_folder(name: str, path: Path) -> data.Description:
+        found = original(name, path)
+        write_image(root / "train" / "a" / "late.png")
+        return found
+
+    monkeypatch.setattr(described, "describe_folder", describe_folder)
+    describe(root, tmp_path / "photos.json")
+    assert not (tmp_path / "photos.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"fingerprint": 1}'])
+def test_a_damaged_file_costs_only_the_hashing(root: Path, tmp_path: Path, hashed: list[Path], content: str) -> None:
+    cache = tmp_path / "photos.json"
+    cache.write_text(content)
+    assert describe(root, cache) == data.describe("photos", "folder", root)
+    assert json.loads(cache.read_text())["counts"] == {"train": 5, "test": 2}
+
+
+def test_a_place_that_cannot_be_written_costs_only_the_hashing(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+    (tmp_path / "file").write_text("")
+    assert describe(root, tmp_path / "file" / "photos.json").counts == {"train": 5, "test": 2}

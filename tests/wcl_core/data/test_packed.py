@@ -1,0 +1,224 @@
+"""Packed files: the same images as their folder, checked to the last byte, mapped and never decoded again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.wcl_core import small
+from tests.wcl_core.data.test_data import damage, write_tree
+from wcl_core import data
+from wcl_core.__main__ import main
+from wcl_core.data import DataError, ImageData, folder, packing
+from wcl_core.evaluate.features import network_features, pixel_features
+from wcl_core.evaluate.run import untrained_backbone
+from wcl_core.reporter import MemoryReporter, NullReporter
+from wcl_core.training import view_maker
+from wcl_core.training.pretrain import pretrain
+
+torch.set_num_threads(1)
+
+
+def write_noise(root: Path, counts: dict[str, int]) -> None:
+    """Images that differ in every pixel."""
+    generator = np.random.default_rng(0)
+    for place, count in counts.items():
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (11, 14, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / place / f"{index:02d}.png")
+
+
+def pack(root: Path, out: Path, size: int = 8, max_corrupt_share: float = 0.0) -> data.Description:
+    return packing.pack("photos", root, out, size, max_corrupt_share, NullReporter())
+
+
+def load(path: Path, size: int = 8) -> ImageData:
+    return data.load("photos", "packed", path, size, 0.0, NullReporter())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    write_noise(root, {"train/cat": 5, "train/dog/small": 3, "train/dog": 2, "val/dog": 4, "unlabelled/any": 6})
+    return root
+
+
+@pytest.fixture
+def packed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Several blocks, and a last one that is short."""
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 1000)
+    path = tmp_path / "photos.wclpack"
+    pack(photos, path)
+    return path
+
+
+def test_a_packed_file_holds_what_its_folder_holds(photos: Path, packed: Path) -> None:
+    ours, theirs = load(packed), data.load("photos", "folder", photos, 8, 0.0, NullReporter())
+    assert ours.classes == theirs.classes == ("cat", "dog")
+    assert ours.unlabelled is not None
+    assert theirs.unlabelled is not None
+    pairs = [(ours.train, theirs.train), (ours.test, theirs.test), (ours.unlabelled, theirs.unlabelled)]
+    assert [len(mine) for mine, _ in pairs] == [10, 4, 6]
+    for mine, other in pairs:
+        assert torch.equal(mine.images, other.images)
+        assert mine.images.dtype == torch.uint8
+        assert torch.equal(mine.labels, other.labels)
+        assert (mine.labels.dtype, mine.digest, mine.is_mapped) == (torch.int64, other.digest, True)
+        assert not other.is_mapped
+    assert ours.unlabelled.labels.tolist() == [-1] * 6
+    assert ours.pretraining is ours.unlabelled
+
+
+def test_loading_decodes_nothing(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_decode_file", None)
+    assert len(load(packed).train) == 10
+
+
+def test_the_description_agrees_with_loading(photos: Path, packed: Path) -> None:
+    described = data.describe("photos", "packed", packed)
+    assert described.digest == load(packed).digest
+    assert described.counts == {"train": 10, "test": 4, "unlabelled": 6}
+    assert (described.kind, described.classes) == ("packed", ("cat", "dog"))
+
+
+def test_equal_folders_give_equal_files_and_others_another_digest(photos: Path, tmp_path: Path) -> None:
+    digests = [pack(photos, tmp_path / name).digest for name in ("a", "b")]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    digests.append(pack(photos, tmp_path / "c", size=16).digest)
+    (photos / "train" / "cat" / "00.png").unlink()
+    digests.append(pack(photos, tmp_path / "d").digest)
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[1]
+
+
+def test_every_byte_is_checked(packed: Path) -> None:
+    """One bit anywhere: magic, length, header, its padding, images, labels."""
+    whole = packed.read_bytes()
+    header_end = 16 + int.from_bytes(whole[8:16], "little")
+    text_end = len(whole[:header_end].rstrip(b" "))
+    places = [0, 8, 20, text_end // 2, text_end - 1, text_end, header_end - 1, header_end, len(whole) // 2 + 3000]
+    before = data.describe("photos", "packed", packed).digest
+    for place in [*places, len(whole) - 1]:
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1
+        packed.write_bytes(spoilt)
+        try:
+            found = load(packed).digest
+        except DataError:
+            continue
+        assert found != before, f"byte {place}"
+
+
+@pytest.mark.parametrize("content", [b"", b"WCLPACK1", b"no packed file at all, but long enough to be read as one"])
+def test_a_file_that_is_no_packed_dataset(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.wclpack"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"photos: .*other\.wclpack is no packed dataset"):
+        load(path)
+
+
+def test_a_damaged_block_is_named(packed: Path) -> None:
+    content = bytearray(packed.read_bytes())
+    content[-1] ^= 1
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match="damaged in block 3 of 4"):
+        load(packed)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_file_cut_short_or_grown_is_refused_before_it_is_mapped(packed: Path, change: int) -> None:
+    content = packed.read_bytes()
+    packed.write_bytes(content[:change] if change < 0 else content + b"x")
+    for act in (load, lambda path: data.describe("photos", "packed", path)):
+        with pytest.raises(DataError, match="its header says"):
+            act(packed)
+
+
+def test_an_absent_file_and_another_size_say_what_to_do(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        load(tmp_path / "nothing.wclpack")
+    with pytest.raises(DataError, match=r"packed at 8 pixels, but data\.image_size = 16.*--size 16"):
+        load(packed, size=16)
+    with pytest.raises(DataError, match="a packed file is needed"):
+        data.load("photos", "packed", None, 8, 0.0, NullReporter())
+
+
+def test_images_larger_than_the_views_are_cropped_from_as_they_are_and_measured_small(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.wclpack"
+    pack(photos, path, size=24)
+    large, ours = load(path, size=24), load(path, size=8)
+    for split, stored in ((ours.train, large.train), (ours.test, large.test)):
+        assert torch.equal(split.images, stored.images)
+        assert torch.equal(stored.plain(slice(1, 3)), stored.images[1:3])
+        areas = stored.images.float().unflatten(2, (8, 3)).unflatten(4, (8, 3)).mean(dim=(3, 5))
+        assert (split.plain(torch.arange(len(split))).float() - areas).abs().mean() < 12
+        assert split.plain(slice(2, 4)).shape == (2, 3, 8, 8)
+        assert split.digest != stored.digest
+    assert ours.digest == large.digest
+
+    sources: list[tuple[int, int]] = []
+    original = view_maker.random_view
+
+    def watch(images: torch.Tensor, config: Any, size: int, **place: Any) -> torch.Tensor:
+        sources.append((images.shape[-1], size))
+        return original(images, config, size, **place)
+
+    monkeypatch.setattr(view_maker, "random_view", watch)
+    spec = small.spec(data={"name": "photos", "image_size": 8}, batch_size=4)
+    reporter = MemoryReporter()
+    assert pretrain(spec, reporter, dataset=ours, output_dir=tmp_path) == "succeeded"
+    assert set(sources) == {(24, 8)}
+    assert {"eval/knn_top1", "repr/std"} <= {name for name, _ in small.curves(reporter.records)}
+    features = network_features(untrained_backbone(spec.backbone, 0), ours, torch.device("cpu"))
+    assert features.train.shape == (10, 16)
+    assert pixel_features(ours).test.shape == (4, 3 * 8 * 8)
+
+
+def test_corrupt_files_are_left_out_up_to_a_share(tmp_path: Path) -> None:
+    write_tree(tmp_path / "in", {"a": 20, "b": 20})
+    names = damage(tmp_path / "in", 4)
+    reporter = MemoryReporter()
+    packing.pack("photos", tmp_path / "in", tmp_path / "out", 8, 0.1, reporter)
+    loaded = load(tmp_path / "out")
+    assert len(loaded.train) + len(loaded.test) == 36
+    assert sorted(warning["message"].split(":")[0] for warning in reporter.of("warning")) == names
+    with pytest.raises(DataError, match="4 of 40"):
+        pack(tmp_path / "in", tmp_path / "refused", max_corrupt_share=0.05)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_nothing_is_left_of_a_file_that_found_no_room(photos: Path, small_disk: Path) -> None:
+    with pytest.raises(OSError, match="space"):
+        pack(photos, small_disk / "out", size=128)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_verb_packs_and_describes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "made" / "photos.wclpack"
+    assert main(["pack", "photos", str(photos), str(out), "--size", "16"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["counts"]["train"]) == ("packed", 10)
+    assert main(["describe-dataset", "photos", data.kind_of(out), str(out)]) == 0
+    assert json.loads(capsys.readouterr().out) == said
+    assert load(out, size=16).train.images.shape == (10, 3, 16, 16)
+    assert main(["pack", "photos", str(photos), str(out), "--size", "4"]) == 1
+    assert "--size 4" in capsys.readouterr().err
+
+
+def test_a_folder_larger_than_the_stated_share_of_memory_is_refused_with_advice(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 20 * 3 * 8 * 8}
+    monkeypatch.setattr(folder.os, "sysconf", memory.__getitem__)
+    assert len(data.load("photos", "folder", photos, 8, 0.0, NullReporter()).train) == 10
+    with pytest.raises(DataError, match=r"50% of this machine's.*wcl_core pack photos FOLDER photos.wclpack --size 9"):
+        data.load("photos", "folder", photos, 9, 0.0, NullReporter())

@@ -1,0 +1,98 @@
+"""Hardware: true numbers, now and then, and never a failure for want of a library."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.wcl_core import small
+from tests.wcl_core.small import few_digits
+from wcl_core.reporter import MemoryReporter
+from wcl_core.training.hardware import EVERY_SECONDS, Hardware
+from wcl_core.training.pretrain import pretrain
+
+CPU = torch.device("cpu")
+
+
+class Time:
+    """Clocks that the test turns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.used = 100.0, 7.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "process_time", lambda: self.used)
+
+
+def test_the_processor_is_measured_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Time(monkeypatch)
+    found = Hardware(CPU)
+    clock.now, clock.used = 102.0, 10.0
+    assert found.due()["system/cpu_percent"] == 150
+    clock.now = 102.0 + EVERY_SECONDS - 0.1
+    assert found.due() == {}
+    clock.now, clock.used = 112.0, 11.0
+    assert found.due()["system/cpu_percent"] == 10
+
+
+def test_memory_is_what_the_process_has_resident() -> None:
+    before = Hardware(CPU).due()["system/process_memory_mib"]
+    held = torch.ones(64 << 18)  # 64 MiB
+    after = Hardware(CPU).due()["system/process_memory_mib"]
+
+    assert 60 < after - before < 100
+    assert held.nbytes == 64 << 20
+
+
+def test_a_system_without_proc_leaves_memory_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert set(Hardware(CPU).due()) == {"system/cpu_percent"}
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml"), RuntimeError("MIG does not tell")])
+def test_gpu_memory_needs_no_library_and_utilisation_is_asked_for_once_in_vain(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[Any] = []
+
+    def utilization(device: torch.device) -> int:
+        asked.append(device)
+        raise error
+
+    clock = Time(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    found = Hardware(torch.device("cuda", 0))
+    for _ in range(3):
+        clock.now += EVERY_SECONDS
+        values = found.due()
+        assert values["system/gpu_memory_mib"] == 3072
+        assert "system/gpu_percent" not in values
+    assert len(asked) == 1
+
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
+    assert Hardware(torch.device("cuda", 0)).due()["system/gpu_percent"] == 87
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_real_gpu_tells_its_memory() -> None:
+    device = torch.device("cuda")
+    held = torch.ones(64 << 18, device=device)
+    assert Hardware(device).due()["system/gpu_memory_mib"] >= held.nbytes >> 20
+
+
+def test_a_run_reports_them_with_its_first_log(tmp_path: Path) -> None:
+    reporter = MemoryReporter(lambda records: "cancel" if records[-1]["type"] == "metrics" else None)
+    pretrain(small.spec(log_every_steps=2, knn_every_epochs=0), reporter, dataset=few_digits(), output_dir=tmp_path)
+
+    (first,) = reporter.of("metrics")
+    assert first["step"] == 2
+    assert first["values"]["system/cpu_percent"] > 0
+    assert first["values"]["system/process_memory_mib"] > 50
+    assert {name for name in first["values"] if "gpu" in name} == set()

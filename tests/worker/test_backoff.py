@@ -1,0 +1,51 @@
+"""Pauses between tries: growing, capped, jittered."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from worker.backoff import Backoff, KeepSpool, Patience
+
+
+def test_pauses_grow_to_a_cap_that_leaves_a_lease_several_tries() -> None:
+    for lease_seconds, cap in ((60.0, 10.0), (4.0, 4 / 6), (3600.0, 10.0)):
+        backoff = Backoff(lease_seconds)
+        pauses = [backoff.pause() for _ in range(50)]
+
+        assert max(pauses) <= cap
+        assert min(pauses[10:]) >= cap / 2
+        assert pauses[0] <= 1.0
+
+
+def test_of_many_that_wait_no_two_return_together() -> None:
+    backoffs = [Backoff(60.0) for _ in range(200)]
+    for _ in range(6):
+        pauses = [backoff.pause() for backoff in backoffs]
+
+    assert len({round(pause, 3) for pause in pauses}) > 150
+    assert max(pauses) - min(pauses) > 4
+
+
+def test_a_success_begins_again_with_short_pauses() -> None:
+    backoff = Backoff(60.0)
+    for _ in range(10):
+        backoff.pause()
+    backoff.reset()
+
+    assert backoff.pause() <= 1.0
+
+
+def test_patience_ends_when_the_worker_has_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("worker.backoff.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("worker.backoff.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    draining = threading.Event()
+    draining.set()
+    patience = Patience(draining, 60.0)
+    while now[0] <= 4:
+        patience.wait()
+
+    with pytest.raises(KeepSpool):
+        patience.wait()

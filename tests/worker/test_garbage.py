@@ -1,0 +1,192 @@
+"""Files of deleted checkpoints and of dead attempts go, whatever crashed in between; files that may be claimed stay."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from jobs import transitions
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.storage import LocalStorage
+from tests.waiting import eventually
+from tests.worker.conftest import StartWorker
+from tests.worker.running import SHORT
+from tests.worker.test_delivery import Spool, deliver_all
+from worker import recovery
+from worker.garbage import sweep
+
+
+@pytest.fixture
+def spool(database: Database, tmp_path: Path) -> Spool:
+    """A running attempt of a job that keeps one checkpoint."""
+    return Spool(database, tmp_path, SHORT | {"checkpoints": {"keep_last": 1}})
+
+
+def stored(spool: Spool) -> list[str]:
+    return sorted(path.name for path in spool.storage.root.rglob("*") if path.is_file())
+
+
+def end(spool: Spool) -> None:
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+
+
+def settle(spool: Spool, data_dir: Path) -> None:
+    """What a worker does when it starts."""
+    recovery.settle(spool.database, spool.storage, Settings(data_dir=data_dir))
+    sweep(spool.database, spool.storage, spool.storage.job_ids())
+
+
+def test_the_file_of_a_checkpoint_that_is_not_kept_goes_after_the_commit(spool: Spool) -> None:
+    spool.write_checkpoint(5, b"older")
+    spool.write_checkpoint(10, b"newer")
+    deliver_all(spool.delivery())
+
+    assert [row.step for row in spool.checkpoints()] == [10]
+    assert stored(spool) == ["step-00000010.safetensors"]
+
+
+def test_a_crash_before_the_file_goes_leaves_no_row_without_file_and_no_lasting_orphan(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.write_checkpoint(5, b"older")
+    spool.write_checkpoint(10, b"newer")
+
+    def crash(*_: Any) -> None:
+        raise OSError("the machine died here")
+
+    with monkeypatch.context() as context:
+        context.setattr(spool.storage, "delete", crash)
+        deliver_all(spool.delivery())
+    assert [spool.storage.path(row.path).read_bytes() for row in spool.checkpoints()] == [b"newer"]
+    assert len(stored(spool)) == 2
+
+    settle(spool, tmp_path / "data")
+    assert stored(spool) == ["step-00000010.safetensors"]
+
+
+def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spool, tmp_path: Path) -> None:
+    spool.write_checkpoint(5, b"registered")
+    deliver_all(spool.delivery())
+    for name in ("step-00000010.safetensors", ".step-00000015.safetensors.99.part"):
+        (tmp_path / "written").write_bytes(b"not registered")
+        spool.storage.put(tmp_path / "written", f"{spool.job_id}/{spool.number}/{name}")
+
+    sweep(spool.database, spool.storage, [spool.job_id])
+    assert len(stored(spool)) == 3
+    end(spool)
+    sweep(spool.database, spool.storage, [spool.job_id])
+    assert stored(spool) == ["step-00000005.safetensors"]
+
+
+def test_an_artifact_stays_until_its_name_is_made_again(spool: Spool) -> None:
+    first, second = spool.write_artifact("probe.png", b"first"), spool.write_artifact("probe.json", b"{}")
+    deliver_all(spool.delivery())
+    third = spool.write_artifact("probe.png", b"third")
+    spool.write_checkpoint(5, b"older")
+    spool.write_checkpoint(10, b"newer")  # of which one is kept, and none of the artifacts goes for it
+    deliver_all(spool.delivery())
+    assert {f"{first[:16]}-probe.png", f"{third[:16]}-probe.png"} <= set(stored(spool))
+
+    end(spool)
+    sweep(spool.database, spool.storage, [spool.job_id])
+
+    names = [f"{second[:16]}-probe.json", f"{third[:16]}-probe.png", "step-00000010.safetensors"]
+    assert stored(spool) == sorted(names)
+    assert spool.artifacts() == {"probe.json": b"{}", "probe.png": b"third"}
+
+
+def test_files_of_another_database_are_left_alone(spool: Spool, tmp_path: Path) -> None:
+    (tmp_path / "written").write_bytes(b"of another service")
+    spool.storage.put(tmp_path / "written", "01a00000-0000-7000-8000-000000000001/1/step-1.safetensors")
+
+    settle(spool, tmp_path / "data")
+
+    assert stored(spool) == ["step-1.safetensors"]
+
+
+def test_an_attempts_folder_without_its_run_file_goes_once_the_attempt_is_over(spool: Spool, tmp_path: Path) -> None:
+    """The worker died between making the folder and writing into it, or lost its disk's last writes."""
+    attempts = Settings(data_dir=tmp_path / "data").attempts_dir
+    bare, unknown = attempts / spool.job_id / "1", attempts / "unknown" / "1"
+    for folder in (bare, unknown):
+        folder.mkdir(parents=True)
+
+    settle(spool, tmp_path / "data")
+    assert bare.exists()
+    end(spool)
+    settle(spool, tmp_path / "data")
+
+    assert not bare.exists()
+    assert unknown.exists()
+
+
+def test_a_folder_of_this_host_whose_attempt_is_over_goes(spool: Spool, tmp_path: Path) -> None:
+    folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.job_id / "1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"host": socket.gethostname()}))
+    end(spool)
+
+    settle(spool, tmp_path / "data")
+
+    assert not folder.exists()
+
+
+def put(spool: Spool, key: str) -> None:
+    source = spool.folder / "written"
+    source.write_bytes(b"a file")
+    spool.storage.put(source, key)
+
+
+def test_a_sweep_asks_the_database_about_hundreds_of_jobs_at_once(spool: Spool) -> None:
+    """And it finds the orphan among them, wherever it lies."""
+    others = [f"01a00000-0000-7000-8000-{number:012d}" for number in range(450)]
+    for job_id in others:
+        put(spool, f"{job_id}/1/step-1.safetensors")
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    end(spool)
+    asked: list[str] = []
+    event.listen(spool.database.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
+
+    sweep(spool.database, spool.storage, [*others[:225], spool.job_id, *others[225:]])
+
+    assert len(stored(spool)) == 450
+    assert sum(statement.startswith("SELECT") for statement in asked) == 2 * 3
+
+
+def test_what_cannot_be_swept_holds_up_nothing_behind_it(spool: Spool) -> None:
+    class Broken(LocalStorage):
+        def keys(self, job_id: str) -> Iterator[str]:
+            if job_id == "broken":
+                raise PermissionError("not yours")
+            return super().keys(job_id)
+
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    end(spool)
+
+    sweep(spool.database, Broken(spool.storage.root), ["broken"] * 200 + [spool.job_id])
+
+    assert stored(spool) == []
+
+
+def test_a_start_looks_through_the_storage_beside_its_work(
+    sqlite_database: Database, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    """What it does before it takes jobs touches no storage without a folder that somebody left."""
+    spool = Spool(sqlite_database, tmp_path)
+    end(spool)
+    settings = Settings(data_dir=tmp_path / "data")
+    spool.storage = LocalStorage(settings.checkpoints_dir)
+    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+
+    recovery.settle(spool.database, spool.storage, settings)
+    assert stored(spool) == ["step-1.safetensors"]
+
+    start_worker(sqlite_database)
+    eventually(lambda: not stored(spool), "the sweep")

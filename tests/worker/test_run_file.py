@@ -1,0 +1,114 @@
+"""The file an attempt begins from: whatever is wrong with a newer one, an older good one is found."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from jobs import queries, transitions
+from jobs.database import Database
+from jobs.errors import Superseded
+from jobs.models import Checkpoint
+from jobs.storage import sha256_of
+from tests.worker.test_delivery import Spool, deliver_all
+from worker import run_file
+from worker.run_file import MissingCheckpoint
+
+BYTES = random.Random(0).randbytes(4000)
+
+
+@pytest.fixture
+def spool(sqlite_database: Database, tmp_path: Path) -> Spool:
+    """A running attempt with checkpoints of steps 5 and 10."""
+    connection = sqlite_database.engine.raw_connection()
+    connection.cursor().execute("PRAGMA synchronous=OFF")  # a thousand commits, and no crash among them
+    connection.close()
+    spool = Spool(sqlite_database, tmp_path)
+    spool.write_checkpoint(5, b"older" + BYTES)
+    spool.write_checkpoint(10, BYTES)
+    deliver_all(spool.delivery())
+    return spool
+
+
+def begin(spool: Spool, must_resume: bool = False) -> Path | None:
+    with spool.database.read() as session:
+        resume = transitions.resume_point(session, spool.job_id)
+    claim = transitions.Claim(
+        spool.job_id, spool.number, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume
+    )
+    return run_file.resume_file(spool.database, spool.storage, claim)
+
+
+def file_of(spool: Spool, step: int) -> Path:
+    return next(spool.storage.path(row.path) for row in spool.checkpoints() if row.step == step)
+
+
+def forget_damage(database: Database) -> None:
+    database.write(lambda session: session.execute(update(Checkpoint).values(damaged_at=None)) and None)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_every_damage_is_found_and_the_older_checkpoint_taken(spool: Spool, damage: str) -> None:
+    """500 flipped bits, one at a time, and 50 truncations, the empty file among them."""
+    newest, older = file_of(spool, 10), file_of(spool, 5)
+    bits = [divmod(place, 8) for place in random.Random(1).sample(range(8 * len(BYTES)), 500)]
+    lengths = [0, len(BYTES) - 1, *random.Random(2).sample(range(1, len(BYTES) - 1), 48)]
+    flipped = (BYTES[:byte] + bytes([BYTES[byte] ^ 1 << bit]) + BYTES[byte + 1 :] for byte, bit in bits)
+    truncated = (BYTES[:length] for length in lengths)
+
+    count = 0
+    for content in flipped if damage == "flip" else truncated:
+        newest.write_bytes(content)
+        assert begin(spool) == older
+        assert newest.read_bytes() == content
+        forget_damage(spool.database)
+        count += 1
+
+    assert count == {"flip": 500, "truncate": 50}[damage]
+    newest.write_bytes(BYTES)
+    assert begin(spool) == newest
+
+
+def test_a_marked_checkpoint_is_never_read_again(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when its bytes come back; and each file is hashed once."""
+    newest, older = file_of(spool, 10), file_of(spool, 5)
+    newest.write_bytes(BYTES[:-1] + b"?" if BYTES[-1:] != b"?" else BYTES[:-1] + b"!")
+    hashed: list[Path] = []
+
+    def watched(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("jobs.storage.sha256_of", watched)
+
+    assert begin(spool) == older
+    newest.write_bytes(BYTES)
+    assert begin(spool) == older
+
+    assert hashed == [newest, older, older]
+    with spool.database.read() as session:
+        told = [e.data for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
+    assert len(told) == 1
+    assert "goes on from step 5" in told[0]["message"]
+
+
+def test_without_a_good_one_a_job_starts_over_and_a_retry_fails(spool: Spool) -> None:
+    for step in (5, 10):
+        file_of(spool, step).unlink()
+
+    assert begin(spool) is None
+    with pytest.raises(MissingCheckpoint):
+        begin(spool, must_resume=True)
+
+
+def test_a_superseded_attempt_marks_nothing(spool: Spool) -> None:
+    file_of(spool, 10).unlink()
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+
+    with pytest.raises(Superseded):
+        begin(spool)
+
+    assert [row.damaged_at for row in spool.checkpoints()] == [None, None]

@@ -1,0 +1,7 @@
+"""`python -m client` is the `wcl` command."""
+
+from __future__ import annotations
+
+from wcl_client.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""Commands about the service as a whole: started, shown, examined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wcl_client.address import data_folder
+from wcl_client.api import WclClient
+from wcl_client.commands.options import AsJson
+from wcl_client.output import err, out, print_json
+
+app = typer.Typer()
+_FETCHED = ("cifar10", "cifar100", "stl10")
+
+
+@app.command()
+def up(
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept; default ./wcl-data.")] = None,
+    host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many jobs run at once.")] = 1,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of an image folder or packed file, or a builtin; may be repeated."),
+    ] = None,
+) -> None:
+    """Start the server and its workers on this machine; Ctrl-C stops both."""
+    from wcl_client.up import UpOptions, free_port, run
+
+    folders: dict[str, Path | None] = {}
+    for entry in dataset or ():
+        name, equals, folder = entry.partition("=")
+        if entry not in _FETCHED and (not equals or not Path(folder).exists()):
+            expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_FETCHED)}"
+            raise typer.BadParameter(f"--dataset {entry}: expected {expected}")
+        folders[name] = Path(folder) if folder else None
+    options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
+    run(options, lambda text: err.print(text))
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="digits, cifar10, or an image folder (train/CLASS/*, test/CLASS/*).")] = (
+        "digits"
+    ),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept; default ./wcl-data.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=2, help="Train this long instead of the preset's.")] = None,
+) -> None:
+    """Train WCL and its SimCLR twin on real images, evaluate both, draw the weak labels, download the checkpoint."""
+    from wcl_client.demo import run_demo
+
+    run_demo(data, data_dir or data_folder(), keep=keep, epochs=epochs, console=out)
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the data sets that workers have registered."""
+    with WclClient.connect() as client:
+        found = client.datasets()
+    if as_json:
+        print_json(found)
+        return
+    for entry in found:
+        counts = ", ".join(f"{count:,} {split}" for split, count in (entry.get("counts") or {}).items())
+        out.print(f"[bold]{entry['name']}[/bold]  {counts}  {len(entry.get('classes') or ())} classes")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine and the server; exit code 1 when something is wrong."""
+    from wcl_client.doctor import examine
+
+    with WclClient.connect() as client:
+        findings = examine(client, data_folder())
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    for finding in () if as_json else findings:
+        mark = "[green]ok[/green]  " if finding.is_ok else "[red]no[/red]  "
+        out.print(f"{mark}[bold]{finding.name}[/bold]  {finding.detail}")
+    if not all(finding.is_ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(as_json: AsJson = False) -> None:
+    """Replay the events of all jobs; exit code 1 when they do not lead to what the database says."""
+    with WclClient.connect() as client:
+        report = client.audit()
+    if as_json:
+        print_json(report)
+    else:
+        for finding in report["findings"]:
+            err.print(f"{finding['job_id']} [red]{finding['rule']}[/red] {finding['message']}")
+        counts = f"{report['jobs']:,} jobs, {report['attempts']:,} attempts, {report['events']:,} events"
+        out.print(f"{counts}: {len(report['findings'])} findings")
+    if report["findings"]:
+        raise typer.Exit(1)

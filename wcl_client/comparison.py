@@ -1,0 +1,90 @@
+"""The demo's table: four sets of features under the same protocols, and what their differences are worth.
+
+No network and no files here: evaluations in, a table and sentences out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from wcl_client.responses import Evaluation
+
+
+@dataclass(frozen=True)
+class Column:
+    """One protocol with its parameter, as a column of the table."""
+
+    title: str
+    protocol: str
+    param: str | None = None
+    param_value: int | None = None
+
+    def is_about(self, entry: Evaluation) -> bool:
+        return entry["protocol"] == self.protocol and (
+            self.param is None or entry["params"].get(self.param) == self.param_value
+        )
+
+
+COLUMNS = (
+    Column("1 label a class", "few_labels", "labels_per_class", 1),
+    Column("5 labels a class", "few_labels", "labels_per_class", 5),
+    Column("linear, all labels", "linear"),
+    Column("kNN, k = 20", "knn", "k", 20),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A top-1 accuracy in 0..1 and its standard error, where one is known."""
+
+    value: float
+    stderr: float | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%}" + (f" ± {self.stderr:.1%}" if self.stderr is not None else "")
+
+
+def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
+    """The measured number of a column.
+
+    Few-label scores carry the standard error over their draws.  One split measured once has only its binomial
+    error, which is filled in where the evaluation names its number of images.
+    """
+    for entry in evaluations:
+        if column.is_about(entry) and entry["metric"] == "top1":
+            value, stderr, n = entry["value"], entry.get("stderr"), entry.get("n")
+            if stderr is None and n and column.protocol != "few_labels":
+                stderr = math.sqrt(max(value * (1 - value), 0) / n)
+            return Score(value, stderr)
+    return None
+
+
+def table(rows: Mapping[str, Sequence[Evaluation]]) -> Table:
+    """Rows of features, columns of protocols, top-1 accuracy ± standard error."""
+    made = Table("features", *(column.title for column in COLUMNS), title="Top-1 accuracy ± standard error")
+    for name, evaluations in rows.items():
+        made.add_row(name, *(str(score(evaluations, column) or "–") for column in COLUMNS))
+    return made
+
+
+def differences(ours: Sequence[Evaluation], other: Sequence[Evaluation]) -> list[str]:
+    """For each column, how far `ours` is from `other` and whether that exceeds twice the combined standard error."""
+    lines = []
+    for column in COLUMNS:
+        a, b = score(ours, column), score(other, column)
+        if a is None or b is None:
+            continue
+        gap = f"{column.title}: {100 * (a.value - b.value):+.1f} points"
+        if a.stderr is None or b.stderr is None:
+            lines.append(f"{gap}, no standard error known")
+            continue
+        noise = 2 * math.hypot(a.stderr, b.stderr)
+        if abs(a.value - b.value) < noise:
+            lines.append(f"{gap}, within noise (± {100 * noise:.1f})")
+        else:
+            lines.append(f"{gap}, {'better' if a.value > b.value else 'worse'} beyond noise (± {100 * noise:.1f})")
+    return lines

@@ -1,0 +1,93 @@
+"""A connection to one server: requests that are safe to repeat, errors as exceptions, a job's stream until its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+
+from wcl_client.address import find_address
+from wcl_client.errors import Unreachable, api_error
+from wcl_client.responses import Json
+from wcl_client.sse import Message, parse
+
+
+class Connection:
+    """What `WclClient` stands on; use as a context manager."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url = url.rstrip("/")
+        # trust_env off: a proxy from the environment must not see a loopback server's key.
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
+
+    @classmethod
+    def connect(cls, data_dir: Path | None = None) -> Self:
+        """The server that the environment or the local data folder names."""
+        address = find_address(data_dir)
+        return cls(address.url, address.key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _made(self, path: str, body: Json | None, idempotency_key: str | None) -> Any:
+        """What a request made that is safe to repeat, once or several times."""
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        return self._json("POST", path, json=body, headers=headers, retries=3)
+
+    def _items(self, path: str) -> list[Json]:
+        answer = self._json("GET", path)
+        items: list[Json] = answer["items"] if isinstance(answer, dict) else answer
+        return items
+
+    def _json(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> Any:
+        response = self._response(method, path, retries=retries, **request)
+        return response.json() if response.content else {}
+
+    def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
+        """One request; a broken connection is retried where repeating is harmless."""
+        tries = 1 + (retries if retries is not None else 3 if method == "GET" else 0)
+        for attempt in range(1, tries + 1):
+            try:
+                response = self._http.request(method, path, **request)
+                break
+            except httpx.TransportError as error:
+                if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
+                    raise Unreachable(f"{self.url} does not answer: {error}") from error
+                time.sleep(0.1 * 2**attempt)
+        check(response)
+        return response
+
+    def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        # The server's heartbeat comes each 15 s: three missed ones are a dead connection.
+        timeout = httpx.Timeout(10.0, read=50.0)
+        with self._http.stream("GET", f"/v1/jobs/{job_id}/stream", headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+            check(response)
+            yield from parse(response.iter_lines())
+
+
+def check(response: httpx.Response) -> None:
+    """Raise what the answer says (wcl_client.errors)."""
+    if not response.is_error:
+        return
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    raise api_error(response.status_code, body, response.reason_phrase)

@@ -1,0 +1,134 @@
+"""Download one checkpoint: resumable by Range, verified by its checksum, visible only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from wcl_client.errors import TransferError
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A file on disk whose bytes are those the server announced."""
+
+    path: Path
+    sha256: str
+    size: int
+    resumed_from: int
+
+
+class _Partial:
+    """The growing file beside the target, with the ETag that its bytes belong to."""
+
+    def __init__(self, target: Path) -> None:
+        self.path = target.with_name(target.name + ".part")
+        self._tag_path = target.with_name(target.name + ".part.etag")
+
+    def start(self, etag: str) -> int:
+        """How many bytes of `etag` are already here; a partial file of another version is dropped."""
+        known = self._tag_path.read_text(encoding="utf-8") if self._tag_path.exists() else None
+        if known != etag or not self.path.exists():
+            self.path.unlink(missing_ok=True)
+            self._tag_path.write_text(etag, encoding="utf-8")
+            return 0
+        return self.path.stat().st_size
+
+    def finish(self, target: Path) -> None:
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.path.replace(target)
+        self._tag_path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._tag_path.unlink(missing_ok=True)
+
+
+def download(
+    http: httpx.Client,
+    url: str,
+    target: Path,
+    check: Callable[[httpx.Response], None],
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> Downloaded:
+    """Fetch `url` into `target`; an earlier interrupted call is continued where it stopped.
+
+    Args:
+        http: carries the base URL and the key.
+        check: raises for an error answer.
+        on_bytes: called with (bytes here, bytes in all).
+
+    Raises:
+        TransferError: the connection kept breaking, or the bytes differ from the ETag's sha256.
+    """
+    head = http.head(url)
+    check(head)
+    etag, size = head.headers["etag"], int(head.headers["content-length"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _Partial(target)
+    first = have = partial.start(etag)
+    for attempt in range(ATTEMPTS):
+        if have >= size:
+            break
+        try:
+            _append(http, url, partial.path, etag, have, size, check, on_bytes)
+        except httpx.TransportError as error:
+            if attempt == ATTEMPTS - 1:
+                raise TransferError(
+                    f"the connection broke at {partial.path.stat().st_size} of {size} bytes; run again to go on"
+                ) from error
+            time.sleep(0.5 * 2**attempt)
+        have = partial.path.stat().st_size if partial.path.exists() else 0
+    return _verified(partial, target, etag, size, first)
+
+
+def _append(
+    http: httpx.Client,
+    url: str,
+    path: Path,
+    etag: str,
+    start: int,
+    size: int,
+    check: Callable[[httpx.Response], None],
+    on_bytes: Callable[[int, int], None] | None,
+) -> None:
+    # The checksum and the ranges are over the stored bytes, so no transfer compression.
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": etag}
+    with http.stream("GET", url, headers=headers) as response:
+        if response.is_error:
+            response.read()
+        check(response)
+        # 200 to a Range request: the file changed or ranges are off; its bytes begin at 0.
+        have = start if response.status_code == 206 else 0
+        with path.open("ab" if have else "wb") as file:
+            # No chunk size: httpx would hold back, and at a broken connection lose, what does not fill a chunk.
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                have += len(chunk)
+                if on_bytes:
+                    on_bytes(have, size)
+
+
+def _verified(partial: _Partial, target: Path, etag: str, size: int, first: int) -> Downloaded:
+    if not partial.path.exists() or partial.path.stat().st_size != size:
+        partial.drop()
+        raise TransferError(f"the server sent another number of bytes than {size}; run again")
+    with partial.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    announced = etag.removeprefix("W/").strip('"').split("-")[0].removeprefix("sha256:")
+    if len(announced) == 64 and announced != digest:
+        partial.drop()
+        raise TransferError(f"the bytes received have sha256 {digest}, registered is {announced}; run again")
+    partial.finish(target)
+    return Downloaded(target, digest, size, first)

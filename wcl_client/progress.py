@@ -1,0 +1,186 @@
+"""Live progress of jobs in the terminal, fed by their streams: bar, epoch, loss, images per second, time left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from wcl_client.api import WclClient
+from wcl_client.errors import WclError
+from wcl_client.responses import TERMINAL, Job
+from wcl_client.sse import Message
+
+COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "paused": "yellow",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03`, `2:03` or a dash."""
+    if seconds is None or seconds < 0:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def styled_status(status: str) -> str:
+    colour = COLOURS.get(status)
+    return f"[{colour}]{status}[/{colour}]" if colour else status
+
+
+@dataclass
+class JobView:
+    """What is known of one job, folded from the messages of its stream."""
+
+    job: Job
+    loss: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def take(self, message: Message) -> None:
+        data: Any = message.data
+        if not isinstance(data, dict):
+            return
+        if message.event in {"job", "end"} and "status" in data:
+            known = self.job.get("progress")
+            self.job = {**self.job, **data}
+            self.job["progress"] = self.job.get("progress") or known
+        elif message.event == "progress":
+            self.job["progress"] = data  # type: ignore[typeddict-item]
+        elif message.event == "metrics":
+            losses = [point["value"] for point in data.get("points", ()) if point.get("name") == "train/loss"]
+            self.loss = losses[-1] if losses else self.loss
+        elif message.event == "event" and data.get("type") == "warning":
+            self.warnings.append(str((data.get("data") or {}).get("message", "")))
+
+    @property
+    def fraction(self) -> float:
+        if self.job["status"] == "succeeded":
+            return 1.0
+        progress = self.job.get("progress")
+        return progress["step"] / progress["total_steps"] if progress and progress.get("total_steps") else 0.0
+
+    @property
+    def epoch(self) -> str:
+        progress = self.job.get("progress")
+        if not progress or not progress.get("total_epochs"):
+            return ""
+        return f"epoch {int(progress['epoch'])}/{progress['total_epochs']}"
+
+    @property
+    def facts(self) -> list[str]:
+        """Loss, speed and time left, as far as they are known."""
+        progress = self.job.get("progress")
+        facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        speed = progress.get("images_per_second") if progress else None
+        if speed and self.job["status"] not in TERMINAL:
+            facts.append(f"{speed:,.0f} images/s")
+        if progress and self.job["status"] == "running" and progress.get("eta_seconds") is not None:
+            facts.append(f"ETA {duration(progress['eta_seconds'])}")
+        return facts
+
+
+class _FactsColumn(ProgressColumn):
+    """The loss, speed and time left of a task."""
+
+    def render(self, task: Task) -> Text:
+        return Text("  ".join(task.fields.get("facts", ())), style="dim")
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=28),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[epoch]}"),
+        _FactsColumn(),
+        console=console,
+    )
+
+
+class Watcher:
+    """Follows jobs, each on a thread of its own, until all have ended."""
+
+    def __init__(self, client: WclClient, jobs: Sequence[Job], console: Console) -> None:
+        self._client = client
+        self._console = console
+        self.views = [JobView(job) for job in jobs]
+        self._errors: list[WclError] = []
+        self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
+
+    def run(self) -> list[Job]:
+        """Show progress to the end; the jobs as they ended.
+
+        Raises:
+            WclError: the server stayed away, or a job is not there.
+        """
+        for thread in self._threads:
+            thread.start()
+        if self._console.is_terminal:
+            self._show_bars()
+        else:
+            self._print_lines()
+        if self._errors:
+            raise self._errors[0]
+        return [self._client.job(view.job["id"]) for view in self.views]
+
+    def _follow(self, view: JobView) -> None:
+        try:
+            for message in self._client.follow(view.job["id"]):
+                view.take(message)
+            view.take(Message("job", self._client.job(view.job["id"])))
+        except WclError as error:
+            self._errors.append(error)
+
+    def _is_over(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _join(self, seconds: float) -> None:
+        for thread in self._threads:
+            thread.join(seconds / len(self._threads))
+
+    def _show_bars(self) -> None:
+        with _bars(self._console) as bars:
+            tasks = [bars.add_task(_title(view), total=1.0, state="", epoch="", facts=()) for view in self.views]
+            over = False
+            while not over:
+                over = self._is_over()
+                for task, view in zip(tasks, self.views, strict=True):
+                    state = styled_status(view.job["status"])
+                    bars.update(task, completed=view.fraction, state=state, epoch=view.epoch, facts=view.facts)
+                self._join(0.2)
+
+    def _print_lines(self) -> None:
+        """One line a job for each new status and each further tenth: for logs and pipes."""
+        said: dict[str, tuple[str, int]] = {}
+        over = False
+        while not over:
+            over = self._is_over()
+            for view in self.views:
+                state = (view.job["status"], int(view.fraction * 10))
+                if said.get(view.job["id"]) != state:
+                    said[view.job["id"]] = state
+                    parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]
+                    self._console.print(f"{_title(view)}: {'  '.join(part for part in parts if part)}", highlight=False)
+            self._join(0.3)
+
+
+def _title(view: JobView) -> str:
+    return view.job.get("name") or f"{view.job['kind']} {view.job['id'][-8:]}"
+
+
+def watch(client: WclClient, jobs: Sequence[Job], console: Console) -> list[Job]:
+    """Follow `jobs` live until all have ended."""
+    return Watcher(client, jobs, console).run()

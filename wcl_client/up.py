@@ -1,0 +1,310 @@
+"""`wcl up`: one server and its workers on this machine, started by command, watched, restarted and stopped together.
+
+    starting ──ready──► serving ──signal──► stopping (at most 30 s) ──► stopped
+       └── the server dies three times before it ever answers ──► UpError
+
+Nothing here imports the service: processes are started as `python -m api` and `python -m worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from wcl_client.address import Address
+from wcl_client.api import WclClient
+from wcl_client.errors import WclError
+
+STOP_SECONDS = 28.0
+READY_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 30.0
+STABLE_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class UpError(WclError):
+    """The service cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """What to start; a dataset without a folder is one that the service brings itself."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    datasets: dict[str, Path | None] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder: SQLite and its workers belong to one `wcl up` at a time."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UpError(f"{data_dir} is already served by another `wcl up` (process {owner})") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server binds: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def die_with_parent() -> None:
+    """In the child: end when `wcl up` itself is killed (Linux; elsewhere the child stays and the lock tells)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def module_environment() -> dict[str, str]:
+    """The environment in which `python -m` finds this installation's packages, and none of the working folder's.
+
+    A user's folder may well hold an `api` or a `worker.py` of its own.
+    """
+    known = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parents[1])
+    return dict(os.environ) | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([here] + ([known] if known else [])),
+    }
+
+
+class Child:
+    """One process that should be running, with its restarts and its log file.
+
+    With `may_end` it may end for good, by the exit code 0: a worker that was drained stays away.
+    """
+
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], log_path: Path, *, may_end: bool = False
+    ) -> None:
+        self.name = name
+        self._may_end = may_end
+        self._has_ended = False
+        self.log_path = log_path
+        self._command = command
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._next_start_at = 0.0
+        self.failures = 0
+
+    def start(self) -> None:
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches `wcl up` alone, which then stops each child in order.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._started_at = time.monotonic()
+
+    def watch(self, say: Callable[[str], None]) -> None:
+        """Restart the process when it ended, waiting longer after each quick failure."""
+        if self._has_ended:
+            return
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._next_start_at:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is None:
+            if now - self._started_at > STABLE_SECONDS:
+                self.failures = 0
+            return
+        if code == 0 and self._may_end:
+            self._has_ended = True
+            say(f"{self.name} was asked to end and is not started again")
+            return
+        self.failures += 1
+        wait = min(2.0 ** (self.failures - 1), MAX_BACKOFF_SECONDS)
+        say(f"{self.name} ended (exit code {code}); starting it again in {wait:.0f} s, see {self.log_path}")
+        self._process, self._next_start_at = None, now + wait
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def terminate(self) -> None:
+        if self._process and self.is_running():
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """The process and whatever it left in its session's group."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def last_lines(self, count: int = 15) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+        return ""
+
+
+class Service:
+    """The server and its workers as children of this process."""
+
+    def __init__(self, options: UpOptions, say: Callable[[str], None]) -> None:
+        self.options = options
+        self._say = say
+        self._stop = False
+        logs = options.data_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        base = _environment(options)
+        self.server = Child("server", [sys.executable, "-m", "api"], base, logs / "server.log")
+        self.workers = [
+            Child(
+                f"worker {number}",
+                [sys.executable, "-m", "worker"],
+                base | ({"WCL_WORKER_NAME": f"{socket.gethostname()}-{number}"} if options.workers > 1 else {}),
+                logs / f"worker-{number}.log",
+                may_end=True,
+            )
+            for number in range(1, options.workers + 1)
+        ]
+
+    @property
+    def children(self) -> list[Child]:
+        return [self.server, *self.workers]
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop
+
+    def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        self._stop = True
+
+    def start(self) -> None:
+        """Start the server, wait until it answers (it also migrates the database), then start the workers."""
+        self.server.start()
+        deadline = time.monotonic() + READY_SECONDS
+        with WclClient(self.options.url) as probe:
+            while not probe.is_ready():
+                if self._stop:
+                    return
+                self.server.watch(self._say)
+                if self.server.failures >= 3 or time.monotonic() > deadline:
+                    raise UpError(f"the server does not start; its last words:\n{self.server.last_lines()}")
+                time.sleep(0.1)
+        for worker in self.workers:
+            worker.start()
+
+    def watch(self) -> None:
+        """Keep everything running until a stop is requested."""
+        while not self._stop:
+            for child in self.children:
+                child.watch(self._say)
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Ask every process to end, then make it end: a running job checkpoints and goes back to the queue."""
+        for child in self.children:
+            child.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(child.is_running() for child in self.children):
+            time.sleep(0.1)
+        for child in self.children:
+            child.kill()
+
+
+def _environment(options: UpOptions) -> dict[str, str]:
+    environment = module_environment() | {
+        "WCL_DATA_DIR": str(options.data_dir.resolve()),
+        "WCL_HOST": options.host,
+        "WCL_PORT": str(options.port),
+        "PYTHONUNBUFFERED": "1",
+    }
+    folders = {name: str(path.resolve()) for name, path in options.datasets.items() if path}
+    if folders:
+        known = json.loads(environment.get("WCL_DATASETS") or "{}")
+        environment["WCL_DATASETS"] = json.dumps(known | folders)
+    if builtins := [name for name, path in options.datasets.items() if not path]:
+        environment["WCL_BUILTIN_DATASETS"] = json.dumps(["digits", *builtins])
+    return environment
+
+
+def local_address(options: UpOptions) -> Address:
+    """The server of these options with the key it wrote into its data folder."""
+    with contextlib.suppress(OSError):
+        return Address(options.url, (options.data_dir / "key").read_text(encoding="utf-8").strip())
+    return Address(options.url, os.environ.get("WCL_KEY"))
+
+
+def sign_in_link(options: UpOptions) -> str | None:
+    """A fresh one-time link to the page, or None when the local key may not make one."""
+    address = local_address(options)
+    with contextlib.suppress(WclError), WclClient(address.url, address.key) as client:
+        return client.sign_in_link()
+    return None
+
+
+def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        UpError: the folder is taken, the port is taken, or the server does not start.
+    """
+    with locked(options.data_dir):
+        if not port_is_free(options.host, options.port):
+            raise UpError(f"port {options.port} on {options.host} is taken; choose another one with --port")
+        service = Service(options, say)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, service.request_stop)
+        try:
+            service.start()
+            if not service.is_stopping:
+                print(f"Serving {options.url} from {options.data_dir}", file=out)
+                print(f"Open     {sign_in_link(options) or options.url}", file=out, flush=True)
+            service.watch()
+            say("stopping; a running job checkpoints and goes back to the queue")
+        finally:
+            service.stop()

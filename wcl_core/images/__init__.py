@@ -1,0 +1,1 @@
+"""Random views: augmentation and the parameters drawn for it."""

@@ -1,0 +1,186 @@
+"""Random views of a batch, on the device, with parameters of their own for every sample.
+
+    Draws ── ViewParameters ── for each chunk:  crop and flip ── jitter ── grayscale ── blur ── normalisation
+
+The operations are those of the released recipe [C]: random resized crop, colour jitter in random order, grayscale,
+Gaussian blur, horizontal flip, normalisation.  The batched form is our own [D].  What is linear in the pixels of an
+axis is one matrix for each sample: the crop with its antialiased resampling and flip, and the blur with its reflected
+edges.  Brightness, contrast and saturation are one formula with three numbers for each sample, so that an order of its
+own costs nothing.  What happens to a share of the samples is computed for those samples alone.
+
+All randomness comes from a generator seeded by (seed, epoch, step, view), so views never depend on the device, on the
+rank or on what happened before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wcl_core.config import AugmentConfig
+from wcl_core.data import derived_seed
+from wcl_core.distributed import SINGLE, Ranks
+from wcl_core.images.view_parameters import Draws, ViewParameters
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_LUMA = (0.2989, 0.587, 0.114)
+_BLUR_RADIUS = 6  # three deviations of the widest blur, so that the kernel does not narrow it
+# On a CPU a chunk of views stays in the cache from the crop to the end.
+_CPU_CHUNK_VALUES = 2**20
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 of ImageNet's mean and deviation."""
+    return _normalise(images.float().div_(255))
+
+
+def random_view(
+    images: Tensor,
+    config: AugmentConfig,
+    image_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    view: int,
+    ranks: Ranks = SINGLE,
+    scale_max: float = 1.0,
+) -> Tensor:
+    """One random view of each image.
+
+    Args:
+        images: (N, 3, H, W) uint8 on any device; under several ranks this rank's part of the global batch.
+        config: probabilities and strengths.
+        image_size: side of the view in pixels.
+        seed, epoch, step, view: what the random numbers are a function of; `step` counts within the run.
+        ranks: whose part `images` is; numbers are drawn for the global batch, so that a view never depends on them.
+        scale_max: largest crop as a share of the image's area; `config` has the smallest.
+
+    Returns:
+        (N, 3, image_size, image_size) float32, normalised.
+    """
+    count, (height, width) = len(images), images.shape[-2:]
+    generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
+    draws = Draws(count * ranks.size, generator, ranks)
+    parameters = ViewParameters.drawn(config, height, width, draws, scale_max).to(images.device)
+    views = torch.empty(count, 3, image_size, image_size, device=images.device)
+    size = count if images.is_cuda else max(1, _CPU_CHUNK_VALUES // (3 * image_size**2))
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        _write_views(images[rows], parameters.part(rows), views[rows])
+    return views
+
+
+def _write_views(images: Tensor, parameters: ViewParameters, out: Tensor) -> None:
+    x = _resized_crop(images, parameters.crop, out.shape[-1])
+    *hue_rows, grey_rows, blurred_rows = parameters.rows()
+    _jitter_(x, parameters, hue_rows)
+    _apply_(x, grey_rows, lambda chosen: _grey(chosen).expand_as(chosen))
+    _apply_(x, blurred_rows, lambda chosen, sigma: _gaussian(chosen, sigma, _BLUR_RADIUS), parameters.sigma)
+    out.copy_(_normalise(x))
+
+
+def _jitter_(x: Tensor, parameters: ViewParameters, hue_rows: list[Tensor]) -> None:
+    """The three linear operations in each sample's order, and its turn of the hue before, between or after them."""
+    for place, rows in enumerate(hue_rows):
+        _apply_(x, rows, _hue, parameters.hue)
+        if place < len(parameters.turns) and parameters.has_turns:
+            _turn_(x, *parameters.turns[place])
+
+
+def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Replace the given samples of x by operation(samples, their parameters)."""
+    if len(rows):
+        # index_select, because x[rows] copies several times as long on a CPU.
+        chosen = [values.index_select(0, rows) for values in parameters]
+        x.index_copy_(0, rows, operation(x.index_select(0, rows), *chosen))
+
+
+def _resized_crop(images: Tensor, crop: Tensor, size: int) -> Tensor:
+    """Resample each crop bilinearly with antialiasing, mirrored where asked: uint8 or float to (N, 3, size, size).
+
+    As in torchvision, weights are a triangle over the source pixels, as wide as the shrinkage asks, and what lies
+    outside of the image has none.  uint8 pixels come out in [0, 1].
+    """
+    top, left, height, width, direction = crop
+    down = _resampling(top, height, torch.ones_like(direction), images.shape[-2], size)
+    across = _resampling(left, width, direction, images.shape[-1], size)
+    if images.dtype == torch.uint8:
+        down.div_(255)
+    return _separable(images.to(down.dtype), down, across)
+
+
+def _resampling(start: Tensor, length: Tensor, direction: Tensor, num_pixels: int, size: int) -> Tensor:
+    """Weights of the source pixels for each pixel of the view along one axis: (N, size, num_pixels)."""
+    steps = (torch.arange(size, device=start.device) * 2 + 1) / size - 1  # the view as [-1, 1]
+    centres = (start + length / 2)[:, None] + (length / 2 * direction)[:, None] * steps
+    pixels = torch.arange(num_pixels, device=start.device) + 0.5
+    narrowness = (size / length).clamp(max=1)[:, None, None]
+    weights = (centres[:, :, None] - pixels).abs_().mul_(narrowness).neg_().add_(1).clamp_(min=0)
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _separable(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Each sample's own linear map along both axes: (N, C, H, W), (N, S, H) and (N, T, W) to (N, C, S, T)."""
+    wide = torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
+    return torch.matmul(down[:, None], wide)
+
+
+def _turn_(x: Tensor, of_pixel: Tensor, of_grey: Tensor, of_mean: Tensor) -> None:
+    """Brightness, contrast or saturation of each sample: weights of the pixel, its grey and the image's mean grey."""
+    of_pixel, of_grey, of_mean = (weight[:, None, None, None] for weight in (of_pixel, of_grey, of_mean))
+    grey = _grey(x)
+    offset = (grey.mean(dim=(2, 3), keepdim=True) * of_mean).add(grey.mul_(of_grey))
+    torch.addcmul(offset, x, of_pixel, out=x).clamp_(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(N, 3, H, W) to (N, 1, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    grey: Tensor = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return grey
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of a full circle, exact and without branches, which are slow on a CPU.
+
+    With the sixths h of the circle from red on, and channels scaled to [0, 1] by lowest and highest one: green - blue
+    has h's sign on (-3, 3) and says |h| next to red, 3 - |h| opposite of it, and red itself mixes the two.
+    """
+    red, green, blue = x.split(1, dim=1)
+    low = torch.minimum(red, green).minimum(blue)
+    chroma = torch.maximum(red, green).maximum(blue).sub_(low)
+    scale = chroma.clamp_min(1e-8).reciprocal_()
+    side = (green - blue).mul_(scale)
+    distance = side.abs()
+    distance = torch.lerp(3 - distance, distance, (red - low).mul_(scale))
+    sixth = distance.copysign_(side).add_(shift[:, None, None, None], alpha=6)
+    sixth.sub_((sixth / 6).floor_(), alpha=6)  # remainder(6) is several times slower on a CPU
+    # Red is 1 around 0 and 6, green around 2, blue around 4, each falling to 0 over a sixth.
+    turned: Tensor = (sixth - x.new_tensor((3.0, 2.0, 4.0)).view(1, 3, 1, 1)).abs_()
+    turned[:, 0].sub_(1)
+    turned[:, 1:].neg_().add_(2)
+    return torch.addcmul(low, turned.clamp_(0, 1), chroma)
+
+
+def _gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Separable Gaussian filter with a sigma per sample, (N, C, S, S); edges reflected."""
+    side = x.shape[-1]
+    radius = max(1, min(radius, side - 1))
+    positions = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.softmax(-positions.square() / (2 * sigma[:, None].square()), dim=1)
+    # Which pixel each place of the kernel meets around each pixel: (pixel met, pixel, place).
+    met = F.pad(torch.eye(side, device=x.device), (radius, radius), mode="reflect").unfold(1, 2 * radius + 1, 1)
+    matrix = (kernel @ met.permute(2, 1, 0).flatten(1)).view(-1, side, side)
+    return _separable(x, matrix, matrix)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """To ImageNet's mean and deviation, in place."""
+    mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
+    std = x.new_tensor(STD).view(1, 3, 1, 1)
+    return x.sub_(mean).div_(std)

@@ -1,0 +1,1 @@
+"""The paper's mathematics: methods, losses, weak labels, heads."""

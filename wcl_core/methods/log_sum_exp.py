@@ -1,0 +1,130 @@
+"""logsumexp over the keys of each anchor, tiled, so that memory grows with B and not with B^2 above B = 4096.
+
+What both losses are made of; which keys an anchor does not see is an `Exclusion`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wcl_core.methods.key_masks import Exclusion
+from wcl_core.precision import full_float32
+
+# Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
+MAX_TILE_PAIRS = 4096 * 4096
+# On a CPU a tile stays in the cache between the passes over it.
+CPU_TILE_PAIRS = 2**22
+# From this many pairs on, logits are float32; see `_tile_dtype`.
+FLOAT32_FROM_PAIRS = 1024 * 1024
+FLOAT32_MIN_TEMPERATURE = 0.05
+
+
+def tiled_log_sum_exp(
+    anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, *, is_exact: bool = False
+) -> Tensor:
+    """logsumexp_{k allowed}(a_i.k_k / t) of each anchor, -inf for one without a key.
+
+    Args:
+        anchors: (B, D) float64, unit rows; gradient flows.
+        keys: (K, D) float64, unit rows; gradient flows.
+        excluded: which keys an anchor does not see.
+        temperature: t > 0.
+        is_exact: whether logits are float64 however many they are.
+
+    Returns:
+        (B,) float64.
+    """
+    dtype = torch.float64 if is_exact else _tile_dtype(anchors, keys, temperature)
+    normaliser: Tensor = _TiledLogSumExp.apply(anchors, keys, excluded, temperature, dtype)
+    return normaliser
+
+
+class _TiledLogSumExp(torch.autograd.Function):
+    """logsumexp_{k allowed}(a_i.k_k / t) per anchor, (B,) float64, one tile of rows at a time.
+
+    With detached keys the gradient is closed, softmax(a_i.K / t) K / t, and comes out of the same pass.  With keys
+    that carry gradient the backward pass computes the tiles once more instead of keeping them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, dtype: torch.dtype
+    ) -> Tensor:
+        normaliser = anchors.new_empty(len(anchors))
+        is_closed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        gradient = torch.empty_like(anchors) if is_closed else None
+        scaled, columns = (anchors / temperature).to(dtype), keys.to(dtype)
+        for rows in _tiles(anchors, keys):
+            weights, top = _softmax(scaled, columns, excluded, rows)
+            top_logits = (anchors[rows] * keys.index_select(0, top)).sum(1) / temperature
+            normaliser[rows] = _normaliser(weights, top, top_logits)
+            if gradient is not None:
+                gradient[rows] = (weights @ columns).to(gradient.dtype) / temperature
+        ctx.temperature, ctx.excluded, ctx.dtype = temperature, excluded, dtype
+        ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys)))
+        return normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        closed, *rest = ctx.saved_tensors
+        if closed is not None:
+            return grad[:, None] * closed, None, None, None, None
+        anchors, keys = rest
+        grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
+        scaled, columns = (anchors / ctx.temperature).to(ctx.dtype), keys.to(ctx.dtype)
+        with full_float32(grad.device.type):  # whoever calls it: what was on forward is not on here
+            for rows in _tiles(anchors, keys):
+                weights = _softmax(scaled, columns, ctx.excluded, rows)[0].mul_(grad[rows, None])
+                grad_anchors[rows] = (weights @ columns).to(keys.dtype) / ctx.temperature
+                grad_keys += weights.T @ scaled[rows]
+        return grad_anchors, grad_keys, None, None, None
+
+
+def _tile_dtype(anchors: Tensor, keys: Tensor, temperature: float) -> torch.dtype:
+    """Float64 for small batches, where a loss may be tiny and its gradient large; float32 above.
+
+    Dots of unit rows are then wrong by about 1e-7, so logits by 1e-7 / t and gradients by 1e-7 / (t^2 B), below the
+    tolerance. A small loss stays exact: `_normaliser` takes the largest logit of a row in float64.
+    """
+    is_large = len(anchors) * len(keys) >= FLOAT32_FROM_PAIRS and temperature >= FLOAT32_MIN_TEMPERATURE
+    return torch.float32 if is_large else torch.float64
+
+
+def _tiles(anchors: Tensor, keys: Tensor) -> list[slice]:
+    pairs = MAX_TILE_PAIRS if anchors.is_cuda else min(MAX_TILE_PAIRS, CPU_TILE_PAIRS)
+    size = max(1, pairs // len(keys))
+    return [slice(start, min(start + size, len(anchors))) for start in range(0, len(anchors), size)]
+
+
+def _softmax(scaled: Tensor, keys: Tensor, excluded: Exclusion | None, rows: slice) -> tuple[Tensor, Tensor]:
+    """Each key's weight for anchors divided by t before, (R, K), and each anchor's heaviest key, (R,).
+
+    Excluded keys are at -inf before: never subtracted afterwards, which gives NaN at small t.
+    """
+    logits = scaled[rows] @ keys.T
+    if excluded is None:
+        return logits.softmax(1), logits.argmax(1)
+    peak, top = excluded.hide_(logits, rows).max(1)
+    # An anchor with every key excluded has weights 0, not NaN; a finite logit changes no other row's weights.
+    is_alone = (peak == -torch.inf)[:, None]
+    logits.scatter_(1, top[:, None], torch.where(is_alone, 0.0, peak[:, None]))
+    weights = logits.softmax(1)
+    return weights.scatter_(1, top[:, None], weights.gather(1, top[:, None]).masked_fill_(is_alone, 0.0)), top
+
+
+def _normaliser(weights: Tensor, top: Tensor, top_logits: Tensor) -> Tensor:
+    """logsumexp of each row, (R,) float64, from its weights and its largest logit in float64; -inf without a key.
+
+    A small loss is what the other weights add up to: 1 minus the heaviest has lost it, their own sum has not.
+    """
+    share = weights.gather(1, top[:, None])
+    others = weights.scatter_(1, top[:, None], 0.0).sum(1).double()
+    weights.scatter_(1, top[:, None], share)
+    heaviest = share[:, 0].double()
+    log_share = torch.where(heaviest > 0.5, torch.log1p(-others), heaviest.log())
+    return torch.where(heaviest == 0, -torch.inf, top_logits - log_share)

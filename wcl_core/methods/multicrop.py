@@ -1,0 +1,128 @@
+"""KNN multi-crop: small crops are pulled to their image and to its nearest neighbours.
+
+    small crop v of image i ─┬─ instance head ── g(h_v) ──► z^a_i                         own image, a = 1, 2
+                             └─ weak head ────── phi(h_v) ─► u^a_i, u^a_p, p in P_K(i)    P_K by u^b, b != a
+
+The abstract of WCL names such a strategy (Zheng et al., ICCV 2021); its details could not be read, so everything here
+is our own definition. [D]  Pure functions; who crops and embeds is elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wcl_core.methods.key_masks import ByName, Exclusion
+from wcl_core.methods.log_sum_exp import tiled_log_sum_exp
+from wcl_core.methods.losses import as_output
+from wcl_core.methods.weak_labels import k_nearest_neighbours
+from wcl_core.precision import full_float32
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The nearest neighbours of each image by one view.
+
+    Attributes:
+        index: (B, K) int64, rows of the batch followed by the queue.
+        share: (B, K) float64, what each counts; rows sum to 1.
+    """
+
+    index: Tensor
+    share: Tensor
+
+
+@torch.no_grad()
+def nearest_positives(
+    u: Tensor, k: int, *, queue: Tensor | None = None, excluded: Exclusion | None = None, labels: Tensor | None = None
+) -> Positives:
+    """P_K(i): the k nearest neighbours of image i by the embeddings of one view. [D]
+
+    Args:
+        u: (B, D) unit rows, B > k.
+        k: K, >= 1.
+        queue: (Q, D) unit rows of earlier batches.
+        excluded: which of the B + Q rows are no neighbour of a row.
+        labels: (B + Q,) int64; with them, of the k nearest only those in i's component count. The nearest of all is
+            always in it.
+    """
+    index = k_nearest_neighbours(u, k, queue=queue, excluded=excluded)
+    counts = torch.ones_like(index, dtype=torch.bool)
+    if labels is not None:
+        counts = labels[index] == labels[: len(u), None]
+    share = counts.double()
+    return Positives(index, share / share.sum(1, keepdim=True))
+
+
+def instance_crop_loss(crops: Tensor, keys: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """-log softmax_i( g(h_v).z^a/t ), averaged over images, crops and views a. [D]
+
+    Args:
+        crops: (B, V, D) unit rows g(h_v).
+        keys: z^1 and z^2, (B, D) unit rows each; they carry no gradient.
+        temperature: t > 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    weight = torch.ones((), dtype=torch.float64, device=crops.device)
+    terms = [_crop_loss(crops, k, k.double(), weight, None, temperature) for k in keys]
+    return as_output(torch.stack(terms).mean(), crops)
+
+
+def weak_crop_loss(
+    crops: Tensor,
+    keys: tuple[Tensor, Tensor],
+    positives: tuple[Positives, Positives],
+    temperature: float,
+    *,
+    own_weight: float,
+    neighbour_weight: float,
+    names: Tensor | None = None,
+) -> Tensor:
+    """The weak head's part, averaged over images, crops and the ordered pairs of views (a, b). [D]
+
+    - own log softmax_i( phi(h_v).u^a/t )  -  neighbour sum_{p in P_K(i)} share_p log softmax_p( phi(h_v).u^a/t )
+
+    Args:
+        crops: (B, V, D) unit rows phi(h_v).
+        keys: u^1 and u^2, (B + Q, D) unit rows each, the queue's last; they carry no gradient.
+        positives: P_K by u^1 and by u^2.
+        temperature: t > 0.
+        own_weight: w.
+        neighbour_weight: what the ramp leaves of 1 - w.
+        names: (B + Q,) image indices, -1 for empty rows; with a queue, so that rows of the anchor's own image, but
+            for the batch's, are no keys.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    count, num_crops = crops.shape[:2]
+    excluded = None
+    if names is not None:
+        own = torch.arange(count, device=crops.device).repeat_interleave(num_crops)
+        excluded = ByName(names[own], names, kept=own)
+    terms = []
+    # Neighbours by one view, keys of the other.
+    for view, by in zip(keys, reversed(positives), strict=True):
+        rows = view.detach().double()
+        neighbours = (rows[by.index] * by.share[:, :, None]).sum(1)
+        target = own_weight * rows[:count] + neighbour_weight * neighbours
+        weight = torch.full((), own_weight + neighbour_weight, dtype=torch.float64, device=crops.device)
+        terms.append(_crop_loss(crops, view, target, weight, excluded, temperature))
+    return as_output(torch.stack(terms).mean(), crops)
+
+
+def _crop_loss(
+    crops: Tensor, keys: Tensor, target: Tensor, weight: Tensor, excluded: Exclusion | None, temperature: float
+) -> Tensor:
+    """mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops: a cross-entropy with soft targets."""
+    with full_float32(crops.device.type):
+        anchors = crops.flatten(0, 1).double()
+        normaliser = tiled_log_sum_exp(
+            anchors, keys.detach().double(), excluded, temperature, is_exact=crops.dtype == torch.float64
+        )
+        matched = (anchors.view(*crops.shape) * target.detach()[:, None]).sum(2).flatten()
+        return (weight * normaliser - matched / temperature).mean()

@@ -1,0 +1,202 @@
+"""The whole loss of a step from the embeddings of the global batch.
+
+    L = L_NCE + beta L_swap + gamma L_mc
+
+    keys' u^b (and queue) ── weak_labels ── y^b ─┬─ L_swap of the other view
+                                                 ├─ mates out of L_NCE's keys
+                                                 └─ P_K restricted to components
+
+Which embeddings are anchors and which are keys is decided here; the terms are in `losses` and `multicrop`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wcl_core.config import PretrainSpec
+from wcl_core.methods.key_masks import ByIndex, ByName, Exclusion
+from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss
+from wcl_core.methods.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
+from wcl_core.methods.neighbour_queue import NeighbourQueue
+from wcl_core.methods.views import Embedded, Embeddings
+from wcl_core.methods.weak_labels import weak_labels
+from wcl_core.schedule import weak_weight
+
+# The heads, by which embeddings are found: z and u.
+INSTANCE, WEAK = "instance_head", "weak_head"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the ramps make of the weights at one step.
+
+    Attributes:
+        weak: beta.
+        neighbours: the neighbours' share of the weak multi-crop term.
+        is_ramped: whether beta has reached its value; only then do mates leave the keys.
+    """
+
+    weak: float
+    neighbours: float
+    is_ramped: bool
+
+    @staticmethod
+    def at(config: PretrainSpec, step: int, total_steps: int) -> Weights:
+        """The weights of the step after `step` updates."""
+        loss, crops = config.loss, config.multi_crop
+        return Weights(
+            weak=weak_weight(step, total_steps, loss.weak_weight, loss.weak_ramp_fraction),
+            neighbours=weak_weight(step, total_steps, 1 - crops.own_share, crops.ramp_fraction),
+            is_ramped=step >= loss.weak_ramp_fraction * total_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a step and what is worth telling about it.
+
+    Attributes:
+        total: L, a scalar with its graph, float32.
+        instance, weak, multi_crop: the terms without their weights, detached; 0 for one that is absent.
+        labels: y^1 and y^2 of the batch, (B,) int64 each; None without a weak head.
+    """
+
+    total: Tensor
+    instance: Tensor
+    weak: Tensor
+    multi_crop: Tensor
+    labels: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class _Neighbourhood:
+    """Keys of the weak head with the batch first: rows of both views, their labels and what an anchor does not see."""
+
+    batch: tuple[Tensor, Tensor]
+    queue: tuple[Tensor, Tensor] | None
+    labels: tuple[Tensor, Tensor]
+    names: Tensor | None
+    excluded: Exclusion | None
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        if self.queue is None:
+            return self.batch
+        return torch.cat((self.batch[0], self.queue[0])), torch.cat((self.batch[1], self.queue[1]))
+
+    def queue_of(self, view: int) -> Tensor | None:
+        return None if self.queue is None else self.queue[view]
+
+
+def objective(
+    embedded: Embedded,
+    config: PretrainSpec,
+    weights: Weights,
+    images: Tensor,
+    *,
+    keys: Embedded | None = None,
+    queue: NeighbourQueue | None = None,
+) -> Objective:
+    """The loss of one global batch.
+
+    Args:
+        embedded: the trained network's embeddings, in global order.
+        config: which terms there are.
+        weights: `Weights.at` this step.
+        images: (B,) int64 index of each image in the train split.
+        keys: the momentum network's embeddings of the two views, without gradient [D].
+        queue: embeddings of past steps; read here, filled by the caller after the step [D].
+    """
+    a, b = embedded.first, embedded.second
+    key_a, key_b = (a, b) if keys is None else (keys.first, keys.second)
+    around = _neighbourhood(key_a, key_b, config, images, queue)
+    labels = None if around is None else (around.labels[0][: len(images)], around.labels[1][: len(images)])
+    instance = nt_xent(
+        a[INSTANCE],
+        b[INSTANCE],
+        config.loss.temperature,
+        decoupled=config.loss.decoupled,
+        mates=labels if config.loss.exclude_mates and weights.is_ramped else None,
+        keys=None if keys is None else (key_a[INSTANCE], key_b[INSTANCE]),
+    )
+    total, weak, crops = instance, torch.zeros_like(instance), torch.zeros_like(instance)
+    if around is not None:
+        weak = _weak_loss(a, b, around, config, has_own_keys=keys is not None or queue is not None)
+        total = total + weights.weak * weak
+    if embedded.crops is not None:
+        crops = _multi_crop_loss(embedded.crops, (key_a[INSTANCE], key_b[INSTANCE]), around, config, weights)
+        total = total + config.multi_crop.weight * crops
+    return Objective(total, instance.detach(), weak.detach(), crops.detach(), labels)
+
+
+def _neighbourhood(
+    a: Embeddings, b: Embeddings, config: PretrainSpec, images: Tensor, queue: NeighbourQueue | None
+) -> _Neighbourhood | None:
+    if WEAK not in a:
+        return None
+    batch = (a[WEAK], b[WEAK])
+    if queue is None:
+        y1, y2 = (weak_labels(u, level=config.loss.finch_level) for u in batch)
+        return _Neighbourhood(batch, None, (y1, y2), None, None)
+    names = torch.cat((images, queue.images))
+    excluded = ByName(images, names)
+    rows = (queue.u[0], queue.u[1])
+    y1, y2 = (weak_labels(u, queue=more, excluded=excluded) for u, more in zip(batch, rows, strict=True))
+    return _Neighbourhood(batch, rows, (y1, y2), names, excluded)
+
+
+def _weak_loss(
+    a: Embeddings, b: Embeddings, around: _Neighbourhood, config: PretrainSpec, *, has_own_keys: bool
+) -> Tensor:
+    u1, u2 = a[WEAK], b[WEAK]
+    own = ByIndex(torch.arange(len(u1), device=u1.device)[:, None])
+    return swapped_weak_label_loss(
+        u1,
+        u2,
+        config.loss.weak_temperature,
+        config.loss.detach_keys,
+        labels=around.labels,
+        keys=around.rows if has_own_keys else None,
+        excluded=around.excluded or own,
+    )
+
+
+def _multi_crop_loss(
+    crops: Embeddings,
+    z_keys: tuple[Tensor, Tensor],
+    around: _Neighbourhood | None,
+    config: PretrainSpec,
+    weights: Weights,
+) -> Tensor:
+    """L_mc: the mean over the heads there are, so that a SimCLR twin has the instance head's part alone. [D]"""
+    options = config.multi_crop
+    instance = instance_crop_loss(_rows(crops[INSTANCE], options.crops), z_keys, config.loss.temperature)
+    if around is None:
+        return instance
+    by1, by2 = (
+        nearest_positives(
+            around.batch[view],
+            options.neighbours,
+            queue=around.queue_of(view),
+            excluded=around.excluded,
+            labels=around.labels[view] if options.restrict_to_component else None,
+        )
+        for view in (0, 1)
+    )
+    weak = weak_crop_loss(
+        _rows(crops[WEAK], options.crops),
+        around.rows,
+        (by1, by2),
+        config.loss.weak_temperature,
+        own_weight=options.own_share,
+        neighbour_weight=weights.neighbours,
+        names=around.names,
+    )
+    return (instance + weak) / 2
+
+
+def _rows(flat: Tensor, num_crops: int) -> Tensor:
+    return flat.view(len(flat), num_crops, -1)

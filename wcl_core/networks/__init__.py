@@ -1,0 +1,1 @@
+"""Backbones, batch normalisation and the model that a method trains."""

@@ -1,0 +1,109 @@
+"""What learns in a run beside the optimiser: the network, its momentum encoder and what its method keeps.
+
+    views ── network [in chunks, twice] ── embeddings ── gather ── the method's loss ── gradients
+          └─ momentum network ──────────── keys ─────── gather ──┘
+
+The loop in `pretrain` asks for the gradients of a batch, steps, and lets the rest follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wcl_core.config import PretrainSpec
+from wcl_core.methods.base import Batch, Loss
+from wcl_core.methods.builtin import build_method
+from wcl_core.methods.views import Embedded, Views
+from wcl_core.networks.model import Model
+from wcl_core.training.gradient_cache import GradientCache
+from wcl_core.training.momentum import MomentumEncoder
+
+Gather = Callable[..., list[Tensor]]
+
+
+class Learner:
+    """The network under training and all that its loss needs from step to step.
+
+    Args:
+        config: the run.
+        build: makes the freshly initialised network on its device; called again for the momentum encoder's twin.
+        is_bfloat16: whether networks run under bfloat16 autocast.
+        gather: from this rank's rows of some tensors to the global batch's, with gradient; alone they are the same.
+    """
+
+    def __init__(
+        self, config: PretrainSpec, build: Callable[[], Model], *, is_bfloat16: bool, gather: Gather | None = None
+    ) -> None:
+        self.model = build()
+        self._config, self._is_bfloat16, self._gather = config, is_bfloat16, gather
+        self._momentum: MomentumEncoder | None = None
+        if config.momentum_decay is not None:
+            self._momentum = MomentumEncoder(build(), config.momentum_decay)
+        self._method = build_method(config)
+        self._method.prepare(next(self.model.parameters()).device)
+        self._newest: tuple[Embedded, Batch] | None = None
+
+    def gradients(self, views: Views, batch: Batch) -> Loss:
+        """Add a batch's gradient to the parameters'.
+
+        Args:
+            views: this rank's part of the batch.
+            batch: the whole of it.
+        """
+        cache = self._cache(views)
+        embedded = self._whole(self._embed(self.model, views) if cache is None else cache.embedded)
+        keys = self._keys(views)
+        found = self._method.loss(embedded, batch, keys)
+        found.total.backward()
+        if cache is not None:
+            cache.backward()
+        self._newest = (embedded if keys is None else keys).map(Tensor.detach), batch
+        return found
+
+    def follow(self) -> None:
+        """After the optimiser's step: the momentum encoder and the method move on."""
+        if self._momentum is not None:
+            self._momentum.update(self.model)
+        assert self._newest is not None
+        self._method.follow(*self._newest)
+        self._newest = None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by prefix: `model/`, where it is on `momentum/`, and the method's."""
+        parts = {"model": dict(self.model.state_dict())}
+        if self._momentum is not None:
+            parts["momentum"] = self._momentum.state()
+        named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return named | self._method.state()
+
+    def load(self, part: Callable[[str], dict[str, Tensor]]) -> None:
+        """Continue from a checkpoint, whose tensors below a prefix `part` gives."""
+        self.model.load_state_dict(part("model/"))
+        if self._momentum is not None:
+            self._momentum.load(part("momentum/"))
+        self._method.load(part)
+
+    def _cache(self, views: Views) -> GradientCache | None:
+        size = self._config.micro_batch_size
+        if size is None:
+            return None
+        joint = self._config.loss.batch_norm_views
+        return GradientCache(self.model, views, size, joint, is_bfloat16=self._is_bfloat16)
+
+    def _keys(self, views: Views) -> Embedded | None:
+        if self._momentum is None:
+            return None
+        both = Views(views.first, views.second)
+        chunks = both.chunks(self._config.micro_batch_size or len(both.first))
+        with torch.no_grad():
+            return self._whole(Embedded.joined([self._embed(self._momentum.model, chunk) for chunk in chunks]))
+
+    def _embed(self, model: Model, views: Views) -> Embedded:
+        with torch.autocast(views.first.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
+            return model.embed(views, self._config.loss.batch_norm_views)
+
+    def _whole(self, embedded: Embedded) -> Embedded:
+        return embedded if self._gather is None else embedded.replaced(self._gather(*embedded.parts()))

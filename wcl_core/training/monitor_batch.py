@@ -1,0 +1,119 @@
+"""A fixed batch of train images, looked at in eval mode at epoch ends: what the monitors say of the network.
+
+The images are chosen by the seed, one view is the plain image and the other one random view that is the same at every
+epoch [D].  Nothing here touches the training state or a global random generator, and no rank has to wait for another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wcl_core import artifacts
+from wcl_core.config import PretrainSpec
+from wcl_core.data import Split, epoch_order
+from wcl_core.evaluate import monitors
+from wcl_core.images.augment import normalised, random_view
+from wcl_core.methods.heads import normalise
+from wcl_core.methods.weak_labels import weak_labels
+from wcl_core.networks.model import Model
+from wcl_core.reporter import Reporter
+from wcl_core.thumbnails import sheet
+
+_MAX_IMAGES = 512
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the monitors say at one moment.
+
+    Attributes:
+        values: all monitors by name: `repr/...` of the pooled features, `embedding/...` of the first head's output, and
+            `weak/...` where a head makes weak labels.
+        labels: (B,) int64 weak labels of the probe's plain images, where a head makes them.
+    """
+
+    values: dict[str, float]
+    labels: Tensor | None
+
+
+class Probe:
+    """The batch, on the device.
+
+    Args:
+        spec: its seed chooses the images; at most 512 of them, at most a global batch.
+        train: the train split.
+        device: of the model.
+    """
+
+    def __init__(self, spec: PretrainSpec, train: Split, device: torch.device) -> None:
+        index = epoch_order(len(train), spec.seed, -1)[: min(spec.batch_size, _MAX_IMAGES)]
+        self._spec, self._images = spec, train.plain(index).to(device)
+        self._index, self._classes = index, train.labels[index]
+
+    def show(self, reporter: Reporter, output_dir: Path, class_names: Sequence[str]) -> None:
+        """Keep the images as `probe.png`, and beside it `probe.json`, which says what they are.
+
+        `indices` are places in the train split, `classes` are null where an image has none; `tile` and `columns` say
+        where an image is in the picture, whose tiles have the order of `labels` (Measured).
+        """
+        made = sheet(self._images)
+        facts = {
+            "indices": self._index.tolist(),
+            "classes": [label if label >= 0 else None for label in self._classes.tolist()],
+            "class_names": list(class_names),
+            "tile": made.tile,
+            "columns": made.columns,
+        }
+        artifacts.keep(reporter, output_dir, "probe.png", made.png, "image/png")
+        artifacts.keep(reporter, output_dir, "probe.json", json.dumps(facts).encode(), "application/json")
+
+    @torch.no_grad()
+    def measure(self, model: Model) -> Measured:
+        """Look at the network as it is now; its modes are put back."""
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            h, h_view = (_pooled(model.backbone, view) for view in self._views())
+            rows, rows_of_view = model.heads(h), model.heads(h_view)
+        finally:
+            for module, training in modes:
+                module.training = training
+        first = model.head_names[0]
+        values = {**_spread("repr", h, h_view), **_spread("embedding", rows[first], rows_of_view[first])}
+        if model.labels_head is None:
+            return Measured(values, None)
+        labels = weak_labels(rows[model.labels_head])
+        return Measured({**values, **self._weak(labels)}, labels)
+
+    def _views(self) -> tuple[Tensor, Tensor]:
+        spec = self._spec
+        place = (spec.augmentation, spec.data.image_size)
+        view = random_view(self._images, *place, seed=spec.seed, epoch=-1, step=-1, view=0)
+        return normalised(self._images), view
+
+    def _weak(self, labels: Tensor) -> dict[str, float]:
+        return {
+            "weak/component_share": monitors.component_share(labels),
+            "weak/ami": monitors.adjusted_mutual_information(labels, self._classes),
+        }
+
+
+def _pooled(backbone: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([backbone(chunk).float() for chunk in images.split(_CHUNK)])
+
+
+def _spread(prefix: str, x: Tensor, view: Tensor) -> dict[str, float]:
+    unit = normalise(x)
+    return {
+        f"{prefix}/alignment": monitors.alignment(unit, normalise(view)),
+        f"{prefix}/uniformity": monitors.uniformity(unit),
+        f"{prefix}/rankme": monitors.rankme(x),
+        f"{prefix}/std": monitors.deviation(unit),
+    }

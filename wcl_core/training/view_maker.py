@@ -1,0 +1,54 @@
+"""The views of a batch: two random ones and, where the spec has them, small crops.
+
+Every view is a function of (seed, epoch, step, number), so nothing about views has to be saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wcl_core.config import AugmentConfig, PretrainSpec
+from wcl_core.distributed import Ranks
+from wcl_core.images.augment import random_view
+from wcl_core.methods.views import Views
+
+
+class ViewMaker:
+    """Makes this rank's views of a step.
+
+    Args:
+        config: sizes, augmentations and the seed.
+        ranks: which images of the global batch are this rank's.
+        memory_format: what the network wants.
+    """
+
+    def __init__(self, config: PretrainSpec, ranks: Ranks, memory_format: torch.memory_format) -> None:
+        self._config, self._ranks, self._memory_format = config, ranks, memory_format
+
+    def views(self, images: Tensor, epoch: int, step: int) -> Views:
+        """Two views and the small crops, which are augmented like them [D]; numbers 0, 1 and from 2 on.
+
+        Args:
+            images: (B, 3, H, W) uint8, this rank's part of the batch.
+            epoch: decides which set of augmentations is used.
+            step: updates done before this one.
+        """
+        config, crops = self._config, self._config.multi_crop
+        augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation
+        side = config.data.image_size
+        first, second = (self._view(images, augmentation, side, (epoch, step, number)) for number in (0, 1))
+        if crops.crops == 0:
+            return Views(first, second)
+        small, side = augmentation.model_copy(update={"scale_min": crops.scale_min}), crops.side(side)
+        numbers = range(2, 2 + crops.crops)
+        views = [self._view(images, small, side, (epoch, step, number), crops.scale_max) for number in numbers]
+        return Views(first, second, torch.stack(views, dim=1))
+
+    def _view(
+        self, images: Tensor, config: AugmentConfig, side: int, place: tuple[int, int, int], scale_max: float = 1.0
+    ) -> Tensor:
+        epoch, step, number = place
+        where = {"seed": self._config.seed, "epoch": epoch, "step": step, "view": number}
+        x = random_view(images, config, side, ranks=self._ranks, scale_max=scale_max, **where)
+        return x.contiguous(memory_format=self._memory_format)
