@@ -15,7 +15,7 @@ Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -69,7 +69,11 @@ _Id = _String(36)
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMES)
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[str]: JSON(none_as_null=True), int: BigInteger}
+    type_annotation_map: ClassVar = {
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
+        int: BigInteger,
+    }
 
 
 class Project(Base):

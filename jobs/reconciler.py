@@ -129,9 +129,10 @@ class Reconciler:
             self._database.write(self._clean_up)
 
     def _prove_writable(self, attempts: dict[tuple[str, int], int], workers: dict[str, int]) -> None:
-        """Write something before anybody counts as lost: others may be silent because nobody can write, as while a
-        stopped process holds SQLite's lock or PostgreSQL is read-only.  A failure here, or a long wait, makes this a
-        failed or a missed look, and every wait starts again.
+        """Write something before an attempt is declared lost.
+
+        A silent worker may be unable to write, as while a stopped process holds SQLite's lock or PostgreSQL is
+        read-only.  A failure here, or a long wait, makes this a failed poll, and every wait starts again.
         """
         now = self._clock()
         if (attempt := self._attempts.doubtful(attempts, now)) is not None:

@@ -60,7 +60,7 @@ class LocalStorage:
         target.parent.mkdir(parents=True, exist_ok=True)
         failpoint("storage.before_rename")
         try:
-            os.replace(source, target)  # the same disk: nothing is copied
+            source.replace(target)  # the same disk: nothing is copied
         except OSError as error:
             if not source.exists():
                 raise FileNotFoundError(f"{source} is missing") from error

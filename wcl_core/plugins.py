@@ -53,7 +53,7 @@ def load(group: Group, name: str) -> Any:
 
 
 @cache
-def _entries(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+def _entries(group: Group, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """Reading all metadata takes milliseconds, so it is done once for each search path."""
     return tuple(entry for entry in entry_points(group=group) if all(map(_is_installed, entry.extras)))
 

@@ -43,7 +43,7 @@ def learning_rate(step: int, total_steps: int, warmup_steps: float, base: float)
 
 
 def weak_weight(step: int, total_steps: int, weight: float, ramp_fraction: float) -> float:
-    """beta at a step: constant from the first step [C], or rising linearly from 0 over a share of all steps [D].
+    """Beta at a step: constant from the first step [C], or rising linearly from 0 over a share of all steps [D].
 
     Args:
         step: s, updates done before this one.

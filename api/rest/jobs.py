@@ -62,7 +62,7 @@ def submit(
         with database.read() as session:
             return JSONResponse(_plan(session, body, new))
     wanted = new[0] if body.seeds is None else new
-    job = submission.make(job_bodies.said(body), lambda session: wanted)
+    job = submission.make(job_bodies.said(body), lambda _session: wanted)
     response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
     if body.seeds is None:
         return _rendered(database, job)

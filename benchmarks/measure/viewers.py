@@ -55,7 +55,7 @@ async def _deliver(server: Server, path: str, viewers: int, reports: int) -> Del
         await asyncio.sleep(_PAUSE_SECONDS if number else 0)
         await asyncio.to_thread(_report, server)
     said_at = time.monotonic()
-    while any(viewer.reports < reports for viewer in opened) and time.monotonic() - said_at < _MOST_SECONDS:
+    while any(viewer.reports < reports for viewer in opened) and time.monotonic() - said_at < _MOST_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     lag, used = time.monotonic() - said_at, _cpu(process) - began
     for viewer in opened:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jobs.errors import FieldError, Invalid
 
@@ -51,7 +52,7 @@ def explicit(trials: int, lengths: Sequence[int], eta: int) -> list[Rung]:
     Raises:
         Invalid: they do not grow, or are more than the trials carry.
     """
-    if any(longer <= shorter for shorter, longer in zip(lengths, lengths[1:], strict=False)):
+    if any(longer <= shorter for shorter, longer in pairwise(lengths)):
         raise Invalid([FieldError("/rungs", "expected growing numbers of epochs")])
     if len(lengths) > (most := _most(trials, eta)):
         detail = f"{trials} trials carry at most {most} rungs with eta = {eta}, these are {len(lengths)}"

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Ledger:
 
     def _of_job(self, job: Any) -> Iterator[str]:
         attempts = self._attempts[job.id]
-        for one, other in zip(attempts, attempts[1:], strict=False):
+        for one, other in pairwise(attempts):
             if one.ended_at is None or other.started_at < one.ended_at:
                 yield f"{job.id}: attempts {one.number} and {other.number} overlap"
         yield from self._of_files(job)

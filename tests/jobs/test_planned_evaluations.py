@@ -142,7 +142,7 @@ def test_without_a_measured_checkpoint_the_run_succeeds_and_says_what_is_missing
 
     assert job(database, run.job_id).status == "succeeded"
     assert children(database, run.job_id) == []
-    warning = [event for event in rows.events(database, run.job_id) if event.type == "warning"][0]
+    warning = next(event for event in rows.events(database, run.job_id) if event.type == "warning")
     assert warning.data["reason"] == "evaluation_not_submitted"
 
 

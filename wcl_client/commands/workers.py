@@ -43,7 +43,7 @@ def run_worker(
     options = (["--once"] if once else []) + ([] if max_seconds is None else ["--max-seconds", str(max_seconds)])
     environment = module_environment() | {"WCL_DATA_DIR": str(data_folder().resolve())}
     # In place of this process: a batch system's signals have to reach the worker itself.
-    os.execve(sys.executable, [sys.executable, "-m", "worker", *options], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "worker", *options], environment)  # noqa: S606 (a list, no shell)
 
 
 @worker.command()

@@ -32,6 +32,9 @@ from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConf
 from wcl_core.config.versions import SPEC_VERSION, SPEC_VERSIONS, UPCASTERS, Kind, Spec, parse_spec, resolve_spec
 
 __all__ = [
+    "SPEC_VERSION",
+    "SPEC_VERSIONS",
+    "UPCASTERS",
     "AugmentConfig",
     "BackboneConfig",
     "CheckpointConfig",
@@ -53,12 +56,9 @@ __all__ = [
     "PretrainSpec",
     "Protocol",
     "ProtocolSettings",
-    "SPEC_VERSION",
-    "SPEC_VERSIONS",
     "Seed",
     "SemiSupervisedConfig",
     "Spec",
-    "UPCASTERS",
     "UntrainedFeatures",
     "is_transformer",
     "method_names",

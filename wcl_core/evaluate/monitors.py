@@ -31,7 +31,7 @@ def alignment(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def uniformity(x: Tensor) -> float:
-    """log of the mean over pairs i < j of exp(-2 |x_i - x_j|^2) (Wang & Isola, ICML 2020; t = 2).
+    """Log of the mean over pairs i < j of exp(-2 |x_i - x_j|^2) (Wang & Isola, ICML 2020; t = 2).
 
     Args:
         x: (B, D) unit rows, B >= 2.

@@ -118,7 +118,7 @@ def _softmax(scaled: Tensor, keys: Tensor, excluded: Exclusion | None, rows: sli
 
 
 def _normaliser(weights: Tensor, top: Tensor, top_logits: Tensor) -> Tensor:
-    """logsumexp of each row, (R,) float64, from its weights and its largest logit in float64; -inf without a key.
+    """Logsumexp of each row, (R,) float64, from its weights and its largest logit in float64; -inf without a key.
 
     A small loss is what the other weights add up to: 1 minus the heaviest has lost it, their own sum has not.
     """

@@ -118,7 +118,7 @@ def weak_crop_loss(
 def _crop_loss(
     crops: Tensor, keys: Tensor, target: Tensor, weight: Tensor, excluded: Exclusion | None, temperature: float
 ) -> Tensor:
-    """mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops: a cross-entropy with soft targets."""
+    """Mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops: a cross-entropy with soft targets."""
     with full_float32(crops.device.type):
         anchors = crops.flatten(0, 1).double()
         normaliser = tiled_log_sum_exp(

@@ -115,7 +115,7 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def _scales(params: list[Tensor], updates: list[Tensor], trust_coefficient: float, eps: float) -> list[Tensor]:
-    """trust |p| / (|g| + eps) per parameter, 1 where a norm is zero, as scalars on the device."""
+    """Trust |p| / (|g| + eps) per parameter, 1 where a norm is zero, as scalars on the device."""
     param_norms = torch.stack(torch._foreach_norm(params))
     update_norms = torch.stack(torch._foreach_norm(updates))
     scale = trust_coefficient * param_norms / (update_norms + eps)

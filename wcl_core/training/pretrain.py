@@ -229,7 +229,7 @@ class _Run:
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
 
     def _evaluate(self, epoch: int) -> None:
-        """kNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
+        """KNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
         every = self.config.knn_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs) or not self.ranks.is_first:
             return

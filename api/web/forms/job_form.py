@@ -122,7 +122,7 @@ def send(request: Request, submitter: Submitter, database: TheDatabase, typed: T
         if typed.get("step") == "submit":
             key, digest = sent_once(made)
             wanted = new[0] if "seeds" not in made.said else new
-            job, _ = submission.submit_once(database, key, submitter.key_id, digest, lambda session: wanted)
+            job, _ = submission.submit_once(database, key, submitter.key_id, digest, lambda _session: wanted)
             return RedirectResponse(f"/jobs/{job.id}", status_code=303)
         with database.read() as session:
             plan = submission.plan(session, new[0])

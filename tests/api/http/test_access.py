@@ -340,8 +340,10 @@ def test_failures_are_forgotten_after_a_minute() -> None:
 
 @pytest.mark.parametrize(
     ("host", "is_local"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
-    + [("10.0.0.1", False), ("wcl.example", False), ("", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "wcl.example", "")),
+    ],
 )
 def test_which_addresses_only_this_machine_reaches(host: str, is_local: bool) -> None:
     assert is_loopback(host) is is_local

@@ -74,7 +74,7 @@ RANGES = st.one_of(
 CONDITIONS = st.sampled_from([None, ETAG, f"W/{ETAG}", '"other"', "Tue, 24 Nov 2026 20:00:00 GMT", "", "*"])
 
 
-def expected(header: str, condition: str | None) -> tuple[int, int] | None | str:
+def expected(header: str, condition: str | None) -> tuple[int, int] | str | None:
     """The specification once more, written plainly: (first, last), None for the whole file, or `none`."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.replace(" ", "").lower(), re.ASCII)
     if match is None or condition not in (None, ETAG) or match.group(1) == match.group(2) == "":

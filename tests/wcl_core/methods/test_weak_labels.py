@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def one_cycle(order: Tensor, generator: torch.Generator) -> Tensor:
 def cycles(order: Tensor, generator: torch.Generator) -> Tensor:
     """Several, of very different lengths."""
     bounds = [0, *sorted({len(order) // 2, len(order) // 3, len(order) - len(order) // 7}), len(order)]
-    rolled = [order[start:stop].roll(1) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    rolled = [order[start:stop].roll(1) for start, stop in pairwise(bounds)]
     return torch.cat(rolled)[order.argsort()]
 
 

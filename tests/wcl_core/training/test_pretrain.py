@@ -218,7 +218,7 @@ def test_queue_and_momentum_encoder_are_in_the_file(tmp_path: Path) -> None:
     """The queue holds the images of the latest steps; the momentum network lags behind the trained one."""
     run(small.spec(queue_size=128, momentum_decay=0.9), tmp_path, stop=(3, "drain"))
     saved = checkpoint.read(last_file(tmp_path))
-    first, second, third = list(epoch_batches(270, 64, 0, 0, 0))[:3]
+    _, second, third = list(epoch_batches(270, 64, 0, 0, 0))[:3]
     queue = saved.part("queue/")
     assert torch.equal(queue["images"], torch.cat((third, second)))
     torch.testing.assert_close(queue["u"].norm(dim=2), torch.ones(2, 128))
