@@ -1,29 +1,141 @@
-"""Which checkpoints a job keeps, and which stored files belong to nobody any more.
+"""Registered checkpoints: which of them are good, and the queries, pins and deletions that follow from it.
 
-    a checkpoint is registered     `expire` marks the rows that its job's `checkpoints.keep_…` leave over
-    the transaction has committed  `orphans` names the files that no row claims; whoever asked removes them
+Retention has two steps:
 
-So a crash in between leaves a marked row, which claims no file, and a file that the next question about orphans finds.
+    a checkpoint is registered     `expire` marks rows that exceed the job's `checkpoints.keep_…` as deleted
+    the transaction has committed  `orphans` lists stored files that belong to no row; the caller removes them
+
+A crash between the two steps leaves a marked row, whose file the next call of `orphans` lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, cast, null, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, and_, cast, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
+from jobs.errors import Conflict, NotFound
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
-from jobs.planned_evaluations import BEST_METRIC
 from jobs.status import TERMINAL
 from wcl_core.config import PretrainSpec, parse_spec
+
+BEST_METRIC = "eval/knn_top1"
+
+
+def is_good() -> ColumnElement[bool]:
+    """Return the condition for a checkpoint that a run may start from: of kind training, not deleted, not damaged."""
+    return and_(Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
+
+
+# --- queries -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A registered checkpoint; `path` is its storage key."""
+
+    id: str
+    step: int
+    path: str
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> CheckpointRef:
+        """Return the reference to a row."""
+        return cls(checkpoint.id, checkpoint.step, checkpoint.path, checkpoint.sha256, checkpoint.size)
+
+
+def good(session: Session, job_id: str) -> list[Checkpoint]:
+    """Return the job's good checkpoints, newest first."""
+    own = select(Checkpoint).where(Checkpoint.job_id == job_id, is_good())
+    return list(session.execute(own.order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())).scalars())
+
+
+def newest(session: Session, job_id: str) -> CheckpointRef | None:
+    """Return the job's newest good checkpoint, or None."""
+    own = select(Checkpoint).where(Checkpoint.job_id == job_id, is_good())
+    by_age = own.order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    checkpoint = session.execute(by_age.limit(1)).scalar_one_or_none()
+    return CheckpointRef.of(checkpoint) if checkpoint else None
+
+
+def resume_point(session: Session, job_id: str) -> CheckpointRef | None:
+    """Return the checkpoint that the job's next attempt starts from.
+
+    This is the job's own newest good checkpoint, or else the one that the job itself was started from.
+    """
+    if (own := newest(session, job_id)) is not None:
+        return own
+    started_from = select(Job.resume_checkpoint_id).where(Job.id == job_id).scalar_subquery()
+    statement = select(Checkpoint).where(Checkpoint.id == started_from, is_good())
+    checkpoint = session.execute(statement).scalar_one_or_none()
+    return CheckpointRef.of(checkpoint) if checkpoint else None
+
+
+def best_first(newest_first: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints that have a value of `BEST_METRIC`, best first, of equal values the earliest first."""
+    measured = [each for each in reversed(newest_first) if each.metrics.get(BEST_METRIC) is not None]
+    return sorted(measured, key=lambda each: -float(each.metrics[BEST_METRIC]))
+
+
+# --- changes -------------------------------------------------------------------------------------------------------
+
+
+def hold(session: Session, checkpoint_id: str | None) -> bool:
+    """Lock a good checkpoint against deletion until the transaction ends; return False when it is not good."""
+    statement = select(Checkpoint.id).where(Checkpoint.id == checkpoint_id, is_good()).with_for_update(read=True)
+    return session.execute(statement).first() is not None
+
+
+def pin(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
+    """Pin or unpin a checkpoint; a deletion that is under way holds the row and wins.
+
+    Raises:
+        NotFound: there is no such checkpoint.
+    """
+    exists = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    statement = update(Checkpoint).where(*exists).values(pinned=is_pinned).returning(Checkpoint)
+    checkpoint = session.execute(statement).scalar_one_or_none()
+    if checkpoint is None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    return checkpoint
+
+
+def delete(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Mark a checkpoint as deleted; the caller removes its file after the commit.
+
+    Raises:
+        NotFound: there is no such checkpoint.
+        Conflict: it is pinned, or an unfinished job needs it.
+    """
+    checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
+    if checkpoint is None or checkpoint.deleted_at is not None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    if checkpoint.pinned:
+        raise Conflict("the checkpoint is pinned; unpin it first")
+    needs_it = or_(
+        Job.id == checkpoint.job_id,
+        Job.resume_checkpoint_id == checkpoint_id,
+        Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
+    )
+    statement = select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)
+    if (job_id := session.execute(statement).scalar_one_or_none()) is not None:
+        raise Conflict(f"job {job_id} needs the checkpoint")
+    session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
+    return checkpoint
+
+
+# --- retention -----------------------------------------------------------------------------------------------------
 
 
 def expire(session: Session, job_id: str) -> None:
     """Mark the job's checkpoints beyond those that its spec keeps as deleted.
 
-    Never a pinned one, a damaged one, or one that a job needs which has not ended; those do not count as kept either.
+    Pinned and damaged checkpoints, and those that an unfinished job needs, stay and do not count as kept.
     """
     job = session.get_one(Job, job_id)
     if job.kind != "pretrain" or job.spec.get("checkpoints", {}).get("keep_last") is None:
@@ -31,44 +143,28 @@ def expire(session: Session, job_id: str) -> None:
     spec = parse_spec("pretrain", job.spec)
     assert isinstance(spec, PretrainSpec)
     surplus = _surplus(session, spec, job_id)
-    # Locked before it is asked who needs them: a job that comes to need one holds it until it is there.
-    # Whoever pinned or deleted one since the list was made has committed, or is passed by.
-    is_still = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
-    locked = select(Checkpoint.id).where(*is_still).with_for_update(skip_locked=True)
+    # The lock comes before the query of needed ones: a job that comes to need a checkpoint holds it until it commits.
+    # A checkpoint that was pinned or deleted since the list was made is skipped.
+    unchanged = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
+    locked = select(Checkpoint.id).where(*unchanged).with_for_update(skip_locked=True)
     free = set(session.execute(locked).scalars()) - _needed(session, surplus)
     session.execute(update(Checkpoint).where(Checkpoint.id.in_(free)).values(deleted_at=now_ms()))
 
 
 def _surplus(session: Session, spec: PretrainSpec, job_id: str) -> list[str]:
-    statement = (
-        select(Checkpoint)
-        .where(
-            Checkpoint.job_id == job_id,
-            Checkpoint.kind == TRAINING,
-            Checkpoint.deleted_at.is_(None),
-            Checkpoint.damaged_at.is_(None),
-            Checkpoint.pinned.is_(False),
-        )
-        .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
-    )
-    newest_first = list(session.execute(statement).scalars())
+    newest_first = [checkpoint for checkpoint in good(session, job_id) if not checkpoint.pinned]
     assert spec.checkpoints.keep_last is not None
-    kept = newest_first[: spec.checkpoints.keep_last] + _best(newest_first, _num_best(spec))
+    kept = newest_first[: spec.checkpoints.keep_last] + best_first(newest_first)[: _num_best(spec)]
     return [checkpoint.id for checkpoint in newest_first if checkpoint not in kept]
 
 
 def _num_best(spec: PretrainSpec) -> int:
-    """An evaluation of the best one needs it to be there in the end."""
+    """Return how many best checkpoints stay; a planned evaluation of the best one needs one at the end."""
     return max(spec.checkpoints.keep_best, int(any(plan.when == "best" for plan in spec.evaluations)))
 
 
-def _best(newest_first: list[Checkpoint], count: int) -> list[Checkpoint]:
-    measured = [each for each in reversed(newest_first) if each.metrics.get(BEST_METRIC) is not None]
-    return sorted(measured, key=lambda each: -float(each.metrics[BEST_METRIC]))[:count]  # of equals the earliest
-
-
 def _needed(session: Session, ids: Sequence[str]) -> set[str]:
-    """Those that a job which has not ended begins from or evaluates."""
+    """Return those of the checkpoints that an unfinished job starts from or evaluates."""
     evaluated = Job.spec["features"]["checkpoint_id"].as_string()
     needs = or_(Job.resume_checkpoint_id.in_(ids), evaluated.in_(ids))
     rows = session.execute(select(Job.resume_checkpoint_id, evaluated).where(Job.status.not_in(TERMINAL), needs))
@@ -76,12 +172,13 @@ def _needed(session: Session, ids: Sequence[str]) -> set[str]:
 
 
 def orphans(session: Session, keys: Sequence[str]) -> list[str]:
-    """Of stored files those that no row claims, and that no attempt can register any more; in two queries.
+    """Return those of the stored files that no row claims and no attempt can register any more.
 
-    No clock says so: only an open attempt can register a file, and each has a folder of its own.
+    No clock is involved: only an open attempt can register a file, and each attempt has its own folder.
 
     Args:
-        keys: `JOB/ATTEMPT/NAME` each, of some hundred jobs at most, listed before this transaction began.
+        session: two queries are made.
+        keys: storage keys `JOB/ATTEMPT/NAME` of some hundred jobs at most, listed before this transaction began.
     """
     job_ids = {key.split("/")[0] for key in keys}
     attempts = select(Attempt.job_id, Attempt.number, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))

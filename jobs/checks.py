@@ -5,12 +5,11 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.eligibility import LIVE
+from jobs import checkpoints
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
 from jobs.status import Status
-from jobs.transitions import newest_checkpoint
 from wcl_core.config import (
     CheckpointFeatures,
     DataConfig,
@@ -93,7 +92,7 @@ def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
 
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """A step's views alone, without any network, against the most that a worker of the pool has."""
-    fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.state.in_(LIVE))
+    fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.is_live)
     known = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
     # Without GPUs all processes share the machine's memory.
     shares = [memory / (1 if gpus else spec.processes) for memory, gpus in known if memory is not None]
@@ -177,6 +176,6 @@ def _check_after(session: Session, new: NewJob) -> list[FieldError]:
         elif status in (Status.FAILED, Status.CANCELLED):
             if other not in new.after_checkpoint:
                 errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))
-            elif newest_checkpoint(session, other) is None:
+            elif checkpoints.newest(session, other) is None:
                 errors.append(FieldError(f"/after/{place}", f"job {other} has {status} without a checkpoint"))
     return errors

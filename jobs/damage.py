@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from jobs import transitions
+from jobs import checkpoints, transitions
+from jobs.checkpoints import CheckpointRef
 from jobs.database import now_ms
 from jobs.events import record
 from jobs.models import Checkpoint
-from jobs.transitions import CheckpointRef
 
 
 def pass_by(session: Session, job_id: str, number: int, found: CheckpointRef, what: str) -> CheckpointRef | None:
@@ -28,7 +28,7 @@ def pass_by(session: Session, job_id: str, number: int, found: CheckpointRef, wh
         Superseded: the attempt has ended, and what it found counts for nothing.
     """
     mark(session, job_id, number, found)
-    following = transitions.resume_point(session, job_id)
+    following = checkpoints.resume_point(session, job_id)
     goes_on = f"the run goes on from step {following.step}" if following else "no good checkpoint is left"
     facts = {"reason": "damaged_checkpoint", "attempt": number, "checkpoint": found.id, "step": found.step}
     record(session, job_id, "warning", facts | {"message": f"{what}; {goes_on}"})

@@ -1,24 +1,94 @@
-"""Which worker may run which job.  `transitions.claim` asks the same of the database, for one worker at a time."""
+"""Which worker can run which job, and when: due jobs, workers that take jobs, what fits, and dependencies.
+
+Conditions of a query stand beside the functions that decide the same about loaded rows.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_
+from dataclasses import dataclass
 
-from jobs.models import Job, Worker
+from sqlalchemy import ColumnElement, and_, exists, or_, tuple_
 
-LIVE = ("idle", "busy")
+from jobs.checkpoints import is_good
+from jobs.database import now_ms
+from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
+from jobs.status import Status
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+def is_due() -> ColumnElement[bool]:
+    """Return the condition for a job that a worker may claim now: queued, and its backoff is over."""
+    return and_(Job.status == Status.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now_ms()))
+
+
+# --- workers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker offers: pool, GPUs, datasets (name to digest) and the spec versions that it can run."""
+
+    id: str
+    name: str
+    pool: str
+    gpus: int
+    datasets: dict[str, str]
+    spec_versions: tuple[int, ...]
 
 
 def takes_jobs() -> ColumnElement[bool]:
-    """Of which workers a claim can come: they run, and nobody has asked them to drain."""
-    return and_(Worker.state.in_(LIVE), Worker.drain_requested_at.is_(None))
+    """Return the condition for a worker that claims jobs: it is live and was not asked to drain."""
+    return and_(Worker.is_live, Worker.drain_requested_at.is_(None))
+
+
+def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
+    """Return the condition for a job that the worker can run; `fits` decides the same about two rows."""
+    return and_(
+        Job.pool == worker.pool,
+        Job.gpus <= worker.gpus,
+        tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
+        Job.spec_version.in_(worker.spec_versions),
+    )
 
 
 def fits(worker: Worker, job: Job) -> bool:
-    """Whether the worker has all that the job needs; who is busy, and whose turn it is, is another question."""
+    """Return whether the worker can run the job, regardless of whether it is busy."""
     return (
         worker.pool == job.pool
-        and worker.gpus >= job.gpus
-        and worker.datasets.get(job.dataset_name) == job.dataset_digest
-        and str(job.spec_version) in worker.spec_versions
+        and has_gpus(worker, job)
+        and has_dataset(worker, job)
+        and supports_spec_version(worker, job)
     )
+
+
+def has_gpus(worker: Worker, job: Job) -> bool:
+    """Return whether the worker has as many GPUs as the job needs."""
+    return worker.gpus >= job.gpus
+
+
+def has_dataset(worker: Worker, job: Job) -> bool:
+    """Return whether the worker has the version of the dataset that the job pins."""
+    return bool(worker.datasets.get(job.dataset_name) == job.dataset_digest)
+
+
+def supports_spec_version(worker: Worker, job: Job) -> bool:
+    """Return whether the worker can run specs of the job's version."""
+    return str(job.spec_version) in worker.spec_versions
+
+
+# --- dependencies --------------------------------------------------------------------------------------------------
+
+
+def is_met(needed: type[Job]) -> ColumnElement[bool]:
+    """Return the condition for a met dependency, in a query over `Dependency` and the needed job.
+
+    The needed job has succeeded, or it has a good checkpoint if only that is required.
+    """
+    saved = exists().where(Checkpoint.job_id == needed.id, is_good())
+    return or_(needed.status == Status.SUCCEEDED, and_(Dependency.until == CHECKPOINT, saved))
+
+
+def is_lost(needed: type[Job]) -> ColumnElement[bool]:
+    """Return the condition for a dependency that can no longer be met."""
+    return and_(needed.status.in_((Status.FAILED, Status.CANCELLED)), ~is_met(needed))

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     Dialect,
     ForeignKey,
     Index,
@@ -32,11 +33,13 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.database import now_ms, storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of registered files; no run starts from embeddings
+LIVE_STATES = ("idle", "busy")  # of a worker; the others are stopped and lost
 SUCCESS, CHECKPOINT = "success", "checkpoint"  # what a job waits for of another one
 DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
@@ -292,12 +295,22 @@ class Worker(Base):
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
     spec_versions: Mapped[list[str]]
-    state: Mapped[str] = mapped_column(_String(16))  # idle, busy, stopped, lost
+    state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
     job_id: Mapped[str | None] = mapped_column(_Id)
     beats: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[int] = mapped_column(default=now_ms())
     seen_at: Mapped[int] = mapped_column(default=now_ms())
     drain_requested_at: Mapped[int | None]
+
+    @hybrid_property
+    def is_live(self) -> bool:
+        """Whether the worker runs: it has not stopped and was not declared lost."""
+        return self.state in LIVE_STATES
+
+    @is_live.inplace.expression
+    @classmethod
+    def _is_live(cls) -> ColumnElement[bool]:
+        return cls.state.in_(LIVE_STATES)
 
 
 class Dataset(Base):

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs import checkpoints
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag
 from jobs.new_job import NewJob, add, default_name
 from wcl_core.config import EvaluateSpec, EvaluationPlan, PretrainSpec, parse_spec, resolve_spec
 
-BEST_METRIC = "eval/knn_top1"
 BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
 
 
@@ -42,12 +42,13 @@ def at_success(session: Session, job_id: str) -> None:
     for place, spec, plan in _plans(job):
         if plan.when == "every":
             continue
-        checkpoint = _last(session, job_id) if plan.when == "final" else _best(session, job_id)
-        if checkpoint is None:
+        newest_first = checkpoints.good(session, job_id)
+        ranked = newest_first if plan.when == "final" else checkpoints.best_first(newest_first)
+        if not ranked:
             message = f"evaluations/{place}: there is no checkpoint for when = {plan.when}"
             record(session, job_id, "warning", {"reason": "evaluation_not_submitted", "message": message})
         else:
-            _submit(session, job, spec, place, plan, checkpoint)
+            _submit(session, job, spec, place, plan, ranked[0])
 
 
 def _plans(job: Job) -> Iterator[tuple[int, PretrainSpec, EvaluationPlan]]:
@@ -57,27 +58,6 @@ def _plans(job: Job) -> Iterator[tuple[int, PretrainSpec, EvaluationPlan]]:
     assert isinstance(spec, PretrainSpec)
     for place, plan in enumerate(spec.evaluations):
         yield place, spec, plan
-
-
-def _kept(session: Session, job_id: str) -> list[Checkpoint]:
-    """The job's good checkpoints, first step first."""
-    statement = (
-        select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
-        .order_by(Checkpoint.step, Checkpoint.attempt)
-    )
-    return list(session.execute(statement).scalars())
-
-
-def _last(session: Session, job_id: str) -> Checkpoint | None:
-    kept = _kept(session, job_id)
-    return kept[-1] if kept else None
-
-
-def _best(session: Session, job_id: str) -> Checkpoint | None:
-    """The earliest of those with the best value; one that was saved without the value does not take part."""
-    measured = [checkpoint for checkpoint in _kept(session, job_id) if checkpoint.metrics.get(BEST_METRIC) is not None]
-    return max(measured, key=lambda checkpoint: float(checkpoint.metrics[BEST_METRIC]), default=None)
 
 
 def _submit(

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
-from jobs.database import now_ms
-from jobs.eligibility import fits, takes_jobs
+from jobs.eligibility import fits, is_due, takes_jobs
 from jobs.models import Attempt, Job, Worker
 from jobs.status import Reason, Status
 
@@ -65,9 +64,8 @@ def _waiting(session: Session, lowest: int) -> Sequence[Job]:
     statement = (
         select(Job)
         .where(
-            Job.status == Status.QUEUED,
+            is_due(),
             Job.priority > lowest,
-            or_(Job.not_before.is_(None), Job.not_before <= now_ms()),
             func.coalesce(Job.status_reason, "") != Reason.PREEMPTED,
         )
         .order_by(Job.priority.desc(), Job.id)

@@ -178,9 +178,9 @@ def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
     """All workers, those that run first, then newest first."""
     statement = select(Worker).order_by(Worker.id.desc())
     if alive_only:
-        statement = statement.where(Worker.state.in_(("idle", "busy")))
+        statement = statement.where(Worker.is_live)
     found = list(session.execute(statement.limit(200)).scalars())
-    return sorted(found, key=lambda worker: worker.state not in ("idle", "busy"))
+    return sorted(found, key=lambda worker: not worker.is_live)
 
 
 def datasets(session: Session) -> list[Dataset]:

@@ -176,5 +176,5 @@ def _open_attempts(session: Session) -> dict[tuple[str, int], int]:
 
 
 def _live_workers(session: Session) -> dict[str, int]:
-    rows = session.execute(select(Worker.id, Worker.beats).where(Worker.state.in_(("idle", "busy"))))
+    rows = session.execute(select(Worker.id, Worker.beats).where(Worker.is_live))
     return dict(rows.all())

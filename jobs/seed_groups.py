@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.checkpoints import BEST_METRIC
 from jobs.errors import NotFound
 from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
-from jobs.planned_evaluations import BEST_METRIC, BEST_ORIGIN
+from jobs.planned_evaluations import BEST_ORIGIN
 
 CONFIDENCE = 0.95
 SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"

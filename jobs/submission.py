@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from jobs import checkpoints
 from jobs.checks import check, pretraining_count
 from jobs.database import Database, new_id, now_ms
-from jobs.eligibility import takes_jobs
+from jobs.eligibility import fits, takes_jobs
 from jobs.errors import Conflict, NotFound
 from jobs.estimates import estimate
 from jobs.events import record
@@ -22,8 +23,7 @@ from jobs.idempotency import once
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name
-from jobs.status import TERMINAL, Status
-from jobs.transitions import newest_checkpoint
+from jobs.status import Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, parse_spec, resolve_spec
 
 
@@ -38,7 +38,7 @@ def submit(session: Session, new: NewJob) -> Job:
     measured = None
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         measured = str(new.spec.features.checkpoint_id)
-        _hold(session, measured)
+        checkpoints.hold(session, measured)
     dataset = check(session, new)
     if measured is not None and new.parent_id is None:
         new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
@@ -106,18 +106,22 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
 
 
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
-    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == new.pool))
+    job = Job(
+        pool=new.pool,
+        gpus=new.gpus,
+        spec_version=new.spec.spec_version,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+    )
     return [
-        worker.name
-        for worker in workers.scalars()
-        if worker.gpus >= new.gpus and worker.datasets.get(dataset.name) == dataset.digest
+        worker.name for worker in session.execute(select(Worker).where(takes_jobs())).scalars() if fits(worker, job)
     ]
 
 
 def _has_to_wait(session: Session, new: NewJob) -> bool:
     statement = select(Job.id).where(Job.id.in_(new.after), Job.status != Status.SUCCEEDED)
     unfinished = session.execute(statement).scalars().all() if new.after else ()
-    return any(job_id not in new.after_checkpoint or not newest_checkpoint(session, job_id) for job_id in unfinished)
+    return any(job_id not in new.after_checkpoint or not checkpoints.newest(session, job_id) for job_id in unfinished)
 
 
 # --- changes -------------------------------------------------------------------------------------------------------
@@ -179,16 +183,10 @@ def retried(session: Session, job_id: str, created_by: str | None) -> NewJob:
 
 def _resume_point(session: Session, job: Job) -> str | None:
     """The last checkpoint, which then stays: the job's own, or the one it started from itself."""
-    while last := newest_checkpoint(session, job.id):
-        if _hold(session, last.id):
+    while last := checkpoints.newest(session, job.id):
+        if checkpoints.hold(session, last.id):
             return last.id
-    return job.resume_checkpoint_id if _hold(session, job.resume_checkpoint_id) else None
-
-
-def _hold(session: Session, checkpoint_id: str | None) -> bool:
-    """Whether the checkpoint is there and good; if so, nobody deletes it before this transaction ends."""
-    kept = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
-    return session.execute(select(Checkpoint.id).where(*kept).with_for_update(read=True)).first() is not None
+    return job.resume_checkpoint_id if checkpoints.hold(session, job.resume_checkpoint_id) else None
 
 
 def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
@@ -249,40 +247,3 @@ def _existing(session: Session, job_id: str, *, lock: bool = False) -> Job:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job
-
-
-def pin_checkpoint(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
-    """Pin or unpin a checkpoint, unless it is deleted first: whoever deletes one holds its row.
-
-    Raises:
-        NotFound: there is none.
-    """
-    is_there = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
-    statement = update(Checkpoint).where(*is_there).values(pinned=is_pinned).returning(Checkpoint)
-    checkpoint = session.execute(statement).scalar_one_or_none()
-    if checkpoint is None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id}")
-    return checkpoint
-
-
-def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
-    """Mark a checkpoint as deleted; the caller removes the file after the commit.
-
-    Raises:
-        NotFound, Conflict: no such checkpoint; pinned, or a job that has not ended needs it.
-    """
-    checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # against a job that comes to need it
-    if checkpoint is None or checkpoint.deleted_at is not None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id}")
-    if checkpoint.pinned:
-        raise Conflict("the checkpoint is pinned")
-    needs_it = or_(
-        Job.id == checkpoint.job_id,
-        Job.resume_checkpoint_id == checkpoint_id,
-        Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
-    )
-    found = session.execute(select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)).scalar_one_or_none()
-    if found is not None:
-        raise Conflict(f"job {found} needs the checkpoint")
-    session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
-    return checkpoint

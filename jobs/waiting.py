@@ -9,9 +9,7 @@ from enum import StrEnum
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.database import now_ms
-from jobs.dependencies import is_met
-from jobs.eligibility import takes_jobs
+from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.models import Dependency, Job, Worker
 from jobs.status import Status
 
@@ -54,7 +52,7 @@ def explain(session: Session, job: Job) -> Waiting | None:
         return _for_others(session, job)
     if job.status != Status.QUEUED:
         return None
-    if job.not_before is not None and job.not_before > session.execute(select(now_ms())).scalar_one():
+    if session.execute(select(Job.id).where(Job.id == job.id, is_due())).first() is None:
         return Waiting(Cause.BACKING_OFF, "its last attempt failed; it waits before the next one", until=job.not_before)
     ahead = _num_ahead(session, job)
     cause, message = _for_workers(session, job, ahead)
@@ -77,8 +75,7 @@ def _for_others(session: Session, job: Job) -> Waiting:
 def _num_ahead(session: Session, job: Job) -> int:
     """How many due jobs of its pool are taken before it: a range of the index of claims."""
     before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
-    due = or_(Job.not_before.is_(None), Job.not_before <= now_ms())
-    statement = select(func.count()).where(Job.status == Status.QUEUED, Job.pool == job.pool, before, due)
+    statement = select(func.count()).where(is_due(), Job.pool == job.pool, before)
     return session.execute(statement).scalar_one()
 
 
@@ -88,12 +85,12 @@ def _for_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not workers:
         return Cause.NO_WORKER, f"no worker of the pool {job.pool} runs"
     most = max(worker.gpus for worker in workers)
-    if not (workers := [worker for worker in workers if worker.gpus >= job.gpus]):
+    if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
-    if not (workers := [worker for worker in workers if worker.datasets.get(job.dataset_name) == job.dataset_digest]):
+    if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         detail = f"no worker of the pool {job.pool} that is large enough has this version of {job.dataset_name}"
         return Cause.DATASET_ABSENT, detail
-    if not (workers := [worker for worker in workers if str(job.spec_version) in worker.spec_versions]):
+    if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits knows version {job.spec_version} of specs yet"
     return _for_its_turn(workers, ahead)
 

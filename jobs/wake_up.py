@@ -11,13 +11,13 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs.database import Database, is_outage, now_ms
+from jobs.database import Database, is_outage
+from jobs.eligibility import is_due, takes_jobs
 from jobs.models import Job, Worker
 from jobs.settings import Settings
-from jobs.status import Status
 from wcl_core.failpoints import failpoint
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,8 @@ def ring(settings: Settings, pool: str) -> None:
 
 
 def _bells(session: Session) -> dict[str, int]:
-    due = or_(Job.not_before.is_(None), Job.not_before <= now_ms())
-    waiting = select(Job.pool, func.count()).where(Job.status == Status.QUEUED, due).group_by(Job.pool)
-    idle = select(Worker.pool, func.count()).where(Worker.state == "idle").group_by(Worker.pool)
+    waiting = select(Job.pool, func.count()).where(is_due()).group_by(Job.pool)
+    idle = select(Worker.pool, func.count()).where(takes_jobs(), Worker.state == "idle").group_by(Worker.pool)
     free = dict(session.execute(idle).all())
     jobs = session.execute(waiting).all()
     return {pool: min(count, free[pool]) for pool, count in jobs if free.get(pool)}

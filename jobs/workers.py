@@ -15,11 +15,10 @@ from sqlalchemy.orm import Session
 from jobs import datasets as samples
 from jobs.database import new_id, now_ms
 from jobs.datasets import Sheet
-from jobs.eligibility import LIVE
+from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, NotFound
 from jobs.ingest import insert
 from jobs.models import Dataset, Worker
-from jobs.transitions import WorkerFacts
 
 
 @dataclass(frozen=True)
@@ -118,5 +117,5 @@ def stop(session: Session, worker_id: str) -> None:
 
 def mark_lost(session: Session, worker_id: str, beats: int) -> None:
     """An observer saw no beat for a whole lease; a beat in between wins."""
-    statement = update(Worker).where(Worker.id == worker_id, Worker.beats == beats, Worker.state.in_(LIVE))
+    statement = update(Worker).where(Worker.id == worker_id, Worker.beats == beats, Worker.is_live)
     session.execute(statement.values(state="lost", job_id=None))

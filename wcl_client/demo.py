@@ -287,7 +287,7 @@ def _wait_for_dataset(client: WclClient, data: DemoData, data_dir: Path) -> None
     """Workers register their data sets all at once when they start; a folder is read once for its digest."""
     deadline = time.monotonic() + DATASET_SECONDS
     while time.monotonic() < deadline:
-        workers = [worker for worker in client.workers() if worker["state"] in ("idle", "busy")]
+        workers = [worker for worker in client.workers() if worker["is_live"]]
         names = [entry["name"] for entry in client.datasets()]
         if workers and data.name in names:
             return

@@ -99,7 +99,7 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
     table = Table(*names, box=None, header_style="bold")
     for worker in workers:
-        drains = worker.get("drain_requested_at") and worker["state"] in ("idle", "busy")
+        drains = worker.get("drain_requested_at") and worker["is_live"]
         table.add_row(
             worker["id"][-12:],
             worker["name"],

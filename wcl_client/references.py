@@ -25,7 +25,7 @@ def find_job(client: WclClient, reference: str) -> Job:
 def find_worker(client: WclClient, reference: str) -> Json:
     """The worker that a name, an id or a part of one means; of several with one name the one that runs."""
     workers = client.workers()
-    running = [worker for worker in workers if worker["state"] in ("idle", "busy")]
+    running = [worker for worker in workers if worker["is_live"]]
     for among in (running, workers):
         found = [worker for worker in among if worker["name"] == reference or _matches(worker["id"], reference)]
         if len(found) == 1:

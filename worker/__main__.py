@@ -23,11 +23,11 @@ from sqlalchemy.exc import DBAPIError
 
 from jobs import workers
 from jobs.database import Database, new_id
+from jobs.eligibility import WorkerFacts
 from jobs.models import Worker
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
-from jobs.transitions import WorkerFacts
 from wcl_core.config import SPEC_VERSIONS
 from worker import app, datasets, process, recovery
 from worker.devices import device_bytes

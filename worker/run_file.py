@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs import damage
+from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
 from jobs.storage import Damaged, Storage, verified
-from jobs.transitions import CheckpointRef, Claim
+from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
 from worker.datasets import Source
 
@@ -84,7 +85,7 @@ def checkpoint_file(database: Database, storage: Storage, claim: Claim) -> Path 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
     """
-    wanted = claim.checkpoint
+    wanted = claim.evaluated
     if wanted is None:
         return None
     try:

@@ -7,7 +7,8 @@ import threading
 
 from jobs import transitions, workers
 from jobs.database import Database
-from jobs.transitions import Claim, WorkerFacts
+from jobs.eligibility import WorkerFacts
+from jobs.transitions import Claim
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)

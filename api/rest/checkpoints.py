@@ -17,8 +17,7 @@ from api.http.problems import Gone
 from api.rest import exports, rendering
 from api.rest.evaluations import EvaluateBody, new_evaluation, pointing_into_body
 from api.rest.responses import CheckpointAnswer, JobAnswer
-from jobs import queries, waiting
-from jobs import submission as service
+from jobs import checkpoints, queries, waiting
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint
 from jobs.settings import Settings
@@ -50,9 +49,7 @@ def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> Checkp
 @router.patch("")
 def change(checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase) -> CheckpointAnswer:
     """Pin or unpin it."""
-    return rendering.checkpoint(
-        database.write(lambda session: service.pin_checkpoint(session, checkpoint_id, body.pinned))
-    )
+    return rendering.checkpoint(database.write(lambda session: checkpoints.pin(session, checkpoint_id, body.pinned)))
 
 
 @router.post("/evaluate", status_code=201, responses=REPLAYED)
@@ -78,7 +75,7 @@ def delete(
     checkpoint_id: str, principal: Submitter, database: TheDatabase, settings: TheSettings, storage: TheStorage
 ) -> None:
     """Delete its file; refused while it is pinned or a job needs it."""
-    gone = database.write(lambda session: service.delete_checkpoint(session, checkpoint_id))
+    gone = database.write(lambda session: checkpoints.delete(session, checkpoint_id))
     try:
         storage.delete(gone.path)
         exports.sweep(database, settings.exports_dir)

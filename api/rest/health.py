@@ -13,6 +13,7 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
 from jobs import queries
+from jobs.models import LIVE_STATES
 
 router = APIRouter(tags=["service"])
 
@@ -43,7 +44,7 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
     with database.read() as session:
         jobs = queries.counts_by_status(session)
         workers = queries.workers(session, alive_only=True)
-    states = {state: sum(worker.state == state for worker in workers) for state in ("idle", "busy")}
+    states = {state: sum(worker.state == state for worker in workers) for state in LIVE_STATES}
     streams = request.app.state.streams.count
     return "".join(
         (

@@ -212,6 +212,7 @@ def worker(row: Worker) -> WorkerAnswer:
         "pool": row.pool,
         "gpus": row.gpus,
         "state": row.state,
+        "is_live": row.is_live,
         "job_id": row.job_id,
         "datasets": row.datasets,
         "spec_versions": row.spec_versions,

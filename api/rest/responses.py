@@ -208,6 +208,7 @@ class WorkerAnswer(TypedDict):
     pool: str
     gpus: int
     state: str
+    is_live: bool
     job_id: str | None
     datasets: dict[str, str]
     spec_versions: list[str]

@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from api.rest.evaluations import EvaluateBody, new_evaluation, pointing_into_body
-from jobs import submission, transitions
+from jobs import checkpoints, submission, transitions
 from jobs.database import Database
 from jobs.errors import Conflict
 from wcl_core.config import Protocol
@@ -86,7 +86,7 @@ def _asked(database: Database, job_id: str, verb: Verb, asker: str) -> str:
 @router.post("/checkpoints/{checkpoint_id}/{pin}")
 def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabase) -> Response:
     """Pin or unpin; back to the checkpoints of its job."""
-    checkpoint = database.write(lambda session: submission.pin_checkpoint(session, checkpoint_id, pin is Pin.PIN))
+    checkpoint = database.write(lambda session: checkpoints.pin(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")
 
 

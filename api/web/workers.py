@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from api.web.jobs import JobView, database_time
 from jobs import queries
-from jobs.eligibility import LIVE
 from jobs.models import Job, Worker
 from jobs.status import Status
 
@@ -62,11 +61,11 @@ class WorkerList:
 def worker_list(session: Session) -> WorkerList:
     """Those that run, busy ones first, then those that ended or were lost, newest first."""
     workers = queries.workers(session)
-    running = [worker for worker in workers if worker.state in LIVE]
+    running = [worker for worker in workers if worker.is_live]
     views = _views(session, running)
     return WorkerList(
         running=sorted(views, key=lambda view: (view.worker.pool, view.view is None, view.worker.name)),
-        gone=[worker for worker in workers if worker.state not in LIVE],
+        gone=[worker for worker in workers if not worker.is_live],
         pools=_pools(session, views),
         now=database_time(session),
     )

@@ -22,33 +22,25 @@ from __future__ import annotations
 
 from jobs.transitions.attempts import Requests, deliver, end_attempt, reap
 from jobs.transitions.claims import (
-    CheckpointRef,
     Claim,
-    WorkerFacts,
     claim,
     is_claimable,
-    newest_checkpoint,
-    resume_point,
 )
 from jobs.transitions.observers import has_blocked, preempt, unblock
 from jobs.transitions.requests import cancel, pause, resume
 
 __all__ = [
-    "CheckpointRef",
     "Claim",
     "Requests",
-    "WorkerFacts",
     "cancel",
     "claim",
     "deliver",
     "end_attempt",
     "has_blocked",
     "is_claimable",
-    "newest_checkpoint",
     "pause",
     "preempt",
     "reap",
     "resume",
-    "resume_point",
     "unblock",
 ]

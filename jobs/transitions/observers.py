@@ -6,7 +6,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import preemption
-from jobs.dependencies import is_lost, is_met
+from jobs.eligibility import is_lost, is_met
 from jobs.models import DEFAULT_PROJECT, Dependency, Job, Project
 from jobs.status import Reason, Status
 from jobs.transitions.guard import move

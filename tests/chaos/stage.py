@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session
 from jobs import queries, submission, transitions
 from jobs import workers as registry
 from jobs.database import Database, new_id
+from jobs.eligibility import WorkerFacts
 from jobs.models import Job
 from jobs.status import TERMINAL, Reason, Status
 from jobs.submission import NewJob
-from jobs.transitions import WorkerFacts
 from tests import servers
 from tests.chaos.processes import STANDIN, Node, Start
 from tests.chaos.proxy import Proxy
@@ -119,7 +119,7 @@ class Stage:
 
     def wait_for_workers(self, *names: str) -> None:
         def are_there() -> bool:
-            return set(names) <= {row.name for row in self.workers() if row.state in ("idle", "busy")}
+            return set(names) <= {row.name for row in self.workers() if row.is_live}
 
         eventually(are_there, f"the start of {', '.join(names)}")
 

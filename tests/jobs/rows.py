@@ -14,10 +14,11 @@ from sqlalchemy import select, text, update
 
 from jobs import submission, transitions
 from jobs.database import Database, new_id
+from jobs.eligibility import WorkerFacts
 from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
 from jobs.status import Status
 from jobs.submission import NewJob
-from jobs.transitions import Claim, Requests, WorkerFacts
+from jobs.transitions import Claim, Requests
 from wcl_core.config import Kind, parse_spec
 
 DIGEST = "d" * 64
@@ -255,5 +256,5 @@ CLAIM_OF_NOBODY = Claim(
     dataset_name="digits",
     dataset_digest=DIGEST,
     resume=None,
-    checkpoint=None,
+    evaluated=None,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints, submission, transitions
 from jobs.database import Database, new_id
-from jobs.models import Checkpoint, Job
+from jobs.models import EMBEDDINGS, Checkpoint, Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, running, submit
 
@@ -118,6 +119,25 @@ def test_a_resumed_job_always_finds_its_newest(database: Database) -> None:
 
     assert resume is not None
     assert resume.step == 2
+
+
+@pytest.mark.parametrize(
+    "flaw", [{"deleted_at": 1}, {"damaged_at": 1}, {"kind": EMBEDDINGS}], ids=["deleted", "damaged", "embeddings"]
+)
+def test_only_an_intact_training_checkpoint_is_good(database: Database, flaw: dict[str, Any]) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), saved(1), saved(2))
+    older, newer = (id_of(database, run.job_id, step) for step in (1, 2))
+    flawed = update(Checkpoint).where(Checkpoint.id == newer).values(flaw)
+    database.write(lambda session: session.execute(flawed) and None)
+
+    with database.read() as session:
+        newest = checkpoints.newest(session, run.job_id)
+        assert newest is not None
+        assert newest.id == older
+        assert [row.id for row in checkpoints.good(session, run.job_id)] == [older]
+    held = {each: database.write(partial(checkpoints.hold, checkpoint_id=each)) for each in (older, newer)}
+    assert held == {older: True, newer: False}
 
 
 def orphans(database: Database, job_id: str, *names: str) -> list[str]:

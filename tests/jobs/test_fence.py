@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from jobs import damage, transitions
+from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
 from jobs.errors import Superseded
 from jobs.models import Base
-from jobs.transitions import CheckpointRef
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, claim, running
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, submission
+from jobs import checkpoints
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.models import Job
@@ -27,7 +27,7 @@ def test_a_checkpoint_that_is_just_being_pinned_is_passed_by(database: Database)
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     with Session(database.engine) as other:
-        submission.pin_checkpoint(other, id_of(database, run.job_id, 1), True)  # not committed yet
+        checkpoints.pin(other, id_of(database, run.job_id, 1), True)  # not committed yet
         run.deliver(saved(2))
         other.commit()
 
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_was_pinned_since_the_list_was_made_stays(
 
     def list_and_pin(*arguments: Any) -> list[str]:
         surplus = listed(*arguments)
-        database.write(lambda session: submission.pin_checkpoint(session, first, True))
+        database.write(lambda session: checkpoints.pin(session, first, True))
         return surplus
 
     monkeypatch.setattr(checkpoints, "_surplus", list_and_pin)
@@ -65,13 +65,13 @@ def test_what_is_just_being_deleted_cannot_be_pinned(database: Database, by: str
         database.write(lambda session: session.execute(keep) and None)
 
     def pin() -> None:
-        database.write(lambda session: submission.pin_checkpoint(session, first, True))
+        database.write(lambda session: checkpoints.pin(session, first, True))
 
     with Session(database.engine) as other:
         if by == "retention":
             checkpoints.expire(other, run.job_id)
         else:
-            submission.delete_checkpoint(other, first)
+            checkpoints.delete(other, first)
         with rows.in_background(pin) as pinned:
             rows.until_somebody_waits_for_a_lock(database, pinned)
             other.commit()

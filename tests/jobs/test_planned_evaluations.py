@@ -67,7 +67,7 @@ def test_the_last_checkpoint_is_measured_once_the_run_succeeds(database: Databas
         assert queries.tags(session, [child.id]) == {child.id: ["evaluation:final", "trial"]}
     told = [event for event in rows.events(database, run.job_id) if event.type == "evaluation_submitted"]
     assert [event.data for event in told] == [{"job": child.id, "when": "final", "step": 1000}]
-    assert claim(database).checkpoint is not None
+    assert claim(database).evaluated is not None
 
 
 def test_the_best_checkpoint_is_the_earliest_of_the_best_knn(database: Database) -> None:

@@ -9,10 +9,10 @@ from sqlalchemy import update
 
 from jobs import preemption, transitions, workers
 from jobs.database import Database
+from jobs.eligibility import WorkerFacts
 from jobs.models import Attempt, Job
 from jobs.preemption import Preemption
 from jobs.status import Status
-from jobs.transitions import WorkerFacts
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, status, submit, worker
 

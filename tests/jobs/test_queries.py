@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import changes, queries, submission
+from jobs import changes, checkpoints, queries, submission
 from jobs.database import Database
 from jobs.errors import Invalid, NotFound
 from jobs.events import record
@@ -143,7 +143,7 @@ def test_checkpoints_newest_first_without_deleted_ones(database: Database) -> No
     run = Run(database, running(database))
     run.deliver(rows.started(), *(rows.checkpoint(step) for step in (10, 30, 20)), rows.end("succeeded"))
     gone = rows.checkpoints(database, run.job_id)[2].id
-    database.write(lambda session: submission.delete_checkpoint(session, gone))
+    database.write(lambda session: checkpoints.delete(session, gone))
 
     with database.read() as session:
         assert [found.step for found in queries.checkpoints(session, run.job_id)] == [20, 10]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import queries, submission, transitions
+from jobs import checkpoints, queries, submission, transitions
 from jobs.database import Database
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag
@@ -275,7 +275,7 @@ def test_a_retry_never_starts_from_a_deleted_checkpoint(database: Database) -> N
     old, new = rows.checkpoints(database, first)
     second = database.write(lambda session: submission.retry(session, first, None)).id
     Run(database, claim(database)).end("failed", "internal_error")
-    database.write(lambda session: submission.delete_checkpoint(session, new.id))
+    database.write(lambda session: checkpoints.delete(session, new.id))
 
     again = database.write(lambda session: submission.retry(session, second, None))
     assert again.resume_checkpoint_id is None
@@ -312,7 +312,7 @@ def test_a_clone_that_does_not_fit_is_refused(database: Database) -> None:
 
 
 def delete(database: Database, checkpoint_id: str) -> None:
-    database.write(lambda session: submission.delete_checkpoint(session, checkpoint_id))
+    database.write(lambda session: checkpoints.delete(session, checkpoint_id))
 
 
 def test_a_checkpoint_nobody_needs_is_deleted_once(database: Database) -> None:
@@ -381,7 +381,7 @@ def test_a_job_that_comes_to_need_it_while_it_is_deleted_does_not_get_it(databas
         return None
 
     with Session(database.engine) as other:
-        submission.delete_checkpoint(other, checkpoint_id)  # not committed yet
+        checkpoints.delete(other, checkpoint_id)  # not committed yet
         with rows.in_background(need) as needing:
             rows.until_somebody_waits_for_a_lock(database)
             other.commit()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from jobs import queries, transitions
+from jobs import checkpoints, queries, transitions
 from jobs.database import Database
 from jobs.errors import Superseded
 from jobs.models import Checkpoint
@@ -35,7 +35,7 @@ def spool(sqlite_database: Database, tmp_path: Path) -> Spool:
 
 def begin(spool: Spool, must_resume: bool = False) -> Path | None:
     with spool.database.read() as session:
-        resume = transitions.resume_point(session, spool.job_id)
+        resume = checkpoints.resume_point(session, spool.job_id)
     claim = transitions.Claim(
         spool.job_id, spool.number, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume
     )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
-from jobs import queries, transitions
+from jobs import checkpoints, queries, transitions
 from jobs.database import Database
 from jobs.models import Checkpoint, Job, Point, Series
 from tests.servers import free_port
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_named(
     trained = jobs.submit(SHORT)
     jobs.wait_for(trained, "succeeded")
     with sqlite_database.read() as session:
-        newest = transitions.newest_checkpoint(session, trained)
+        newest = checkpoints.newest(session, trained)
     assert newest
     path = worker.attempt_folder / "checkpoints" / newest.path
     if damage == "absent":

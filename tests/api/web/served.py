@@ -22,9 +22,9 @@ from api.http.auth import SESSION_COOKIE
 from jobs import keys, queries, submission, transitions, workers
 from jobs.database import Database, new_id
 from jobs.datasets import Sheet
+from jobs.eligibility import WorkerFacts
 from jobs.models import Checkpoint
 from jobs.settings import Settings
-from jobs.transitions import WorkerFacts
 from jobs.workers import DatasetFacts
 from tests.jobs.rows import make_due
 from tests.waiting import eventually

@@ -12,8 +12,8 @@ from playwright.sync_api import expect
 
 from jobs import workers
 from jobs.database import new_id
+from jobs.eligibility import WorkerFacts
 from jobs.models import Worker
-from jobs.transitions import WorkerFacts
 from jobs.workers import DatasetFacts
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, Site, sheet

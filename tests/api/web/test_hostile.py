@@ -12,8 +12,8 @@ from api.app import create_app
 from api.http.auth import classification
 from jobs import sweeps, workers
 from jobs.database import Database, new_id
+from jobs.eligibility import WorkerFacts
 from jobs.settings import Settings
-from jobs.transitions import WorkerFacts
 from jobs.workers import DatasetFacts
 from tests.api.web.conftest import Visitor
 from tests.api.web.payloads import PAYLOADS

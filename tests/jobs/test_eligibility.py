@@ -1,20 +1,88 @@
-"""Jobs that wait for others: for a success or only for a checkpoint, and what becomes of them when it never comes."""
+"""Which worker can run which job, when a job is due, and when its dependencies are met or lost."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from jobs import transitions
-from jobs.database import Database
+import pytest
+from sqlalchemy import select, update
+
+from jobs import eligibility, transitions, workers
+from jobs.database import Database, now_ms
 from jobs.errors import Invalid
+from jobs.models import Checkpoint, Job, Worker
 from jobs.status import Status
 from tests.jobs import rows
-from tests.jobs.rows import Run, claim, job, running, status, submit
+from tests.jobs.rows import Run, claim, job, running, status, submit, worker
 
 
 @pytest.fixture(autouse=True)
 def _dataset(database: Database) -> None:
     rows.add_dataset(database)
+
+
+FLAWS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "pool": {"pool": "other"},
+    "gpus": {"gpus": 1},
+    "dataset": {"dataset_name": "cifar10"},
+    "digest": {"dataset_digest": "e" * 64},
+    "spec version": {"spec_version": 2},
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_the_query_and_the_function_agree_on_which_worker_fits(database: Database, flaw: str) -> None:
+    facts = worker(pool="default", gpus=0)
+    database.write(lambda session: workers.register(session, facts, 1, []))
+    job_id = submit(database)
+    database.write(
+        lambda session: session.execute(update(Job).where(Job.id == job_id).values(pool="default", **FLAWS[flaw]))
+    )
+
+    with database.read() as session:
+        by_query = session.execute(select(Job.id).where(eligibility.fits_worker(facts))).scalars().all() == [job_id]
+        by_function = eligibility.fits(session.get_one(Worker, facts.id), session.get_one(Job, job_id))
+    assert by_query is by_function is (flaw == "none")
+
+
+@pytest.mark.parametrize(
+    ("before", "not_before", "is_due"),
+    [
+        (Status.QUEUED, None, True),
+        (Status.QUEUED, -1_000, True),
+        (Status.QUEUED, 60_000, False),
+        (Status.PAUSED, None, False),
+        (Status.BLOCKED, None, False),
+        (Status.RUNNING, None, False),
+    ],
+)
+def test_a_queued_job_is_due_once_its_backoff_is_over(
+    database: Database, before: Status, not_before: int | None, is_due: bool
+) -> None:
+    job_id = rows.job_in(database, before)
+    until = None if not_before is None else now_ms() + not_before
+    database.write(lambda session: session.execute(update(Job).where(Job.id == job_id).values(not_before=until)))
+
+    with database.read() as session:
+        due = session.execute(select(Job.id).where(eligibility.is_due())).scalars().all()
+    assert (job_id in due) is is_due
+
+
+@pytest.mark.parametrize(("state", "is_live"), [("idle", True), ("busy", True), ("stopped", False), ("lost", False)])
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_live_worker_takes_jobs_unless_it_drains(database: Database, state: str, is_live: bool, drains: bool) -> None:
+    facts = worker()
+    database.write(lambda session: workers.register(session, facts, 1, []))
+    values = {"state": state, "drain_requested_at": 1 if drains else None}
+    database.write(lambda session: session.execute(update(Worker).values(values)))
+
+    with database.read() as session:
+        live = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
+        taking = session.execute(select(Worker.id).where(eligibility.takes_jobs())).scalars().all()
+        assert session.get_one(Worker, facts.id).is_live is is_live
+    assert [row.id for row in live] == ([facts.id] if is_live else [])
+    assert taking == ([facts.id] if is_live and not drains else [])
 
 
 def behind(database: Database, *needed: str, checkpoint: bool) -> str:
@@ -109,6 +177,18 @@ def test_a_checkpoint_that_will_never_come_is_refused(database: Database) -> Non
 
     with pytest.raises(Invalid, match="/after/0: .* has failed without a checkpoint"):
         behind(database, run.job_id, checkpoint=True)
+
+
+def test_a_damaged_checkpoint_meets_no_dependency(database: Database) -> None:
+    run = Run(database, running(database))
+    job_id = behind(database, run.job_id, checkpoint=True)
+    run.deliver(rows.started(), rows.checkpoint(1))
+    database.write(lambda session: session.execute(update(Checkpoint).values(damaged_at=1)))
+    assert unblock(database) == 0
+
+    run.deliver(rows.checkpoint(2))
+    assert unblock(database) == 1
+    assert status(database, job_id) == Status.QUEUED
 
 
 def test_a_failure_runs_down_a_chain(database: Database) -> None:
