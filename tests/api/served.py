@@ -113,7 +113,7 @@ def native_checkpoint() -> bytes:
 def listening(client: httpx.Client, address: str, last_id: str | None = None) -> Iterator[Iterator[Message | None]]:
     """An open stream's messages; None for a comment."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
-    with client.stream("GET", hosts, headers=headers) as response:
+    with client.stream("GET", address, headers=headers) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
         yield parse(response.iter_lines())

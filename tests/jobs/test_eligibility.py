@@ -37,7 +37,7 @@ def test_the_query_and_the_function_agree_on_which_worker_fits(database: Databas
     database.write(lambda session: workers.register(session, facts, 1, []))
     job_id = submit(database)
     database.write(
-        lambda session: session.execute(update(Job).where(Job.id == job_id).values(pool="default", **FLAWS[flaw]))
+        lambda session: session.execute(update(Job).where(Job.id == job_id).values({"pool": "default"} | FLAWS[flaw]))
     )
 
     with database.read() as session:
