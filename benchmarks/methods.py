@@ -24,7 +24,7 @@ from measure.trials import Bench, Measured, Settings, Source, Trial, dataset
 
 from wcl_core.config import resolve_spec
 from wcl_core.data.folder import list_files
-from wcl_core.evaluate import few_labels, knn, linear
+from wcl_core.evaluation import few_labels, knn, linear
 
 RUNS = Path(__file__).parents[1] / "runs"
 FIRST_SEARCH_SEED = 1000  # the comparison's seeds begin at 0

@@ -1,1 +1,63 @@
-"""The science of WCL: pretraining and evaluation without any service around it."""
+"""Self-supervised pretraining and evaluation of image networks; knows no database, queue or web.
+
+The public names, by topic:
+
+    losses          nt_xent, weak_label_loss, swapped_weak_label_loss
+    weak labels     weak_labels, nearest_neighbours, components
+    optimiser       LARS, param_groups
+    whole runs      pretrain, evaluate
+
+A name is loaded on its first use, because the service imports `wcl_core.config` and must not load torch by it.  No
+module of this package may have a public name: Python would set it as an attribute here and hide the public object.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wcl_core.evaluation.run import evaluate
+    from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
+    from wcl_core.methods.weak_labels import components, nearest_neighbours, weak_labels
+    from wcl_core.training.optim import LARS, param_groups
+    from wcl_core.training.pretrain import pretrain
+
+__all__ = [
+    "LARS",
+    "components",
+    "evaluate",
+    "nearest_neighbours",
+    "nt_xent",
+    "param_groups",
+    "pretrain",
+    "swapped_weak_label_loss",
+    "weak_label_loss",
+    "weak_labels",
+]
+
+_MODULES = {
+    "LARS": "training.optim",
+    "components": "methods.weak_labels",
+    "evaluate": "evaluation.run",
+    "nearest_neighbours": "methods.weak_labels",
+    "nt_xent": "methods.losses",
+    "param_groups": "training.optim",
+    "pretrain": "training.pretrain",
+    "swapped_weak_label_loss": "methods.losses",
+    "weak_label_loss": "methods.losses",
+    "weak_labels": "methods.weak_labels",
+}
+
+if not TYPE_CHECKING:  # type checkers read the imports above, and report a name that does not exist
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name on its first use."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -133,7 +133,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from wcl_core.evaluate.run import evaluate
+    from wcl_core.evaluation.run import evaluate
 
     spec = _read_spec("evaluate", options.spec)
     assert isinstance(spec, EvaluateSpec)

@@ -25,8 +25,8 @@ from wcl_core import data
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import Kind, PretrainSpec, parse_spec
 from wcl_core.distributed import PeerLostError, Ranks, joined
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.run import evaluate
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.run import evaluate
 from wcl_core.reporter import NullReporter, Outcome, Reporter, Request, SpoolReporter
 from wcl_core.training.collapse import StoppedError
 from wcl_core.training.pretrain import pretrain

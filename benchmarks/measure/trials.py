@@ -26,7 +26,7 @@ from torch import Tensor
 from wcl_core.config import EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split, derived_seed, kind_of, load
 from wcl_core.data.images import tensor_digest
-from wcl_core.evaluate.run import evaluate
+from wcl_core.evaluation.run import evaluate
 from wcl_core.presets import presets
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training.pretrain import pretrain

@@ -10,7 +10,7 @@ import torch
 from wcl_core import data
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
-from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluation.features import FeatureSet
 from wcl_core.reporter import NullReporter, Record
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3

@@ -23,7 +23,7 @@ from tests.wcl_core import small
 from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.checkpoint import CheckpointError
-from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.reporter import NullReporter
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.wcl_core import small
 from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec, resolve_spec
-from wcl_core.evaluate.run import load_backbone
+from wcl_core.evaluation.run import load_backbone
 from wcl_core.export import ExportError, backbone_file
 from wcl_core.networks.model import Model
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wcl_core import artifacts
 from wcl_core.config import PretrainSpec
 from wcl_core.data import Split, epoch_order
-from wcl_core.evaluate import monitors
+from wcl_core.evaluation import monitors
 from wcl_core.images.augment import normalised, random_view
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels

@@ -20,8 +20,8 @@ from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
-from wcl_core.evaluate.features import network_features
-from wcl_core.evaluate.knn import knn_top1
+from wcl_core.evaluation.features import network_features
+from wcl_core.evaluation.knn import knn_top1
 from wcl_core.methods.base import Batch, Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model

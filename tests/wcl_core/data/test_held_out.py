@@ -14,7 +14,7 @@ from tests.wcl_core import small
 from wcl_core.config import EvaluateSpec, PretrainSpec, parse_spec
 from wcl_core.data import DataError, ImageData, with_held_out
 from wcl_core.data.held_out import held_out
-from wcl_core.evaluate.run import evaluate
+from wcl_core.evaluation.run import evaluate
 from wcl_core.reporter import MemoryReporter
 from wcl_core.training.pretrain import pretrain
 

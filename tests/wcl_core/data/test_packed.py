@@ -16,8 +16,8 @@ from tests.wcl_core.data.test_data import damage, write_tree
 from wcl_core import data
 from wcl_core.__main__ import main
 from wcl_core.data import DataError, ImageData, folder, packing
-from wcl_core.evaluate.features import network_features, pixel_features
-from wcl_core.evaluate.run import untrained_backbone
+from wcl_core.evaluation.features import network_features, pixel_features
+from wcl_core.evaluation.run import untrained_backbone
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training import view_maker
 from wcl_core.training.pretrain import pretrain

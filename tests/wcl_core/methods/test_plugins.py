@@ -17,7 +17,7 @@ from tests.wcl_core.distributions import install_barlow_twins
 from wcl_core import checkpoint
 from wcl_core.config import EvaluateSpec, parse_spec, resolve_spec
 from wcl_core.distributed import SINGLE
-from wcl_core.evaluate.run import evaluate
+from wcl_core.evaluation.run import evaluate
 from wcl_core.export import backbone_file
 from wcl_core.methods.builtin import build_method
 from wcl_core.plugins import PluginError

@@ -17,7 +17,7 @@ from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
-from wcl_core.evaluate.run import load_backbone, untrained_backbone
+from wcl_core.evaluation.run import load_backbone, untrained_backbone
 from wcl_core.networks.model import Model
 from wcl_core.presets import presets
 from wcl_core.reporter import MemoryReporter, Outcome, Record, Request

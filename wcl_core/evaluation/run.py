@@ -13,11 +13,11 @@ from torch import nn
 from wcl_core import checkpoint
 from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, PixelFeatures, PretrainSpec
 from wcl_core.data import ImageData, derived_seed, with_held_out
-from wcl_core.evaluate.embedding import FILE_NAME, write_embeddings
-from wcl_core.evaluate.embedding_map import keep_map
-from wcl_core.evaluate.features import network_features, pixel_features
-from wcl_core.evaluate.pace import Interrupted, Pace
-from wcl_core.evaluate.results import Subject, results
+from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
+from wcl_core.evaluation.embedding_map import keep_map
+from wcl_core.evaluation.features import network_features, pixel_features
+from wcl_core.evaluation.pace import Interrupted, Pace
+from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
 
 VERSION = 1

@@ -17,8 +17,8 @@ from torch import Tensor
 from wcl_core import artifacts, checkpoint
 from wcl_core.config import CheckpointFeatures, EvaluateSpec
 from wcl_core.data import ImageData, derived_seed
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.networks.model import Model

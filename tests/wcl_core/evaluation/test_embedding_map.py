@@ -18,10 +18,10 @@ from tests.wcl_core import small
 from wcl_core import checkpoint
 from wcl_core.config import EvaluateSpec, parse_spec
 from wcl_core.data import ImageData
-from wcl_core.evaluate.embedding_map import chosen, layout, nearest, principal
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.run import evaluate
+from wcl_core.evaluation.embedding_map import chosen, layout, nearest, principal
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.run import evaluate
 from wcl_core.images.augment import normalised
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import mutual_info_score
 
 from tests.wcl_core import small
-from wcl_core.evaluate import monitors
+from wcl_core.evaluation import monitors
 from wcl_core.methods.heads import normalise
 from wcl_core.networks.model import Model
 from wcl_core.training.monitor_batch import Probe

@@ -23,7 +23,7 @@ from tests.wcl_core import small
 from wcl_core import checkpoint
 from wcl_core.config import EvaluateSpec, LinearSgdConfig, SemiSupervisedConfig, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split
-from wcl_core.evaluate import (
+from wcl_core.evaluation import (
     accuracy,
     classifier,
     few_labels,
@@ -34,12 +34,12 @@ from wcl_core.evaluate import (
     retrieval,
     semi_supervised,
 )
-from wcl_core.evaluate.classifier import Recipe
-from wcl_core.evaluate.embedding import write_embeddings
-from wcl_core.evaluate.features import FeatureSet, network_features
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.pace import Interrupted, Pace
-from wcl_core.evaluate.run import evaluate, untrained_backbone
+from wcl_core.evaluation.classifier import Recipe
+from wcl_core.evaluation.embedding import write_embeddings
+from wcl_core.evaluation.features import FeatureSet, network_features
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.pace import Interrupted, Pace
+from wcl_core.evaluation.run import evaluate, untrained_backbone
 from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter
 

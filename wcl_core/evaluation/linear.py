@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wcl_core.data import derived_seed
-from wcl_core.evaluate.accuracy import top1
-from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluation.accuracy import top1
+from wcl_core.evaluation.features import FeatureSet
 
 VERSION = 1
 STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 5))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from wcl_core.config import EvaluateSpec
 from wcl_core.data import ImageData
-from wcl_core.evaluate import few_labels, knn, linear, linear_sgd, retrieval, semi_supervised
-from wcl_core.evaluate.accuracy import mean_per_class, top1
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.pace import Pace
+from wcl_core.evaluation import few_labels, knn, linear, linear_sgd, retrieval, semi_supervised
+from wcl_core.evaluation.accuracy import mean_per_class, top1
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.pace import Pace
 
 Result = dict[str, Any]
 

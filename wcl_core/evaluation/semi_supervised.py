@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from wcl_core.config import SemiSupervisedConfig
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.data.label_lists import index_digest
-from wcl_core.evaluate.accuracy import top1
-from wcl_core.evaluate.classifier import Recipe, new_head, train
-from wcl_core.evaluate.features import pooled
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.pace import Pace
+from wcl_core.evaluation.accuracy import top1
+from wcl_core.evaluation.classifier import Recipe, new_head, train
+from wcl_core.evaluation.features import pooled
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.pace import Pace
 
 VERSION = 1
 

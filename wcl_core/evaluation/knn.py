@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wcl_core.evaluate.features import FeatureSet
+from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
 
 VERSION = 1

@@ -19,8 +19,8 @@ from wcl_core import checkpoint
 from wcl_core.checkpoint import Written
 from wcl_core.config import EvaluateSpec
 from wcl_core.data import ImageData
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.knn import ProtocolError
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import ProtocolError
 
 VERSION = 1
 FILE_NAME = "embeddings.safetensors"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from wcl_core.config import FewLabelsClassifier
 from wcl_core.data import derived_seed
-from wcl_core.evaluate.accuracy import top1
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.linear import classes, fit, standard
+from wcl_core.evaluation.accuracy import top1
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.linear import classes, fit, standard
 from wcl_core.methods.heads import normalise
 
 VERSION = 1

@@ -20,10 +20,10 @@ from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import EvaluateSpec, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split
-from wcl_core.evaluate import features, few_labels, knn, linear
-from wcl_core.evaluate.features import FeatureSet
-from wcl_core.evaluate.knn import ProtocolError
-from wcl_core.evaluate.run import evaluate, untrained_backbone
+from wcl_core.evaluation import features, few_labels, knn, linear
+from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.evaluation.run import evaluate, untrained_backbone
 from wcl_core.images.augment import normalised
 from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter
@@ -301,7 +301,7 @@ def test_a_request_is_met_between_protocols(ask: Any, outcome: str) -> None:
 
 
 def test_a_request_from_before_the_features_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wcl_core.evaluate.run.pixel_features", None)
+    monkeypatch.setattr("wcl_core.evaluation.run.pixel_features", None)
     reporter = MemoryReporter(lambda _: "cancel")
     assert evaluate(evaluate_spec(), reporter, data=small.few_digits()) == "cancelled"
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from wcl_core.config import LinearSgdConfig
 from wcl_core.data import ImageData
-from wcl_core.evaluate.accuracy import top1
-from wcl_core.evaluate.classifier import Recipe, new_head, train
-from wcl_core.evaluate.features import pooled
-from wcl_core.evaluate.pace import Pace
+from wcl_core.evaluation.accuracy import top1
+from wcl_core.evaluation.classifier import Recipe, new_head, train
+from wcl_core.evaluation.features import pooled
+from wcl_core.evaluation.pace import Pace
 
 VERSION = 1
 _RATE_PER_256 = 0.2
