@@ -31,50 +31,43 @@ from api.rest import (
 )
 from api.streams import routes
 from api.streams.responses import Streams
-from api.web import actions, analysis, map, pages, render, service, sign_in
-from api.web import sweeps as sweep_pages
-from api.web import weak_labels as weak_label_pages
-from api.web.forms import job_form, sweep_form
+from api.web import actions, render
+from api.web.pages import NAVIGATION, PAGES
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 
 _STATIC = Path(__file__).parent / "web" / "static"
-_ROUTERS = tuple(
-    module.router
-    for module in (
-        jobs,
-        job_parts,
-        artifacts,
-        weak_labels,
-        seed_groups,
-        sweeps,
-        routes,
-        checkpoints,
-        datasets,
-        keys,
-        sign_in,
-        workers,
-        health,
-        openapi,
-        pages,
-        actions,
-        analysis,
-        service,
-        map,
-        job_form,
-        sweep_form,  # before the sweeps, of which `new` is none
-        sweep_pages,
-        weak_label_pages,
-    )
+_ROUTERS = (
+    *(
+        module.router
+        for module in (
+            jobs,
+            job_parts,
+            artifacts,
+            weak_labels,
+            seed_groups,
+            sweeps,
+            routes,
+            checkpoints,
+            datasets,
+            keys,
+            workers,
+            health,
+            openapi,
+            actions,
+        )
+    ),
+    *(page.router for page in PAGES),
 )
 
 
 def create_app(settings: Settings, database: Database) -> FastAPI:
     """The web process's application.
 
-    `app.state` holds `settings`, `database`, `storage`, and `stopping`, an event that ends the open `streams`.
+    `app.state` holds `settings`, `database`, `storage`, `navigation` (of the pages), and `stopping`, an event that ends
+    the open `streams`.
 
     Raises:
         RuntimeError: a route does not say who may use it.
@@ -85,6 +78,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.storage = LocalStorage(settings.checkpoints_dir)
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
+    app.state.navigation = NAVIGATION
     app.state.stopping = threading.Event()
     app.state.streams = Streams(database, app.state.stopping)
     for router in _ROUTERS:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Engine, create_engine, event, make_url
+from sqlalchemy import BigInteger, Engine, create_engine, event, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -66,6 +66,11 @@ def _sqlite_now(element: now_ms, compiler: Any, **options: Any) -> str:
 def _postgresql_now(element: now_ms, compiler: Any, **options: Any) -> str:
     del element, compiler, options  # now() would be the transaction's start
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def database_time(session: Session) -> int:
+    """Return the database's time in milliseconds, for ages of times that the database stored."""
+    return session.execute(select(now_ms())).scalar_one()
 
 
 def new_id() -> str:

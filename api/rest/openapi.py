@@ -1,6 +1,6 @@
 """The OpenAPI document: FastAPI's, with problem documents, the specs of jobs, and the two ways to sign in.
 
-`/docs` shows the same document to people, without a script of anybody else's.
+`api.web.docs` renders the same document as a page.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from api.http.auth import SESSION_COOKIE, Reader, is_public
 from api.http.problems import MEDIA_TYPE
-from api.web import render
 from wcl_core.config import EvaluateSpec, PretrainSpec
 
 router = APIRouter(include_in_schema=False)
@@ -65,16 +64,8 @@ def openapi(request: Request, principal: Reader) -> dict[str, Any]:
     return document(request.app)
 
 
-@router.get("/docs")
-def docs(request: Request, principal: Reader) -> Response:
-    """The document as a page."""
-    made = document(request.app)
-    schemas = {name: body for name, body in made["components"]["schemas"].items() if "properties" in body}
-    return render.page(request, "docs.html", document=made, schemas=schemas, type_of=type_of)
-
-
 def type_of(schema: dict[str, Any]) -> str:
-    """A schema's type in a few words, for people."""
+    """Return a schema's type in a few words."""
     if "$ref" in schema:
         return str(schema["$ref"]).rsplit("/", 1)[-1]
     if "anyOf" in schema or "oneOf" in schema:

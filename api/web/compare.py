@@ -1,23 +1,33 @@
-"""What the page of a comparison shows: arms, where their specs differ, what was measured, and what is unfair."""
+"""The comparison of jobs: their curves, evaluations and spec differences, with warnings about unfair comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
 from api.web.configurations import Arm, Measure, arms, measured
-from api.web.jobs import database_time
-from jobs import queries, seed_groups
+from api.web.picture import drawings
+from api.web.render import page, picture
+from jobs import curves, queries, seed_groups
+from jobs.database import database_time
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
 
+router = APIRouter(include_in_schema=False)
+
 MAX_ARMS, MAX_JOBS, CHOICES = 8, 40, 40
+_PICTURE_POINTS = 1000
+_Ids = Annotated[list[str], Query(max_length=MAX_JOBS)]
 _BUDGET = {
     "epochs": "epochs",
     "batch_size": "batch size",
@@ -163,3 +173,39 @@ def _protocols(rows: Sequence[Row]) -> Iterator[str]:
             yield f"Different protocols: {title} was never measured in the same way on two of them."
         elif not whole:
             yield f"{title} was not measured on all of them in the same way."
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/compare")
+def compare_page(
+    request: Request,
+    reader: Reader,
+    database: TheDatabase,
+    job: _Ids = [],  # noqa: B006 (FastAPI copies it)
+    group: _Ids = [],  # noqa: B006
+) -> Response:
+    """Return the comparison of jobs and seed groups; without any, the newest jobs to choose from."""
+    with database.read() as session:
+        view = comparison(session, job, group)
+    return page(request, "compare.html", found=view, now=view.now)
+
+
+@router.get("/compare/curve.svg")
+def curve_picture(
+    reader: Reader,
+    database: TheDatabase,
+    name: Annotated[str, Query(max_length=100)],
+    job: _Ids = [],  # noqa: B006
+) -> Response:
+    """Return one metric of several jobs as a picture, for browsers without scripts."""
+    with database.read() as session:
+        chosen = arms([queries.get_job(session, job_id) for job_id in job])
+        points = max(1, _PICTURE_POINTS // max(1, len(job)))
+        lines = [
+            (curves.metrics(session, each.id, [name], points).get(name, []), arm.number)
+            for arm in chosen[:MAX_ARMS]
+            for each in arm.jobs
+        ]
+    return picture("curve.svg", **drawings(lines, name))

@@ -1,19 +1,24 @@
-"""What the pages of the datasets show: what is in them, who has them, and what was trained on them."""
+"""The list of datasets: their images by split and class, samples, and the workers that have them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from api.web.jobs import JobView, database_time
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.web.render import page
 from jobs import datasets, queries
+from jobs.database import database_time
 from jobs.datasets import Layout
-from jobs.models import Dataset, Evaluation, Job, Worker
+from jobs.models import Dataset, Worker
 
-NEWEST_RUNS = 12
+router = APIRouter(include_in_schema=False)
+
 _SPLITS = ("train", "test", "unlabelled")
 
 
@@ -77,42 +82,23 @@ class DatasetList:
     now: int
 
 
-@dataclass(frozen=True)
-class DatasetPage:
-    """One dataset, the newest jobs on any version of it, and whether something was measured on this one."""
-
-    view: DatasetView
-    runs: list[JobView]
-    is_measured: bool
-    now: int
-
-
 def dataset_list(session: Session) -> DatasetList:
     """All datasets, by name."""
     sheets, workers = datasets.layouts(session), queries.workers(session, alive_only=True)
-    views = [_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
+    views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
     return DatasetList(views, database_time(session))
 
 
-def dataset_page(session: Session, name: str) -> DatasetPage:
-    """One dataset.
-
-    Raises:
-        NotFound: nobody has announced one of this name.
-    """
-    row = queries.get_dataset(session, name)
-    workers = queries.workers(session, alive_only=True)
-    newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_RUNS)
-    measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
-    return DatasetPage(
-        _view(row, datasets.layouts(session).get(name), workers),
-        [JobView(job, []) for job in session.execute(newest).scalars()],
-        session.execute(measured).first() is not None,
-        database_time(session),
-    )
-
-
-def _view(row: Dataset, sheet: Layout | None, workers: Sequence[Worker]) -> DatasetView:
+def dataset_view(row: Dataset, sheet: Layout | None, workers: Sequence[Worker]) -> DatasetView:
+    """Return a dataset with the workers that have it, of those that are alive."""
     having = [worker for worker in workers if row.name in worker.datasets]
     holders = [worker for worker in having if worker.datasets[row.name] == row.digest]
     return DatasetView(row, sheet, holders, [worker for worker in having if worker not in holders])
+
+
+@router.get("/datasets")
+def datasets_page(request: Request, reader: Reader, database: TheDatabase) -> Response:
+    """Return the page of all datasets."""
+    with database.read() as session:
+        view = dataset_list(session)
+    return page(request, "datasets.html", list=view, now=view.now)

@@ -1,24 +1,38 @@
-"""What the page of one job shows, read in one short session and detached from it before a template sees it."""
+"""The page of one job: progress, curves, checkpoints, evaluations, hardware, log, timeline and spec."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, get_args
 
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
 from api.rest.deviations import Deviation, of_preset
 from api.web.embedding_maps import maps_of
 from api.web.evaluations import Card, cards
-from api.web.jobs import JobView, database_time
-from api.web.timeline import Entry, entries_before
-from jobs import changes, queries, seed_groups, sweeps
+from api.web.events import Entry, entries_before
+from api.web.job_view import JobView
+from api.web.picture import drawing
+from api.web.render import page, picture
+from jobs import changes, curves, queries, seed_groups, sweeps
+from jobs.database import database_time
+from jobs.keys import Principal
 from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain
+from wcl_core.config import Protocol
+
+router = APIRouter(include_in_schema=False)
 
 LOG_LINES = 400
+_SPEED = "train/images_per_second"
 
 
 @dataclass(frozen=True)
@@ -106,11 +120,6 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def logs(session: Session, job_id: str) -> list[Log]:
-    """The last lines."""
-    return queries.logs(session, job_id, limit=LOG_LINES)
-
-
 def _group(session: Session, job: Job) -> Group | None:
     if job.group_id is None:
         return None
@@ -135,3 +144,92 @@ def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
         .order_by(Job.id)
     )
     return [(row.id, row.name, row.status) for row in session.execute(statement)]
+
+
+# --- hardware --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`names` are the metrics that were reported, `missing` sentences about those that were not."""
+
+    names: list[str]
+    missing: list[str]
+
+
+def is_hardware(name: str) -> bool:
+    """Return whether a metric is about the machine and not about the training."""
+    return name == _SPEED or name.startswith("system/")
+
+
+def hardware(run: Run) -> Hardware:
+    """Return which hardware metrics a training job has reported, and why others are missing."""
+    names = sorted(filter(is_hardware, run.view.metrics))
+    if not any(name.startswith("system/") for name in names):
+        waits = "Measurements come with the first log." if not run.view.is_over else "It reported no measurements."
+        return Hardware(names, [waits])
+    return Hardware(names, _missing(names, _device(run), run.job.spec.get("processes", 1)))
+
+
+def _device(run: Run) -> str:
+    """Return the device of the newest attempt that has started."""
+    environments = [attempt.environment for attempt in run.attempts if attempt.environment]
+    return str(environments[-1].get("device", "")) if environments else ""
+
+
+def _missing(names: Collection[str], device: str, processes: int) -> list[str]:
+    sentences = []
+    if device.startswith("cpu"):
+        sentences.append("It trains on the CPU: there is no GPU to measure.")
+    elif "system/gpu_percent" not in names:
+        sentences.append(
+            "GPU utilisation was not available: it needs NVML's Python library (nvidia-ml-py) on the worker."
+        )
+    if "system/process_memory_mib" not in names:
+        sentences.append("Memory of the process was not available: it is read from /proc, which only Linux has.")
+    if processes > 1:
+        sentences.append(f"Of its {processes} processes these are the first one's.")
+    return sentences
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/jobs/{job_id}")
+def job_page(request: Request, job_id: str, reader: Reader, database: TheDatabase) -> Response:
+    """Return the page of a job."""
+    with database.read() as session:
+        view = run(session, job_id)
+        lines: list[Log] = queries.logs(session, job_id, limit=LOG_LINES)
+    context = _context(view, reader) | {
+        "lines": lines,
+        "sections": sections(view),
+        "pictures": sorted(name for name in view.view.metrics if not is_hardware(name)),
+    }
+    return page(request, "job.html", **context)
+
+
+@router.get("/jobs/{job_id}/live")
+def job_live(request: Request, job_id: str, reader: Reader, database: TheDatabase) -> Response:
+    """Return the parts of the page that change."""
+    with database.read() as session:
+        view = run(session, job_id)
+    return page(request, "_job_live.html", **_context(view, reader))
+
+
+def _context(view: Run, reader: Principal) -> dict[str, Any]:
+    return {
+        "run": view,
+        "now": view.now,
+        "may_submit": "submit" in reader.scopes,
+        "protocols": get_args(Protocol),
+        "hardware": hardware(view),
+    }
+
+
+@router.get("/jobs/{job_id}/curve.svg")
+def curve_picture(job_id: str, name: str, reader: Reader, database: TheDatabase) -> Response:
+    """Return one metric as a picture, for browsers without scripts."""
+    with database.read() as session:
+        points = curves.metrics(session, job_id, [name], max_points=300).get(name, [])
+    return picture("curve.svg", **drawing(points, name))

@@ -1,20 +1,28 @@
-"""What the leaderboard shows: arms by their mean over seeds, one table for each measure, beside published values."""
+"""The leaderboard: configurations by their mean over seeds, one table per measure, beside published values."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import urlencode
 
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
 from api.web.configurations import Arm, Measure, arms, measured
-from api.web.jobs import database_time
 from api.web.published import Reference, references
+from api.web.render import page
+from jobs.database import database_time
 from jobs.models import Checkpoint, Dataset, Evaluation, Job
 from jobs.seed_groups import Result
+
+router = APIRouter(include_in_schema=False)
 
 MAX_JOBS = 300
 _ROOM = 0.08
@@ -120,3 +128,17 @@ def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
     low, high = max(0.0, min(ends)), min(1.0, max(ends))
     room = _ROOM * ((high - low) or 0.1)
     return Board(measure, every, max(0.0, low - room), min(1.0, high + room))
+
+
+@router.get("/leaderboard")
+def leaderboard_page(
+    request: Request,
+    reader: Reader,
+    database: TheDatabase,
+    dataset: Annotated[str, Query(max_length=64)] = "",
+    protocol: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """Return the leaderboard of a dataset and a protocol."""
+    with database.read() as session:
+        view = leaderboard(session, dataset, protocol)
+    return page(request, "leaderboard.html", found=view, now=view.now)

@@ -1,7 +1,8 @@
-"""Templates into answers, and errors into pages for people."""
+"""Render templates as responses, and errors as pages."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,10 +38,24 @@ _TITLES = {
 _LISTS = ("checkpoints", "datasets", "sweeps", "workers")
 
 
+@dataclass(frozen=True)
+class NavigationEntry:
+    """An entry of the main navigation; `parts` is the start of the addresses of pages that belong to it."""
+
+    address: str
+    title: str
+    parts: str
+
+    def is_current(self, path: str) -> bool:
+        """Return whether the page of a path is this entry's or belongs to it."""
+        return path == self.address or path.startswith(self.parts)
+
+
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """A template as an answer; everything in `context` is escaped where it is shown."""
+    """Render a template; everything in `context` is escaped where it is shown."""
     common = {
         "viewer": current_principal(request),
+        "navigation": request.app.state.navigation,
         "here": request.url.path,
         "origin": str(request.base_url).rstrip("/"),
         "now": "",
@@ -49,7 +64,7 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
 
 
 def picture(template: str, **context: Any) -> Response:
-    """A template that draws."""
+    """Render a template that draws a picture."""
     return Response(_TEMPLATES.get_template(template).render(context), media_type="image/svg+xml")
 
 

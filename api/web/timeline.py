@@ -1,132 +1,56 @@
-"""A job's events as sentences, newest first; neighbouring checkpoints become one entry."""
+"""The timeline of a job: all its events as sentences, newest first, a number of events per page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from typing import Annotated
 
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from api.web.format import file_size, number, words
-from jobs import queries
-from jobs.models import Event
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.web import job
+from api.web.events import MAX_EVENTS, Entry, entries_before
+from api.web.job import Run
+from api.web.render import page
 
-EVENTS = 500  # of a page of a long timeline
-
-Data = dict[str, Any]
+router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the timeline; `tone` chooses its mark, `job_id` is that of another job that it speaks of."""
+class Timeline:
+    """Part of a job's timeline; `first` and `last` are the numbers of its oldest and newest event."""
 
-    seq: int
-    tone: str
-    title: str
-    detail: str
-    at: int
-    job_id: str | None = None
+    run: Run
+    entries: list[Entry]
+    first: int
+    last: int
 
 
-def entries_before(session: Session, job_id: str, seq: int) -> list[Entry]:
-    """The newest ones of a job before an event; events are numbered without gaps."""
-    return timeline(queries.events_after(session, job_id, max(0, seq - 1 - EVENTS), EVENTS, seq - 1))
+def timeline(session: Session, job_id: str, before: int | None) -> Timeline:
+    """Return the newest events of a job before an event number.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    run = job.run(session, job_id)
+    end = run.job.event_seq + 1
+    end = end if before is None else min(before, end)
+    return Timeline(run, entries_before(session, job_id, end), max(1, end - MAX_EVENTS), end - 1)
 
 
-def timeline(events: Sequence[Event]) -> list[Entry]:
-    """Entries of events that are in order."""
-    entries = [
-        entry
-        for kind, group in groupby(events, key=lambda event: event.type)
-        for entry in (_checkpoints(list(group)) if kind == "checkpoint" else map(_entry, group))
-    ]
-    return entries[::-1]
-
-
-def _checkpoints(events: list[Event]) -> list[Entry]:
-    last = events[-1]
-    if len(events) == 1:
-        return [_entry(last)]
-    steps = f"steps {number(events[0].data.get('step'))} to {number(last.data.get('step'))}"
-    return [Entry(last.seq, "muted", f"{len(events)} checkpoints", steps, last.at)]
-
-
-def _entry(event: Event) -> Entry:
-    tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
-    other = event.data.get("job") if event.type == "evaluation_submitted" else None
-    return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at, other)
-
-
-_Sentence = tuple[str, str, str]
-
-
-def _unknown(data: Data) -> _Sentence:
-    return "muted", "", ", ".join(f"{words(name)} {value}" for name, value in data.items())
-
-
-def _reason(data: Data) -> str:
-    """The reason and the message, as far as there are any."""
-    parts = [words(data["reason"])] if data.get("reason") else []
-    return ": ".join(parts + ([str(data["message"])] if data.get("message") else []))
-
-
-def _submitted(data: Data) -> _Sentence:
-    return "muted", "Submitted", "waits for another job" if data.get("status") == "blocked" else ""
-
-
-def _claimed(data: Data) -> _Sentence:
-    return "began", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
-
-
-def _started(data: Data) -> _Sentence:
-    step = data.get("start_step")
-    where = f"from step {number(step)}" if step else "from the beginning"
-    facts = [where, f"on {data['device']}"] if data.get("device") else [where]
-    return "began", f"Attempt {data.get('attempt')} began", ", ".join(facts)
-
-
-def _checkpoint(data: Data) -> _Sentence:
-    size = f", {file_size(data['size'])}" if isinstance(data.get("size"), int) else ""
-    return "muted", "Checkpoint", f"step {number(data.get('step'))}{size}"
-
-
-def _warning(data: Data) -> _Sentence:
-    return "warning", f"Warning: {words(data.get('reason', ''))}", str(data.get("message", ""))
-
-
-def _changed(data: Data) -> _Sentence:
-    return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
-
-
-_MEASURED = {"final": "the last checkpoint", "best": "the best checkpoint, selected on test", "every": "a checkpoint"}
-
-
-def _evaluation_submitted(data: Data) -> _Sentence:
-    checkpoint = _MEASURED.get(str(data.get("when")), "a checkpoint")
-    return "queued", "Evaluation submitted", f"of {checkpoint}, step {number(data.get('step'))}"
-
-
-def _ending(tone: str, title: str) -> Callable[[Data], _Sentence]:
-    return lambda data: (tone, title, _reason(data))
-
-
-_SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
-    "submitted": _submitted,
-    "claimed": _claimed,
-    "started": _started,
-    "checkpoint": _checkpoint,
-    "warning": _warning,
-    "changed": _changed,
-    "evaluation_submitted": _evaluation_submitted,
-    "queued": _ending("queued", "Queued: what it waited for has succeeded"),
-    "requeued": _ending("queued", "Back in the queue"),
-    "paused": _ending("paused", "Paused"),
-    "resumed": _ending("queued", "Resumed"),
-    "cancel_requested": _ending("muted", "Asked to cancel"),
-    "pause_requested": _ending("muted", "Asked to pause"),
-    "succeeded": _ending("succeeded", "Succeeded"),
-    "failed": _ending("failed", "Failed"),
-    "cancelled": _ending("cancelled", "Cancelled"),
-}
+@router.get("/jobs/{job_id}/timeline")
+def timeline_page(
+    request: Request,
+    job_id: str,
+    reader: Reader,
+    database: TheDatabase,
+    before: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+) -> Response:
+    """Return the page of a job's timeline."""
+    with database.read() as session:
+        view = timeline(session, job_id, before)
+    sections = job.sections(view.run, f"/jobs/{job_id}")
+    return page(request, "timeline.html", now=view.run.now, sections=sections, **vars(view))

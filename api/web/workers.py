@@ -1,4 +1,4 @@
-"""What the page of the workers shows: who works on what, how busy each pool is, and who is gone."""
+"""The list of workers: the jobs they run, how busy each pool is, and the workers that have ended."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.web.jobs import JobView, database_time
+from api.http.auth import Admin, Reader
+from api.http.dependencies import TheDatabase
+from api.web.job_view import JobView
+from api.web.render import page
 from jobs import queries
+from jobs import workers as job_workers
+from jobs.database import database_time
 from jobs.models import Job, Worker
 from jobs.status import Status
+
+router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
@@ -97,3 +106,18 @@ def _pool(name: str, views: Sequence[WorkerView], queued: int) -> Pool:
     states = Counter(view.state for view in views)
     gpus = sum(view.worker.gpus for view in views)
     return Pool(name, states["busy"], states["idle"], states["draining"], gpus, queued)
+
+
+@router.get("/workers")
+def workers_page(request: Request, reader: Reader, database: TheDatabase) -> Response:
+    """Return the page of all workers."""
+    with database.read() as session:
+        view = worker_list(session)
+    return page(request, "workers.html", list=view, now=view.now, may_drain="admin" in reader.scopes)
+
+
+@router.post("/workers/{worker_id}/drain")
+def drain(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+    """Ask a worker to end, from a browser without scripts; go back to the workers."""
+    database.write(lambda session: job_workers.drain(session, worker_id))
+    return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from api.web.pages import PAGES
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site, sheet
+from tests.jobs import sweeping
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,34 +50,17 @@ def paths(site: Site) -> list[str]:
     running.tell({"type": "log", "level": "info", "message": "loaded"}, output=["printed"])
     running.losses(range(1, 30))
     site.submit("waits")
-    jobs = [f"/jobs/{job_id}" for job_id in (running.job_id, done.job_id, failed.job_id, evaluation)]
-    grouped = f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102"
-    compared = f"/compare?job={done.job_id}&job={running.job_id}"
+    sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
     site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
-    lists = [
-        "/",
-        "/?q=nothing-like-this",
-        "/datasets",
-        "/datasets/digits",
-        "/workers",
-        "/checkpoints",
-        "/docs",
-        "/sign-in",
-    ]
-    drawn = f"/jobs/{evaluation}/map?image=7"
-    told = f"/jobs/{done.job_id}/timeline"
+    ids = {"job_id": done.job_id, "sweep_id": sweep_id, "name": "digits"}
     return [
-        *lists,
-        *jobs,
-        drawn,
-        grouped,
-        told,
-        "/compare",
-        compared,
-        "/leaderboard",
-        "/submit",
+        *(page.address.format(**ids) for page in PAGES),
+        *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation)),
+        "/?q=nothing-like-this",
+        f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",
+        f"/jobs/{evaluation}/map?image=7",
+        f"/compare?job={done.job_id}&job={running.job_id}",
         f"/submit?source={done.job_id}",
-        "/sweeps/new",
         f"/sweeps/new?source={done.job_id}",
     ]
 

@@ -1,0 +1,59 @@
+"""The page of one dataset: its classes with samples, the newest jobs on it, and the workers that have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.web.datasets import DatasetView, dataset_view
+from api.web.job_view import JobView
+from api.web.render import page
+from jobs import datasets, queries
+from jobs.database import database_time
+from jobs.models import Evaluation, Job
+
+router = APIRouter(include_in_schema=False)
+
+NEWEST_JOBS = 12
+
+
+@dataclass(frozen=True)
+class DatasetPage:
+    """One dataset, the newest jobs on any version of it, and whether something was measured on this one."""
+
+    view: DatasetView
+    runs: list[JobView]
+    is_measured: bool
+    now: int
+
+
+def dataset_page(session: Session, name: str) -> DatasetPage:
+    """One dataset.
+
+    Raises:
+        NotFound: nobody has announced one of this name.
+    """
+    row = queries.get_dataset(session, name)
+    workers = queries.workers(session, alive_only=True)
+    newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
+    measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
+    return DatasetPage(
+        dataset_view(row, datasets.layouts(session).get(name), workers),
+        [JobView(job, []) for job in session.execute(newest).scalars()],
+        session.execute(measured).first() is not None,
+        database_time(session),
+    )
+
+
+@router.get("/datasets/{name}")
+def dataset_route(request: Request, name: str, reader: Reader, database: TheDatabase) -> Response:
+    """Return the page of a dataset."""
+    with database.read() as session:
+        view = dataset_page(session, name)
+    return page(request, "dataset.html", found=view, now=view.now)

@@ -1,0 +1,133 @@
+"""Events of a job as sentences, newest first; consecutive checkpoints become one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.web.format import file_size, number, words
+from jobs import queries
+from jobs.models import Event
+
+MAX_EVENTS = 500  # per page of a timeline
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the timeline; `tone` chooses its icon, `job_id` is another job that the event is about."""
+
+    seq: int
+    tone: str
+    title: str
+    detail: str
+    at: int
+    job_id: str | None = None
+
+
+def entries_before(session: Session, job_id: str, seq: int) -> list[Entry]:
+    """Return the newest entries of a job before an event number; events are numbered without gaps."""
+    start = max(0, seq - 1 - MAX_EVENTS)
+    return entries_of(queries.events_after(session, job_id, start, MAX_EVENTS, seq - 1))
+
+
+def entries_of(events: Sequence[Event]) -> list[Entry]:
+    """Return the entries of events, which are given oldest first."""
+    entries = [
+        entry
+        for kind, group in groupby(events, key=lambda event: event.type)
+        for entry in (_checkpoints(list(group)) if kind == "checkpoint" else map(_entry, group))
+    ]
+    return entries[::-1]
+
+
+def _checkpoints(events: list[Event]) -> list[Entry]:
+    last = events[-1]
+    if len(events) == 1:
+        return [_entry(last)]
+    steps = f"steps {number(events[0].data.get('step'))} to {number(last.data.get('step'))}"
+    return [Entry(last.seq, "muted", f"{len(events)} checkpoints", steps, last.at)]
+
+
+def _entry(event: Event) -> Entry:
+    tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
+    other = event.data.get("job") if event.type == "evaluation_submitted" else None
+    return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at, other)
+
+
+_Sentence = tuple[str, str, str]
+
+
+def _unknown(data: Data) -> _Sentence:
+    return "muted", "", ", ".join(f"{words(name)} {value}" for name, value in data.items())
+
+
+def _reason(data: Data) -> str:
+    """The reason and the message, as far as there are any."""
+    parts = [words(data["reason"])] if data.get("reason") else []
+    return ": ".join(parts + ([str(data["message"])] if data.get("message") else []))
+
+
+def _submitted(data: Data) -> _Sentence:
+    return "muted", "Submitted", "waits for another job" if data.get("status") == "blocked" else ""
+
+
+def _claimed(data: Data) -> _Sentence:
+    return "began", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
+
+
+def _started(data: Data) -> _Sentence:
+    step = data.get("start_step")
+    where = f"from step {number(step)}" if step else "from the beginning"
+    facts = [where, f"on {data['device']}"] if data.get("device") else [where]
+    return "began", f"Attempt {data.get('attempt')} began", ", ".join(facts)
+
+
+def _checkpoint(data: Data) -> _Sentence:
+    size = f", {file_size(data['size'])}" if isinstance(data.get("size"), int) else ""
+    return "muted", "Checkpoint", f"step {number(data.get('step'))}{size}"
+
+
+def _warning(data: Data) -> _Sentence:
+    return "warning", f"Warning: {words(data.get('reason', ''))}", str(data.get("message", ""))
+
+
+def _changed(data: Data) -> _Sentence:
+    return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
+
+
+_MEASURED = {"final": "the last checkpoint", "best": "the best checkpoint, selected on test", "every": "a checkpoint"}
+
+
+def _evaluation_submitted(data: Data) -> _Sentence:
+    checkpoint = _MEASURED.get(str(data.get("when")), "a checkpoint")
+    return "queued", "Evaluation submitted", f"of {checkpoint}, step {number(data.get('step'))}"
+
+
+def _ending(tone: str, title: str) -> Callable[[Data], _Sentence]:
+    return lambda data: (tone, title, _reason(data))
+
+
+_SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
+    "submitted": _submitted,
+    "claimed": _claimed,
+    "started": _started,
+    "checkpoint": _checkpoint,
+    "warning": _warning,
+    "changed": _changed,
+    "evaluation_submitted": _evaluation_submitted,
+    "queued": _ending("queued", "Queued: what it waited for has succeeded"),
+    "requeued": _ending("queued", "Back in the queue"),
+    "paused": _ending("paused", "Paused"),
+    "resumed": _ending("queued", "Resumed"),
+    "cancel_requested": _ending("muted", "Asked to cancel"),
+    "pause_requested": _ending("muted", "Asked to pause"),
+    "succeeded": _ending("succeeded", "Succeeded"),
+    "failed": _ending("failed", "Failed"),
+    "cancelled": _ending("cancelled", "Cancelled"),
+}

@@ -1,0 +1,71 @@
+"""A job as the pages show it: its row, and the values derived from the row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.models import Job
+from jobs.status import TERMINAL, Status
+
+_NO_PROGRESS = dict.fromkeys(
+    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase")
+)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job with what is derived from its row."""
+
+    job: Job
+    tags: list[str]
+
+    @property
+    def is_over(self) -> bool:
+        return self.job.status in TERMINAL
+
+    @property
+    def request(self) -> str | None:
+        """What its owner asked of the running attempt and it has not done yet."""
+        if self.is_over:
+            return None
+        if self.job.cancel_requested_at is not None:
+            return "cancelling"
+        return "pausing" if self.job.pause_requested_at is not None else None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The latest report; what it did not say is None."""
+        return _NO_PROGRESS | (self.job.progress or {})
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the steps that are done; None before the first report."""
+        if self.job.status == Status.SUCCEEDED:
+            return 1.0
+        total = self.progress.get("total_steps")
+        return min(1.0, (self.progress["step"] or 0) / total) if total else None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.job.latest_metrics or {}
+
+    @property
+    def actions(self) -> list[str]:
+        """The verbs its state allows."""
+        if self.request == "cancelling":
+            return []
+        by_status = {
+            "blocked": ["cancel"],
+            "queued": ["pause", "cancel"],
+            "running": ["cancel"] if self.request else ["pause", "cancel"],
+            "paused": ["resume", "cancel"],
+            "failed": ["retry"],
+            "cancelled": ["retry"],
+        }
+        return by_status.get(self.job.status, [])
+
+    @property
+    def seconds(self) -> tuple[int, int | None] | None:
+        """(start, end or None) of its work."""
+        return None if self.job.started_at is None else (self.job.started_at, self.job.ended_at)

@@ -1,0 +1,254 @@
+"""The page of one sweep: its trials, rungs and parallel coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from api.http.auth import Reader, Submitter
+from api.http.dependencies import TheDatabase
+from api.web import parallel
+from api.web.compare import MAX_ARMS, MAX_JOBS
+from api.web.evaluations import metric_name, protocol_name, settings
+from api.web.format import epochs
+from api.web.parallel import Drawing
+from api.web.render import page
+from jobs import sweeps
+from jobs.database import database_time
+from jobs.keys import Principal
+from jobs.models import Sweep
+from jobs.status import TERMINAL
+from jobs.sweeps import Standing
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the address chooses: the order of the trials, a rung, a trial."""
+
+    sort: str = "value"
+    order: str = ""
+    rung: int = 0
+    trial: int | None = None
+
+    def address(self, **changes: Any) -> str:
+        """The query of the same view with some of it changed; what is by default is left out."""
+        said = vars(replace(self, **changes))
+        pairs = {name: said[name] for name, default in vars(View()).items() if said[name] != default}
+        return f"?{urlencode(pairs)}" if pairs else "?"
+
+
+def _view(
+    sort: Annotated[str, Query(max_length=100)] = "value",
+    order: Annotated[str, Query(max_length=4)] = "",
+    rung: Annotated[int, Query(ge=0, le=20)] = 0,
+    trial: Annotated[int | None, Query(ge=0, le=100_000)] = None,
+) -> View:
+    return View(sort, order if order in ("asc", "desc") else "", rung, trial)
+
+
+_View = Annotated[View, Depends(_view)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the table can be sorted by; `next_order` is what its link asks for."""
+
+    key: str
+    title: str
+    is_number: bool
+    sorted: str  # ascending, descending, or empty
+    next_order: str
+
+
+@dataclass(frozen=True)
+class RungView:
+    """A rung: how many trials it takes, and how far they are."""
+
+    number: int
+    epochs: int | None
+    planned: int
+    begun: int
+    settled: int
+    best: float | None
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """Everything that the page of one sweep shows."""
+
+    sweep: Sweep
+    view: View
+    table: list[Standing]
+    columns: list[Column]
+    rungs: list[RungView]
+    drawing: Drawing
+    best: Standing | None
+    held_out_share: float
+    runs: int
+    runs_ended: int
+    now: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.sweep.status in TERMINAL
+
+    @property
+    def compared(self) -> str:
+        """The first trials that are shown, under their first seeds, over each other."""
+        return _comparison([each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS])
+
+    def compared_with_best(self, trial: Standing) -> str:
+        """Its last runs over those that the best trial had for as many epochs; the best one's own at all rungs."""
+        last = trial.by_rung[-1:]
+        is_best = self.best is None or self.best.number == trial.number
+        others = [] if is_best or self.best is None else self.best.by_rung[: len(trial.by_rung)][-1:]
+        outcomes = (trial.by_rung if is_best else [*others, *last])[-MAX_ARMS:]
+        return _comparison(run.job_id for each in outcomes for run in each.runs[: MAX_JOBS // len(outcomes)])
+
+    @property
+    def metric(self) -> str:
+        """In words."""
+        said = self.sweep.metric["settings"].items()
+        told = settings({name: value[0] if isinstance(value, list) else value for name, value in said})
+        name = f"{protocol_name(self.sweep.metric['protocol'])}, {metric_name(self.sweep.metric['name'])}"
+        return f"{name} ({told})" if told else name
+
+
+def _comparison(job_ids: Iterable[str]) -> str:
+    """The address that compares them; none of less than two."""
+    jobs = [("job", job_id) for job_id in job_ids]
+    return f"/compare?{urlencode(jobs)}" if len(jobs) > 1 else ""
+
+
+def sweep_view(session: Session, sweep_id: str, view: View) -> SweepView:
+    """One sweep in the order and at the rung that are asked for.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    sweep = sweeps.get_sweep(session, sweep_id)
+    table = sweeps.standings(session, sweep)
+    view = replace(view, rung=min(view.rung, len(sweep.rungs) - 1))
+    runs = [run for standing in table for outcome in standing.by_rung for run in outcome.runs]
+    return SweepView(
+        sweep=sweep,
+        view=view,
+        table=_sorted(sweep, table, view),
+        columns=_columns(sweep, view),
+        rungs=[_rung(sweep, table, number) for number in range(len(sweep.rungs))],
+        drawing=parallel.drawing(sweep, table, view.rung),
+        best=sweeps.leader(sweep, table),
+        held_out_share=sweeps.held_out_share(sweep.base, sweep.metric),
+        runs=sum(rung["trials"] for rung in sweep.rungs) * len(sweep.seeds),
+        runs_ended=sum(run.state != "unfinished" for run in runs),
+        now=database_time(session),
+    )
+
+
+def _rung(sweep: Sweep, table: Sequence[Standing], number: int) -> RungView:
+    found = [each.by_rung[number] for each in table if len(each.by_rung) > number]
+    values = [outcome.value for outcome in found if outcome.value is not None]
+    pick = max if sweep.direction == "maximize" else min
+    return RungView(
+        number=number,
+        epochs=sweep.rungs[number]["epochs"],
+        planned=sweep.rungs[number]["trials"],
+        begun=len(found),
+        settled=sum(outcome.state != "unfinished" for outcome in found),
+        best=pick(values, default=None),
+    )
+
+
+# --- the order of the trials -----------------------------------------------------------------------------------------
+
+
+def _columns(sweep: Sweep, view: View) -> list[Column]:
+    names = [
+        ("trial", "Trial", True),
+        *((name, name, _is_numeric(sweep.parameters[name])) for name in sweep.parameters),
+    ]
+    names += [(f"rung-{place}", title, True) for place, title in enumerate(_rung_titles(sweep))]
+    names += [("state", "State", False)]
+    best_first = "desc" if sweep.direction == "maximize" else "asc"
+    found = []
+    for key, title, is_number in names:
+        first = best_first if key.startswith("rung-") else "asc"
+        now = (view.order or first) if key == view.sort else ""
+        later = {"asc": "desc", "desc": "asc"}.get(now, first)
+        found.append(Column(key, title, is_number, {"asc": "ascending", "desc": "descending"}.get(now, ""), later))
+    return found
+
+
+def _rung_titles(sweep: Sweep) -> list[str]:
+    if len(sweep.rungs) == 1:
+        return ["Value"]
+    return [epochs(rung["epochs"]) for rung in sweep.rungs]
+
+
+def _is_numeric(searched: Any) -> bool:
+    values = [] if isinstance(searched, dict) else searched
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _sorted(sweep: Sweep, table: Sequence[Standing], view: View) -> list[Standing]:
+    """What has no value there stands last, in either direction; equal ones are in the order of their numbers."""
+    key = _key(sweep, view.sort)
+    default = "desc" if sweep.direction == "maximize" and view.sort.startswith(("rung-", "value")) else "asc"
+    having = [each for each in table if key(each) is not None]
+    ordered = sorted(having, key=key, reverse=(view.order or default) == "desc")
+    return ordered + [each for each in table if key(each) is None]
+
+
+def _key(sweep: Sweep, sort: str) -> Callable[[Standing], Any]:
+    if sort in sweep.parameters:
+        numeric = _is_numeric(sweep.parameters[sort])
+        return lambda each: each.settings.get(sort) if numeric else parallel.text(each.settings.get(sort))
+    if sort.startswith("rung-") and sort[5:].isdecimal():
+        rung = int(sort[5:])
+        return lambda each: each.by_rung[rung].value if len(each.by_rung) > rung else None
+    if sort == "state":
+        return lambda each: each.state
+    if sort == "trial":
+        return lambda each: each.number
+    # The furthest rung first, and there the best: a value after more epochs is worth more than one after few.
+    sign = 1 if sweep.direction == "maximize" else -1
+    return lambda each: None if each.measured is None else (sign * each.measured.rung, each.value)
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/sweeps/{sweep_id}")
+def sweep_page(request: Request, sweep_id: str, view: _View, reader: Reader, database: TheDatabase) -> Response:
+    """Return the page of a sweep."""
+    return _rendered(request, "sweep.html", sweep_id, view, reader, database)
+
+
+@router.get("/sweeps/{sweep_id}/live")
+def sweep_live(request: Request, sweep_id: str, view: _View, reader: Reader, database: TheDatabase) -> Response:
+    """Return the parts of the page that change."""
+    return _rendered(request, "_sweep_live.html", sweep_id, view, reader, database)
+
+
+@router.post("/sweeps/{sweep_id}/cancel")
+def cancel(sweep_id: str, submitter: Submitter, database: TheDatabase) -> Response:
+    """Cancel a sweep, from a browser without scripts; go back to its page."""
+    database.write(lambda session: sweeps.cancel(session, sweep_id))
+    return RedirectResponse(f"/sweeps/{sweep_id}", status_code=303)
+
+
+def _rendered(
+    request: Request, template: str, sweep_id: str, view: View, reader: Principal, database: TheDatabase
+) -> Response:
+    with database.read() as session:
+        shown = sweep_view(session, sweep_id, view)
+    may_submit = "submit" in reader.scopes
+    return page(request, template, found=shown, now=shown.now, may_submit=may_submit, text=parallel.text)
