@@ -26,6 +26,7 @@ from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from wcl_core import failpoints
+from wcl_core.files import write_bytes
 
 _GRACE_SECONDS = 5
 
@@ -130,11 +131,8 @@ def _listener(settings: Settings) -> socket.socket:
 
 
 def _announce(settings: Settings, database: Database, url: str) -> None:
-    path = settings.data_dir / "server.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".server.json.{os.getpid()}")
-    beside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
-    beside.replace(path)
+    announcement = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
+    write_bytes(settings.data_dir / "server.json", announcement.encode())
     print(f"Serving {url}", flush=True)
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only to a person: a file of output would keep the token.

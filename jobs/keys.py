@@ -7,7 +7,6 @@ session acts with the key's scopes and ends with the key.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Database, new_id, now_ms
 from jobs.errors import FieldError, Invalid, NotFound
 from jobs.models import Key, SignInToken
+from wcl_core.files import write_bytes
 
 SCOPES = ("read", "submit", "admin", "worker")
 LINK_MINUTES = 15
@@ -140,11 +140,7 @@ def ensure_local(database: Database, path: Path) -> str:
             if find(session, known):
                 return known
     secret = database.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secret + "\n")
-    beside.replace(path)
+    write_bytes(path, f"{secret}\n".encode(), mode=0o600)
     return secret
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from wcl_core.failpoints import failpoint
+from wcl_core.files import sync_folder, write_whole
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
 
@@ -68,7 +67,7 @@ class LocalStorage:
             source.unlink()
         failpoint("storage.after_rename")
         for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new, too
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def path(self, key: str) -> Path:
         found = self._place(key)
@@ -139,22 +138,5 @@ def is_full(error: BaseException) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with source.open("rb") as read, beside.open("wb") as written:
-            shutil.copyfileobj(read, written, 1 << 20)
-            written.flush()
-            os.fsync(written.fileno())
-        beside.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with source.open("rb") as read:
+        write_whole(target, lambda written: shutil.copyfileobj(read, written, 1 << 20))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
+from wcl_core import files
 from wcl_core.reporter import MediaType, Reporter
 
 
@@ -25,22 +25,8 @@ def keep(reporter: Reporter, output_dir: Path, name: str, content: bytes, media_
     digest = hashlib.sha256(content).hexdigest()
     path = f"artifacts/{digest[:16]}-{name}"
     try:
-        _write(output_dir / path, content)
+        files.write_bytes(output_dir / path, content)
     except OSError as error:
         reporter.warning("artifact_not_kept", f"{name} was not written: {error.strerror or error}")
         return
     reporter.artifact(name=name, path=path, sha256=digest, size=len(content), media_type=media_type)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import torch
 
-from wcl_core import data
+from wcl_core import data, files
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import Kind, PretrainSpec, parse_spec
 from wcl_core.distributed import PeerLostError, Ranks, joined
@@ -78,9 +78,7 @@ def _exit(code: int) -> None:
 
 
 def _leave_word(path: Path, outcome: Outcome, reason: str, message: str) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps({"outcome": outcome, "reason": reason, "message": message}))
-    beside.replace(path)
+    files.write_bytes(path, json.dumps({"outcome": outcome, "reason": reason, "message": message}).encode())
 
 
 def _run(run: dict[str, Any], folder: Path, reporter: Reporter, ranks: Ranks) -> Outcome:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import ValidationError
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.failpoints import failpoint
+from wcl_core.files import Step, write_whole
 from wcl_core.snapshot import Snapshot
 
 FORMAT_VERSION = 1
@@ -148,33 +148,26 @@ def _write(path: Path, snapshot: Snapshot, metadata: dict[str, Any]) -> Written:
     canonical = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
     snapshot.wait()
     parts = (snapshot.header({"wcl": canonical}), snapshot.body())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     digest = hashlib.sha256()
-    try:
-        with beside.open("wb") as file:
-            for part in parts:
-                file.write(part)
-                digest.update(part)
-            file.flush()
-            failpoint("checkpoint.fsync")
-            os.fsync(file.fileno())
-        failpoint("checkpoint.rename")
-        beside.replace(path)
-        failpoint("checkpoint.sync_folder")
-        _sync_folder(path.parent)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+
+    def write_parts(file: BinaryIO) -> None:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+
+    write_whole(path, write_parts, before=_pass)
     return Written(path, digest.hexdigest(), sum(map(len, parts)))
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _pass(step: Step) -> None:
+    """Pass the failpoint of a step; each name is a literal, because the tests find it in the source."""
+    match step:
+        case "fsync":
+            failpoint("checkpoint.fsync")
+        case "rename":
+            failpoint("checkpoint.rename")
+        case "sync_folder":
+            failpoint("checkpoint.sync_folder")
 
 
 def read(path: Path) -> Checkpoint:

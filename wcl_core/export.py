@@ -14,11 +14,11 @@ It loads so when the backbone has the `imagenet` stem; a `small` or `stride2` st
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
+
+from wcl_core.files import write_whole
 
 _PREFIX = "model/backbone."
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -53,20 +53,13 @@ def backbone_file(native: Path, out: Path) -> None:
             raise ExportError(f"{native.name} is not a native checkpoint") from error
         if not entries:
             raise ExportError(f"{native.name} is not a native checkpoint")
-        # A name of its own for each call: a server exports the same checkpoint on several threads at once.
-        beside = out.with_name(f".{out.name}.{uuid4().hex}.part")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as target:
-                target.write(_new_header(entries, facts))
-                for _, entry in entries:
-                    _copy(source, target, base, *entry["data_offsets"])
-                target.flush()
-                os.fsync(target.fileno())
-            beside.replace(out)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+
+        def write(target: BinaryIO) -> None:
+            target.write(_new_header(entries, facts))
+            for _, entry in entries:
+                _copy(source, target, base, *entry["data_offsets"])
+
+        write_whole(out, write)
 
 
 def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from jobs.database import Database
 from jobs.models import Checkpoint
 from jobs.storage import sha256_of
 from wcl_core.export import backbone_file
+from wcl_core.files import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def backbone(folder: Path, native: Path, sha256: str) -> tuple[Path, str]:
     with _LOCKS[int(sha256[:2], 16) % len(_LOCKS)]:
         if not (out.exists() and noted.exists()):
             backbone_file(native, out)
-            _write(noted, sha256_of(out))
+            write_bytes(noted, sha256_of(out).encode("ascii"))
         return out, noted.read_text(encoding="ascii")
 
 
@@ -72,9 +72,3 @@ def _places(folder: Path, sha256: str) -> tuple[Path, Path]:
     if not _DIGEST.fullmatch(sha256):
         raise ValueError("not a sha256")
     return folder / f"{sha256}.safetensors", folder / f"{sha256}.sha256"
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="ascii")
-    beside.replace(path)

@@ -76,7 +76,7 @@ def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         replace(source, target, **options)
 
-    monkeypatch.setattr("jobs.storage.os.replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
 
 
 def test_a_file_on_another_disk_is_copied(store: LocalStorage, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_copy_that_fails_leaves_the_source_and_no_part(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("jobs.storage.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
         store.put(source, "a/b")
 

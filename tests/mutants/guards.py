@@ -188,4 +188,22 @@ GUARDS = (
         "",
         ("tests/wcl_core/data/test_held_out.py::test_held_out_images_are_not_trained_on",),
     ),
+    Guard(
+        "fsync of a file before its rename",
+        "wcl_core/files.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        (
+            "tests/wcl_core/test_files.py::test_each_caller_syncs_the_file_renames_it_and_syncs_the_folder[write_checkpoint]",
+        ),
+    ),
+    Guard(
+        "fsync of a folder after the rename",
+        "wcl_core/files.py",
+        "            sync_folder(folder)\n",
+        "            pass\n",
+        (
+            "tests/wcl_core/test_files.py::test_each_caller_syncs_the_file_renames_it_and_syncs_the_folder[make_local_key]",
+        ),
+    ),
 )

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from wcl_core import files
 from wcl_core.data.folder import describe_folder, folder_samples, list_files
 from wcl_core.data.images import Description
 from wcl_core.data.samples import Samples
@@ -84,11 +85,5 @@ def _read(cache: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def _write(cache: Path, content: dict[str, Any]) -> None:
-    beside = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content))
-        beside.replace(cache)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        files.write_bytes(cache, json.dumps(content).encode())

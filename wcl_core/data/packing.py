@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +18,7 @@ import torch
 from wcl_core.data.folder import Corrupt, Files, check_not_empty, decoded, files_digest, list_files
 from wcl_core.data.images import Description, tensor_digest
 from wcl_core.data.packed import FORMAT_VERSION, MAGIC, describe_packed, mapped
+from wcl_core.files import write_whole
 from wcl_core.reporter import Reporter
 
 _ALIGNMENT = 4096
@@ -45,17 +45,7 @@ def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float
     """
     files = list_files(name, folder)
     corrupt = Corrupt(name, files, max_corrupt_share, reporter)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with beside.open("wb+") as file:
-            _write(file, name, folder, files, size, corrupt)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(out)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    write_whole(out, lambda file: _write(file, name, folder, files, size, corrupt))
     return describe_packed(name, out)
 
 

@@ -1,0 +1,85 @@
+"""The one way to write a file: it becomes visible whole, and it survives a power cut.
+
+    beside ── fsync the file ── rename ── fsync the folder
+
+A reader of the final name sees the old content or the new one, never a part.  Standard library only, so that every
+process can use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeVar
+from uuid import uuid4
+
+Step = Literal["fsync", "rename", "sync_folder"]
+_Written = TypeVar("_Written")
+
+
+def write_whole(
+    path: Path,
+    write: Callable[[BinaryIO], _Written],
+    *,
+    mode: int = 0o666,
+    before: Callable[[Step], None] = lambda _step: None,
+) -> _Written:
+    """Write a file beside its final name, fsync it, rename it and fsync its folder.
+
+    Args:
+        path: the final name; missing folders above it are created.
+        write: receives the open file, empty, for reading and writing.
+        mode: permissions of the file, reduced by the umask.
+        before: called before each step, with the step's name.
+
+    Returns:
+        The result of `write`.
+
+    Raises:
+        OSError: the disk is full or read-only. Any error leaves the old file as it was and removes the new one, unless
+            the error is the folder's fsync: then the new file has its name already.
+    """
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A random name: several threads and processes may write the same file at once.
+    beside = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        with open(beside, "x+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            result = write(file)
+            file.flush()
+            before("fsync")
+            os.fsync(file.fileno())
+        before("rename")
+        beside.replace(path)
+        before("sync_folder")
+        for folder in (path.parent, *(folder.parent for folder in new_folders)):
+            sync_folder(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    return result
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write a file whole, as `write_whole` does, from bytes in memory."""
+    write_whole(path, lambda file: file.write(content), mode=mode)
+
+
+def sync_folder(folder: Path) -> None:
+    """Fsync a folder, so that the names in it survive a power cut; a file system without such a call is left alone.
+
+    Raises:
+        OSError: the folder is absent or cannot be read, or the disk fails.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: this file system cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
