@@ -62,13 +62,6 @@ GUARDS = (
         ("tests/worker/test_run_file.py::test_every_damage_is_found_and_the_older_checkpoint_taken[truncate]",),
     ),
     Guard(
-        "fsync of a checkpoint",
-        "wcl_core/checkpoint.py",
-        "            os.fsync(file.fileno())\n",
-        "",
-        ("tests/wcl_core/test_checkpoint.py::test_the_name_exists_only_after_the_content_is_on_the_disk",),
-    ),
-    Guard(
         "a deleted checkpoint is not good",
         "jobs/checkpoints.py",
         "Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at",
@@ -194,6 +187,7 @@ GUARDS = (
         "            os.fsync(file.fileno())\n",
         "",
         (
+            "tests/wcl_core/test_checkpoint.py::test_the_name_exists_only_after_the_content_is_on_the_disk",
             "tests/wcl_core/test_files.py::test_each_caller_syncs_the_file_renames_it_and_syncs_the_folder[write_checkpoint]",
         ),
     ),
