@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,54 +62,100 @@ def members(session: Session, group_id: str) -> list[Job]:
 
 
 def results(session: Session, jobs: Sequence[Job]) -> list[Result]:
-    """Every number that was measured, over the seeds; of two jobs of one seed, as after a retry, the newer counts.
+    """Return every measured number over the seeds of a group.
 
-    Numbers are taken together when protocol, version, parameters, metric, dataset and the checkpoints' epoch agree, or,
-    for what a plan of the best checkpoint has brought about, that plan in place of the epoch.
+    Of two jobs with one seed, as after a retry, the newer one counts.  Numbers belong together when protocol, version,
+    parameters, metric, dataset and the epoch of the checkpoints agree.  For planned evaluations of the best
+    checkpoint, the selection stands in place of the epoch.
+
+    Args:
+        jobs: oldest first.
     """
-    newest = {int(job.spec["seed"]): job for job in jobs}  # oldest first, so a newer one replaces it
+    return results_of(session, [jobs])[0]
+
+
+def results_of(session: Session, groups: Sequence[Sequence[Job]]) -> list[list[Result]]:
+    """Return the results of each group; the number of statements does not depend on the number of jobs."""
+    newest = [{int(job.spec["seed"]): job for job in jobs} for jobs in groups]  # a newer job replaces an older one
+    measurements = _measurements(session, [job for by_seed in newest for job in by_seed.values()])
+    return [_results(by_seed, measurements) for by_seed in newest]
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """An evaluation of a job, with the epoch or the selection of the checkpoint that was measured."""
+
+    evaluation: Evaluation
+    epoch: int | None = None
+    selection: str | None = None
+
+
+def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]]) -> list[Result]:
     table: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-    asked: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for seed, job in sorted(newest.items()):
-        for evaluation, epoch, selection in _measured(session, job):
+    params_of: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for seed, job in sorted(by_seed.items()):
+        for entry in measurements[job.id]:
+            evaluation = entry.evaluation
             if evaluation.value is None:
                 continue
             own_seed = None if job.kind == "evaluate" else evaluation.seed
             params = json.dumps(evaluation.params, sort_keys=True)
             names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, params)
-            key = (*names, evaluation.dataset_digest, epoch, selection, own_seed)
+            key = (*names, evaluation.dataset_digest, entry.epoch, entry.selection, own_seed)
             table[key][seed] = evaluation.value
-            asked[key] = evaluation.params
-    return [_result(key, asked[key], values) for key, values in table.items()]
+            params_of[key] = evaluation.params
+    return [_result(key, params_of[key], values) for key, values in table.items()]
 
 
-def _measured(session: Session, job: Job) -> Iterator[tuple[Evaluation, int | None, str | None]]:
-    """With epoch and selection: a training job's checkpoints were measured by others, an evaluation measured itself."""
-    if job.kind == "evaluate":
-        link = select(JobEvaluation.evaluation_id).where(JobEvaluation.job_id == job.id)
-        own = select(Evaluation).where(Evaluation.id.in_(link)).order_by(Evaluation.id)
-        yield from ((evaluation, None, None) for evaluation in session.execute(own).scalars())
-        return
-    of_checkpoints = (
-        select(Evaluation, Checkpoint.epoch, Job)
-        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
-        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
-        .join(Job, Job.id == JobEvaluation.job_id)
-        .where(Checkpoint.job_id == job.id)
+def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, list[_Measurement]]:
+    """Return the measurements by job: an evaluation job's own ones, and those of a training job's checkpoints."""
+    by_job: dict[str, list[_Measurement]] = {job.id: [] for job in jobs}
+    own = (
+        select(JobEvaluation.job_id, Evaluation)
+        .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
+        .where(JobEvaluation.job_id.in_([job.id for job in jobs if job.kind == "evaluate"]))
         .order_by(Evaluation.id)
     )
-    for evaluation, epoch, measuring in session.execute(of_checkpoints):
-        if _measures_the_best(session, measuring, job.id):
-            yield evaluation, None, SELECTED_ON_TEST
-        else:
-            yield evaluation, epoch, None
+    for job_id, evaluation in session.execute(own):
+        by_job[job_id].append(_Measurement(evaluation))
+    trained = [job.id for job in jobs if job.kind != "evaluate"]
+    ancestors = _measuring_jobs(session, trained)
+    of_checkpoints = (
+        select(Evaluation, Checkpoint.epoch, Checkpoint.job_id, JobEvaluation.job_id)
+        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .where(Checkpoint.job_id.in_(trained))
+        .order_by(Evaluation.id)
+    )
+    for evaluation, epoch, job_id, measuring_id in session.execute(of_checkpoints):
+        is_best = _measures_the_best(ancestors, measuring_id, job_id)
+        entry = _Measurement(evaluation, selection=SELECTED_ON_TEST) if is_best else _Measurement(evaluation, epoch)
+        by_job[job_id].append(entry)
+    return by_job
 
 
-def _measures_the_best(session: Session, measuring: Job, trained_id: str) -> bool:
-    """Whether a plan of the best checkpoint has brought it about, or it copies such a job with its checkpoint."""
+def _measuring_jobs(session: Session, trained_ids: Sequence[str]) -> dict[str, Job]:
+    """Return the jobs that have measured checkpoints of training jobs, with all their ancestors, by id."""
+    measuring = (
+        select(JobEvaluation.job_id.label("id"))
+        .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
+        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .where(Checkpoint.job_id.in_(trained_ids))
+        .cte(recursive=True)
+    )
+    is_copy = Job.kind == "evaluate", Job.parent_id.is_not(None)
+    parents = select(Job.parent_id).join(measuring, Job.id == measuring.c.id).where(*is_copy)
+    ancestors = measuring.union(parents)
+    statement = select(Job).where(Job.id.in_(select(ancestors.c.id)))
+    return {job.id: job for job in session.execute(statement).scalars()}
+
+
+def _measures_the_best(jobs: dict[str, Job], measuring_id: str, trained_id: str) -> bool:
+    """Return whether a job is a planned evaluation of the best checkpoint, or a copy of one with its checkpoint."""
+    measuring = jobs[measuring_id]
     planned: Job | None = measuring
     while planned is not None and planned.kind == "evaluate" and planned.parent_id != trained_id:
-        planned = session.get(Job, planned.parent_id) if planned.parent_id else None
+        planned = jobs.get(planned.parent_id) if planned.parent_id else None
     return (
         planned is not None
         and BEST_ORIGIN.fullmatch(planned.origin or "") is not None

@@ -78,7 +78,7 @@ def comparison(session: Session, job_ids: Sequence[str], group_ids: Sequence[str
         NotFound: a job or a group is not there.
         Invalid: too many for one page.
     """
-    found = {job_id: queries.get_job(session, job_id) for job_id in job_ids}
+    found = {job.id: job for job in _jobs(session, job_ids)}
     found |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
     chosen = arms(list(found.values()))
     if len(chosen) > MAX_ARMS or len(found) > MAX_JOBS:
@@ -95,6 +95,17 @@ def comparison(session: Session, job_ids: Sequence[str], group_ids: Sequence[str
         choices=[] if chosen else queries.list_jobs(session, kind="pretrain", limit=CHOICES).items,
         now=database_time(session),
     )
+
+
+def _jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
+    """Return the jobs in the order of their ids, read by one statement.
+
+    Raises:
+        NotFound: there is no job with one of the ids.
+    """
+    rows = session.execute(select(Job).where(Job.id.in_(job_ids))).scalars()
+    by_id = {job.id: job for job in rows}
+    return [by_id.get(job_id) or queries.get_job(session, job_id) for job_id in job_ids]
 
 
 # --- specs -----------------------------------------------------------------------------------------------------------
@@ -122,9 +133,8 @@ def _differences(chosen: Sequence[Arm]) -> Iterator[Difference]:
 
 def _rows(session: Session, chosen: Sequence[Arm]) -> list[Row]:
     table: dict[Measure, list[Result | None]] = {}
-    for place, arm in enumerate(chosen):
-        for measure, result in measured(session, arm):
-            table.setdefault(measure, [None] * len(chosen))[place] = result
+    for arm, measure, result in measured(session, chosen):
+        table.setdefault(measure, [None] * len(chosen))[arm.number - 1] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [Row(m, names.get(m.dataset_digest, f"{m.dataset_digest[:12]}…"), results) for m, results in table.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.measure.rule != "last epoch", row.measure.title))
@@ -201,7 +211,7 @@ def curve_picture(
 ) -> Response:
     """Return one metric of several jobs as a picture, for browsers without scripts."""
     with database.read() as session:
-        chosen = arms([queries.get_job(session, job_id) for job_id in job])
+        chosen = arms(_jobs(session, job))
         points = max(1, _PICTURE_POINTS // max(1, len(job)))
         lines = [
             (curves.metrics(session, each.id, [name], points).get(name, []), arm.number)

@@ -79,10 +79,12 @@ class Measure:
         return settings(json.loads(self.params))
 
 
-def measured(session: Session, arm: Arm) -> Iterator[tuple[Measure, Result]]:
-    """Everything that was measured on an arm's jobs, over their seeds."""
-    for result in seed_groups.results(session, sorted(arm.jobs, key=lambda job: job.id)):
-        yield _measure(arm, result), result
+def measured(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[Arm, Measure, Result]]:
+    """Yield every number that was measured on the jobs of each arm, over their seeds."""
+    results = seed_groups.results_of(session, [sorted(arm.jobs, key=lambda job: job.id) for arm in arms])
+    for arm, of_arm in zip(arms, results, strict=True):
+        for result in of_arm:
+            yield arm, _measure(arm, result), result
 
 
 def _measure(arm: Arm, result: Result) -> Measure:

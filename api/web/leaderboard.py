@@ -103,10 +103,9 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
     statement = select(Job).where(Job.kind == "pretrain", Job.id.in_(ids)).order_by(Job.id.desc()).limit(MAX_JOBS)
     newest = list(session.execute(statement).scalars())
     table: dict[Measure, list[Entry]] = {}
-    for arm in arms(newest):
-        for measure, result in measured(session, arm):
-            if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
-                table.setdefault(measure, []).append(Entry(result.mean, arm, result))
+    for arm, measure, result in measured(session, arms(newest)):
+        if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
+            table.setdefault(measure, []).append(Entry(result.mean, arm, result))
     boards = [_board(measure, entries, tab) for measure, entries in table.items()]
     return sorted(boards, key=lambda board: (board.measure.rule != "last epoch", board.measure.metric != "top1"))
 

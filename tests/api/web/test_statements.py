@@ -1,0 +1,66 @@
+"""The number of statements that a page sends to the database does not depend on the number of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+
+from jobs.database import Database
+from tests.api.served import Served
+from tests.jobs import rows, sweeping
+
+PAGES = ("/?status=succeeded", "/leaderboard", "/sweeps", "/checkpoints", "/datasets", "/datasets/digits", "/workers")
+
+
+@contextmanager
+def reads(database: Database) -> Iterator[list[str]]:
+    """Collect the statements that read."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.lstrip().upper().startswith(("SELECT", "WITH")):
+            statements.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+def measured_job(database: Database, number: int) -> str:
+    """Train and measure a job whose spec differs from those of all others."""
+    job_id = rows.submit(database, spec={"loss": {"temperature": 0.1 + number / 100}})
+    run = rows.Run(database, rows.claim(database))
+    run.deliver(rows.started(), rows.checkpoint(10, f"{number:064x}"), rows.end("succeeded"))
+    checkpoint_id = rows.checkpoints(database, job_id)[-1].id
+    rows.submit(database, "evaluate", {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}})
+    run = rows.Run(database, rows.claim(database))
+    run.deliver(rows.started(), rows.evaluation(0.5 + number / 100), rows.end("succeeded"))
+    return job_id
+
+
+def counts(served: Served, addresses: list[str]) -> dict[str, int]:
+    """Return the number of statements by page."""
+    browser = served.browser()
+    found = {}
+    for address in addresses:
+        with reads(served.database) as statements:
+            assert browser.get(address).status_code == 200
+        found[address.partition("?")[0]] = len(statements)
+    return found
+
+
+def test_pages_send_as_many_statements_for_many_jobs_as_for_few(served: Served) -> None:
+    def compared(job_ids: list[str]) -> str:
+        return "/compare?" + "&".join(f"job={job_id}" for job_id in job_ids)
+
+    job_ids = [measured_job(served.database, number) for number in range(2)]
+    few = counts(served, [*PAGES, compared(job_ids)])
+    job_ids += [measured_job(served.database, number) for number in range(2, 7)]
+    for _ in range(3):
+        sweeping.submit(served.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
+
+    assert counts(served, [*PAGES, compared(job_ids)]) == few
+    assert few["/leaderboard"] <= 9
