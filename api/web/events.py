@@ -15,6 +15,8 @@ from jobs.models import Event
 
 MAX_EVENTS = 500  # per page of a timeline
 
+_ABOUT_ANOTHER_JOB = ("evaluation_submitted", "preempt_requested")
+
 Data = dict[str, Any]
 
 
@@ -56,7 +58,7 @@ def _checkpoints(events: list[Event]) -> list[Entry]:
 
 def _entry(event: Event) -> Entry:
     tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
-    other = event.data.get("job") if event.type == "evaluation_submitted" else None
+    other = event.data.get("job") if event.type in _ABOUT_ANOTHER_JOB else None
     return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at, other)
 
 
@@ -68,7 +70,7 @@ def _unknown(data: Data) -> _Sentence:
 
 
 def _reason(data: Data) -> str:
-    """The reason and the message, as far as there are any."""
+    """Return the reason and the message, if there are any."""
     parts = [words(data["reason"])] if data.get("reason") else []
     return ": ".join(parts + ([str(data["message"])] if data.get("message") else []))
 
@@ -78,14 +80,14 @@ def _submitted(data: Data) -> _Sentence:
 
 
 def _claimed(data: Data) -> _Sentence:
-    return "began", f"Attempt {data.get('attempt')} taken", f"by {data.get('worker')}"
+    return "began", f"Attempt {data.get('attempt')} claimed", f"by {data.get('worker')}"
 
 
 def _started(data: Data) -> _Sentence:
     step = data.get("start_step")
-    where = f"from step {number(step)}" if step else "from the beginning"
+    where = f"from step {number(step)}" if step else "from step 0"
     facts = [where, f"on {data['device']}"] if data.get("device") else [where]
-    return "began", f"Attempt {data.get('attempt')} began", ", ".join(facts)
+    return "began", f"Attempt {data.get('attempt')} started", ", ".join(facts)
 
 
 def _checkpoint(data: Data) -> _Sentence:
@@ -109,6 +111,10 @@ def _evaluation_submitted(data: Data) -> _Sentence:
     return "queued", "Evaluation submitted", f"of {checkpoint}, step {number(data.get('step'))}"
 
 
+def _preempt_requested(_data: Data) -> _Sentence:
+    return "muted", "Preemption requested", "a job with a higher priority needs the worker"
+
+
 def _ending(tone: str, title: str) -> Callable[[Data], _Sentence]:
     return lambda data: (tone, title, _reason(data))
 
@@ -121,12 +127,13 @@ _SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
     "warning": _warning,
     "changed": _changed,
     "evaluation_submitted": _evaluation_submitted,
-    "queued": _ending("queued", "Queued: what it waited for has succeeded"),
-    "requeued": _ending("queued", "Back in the queue"),
+    "queued": _ending("queued", "Queued: its dependencies are met"),
+    "requeued": _ending("queued", "Requeued"),
     "paused": _ending("paused", "Paused"),
     "resumed": _ending("queued", "Resumed"),
-    "cancel_requested": _ending("muted", "Asked to cancel"),
-    "pause_requested": _ending("muted", "Asked to pause"),
+    "cancel_requested": _ending("muted", "Cancel requested"),
+    "pause_requested": _ending("muted", "Pause requested"),
+    "preempt_requested": _preempt_requested,
     "succeeded": _ending("succeeded", "Succeeded"),
     "failed": _ending("failed", "Failed"),
     "cancelled": _ending("cancelled", "Cancelled"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
+from api.web.events import entries_of
+from jobs.models import Event
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
 
@@ -56,3 +58,19 @@ def test_an_error_leads_back_to_its_job_unless_there_is_none(visitor: Visitor, s
     expect(page.locator("h1")).to_have_text("Datasets")
     assert all("Failed to load resource" in text for text in visitor.complaints)
     visitor.complaints.clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "title"),
+    [
+        ("cancel_requested", {}, "Cancel requested"),
+        ("pause_requested", {}, "Pause requested"),
+        ("preempt_requested", {"job": "another job"}, "Preemption requested"),
+        ("queued", {}, "Queued: its dependencies are met"),
+    ],
+)
+def test_requests_and_a_met_dependency_have_a_sentence(kind: str, data: dict[str, str], title: str) -> None:
+    entry = entries_of([Event(job_id="a job", seq=1, type=kind, data=data, at=0)])[0]
+
+    assert entry.title == title
+    assert entry.job_id == data.get("job")

@@ -115,7 +115,7 @@ def test_everything_is_readable_without_scripts(visitor: Visitor, site: Site, ru
     assert "q=rather+long" in page.url
     page.goto(f"/jobs/{run.job_id}")
 
-    for words in ("59 / 100", "8 older", "printed", "Attempt 1 began", '"batch_size": 256', "on cpu"):
+    for words in ("59 / 100", "8 older", "printed", "Attempt 1 started", '"batch_size": 256', "on cpu"):
         wanted = {"8 older": "2 older checkpoints"}.get(words, words)
         expect(page.locator("#run")).to_contain_text(wanted)
     picture = page.get_by_role("img", name="Curve of train/loss")
