@@ -1,48 +1,63 @@
-"""What a client asks for under an `Idempotency-Key` is made once, however often it asks."""
+"""Idempotency keys: a request that repeats its key gets the row that the first request created."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
-from jobs.models import IdempotencyKey
+from jobs.models import IdempotencyKey, Job, Sweep
+
+Created = TypeVar("Created", Job, Sweep)
 
 
-def once(
-    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], str]
-) -> tuple[str, bool]:
-    """Make something under a key: the same key and body answer with what the first request made.
+def digest(request: Any) -> str:
+    """Return the SHA-256 of a request's JSON values; equal for two requests that ask for the same."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    The key's row commits with it, so of two at the same time one waits on the unique index and then replays.
+
+def create_once(
+    database: Database, owner: str, key: str, request: Any, model: type[Created], create: Callable[[Session], Created]
+) -> tuple[Created, bool]:
+    """Create a row under an idempotency key, or return the row that an earlier request created under it.
+
+    The key's row commits together with the created row.  Of two concurrent requests one waits on the unique index, and
+    then returns the other one's row.
 
     Args:
-        key, owner: the key is the owner's own.
-        body_digest: of what is asked for.
-        make: within the transaction; the id of what it made.
+        database: where both rows are stored.
+        owner: id of the API key that sends the request; each owner has idempotency keys of its own.
+        key: the idempotency key.
+        request: JSON values that identify the request.
+        model: the class of the created row.
+        create: adds the row; runs within the transaction, and again if the transaction is retried.
 
     Returns:
-        (the id, whether it is a replay).
+        (the row, whether an earlier request created it).
 
     Raises:
-        Invalid: the key came before with another body; or as `make`.
+        Invalid: an earlier request used the key with another body; or as `create`.
     """
+    body_digest = digest(request)
 
-    def change(session: Session) -> tuple[str, bool]:
-        known = session.get(IdempotencyKey, (owner, key))
-        if known is not None:
-            if known.body_digest != body_digest:
-                raise Invalid([FieldError("", "this Idempotency-Key was used with another body")])
-            return known.job_id, True
-        made = make(session)
-        session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=made))
+    def change(session: Session) -> tuple[Created, bool]:
+        earlier = session.get(IdempotencyKey, (owner, key))
+        if earlier is not None:
+            if earlier.body_digest != body_digest:
+                raise Invalid([FieldError("", "this Idempotency-Key was used with another body; send a new key")])
+            return session.get_one(model, earlier.job_id), True
+        row = create(session)
+        session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=row.id))
         session.flush()
-        return made, False
+        return row, False
 
     try:
         return database.write(change)
-    except IntegrityError:  # the twin has committed first
+    except IntegrityError:  # a concurrent request with the same key has committed first
         return database.write(change)

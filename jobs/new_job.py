@@ -1,27 +1,40 @@
-"""A new job into its rows; what may be asked for was checked before (`service`, `checks`)."""
+"""Adds the rows of a new job that was validated before (`jobs.submission`, `jobs.checks`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from jobs.database import new_id
-from jobs.events import record
-from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Job, Tag
+from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
+
+# Columns of a job that a request may set beside the spec, and that a retry, a clone and a sweep's jobs keep.
+OPTIONS = ("priority", "pool", "gpus", "preemptible", "max_seconds")
+# Columns that are stored as `NewJob` has them.
+_COPIED = (
+    *("created_by", "kind", "spec_sent", "parent_id", "resume_checkpoint_id", "preset", "group_id", "origin"),
+    *("sweep_id", *OPTIONS),
+)
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job as a client wants it: `spec_sent` as it came, `spec` validated.
+    """A job to be added.
 
-    `after` are jobs that have to succeed first; of those also in `after_checkpoint` a checkpoint is enough.
-    `max_seconds` are of running time; a `preemptible` job gives way to one of higher priority.  `preset` is the name of
-    the preset it started from; `group_id` joins jobs that differ in their seed alone; `origin` says which entry of the
-    parent's `evaluations`, or which place of a sweep, asked for it.
+    Attributes:
+        spec_sent: the spec as the client sent it; `spec` is the same, validated.
+        after: ids of jobs that have to succeed first.
+        after_checkpoint: those of `after` of which a checkpoint is enough.
+        preemptible: whether the job gives way to a job of higher priority.
+        max_seconds: limit on the running time over all attempts.
+        preset: name of the preset that the spec started from.
+        group_id: the seed group, of jobs that differ in their seed only.
+        origin: the entry of the parent's `evaluations`, or the place in a sweep, that the job belongs to.
     """
 
     kind: Kind
@@ -38,52 +51,49 @@ class NewJob:
     max_seconds: int | None = None
     created_by: str | None = None
     parent_id: str | None = None
-    resume_checkpoint_id: str | None = field(default=None)
+    resume_checkpoint_id: str | None = None
     preset: str | None = None
     group_id: str | None = None
     origin: str | None = None
     sweep_id: str | None = None
 
 
+def kind_of(job: Job) -> Kind:
+    """Return the kind of a job's spec."""
+    return "pretrain" if job.kind == "pretrain" else "evaluate"
+
+
+def options_of(source: Any) -> dict[str, Any]:
+    """Return the `OPTIONS` of a job's row, or of a request's body, by name."""
+    return {name: getattr(source, name) for name in OPTIONS}
+
+
 def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
-    """The job's row, tags, dependencies and first event: blocked when it `waits` for others, else queued."""
-    job = Job(
-        id=new_id(),
-        created_by=new.created_by,
-        kind=new.kind,
-        name=new.name or default_name(new.spec),
-        status=Status.BLOCKED if waits else Status.QUEUED,
-        spec_version=new.spec.spec_version,
-        spec_sent=new.spec_sent,
-        spec=resolve_spec(new.spec),
-        priority=new.priority,
-        pool=new.pool,
-        gpus=new.gpus,
-        preemptible=new.preemptible,
-        max_seconds=new.max_seconds,
-        dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
-        parent_id=new.parent_id,
-        resume_checkpoint_id=new.resume_checkpoint_id,
-        preset=new.preset,
-        group_id=new.group_id,
-        origin=new.origin,
-        sweep_id=new.sweep_id,
-    )
-    session.add(job)
-    session.flush()
+    """Add the job's row, tags, dependencies and first event; the job is blocked if it `waits`, else queued."""
+    status = (Status.BLOCKED if waits else Status.QUEUED).value
+    values = {name: getattr(new, name) for name in _COPIED} | {
+        "id": new_id(),
+        "name": new.name or default_name(new.spec),
+        "status": status,
+        "spec_version": new.spec.spec_version,
+        "spec": resolve_spec(new.spec),
+        "dataset_name": dataset.name,
+        "dataset_digest": dataset.digest,
+        "event_seq": 1,
+    }
+    job = session.execute(insert(Job).values(**values).returning(Job)).scalar_one()  # the row as it is stored
+    session.add(Event(job_id=job.id, seq=job.event_seq, type="submitted", data={"status": status}))
     session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
     session.add_all(
         Dependency(job_id=job.id, needs_job_id=other, until=CHECKPOINT if other in new.after_checkpoint else SUCCESS)
         for other in dict.fromkeys(new.after)
     )
-    record(session, job.id, "submitted", {"status": job.status})
-    session.refresh(job)
+    session.flush()
     return job
 
 
 def default_name(spec: Spec) -> str:
-    """A name that tells jobs apart in a list."""
+    """Return a name that distinguishes the job in a list."""
     if isinstance(spec, PretrainSpec):
         return f"{spec.method} {spec.data.name} {spec.backbone.name}"
     return f"evaluate {spec.features.kind} on {spec.data.name}"

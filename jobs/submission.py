@@ -1,11 +1,12 @@
-"""What a client may ask of jobs: submit, plan, change, retry, clone; each within the caller's transaction.
+"""Requests about jobs: submit, dry run, change, retry, clone; each within the caller's transaction.
 
-What the database knows to be wrong with a job, `checks` says; how its rows are made, `submission`.
+`jobs.checks` validates a new job against the database, `jobs.new_job` adds its rows, and `jobs.idempotency` makes a
+repeated request return the first request's row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,26 +15,25 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.checks import check, pretraining_count
-from jobs.database import Database, new_id, now_ms
+from jobs.database import new_id, now_ms
 from jobs.eligibility import fits, takes_jobs
 from jobs.errors import Conflict, NotFound
 from jobs.estimates import estimate
 from jobs.events import record
-from jobs.idempotency import once
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
-from jobs.new_job import add, default_name
+from jobs.new_job import add, default_name, kind_of, options_of
 from jobs.status import Status
-from wcl_core.config import CheckpointFeatures, EvaluateSpec, Kind, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
 
 
 def submit(session: Session, new: NewJob) -> Job:
-    """Add the job: queued, or blocked while a job it waits for runs.
+    """Add a job: queued, or blocked while it waits for another job.
 
-    Unless something else is its parent, an evaluation of a checkpoint belongs to the job that made that one.
+    The parent of an evaluation is the job that wrote the evaluated checkpoint, unless `new` names another parent.
 
     Raises:
-        Invalid: everything wrong with it, each with its pointer.
+        Invalid: all invalid fields, each with its pointer.
     """
     measured = None
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
@@ -46,7 +46,7 @@ def submit(session: Session, new: NewJob) -> Job:
 
 
 def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
-    """Add jobs that differ in their seed alone, as one group.
+    """Add jobs that differ in their seed only, as one seed group.
 
     Raises:
         Invalid: as `submit`.
@@ -55,35 +55,8 @@ def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
     return [submit(session, replace(each, group_id=group_id)) for each in new]
 
 
-def submit_any(session: Session, new: NewJob | Sequence[NewJob]) -> Job:
-    """Add the job, or several as a group; the job, or the first of the group.
-
-    Raises:
-        Invalid: as `submit`.
-    """
-    return submit(session, new) if isinstance(new, NewJob) else submit_group(session, new)[0]
-
-
-def submit_once(
-    database: Database, key: str, owner: str, body_digest: str, make: Callable[[Session], NewJob | Sequence[NewJob]]
-) -> tuple[Job, bool]:
-    """Submit under an `Idempotency-Key`: the same key and body answer with the first job, however often they come.
-
-    Several jobs are a group.
-
-    Returns:
-        (the job, or the first of the group; whether it is a replay).
-
-    Raises:
-        Invalid: the key came before with another body; or as `submit`.
-    """
-    job_id, is_replay = once(database, key, owner, body_digest, lambda session: submit_any(session, make(session)).id)
-    with database.read() as session:
-        return session.get_one(Job, job_id), is_replay
-
-
 def plan(session: Session, new: NewJob) -> dict[str, Any]:
-    """What `submit` would do, without doing it.
+    """Return the dry run of a submission: what `submit` would add, without adding it.
 
     Raises:
         Invalid: as `submit`.
@@ -135,10 +108,11 @@ def change(
     priority: int | None = None,
     tags: tuple[str, ...] | None = None,
 ) -> Job:
-    """Rename, retag, or change the priority of a job that still waits.
+    """Change a job's name or tags, or the priority of a job that still waits.
 
     Raises:
-        NotFound, Conflict: no such job; a priority for one that no longer waits.
+        NotFound: there is no such job.
+        Conflict: the priority of a job that no longer waits.
     """
     job = _existing(session, job_id, lock=True)
     values: dict[str, Any] = {}
@@ -159,30 +133,23 @@ def change(
 
 
 def retry(session: Session, job_id: str, created_by: str | None) -> Job:
-    """A new job with the same spec that starts from the last good checkpoint of a failed or cancelled one.
+    """Submit a job with the spec of a failed or cancelled one, which starts from that one's last good checkpoint.
 
-    It takes that one's place in its group.
-
-    Raises:
-        NotFound, Conflict: no such job; it has not failed.
-    """
-    return submit(session, retried(session, job_id, created_by))
-
-
-def retried(session: Session, job_id: str, created_by: str | None) -> NewJob:
-    """What `retry` submits; the checkpoint that it starts from stays until the transaction ends.
+    The new job takes the old job's place in its seed group.
 
     Raises:
-        NotFound, Conflict: as `retry`.
+        NotFound: there is no such job.
+        Conflict: the job has neither failed nor been cancelled.
     """
     job = _existing(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
-    return replace(_copy(session, job, created_by, _resume_point(session, job)), group_id=job.group_id)
+    copy = _copy(session, job, created_by, _resume_point(session, job))
+    return submit(session, replace(copy, group_id=job.group_id))
 
 
 def _resume_point(session: Session, job: Job) -> str | None:
-    """The last checkpoint, which then stays: the job's own, or the one it started from itself."""
+    """Return the id of the job's last good checkpoint, or of the one it started from, locked against deletion."""
     while last := checkpoints.newest(session, job.id):
         if checkpoints.hold(session, last.id):
             return last.id
@@ -190,23 +157,14 @@ def _resume_point(session: Session, job: Job) -> str | None:
 
 
 def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
-    """A new job with the same spec, some fields replaced, from scratch.
+    """Submit a job with another job's spec, some fields replaced, which starts from scratch.
 
     Raises:
-        NotFound: no such job.
-        pydantic.ValidationError, Invalid: the overrides do not fit.
-    """
-    return submit(session, cloned(session, job_id, overrides, created_by))
-
-
-def cloned(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> NewJob:
-    """What `clone` submits.
-
-    Raises:
-        NotFound, pydantic.ValidationError: as `clone`.
+        NotFound: there is no such job.
+        pydantic.ValidationError, Invalid: the spec with the overrides is invalid.
     """
     job = _existing(session, job_id)
-    return _copy(session, job, created_by, None, merged(job.spec_sent, overrides))
+    return submit(session, _copy(session, job, created_by, None, merged(job.spec_sent, overrides)))
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -222,23 +180,19 @@ def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def _copy(
     session: Session, job: Job, created_by: str | None, resume: str | None, sent: dict[str, Any] | None = None
 ) -> NewJob:
-    kind: Kind = "pretrain" if job.kind == "pretrain" else "evaluate"
+    kind = kind_of(job)
     tags = session.execute(select(Tag.tag).where(Tag.job_id == job.id)).scalars().all()
     return NewJob(
         kind=kind,
         spec_sent=job.spec_sent if sent is None else sent,
         spec=parse_spec(kind, job.spec if sent is None else sent),
         name=job.name,
-        priority=job.priority,
-        pool=job.pool,
-        gpus=job.gpus,
-        preemptible=job.preemptible,
-        max_seconds=job.max_seconds,
         tags=tuple(tags),
         created_by=created_by,
         parent_id=job.id,
         resume_checkpoint_id=resume,
         preset=job.preset,
+        **options_of(job),
     )
 
 

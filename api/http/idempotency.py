@@ -1,71 +1,83 @@
-"""`Idempotency-Key`: a request that is sent again answers with the job that the first one made."""
+"""The `Idempotency-Key` header, and its counterpart in the forms of the pages: a repeated request creates nothing new.
+
+`Submission.create` is the only way by which a request creates a job or a sweep.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Response
+from fastapi import Depends, Form, Header, Response
 from sqlalchemy.orm import Session
 
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
-from jobs import idempotency, submission
+from jobs import idempotency
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
-from jobs.models import Job
-from jobs.new_job import NewJob
+from jobs.idempotency import Created
 
-REPLAYED: dict[int | str, dict[str, Any]] = {200: {"description": "The first job, at a replay."}}
+REPLAYED: dict[int | str, dict[str, Any]] = {200: {"description": "A replay: the job that the first request created."}}
+_MAX_FORM_KEY = 64
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Who submits, under which key, and the answer that says whether it is a replay."""
+    """One request that may create a job or a sweep.
+
+    Attributes:
+        owner: id of the API key that sends the request.
+        key: the idempotency key; None creates something with every request.
+        response: where a replay is marked.
+        is_form: whether a form of a page sent the request; its hidden field `key` is a one-time key.  The same form
+            with other values is another request: a user may go back, change a value, and send the form again.
+    """
 
     database: Database
     owner: str
     key: str | None
     response: Response
+    is_form: bool = False
 
-    def make(self, said: Any, new: Callable[[Session], NewJob | Sequence[NewJob]]) -> Job:
-        """Submit what `new` makes, once for each key; the job, or the first of a group.
+    def create(self, request: Any, model: type[Created], create: Callable[[Session], Created]) -> Created:
+        """Create a row, or return the row that an earlier request with the same key created.
 
-        A replay answers 200 with `Idempotency-Replayed: true`.
+        A replay gets status 200 and `Idempotency-Replayed: true`.
 
         Args:
-            said: JSON values; the same for two requests that ask for the same.
-            new: runs within the transaction that submits.
+            request: JSON values; equal for two requests that ask for the same.
+            model: the class of the row.
+            create: adds the row; runs within the transaction.
 
         Raises:
-            Invalid: a strange key, or one that came before with another request; or as `service.submit`.
+            Invalid: the key is malformed, or was used with another request; or as `create`.
         """
-        job_id = self.once(said, lambda session: submission.submit_any(session, new(session)).id)
-        with self.database.read() as session:
-            return session.get_one(Job, job_id)
-
-    def once(self, said: Any, make: Callable[[Session], str]) -> str:
-        """As `make`, of anything: the id of what `make` made, now or at the first request.
-
-        Raises:
-            Invalid: a strange key, or one that came before with another request; or as `make`.
-        """
-        if self.key is None:
-            return self.database.write(make)
-        if not self.key.isascii() or not self.key.isprintable() or not self.key.strip():
-            raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
-        made, is_replay = idempotency.once(self.database, self.key, self.owner, _digest(said), make)
+        key = self._key(request)
+        if key is None:
+            return self.database.write(create)
+        row, is_replay = idempotency.create_once(self.database, self.owner, key, request, model, create)
         if is_replay:
             self.response.status_code = 200
             self.response.headers["Idempotency-Replayed"] = "true"
-        return made
+        return row
+
+    def _key(self, request: Any) -> str | None:
+        key = self.key
+        if self.is_form:
+            if not key or len(key) > _MAX_FORM_KEY:
+                raise Invalid([FieldError("key", "the form has no one-time key; reload the page and send it again")])
+            return f"form {key} {idempotency.digest(request)}"
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
+            raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
+        return key
 
 
-def _digest(said: Any) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def one_time_key() -> str:
+    """Return a new key for the hidden field `key` of a form."""
+    return secrets.token_hex(16)
 
 
 async def _submission(
@@ -75,7 +87,7 @@ async def _submission(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Chosen by the client; repeating the request with it answers with the first job.",
+            description="Chosen by the client.  A repeated request with the same key gets the first request's job.",
             max_length=200,
         ),
     ] = None,
@@ -83,4 +95,11 @@ async def _submission(
     return Submission(database, principal.key_id, idempotency_key, response)
 
 
+async def _form_submission(
+    principal: Submitter, database: TheDatabase, response: Response, key: Annotated[str, Form()] = ""
+) -> Submission:
+    return Submission(database, principal.key_id, key, response, is_form=True)
+
+
 TheSubmission = Annotated[Submission, Depends(_submission)]
+TheFormSubmission = Annotated[Submission, Depends(_form_submission)]

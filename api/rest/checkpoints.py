@@ -15,7 +15,7 @@ from api.http.dependencies import TheDatabase, TheSettings, TheStorage
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.http.problems import Gone
 from api.rest import exports, rendering
-from api.rest.evaluations import EvaluateBody, new_evaluation, pointing_into_body
+from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.responses import CheckpointAnswer, JobAnswer
 from jobs import checkpoints, queries, waiting
 from jobs.errors import FieldError, Invalid
@@ -62,9 +62,7 @@ def evaluate(
     response: Response,
 ) -> JobAnswer:
     """Submit a job that measures it; the body is an EvaluateSpec without `features`."""
-    said = ("evaluate", checkpoint_id, body.model_dump(mode="json", exclude_unset=True))
-    with pointing_into_body():
-        job = submission.make(said, lambda session: new_evaluation(session, checkpoint_id, body, principal.key_id))
+    job = create_evaluation(submission, checkpoint_id, body)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     with database.read() as session:
         return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from api.http.idempotency import Submission
 from jobs import queries
+from jobs import submission as service
 from jobs.errors import Conflict, FieldError, Invalid
 from jobs.models import TRAINING, Job
 from jobs.new_job import NewJob, default_name
@@ -29,8 +29,26 @@ class EvaluateBody(ProtocolSettings):
     threads: int | None = Field(default=None, ge=1, le=512)
 
 
+def create_evaluation(submission: Submission, checkpoint_id: str, body: EvaluateBody) -> Job:
+    """Create a job that evaluates a checkpoint, once for each idempotency key.
+
+    Raises:
+        Invalid: with pointers into the body, which is the spec itself.
+        NotFound, Conflict: as `new_evaluation`.
+    """
+
+    def create(session: Session) -> Job:
+        return service.submit(session, new_evaluation(session, checkpoint_id, body, submission.owner))
+
+    request = ("evaluate", checkpoint_id, body.model_dump(mode="json", exclude_unset=True))
+    try:
+        return submission.create(request, Job, create)
+    except Invalid as error:
+        raise Invalid([FieldError(e.pointer.removeprefix("/spec"), e.detail) for e in error.errors]) from error
+
+
 def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, created_by: str) -> NewJob:
-    """The evaluation as a job; pool, GPUs, priority and tags are those of the job that trained the checkpoint.
+    """Return the evaluation as a job, with the pool, GPUs, priority and tags of the job that trained the checkpoint.
 
     Raises:
         NotFound: there is no such checkpoint.
@@ -60,12 +78,3 @@ def _sent(body: EvaluateBody, checkpoint_id: str, trained: Job) -> dict[str, Any
     asked = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
     return {"data": trained.spec["data"], **asked, "features": features}
-
-
-@contextmanager
-def pointing_into_body() -> Iterator[None]:
-    """Wrong fields are told by pointers into the body, which is the spec itself."""
-    try:
-        yield
-    except Invalid as error:
-        raise Invalid([FieldError(e.pointer.removeprefix("/spec"), e.detail) for e in error.errors]) from error

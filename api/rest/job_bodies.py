@@ -1,7 +1,8 @@
-"""Bodies of requests that make or change jobs, and what `jobs.submission` makes of them."""
+"""Bodies of requests that create or change jobs, and the jobs that they create."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -18,10 +19,15 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
+from sqlalchemy.orm import Session
 
 from api.http import field_errors
+from api.http.idempotency import Submission
+from jobs import queries
+from jobs import submission as service
 from jobs.errors import FieldError, Invalid
-from jobs.new_job import NewJob, default_name
+from jobs.models import Job
+from jobs.new_job import NewJob, default_name, kind_of, options_of
 from jobs.submission import merged
 from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
 from wcl_core.presets import presets
@@ -132,18 +138,59 @@ class CloneBody(_Body):
     spec: dict[str, Any] = Field(default={}, description="Fields of the spec, laid over the cloned one.")
 
 
-def new_jobs(body: JobBody, created_by: str) -> list[NewJob]:
-    """The jobs that a body asks for: one, or one for each of its seeds.
+def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) -> Job:
+    """Create the jobs of a body, once for each idempotency key; return the job, or the first one of the group.
+
+    Raises:
+        Invalid: as `Submission.create` and `jobs.submission.submit`.
+    """
+
+    def create(session: Session) -> Job:
+        return service.submit(session, new[0]) if body.seeds is None else service.submit_group(session, new)[0]
+
+    request = body.model_dump(mode="json", exclude_unset=True)
+    parent = new[0].parent_id
+    return submission.create(request if parent is None else (request, parent), Job, create)
+
+
+def create_retry(submission: Submission, job_id: str) -> Job:
+    """Create a retry of a job, once for each idempotency key.
+
+    Raises:
+        NotFound, Conflict, Invalid: as `Submission.create` and `jobs.submission.retry`.
+    """
+    owner = submission.owner
+    return submission.create(("retry", job_id), Job, lambda session: service.retry(session, job_id, owner))
+
+
+def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any]) -> Job:
+    """Create a clone of a job, once for each idempotency key.
+
+    Raises:
+        NotFound, Invalid: as `Submission.create` and `jobs.submission.clone`.
+    """
+
+    def create(session: Session) -> Job:
+        try:
+            return service.clone(session, job_id, overrides, submission.owner)
+        except ValidationError as error:
+            raise Invalid(field_errors.of_spec(error, kind_of(queries.get_job(session, job_id)))) from error
+
+    return submission.create(("clone", job_id, overrides), Job, create)
+
+
+def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> list[NewJob]:
+    """Return the jobs of a body: one, or one for each of its seeds.
 
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
     sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
     if body.seeds is None:
-        return [_new_job(body, sent, created_by)]
+        return [_new_job(body, sent, created_by, parent_id)]
     if "seed" in body.spec:
         raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names one for each job")])
-    jobs = [_new_job(body, sent | {"seed": seed}, created_by) for seed in body.seeds]
+    jobs = [_new_job(body, sent | {"seed": seed}, created_by, parent_id) for seed in body.seeds]
     return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
 
 
@@ -152,7 +199,7 @@ def _seed_name(job: NewJob, seed: int) -> str:
     return (job.name or default_name(job.spec))[: _MAX_NAME - len(end)] + end
 
 
-def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
+def _new_job(body: JobBody, sent: dict[str, Any], created_by: str, parent_id: str | None) -> NewJob:
     until_success = {str(need.job_id) for need in body.after if need.until == "success"}
     after = tuple(dict.fromkeys(str(need.job_id) for need in body.after))
     return NewJob(
@@ -160,22 +207,14 @@ def _new_job(body: JobBody, sent: dict[str, Any], created_by: str) -> NewJob:
         spec_sent=sent,
         spec=_parsed(body.kind, sent),
         name=body.name,
-        priority=body.priority,
-        pool=body.pool,
-        gpus=body.gpus,
         tags=tuple(dict.fromkeys(body.tags)),
         after=after,
         after_checkpoint=frozenset(after) - until_success,
-        preemptible=body.preemptible,
-        max_seconds=body.max_seconds,
         created_by=created_by,
+        parent_id=parent_id,
         preset=body.preset,
+        **options_of(body),
     )
-
-
-def said(body: JobBody) -> dict[str, Any]:
-    """The same for two bodies that ask for the same."""
-    return body.model_dump(mode="json", exclude_unset=True)
 
 
 def preset_fields(name: str, kind: Kind) -> dict[str, Any]:

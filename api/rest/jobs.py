@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
-from api.http import field_errors
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
@@ -23,7 +21,6 @@ from api.rest.seed_groups import SubmittedGroup
 from jobs import queries, transitions, waiting
 from jobs import submission as service
 from jobs.database import Database
-from jobs.errors import Invalid
 from jobs.models import Job
 from jobs.new_job import NewJob
 from jobs.seed_groups import members
@@ -61,8 +58,7 @@ def submit(
     if dry_run:
         with database.read() as session:
             return JSONResponse(_plan(session, body, new))
-    wanted = new[0] if body.seeds is None else new
-    job = submission.make(job_bodies.said(body), lambda _session: wanted)
+    job = job_bodies.create_jobs(submission, body, new)
     response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
     if body.seeds is None:
         return _rendered(database, job)
@@ -135,8 +131,7 @@ def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswe
 @router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)
 def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobAnswer:
     """A new job that starts from the last checkpoint of a failed or cancelled one."""
-    made = submission.make(("retry", job_id), lambda session: service.retried(session, job_id, principal.key_id))
-    return _rendered(database, made)
+    return _rendered(database, job_bodies.create_retry(submission, job_id))
 
 
 @router.post("/{job_id}/clone", status_code=201, responses=REPLAYED)
@@ -148,21 +143,7 @@ def clone(
     body: CloneBody | None = None,
 ) -> JobAnswer:
     """A new job with the same spec, some fields replaced, from scratch."""
-    overrides = body.spec if body else {}
-
-    def new(session: Session) -> NewJob:
-        return service.cloned(session, job_id, overrides, principal.key_id)
-
-    try:
-        made = submission.make(("clone", job_id, overrides), new)
-    except ValidationError as error:
-        raise Invalid(field_errors.of_spec(error, _kind(database, job_id))) from error
-    return _rendered(database, made)
-
-
-def _kind(database: Database, job_id: str) -> Any:
-    with database.read() as session:
-        return queries.get_job(session, job_id).kind
+    return _rendered(database, job_bodies.create_clone(submission, job_id, body.spec if body else {}))
 
 
 def _asked(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobAnswer:

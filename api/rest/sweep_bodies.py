@@ -8,8 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from api.http import field_errors
+from api.http.idempotency import Submission
 from api.rest.job_bodies import MAX_SECONDS, Name, Priority, Tag, preset_fields
+from jobs import sweeps
 from jobs.errors import FieldError, Invalid
+from jobs.models import Sweep
+from jobs.new_job import options_of
 from jobs.submission import merged
 from jobs.sweeps import (
     HELD_OUT_SHARE,
@@ -100,6 +104,16 @@ class SweepBody(BaseModel):
         return seeds
 
 
+def create_sweep(submission: Submission, body: SweepBody, new: NewSweep, design: Design) -> Sweep:
+    """Create the sweep of a body, once for each idempotency key.
+
+    Raises:
+        Invalid: as `Submission.create` and `jobs.sweeps.submit`.
+    """
+    request = ("sweep", body.model_dump(mode="json", exclude_unset=True))
+    return submission.create(request, Sweep, lambda session: sweeps.submit(session, new, design))
+
+
 def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
     """What a body asks for, with every trial drawn and its spec checked.
 
@@ -187,8 +201,7 @@ def _metric(metric: Metric) -> Metric:
 
 
 def _options(body: SweepBody) -> dict[str, Any]:
-    names = ("priority", "pool", "gpus", "preemptible", "max_seconds")
-    return {name: getattr(body, name) for name in names} | {"tags": list(dict.fromkeys(body.tags))}
+    return options_of(body) | {"tags": list(dict.fromkeys(body.tags))}
 
 
 def _check_specs(design: Design) -> None:

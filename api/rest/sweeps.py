@@ -12,7 +12,7 @@ from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import TheSubmission
 from api.rest import sweep_responses
-from api.rest.sweep_bodies import SweepBody, new_sweep
+from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
 from api.rest.sweep_responses import SweepAnswer, SweepPage
 from jobs import sweeps
 from jobs.database import Database
@@ -44,10 +44,10 @@ def submit(
     if dry_run:
         with database.read() as session:
             return JSONResponse(sweeps.plan(session, design))
-    said = ("sweep", body.model_dump(mode="json", exclude_unset=True))
-    sweep_id = submission.once(said, lambda session: sweeps.submit(session, new, design).id)
-    response.headers["Location"] = f"/v1/sweeps/{sweep_id}"
-    return _shown(database, sweep_id)
+    sweep = create_sweep(submission, body, new, design)
+    response.headers["Location"] = f"/v1/sweeps/{sweep.id}"
+    with database.read() as session:
+        return sweep_responses.answer(sweep, sweeps.standings(session, sweep))
 
 
 @router.get("")

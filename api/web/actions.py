@@ -1,6 +1,6 @@
-"""What the buttons of the pages do where no script runs; the gate has compared the Origin.
+"""The buttons of the pages in browsers without scripts.  The middleware has compared the Origin header.
 
-With scripts the same forms go to the REST interface (`static/js/actions.js`), and the page stays.
+In browsers with scripts, `static/js/actions.js` sends the same forms to the REST interface, and the page stays.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from fastapi.responses import RedirectResponse, Response
 
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
-from api.rest.evaluations import EvaluateBody, new_evaluation, pointing_into_body
-from jobs import checkpoints, submission, transitions
+from api.http.idempotency import TheFormSubmission
+from api.rest.evaluations import EvaluateBody, create_evaluation
+from api.rest.job_bodies import create_retry
+from jobs import checkpoints, transitions
 from jobs.database import Database
 from jobs.errors import Conflict
 from wcl_core.config import Protocol
@@ -24,16 +26,15 @@ router = APIRouter(include_in_schema=False)
 
 
 class Verb(StrEnum):
-    """What a person may ask of a job."""
+    """Changes of a job's status that a user may request."""
 
     CANCEL = "cancel"
     PAUSE = "pause"
     RESUME = "resume"
-    RETRY = "retry"
 
 
 class Pin(StrEnum):
-    """What a person may ask of a checkpoint."""
+    """Changes of a checkpoint that a user may request."""
 
     PIN = "pin"
     UNPIN = "unpin"
@@ -43,17 +44,19 @@ class Pin(StrEnum):
 def evaluate(
     job_id: str,
     submitter: Submitter,
-    database: TheDatabase,
+    submission: TheFormSubmission,
     checkpoint_id: Annotated[str, Form()],
     protocols: Annotated[list[Protocol], Form()] = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
-    """Measure one of the job's checkpoints; the page of the new job."""
+    """Evaluate one of the job's checkpoints; redirect to the page of the new job."""
     body = EvaluateBody(protocols=tuple(protocols)) if protocols else EvaluateBody()
-    with pointing_into_body():
-        made = database.write(
-            lambda session: submission.submit(session, new_evaluation(session, checkpoint_id, body, submitter.key_id))
-        )
-    return _see(f"/jobs/{made.id}")
+    return _see(f"/jobs/{create_evaluation(submission, checkpoint_id, body).id}")
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry(job_id: str, submitter: Submitter, submission: TheFormSubmission) -> Response:
+    """Retry the job; redirect to the page of the new job."""
+    return _see(f"/jobs/{create_retry(submission, job_id).id}")
 
 
 @router.post("/jobs/cancel")
@@ -62,30 +65,28 @@ def cancel_all(
     database: TheDatabase,
     job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
 ) -> Response:
-    """Cancel those that have not ended yet; back to the list."""
+    """Cancel the jobs that have not ended yet; redirect to the list."""
     for job_id in job:
         with suppress(Conflict):
-            _asked(database, job_id, Verb.CANCEL, submitter.key_id)
+            _request(database, job_id, Verb.CANCEL)
     return _see("/")
 
 
 @router.post("/jobs/{job_id}/{verb}")
 def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) -> Response:
-    """Ask it of the job; the page of the job, or of the new one."""
-    return _see(f"/jobs/{_asked(database, job_id, verb, submitter.key_id)}")
+    """Cancel, pause or resume the job; redirect to its page."""
+    _request(database, job_id, verb)
+    return _see(f"/jobs/{job_id}")
 
 
-def _asked(database: Database, job_id: str, verb: Verb, asker: str) -> str:
-    if verb is Verb.RETRY:
-        return database.write(lambda session: submission.retry(session, job_id, asker)).id
+def _request(database: Database, job_id: str, verb: Verb) -> None:
     change = getattr(transitions, verb)
     database.write(lambda session: change(session, job_id))
-    return job_id
 
 
 @router.post("/checkpoints/{checkpoint_id}/{pin}")
 def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabase) -> Response:
-    """Pin or unpin; back to the checkpoints of its job."""
+    """Pin or unpin the checkpoint; redirect to the checkpoints of its job."""
     checkpoint = database.write(lambda session: checkpoints.pin(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")
 

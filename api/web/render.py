@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from api.http import problems
 from api.http.auth import current_principal
+from api.http.idempotency import one_time_key
 from api.http.problems import Unauthenticated
 from api.web import evaluations, format
 from jobs.errors import NotFound
@@ -26,6 +27,7 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS)
+_TEMPLATES.globals["one_time_key"] = one_time_key
 _TITLES = {
     400: "This address cannot be read",
     403: "This is not allowed",

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sqlalchemy.orm import Session
 
 from jobs import seed_groups, submission
 from jobs.database import Database
 from jobs.errors import Invalid, NotFound
+from jobs.idempotency import create_once
 from jobs.models import Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, job, new_job
@@ -197,7 +199,11 @@ def test_the_quantile_is_students(degrees: int, probability: float) -> None:
 
 def test_the_same_key_answers_with_the_same_group(database: Database) -> None:
     new = [new_job(spec={"seed": seed}) for seed in (0, 1)]
-    answers = [submission.submit_once(database, "key", "owner", "a" * 64, lambda session: new) for _ in range(3)]
+
+    def create(session: Session) -> Job:
+        return submission.submit_group(session, new)[0]
+
+    answers = [create_once(database, "owner", "key", "a" * 64, Job, create) for _ in range(3)]
 
     assert [is_replay for _, is_replay in answers] == [False, True, True]
     assert len({made.group_id for made, _ in answers}) == 1

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints, queries, submission, transitions
 from jobs.database import Database
 from jobs.errors import Conflict, Invalid, NotFound
+from jobs.idempotency import create_once
 from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag
 from jobs.status import Status
 from tests.jobs import rows
@@ -122,8 +123,8 @@ def test_any_text_is_only_a_name(database: Database, text: str) -> None:
 
 
 def submit_once(database: Database, key: str, body: str, owner: str = OWNER) -> tuple[str, bool]:
-    found, replayed = submission.submit_once(database, key, owner, body, lambda session: new_job())
-    return found.id, replayed
+    job, replayed = create_once(database, owner, key, body, Job, lambda session: submission.submit(session, new_job()))
+    return job.id, replayed
 
 
 def test_the_same_key_and_body_replay_the_first_answer(database: Database) -> None:
@@ -150,8 +151,9 @@ def test_keys_of_others_are_others(database: Database) -> None:
 
 
 def test_a_refused_request_leaves_its_key_free(database: Database) -> None:
+    wrong = new_job(spec={"batch_size": 5000})
     with pytest.raises(Invalid):
-        submission.submit_once(database, "key", OWNER, "a" * 64, lambda session: new_job(spec={"batch_size": 5000}))
+        create_once(database, OWNER, "key", "a" * 64, Job, lambda session: submission.submit(session, wrong))
 
     assert rows.rows_of(database, IdempotencyKey) == []
     assert not submit_once(database, "key", "a" * 64)[1]

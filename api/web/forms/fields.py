@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from api.http import bodies, field_errors
+from api.http.auth import Submitter
+from api.http.dependencies import TheDatabase
+from api.http.idempotency import Submission
 from api.web.forms import spec_form
 from jobs import queries
 from jobs.errors import FieldError, Invalid
@@ -107,6 +108,13 @@ async def _typed(request: Request) -> dict[str, str]:
 Typed = Annotated[dict[str, str], Depends(_typed)]
 
 
+async def _submission(principal: Submitter, database: TheDatabase, response: Response, typed: Typed) -> Submission:
+    return Submission(database, principal.key_id, typed.get("key"), response, is_form=True)
+
+
+TheSubmission = Annotated[Submission, Depends(_submission)]
+
+
 def spec_typed(kind: Kind, spec: Mapping[str, Any]) -> dict[str, str]:
     """A spec as it would be typed."""
     return {f"spec.{entry.name}": entry.shown(spec) for entry in spec_form.fields(kind)}
@@ -162,9 +170,3 @@ def body_of(model: type[M], said: Mapping[str, Any]) -> M:
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
         raise Invalid(field_errors.of_request(entries)) from error
-
-
-def sent_once(form: SpecForm) -> tuple[str, str]:
-    """The key under which this form with these values is sent, however often, and the digest of what it says."""
-    digest = hashlib.sha256(json.dumps(form.said, sort_keys=True).encode()).hexdigest()
-    return f"form {form.typed.get('key', '')[:64]} {digest}", digest

@@ -1,13 +1,12 @@
-"""The page that submits: a form from a preset or another job, checked as it is filled in, planned before it is sent.
+"""The page with the form of a new job, filled from a preset or from another job.
 
-GET shows the form; POST with `step=plan` shows it again with what is wrong or what would happen, with `step=submit` it
-makes the job.  The same form sent twice, as by a double click, makes one job.
+GET shows the form.  POST with `step=plan` shows it again with its errors or with the dry run; POST with `step=submit`
+creates the job, once for each one-time key of the form.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
+from api.http.idempotency import one_time_key
 from api.rest import job_bodies
 from api.rest.deviations import Deviation, of_preset
 from api.rest.job_bodies import JobBody
@@ -28,20 +28,21 @@ from api.web.forms.fields import (
     FIRST_PRESET,
     NUMBERS,
     SpecForm,
+    TheSubmission,
     Typed,
     body_of,
     number,
     options_typed,
     parts,
     preset_spec,
-    sent_once,
     spec_typed,
 )
 from api.web.render import page
-from jobs import queries, submission
+from jobs import queries
+from jobs import submission as service
 from jobs.errors import Invalid
 from jobs.models import Job
-from jobs.new_job import NewJob
+from jobs.new_job import kind_of
 from wcl_core.config import Kind, resolve_spec
 from wcl_core.presets import described_presets, presets
 
@@ -112,20 +113,20 @@ def form(
 
 
 @router.post("/submit")
-def send(request: Request, submitter: Submitter, database: TheDatabase, typed: Typed) -> Response:
+def send(
+    request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
+) -> Response:
     """Plan or submit what was typed."""
     with database.read() as session:
         source = queries.get_job(session, typed["source"]) if typed.get("source") else None
     made = _of_typed(typed, source)
     try:
-        new = _new_jobs(made, submitter.key_id)
+        body = body_of(JobBody, made.said)
+        new = job_bodies.new_jobs(body, submitter.key_id, made.source.id if made.source else None)
         if typed.get("step") == "submit":
-            key, digest = sent_once(made)
-            wanted = new[0] if "seeds" not in made.said else new
-            job, _ = submission.submit_once(database, key, submitter.key_id, digest, lambda _session: wanted)
-            return RedirectResponse(f"/jobs/{job.id}", status_code=303)
+            return RedirectResponse(f"/jobs/{job_bodies.create_jobs(submission, body, new).id}", status_code=303)
         with database.read() as session:
-            plan = submission.plan(session, new[0])
+            plan = service.plan(session, new[0])
         made = replace(made, plan=plan, deviations=of_preset(made.preset, plan["spec"]))
     except Invalid as error:
         made = replace(made, errors=made.placed(error.errors))
@@ -139,7 +140,7 @@ def _shown(request: Request, session: Session, made: Form) -> Response:
         "sections": spec_form.sections(made.kind),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
-        "key": made.typed.get("key") or secrets.token_hex(16),
+        "key": made.typed.get("key") or one_time_key(),
     }
     return page(request, "submit.html", 422 if made.errors else 200, **context)
 
@@ -151,7 +152,7 @@ def _of_preset(name: str) -> Form:
 
 def _of_job(session: Session, job_id: str) -> Form:
     job = queries.get_job(session, job_id)
-    kind: Kind = "pretrain" if job.kind == "pretrain" else "evaluate"
+    kind = kind_of(job)
     known = presets().get(job.preset or "")
     typed = spec_typed(kind, job.spec) | options_typed(session, job)
     return Form(kind, job.preset if known else None, job, typed, resolve_spec(known) if known else job.spec)
@@ -174,9 +175,3 @@ def _said(made: Form) -> dict[str, Any]:
         said["seeds"] = [number(part) for part in seeds]
         spec.pop("seed", None)
     return said
-
-
-def _new_jobs(made: Form, asker: str) -> list[NewJob]:
-    """Raises Invalid with pointers as `POST /v1/jobs` does."""
-    parent = made.source.id if made.source else None
-    return [replace(new, parent_id=parent) for new in job_bodies.new_jobs(body_of(JobBody, made.said), asker)]

@@ -1,12 +1,11 @@
-"""The page that begins a sweep: a form from a preset or a job's spec, planned before it is sent, and sent once.
+"""The page with the form of a new sweep, filled from a preset or from a job's spec.
 
-GET shows the form; POST with `step=plan` shows it again with what is wrong or which trials there would be, with
-`step=row` it has one more row of fields, with `step=submit` it makes the sweep.
+GET shows the form.  POST with `step=plan` shows it again with its errors or with the dry run, with `step=row` with one
+more row of fields; POST with `step=submit` creates the sweep, once for each one-time key of the form.
 """
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +15,16 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
-from api.rest.sweep_bodies import SweepBody, new_sweep
+from api.http.idempotency import one_time_key
+from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
 from api.web import parallel
 from api.web.forms import spec_form, sweep_fields
-from api.web.forms.fields import FIRST_PRESET, Typed, body_of, options_typed, preset_spec, sent_once, spec_typed
+from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, options_typed, preset_spec, spec_typed
 from api.web.forms.spec_form import Section
 from api.web.forms.sweep_fields import SweepForm, shared_by_all
 from api.web.render import page
 from jobs import queries, sweeps
 from jobs.errors import FieldError, Invalid
-from jobs.idempotency import once
 from jobs.models import Job
 from jobs.sweeps import Design, NewSweep
 from wcl_core.config import resolve_spec
@@ -45,7 +44,9 @@ def form(
 
 
 @router.post("/sweeps/new")
-def send(request: Request, submitter: Submitter, database: TheDatabase, typed: Typed) -> Response:
+def send(
+    request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
+) -> Response:
     """Plan or begin what was typed, or show one more row."""
     with database.read() as session:
         source = queries.get_job(session, typed["source"]) if typed.get("source") else None
@@ -54,12 +55,10 @@ def send(request: Request, submitter: Submitter, database: TheDatabase, typed: T
         made = replace(made, more_rows=1)
     else:
         try:
-            new, design = _new(made, submitter.key_id)
+            body, new, design = _new(made, submitter.key_id)
             if typed.get("step") == "submit":
-                key, digest = sent_once(made)
-                owner = submitter.key_id
-                sweep_id, _ = once(database, key, owner, digest, lambda session: sweeps.submit(session, new, design).id)
-                return RedirectResponse(f"/sweeps/{sweep_id}", status_code=303)
+                sweep = create_sweep(submission, body, new, design)
+                return RedirectResponse(f"/sweeps/{sweep.id}", status_code=303)
             with database.read() as session:
                 made = replace(made, plan=sweeps.plan(session, design))
         except Invalid as error:
@@ -68,16 +67,21 @@ def send(request: Request, submitter: Submitter, database: TheDatabase, typed: T
         return _shown(request, session, made)
 
 
-def _new(made: SweepForm, asker: str) -> tuple[NewSweep, Design]:
-    """Raises Invalid with pointers as `POST /v1/sweeps` does, and for rows that cannot be part of a request."""
+def _new(made: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Design]:
+    """Return the request that the form makes.
+
+    Raises:
+        Invalid: with pointers as `POST /v1/sweeps` has them, and for rows that cannot be part of a request.
+    """
     errors = made.row_errors
     try:
-        new = new_sweep(body_of(SweepBody, made.said), asker)
+        body = body_of(SweepBody, made.said)
+        new, design = new_sweep(body, created_by)
     except Invalid as invalid:
         raise Invalid([*errors, *invalid.errors]) from invalid
     if errors:
         raise Invalid(errors)
-    return new
+    return body, new, design
 
 
 def _shown(request: Request, session: Session, made: SweepForm) -> Response:
@@ -87,7 +91,7 @@ def _shown(request: Request, session: Session, made: SweepForm) -> Response:
         "held_out": next(entry for entry in spec_form.fields("pretrain") if entry.name == "data.held_out_share"),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
-        "key": made.typed.get("key") or secrets.token_hex(16),
+        "key": made.typed.get("key") or one_time_key(),
         "choices": sweep_fields,
         "text": parallel.text,
     }

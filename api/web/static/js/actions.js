@@ -3,6 +3,9 @@
 //   data-request   METHOD /path, where {field} stands for a field of the form
 //   data-body      the JSON to send; without it the fields that the path does not take
 //   data-lists     names of fields that are lists
+//
+// The hidden field `key` goes along as Idempotency-Key, so that a request that is sent again creates nothing new.  A form
+// gets a new key after an answer, and when a value changes.
 import { say } from "./page.js";
 
 /** `created` gets the body of every 201; `done` is called after each answer. */
@@ -17,7 +20,8 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
       const answer = await fetch(...request(form));
       const body = await answer.json();
       if (!answer.ok) say(body.detail || body.title);
-      else if (answer.status === 201) created(body);
+      else if (answer.status === 201 || answer.headers.has("Idempotency-Replayed")) created(body);
+      renewKey(form);
       if (answer.ok) closePopovers();
     } catch {
       say("The server does not answer; nothing was asked.");
@@ -31,14 +35,25 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
 function request(form) {
   const [method, pattern] = form.dataset.request.split(" ");
   const fields = new FormData(form);
+  const headers = fields.has("key") ? { "Idempotency-Key": fields.get("key") } : {};
+  fields.delete("key");
   const path = pattern.replace(/\{(\w+)\}/g, (_, name) => {
     const value = fields.get(name);
     fields.delete(name);
     return encodeURIComponent(value);
   });
   const body = form.dataset.body ?? json(fields, (form.dataset.lists ?? "").split(" "));
-  return [path, body ? { method, body, headers: { "Content-Type": "application/json" } } : { method }];
+  return [path, body ? { method, body, headers: { ...headers, "Content-Type": "application/json" } } : { method, headers }];
 }
+
+function renewKey(form) {
+  const key = form?.dataset.request && form.elements.key;
+  if (!key) return;
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  key.value = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+document.addEventListener("change", (event) => renewKey(event.target.form));
 
 function json(fields, lists) {
   const names = [...new Set(fields.keys())];

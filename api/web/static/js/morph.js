@@ -17,7 +17,8 @@ function copyAttributes(from, to) {
     if (!to.hasAttribute(name) && !isTheReaders) from.removeAttribute(name);
   }
   for (const { name, value } of to.attributes) {
-    if (from.getAttribute(name) !== value) from.setAttribute(name, value);
+    const isTheFormsKey = name === "value" && from.type === "hidden" && from.name === "key"; // a repeat must keep it
+    if (!isTheFormsKey && from.getAttribute(name) !== value) from.setAttribute(name, value);
   }
 }
 
