@@ -35,11 +35,11 @@ def is_good() -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A registered checkpoint; `path` is its storage key."""
+    """A registered checkpoint, with the key of its file in the storage."""
 
     id: str
     step: int
-    path: str
+    storage_key: str
     sha256: str
     size: int
 

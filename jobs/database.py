@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -79,14 +78,6 @@ def new_id() -> str:
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64
     value |= 0x2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
     return str(UUID(int=value))
-
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-def storable(text: str) -> str:
-    """Text that both databases take: PostgreSQL refuses NUL, and no UTF-8 holds a lone surrogate."""
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 class Database:

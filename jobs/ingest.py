@@ -1,24 +1,23 @@
-"""Spool lines into rows: metrics with their rollups, checkpoints, artifacts, groupings, evaluations, logs.
+"""Store the records of a run: metrics with their rollups, checkpoints, artifacts, weak labels, evaluations, logs.
 
-Called by `transitions.deliver` behind its fence, in its transaction; nothing here looks at a status.
+`transitions.deliver` calls `store` behind its fence, in its transaction.  Nothing here reads a status.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, planned_evaluations
-from jobs.database import new_id, now_ms, storable
+from jobs.database import new_id, now_ms
 from jobs.models import (
-    TRAINING,
     Artifact,
     Attempt,
     Checkpoint,
@@ -31,84 +30,116 @@ from jobs.models import (
     Rollup,
     Series,
 )
+from wcl_core.protocol import (
+    ArtifactRecord,
+    CheckpointRecord,
+    EndRecord,
+    EvaluationRecord,
+    LogRecord,
+    MetricsRecord,
+    ProgressRecord,
+    StartedRecord,
+    WarningRecord,
+    WeakLabelRecord,
+)
 
 ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per bucket
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """The record of a checkpoint or an artifact whose file is in the storage.
+
+    The record names the file by its place in the run's folder (`file`).  Rows and events name it by the key in the
+    storage: in Python `storage_key`, in the database and in JSON `path`, which are older.
+    """
+
+    record: CheckpointRecord | ArtifactRecord
+    storage_key: str
+
+    @property
+    def seq(self) -> int:
+        """The number of the record."""
+        return self.record.seq
+
+
+# A record as it is delivered: one that names a file only after the file is in the storage.
+Delivered: TypeAlias = (
+    StartedRecord
+    | MetricsRecord
+    | ProgressRecord
+    | WeakLabelRecord
+    | EvaluationRecord
+    | WarningRecord
+    | LogRecord
+    | EndRecord
+    | StoredFile
+)
 
 
 def insert(session: Session, table: type[Any]) -> Any:
-    """The dialect's INSERT, the one that knows ON CONFLICT."""
+    """Return the INSERT of the database's dialect, which has ON CONFLICT."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     return dialect.insert(table)
 
 
 def store(
-    session: Session, job_id: str, number: int, lines: list[dict[str, Any]], output: list[tuple[int, str]]
-) -> dict[str, Any] | None:
-    """Store lines of every type.
+    session: Session, job_id: str, number: int, records: Sequence[Delivered], output: Sequence[tuple[int, str]]
+) -> EndRecord | None:
+    """Store records of every type.
 
     Args:
-        lines: already `clean`.
+        session: a writing transaction, behind the fence.
+        job_id, number: the attempt.
+        records: in the order of the spool.
+        output: numbered lines of stdout and stderr.
 
     Returns:
-        The `end` line when there is one.
+        The `end` record if there is one.
     """
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
-        by_type[line["type"]].append(line)
-    _metrics(session, job_id, number, by_type["metrics"])
-    _logs(session, job_id, number, by_type["log"], output)
-    for line in by_type["checkpoint"]:
-        _checkpoint(session, job_id, number, line)
-    for line in by_type["artifact"]:
-        _artifact(session, job_id, number, line)
-    for line in by_type["groups"]:
-        _grouping(session, job_id, number, line)
-    for line in by_type["evaluation"]:
-        _evaluation(session, job_id, line)
-    for line in by_type["started"]:
-        _started(session, job_id, number, line)
-    if by_type["progress"]:
-        latest = {key: value for key, value in by_type["progress"][-1].items() if key not in ("seq", "type")}
-        session.execute(update(Job).where(Job.id == job_id).values(progress=latest))
-    return by_type["end"][-1] if by_type["end"] else None
+    _metrics(session, job_id, number, _of(records, MetricsRecord))
+    _logs(session, job_id, number, _of(records, LogRecord), output)
+    for record in records:
+        match record:
+            case StoredFile(CheckpointRecord() as checkpoint, storage_key):
+                _checkpoint(session, job_id, number, checkpoint, storage_key)
+            case StoredFile(ArtifactRecord() as artifact, storage_key):
+                _artifact(session, job_id, number, artifact, storage_key)
+            case WeakLabelRecord():
+                _weak_labels(session, job_id, number, record)
+            case EvaluationRecord():
+                _evaluation(session, job_id, record)
+            case StartedRecord():
+                _started(session, job_id, number, record)
+    if progress := _of(records, ProgressRecord):
+        session.execute(update(Job).where(Job.id == job_id).values(progress=progress[-1].fields()))
+    ends = _of(records, EndRecord)
+    return ends[-1] if ends else None
 
 
-def clean(value: Any) -> Any:
-    """A JSON value that can be stored.
-
-    A line that no database takes would be sent again and again, and its job would never end: text becomes storable,
-    a number that is not finite becomes null.
-    """
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {storable(name): clean(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [clean(entry) for entry in value]
-    return value
+def _of(records: Sequence[Delivered], kind: type[T]) -> list[T]:
+    return [record for record in records if isinstance(record, kind)]
 
 
-def _started(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
-    environment = {key: value for key, value in line.items() if key not in ("seq", "type", "start_step")}
+def _started(session: Session, job_id: str, number: int, record: StartedRecord) -> None:
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.number == number)
-        .values(start_step=line["start_step"], environment=environment)
+        .values(start_step=record.start_step, environment=record.environment)
     )
 
 
-def _metrics(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> None:
-    if not lines:
+def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRecord]) -> None:
+    if not records:
         return
-    reported = [(line, _values(line)) for line in lines]
+    reported = [(record, _values(record)) for record in records]
     series = _series(session, job_id, {name for _, values in reported for name in values})
     points = [
-        {"series_id": series[name], "attempt": number, "step": line["step"], "seq": line["seq"], "value": value}
-        for line, values in reported
+        {"series_id": series[name], "attempt": number, "step": record.step, "seq": record.seq, "value": value}
+        for record, values in reported
         for name, value in values.items()
     ]
     if not points:
@@ -122,18 +153,18 @@ def _metrics(session: Session, job_id: str, number: int, lines: list[dict[str, A
     session.execute(update(Job).where(Job.id == job_id).values(latest_metrics=latest))
 
 
-def _values(line: dict[str, Any]) -> dict[str, float | None]:
-    return {name[:MAX_SERIES_NAME]: None if value is None else float(value) for name, value in line["values"].items()}
+def _values(record: MetricsRecord) -> dict[str, float | None]:
+    return {name[:MAX_SERIES_NAME]: value for name, value in record.values.items()}
 
 
 def _series(session: Session, job_id: str, names: set[str]) -> dict[str, str]:
-    """Ids by name; missing series are made. The job's attempts deliver one at a time, so there is no race."""
+    """Return ids by name; missing series are added. A job's attempts deliver one at a time, so there is no race."""
     rows = session.execute(select(Series.name, Series.id).where(Series.job_id == job_id, Series.name.in_(names)))
-    found: dict[str, str] = dict(rows.all())
-    missing = {name: new_id() for name in sorted(names - found.keys())}
+    existing: dict[str, str] = dict(rows.all())
+    missing = {name: new_id() for name in sorted(names - existing.keys())}
     if missing:
         session.execute(insert(session, Series), [{"id": i, "job_id": job_id, "name": n} for n, i in missing.items()])
-    return found | missing
+    return existing | missing
 
 
 def _rollups(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -170,14 +201,14 @@ def _merge_rollups(session: Session, rollups: list[dict[str, Any]]) -> None:
 
 
 def _logs(
-    session: Session, job_id: str, number: int, lines: list[dict[str, Any]], output: list[tuple[int, str]]
+    session: Session, job_id: str, number: int, records: list[LogRecord], output: Sequence[tuple[int, str]]
 ) -> None:
-    if not lines and not output:
+    if not records and not output:
         return
     attempt = session.execute(
         select(Attempt.log_seq, Attempt.output_lines).where(Attempt.job_id == job_id, Attempt.number == number)
     ).one()
-    entries = [("run", line["message"]) for line in lines]
+    entries = [("run", record.message) for record in records]
     new_output = [(index, text) for index, text in output if index > attempt.output_lines]
     entries += [("output", text) for _, text in new_output]
     rows = [
@@ -202,53 +233,60 @@ def _logs(
     )
 
 
-def _checkpoint(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
+def _checkpoint(session: Session, job_id: str, number: int, record: CheckpointRecord, storage_key: str) -> None:
     checkpoint_id = new_id()
     session.execute(
         insert(session, Checkpoint).values(
             id=checkpoint_id,
             job_id=job_id,
             attempt=number,
-            kind=line.get("kind", TRAINING),
-            **{name: line[name] for name in ("step", "epoch", "path", "sha256", "size", "metrics")},
+            kind=record.kind,
+            step=record.step,
+            epoch=record.epoch,
+            path=storage_key,
+            sha256=record.sha256,
+            size=record.size,
+            metrics=record.metrics,
         )
     )
     planned_evaluations.at_checkpoint(session, job_id, checkpoint_id)
     checkpoints.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
 
 
-def _artifact(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
-    file = {name: line[name] for name in ("path", "sha256", "size", "media_type")}
-    statement = insert(session, Artifact).values(id=new_id(), job_id=job_id, attempt=number, name=line["name"], **file)
+def _artifact(session: Session, job_id: str, number: int, record: ArtifactRecord, storage_key: str) -> None:
+    file = {"path": storage_key, "sha256": record.sha256, "size": record.size, "media_type": record.media_type}
+    statement = insert(session, Artifact).values(id=new_id(), job_id=job_id, attempt=number, name=record.name, **file)
     replaced = statement.on_conflict_do_update(
         index_elements=["job_id", "attempt", "name"], set_=file | {"created_at": now_ms()}
     )
     session.execute(replaced)
 
 
-def _grouping(session: Session, job_id: str, number: int, line: dict[str, Any]) -> None:
-    found = {"step": line["step"], "labels": line["labels"]}
-    statement = insert(session, Grouping).values(job_id=job_id, attempt=number, epoch=line["epoch"], **found)
-    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "attempt", "epoch"], set_=found))
+def _weak_labels(session: Session, job_id: str, number: int, record: WeakLabelRecord) -> None:
+    values = {"step": record.step, "labels": record.labels}
+    statement = insert(session, Grouping).values(job_id=job_id, attempt=number, epoch=record.epoch, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "attempt", "epoch"], set_=values))
 
 
-def _evaluation(session: Session, job_id: str, line: dict[str, Any]) -> None:
-    """A value that was measured before, by whichever job, is linked to this job and not stored twice."""
+def _evaluation(session: Session, job_id: str, record: EvaluationRecord) -> None:
+    """Store a value and link it to the job; a value that another job has measured before is only linked."""
     spec = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
     features, checkpoint_id = _features_digest(session, spec)
     identity = {
         "features_digest": features,
-        "params_digest": _digest(line["params"]),
-        **{
-            name: line[name]
-            for name in ("protocol", "protocol_version", "dataset_digest", "split_digest", "seed", "metric")
-        },
+        "params_digest": _digest(record.params),
+        "protocol": record.protocol,
+        "protocol_version": record.protocol_version,
+        "dataset_digest": record.dataset_digest,
+        "split_digest": record.split_digest,
+        "seed": record.seed,
+        "metric": record.metric,
     }
-    values = {name: line[name] for name in ("params", "value", "stderr", "n")} | {"details": line.get("details")}
+    values = {name: getattr(record, name) for name in ("params", "value", "stderr", "n", "details")}
     statement = insert(session, Evaluation).values(id=new_id(), checkpoint_id=checkpoint_id, **identity, **values)
     session.execute(statement.on_conflict_do_nothing())
-    found = session.execute(select(Evaluation.id).filter_by(**identity)).scalar_one()
-    link = insert(session, JobEvaluation).values(job_id=job_id, evaluation_id=found)
+    evaluation_id = session.execute(select(Evaluation.id).filter_by(**identity)).scalar_one()
+    link = insert(session, JobEvaluation).values(job_id=job_id, evaluation_id=evaluation_id)
     session.execute(link.on_conflict_do_nothing())
 
 

@@ -36,7 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.database import now_ms, storable
+from jobs.database import now_ms
+from wcl_core.protocol import storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of registered files; no run starts from embeddings
 LIVE_STATES = ("idle", "busy")  # of a worker; the others are stopped and lost

@@ -1,4 +1,4 @@
-"""Small files that a run makes to be looked at; each lies whole on the disk before it is reported."""
+"""Artifacts: small files of a run for people to look at, each complete on the disk before it is reported."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import hashlib
 from pathlib import Path
 
 from wcl_core import files
-from wcl_core.reporter import MediaType, Reporter
+from wcl_core.protocol import ARTIFACTS_FOLDER, MEDIA_TYPES
+from wcl_core.reporter import Reporter
 
 
-def keep(reporter: Reporter, output_dir: Path, name: str, content: bytes, media_type: MediaType) -> None:
-    """Write beside, fsync, rename, report; a name that is kept again replaces the one before.
+def keep(reporter: Reporter, output_dir: Path, name: str, content: bytes) -> None:
+    """Write an artifact durably and report it; a later artifact of the same name replaces it.
 
-    The file's own name has its digest, so that what is replaced stays whole until it has been fetched.  A disk that
-    does not take it is a warning: no run ends for want of a picture.
+    The name of the file holds the digest, so the earlier file stays complete until the worker has fetched it.  An error
+    of the disk becomes a warning, since a run does not end for a missing picture.
 
     Args:
-        reporter: told where the file is.
-        output_dir: of the run; the file goes to its folder `artifacts`.
-        name: lower-case letters, digits, - and _, ending in `.png` or `.json`; at most 64 characters.
+        reporter: gets the record.
+        output_dir: the run's folder; the file goes to its folder `artifacts`.
+        name: matches `protocol.ARTIFACT_NAME`; its suffix gives the media type.
         content: the whole file.
-        media_type: of the content.
     """
     digest = hashlib.sha256(content).hexdigest()
-    path = f"artifacts/{digest[:16]}-{name}"
+    file = f"{ARTIFACTS_FOLDER}/{digest[:16]}-{name}"
     try:
-        files.write_bytes(output_dir / path, content)
+        files.write_bytes(output_dir / file, content)
     except OSError as error:
         reporter.warning("artifact_not_kept", f"{name} was not written: {error.strerror or error}")
         return
-    reporter.artifact(name=name, path=path, sha256=digest, size=len(content), media_type=media_type)
+    media_type = MEDIA_TYPES[Path(name).suffix]
+    reporter.artifact(name=name, file=file, sha256=digest, size=len(content), media_type=media_type)

@@ -1,12 +1,12 @@
-"""What a run tells the world, and what the world may ask of it.
+"""Reporters: what a run reports, and what its owner may request.
 
-The loop knows only these verbs; none of them ever waits for a service.  Every verb becomes one JSON record, so that
-each reporter is a single method:
+The training loop knows only these methods, and none of them waits for a service.  Each method makes one typed record of
+`wcl_core.protocol`, so a reporter implements a single method:
 
-    Reporter ── NullReporter      forgets everything
+    Reporter ── NullReporter      drops every record
              ├─ MemoryReporter    keeps the records in a list
              ├─ ConsoleReporter   prints what a person wants to read
-             └─ SpoolReporter     appends numbered JSON lines to a file, the record that a supervisor delivers
+             └─ SpoolReporter     appends numbered JSON lines to the file that a worker delivers
 """
 
 from __future__ import annotations
@@ -21,37 +21,63 @@ from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
 from wcl_core.failpoints import failpoint
+from wcl_core.protocol import (
+    OUTCOME_OF,
+    ArtifactRecord,
+    CheckpointRecord,
+    EndRecord,
+    EvaluationRecord,
+    LogRecord,
+    MediaType,
+    MetricsRecord,
+    Outcome,
+    Phase,
+    ProgressRecord,
+    Record,
+    Request,
+    StartedRecord,
+    WarningRecord,
+    WeakLabelRecord,
+    storable,
+    to_json,
+)
 
-Request = Literal["cancel", "drain", "pause"]
-Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
-Phase = Literal["load", "train", "evaluate", "save"]
-MediaType = Literal["image/png", "application/json"]
-Record = dict[str, Any]
+__all__ = [
+    "OUTCOME_OF",
+    "ConsoleReporter",
+    "MediaType",
+    "MemoryReporter",
+    "NullReporter",
+    "Outcome",
+    "Phase",
+    "Record",
+    "Reporter",
+    "Request",
+    "SpoolReporter",
+]
 
-OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
-
-_RESERVE_BYTES = 32_768
+_RESERVED_BYTES = 32_768
 
 
 class Reporter:
-    """The verbs; a subclass says where a record goes."""
+    """Base class; a subclass implements `emit`."""
 
     def emit(self, record: Record) -> None:
-        """Take one record `{"type": ..., ...}` of JSON values."""
+        """Take one record."""
         raise NotImplementedError
 
     def request(self) -> Request | None:
-        """What the run was asked to do; it looks after every step."""
+        """Return the latest request to end the run; the run calls this after every step."""
         return None
 
-    def started(self, **facts: Any) -> None:
-        """Facts of the environment and where the run starts; exact resume holds only while they stay equal."""
-        self.emit({"type": "started", **facts})
+    def started(self, *, start_step: int, **facts: Any) -> None:
+        """Report the start of the run and the facts of its environment."""
+        self.emit(StartedRecord(start_step=start_step, **facts))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Named values at a step; one that is not finite is reported as null, beside a warning."""
+        """Report values by name at a step; one that is not finite becomes null, and a warning names it."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.emit({"type": "metrics", "step": step, "values": finite})
+        self.emit(MetricsRecord(step=step, values=finite))
         if missing := [name for name, value in finite.items() if value is None]:
             self.warning("non_finite_metric", f"not finite at step {step}: {', '.join(missing)}")
 
@@ -66,18 +92,17 @@ class Reporter:
         images_per_second: float | None = None,
         eta_seconds: float | None = None,
     ) -> None:
-        """How far the run is; only the latest one matters."""
+        """Report how far the run is; only the latest report matters."""
         self.emit(
-            {
-                "type": "progress",
-                "step": step,
-                "total_steps": total_steps,
-                "epoch": round(epoch, 4),
-                "total_epochs": total_epochs,
-                "images_per_second": None if images_per_second is None else round(images_per_second, 2),
-                "eta_seconds": None if eta_seconds is None else round(eta_seconds, 1),
-                "phase": phase,
-            }
+            ProgressRecord(
+                step=step,
+                total_steps=total_steps,
+                epoch=round(epoch, 4),
+                total_epochs=total_epochs,
+                images_per_second=None if images_per_second is None else round(images_per_second, 2),
+                eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
+                phase=phase,
+            )
         )
 
     def checkpoint(
@@ -85,78 +110,80 @@ class Reporter:
         *,
         step: int,
         epoch: int,
-        path: str,
+        file: str,
         sha256: str,
         size: int,
         metrics: Mapping[str, float],
         kind: Literal["training", "embeddings"] = "training",
     ) -> None:
-        """A checkpoint file lies whole at `path`, relative to the run's folder; `size` in bytes.
+        """Report a checkpoint that is complete on the disk.
 
-        A file of another `kind` is kept and served in the same way, but no run starts from it.
+        Args:
+            step, epoch: what it is the state after.
+            file: place in the run's folder.
+            sha256, size: of the file, in bytes.
+            metrics: latest values at its step.
+            kind: a file of another kind than `training` is stored in the same way, but no run starts from it.
         """
         self.emit(
-            {
-                "type": "checkpoint",
-                "step": step,
-                "epoch": epoch,
-                "path": path,
-                "sha256": sha256,
-                "size": size,
-                "metrics": dict(metrics),
-                **({} if kind == "training" else {"kind": kind}),
-            }
+            CheckpointRecord(
+                step=step, epoch=epoch, file=file, sha256=sha256, size=size, metrics=dict(metrics), kind=kind
+            )
         )
 
-    def artifact(self, *, name: str, path: str, sha256: str, size: int, media_type: MediaType) -> None:
-        """A small file to be looked at lies whole at `path`, relative to the run's folder; see `artifacts.keep`."""
-        file = {"path": path, "sha256": sha256, "size": size, "media_type": media_type}
-        self.emit({"type": "artifact", "name": name, **file})
+    def artifact(self, *, name: str, file: str, sha256: str, size: int, media_type: MediaType) -> None:
+        """Report a small file that is complete at `file` in the run's folder; see `artifacts.keep`."""
+        self.emit(ArtifactRecord(name=name, file=file, sha256=sha256, size=size, media_type=media_type))
 
-    def groups(self, *, epoch: int, step: int, labels: Sequence[int]) -> None:
-        """Weak labels of the probe's images, in the order of `probe.png`, after so many epochs."""
-        self.emit({"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)})
+    def weak_labels(self, *, epoch: int, step: int, labels: Sequence[int]) -> None:
+        """Report the weak labels of the monitor batch after an epoch, in the order of its picture."""
+        self.emit(WeakLabelRecord(epoch=epoch, step=step, labels=list(labels)))
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
-        """One measured value with its protocol, version, data digests and parameters."""
-        self.emit({"type": "evaluation", **result})
+        """Report one measured value with its protocol, version, data digests and parameters."""
+        self.emit(EvaluationRecord.model_validate(dict(result)))
 
     def warning(self, reason: str, message: str) -> None:
-        """Something the owner of the run should know; the run goes on."""
-        self.emit({"type": "warning", "reason": reason, "message": _plain(message)})
+        """Report something that the owner of the run should know; the run goes on."""
+        self.emit(WarningRecord(reason=reason, message=storable(message)))
 
     def log(self, message: str, level: str = "info") -> None:
-        """A line for people."""
-        self.emit({"type": "log", "level": level, "message": _plain(message)})
+        """Report a line for people."""
+        self.emit(LogRecord(level=level, message=storable(message)))
 
     def end(self, outcome: Outcome, reason: str | None = None, message: str | None = None) -> None:
-        """The last record of a run."""
-        text = None if message is None else _plain(message)
-        self.emit({"type": "end", "outcome": outcome, "reason": reason, "message": text})
+        """Report the end; no record follows."""
+        self.emit(EndRecord(outcome=outcome, reason=reason, message=None if message is None else storable(message)))
 
 
 class NullReporter(Reporter):
-    """Forgets everything."""
+    """Drops every record."""
 
     def emit(self, record: Record) -> None:
-        del record
+        """Drop the record."""
 
 
 class MemoryReporter(Reporter):
-    """Keeps every record; `ask` is called after each step with the last record's list and may request an end."""
+    """Keeps the JSON object of every record in a list.
 
-    def __init__(self, ask: Callable[[list[Record]], Request | None] | None = None) -> None:
-        self.records: list[Record] = []
+    Args:
+        ask: called after each step with the list; returns a request to end the run, or None.
+    """
+
+    def __init__(self, ask: Callable[[list[dict[str, Any]]], Request | None] | None = None) -> None:
+        self.records: list[dict[str, Any]] = []
         self._ask = ask
 
     def emit(self, record: Record) -> None:
-        self.records.append(record)
+        """Append the record."""
+        self.records.append(to_json(record))
 
     def request(self) -> Request | None:
+        """Return what `ask` returns."""
         return self._ask(self.records) if self._ask else None
 
-    def of(self, kind: str) -> list[Record]:
-        """The records of one type, in order."""
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the records of one type, in order."""
         return [record for record in self.records if record["type"] == kind]
 
 
@@ -164,8 +191,8 @@ class ConsoleReporter(Reporter):
     """Prints metrics, evaluations, checkpoints, artifacts and warnings, one line each.
 
     Args:
-        request: reads what the run was asked to do.
-        stream: stderr when none is given.
+        request: returns the latest request to end the run.
+        stream: stderr by default.
     """
 
     def __init__(self, request: Callable[[], Request | None] = lambda: None, stream: TextIO | None = None) -> None:
@@ -173,16 +200,15 @@ class ConsoleReporter(Reporter):
         self._stream = stream
 
     def emit(self, record: Record) -> None:
-        fields = dict(record)
-        kind = fields.pop("type")
-        if kind in ("progress", "groups"):
+        """Print the record, unless it is progress or weak labels."""
+        if isinstance(record, ProgressRecord | WeakLabelRecord):
             return
-        if kind == "metrics":
-            fields = {"step": fields["step"], **fields["values"]}
+        fields = {"step": record.step, **record.values} if isinstance(record, MetricsRecord) else record.fields()
         text = "  ".join(f"{name}={_brief(value)}" for name, value in fields.items() if value is not None)
-        print(f"{kind:<10} {text}", file=self._stream or sys.stderr, flush=True)
+        print(f"{record.type:<10} {text}", file=self._stream or sys.stderr, flush=True)
 
     def request(self) -> Request | None:
+        """Return the latest request."""
         return self._request()
 
 
@@ -193,13 +219,13 @@ def _brief(value: Any) -> str:
 class SpoolReporter(Reporter):
     """Appends one JSON line per record, numbered from 1 without a gap.
 
-    A line is in the kernel when `emit` returns, so it survives the death of the process; checkpoints and the end are
-    also forced to the disk, since what they promise must survive the death of the machine.  What a full disk did not
-    take is written before the next record, so a line is never torn; the end has room set aside for it.
+    The kernel has a line when `emit` returns, so the line survives the death of the process.  A checkpoint and the end
+    must also survive the death of the machine: `emit` forces them to the disk.  When the disk is full, the unwritten
+    rest comes before the next record, so no line is ever torn; a reserved file makes room for the end.
 
     Args:
         path: the spool; it must not exist yet.
-        request: reads what the run was asked to do.
+        request: returns the latest request to end the run.
     """
 
     def __init__(self, path: Path, request: Callable[[], Request | None] = lambda: None) -> None:
@@ -210,22 +236,29 @@ class SpoolReporter(Reporter):
         self._reserve = _reserve(path.parent)
 
     def emit(self, record: Record) -> None:
-        line = json.dumps({"seq": self._seq + 1, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        """Append the record.
+
+        Raises:
+            OSError: the disk takes no more; a later call writes the rest.
+            ValueError, TypeError: the record holds what JSON cannot hold.
+        """
+        line = json.dumps({"seq": self._seq + 1, **to_json(record)}, separators=(",", ":"), allow_nan=False) + "\n"
         self._seq += 1
         self._unwritten += line.encode()
         try:
             failpoint("spool.write")
             self._write()
         except OSError:
-            if record["type"] != "end" or self._reserve is None:
+            if not isinstance(record, EndRecord) or self._reserve is None:
                 raise
             self._reserve.close()
             self._write()
-        if record["type"] in ("checkpoint", "end"):
+        if isinstance(record, CheckpointRecord | EndRecord):
             failpoint("spool.fsync")
             os.fsync(self._descriptor)
 
     def request(self) -> Request | None:
+        """Return the latest request."""
         return self._request()
 
     def _write(self) -> None:
@@ -234,16 +267,11 @@ class SpoolReporter(Reporter):
 
 
 def _reserve(folder: Path) -> IO[bytes] | None:
-    """A nameless file whose disk space closing it gives back."""
+    """Make a file without a name; closing it gives its disk space back."""
     try:
         file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (lives as long as its reporter)
-        file.write(os.urandom(_RESERVE_BYTES))  # random, since some file systems compress or skip zeros
+        file.write(os.urandom(_RESERVED_BYTES))  # random, since some file systems compress or skip zeros
         os.fsync(file.fileno())
     except OSError:
         return None
     return file
-
-
-def _plain(text: str) -> str:
-    """Text that every database takes: no lone surrogates, as in undecodable file names, and no NUL."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

@@ -1,1 +1,1 @@
-"""The GPU process: a Celery app, the supervisor of one training run, a ticker.  No torch: training is a process."""
+"""The worker: a Celery app, a supervisor of one training run, a ticker.  It never loads torch; a run is a process."""

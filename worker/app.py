@@ -1,4 +1,4 @@
-"""Celery, and all of it: one queue, one task, one slot.  A message is only a doorbell."""
+"""The Celery app: one queue, one task, one slot.  A message is only a wake-up."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from worker.slot import Slot
 
 
 def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celery:
-    """The Celery app of this worker; its stop signal sets `draining` at once.
+    """Return the Celery app of this worker; its stop signal sets `draining` at once.
 
-    Messages are acknowledged early and never carry a result: which job runs where is the database's business, so a
-    lost, doubled or forged bell changes nothing.
+    Messages are acknowledged early and carry no result.  The database alone decides which job runs where, so a lost,
+    doubled or forged wake-up changes nothing.
     """
     app = Celery("wcl", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
@@ -27,7 +27,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         task_acks_late=False,
         task_default_queue=wake_up.queue_of(settings.pool),
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=not settings.is_memory_broker,  # only the Redis transport knows it
+        worker_disable_prefetch=not settings.is_memory_broker,  # only the Redis transport has it
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_send_task_events=False,
         worker_enable_remote_control=False,
@@ -51,7 +51,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
 
 
 def run(app: Celery, settings: Settings) -> None:
-    """Consume until SIGTERM, SIGINT or `stop`; returns when the slot is empty."""
+    """Consume messages until SIGTERM, SIGINT or `stop`; return when the slot is empty."""
     worker = app.Worker(
         hostname=f"{settings.worker_name}@wcl",
         pool="threads",
@@ -67,5 +67,5 @@ def run(app: Celery, settings: Settings) -> None:
 
 
 def stop() -> None:
-    """End `run` in order, as Celery's own handler of SIGTERM does; also one that has yet to begin."""
+    """End `run` in order, as Celery's own handler of SIGTERM does, even before it has started."""
     state.should_stop = 0  # the exit code

@@ -1,4 +1,4 @@
-"""An attempt's folder: who owns it, and when it goes."""
+"""The folder of an attempt: its lock, the mark of its processes, and its removal."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 
 from wcl_core.failpoints import failpoint
 
-RUN_FILE = "run.json"
 LOCK_FILE = "supervisor.lock"
 
 
 def mark_of(job_id: str, number: int) -> str:
-    """What the processes of an attempt carry in their environment."""
+    """Return the mark that the processes of an attempt carry in their environment."""
     return f"{job_id}/{number}"
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[bool]:
-    """Hold an attempt's folder; False when another living supervisor holds it."""
+    """Lock an attempt's folder; yield False while another living supervisor holds the lock."""
     with (folder / LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,5 +34,5 @@ def clear(folder: Path) -> None:
     """Remove an attempt's folder, whose content is stored or superseded."""
     failpoint("supervisor.clear")
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # another attempt's folder may stand beside it
+    with suppress(OSError):  # the job's folder may hold another attempt's folder
         folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""What takes long on files: copying, hashing, syncing, listing on a slow storage; whoever waits goes on listening."""
+"""Slow file operations on a thread, so that the caller keeps renewing its lease and reading requests."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from jobs.storage import StorageUnavailable
 T = TypeVar("T")
 
 
-class Errand(Generic[T]):
-    """A piece of work on a thread of its own.
+class BackgroundWork(Generic[T]):
+    """A function that runs on a thread of its own.
 
-    Callbacks between the chunks of a copy would not do: one call that syncs a large file may outlast a lease.  Nobody
-    can end it; whoever has no more time leaves it behind, and the process does not wait for it.
+    Callbacks between the chunks of a copy would not be enough, since a single sync of a large file may outlast a lease.
+    The thread cannot be ended: a caller without time abandons it, and the process exits without waiting for it.
 
     Args:
-        work: what it does, and what it comes to.
+        work: the function.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._found: list[T] = []
+        self._result: list[T] = []
         self._error: Exception | None = None
-        self._began_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="errand")
+        self._started_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="background-work")
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._found.append(self._work())
-        except Exception as error:  # whoever asks for the result gets it
+            self._result.append(self._work())
+        except Exception as error:  # `result` raises it on the caller's thread
             self._error = error
 
     def is_done(self, seconds: float | None = 0.0) -> bool:
-        """Whether it is done, after waiting for it so long at most; without a limit with None."""
+        """Wait for at most `seconds`, or without a limit for None, and return whether the work is done."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._began_at
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started_at
 
     def result(self) -> T:
-        """What it came to; or raises what it raised."""
+        """Return the result of finished work, or raise its exception."""
         if self._error is not None:
             raise self._error
-        return self._found[0]
+        return self._result[0]
 
 
-def must_go_on(errand: Errand[Any], settings: Settings) -> None:
-    """Refuse to wait for longer than a run may be silent.
+def check_not_stalled(work: BackgroundWork[Any], settings: Settings) -> None:
+    """Raise when work on the storage takes longer than a run may be silent.
 
     Raises:
-        StorageUnavailable: it has taken so long.
+        StorageUnavailable: the limit `stall_seconds` is over.
     """
-    if errand.seconds() > settings.stall_seconds:
-        raise StorageUnavailable(f"the storage folder has held up a file for {errand.seconds():.0f} s")
+    if work.seconds() > settings.stall_seconds:
+        raise StorageUnavailable(f"a file has waited {work.seconds():.0f} s for the storage folder")

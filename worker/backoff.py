@@ -1,4 +1,4 @@
-"""Trying again: pauses that double up to a cap, jittered, so that many that wait for one thing do not return as one."""
+"""Exponential backoff with jitter and a cap."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import time
 
 _FIRST_SECONDS = 1.0
 _MAX_CAP_SECONDS = 10.0
-_LAST_SECONDS = 4.0  # of trying once the worker has to stop
+_LAST_SECONDS = 4.0  # of retries once the worker drains
 
 
 def renew_seconds(lease_seconds: float) -> float:
-    """Pause between two renewals of an attempt: several fit into a lease, so one that fails costs nothing."""
+    """Return the pause between two renewals of an attempt; several fit into a lease, so a failed one costs nothing."""
     return min(3.0, lease_seconds / 6)
 
 
 class KeepSpool(Exception):  # noqa: N818 (an instruction)
-    """The worker stops before everything could be delivered: the folder stays for the next worker of this host."""
+    """The worker drains before everything is delivered; the folder stays for the next worker of this host."""
 
 
 class Backoff:
-    """The pauses between tries at one thing.
+    """The pauses between retries.
 
     Args:
-        lease_seconds: several tries fit into it, so whoever comes back in time keeps its attempt.
+        lease_seconds: several retries fit into it, so an attempt survives an outage that is shorter.
     """
 
     def __init__(self, lease_seconds: float) -> None:
@@ -32,21 +32,21 @@ class Backoff:
         self._next = min(_FIRST_SECONDS, self._cap)
 
     def pause(self) -> float:
-        """Seconds until the next try; each call is a try that failed."""
+        """Return the seconds until the next retry, after a failure."""
         seconds = random.uniform(0.5, 1) * self._next
         self._next = min(self._cap, 2 * self._next)
         return seconds
 
     def reset(self) -> None:
-        """A try succeeded."""
+        """Start again with the shortest pause, after a success."""
         self._next = min(_FIRST_SECONDS, self._cap)
 
 
-class Patience:
-    """Waits between tries for as long as it takes, but not for long once the worker has to stop.
+class DrainableBackoff:
+    """Sleeps between retries without a limit, but for a few seconds only once the worker drains.
 
     Args:
-        draining: set when it has to.
+        draining: set when the worker drains.
         lease_seconds: as for `Backoff`.
     """
 
@@ -56,10 +56,10 @@ class Patience:
         self._gives_up_at: float | None = None
 
     def wait(self) -> None:
-        """Sleep until the next try.
+        """Sleep until the next retry.
 
         Raises:
-            KeepSpool: the worker has to stop and there is no time left for another one.
+            KeepSpool: the worker drains, and no time is left for another retry.
         """
         seconds = self._backoff.pause()
         if not self._draining.wait(seconds):

@@ -1,4 +1,4 @@
-"""The datasets of this worker: each described once by a process of its own, since only the science reads images."""
+"""The datasets of this worker; `wcl_core describe-dataset` describes each one, since the worker reads no images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that is here: what it is, and the folder or file and the lists that nobody else learns of."""
+    """A dataset of this worker: its public facts, and the paths that never leave the worker."""
 
     facts: DatasetFacts
     path: Path | None
@@ -28,11 +28,11 @@ class Source:
 
 
 def find(settings: Settings) -> dict[str, Source]:
-    """The datasets of the settings by name; an unusable one is named in the log and left out."""
-    wanted: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
-    wanted += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
-    found = (_describe(*entry, settings) for entry in wanted)
-    return {source.facts.name: source for source in found if source is not None}
+    """Return the datasets of the settings by name; an unusable one is left out, with an error in the log."""
+    entries: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
+    entries += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
+    sources = (_describe(*entry, settings) for entry in entries)
+    return {source.facts.name: source for source in sources if source is not None}
 
 
 def _kind_of(path: Path) -> str:
@@ -49,8 +49,8 @@ def _describe(name: str, kind: str, path: Path | None, settings: Settings) -> So
     if done.returncode:
         log.error("dataset %s is left out: %s", name, done.stderr.strip()[-1000:])
         return None
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in answer["counts"].items()))
-    samples = answer.pop("samples")
+    facts = json.loads(done.stdout.strip().splitlines()[-1])
+    log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
+    samples = facts.pop("samples")
     sheet = None if samples is None else Sheet(**samples | {"png": base64.b64decode(samples["png"])})
-    return Source(DatasetFacts(**answer, sheet=sheet), path, lists)
+    return Source(DatasetFacts(**facts, sheet=sheet), path, lists)

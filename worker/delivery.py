@@ -1,42 +1,55 @@
-"""From an attempt's folder into the database: records strictly in order, files before their rows."""
+"""Delivery of an attempt's folder into the database: records strictly in order, each file before its row."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import artifacts, transitions
+from jobs import transitions
 from jobs.database import Database
+from jobs.ingest import Delivered, StoredFile
 from jobs.settings import Settings
 from jobs.storage import Damaged, Storage, file_key, verified
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
-from worker.background import Errand, must_go_on
-from worker.garbage import sweep
-from worker.process import OUTPUT_FILE
+from wcl_core.protocol import (
+    OUTPUT_FILE,
+    SPOOL_FILE,
+    ArtifactRecord,
+    CheckpointRecord,
+    EndRecord,
+    Record,
+    WarningRecord,
+)
+from worker.background import BackgroundWork, check_not_stalled
+from worker.garbage import collect_garbage
 from worker.spool import Output, Records
 
 log = logging.getLogger(__name__)
 
-SPOOL_FILE = "report.jsonl"
 _BATCH = 500
-_PATIENCE_SECONDS = 0.2  # most files are there by then
+_FILE_SECONDS = 0.2  # wait for a file; most are in the storage by then
 
 
 class Delivery:
-    """Delivers one attempt's spool.  What could not be delivered stays pending, so a failed call is simply repeated.
+    """Delivers the spool and the output of one attempt.
 
-    Files go into the storage beside, one at a time, however long that takes; what follows in the spool waits for them.
+    What could not be delivered stays pending, so the caller repeats a failed call.  One file at a time goes into the
+    storage in the background; the records after it wait for it.
 
     Args:
         database, storage, settings: the service.
         folder: the attempt's folder.
         job_id, number: the attempt.
+
+    Attributes:
+        has_ended: whether the `end` record is delivered.
+        obstacle: why the storage did not take the next file; None when it did.
     """
 
     def __init__(
@@ -46,133 +59,144 @@ class Delivery:
         self.folder, self._job_id, self._number = folder, job_id, number
         self._records = Records(folder / SPOOL_FILE)
         self._output = Output(folder / OUTPUT_FILE)
-        self._pending: list[dict[str, Any]] = []
+        self._pending: deque[Record] = deque()
+        self._ready: list[Delivered] = []  # the records before the pending ones; their files are in the storage
         self._pending_output: list[tuple[int, str]] = []
-        self._num_prepared = 0  # pending records, from the first on, whose files are in the storage
-        self._storing: Errand[dict[str, Any]] | None = None  # the file of the record behind those
-        self._sweeping: Errand[None] | None = None
+        self._storing: BackgroundWork[StoredFile | WarningRecord] | None = None  # of the first pending record
+        self._collecting: BackgroundWork[None] | None = None
         self.has_ended = False
         self.obstacle: OSError | None = None
 
     def collect(self, is_over: bool = False) -> bool:
-        """Read what the run has appended, with `is_over` to its very end; whether anything waits for delivery."""
+        """Read what the run has appended, and return whether anything waits for delivery.
+
+        Args:
+            is_over: the run has ended, and its files are read to their very end.
+        """
         if len(self._pending) < _BATCH:
-            self._pending += self._records.new()
+            self._pending += self._records.new(is_over)
         if len(self._pending_output) < _BATCH:
             self._pending_output += self._output.new(is_over)
-        return bool(self._pending or self._pending_output)
+        return bool(self._ready or self._pending or self._pending_output)
 
     def is_storing(self, seconds: float = 0.0) -> bool:
-        """Whether a file is on its way into the storage, after waiting for it so long at most."""
+        """Wait for at most `seconds`, and return whether a file is still on its way into the storage."""
         return self._storing is not None and not self._storing.is_done(seconds)
 
     def send(self) -> Requests:
-        """Deliver the next pending batch, or only renew the attempt.
+        """Deliver the next batch, or only renew the attempt.
 
-        A file that the storage does not take stays pending with all that follows, and `obstacle` says why; what
-        came before it is delivered, and the attempt stays alive.
+        A file that the storage does not take stays pending with all records after it, and `obstacle` says why.  The
+        records before it are delivered, and the attempt stays alive.
 
         Raises:
             Superseded: the attempt has ended.
-            DBAPIError: the database does not take it now; everything stays pending.
-            StorageUnavailable: the storage has held up a file for longer than a run may be silent.
+            DBAPIError: the database does not take the batch now; everything stays pending.
+            StorageUnavailable: a file has waited for the storage for longer than a run may be silent.
         """
         if self._storing is not None and not self._storing.is_done():
-            must_go_on(self._storing, self._settings)
-        lines, output = self._prepared(), self._pending_output[:_BATCH]
-        if len(self._pending_output) > _BATCH and lines and lines[-1]["type"] == "end":
-            lines = lines[:-1]  # nothing is stored after it
-        if lines and lines[-1]["type"] == "end":
+            check_not_stalled(self._storing, self._settings)
+        self._prepare()
+        records, output = self._ready[:], self._pending_output[:_BATCH]
+        has_end = bool(records) and isinstance(records[-1], EndRecord)
+        if has_end and len(self._pending_output) > _BATCH:
+            del records[-1]  # nothing can be stored after the end
+            has_end = False
+        if has_end:
             failpoint("delivery.end")
-        requests = self._database.write(self._change(lines, output))
-        del self._pending[: len(lines)]
+        requests = self._database.write(self._change(records, output))
+        del self._ready[: len(records)]
         del self._pending_output[: len(output)]
-        self._num_prepared = 0
-        types = {line["type"] for line in lines}
-        self.has_ended = self.has_ended or "end" in types
-        if "checkpoint" in types and not self.is_sweeping():  # older ones may have to make room
-            self._sweeping = Errand(partial(sweep, self._database, self._storage, [self._job_id]))
+        self.has_ended = self.has_ended or has_end
+        if any(_is_checkpoint(record) for record in records) and not self.is_collecting_garbage():
+            work = partial(collect_garbage, self._database, self._storage, [self._job_id])
+            self._collecting = BackgroundWork(work)  # a new checkpoint may have replaced an older one
         return requests
 
-    def is_sweeping(self) -> bool:
-        """Whether files that no checkpoint claims any more are being removed."""
-        return self._sweeping is not None and not self._sweeping.is_done()
+    def is_collecting_garbage(self) -> bool:
+        """Return whether files that belong to no row are being removed."""
+        return self._collecting is not None and not self._collecting.is_done()
 
     def cap_output(self) -> None:
         """Keep stdout and stderr from filling the disk, also while nothing can be delivered."""
         self._output.cap()
 
     def spool_bytes(self) -> int:
-        """How much the run has reported so far; it grows while the run gives signs of life."""
+        """Return the size of the spool; it grows while the run is alive."""
         path = self.folder / SPOOL_FILE
         return path.stat().st_size if path.exists() else 0
 
     def discard(self) -> None:
-        """Remove stored files that were never registered, as soon as none is on its way: the attempt was superseded.
+        """Remove the stored files of a superseded attempt that were never registered, in the background.
 
-        Only the rows tell which those are: a delivery whose answer was lost may have been committed, and what the
-        supervisor before this one delivered is read from the spool again.
+        Only the rows tell which files those are: the database may have committed a delivery without an answer, and
+        this object reads the spool again from the start after a restart of the worker.
         """
-        last = self._storing
+        storing = self._storing
 
-        def tidy() -> None:
-            if last is not None:
-                last.is_done(None)
-            sweep(self._database, self._storage, [self._job_id])
+        def collect() -> None:
+            if storing is not None:
+                storing.is_done(None)
+            collect_garbage(self._database, self._storage, [self._job_id])
 
-        self._sweeping = Errand(tidy)
+        self._collecting = BackgroundWork(collect)
 
-    def _prepared(self) -> list[dict[str, Any]]:
-        """The next records, with their files in the storage; each is put and read back once."""
+    def _prepare(self) -> None:
+        """Move pending records to the ready ones until a batch is full or a file is missing in the storage."""
         self.obstacle = None
         try:
-            while self._num_prepared < min(_BATCH, len(self._pending)):
-                if (line := self._with_file(self._pending[self._num_prepared])) is None:
-                    break
-                self._pending[self._num_prepared] = line
-                self._num_prepared += 1
+            while self._pending and len(self._ready) < _BATCH:
+                if (record := self._with_file(self._pending[0])) is None:
+                    return
+                self._ready.append(record)
+                self._pending.popleft()
         except OSError as error:
             self.obstacle = error
-        return self._pending[: self._num_prepared]
 
-    def _with_file(self, line: dict[str, Any]) -> dict[str, Any] | None:
-        """A record whose file, if it is of one, lies in the storage; None while that is on its way."""
-        if line["type"] not in ("checkpoint", "artifact"):
-            return line
-        storing = self._storing = self._storing or Errand(partial(self._stored, line))
-        if not storing.is_done(_PATIENCE_SECONDS):
+    def _with_file(self, record: Record) -> Delivered | None:
+        """Return a record whose file, if any, is in the storage; None while the file is on its way."""
+        if not isinstance(record, CheckpointRecord | ArtifactRecord):
+            return record
+        storing = self._storing = self._storing or BackgroundWork(partial(self._store, record))
+        if not storing.is_done(_FILE_SECONDS):
             return None
         self._storing = None
         return storing.result()
 
-    def _change(self, lines: list[dict[str, Any]], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
+    def _change(self, records: list[Delivered], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
         def change(session: Session) -> Requests:
             return transitions.deliver(
-                session, self._job_id, self._number, lines, output, max_failures=self._settings.max_failures
+                session, self._job_id, self._number, records, output, max_failures=self._settings.max_failures
             )
 
         return change
 
-    def _stored(self, line: dict[str, Any]) -> dict[str, Any]:
-        """A record of a file once that lies in the storage and was read back; of any other file only a warning."""
-        if line["type"] == "artifact" and (wrong := artifacts.refusal(line)):
-            return self._warning(line, "refused_artifact", f"{_called(line)} was not kept: {wrong}")
-        source = self.folder / line["path"]
-        # A name that is made again has another key, so whatever row is in force has its own bytes.
-        name = source.name if line["type"] == "checkpoint" else f"{line['sha256'][:16]}-{line['name']}"
-        key = file_key(self._job_id, self._number, name)
+    def _store(self, record: CheckpointRecord | ArtifactRecord) -> StoredFile | WarningRecord:
+        """Store a record's file and read it back; a file that is refused or damaged becomes a warning."""
+        if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):
+            return self._warning(record, "refused_artifact", f"{_name_of(record)} was not kept: {refusal}")
+        source = self.folder / record.file
+        # A later artifact of the same name has another key, so each row has its own bytes.
+        name = source.name if isinstance(record, CheckpointRecord) else f"{record.sha256[:16]}-{record.name}"
+        storage_key = file_key(self._job_id, self._number, name)
         try:
-            self._storage.put(source, key)
-            verified(self._storage, key, line["sha256"], line["size"])
+            self._storage.put(source, storage_key)
+            verified(self._storage, storage_key, record.sha256, record.size)
         except (FileNotFoundError, Damaged):
-            wrong = "is missing or damaged on the disk and was not registered"
-            return self._warning(line, f"damaged_{line['type']}", f"{_called(line)} {wrong}")
-        return line | {"path": key}
+            message = f"{_name_of(record)} is missing or damaged on the disk and was not registered"
+            return self._warning(record, f"damaged_{record.type}", message)
+        return StoredFile(record, storage_key)
 
-    def _warning(self, line: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
+    def _warning(self, record: Record, reason: str, message: str) -> WarningRecord:
         log.error("job %s: %s", self._job_id, message)
-        return {"seq": line["seq"], "type": "warning", "reason": reason, "message": message}
+        return WarningRecord(seq=record.seq, reason=reason, message=message)
 
 
-def _called(line: dict[str, Any]) -> str:
-    return f"the checkpoint of step {line['step']}" if line["type"] == "checkpoint" else f"the artifact {line['name']}"
+def _is_checkpoint(record: Delivered) -> bool:
+    return isinstance(record, StoredFile) and isinstance(record.record, CheckpointRecord)
+
+
+def _name_of(record: CheckpointRecord | ArtifactRecord) -> str:
+    if isinstance(record, CheckpointRecord):
+        return f"the checkpoint of step {record.step}"
+    return f"the artifact {record.name}"

@@ -1,4 +1,7 @@
-"""How much memory a training process of this worker can have at most."""
+"""The devices of this machine: how many GPUs a worker may use, and the memory of one.
+
+Asked of the driver by `nvidia-smi`: torch would take a GPU's memory for as long as the worker lives.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,41 @@ import subprocess
 
 import psutil
 
+_TIMEOUT_SECONDS = 30
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs that this process may use."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    listing = _nvidia_smi("-L")
+    return 0 if listing is None else len(listing.splitlines())
+
 
 def device_bytes(gpus: int) -> int | None:
-    """Bytes of the largest visible GPU, asked of the driver, or of the machine without GPUs; None when nobody tells."""
+    """Return the most memory that a training process can have, in bytes.
+
+    Args:
+        gpus: number of GPUs of the worker.
+
+    Returns:
+        The memory of the largest visible GPU, or of the machine without GPUs; None when the driver does not answer.
+    """
     if gpus == 0:
         return int(psutil.virtual_memory().total)
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        command.append(f"--id={visible}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    options = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    listing = _nvidia_smi(*options, *([f"--id={visible}"] if visible else []))
     try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        return max(int(line) for line in listing.stdout.split()) << 20
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return max(int(line) for line in (listing or "").split()) << 20
+    except ValueError:
         return None
+
+
+def _nvidia_smi(*options: str) -> str | None:
+    command = ["nvidia-smi", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

@@ -1,29 +1,24 @@
-"""The training process of one attempt: started by command, asked through a pipe, ended with all it started."""
+"""The training process of one attempt: its start by command, requests through a pipe, and its end with all children."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
 import wcl_core
 from wcl_core.failpoints import failpoint
-
-Ask = Literal["cancel", "pause", "drain"]
+from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, REQUEST_LETTERS, Request
 
 COMMAND = (sys.executable, "-m", "wcl_core", "attempt")  # and the folder
-MARK = "WCL_ATTEMPT"
-OUTPUT_FILE = "output.log"
-PEER_LOST_EXIT = 71  # of wcl_core.attempt
+MARK = "WCL_ATTEMPT"  # environment variable
 _TERMINATE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
@@ -31,25 +26,28 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 class TrainingProcess:
-    """`python -m wcl_core attempt FOLDER`, once for each rank, alive until all ranks end or are killed.
+    """`python -m wcl_core attempt FOLDER`, once for each rank; alive until all ranks have ended.
 
-    The supervisor holds the only write end of each rank's pipe, so every rank notices the supervisor's death.  Ranks
-    are started here and not by torchrun: its rendezvous listens on every address and unpickles what it is sent, its
-    children do not inherit a pipe, and it hides which rank died of what.  Ours meet through a file in the folder and
-    talk over loopback.
+    This process holds the only write end of each rank's pipe, so every rank notices its death.  Ranks are started here
+    and not by torchrun: its rendezvous listens on every address and unpickles what it receives, its children do not
+    inherit a pipe, and it hides the exit codes of the ranks.  Our ranks meet through a file in the folder and talk over
+    loopback.
 
     Args:
         folder: the attempt's folder with `run.json`.
-        mark: what every process of this attempt carries in its environment.
+        mark: identifies the attempt in the environment of every process.
         num_ranks: processes that train together.
+
+    Attributes:
+        requested: the request that was sent to the run.
     """
 
     def __init__(self, folder: Path, mark: str, num_ranks: int = 1) -> None:
         self.mark = mark
-        self.asked: Ask | None = None
+        self.requested: Request | None = None
         self._pipes: list[int] = []
         self._ranks: list[subprocess.Popen[bytes]] = []
-        self._failure: int | None = None  # the exit code that says most of why ranks ended
+        self._failure: int | None = None  # the exit code that explains most
         self._others_end_at: float | None = None
         try:
             for rank in range(num_ranks):
@@ -68,7 +66,7 @@ class TrainingProcess:
                 self._ranks.append(
                     subprocess.Popen(
                         [*COMMAND, str(folder), "--control-fd", str(read_end)],
-                        env=_environment(self.mark) | (_place(rank, num_ranks) if num_ranks > 1 else {}),
+                        env=_environment(self.mark) | (_rank_environment(rank, num_ranks) if num_ranks > 1 else {}),
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -81,13 +79,14 @@ class TrainingProcess:
 
     @property
     def pid(self) -> int:
-        """Of the first rank, which reports."""
+        """The id of the first rank's process, which reports."""
         return self._ranks[0].pid
 
     def exit_code(self) -> int | None:
-        """None while a rank runs; else 0, or how the rank ended that ended worst: negative for a signal.
+        """Return None while a rank runs, 0 for success, else the exit code that explains most; negative for a signal.
 
-        Once the first rank has ended or any has failed, the others have a few seconds: they may wait for a lost one.
+        Once the first rank has ended or any rank has failed, the others have a few seconds, since they may wait for a
+        lost rank; then they are killed.
         """
         codes = [rank.poll() for rank in self._ranks]
         if self._others_end_at is None or time.monotonic() < self._others_end_at:
@@ -101,19 +100,19 @@ class TrainingProcess:
                 rank.kill()
         return None
 
-    def ask(self, what: Ask) -> None:
-        """Ask the run to save and stop; asking again changes nothing, and a cancel overrides the others.
+    def request(self, request: Request) -> None:
+        """Request that the run saves and stops; a repetition changes nothing, and a cancel overrides the others.
 
-        The first rank decides for all, at the same step.
+        The first rank decides for all ranks, at the same step.
         """
-        if self.asked in (what, "cancel"):
+        if self.requested in (request, "cancel"):
             return
-        self.asked = what
-        with contextlib.suppress(OSError, IndexError):  # it has just ended
-            os.write(self._pipes[0], what[:1].encode())
+        self.requested = request
+        with contextlib.suppress(OSError, IndexError):  # the run has just ended
+            os.write(self._pipes[0], REQUEST_LETTERS[request])
 
     def kill(self) -> None:
-        """End the run and every process it started, whatever process session or environment they moved to."""
+        """End the run and every process it started, also those in another process session or environment."""
         self.close()
         for rank in self._ranks:
             rank.terminate()
@@ -121,31 +120,31 @@ class TrainingProcess:
         for rank in self._ranks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 rank.wait(max(0.0, deadline - time.monotonic()))
-        _end_all(self._members)
+        _kill_all(self._members)
         for rank in self._ranks:
             rank.wait()
-        _bury({rank.pid for rank in self._ranks})
+        _reap_orphans({rank.pid for rank in self._ranks})
 
     def _members(self) -> Iterator[psutil.Process]:
-        """Whatever is below a process that adopts orphans is of its one attempt, with or without the mark."""
+        """Yield the processes of the attempt; where this process adopts orphans, all its descendants belong to it."""
         yield from marked(self.mark)
         if _adopts_orphans():
             yield from filter(_is_alive, psutil.Process().children(recursive=True))
 
     def close(self) -> None:
-        """Close the pipes; a run that is still there stops by itself."""
+        """Close the pipes; a run that is still alive stops by itself."""
         while self._pipes:
             os.close(self._pipes.pop())
 
 
 def _worst(codes: list[int | None]) -> int | None:
-    """Of some exit codes the one that says most: a signal, then a failure, then a rank that only lost the others."""
+    """Return the exit code that explains most: a signal, then a failure, then a rank that only lost the others."""
     failures = [code for code in codes if code]
     return min(failures, key=lambda code: (code > 0, code == PEER_LOST_EXIT), default=None)
 
 
-def _place(rank: int, num_ranks: int) -> dict[str, str]:
-    """A rank's place, with nothing open to the network and the machine's cores shared out."""
+def _rank_environment(rank: int, num_ranks: int) -> dict[str, str]:
+    """Return a rank's environment: its place, loopback only, and its share of the machine's cores."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -156,41 +155,32 @@ def _place(rank: int, num_ranks: int) -> dict[str, str]:
     }
 
 
-def failure_of(folder: Path) -> tuple[str, str | None, str] | None:
-    """(outcome, reason, message) that a rank other than the first left; None when none did."""
-    for path in sorted(folder.glob("failure-*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            said = json.loads(path.read_text())
-            return said["outcome"], said["reason"], f"{path.stem.replace('failure-', 'rank ')}: {said['message']}"
-    return None
-
-
 def adopt_orphans() -> None:
-    """Become the parent of whatever a run leaves behind when it ends, so that a worker finds all of it.
+    """Become the parent of all processes that a run leaves behind, so that the worker finds each of them.
 
-    A process may clear its environment and with it the mark; it cannot leave its ancestors.  It takes no right.  Where
-    the system is not Linux, the mark is all there is.
+    A process can clear its environment and with it the mark, but it cannot leave its ancestors.  This needs no
+    privilege.  On systems other than Linux only the mark identifies processes.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _adopts_orphans() -> bool:
-    answer = ctypes.c_int(0)
+    value = ctypes.c_int(0)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
-    return bool(answer.value)
+        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
+    return bool(value.value)
 
 
-def _end_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
-    """Kill every process that is found.
+def _kill_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
+    """Kill every process that `find` yields.
 
-    They are stopped first, until no further one turns up: what multiplies while it is being killed would escape.
+    All are suspended first, until `find` yields no further one: processes that multiply meanwhile would escape.
     """
     deadline = time.monotonic() + _KILL_SECONDS
     stopped: set[int] = set()
-    while (found := [each for each in find() if each.pid not in stopped]) and time.monotonic() < deadline:
-        for process in found:
+    while (running := [each for each in find() if each.pid not in stopped]) and time.monotonic() < deadline:
+        for process in running:
             stopped.add(process.pid)
             with contextlib.suppress(psutil.Error):
                 process.suspend()
@@ -199,8 +189,8 @@ def _end_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
             process.kill()
 
 
-def _bury(ranks: set[int]) -> None:
-    """Take the exit codes of adopted orphans, which nobody else asks for; the ranks' own are already taken."""
+def _reap_orphans(ranks: set[int]) -> None:
+    """Read the exit codes of adopted orphans, so that none stays a zombie; the ranks' own are already read."""
     if _adopts_orphans():
         for child in psutil.Process().children():
             if child.pid not in ranks:
@@ -209,7 +199,7 @@ def _bury(ranks: set[int]) -> None:
 
 
 def marked(*marks: str) -> Iterator[psutil.Process]:
-    """Every living process that carries the mark of one of these attempts."""
+    """Yield every living process that carries one of the marks."""
     for process in psutil.process_iter() if marks else ():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) in marks and _is_alive(process):
@@ -223,12 +213,12 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def module_environment() -> dict[str, str]:
-    """An environment in which `python -m wcl_core` is this installation's, and which carries no setting or secret."""
+    """Return an environment in which `python -m wcl_core` is this installation, without settings and secrets."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     here = str(Path(wcl_core.__file__).parents[1])
-    known = clean.get("PYTHONPATH")
+    inherited = clean.get("PYTHONPATH")
     return clean | {
-        "PYTHONPATH": os.pathsep.join([here, known] if known else [here]),
+        "PYTHONPATH": os.pathsep.join([here, inherited] if inherited else [here]),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -1,11 +1,10 @@
-"""What an attempt begins with: its `run.json`, and the file it begins from, read back and compared with its digest."""
+"""Preparation of a run: its run file, and the checkpoint files that it starts from or evaluates."""
 
 from __future__ import annotations
 
 import logging
 import socket
 from pathlib import Path
-from typing import Any
 
 from jobs import damage
 from jobs.checkpoints import CheckpointRef
@@ -13,59 +12,62 @@ from jobs.database import Database
 from jobs.storage import Damaged, Storage, verified
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
+from wcl_core.protocol import RunFile
 from worker.datasets import Source
 
 log = logging.getLogger(__name__)
 
 
 class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it becomes)
-    """The run cannot start: no file that it may begin from is there as it was registered."""
+    """The run cannot start: no checkpoint file that it needs is in the storage as it was registered."""
 
 
-def run_file(database: Database, storage: Storage, claim: Claim, source: Source) -> dict[str, Any]:
-    """The content of `run.json`, whose files were read and are whole.
+def run_file(database: Database, storage: Storage, claim: Claim, source: Source) -> RunFile:
+    """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
     Args:
+        database, storage: the service.
+        claim: the attempt.
         source: the job's dataset on this worker.
 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
     """
     failpoint("supervisor.run_file")
-    resume = resume_file(database, storage, claim) if claim.kind == "pretrain" else None
-    checkpoint = checkpoint_file(database, storage, claim)
-    return {
-        "job_id": claim.job_id,
-        "attempt": claim.number,
-        "host": socket.gethostname(),
-        "kind": claim.kind,
-        "spec": claim.spec,
-        "dataset": {
-            "kind": source.facts.kind,
-            "path": str(source.path) if source.path else None,
-            "digest": claim.dataset_digest,
-            "lists": {name: str(path) for name, path in source.lists.items()},
-        },
-        "resume": str(resume) if resume else None,
-        "checkpoint": str(checkpoint) if checkpoint else None,
-    }
+    return RunFile.model_validate(
+        {
+            "job_id": claim.job_id,
+            "attempt": claim.number,
+            "host": socket.gethostname(),
+            "kind": claim.kind,
+            "spec": claim.spec,
+            "dataset": {
+                "kind": source.facts.kind,
+                "path": source.path,
+                "digest": claim.dataset_digest,
+                "lists": source.lists,
+            },
+            "resume": resume_file(database, storage, claim) if claim.kind == "pretrain" else None,
+            "evaluated": evaluated_file(database, storage, claim),
+        }
+    )
 
 
 def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
-    """The newest good checkpoint to go on from; None for a run that starts from scratch.
+    """Return the newest good checkpoint file to continue from; None for a run that starts from scratch.
 
-    Each candidate is read once.  A damaged one is marked and told of, and the next older one is tried; when none is
-    left, a job that began from scratch starts over.
+    Each candidate is read once.  A damaged one is marked and reported, and the next older one is tried.  When none is
+    left, a job that started from scratch starts over.
 
     Raises:
-        MissingCheckpoint: the job is a retry, and nothing is left of what it could go on from.
+        MissingCheckpoint: the job is a retry, and no checkpoint to continue from is left.
         Superseded: the attempt has ended.
-        StorageUnavailable: the whole storage is away, which says nothing about its files.
+        StorageUnavailable: the whole storage is unavailable, which says nothing about its files.
     """
-    candidate, message = claim.resume, "the checkpoint that it has to go on from is deleted or damaged"
+    candidate, message = claim.resume, "the checkpoint to continue from is deleted or damaged"
     while candidate is not None:
         try:
-            return verified(storage, candidate.path, candidate.sha256, candidate.size)
+            return verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
         except Damaged as error:
             message = f"checkpoint {candidate.id} of step {candidate.step}: {error}"
             log.error("job %s: %s", claim.job_id, message)
@@ -75,21 +77,21 @@ def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | No
     return None
 
 
-def _next(database: Database, claim: Claim, bad: CheckpointRef, message: str) -> CheckpointRef | None:
-    return database.write(lambda session: damage.pass_by(session, claim.job_id, claim.number, bad, message))
+def _next(database: Database, claim: Claim, damaged: CheckpointRef, message: str) -> CheckpointRef | None:
+    return database.write(lambda session: damage.pass_by(session, claim.job_id, claim.number, damaged, message))
 
 
-def checkpoint_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
-    """The checkpoint that is evaluated, for which there is no other.
+def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+    """Return the file of the checkpoint to evaluate; None for a job that evaluates none.
 
     Raises:
-        MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
+        MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`; no other checkpoint can take its place.
     """
-    wanted = claim.evaluated
-    if wanted is None:
+    evaluated = claim.evaluated
+    if evaluated is None:
         return None
     try:
-        return verified(storage, wanted.path, wanted.sha256, wanted.size)
+        return verified(storage, evaluated.storage_key, evaluated.sha256, evaluated.size)
     except Damaged as error:
-        database.write(lambda session: damage.mark(session, claim.job_id, claim.number, wanted))
-        raise MissingCheckpoint(f"checkpoint {wanted.id}: {error}") from error
+        database.write(lambda session: damage.mark(session, claim.job_id, claim.number, evaluated))
+        raise MissingCheckpoint(f"checkpoint {evaluated.id}: {error}") from error

@@ -1,4 +1,4 @@
-"""The one place where this worker's work happens: `while claim(): supervise()`, whoever rang."""
+"""The slot: the one place where this worker claims and supervises jobs, one at a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ log = logging.getLogger(__name__)
 
 
 class Slot:
-    """Works through claimable jobs, one at a time.
+    """Claims and supervises jobs until none is left that fits; wake-up and poll both lead here.
 
     Args:
-        database: where the jobs are.
-        facts: what this worker can run.
+        database: the service's.
+        facts: what a job must fit.
         supervisor: runs one claimed attempt.
-        draining: set when no further job may be taken.
+        draining: set when no further job may be claimed.
+
+    Attributes:
+        job_id: of the job that runs now.
     """
 
     def __init__(
@@ -33,26 +36,26 @@ class Slot:
         self.job_id: str | None = None
 
     def open(self) -> None:
-        """From now on it may take jobs: nothing is left that an earlier worker of this host ran."""
+        """Allow claims, once no run of an earlier worker of this host is alive."""
         self._is_open.set()
 
     def is_open(self) -> bool:
-        """Whether it may take jobs."""
+        """Return whether claims are allowed."""
         return self._is_open.is_set()
 
     def is_busy(self) -> bool:
-        """Whether somebody works in it."""
+        """Return whether a thread works in the slot."""
         return self._busy.locked()
 
     def has_work(self) -> bool:
-        """Whether a job waits that this worker could take: a read, so that looking often costs little."""
+        """Return whether a job waits that fits this worker; a read, so frequent polls cost little."""
         if self._draining.is_set() or not self.is_open():
             return False
         with self._database.read() as session:
             return transitions.is_claimable(session, self._facts)
 
     def work(self) -> None:
-        """Claim and supervise until nothing waits; a call while another one works returns at once."""
+        """Claim and supervise jobs until none waits; return at once while another thread works in the slot."""
         if not self._busy.acquire(blocking=False):
             return
         try:
@@ -63,7 +66,7 @@ class Slot:
             self._busy.release()
 
     def work_once(self) -> bool:
-        """Claim and supervise one job as soon as it may; whether there was one."""
+        """Claim and supervise one job as soon as claims are allowed; return whether there was one."""
         self._is_open.wait()
         with self._busy:
             while self.has_work():
@@ -84,6 +87,6 @@ class Slot:
         self._database.write(lambda session: workers.beat(session, self._facts.id, None))
 
     def wait(self, seconds: float) -> None:
-        """Wait until nobody works in it."""
+        """Wait for at most `seconds` until no thread works in the slot."""
         if self._busy.acquire(timeout=seconds):
             self._busy.release()

@@ -1,18 +1,17 @@
-"""One attempt from its claim to its end: start the run, deliver what it reports, pass on what its owner asks.
+"""The supervisor of one attempt, from its claim to its end: start the run, deliver its records, pass on requests.
 
     prepare ──► running ──► the run ends by itself ──► deliver the rest ──► its `end` record decides
                    │
-                   ├─ cancel, pause or drain asked ──► it saves and stops, or is killed after a grace time
-                   ├─ silent for too long, or its storage is full ──► killed; why is the reason
-                   └─ superseded ──► killed at once; nothing of it is stored any more
+                   ├─ cancel, pause or drain requested ──► it saves and stops, or is killed after a grace time
+                   ├─ silent for too long, or its storage is full ──► killed; the job gets that reason
+                   └─ superseded ──► killed at once; nothing more of it is stored
 
-An outage of the database stops nothing: the run goes on into its spool, which is delivered later.  What takes long on
-files is done beside (`Errand`), so that a lease is renewed and whatever is asked is heard meanwhile.
+An outage of the database stops nothing: the run continues to write its spool, which is delivered later.  Slow file
+operations run on a thread (`BackgroundWork`), so that the lease is renewed and requests are read meanwhile.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -28,25 +27,25 @@ from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from worker.attempt_folder import RUN_FILE, clear, mark_of, owned
-from worker.background import Errand, must_go_on
-from worker.backoff import Backoff, KeepSpool, Patience, renew_seconds
+from wcl_core.protocol import OUTCOME_OF, Request
+from worker.attempt_folder import clear, mark_of, owned
+from worker.background import BackgroundWork, check_not_stalled
+from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
-from worker.exit_reason import Verdict, count_oom_kills, reason_of, verdict
-from worker.process import Ask, TrainingProcess
+from worker.exit_reason import AttemptEnd, count_oom_kills, exit_reason, reason_of
+from worker.process import TrainingProcess
 from worker.run_file import MissingCheckpoint, run_file
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _DELIVER_SECONDS = 0.5
-_EXIT_SECONDS = 10.0  # between a run's last word and its end
+_EXIT_SECONDS = 10.0  # between a run's `end` record and its exit
 _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
-_LEAVE_SECONDS = 4.0  # of that: to return the job, whatever is not registered by then
-_FILE_SECONDS = 1.0  # between two renewals while nothing but a file is waited for
-_ENDED_BY_ASKING: dict[Ask, str] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
+_LEAVE_SECONDS = 4.0  # of that: to return the job, even when not everything is registered
+_FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
 class Supervisor:
@@ -55,7 +54,7 @@ class Supervisor:
     Args:
         database, storage, settings: the service.
         sources: the datasets of this worker by name.
-        draining: set when this worker has to stop.
+        draining: set when this worker must stop.
     """
 
     def __init__(
@@ -70,39 +69,40 @@ class Supervisor:
         self._sources, self._draining = sources, draining
 
     def supervise(self, claim: Claim) -> None:
-        """Run the attempt to its end; returns when nothing of it is left to do here."""
+        """Run the attempt to its end; return when this worker has nothing more to do for it."""
         folder = self._settings.attempts_dir / claim.job_id / str(claim.number)
+        attempt = _OpenAttempt(self._database, self._settings, self._draining, claim)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with owned(folder) as is_ours:
                 assert is_ours, "an attempt's number is never given twice"
-                self._run(claim, folder)
+                self._run(attempt, claim, folder)
         except KeepSpool:
             log.warning("job %s: attempt %d is left to the next worker of this host", claim.job_id, claim.number)
             return
         except Superseded as error:
             log.warning("%s; its run was stopped", error)
-        except Exception as error:  # the folder, the process or a record could not be made: the job has to say so
-            log.exception("job %s: attempt %d was given up", claim.job_id, claim.number)
-            self._end(claim, "failed", *reason_of(error))
+        except Exception as error:  # the folder, the process or a record could not be made: the job gets the reason
+            log.exception("job %s: attempt %d failed in the supervisor", claim.job_id, claim.number)
+            attempt.end(AttemptEnd("failed", *reason_of(error)))
         clear(folder)
 
-    def _run(self, claim: Claim, folder: Path) -> None:
+    def _run(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> None:
         source = self._sources[claim.dataset_name]
-        reading = Errand(lambda: run_file(self._database, self._storage, claim, source))
-        if (asked := self._asked_while(reading, claim)) is not None:
-            self._end(claim, _ENDED_BY_ASKING[asked], None, None)
+        reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source))
+        if (request := attempt.renew_during(reading)) is not None:  # before the run has started
+            attempt.end(AttemptEnd(OUTCOME_OF[request], None, None))
             return
         try:
-            (folder / RUN_FILE).write_text(json.dumps(reading.result()))
+            reading.result().write(folder)
         except MissingCheckpoint as error:
-            self._end(claim, "failed", Reason.MISSING_CHECKPOINT, str(error))
+            attempt.end(AttemptEnd("failed", Reason.MISSING_CHECKPOINT, str(error)))
             return
         oom_kills = count_oom_kills()
         process = TrainingProcess(folder, mark_of(claim.job_id, claim.number), claim.spec.get("processes", 1))
         log.info("job %s: attempt %d runs as process %d", claim.job_id, claim.number, process.pid)
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.job_id, claim.number)
-        run = _Run(self, claim, process, delivery, oom_kills)
+        run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)
         try:
             run.follow()
         except Superseded:
@@ -111,48 +111,54 @@ class Supervisor:
         finally:
             process.kill()
 
-    def _asked_while(self, reading: Errand[Any], claim: Claim) -> Ask | None:
-        """Renew the attempt until its files are read; what was asked before that, so that no run has to begin.
+
+class _OpenAttempt:
+    """Writes of an attempt that carry no records: its renewal and its end."""
+
+    def __init__(self, database: Database, settings: Settings, draining: threading.Event, claim: Claim) -> None:
+        self._database, self._settings, self._draining = database, settings, draining
+        self.job_id, self._number = claim.job_id, claim.number
+
+    def renew_during(self, work: BackgroundWork[Any]) -> Request | None:
+        """Renew the attempt until the work is done; return early when a request ends the attempt.
 
         Raises:
-            Superseded, StorageUnavailable: the attempt has ended; the files take for ever.
+            Superseded: the attempt has ended.
+            StorageUnavailable: the work takes too long.
         """
-        asked: Ask | None = None
+        request: Request | None = None
         pause = renew_seconds(self._settings.lease_seconds)
         next_renewal = time.monotonic() + pause
-        while asked is None and not reading.is_done(_LOOK_SECONDS):
-            must_go_on(reading, self._settings)
+        while request is None and not work.is_done(_POLL_SECONDS):
+            check_not_stalled(work, self._settings)
             if self._draining.is_set():
-                asked = "drain"
+                request = "drain"
             elif time.monotonic() >= next_renewal:
                 next_renewal = time.monotonic() + pause
-                asked = self._renew(claim)
-        return asked
+                request = self._renew()
+        return request
 
-    def _renew(self, claim: Claim) -> Ask | None:
+    def _renew(self) -> Request | None:
         try:
-            return _ask_of(self._database.write(lambda s: transitions.deliver(s, claim.job_id, claim.number, [])))
+            return _request_of(self._database.write(lambda s: transitions.deliver(s, self.job_id, self._number, [])))
         except DBAPIError as error:
             if not is_outage(error):
                 raise
-            log.warning("job %s: its attempt is not renewed: %s", claim.job_id, error.orig)
+            log.warning("job %s: its attempt is not renewed: %s", self.job_id, error.orig)
             return None
 
-    def _end(self, claim: Claim, outcome: str, reason: str | None, message: str | None) -> None:
-        """End the attempt, whenever the database takes it."""
-        patience = Patience(self._draining, self._settings.lease_seconds)
+    def end(self, end: AttemptEnd) -> None:
+        """End the attempt as soon as the database takes it.
+
+        Raises:
+            KeepSpool: the worker must stop first.
+        """
+        backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
+        limit = self._settings.max_failures
         while True:
             try:
                 self._database.write(
-                    lambda session: transitions.end_attempt(
-                        session,
-                        claim.job_id,
-                        claim.number,
-                        outcome,
-                        reason,
-                        message,
-                        max_failures=self._settings.max_failures,
-                    )
+                    lambda s: transitions.end_attempt(s, self.job_id, self._number, *end, max_failures=limit)
                 )
                 return
             except Superseded:
@@ -160,55 +166,57 @@ class Supervisor:
             except DBAPIError as error:
                 if not is_outage(error):
                     raise
-                log.warning("job %s: its end is not stored yet: %s", claim.job_id, error.orig)
-            patience.wait()
+                log.warning("job %s: its end is not stored yet: %s", self.job_id, error.orig)
+            backoff.wait()
 
 
 class _Run:
-    """A living attempt: the loop of looking, delivering and asking."""
+    """A running attempt: the loop that polls the process, delivers records and passes on requests."""
 
     def __init__(
         self,
-        owner: Supervisor,
-        claim: Claim,
+        attempt: _OpenAttempt,
+        settings: Settings,
+        draining: threading.Event,
         process: TrainingProcess,
         delivery: Delivery,
         oom_kills: int | None,
     ) -> None:
-        self._owner, self._claim, self._process, self._delivery = owner, claim, process, delivery
-        self._settings, self._draining = owner._settings, owner._draining
+        self._attempt, self._process, self._delivery = attempt, process, delivery
+        self._settings, self._draining = settings, draining
         self._oom_kills = oom_kills
-        self._backoff = Backoff(self._settings.lease_seconds)
+        self._backoff = Backoff(settings.lease_seconds)
         self._next_renewal = 0.0
         self._next_delivery = 0.0
         self._kill_at: float | None = None
         self._leave_at: float | None = None
         self._was_killed = False
         self._has_stalled = False
-        self._last_word: tuple[int, float] = (-1, 0.0)  # the spool's size, and since when
+        self._last_report: tuple[int, float] = (-1, 0.0)  # size of the spool, and since when
 
     def follow(self) -> None:
+        """Follow the run to its end, deliver all its records, and end the attempt."""
         while (code := self._process.exit_code()) is None:
             self._deliver()
             self._delivery.cap_output()
             if self._draining.is_set():
                 self._drain()
             if self._kill_at is not None and time.monotonic() > self._kill_at:
-                log.warning("job %s: the run did not stop in time and is killed", self._claim.job_id)
+                log.warning("job %s: the run did not stop in time and is killed", self._attempt.job_id)
                 self._was_killed = True
                 self._process.kill()
             elif self._is_silent():
-                log.warning("job %s: the run is silent for too long and is killed", self._claim.job_id)
+                log.warning("job %s: the run is silent for too long and is killed", self._attempt.job_id)
                 self._has_stalled = True
                 self._process.kill()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         if not self._deliver_rest():
-            self._owner._end(self._claim, *self._verdict(code))
+            self._attempt.end(self._end_of(code))
 
     def _deliver(self) -> None:
-        """Deliver what is there, or renew; while the database is away, only try again later."""
+        """Deliver new records, or renew; during an outage of the database, retry later."""
         now = time.monotonic()
-        if self._delivery.has_ended:  # all is said, and the process is on its way out
+        if self._delivery.has_ended:  # the process is about to exit
             self._kill_at = self._kill_at or now + _EXIT_SECONDS
             return
         if now < self._next_delivery:
@@ -223,52 +231,52 @@ class _Run:
             self._next_delivery = now + _DELIVER_SECONDS
         if requests is not None:
             self._next_renewal = now + renew_seconds(self._settings.lease_seconds)
-            if (asked := _ask_of(requests)) is not None:
-                self._ask(asked, _STOP_SECONDS)
+            if (request := _request_of(requests)) is not None:
+                self._request(request, _STOP_SECONDS)
 
     def _send(self) -> Requests | None:
-        """Deliver one batch, or what the storage takes of it; None while the database takes nothing.
+        """Deliver one batch, as far as the storage takes its files; return None during an outage of the database.
 
         Raises:
-            OSError: the storage is full; waiting would make no room.
+            OSError: the storage is full, and waiting would not help.
         """
         try:
             requests = self._delivery.send()
         except DBAPIError as error:
             if not is_outage(error):
                 raise
-            log.warning("job %s: records are not delivered yet: %s", self._claim.job_id, error.orig)
+            log.warning("job %s: records are not delivered yet: %s", self._attempt.job_id, error.orig)
             return None
         if (obstacle := self._delivery.obstacle) is not None:
             if is_full(obstacle):
                 raise obstacle
-            log.warning("job %s: a checkpoint is not stored yet: %s", self._claim.job_id, obstacle)
+            log.warning("job %s: a checkpoint is not stored yet: %s", self._attempt.job_id, obstacle)
         return requests
 
     def _is_silent(self) -> bool:
-        """Whether the run has reported nothing for longer than it may."""
+        """Return whether the run has reported nothing for longer than `stall_seconds`."""
         size, now = self._delivery.spool_bytes(), time.monotonic()
-        if size != self._last_word[0]:
-            self._last_word = (size, now)
-        return now - self._last_word[1] > self._settings.stall_seconds
+        if size != self._last_report[0]:
+            self._last_report = (size, now)
+        return now - self._last_report[1] > self._settings.stall_seconds
 
     def _drain(self) -> None:
-        """The worker has to stop: the run has some of its time, and the job is back in the queue before it is over."""
+        """Give the run a part of the drain's time; the job is back in the queue before the whole is over."""
         if self._leave_at is None:
             self._leave_at = time.monotonic() + self._settings.drain_seconds - _LEAVE_SECONDS
-            self._ask("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
+            self._request("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
 
-    def _ask(self, what: Ask, grace_seconds: float) -> None:
-        self._process.ask(what)
+    def _request(self, request: Request, grace_seconds: float) -> None:
+        self._process.request(request)
         kill_at = time.monotonic() + grace_seconds
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def _deliver_rest(self) -> bool:
-        """Deliver all that the ended run left, unless the worker must be gone first; whether its `end` was among it."""
-        patience = Patience(self._draining, self._settings.lease_seconds)
+        """Deliver all records of the ended run unless the worker must stop first; return whether it has an `end`."""
+        backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
         while not self._delivery.has_ended and self._delivery.collect(is_over=True) and not self._is_late():
             if self._send() is None or self._delivery.obstacle:
-                patience.wait()
+                backoff.wait()
             else:
                 self._delivery.is_storing(_FILE_SECONDS)
         return self._delivery.has_ended
@@ -278,20 +286,21 @@ class _Run:
             self._drain()
         return self._leave_at is not None and time.monotonic() > self._leave_at
 
-    def _verdict(self, code: int) -> Verdict:
-        """How a run ended whose last word is not stored."""
+    def _end_of(self, code: int) -> AttemptEnd:
+        """Determine how a run ended whose `end` record is not stored."""
         if self._is_late() and self._delivery.collect(is_over=True):
-            return "drained", None, "the worker had to stop before everything of the run was stored"
-        if self._was_killed and self._process.asked:
-            return _ENDED_BY_ASKING[self._process.asked], None, "the run did not stop in time and was killed"
+            return AttemptEnd("drained", None, "the worker had to stop before everything of the run was stored")
+        if self._was_killed and self._process.requested:
+            message = "the run did not stop in time and was killed"
+            return AttemptEnd(OUTCOME_OF[self._process.requested], None, message)
         if self._has_stalled:
             limit = self._settings.stall_seconds
-            return "failed", Reason.STALLED, f"the run reported nothing for {limit:g} s and was killed"
-        return verdict(code, self._delivery.folder, self._oom_kills)
+            return AttemptEnd("failed", Reason.STALLED, f"the run reported nothing for {limit:g} s and was killed")
+        return exit_reason(code, self._delivery.folder, self._oom_kills)
 
 
-def _ask_of(requests: Requests) -> Ask | None:
-    """What a run is asked for; a cancel before all."""
+def _request_of(requests: Requests) -> Request | None:
+    """Return the request to pass on to the run; a cancel comes first."""
     if requests.cancel:
         return "cancel"
     if requests.pause:

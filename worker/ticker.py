@@ -1,4 +1,4 @@
-"""The worker's own clock: it says that the worker is there, hears that it has to drain, and looks for work."""
+"""The ticker: a thread that sends heartbeats, reads a request to drain, and polls for work."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Ticker:
 
     Args:
         database, settings: the service.
-        worker_id: whose heart beats.
-        slot: where the work is done.
-        drain: called once, when the worker was asked to drain.
-        looks: whether it looks for work that no bell told of.
+        worker_id: the worker that the heartbeats are of.
+        slot: where jobs run.
+        drain: called once, when a user has requested that this worker drains.
+        polls: whether to poll for work.
     """
 
     def __init__(
@@ -37,45 +37,45 @@ class Ticker:
         slot: Slot,
         drain: Callable[[], None],
         *,
-        looks: bool = True,
+        polls: bool = True,
     ) -> None:
         self._database, self._settings, self._worker_id, self._slot = database, settings, worker_id, slot
-        self._drain, self._looks = drain, looks
+        self._drain, self._polls = drain, polls
         self._has_drained = False
-        self._next_beat = 0.0
-        self._next_look = 0.0
-        self._has_rung = False
+        self._next_heartbeat = 0.0
+        self._next_poll = 0.0
+        self._has_sent_wake_up = False
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop`; an outage of the database only makes a tick fail."""
         while not stop.wait(_TICK_SECONDS):
             try:
                 self._tick(time.monotonic())
-            except Exception as error:  # nobody would start it again: it has to survive whatever comes
+            except Exception as error:  # the thread must survive every error, since nothing restarts it
                 if is_outage(error):
                     log.warning("the database does not answer")
                 else:
                     log.exception("a tick failed")
 
     def _tick(self, now: float) -> None:
-        if now >= self._next_beat:
-            self._next_beat = now + self._settings.look_seconds
-            asked = self._database.write(lambda s: workers.beat(s, self._worker_id, self._slot.job_id))
-            if asked and not self._has_drained:
-                log.info("this worker was asked to drain")
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + self._settings.look_seconds
+            must_drain = self._database.write(lambda s: workers.beat(s, self._worker_id, self._slot.job_id))
+            if must_drain and not self._has_drained:
+                log.info("a user has requested that this worker drains")
                 self._has_drained = True
                 self._drain()
-        if self._looks and self._slot.is_open() and now >= self._next_look:
-            # Jitter, so that a hundred workers that started together do not look together.
-            self._next_look = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
-            self._look()
+        if self._polls and self._slot.is_open() and now >= self._next_poll:
+            # Jitter, so that a hundred workers that started together do not poll together.
+            self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if self._slot.is_busy() or not self._slot.has_work():
-            self._has_rung = False
-        elif self._settings.is_memory_broker and not self._has_rung:
-            self._has_rung = True
+            self._has_sent_wake_up = False
+        elif self._settings.is_memory_broker and not self._has_sent_wake_up:
+            self._has_sent_wake_up = True
             wake_up.ring(self._settings, self._settings.pool)
         else:
-            # No bell has brought the job here since the last look: the broker is away, or its consumer sleeps.
+            # No wake-up has started the job since the last poll: the broker is away, or its consumer sleeps.
             threading.Thread(target=self._slot.work, name="slot", daemon=True).start()

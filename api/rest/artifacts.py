@@ -14,11 +14,11 @@ from api.http.problems import Gone
 from api.rest import rendering
 from api.rest.responses import ArtifactAnswer
 from jobs import queries
-from jobs.artifacts import NAME
+from wcl_core.protocol import ARTIFACT_NAME
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["jobs"])
 
-_Name = Annotated[str, Path(pattern=NAME)]
+_Name = Annotated[str, Path(pattern=ARTIFACT_NAME)]
 
 
 class Artifacts(TypedDict):

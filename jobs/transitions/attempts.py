@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -12,9 +12,11 @@ from jobs import ingest
 from jobs.database import now_ms
 from jobs.errors import Superseded
 from jobs.events import record
+from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, Job
 from jobs.status import Reason
 from jobs.transitions.outcomes import is_over_time, settle
+from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
 
 
 @dataclass(frozen=True)
@@ -31,35 +33,38 @@ def deliver(
     session: Session,
     job_id: str,
     number: int,
-    lines: list[dict[str, Any]],
-    output: list[tuple[int, str]] | None = None,
+    records: Sequence[Delivered],
+    output: Sequence[tuple[int, str]] = (),
     *,
     max_failures: int = 3,
 ) -> Requests:
-    """Store spool lines and output of an open attempt, and renew it.
+    """Store records and output of an open attempt, and renew it.
 
-    The first statement is fence, duplicate filter and renewal in one.  Lines already stored are skipped, so a delivery
-    whose answer was lost may be repeated.
+    The first statement is fence, duplicate filter and renewal in one.  Stored records are skipped, so a caller that got
+    no answer may repeat the delivery.
 
     Args:
         session: a writing transaction.
         job_id, number: the attempt.
-        lines: records of the spool in order, without a gap; none to renew only.
+        records: of the spool in order, without a gap; none to renew only.
         output: numbered lines of stdout and stderr.
         max_failures: infrastructure failures that end the job.
 
     Raises:
         Superseded: the attempt has ended.
     """
-    lines = [ingest.clean(line) for line in _fence(session, job_id, number, lines)]
-    end = ingest.store(session, job_id, number, lines, output or [])
-    for line in lines:
-        if line["type"] in _EVENTS:
-            data = {key: value for key, value in line.items() if key not in ("type", "seq")}
-            record(session, job_id, line["type"], {"attempt": number, **data})
+    records = _fence(session, job_id, number, records)
+    end = ingest.store(session, job_id, number, records, output)
+    for each in records:
+        match each:
+            case StartedRecord() | WarningRecord():
+                record(session, job_id, each.type, {"attempt": number, **each.fields()})
+            case StoredFile(CheckpointRecord() as checkpoint, storage_key):
+                data = checkpoint.fields() | {"path": storage_key}
+                record(session, job_id, checkpoint.type, {"attempt": number, **data})
     if end is not None:
-        _close(session, job_id, number, end["reason"] or end["outcome"])
-        settle(session, job_id, number, end["outcome"], end["reason"], end["message"], max_failures)
+        _close(session, job_id, number, end.reason or end.outcome)
+        settle(session, job_id, number, end.outcome, end.reason, end.message, max_failures)
     asked = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
     cancel, pause, preempt, max_seconds = session.execute(asked.where(Job.id == job_id)).one()
     return Requests(
@@ -70,15 +75,16 @@ def deliver(
     )
 
 
-_EVENTS = frozenset({"started", "checkpoint", "warning"})
+def _fence(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:
+    """Renew the attempt and return the records that are new.
 
-
-def _fence(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pass, renewed, with the lines that are new; or raise Superseded."""
-    if lines and lines[-1]["seq"] - lines[0]["seq"] != len(lines) - 1:
-        raise ValueError(f"spool lines between {lines[0]['seq']} and {lines[-1]['seq']} are missing")
-    if _renew(session, job_id, number, lines):
-        return lines
+    Raises:
+        Superseded: the attempt has ended.
+    """
+    if records and records[-1].seq - records[0].seq != len(records) - 1:
+        raise ValueError(f"records between {records[0].seq} and {records[-1].seq} are missing")
+    if _renew(session, job_id, number, records):
+        return records
     attempt = session.execute(
         select(Attempt.ended_at, Attempt.delivered_seq)
         .where(Attempt.job_id == job_id, Attempt.number == number)
@@ -86,22 +92,23 @@ def _fence(session: Session, job_id: str, number: int, lines: list[dict[str, Any
     ).one_or_none()
     if attempt is None or attempt.ended_at is not None:
         raise Superseded(f"attempt {number} of job {job_id} has ended")
-    new = [line for line in lines if line["seq"] > attempt.delivered_seq]
-    if new and new[0]["seq"] != attempt.delivered_seq + 1:
-        raise ValueError(f"spool lines after {attempt.delivered_seq} are missing, got {new[0]['seq']}")
+    new = [each for each in records if each.seq > attempt.delivered_seq]
+    if new and new[0].seq != attempt.delivered_seq + 1:
+        raise ValueError(f"records after {attempt.delivered_seq} are missing, got {new[0].seq}")
     if not _renew(session, job_id, number, new):
         raise Superseded(f"attempt {number} of job {job_id} changed hands")
     return new
 
 
-def _renew(session: Session, job_id: str, number: int, lines: list[dict[str, Any]]) -> bool:
+def _renew(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> bool:
     statement = (
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
         .values(renewals=Attempt.renewals + 1)
     )
-    if lines:
-        statement = statement.where(Attempt.delivered_seq == lines[0]["seq"] - 1).values(delivered_seq=lines[-1]["seq"])
+    if records:
+        first, last = records[0].seq, records[-1].seq
+        statement = statement.where(Attempt.delivered_seq == first - 1).values(delivered_seq=last)
     result = session.execute(statement.returning(Attempt.number), execution_options={"synchronize_session": False})
     return result.scalar_one_or_none() is not None
 

@@ -19,7 +19,13 @@ from jobs.transitions.guard import move
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that is now this worker's, as attempt `number`."""
+    """A job that a worker has claimed, as attempt `number`.
+
+    Attributes:
+        resume: the checkpoint to continue from.
+        evaluated: the checkpoint to evaluate.
+        must_resume: a retry never starts from scratch.
+    """
 
     job_id: str
     number: int
@@ -29,7 +35,7 @@ class Claim:
     dataset_digest: str
     resume: CheckpointRef | None
     evaluated: CheckpointRef | None
-    must_resume: bool = False  # a retry never begins from scratch
+    must_resume: bool = False
 
 
 def is_claimable(session: Session, worker: WorkerFacts) -> bool:

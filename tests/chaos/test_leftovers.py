@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from jobs import transitions
 from tests.chaos.processes import Node
 from tests.chaos.stage import Stage, Theatre, arm, spec
 from tests.waiting import eventually
+from wcl_core.protocol import RunFile
 from worker.process import MARK
 
 _ENDLESS = 100_000  # epochs
@@ -34,7 +34,8 @@ def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Thea
         worker = stage.worker("worker", orphan_seconds=300)
         folder = attempts_dir(worker) / "left" / "1"
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"host": "worker"}))
+        identity = {"job_id": "left", "attempt": 1, "host": "worker", "kind": "pretrain"}
+        RunFile.model_validate(identity | {"spec": {}, "dataset": {"kind": "builtin"}}).write(folder)
         orphan = subprocess.Popen(
             [sys.executable, "-c", "import time; time.sleep(3600)"], env=os.environ | {MARK: "left/1"}
         )

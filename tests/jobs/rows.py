@@ -1,7 +1,8 @@
-"""Rows and spool lines for the tests of `jobs`: one dataset, workers that fit it, jobs on it."""
+"""Rows and records for the tests of `jobs`: one dataset, workers that fit it, jobs on it."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +16,13 @@ from sqlalchemy import select, text, update
 from jobs import submission, transitions
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
+from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
 from jobs.status import Status
 from jobs.submission import NewJob
 from jobs.transitions import Claim, Requests
 from wcl_core.config import Kind, parse_spec
+from wcl_core.protocol import ArtifactRecord, CheckpointRecord, parse_record
 
 DIGEST = "d" * 64
 SHA = "a" * 64
@@ -91,6 +94,11 @@ def metrics(step: int, **values: float | None) -> dict[str, Any]:
     return {"type": "metrics", "step": step, "values": values}
 
 
+def progress(step: int, **changes: Any) -> dict[str, Any]:
+    facts = {"total_steps": 100, "epoch": 0.5, "total_epochs": 2, "images_per_second": None, "eta_seconds": None}
+    return {"type": "progress", "step": step, **facts, "phase": "train", **changes}
+
+
 def checkpoint(step: int, sha256: str = SHA) -> dict[str, Any]:
     facts = {
         "epoch": 1,
@@ -141,8 +149,14 @@ def numbered(records: Sequence[dict[str, Any]], first: int = 1) -> list[dict[str
     return [{"seq": first + place, **record} for place, record in enumerate(records)]
 
 
+def delivered(lines: Sequence[dict[str, Any]]) -> list[Delivered]:
+    """Numbered JSON lines as a worker delivers them; `path` of a file is its key in the storage."""
+    records = [parse_record(json.dumps(line).encode()) for line in lines]
+    return [StoredFile(r, r.file) if isinstance(r, CheckpointRecord | ArtifactRecord) else r for r in records]
+
+
 class Run:
-    """A supervisor's view of one attempt: numbers what it delivers."""
+    """One attempt as its supervisor has it: numbers the records that it delivers."""
 
     def __init__(self, database: Database, claim: Claim) -> None:
         self.database, self.job_id, self.number = database, claim.job_id, claim.number
@@ -156,7 +170,7 @@ class Run:
 
     def send(self, lines: list[dict[str, Any]], output: list[tuple[int, str]] | None = None) -> Requests:
         return self.database.write(
-            lambda session: transitions.deliver(session, self.job_id, self.number, lines, output)
+            lambda session: transitions.deliver(session, self.job_id, self.number, delivered(lines), output or ())
         )
 
     def end(self, outcome: str, reason: str | None = None, message: str | None = None) -> None:

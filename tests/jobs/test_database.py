@@ -16,10 +16,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from jobs import database as module
-from jobs.database import Database, is_outage, new_id, now_ms, storable
+from jobs.database import Database, is_outage, new_id, now_ms
 from jobs.models import Dataset
 from tests import servers
 from tests.jobs.rows import add_dataset, at_once, in_background, until_somebody_waits_for_a_lock
+from wcl_core.protocol import storable
 
 # --- time and ids --------------------------------------------------------------------------------------------------
 

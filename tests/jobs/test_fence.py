@@ -42,7 +42,7 @@ WRITES: dict[str, Write] = {
     "state: drained": _end("drained", None),
     "state by record": _record(rows.end("succeeded")),
     "metric": _record(rows.metrics(2, loss=0.5)),
-    "progress": _record({"type": "progress", "step": 2}),
+    "progress": _record(rows.progress(2)),
     "checkpoint": _record(rows.checkpoint(2)),
     "artifact": _record(rows.artifact()),
     "groups": _record(rows.groups(1, [0, 0])),

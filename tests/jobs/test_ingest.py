@@ -128,9 +128,11 @@ def test_rollups_of_attempts_stay_apart(database: Database, run: Run) -> None:
 
 
 def test_the_latest_progress_and_the_environment_are_kept(database: Database, run: Run) -> None:
-    run.deliver({"type": "progress", "step": 1}, {"type": "progress", "step": 2}, rows.started(7))
+    run.deliver(rows.progress(1), rows.progress(2), rows.started(7))
 
-    assert job(database, run.job_id).progress == {"step": 2}
+    progress = rows.progress(2)
+    del progress["type"]
+    assert job(database, run.job_id).progress == progress
     attempt = rows.attempts(database, run.job_id)[0]
     assert (attempt.start_step, attempt.environment) == (7, {"device": "cpu"})
 
@@ -179,7 +181,7 @@ def test_no_text_of_a_run_stops_its_delivery(database: Database, run: Run, text:
         {"type": "metrics", "step": 1, "values": {text: 1.0}},
         rows.log(text),
         {"type": "warning", "reason": "odd", "message": text},
-        {"type": "progress", "step": 1, "phase": text},
+        rows.progress(1, phase=text),
         output=[(1, text)],
     )
     run.deliver(rows.end("failed", "bad_data", text))

@@ -250,7 +250,7 @@ EVERYTHING = (
     rows.checkpoint(1),
     rows.evaluation(),
     rows.log("words"),
-    {"type": "progress", "step": 1},
+    rows.progress(1),
     {"type": "warning", "reason": "odd", "message": "words"},
     rows.started(),
     rows.end("succeeded"),
@@ -307,11 +307,10 @@ def test_an_attempt_that_never_was_writes_nothing(database: Database) -> None:
     claimed = running(database)
     before = contents(database)
 
+    records = rows.delivered(rows.numbered([rows.log("words")]))
     for number in (0, 2, -1):
         with pytest.raises(Superseded):
-            database.write(
-                lambda s, n=number: transitions.deliver(s, claimed.job_id, n, rows.numbered([rows.log("words")]))  # type: ignore[misc]
-            )
+            database.write(lambda s, n=number: transitions.deliver(s, claimed.job_id, n, records))  # type: ignore[misc]
     assert contents(database) == before
 
 

@@ -19,7 +19,7 @@ import torch._dynamo
 
 from tests.wcl_core.small import curves
 from wcl_core.__main__ import main
-from wcl_core.reporter import Record
+from wcl_core.protocol import RunFile
 
 torch.set_num_threads(1)  # threads do not survive a fork
 
@@ -39,8 +39,8 @@ class Attempt:
     ) -> None:
         folder.mkdir(parents=True)
         source = {"kind": "builtin", "path": None}
-        run = {"kind": "pretrain", "spec": fields, "dataset": source, "resume": None if resume is None else str(resume)}
-        (folder / "run.json").write_text(json.dumps(run))
+        identity = {"job_id": "job", "attempt": 1, "host": "here", "kind": "pretrain"}
+        RunFile.model_validate(identity | {"spec": fields, "dataset": source, "resume": resume}).write(folder)
         self.folder = folder
         self._size = int(fields.get("processes", 1))
         self._pipes: list[int] = []
@@ -67,7 +67,7 @@ class Attempt:
             os.close(pipe)
         return [codes[pid] for pid in self._pids]
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[dict[str, Any]]:
         """What was reported, in whole lines."""
         spool = self.folder / "report.jsonl"
         lines = spool.read_bytes().split(b"\n")[:-1] if spool.exists() else []
@@ -122,7 +122,7 @@ class Left:
         step: of that checkpoint; 0 without one.
     """
 
-    records: list[Record]
+    records: list[dict[str, Any]]
     files: dict[str, str]
     num_parts: int
     checkpoint: Path | None

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kills.attempts import Left, differences
 from tests.kills.moments import KINDS, plan
-from wcl_core.reporter import Record
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = ("WCL", "queue, momentum encoder, multi-crop")
@@ -44,7 +44,7 @@ def test_a_plan_is_a_function_of_its_seed_and_in_the_order_of_a_run() -> None:
         assert len({moment.kind for moment in moments}) == 6
 
 
-def metrics(*losses: float, start: int = 0) -> list[Record]:
+def metrics(*losses: float, start: int = 0) -> list[dict[str, Any]]:
     return [
         {"type": "metrics", "step": start + number, "values": {"train/loss": loss}}
         for number, loss in enumerate(losses, start=1)

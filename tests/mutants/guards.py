@@ -43,7 +43,7 @@ GUARDS = (
     Guard(
         "filter of deliveries that come twice",
         "jobs/transitions/attempts.py",
-        'statement.where(Attempt.delivered_seq == lines[0]["seq"] - 1).values(',
+        "statement.where(Attempt.delivered_seq == first - 1).values(",
         "statement.values(",
         ("tests/jobs/test_transitions.py::test_a_delivery_whose_answer_was_lost_may_be_repeated[sqlite]",),
     ),
@@ -149,8 +149,8 @@ GUARDS = (
     Guard(
         "an artifact's name is no path",
         "worker/delivery.py",
-        'if line["type"] == "artifact" and (wrong := artifacts.refusal(line)):',
-        'if line["type"] == "artifact" and (wrong := ""):',
+        "if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):",
+        'if isinstance(record, ArtifactRecord) and (refusal := ""):',
         ("tests/worker/test_delivery.py::test_an_artifact_that_is_damaged_or_none_is_told_of_and_not_kept",),
     ),
     Guard(

@@ -16,7 +16,7 @@ from wcl_core.methods.objective import INSTANCE, Weights, objective
 from wcl_core.methods.views import Views
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
-from wcl_core.reporter import MemoryReporter, Record, Request
+from wcl_core.reporter import MemoryReporter, Request
 from wcl_core.training.pretrain import pretrain
 
 
@@ -67,7 +67,7 @@ def training(
     """A run; `stop` asks `stop_rank` for a drain after so many steps."""
     steps = [0]
 
-    def ask(_: list[Record]) -> Request | None:
+    def ask(_: list[dict[str, Any]]) -> Request | None:
         steps[0] += 1  # it is asked once before the first step
         return "drain" if stop and ranks.rank == stop_rank and steps[0] > stop else None
 

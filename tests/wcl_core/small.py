@@ -11,7 +11,7 @@ from wcl_core import data
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation.features import FeatureSet
-from wcl_core.reporter import NullReporter, Record
+from wcl_core.reporter import NullReporter
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 TOTAL_STEPS = STEPS_PER_EPOCH * EPOCHS
@@ -54,7 +54,7 @@ def few_digits() -> ImageData:
     return ImageData(whole.name, train, whole.test, whole.classes, whole.digest)
 
 
-def curves(records: list[Record]) -> dict[tuple[str, int], float | None]:
+def curves(records: list[dict[str, Any]]) -> dict[tuple[str, int], float | None]:
     """Every metric by name and step, without those that depend on the machine."""
     return {
         (name, record["step"]): value

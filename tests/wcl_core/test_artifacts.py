@@ -1,4 +1,4 @@
-"""Artifacts lie whole before they are reported; every image is in its place on a sheet."""
+"""Artifacts are complete before they are reported; every image is in its place on a sheet."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.artifacts import NAME
 from wcl_core import artifacts
+from wcl_core.protocol import ARTIFACT_NAME
 from wcl_core.reporter import MemoryReporter
 from wcl_core.thumbnails import sheet
 
 
-def test_what_is_reported_lies_whole_in_its_folder_also_what_is_replaced(tmp_path: Path) -> None:
+def test_a_reported_artifact_is_complete_also_after_it_was_replaced(tmp_path: Path) -> None:
     reporter = MemoryReporter()
     for content in (b"first", b"second"):
-        artifacts.keep(reporter, tmp_path, "probe.png", content, "image/png")
+        artifacts.keep(reporter, tmp_path, "probe.png", content)
 
     for record, content in zip(reporter.records, (b"first", b"second"), strict=True):
         assert (tmp_path / record["path"]).read_bytes() == content
         assert record["sha256"] == hashlib.sha256(content).hexdigest()
         facts = (record["type"], record["name"], record["size"], record["media_type"])
         assert facts == ("artifact", "probe.png", len(content), "image/png")
-        assert re.fullmatch(NAME, record["name"]), "what a worker delivers"
+        assert re.fullmatch(ARTIFACT_NAME, record["name"]), "a worker delivers such a name only"
     assert len(list((tmp_path / "artifacts").iterdir())) == 2
 
 
-def test_a_disk_that_does_not_take_it_is_a_warning(tmp_path: Path) -> None:
+def test_an_artifact_that_cannot_be_written_becomes_a_warning(tmp_path: Path) -> None:
     (tmp_path / "artifacts").write_text("where the folder should be")
     reporter = MemoryReporter()
-    artifacts.keep(reporter, tmp_path, "probe.png", b"pixels", "image/png")
+    artifacts.keep(reporter, tmp_path, "probe.png", b"pixels")
 
     (record,) = reporter.records
     assert (record["type"], record["reason"]) == ("warning", "artifact_not_kept")

@@ -24,6 +24,7 @@ from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.protocol import ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, RunFile
 from wcl_core.reporter import NullReporter
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
@@ -36,14 +37,14 @@ DIGITS: dict[str, Any] = {"kind": "builtin", "path": None}
 
 def write_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    run = {"kind": "pretrain", "spec": small.fields(), "dataset": DIGITS, "resume": None, "checkpoint": None}
-    (folder / "run.json").write_text(json.dumps(run | changes))
+    run = {"job_id": "job", "attempt": 1, "host": "here", "kind": "pretrain", "spec": small.fields()}
+    RunFile.model_validate(run | {"dataset": DIGITS} | changes).write(folder)
     return folder
 
 
 def spool(folder: Path) -> list[dict[str, Any]]:
     """Every whole line so far; their numbers have no gap."""
-    path = folder / "report.jsonl"
+    path = folder / SPOOL_FILE
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
     assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
@@ -221,7 +222,7 @@ def test_without_a_supervisor_even_a_run_that_hangs_is_gone(
     wait_for(lambda: of(tmp_path / "a", "progress"))
     process.close()
     closed_at = time.monotonic()
-    assert process.status(attempt._ORPHAN_SECONDS + 10) == attempt._ORPHAN_EXIT
+    assert process.status(attempt._ORPHAN_SECONDS + 10) == ORPHANED_EXIT
     assert time.monotonic() - closed_at > attempt._ORPHAN_SECONDS - 1  # it had its time to save
     assert of(tmp_path / "a", "end") == []
 
@@ -342,7 +343,7 @@ def test_a_disk_that_is_full(small_disk: Path) -> None:
 @pytest.mark.parametrize("content", [None, "", "{", '{"kind": "pretrain"}', '{"kind": "magic", "spec": {}}'])
 def test_a_run_file_that_makes_no_sense(tmp_path: Path, content: str | None) -> None:
     if content is not None:
-        (tmp_path / "run.json").write_text(content)
+        (tmp_path / RUN_FILE).write_text(content)
     outcome, reason, text = ends(tmp_path)
     assert (outcome, reason) == ("failed", "internal_error")
     assert "Error" in text

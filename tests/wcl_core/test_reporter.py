@@ -19,8 +19,22 @@ import pytest
 from wcl_core import reporter as reporter_module
 from wcl_core.reporter import ConsoleReporter, MemoryReporter, NullReporter, Reporter, SpoolReporter
 
+RESULT: dict[str, Any] = {
+    "protocol": "knn",
+    "protocol_version": 1,
+    "dataset_digest": "d1",
+    "split_digest": "e1",
+    "params": {"k": 20},
+    "seed": 0,
+    "metric": "top1",
+    "value": 0.5,
+    "stderr": None,
+    "n": 100,
+    "details": None,
+}
 
-def say_everything(reporter: Reporter) -> None:
+
+def report_everything(reporter: Reporter) -> None:
     reporter.started(device="cpu", start_step=3)
     reporter.metrics(4, {"train/loss": 1.5, "train/lr": 0.1})
     reporter.progress(
@@ -33,10 +47,10 @@ def say_everything(reporter: Reporter) -> None:
         eta_seconds=1,
     )
     reporter.progress(step=5, total_steps=10, epoch=2, total_epochs=3, phase="save")
-    reporter.checkpoint(step=5, epoch=2, path="checkpoints/x", sha256="ab", size=7, metrics={"train/loss": 1.5})
-    reporter.artifact(name="probe.png", path="artifacts/x", sha256="cd", size=8, media_type="image/png")
-    reporter.groups(epoch=2, step=5, labels=[0, 1, 0])
-    reporter.evaluation({"protocol": "knn", "value": 0.5, "stderr": None})
+    reporter.checkpoint(step=5, epoch=2, file="checkpoints/x", sha256="ab", size=7, metrics={"train/loss": 1.5})
+    reporter.artifact(name="probe.png", file="artifacts/x", sha256="cd", size=8, media_type="image/png")
+    reporter.weak_labels(epoch=2, step=5, labels=[0, 1, 0])
+    reporter.evaluation(RESULT)
     reporter.warning("corrupt_image", "a/1.png: cut")
     reporter.log("hello", "debug")
     reporter.end("failed", "bad_data", "no image")
@@ -83,7 +97,7 @@ EVERYTHING: list[dict[str, Any]] = [
         "media_type": "image/png",
     },
     {"type": "groups", "epoch": 2, "step": 5, "labels": [0, 1, 0]},
-    {"type": "evaluation", "protocol": "knn", "value": 0.5, "stderr": None},
+    {"type": "evaluation", **RESULT},
     {"type": "warning", "reason": "corrupt_image", "message": "a/1.png: cut"},
     {"type": "log", "level": "debug", "message": "hello"},
     {"type": "end", "outcome": "failed", "reason": "bad_data", "message": "no image"},
@@ -96,22 +110,22 @@ def spooled(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def test_every_verb_is_one_record_of_its_type() -> None:
+def test_every_method_makes_one_record_of_its_type() -> None:
     memory = MemoryReporter()
-    say_everything(memory)
+    report_everything(memory)
     assert memory.records == EVERYTHING
     assert memory.of("end") == EVERYTHING[-1:]
-    say_everything(NullReporter())
+    report_everything(NullReporter())
 
 
 def test_the_spool_numbers_its_lines_from_one(tmp_path: Path) -> None:
-    say_everything(SpoolReporter(tmp_path / "report.jsonl"))
+    report_everything(SpoolReporter(tmp_path / "report.jsonl"))
     expected = [{"seq": number, **record} for number, record in enumerate(EVERYTHING, start=1)]
     assert spooled(tmp_path / "report.jsonl") == expected
     assert [path.name for path in tmp_path.iterdir()] == ["report.jsonl"]
 
 
-def test_a_line_can_be_read_as_soon_as_it_was_said(tmp_path: Path) -> None:
+def test_a_line_can_be_read_as_soon_as_it_is_reported(tmp_path: Path) -> None:
     spool = SpoolReporter(tmp_path / "report.jsonl")
     for number in range(1, 4):
         spool.log("x" * 10_000)
@@ -126,7 +140,7 @@ def test_an_existing_spool_is_never_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_null_beside_a_warning(tmp_path: Path, value: float) -> None:
+def test_a_value_that_is_not_finite_becomes_null_with_a_warning(tmp_path: Path, value: float) -> None:
     spool = SpoolReporter(tmp_path / "report.jsonl")
     spool.metrics(7, {"train/loss": value, "train/lr": 0.5})
     metrics, warning = spooled(tmp_path / "report.jsonl")
@@ -136,37 +150,37 @@ def test_what_is_not_finite_is_null_beside_a_warning(tmp_path: Path, value: floa
     assert "train/lr" not in warning["message"]
 
 
-def test_a_record_that_is_no_json_leaves_no_gap(tmp_path: Path) -> None:
+def test_an_invalid_record_leaves_no_gap(tmp_path: Path) -> None:
     spool = SpoolReporter(tmp_path / "report.jsonl")
-    with pytest.raises(ValueError, match="JSON"):
-        spool.evaluation({"value": math.nan})
+    with pytest.raises(ValueError, match="finite"):
+        spool.evaluation(RESULT | {"value": math.nan})
     with pytest.raises(TypeError):
-        spool.evaluation({"value": object()})
+        spool.evaluation(RESULT | {"params": {"k": object()}})
     spool.end("failed")
     assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == [1]
 
 
-@pytest.mark.parametrize("say", ["warning", "log", "end"])
-def test_text_is_text_that_every_database_takes(tmp_path: Path, say: str) -> None:
+@pytest.mark.parametrize("method", ["warning", "log", "end"])
+def test_text_is_text_that_every_database_takes(tmp_path: Path, method: str) -> None:
     spool = SpoolReporter(tmp_path / "report.jsonl")
     text = os.fsdecode(b"caf\xff\0.png") + " é 中 \u2028 \n"
-    verbs: dict[str, Callable[[], None]] = {
+    methods: dict[str, Callable[[], None]] = {
         "warning": lambda: spool.warning("corrupt_image", text),
         "log": lambda: spool.log(text),
         "end": lambda: spool.end("failed", "bad_data", text),
     }
-    verbs[say]()
+    methods[method]()
     (line,) = spooled(tmp_path / "report.jsonl")
-    assert line["message"] == "caf?\ufffd.png é 中 \u2028 \n"
+    assert line["message"] == "caf\ufffd\ufffd.png é 中 \u2028 \n"
     line["message"].encode()
 
 
-def test_what_forces_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints and the end, and each after its line was written."""
+def test_checkpoints_and_the_end_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each after its line was written."""
     spool = SpoolReporter(tmp_path / "report.jsonl")
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(spooled(tmp_path / "report.jsonl")[-1]["type"]))
-    say_everything(spool)
+    report_everything(spool)
     assert synced == ["checkpoint", "end"]
 
 
@@ -207,35 +221,35 @@ def fill(file: BinaryIO) -> None:
 
 
 def test_the_end_is_written_on_a_disk_that_stays_full(small_disk: Path) -> None:
-    """A real file system, filled to the last byte by somebody else."""
+    """A real file system, filled to the last byte by another process."""
     spool = SpoolReporter(small_disk / "report.jsonl")
 
-    def say_much() -> None:
+    def report_much() -> None:
         for step in range(1000):
             spool.metrics(step, {"train/loss": 1.0})
 
     with (small_disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
         fill(other)
     with pytest.raises(OSError, match="No space"):
-        say_much()
+        report_much()
     spool.end("failed", "disk_full", "x" * 2000)
     lines = spooled(small_disk / "report.jsonl")
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
     assert lines[-1]["reason"] == "disk_full"
 
 
-def test_what_was_said_survives_kill_9(tmp_path: Path) -> None:
+def test_reported_records_survive_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from wcl_core.reporter import SpoolReporter\n"
         "spool = SpoolReporter(Path(sys.argv[1]))\n"
         "for step in range(100): spool.metrics(step, {'train/loss': 1.0})\n"
-        "print('said', flush=True); time.sleep(60)"
+        "print('reported', flush=True); time.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(reporter_module.__file__).parents[1])}
     command = [sys.executable, "-c", code, str(tmp_path / "report.jsonl")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"said\n"
+        assert process.stdout.readline() == b"reported\n"
         process.send_signal(signal.SIGKILL)
     assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == list(range(1, 101))
 
@@ -251,9 +265,9 @@ def test_requests_come_from_outside(tmp_path: Path) -> None:
     assert memory.request() == "cancel"
 
 
-def test_the_console_shows_what_a_person_wants() -> None:
+def test_the_console_shows_records_for_people() -> None:
     stream = io.StringIO()
-    say_everything(ConsoleReporter(stream=stream))
+    report_everything(ConsoleReporter(stream=stream))
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == [
         record["type"] for record in EVERYTHING if record["type"] not in ("progress", "groups")

@@ -1,4 +1,4 @@
-"""Pauses between tries: growing, capped, jittered."""
+"""Backoff: growing pauses with a cap and jitter."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from worker.backoff import Backoff, KeepSpool, Patience
+from worker.backoff import Backoff, DrainableBackoff, KeepSpool
 
 
-def test_pauses_grow_to_a_cap_that_leaves_a_lease_several_tries() -> None:
+def test_pauses_grow_to_a_cap_that_fits_several_times_into_a_lease() -> None:
     for lease_seconds, cap in ((60.0, 10.0), (4.0, 4 / 6), (3600.0, 10.0)):
         backoff = Backoff(lease_seconds)
         pauses = [backoff.pause() for _ in range(50)]
@@ -19,7 +19,7 @@ def test_pauses_grow_to_a_cap_that_leaves_a_lease_several_tries() -> None:
         assert pauses[0] <= 1.0
 
 
-def test_of_many_that_wait_no_two_return_together() -> None:
+def test_many_waiters_do_not_retry_together() -> None:
     backoffs = [Backoff(60.0) for _ in range(200)]
     for _ in range(6):
         pauses = [backoff.pause() for backoff in backoffs]
@@ -28,7 +28,7 @@ def test_of_many_that_wait_no_two_return_together() -> None:
     assert max(pauses) - min(pauses) > 4
 
 
-def test_a_success_begins_again_with_short_pauses() -> None:
+def test_a_success_resets_the_pauses() -> None:
     backoff = Backoff(60.0)
     for _ in range(10):
         backoff.pause()
@@ -37,15 +37,15 @@ def test_a_success_begins_again_with_short_pauses() -> None:
     assert backoff.pause() <= 1.0
 
 
-def test_patience_ends_when_the_worker_has_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_soon_when_the_worker_drains(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("worker.backoff.time.monotonic", lambda: now[0])
     monkeypatch.setattr("worker.backoff.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     draining = threading.Event()
     draining.set()
-    patience = Patience(draining, 60.0)
+    backoff = DrainableBackoff(draining, 60.0)
     while now[0] <= 4:
-        patience.wait()
+        backoff.wait()
 
     with pytest.raises(KeepSpool):
-        patience.wait()
+        backoff.wait()

@@ -102,7 +102,7 @@ def spool(database: Database, tmp_path: Path) -> Spool:
 def deliver_all(delivery: Delivery) -> None:
     while delivery.collect():
         delivery.send()
-    eventually(lambda: not delivery.is_sweeping(), "the sweep")
+    eventually(lambda: not delivery.is_collecting_garbage(), "the garbage collection")
 
 
 def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
@@ -226,7 +226,7 @@ def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
     with pytest.raises(Superseded):
         delivery.send()
     delivery.discard()
-    eventually(lambda: not delivery.is_sweeping(), "the sweep")
+    eventually(lambda: not delivery.is_collecting_garbage(), "the garbage collection")
 
     assert spool.values() == []
     assert spool.checkpoints() == []
@@ -246,7 +246,7 @@ def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> N
     with pytest.raises(Superseded):
         late.send()
     late.discard()
-    eventually(lambda: not late.is_sweeping(), "the sweep")
+    eventually(lambda: not late.is_collecting_garbage(), "the garbage collection")
 
     (row,) = spool.checkpoints()
     assert hashlib.sha256(spool.storage.path(row.path).read_bytes()).hexdigest() == sha256

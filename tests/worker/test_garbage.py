@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,9 @@ from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT
 from tests.worker.test_delivery import Spool, deliver_all
+from wcl_core.protocol import RunFile
 from worker import recovery
-from worker.garbage import sweep
+from worker.garbage import collect_garbage
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def end(spool: Spool) -> None:
     spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
 
 
-def settle(spool: Spool, data_dir: Path) -> None:
+def recover(spool: Spool, data_dir: Path) -> None:
     """What a worker does when it starts."""
-    recovery.settle(spool.database, spool.storage, Settings(data_dir=data_dir))
-    sweep(spool.database, spool.storage, spool.storage.job_ids())
+    recovery.recover(spool.database, spool.storage, Settings(data_dir=data_dir))
+    collect_garbage(spool.database, spool.storage, spool.storage.job_ids())
 
 
 def test_the_file_of_a_checkpoint_that_is_not_kept_goes_after_the_commit(spool: Spool) -> None:
@@ -67,7 +67,7 @@ def test_a_crash_before_the_file_goes_leaves_no_row_without_file_and_no_lasting_
     assert [spool.storage.path(row.path).read_bytes() for row in spool.checkpoints()] == [b"newer"]
     assert len(stored(spool)) == 2
 
-    settle(spool, tmp_path / "data")
+    recover(spool, tmp_path / "data")
     assert stored(spool) == ["step-00000010.safetensors"]
 
 
@@ -78,10 +78,10 @@ def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spo
         (tmp_path / "written").write_bytes(b"not registered")
         spool.storage.put(tmp_path / "written", f"{spool.job_id}/{spool.number}/{name}")
 
-    sweep(spool.database, spool.storage, [spool.job_id])
+    collect_garbage(spool.database, spool.storage, [spool.job_id])
     assert len(stored(spool)) == 3
     end(spool)
-    sweep(spool.database, spool.storage, [spool.job_id])
+    collect_garbage(spool.database, spool.storage, [spool.job_id])
     assert stored(spool) == ["step-00000005.safetensors"]
 
 
@@ -95,7 +95,7 @@ def test_an_artifact_stays_until_its_name_is_made_again(spool: Spool) -> None:
     assert {f"{first[:16]}-probe.png", f"{third[:16]}-probe.png"} <= set(stored(spool))
 
     end(spool)
-    sweep(spool.database, spool.storage, [spool.job_id])
+    collect_garbage(spool.database, spool.storage, [spool.job_id])
 
     names = [f"{second[:16]}-probe.json", f"{third[:16]}-probe.png", "step-00000010.safetensors"]
     assert stored(spool) == sorted(names)
@@ -106,7 +106,7 @@ def test_files_of_another_database_are_left_alone(spool: Spool, tmp_path: Path) 
     (tmp_path / "written").write_bytes(b"of another service")
     spool.storage.put(tmp_path / "written", "01a00000-0000-7000-8000-000000000001/1/step-1.safetensors")
 
-    settle(spool, tmp_path / "data")
+    recover(spool, tmp_path / "data")
 
     assert stored(spool) == ["step-1.safetensors"]
 
@@ -118,10 +118,10 @@ def test_an_attempts_folder_without_its_run_file_goes_once_the_attempt_is_over(s
     for folder in (bare, unknown):
         folder.mkdir(parents=True)
 
-    settle(spool, tmp_path / "data")
+    recover(spool, tmp_path / "data")
     assert bare.exists()
     end(spool)
-    settle(spool, tmp_path / "data")
+    recover(spool, tmp_path / "data")
 
     assert not bare.exists()
     assert unknown.exists()
@@ -130,10 +130,11 @@ def test_an_attempts_folder_without_its_run_file_goes_once_the_attempt_is_over(s
 def test_a_folder_of_this_host_whose_attempt_is_over_goes(spool: Spool, tmp_path: Path) -> None:
     folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.job_id / "1"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"host": socket.gethostname()}))
+    identity = {"job_id": spool.job_id, "attempt": 1, "host": socket.gethostname(), "kind": "pretrain"}
+    RunFile.model_validate(identity | {"spec": {}, "dataset": {"kind": "builtin"}}).write(folder)
     end(spool)
 
-    settle(spool, tmp_path / "data")
+    recover(spool, tmp_path / "data")
 
     assert not folder.exists()
 
@@ -154,7 +155,7 @@ def test_a_sweep_asks_the_database_about_hundreds_of_jobs_at_once(spool: Spool) 
     asked: list[str] = []
     event.listen(spool.database.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
 
-    sweep(spool.database, spool.storage, [*others[:225], spool.job_id, *others[225:]])
+    collect_garbage(spool.database, spool.storage, [*others[:225], spool.job_id, *others[225:]])
 
     assert len(stored(spool)) == 450
     assert sum(statement.startswith("SELECT") for statement in asked) == 2 * 3
@@ -170,7 +171,7 @@ def test_what_cannot_be_swept_holds_up_nothing_behind_it(spool: Spool) -> None:
     put(spool, f"{spool.job_id}/1/step-1.safetensors")
     end(spool)
 
-    sweep(spool.database, Broken(spool.storage.root), ["broken"] * 200 + [spool.job_id])
+    collect_garbage(spool.database, Broken(spool.storage.root), ["broken"] * 200 + [spool.job_id])
 
     assert stored(spool) == []
 
@@ -185,7 +186,7 @@ def test_a_start_looks_through_the_storage_beside_its_work(
     spool.storage = LocalStorage(settings.checkpoints_dir)
     put(spool, f"{spool.job_id}/1/step-1.safetensors")
 
-    recovery.settle(spool.database, spool.storage, settings)
+    recovery.recover(spool.database, spool.storage, settings)
     assert stored(spool) == ["step-1.safetensors"]
 
     start_worker(sqlite_database)

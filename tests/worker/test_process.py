@@ -1,4 +1,4 @@
-"""The training process: what it gets, how it is asked, how it and all it started end."""
+"""The training process: its environment, requests to it, and its end with all child processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import pytest
 
 from tests.waiting import eventually
 from tests.worker.running import ENDLESS
+from wcl_core.protocol import DatasetSource, RunFile
 from worker.process import MARK, TrainingProcess, marked, module_environment
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    dataset = {"kind": "builtin", "path": None}
-    run: dict[str, Any] = {"kind": "pretrain", "spec": ENDLESS, "dataset": dataset, "resume": None, "checkpoint": None}
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    dataset = DatasetSource(kind="builtin")
+    run = RunFile(job_id="job", attempt=1, host="here", kind="pretrain", spec=ENDLESS, dataset=dataset)
+    run.write(tmp_path)
     return tmp_path
 
 
@@ -35,11 +36,11 @@ def is_training(folder: Path) -> bool:
     return any(record["type"] == "metrics" for record in records(folder))
 
 
-def test_an_asked_run_saves_and_ends(folder: Path) -> None:
+def test_a_drained_run_saves_and_ends(folder: Path) -> None:
     process = TrainingProcess(folder, "job/1")
     eventually(lambda: is_training(folder), "training")
 
-    process.ask("drain")
+    process.request("drain")
 
     assert eventually(lambda: process.exit_code() is not None, "the end")
     assert process.exit_code() == 0
@@ -96,11 +97,11 @@ def test_killing_reaches_processes_that_left_for_a_session_of_their_own(folder: 
 def test_a_cancel_overrides_and_is_never_overridden(folder: Path) -> None:
     process = TrainingProcess(folder, "job/1")
     try:
-        process.ask("pause")
-        process.ask("cancel")
-        process.ask("drain")
+        process.request("pause")
+        process.request("cancel")
+        process.request("drain")
 
-        assert process.asked == "cancel"
+        assert process.requested == "cancel"
         eventually(lambda: process.exit_code() is not None, "the end")
         assert records(folder)[-1]["outcome"] == "cancelled"
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from jobs.database import Database
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
-from wcl_core import attempt
-from worker.process import PEER_LOST_EXIT, _worst, failure_of, marked
+from wcl_core.protocol import PEER_LOST_EXIT, Failure, failure_file
+from worker.exit_reason import read_failure
+from worker.process import _worst, marked
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,7 +45,7 @@ def test_a_job_of_two_ranks_succeeds(sqlite_database: Database, jobs: Jobs, star
     (started,) = (event for event in jobs.events(job_id) if event.type == "started")
     assert started.data["world_size"] == 2
     eventually(worker.is_idle, "the worker's rest")
-    assert list((worker.attempt_folder / "attempts").iterdir()) == []
+    assert list((worker.folder / "attempts").iterdir()) == []
 
 
 def test_a_killed_rank_ends_the_attempt_and_a_cancel_all_ranks(
@@ -91,17 +91,13 @@ def test_all_ranks_end_with_their_worker(sqlite_database: Database, jobs: Jobs, 
         ([1, -9, PEER_LOST_EXIT], -9),
     ],
 )
-def test_of_several_ends_the_one_that_says_most_counts(codes: list[int | None], worst: int | None) -> None:
+def test_the_exit_code_that_explains_most_counts(codes: list[int | None], worst: int | None) -> None:
     assert _worst(codes) == worst
 
 
-def test_the_code_of_a_rank_that_lost_the_others_is_known_without_torch() -> None:
-    assert attempt.PEER_LOST_EXIT == PEER_LOST_EXIT
+def test_the_failure_of_another_rank_than_the_first_is_read(tmp_path: Path) -> None:
+    assert read_failure(tmp_path) is None
+    failure = Failure(outcome="failed", reason="out_of_memory", message="CUDA out of memory")
+    (tmp_path / failure_file(3)).write_text(failure.model_dump_json())
 
-
-def test_another_rank_than_the_first_leaves_its_last_word(tmp_path: Path) -> None:
-    assert failure_of(tmp_path) is None
-    word = {"outcome": "failed", "reason": "out_of_memory", "message": "CUDA out of memory"}
-    (tmp_path / "failure-3.json").write_text(json.dumps(word))
-
-    assert failure_of(tmp_path) == ("failed", "out_of_memory", "rank 3: CUDA out of memory")
+    assert read_failure(tmp_path) == ("failed", "out_of_memory", "rank 3: CUDA out of memory")

@@ -6,12 +6,19 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+
+from wcl_core.protocol import LogRecord, MetricsRecord, StartedRecord, WarningRecord
 from worker.spool import Output, Records, Tail
 
 
 def append(path: Path, data: bytes) -> None:
     with path.open("ab") as file:
         file.write(data)
+
+
+def line(seq: int, message: str = "x") -> bytes:
+    return json.dumps({"seq": seq, "type": "log", "level": "info", "message": message}).encode() + b"\n"
 
 
 def test_every_line_comes_once_however_the_writes_fall(tmp_path: Path) -> None:
@@ -33,21 +40,69 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
     records = Records(path)
     assert records.new() == []
 
-    append(path, b'{"seq": 1}\n{"se')
-    assert records.new() == [{"seq": 1}]
-    append(path, b'q": 2}\n')
-    assert records.new() == [{"seq": 2}]
+    append(path, line(1) + line(2)[:5])
+    assert records.new() == [LogRecord(seq=1, level="info", message="x")]
+    append(path, line(2)[5:])
+    assert records.new() == [LogRecord(seq=2, level="info", message="x")]
 
 
 def test_more_than_one_read_is_taken_in_parts_and_in_order(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    rows = [{"seq": number, "filling": "x" * 5000} for number in range(1, 600)]
-    append(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    append(path, b"".join(line(number, "x" * 5000) for number in range(1, 600)))
     records, found = Records(path), []
     while new := records.new():
         found += new
 
-    assert found == rows
+    assert found == [LogRecord(seq=number, level="info", message="x" * 5000) for number in range(1, 600)]
+
+
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        b"{",
+        b"\xff",
+        b"[]",
+        b'{"seq": 2, "type": "metrics", "step": 1}',
+        b'{"seq": 2, "type": "metrics", "step": 18446744073709551616, "values": {}}',
+        b'{"seq": 2, "type": "unknown"}',
+        b'{"seq": 7, "type": "log", "level": "info", "message": "x"}',
+        b"{\n{",
+        b"[" * 100_000,
+    ],
+)
+def test_an_invalid_record_becomes_a_warning_and_blocks_nothing(tmp_path: Path, invalid: bytes) -> None:
+    path = tmp_path / "file"
+    append(path, line(1) + invalid + b"\n" + line(3))
+    records = Records(path).new()
+
+    assert [record.seq for record in records] == [1, 2, 3]
+    assert isinstance(records[1], WarningRecord)
+    assert records[1].reason == "invalid_record"
+    assert "record 2" in records[1].message
+
+
+def test_invalid_records_at_the_end_are_reported_once_the_run_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    append(path, line(1) + b"{\n")
+    records = Records(path)
+
+    assert [record.seq for record in records.new()] == [1]
+    assert records.new() == []
+    assert [(record.seq, record.type) for record in records.new(is_over=True)] == [(2, "warning")]
+    assert records.new(is_over=True) == []
+
+
+def test_text_and_numbers_of_records_are_ones_that_every_database_takes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    append(path, b'{"seq": 1, "type": "log", "level": "a\\u0000", "message": "b\\ud800"}\n')
+    append(path, b'{"seq": 2, "type": "metrics", "step": 1, "values": {"a": NaN, "b": 1e999, "c\\ud800": 1}}\n')
+    append(path, b'{"seq": 3, "type": "started", "start_step": 0, "x": {"y\\u0000": [1e999, "\\udfff"]}}\n')
+    text, metrics, started = Records(path).new()
+
+    assert text == LogRecord(seq=1, level="a\ufffd", message="b\ufffd")
+    assert metrics == MetricsRecord(seq=2, step=1, values={"a": None, "b": None, "c\ufffd": 1.0})
+    assert isinstance(started, StartedRecord)
+    assert started.environment == {"x": {"y\ufffd": [None, "\ufffd"]}}
 
 
 def test_an_endless_line_is_cut(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_job_runs_to_its_end_and_leaves_no_folder(
     assert (job.status, job.failures, job.attempt) == ("succeeded", 0, 1)
     assert jobs.num_checkpoints(job_id) == 2
     eventually(worker.is_idle, "the worker's rest")
-    assert list((worker.attempt_folder / "attempts").iterdir()) == []
+    assert list((worker.folder / "attempts").iterdir()) == []
 
 
 def test_pause_resume_cancel(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_named(
     with sqlite_database.read() as session:
         newest = checkpoints.newest(session, trained)
     assert newest
-    path = worker.attempt_folder / "checkpoints" / newest.path
+    path = worker.folder / "checkpoints" / newest.path
     if damage == "absent":
         path.unlink()
     else:
@@ -190,7 +190,7 @@ def test_an_outage_of_the_database_costs_a_run_nothing(
     run = worker.run_process()
     assert run
     name = postgres_database.engine.url.database
-    spool = worker.attempt_folder / "attempts" / job_id / "1" / "report.jsonl"
+    spool = worker.folder / "attempts" / job_id / "1" / "report.jsonl"
 
     with psycopg.connect(postgres_server, autocommit=True) as administrator:
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -294,8 +294,8 @@ def test_a_damaged_newest_checkpoint_is_passed_by(
 ) -> None:
     worker = start_worker(sqlite_database)
     newest, second, third, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 4)
-    (worker.attempt_folder / "checkpoints" / newest.path).unlink()
-    flipped = worker.attempt_folder / "checkpoints" / second.path
+    (worker.folder / "checkpoints" / newest.path).unlink()
+    flipped = worker.folder / "checkpoints" / second.path
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
@@ -338,8 +338,8 @@ def test_a_storage_folder_that_is_not_mounted_damages_nothing(
 ) -> None:
     worker = start_worker(sqlite_database)
     newest, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
-    folder = worker.attempt_folder / "checkpoints"
-    folder.rename(worker.attempt_folder / "unmounted")
+    folder = worker.folder / "checkpoints"
+    folder.rename(worker.folder / "unmounted")
     folder.mkdir()
 
     sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
@@ -348,7 +348,7 @@ def test_a_storage_folder_that_is_not_mounted_damages_nothing(
         "the pause",
     )
     folder.rmdir()
-    (worker.attempt_folder / "unmounted").rename(folder)
+    (worker.folder / "unmounted").rename(folder)
     sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
 
     assert job is not None

@@ -1,6 +1,6 @@
 """A map of the feature space: images of one split in two dimensions, with their nearest neighbours, to be looked at.
 
-Artifacts `map.json`, whose keys `_facts` lists, and `map.png`, the images in the same order.  PCA and t-SNE (van der
+Artifacts `map.json` (`protocol.MapFacts`) and `map.png`, the images in the same order.  PCA and t-SNE (van der
 Maaten & Hinton, JMLR 2008) both see L2-normalised features, of which t-SNE keeps the first 50 principal components, so
 near means near by cosine.  t-SNE keeps neighbourhoods: its distances, sizes and gaps between groups mean nothing.
 """
@@ -22,6 +22,7 @@ from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.networks.model import Model
+from wcl_core.protocol import MAP_FACTS, MAP_PICTURE, MapFacts
 from wcl_core.reporter import Reporter
 from wcl_core.thumbnails import sheet
 
@@ -53,23 +54,23 @@ def keep_map(
     if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
         components = weak_components(checkpoint_path, rows)
     made = sheet(split.plain(index), max_tile=_MAX_TILE)
-    facts = {
-        "version": VERSION,
-        "dataset": data.name,
-        "dataset_digest": data.digest,
-        "split": spec.map.split,
-        "split_images": len(split),
-        "split_digest": split.digest,
-        "class_names": list(data.classes),
-        "tile": made.tile,
-        "columns": made.columns,
-        "indices": index.tolist(),
-        "labels": [label if label >= 0 else None for label in split.labels[index].tolist()],
-        "components": components,
+    facts = MapFacts(
+        version=VERSION,
+        dataset=data.name,
+        dataset_digest=data.digest,
+        split=spec.map.split,
+        split_images=len(split),
+        split_digest=split.digest,
+        class_names=list(data.classes),
+        tile=made.tile,
+        columns=made.columns,
+        indices=index.tolist(),
+        labels=[label if label >= 0 else None for label in split.labels[index].tolist()],
+        components=components,
         **layout(rows, spec.map.perplexity, spec.seed),
-    }
-    artifacts.keep(reporter, output_dir, "map.png", made.png, "image/png")
-    artifacts.keep(reporter, output_dir, "map.json", json.dumps(facts).encode(), "application/json")
+    )
+    artifacts.keep(reporter, output_dir, MAP_PICTURE, made.png)
+    artifacts.keep(reporter, output_dir, MAP_FACTS, json.dumps(facts.model_dump()).encode())
 
 
 def chosen(count: int, limit: int, seed: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What a batch of embeddings says of a representation without training anything on it.
 
-Pure functions: tensors in, floats out, no gradient, float64 inside. `probe` decides on which batch and when.
+Pure functions: tensors in, floats out, no gradient, float64 inside.  `training.monitor_batch` decides
+on which images and when.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.pace import Interrupted, Pace
 from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
-from wcl_core.reporter import OUTCOME_OF, Outcome, Reporter
+from wcl_core.protocol import OUTCOME_OF, Outcome
+from wcl_core.reporter import Reporter
 
 
 def evaluate(
@@ -87,7 +88,7 @@ def _folder(protocol: str, output_dir: Path | None) -> Path:
 def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Reporter, output_dir: Path) -> None:
     written = write_embeddings(output_dir / FILE_NAME, subject.features, spec, data)
     reporter.checkpoint(
-        step=0, epoch=0, path=FILE_NAME, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"
+        step=0, epoch=0, file=FILE_NAME, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from wcl_core.config import PretrainSpec
-from wcl_core.reporter import Outcome
+from wcl_core.protocol import COMPONENT_SHARE, EMBEDDING_DEVIATION, EMBEDDING_RANKME, FailureReason, Outcome
 
 # Three bounds [D]. Runs on digits that learn showed at least .09, 2.0 and .21, from their first epoch on, one that
 # hardly did about .05 and 1.55; most looks at runs with an absurd rate or weight decay less than .012 and 1.25.
@@ -23,7 +23,7 @@ CHECKS = 3
 class StoppedError(ArithmeticError):
     """Training stopped making sense; `outcome` is what the spec wants then, `reason` why."""
 
-    reason: ClassVar[str]
+    reason: ClassVar[FailureReason]
 
     def __init__(self, message: str, outcome: Outcome = "failed") -> None:
         super().__init__(message)
@@ -79,9 +79,9 @@ class CollapseWatch:
 def collapse_signs(values: Mapping[str, float]) -> list[str]:
     """The bounds that a set of monitors is below, each in words."""
     bounds = {
-        "embedding/std": MIN_DEVIATION,
-        "embedding/rankme": MIN_RANKME,
-        "weak/component_share": MIN_COMPONENT_SHARE,
+        EMBEDDING_DEVIATION: MIN_DEVIATION,
+        EMBEDDING_RANKME: MIN_RANKME,
+        COMPONENT_SHARE: MIN_COMPONENT_SHARE,
     }
     return [
         f"{name} = {values[name]:.3g} is below {bound:g}"

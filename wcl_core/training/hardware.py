@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from wcl_core.protocol import CPU_PERCENT, GPU_MEMORY_MIB, GPU_PERCENT, PROCESS_MEMORY_MIB
+
 EVERY_SECONDS = 5.0
 _MEBIBYTE = 1 << 20
 
@@ -44,22 +46,22 @@ class Hardware:
     def _processor(self, now: float) -> dict[str, float]:
         (before, used_before), used = self._since, time.process_time()
         self._since = (now, used)
-        return {"system/cpu_percent": 100 * (used - used_before) / (now - before)} if now > before else {}
+        return {CPU_PERCENT: 100 * (used - used_before) / (now - before)} if now > before else {}
 
     def _memory(self) -> dict[str, float]:
         try:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
         except (OSError, ValueError, IndexError):
             return {}
-        return {"system/process_memory_mib": pages * os.sysconf("SC_PAGE_SIZE") / _MEBIBYTE}
+        return {PROCESS_MEMORY_MIB: pages * os.sysconf("SC_PAGE_SIZE") / _MEBIBYTE}
 
     def _gpu(self) -> dict[str, float]:
         if self._device.type != "cuda":
             return {}
-        found = {"system/gpu_memory_mib": torch.cuda.memory_reserved(self._device) / _MEBIBYTE}
+        found = {GPU_MEMORY_MIB: torch.cuda.memory_reserved(self._device) / _MEBIBYTE}
         if self._has_nvml:
             try:
-                found["system/gpu_percent"] = float(torch.cuda.utilization(self._device))
+                found[GPU_PERCENT] = float(torch.cuda.utilization(self._device))
             except Exception:  # the library is absent, or it says in its own ways that this GPU does not tell
                 self._has_nvml = False
         return found

@@ -1,7 +1,7 @@
-"""A fixed batch of train images, looked at in eval mode at epoch ends: what the monitors say of the network.
+"""The monitor batch: fixed train images that the monitors measure in eval mode at epoch ends.
 
-The images are chosen by the seed, one view is the plain image and the other one random view that is the same at every
-epoch [D].  Nothing here touches the training state or a global random generator, and no rank has to wait for another.
+The seed chooses the images.  One view is the plain image; the other is one random view, the same at every epoch [D].
+Nothing here changes the training state or a global random generator, and no rank waits for another.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from wcl_core.images.augment import normalised, random_view
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.networks.model import Model
+from wcl_core.protocol import (
+    ADJUSTED_MUTUAL_INFORMATION,
+    COMPONENT_SHARE,
+    MONITOR_BATCH_FACTS,
+    MONITOR_BATCH_PICTURE,
+    MonitorBatchFacts,
+)
 from wcl_core.reporter import Reporter
 from wcl_core.thumbnails import sheet
 
@@ -30,24 +37,24 @@ _CHUNK = 128
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the monitors say at one moment.
+class Measurement:
+    """Values of the monitors after one epoch.
 
     Attributes:
         values: all monitors by name: `repr/...` of the pooled features, `embedding/...` of the first head's output, and
             `weak/...` where a head makes weak labels.
-        labels: (B,) int64 weak labels of the probe's plain images, where a head makes them.
+        labels: (B,) int64 weak labels of the plain images, where a head makes them.
     """
 
     values: dict[str, float]
     labels: Tensor | None
 
 
-class Probe:
-    """The batch, on the device.
+class MonitorBatch:
+    """The images, on the device.
 
     Args:
-        spec: its seed chooses the images; at most 512 of them, at most a global batch.
+        spec: its seed chooses the images; at most 512, and at most a global batch.
         train: the train split.
         device: of the model.
     """
@@ -57,26 +64,25 @@ class Probe:
         self._spec, self._images = spec, train.plain(index).to(device)
         self._index, self._classes = index, train.labels[index]
 
-    def show(self, reporter: Reporter, output_dir: Path, class_names: Sequence[str]) -> None:
-        """Keep the images as `probe.png`, and beside it `probe.json`, which says what they are.
+    def keep(self, reporter: Reporter, output_dir: Path, class_names: Sequence[str]) -> None:
+        """Keep the images as two artifacts: a picture, and the facts (`MonitorBatchFacts`) of its tiles.
 
-        `indices` are places in the train split, `classes` are null where an image has none; `tile` and `columns` say
-        where an image is in the picture, whose tiles have the order of `labels` (Measured).
+        The tiles have the order of `Measurement.labels`.
         """
-        made = sheet(self._images)
-        facts = {
-            "indices": self._index.tolist(),
-            "classes": [label if label >= 0 else None for label in self._classes.tolist()],
-            "class_names": list(class_names),
-            "tile": made.tile,
-            "columns": made.columns,
-        }
-        artifacts.keep(reporter, output_dir, "probe.png", made.png, "image/png")
-        artifacts.keep(reporter, output_dir, "probe.json", json.dumps(facts).encode(), "application/json")
+        picture = sheet(self._images)
+        facts = MonitorBatchFacts(
+            indices=self._index.tolist(),
+            classes=[label if label >= 0 else None for label in self._classes.tolist()],
+            class_names=list(class_names),
+            tile=picture.tile,
+            columns=picture.columns,
+        )
+        artifacts.keep(reporter, output_dir, MONITOR_BATCH_PICTURE, picture.png)
+        artifacts.keep(reporter, output_dir, MONITOR_BATCH_FACTS, json.dumps(facts.model_dump()).encode())
 
     @torch.no_grad()
-    def measure(self, model: Model) -> Measured:
-        """Look at the network as it is now; its modes are put back."""
+    def measure(self, model: Model) -> Measurement:
+        """Measure the network as it is now; afterwards its modules are in their former modes."""
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -88,9 +94,9 @@ class Probe:
         first = model.head_names[0]
         values = {**_spread("repr", h, h_view), **_spread("embedding", rows[first], rows_of_view[first])}
         if model.labels_head is None:
-            return Measured(values, None)
+            return Measurement(values, None)
         labels = weak_labels(rows[model.labels_head])
-        return Measured({**values, **self._weak(labels)}, labels)
+        return Measurement({**values, **self._weak(labels)}, labels)
 
     def _views(self) -> tuple[Tensor, Tensor]:
         spec = self._spec
@@ -100,8 +106,8 @@ class Probe:
 
     def _weak(self, labels: Tensor) -> dict[str, float]:
         return {
-            "weak/component_share": monitors.component_share(labels),
-            "weak/ami": monitors.adjusted_mutual_information(labels, self._classes),
+            COMPONENT_SHARE: monitors.component_share(labels),
+            ADJUSTED_MUTUAL_INFORMATION: monitors.adjusted_mutual_information(labels, self._classes),
         }
 
 

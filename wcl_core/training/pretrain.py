@@ -25,13 +25,23 @@ from wcl_core.evaluation.knn import knn_top1
 from wcl_core.methods.base import Batch, Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
-from wcl_core.reporter import OUTCOME_OF, NullReporter, Outcome, Reporter, Request
+from wcl_core.protocol import (
+    IMAGES_PER_SECOND,
+    KNN_TOP1,
+    LEARNING_RATE,
+    OUTCOME_OF,
+    TRAIN_LOSS,
+    TRAIN_PREFIX,
+    Outcome,
+    Request,
+)
+from wcl_core.reporter import NullReporter, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate
 from wcl_core.training.clock import Clock
 from wcl_core.training.collapse import CollapseError, CollapseWatch, non_finite_error
 from wcl_core.training.hardware import Hardware
 from wcl_core.training.learner import Learner
-from wcl_core.training.monitor_batch import Probe
+from wcl_core.training.monitor_batch import MonitorBatch
 from wcl_core.training.optimizer import build_optimizer, warning_of
 from wcl_core.training.saving import Saver, environment
 from wcl_core.training.step_metrics import Window, weak_label_metrics
@@ -40,7 +50,6 @@ from wcl_core.training.view_maker import ViewMaker
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
-_KNN_METRIC = "eval/knn_top1"
 
 
 def pretrain(
@@ -120,7 +129,7 @@ class _Run:
         self.labels = split.labels.to(self.device)
         self.latest: dict[str, float] = {}
         self.window = Window()
-        self.probe, self.collapse = Probe(config, dataset.train, self.device), CollapseWatch()
+        self.monitor_batch, self.collapse = MonitorBatch(config, dataset.train, self.device), CollapseWatch()
         self.clock, self.hardware = Clock(self.step, config.batch_size), Hardware(self.device)
 
     def _network(self) -> Model:
@@ -155,7 +164,7 @@ class _Run:
         self._progress("train")
         if request := self._request():
             return OUTCOME_OF[request]
-        self._show_probe()
+        self._keep_monitor_batch()
         if self.step == 0:
             self._evaluate(epoch=0)
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
@@ -200,7 +209,7 @@ class _Run:
         self.optimizer.step()
         self.learner.follow()
         self.step += 1
-        self.latest.pop(_KNN_METRIC, None)  # it belongs to the step where it was measured
+        self.latest.pop(KNN_TOP1, None)  # it belongs to the step where it was measured
         self.window.add(torch.stack((found.total.detach(), *found.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
             self._log(rate, found, self.labels[index])
@@ -215,15 +224,15 @@ class _Run:
     def _log(self, rate: float, found: Loss, classes: Tensor) -> None:
         """Read the window's means from the device, once; all ranks have the same, since each has the whole batch."""
         total, *terms = self.window.means()
-        values = {f"train/{name}": mean for name, mean in zip(found.terms, terms, strict=True)}
-        values |= {"train/loss": total, "train/lr": rate}
+        values = {f"{TRAIN_PREFIX}{name}": mean for name, mean in zip(found.terms, terms, strict=True)}
+        values |= {TRAIN_LOSS: total, LEARNING_RATE: rate}
         if found.labels is not None:
             known = None if self.dataset.unlabelled is not None else classes
             values |= weak_label_metrics(*found.labels, known)
         if speed := self.clock.window_images_per_second(self.step):
-            values["train/images_per_second"] = speed
+            values[IMAGES_PER_SECOND] = speed
         values |= self.hardware.due()
-        self.latest |= {"train/loss": total}
+        self.latest |= {TRAIN_LOSS: total}
         self.reporter.metrics(self.step, values)
         if total - total != 0:  # NaN or infinite
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
@@ -239,17 +248,17 @@ class _Run:
         self._progress("evaluate")
         with self.clock.stopped():
             features = network_features(self.model.backbone, self.dataset, self.device)
-            self.latest[_KNN_METRIC] = knn_top1(features, k, _KNN_TEMPERATURE)
-        self.reporter.metrics(self.step, {_KNN_METRIC: self.latest[_KNN_METRIC]})
+            self.latest[KNN_TOP1] = knn_top1(features, k, _KNN_TEMPERATURE)
+        self.reporter.metrics(self.step, {KNN_TOP1: self.latest[KNN_TOP1]})
 
-    def _show_probe(self) -> None:
-        """The images whose groups are reported; at every start, since nobody knows what was delivered of a lost one."""
+    def _keep_monitor_batch(self) -> None:
+        """Keep the images whose weak labels are reported; at every start, since an earlier attempt may be lost."""
         if self.ranks.is_first and self.config.monitor_every_epochs and self.model.labels_head is not None:
             with self.clock.stopped():
-                self.probe.show(self.reporter, self.output_dir, self.dataset.classes)
+                self.monitor_batch.keep(self.reporter, self.output_dir, self.dataset.classes)
 
     def _monitor(self, epoch: int) -> None:
-        """Monitors of the probe every `monitor_every_epochs`, and what follows from a collapse."""
+        """Measure the monitor batch every `monitor_every_epochs` epochs, and react to a collapse."""
         every = self.config.monitor_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs):
             return
@@ -264,9 +273,9 @@ class _Run:
 
     def _look_for_collapse(self, epoch: int) -> str | None:
         with self.clock.stopped():
-            measured = self.probe.measure(self.model)
+            measured = self.monitor_batch.measure(self.model)
         if measured.labels is not None:  # first: who sees the metrics finds the groups
-            self.reporter.groups(epoch=epoch, step=self.step, labels=measured.labels.tolist())
+            self.reporter.weak_labels(epoch=epoch, step=self.step, labels=measured.labels.tolist())
         self.reporter.metrics(self.step, measured.values)
         if (found := self.collapse.check(measured.values)) and self.collapse.is_new:
             self.reporter.warning("collapse", found)

@@ -18,6 +18,7 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.data import ImageData
 from wcl_core.distributed import Ranks
+from wcl_core.protocol import CHECKPOINTS_FOLDER
 from wcl_core.reporter import Reporter
 from wcl_core.training.collapse import non_finite_error
 from wcl_core.training.learner import Learner
@@ -82,11 +83,11 @@ class Saver:
     def save(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Copy the state and have it written while the training goes on."""
         self.register()
-        name = f"checkpoints/step-{step:08d}.safetensors"
+        name = f"{CHECKPOINTS_FOLDER}/step-{step:08d}.safetensors"
         if self._is_first:
             self._writer.start(self._output_dir / name, self._state(), self._metadata(step, epoch))
         self.saved_step = step
-        self._unregistered = {"step": step, "epoch": epoch, "path": name, "metrics": dict(metrics)}
+        self._unregistered = {"step": step, "epoch": epoch, "file": name, "metrics": dict(metrics)}
 
     def register(self) -> None:
         """Wait for the checkpoint that is being written, if any, and report it: it lies whole on the disk.

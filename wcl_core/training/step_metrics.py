@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.methods.weak_labels import pair_precision, pair_precision_chance, view_agreement
+from wcl_core.protocol import COMPONENTS, PAIR_PRECISION, PAIR_PRECISION_CHANCE, VIEW_AGREEMENT
 
 
 class Window:
@@ -36,10 +37,10 @@ def weak_label_metrics(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[s
         classes: (B,) int64 true classes, where they are known.
     """
     values = {
-        "weak/components": torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
-        "weak/view_agreement": view_agreement(y1, y2),
+        COMPONENTS: torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
+        VIEW_AGREEMENT: view_agreement(y1, y2),
     }
     if classes is not None:
-        values["weak/pair_precision"] = (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2
-        values["weak/pair_precision_chance"] = pair_precision_chance(classes)
+        values[PAIR_PRECISION] = (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2
+        values[PAIR_PRECISION_CHANCE] = pair_precision_chance(classes)
     return dict(zip(values, torch.stack(tuple(values.values())).tolist(), strict=True))

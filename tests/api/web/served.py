@@ -26,7 +26,7 @@ from jobs.eligibility import WorkerFacts
 from jobs.models import Checkpoint
 from jobs.settings import Settings
 from jobs.workers import DatasetFacts
-from tests.jobs.rows import make_due
+from tests.jobs.rows import delivered, make_due
 from tests.waiting import eventually
 from wcl_client.up import free_port
 from wcl_core.config import parse_spec
@@ -188,7 +188,7 @@ class PlayedRun:
         printed = [(self._output + place, text) for place, text in enumerate(output, start=1)]
         self._output += len(output)
         write = self._site.database.write
-        write(lambda session: transitions.deliver(session, self.job_id, self.number, numbered, printed))
+        write(lambda session: transitions.deliver(session, self.job_id, self.number, delivered(numbered), printed))
 
     def start(self, step: int = 0) -> None:
         self.tell({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})

@@ -14,7 +14,7 @@ from tests.wcl_core import small
 from wcl_core.evaluation import monitors
 from wcl_core.methods.heads import normalise
 from wcl_core.networks.model import Model
-from wcl_core.training.monitor_batch import Probe
+from wcl_core.training.monitor_batch import MonitorBatch
 
 torch.set_num_threads(1)
 
@@ -84,16 +84,16 @@ def test_component_share_counts_components() -> None:
 
 
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
-def test_a_probe_leaves_no_trace_and_says_the_same_twice(method: str) -> None:
+def test_measuring_changes_no_state_and_is_deterministic(method: str) -> None:
     spec = small.spec(method=method)
     model = Model(spec)
     model.backbone.eval()  # modes come back as they were, module by module
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    probe = Probe(spec, small.few_digits().train, torch.device("cpu"))
+    monitor_batch = MonitorBatch(spec, small.few_digits().train, torch.device("cpu"))
 
-    measured = [probe.measure(model) for _ in range(2)]
+    measured = [monitor_batch.measure(model) for _ in range(2)]
     first, second = (each.values for each in measured)
 
     assert first == second

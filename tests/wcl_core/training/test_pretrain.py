@@ -20,7 +20,7 @@ from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluation.run import load_backbone, untrained_backbone
 from wcl_core.networks.model import Model
 from wcl_core.presets import presets
-from wcl_core.reporter import MemoryReporter, Outcome, Record, Request
+from wcl_core.reporter import MemoryReporter, Outcome, Request
 from wcl_core.schedule import learning_rate
 from wcl_core.training import clock as clock_module
 from wcl_core.training import pretrain as pretrain_module
@@ -46,7 +46,7 @@ def run(
     torch.manual_seed(len(str(folder)) + (0 if resume is None else 1))
     torch.rand(7)
 
-    def ask(records: list[Record]) -> Request | None:
+    def ask(records: list[dict[str, Any]]) -> Request | None:
         torch.rand(3)  # a worker's other code may draw too, and must not reach the run
         last = max((record["step"] for record in records if record["type"] == "metrics"), default=0)
         return stop[1] if stop and last >= stop[0] else None
@@ -143,7 +143,7 @@ def test_a_crash_resumes_from_the_last_checkpoint(tmp_path: Path, monkeypatch: p
     spec = small.spec()
     run(spec, tmp_path / "whole")
 
-    def crash(_: list[Record]) -> Request | None:
+    def crash(_: list[dict[str, Any]]) -> Request | None:
         if small.curves(reporter.records).keys() & {("train/loss", 6)}:
             raise ConnectionError
         return None

@@ -1,0 +1,486 @@
+"""The contract between a worker and a training run, typed and without torch.
+
+The worker writes `run.json` (`RunFile`) into an attempt's folder and starts the run.  The run appends one JSON record a
+line to `report.jsonl` (`Record`, read by `parse_record`) and leaves its files beside it.  Both sides, and the service
+that stores the records, import names and types from here.
+
+    worker ── run.json, request letters ──► run ── report.jsonl, checkpoints/, artifacts/, exit code ──► worker
+
+The records are pydantic models.  A run reports thousands of metrics a second at most, and pydantic reads a line of
+eight values in a quarter of the time of `json.loads` with a check of every value in Python.
+
+The JSON is older than these types and stays as it is, so that a worker can deliver what a run of an earlier version has
+written.  In JSON, `path` is the place of a file in the run's folder, here called `file`; in `run.json`, `checkpoint` is
+the one to evaluate, here called `evaluated`; records of type `groups` carry weak labels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sized
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from wcl_core.config import Kind
+
+# --- requests and outcomes -----------------------------------------------------------------------------------------
+
+Request = Literal["cancel", "drain", "pause"]
+Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
+Phase = Literal["load", "train", "evaluate", "save"]
+FailureReason = Literal[
+    "out_of_memory", "non_finite_loss", "collapse", "bad_data", "missing_checkpoint", "disk_full", "internal_error"
+]
+
+REQUEST_LETTERS: dict[Request, bytes] = {"cancel": b"c", "drain": b"d", "pause": b"p"}  # on the control pipe
+OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
+
+ORPHANED_EXIT: Final = 70  # the run lost its worker
+PEER_LOST_EXIT: Final = 71  # a rank only lost the others, which say why
+
+# --- files of an attempt's folder ----------------------------------------------------------------------------------
+
+RUN_FILE: Final = "run.json"
+SPOOL_FILE: Final = "report.jsonl"
+OUTPUT_FILE: Final = "output.log"  # stdout and stderr of all ranks
+FAILURE_FILES: Final = "failure-*.json"  # glob of `failure_file`
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+ARTIFACTS_FOLDER: Final = "artifacts"
+
+
+def failure_file(rank: int) -> str:
+    """Return the name of the file in which a rank other than the first one leaves its `Failure`."""
+    return f"failure-{rank}.json"
+
+
+# --- artifacts -----------------------------------------------------------------------------------------------------
+
+MediaType = Literal["image/png", "application/json"]
+MEDIA_TYPES: dict[str, MediaType] = {".png": "image/png", ".json": "application/json"}
+ARTIFACT_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,57}\.(png|json)$"
+MAX_ARTIFACT_BYTES: Final = 16 << 20
+
+MONITOR_BATCH_PICTURE: Final = "probe.png"
+MONITOR_BATCH_FACTS: Final = "probe.json"  # MonitorBatchFacts
+MAP_PICTURE: Final = "map.png"
+MAP_FACTS: Final = "map.json"  # MapFacts
+MAX_MAP_IMAGES: Final = 2000
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+TRAIN_PREFIX: Final = "train/"  # and the name of a term of the loss
+TRAIN_LOSS: Final = "train/loss"
+LEARNING_RATE: Final = "train/lr"
+IMAGES_PER_SECOND: Final = "train/images_per_second"
+KNN_TOP1: Final = "eval/knn_top1"
+COMPONENTS: Final = "weak/components"
+VIEW_AGREEMENT: Final = "weak/view_agreement"
+PAIR_PRECISION: Final = "weak/pair_precision"
+PAIR_PRECISION_CHANCE: Final = "weak/pair_precision_chance"
+COMPONENT_SHARE: Final = "weak/component_share"
+ADJUSTED_MUTUAL_INFORMATION: Final = "weak/ami"
+EMBEDDING_DEVIATION: Final = "embedding/std"
+EMBEDDING_RANKME: Final = "embedding/rankme"
+HARDWARE_PREFIX: Final = "system/"
+CPU_PERCENT: Final = "system/cpu_percent"
+PROCESS_MEMORY_MIB: Final = "system/process_memory_mib"
+GPU_PERCENT: Final = "system/gpu_percent"
+GPU_MEMORY_MIB: Final = "system/gpu_memory_mib"
+
+# --- text and numbers that every database takes --------------------------------------------------------------------
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return text that every database takes: PostgreSQL refuses NUL, and UTF-8 holds no lone surrogate."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def storable_json(value: Any) -> Any:
+    """Return a JSON value that every database takes: text is `storable`, and a number that is not finite is null."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(name): storable_json(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [storable_json(entry) for entry in value]
+    return value
+
+
+_Int64 = Annotated[int, Field(ge=0, lt=1 << 63)]  # of a database's integer column
+_Number: TypeAlias = int | float
+_JsonValue = Annotated[Any, AfterValidator(storable_json)]
+_JsonObject = Annotated[dict[str, Any], AfterValidator(storable_json)]
+
+# --- the run file --------------------------------------------------------------------------------------------------
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class DatasetSource(_Model):
+    """The dataset of a run.
+
+    Attributes:
+        path: folder or packed file on this worker; None for a builtin dataset.
+        digest: of the content that the job has pinned; None accepts any content.
+        lists: files of label lists by name.
+    """
+
+    kind: Literal["builtin", "folder", "packed"]
+    path: Path | None = None
+    digest: str | None = None
+    lists: dict[str, Path] = {}
+
+
+class RunFile(_Model):
+    """What a worker tells a run.
+
+    Attributes:
+        job_id, attempt: the attempt.
+        host: name of the machine; only a worker of the same machine recovers the folder.
+        kind, spec: the job's.
+        dataset: where its images are.
+        resume: the checkpoint file that training continues from.
+        evaluated: the checkpoint file to evaluate.
+    """
+
+    job_id: str
+    attempt: int
+    host: str
+    kind: Kind
+    spec: dict[str, Any]
+    dataset: DatasetSource
+    resume: Path | None = None
+    evaluated: Path | None = Field(default=None, validation_alias="checkpoint", serialization_alias="checkpoint")
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json` into an attempt's folder."""
+        (folder / RUN_FILE).write_text(self.model_dump_json(by_alias=True))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `run.json` of an attempt's folder.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a field is missing or invalid.
+        """
+        try:
+            return cls.model_validate_json((folder / RUN_FILE).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{RUN_FILE}: {describe_problems(error)}") from error
+
+
+class Failure(_Model):
+    """Why a rank other than the first one failed, in its `failure_file`."""
+
+    outcome: Outcome
+    reason: str | None
+    message: str
+
+
+# --- records of the spool ------------------------------------------------------------------------------------------
+
+
+class _Record(_Model):
+    """A numbered record.
+
+    Attributes:
+        seq: place in the spool, from 1 without a gap; 0 before the record is in a spool.
+    """
+
+    seq: _Int64 = 0
+
+    def fields(self) -> dict[str, Any]:
+        """Return the record's own fields, as in JSON: without type and number."""
+        return self.model_dump(by_alias=True, exclude={"type", "seq"})
+
+
+class StartedRecord(_Record):
+    """The start of the run; further fields are facts of its environment, and exact resume holds while they are equal.
+
+    Attributes:
+        start_step: the step that the run starts from.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _JsonValue]
+
+    type: Literal["started"] = "started"
+    start_step: _Int64
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The facts of the environment."""
+        return self.__pydantic_extra__
+
+
+class MetricsRecord(_Record):
+    """Values by metric name at a step; null where a value was not finite."""
+
+    type: Literal["metrics"] = "metrics"
+    step: _Int64
+    values: dict[str, float | None]
+
+
+class ProgressRecord(_Record):
+    """How far the run is; only the latest record matters."""
+
+    type: Literal["progress"] = "progress"
+    step: _Int64
+    total_steps: _Int64
+    epoch: _Number
+    total_epochs: _Number
+    images_per_second: _Number | None = None
+    eta_seconds: _Number | None = None
+    phase: str
+
+
+class CheckpointRecord(_Record):
+    """A checkpoint that is complete on the disk.
+
+    Attributes:
+        file: place in the run's folder.
+        size: in bytes.
+        metrics: latest values at its step.
+        kind: `training`, or `embeddings` for a file that no run starts from.
+    """
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: _Int64
+    epoch: _Int64
+    file: str = Field(validation_alias="path", serialization_alias="path")
+    sha256: str
+    size: _Int64
+    metrics: _JsonObject
+    kind: Literal["training", "embeddings"] = "training"
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields; `kind` only where it is not the usual one."""
+        fields = super().fields()
+        if self.kind == "training":
+            del fields["kind"]
+        return fields
+
+
+class ArtifactRecord(_Record):
+    """A small file to look at that is complete on the disk.
+
+    Attributes:
+        name: what users ask for; a later artifact of the same name replaces it.
+        file: place in the run's folder.
+        size: in bytes.
+    """
+
+    type: Literal["artifact"] = "artifact"
+    name: str
+    file: str = Field(validation_alias="path", serialization_alias="path")
+    sha256: str
+    size: _Int64
+    media_type: str
+
+    def refusal(self) -> str | None:
+        """Return why a worker does not keep the artifact; None for a valid one."""
+        if not re.fullmatch(ARTIFACT_NAME, self.name):
+            return f"expected a name of lower-case letters, digits, - and _ that ends in {' or '.join(MEDIA_TYPES)}"
+        if self.media_type != (expected := MEDIA_TYPES[Path(self.name).suffix]):
+            return f"media_type is {self.media_type!r}, expected {expected}"
+        if self.size > MAX_ARTIFACT_BYTES:
+            return f"it has {self.size} bytes, expected at most {MAX_ARTIFACT_BYTES}"
+        return None
+
+
+class WeakLabelRecord(_Record):
+    """Weak labels of the monitor batch after an epoch, in the order of its picture."""
+
+    type: Literal["groups"] = "groups"
+    epoch: _Int64
+    step: _Int64
+    labels: list[int]
+
+
+class EvaluationRecord(_Record):
+    """One measured value; all fields but `value`, `stderr`, `n` and `details` identify it.
+
+    Attributes:
+        params: parameters that were asked for.
+        n: images that were classified.
+        details: what was found on the way, such as a selected strength.
+    """
+
+    type: Literal["evaluation"] = "evaluation"
+    protocol: str
+    protocol_version: _Int64
+    dataset_digest: str
+    split_digest: str
+    params: _JsonObject
+    seed: _Int64
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: NonNegativeInt
+    details: _JsonObject | None = None
+
+
+class WarningRecord(_Record):
+    """Something that the owner of the run should know; the run goes on."""
+
+    type: Literal["warning"] = "warning"
+    reason: str
+    message: str
+
+
+class LogRecord(_Record):
+    """A line for people."""
+
+    type: Literal["log"] = "log"
+    level: str
+    message: str
+
+
+class EndRecord(_Record):
+    """The last record of a run."""
+
+    type: Literal["end"] = "end"
+    outcome: Outcome
+    reason: str | None = None
+    message: str | None = None
+
+
+Record: TypeAlias = (
+    StartedRecord
+    | MetricsRecord
+    | ProgressRecord
+    | CheckpointRecord
+    | ArtifactRecord
+    | WeakLabelRecord
+    | EvaluationRecord
+    | WarningRecord
+    | LogRecord
+    | EndRecord
+)
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="type")])
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Return the JSON object of a record, without its number."""
+    return {"type": record.type, **record.fields()}
+
+
+def parse_record(line: bytes) -> Record:
+    r"""Read one line of the spool; text and numbers of the record are ones that every database takes.
+
+    Raises:
+        ValueError: the line is not a record; the message names the field.
+    """
+    try:
+        if rb"\u0000" not in line:
+            return _RECORD.validate_json(line)
+    except ValidationError:
+        pass  # perhaps only a lone surrogate or a number that is not finite
+    try:
+        return _RECORD.validate_python(storable_json(json.loads(line)))
+    except ValidationError as error:
+        raise ValueError(describe_problems(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Return the problems of invalid data as one line: `step: Field required; ...`."""
+    problems = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_url=False)]
+    return "; ".join(f"{place}: {message}" if place else message for place, message in problems[:5])
+
+
+# --- facts of the monitor batch and of the map ---------------------------------------------------------------------
+
+
+class MonitorBatchFacts(_Model):
+    """The images of the monitor batch, in the order of the picture's tiles and of the weak labels.
+
+    Attributes:
+        indices: places in the train split.
+        classes: true classes; null for an image without one.
+        class_names: by class.
+        tile: side of a tile in pixels.
+        columns: tiles in a row of the picture.
+    """
+
+    indices: list[int]
+    classes: list[int | None]
+    class_names: list[str]
+    tile: int
+    columns: int
+
+    @property
+    def known_classes(self) -> list[int] | None:
+        """The true classes; None unless every image has one."""
+        known = [label for label in self.classes if label is not None]
+        return known if len(known) == len(self.classes) else None
+
+    def name_of(self, label: int) -> str:
+        """Return the name of a class."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+class MapFacts(_Model):
+    """A map of the feature space; all lists have the order of the picture's tiles.
+
+    Attributes:
+        indices: places of the images in their split, ascending.
+        labels: true classes; null for an image without one.
+        components: weak labels among these images; None where the checkpoint has no head that makes them.
+        pca, tsne: x and y within -1 and 1; `pca_shares` of the variance, by axis.
+        perplexity: that t-SNE used.
+        neighbours, cosines: the nearest images of each, nearest first, as places in these lists.
+    """
+
+    version: int = 1
+    dataset: str
+    dataset_digest: str | None = None
+    split: str
+    split_images: int
+    split_digest: str | None = None
+    class_names: list[str]
+    tile: int = Field(ge=1, le=512)
+    columns: int = Field(ge=1)
+    indices: list[int] = Field(max_length=MAX_MAP_IMAGES)
+    labels: list[int | None]
+    components: list[int] | None
+    pca: list[tuple[float, float]]
+    pca_shares: list[float]
+    tsne: list[tuple[float, float]]
+    perplexity: float
+    neighbours: list[list[int]]
+    cosines: list[list[float]]
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> Self:
+        count = len(self.indices)
+        lists: list[Sized] = [self.labels, self.pca, self.tsne, self.neighbours, self.cosines]
+        lists += [] if self.components is None else [self.components]
+        if any(len(each) != count for each in lists):
+            raise ValueError("lists of different lengths")
+        if any(not 0 <= place < count for row in self.neighbours for place in row):
+            raise ValueError("a neighbour that is no image of the map")
+        if any(len(near) != len(cosines) for near, cosines in zip(self.neighbours, self.cosines, strict=True)):
+            raise ValueError("neighbours without a cosine")
+        return self
