@@ -21,8 +21,9 @@ from jobs.errors import Conflict, NotFound
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
 from jobs.status import TERMINAL
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.protocol import KNN_TOP1
 
-BEST_METRIC = "eval/knn_top1"
+BEST_METRIC = KNN_TOP1
 
 
 def is_good() -> ColumnElement[bool]:
@@ -46,7 +47,7 @@ class CheckpointRef:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointRef:
         """Return the reference to a row."""
-        return cls(checkpoint.id, checkpoint.step, checkpoint.path, checkpoint.sha256, checkpoint.size)
+        return cls(checkpoint.id, checkpoint.step, checkpoint.storage_key, checkpoint.sha256, checkpoint.size)
 
 
 def good(session: Session, job_id: str) -> list[Checkpoint]:
@@ -183,8 +184,8 @@ def orphans(session: Session, keys: Sequence[str]) -> list[str]:
     job_ids = {key.split("/")[0] for key in keys}
     attempts = select(Attempt.job_id, Attempt.number, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))
     ended = {f"{job_id}/{number}": ended_at is not None for job_id, number, ended_at in session.execute(attempts)}
-    checkpoints = select(Checkpoint.path, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids))
-    artifacts = select(Artifact.path, cast(null(), BigInteger)).where(Artifact.job_id.in_(job_ids))
+    checkpoints = select(Checkpoint.storage_key, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids))
+    artifacts = select(Artifact.storage_key, cast(null(), BigInteger)).where(Artifact.job_id.in_(job_ids))
     rows = session.execute(checkpoints.union_all(artifacts))
     is_deleted = {path: deleted_at is not None for path, deleted_at in rows}
     return [key for key in keys if is_deleted.get(key, ended.get(key.rpartition("/")[0], False))]

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from jobs.models import Checkpoint, Job
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, resolve_spec
+from wcl_core.protocol import IMAGES_PER_SECOND
 
 _LOOKED_AT = 200  # of the newest that have succeeded
-_SPEED = "train/images_per_second"
 # What a step's speed and a checkpoint's size depend on; all else, such as seed, loss and dataset, may differ.
 _ALIKE = (
     "method",
@@ -59,7 +59,7 @@ def _alike(spec: dict[str, Any]) -> list[Any]:
 
 
 def _told_by(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -> dict[str, Any]:
-    speed = (run.latest_metrics or {}).get(_SPEED)
+    speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
     sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
     size = session.execute(sizes).scalar_one_or_none()
     return {

@@ -54,7 +54,7 @@ class StoredFile:
     """The record of a checkpoint or an artifact whose file is in the storage.
 
     The record names the file by its place in the run's folder (`file`).  Rows and events name it by the key in the
-    storage: in Python `storage_key`, in the database and in JSON `path`, which are older.
+    storage: `storage_key` in Python, `path` in the database and in the JSON of events, which are older.
     """
 
     record: CheckpointRecord | ArtifactRecord
@@ -243,7 +243,7 @@ def _checkpoint(session: Session, job_id: str, number: int, record: CheckpointRe
             kind=record.kind,
             step=record.step,
             epoch=record.epoch,
-            path=storage_key,
+            storage_key=storage_key,
             sha256=record.sha256,
             size=record.size,
             metrics=record.metrics,
@@ -254,7 +254,7 @@ def _checkpoint(session: Session, job_id: str, number: int, record: CheckpointRe
 
 
 def _artifact(session: Session, job_id: str, number: int, record: ArtifactRecord, storage_key: str) -> None:
-    file = {"path": storage_key, "sha256": record.sha256, "size": record.size, "media_type": record.media_type}
+    file = {"storage_key": storage_key, "sha256": record.sha256, "size": record.size, "media_type": record.media_type}
     statement = insert(session, Artifact).values(id=new_id(), job_id=job_id, attempt=number, name=record.name, **file)
     replaced = statement.on_conflict_do_update(
         index_elements=["job_id", "attempt", "name"], set_=file | {"created_at": now_ms()}

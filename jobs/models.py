@@ -210,7 +210,7 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     step: Mapped[int]
     epoch: Mapped[int] = mapped_column(Integer)
-    path: Mapped[str] = mapped_column(_String(500))
+    storage_key: Mapped[str] = mapped_column("path", _String(500), key="storage_key")  # the column's name is older
     sha256: Mapped[str] = mapped_column(_String(64))
     size: Mapped[int]
     kind: Mapped[str] = mapped_column(_String(16), server_default=text(f"'{TRAINING}'"))
@@ -230,7 +230,7 @@ class Artifact(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     attempt: Mapped[int] = mapped_column(Integer)
     name: Mapped[str] = mapped_column(_String(64))
-    path: Mapped[str] = mapped_column(_String(500))
+    storage_key: Mapped[str] = mapped_column("path", _String(500), key="storage_key")  # the column's name is older
     sha256: Mapped[str] = mapped_column(_String(64))
     size: Mapped[int]
     media_type: Mapped[str] = mapped_column(_String(32))

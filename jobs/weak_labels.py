@@ -1,6 +1,6 @@
-"""How the weak labels group a run's probe: the moments that were reported, and what the groups are made of.
+"""Weak labels of a run's monitor batch: when they were reported, and the groups that they form.
 
-The images themselves are artifacts of the run, `probe.png` and what is known of them, `probe.json`.
+The images are artifacts of the run: a picture, and its facts (`protocol.MonitorBatchFacts`).
 """
 
 from __future__ import annotations
@@ -10,47 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.models import Attempt, Grouping
 
-PICTURE, FACTS = "probe.png", "probe.json"
-
-
-class Probe(BaseModel):
-    """The images, in the order of the picture's tiles and of labels.
-
-    Attributes:
-        indices: places in the train split.
-        classes: true classes, null where nobody gave one.
-        class_names: by class.
-        tile: side of a tile in pixels.
-        columns: tiles in a row of the picture.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    indices: list[int]
-    classes: list[int | None]
-    class_names: list[str]
-    tile: int
-    columns: int
-
-    @property
-    def known_classes(self) -> list[int] | None:
-        """The true classes; None unless every image has one."""
-        known = [label for label in self.classes if label is not None]
-        return known if len(known) == len(self.classes) else None
-
-    def name_of(self, label: int) -> str:
-        """A class's name."""
-        return self.class_names[label] if label < len(self.class_names) else str(label)
-
 
 class Moment(NamedTuple):
-    """When a grouping was reported."""
+    """When weak labels were reported."""
 
     epoch: int
     step: int
@@ -58,21 +25,21 @@ class Moment(NamedTuple):
 
 
 def moments(session: Session, job_id: str) -> list[Moment]:
-    """One an epoch, in order; what an attempt saw beyond the step where a later one resumed does not count."""
+    """Return one moment an epoch, in order, without reports beyond the step where a later attempt resumed."""
     attempts = session.execute(select(Attempt.number, Attempt.start_step).where(Attempt.job_id == job_id))
     starts = [(number, start) for number, start in attempts if start is not None]
     statement = select(Grouping.epoch, Grouping.step, Grouping.attempt).where(Grouping.job_id == job_id)
-    seen = [Moment(*row) for row in session.execute(statement.order_by(Grouping.step, Grouping.attempt))]
-    return [each for each in seen if all(each.step <= start for number, start in starts if number > each.attempt)]
+    reported = [Moment(*row) for row in session.execute(statement.order_by(Grouping.step, Grouping.attempt))]
+    return [each for each in reported if all(each.step <= start for number, start in starts if number > each.attempt)]
 
 
-def labels(session: Session, job_id: str, wanted: Sequence[Moment]) -> dict[Moment, list[int]]:
-    """The weak labels of the probe's images at each of some moments."""
+def labels(session: Session, job_id: str, moments: Sequence[Moment]) -> dict[Moment, list[int]]:
+    """Return the weak labels of the monitor batch at each of the moments."""
     statement = select(Grouping.epoch, Grouping.step, Grouping.attempt, Grouping.labels).where(
-        Grouping.job_id == job_id, Grouping.epoch.in_([moment.epoch for moment in wanted])
+        Grouping.job_id == job_id, Grouping.epoch.in_([moment.epoch for moment in moments])
     )
-    found = {Moment(*row[:3]): row.labels for row in session.execute(statement)}
-    return {moment: found[moment] for moment in wanted}
+    rows = {Moment(*row[:3]): row.labels for row in session.execute(statement)}
+    return {moment: rows[moment] for moment in moments}
 
 
 @dataclass(frozen=True)
@@ -80,8 +47,8 @@ class WeakGroup:
     """Images with the same weak label.
 
     Attributes:
-        members: places in the probe.
-        classes: how many members each true class has, the commonest first; None where classes are not known.
+        members: places in the monitor batch.
+        classes: how many members each true class has, the most frequent first; None without known classes.
         precision: share of the pairs within the group that have one class; None without pairs or classes.
     """
 
@@ -91,17 +58,17 @@ class WeakGroup:
 
 
 def weak_groups(labels: Sequence[int], classes: Sequence[int] | None) -> list[WeakGroup]:
-    """The groups, largest first, then by their first member.
+    """Return the groups, largest first, then by their first member.
 
     Args:
-        labels: a weak label each image.
-        classes: the true classes of the same images, where they are known.
+        labels: the weak label of each image.
+        classes: the true classes of the same images, if known.
     """
     members: dict[int, list[int]] = {}
     for place, label in enumerate(labels):
         members.setdefault(label, []).append(place)
-    found = [_weak_group(places, classes) for places in members.values()]
-    return sorted(found, key=lambda group: (-len(group.members), group.members[0]))
+    groups = [_weak_group(places, classes) for places in members.values()]
+    return sorted(groups, key=lambda group: (-len(group.members), group.members[0]))
 
 
 def _weak_group(places: list[int], classes: Sequence[int] | None) -> WeakGroup:
@@ -109,19 +76,19 @@ def _weak_group(places: list[int], classes: Sequence[int] | None) -> WeakGroup:
         return WeakGroup(places, None, None)
     counts = dict(Counter(classes[place] for place in places).most_common())
     num_pairs = len(places) * (len(places) - 1)
-    alike = sum(count * (count - 1) for count in counts.values())
-    return WeakGroup(places, counts, alike / num_pairs if num_pairs else None)
+    same_class = sum(count * (count - 1) for count in counts.values())
+    return WeakGroup(places, counts, same_class / num_pairs if num_pairs else None)
 
 
 def pair_precision(groups: Sequence[WeakGroup]) -> float | None:
-    """Mean over the images that have companions of the share of these with its own class."""
+    """Return the mean share of same-label images with an image's own class, over images that have same-label images."""
     measured = [(len(group.members), group.precision) for group in groups if group.precision is not None]
     count = sum(size for size, _ in measured)
     return sum(size * precision for size, precision in measured) / count if count else None
 
 
 def chance(classes: Sequence[int] | None) -> float | None:
-    """The pair precision of random pairs: the sum over classes of their squared share."""
+    """Return the pair precision of random pairs: the sum over classes of their squared share."""
     if not classes:
         return None
     return sum(count**2 for count in Counter(classes).values()) / len(classes) ** 2

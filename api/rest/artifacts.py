@@ -44,7 +44,7 @@ def artifact(
     with database.read() as session:
         found = queries.get_artifact(session, job_id, name)
     try:
-        path = storage.path(found.path)
+        path = storage.path(found.storage_key)
         return files.answer(request, path, f'"{found.sha256}"', f"{found.job_id}-{found.name}", found.media_type)
     except FileNotFoundError as error:
         raise Gone(f"artifact {name} of job {job_id} is registered, but its file is missing on the server") from error

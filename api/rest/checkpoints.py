@@ -75,7 +75,7 @@ def delete(
     """Delete its file; refused while it is pinned or a job needs it."""
     gone = database.write(lambda session: checkpoints.delete(session, checkpoint_id))
     try:
-        storage.delete(gone.path)
+        storage.delete(gone.storage_key)
         exports.sweep(database, settings.exports_dir)
     except OSError as error:  # nobody can reach the file any more; only the space is not free yet
         log.warning("the file of checkpoint %s stays: %s", checkpoint_id, error)
@@ -108,7 +108,7 @@ def download(
 
 
 def _file(checkpoint: Checkpoint, kind: FileKind, settings: Settings, storage: Storage) -> tuple[Path, str]:
-    native = storage.path(checkpoint.path)
+    native = storage.path(checkpoint.storage_key)
     if (size := native.stat().st_size) != checkpoint.size:
         raise Gone(f"the file of checkpoint {checkpoint.id} has {size} bytes, registered are {checkpoint.size}")
     if kind == "native":

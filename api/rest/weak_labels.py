@@ -15,7 +15,8 @@ from jobs import queries, weak_labels
 from jobs.errors import FieldError, Invalid
 from jobs.models import Artifact
 from jobs.storage import Storage
-from jobs.weak_labels import FACTS, Moment, Probe, WeakGroup
+from jobs.weak_labels import Moment, WeakGroup
+from wcl_core.protocol import MONITOR_BATCH_FACTS, MonitorBatchFacts
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def groups(
         moment = _asked(moments, epoch)
         labels = weak_labels.labels(session, job_id, [moment])[moment] if moment else []
         kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
-    probe = read_probe(storage, kept.get(FACTS), len(labels))
+    probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels))
     classes = probe.known_classes if probe else None
     found = weak_labels.weak_groups(labels, classes)
     return {
@@ -92,7 +93,7 @@ def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
     raise Invalid([FieldError("epoch", "expected one of `epochs`, as this address answers them without it")])
 
 
-def _answer(group: WeakGroup, probe: Probe | None) -> WeakGroupAnswer:
+def _answer(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupAnswer:
     return {
         "places": group.members,
         "images": [probe.indices[place] for place in group.members] if probe else None,
@@ -103,12 +104,12 @@ def _answer(group: WeakGroup, probe: Probe | None) -> WeakGroupAnswer:
     }
 
 
-def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> Probe | None:
+def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:
     """The probe; None when its file does not tell of so many images, or is away: then groups are shown without."""
     if facts is None:
         return None
     try:
-        probe = Probe.model_validate_json(storage.path(facts.path).read_bytes())
+        probe = MonitorBatchFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
     except (OSError, ValidationError) as error:
         log.warning("the probe of job %s cannot be read: %s", facts.job_id, error)
         return None

@@ -28,11 +28,11 @@ from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain
 from wcl_core.config import Protocol
+from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, PROCESS_MEMORY_MIB
 
 router = APIRouter(include_in_schema=False)
 
 LOG_LINES = 400
-_SPEED = "train/images_per_second"
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,13 @@ class Hardware:
 
 def is_hardware(name: str) -> bool:
     """Return whether a metric is about the machine and not about the training."""
-    return name == _SPEED or name.startswith("system/")
+    return name == IMAGES_PER_SECOND or name.startswith(HARDWARE_PREFIX)
 
 
 def hardware(run: Run) -> Hardware:
     """Return which hardware metrics a training job has reported, and why others are missing."""
     names = sorted(filter(is_hardware, run.view.metrics))
-    if not any(name.startswith("system/") for name in names):
+    if not any(name.startswith(HARDWARE_PREFIX) for name in names):
         waits = "Measurements come with the first log." if not run.view.is_over else "It reported no measurements."
         return Hardware(names, [waits])
     return Hardware(names, _missing(names, _device(run), run.job.spec.get("processes", 1)))
@@ -181,11 +181,11 @@ def _missing(names: Collection[str], device: str, processes: int) -> list[str]:
     sentences = []
     if device.startswith("cpu"):
         sentences.append("It trains on the CPU: there is no GPU to measure.")
-    elif "system/gpu_percent" not in names:
+    elif GPU_PERCENT not in names:
         sentences.append(
             "GPU utilisation was not available: it needs NVML's Python library (nvidia-ml-py) on the worker."
         )
-    if "system/process_memory_mib" not in names:
+    if PROCESS_MEMORY_MIB not in names:
         sentences.append("Memory of the process was not available: it is read from /proc, which only Linux has.")
     if processes > 1:
         sentences.append(f"Of its {processes} processes these are the first one's.")

@@ -21,11 +21,11 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
 from api.web import embedding_maps
 from api.web import job as page_run
-from api.web.embedding_maps import FACTS, PICTURE, EmbeddingMap
 from api.web.job import Run
 from api.web.render import page
 from api.web.thumbnails import Sheet, Thumbnail, colour_of
 from jobs.models import Artifact, Checkpoint, Job
+from wcl_core.protocol import MAP_FACTS, MAP_PICTURE, MapFacts
 
 router = APIRouter(include_in_schema=False)
 
@@ -85,7 +85,7 @@ class Shown:
     """A map under a look."""
 
     look: Look
-    map: EmbeddingMap
+    map: MapFacts
     sheet: Sheet
 
     @cached_property
@@ -191,14 +191,14 @@ def map_page(
         "why": _why_none(run, facts),
         "layouts": LAYOUTS,
         "colours": COLOURS,
-        "facts_address": f"/v1/jobs/{job_id}/artifacts/{FACTS}",
+        "facts_address": f"/v1/jobs/{job_id}/artifacts/{MAP_FACTS}",
         "sections": page_run.sections(run, f"/jobs/{job_id}"),
     }
     return page(request, "map.html", now=run.now, **context)
 
 
-def _sheet(facts: Artifact, found: EmbeddingMap) -> Sheet:
-    address = f"/v1/jobs/{facts.job_id}/artifacts/{PICTURE}"
+def _sheet(facts: Artifact, found: MapFacts) -> Sheet:
+    address = f"/v1/jobs/{facts.job_id}/artifacts/{MAP_PICTURE}"
     return Sheet(address, found.tile, found.columns, len(found.indices))
 
 

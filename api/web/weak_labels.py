@@ -24,7 +24,8 @@ from api.web.thumbnails import Sheet, Thumbnail, colour_of
 from jobs import queries, weak_labels
 from jobs.models import Artifact
 from jobs.storage import Storage
-from jobs.weak_labels import FACTS, PICTURE, Moment, Probe, WeakGroup, weak_groups
+from jobs.weak_labels import Moment, WeakGroup, weak_groups
+from wcl_core.protocol import MONITOR_BATCH_FACTS, MONITOR_BATCH_PICTURE, MonitorBatchFacts
 
 router = APIRouter(include_in_schema=False)
 
@@ -78,7 +79,7 @@ class Shown:
     moments: Sequence[Moment]
     chosen: Moment
     labels: dict[Moment, list[int]]
-    probe: Probe | None
+    probe: MonitorBatchFacts | None
     sheet: Sheet | None
 
     @cached_property
@@ -240,10 +241,10 @@ def _shown(
     labels: dict[Moment, list[int]],
     kept: dict[str, Artifact],
 ) -> Shown:
-    probe = read_probe(storage, kept.get(FACTS), len(labels[chosen]))
+    probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels[chosen]))
     sheet = None
-    if probe and (picture := kept.get(PICTURE)):
-        address = f"/v1/jobs/{picture.job_id}/artifacts/{PICTURE}"
+    if probe and (picture := kept.get(MONITOR_BATCH_PICTURE)):
+        address = f"/v1/jobs/{picture.job_id}/artifacts/{MONITOR_BATCH_PICTURE}"
         sheet = Sheet(address, probe.tile, probe.columns, len(probe.indices))
     return Shown(look, moments, chosen, labels, probe, sheet)
 

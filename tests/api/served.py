@@ -93,7 +93,7 @@ class Served:
 
     def file_of(self, checkpoint_id: str) -> Path:
         with self.database.read() as session:
-            return self.settings.checkpoints_dir / queries.get_checkpoint(session, checkpoint_id).path
+            return self.settings.checkpoints_dir / queries.get_checkpoint(session, checkpoint_id).storage_key
 
 
 def native_checkpoint() -> bytes:

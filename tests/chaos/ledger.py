@@ -84,13 +84,13 @@ class Ledger:
 
     def _of_files(self, job: Any) -> Iterator[str]:
         for row in self._checkpoints[job.id]:
-            path = self._folder / row.path
+            path = self._folder / row.storage_key
             if row.deleted_at is not None:
                 continue
             if not path.is_file():
-                yield f"{job.id}: the file of checkpoint {row.path} is missing"
+                yield f"{job.id}: the file of checkpoint {row.storage_key} is missing"
             elif hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
-                yield f"{job.id}: the file of checkpoint {row.path} is not the registered one"
+                yield f"{job.id}: the file of checkpoint {row.storage_key} is not the registered one"
 
     def _of_accepted(self, each: Accepted) -> Iterator[str]:
         job = self.jobs.get(each.job_id)

@@ -142,7 +142,7 @@ def test_a_job_that_goes_on_gets_the_next_attempt(database: Database) -> None:
 
     assert (second.job_id, second.number) == (first.job_id, 2)
     assert second.resume is not None
-    assert second.resume.path == rows.checkpoint(10)["path"]
+    assert second.resume.storage_key == rows.checkpoint(10)["path"]
     assert begun is not None
     assert job(database, first.job_id).started_at == begun
 

@@ -1,4 +1,4 @@
-"""Groupings of the probe: cut where a later attempt resumed; groups and their precision as the science has them."""
+"""Weak labels of the monitor batch: cut where a later attempt resumed; groups and precision as in `wcl_core`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 import pytest
 import torch
 
-from jobs import weak_labels as groupings
+from jobs import weak_labels as jobs_weak_labels
 from jobs.database import Database
-from jobs.weak_labels import Moment, Probe, weak_groups
+from jobs.weak_labels import Moment, weak_groups
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, claim, running
 from wcl_core.methods import weak_labels
+from wcl_core.protocol import MonitorBatchFacts
 
 
-def test_what_lies_beyond_the_step_of_a_resume_does_not_count(database: Database) -> None:
+def test_reports_beyond_the_step_of_a_resume_are_left_out(database: Database) -> None:
     add_dataset(database)
     first = Run(database, running(database))
     first.deliver(rows.started(), *(rows.groups(epoch, [epoch] * 4) for epoch in (1, 2, 3)))
@@ -27,14 +28,14 @@ def test_what_lies_beyond_the_step_of_a_resume_does_not_count(database: Database
     third.deliver(rows.started(25), rows.groups(3, [8] * 4), rows.groups(4, [9] * 4))
 
     with database.read() as session:
-        seen = groupings.moments(session, first.job_id)
-        labels = groupings.labels(session, first.job_id, seen)
+        seen = jobs_weak_labels.moments(session, first.job_id)
+        labels = jobs_weak_labels.labels(session, first.job_id, seen)
 
     assert seen == [Moment(1, 10, 1), Moment(2, 20, 1), Moment(3, 30, 3), Moment(4, 40, 3)]
     assert [labels[moment][0] for moment in seen] == [1, 2, 8, 9]
 
 
-def test_a_run_that_starts_over_shows_nothing_of_before(database: Database) -> None:
+def test_a_run_that_starts_over_shows_only_its_new_reports(database: Database) -> None:
     add_dataset(database)
     first = Run(database, running(database))
     first.deliver(rows.started(), rows.groups(1, [0, 0]), rows.groups(2, [0, 0]))
@@ -43,11 +44,11 @@ def test_a_run_that_starts_over_shows_nothing_of_before(database: Database) -> N
     second.deliver(rows.started(0), rows.groups(1, [1, 1]))
 
     with database.read() as session:
-        assert groupings.moments(session, first.job_id) == [Moment(1, 10, 2)]
+        assert jobs_weak_labels.moments(session, first.job_id) == [Moment(1, 10, 2)]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_and_their_precision_are_those_of_the_science(seed: int) -> None:
+def test_groups_and_their_precision_equal_those_of_wcl_core(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 30, (64,), generator=draw)
     classes = torch.randint(0, 4, (64,), generator=draw)
@@ -61,17 +62,17 @@ def test_groups_and_their_precision_are_those_of_the_science(seed: int) -> None:
         assert group.precision == (None if len(group.members) == 1 else pytest.approx(float(alone)))
     assert len(found) == len(set(labels.tolist()))
     assert [len(group.members) for group in found] == sorted((len(group.members) for group in found), reverse=True)
-    assert groupings.pair_precision(found) == pytest.approx(float(weak_labels.pair_precision(labels, classes)))
-    assert groupings.chance(classes.tolist()) == pytest.approx(float(weak_labels.pair_precision_chance(classes)))
+    assert jobs_weak_labels.pair_precision(found) == pytest.approx(float(weak_labels.pair_precision(labels, classes)))
+    assert jobs_weak_labels.chance(classes.tolist()) == pytest.approx(float(weak_labels.pair_precision_chance(classes)))
 
 
-def test_without_classes_nothing_is_said_of_precision() -> None:
+def test_without_classes_there_is_no_precision() -> None:
     (pair, single) = weak_groups([5, 5, 1], None)
 
     assert (pair.members, pair.classes, pair.precision) == ([0, 1], None, None)
     assert single.members == [2]
-    assert groupings.pair_precision([pair, single]) is None
-    assert groupings.chance(None) is None
+    assert jobs_weak_labels.pair_precision([pair, single]) is None
+    assert jobs_weak_labels.chance(None) is None
     facts = {"indices": [3, 4], "class_names": ["a"], "tile": 8, "columns": 2}
-    assert Probe.model_validate(facts | {"classes": [0, None]}).known_classes is None
-    assert Probe.model_validate(facts | {"classes": [0, 0]}).known_classes == [0, 0]
+    assert MonitorBatchFacts.model_validate(facts | {"classes": [0, None]}).known_classes is None
+    assert MonitorBatchFacts.model_validate(facts | {"classes": [0, 0]}).known_classes == [0, 0]

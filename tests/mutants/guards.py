@@ -158,7 +158,7 @@ GUARDS = (
         "jobs/weak_labels.py",
         "all(each.step <= start for number, start in starts if number > each.attempt)",
         "True",
-        ("tests/jobs/test_weak_labels.py::test_what_lies_beyond_the_step_of_a_resume_does_not_count",),
+        ("tests/jobs/test_weak_labels.py::test_reports_beyond_the_step_of_a_resume_are_left_out",),
     ),
     Guard(
         "a rung of a sweep waits for its evaluations",

@@ -76,7 +76,7 @@ class Spool:
         """Bytes in the storage by name, each as its row has it."""
         with self.database.read() as session:
             found = queries.artifacts(session, self.job_id)
-        contents = {row.name: self.storage.path(row.path).read_bytes() for row in found}
+        contents = {row.name: self.storage.path(row.storage_key).read_bytes() for row in found}
         assert [hashlib.sha256(contents[row.name]).hexdigest() for row in found] == [row.sha256 for row in found]
         assert [len(contents[row.name]) for row in found] == [row.size for row in found]
         return contents
@@ -133,7 +133,7 @@ def test_a_registered_checkpoint_lies_whole_in_the_storage(spool: Spool) -> None
     deliver_all(spool.delivery())
 
     (row,) = spool.checkpoints()
-    assert hashlib.sha256(spool.storage.path(row.path).read_bytes()).hexdigest() == row.sha256 == sha256
+    assert hashlib.sha256(spool.storage.path(row.storage_key).read_bytes()).hexdigest() == row.sha256 == sha256
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "absent"])
@@ -249,8 +249,8 @@ def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> N
     eventually(lambda: not late.is_collecting_garbage(), "the garbage collection")
 
     (row,) = spool.checkpoints()
-    assert hashlib.sha256(spool.storage.path(row.path).read_bytes()).hexdigest() == sha256
-    assert [path.name for path in spool.storage.root.rglob("*.safetensors")] == [Path(row.path).name]
+    assert hashlib.sha256(spool.storage.path(row.storage_key).read_bytes()).hexdigest() == sha256
+    assert [path.name for path in spool.storage.root.rglob("*.safetensors")] == [Path(row.storage_key).name]
 
 
 def test_an_end_record_is_noticed(spool: Spool) -> None:

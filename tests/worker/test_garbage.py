@@ -64,7 +64,7 @@ def test_a_crash_before_the_file_goes_leaves_no_row_without_file_and_no_lasting_
     with monkeypatch.context() as context:
         context.setattr(spool.storage, "delete", crash)
         deliver_all(spool.delivery())
-    assert [spool.storage.path(row.path).read_bytes() for row in spool.checkpoints()] == [b"newer"]
+    assert [spool.storage.path(row.storage_key).read_bytes() for row in spool.checkpoints()] == [b"newer"]
     assert len(stored(spool)) == 2
 
     recover(spool, tmp_path / "data")

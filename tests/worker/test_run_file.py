@@ -43,7 +43,7 @@ def begin(spool: Spool, must_resume: bool = False) -> Path | None:
 
 
 def file_of(spool: Spool, step: int) -> Path:
-    return next(spool.storage.path(row.path) for row in spool.checkpoints() if row.step == step)
+    return next(spool.storage.path(row.storage_key) for row in spool.checkpoints() if row.step == step)
 
 
 def forget_damage(database: Database) -> None:

@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_named(
     with sqlite_database.read() as session:
         newest = checkpoints.newest(session, trained)
     assert newest
-    path = worker.folder / "checkpoints" / newest.path
+    path = worker.folder / "checkpoints" / newest.storage_key
     if damage == "absent":
         path.unlink()
     else:
@@ -294,8 +294,8 @@ def test_a_damaged_newest_checkpoint_is_passed_by(
 ) -> None:
     worker = start_worker(sqlite_database)
     newest, second, third, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 4)
-    (worker.folder / "checkpoints" / newest.path).unlink()
-    flipped = worker.folder / "checkpoints" / second.path
+    (worker.folder / "checkpoints" / newest.storage_key).unlink()
+    flipped = worker.folder / "checkpoints" / second.storage_key
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
