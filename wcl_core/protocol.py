@@ -357,10 +357,14 @@ class LogRecord(_Record):
 
 
 class EndRecord(_Record):
-    """The last record of a run."""
+    """The last record of a run.
+
+    Attributes:
+        outcome: one of `Outcome`; the service takes any other value as a failure.
+    """
 
     type: Literal["end"] = "end"
-    outcome: Outcome
+    outcome: str
     reason: str | None = None
     message: str | None = None
 
