@@ -1,7 +1,7 @@
-"""A job's curves: for each attempt its points up to the step where the next one resumed, at most n of them.
+"""A job's curves: for each attempt its points up to the step where the next one resumed, with a limit on points.
 
-Nothing is deleted when a job goes back to a checkpoint, and nothing is shown twice.  A part of the steps is read at
-the level of detail that fits it, down to the points themselves.
+When a job returns to a checkpoint, no point is deleted and none is shown twice.  Each range of steps is read at the
+finest level of rollups that keeps the limit; level 0 is the points themselves.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sqlalchemy.orm import Session
 from jobs.ingest import ROLLUP_WIDTHS
 from jobs.models import Attempt, Point, Rollup, Series
 
-# A level holds an eighth of the next finer one's buckets: where it would have up to four times too many, two or
-# four are read as one, so that a chart never falls far below the points it may have.
+# A level has an eighth of the next finer level's buckets.  A level with up to four times too many buckets is still
+# read, two or four buckets as one, so that a chart never has far fewer points than its limit.
 _READ_FACTOR = 4
 _TOP = max(ROLLUP_WIDTHS)
-LAST_STEP = 2**53  # the last one that a browser can name
+LAST_STEP = 2**53  # the largest integer that a browser represents exactly
 
 
 class CurvePoint(NamedTuple):
-    """One point of a chart; when it stands for a bucket, `value` is its last one, beside its extremes."""
+    """One point of a chart; for a bucket, `value` is its last value, with its extremes beside it."""
 
     step: int
     value: float | None
@@ -36,14 +36,14 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Detail:
-    """A level of rollups, of which so many buckets are read as one; level 0 is the points themselves."""
+    """A level of rollups, and how many of its buckets are read as one."""
 
     level: int
     merged: int = 1
 
     @property
     def width(self) -> int:
-        """Steps of a bucket as it is read."""
+        """Steps of a bucket, after merging."""
         return ROLLUP_WIDTHS[self.level] * self.merged
 
 
@@ -52,7 +52,7 @@ POINTS = Detail(0)
 
 @dataclass(frozen=True)
 class Part:
-    """The steps of one attempt that are shown, both ends included."""
+    """The visible steps of one attempt, both ends included."""
 
     attempt: int
     first: int
@@ -67,46 +67,46 @@ def metrics(
     first: int = 0,
     last: int = LAST_STEP,
 ) -> dict[str, list[CurvePoint]]:
-    """Curves by series name, each of at most `max_points` points from step `first` to step `last`."""
+    """Return curves by series name, each with at most `max_points` points from step `first` to step `last`."""
     statement = select(Series.id, Series.name).where(Series.job_id == job_id).order_by(Series.name)
     if keys:
         statement = statement.where(Series.name.in_(keys))
     names: dict[str, str] = dict(session.execute(statement).all())
-    shown = parts(session, job_id, first, last)
-    share = max(1, max_points // max(1, len(shown)))
-    found: dict[str, list[CurvePoint]] = {series: [] for series in names}
-    for part in shown:
+    visible = parts(session, job_id, first, last)
+    share = max(1, max_points // max(1, len(visible)))
+    curves: dict[str, list[CurvePoint]] = {series: [] for series in names}
+    for part in visible:
         for detail, ends in levels(session, names, part, share).items():
             for series, points in _read(session, ends, part, detail).items():
-                found[series] += _thinned(points, share)
+                curves[series] += _thinned(points, share)
     # There may be more attempts than points.
-    return {name: _thinned(found[series], max_points) for series, name in names.items()}
+    return {name: _thinned(curves[series], max_points) for series, name in names.items()}
 
 
 def parts(session: Session, job_id: str, first: int, last: int) -> list[Part]:
-    """The steps that count of each attempt, oldest first; attempts that never started are left out.
+    """Return the visible steps of each attempt, oldest first, without attempts that never started.
 
-    The state at a step comes from the attempt that reached it; step 0 is reached by starting.
+    The state at a step comes from the attempt that reached it; an attempt reaches step 0 by starting.
     """
     rows = session.execute(
         select(Attempt.number, Attempt.start_step)
         .where(Attempt.job_id == job_id, Attempt.start_step.is_not(None))
         .order_by(Attempt.number.desc())
     )
-    found: list[Part] = []
+    visible: list[Part] = []
     end = last
     for number, start in rows:
         if (start or 0) <= end and end >= first:
-            found.append(Part(number, first, end))
+            visible.append(Part(number, first, end))
         end = min(end, start if start else -1)
-    return found[::-1]
+    return visible[::-1]
 
 
 def levels(session: Session, series: Iterable[str], part: Part, max_points: int) -> dict[Detail, dict[str, int]]:
-    """Series, with their last step, by the finest detail that has few enough buckets.
+    """Return series with their last step, by the finest detail that keeps the limit on points.
 
-    How many buckets the part has is estimated from the buckets of the coarsest level that it touches, whose values are
-    taken as evenly spread: as many as fit into the steps, at most one a point.
+    The number of buckets is estimated from the buckets of the coarsest level that the part touches, as if their values
+    were evenly spread: as many as fit into the steps, at most one a point.
     """
     width = ROLLUP_WIDTHS[_TOP]
     low, high = part.first // width, part.last // width
@@ -116,15 +116,15 @@ def levels(session: Session, series: Iterable[str], part: Part, max_points: int)
     within = (*own, Point.step.between(low * width, (high + 1) * width - 1))
     ends = (select(end(Point.step)).where(*within).scalar_subquery() for end in (func.min, func.max))
     statement = select(Series.id, count.scalar_subquery(), *ends).where(Series.id.in_(series))
-    found: dict[Detail, dict[str, int]] = defaultdict(dict)
+    by_detail: dict[Detail, dict[str, int]] = defaultdict(dict)
     for one, total, begin, end in session.execute(statement):
-        if total is None:  # nothing, or nothing but missing values, which have no buckets
-            found[POINTS][one] = part.last
+        if total is None:  # no values, or only missing values, which have no buckets
+            by_detail[POINTS][one] = part.last
             continue
         steps = max(0, min(part.last, end) - max(part.first, begin) + 1)
         share = steps / (end - begin + 1)
-        found[_detail(total * share, steps, max_points)][one] = end
-    return found
+        by_detail[_detail(total * share, steps, max_points)][one] = end
+    return by_detail
 
 
 def _detail(count: float, steps: int, max_points: int) -> Detail:
@@ -140,30 +140,30 @@ def _detail(count: float, steps: int, max_points: int) -> Detail:
 
 
 def _read(session: Session, ends: dict[str, int], part: Part, detail: Detail) -> dict[str, list[CurvePoint]]:
-    """Buckets that lie in the part, and the points on both sides of them; a bucket's step is its last one so far."""
+    """Read the buckets inside the part, and the points beside them; a bucket's step is its last one so far."""
     series = list(ends)
-    found: dict[str, list[CurvePoint]] = defaultdict(list)
+    curves: dict[str, list[CurvePoint]] = defaultdict(list)
     if detail == POINTS:
-        _add_points(session, found, series, part)
-        return found
+        _add_points(session, curves, series, part)
+        return curves
     width = detail.width
     begin, end = -(-part.first // width), (part.last + 1) // width
     if begin >= end:
-        _add_points(session, found, series, part)
-        return found
+        _add_points(session, curves, series, part)
+        return curves
     if begin * width > part.first:
-        _add_points(session, found, series, Part(part.attempt, part.first, begin * width - 1))
+        _add_points(session, curves, series, Part(part.attempt, part.first, begin * width - 1))
     for one, bucket, value, low, high in session.execute(_buckets(series, part.attempt, detail, begin, end)):
-        found[one].append(CurvePoint(min((bucket + 1) * width - 1, ends[one]), value, low, high, part.attempt))
+        curves[one].append(CurvePoint(min((bucket + 1) * width - 1, ends[one]), value, low, high, part.attempt))
     if end * width <= part.last:
-        _add_points(session, found, series, Part(part.attempt, end * width, part.last))
-    return found
+        _add_points(session, curves, series, Part(part.attempt, end * width, part.last))
+    return curves
 
 
 def _buckets(
     series: Sequence[str], attempt: int, detail: Detail, begin: int, end: int
 ) -> Select[str, int, float, float, float]:
-    """Series, bucket, last value, minimum and maximum, in order; buckets are joined where that is said."""
+    """Select series, bucket, last value, minimum and maximum, in order; `detail` says how many buckets are merged."""
     merged = detail.merged
     place = Rollup.bucket.op("/")(merged) if merged > 1 else Rollup.bucket
     where = (
@@ -175,7 +175,7 @@ def _buckets(
     if merged == 1:
         columns = select(Rollup.series_id, Rollup.bucket, Rollup.last, Rollup.min, Rollup.max)
         return columns.where(*where).order_by(Rollup.series_id, Rollup.bucket)
-    # The last one that there is: at most one row has each remainder.
+    # The last value of the merged buckets: at most one row has each remainder.
     lasts = (func.max(case((Rollup.bucket % merged == rest, Rollup.last))) for rest in reversed(range(merged)))
     return (
         select(Rollup.series_id, place, func.coalesce(*lasts), func.min(Rollup.min), func.max(Rollup.max))
@@ -185,7 +185,7 @@ def _buckets(
     )
 
 
-def _add_points(session: Session, found: dict[str, list[CurvePoint]], series: Sequence[str], part: Part) -> None:
+def _add_points(session: Session, curves: dict[str, list[CurvePoint]], series: Sequence[str], part: Part) -> None:
     statement = (
         select(Point.series_id, Point.step, Point.value)
         .where(Point.series_id.in_(series), Point.attempt == part.attempt)
@@ -193,17 +193,17 @@ def _add_points(session: Session, found: dict[str, list[CurvePoint]], series: Se
         .order_by(Point.series_id, Point.step, Point.seq)
     )
     for one, step, value in session.execute(statement):
-        found[one].append(CurvePoint(step, value, value, value, part.attempt))
+        curves[one].append(CurvePoint(step, value, value, value, part.attempt))
 
 
 def _thinned(points: list[CurvePoint], max_points: int) -> list[CurvePoint]:
-    """Neighbours joined until few enough are left; extremes are kept."""
+    """Merge neighbours until the limit is kept; extremes survive."""
     while len(points) > max_points:
-        points = [_joined(points[i : i + 2]) for i in range(0, len(points), 2)]
+        points = [_merged(points[i : i + 2]) for i in range(0, len(points), 2)]
     return points
 
 
-def _joined(pair: list[CurvePoint]) -> CurvePoint:
+def _merged(pair: list[CurvePoint]) -> CurvePoint:
     lows = [p.min for p in pair if p.min is not None]
     highs = [p.max for p in pair if p.max is not None]
     last = pair[-1]
@@ -213,7 +213,7 @@ def _joined(pair: list[CurvePoint]) -> CurvePoint:
 def points_after(
     session: Session, job_id: str, after: tuple[int, int], until: tuple[int, int], limit: int
 ) -> tuple[list[tuple[int, str, int, float | None]], int, int]:
-    """Raw points after one (attempt, seq) up to another, in the order of their reports, and how far that reaches."""
+    """Return raw points after one (attempt, seq) up to another, in the order of their reports, and the last place."""
     if until <= after:
         return [], *after
     reached = until
@@ -226,7 +226,8 @@ def points_after(
     )
     rows = session.execute(statement.limit(limit + 1)).all()
     if len(rows) > limit:
-        # A line's values share its number, so a line comes whole: without the one that the limit cuts, or alone.
+        # The values of a record share its number and stay together: the record that the limit cuts is left out, or
+        # returned alone.
         cut = (rows[-1].attempt, rows[-1].seq)
         rows = [row for row in rows if (row.attempt, row.seq) != cut] or session.execute(
             statement.where(place == cut)

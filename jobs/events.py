@@ -1,4 +1,4 @@
-"""The log of a job: append-only, numbered without a gap by the job's own row."""
+"""The events of a job: append-only, and numbered without a gap by the job's row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.models import Event, Job
 
 
 def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    """Append an event without changing the status; the job's row numbers it."""
+    """Append an event that does not change the status."""
     statement = (
         update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1, updated_at=now_ms())
     ).returning(Job.event_seq)

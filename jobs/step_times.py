@@ -1,4 +1,4 @@
-"""When a job's steps were reported, for curves over the time of day: few samples, between which it is interpolated."""
+"""When a job's steps were reported: samples for curves over the time of day, to interpolate between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.models import Point, Rollup, Series
 
 
 class StepTime(NamedTuple):
-    """A step, when it was stored (milliseconds by the database's clock), and by which attempt."""
+    """A step, the time when it was stored (milliseconds of the database's clock), and its attempt."""
 
     step: int
     at: int
@@ -23,11 +23,11 @@ class StepTime(NamedTuple):
 def step_times(
     session: Session, job_id: str, max_samples: int = 200, first: int = 0, last: int = LAST_STEP
 ) -> list[StepTime]:
-    """At most `max_samples`, in order; of each attempt its longest series tells."""
-    shown = parts(session, job_id, first, last)
-    share = max(1, max_samples // max(1, len(shown)))
-    found = [sample for part in shown for sample in _of_attempt(session, job_id, part, share)]
-    return found[:: -(-len(found) // max_samples)] if found else []
+    """Return at most `max_samples` samples, in order, from the longest series of each attempt."""
+    visible = parts(session, job_id, first, last)
+    share = max(1, max_samples // max(1, len(visible)))
+    samples = [sample for part in visible for sample in _of_attempt(session, job_id, part, share)]
+    return samples[:: -(-len(samples) // max_samples)] if samples else []
 
 
 def _of_attempt(session: Session, job_id: str, part: Part, max_samples: int) -> list[StepTime]:
@@ -55,7 +55,7 @@ def _longest(session: Session, job_id: str, attempt: int) -> str | None:
 
 
 def _first_steps(series: str, part: Part, level: int) -> Select[int | None]:
-    """The first step in each bucket: one look into the index for each."""
+    """Select the first step of each bucket, with one index lookup a bucket."""
     width, inner = ROLLUP_WIDTHS[level], aliased(Point)
     begin = Rollup.bucket * width
     own = (inner.series_id == series, inner.attempt == part.attempt, inner.step >= begin)

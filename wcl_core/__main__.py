@@ -1,4 +1,4 @@
-"""The science from the command line, without any service: `python -m wcl_core <verb> --help`."""
+"""The command line of the library, without the service: `python -m wcl_core <verb> --help`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
-from wcl_core.reporter import ConsoleReporter, NullReporter, Outcome, Request
+from wcl_core.protocol import Outcome, Request
+from wcl_core.reporter import ConsoleReporter, NullReporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 success, 1 failure with a line on stderr, 2 wrong usage."""
+    """Run one verb; return 0 for success, 1 for a failure with a line on stderr, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -43,13 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("pretrain", help="train a backbone by a spec file (.yaml or .json)")
     verb.add_argument("spec", type=Path)
     verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of the checkpoints")
-    verb.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    verb.add_argument("--resume", type=Path, help="checkpoint to continue from")
     _data_options(verb)
     verb.set_defaults(run=_pretrain)
 
     verb = verbs.add_parser("evaluate", help="measure features by a spec file")
     verb.add_argument("spec", type=Path)
-    verb.add_argument("--checkpoint", type=Path, help="native checkpoint, when the spec's features are of that kind")
+    verb.add_argument("--checkpoint", type=Path, help="native checkpoint, for features of kind checkpoint")
     verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of embeddings")
     _data_options(verb)
     _list_option(verb)
@@ -68,23 +69,25 @@ def _parser() -> argparse.ArgumentParser:
     _data_options(verb)
     verb.set_defaults(run=_groups)
 
-    verb = verbs.add_parser("pack", help="decode an image folder into one file that loads at once")
+    verb = verbs.add_parser("pack", help="decode an image folder into one file that loads without decoding")
     verb.add_argument("name")
     verb.add_argument("folder", type=Path)
-    verb.add_argument("out", type=Path, help="the file to make, by custom NAME.wclpack")
-    verb.add_argument("--size", type=int, default=32, help="side of the stored images in pixels; data.image_size later")
+    verb.add_argument("out", type=Path, help="the packed file, usually NAME.wclpack")
+    verb.add_argument(
+        "--size", type=int, default=32, help="side of the stored images in pixels; data.image_size of its jobs"
+    )
     verb.add_argument("--max-corrupt-share", type=float, default=0.01)
     verb.set_defaults(run=_pack)
 
-    verb = verbs.add_parser("describe-dataset", help="counts, classes and digest of a dataset, as JSON")
+    verb = verbs.add_parser("describe-dataset", help="print counts, classes and digest of a dataset as JSON")
     verb.add_argument("name")
     verb.add_argument("kind", choices=get_args(data.DatasetKind))
     verb.add_argument("path", type=Path, nargs="?")
-    verb.add_argument("--cache", type=Path, help="file that keeps a folder's description until the folder changes")
+    verb.add_argument("--cache", type=Path, help="file that caches the description until the folder changes")
     _list_option(verb)
     verb.set_defaults(run=_describe)
 
-    verb = verbs.add_parser("attempt", help="one attempt of a job; called by a worker")
+    verb = verbs.add_parser("attempt", help="run one attempt of a job; a worker calls this")
     verb.add_argument("folder", type=Path)
     verb.add_argument("--control-fd", type=int)
     verb.set_defaults(run=_attempt)
@@ -111,7 +114,7 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-path", type=Path, help="image folder or packed file; without it the dataset's name must be a builtin"
+        "--data-path", type=Path, help="image folder or packed file; required unless the dataset is builtin"
     )
 
 
@@ -125,8 +128,10 @@ def _pretrain(options: argparse.Namespace) -> int:
     with joined() as ranks, _cancelled_by_interrupt() as request:
         reporter = ConsoleReporter(request)
         if spec.processes != ranks.size and ranks.is_first:
-            told = f"the spec wants {spec.processes} processes, {ranks.size} train; start them with torchrun"
-            reporter.warning("other_processes", told)
+            message = (
+                f"spec.processes is {spec.processes}, but {ranks.size} train; start {spec.processes} with torchrun"
+            )
+            reporter.warning("other_processes", message)
         arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
         outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
     return _exit_code(outcome)
@@ -166,7 +171,7 @@ def _pack(options: argparse.Namespace) -> int:
     from wcl_core.data.packing import pack
 
     if not 8 <= options.size <= 512:
-        raise ValueError(f"--size {options.size} is not between 8 and 512, as data.image_size has to be")
+        raise ValueError(f"--size is {options.size}, expected 8 to 512, the range of data.image_size")
     share = options.max_corrupt_share
     _print_description(pack(options.name, options.folder, options.out, options.size, share, ConsoleReporter()))
     return 0
@@ -177,26 +182,26 @@ def _describe(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_description(found: data.Description) -> None:
+def _print_description(description: data.Description) -> None:
     print(
         json.dumps(
             {
-                "name": found.name,
-                "kind": found.kind,
-                "digest": found.digest,
-                "counts": found.counts,
-                "classes": found.classes,
-                "class_counts": found.class_counts,
-                "image_size": found.image_size,
-                "label_lists": {name: asdict(some) for name, some in found.label_lists.items()},
-                "samples": None if found.samples is None else _samples(found.samples),
+                "name": description.name,
+                "kind": description.kind,
+                "digest": description.digest,
+                "counts": description.counts,
+                "classes": description.classes,
+                "class_counts": description.class_counts,
+                "image_size": description.image_size,
+                "label_lists": {name: asdict(entry) for name, entry in description.label_lists.items()},
+                "samples": None if description.samples is None else _samples(description.samples),
             }
         )
     )
 
 
-def _samples(found: data.Samples) -> dict[str, Any]:
-    return {**vars(found), "png": base64.b64encode(found.png).decode()}
+def _samples(samples: data.Samples) -> dict[str, Any]:
+    return {**vars(samples), "png": base64.b64encode(samples.png).decode()}
 
 
 def _attempt(options: argparse.Namespace) -> int:
@@ -213,22 +218,22 @@ def _load(spec: Spec, path: Path | None) -> data.ImageData:
 
 @contextmanager
 def _cancelled_by_interrupt() -> Iterator[Callable[[], Request | None]]:
-    """The first Ctrl-C lets the step end and a checkpoint be saved; a second one stops at once."""
-    asked: list[Request] = []
+    """Turn the first Ctrl-C into a cancel, so that a checkpoint is saved; a second one stops the process at once."""
+    requests: list[Request] = []
 
-    def ask(*_: object) -> None:
-        asked.append("cancel")
+    def cancel(*_: object) -> None:
+        requests.append("cancel")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, cancel)
     try:
-        yield lambda: asked[0] if asked else None
+        yield lambda: requests[0] if requests else None
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def _read_spec(kind: Kind, path: Path) -> Spec:
-    """A spec from JSON or YAML."""
+    """Read a spec from JSON or YAML."""
     import yaml
 
     text = path.read_text()
@@ -240,7 +245,7 @@ def _read_spec(kind: Kind, path: Path) -> Spec:
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of fields")
+        raise ValueError(f"{path}: the file holds no fields; expected a mapping of the spec's fields")
     return parse_spec(kind, content)
 
 

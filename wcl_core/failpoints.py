@@ -1,14 +1,14 @@
-"""Places where the tests may kill a process, raise an error or hold it up; without FAILPOINTS they do nothing.
+"""Failpoints: places where tests kill a process, raise an error or delay it; without FAILPOINTS they do nothing.
 
-FAILPOINTS names a folder; only the tests set it, a spec or a request cannot.  In the folder
+FAILPOINTS names a folder.  Only the tests set it; a spec or a request cannot.  Files of the folder:
 
-    reached   gets a line each time a place is passed: what a sweep has to try is read from it
-    armed     `NAME ACTION [SECONDS]`; the first process to pass NAME takes the file away and acts, so it acts once
-    fired     what was armed, once it has acted
+    reached   gets a line each time a process passes a failpoint; the tests read from it which ones to try
+    armed     `NAME ACTION [SECONDS]`; the first process that passes NAME renames the file and acts, so it acts once
+    fired     the armed line, after the action
     release   ends a hang early
-    failing   names that raise each time, while the file is there
+    failing   names that raise each time, while the file exists
 
-Actions: `kill` (SIGKILL, to itself), `error` (what the place may raise by nature), `hang` (SECONDS, then it goes on).
+Actions: `kill` (SIGKILL to itself), `error` (the error that this place can raise), `hang` (for SECONDS).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import Any
 
 _FOLDER = os.environ.get("FAILPOINTS")
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 def is_armed() -> bool:
-    """Whether this process has failpoints at all."""
+    """Return whether this process has failpoints."""
     return _FOLDER is not None
 
 
 def failpoint(name: str, of: Any = None, error: Callable[[str], Exception] | None = None) -> None:
-    """Pass a named place.
+    """Pass a failpoint.
 
     Args:
-        name: unique; tests find all of them in the source by this call.
-        of: a callable that tells passages apart: its name is added.
-        error: makes what `error` raises; a full disk by default.
+        name: unique; tests find all names in the source by this call.
+        of: a callable whose name is appended, to tell several callers of one failpoint apart.
+        error: makes the exception of the action `error`; a full disk by default.
     """
     if _FOLDER is not None:
         _reach(Path(_FOLDER), name if of is None else f"{name}:{_name_of(of)}", error or _disk_full)
@@ -48,8 +48,8 @@ def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
     if _is_in(folder / "failing", name):
         raise error(f"failpoint {name}")
     try:
-        wanted, action, *seconds = (folder / "armed").read_text().split()
-        if wanted != name:
+        armed, action, *seconds = (folder / "armed").read_text().split()
+        if armed != name:
             return
         (folder / "armed").rename(folder / "fired")  # of several processes one succeeds
     except (FileNotFoundError, ValueError):
@@ -61,7 +61,7 @@ def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
     elif action == "hang":
         deadline = time.monotonic() + float(seconds[0])
         while time.monotonic() < deadline and not (folder / "release").exists():
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def _is_in(path: Path, name: str) -> bool:
@@ -73,6 +73,6 @@ def _disk_full(text: str) -> OSError:
 
 
 def _name_of(of: Any) -> str:
-    """`Slot._claim` for a lambda in that method."""
+    """Return the name of a callable; `Slot._claim` for a lambda in that method."""
     of = getattr(of, "func", of)  # of a partial
     return str(getattr(of, "__qualname__", type(of).__name__)).split(".<locals>")[0]

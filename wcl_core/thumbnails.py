@@ -1,4 +1,4 @@
-"""Many images as one picture, for pages that show each of them by its place in it."""
+"""Picture sheets: many images as tiles of one picture, so that a page loads one file and shows each tile."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Sheet:
 
 
 def sheet(images: Tensor, columns: int | None = None, max_tile: int = MAX_TILE) -> Sheet:
-    """Lay images side by side; larger ones than `max_tile` pixels are scaled down to it, with antialiasing.
+    """Draw images side by side; an image larger than `max_tile` pixels is scaled down to it, with antialiasing.
 
     Args:
         images: (N, 3, S, S) uint8, N >= 1, on any device.
-        columns: images in a row; about as many as rows unless given.
+        columns: images in a row; by default about as many as rows.
+        max_tile: largest side of a tile in pixels.
     """
     count, _, side, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -44,6 +45,6 @@ def sheet(images: Tensor, columns: int | None = None, max_tile: int = MAX_TILE) 
     empty = torch.zeros(-count % columns, 3, tile, tile, dtype=torch.uint8)
     rows = torch.cat((images, empty)).unflatten(0, (-1, columns))
     picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    file = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(file, "PNG")
-    return Sheet(file.getvalue(), tile, columns)
+    png = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(png, "PNG")
+    return Sheet(png.getvalue(), tile, columns)
