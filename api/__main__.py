@@ -62,7 +62,7 @@ def serve(settings: Settings) -> None:
     url = hosts.url_of(listener)
     _announce(settings, database, url)
     stop = threading.Event()
-    reconciler = Reconciler(database, settings, rings=True)
+    reconciler = Reconciler(database, settings, sends_wake_ups=True)
     thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
     thread.start()
     sweeping = (database, settings.exports_dir, stop)

@@ -1,27 +1,32 @@
-"""Sample sheets: a picture of some images of each class of a dataset, made and announced by a worker.
+"""Datasets as workers announce them, and their sample sheets: pictures of some images of each class.
 
-They lie in a table of their own, so that whoever lists datasets never reads a picture.
+A sheet has a table of its own, so that lists of datasets never read a picture.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from jobs.database import new_id, now_ms
 from jobs.errors import NotFound
 from jobs.ingest import insert
-from jobs.models import DatasetSamples
+from jobs.models import Dataset, DatasetSamples
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SampleSheet:
     """One row a class, in label order; a class with fewer images leaves its last cells empty.
 
     Attributes:
         png: the picture, of `rows` times `columns` squares of `side` pixels.
+        rows: number of classes shown.
+        columns: images of each class, at most.
+        side: of one image, in pixels.
     """
 
     png: bytes
@@ -31,8 +36,8 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A sheet without its picture; `sha256` is the picture's."""
+class SheetLayout:
+    """A sample sheet without its picture; `sha256` is the picture's digest."""
 
     rows: int
     columns: int
@@ -40,8 +45,43 @@ class Layout:
     sha256: str
 
 
-def keep(session: Session, name: str, sheet: Sheet | None) -> None:
-    """The sheet of a dataset's newest announcement takes the place of the one before, also when there is none."""
+@dataclass(frozen=True)
+class DatasetFacts:
+    """A dataset as a worker announces it.
+
+    Attributes:
+        name: the registered name.
+        kind: builtin, folder or packed.
+        digest: of the content, 64 hex digits.
+        counts: images by split.
+        classes: names in label order.
+        class_counts: images of each class in label order, by split.
+        label_lists: fixed lists of train images by name, each with its digest and its number of images.
+        image_size: side of the stored images, which views cannot exceed; None where any size is possible.
+        sheet: some images of each class as a picture.
+    """
+
+    name: str
+    kind: str
+    digest: str
+    counts: dict[str, int]
+    classes: list[str]
+    class_counts: dict[str, list[int]] = field(default_factory=dict)
+    label_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    image_size: int | None = None
+    sheet: SampleSheet | None = None
+
+
+def announce(session: Session, facts: DatasetFacts) -> None:
+    """Store a dataset and its sheet; the newest announcement of a name is the version that new jobs pin."""
+    values = {name: value for name, value in vars(facts).items() if name not in ("name", "sheet")}
+    statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()}))
+    _store_sheet(session, facts.name, facts.sheet)
+
+
+def _store_sheet(session: Session, name: str, sheet: SampleSheet | None) -> None:
+    """Replace the dataset's sheet, or remove it when the newest announcement has none."""
     if sheet is None:
         session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name == name))
         return
@@ -50,20 +90,20 @@ def keep(session: Session, name: str, sheet: Sheet | None) -> None:
     session.execute(statement.on_conflict_do_update(index_elements=["dataset_name"], set_=values))
 
 
-def layouts(session: Session) -> dict[str, Layout]:
-    """Of every dataset that has a sheet, by name."""
-    facts = (DatasetSamples.rows, DatasetSamples.columns, DatasetSamples.side, DatasetSamples.sha256)
-    found = session.execute(select(DatasetSamples.dataset_name, *facts))
-    return {row[0]: Layout(*row[1:]) for row in found}
+def sheet_layouts(session: Session) -> dict[str, SheetLayout]:
+    """Return the layout of every sample sheet by its dataset's name."""
+    columns = (DatasetSamples.rows, DatasetSamples.columns, DatasetSamples.side, DatasetSamples.sha256)
+    rows = session.execute(select(DatasetSamples.dataset_name, *columns))
+    return {row[0]: SheetLayout(*row[1:]) for row in rows}
 
 
-def picture(session: Session, name: str) -> tuple[bytes, str]:
-    """A dataset's sheet as PNG, and its sha256.
+def sheet_png(session: Session, name: str) -> tuple[bytes, str]:
+    """Return a dataset's sample sheet as PNG, and its sha256.
 
     Raises:
-        NotFound: there is no such dataset, or nobody announced a sheet of it.
+        NotFound: there is no such dataset, or no worker announced a sheet of it.
     """
-    found = session.get(DatasetSamples, name)
-    if found is None:
+    samples = session.get(DatasetSamples, name)
+    if samples is None:
         raise NotFound(f"there are no samples of a dataset {name}")
-    return found.png, found.sha256
+    return samples.png, samples.sha256

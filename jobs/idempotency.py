@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,15 +9,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
+from jobs.digests import digest_of
 from jobs.errors import FieldError, Invalid
 from jobs.models import IdempotencyKey, Job, Sweep
 
 Created = TypeVar("Created", Job, Sweep)
-
-
-def digest(request: Any) -> str:
-    """Return the SHA-256 of a request's JSON values; equal for two requests that ask for the same."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def create_once(
@@ -44,7 +38,7 @@ def create_once(
     Raises:
         Invalid: an earlier request used the key with another body; or as `create`.
     """
-    body_digest = digest(request)
+    body_digest = digest_of(request)
 
     def change(session: Session) -> tuple[Created, bool]:
         earlier = session.get(IdempotencyKey, (owner, key))

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints, planned_evaluations
 from jobs.database import new_id, now_ms
+from jobs.digests import digest_of
 from jobs.models import (
     Artifact,
     Attempt,
@@ -274,7 +273,7 @@ def _evaluation(session: Session, job_id: str, record: EvaluationRecord) -> None
     features, checkpoint_id = _features_digest(session, spec)
     identity = {
         "features_digest": features,
-        "params_digest": _digest(record.params),
+        "params_digest": digest_of(record.params),
         "protocol": record.protocol,
         "protocol_version": record.protocol_version,
         "dataset_digest": record.dataset_digest,
@@ -296,8 +295,4 @@ def _features_digest(session: Session, spec: dict[str, Any]) -> tuple[str, str |
         return session.execute(select(Checkpoint.sha256).where(Checkpoint.id == checkpoint_id)).scalar_one(), str(
             checkpoint_id
         )
-    return _digest({"features": features, "seed": spec["seed"], "image_size": spec["data"]["image_size"]}), None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return digest_of({"features": features, "seed": spec["seed"], "image_size": spec["data"]["image_size"]}), None

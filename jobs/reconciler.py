@@ -1,8 +1,12 @@
-"""Finds what nobody else moves on: attempts without a supervisor, jobs whose needs are met, jobs behind lesser ones.
+"""Periodic reconciliation: reaps lost attempts, unblocks jobs, requests preemption, advances sweeps, wakes up workers.
 
-Many run at once, in servers and workers; every change they make is guarded, so that two of them do no harm.  No wall
-clock decides: an attempt counts as lost only after this very reconciler has seen it unchanged for a whole lease of its
-own monotonic clock, with no failed and no missed look in between, and could itself write all through the second half.
+Reconcilers run in every server and worker.  Each change is guarded, so that several reconcilers may make it at once.
+
+No wall clock decides.  A reconciler declares an attempt lost only after all of this:
+
+- it has itself seen the attempt unchanged for a whole lease of its own monotonic clock;
+- no poll in between failed or was missed;
+- during the second half of the lease it could write to the database.
 """
 
 from __future__ import annotations
@@ -17,11 +21,11 @@ from typing import Generic, TypeVar
 from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import keys, preemption, sweeps, transitions, wake_up
-from jobs import workers as registry
+from jobs import keys, preemption, sweeps, transitions, workers
 from jobs.database import Database, is_outage, now_ms
 from jobs.models import Attempt, IdempotencyKey, Worker
 from jobs.settings import Settings
+from jobs.wake_up import WakeUpSender
 
 log = logging.getLogger(__name__)
 
@@ -30,60 +34,65 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Watch(Generic[T]):
-    """What was seen unchanged, and since when.
+    """Counters that were seen unchanged, and since when.
 
     Args:
-        lease_seconds: how long unchanged makes lost.
-        max_gap_seconds: a longer pause between two looks starts every wait again: this process slept, so others may
-            have changed and changed back unseen.
+        lease_seconds: a counter that is unchanged for so long makes its owner lost.
+        max_gap_seconds: a longer pause between two polls resets every wait: this process slept, so a counter may
+            have changed unseen.
     """
 
     def __init__(self, lease_seconds: float, max_gap_seconds: float) -> None:
         self._lease = lease_seconds
         self._max_gap = max_gap_seconds
         self._seen: dict[T, tuple[int, float]] = {}
-        self._last_look: float | None = None
+        self._last_poll: float | None = None
 
     def lost(self, counters: dict[T, int], now: float) -> list[T]:
-        """Take a look; the things whose counter has not moved for a lease."""
-        if self._last_look is not None and now - self._last_look > self._max_gap:
+        """Record the counters of a poll; return the owners whose counter has not moved for a lease."""
+        if self._last_poll is not None and now - self._last_poll > self._max_gap:
             self._seen.clear()
-        self._last_look = now
+        self._last_poll = now
         self._seen = {
-            thing: known if (known := self._seen.get(thing)) and known[0] == counter else (counter, now)
-            for thing, counter in counters.items()
+            owner: seen if (seen := self._seen.get(owner)) and seen[0] == counter else (counter, now)
+            for owner, counter in counters.items()
         }
-        return [thing for thing, (_, since) in self._seen.items() if now - since >= self._lease]
+        return [owner for owner, (_, since) in self._seen.items() if now - since >= self._lease]
 
-    def doubtful(self, counters: dict[T, int], now: float) -> T | None:
-        """One of those whose counter has not moved for half a lease, if there are any."""
-        for thing, counter in counters.items():
-            known = self._seen.get(thing)
-            if known is not None and known[0] == counter and now - known[1] >= self._lease / 2:
-                return thing
+    def suspect(self, counters: dict[T, int], now: float) -> T | None:
+        """Return one owner whose counter has not moved for half a lease, or None."""
+        for owner, counter in counters.items():
+            seen = self._seen.get(owner)
+            if seen is not None and seen[0] == counter and now - seen[1] >= self._lease / 2:
+                return owner
         return None
 
-    def forget(self) -> None:
-        """A look failed: whatever it would have shown is unknown, so every wait starts again."""
+    def reset(self) -> None:
+        """Restart every wait: a poll failed, so a change may have gone unseen."""
         self._seen.clear()
 
 
 class Reconciler:
-    """One pass is `look`; `run` takes one every few seconds until it is told to stop.
+    """Polls the database every few seconds; `poll` is one pass.
 
     Args:
         database: where the rows are.
-        settings: lease, pause between looks, failure limit, broker.
-        rings: whether it rings doorbells (servers do; a worker rings itself).
+        settings: lease, pause between polls, failure limit, broker.
+        sends_wake_ups: whether it wakes up idle workers; servers do, a worker polls for itself.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, database: Database, settings: Settings, *, rings: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        sends_wake_ups: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._settings = settings
-        self._ringer = wake_up.Ringer(database, settings) if rings else None
+        self._wake_ups = WakeUpSender(database, settings) if sends_wake_ups else None
         self._clock = clock
         gap = 2 * settings.look_seconds + 1
         self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)
@@ -91,28 +100,29 @@ class Reconciler:
         self._next_housekeeping = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Look until `stop`; an outage of the database only makes a look fail."""
+        """Poll until `stop`; an outage of the database only makes a poll fail."""
         while not stop.wait(self._settings.look_seconds):
             try:
-                self.look()
-            except Exception as error:  # nobody would start it again: it has to survive whatever comes
-                self._attempts.forget()
-                self._workers.forget()
+                self.poll()
+            except Exception as error:  # the thread is never restarted, so it has to survive every error
+                self._attempts.reset()
+                self._workers.reset()
                 if is_outage(error):
-                    log.warning("the database does not answer; looking again in %g s", self._settings.look_seconds)
+                    log.warning("the database does not answer; polling again in %g s", self._settings.look_seconds)
                 else:
-                    log.exception("a look failed")
+                    log.exception("a poll of the reconciler failed")
 
-    def look(self) -> None:
-        """Reap lost attempts, mark lost workers, move blocked jobs and sweeps on, preempt, ring, clean up."""
+    def poll(self) -> None:
+        """Reap lost attempts, mark lost workers, advance blocked jobs and sweeps, preempt, wake up, clean up."""
         with self._database.read() as session:
             attempts = _open_attempts(session)
-            workers = _live_workers(session)
-        self._prove_writable(attempts, workers)
+            heartbeats = _heartbeats(session)
+        self._prove_writable(attempts, heartbeats)
         for attempt in self._attempts.lost(attempts, self._clock()):
             self._reap(*attempt, attempts[attempt])
-        for worker in self._workers.lost(workers, self._clock()):
-            self._database.write(partial(registry.mark_lost, worker_id=worker, beats=workers[worker]))
+        for worker_id in self._workers.lost(heartbeats, self._clock()):
+            lost = partial(workers.mark_lost, worker_id=worker_id, heartbeats=heartbeats[worker_id])
+            self._database.write(lost)
         with self._database.read() as session:
             has_blocked = transitions.has_blocked(session)
             has_victim = preemption.choose(session) is not None
@@ -120,45 +130,45 @@ class Reconciler:
         if has_blocked:
             self._database.write(transitions.unblock)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
-            log.info("job %s is asked to give way to job %s", chosen.job_id, chosen.for_job_id)
+            log.info("job %s was asked to give way to job %s", chosen.job_id, chosen.for_job_id)
         self._advance(due_sweeps)
-        if self._ringer is not None:
-            self._ringer.ring()
+        if self._wake_ups is not None:
+            self._wake_ups.start()
         if self._clock() >= self._next_housekeeping:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)
 
-    def _prove_writable(self, attempts: dict[tuple[str, int], int], workers: dict[str, int]) -> None:
-        """Write something before an attempt is declared lost.
+    def _prove_writable(self, attempts: dict[tuple[str, int], int], heartbeats: dict[str, int]) -> None:
+        """Write to the database before anything is declared lost.
 
-        A silent worker may be unable to write, as while a stopped process holds SQLite's lock or PostgreSQL is
-        read-only.  A failure here, or a long wait, makes this a failed poll, and every wait starts again.
+        Workers may be silent because they cannot write: a stopped process holds SQLite's lock, or PostgreSQL is
+        read-only.  A failure here, or a long wait, makes this a failed or a missed poll, which resets every wait.
         """
         now = self._clock()
-        if (attempt := self._attempts.doubtful(attempts, now)) is not None:
+        if (attempt := self._attempts.suspect(attempts, now)) is not None:
             job_id, number = attempt
-            as_it_is = update(Attempt).where(Attempt.job_id == job_id, Attempt.number == number)
-            self._database.write(partial(_touch, as_it_is.values(renewals=Attempt.renewals)))
-        elif (worker := self._workers.doubtful(workers, now)) is not None:
-            same = update(Worker).where(Worker.id == worker).values(beats=Worker.beats)
-            self._database.write(partial(_touch, same))
+            same = update(Attempt).where(Attempt.job_id == job_id, Attempt.number == number)
+            self._database.write(partial(_execute, same.values(renewals=Attempt.renewals)))
+        elif (worker_id := self._workers.suspect(heartbeats, now)) is not None:
+            same = update(Worker).where(Worker.id == worker_id)
+            self._database.write(partial(_execute, same.values(heartbeats=Worker.heartbeats)))
 
     def _reap(self, job_id: str, number: int, renewals: int) -> None:
         reaped = self._database.write(
             lambda s: transitions.reap(s, job_id, number, renewals, max_failures=self._settings.max_failures)
         )
         if reaped:
-            log.warning("job %s: attempt %d was not renewed for a lease and counts as lost", job_id, number)
+            log.warning("job %s: attempt %d was not renewed for a lease and is declared lost", job_id, number)
 
     def _advance(self, due_sweeps: list[str]) -> None:
         for sweep_id in due_sweeps:
             try:
                 while self._database.write(partial(sweeps.advance, sweep_id=sweep_id)).begin:
                     pass
-            except Exception as error:  # one that cannot go on here, as without its plugin, must not end the look
+            except Exception as error:  # a sweep that fails here, as without its plugin, must not end the poll
                 if is_outage(error):
                     raise
-                log.exception("sweep %s does not go on", sweep_id)
+                log.exception("sweep %s cannot advance", sweep_id)
 
     def _clean_up(self, session: Session) -> None:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)
@@ -166,7 +176,7 @@ class Reconciler:
         keys.expire(session)
 
 
-def _touch(statement: Update, session: Session) -> None:
+def _execute(statement: Update, session: Session) -> None:
     session.execute(statement)
 
 
@@ -175,6 +185,6 @@ def _open_attempts(session: Session) -> dict[tuple[str, int], int]:
     return {(job_id, number): renewals for job_id, number, renewals in rows}
 
 
-def _live_workers(session: Session) -> dict[str, int]:
-    rows = session.execute(select(Worker.id, Worker.beats).where(Worker.is_live))
+def _heartbeats(session: Session) -> dict[str, int]:
+    rows = session.execute(select(Worker.id, Worker.heartbeats).where(Worker.is_live))
     return dict(rows.all())

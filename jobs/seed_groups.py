@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -99,8 +98,7 @@ def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]
             if evaluation.value is None:
                 continue
             own_seed = None if job.kind == "evaluate" else evaluation.seed
-            params = json.dumps(evaluation.params, sort_keys=True)
-            names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, params)
+            names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, evaluation.params_digest)
             key = (*names, evaluation.dataset_digest, entry.epoch, entry.selection, own_seed)
             table[key][seed] = evaluation.value
             params_of[key] = evaluation.params

@@ -1,6 +1,7 @@
-"""The Celery producer: a bell tells a pool that there is work.  It carries no authority and may be lost or doubled.
+"""Wake-ups: Celery messages that tell a pool there is work.
 
-The worker's app is named by its task alone, so nothing of the worker is imported here.
+A wake-up carries no authority: idle workers also poll the database, so a lost or doubled one changes nothing.  The
+worker's Celery app is addressed by the name of its task alone, so this module imports nothing of the worker.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ log = logging.getLogger(__name__)
 TASK = "wcl.work"
 EXPIRES_SECONDS = 30
 _CONNECT_SECONDS = 2
+_THREAD_NAME = "wake-up"
 
 
 def queue_of(pool: str) -> str:
-    """The Celery queue that the workers of a pool listen to."""
+    """Return the name of the Celery queue that the workers of a pool consume."""
     return f"wcl.{pool}"
 
 
 def transport_options(broker_url: str) -> dict[str, Any]:
-    """Broker options that producer and worker share; a memory broker has none."""
+    """Return the broker options that server and worker share; a memory broker has none."""
     if broker_url.startswith("memory"):
         return {}
     return {
@@ -60,63 +62,64 @@ def _producer(broker_url: str) -> Celery:
     return app
 
 
-def ring_for_waiting(database: Database, settings: Settings) -> None:
-    """Ring pools that have both a claimable job and a free worker, at most once per free worker.
+def send(settings: Settings, pool: str) -> None:
+    """Send one wake-up to one pool."""
+    app = _producer(settings.broker_url)
+    failpoint("wake_up.before_publish", error=ConnectionError)
+    app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)
+    failpoint("wake_up.after_publish", error=ConnectionError)
 
-    A broker that does not answer costs nothing but time: idle workers look by themselves.
+
+def send_where_needed(database: Database, settings: Settings) -> None:
+    """Send wake-ups to pools that have both a due job and an idle worker, at most one for each idle worker.
+
+    A broker that does not answer only costs time: idle workers poll the database themselves.
     """
     if settings.is_memory_broker:
         return
     with database.read() as session:
-        bells = _bells(session)
-    for pool, count in bells.items():
+        counts = _counts_by_pool(session)
+    for pool, count in counts.items():
         try:
             for _ in range(count):
-                ring(settings, pool)
+                send(settings, pool)
         except Exception as error:  # brokers raise what their clients raise
-            log.warning("the broker does not take a doorbell: %s", error)
+            log.warning("the broker refused a wake-up: %s", error)
             return
 
 
-class Ringer:
-    """Rings for whoever must not wait: a broker that accepts and never answers would hold up its thread.
+class WakeUpSender:
+    """Sends wake-ups on a thread of its own, so that a broker which accepts and never answers delays no caller.
 
     Args:
-        database, settings: the service.
+        database: where due jobs and idle workers are read.
+        settings: the broker.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
-        self._is_ringing = threading.Lock()
+        self._is_sending = threading.Lock()
 
-    def ring(self) -> None:
-        """`ring_for_waiting` on a thread of its own; nothing while the call before still waits for the broker."""
-        if not self._settings.is_memory_broker and self._is_ringing.acquire(blocking=False):
-            threading.Thread(target=self._ring, daemon=True, name="doorbell").start()
+    def start(self) -> None:
+        """Start `send_where_needed` on a thread, unless the previous call still waits for the broker."""
+        if not self._settings.is_memory_broker and self._is_sending.acquire(blocking=False):
+            threading.Thread(target=self._send, daemon=True, name=_THREAD_NAME).start()
 
-    def _ring(self) -> None:
+    def _send(self) -> None:
         try:
-            ring_for_waiting(self._database, self._settings)
-        except Exception as error:  # the next look rings again
+            send_where_needed(self._database, self._settings)
+        except Exception as error:  # the next poll sends again
             if is_outage(error):
-                log.warning("nobody rings while the database does not answer")
+                log.warning("no wake-up was sent: the database does not answer")
             else:
-                log.exception("ringing failed")
+                log.exception("sending wake-ups failed")
         finally:
-            self._is_ringing.release()
+            self._is_sending.release()
 
 
-def ring(settings: Settings, pool: str) -> None:
-    """One bell for one pool."""
-    app = _producer(settings.broker_url)
-    failpoint("doorbell.before_publish", error=ConnectionError)
-    app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)
-    failpoint("doorbell.after_publish", error=ConnectionError)
-
-
-def _bells(session: Session) -> dict[str, int]:
+def _counts_by_pool(session: Session) -> dict[str, int]:
     waiting = select(Job.pool, func.count()).where(is_due()).group_by(Job.pool)
     idle = select(Worker.pool, func.count()).where(takes_jobs(), Worker.state == "idle").group_by(Worker.pool)
-    free = dict(session.execute(idle).all())
+    num_idle = dict(session.execute(idle).all())
     jobs = session.execute(waiting).all()
-    return {pool: min(count, free[pool]) for pool, count in jobs if free.get(pool)}
+    return {pool: min(count, num_idle[pool]) for pool, count in jobs if num_idle.get(pool)}

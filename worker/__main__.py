@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
         signal.signal(number, lambda *_: drain())
     ticker = Ticker(database, settings, facts.id, slot, drain, polls=not options.once)
-    reconciler = Reconciler(database, settings, rings=False)
+    reconciler = Reconciler(database, settings, sends_wake_ups=False)
     # These threads do not wait for the broker, so the worker works without one.
     _start("reconciler", lambda: reconciler.run(stop))
     _start("ticker", lambda: ticker.run(stop))

@@ -10,9 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.datasets import Sheet
+from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.settings import Settings
-from jobs.workers import DatasetFacts
 from worker.process import module_environment
 
 log = logging.getLogger(__name__)
@@ -52,5 +51,5 @@ def _describe(name: str, kind: str, path: Path | None, settings: Settings) -> So
     facts = json.loads(done.stdout.strip().splitlines()[-1])
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts.pop("samples")
-    sheet = None if samples is None else Sheet(**samples | {"png": base64.b64decode(samples["png"])})
+    sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
     return Source(DatasetFacts(**facts, sheet=sheet), path, lists)

@@ -84,7 +84,7 @@ class Slot:
             self._supervisor.supervise(claim)
         finally:
             self.job_id = None
-        self._database.write(lambda session: workers.beat(session, self._facts.id, None))
+        self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None))
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no thread works in the slot."""

@@ -60,7 +60,7 @@ class Ticker:
     def _tick(self, now: float) -> None:
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._settings.look_seconds
-            must_drain = self._database.write(lambda s: workers.beat(s, self._worker_id, self._slot.job_id))
+            must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id))
             if must_drain and not self._has_drained:
                 log.info("a user has requested that this worker drains")
                 self._has_drained = True
@@ -75,7 +75,7 @@ class Ticker:
             self._has_sent_wake_up = False
         elif self._settings.is_memory_broker and not self._has_sent_wake_up:
             self._has_sent_wake_up = True
-            wake_up.ring(self._settings, self._settings.pool)
+            wake_up.send(self._settings, self._settings.pool)
         else:
             # No wake-up has started the job since the last poll: the broker is away, or its consumer sleeps.
             threading.Thread(target=self._slot.work, name="slot", daemon=True).start()

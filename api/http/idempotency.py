@@ -17,6 +17,7 @@ from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from jobs import idempotency
 from jobs.database import Database
+from jobs.digests import digest_of
 from jobs.errors import FieldError, Invalid
 from jobs.idempotency import Created
 
@@ -69,7 +70,7 @@ class Submission:
         if self.is_form:
             if not key or len(key) > _MAX_FORM_KEY:
                 raise Invalid([FieldError("key", "the form has no one-time key; reload the page and send it again")])
-            return f"form {key} {idempotency.digest(request)}"
+            return f"form {key} {digest_of(request)}"
         if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
             raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
         return key

@@ -13,8 +13,8 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.rest import rendering
 from api.rest.responses import DatasetAnswer, WorkerAnswer
-from jobs import datasets as samples
 from jobs import queries
+from jobs.datasets import sheet_layouts, sheet_png
 from wcl_core.config import resolve_spec
 from wcl_core.presets import described_presets
 
@@ -52,7 +52,7 @@ class Presets(TypedDict):
 def datasets(principal: Reader, database: TheDatabase) -> Datasets:
     """What workers have announced."""
     with database.read() as session:
-        sheets = samples.layouts(session)
+        sheets = sheet_layouts(session)
         return {"items": [rendering.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)]}
 
 
@@ -60,14 +60,14 @@ def datasets(principal: Reader, database: TheDatabase) -> Datasets:
 def dataset(name: str, principal: Reader, database: TheDatabase) -> DatasetAnswer:
     """One of them."""
     with database.read() as session:
-        return rendering.dataset(queries.get_dataset(session, name), samples.layouts(session).get(name))
+        return rendering.dataset(queries.get_dataset(session, name), sheet_layouts(session).get(name))
 
 
 @router.get("/datasets/{name}/samples.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
 def sample_images(request: Request, name: str, principal: Reader, database: TheDatabase) -> Response:
     """Some images of each class as one picture; its ETag is its sha256."""
     with database.read() as session:
-        png, sha256 = samples.picture(session, name)
+        png, sha256 = sheet_png(session, name)
     return files.content(request, png, f'"{sha256}"', "image/png")
 
 

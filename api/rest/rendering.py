@@ -24,7 +24,7 @@ from api.rest.responses import (
     WorkerAnswer,
 )
 from jobs.curves import CurvePoint
-from jobs.datasets import Layout
+from jobs.datasets import SheetLayout
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, Log, Worker
 from jobs.step_times import StepTime
 from jobs.waiting import Waiting
@@ -185,7 +185,7 @@ def step_time(sample: StepTime) -> Json:
     return {"step": sample.step, "at": iso(sample.at), "attempt": sample.attempt}
 
 
-def dataset(row: Dataset, sheet: Layout | None = None) -> DatasetAnswer:
+def dataset(row: Dataset, sheet: SheetLayout | None = None) -> DatasetAnswer:
     return {
         "name": row.name,
         "digest": row.digest,
@@ -200,7 +200,7 @@ def dataset(row: Dataset, sheet: Layout | None = None) -> DatasetAnswer:
     }
 
 
-def _samples(name: str, sheet: Layout) -> SamplesAnswer:
+def _samples(name: str, sheet: SheetLayout) -> SamplesAnswer:
     address = f"/v1/datasets/{quote(name, safe='')}/samples.png"
     return {"png": address, "rows": sheet.rows, "columns": sheet.columns, "side": sheet.side}
 

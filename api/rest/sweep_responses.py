@@ -11,7 +11,7 @@ from api.rest.rendering import iso, iso_or_none
 from api.rest.responses import Json, Named
 from jobs import sweeps
 from jobs.models import Sweep
-from jobs.sweeps import Outcome, Standing
+from jobs.sweeps import Standing, TrialResult
 
 
 class RungAnswer(TypedDict):
@@ -164,7 +164,7 @@ def _trial(sweep: Sweep, standing: Standing) -> TrialAnswer:
     }
 
 
-def _outcome(number: int, rung: dict[str, Any], outcome: Outcome) -> OutcomeAnswer:
+def _outcome(number: int, rung: dict[str, Any], outcome: TrialResult) -> OutcomeAnswer:
     runs: list[RunAnswer] = [
         {
             "seed": run.place.seed,

@@ -44,7 +44,7 @@ def dataset_page(session: Session, name: str) -> DatasetPage:
     newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
     measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
     return DatasetPage(
-        dataset_view(row, datasets.layouts(session).get(name), workers),
+        dataset_view(row, datasets.sheet_layouts(session).get(name), workers),
         [JobView(job, []) for job in session.execute(newest).scalars()],
         session.execute(measured).first() is not None,
         database_time(session),

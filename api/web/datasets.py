@@ -14,7 +14,7 @@ from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.datasets import Layout
+from jobs.datasets import SheetLayout
 from jobs.models import Dataset, Worker
 
 router = APIRouter(include_in_schema=False)
@@ -47,7 +47,7 @@ class DatasetView:
     """
 
     row: Dataset
-    sheet: Layout | None
+    sheet: SheetLayout | None
     holders: list[Worker]
     others: list[Worker]
 
@@ -84,12 +84,12 @@ class DatasetList:
 
 def dataset_list(session: Session) -> DatasetList:
     """All datasets, by name."""
-    sheets, workers = datasets.layouts(session), queries.workers(session, alive_only=True)
+    sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
     views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
     return DatasetList(views, database_time(session))
 
 
-def dataset_view(row: Dataset, sheet: Layout | None, workers: Sequence[Worker]) -> DatasetView:
+def dataset_view(row: Dataset, sheet: SheetLayout | None, workers: Sequence[Worker]) -> DatasetView:
     """Return a dataset with the workers that have it, of those that are alive."""
     having = [worker for worker in workers if row.name in worker.datasets]
     holders = [worker for worker in having if worker.datasets[row.name] == row.digest]

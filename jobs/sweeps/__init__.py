@@ -1,17 +1,28 @@
 """Sweeps: searches over fields of a training spec by grid, at random, or by successive halving.
 
-    space       what is tried            metric      what ranks it          halving   how many go on, and how far
-        └────────── trials: each one's spec ──────────────┘                    │
-                      └── outcomes: what became of them ─┬─ progress: what comes next, by whoever looks
-                                                         └─ standings: the same for people
+    space      the settings of each trial      metric     ranks the trials      halving    rungs: how many, how long
+        └────────── trials: each one's spec ──────────────┘                       │
+                      └── trial_results: from its jobs ─┬─ progress: the next step, taken by the reconciler
+                                                        └─ standings: the same for people
+                          new_sweep: a request becomes a design, and the design becomes rows
 
-A sweep is a row, its trials are rows, its jobs are ordinary ones that carry its id.  Import from the package itself.
+A sweep and its trials are rows; its jobs are ordinary ones that carry the sweep's id.  Import from this package, not
+from its modules.
 """
 
 from __future__ import annotations
 
 from jobs.sweeps.metric import MEASURES, Direction, Metric
-from jobs.sweeps.outcomes import Outcome, Outcomes, Run, outcomes
+from jobs.sweeps.new_sweep import (
+    HELD_OUT_SHARE,
+    MAX_RUNS,
+    NewSweep,
+    Search,
+    designed,
+    held_out_share,
+    plan,
+    submit,
+)
 from jobs.sweeps.progress import Step, advance, cancel, design_of, due, next_step
 from jobs.sweeps.space import MAX_TRIALS, Range, Values
 from jobs.sweeps.space import pointer as parameter_pointer
@@ -25,8 +36,8 @@ from jobs.sweeps.standings import (
     trial_counts,
     values_at,
 )
-from jobs.sweeps.submission import held_out_share, plan, submit
-from jobs.sweeps.trials import HELD_OUT_SHARE, MAX_RUNS, Design, NewSweep, Place, Search, designed, located
+from jobs.sweeps.trial_results import Run, TrialResult, TrialResults, trial_results
+from jobs.sweeps.trials import Design, Place, located
 
 __all__ = [
     "HELD_OUT_SHARE",
@@ -37,14 +48,14 @@ __all__ = [
     "Direction",
     "Metric",
     "NewSweep",
-    "Outcome",
-    "Outcomes",
     "Place",
     "Range",
     "Run",
     "Search",
     "Standing",
     "Step",
+    "TrialResult",
+    "TrialResults",
     "Values",
     "advance",
     "cancel",
@@ -58,11 +69,11 @@ __all__ = [
     "located",
     "newest_states",
     "next_step",
-    "outcomes",
     "parameter_pointer",
     "plan",
     "standings",
     "submit",
     "trial_counts",
+    "trial_results",
     "values_at",
 ]

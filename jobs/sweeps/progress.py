@@ -25,7 +25,7 @@ from jobs.new_job import add
 from jobs.status import TERMINAL, Status
 from jobs.sweeps.halving import Rung, ranked
 from jobs.sweeps.metric import Metric
-from jobs.sweeps.outcomes import Outcomes, outcomes
+from jobs.sweeps.trial_results import TrialResults, trial_results
 from jobs.sweeps.trials import Design, Place
 
 _RUNS_AT_ONCE = 32  # so that no transaction is long; whoever begins them goes on until there is nothing to begin
@@ -43,7 +43,7 @@ class Step:
         return bool(self.begin) or self.is_end
 
 
-def next_step(sweep: Sweep, found: Outcomes) -> Step:
+def next_step(sweep: Sweep, found: TrialResults) -> Step:
     """A function of the sweep and of what its trials have come to."""
     entered = list(range(sweep.rungs[0]["trials"]))
     for rung in range(len(sweep.rungs)):
@@ -63,7 +63,7 @@ def next_step(sweep: Sweep, found: Outcomes) -> Step:
 def due(session: Session) -> list[str]:
     """Ids of the sweeps that have something to do."""
     running = session.execute(select(Sweep).where(Sweep.status == Status.RUNNING).order_by(Sweep.id)).scalars()
-    return [sweep.id for sweep in running if next_step(sweep, outcomes(session, sweep))]
+    return [sweep.id for sweep in running if next_step(sweep, trial_results(session, sweep))]
 
 
 def advance(session: Session, sweep_id: str) -> Step:
@@ -75,7 +75,7 @@ def advance(session: Session, sweep_id: str) -> Step:
 
 def take(session: Session, sweep: Sweep) -> Step:
     """Take the next step of a sweep whose row this transaction holds."""
-    step = next_step(sweep, outcomes(session, sweep))
+    step = next_step(sweep, trial_results(session, sweep))
     if step.begin:
         _begin(session, sweep, step)
     elif step.best is not None:

@@ -14,8 +14,8 @@ from jobs.models import Sweep, SweepTrial
 from jobs.queries import Page
 from jobs.status import Status
 from jobs.sweeps.halving import ranked
-from jobs.sweeps.outcomes import Outcome, outcomes
 from jobs.sweeps.space import Settings
+from jobs.sweeps.trial_results import TrialResult, trial_results
 
 # waiting: not begun; stopped: measured, and others went on instead; finished: measured at the last rung
 State = Literal["waiting", "unfinished", "measured", "stopped", "finished", "failed"]
@@ -28,10 +28,10 @@ class Standing:
     number: int
     settings: Settings
     state: State
-    by_rung: list[Outcome]
+    by_rung: list[TrialResult]
 
     @property
-    def measured(self) -> Outcome | None:
+    def measured(self) -> TrialResult | None:
         """At the last rung where it has a value."""
         measured = [outcome for outcome in self.by_rung if outcome.value is not None]
         return measured[-1] if measured else None
@@ -89,7 +89,7 @@ def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:
 
 def standings(session: Session, sweep: Sweep) -> list[Standing]:
     """Every trial, in the order of their numbers."""
-    found = outcomes(session, sweep)
+    found = trial_results(session, sweep)
     begun = {rung for _, rung in found}
     trials = select(SweepTrial).where(SweepTrial.sweep_id == sweep.id).order_by(SweepTrial.number)
     table = []
@@ -100,7 +100,7 @@ def standings(session: Session, sweep: Sweep) -> list[Standing]:
     return table
 
 
-def _state(sweep: Sweep, by_rung: Sequence[Outcome], *, is_passed: bool) -> State:
+def _state(sweep: Sweep, by_rung: Sequence[TrialResult], *, is_passed: bool) -> State:
     if not by_rung:
         return "waiting"
     state = by_rung[-1].state

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.errors import FieldError, Invalid
 from jobs.new_job import NewJob
-from jobs.sweeps import halving, space
+from jobs.sweeps import space
 from jobs.sweeps.halving import Rung
-from jobs.sweeps.metric import Direction, Metric
-from jobs.sweeps.space import Parameters, Settings
+from jobs.sweeps.metric import Metric
+from jobs.sweeps.space import Settings
 from wcl_core.config import PretrainSpec, parse_spec
 
-MAX_RUNS = 1000
-HELD_OUT_SHARE = 0.2  # of the train split, unless the base says another one
-Search = Literal["grid", "random", "halving"]
-_WHY_NOT = {
-    "seed": "`seeds` says which ones each trial has",
-    "evaluations": "the metric is what every trial is measured by",
-    "spec_version": "all trials have one version",
-    "data.name": "values on different data do not rank",
-    "data.held_out_share": "values on different images do not rank",
-}
 _WITH_THE_EPOCHS = ("warmup_epochs", "weak_augmentation_epochs")
 
 
@@ -43,31 +33,6 @@ class Place(NamedTuple):
     def of(cls, origin: str) -> Place:
         """The place that an origin names."""
         return cls(*map(int, origin.split("/")[1::2]))
-
-
-@dataclass(frozen=True)
-class NewSweep:
-    """A sweep as a client wants it; `options` are fields of a `NewJob` that all its jobs share.
-
-    `trials` of None means every combination; `rungs` are epochs, of halving alone.
-    """
-
-    name: str
-    search: Search
-    base: dict[str, Any]
-    parameters: Parameters
-    metric: Metric
-    direction: Direction = "maximize"
-    seeds: tuple[int, ...] = (0,)
-    seed: int = 0
-    trials: int | None = None
-    eta: int = 3
-    min_epochs: int | None = None
-    rungs: tuple[int, ...] | None = None
-    max_parallel: int = 4
-    options: dict[str, Any] | None = None
-    preset: str | None = None
-    created_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,66 +98,12 @@ class Design:
     @property
     def num_epochs(self) -> int:
         """Of all training runs together; every trial's spec has to be right."""
-        whole = (_epochs(laid(self.base, settings)) for settings in self.trials)
+        whole = (epochs_of(laid(self.base, settings)) for settings in self.trials)
         each = [sum(whole) if rung.epochs is None else rung.trials * rung.epochs for rung in self.rungs]
         return sum(each) * len(self.seeds)
 
 
-def designed(new: NewSweep) -> Design:
-    """Draw the trials and lay out the rungs.
-
-    Raises:
-        Invalid: what is wrong with the search; the specs are checked by whoever makes them.
-    """
-    _check_parameters(new)
-    trials = space.grid(new.parameters) if new.trials is None else space.draws(new.parameters, new.trials, new.seed)
-    design = Design(
-        name=new.name,
-        base=new.base,
-        metric=new.metric,
-        seeds=new.seeds,
-        trials=trials,
-        rungs=_rungs(new, len(trials)),
-        options=new.options or {},
-        preset=new.preset,
-        created_by=new.created_by,
-    )
-    if design.num_runs > MAX_RUNS:
-        detail = f"expected at most {MAX_RUNS} training runs, these are {design.num_runs} with all rungs and seeds"
-        raise Invalid([FieldError("/trials" if new.trials else "/parameters", detail)])
-    return design
-
-
-def _check_parameters(new: NewSweep) -> None:
-    errors = [
-        FieldError(space.pointer(name), f"{name} cannot be searched: {_WHY_NOT[name]}")
-        for name in new.parameters
-        if name in _WHY_NOT
-    ]
-    if new.search == "halving" and "epochs" in new.parameters:
-        errors.append(FieldError(space.pointer("epochs"), "epochs cannot be searched: the rungs say how many"))
-    names = sorted(new.parameters)
-    errors += [
-        FieldError(space.pointer(inner), f"expected either this field or {outer}, which holds it")
-        for outer in names
-        for inner in names
-        if inner.startswith(f"{outer}.")
-    ]
-    if not isinstance(new.base.get("evaluations", []), list):
-        errors.append(FieldError("/spec/evaluations", "expected a list"))
-    if errors:
-        raise Invalid(errors)
-
-
-def _rungs(new: NewSweep, trials: int) -> list[Rung]:
-    if new.search != "halving":
-        return [Rung(trials)]
-    if new.rungs is not None:
-        return halving.explicit(trials, new.rungs, new.eta)
-    return halving.rungs(trials, _epochs(new.base), new.eta, new.min_epochs)
-
-
-def _epochs(base: dict[str, Any]) -> int:
+def epochs_of(base: dict[str, Any]) -> int:
     epochs = base.get("epochs", PretrainSpec.model_fields["epochs"].default)
     if not isinstance(epochs, int) or epochs < 1:
         raise Invalid([FieldError("/spec/epochs", "expected a whole number above 0")])
@@ -201,7 +112,7 @@ def _epochs(base: dict[str, Any]) -> int:
 
 def _as_long_as(fields: dict[str, Any], epochs: int) -> dict[str, Any]:
     """The same run over so many epochs: what is counted in epochs from its start keeps its share of the run."""
-    whole = _epochs(fields)
+    whole = epochs_of(fields)
     scaled = {name: fields[name] * epochs / whole for name in _WITH_THE_EPOCHS if _is_number(fields.get(name))}
     if "weak_augmentation_epochs" in scaled:
         scaled["weak_augmentation_epochs"] = int(scaled["weak_augmentation_epochs"])

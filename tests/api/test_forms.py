@@ -14,9 +14,9 @@ from sqlalchemy import func, select
 from api.http.auth import is_public
 from jobs import workers
 from jobs.database import Database
+from jobs.datasets import DatasetFacts
 from jobs.models import Base
 from jobs.status import Status
-from jobs.workers import DatasetFacts
 from tests.api.served import ALL, Served
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, job_in, running

@@ -206,7 +206,7 @@ class Faults:
         settings = Settings(broker_url=self._stage.settings["WCL_BROKER_URL"])
         with suppress(Exception):  # the broker may be away
             for _ in range(20):
-                wake_up.ring(settings, settings.pool)
+                wake_up.send(settings, settings.pool)
 
 
 _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {

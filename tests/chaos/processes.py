@@ -22,8 +22,8 @@ from typing import Any
 
 import psutil
 
+from jobs.datasets import DatasetFacts
 from jobs.transitions import outcomes
-from jobs.workers import DatasetFacts
 from tests.chaos import clock
 
 BODY = Path(__file__).with_name("body.py")

@@ -15,8 +15,7 @@ import psycopg
 from sqlalchemy import URL, make_url
 from sqlalchemy.orm import Session
 
-from jobs import queries, submission, transitions
-from jobs import workers as registry
+from jobs import queries, submission, transitions, workers
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.models import Job
@@ -224,5 +223,5 @@ def _migrate(url: str) -> None:
 def _announce(session: Session) -> None:
     """As a worker does it that has left again."""
     facts = WorkerFacts(new_id(), "gone", "default", 0, {STANDIN.name: STANDIN.digest}, SPEC_VERSIONS)
-    registry.register(session, facts, 1, [STANDIN])
-    registry.stop(session, facts.id)
+    workers.register(session, facts, 1, [STANDIN])
+    workers.stop(session, facts.id)

@@ -26,7 +26,7 @@ def attempts_dir(worker: Node) -> Path:
 
 
 def num_beats(stage: Stage, pid: int) -> int:
-    return sum(row.beats for row in stage.workers() if row.pid == pid)
+    return sum(row.heartbeats for row in stage.workers() if row.pid == pid)
 
 
 def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Theatre) -> None:

@@ -7,17 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import datasets as samples
-from jobs import workers
+from jobs import datasets, workers
 from jobs.database import Database, new_id
-from jobs.datasets import Layout, Sheet
+from jobs.datasets import DatasetFacts, SampleSheet, SheetLayout
 from jobs.errors import NotFound
-from jobs.workers import DatasetFacts
 from tests.jobs import rows
 from tests.jobs.rows import at_once, worker
 
 DIGITS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 4, "test": 2}, ["a", "b"])
-SHEET = Sheet(b"\x89PNG one", rows=2, columns=3, side=8)
+SHEET = SampleSheet(b"\x89PNG one", rows=2, columns=3, side=8)
 
 
 def announce(database: Database, *datasets: DatasetFacts) -> None:
@@ -31,10 +29,10 @@ def test_the_newest_announcement_brings_the_sheet(database: Database) -> None:
 
     digest = hashlib.sha256(b"\x89PNG \0 two").hexdigest()
     with database.read() as session:
-        assert samples.layouts(session) == {"digits": Layout(2, 5, 8, digest)}
-        assert samples.picture(session, "digits") == (b"\x89PNG \0 two", digest)
+        assert datasets.sheet_layouts(session) == {"digits": SheetLayout(2, 5, 8, digest)}
+        assert datasets.sheet_png(session, "digits") == (b"\x89PNG \0 two", digest)
         with pytest.raises(NotFound, match="other"):
-            samples.picture(session, "other")
+            datasets.sheet_png(session, "other")
 
 
 def test_an_announcement_without_a_sheet_leaves_none_of_older_images(database: Database) -> None:
@@ -42,7 +40,7 @@ def test_an_announcement_without_a_sheet_leaves_none_of_older_images(database: D
     announce(database, replace(DIGITS, digest="e" * 64))
 
     with database.read() as session:
-        assert samples.layouts(session) == {}
+        assert datasets.sheet_layouts(session) == {}
 
 
 def test_workers_that_announce_sheets_at_once_all_register(database: Database) -> None:
@@ -50,4 +48,4 @@ def test_workers_that_announce_sheets_at_once_all_register(database: Database) -
     at_once(6, lambda _: announce(database, *several))
 
     with database.read() as session:
-        assert list(samples.layouts(session)) == [found.name for found in several]
+        assert list(datasets.sheet_layouts(session)) == [found.name for found in several]

@@ -46,18 +46,18 @@ def reconciler(database: Database, clock: Clock, tmp_path: Path) -> Reconciler:
 
 def make(database: Database, clock: Callable[[], float], folder: Path) -> Reconciler:
     settings = Settings(data_dir=folder, lease_seconds=LEASE, look_seconds=LOOK)
-    return Reconciler(database, settings, rings=False, clock=clock)
+    return Reconciler(database, settings, sends_wake_ups=False, clock=clock)
 
 
 def look_for(
     reconciler: Reconciler, clock: Clock, seconds: float, between: Callable[[], object] = lambda: None
 ) -> None:
     """Look every few seconds, the first time at once."""
-    reconciler.look()
+    reconciler.poll()
     for _ in range(int(seconds / LOOK)):
         between()
         clock.now += LOOK
-        reconciler.look()
+        reconciler.poll()
 
 
 # --- the watch -----------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_failed_look_begins_every_wait_again() -> None:
     watch: Watch[str] = Watch(10, 6)
     watch.lost({"a": 1}, 0)
     watch.lost({"a": 1}, 5)
-    watch.forget()
+    watch.reset()
     assert watch.lost({"a": 1}, 10) == []
     assert watch.lost({"a": 1}, 15) == []
     assert watch.lost({"a": 1}, 20) == ["a"]
@@ -119,7 +119,7 @@ def test_an_attempt_nobody_renews_is_reaped_after_a_lease(
     assert status(database, run.job_id) == Status.RUNNING
 
     clock.now += LOOK
-    reconciler.look()
+    reconciler.poll()
     found = job(database, run.job_id)
     assert (found.status, found.status_reason, found.failures) == ("queued", "worker_lost", 1)
 
@@ -136,7 +136,7 @@ def test_a_renewal_in_the_last_moment_counts(database: Database, reconciler: Rec
     look_for(reconciler, clock, LEASE - LOOK)
     run.send([])
     clock.now += LOOK
-    reconciler.look()
+    reconciler.poll()
     assert status(database, run.job_id) == Status.RUNNING
 
     look_for(reconciler, clock, LEASE - 2 * LOOK)
@@ -153,7 +153,7 @@ def test_a_suspended_reconciler_reaps_nobody_when_it_wakes(
     look_for(reconciler, clock, LEASE - LOOK)
     assert status(database, run.job_id) == Status.RUNNING
     clock.now += LOOK
-    reconciler.look()
+    reconciler.poll()
     assert status(database, run.job_id) == Status.QUEUED
 
 
@@ -164,7 +164,7 @@ def test_each_attempt_has_its_own_lease(database: Database, reconciler: Reconcil
         look_for(reconciler, clock, LEASE - LOOK)
         assert status(database, job_id) == Status.RUNNING
         clock.now += LOOK
-        reconciler.look()
+        reconciler.poll()
         assert job(database, job_id).failures == failures
         rows.make_due(database)
     assert (status(database, job_id), job(database, job_id).status_reason) == ("failed", "worker_lost")
@@ -175,7 +175,7 @@ def test_many_reconcilers_reap_once(database: Database, clock: Clock, tmp_path: 
     claimed = [running(database) for _ in range(5)]
     many = [make(database, clock, tmp_path) for _ in range(4)]
     for _ in range(int(LEASE / LOOK) + 1):
-        at_once(4, lambda number: many[number].look())
+        at_once(4, lambda number: many[number].poll())
         clock.now += LOOK
 
     for each in claimed:
@@ -238,11 +238,11 @@ def test_nobody_counts_as_lost_who_could_not_write(database: Database, reconcile
     """The reconciler comes before the workers that were held up as long."""
     run = Run(database, running(database))
     worker = add_worker(database, "1")
-    reconciler.look()
+    reconciler.poll()
     with nobody_can_write(database):
         for _ in range(int(LEASE / LOOK)):
             clock.now += LOOK
-            look = threading.Thread(target=reconciler.look)
+            look = threading.Thread(target=reconciler.poll)
             look.start()
             look.join(1)
             if look.is_alive():  # it waits for the lock
@@ -251,7 +251,7 @@ def test_nobody_counts_as_lost_who_could_not_write(database: Database, reconcile
         clock.now += LEASE
     look.join()
     clock.now += LOOK
-    reconciler.look()
+    reconciler.poll()
     assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.RUNNING, "idle")
 
     look_for(reconciler, clock, LEASE)
@@ -271,7 +271,7 @@ def test_a_reconciler_survives_its_own_mistake(
         calls.append(1)
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(reconciler, "look", fail)
+    monkeypatch.setattr(reconciler, "poll", fail)
     reconciler.run(Stop())
     assert len(calls) == 3
 
@@ -294,7 +294,7 @@ def test_a_worker_without_a_beat_is_lost_and_comes_back(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     silent, loud = add_worker(database, "1"), add_worker(database, "2")
-    beat: Callable[[str], Any] = lambda worker: database.write(lambda s: workers.beat(s, worker, None))  # noqa: E731
+    beat: Callable[[str], Any] = lambda worker: database.write(lambda s: workers.heartbeat(s, worker, None))  # noqa: E731
     look_for(reconciler, clock, LEASE, between=lambda: beat(loud))
     assert worker_states(database) == {silent: "lost", loud: "idle"}
 
@@ -305,11 +305,11 @@ def test_a_worker_without_a_beat_is_lost_and_comes_back(
 def test_a_look_moves_blocked_jobs_on(database: Database, reconciler: Reconciler) -> None:
     needed = Run(database, running(database))
     waiting = submit(database, after=(needed.job_id,))
-    reconciler.look()
+    reconciler.poll()
     assert status(database, waiting) == Status.BLOCKED
 
     needed.end("succeeded")
-    reconciler.look()
+    reconciler.poll()
     assert status(database, waiting) == Status.QUEUED
 
 
@@ -322,7 +322,7 @@ def test_a_look_forgets_old_idempotency_keys(database: Database, reconciler: Rec
     day = 24 * 3_600_000
     old = update(IdempotencyKey).where(IdempotencyKey.key == "0").values(created_at=now_ms() - day - 60_000)
     database.write(lambda session: session.execute(old))
-    reconciler.look()
+    reconciler.poll()
 
     with database.read() as session:
         assert list(session.execute(select(IdempotencyKey.key)).scalars()) == ["1"]

@@ -72,7 +72,7 @@ def test_many_trials_begin_by_short_transactions(database: Database, tmp_path: P
     sweep_id = sweeping.submit(database, {TEMPERATURE: [round(0.1 + 0.01 * number, 2) for number in range(70)]})
     assert len(entered(database, sweep_id, 0)) == 32
 
-    Reconciler(database, Settings(data_dir=tmp_path), rings=False).look()
+    Reconciler(database, Settings(data_dir=tmp_path), sends_wake_ups=False).poll()
 
     assert entered(database, sweep_id, 0) == list(range(70))
 
@@ -219,7 +219,7 @@ def test_one_that_cannot_go_on_here_does_not_end_the_look(database: Database, tm
     database.write(lambda s: s.execute(update(Sweep).where(Sweep.id == broken).values(base=spoiled)))
     play(database, temperature)
 
-    Reconciler(database, Settings(data_dir=tmp_path), rings=False).look()
+    Reconciler(database, Settings(data_dir=tmp_path), sends_wake_ups=False).poll()
 
     assert entered(database, broken, 1) == []
     assert entered(database, whole, 0) == [0, 1]

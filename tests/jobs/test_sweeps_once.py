@@ -48,7 +48,7 @@ def test_no_trial_is_doubled_under_two_reconcilers(database: Database, tmp_path:
     sweep_id = halving(database, max_parallel=2, **SMALL)
     settings = Settings(data_dir=tmp_path, lease_seconds=60, look_seconds=0.01)
     stop = threading.Event()
-    loops = [Reconciler(database, settings, rings=False) for _ in range(2)]
+    loops = [Reconciler(database, settings, sends_wake_ups=False) for _ in range(2)]
     threads = [threading.Thread(target=loop.run, args=(stop,)) for loop in loops]
     for thread in threads:
         thread.start()

@@ -92,7 +92,7 @@ def test_the_place_in_the_queue_follows_priority_then_age(database: Database) ->
     backing_off = submit(database, priority=9)
     later = update(Job).where(Job.id == backing_off).values(not_before=now_ms() + 3_600_000)
     database.write(lambda session: session.execute(later))
-    database.write(lambda session: workers.beat(session, worker_id, "busy with another"))
+    database.write(lambda session: workers.heartbeat(session, worker_id, "busy with another"))
 
     found = [explain(database, job_id) for job_id in ids]
 

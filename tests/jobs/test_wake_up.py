@@ -1,4 +1,4 @@
-"""Bells on a real Redis: how many, for whom, and that a broker that is away costs nothing."""
+"""Wake-ups on a real Redis: how many are sent, to which pools, and what an absent broker costs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path, broker_url=redis_url)
 
 
-def bells(broker: redis.Redis) -> dict[str, int]:
-    found = {}
+def num_wake_ups(broker: redis.Redis) -> dict[str, int]:
+    lengths = {}
     for pool in ("default", "big"):
         length = broker.llen(f"wcl:{wake_up.queue_of(pool)}")
         assert isinstance(length, int)
-        found[pool] = length
-    return found
+        lengths[pool] = length
+    return lengths
 
 
 def add_worker(database: Database, pool: str = "default", job_id: str | None = None) -> None:
@@ -50,12 +50,12 @@ def add_worker(database: Database, pool: str = "default", job_id: str | None = N
     def add(session: object) -> None:
         workers.register(session, facts, 1, [])  # type: ignore[arg-type]
         if job_id:
-            workers.beat(session, facts.id, job_id)  # type: ignore[arg-type]
+            workers.heartbeat(session, facts.id, job_id)  # type: ignore[arg-type]
 
     database.write(add)
 
 
-def test_each_free_worker_hears_at_most_one_bell(database: Database, broker: redis.Redis, settings: Settings) -> None:
+def test_each_idle_worker_gets_at_most_one_wake_up(database: Database, broker: redis.Redis, settings: Settings) -> None:
     rows.add_dataset(database)
     for _ in range(3):
         submit(database)
@@ -66,14 +66,12 @@ def test_each_free_worker_hears_at_most_one_bell(database: Database, broker: red
         add_worker(database, pool="big")
     add_worker(database, job_id=new_id())
 
-    wake_up.ring_for_waiting(database, settings)
+    wake_up.send_where_needed(database, settings)
 
-    assert bells(broker) == {"default": 2, "big": 1}
+    assert num_wake_ups(broker) == {"default": 2, "big": 1}
 
 
-def test_nobody_hears_a_bell_without_work_that_is_due(
-    database: Database, broker: redis.Redis, settings: Settings
-) -> None:
+def test_without_due_jobs_no_wake_up_is_sent(database: Database, broker: redis.Redis, settings: Settings) -> None:
     rows.add_dataset(database)
     add_worker(database)
     rows.running(database)
@@ -81,13 +79,13 @@ def test_nobody_hears_a_bell_without_work_that_is_due(
     database.write(lambda s: s.execute(update(Job).where(Job.id == job_id).values(not_before=now_ms() + 3_600_000)))
     submit(database, after=(job_id,))
 
-    wake_up.ring_for_waiting(database, settings)
+    wake_up.send_where_needed(database, settings)
 
-    assert bells(broker) == {"default": 0, "big": 0}
+    assert num_wake_ups(broker) == {"default": 0, "big": 0}
 
 
-def test_a_bell_carries_no_job_and_expires(broker: redis.Redis, settings: Settings) -> None:
-    wake_up.ring(settings, "default")
+def test_a_wake_up_names_no_job_and_expires(broker: redis.Redis, settings: Settings) -> None:
+    wake_up.send(settings, "default")
 
     (message,) = broker.lrange("wcl:wcl.default", 0, -1)
     headers = json.loads(message)["headers"]
@@ -95,7 +93,7 @@ def test_a_bell_carries_no_job_and_expires(broker: redis.Redis, settings: Settin
     assert headers["expires"] is not None
 
 
-def test_a_broker_that_is_away_costs_only_a_warning(
+def test_an_absent_broker_only_causes_a_warning(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows.add_dataset(database)
@@ -103,49 +101,47 @@ def test_a_broker_that_is_away_costs_only_a_warning(
     add_worker(database)
     settings = Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0")
 
-    wake_up.ring_for_waiting(database, settings)
+    wake_up.send_where_needed(database, settings)
 
-    assert "the broker does not take a doorbell" in caplog.text
+    assert "the broker refused a wake-up" in caplog.text
 
 
 @pytest.mark.timeout(120)
-def test_a_silent_broker_holds_up_no_look(database: Database, tmp_path: Path) -> None:
-    """It accepts connections and never answers: the looks go on, and no second bell waits beside the first."""
+def test_a_silent_broker_delays_no_poll(database: Database, tmp_path: Path) -> None:
+    """The broker accepts connections and never answers: polls go on, and only one wake-up waits."""
     rows.add_dataset(database)
     submit(database)
     add_worker(database)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(data_dir=tmp_path, broker_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        reconciler = Reconciler(database, settings, rings=True)
-        reconciler.look()
+        reconciler = Reconciler(database, settings, sends_wake_ups=True)
+        reconciler.poll()
         accepted, _ = silent.accept()
         with accepted:
             for _ in range(3):
-                reconciler.look()
-            assert [thread.name for thread in threading.enumerate()].count("doorbell") == 1  # still waiting
+                reconciler.poll()
+            assert [thread.name for thread in threading.enumerate()].count("wake-up") == 1  # still waiting
         silent.close()
-        eventually(lambda: not ringing(), "the end of the bell")
+        eventually(lambda: not is_sending(), "the end of the wake-up")
 
 
-def ringing() -> bool:
-    return any(thread.name == "doorbell" for thread in threading.enumerate())
+def is_sending() -> bool:
+    return any(thread.name == "wake-up" for thread in threading.enumerate())
 
 
-def test_a_look_rings_again_once_the_broker_answers(
-    database: Database, broker: redis.Redis, settings: Settings
-) -> None:
+def test_each_poll_sends_wake_ups_again(database: Database, broker: redis.Redis, settings: Settings) -> None:
     rows.add_dataset(database)
     submit(database)
     add_worker(database)
-    reconciler = Reconciler(database, settings, rings=True)
+    reconciler = Reconciler(database, settings, sends_wake_ups=True)
     for count in (1, 2):
-        reconciler.look()
-        eventually(lambda: bells(broker)["default"] == count and not ringing(), "a bell")  # noqa: B023
+        reconciler.poll()
+        eventually(lambda: num_wake_ups(broker)["default"] == count and not is_sending(), "a wake-up")  # noqa: B023
 
 
-def test_without_a_broker_nobody_rings(database: Database, tmp_path: Path) -> None:
+def test_without_a_broker_no_wake_up_is_sent(database: Database, tmp_path: Path) -> None:
     rows.add_dataset(database)
     submit(database)
     add_worker(database)
 
-    wake_up.ring_for_waiting(database, Settings(data_dir=tmp_path))
+    wake_up.send_where_needed(database, Settings(data_dir=tmp_path))

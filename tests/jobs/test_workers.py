@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from jobs import queries, transitions, waiting, workers
 from jobs.database import Database, new_id
+from jobs.datasets import DatasetFacts
 from jobs.errors import Conflict, NotFound
 from jobs.models import Dataset, Job, Worker
-from jobs.workers import DatasetFacts
 from tests.jobs import rows
 from tests.jobs.rows import at_once, worker
 
@@ -28,7 +28,7 @@ def register(database: Database, *datasets: DatasetFacts, worker_id: str | None 
 def state(database: Database, worker_id: str) -> tuple[str, str | None, int]:
     with database.read() as session:
         found = session.get_one(Worker, worker_id)
-    return found.state, found.job_id, found.beats
+    return found.state, found.job_id, found.heartbeats
 
 
 def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
@@ -68,9 +68,9 @@ def test_workers_that_announce_at_once_all_register(database: Database) -> None:
 def test_beats_say_what_a_worker_does(database: Database) -> None:
     worker_id = register(database)
     job_id = new_id()
-    database.write(lambda session: workers.beat(session, worker_id, job_id))
+    database.write(lambda session: workers.heartbeat(session, worker_id, job_id))
     assert state(database, worker_id) == ("busy", job_id, 1)
-    database.write(lambda session: workers.beat(session, worker_id, None))
+    database.write(lambda session: workers.heartbeat(session, worker_id, None))
     assert state(database, worker_id) == ("idle", None, 2)
     database.write(lambda session: workers.stop(session, worker_id))
     assert state(database, worker_id) == ("stopped", None, 2)
@@ -78,7 +78,7 @@ def test_beats_say_what_a_worker_does(database: Database) -> None:
 
 def test_a_beat_in_between_wins_over_an_observer(database: Database) -> None:
     worker_id = register(database)
-    database.write(lambda session: workers.beat(session, worker_id, None))
+    database.write(lambda session: workers.heartbeat(session, worker_id, None))
 
     database.write(lambda session: workers.mark_lost(session, worker_id, 0))
     assert state(database, worker_id)[0] == "idle"
@@ -121,13 +121,13 @@ def drain(database: Database, worker_id: str) -> Worker:
 
 def test_a_drain_is_heard_with_every_beat_after_it(database: Database) -> None:
     worker_id, other = register(database), register(database)
-    assert database.write(lambda session: workers.beat(session, worker_id, None)) is False
+    assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is False
 
     asked = drain(database, worker_id).drain_requested_at
 
     assert asked is not None
-    assert database.write(lambda session: workers.beat(session, worker_id, None)) is True
-    assert database.write(lambda session: workers.beat(session, other, None)) is False
+    assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is True
+    assert database.write(lambda session: workers.heartbeat(session, other, None)) is False
     assert drain(database, worker_id).drain_requested_at == asked, "asking twice changes nothing"
 
 
@@ -177,7 +177,7 @@ def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None
     database.write(lambda session: workers.stop(session, stopped))
 
     assert drain(database, lost).drain_requested_at is not None
-    with pytest.raises(Conflict, match="ended"):
+    with pytest.raises(Conflict, match="already stopped"):
         drain(database, stopped)
     with pytest.raises(NotFound):
         drain(database, new_id())

@@ -34,9 +34,9 @@ GUARDS = (
         ("tests/jobs/test_transitions.py::test_a_request_moves_a_job_or_is_refused",),
     ),
     Guard(
-        "a write before anybody counts as lost",
+        "a write before an attempt is declared lost",
         "jobs/reconciler.py",
-        "        self._prove_writable(attempts, workers)\n",
+        "        self._prove_writable(attempts, heartbeats)\n",
         "",
         ("tests/jobs/test_reconciler.py::test_nobody_counts_as_lost_who_could_not_write[sqlite]",),
     ),
@@ -162,7 +162,7 @@ GUARDS = (
     ),
     Guard(
         "a rung of a sweep waits for its evaluations",
-        "jobs/sweeps/outcomes.py",
+        "jobs/sweeps/trial_results.py",
         "if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):",
         "if False:",
         ("tests/jobs/test_sweeps.py::test_a_rung_waits_for_its_last_evaluation",),

@@ -12,12 +12,12 @@ from sqlalchemy import select
 
 from jobs import curves, queries, transitions, workers
 from jobs.database import Database, new_id
+from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Superseded
 from jobs.models import Attempt
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
-from jobs.workers import DatasetFacts
 from tests.waiting import eventually
 from tests.worker.running import SHORT, Jobs
 from worker.delivery import Delivery

@@ -9,8 +9,8 @@ import pytest
 
 from jobs import workers
 from jobs.database import Database, new_id
+from jobs.datasets import DatasetFacts
 from jobs.models import Job
-from jobs.workers import DatasetFacts
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 

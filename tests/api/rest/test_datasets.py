@@ -7,15 +7,19 @@ from dataclasses import replace
 
 from jobs import workers
 from jobs.database import new_id
-from jobs.datasets import Sheet
-from jobs.workers import DatasetFacts
+from jobs.datasets import DatasetFacts, SampleSheet
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from wcl_client.api import WclClient
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff and more"
 DIGITS = DatasetFacts(
-    "digits", "builtin", rows.DIGEST, {"train": 4, "test": 2}, ["a", "b"], sheet=Sheet(PNG, rows=2, columns=3, side=8)
+    "digits",
+    "builtin",
+    rows.DIGEST,
+    {"train": 4, "test": 2},
+    ["a", "b"],
+    sheet=SampleSheet(PNG, 2, 3, 8),
 )
 
 
@@ -41,7 +45,7 @@ def test_samples_are_a_picture_with_its_digest_as_etag(served: Served) -> None:
     with WclClient(served.url, served.key("read")) as typed:
         assert (typed.dataset("digits"), typed.dataset_samples("digits")) == (told, PNG)
 
-    announce(served, replace(DIGITS, sheet=Sheet(PNG + b"!", 2, 3, 8)))
+    announce(served, replace(DIGITS, sheet=SampleSheet(PNG + b"!", 2, 3, 8)))
     changed = client.get(told["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
     assert (changed.status_code, changed.content) == (200, PNG + b"!")
 

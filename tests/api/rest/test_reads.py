@@ -9,13 +9,14 @@ import pytest
 
 from jobs import transitions, workers
 from jobs.database import Database
+from jobs.datasets import DatasetFacts
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
 from wcl_core.config import parse_spec
 from wcl_core.presets import presets
 
-FACTS = workers.DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, ["0", "1"])
+FACTS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, ["0", "1"])
 
 
 def finished_run(database: Database) -> str:

@@ -38,7 +38,7 @@ def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
     rows.claim(served.database)
 
     assert client.get(f"/v1/jobs/{first['id']}").json()["waiting"] is None
-    served.database.write(lambda session: workers.beat(session, rows.WORKER.id, first["id"]))
+    served.database.write(lambda session: workers.heartbeat(session, rows.WORKER.id, first["id"]))
     waiting = client.get(f"/v1/jobs/{second['id']}").json()["waiting"]
     assert (waiting["cause"], waiting["position"]) == ("workers_busy", 1)
     raised = client.patch(f"/v1/jobs/{second['id']}", json={"priority": 3}).json()
@@ -108,7 +108,7 @@ def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
 
     assert drained.status_code == 200
     assert drained.json()["drain_requested_at"].endswith("Z")
-    assert served.database.write(lambda session: workers.beat(session, worker_id, None)) is True
+    assert served.database.write(lambda session: workers.heartbeat(session, worker_id, None)) is True
     served.database.write(lambda session: workers.stop(session, worker_id))
     assert_problem(served.client().post(f"/v1/workers/{worker_id}/drain"), 409)
     assert_problem(served.client().post(f"/v1/workers/{new_id()}/drain"), 404)

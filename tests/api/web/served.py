@@ -21,11 +21,10 @@ from PIL import Image
 from api.http.auth import SESSION_COOKIE
 from jobs import keys, queries, submission, transitions, workers
 from jobs.database import Database, new_id
-from jobs.datasets import Sheet
+from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.eligibility import WorkerFacts
 from jobs.models import Checkpoint
 from jobs.settings import Settings
-from jobs.workers import DatasetFacts
 from tests.jobs.rows import delivered, make_due
 from tests.waiting import eventually
 from wcl_client.up import free_port
@@ -62,12 +61,12 @@ MAP: dict[str, Any] = {
 T = TypeVar("T")
 
 
-def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> Sheet:
+def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> SampleSheet:
     """Samples of as many classes as there are colours, each all of its own."""
     rows = [np.full((side, columns * side, 3), colour, dtype=np.uint8) for colour in colours]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, "png")
-    return Sheet(buffer.getvalue(), len(rows), columns, side)
+    return SampleSheet(buffer.getvalue(), len(rows), columns, side)
 
 
 class Site:
@@ -128,7 +127,7 @@ class Site:
         answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
         return str(answer.raise_for_status().json()["url"])
 
-    def register(self, classes: Sequence[str] = ("0", "1"), samples: Sheet | None = None) -> None:
+    def register(self, classes: Sequence[str] = ("0", "1"), samples: SampleSheet | None = None) -> None:
         """A worker with the digits."""
         counts = {"train": [719] * len(classes), "test": [180] * len(classes)} if samples else {}
         facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes), counts)

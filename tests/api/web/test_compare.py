@@ -13,9 +13,9 @@ from api.http.auth import SESSION_COOKIE
 from api.web.published import references
 from jobs import submission, workers
 from jobs.database import new_id
+from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.new_job import NewJob
-from jobs.workers import DatasetFacts
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, SPEC, Site
 from wcl_core.config import parse_spec

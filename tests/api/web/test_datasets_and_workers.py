@@ -12,9 +12,9 @@ from playwright.sync_api import expect
 
 from jobs import workers
 from jobs.database import new_id
+from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.models import Worker
-from jobs.workers import DatasetFacts
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, Site, sheet
 

@@ -13,9 +13,9 @@ from api.http.auth import classification
 from api.web.pages import PAGES
 from jobs import sweeps, workers
 from jobs.database import Database, new_id
+from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.settings import Settings
-from jobs.workers import DatasetFacts
 from tests.api.web.conftest import Visitor
 from tests.api.web.payloads import PAYLOADS
 from tests.api.web.served import Site, sheet

@@ -9,7 +9,7 @@ import pytest
 from api.web import parallel
 from api.web.parallel import BOTTOM, TOP
 from jobs.models import Sweep
-from jobs.sweeps import Outcome, Place, Run, Standing
+from jobs.sweeps import Place, Run, Standing, TrialResult
 
 MIDDLE = (TOP + BOTTOM) / 2
 
@@ -22,7 +22,7 @@ def trials(settings: list[dict[str, Any]], values: list[float | None]) -> list[S
     found = []
     for number, (each, value) in enumerate(zip(settings, values, strict=True)):
         run = Run(Place(number, 0, 0), "job", "succeeded", None, None, value)
-        found.append(Standing(number, each, "finished", [Outcome([run])]))
+        found.append(Standing(number, each, "finished", [TrialResult([run])]))
     return found
 
 

@@ -40,7 +40,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """A trial at a rung, over its seeds: it fails with any of them, so that all means are over the same seeds."""
 
     runs: Sequence[Run]
@@ -64,15 +64,15 @@ class Outcome:
         return math.fsum(values) / len(values) if self.state == "measured" else None
 
 
-Outcomes = dict[tuple[int, int], Outcome]
+TrialResults = dict[tuple[int, int], TrialResult]
 
 
-def outcomes(session: Session, sweep: Sweep) -> Outcomes:
+def trial_results(session: Session, sweep: Sweep) -> TrialResults:
     """By trial and rung, of those that have begun."""
     found: dict[tuple[int, int], list[Run]] = defaultdict(list)
     for run in _runs(session, sweep):
         found[run.place.trial, run.place.rung].append(run)
-    return {key: Outcome(sorted(runs, key=lambda run: run.place)) for key, runs in found.items()}
+    return {key: TrialResult(sorted(runs, key=lambda run: run.place)) for key, runs in found.items()}
 
 
 def _runs(session: Session, sweep: Sweep) -> Iterable[Run]:

@@ -1,0 +1,207 @@
+"""A new sweep into its rows, with its first jobs; and what it would be, without making it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from jobs import submission
+from jobs.checks import check
+from jobs.database import new_id
+from jobs.errors import FieldError, Invalid
+from jobs.models import Dataset, Sweep, SweepTrial
+from jobs.status import Status
+from jobs.sweeps import halving, space
+from jobs.sweeps.halving import Rung
+from jobs.sweeps.metric import Direction, Metric
+from jobs.sweeps.progress import take
+from jobs.sweeps.space import Parameters
+from jobs.sweeps.trials import Design, Place, epochs_of, located
+
+MAX_RUNS = 1000
+HELD_OUT_SHARE = 0.2  # of the train split, unless the base says another one
+Search = Literal["grid", "random", "halving"]
+_WHY_NOT = {
+    "seed": "`seeds` says which ones each trial has",
+    "evaluations": "the metric is what every trial is measured by",
+    "spec_version": "all trials have one version",
+    "data.name": "values on different data do not rank",
+    "data.held_out_share": "values on different images do not rank",
+}
+
+
+@dataclass(frozen=True)
+class NewSweep:
+    """A sweep as a client wants it; `options` are fields of a `NewJob` that all its jobs share.
+
+    `trials` of None means every combination; `rungs` are epochs, of halving alone.
+    """
+
+    name: str
+    search: Search
+    base: dict[str, Any]
+    parameters: Parameters
+    metric: Metric
+    direction: Direction = "maximize"
+    seeds: tuple[int, ...] = (0,)
+    seed: int = 0
+    trials: int | None = None
+    eta: int = 3
+    min_epochs: int | None = None
+    rungs: tuple[int, ...] | None = None
+    max_parallel: int = 4
+    options: dict[str, Any] | None = None
+    preset: str | None = None
+    created_by: str | None = None
+
+
+# --- design ----------------------------------------------------------------------------------------------------------
+
+
+def designed(new: NewSweep) -> Design:
+    """Draw the trials and lay out the rungs.
+
+    Raises:
+        Invalid: what is wrong with the search; the specs are checked by whoever makes them.
+    """
+    _check_parameters(new)
+    trials = space.grid(new.parameters) if new.trials is None else space.draws(new.parameters, new.trials, new.seed)
+    design = Design(
+        name=new.name,
+        base=new.base,
+        metric=new.metric,
+        seeds=new.seeds,
+        trials=trials,
+        rungs=_rungs(new, len(trials)),
+        options=new.options or {},
+        preset=new.preset,
+        created_by=new.created_by,
+    )
+    if design.num_runs > MAX_RUNS:
+        detail = f"expected at most {MAX_RUNS} training runs, these are {design.num_runs} with all rungs and seeds"
+        raise Invalid([FieldError("/trials" if new.trials else "/parameters", detail)])
+    return design
+
+
+def _check_parameters(new: NewSweep) -> None:
+    errors = [
+        FieldError(space.pointer(name), f"{name} cannot be searched: {_WHY_NOT[name]}")
+        for name in new.parameters
+        if name in _WHY_NOT
+    ]
+    if new.search == "halving" and "epochs" in new.parameters:
+        errors.append(FieldError(space.pointer("epochs"), "epochs cannot be searched: the rungs say how many"))
+    names = sorted(new.parameters)
+    errors += [
+        FieldError(space.pointer(inner), f"expected either this field or {outer}, which holds it")
+        for outer in names
+        for inner in names
+        if inner.startswith(f"{outer}.")
+    ]
+    if not isinstance(new.base.get("evaluations", []), list):
+        errors.append(FieldError("/spec/evaluations", "expected a list"))
+    if errors:
+        raise Invalid(errors)
+
+
+def _rungs(new: NewSweep, trials: int) -> list[Rung]:
+    if new.search != "halving":
+        return [Rung(trials)]
+    if new.rungs is not None:
+        return halving.explicit(trials, new.rungs, new.eta)
+    return halving.rungs(trials, epochs_of(new.base), new.eta, new.min_epochs)
+
+
+# --- submission ------------------------------------------------------------------------------------------------------
+
+
+def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
+    """Add the sweep and begin its first trials.
+
+    Raises:
+        Invalid: what the database knows to be wrong with any trial.
+    """
+    dataset = _checked(session, design)
+    sweep = Sweep(
+        id=new_id(),
+        created_by=new.created_by,
+        name=new.name,
+        search=new.search,
+        status=Status.RUNNING,
+        preset=new.preset,
+        base=new.base,
+        parameters={name: _plain(values) for name, values in new.parameters.items()},
+        metric=new.metric.model_dump(mode="json"),
+        direction=new.direction,
+        seeds=list(new.seeds),
+        seed=new.seed,
+        eta=new.eta,
+        rungs=[asdict(rung) for rung in design.rungs],
+        max_parallel=new.max_parallel,
+        options=design.options,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+    )
+    session.add(sweep)
+    session.flush()
+    trials = enumerate(design.trials)
+    session.add_all(SweepTrial(sweep_id=sweep.id, number=number, settings=settings) for number, settings in trials)
+    session.flush()
+    take(session, sweep)
+    session.refresh(sweep)
+    return sweep
+
+
+def plan(session: Session, design: Design) -> dict[str, Any]:
+    """What `submit` would make of it: trials, rungs, numbers of jobs, and who could run them.
+
+    Raises:
+        Invalid: as `submit`.
+    """
+    _checked(session, design)
+    longest = submission.plan(session, design.job(_at_last_rung(design, 0)))
+    return {
+        "name": design.name,
+        "trials": [{"number": number, "settings": settings} for number, settings in enumerate(design.trials)],
+        "rungs": [asdict(rung) for rung in design.rungs],
+        "seeds": list(design.seeds),
+        "jobs": {"pretrain": design.num_runs, "evaluate": design.num_runs},
+        "epochs": design.num_epochs,
+        "held_out_share": held_out_share(design.base, design.metric.model_dump(mode="json")),
+        "dataset": longest["dataset"],
+        "workers": longest["workers"],
+        "warnings": longest["warnings"],
+    }
+
+
+def held_out_share(base: dict[str, Any], metric: dict[str, Any]) -> float:
+    """Of the train split that the metric is measured on; 0 where that is the test split."""
+    data = metric.get("data") or base.get("data") or {}
+    return float(data.get("held_out_share", 0))
+
+
+def _checked(session: Session, design: Design) -> Dataset:
+    """The dataset, when every trial could run; what a rung changes, the database has no say in."""
+    errors: dict[str, FieldError] = {}
+    dataset = None
+    for trial in range(len(design.trials)):
+        try:
+            dataset = check(session, design.job(_at_last_rung(design, trial)))
+        except Invalid as invalid:
+            for error in invalid.errors:
+                found = located(error, design, trial)
+                errors.setdefault(found.pointer, found)
+    if errors:
+        raise Invalid(list(errors.values()))
+    assert dataset is not None
+    return dataset
+
+
+def _at_last_rung(design: Design, trial: int) -> Place:
+    return Place(trial, len(design.rungs) - 1, design.seeds[0])
+
+
+def _plain(values: Any) -> Any:
+    return values if isinstance(values, list) else values.model_dump(mode="json")
