@@ -1,4 +1,4 @@
-"""Curves over several attempts: nothing doubled, nothing lost, few enough points, extremes kept."""
+"""Curves over several attempts: no point lost or doubled, within the limit, with their extremes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_one_attempt_is_shown_as_reported(database: Database) -> None:
         ([(0, range(1, 50)), (40, range(0)), (45, range(46, 60))], [(1, range(1, 41)), (3, range(46, 60))]),
     ],
 )
-def test_each_step_is_shown_once_by_the_attempt_that_counts(
+def test_each_step_is_shown_once_from_the_attempt_that_reached_it(
     database: Database, parts: list[tuple[int, range]], shown: list[tuple[int, range]], max_points: int
 ) -> None:
     job_id = attempts(database, *parts)
@@ -97,7 +97,7 @@ def test_an_attempt_that_never_started_cuts_nothing(database: Database) -> None:
 
 @pytest.mark.parametrize("max_points", [1, 2, 10, 100, 1000, 5000])
 @pytest.mark.parametrize("every", [1, 10])
-def test_never_more_than_asked_and_extremes_are_kept(database: Database, max_points: int, every: int) -> None:
+def test_a_curve_keeps_its_limit_and_its_extremes(database: Database, max_points: int, every: int) -> None:
     run = Run(database, running(database))
     values = {step * every: ((step * 7919) % 3001) - 1500.0 for step in range(1, 3001)}
     run.deliver(rows.started(), *(rows.metrics(step, loss=value) for step, value in values.items()))
@@ -120,7 +120,7 @@ def test_many_attempts_share_the_points(database: Database) -> None:
         assert (found[-1].step, found[-1].value) == (400, 400.01)
 
 
-def test_a_curve_without_values_is_bounded_too(database: Database) -> None:
+def test_a_curve_of_missing_values_keeps_the_limit_too(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), *(rows.metrics(step, loss=None) for step in range(300)))
 
@@ -137,7 +137,7 @@ def test_a_missing_value_is_a_gap(database: Database) -> None:
     assert [point.value for point in curve(database, run.job_id)] == [1.0, None, 3.0]
 
 
-def test_only_the_series_asked_for(database: Database) -> None:
+def test_only_requested_series_are_returned(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0, lr=2.0, acc=3.0))
 
@@ -168,7 +168,7 @@ def follow(database: Database, job_id: str, limit: int, attempt: int = 0, seq: i
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
-def test_pages_bring_every_point_exactly_once(database: Database, limit: int) -> None:
+def test_pages_return_every_point_exactly_once(database: Database, limit: int) -> None:
     run = Run(database, running(database))
     expected: list[Row] = []
     for number in range(1, 4):
@@ -188,7 +188,7 @@ def test_pages_bring_every_point_exactly_once(database: Database, limit: int) ->
     assert all(len(page) <= max(limit, 5) for page in pages)  # one line comes whole
 
 
-def test_points_that_are_delivered_while_reading_come_once(database: Database) -> None:
+def test_points_that_are_delivered_while_reading_are_returned_once(database: Database) -> None:
     """A reader whose statements saw different moments would skip points or bring them twice."""
     run = Run(database, running(database))
     run.deliver(rows.started())
@@ -224,7 +224,7 @@ def test_a_read_sees_one_moment(database: Database) -> None:
 
 
 @pytest.mark.parametrize("cursor", [(1, 10**18), (10**18, 0), (2, 0), (1, 2)])
-def test_a_cursor_ahead_of_everything_brings_nothing(database: Database, cursor: tuple[int, int]) -> None:
+def test_a_cursor_beyond_all_points_returns_nothing(database: Database, cursor: tuple[int, int]) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
 
@@ -234,7 +234,7 @@ def test_a_cursor_ahead_of_everything_brings_nothing(database: Database, cursor:
 
 
 @pytest.mark.parametrize("cursor", [(0, 10**18), (0, 0), (1, 0)])
-def test_a_cursor_nobody_sent_brings_what_lies_behind_it(database: Database, cursor: tuple[int, int]) -> None:
+def test_an_invented_cursor_returns_the_points_after_it(database: Database, cursor: tuple[int, int]) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
 
@@ -244,7 +244,7 @@ def test_a_cursor_nobody_sent_brings_what_lies_behind_it(database: Database, cur
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("count", [501, 1_300, 2_050, 4_500])
-def test_a_long_curve_uses_the_points_it_may_have(database: Database, count: int) -> None:
+def test_a_long_curve_uses_most_of_its_limit(database: Database, count: int) -> None:
     job_id = attempts(database, (0, range(1, count + 1)))
 
     assert 125 <= len(curve(database, job_id, max_points=250)) <= 250
@@ -293,7 +293,7 @@ def test_a_part_has_only_its_steps_its_extremes_and_more_detail(
             assert [point.value for point in found] == inside
 
 
-def test_a_part_beyond_everything_is_empty(database: Database, long_run: tuple[str, dict[int, float]]) -> None:
+def test_a_part_beyond_all_steps_is_empty(database: Database, long_run: tuple[str, dict[int, float]]) -> None:
     job_id, _ = long_run
 
     assert part(database, job_id, 12_001, 2**53, 1000) == []

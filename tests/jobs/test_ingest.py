@@ -1,4 +1,4 @@
-"""What a delivery leaves in the tables: points, rollups, logs, checkpoints, evaluations."""
+"""The rows of a delivery: points, rollups, logs, checkpoints, evaluations."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_whole_number_is_a_value_too(database: Database, run: Run, value: int)
     assert [point[3] for point in points(database)] == [float(value)]
 
 
-def test_a_line_without_values_is_only_a_number(database: Database, run: Run) -> None:
+def test_a_record_without_values_stores_nothing(database: Database, run: Run) -> None:
     run.deliver(rows.metrics(1), rows.metrics(2, loss=1.0))
 
     assert points(database) == [("loss", 2, 2, 1.0)]
@@ -174,7 +174,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_of_a_run_stops_its_delivery(database: Database, run: Run, text: str) -> None:
+def test_no_text_of_a_run_blocks_its_delivery(database: Database, run: Run, text: str) -> None:
     """File names and library messages may hold anything; a delivery that always failed would hold the job for ever."""
     run.deliver(
         rows.started() | {"device": text},
@@ -246,13 +246,13 @@ def test_a_second_measurement_does_not_change_the_first(database: Database) -> N
         {"metric": "loss"},
     ],
 )
-def test_what_was_measured_differently_is_another_value(database: Database, change: dict[str, Any]) -> None:
+def test_a_different_measurement_is_another_value(database: Database, change: dict[str, Any]) -> None:
     Run(database, running(database, kind="evaluate")).deliver(rows.evaluation(), rows.evaluation(0.75, **change))
 
     assert len(evaluations(database)) == 2
 
 
-def test_features_tell_values_apart(database: Database) -> None:
+def test_values_of_different_features_are_stored_apart(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.checkpoint(1, "a" * 64), rows.checkpoint(2, "b" * 64), rows.end("succeeded"))
     features: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""When steps were reported: few samples over all attempts, each step's own time."""
+"""Step times: few samples over all attempts, each with the time of its step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_each_sample_is_a_step_with_its_time(database: Database) -> None:
         assert found[0].step <= max(1, first) + 70
 
 
-def test_a_job_that_reported_nothing_has_no_times(database: Database) -> None:
+def test_a_job_without_reports_has_no_times(database: Database) -> None:
     run = Run(database, running(database))
     with database.read() as session:
         assert step_times(session, run.job_id) == []

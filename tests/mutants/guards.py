@@ -52,14 +52,14 @@ GUARDS = (
         "jobs/storage.py",
         "        if sha256_of(path) != sha256:\n",
         "        if False:\n",
-        ("tests/worker/test_run_file.py::test_every_damage_is_found_and_the_older_checkpoint_taken[flip]",),
+        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[flip]",),
     ),
     Guard(
         "size of a stored file and its digest",
         "jobs/storage.py",
         "        if found != size:\n",
         "        if found == 0:\n            return path\n        if False:\n",
-        ("tests/worker/test_run_file.py::test_every_damage_is_found_and_the_older_checkpoint_taken[truncate]",),
+        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
     ),
     Guard(
         "a deleted checkpoint is not good",
@@ -144,14 +144,14 @@ GUARDS = (
         "jobs/checkpoints.py",
         "session.execute(checkpoints.union_all(artifacts))",
         "session.execute(checkpoints)",
-        ("tests/worker/test_garbage.py::test_an_artifact_stays_until_its_name_is_made_again",),
+        ("tests/worker/test_garbage.py::test_an_artifact_stays_until_another_one_of_its_name_replaces_it",),
     ),
     Guard(
         "an artifact's name is no path",
         "worker/delivery.py",
         "if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):",
         'if isinstance(record, ArtifactRecord) and (refusal := ""):',
-        ("tests/worker/test_delivery.py::test_an_artifact_that_is_damaged_or_none_is_told_of_and_not_kept",),
+        ("tests/worker/test_delivery.py::test_a_damaged_or_invalid_artifact_becomes_a_warning_and_is_not_kept",),
     ),
     Guard(
         "groups end where a later attempt begins",
@@ -199,5 +199,48 @@ GUARDS = (
         (
             "tests/wcl_core/test_files.py::test_each_caller_syncs_the_file_renames_it_and_syncs_the_folder[make_local_key]",
         ),
+    ),
+    Guard(
+        "an invalid record does not block the next ones",
+        "worker/spool.py",
+        "            except ValueError as error:\n                self._problems.append(str(error))\n",
+        "            except ZeroDivisionError:\n                pass\n",
+        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
+    ),
+    Guard(
+        "records are numbered without a gap",
+        "worker/spool.py",
+        "        if not self._seq < record.seq <= last:\n",
+        "        if False:\n",
+        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
+    ),
+    Guard(
+        "text of a record is text that every database takes",
+        "wcl_core/protocol.py",
+        '        if rb"\\u0000" not in line:\n',
+        "        if True:\n",
+        ("tests/worker/test_spool.py::test_text_and_numbers_of_records_are_ones_that_every_database_takes",),
+    ),
+    Guard(
+        "integers of a record fit a database's column",
+        "wcl_core/protocol.py",
+        "_Int64 = Annotated[int, Field(ge=0, lt=1 << 63)]",
+        "_Int64 = int",
+        ("tests/wcl_core/test_protocol.py::test_an_invalid_record_is_refused_by_its_field",),
+    ),
+    Guard(
+        "the JSON of a spool stays as earlier versions wrote it",
+        "wcl_core/protocol.py",
+        '    file: str = Field(validation_alias="path", serialization_alias="path")\n'
+        "    sha256: str\n    size: _Int64\n    metrics: _JsonObject\n",
+        "    file: str\n    sha256: str\n    size: _Int64\n    metrics: _JsonObject\n",
+        ("tests/wcl_core/test_protocol.py::test_records_of_an_earlier_version_are_read_and_written_unchanged",),
+    ),
+    Guard(
+        "a worker counts only the GPUs that it may use",
+        "worker/devices.py",
+        'if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:',
+        'if (visible := os.environ.get("NONE")) is not None:',
+        ("tests/worker/test_devices.py::test_only_visible_gpus_count",),
     ),
 )

@@ -1,4 +1,4 @@
-"""One attempt as a supervisor starts it: a real process with a pipe, and its last word for every way to end."""
+"""One attempt as a worker starts it: a real process with a pipe, and its `end` record for every way to end."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ LONG = small.fields(epochs=90_000, warmup_epochs=0, knn_every_epochs=0, checkpoi
 
 
 @pytest.mark.parametrize(("byte", "outcome"), [(b"c", "cancelled"), (b"d", "drained"), (b"p", "paused")])
-def test_a_byte_on_the_pipe_is_met_with_a_checkpoint(
+def test_a_request_on_the_pipe_leads_to_a_checkpoint(
     tmp_path: Path, start: Callable[..., Process], byte: bytes, outcome: str
 ) -> None:
     process = start(write_run(tmp_path / "a", spec=LONG))
@@ -214,9 +214,7 @@ def test_without_a_supervisor_a_run_saves_and_stops(tmp_path: Path, start: Calla
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(600)", "[0 for _ in iter(int, 1) if 0]"], ids=["sleeping", "busy"])
-def test_without_a_supervisor_even_a_run_that_hangs_is_gone(
-    tmp_path: Path, start: Callable[..., Process], hang: str
-) -> None:
+def test_without_a_supervisor_even_a_hanging_run_ends(tmp_path: Path, start: Callable[..., Process], hang: str) -> None:
     code = f"import time\nfrom wcl_core import data\ndata.load = lambda *_: {hang}"
     process = start(write_run(tmp_path / "a"), code)
     wait_for(lambda: of(tmp_path / "a", "progress"))
@@ -227,7 +225,7 @@ def test_without_a_supervisor_even_a_run_that_hangs_is_gone(
     assert of(tmp_path / "a", "end") == []
 
 
-def test_a_killed_process_leaves_whole_lines_and_a_checkpoint_to_go_on_from(
+def test_a_killed_process_leaves_complete_lines_and_a_checkpoint_to_continue_from(
     tmp_path: Path, start: Callable[..., Process]
 ) -> None:
     spec = small.fields(epochs=400)
@@ -259,7 +257,7 @@ def photo_run(folder: Path, root: Path) -> Path:
     return write_run(folder, spec=spec, dataset={"kind": "folder", "path": str(root)})
 
 
-def test_corrupt_images_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_corrupt_images_are_named_and_the_run_continues(tmp_path: Path) -> None:
     folder = photo_run(tmp_path / "run", photos(tmp_path / "photos", 4))
     assert ends(folder)[0] == "succeeded"
     warnings = [record for record in of(folder, "warning") if record["reason"] == "corrupt_image"]
@@ -293,7 +291,7 @@ def test_less_data_than_a_batch_is_bad_data(tmp_path: Path) -> None:
     assert "batch_size = 5000" in text
 
 
-def test_data_that_changed_since_the_job_pinned_it_is_refused(tmp_path: Path) -> None:
+def test_data_that_has_changed_since_the_submission_is_refused(tmp_path: Path) -> None:
     spec = small.fields(epochs=2)
     pinned = DIGITS | {"digest": small.digits().digest}
     assert ends(write_run(tmp_path / "a", spec=spec, dataset=pinned))[0] == "succeeded"
@@ -301,7 +299,7 @@ def test_data_that_changed_since_the_job_pinned_it_is_refused(tmp_path: Path) ->
     assert ends(write_run(tmp_path / "b", spec=spec, dataset=changed))[:2] == ("failed", "bad_data")
 
 
-def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_fails_the_attempt(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", resume=str(tmp_path / "none.safetensors"))
     outcome, reason, text = ends(folder)
     assert (outcome, reason) == ("failed", "missing_checkpoint")
@@ -323,7 +321,7 @@ def test_an_evaluation_runs_and_misses_its_checkpoint(tmp_path: Path) -> None:
     assert "knn_k = 1000" in text
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_fails_the_attempt(tmp_path: Path) -> None:
     explosive = {"name": "sgd", "learning_rate": 100, "scaling": "none", "weight_decay": 1.0}
     spec = small.fields(optimizer=explosive, epochs=40, warmup_epochs=0, knn_every_epochs=0)
     outcome, reason, _ = ends(write_run(tmp_path / "a", spec=spec))
@@ -331,7 +329,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert of(tmp_path / "a", "metrics")[-1]["values"]["train/loss"] is None
 
 
-def test_a_disk_that_is_full(small_disk: Path) -> None:
+def test_a_full_disk_fails_the_attempt(small_disk: Path) -> None:
     """A real one of 256 KiB; the network's checkpoints are larger, its records are not."""
     spec = small.fields(backbone={"width": 16}, heads={"hidden_dim": 64, "output_dim": 32})
     outcome, reason, text = ends(write_run(small_disk / "a", spec=spec))
@@ -341,7 +339,7 @@ def test_a_disk_that_is_full(small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"kind": "pretrain"}', '{"kind": "magic", "spec": {}}'])
-def test_a_run_file_that_makes_no_sense(tmp_path: Path, content: str | None) -> None:
+def test_an_invalid_run_file_fails_the_attempt(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / RUN_FILE).write_text(content)
     outcome, reason, text = ends(tmp_path)
@@ -350,7 +348,7 @@ def test_a_run_file_that_makes_no_sense(tmp_path: Path, content: str | None) -> 
     assert "\n" not in text
 
 
-def test_a_spec_that_makes_no_sense_names_its_field(tmp_path: Path) -> None:
+def test_an_invalid_spec_names_its_field(tmp_path: Path) -> None:
     outcome, _, text = ends(write_run(tmp_path, spec=small.fields(epochs=0)))
     assert outcome == "failed"
     assert "epochs" in text
@@ -384,7 +382,7 @@ def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
     assert classify(caught.value) == "out_of_memory"
 
 
-def test_an_error_is_one_line_and_not_endless() -> None:
+def test_an_error_is_one_line_of_limited_length() -> None:
     assert describe(data.DataError("no  image\n here")) == "no image here"
     assert describe(KeyError("step")) == "KeyError: 'step'"
     assert len(describe(ValueError("x" * 10_000))) == 2000
@@ -412,5 +410,5 @@ def test_a_pipe_that_cannot_be_read_counts_as_closed(monkeypatch: pytest.MonkeyP
     assert timers[0] == attempt._ORPHAN_SECONDS
 
 
-def test_nobody_to_listen_to_asks_for_nothing() -> None:
+def test_a_run_without_a_pipe_gets_no_request() -> None:
     assert attempt.Control(None).request() is None

@@ -1,4 +1,4 @@
-"""What a worker finds: builtin sets, folders whose description is kept, packed files; what is unusable is left out."""
+"""The datasets of a worker: builtin ones, folders with a cached description, packed files; others are left out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_each_kind_is_found_by_what_lies_there(
+def test_each_kind_of_dataset_is_recognised_by_its_path(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = tmp_path / "photos.wclpack"
@@ -60,7 +60,7 @@ def test_each_kind_is_found_by_what_lies_there(
     assert "--cache" not in by_name["digits"]
 
 
-def test_lists_lie_beside_their_dataset_and_a_bad_one_leaves_it_out(
+def test_a_dataset_with_an_invalid_label_list_is_left_out(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"

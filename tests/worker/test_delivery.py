@@ -1,4 +1,4 @@
-"""From a spool into both databases: in order, once, checkpoint files before their rows."""
+"""Delivery of a spool into both databases: in order, once, and each file before its row."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
 
 
 def test_a_second_delivery_of_the_same_spool_changes_nothing(spool: Spool) -> None:
-    """What a worker does that takes over the folder of a dead one."""
+    """As a worker delivers that takes over the folder of a dead one."""
     spool.write_metrics(700)
     first = spool.delivery()
     first.collect()
@@ -128,7 +128,7 @@ def test_a_second_delivery_of_the_same_spool_changes_nothing(spool: Spool) -> No
         assert [line.line for line in queries.logs(session, spool.job_id)] == ["one", "two"]
 
 
-def test_a_registered_checkpoint_lies_whole_in_the_storage(spool: Spool) -> None:
+def test_a_registered_checkpoint_is_complete_in_the_storage(spool: Spool) -> None:
     sha256 = spool.write_checkpoint(5, b"weights" * 1000)
     deliver_all(spool.delivery())
 
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_reported_and_never_registered(spool: Spool, dam
     assert "step 10" in spool.warnings()[0]["message"]
 
 
-def test_registered_artifacts_lie_whole_in_the_storage_the_last_one_of_a_name(spool: Spool) -> None:
+def test_registered_artifacts_are_complete_in_the_storage_and_the_last_one_of_a_name_counts(spool: Spool) -> None:
     spool.write_artifact("probe.png", b"first pixels")
     deliver_all(spool.delivery())
     spool.write_artifact("probe.png", b"other pixels")
@@ -174,7 +174,7 @@ def test_registered_artifacts_lie_whole_in_the_storage_the_last_one_of_a_name(sp
         ({"size": 17 << 20}, "refused_artifact"),
     ],
 )
-def test_an_artifact_that_is_damaged_or_none_is_told_of_and_not_kept(
+def test_a_damaged_or_invalid_artifact_becomes_a_warning_and_is_not_kept(
     spool: Spool, changes: dict[str, Any], reason: str
 ) -> None:
     spool.write_artifact("good.png", b"good pixels")
@@ -235,7 +235,7 @@ def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
 
 
 def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> None:
-    """Another one reads its spool again from the start, and stores a file that comes too late."""
+    """A later delivery reads the spool again from the start, and stores a file too late."""
     sha256 = spool.write_checkpoint(5, b"weights")
     deliver_all(spool.delivery())
     late = spool.delivery()

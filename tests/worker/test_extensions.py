@@ -1,4 +1,4 @@
-"""What an operator adds, under a real worker: an installed method trains, and a plan measures it on a fixed list."""
+"""Extensions under a real worker: an installed method trains, and a planned evaluation uses a fixed label list."""
 
 from __future__ import annotations
 

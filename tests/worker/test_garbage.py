@@ -1,4 +1,4 @@
-"""Files of deleted checkpoints and of dead attempts go, whatever crashed in between; files that may be claimed stay."""
+"""Garbage collection: files of deleted checkpoints and dead attempts are removed after any crash; all others stay."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def end(spool: Spool) -> None:
 
 
 def recover(spool: Spool, data_dir: Path) -> None:
-    """What a worker does when it starts."""
+    """Recover and collect garbage as a starting worker does."""
     recovery.recover(spool.database, spool.storage, Settings(data_dir=data_dir))
     collect_garbage(spool.database, spool.storage, spool.storage.job_ids())
 
 
-def test_the_file_of_a_checkpoint_that_is_not_kept_goes_after_the_commit(spool: Spool) -> None:
+def test_the_file_of_a_deleted_checkpoint_is_removed_after_the_commit(spool: Spool) -> None:
     spool.write_checkpoint(5, b"older")
     spool.write_checkpoint(10, b"newer")
     deliver_all(spool.delivery())
@@ -52,7 +52,7 @@ def test_the_file_of_a_checkpoint_that_is_not_kept_goes_after_the_commit(spool: 
     assert stored(spool) == ["step-00000010.safetensors"]
 
 
-def test_a_crash_before_the_file_goes_leaves_no_row_without_file_and_no_lasting_orphan(
+def test_a_crash_before_the_removal_leaves_no_row_without_a_file_and_no_lasting_orphan(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool.write_checkpoint(5, b"older")
@@ -85,7 +85,7 @@ def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spo
     assert stored(spool) == ["step-00000005.safetensors"]
 
 
-def test_an_artifact_stays_until_its_name_is_made_again(spool: Spool) -> None:
+def test_an_artifact_stays_until_another_one_of_its_name_replaces_it(spool: Spool) -> None:
     first, second = spool.write_artifact("probe.png", b"first"), spool.write_artifact("probe.json", b"{}")
     deliver_all(spool.delivery())
     third = spool.write_artifact("probe.png", b"third")
@@ -111,7 +111,7 @@ def test_files_of_another_database_are_left_alone(spool: Spool, tmp_path: Path) 
     assert stored(spool) == ["step-1.safetensors"]
 
 
-def test_an_attempts_folder_without_its_run_file_goes_once_the_attempt_is_over(spool: Spool, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_file_is_removed_once_its_attempt_has_ended(spool: Spool, tmp_path: Path) -> None:
     """The worker died between making the folder and writing into it, or lost its disk's last writes."""
     attempts = Settings(data_dir=tmp_path / "data").attempts_dir
     bare, unknown = attempts / spool.job_id / "1", attempts / "unknown" / "1"
@@ -127,7 +127,7 @@ def test_an_attempts_folder_without_its_run_file_goes_once_the_attempt_is_over(s
     assert unknown.exists()
 
 
-def test_a_folder_of_this_host_whose_attempt_is_over_goes(spool: Spool, tmp_path: Path) -> None:
+def test_a_folder_of_this_host_is_removed_once_its_attempt_has_ended(spool: Spool, tmp_path: Path) -> None:
     folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.job_id / "1"
     folder.mkdir(parents=True)
     identity = {"job_id": spool.job_id, "attempt": 1, "host": socket.gethostname(), "kind": "pretrain"}
@@ -145,7 +145,7 @@ def put(spool: Spool, key: str) -> None:
     spool.storage.put(source, key)
 
 
-def test_a_sweep_asks_the_database_about_hundreds_of_jobs_at_once(spool: Spool) -> None:
+def test_garbage_collection_queries_hundreds_of_jobs_at_once(spool: Spool) -> None:
     """And it finds the orphan among them, wherever it lies."""
     others = [f"01a00000-0000-7000-8000-{number:012d}" for number in range(450)]
     for job_id in others:
@@ -161,7 +161,7 @@ def test_a_sweep_asks_the_database_about_hundreds_of_jobs_at_once(spool: Spool) 
     assert sum(statement.startswith("SELECT") for statement in asked) == 2 * 3
 
 
-def test_what_cannot_be_swept_holds_up_nothing_behind_it(spool: Spool) -> None:
+def test_files_that_cannot_be_removed_do_not_block_the_others(spool: Spool) -> None:
     class Broken(LocalStorage):
         def keys(self, job_id: str) -> Iterator[str]:
             if job_id == "broken":
@@ -176,7 +176,7 @@ def test_what_cannot_be_swept_holds_up_nothing_behind_it(spool: Spool) -> None:
     assert stored(spool) == []
 
 
-def test_a_start_looks_through_the_storage_beside_its_work(
+def test_a_starting_worker_collects_garbage_beside_its_work(
     sqlite_database: Database, tmp_path: Path, start_worker: StartWorker
 ) -> None:
     """What it does before it takes jobs touches no storage without a folder that somebody left."""

@@ -1,4 +1,4 @@
-"""Real workers that end or give way in order: drains, preemption, limits of time, one job for a batch system."""
+"""Real workers in an orderly end: drains, preemption, time limits, one job for a batch system."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def assert_saved_and_queued(jobs: Jobs, job_id: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
-def test_a_drained_worker_saves_its_job_takes_nothing_more_and_ends(
-    database: Database, start_worker: StartWorker
-) -> None:
+def test_a_drained_worker_saves_its_job_claims_no_other_and_ends(database: Database, start_worker: StartWorker) -> None:
     jobs = Jobs(database)
     worker = start_worker(database, **PATIENT)
     job_id = start_endless(worker, jobs)
@@ -73,9 +71,7 @@ def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_wo
 
 
 @pytest.mark.parametrize("database", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
-def test_an_urgent_job_passes_a_preemptible_one_which_then_goes_on(
-    database: Database, start_worker: StartWorker
-) -> None:
+def test_an_urgent_job_preempts_another_one_which_then_continues(database: Database, start_worker: StartWorker) -> None:
     jobs = Jobs(database)
     worker = start_worker(database, **PATIENT)
     job_id = start_endless(worker, jobs, preemptible=True)
@@ -97,9 +93,7 @@ def test_an_urgent_job_passes_a_preemptible_one_which_then_goes_on(
     assert audit(database).findings == []
 
 
-def test_a_job_that_has_run_for_as_long_as_it_may_ends_after_a_checkpoint(
-    sqlite_database: Database, start_worker: StartWorker
-) -> None:
+def test_a_job_at_its_time_limit_ends_after_a_checkpoint(sqlite_database: Database, start_worker: StartWorker) -> None:
     jobs = Jobs(sqlite_database)
     worker = start_worker(sqlite_database, **PATIENT)
     job_id = start_endless(worker, jobs, max_seconds=3600)
@@ -122,7 +116,7 @@ def start_once(database: Database, folder: Path, *options: str, **settings: str)
     return worker.start()
 
 
-def test_once_with_nothing_to_do_ends_well(sqlite_database: Database, tmp_path: Path) -> None:
+def test_once_without_a_waiting_job_succeeds(sqlite_database: Database, tmp_path: Path) -> None:
     worker = start_once(sqlite_database, tmp_path / "data")
 
     assert worker.wait() == 0

@@ -1,4 +1,4 @@
-"""A worker whose network is cut while everybody else's works: its job moves, and its late body stops unheard."""
+"""A worker that alone is cut off from the network: its job moves, and its late run stops without any effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def num_points(database: Database, attempt: int) -> int:
         return session.execute(select(func.count()).where(Point.attempt == attempt)).scalar_one()
 
 
-def test_a_worker_that_is_cut_off_alone_loses_its_job_and_stops_its_run(
+def test_a_worker_that_alone_is_cut_off_loses_its_job_and_stops_its_run(
     postgres_database: Database, start_worker: StartWorker
 ) -> None:
     jobs, url = Jobs(postgres_database), make_url(postgres_database.engine.url)

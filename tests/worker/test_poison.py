@@ -1,4 +1,4 @@
-"""Jobs that break their process: each ends under its right name, and nothing of it holds up a good one."""
+"""Jobs that crash their process: each gets the correct failure reason and does not delay a good job."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def processes_of(job_id: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-def test_each_is_named_and_a_good_one_behind_them_passes(
+def test_each_crash_gets_its_reason_and_a_good_job_behind_them_succeeds(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str
 ) -> None:
     names = {
@@ -76,7 +76,7 @@ def test_each_is_named_and_a_good_one_behind_them_passes(
         assert session.execute(count.where(Log.line.contains("dropped"))).scalar_one() >= 1
 
 
-def test_a_silent_run_is_ended_as_stalled(
+def test_a_silent_run_fails_as_stalled(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str
 ) -> None:
     worker = start_worker(sqlite_database, PYTHONPATH=site, WCL_MAX_FAILURES="1", WCL_STALL_SECONDS="15")
@@ -107,7 +107,7 @@ def small_memory() -> Iterator[Path]:
 
 
 @pytest.mark.long
-def test_what_the_kernel_kills_for_memory_is_named_so(
+def test_a_run_that_the_kernel_kills_for_memory_gets_that_reason(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str, small_memory: Path
 ) -> None:
     worker = start_worker(sqlite_database, PYTHONPATH=site)

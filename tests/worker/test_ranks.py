@@ -1,4 +1,4 @@
-"""Several ranks under a real worker: to the end, asked to stop, one of them killed, all of them orphaned."""
+"""Several ranks under a real worker: to the end, after a request to stop, after the kill of one, as orphans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file an attempt begins from: whatever is wrong with a newer one, an older good one is found."""
+"""The checkpoint file that an attempt starts from: a damaged one is skipped for an older good one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def forget_damage(database: Database) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_every_damage_is_found_and_the_older_checkpoint_taken(spool: Spool, damage: str) -> None:
+def test_every_damage_is_detected_and_the_older_checkpoint_is_used(spool: Spool, damage: str) -> None:
     """500 flipped bits, one at a time, and 50 truncations, the empty file among them."""
     newest, older = file_of(spool, 10), file_of(spool, 5)
     bits = [divmod(place, 8) for place in random.Random(1).sample(range(8 * len(BYTES)), 500)]

@@ -1,4 +1,4 @@
-"""Reading files that another process appends to."""
+"""Readers of files that another process appends to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def line(seq: int, message: str = "x") -> bytes:
     return json.dumps({"seq": seq, "type": "log", "level": "info", "message": message}).encode() + b"\n"
 
 
-def test_every_line_comes_once_however_the_writes_fall(tmp_path: Path) -> None:
+def test_every_line_is_read_once_for_any_sizes_of_writes(tmp_path: Path) -> None:
     path, lines = tmp_path / "file", [f"line {number} é".encode() for number in range(300)]
     data = b"".join(line + b"\n" for line in lines)
     generator, tail, found, start = random.Random(1), Tail(path), [], 0
@@ -35,7 +35,7 @@ def test_every_line_comes_once_however_the_writes_fall(tmp_path: Path) -> None:
     assert tail.lines() == []
 
 
-def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
+def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
     path = tmp_path / "file"
     records = Records(path)
     assert records.new() == []
@@ -46,7 +46,7 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
     assert records.new() == [LogRecord(seq=2, level="info", message="x")]
 
 
-def test_more_than_one_read_is_taken_in_parts_and_in_order(tmp_path: Path) -> None:
+def test_a_large_file_is_read_in_parts_and_in_order(tmp_path: Path) -> None:
     path = tmp_path / "file"
     append(path, b"".join(line(number, "x" * 5000) for number in range(1, 600)))
     records, found = Records(path), []
@@ -94,12 +94,14 @@ def test_invalid_records_at_the_end_are_reported_once_the_run_is_over(tmp_path: 
 
 def test_text_and_numbers_of_records_are_ones_that_every_database_takes(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    append(path, b'{"seq": 1, "type": "log", "level": "a\\u0000", "message": "b\\ud800"}\n')
+    append(path, b'{"seq": 1, "type": "log", "level": "a\\u0000", "message": "b"}\n')
     append(path, b'{"seq": 2, "type": "metrics", "step": 1, "values": {"a": NaN, "b": 1e999, "c\\ud800": 1}}\n')
     append(path, b'{"seq": 3, "type": "started", "start_step": 0, "x": {"y\\u0000": [1e999, "\\udfff"]}}\n')
-    text, metrics, started = Records(path).new()
+    append(path, b'{"seq": 4, "type": "log", "level": "a", "message": "b\\ud800"}\n')
+    text, metrics, started, surrogate = Records(path).new()
 
-    assert text == LogRecord(seq=1, level="a\ufffd", message="b\ufffd")
+    assert text == LogRecord(seq=1, level="a\ufffd", message="b")
+    assert surrogate == LogRecord(seq=4, level="a", message="b\ufffd")
     assert metrics == MetricsRecord(seq=2, step=1, values={"a": None, "b": None, "c\ufffd": 1.0})
     assert isinstance(started, StartedRecord)
     assert started.environment == {"x": {"y\ufffd": [None, "\ufffd"]}}

@@ -1,4 +1,4 @@
-"""A real worker with real runs: how attempts end, and what the job then says."""
+"""A real worker with real runs: how attempts end, and the status of the job then."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_pause_resume_cancel(sqlite_database: Database, jobs: Jobs, start_worker
     assert jobs.wait_for(job_id, "cancelled").attempt == 2
 
 
-def test_a_stopped_worker_saves_its_run_and_leaves_the_rest_to_others(
+def test_a_stopped_worker_saves_its_run_and_claims_no_other_job(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database)
@@ -76,7 +76,7 @@ def test_a_stopped_worker_saves_its_run_and_leaves_the_rest_to_others(
     assert jobs.get(waiting).attempt == 0, "a stopping worker took another job"
 
 
-def test_a_killed_run_is_tried_again_until_the_limit(
+def test_a_killed_run_is_retried_until_the_limit(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database, WCL_MAX_FAILURES="2")
@@ -94,7 +94,7 @@ def test_a_killed_run_is_tried_again_until_the_limit(
     assert "SIGKILL" in (job.status_message or "")
 
 
-def test_a_worker_that_comes_back_settles_what_its_killed_self_left(
+def test_a_restarted_worker_recovers_the_attempt_of_its_killed_process(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     """Without waiting for a lease, which here is an hour; the orphaned run had saved its last step and ended."""
@@ -135,7 +135,7 @@ def test_a_superseded_run_is_stopped_and_writes_nothing_more(
 
 
 @pytest.mark.parametrize("damage", [pytest.param("absent", marks=pytest.mark.long), "flipped"])
-def test_a_damaged_checkpoint_is_named(
+def test_a_damaged_checkpoint_is_named_in_the_message(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, damage: str
 ) -> None:
     worker = start_worker(sqlite_database)
@@ -181,7 +181,7 @@ def test_corrupt_images_fail_the_job_with_their_name(
     assert any("broken.png" in event.data.get("message", "") for event in jobs.events(tolerant))
 
 
-def test_an_outage_of_the_database_costs_a_run_nothing(
+def test_a_run_loses_nothing_in_an_outage_of_the_database(
     postgres_database: Database, postgres_server: str, start_worker: StartWorker
 ) -> None:
     jobs = Jobs(postgres_database)
@@ -196,7 +196,7 @@ def test_an_outage_of_the_database_costs_a_run_nothing(
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
         before = spool.stat().st_size
-        # Longer than the lease: nobody reaches the database, so nobody may call the run lost either.
+        # Longer than the lease: no process reaches the database, so no reconciler may declare the run lost.
         eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
         eventually(lambda: worker.words().count("not delivered yet") >= 3, "refused deliveries")
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -213,7 +213,7 @@ def test_an_outage_of_the_database_costs_a_run_nothing(
     assert steps == list(range(1, len(steps) + 1)), "a report was lost or came twice"
 
 
-def test_work_goes_on_without_the_broker(postgres_database: Database, start_worker: StartWorker) -> None:
+def test_jobs_run_without_the_broker(postgres_database: Database, start_worker: StartWorker) -> None:
     jobs = Jobs(postgres_database)
     worker = start_worker(postgres_database, WCL_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0")
 
@@ -289,7 +289,7 @@ def damage_of(jobs: Jobs, job_id: str) -> list[dict[str, Any]]:
     return [e.data for e in jobs.events(job_id) if e.data.get("reason") == "damaged_checkpoint"]
 
 
-def test_a_damaged_newest_checkpoint_is_passed_by(
+def test_a_run_continues_from_an_older_checkpoint_when_the_newest_is_damaged(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database)
