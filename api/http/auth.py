@@ -1,47 +1,60 @@
-"""Who makes a request, and what it may do: a Bearer key, else the browser's session cookie.
+"""Authentication and authorisation: a Bearer key, else the browser's session cookie.
 
-The gate (api.http.middleware) lets nobody without either one past, except to the public paths below.  What a route
-needs beyond that, it says by a parameter: `Reader`, `Submitter`, `Admin` or `Anybody`; `classification` finds one that
-does not.
+The middleware (api.http.middleware) refuses requests without either one, except for the public paths below.  Each route
+declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Admin` or `Anybody`; `classification` finds
+routes that do not.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import SQLAlchemyError
 
-from api.http.problems import Forbidden, Unauthenticated
+from api.http.problems import Forbidden, TooMany, Unauthenticated
 from jobs import keys
 from jobs.database import Database
 from jobs.keys import Principal
 
+log = logging.getLogger(__name__)
+
 SESSION_COOKIE = "wcl_session"
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/sign-in"})
 PUBLIC_FOLDER = "/static/"
+PAUSE_SECONDS = 60.0  # between two stored uses of a key
+_MAX_FAILURES = 20
+_WINDOW_SECONDS = 60.0
+_MAX_CLIENTS = 1_000
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_public(path: str) -> bool:
-    """Whether everybody may ask for this; nothing behind these paths says anything about jobs."""
+    """Return whether the path needs no key; nothing behind these paths tells anything about jobs."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
 
 
 def current_principal(request: Request) -> Principal | None:
-    """Who the gate found; None only on public paths."""
-    found: Principal | None = getattr(request.state, "principal", None)
-    return found
+    """Return the key that authenticated the request; None on public paths only."""
+    principal: Principal | None = getattr(request.state, "principal", None)
+    return principal
 
 
 def authenticate(request: Request, database: Database) -> Principal:
-    """The bearer of the request's key or session.
+    """Return the owner of the request's key or session.
 
     Raises:
-        Unauthenticated, Forbidden: there is none; another site makes the request in the name of a signed-in browser.
-        TooMany: there was none too often.
+        Unauthenticated: the request carries no valid key or session.
+        Forbidden: another site sends the request through a signed-in browser.
+        TooMany: the client has sent too many wrong keys.
     """
     authorization = request.headers.get("authorization")
     if authorization is not None:
@@ -59,13 +72,15 @@ def authenticate(request: Request, database: Database) -> Principal:
     if principal is None:
         raise Unauthenticated("this browser is no longer signed in; open a new sign-in link")
     if request.method not in _SAFE_METHODS and not _is_same_origin(request):
-        raise Forbidden("another site made this request; a browser may change things only from our own pages")
+        raise Forbidden(
+            "another site sent this request; a browser may change things only from this server's own pages"
+        )
     return principal
 
 
 def _is_same_origin(request: Request) -> bool:
-    """The host decides, not the scheme: behind a proxy that ends TLS the server sees another one."""
-    origin = request.headers.get("origin", "null")  # so says also a page that hides where it is
+    """Compare hosts without the scheme: behind a proxy that terminates TLS the server sees another one."""
+    origin = request.headers.get("origin", "null")  # pages that hide their address send "null", too
     if origin == "null":
         return request.headers.get("sec-fetch-site") == "same-origin"
     return urlsplit(origin).netloc == request.headers.get("host")
@@ -75,7 +90,7 @@ ANYBODY = "any"
 
 
 class Scope:
-    """A dependency: lets only keys with this scope through, and gives the route its principal."""
+    """A dependency that refuses keys without a scope, and gives the route its principal."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,15 +112,15 @@ Admin = Annotated[Principal, admin]
 
 
 def classification(app: FastAPI) -> dict[str, str]:
-    """What each route asks for, by `METHOD path`: `public`, a scope, or `` when it forgot to say."""
-    found = {}
+    """Return the scope of each route by `METHOD path`: `public`, a scope, or `` if the route declares none."""
+    scopes = {}
     for route in iter_route_contexts(app.routes):
         path = getattr(route, "path", "") or ""
         for method in sorted(getattr(route, "methods", None) or ["ANY"]):
             public = is_public(path if method != "ANY" else f"{path}/")
             dependant = getattr(route, "dependant", None)
-            found[f"{method} {path}"] = "public" if public else _scope_of(dependant)
-    return found
+            scopes[f"{method} {path}"] = "public" if public else _scope_of(dependant)
+    return scopes
 
 
 def _scope_of(dependant: Dependant | None) -> str:
@@ -113,3 +128,84 @@ def _scope_of(dependant: Dependant | None) -> str:
         return ""
     names = [inner.call.name for inner in dependant.dependencies if isinstance(inner.call, Scope)]
     return " ".join(names)
+
+
+# --- wrong keys ------------------------------------------------------------------------------------------------------
+
+
+class Failures:
+    """Counts wrong keys and sign-in links by client address; after 20 of them within a minute the client gets 429.
+
+    A right key always passes, so no client can lock out another one.  Secrets of 256 random bits need no more.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._times: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_FAILURES))
+
+    def note(self, request: Request) -> None:
+        """Count one more failure of this client.
+
+        Raises:
+            TooMany: the client has failed too often.
+        """
+        self.check(request)
+        if len(self._times) >= _MAX_CLIENTS:
+            self._times.clear()
+        self._times[_address(request)].append(self._clock())
+
+    def check(self, request: Request) -> None:
+        """Refuse a client that has failed too often, before its next attempt costs anything.
+
+        Raises:
+            TooMany: the client has failed too often.
+        """
+        times: Sequence[float] = self._times.get(_address(request), ())
+        if len(times) == _MAX_FAILURES and self._clock() - times[0] < _WINDOW_SECONDS:
+            raise TooMany("too many wrong keys or links from this address; wait a minute")
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+# --- last use of keys ------------------------------------------------------------------------------------------------
+
+
+class KeyUses:
+    """Stores the time of each key's last use, at most once a minute for each key, and only after the response.
+
+    Args:
+        database: where the times are stored.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stored_at: dict[str, float] = {}
+
+    def note(self, key_id: str) -> None:
+        """Store that the key was used now; if the database does not answer, the time is not stored."""
+        if not self._claim(key_id):
+            return
+        try:
+            self._database.write(lambda session: keys.note_use(session, key_id))
+        except SQLAlchemyError as error:
+            log.debug("the use of key %s was not stored: %s", key_id, error)
+
+    def is_due(self, key_id: str) -> bool:
+        """Return whether the last stored use of the key is a minute old."""
+        stored_at = self._stored_at.get(key_id)
+        return stored_at is None or self._clock() - stored_at >= PAUSE_SECONDS
+
+    def _claim(self, key_id: str) -> bool:
+        with self._lock:
+            if not self.is_due(key_id):
+                return False
+            self._stored_at[key_id] = self._clock()
+            return True

@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.http.problems import problem
+from api.http.problems import Problem
 
 CHUNK_BYTES = 1 << 18
 _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*", re.IGNORECASE | re.ASCII)
@@ -49,7 +49,7 @@ def answer(
     if bounds is not None and start >= end:
         file.close()
         refusal = headers | {"Content-Range": f"bytes */{size}"}
-        return problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal)
+        return Problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal).response()
     disposition = "attachment" if media_type == "application/octet-stream" else "inline"
     headers |= {
         "Content-Type": media_type,

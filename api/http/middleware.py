@@ -1,7 +1,7 @@
-"""The one door of the web process: every request passes here before any route sees it.
+"""The middleware that every request passes through before it reaches a route.
 
-host known? ─► readable path? ─► public, or a principal ─► body within its limit ─► routes
-and on the way out: security headers on everything, exceptions as problem+json
+host name ─► readable path ─► authentication, unless the path is public ─► body within its limit ─► routes
+On the way back it adds security headers to every response and turns exceptions into problems.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http import auth, bodies
 from api.http.hosts import Hosts
-from api.http.problems import Misdirected, Unreadable
-from api.web import render
+from api.http.problems import ErrorRenderer, Misdirected, Unreadable
 from jobs.database import Database
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
@@ -33,14 +32,15 @@ _HEADERS = {
 }
 
 
-class Gate:
-    """ASGI middleware around the whole application."""
+class Middleware:
+    """ASGI middleware around the whole application; `render_error` turns an exception into a response."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database, render_error: ErrorRenderer) -> None:
         self._app = app
         self._settings = settings
         self._database = database
         self._hosts = Hosts(settings)
+        self._render_error = render_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -64,10 +64,10 @@ class Gate:
         except Exception as error:
             if send.has_started:
                 raise
-            await render.answer(request, error)(scope, receive, send)
+            await self._render_error(request, error)(scope, receive, send)
 
     async def _note_use(self, request: Request) -> None:
-        """After the answer, so that nobody waits for it."""
+        """Store the use of the key after the response, so that the client does not wait for it."""
         principal, uses = auth.current_principal(request), request.app.state.key_uses
         if principal is not None and uses.is_due(principal.key_id):
             await anyio.to_thread.run_sync(uses.note, principal.key_id)
@@ -79,13 +79,13 @@ class Gate:
 
     def _check(self, request: Request) -> None:
         if not self._hosts.knows(request.headers.get("host", "")):
-            raise Misdirected("the Host header names none of this server's names (WCL_ALLOWED_HOSTS adds some)")
+            raise Misdirected("the Host header names another server; WCL_ALLOWED_HOSTS adds names of this one")
         if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
-            raise Unreadable("a NUL character is in the address")
+            raise Unreadable("the address contains a NUL character; remove it")
 
 
 class _Sender:
-    """Adds the security headers, and knows whether an answer has begun."""
+    """Adds the security headers, and records whether the response has started."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._is_private = not scope["path"].startswith(auth.PUBLIC_FOLDER)

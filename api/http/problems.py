@@ -1,25 +1,27 @@
-"""Every error as `application/problem+json` (RFC 9457); the only place that turns exceptions into answers.
+"""Errors as `application/problem+json` (RFC 9457): the only place that maps exceptions to status codes.
 
 JobsError (jobs.errors) ── Unreadable        400, the request itself cannot be read
-                        ├─ Unauthenticated   401, no key, or one that nobody knows
-                        ├─ Forbidden         403, the key may not do this, or another site asks in its name
+                        ├─ Unauthenticated   401, no key, or an unknown one
+                        ├─ Forbidden         403, the key lacks a scope, or another site sent the request
                         ├─ TooSlow           408
-                        ├─ Gone              410, it was registered, but its file is missing
+                        ├─ Gone              410, registered, but its file is missing
                         ├─ TooLarge          413
                         ├─ WrongMediaType    415
                         ├─ Misdirected       421, the Host header names another server
                         ├─ TooMany           429
-                        └─ Unready           503, the database has another version's tables
+                        └─ Unready           503, the database has another version's schema
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
@@ -33,12 +35,13 @@ from jobs.errors import FieldError, Invalid, JobsError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+ErrorRenderer = Callable[[Request, Exception], Response]
 _MAX_ERRORS = 50
-_MAX_DETAIL = 1_000
+MAX_DETAIL = 1_000
 _RETRY_SECONDS = "5"
 
 
-class Unreadable(JobsError):  # noqa: N818 (named as the answer it becomes)
+class Unreadable(JobsError):  # noqa: N818 (named after the response it becomes)
     status_code = 400
     title = "The request cannot be read"
 
@@ -88,45 +91,59 @@ class Unready(JobsError):  # noqa: N818
     title = "Not ready"
 
 
-def problem(
-    status: int,
-    title: str,
-    detail: str,
-    errors: Sequence[FieldError] = (),
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """One problem document; `errors` name each wrong field by a JSON pointer."""
-    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail[:_MAX_DETAIL]}
-    if errors:
-        body["errors"] = [
-            {"pointer": error.pointer, "detail": error.detail[:_MAX_DETAIL]} for error in errors[:_MAX_ERRORS]
-        ]
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+@dataclass(frozen=True)
+class Problem:
+    """An error as clients see it: a problem document (RFC 9457), or a page where a browser navigates.
+
+    Attributes:
+        errors: each invalid field by its JSON pointer.
+        headers: of the response.
+    """
+
+    status: int
+    title: str
+    detail: str
+    errors: Sequence[FieldError] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: Exception) -> Problem:
+        """Return the problem that an exception stands for; an unexpected one is logged, and only its id is shown."""
+        if isinstance(error, JobsError):
+            errors = error.errors if isinstance(error, Invalid) else ()
+            return cls(error.status_code, error.title, error.detail, errors, _headers(error))
+        if isinstance(error, RequestValidationError):
+            return cls.of(Invalid(field_errors.of_request(error.errors()[:_MAX_ERRORS])))
+        if isinstance(error, HTTPException):
+            title = HTTPStatus(error.status_code).phrase
+            return cls(error.status_code, title, str(error.detail), headers=error.headers or {})
+        if isinstance(error, DataError):
+            return cls(422, Invalid.title, "a number or a text is out of the range that can be stored")
+        if is_outage(error) or isinstance(error, PoolTimeout):
+            detail = "the database does not answer; try again"
+            return cls(503, "Database unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
+        number = str(uuid.uuid4())
+        log.error("error %s", number, exc_info=error)
+        return cls(500, "Internal error", f"the server failed; its log explains error {number}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the problem document."""
+        document: dict[str, Any] = {"type": "about:blank", "title": self.title, "status": self.status}
+        document["detail"] = self.detail[:MAX_DETAIL]
+        if self.errors:
+            document["errors"] = [
+                {"pointer": error.pointer, "detail": error.detail[:MAX_DETAIL]} for error in self.errors[:_MAX_ERRORS]
+            ]
+        return document
+
+    def response(self) -> JSONResponse:
+        """Return the problem document as a response."""
+        return JSONResponse(self.to_json(), self.status, self.headers, MEDIA_TYPE)
 
 
-def answer(error: Exception) -> JSONResponse:
-    """The response to any exception; unknown ones are logged under an id, and only the id is told."""
-    if isinstance(error, JobsError):
-        errors = error.errors if isinstance(error, Invalid) else ()
-        return problem(error.status_code, error.title, error.detail, errors, _headers(error))
-    if isinstance(error, RequestValidationError):
-        return answer(Invalid(field_errors.of_request(error.errors()[:_MAX_ERRORS])))
-    if isinstance(error, HTTPException):
-        title = HTTPStatus(error.status_code).phrase
-        return problem(error.status_code, title, str(error.detail), headers=error.headers)
-    if isinstance(error, DataError):
-        return problem(422, Invalid.title, "a number or a text is out of the range that can be stored")
-    if is_outage(error) or isinstance(error, PoolTimeout):
-        detail = "the database does not answer; try again"
-        return problem(503, "Database unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
-    number = str(uuid.uuid4())
-    log.error("error %s", number, exc_info=error)
-    return problem(500, "Internal error", f"the server's log has the reason under {number}")
-
-
-def _headers(error: JobsError) -> dict[str, str] | None:
+def _headers(error: JobsError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="wcl"'}
     if isinstance(error, TooMany | Unready):
         return {"Retry-After": _RETRY_SECONDS}
-    return None
+    return {}

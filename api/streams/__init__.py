@@ -1,1 +1,5 @@
-"""Server-sent events."""
+"""Server-sent events: routes, responses, the watcher of the database, and the feeds."""
+
+from api.streams import routes
+
+ROUTERS = (routes.router,)

@@ -11,10 +11,9 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from api.http import problems
 from api.http.auth import current_principal
 from api.http.idempotency import one_time_key
-from api.http.problems import Unauthenticated
+from api.http.problems import MAX_DETAIL, Problem, Unauthenticated
 from api.web import evaluations, format
 from jobs.errors import NotFound
 
@@ -70,37 +69,27 @@ def picture(template: str, **context: Any) -> Response:
     return Response(_TEMPLATES.get_template(template).render(context), media_type="image/svg+xml")
 
 
-def answer(request: Request, error: Exception) -> Response:
-    """The response to any exception: a page where a browser navigates, a problem document elsewhere."""
-    problem = problems.answer(error)
+def error_response(request: Request, error: Exception) -> Response:
+    """Return the response to an exception: a page where a browser navigates, else a problem document."""
+    problem = Problem.of(error)
     if "text/html" not in request.headers.get("accept", ""):
-        return problem
-    headers = {name: value for name in ("retry-after",) if (value := problem.headers.get(name))}
+        return problem.response()
     if isinstance(error, Unauthenticated):
-        shown = page(request, "sign_in.html", 401, state="absent")
+        response = page(request, "sign_in.html", 401, state="absent")
     else:
-        shown = page(request, "error.html", problem.status_code, **_words(problem), back=_back(request, error))
-    shown.headers.update(headers)
-    return shown
+        title = _TITLES.get(problem.status, problem.title)
+        detail = problem.detail[:1].upper() + problem.detail[1:MAX_DETAIL]
+        words = {"code": problem.status, "title": title, "detail": detail}
+        response = page(request, "error.html", problem.status, **words, back=_back(request, error))
+    if "Retry-After" in problem.headers:
+        response.headers["Retry-After"] = problem.headers["Retry-After"]
+    return response
 
 
 def _back(request: Request, error: Exception) -> tuple[str, str]:
-    """(address, name) of what to go on with: the job that a part or an action was asked of, else the list."""
+    """Return (address, text) of the link below an error: to the job that the request was about, else to the list."""
     job_id = request.path_params.get("job_id")
     if job_id and not (isinstance(error, NotFound) and job_id in error.detail):
         return f"/jobs/{quote(job_id, safe='')}", "Back to the job"
     part = request.url.path.split("/")[1]
     return (f"/{part}", f"All {part}") if part in _LISTS else ("/", "All jobs")
-
-
-def _words(problem: Response) -> dict[str, Any]:
-    body = _decoded(problem)
-    title = _TITLES.get(problem.status_code, body["title"])
-    return {"code": problem.status_code, "title": title, "detail": body["detail"][:1].upper() + body["detail"][1:]}
-
-
-def _decoded(problem: Response) -> dict[str, Any]:
-    import json
-
-    body: dict[str, Any] = json.loads(bytes(problem.body))
-    return body

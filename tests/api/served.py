@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from api.app import create_app
 from api.http import hosts
-from api.http.failures import Failures
+from api.http.auth import Failures
 from jobs import keys, queries
 from jobs.database import Database
 from jobs.settings import Settings

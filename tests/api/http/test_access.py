@@ -13,8 +13,7 @@ from fastapi import FastAPI, Request
 from sqlalchemy import text
 
 from api import app as application
-from api.http.auth import classification
-from api.http.failures import Failures
+from api.http.auth import Failures, classification
 from api.http.hosts import is_loopback
 from api.http.problems import TooMany
 from jobs import keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import event, select, update
 
-from api.http.key_uses import KeyUses
+from api.http.auth import KeyUses
 from jobs import keys
 from jobs.database import Database
 from jobs.models import Key
