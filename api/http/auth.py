@@ -72,9 +72,7 @@ def authenticate(request: Request, database: Database) -> Principal:
     if principal is None:
         raise Unauthenticated("this browser is no longer signed in; open a new sign-in link")
     if request.method not in _SAFE_METHODS and not _is_same_origin(request):
-        raise Forbidden(
-            "another site sent this request; a browser may change things only from this server's own pages"
-        )
+        raise Forbidden("another site sent this request; a browser may change things only from this server's own pages")
     return principal
 
 

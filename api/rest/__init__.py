@@ -1,7 +1,7 @@
 """The REST interface under /v1, one noun a file."""
 
 from api.rest import (
-    artifacts,
+    audit,
     checkpoints,
     datasets,
     health,
@@ -9,6 +9,7 @@ from api.rest import (
     jobs,
     keys,
     openapi,
+    presets,
     seed_groups,
     sweeps,
     weak_labels,
@@ -20,14 +21,15 @@ ROUTERS = tuple(
     for module in (
         jobs,
         job_parts,
-        artifacts,
         weak_labels,
         seed_groups,
         sweeps,
         checkpoints,
         datasets,
-        keys,
         workers,
+        presets,
+        keys,
+        audit,
         health,
         openapi,
     )

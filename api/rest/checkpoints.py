@@ -14,9 +14,9 @@ from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase, TheSettings, TheStorage
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.http.problems import Gone
-from api.rest import exports, rendering
+from api.rest import exports, responses
 from api.rest.evaluations import EvaluateBody, create_evaluation
-from api.rest.responses import CheckpointAnswer, JobAnswer
+from api.rest.responses import CheckpointResponse, JobResponse
 from jobs import checkpoints, queries, waiting
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint
@@ -40,16 +40,18 @@ class CheckpointChange(BaseModel):
 
 
 @router.get("")
-def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> CheckpointAnswer:
+def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> CheckpointResponse:
     """One registered checkpoint."""
     with database.read() as session:
-        return rendering.checkpoint(queries.get_checkpoint(session, checkpoint_id))
+        return responses.checkpoint(queries.get_checkpoint(session, checkpoint_id))
 
 
 @router.patch("")
-def change(checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase) -> CheckpointAnswer:
+def change(
+    checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase
+) -> CheckpointResponse:
     """Pin or unpin it."""
-    return rendering.checkpoint(database.write(lambda session: checkpoints.pin(session, checkpoint_id, body.pinned)))
+    return responses.checkpoint(database.write(lambda session: checkpoints.pin(session, checkpoint_id, body.pinned)))
 
 
 @router.post("/evaluate", status_code=201, responses=REPLAYED)
@@ -60,12 +62,12 @@ def evaluate(
     database: TheDatabase,
     submission: TheSubmission,
     response: Response,
-) -> JobAnswer:
+) -> JobResponse:
     """Submit a job that measures it; the body is an EvaluateSpec without `features`."""
     job = create_evaluation(submission, checkpoint_id, body)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     with database.read() as session:
-        return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
+        return responses.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
 
 
 @router.delete("", status_code=204)

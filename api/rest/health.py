@@ -7,18 +7,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
-from typing_extensions import TypedDict
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
+from api.rest.responses import Response
 from jobs import queries
 from jobs.models import LIVE_STATES
 
 router = APIRouter(tags=["service"])
 
 
-class Health(TypedDict):
+class Health(Response):
     """All is well."""
 
     status: str
@@ -27,7 +27,7 @@ class Health(TypedDict):
 @router.get("/healthz")
 async def healthz() -> Health:
     """The process answers."""
-    return {"status": "ok"}
+    return Health(status="ok")
 
 
 @router.get("/readyz")
@@ -35,7 +35,7 @@ def readyz(database: TheDatabase) -> Health:
     """The database is reachable and migrated."""
     if not database.is_migrated():
         raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
-    return {"status": "ok"}
+    return Health(status="ok")
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -23,14 +23,14 @@ from sqlalchemy.orm import Session
 
 from api.http import field_errors
 from api.http.idempotency import Submission
+from api.rest.presets import preset_fields
 from jobs import queries
 from jobs import submission as service
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from jobs.new_job import NewJob, default_name, kind_of, options_of
 from jobs.submission import merged
-from wcl_core.config import Kind, Seed, Spec, parse_spec, resolve_spec
-from wcl_core.presets import presets
+from wcl_core.config import Kind, Seed, Spec, parse_spec
 
 _MAX_NAME = 200
 MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
@@ -215,20 +215,6 @@ def _new_job(body: JobBody, sent: dict[str, Any], created_by: str, parent_id: st
         preset=body.preset,
         **options_of(body),
     )
-
-
-def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
-    """A preset's spec with every field.
-
-    Raises:
-        Invalid: there is none of this name.
-    """
-    known = presets()
-    if kind != "pretrain":
-        raise Invalid([FieldError("/preset", "presets are for pretrain")])
-    if name not in known:
-        raise Invalid([FieldError("/preset", f"there is no such preset; expected one of {', '.join(known)}")])
-    return resolve_spec(known[name])
 
 
 def _parsed(kind: Kind, sent: dict[str, Any]) -> Spec:

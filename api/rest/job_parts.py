@@ -1,70 +1,79 @@
-"""What a job left behind: events, attempts, logs, curves, checkpoints, evaluations."""
+"""Parts of a job: events, attempts, logs, curves, checkpoints, artifacts, evaluations."""
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import Annotated
 
-from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse, Response
-from typing_extensions import TypedDict
+from fastapi import APIRouter, Path, Query, Request
+from fastapi import Response as HttpResponse
+from fastapi.responses import JSONResponse
+from pydantic import Field
 
+from api.http import files
 from api.http.auth import Reader
-from api.http.dependencies import TheDatabase
-from api.rest import rendering
+from api.http.dependencies import TheDatabase, TheStorage
+from api.http.problems import Gone
+from api.rest import responses
 from api.rest.responses import (
-    AttemptAnswer,
-    CheckpointAnswer,
-    EvaluationAnswer,
-    EventAnswer,
+    ArtifactResponse,
+    AttemptResponse,
+    CheckpointResponse,
+    EvaluationResponse,
+    EventResponse,
     Json,
-    LogAnswer,
-    SeriesAnswer,
+    LogResponse,
+    Response,
+    SeriesResponse,
 )
 from jobs import curves, queries
 from jobs.errors import FieldError, Invalid
 from jobs.step_times import step_times
+from wcl_core.protocol import ARTIFACT_NAME
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
 _MAX_NUMBER_DIGITS = 9  # the columns are 32 bits wide
 
 
-class Events(TypedDict):
+_ArtifactName = Annotated[str, Path(pattern=ARTIFACT_NAME)]
+
+
+class Events(Response):
     """Oldest first; `after` of the next request is the last `seq`."""
 
-    items: list[EventAnswer]
+    items: list[EventResponse]
 
 
-class Attempts(TypedDict):
+class Attempts(Response):
     """Oldest first."""
 
-    items: list[AttemptAnswer]
+    items: list[AttemptResponse]
 
 
-class Logs(TypedDict):
+class Logs(Response):
     """In order; pass `next_after` as `after` to read on."""
 
-    items: list[LogAnswer]
+    items: list[LogResponse]
     next_after: str | None
 
 
-class Checkpoints(TypedDict):
+class Checkpoints(Response):
     """Newest first."""
 
-    items: list[CheckpointAnswer]
+    items: list[CheckpointResponse]
 
 
-class Evaluations(TypedDict):
-    """What the job measured, and what other jobs measured on its checkpoints."""
+class Evaluations(Response):
+    """Results of the job itself, and results of other jobs on its checkpoints."""
 
-    items: list[EvaluationAnswer]
+    items: list[EvaluationResponse]
 
 
-class Metrics(TypedDict):
-    """One curve a series; `times`, if asked for, are some of the steps with the time of their report, in order."""
+class Metrics(Response):
+    """One curve for each series; `times`, if requested, are some steps with the time of their report, in order."""
 
-    series: list[SeriesAnswer]
-    times: NotRequired[list[Json]]
+    series: list[SeriesResponse]
+    times: list[Json] = Field(default_factory=list)
 
 
 @router.get("/events")
@@ -75,18 +84,20 @@ def events(
     after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
     limit: Annotated[int, Query(ge=1, le=2000)] = 1000,
 ) -> Events:
-    """Everything that happened to the job, numbered."""
+    """List the events of the job, oldest first."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return {"items": [rendering.event(row) for row in queries.events_after(session, job_id, after, limit)]}
+        return Events(items=[EventResponse.of(row) for row in queries.events_after(session, job_id, after, limit)])
 
 
 @router.get("/attempts")
 def attempts(job_id: str, principal: Reader, database: TheDatabase) -> Attempts:
-    """Its executions."""
+    """List the executions of the job."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return {"items": [rendering.attempt(row) for row in queries.attempts(session, job_id)]}
+        return Attempts(
+            items=[AttemptResponse.of(row, worker=row.worker_name) for row in queries.attempts(session, job_id)]
+        )
 
 
 @router.get("/logs")
@@ -97,13 +108,13 @@ def logs(
     after: Annotated[str | None, Query(description="`attempt.seq`: lines after this one.", max_length=40)] = None,
     limit: Annotated[int, Query(ge=1, le=5000)] = 500,
 ) -> Logs:
-    """What the training run wrote; without `after` the last lines."""
+    """List the lines that the training run wrote; without `after` the last ones."""
     position = _position(after)
     with database.read() as session:
         queries.get_job(session, job_id)
         rows = queries.logs(session, job_id, position, limit)
-    items = [rendering.log_line(row) for row in rows]
-    return {"items": items, "next_after": f"{rows[-1].attempt}.{rows[-1].seq}" if rows else after}
+    items = [LogResponse.of(row) for row in rows]
+    return Logs(items=items, next_after=f"{rows[-1].attempt}.{rows[-1].seq}" if rows else after)
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
@@ -117,18 +128,18 @@ def _position(text: str | None) -> tuple[int, int] | None:
 
 @router.get("/checkpoints")
 def checkpoints(job_id: str, principal: Reader, database: TheDatabase) -> Checkpoints:
-    """Its registered checkpoints."""
+    """List the registered checkpoints of the job."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return {"items": [rendering.checkpoint(row) for row in queries.checkpoints(session, job_id)]}
+        return Checkpoints(items=[responses.checkpoint(row) for row in queries.checkpoints(session, job_id)])
 
 
 @router.get("/evaluations")
 def evaluations(job_id: str, principal: Reader, database: TheDatabase) -> Evaluations:
-    """Its measured numbers."""
+    """List the evaluation results of the job and of its checkpoints."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return {"items": [rendering.evaluation(row) for row in queries.evaluations(session, job_id)]}
+        return Evaluations(items=[EvaluationResponse.of(row) for row in queries.evaluations(session, job_id)])
 
 
 @router.get("/metrics", response_model=Metrics)
@@ -140,18 +151,47 @@ def metrics(
     max_points: Annotated[int, Query(ge=1, le=1000, description="Of each series.")] = 1000,
     from_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = 0,
     to_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = curves.LAST_STEP,
-    times: Annotated[bool, Query(description="Whether times of steps are answered, too.")] = False,
-) -> Response:
-    """Curves; where a job went back to a checkpoint, the newer attempt's points replace the older one's.
+    times: Annotated[bool, Query(description="Whether to return times of steps, too.")] = False,
+) -> HttpResponse:
+    """Return the curves; where a job went back to a checkpoint, the newer attempt's points replace the older one's.
 
-    Fewer steps are answered in more detail, down to each point as it was reported.
+    The fewer steps are requested, the more detail is returned, down to each reported point.
     """
     names = [name for name in (keys or "").split(",") if name]
     with database.read() as session:
         queries.get_job(session, job_id)
-        found = curves.metrics(session, job_id, names or None, max_points, from_step, to_step)
+        by_name = curves.metrics(session, job_id, names or None, max_points, from_step, to_step)
         samples = step_times(session, job_id, first=from_step, last=to_step) if times else []
-    body: Metrics = {"series": [rendering.series(name, points) for name, points in found.items()]}
+    body: Json = {"series": [responses.series(name, points) for name, points in by_name.items()]}
     if times:
-        body["times"] = [rendering.step_time(sample) for sample in samples]
-    return JSONResponse(body)  # as it is: checking tens of thousands of points would take longer than reading them
+        body["times"] = [responses.step_time(sample) for sample in samples]
+    return JSONResponse(body)  # validating tens of thousands of points would take longer than reading them
+
+
+class Artifacts(Response):
+    """By name."""
+
+    items: list[ArtifactResponse]
+
+
+@router.get("/artifacts")
+def artifacts(job_id: str, principal: Reader, database: TheDatabase) -> Artifacts:
+    """List the artifacts of the job by name; of one that several attempts wrote, the newest attempt's."""
+    with database.read() as session:
+        queries.get_job(session, job_id)
+        return Artifacts(items=[responses.artifact(row) for row in queries.artifacts(session, job_id)])
+
+
+@router.head("/artifacts/{name}", include_in_schema=False)
+@router.get("/artifacts/{name}", response_class=HttpResponse)
+def artifact(
+    job_id: str, name: _ArtifactName, request: Request, principal: Reader, database: TheDatabase, storage: TheStorage
+) -> HttpResponse:
+    """Return the file of an artifact, `image/png` or `application/json`; the ETag is the sha256 of the bytes."""
+    with database.read() as session:
+        row = queries.get_artifact(session, job_id, name)
+    try:
+        path = storage.path(row.storage_key)
+        return files.answer(request, path, f'"{row.sha256}"', f"{row.job_id}-{row.name}", row.media_type)
+    except FileNotFoundError as error:
+        raise Gone(f"artifact {name} of job {job_id} is registered, but its file is missing on the server") from error

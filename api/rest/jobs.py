@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
+from fastapi import Response as HttpResponse
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
-from typing_extensions import TypedDict
 
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
-from api.rest import job_bodies, rendering, seed_groups
-from api.rest.deviations import of_preset
+from api.rest import job_bodies, responses, seed_groups
 from api.rest.job_bodies import CloneBody, JobBody, JobChange
-from api.rest.responses import JobAnswer, JobSummary
+from api.rest.presets import preset_deviations
+from api.rest.responses import JobResponse, JobSummary, Response
 from api.rest.seed_groups import SubmittedGroup
 from jobs import queries, transitions, waiting
 from jobs import submission as service
@@ -28,8 +28,8 @@ from jobs.seed_groups import members
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
-class JobPage(TypedDict):
-    """A part of the list, newest first; `next_cursor` asks for the next one."""
+class JobPage(Response):
+    """A part of the list, newest first; `cursor=next_cursor` requests the next part."""
 
     items: list[JobSummary]
     next_cursor: str | None
@@ -38,14 +38,14 @@ class JobPage(TypedDict):
 @router.post(
     "",
     status_code=201,
-    response_model=JobAnswer | SubmittedGroup,
+    response_model=JobResponse | SubmittedGroup,
     responses={200: {"description": "The first job, at a replay; a plan, at a dry run."}},
 )
 def submit(
     body: JobBody,
     principal: Submitter,
     database: TheDatabase,
-    response: Response,
+    response: HttpResponse,
     submission: TheSubmission,
     dry_run: bool = False,
 ) -> Any:
@@ -69,7 +69,7 @@ def submit(
 def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
     """Of a group the plan of its first job, which the others follow."""
     plan = service.plan(session, new[0])
-    found = {"preset": body.preset, "deviations": of_preset(body.preset, plan["spec"])}
+    found = {"preset": body.preset, "deviations": preset_deviations(body.preset, plan["spec"])}
     return plan | found | {"seeds": body.seeds}
 
 
@@ -89,19 +89,19 @@ def list_jobs(
     with database.read() as session:
         page = queries.list_jobs(session, status=statuses, kind=kind, tag=tag, q=q, cursor=cursor, limit=limit)
         tags = queries.tags(session, [job.id for job in page.items])
-    items = [rendering.job_summary(job, tags[job.id]) for job in page.items]
-    return {"items": items, "next_cursor": page.next_cursor}
+    items = [responses.job_summary(job, tags[job.id]) for job in page.items]
+    return JobPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get("/{job_id}")
-def show(job_id: str, principal: Reader, database: TheDatabase) -> JobAnswer:
+def show(job_id: str, principal: Reader, database: TheDatabase) -> JobResponse:
     """One job with its spec, and why it waits."""
     with database.read() as session:
-        return _answer(session, queries.get_job(session, job_id))
+        return _response(session, queries.get_job(session, job_id))
 
 
 @router.patch("/{job_id}")
-def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobAnswer:
+def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobResponse:
     """Rename, retag, or change the priority of a job that still waits."""
     tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
     job = database.write(
@@ -111,25 +111,25 @@ def change(job_id: str, body: JobChange, principal: Submitter, database: TheData
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
     """End a job: one that waits at once, a running one after it has saved a checkpoint."""
-    return _asked(database, job_id, transitions.cancel)
+    return _changed(database, job_id, transitions.cancel)
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
     """Hold a job until it is resumed; a running one saves a checkpoint first."""
-    return _asked(database, job_id, transitions.pause)
+    return _changed(database, job_id, transitions.pause)
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobAnswer:
+def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
     """Queue a paused job again; it goes on from its last checkpoint."""
-    return _asked(database, job_id, transitions.resume)
+    return _changed(database, job_id, transitions.resume)
 
 
 @router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)
-def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobAnswer:
+def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobResponse:
     """A new job that starts from the last checkpoint of a failed or cancelled one."""
     return _rendered(database, job_bodies.create_retry(submission, job_id))
 
@@ -141,21 +141,21 @@ def clone(
     database: TheDatabase,
     submission: TheSubmission,
     body: CloneBody | None = None,
-) -> JobAnswer:
+) -> JobResponse:
     """A new job with the same spec, some fields replaced, from scratch."""
     return _rendered(database, job_bodies.create_clone(submission, job_id, body.spec if body else {}))
 
 
-def _asked(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobAnswer:
+def _changed(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobResponse:
     database.write(lambda session: verb(session, job_id))
     with database.read() as session:
-        return _answer(session, queries.get_job(session, job_id))
+        return _response(session, queries.get_job(session, job_id))
 
 
-def _rendered(database: Database, job: Job) -> JobAnswer:
+def _rendered(database: Database, job: Job) -> JobResponse:
     with database.read() as session:
-        return _answer(session, job)
+        return _response(session, job)
 
 
-def _answer(session: Session, job: Job) -> JobAnswer:
-    return rendering.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
+def _response(session: Session, job: Job) -> JobResponse:
+    return responses.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))

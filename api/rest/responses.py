@@ -1,24 +1,65 @@
-"""What clients are sent, as types: the shapes of JSON that OpenAPI publishes.  `/v1` only grows."""
+"""Responses of the REST interface: pydantic models that are made from rows, and that OpenAPI publishes.
+
+A field has the name of its column, so a new column needs one line here.  No response holds a path or a secret.  `/v1`
+only grows.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+from urllib.parse import quote
 
-from typing_extensions import TypedDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from api.rest.deviations import Deviation
+from api.rest.presets import PresetDeviation, preset_deviations
+from jobs.curves import CurvePoint
+from jobs.datasets import SheetLayout
+from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
+from jobs.step_times import StepTime
+from jobs.waiting import Waiting
 
 Json = dict[str, Any]
+_JOB_PARTS = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "groups", "evaluations")
 
 
-class Named(TypedDict):
-    """A dataset as a job is pinned to it."""
+def iso(milliseconds: int) -> str:
+    """Return a time of the database in ISO 8601, for example 2026-11-24T20:28:00.578Z."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _iso(value: Any) -> Any:
+    return iso(value) if isinstance(value, int) else value
+
+
+Time = Annotated[str, BeforeValidator(_iso)]
+
+
+class Response(BaseModel):
+    """A response, or a part of one."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    @classmethod
+    def of(cls, row: Any, **more: Any) -> Self:
+        """Return the response for a row; `more` holds the fields that are not columns."""
+        values = vars(row) | more  # several times faster than asking for each attribute
+        values |= {name: getattr(row, name) for name in cls.model_fields.keys() - values.keys()}
+        return cls.model_validate(values)
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+class DatasetVersion(Response):
+    """The dataset that a job is pinned to."""
 
     name: str
     digest: str
 
 
-class JobSummary(TypedDict):
+class JobSummary(Response):
     """A job in a list; `status`, `status_reason` and `kind` are open strings."""
 
     id: str
@@ -33,7 +74,7 @@ class JobSummary(TypedDict):
     preemptible: bool
     max_seconds: int | None
     tags: list[str]
-    dataset: Named
+    dataset: DatasetVersion
     attempt: int
     failures: int
     parent_id: str | None
@@ -41,113 +82,125 @@ class JobSummary(TypedDict):
     sweep_id: str | None
     progress: Json | None
     latest_metrics: dict[str, float | None] | None
-    cancel_requested_at: str | None
-    pause_requested_at: str | None
-    preempt_requested_at: str | None
-    created_at: str
-    updated_at: str
-    started_at: str | None
-    ended_at: str | None
+    cancel_requested_at: Time | None
+    pause_requested_at: Time | None
+    preempt_requested_at: Time | None
+    created_at: Time
+    updated_at: Time
+    started_at: Time | None
+    ended_at: Time | None
     links: dict[str, str]
 
 
-class WaitingAnswer(TypedDict):
-    """Why a job waits; `cause` is an open string, `position` its place in the queue of its pool, from 1 on.
+class WaitingResponse(Response):
+    """Why a job waits.
 
-    `needs` are the jobs it waits for, `until` a time before which it is not tried again.
+    `cause` is an open string; `position` is the place in the queue of the job's pool, from 1 on; `until` is the time
+    before which the job is not tried again; `needs` are the ids of the jobs that it waits for.
     """
 
     cause: str
     message: str
     position: int | None
-    until: str | None
+    until: Time | None
     needs: list[str]
 
 
-class JobAnswer(JobSummary):
-    """A job with its spec: as resolved, all defaults filled in, and as it was sent.
+class JobResponse(JobSummary):
+    """A job with its spec: as resolved, with all defaults, and as it was sent.
 
-    `deviations` are the fields that differ from the preset it started from; null without one.  `waiting` is null once
-    the job runs or has ended.
+    `deviations` are the fields that differ from the job's preset; null without a preset.  `waiting` is null once the
+    job runs or has ended.
     """
 
     spec_version: int
     spec: Json
     spec_sent: Json
     preset: str | None
-    deviations: list[Deviation] | None
+    deviations: list[PresetDeviation] | None
     resume_checkpoint_id: str | None
     created_by: str | None
-    waiting: WaitingAnswer | None
+    waiting: WaitingResponse | None
 
 
-class AttemptAnswer(TypedDict):
+def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
+    """Return a job as a list shows it."""
+    return JobSummary.of(row, **_beside_columns(row, tags))
+
+
+def job(row: Job, tags: Sequence[str], why: Waiting | None) -> JobResponse:
+    """Return a job with its spec, and with the reason why it waits."""
+    deviations = preset_deviations(row.preset, row.spec)
+    return JobResponse.of(row, **_beside_columns(row, tags), deviations=deviations, waiting=why)
+
+
+def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
+    here = f"/v1/jobs/{row.id}"
+    return {
+        "tags": list(tags),
+        "dataset": {"name": row.dataset_name, "digest": row.dataset_digest},
+        "links": {"self": here, "page": f"/jobs/{row.id}"} | {part: f"{here}/{part}" for part in _JOB_PARTS},
+    }
+
+
+# --- parts of a job --------------------------------------------------------------------------------------------------
+
+
+class AttemptResponse(Response):
     """One execution of a job."""
 
     number: int
     worker: str
-    started_at: str
-    ended_at: str | None
+    started_at: Time
+    ended_at: Time | None
     end_reason: str | None
     start_step: int | None
     environment: Json | None
 
 
-class EventAnswer(TypedDict):
-    """Something that happened to a job; numbered without a gap."""
+def _without_path(data: Any) -> Any:
+    return {name: value for name, value in data.items() if name != "path"} if isinstance(data, dict) else data
+
+
+class EventResponse(Response):
+    """An event of a job; events are numbered without a gap."""
 
     seq: int
     type: str
-    at: str
-    data: Json
+    at: Time
+    data: Annotated[Json, BeforeValidator(_without_path)]  # no response tells where a file is stored
 
 
-class LogAnswer(TypedDict):
+class LogResponse(Response):
     """One line that the training run wrote; `stream` is `run` or `output`."""
 
     attempt: int
     seq: int
     stream: str
     line: str
-    at: str
+    at: Time
 
 
-class CheckpointAnswer(TypedDict):
-    """A registered checkpoint; `sha256` and `size` are those of the native file.
-
-    `kind` is `training`, or `embeddings`: features of a dataset, which an evaluation wrote.  Since `damaged_at` its
-    file is known to be absent or changed; no run begins from it.
-    """
-
-    id: str
-    job_id: str
-    attempt: int
-    kind: str
-    step: int
-    epoch: int
-    sha256: str
-    size: int
-    metrics: Json
-    pinned: bool
-    created_at: str
-    damaged_at: str | None
-    links: dict[str, str]
-
-
-class ArtifactAnswer(TypedDict):
-    """A small file that a run made to be looked at."""
+class ArtifactResponse(Response):
+    """A small file for display that a run wrote."""
 
     name: str
     attempt: int
     media_type: str
     sha256: str
     size: int
-    created_at: str
+    created_at: Time
     links: dict[str, str]
 
 
-class EvaluationAnswer(TypedDict):
-    """One measured number; `details` holds what was found on the way."""
+def artifact(row: Artifact) -> ArtifactResponse:
+    """Return an artifact with its links."""
+    here = f"/v1/jobs/{row.job_id}"
+    return ArtifactResponse.of(row, links={"self": f"{here}/artifacts/{row.name}", "job": here})
+
+
+class EvaluationResponse(Response):
+    """One measured number; `details` holds intermediate results."""
 
     id: str
     checkpoint_id: str | None
@@ -162,18 +215,62 @@ class EvaluationAnswer(TypedDict):
     seed: int
     dataset_digest: str
     split_digest: str
-    created_at: str
+    created_at: Time
 
 
-class SeriesAnswer(TypedDict):
-    """One curve; a point that stands for several steps carries their last value and their extremes."""
+class SeriesResponse(Response):
+    """One curve; a point that stands for several steps has their last value and their extremes."""
 
     name: str
     points: list[Json]
 
 
-class SamplesAnswer(TypedDict):
-    """Where a picture of a dataset's images is: a row for each of the first classes, squares of `side` pixels."""
+def series(name: str, points: Sequence[CurvePoint]) -> Json:
+    """Return a `SeriesResponse` as plain values: validating tens of thousands of points takes longer than reading."""
+    return {"name": name, "points": [point._asdict() for point in points]}
+
+
+def step_time(sample: StepTime) -> Json:
+    """Return a step with the time of its report."""
+    return {"step": sample.step, "at": iso(sample.at), "attempt": sample.attempt}
+
+
+# --- checkpoints, datasets, workers ----------------------------------------------------------------------------------
+
+
+class CheckpointResponse(Response):
+    """A registered checkpoint; `sha256` and `size` are those of the native file.
+
+    `kind` is `training`, or `embeddings` for features of a dataset that an evaluation wrote.  `damaged_at` is the time
+    since when the file is known to be missing or changed; no run starts from it.
+    """
+
+    id: str
+    job_id: str
+    attempt: int
+    kind: str
+    step: int
+    epoch: int
+    sha256: str
+    size: int
+    metrics: Json
+    pinned: bool
+    created_at: Time
+    damaged_at: Time | None
+    links: dict[str, str]
+
+
+def checkpoint(row: Checkpoint) -> CheckpointResponse:
+    """Return a checkpoint with its links."""
+    here = f"/v1/checkpoints/{row.id}"
+    links = {"self": here, "job": f"/v1/jobs/{row.job_id}", "native": f"{here}/download?kind=native"}
+    if row.kind == TRAINING:
+        links["backbone"] = f"{here}/download?kind=backbone"
+    return CheckpointResponse.of(row, links=links)
+
+
+class SamplesResponse(Response):
+    """A picture with images of a dataset: one row for each of the first classes, squares of `side` pixels."""
 
     png: str
     rows: int
@@ -181,11 +278,11 @@ class SamplesAnswer(TypedDict):
     side: int
 
 
-class DatasetAnswer(TypedDict):
+class DatasetResponse(Response):
     """A dataset that a worker announced; `counts` are images by split, `class_counts` those of each class.
 
-    `label_lists` are fixed lists of train images that `semi_supervised.lists` may name; `image_size` is the most
-    that `data.image_size` can be, where there is a limit.
+    `label_lists` are fixed lists of train images that `semi_supervised.lists` may name; `image_size` is the maximum of
+    `data.image_size`, where there is one.
     """
 
     name: str
@@ -196,22 +293,28 @@ class DatasetAnswer(TypedDict):
     image_size: int | None
     class_counts: dict[str, list[int]] | None
     label_lists: dict[str, dict[str, Any]]
-    samples: SamplesAnswer | None
-    updated_at: str
+    samples: SamplesResponse | None
+    updated_at: Time
 
 
-class WorkerAnswer(TypedDict):
-    """A worker: idle, busy, stopped or lost."""
+def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
+    """Return a dataset with the layout of its picture."""
+    address = f"/v1/datasets/{quote(row.name, safe='')}/samples.png"
+    samples = None if sheet is None else SamplesResponse.of(sheet, png=address)
+    return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples)
+
+
+class WorkerResponse(Response):
+    """A worker; `state` is idle, busy, stopped or lost."""
 
     id: str
     name: str
     pool: str
     gpus: int
     state: str
-    is_live: bool
     job_id: str | None
     datasets: dict[str, str]
     spec_versions: list[str]
-    started_at: str
-    seen_at: str
-    drain_requested_at: str | None
+    started_at: Time
+    seen_at: Time
+    drain_requested_at: Time | None

@@ -1,4 +1,4 @@
-"""Groups: jobs that differ in their seed alone."""
+"""Seed groups: jobs that differ in their seed only."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from typing import Any
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
-from typing_extensions import TypedDict
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
-from api.rest import rendering
-from api.rest.responses import JobSummary
+from api.rest import responses
+from api.rest.responses import JobSummary, Response
 from jobs import queries, seed_groups
 from jobs.models import Job
-from jobs.seed_groups import Result
 
 router = APIRouter(prefix="/v1/groups", tags=["jobs"])
 
 
-class SubmittedGroup(TypedDict):
-    """One job a seed, in the order of the seeds."""
+class SubmittedGroup(Response):
+    """One job for each seed, in the order of the seeds."""
 
     group_id: str
     items: list[JobSummary]
 
 
-class GroupResult(TypedDict):
+class GroupResult(Response):
     """One number over the seeds; `interval` is the 95 % t-interval of the mean.
 
-    `epoch` is that of the measured checkpoints; where a plan chose each seed's best one, `selection` says by what.
-    `evaluation_seed` is that of the evaluation's own draws.
+    `epoch` is that of the measured checkpoints.  Where a planned evaluation chose each seed's best checkpoint,
+    `selection` names the criterion.  `evaluation_seed` is the seed of the evaluation's own draws.
     """
 
     protocol: str
@@ -49,40 +47,26 @@ class GroupResult(TypedDict):
     interval: list[float] | None
 
 
-class GroupAnswer(SubmittedGroup):
-    """The jobs, and what was measured on them over the seeds."""
+class GroupResponse(SubmittedGroup):
+    """The jobs, and their evaluation results over the seeds."""
 
     results: list[GroupResult]
 
 
 @router.get("/{group_id}")
-def show(group_id: str, principal: Reader, database: TheDatabase) -> GroupAnswer:
-    """The jobs of a group; each measured number with mean, deviation and 95 % t-interval over the seeds."""
+def show(group_id: str, principal: Reader, database: TheDatabase) -> GroupResponse:
+    """Return the jobs of a seed group, and each result with mean, deviation and 95 % t-interval over the seeds."""
     with database.read() as session:
         jobs = seed_groups.members(session, group_id)
-        found = seed_groups.results(session, jobs)
-        return {**submitted(session, jobs), "results": [_result(result) for result in found]}
+        results = [GroupResult.of(result) for result in seed_groups.results(session, jobs)]
+        return GroupResponse(group_id=group_id, items=_items(session, jobs), results=results)
 
 
 def submitted(session: Session, jobs: Sequence[Job]) -> SubmittedGroup:
-    """A group as POST answers it."""
+    """Return a group as `POST /v1/jobs` does."""
+    return SubmittedGroup(group_id=jobs[0].group_id or "", items=_items(session, jobs))
+
+
+def _items(session: Session, jobs: Sequence[Job]) -> list[JobSummary]:
     tags = queries.tags(session, [job.id for job in jobs])
-    return {"group_id": jobs[0].group_id or "", "items": [rendering.job_summary(job, tags[job.id]) for job in jobs]}
-
-
-def _result(result: Result) -> GroupResult:
-    return {
-        "protocol": result.protocol,
-        "protocol_version": result.protocol_version,
-        "metric": result.metric,
-        "params": result.params,
-        "dataset_digest": result.dataset_digest,
-        "epoch": result.epoch,
-        "selection": result.selection,
-        "evaluation_seed": result.evaluation_seed,
-        "seeds": result.seeds,
-        "values": result.values,
-        "mean": result.mean,
-        "deviation": result.deviation,
-        "interval": None if result.interval is None else list(result.interval),
-    }
+    return [responses.job_summary(job, tags[job.id]) for job in jobs]

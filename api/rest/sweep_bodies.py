@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from api.http import field_errors
 from api.http.idempotency import Submission
-from api.rest.job_bodies import MAX_SECONDS, Name, Priority, Tag, preset_fields
+from api.rest.job_bodies import MAX_SECONDS, Name, Priority, Tag
+from api.rest.presets import preset_fields
 from jobs import sweeps
 from jobs.errors import FieldError, Invalid
 from jobs.models import Sweep

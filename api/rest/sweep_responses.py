@@ -1,38 +1,34 @@
-"""Sweeps as clients see them: types, and rows into them."""
+"""Responses about sweeps, made from rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from typing_extensions import TypedDict
-
-from api.rest.rendering import iso, iso_or_none
-from api.rest.responses import Json, Named
+from api.rest.responses import DatasetVersion, Json, Response, Time
 from jobs import sweeps
 from jobs.models import Sweep
-from jobs.sweeps import Standing, TrialResult
+from jobs.sweeps import Standing
 
 
-class RungAnswer(TypedDict):
-    """How many trials it takes, and for how many epochs; null: as many as the spec says."""
+class RungResponse(Response):
+    """The number of trials and of epochs at a rung; null epochs stand for those of the spec."""
 
     trials: int
     epochs: int | None
 
 
-class BestAnswer(TypedDict):
-    """The trial that a sweep ended with; while it runs, the best of the furthest rung."""
+class BestResponse(Response):
+    """The best trial of a sweep; while it runs, the best one of the furthest rung."""
 
     trial: int
     value: float
     settings: Json
 
 
-class SweepSummary(TypedDict):
+class SweepSummary(Response):
     """A sweep in a list; `status` is an open string.
 
-    `held_out_share` of the train images is what the metric is measured on; at 0 that is the test split.
+    The metric is measured on `held_out_share` of the train images; if that is 0, on the test split.
     """
 
     id: str
@@ -48,21 +44,21 @@ class SweepSummary(TypedDict):
     seeds: list[int]
     seed: int
     eta: int | None
-    rungs: list[RungAnswer]
+    rungs: list[RungResponse]
     max_parallel: int
     trials: int
-    dataset: Named
+    dataset: DatasetVersion
     options: Json
     best_trial: int | None
     best_value: float | None
     created_by: str | None
-    created_at: str
-    updated_at: str
-    ended_at: str | None
+    created_at: Time
+    updated_at: Time
+    ended_at: Time | None
     links: dict[str, str]
 
 
-class RunAnswer(TypedDict):
+class RunResponse(Response):
     """One training of a trial with its evaluation; ids are of jobs."""
 
     seed: int
@@ -73,107 +69,73 @@ class RunAnswer(TypedDict):
     value: float | None
 
 
-class OutcomeAnswer(TypedDict):
-    """What a trial came to at a rung; `value` is the mean over the seeds, once all are measured."""
+class OutcomeResponse(Response):
+    """The result of a trial at a rung; `value` is the mean over the seeds, once all are measured."""
 
     rung: int
     epochs: int | None
     state: str
     value: float | None
-    runs: list[RunAnswer]
+    runs: list[RunResponse]
 
 
-class TrialAnswer(TypedDict):
+class TrialResponse(Response):
     """A trial; `state` is waiting, unfinished, measured, stopped, finished or failed, an open string."""
 
     number: int
     settings: Json
     state: str
     value: float | None
-    rungs: list[OutcomeAnswer]
+    rungs: list[OutcomeResponse]
 
 
-class SweepAnswer(SweepSummary):
-    """A sweep with its trials; `spec` is what their settings are laid over."""
+class SweepResponse(SweepSummary):
+    """A sweep with its trials; `spec` is the base spec that each trial's settings override."""
 
     spec: Json
-    best: BestAnswer | None
-    table: list[TrialAnswer]
+    best: BestResponse | None
+    table: list[TrialResponse]
 
 
-class SweepPage(TypedDict):
-    """A part of the list, newest first; `next_cursor` asks for the next one."""
+class SweepPage(Response):
+    """A part of the list, newest first; `cursor=next_cursor` requests the next part."""
 
     items: list[SweepSummary]
     next_cursor: str | None
 
 
 def summary(sweep: Sweep, trials: int) -> SweepSummary:
-    here = f"/v1/sweeps/{sweep.id}"
+    """Return a sweep as a list shows it."""
+    return SweepSummary.of(sweep, **_beside_columns(sweep, trials))
+
+
+def response(sweep: Sweep, table: Sequence[Standing]) -> SweepResponse:
+    """Return a sweep with its trials."""
+    leader = sweeps.leader(sweep, table)
+    best = None
+    if leader is not None and leader.value is not None:
+        best = BestResponse(trial=leader.number, value=leader.value, settings=leader.settings)
+    trials = [_trial(sweep, standing) for standing in table]
+    return SweepResponse.of(sweep, **_beside_columns(sweep, len(table)), spec=sweep.base, best=best, table=trials)
+
+
+def _beside_columns(sweep: Sweep, trials: int) -> Json:
     return {
-        "id": sweep.id,
-        "name": sweep.name,
-        "search": sweep.search,
-        "status": sweep.status,
-        "status_message": sweep.status_message,
-        "preset": sweep.preset,
-        "parameters": sweep.parameters,
-        "metric": sweep.metric,
-        "direction": sweep.direction,
         "held_out_share": sweeps.held_out_share(sweep.base, sweep.metric),
-        "seeds": sweep.seeds,
-        "seed": sweep.seed,
         "eta": sweep.eta if sweep.search == "halving" else None,
-        "rungs": [{"trials": rung["trials"], "epochs": rung["epochs"]} for rung in sweep.rungs],
-        "max_parallel": sweep.max_parallel,
         "trials": trials,
         "dataset": {"name": sweep.dataset_name, "digest": sweep.dataset_digest},
-        "options": sweep.options,
-        "best_trial": sweep.best_trial,
-        "best_value": sweep.best_value,
-        "created_by": sweep.created_by,
-        "created_at": iso(sweep.created_at),
-        "updated_at": iso(sweep.updated_at),
-        "ended_at": iso_or_none(sweep.ended_at),
-        "links": {"self": here, "page": f"/sweeps/{sweep.id}"},
+        "links": {"self": f"/v1/sweeps/{sweep.id}", "page": f"/sweeps/{sweep.id}"},
     }
 
 
-def answer(sweep: Sweep, table: Sequence[Standing]) -> SweepAnswer:
-    return {
-        **summary(sweep, len(table)),
-        "spec": sweep.base,
-        "best": _best(sweeps.leader(sweep, table)),
-        "table": [_trial(sweep, standing) for standing in table],
-    }
-
-
-def _best(standing: Standing | None) -> BestAnswer | None:
-    if standing is None or standing.value is None:
-        return None
-    return {"trial": standing.number, "value": standing.value, "settings": standing.settings}
-
-
-def _trial(sweep: Sweep, standing: Standing) -> TrialAnswer:
-    return {
-        "number": standing.number,
-        "settings": standing.settings,
-        "state": standing.state,
-        "value": standing.value,
-        "rungs": [_outcome(rung, sweep.rungs[rung], outcome) for rung, outcome in enumerate(standing.by_rung)],
-    }
-
-
-def _outcome(number: int, rung: dict[str, Any], outcome: TrialResult) -> OutcomeAnswer:
-    runs: list[RunAnswer] = [
-        {
-            "seed": run.place.seed,
-            "job_id": run.job_id,
-            "status": run.status,
-            "evaluation_id": run.evaluation_id,
-            "evaluation_status": run.evaluation_status,
-            "value": run.value,
-        }
-        for run in outcome.runs
+def _trial(sweep: Sweep, standing: Standing) -> TrialResponse:
+    rungs = [
+        OutcomeResponse.of(
+            outcome,
+            epochs=sweep.rungs[rung]["epochs"],
+            runs=[RunResponse.of(run, seed=run.place.seed) for run in outcome.runs],
+        )
+        for rung, outcome in enumerate(standing.by_rung)
     ]
-    return {"rung": number, "epochs": rung["epochs"], "state": outcome.state, "value": outcome.value, "runs": runs}
+    return TrialResponse.of(standing, rungs=rungs)

@@ -6,14 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy.orm import Session
 
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import TheSubmission
 from api.rest import sweep_responses
 from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
-from api.rest.sweep_responses import SweepAnswer, SweepPage
+from api.rest.sweep_responses import SweepPage, SweepResponse
 from jobs import sweeps
 from jobs.database import Database
 
@@ -23,7 +22,7 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 @router.post(
     "",
     status_code=201,
-    response_model=SweepAnswer,
+    response_model=SweepResponse,
     responses={200: {"description": "The first sweep, at a replay; a plan, at a dry run."}},
 )
 def submit(
@@ -47,7 +46,7 @@ def submit(
     sweep = create_sweep(submission, body, new, design)
     response.headers["Location"] = f"/v1/sweeps/{sweep.id}"
     with database.read() as session:
-        return sweep_responses.answer(sweep, sweeps.standings(session, sweep))
+        return sweep_responses.response(sweep, sweeps.standings(session, sweep))
 
 
 @router.get("")
@@ -67,27 +66,23 @@ def list_sweeps(
         page = sweeps.list_sweeps(session, status=statuses, cursor=cursor, limit=limit)
         counts = sweeps.trial_counts(session, [sweep.id for sweep in page.items])
     items = [sweep_responses.summary(sweep, counts[sweep.id]) for sweep in page.items]
-    return {"items": items, "next_cursor": page.next_cursor}
+    return SweepPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get("/{sweep_id}")
-def show(sweep_id: str, principal: Reader, database: TheDatabase) -> SweepAnswer:
+def show(sweep_id: str, principal: Reader, database: TheDatabase) -> SweepResponse:
     """One sweep with its trials, their jobs and values."""
     return _shown(database, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel")
-def cancel(sweep_id: str, principal: Submitter, database: TheDatabase) -> SweepAnswer:
+def cancel(sweep_id: str, principal: Submitter, database: TheDatabase) -> SweepResponse:
     """End a sweep: its waiting jobs at once, running ones after they have saved a checkpoint."""
     database.write(lambda session: sweeps.cancel(session, sweep_id))
     return _shown(database, sweep_id)
 
 
-def _shown(database: Database, sweep_id: str) -> SweepAnswer:
+def _shown(database: Database, sweep_id: str) -> SweepResponse:
     with database.read() as session:
-        return _answer(session, sweep_id)
-
-
-def _answer(session: Session, sweep_id: str) -> SweepAnswer:
-    sweep = sweeps.get_sweep(session, sweep_id)
-    return sweep_responses.answer(sweep, sweeps.standings(session, sweep))
+        sweep = sweeps.get_sweep(session, sweep_id)
+        return sweep_responses.response(sweep, sweeps.standings(session, sweep))

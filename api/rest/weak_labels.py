@@ -1,4 +1,4 @@
-"""Groups that a run's weak labels make of its probe, by REST; the page of the same is api.page_groups."""
+"""Weak-label groups of a run's monitor batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import ValidationError
-from typing_extensions import TypedDict
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
+from api.rest.responses import Response
 from jobs import queries, weak_labels
 from jobs.errors import FieldError, Invalid
 from jobs.models import Artifact
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs/{job_id}/groups", tags=["jobs"])
 
 
-class WeakGroupAnswer(TypedDict):
+class WeakGroupResponse(Response):
     """Images with the same weak label: `places` in the probe's picture, `images` in the train split.
 
     `classes` counts the true classes, by name; `pair_precision` is the share of the group's pairs that have one class.
@@ -35,7 +35,7 @@ class WeakGroupAnswer(TypedDict):
     pair_precision: float | None
 
 
-class GroupsAnswer(TypedDict):
+class GroupsResponse(Response):
     """The groups at one epoch's end, largest first; `epochs` are those that can be asked for.
 
     `pair_precision` is the mean over images of the share of their companions that have their own class, which
@@ -50,7 +50,7 @@ class GroupsAnswer(TypedDict):
     num_groups: int
     pair_precision: float | None
     pair_precision_chance: float | None
-    groups: list[WeakGroupAnswer]
+    groups: list[WeakGroupResponse]
 
 
 @router.get("")
@@ -60,7 +60,7 @@ def groups(
     database: TheDatabase,
     storage: TheStorage,
     epoch: Annotated[int | None, Query(ge=0, lt=2**31, description="The last one unless given.")] = None,
-) -> GroupsAnswer:
+) -> GroupsResponse:
     """How the weak labels group the images of the probe, a fixed batch of train images, at the end of an epoch."""
     with database.read() as session:
         queries.get_job(session, job_id)
@@ -71,17 +71,17 @@ def groups(
     probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels))
     classes = probe.known_classes if probe else None
     found = weak_labels.weak_groups(labels, classes)
-    return {
-        "epochs": [each.epoch for each in moments],
-        "epoch": moment.epoch if moment else None,
-        "step": moment.step if moment else None,
-        "attempt": moment.attempt if moment else None,
-        "num_images": len(labels),
-        "num_groups": len(found),
-        "pair_precision": weak_labels.pair_precision(found),
-        "pair_precision_chance": weak_labels.chance(classes),
-        "groups": [_answer(group, probe) for group in found],
-    }
+    return GroupsResponse(
+        epochs=[each.epoch for each in moments],
+        epoch=moment.epoch if moment else None,
+        step=moment.step if moment else None,
+        attempt=moment.attempt if moment else None,
+        num_images=len(labels),
+        num_groups=len(found),
+        pair_precision=weak_labels.pair_precision(found),
+        pair_precision_chance=weak_labels.chance(classes),
+        groups=[_group(group, probe) for group in found],
+    )
 
 
 def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
@@ -93,15 +93,15 @@ def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
     raise Invalid([FieldError("epoch", "expected one of `epochs`, as this address answers them without it")])
 
 
-def _answer(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupAnswer:
-    return {
-        "places": group.members,
-        "images": [probe.indices[place] for place in group.members] if probe else None,
-        "classes": {probe.name_of(label): count for label, count in group.classes.items()}
+def _group(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupResponse:
+    return WeakGroupResponse(
+        places=group.members,
+        images=[probe.indices[place] for place in group.members] if probe else None,
+        classes={probe.name_of(label): count for label, count in group.classes.items()}
         if probe and group.classes
         else None,
-        "pair_precision": group.precision,
-    }
+        pair_precision=group.precision,
+    )
 
 
 def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:

@@ -1,51 +1,34 @@
-"""What an administrator does: drain workers, audit the ledger."""
+"""Workers: list, drain."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from typing_extensions import TypedDict
 
-from api.http.auth import Admin
+from api.http.auth import Admin, Reader
 from api.http.dependencies import TheDatabase
-from api.rest import rendering
-from api.rest.responses import WorkerAnswer
-from jobs import workers
-from jobs.audit import audit
+from api.rest.responses import Response, WorkerResponse
+from jobs import queries, workers
 
-router = APIRouter(prefix="/v1", tags=["operations"])
+router = APIRouter(prefix="/v1/workers")
 
 
-class FindingAnswer(TypedDict):
-    """Something that does not close; `rule` is an open string."""
+class Workers(Response):
+    """Running workers first, then newest first."""
 
-    job_id: str
-    rule: str
-    message: str
+    items: list[WorkerResponse]
 
 
-class Audit(TypedDict):
-    """How much was looked at, and what was found: nothing, when all is well."""
-
-    jobs: int
-    events: int
-    attempts: int
-    findings: list[FindingAnswer]
+@router.get("", tags=["catalog"])
+def list_workers(principal: Reader, database: TheDatabase) -> Workers:
+    """List the workers."""
+    with database.read() as session:
+        return Workers(items=[WorkerResponse.of(row) for row in queries.workers(session)])
 
 
-@router.post("/workers/{worker_id}/drain")
-def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerAnswer:
-    """Ask a worker to save its job, return it to the queue, take nothing more, and end.
+@router.post("/{worker_id}/drain", tags=["operations"])
+def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+    """Drain a worker: it saves its job, returns the job to the queue, takes no other job, and ends.
 
-    The job loses no attempt by it.  Asking twice changes nothing.
+    The drain does not count as a failure of the job.  A second request changes nothing.
     """
-    return rendering.worker(database.write(lambda session: workers.drain(session, worker_id)))
-
-
-@router.get("/audit")
-def audit_all(principal: Admin, database: TheDatabase) -> Audit:
-    """Replay the events of all jobs and compare where they lead with what the database says."""
-    report = audit(database)
-    findings: list[FindingAnswer] = [
-        {"job_id": each.job_id, "rule": each.rule, "message": each.message} for each in report.findings
-    ]
-    return {"jobs": report.jobs, "events": report.events, "attempts": report.attempts, "findings": findings}
+    return WorkerResponse.of(database.write(lambda session: workers.drain(session, worker_id)))

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from api.rest import rendering
+from api.rest import responses
+from api.rest.responses import EventResponse, LogResponse
 from jobs import changes, queries, sweeps, waiting
 from jobs.changes import Changes, Cursor, Mark
 from jobs.status import TERMINAL
@@ -108,7 +109,7 @@ class JobFeed(Feed):
             return None
         row = queries.get_job(session, self.job_id)
         tags = queries.tags(session, [self.job_id])[self.job_id]
-        job = dict(rendering.job(row, tags, waiting.explain(session, row)))
+        job = responses.job(row, tags, waiting.explain(session, row)).model_dump()
         frame = _frame(session, self.job_id, self._head, mark.cursor) if self.is_ready else None
         return JobLook(mark, frame, job)
 
@@ -192,7 +193,7 @@ def _told(found: Changes, start: Cursor) -> Iterator[bytes]:
     behind = start
     for event in found.events:
         behind = Cursor(event.seq, *start.points, *start.logs)
-        yield message("event", rendering.event(event), behind)
+        yield message("event", EventResponse.of(event).model_dump(), behind)
     if found.points:
         points = [
             {"name": name, "step": step, "value": value, "attempt": attempt}
@@ -202,7 +203,7 @@ def _told(found: Changes, start: Cursor) -> Iterator[bytes]:
 
 
 def _logs(found: Changes) -> bytes:
-    lines = [rendering.log_line(row) for row in found.logs]
+    lines = [LogResponse.of(row).model_dump() for row in found.logs]
     return message("logs", {"lines": lines}, found.cursor) if lines else b""
 
 

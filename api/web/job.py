@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
-from api.rest.deviations import Deviation, of_preset
+from api.rest.presets import PresetDeviation, preset_deviations
 from api.web.embedding_maps import maps_of
 from api.web.evaluations import Card, cards
 from api.web.events import Entry, entries_before
@@ -53,7 +53,7 @@ class Run:
     events: list[Entry]
     checkpoints: list[Checkpoint]
     evaluations: list[Card]
-    deviations: list[Deviation] | None
+    deviations: list[PresetDeviation] | None
     group: Group | None
     needs: list[tuple[str, str, str]]
     maps: dict[str, str]  # by checkpoint: the job that has made a map of it
@@ -92,7 +92,7 @@ def run(session: Session, job_id: str) -> Run:
         events=entries_before(session, job_id, job.event_seq + 1),
         checkpoints=checkpoints,
         evaluations=cards(session, queries.evaluations(session, job_id)),
-        deviations=of_preset(job.preset, job.spec),
+        deviations=preset_deviations(job.preset, job.spec),
         group=_group(session, job),
         needs=_needs(session, job_id),
         maps=maps_of(session, job_id, checkpoints),

@@ -19,7 +19,8 @@ from fastapi.responses import StreamingResponse
 
 from api.app import create_app
 from api.http.auth import Reader
-from api.rest import rendering
+from api.rest import responses
+from api.rest.responses import EventResponse
 from api.streams.watcher import POLL_SECONDS
 from jobs import changes, keys, queries, waiting
 from jobs.changes import Cursor
@@ -44,9 +45,9 @@ class PollingViewer:
             now = changes.now_cursor(session, self._job_id)
             found = changes.changes(session, self._job_id, self._cursor, now)
             tags = queries.tags(session, [self._job_id])[self._job_id]
-            shown = rendering.job(job, tags, waiting.explain(session, job))
+            shown = responses.job(job, tags, waiting.explain(session, job)).model_dump()
         self._cursor = found.cursor
-        told = [self._message("event", rendering.event(event)) for event in found.events]
+        told = [self._message("event", EventResponse.of(event).model_dump()) for event in found.events]
         if shown["status"] != self._shown:
             self._shown = shown["status"]
             told.append(self._message("job", shown))

@@ -21,8 +21,8 @@ from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import one_time_key
 from api.rest import job_bodies
-from api.rest.deviations import Deviation, of_preset
 from api.rest.job_bodies import JobBody
+from api.rest.presets import PresetDeviation, preset_deviations
 from api.web.forms import spec_form
 from api.web.forms.fields import (
     FIRST_PRESET,
@@ -54,7 +54,7 @@ class Form(SpecForm):
     """The form of a job, with what would run."""
 
     plan: dict[str, Any] | None = None
-    deviations: list[Deviation] | None = None
+    deviations: list[PresetDeviation] | None = None
 
     @property
     def pointers(self) -> set[str]:
@@ -127,7 +127,7 @@ def send(
             return RedirectResponse(f"/jobs/{job_bodies.create_jobs(submission, body, new).id}", status_code=303)
         with database.read() as session:
             plan = service.plan(session, new[0])
-        made = replace(made, plan=plan, deviations=of_preset(made.preset, plan["spec"]))
+        made = replace(made, plan=plan, deviations=preset_deviations(made.preset, plan["spec"]))
     except Invalid as error:
         made = replace(made, errors=made.placed(error.errors))
     with database.read() as session:

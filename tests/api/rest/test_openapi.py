@@ -115,7 +115,7 @@ def test_answers_are_what_the_document_says(shared: Served, made: dict[str, Any]
     job = client.post("/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits"}}}).json()
     problem = assert_problem(client.get("/v1/jobs/nothing"), 404)
 
-    schema(made, "JobAnswer").validate(job)
+    schema(made, "JobResponse").validate(job)
     schema(made, "JobPage").validate(client.get("/v1/jobs").json())
     schema(made, "Problem").validate(problem)
     for preset in presets().values():

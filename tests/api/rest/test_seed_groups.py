@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.rest.deviations import differences
+from api.rest.presets import differences
 from jobs.database import new_id
 from jobs.models import Job
 from tests.api.served import SPEC, Served, assert_problem

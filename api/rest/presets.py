@@ -1,0 +1,80 @@
+"""Presets: complete specs to start from, and where a job's spec deviates from its preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from typing_extensions import TypedDict
+
+from api.http.auth import Reader
+from api.http.field_errors import escaped
+from jobs.errors import FieldError, Invalid
+from wcl_core.config import Kind, resolve_spec
+from wcl_core.presets import described_presets, presets
+
+router = APIRouter(prefix="/v1/presets", tags=["catalog"])
+
+
+class PresetResponse(BaseModel):
+    """A complete spec to start from."""
+
+    name: str
+    kind: str
+    description: str
+    spec: dict[str, Any]
+
+
+class Presets(BaseModel):
+    """The small ones first."""
+
+    items: list[PresetResponse]
+
+
+@router.get("")
+def list_presets(principal: Reader) -> Presets:
+    """List the presets that `preset` of a new job may name."""
+    return Presets(
+        items=[
+            PresetResponse(name=name, kind="pretrain", description=preset.description, spec=resolve_spec(preset.spec))
+            for name, preset in described_presets().items()
+        ]
+    )
+
+
+def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
+    """Return a preset's spec with all its fields.
+
+    Raises:
+        Invalid: there is no preset of this name and kind.
+    """
+    if kind != "pretrain":
+        raise Invalid([FieldError("/preset", "presets are for jobs of the kind pretrain; leave this field out")])
+    if name not in presets():
+        raise Invalid([FieldError("/preset", f"there is no such preset; expected one of {', '.join(presets())}")])
+    return resolve_spec(presets()[name])
+
+
+class PresetDeviation(TypedDict):
+    """One field: its JSON pointer in the resolved spec, its value in today's preset, and its value in the job."""
+
+    pointer: str
+    preset: Any
+    job: Any
+
+
+def preset_deviations(name: str | None, spec: dict[str, Any]) -> list[PresetDeviation] | None:
+    """Return every field of a resolved spec that differs from the preset; None if there is no such preset."""
+    preset = None if name is None else presets().get(name)
+    return None if preset is None else list(differences(resolve_spec(preset), spec))
+
+
+def differences(preset: Any, job: Any, pointer: str = "") -> Iterator[PresetDeviation]:
+    """Yield the differences: objects field by field, lists as a whole; a field that one side lacks is null there."""
+    if isinstance(preset, dict) and isinstance(job, dict):
+        for name in dict.fromkeys((*preset, *job)):
+            yield from differences(preset.get(name), job.get(name), f"{pointer}/{escaped(name)}")
+    elif preset != job:
+        yield {"pointer": pointer, "preset": preset, "job": job}
