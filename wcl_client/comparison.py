@@ -55,8 +55,9 @@ def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
     error, which is filled in where the evaluation names its number of images.
     """
     for entry in evaluations:
-        if column.is_about(entry) and entry["metric"] == "top1":
-            value, stderr, n = entry["value"], entry.get("stderr"), entry.get("n")
+        value = entry["value"]
+        if column.is_about(entry) and entry["metric"] == "top1" and value is not None:
+            stderr, n = entry.get("stderr"), entry.get("n")
             if stderr is None and n and column.protocol != "few_labels":
                 stderr = math.sqrt(max(value * (1 - value), 0) / n)
             return Score(value, stderr)

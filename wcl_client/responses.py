@@ -50,7 +50,7 @@ class Job(TypedDict, total=False):
     created_at: str
     started_at: str | None
     ended_at: str | None
-    latest_metrics: dict[str, float | None]
+    latest_metrics: dict[str, float | None] | None
     links: dict[str, str]
 
 
@@ -90,7 +90,7 @@ class Evaluation(TypedDict, total=False):
     protocol: str
     protocol_version: int
     metric: str
-    value: float
+    value: float | None
     stderr: float | None
     n: int | None
     params: Json
