@@ -161,7 +161,7 @@ def test_the_leaderboard_is_by_dataset_and_protocol_and_names_what_is_published(
     page = visitor.window()
     page.goto("/leaderboard?dataset=imagenet&protocol=linear_sgd")
 
-    expect(page.locator(".tab[aria-current]")).to_have_text("linear, SGD")
+    expect(page.locator(".chip[aria-current]")).to_have_text("linear, SGD")
     places = [row.locator("td").all_text_contents() for row in page.locator("tbody tr").all()]
     shown = [(cells[0], cells[1].strip(), cells[2]) for cells in places]
     assert shown == [

@@ -39,9 +39,9 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
         site.submit(payload, [payload[:64]])
     page = visitor.window()
 
-    names = page.locator("td.job .named a").all_text_contents()
+    names = page.locator("td.name a.named").all_text_contents()
     page.goto(page.get_by_role("link", name="Older").get_attribute("href") or "")
-    names += page.locator("td.job .named a").all_text_contents()
+    names += page.locator("td.name a.named").all_text_contents()
     assert sorted(names) == sorted(payload.replace("\r\n", "\n") for payload in PAYLOADS)
     assert_inert(page, visitor)
     page.goto(page.locator("a.tag").first.get_attribute("href") or "")

@@ -96,7 +96,7 @@ def test_links_lead_to_every_epoch_order_and_image(visitor: Visitor, grouped: Pl
     expect(page.locator("#image h3")).to_have_text(named(1)[0])
     page.reload()
     expect(page.locator("#image h3")).to_have_text(named(1)[0])
-    expect(page.locator(".tab[aria-current]")).to_have_text("Worst first")
+    expect(page.locator(".chip[aria-current]")).to_have_text("Worst first")
 
 
 def test_companions_of_an_image_over_the_epochs(visitor: Visitor, grouped: PlayedRun) -> None:

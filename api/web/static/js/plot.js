@@ -76,8 +76,8 @@ export class PlotFigure {
   constructor(kind, view, place) {
     Object.assign(this, kind, { view });
     this.figure = text("figure", "", "chart panel");
-    this.caption = this.figure.appendChild(document.createElement("figcaption"));
-    const title = this.caption.appendChild(text("h3", this.title));
+    this.caption = this.figure.appendChild(text("figcaption", "", "split"));
+    const title = this.caption.appendChild(text("h3", this.title, "cut"));
     title.title = this.about ?? this.title;
     this.readout = this.caption.appendChild(document.createElement("p"));
     this.canvas = this.figure.appendChild(text("div", "", "canvas"));
