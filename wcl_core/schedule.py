@@ -1,4 +1,10 @@
-"""What changes with the step: the learning rate and the weight of the weak-label loss.  Pure functions of numbers."""
+"""Schedules: the learning rate and the weight of the weak-label loss at a step, as pure functions of numbers.
+
+>>> [round(learning_rate(step, total_steps=8, warmup_steps=4, base=0.4), 4) for step in range(9)]
+[0.0, 0.1, 0.2, 0.3, 0.4, 0.3414, 0.2, 0.0586, 0.0]
+>>> [weak_weight(step, total_steps=8, weight=5.0, ramp_fraction=0.5) for step in range(9)]
+[0.0, 1.25, 2.5, 3.75, 5.0, 5.0, 5.0, 5.0, 5.0]
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,10 @@ from wcl_core.config import OptimizerConfig
 
 
 def base_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
-    """The rate at the end of the warm-up for a global batch of `batch_size` images.
+    """Return the learning rate at the end of the warm-up, for a global batch of `batch_size` images.
 
-    `sqrt` is the released recipe, 0.075 sqrt(B) [C]; `linear` is rate * B / 256; `none` is the rate itself.
+    By the spec's `scaling`: `sqrt` is rate sqrt(B), with 0.075 in the released recipe [C]; `linear` is rate B / 256;
+    `none` is the rate itself.
     """
     if config.scaling == "sqrt":
         return config.learning_rate * math.sqrt(batch_size)
@@ -20,36 +27,39 @@ def base_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: float, base: float) -> float:
-    """Linear warm-up, then half a cosine down to 0. [C]
+    """Return the learning rate of a step: linear warm-up, then half a cosine down to 0. [C]
 
-    lr(s) = base s/W for s < W, then base/2 (1 + cos(pi (s - W)/(N - W))).
+        lr(s) = base s/W                                         for s < W
+        lr(s) = base/2 (1 + cos(pi (s - W)/(N - W)))             from W on
 
     Args:
-        step: s, updates done before this one, 0 <= s <= N.
-        total_steps: N.
+        step: s, number of updates before this one, 0 <= s <= N.
+        total_steps: N, number of updates of the run.
         warmup_steps: W, 0 <= W < N.
-        base: rate at the end of the warm-up.
+        base: learning rate at the end of the warm-up.
 
     Raises:
-        ValueError: when the warm-up does not end before the last step, or the step lies outside the run.
+        ValueError: when the warm-up does not end before the last step, or the step is outside of the run.
     """
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"warmup_steps ({warmup_steps:g}) must lie in [0, total_steps={total_steps})")
+        raise ValueError(
+            f"warmup_steps is {warmup_steps:g}; expected at least 0 and less than total_steps = {total_steps}"
+        )
     if not 0 <= step <= total_steps:
-        raise ValueError(f"step ({step}) must lie in [0, total_steps={total_steps}]")
+        raise ValueError(f"step is {step}; expected 0 to {total_steps} (total_steps)")
     if step < warmup_steps:
         return base * step / warmup_steps
     return base / 2 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
 def weak_weight(step: int, total_steps: int, weight: float, ramp_fraction: float) -> float:
-    """Beta at a step: constant from the first step [C], or rising linearly from 0 over a share of all steps [D].
+    """Return beta at a step: constant [C], or rising linearly from 0 over a share of all steps [D].
 
     Args:
-        step: s, updates done before this one.
-        total_steps: N.
+        step: number of updates before this one.
+        total_steps: number of updates of the run.
         weight: beta after the ramp.
-        ramp_fraction: share of N the ramp takes; 0 is no ramp.
+        ramp_fraction: share of all steps that the ramp takes, in [0, 1]; 0 is no ramp.
     """
     ramp_steps = ramp_fraction * total_steps
     return weight * step / ramp_steps if step < ramp_steps else weight

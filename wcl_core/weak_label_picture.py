@@ -17,6 +17,7 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec
 from wcl_core.data import ImageData, epoch_order
 from wcl_core.images.augment import normalised
+from wcl_core.methods import build_method
 from wcl_core.methods.weak_labels import pair_precision, pair_precision_chance, weak_labels
 from wcl_core.networks.model import Model
 
@@ -54,7 +55,7 @@ def group(path: Path, data: ImageData) -> Grouping:
     """
     saved = checkpoint.read(path)
     spec = saved.spec
-    model = Model(spec)
+    model = Model(spec, build_method(spec))
     if model.labels_head is None:
         raise checkpoint.CheckpointError(f"checkpoint {path.name} has no weak-label head: method {spec.method}")
     model.load_state_dict(saved.part("model/"))

@@ -15,7 +15,6 @@ from wcl_core.distributed import Ranks
 from wcl_core.methods.objective import INSTANCE, Weights, objective
 from wcl_core.methods.views import Views
 from wcl_core.networks.batch_norm import sync_batch_norm
-from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter, Request
 from wcl_core.training.pretrain import pretrain
 
@@ -23,7 +22,7 @@ from wcl_core.training.pretrain import pretrain
 def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Loss, embeddings and the whole gradient of one step in float64."""
     spec = small.spec(**fields)
-    model = sync_batch_norm(Model(spec), ranks, torch.device("cpu")).double()
+    model = sync_batch_norm(small.model(spec), ranks, torch.device("cpu")).double()
     generator = torch.Generator().manual_seed(5)
     views = [torch.randn(16, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
     crops = torch.randn(16, 2, 3, 8, 8, generator=generator, dtype=torch.float64)

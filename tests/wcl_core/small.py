@@ -11,6 +11,8 @@ from wcl_core import data
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation.features import FeatureSet
+from wcl_core.methods import build_method
+from wcl_core.networks.model import Model
 from wcl_core.reporter import NullReporter
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
@@ -39,6 +41,11 @@ def spec(**changes: Any) -> PretrainSpec:
     parsed = parse_spec("pretrain", fields(**changes))
     assert isinstance(parsed, PretrainSpec)
     return parsed
+
+
+def model(spec: PretrainSpec) -> Model:
+    """The model that a run of the spec starts from."""
+    return Model(spec, build_method(spec))
 
 
 @cache

@@ -20,14 +20,13 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.evaluation.run import load_backbone
 from wcl_core.export import ExportError, backbone_file
-from wcl_core.networks.model import Model
 
 torch.set_num_threads(1)
 
 
 def native(folder: Path, spec: PretrainSpec) -> Path:
     """A checkpoint of an untrained model with momentum and a generator's state, as a run writes it."""
-    model = Model(spec)
+    model = small.model(spec)
     with torch.no_grad():
         for buffer in model.buffers():
             if buffer.is_floating_point():

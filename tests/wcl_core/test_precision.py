@@ -18,7 +18,6 @@ from wcl_core.methods.heads import ProjectionHead
 from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss
 from wcl_core.methods.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
 from wcl_core.methods.weak_labels import components, weak_labels
-from wcl_core.networks.model import Model
 from wcl_core.precision import full_float32
 
 torch.set_num_threads(1)
@@ -132,7 +131,7 @@ def test_nothing_is_touched_where_nobody_chose() -> None:
 
 def test_labels_of_a_bfloat16_network_are_those_of_float64_from_the_same_head_inputs() -> None:
     """The backbone's rounding is the network's; behind it nothing is decided by it, but would be in bfloat16."""
-    model = Model(small.spec(backbone={"name": "tiny", "width": 8}, heads={"hidden_dim": 64, "output_dim": 32}))
+    model = small.model(small.spec(backbone={"name": "tiny", "width": 8}, heads={"hidden_dim": 64, "output_dim": 32}))
     head = model.get_submodule("weak_head")
     assert isinstance(head, ProjectionHead)
     inputs: list[Tensor] = []

@@ -15,7 +15,6 @@ import torch
 
 from tests.wcl_core import small
 from wcl_core import checkpoint
-from wcl_core.networks.model import Model
 from wcl_core.reporter import NullReporter
 from wcl_core.training.pretrain import pretrain
 
@@ -51,7 +50,7 @@ def test_two_ranks_of_torchrun_make_the_weights_of_one_process(loopback_alone: t
     (path,) = (tmp_path / "two" / "checkpoints").iterdir()
     two, one = checkpoint.read(path), checkpoint.read(tmp_path / "one" / "checkpoints" / path.name)
     assert two.metadata["environment"]["world_size"] == 2
-    start = Model(small.spec(**fields)).state_dict()
+    start = small.model(small.spec(**fields)).state_dict()
     for name, tensor in one.part("model/").items():
         torch.testing.assert_close(two.tensors[f"model/{name}"], tensor, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(one.tensors["model/backbone.conv1.weight"], start["backbone.conv1.weight"], atol=1e-2)

@@ -19,6 +19,7 @@ from wcl_core.config import CheckpointFeatures, EvaluateSpec
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
+from wcl_core.methods import build_method
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.networks.model import Model
@@ -151,7 +152,7 @@ def weak_components(path: Path, features: Tensor) -> list[int] | None:
         features: (N, D) float32, pooled outputs of its backbone.
     """
     saved = checkpoint.read(path)
-    model = Model(saved.spec)
+    model = Model(saved.spec, build_method(saved.spec))
     if model.labels_head is None:
         return None
     model.load_state_dict(saved.part("model/"))

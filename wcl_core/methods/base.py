@@ -1,9 +1,23 @@
-"""What a method of self-supervised learning is to the rest: heads on the features, and a loss over their embeddings.
+"""The interface of a method: heads on the features of the backbone, and a loss over their embeddings.
 
     views ── backbone ── features ── heads ── embeddings of the global batch ── loss ── gradients
 
-Everything else is the same for all of them: ranks, mixed precision, micro-batches, the momentum encoder, resume,
-monitors and checkpoints.  WCL and SimCLR are in `methods`; others are installed as plugins, see `plugins`.
+Everything else is the same for all methods: ranks, mixed precision, micro-batches, the momentum encoder, resume,
+monitors and checkpoints.  `wcl` and `simclr` are built in; others are installed as plugins, see `wcl_core.plugins`.
+
+A method of one head, whose loss pulls the two views of an image together:
+
+    >>> class Pull(Method):
+    ...     @property
+    ...     def heads(self):
+    ...         return {"head": lambda feature_dim: nn.Linear(feature_dim, 2)}
+    ...
+    ...     def loss(self, embedded, batch, keys):
+    ...         distance = (embedded.first["head"] - embedded.second["head"]).square().sum(dim=1)
+    ...         return Loss(distance.mean(), {"distance": distance.mean().detach()})
+    >>> views = Embedded({"head": torch.zeros(4, 2)}, {"head": torch.ones(4, 2)})
+    >>> Pull().loss(views, Batch(torch.arange(4), step=0, total_steps=10), keys=None).total
+    tensor(2.)
 """
 
 from __future__ import annotations
@@ -20,12 +34,12 @@ from wcl_core.methods.views import Embedded
 
 @dataclass(frozen=True)
 class Batch:
-    """Which images a loss is of, and when.
+    """The images that a loss is computed for, and the place of the step in the run.
 
     Attributes:
         images: (B,) int64 index of each image of the global batch in the train split.
-        step: updates done before this one.
-        total_steps: of the run.
+        step: number of updates before this one, 0 <= step < total_steps.
+        total_steps: number of updates of the run.
     """
 
     images: Tensor
@@ -35,13 +49,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a step and what is worth telling about it.
+    """The loss of a step and its reported parts.
 
     Attributes:
-        total: a scalar with its graph, float32.
-        terms: detached scalars by name, the same ones at every step; the means over the steps between two logs are
-            reported as `train/<name>`.
-        labels: weak labels of the batch by each view, (B,) int64; None in a method that has none.
+        total: scalar float32 with its graph.
+        terms: detached scalars by name, the same names at every step.  The run reports the mean of each over the steps
+            between two logs as `train/<name>`.
+        labels: (B,) int64 weak labels of the batch by each view; None for a method without weak labels.
     """
 
     total: Tensor
@@ -50,13 +64,13 @@ class Loss:
 
 
 class Method(ABC):
-    """One method under the options of one spec.
+    """One method with the options of one spec.
 
     Every rank computes the loss of the whole global batch, and gradients reach the network through the embeddings
-    alone: what is learnt belongs into a head, which sees each image by itself.
+    only.  Trainable parameters therefore belong in a head, which sees each image alone.
 
     Attributes:
-        labels_head: the head whose nearest neighbours make weak labels, if there is one: monitors look at them.
+        labels_head: name of the head whose nearest neighbours give weak labels, which monitors read; None without one.
     """
 
     labels_head: str | None = None
@@ -64,31 +78,31 @@ class Method(ABC):
     @property
     @abstractmethod
     def heads(self) -> Mapping[str, Callable[[int], nn.Module]]:
-        """What makes each head, by its name, from the number of pooled features.
+        """The builder of each head by its name; a builder takes the number of pooled features.
 
-        A head maps (B, feature_dim) to (B, D) float32, and is drawn from torch's global generator under a seed of its
-        own.  The first head's rows are what monitors call the embedding.
+        A head maps (B, feature_dim) floats to (B, D) float32.  Its parameters are drawn from torch's global generator,
+        which is seeded for each head.  Monitors call the rows of the first head the embedding.
         """
 
     @abstractmethod
     def loss(self, embedded: Embedded, batch: Batch, keys: Embedded | None) -> Loss:
-        """The loss of one global batch.
+        """Return the loss of one global batch.
 
         Args:
-            embedded: the trained network's embeddings of both views, in global order.
-            batch: which images, and when.
-            keys: the momentum encoder's embeddings of both views, without gradient; None where the spec has none.
+            embedded: embeddings of both views by the trained network, in global order.
+            batch: the images and the step.
+            keys: embeddings of both views by the momentum encoder, without gradient; None if the spec has none.
         """
 
     def follow(self, embedded: Embedded, batch: Batch) -> None:  # noqa: B027 (optional)
-        """After the optimiser's step: bring state up to date from the embeddings (the keys, if any), detached."""
+        """Update the method's state after the optimiser's step, from the detached embeddings (of the keys, if any)."""
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027 (optional)
-        """Make whatever state there is on the device; called once, before the first step and before `load`."""
+        """Allocate the method's state on the device; called once, before the first step and before `load`."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by names below one of the method's own, such as `queue/u`."""
+        """Return the tensors that a checkpoint keeps, by names below the method's own prefix, such as `queue/u`."""
         return {}
 
     def load(self, part: Callable[[str], dict[str, Tensor]]) -> None:  # noqa: B027 (optional)
-        """Go on from a checkpoint, whose tensors below a prefix `part` gives."""
+        """Restore the state from a checkpoint; `part` returns its tensors below a prefix."""

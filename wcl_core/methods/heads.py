@@ -1,4 +1,4 @@
-"""The projection heads `g` and `phi` and the normalisation of their outputs; method and losses live elsewhere."""
+"""The projection heads g and phi, and the normalisation of their outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wcl_core.precision import full_float32
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Rows of unit Euclidean length, in float32 whatever autocast says (float64 stays float64).
+    """Return rows of unit Euclidean length, in float32 also under autocast (float64 stays float64).
 
     Args:
         x: (B, D) floats.
@@ -24,16 +24,15 @@ def normalise(x: Tensor) -> Tensor:
 
 
 class ProjectionHead(nn.Module):
-    """Linear-BN-ReLU-Linear-BN-ReLU-Linear with a bias on every linear and no batch norm at the end. [C]
+    """Linear-BN-ReLU-Linear-BN-ReLU-Linear, with a bias in every linear layer and no batch norm at the end. [C]
 
-    The first two linears follow autocast; the last one and the normalisation run in float32, with TF32 off, since the
-    weak labels hang on small differences between similarities.
-    Initialisation is PyTorch's default. [C]
+    The first two linear layers follow autocast.  The last one and the normalisation run in float32 with TF32 off,
+    because weak labels depend on small differences between similarities.  Initialisation is PyTorch's default. [C]
 
     Args:
-        in_dim: features of the backbone.
+        in_dim: number of features of the backbone.
         hidden_dim: width of both hidden layers.
-        output_dim: dimension D of the embedding.
+        output_dim: dimension of the embedding, D.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, output_dim: int) -> None:
@@ -49,12 +48,12 @@ class ProjectionHead(nn.Module):
         self.output = nn.Linear(hidden_dim, output_dim)
 
     def forward(self, features: Tensor, num_views: int = 1) -> Tensor:
-        """Embeddings of unit length.
+        """Return embeddings of unit length.
 
         Args:
-            features: (B, in_dim) pooled backbone features.
-            num_views: how many views of equal size they are of, one behind the other.  Each is normalised by its own
-                batch statistics, as if it came alone, while one product serves them all.
+            features: (B, in_dim) pooled features of the backbone.
+            num_views: number of views of equal size in `features`, one after the other.  Each view is normalised by its
+                own batch statistics; the linear layers process all views in one product.
 
         Returns:
             (B, output_dim) float32 rows of length 1.

@@ -1,10 +1,10 @@
-"""Which keys an anchor may not see, in a form that never needs a whole anchors x keys mask.
+"""Key masks: which keys an anchor does not see, in a form that never needs a whole anchors x keys mask.
 
-    Exclusion ── ByIndex    some keys of each anchor by their positions: itself, its other view
-              ├─ ByName     all keys of the anchor's own name (an image, a component), and all empty keys
-              └─ ByMask     anything, as a mask given by the caller
+    KeyMask ── ByIndex    some keys of each anchor by their positions: itself, its other view
+            ├─ ByImage    all keys that share the anchor's image (or another id, such as its label), and all empty keys
+            └─ ByMask     any keys, as a bool mask given by the caller
 
-Losses and neighbour searches ask for one tile of rows at a time.
+Losses and neighbour searches apply a mask to one tile of rows at a time.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Names and labels below this can be packed in pairs into one int64.
+# Ids and labels below this can be packed in pairs into one int64.
 _PACK = 2**32
 
 
-class Exclusion(Protocol):
-    """Keys that are neither neighbour, positive nor part of a denominator."""
+class KeyMask(Protocol):
+    """Hidden keys: they are neither neighbour nor positive, nor part of a denominator."""
 
     def hide_(self, values: Tensor, rows: slice) -> Tensor:
-        """Set the excluded entries of `values`, (rows, K) of these anchor rows, to -inf in place."""
+        """Set the hidden entries of `values`, (R, K) for these R anchor rows, to -inf in place."""
         ...
 
     def positives(self, labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the excluded keys that carry their anchor's label the sum, (B, D), and the number, (B,)."""
+        """Return sum, (B, D), and number, (B,), of each anchor's hidden keys that carry its label."""
         ...
 
 
@@ -52,7 +52,7 @@ class ByIndex:
 
 @dataclass(frozen=True)
 class ByMask:
-    """Keys by a (B, K) bool mask, True where excluded."""
+    """Keys by a (B, K) bool mask, True where hidden."""
 
     mask: Tensor
 
@@ -60,38 +60,38 @@ class ByMask:
         return values.masked_fill_(self.mask[rows], -torch.inf)
 
     def positives(self, labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
-        mates = self.mask & (key_labels == labels[:, None])
-        return mates.to(keys.dtype) @ keys, mates.sum(1)
+        hidden = self.mask & (key_labels == labels[:, None])
+        return hidden.to(keys.dtype) @ keys, hidden.sum(1)
 
 
 @dataclass(frozen=True)
-class ByName:
-    """Keys of the anchor's own name.
+class ByImage:
+    """Keys with the anchor's own id: its image index, or any other integer that groups keys.
 
     Attributes:
-        names: (B,) int64 in [0, 2^31), the anchors' names.
-        key_names: (K,) int64 in [-1, 2^31); -1 is an empty key, which nobody sees.
-        kept: (B,) int64 or None, one key of each anchor that stays whatever its name.
+        ids: (B,) int64 in [0, 2^31), of the anchors.
+        key_ids: (K,) int64 in [-1, 2^31); -1 is an empty key, which is hidden from every anchor.
+        kept: (B,) int64 or None, one key of each anchor that stays visible whatever its id.
     """
 
-    names: Tensor
-    key_names: Tensor
+    ids: Tensor
+    key_ids: Tensor
     kept: Tensor | None = None
 
     def hide_(self, values: Tensor, rows: slice) -> Tensor:
-        mask = (self.names[rows, None] == self.key_names) | (self.key_names < 0)
+        mask = (self.ids[rows, None] == self.key_ids) | (self.key_ids < 0)
         if self.kept is not None:
             mask.scatter_(1, self.kept[rows, None], False)
         return values.masked_fill_(mask, -torch.inf)
 
     def positives(self, labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.kept is None, "a key that is kept is no exclusion among positives"
-        # Empty keys have labels nobody else carries, so only the anchor's own name counts.
-        return label_sums(labels * _PACK + self.names, keys, key_labels * _PACK + self.key_names)
+        assert self.kept is None, "a mask with a kept key cannot be taken out of the positives"
+        # The labels of empty keys occur nowhere else, so only the anchor's own id counts.
+        return label_sums(labels * _PACK + self.ids, keys, key_labels * _PACK + self.key_ids)
 
 
 def label_sums(labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum, (B, D), and number, (B,), of the keys that carry each anchor's label, without a B x K mask.
+    """Return sum, (B, D), and number, (B,), of the keys that carry each anchor's label, without a B x K mask.
 
     Keys are sorted by label (stable) and summed segment by segment, which is deterministic, unlike float atomics.
 
@@ -103,9 +103,9 @@ def label_sums(labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor
     ordered, order = key_labels.sort(stable=True)
     segment = torch.searchsorted(ordered, ordered)  # position of the first key of the same label
     position = torch.arange(len(ordered) + 1, device=keys.device)
-    # A segment for every position keeps shapes known to the host; only those that begin a label are not empty.
+    # One segment per position keeps the shapes known to the host; only those that begin a label are not empty.
     offsets = torch.searchsorted(segment, position)
-    # Unsafe only skips checks of the offsets that would read them back to the host.
+    # `unsafe` only skips checks of the offsets, which would read them back to the host.
     sums = torch.segment_reduce(keys[order], "sum", offsets=offsets, unsafe=True)
     first = torch.searchsorted(ordered, labels)
     count = torch.searchsorted(ordered, labels, right=True) - first

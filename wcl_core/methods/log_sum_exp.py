@@ -1,6 +1,6 @@
-"""logsumexp over the keys of each anchor, tiled, so that memory grows with B and not with B^2 above B = 4096.
+"""Logsumexp over the keys of each anchor, in tiles, so that memory grows with B and not with B^2 above B = 4096.
 
-What both losses are made of; which keys an anchor does not see is an `Exclusion`.
+All losses are built on it.  A `KeyMask` hides keys from an anchor.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wcl_core.methods.key_masks import Exclusion
+from wcl_core.methods.key_masks import KeyMask
 from wcl_core.precision import full_float32
 
-# Logits are held for this many pairs at once: all of them up to B = 4096, tiles of rows above.
+# Number of pairs whose logits are held at once: all pairs up to B = 4096, tiles of rows above.
 MAX_TILE_PAIRS = 4096 * 4096
 # On a CPU a tile stays in the cache between the passes over it.
 CPU_TILE_PAIRS = 2**22
@@ -24,16 +24,16 @@ FLOAT32_MIN_TEMPERATURE = 0.05
 
 
 def tiled_log_sum_exp(
-    anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, *, is_exact: bool = False
+    anchors: Tensor, keys: Tensor, excluded: KeyMask | None, temperature: float, *, is_exact: bool = False
 ) -> Tensor:
-    """logsumexp_{k allowed}(a_i.k_k / t) of each anchor, -inf for one without a key.
+    """Return logsumexp_{k visible}(a_i.k_k / t) of each anchor, -inf for an anchor without a visible key.
 
     Args:
         anchors: (B, D) float64, unit rows; gradient flows.
         keys: (K, D) float64, unit rows; gradient flows.
-        excluded: which keys an anchor does not see.
+        excluded: the keys that an anchor does not see.
         temperature: t > 0.
-        is_exact: whether logits are float64 however many they are.
+        is_exact: whether logits are float64 at any number of pairs.
 
     Returns:
         (B,) float64.
@@ -44,15 +44,15 @@ def tiled_log_sum_exp(
 
 
 class _TiledLogSumExp(torch.autograd.Function):
-    """logsumexp_{k allowed}(a_i.k_k / t) per anchor, (B,) float64, one tile of rows at a time.
+    """logsumexp_{k visible}(a_i.k_k / t) of each anchor, (B,) float64, one tile of rows at a time.
 
-    With detached keys the gradient is closed, softmax(a_i.K / t) K / t, and comes out of the same pass.  With keys
-    that carry gradient the backward pass computes the tiles once more instead of keeping them.
+    With detached keys the gradient has a closed form, softmax(a_i.K / t) K / t, which the forward pass computes too.
+    With keys that carry gradient the backward pass computes the tiles once more instead of keeping them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, keys: Tensor, excluded: Exclusion | None, temperature: float, dtype: torch.dtype
+        ctx: Any, anchors: Tensor, keys: Tensor, excluded: KeyMask | None, temperature: float, dtype: torch.dtype
     ) -> Tensor:
         normaliser = anchors.new_empty(len(anchors))
         is_closed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
@@ -77,7 +77,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         anchors, keys = rest
         grad_anchors, grad_keys = torch.empty_like(anchors), torch.zeros_like(keys)
         scaled, columns = (anchors / ctx.temperature).to(ctx.dtype), keys.to(ctx.dtype)
-        with full_float32(grad.device.type):  # whoever calls it: what was on forward is not on here
+        with full_float32(grad.device.type):  # the settings of the forward pass do not reach the backward pass
             for rows in _tiles(anchors, keys):
                 weights = _softmax(scaled, columns, ctx.excluded, rows)[0].mul_(grad[rows, None])
                 grad_anchors[rows] = (weights @ columns).to(keys.dtype) / ctx.temperature
@@ -86,10 +86,11 @@ class _TiledLogSumExp(torch.autograd.Function):
 
 
 def _tile_dtype(anchors: Tensor, keys: Tensor, temperature: float) -> torch.dtype:
-    """Float64 for small batches, where a loss may be tiny and its gradient large; float32 above.
+    """Return float64 for small batches, where a loss may be tiny and its gradient large, and float32 for large ones.
 
-    Dots of unit rows are then wrong by about 1e-7, so logits by 1e-7 / t and gradients by 1e-7 / (t^2 B), below the
-    tolerance. A small loss stays exact: `_normaliser` takes the largest logit of a row in float64.
+    In float32, dot products of unit rows have errors of about 1e-7, so logits of 1e-7 / t and gradients of
+    1e-7 / (t^2 B), which is below the tolerance.  A small loss stays exact, because `_normaliser` takes the largest
+    logit of a row in float64.
     """
     is_large = len(anchors) * len(keys) >= FLOAT32_FROM_PAIRS and temperature >= FLOAT32_MIN_TEMPERATURE
     return torch.float32 if is_large else torch.float64
@@ -101,16 +102,22 @@ def _tiles(anchors: Tensor, keys: Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(anchors))) for start in range(0, len(anchors), size)]
 
 
-def _softmax(scaled: Tensor, keys: Tensor, excluded: Exclusion | None, rows: slice) -> tuple[Tensor, Tensor]:
-    """Each key's weight for anchors divided by t before, (R, K), and each anchor's heaviest key, (R,).
+def _softmax(scaled: Tensor, keys: Tensor, excluded: KeyMask | None, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return the softmax weight of each key, (R, K), and each anchor's heaviest key, (R,).
 
-    Excluded keys are at -inf before: never subtracted afterwards, which gives NaN at small t.
+    Hidden keys are set to -inf before the softmax; subtracting them afterwards would give NaN at small t.
+
+    Args:
+        scaled: (B, D) anchors divided by t.
+        keys: (K, D) keys.
+        excluded: the keys that an anchor does not see.
+        rows: the R anchors of this tile.
     """
     logits = scaled[rows] @ keys.T
     if excluded is None:
         return logits.softmax(1), logits.argmax(1)
     peak, top = excluded.hide_(logits, rows).max(1)
-    # An anchor with every key excluded has weights 0, not NaN; a finite logit changes no other row's weights.
+    # An anchor without a visible key gets weights 0, not NaN; the finite logit changes no other row.
     is_alone = (peak == -torch.inf)[:, None]
     logits.scatter_(1, top[:, None], torch.where(is_alone, 0.0, peak[:, None]))
     weights = logits.softmax(1)
@@ -118,9 +125,10 @@ def _softmax(scaled: Tensor, keys: Tensor, excluded: Exclusion | None, rows: sli
 
 
 def _normaliser(weights: Tensor, top: Tensor, top_logits: Tensor) -> Tensor:
-    """Logsumexp of each row, (R,) float64, from its weights and its largest logit in float64; -inf without a key.
+    """Return the logsumexp of each row, (R,) float64, from its weights and its largest logit; -inf without a key.
 
-    A small loss is what the other weights add up to: 1 minus the heaviest has lost it, their own sum has not.
+    If the loss is small, it equals about the sum of all weights but the heaviest.  That sum is exact, while 1 minus the
+    heaviest weight is rounded away.
     """
     share = weights.gather(1, top[:, None])
     others = weights.scatter_(1, top[:, None], 0.0).sum(1).double()

@@ -1,14 +1,28 @@
-"""The instance loss and the weak-label loss.
+"""The instance loss and the weak-label loss, as pure functions of unit embeddings.
 
-Pure functions of unit embeddings.  Both are a mean over anchors of
+Both are a mean over anchors i of
 
-    logsumexp_{k allowed}(a_i.k_k / t)  -  a_i.m_i / t
+    logsumexp_{k visible}(a_i.k_k / t)  -  a_i.m_i / t
 
-with m_i the other view (instance loss) or the mean of the other members of i's component (weak-label loss), so no
-B x B mask of positives exists.  Inputs and outputs are float32; inside, sums run in float64: the two terms nearly
-cancel when t is small or rows repeat, and float32 logits of size 1/t would leave an error larger than a small loss.
-Large batches hold their tiles in float32 (`log_sum_exp`), within the same tolerance.
-Autocast and TF32 are off throughout.  Rows are tiled, so memory grows with B and not with B^2 above B = 4096.
+where m_i is the other view (instance loss) or the mean of the other members of i's component (weak-label loss).  So no
+B x B mask of positives is needed, and rows are tiled: memory grows with B and not with B^2 above B = 4096.
+
+Numerics: inputs and outputs are float32, and sums run in float64.  The two terms nearly cancel when t is small or rows
+repeat, and float32 logits of size 1/t would have an error larger than a small loss.  Large batches hold their tiles in
+float32 within the same tolerance, see `log_sum_exp`.  Autocast and TF32 are off.
+
+Two views of three images, which are equal for the first image and orthogonal for the others:
+
+    >>> z1 = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    >>> z2 = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+    >>> nt_xent(z1, z2, temperature=0.5)
+    tensor(1.3669)
+    >>> weak_label_loss(z1, torch.tensor([0, 0, 2]), temperature=0.5)  # the third image has no positive and adds 0
+    tensor(0.2734)
+    >>> swapped_weak_label_loss(z1, z2, temperature=0.5, labels=(torch.tensor([0, 0, 0]), torch.tensor([0, 0, 2])))
+    tensor(0.6278)
+
+The marks [P], [C] and [D] are explained in `wcl_core.methods`.
 """
 
 from __future__ import annotations
@@ -16,7 +30,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wcl_core.methods.key_masks import ByIndex, ByMask, ByName, Exclusion, label_sums
+from wcl_core.methods.key_masks import ByImage, ByIndex, ByMask, KeyMask, label_sums
 from wcl_core.methods.log_sum_exp import tiled_log_sum_exp
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.precision import full_float32
@@ -31,24 +45,28 @@ def nt_xent(
     mates: tuple[Tensor, Tensor] | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Instance loss (NT-Xent; Chen et al., ICML 2020). [C]
+    """Return the instance loss NT-Xent (Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709). [P] [C]
 
-    L_NCE = -(1/2B) sum_i log( exp(z_i.z_p(i)/t) / sum_{k != i} exp(z_i.z_k/t) ), with p(i) the other view of i and k
-    over all other 2B - 1 embeddings; gradient flows into anchors and keys.  The options change the denominator alone,
-    and an anchor they leave without any key adds 0 [D].
+        L_NCE = -(1/2B) sum_i log( exp(z_i.z_p(i)/t) / sum_{k != i} exp(z_i.z_k/t) )
+
+    where p(i) is the other view of i, and k runs over all other 2B - 1 embeddings.  Gradient flows into anchors and
+    keys.  The options change the denominator only; an anchor that they leave without any key adds 0 [D].
 
     Args:
         z1: (B, D) unit rows, first view.
         z2: (B, D) unit rows, second view, same order.
         temperature: t > 0.
         decoupled: whether p(i) leaves the denominator (decoupled contrastive loss; Yeh et al., ECCV 2022).
-        mates: (B,) int64 >= 0 each, the labels y^1 and y^2: for an anchor of one view the images that share its label
-            by the OTHER view leave the keys of both views, p(i) excepted [D].
-        keys: (B, D) unit rows each, what stands for both views among positives and keys, without gradient: the
-            embeddings of a momentum encoder [D].
+        mates: weak labels y^1 and y^2, (B,) int64 >= 0 each.  For an anchor of one view, its same-label images by the
+            OTHER view leave the keys of both views; p(i) stays [D].
+        keys: z^1 and z^2 of a momentum encoder, (B, D) unit rows each, which replace both views as positives and keys.
+            They carry no gradient [D].
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: when the shapes differ or t is not positive.
     """
     _check_views(z1, z2, temperature)
     with full_float32(z1.device.type):
@@ -74,9 +92,9 @@ def _instance_normaliser(
         index = torch.stack((own, other), dim=1) if decoupled else own[:, None]
         return tiled_log_sum_exp(z, keys, ByIndex(index), temperature, is_exact=is_exact)
     halves = []
-    # Each view's anchors go by the labels of the other one.
+    # The anchors of each view use the labels of the other view.
     for anchors, kept, labels in zip(z.chunk(2), other.chunk(2), reversed(mates), strict=True):
-        excluded = ByName(labels, torch.cat((labels, labels)), None if decoupled else kept)
+        excluded = ByImage(labels, torch.cat((labels, labels)), None if decoupled else kept)
         halves.append(tiled_log_sum_exp(anchors, keys, excluded, temperature, is_exact=is_exact))
     return torch.cat(halves)
 
@@ -89,21 +107,26 @@ def swapped_weak_label_loss(
     *,
     labels: tuple[Tensor, Tensor] | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
-    excluded: Exclusion | None = None,
+    excluded: KeyMask | None = None,
 ) -> Tensor:
-    """Weak-label loss with each view's labels taken from the other: (L_sup(U1, y2) + L_sup(U2, y1)) / 2. [C]
+    """Return the weak-label loss with swapped labels, (L_sup(U1, y2) + L_sup(U2, y1)) / 2. [P] [C]
+
+    Each view is trained with the labels of the other one; L_sup is `weak_label_loss`.
 
     Args:
         u1: (B, D) unit rows, first view, B >= 2.
         u2: (B, D) unit rows, second view, same order.
         temperature: t > 0.
-        detach_keys: whether the keys carry no gradient, as in the released code.
-        labels: y^1 and y^2, (K,) int64 each, those of the keys with the batch first; without them `weak_labels`.
-        keys: (K, D) unit rows of both views, the batch first, then a queue; needs `labels`. Without them the batch.
-        excluded: with `keys`, which of them an anchor does not see.
+        detach_keys: whether the keys carry no gradient [C].
+        labels: y^1 and y^2 of the keys, (K,) int64 each, the batch first; by default `weak_labels` of each view.
+        keys: (K, D) unit rows of each view, the batch first, then a queue; needs `labels`.  By default the batch.
+        excluded: with `keys`, the keys that an anchor does not see.
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: when the shapes differ or t is not positive.
     """
     _check_views(u1, u2, temperature)
     y1, y2 = (weak_labels(u1), weak_labels(u2)) if labels is None else labels
@@ -125,39 +148,41 @@ def weak_label_loss(
     *,
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
-    excluded: Tensor | Exclusion | None = None,
+    excluded: Tensor | KeyMask | None = None,
     detach_keys: bool = True,
 ) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., NeurIPS 2020) under weak labels. [C]
+    """Return the supervised contrastive loss under weak labels. [P] [C]
 
-    L_sup = -(1/B) sum_i 1/|P(i)| sum_{j in P(i)} log( exp(u_i.k_j/t) / sum_{k allowed} exp(u_i.k_k/t) ), with P(i)
-    the allowed keys of i's label.  Without `keys` they are `u` itself and every anchor's own row is not allowed.
-    An anchor without a positive adds 0, and the mean is still over B [D]; components never leave one without.
+        L_sup = -(1/B) sum_i 1/|P(i)| sum_{j in P(i)} log( exp(u_i.k_j/t) / sum_{k visible} exp(u_i.k_k/t) )
+
+    where P(i) are the visible keys with i's label (Khosla et al., NeurIPS 2020, https://arxiv.org/abs/2004.11362).  By
+    default the keys are `u`, and each anchor's own row is hidden.  An anchor without a positive adds 0, and the mean
+    stays over B [D]; with labels from `weak_labels` every anchor has a positive.
 
     Args:
         u: (B, D) unit rows, the anchors.
         labels: (B,) integers, the anchors' labels.
         temperature: t > 0.
-        keys: (K, D) unit rows, for several ranks or a queue; with it, `key_labels`, and `excluded` as needed.
+        keys: (K, D) unit rows, for several ranks or a queue; needs `key_labels`, and `excluded` to hide keys.
         key_labels: (K,) integers.
-        excluded: what is neither positive nor key: (B,) int64, one key of each anchor, or (B, K) bool, or any
-            `Exclusion`. With `keys` nothing is left out unless this says so.
-        detach_keys: whether the keys carry no gradient, as in the released code; positives are keys too.
+        excluded: the hidden keys: (B,) int64, one key of each anchor; or (B, K) bool, True where hidden; or a
+            `KeyMask`.  With `keys` no key is hidden by default.
+        detach_keys: whether the keys, and so the positives, carry no gradient [C].
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: when shapes do not fit or only one of `keys` and `key_labels` is given.
+        ValueError: when shapes do not fit, t is not positive, or only one of `keys` and `key_labels` is given.
     """
     if (keys is None) != (key_labels is None):
-        raise ValueError("keys and key_labels come together")
+        raise ValueError("weak_label_loss got only one of keys and key_labels; pass both or neither")
     if keys is None or key_labels is None:
         keys, key_labels = u, labels
         if excluded is None:
             excluded = torch.arange(len(u), device=u.device)
     _check_keys(u, labels, keys, key_labels, excluded, temperature)
-    hidden = _as_exclusion(excluded)
+    hidden = _as_key_mask(excluded)
     with full_float32(u.device.type):
         anchors = u.double()
         all_keys = (keys.detach() if detach_keys else keys).double()
@@ -167,12 +192,10 @@ def weak_label_loss(
         return as_output(torch.where(count > 0, loss, 0.0).mean(), u)
 
 
-def _positive_mean(
-    labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: Exclusion | None
-) -> tuple[Tensor, Tensor]:
-    """Mean of each anchor's positives, (B, D), and their number, (B,).
+def _positive_mean(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: KeyMask | None) -> tuple[Tensor, Tensor]:
+    """Return the mean of each anchor's positives, (B, D), and their number, (B,).
 
-    What is excluded is taken away from the label's whole sum; in float64 that costs no visible precision.
+    Hidden keys are subtracted from the sum over the whole label; in float64 this costs no visible precision.
     """
     total, count = label_sums(labels, keys, key_labels)
     if excluded is not None:
@@ -181,22 +204,22 @@ def _positive_mean(
     return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], 0.0), count
 
 
-def _as_exclusion(excluded: Tensor | Exclusion | None) -> Exclusion | None:
+def _as_key_mask(excluded: Tensor | KeyMask | None) -> KeyMask | None:
     if not isinstance(excluded, Tensor):
         return excluded
     return ByMask(excluded) if excluded.dtype == torch.bool else ByIndex(excluded[:, None])
 
 
 def as_output(loss: Tensor, like: Tensor) -> Tensor:
-    """The loss as float32, or as it is for float64 inputs."""
+    """Return the loss as float32, or as float64 for float64 inputs."""
     return loss if like.dtype == torch.float64 else loss.float()
 
 
 def _check_views(a: Tensor, b: Tensor, temperature: float) -> None:
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"two views need one shape (B, D), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"the views have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one shape (B, D)")
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
 
 
 def _check_keys(
@@ -204,16 +227,24 @@ def _check_keys(
     labels: Tensor,
     keys: Tensor,
     key_labels: Tensor,
-    excluded: Tensor | Exclusion | None,
+    excluded: Tensor | KeyMask | None,
     temperature: float,
 ) -> None:
     if u.ndim != 2 or keys.ndim != 2 or u.shape[1] != keys.shape[1]:
-        raise ValueError(f"anchors (B, D) and keys (K, D) do not fit: {tuple(u.shape)} and {tuple(keys.shape)}")
+        raise ValueError(
+            f"anchors and keys have shapes {tuple(u.shape)} and {tuple(keys.shape)}; expected (B, D) and (K, D)"
+        )
     if labels.shape != u.shape[:1] or key_labels.shape != keys.shape[:1]:
-        raise ValueError("labels need one integer for each row")
+        raise ValueError(
+            f"labels and key_labels have shapes {tuple(labels.shape)} and {tuple(key_labels.shape)}; "
+            f"expected {tuple(u.shape[:1])} and {tuple(keys.shape[:1])}"
+        )
     if isinstance(excluded, Tensor) and (
         excluded.shape != ((len(u), len(keys)) if excluded.dtype == torch.bool else (len(u),))
     ):
-        raise ValueError(f"excluded has the shape {tuple(excluded.shape)}; see the docstring")
+        raise ValueError(
+            f"excluded has the shape {tuple(excluded.shape)}; "
+            f"expected ({len(u)},) int64 or ({len(u)}, {len(keys)}) bool"
+        )
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+        raise ValueError(f"temperature is {temperature}; expected a positive number")

@@ -1,10 +1,21 @@
-"""KNN multi-crop: small crops are pulled to their image and to its nearest neighbours.
+"""KNN multi-crop: the loss that pulls small crops to their image and to its nearest neighbours. [D]
 
     small crop v of image i ─┬─ instance head ── g(h_v) ──► z^a_i                         own image, a = 1, 2
                              └─ weak head ────── phi(h_v) ─► u^a_i, u^a_p, p in P_K(i)    P_K by u^b, b != a
 
-The abstract of WCL names such a strategy (Zheng et al., ICCV 2021); its details could not be read, so everything here
-is our own definition. [D]  Pure functions; who crops and embeds is elsewhere.
+The abstract of WCL (https://arxiv.org/abs/2110.04770) names such a strategy.  Its details were not available to this
+project, so this module defines them itself.  Small crops beside full views come from SwAV's multi-crop
+(Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882).
+
+These are pure functions of embeddings; `wcl_core.training.view_maker` makes the crops.  One crop of each of three
+images, whose nearest neighbours are the next image:
+
+    >>> u = torch.eye(3)
+    >>> by = Positives(torch.tensor([[1], [2], [0]]), torch.ones(3, 1, dtype=torch.float64))
+    >>> instance_crop_loss(u[:, None], (u, u), temperature=1.0)
+    tensor(0.5514)
+    >>> weak_crop_loss(u[:, None], (u, u), (by, by), temperature=1.0, own_weight=0.5, neighbour_weight=0.5)
+    tensor(1.0514)
 """
 
 from __future__ import annotations
@@ -14,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wcl_core.methods.key_masks import ByName, Exclusion
+from wcl_core.methods.key_masks import ByImage, KeyMask
 from wcl_core.methods.log_sum_exp import tiled_log_sum_exp
 from wcl_core.methods.losses import as_output
 from wcl_core.methods.weak_labels import k_nearest_neighbours
@@ -27,7 +38,7 @@ class Positives:
 
     Attributes:
         index: (B, K) int64, rows of the batch followed by the queue.
-        share: (B, K) float64, what each counts; rows sum to 1.
+        share: (B, K) float64, the weight of each; rows sum to 1.
     """
 
     index: Tensor
@@ -36,17 +47,17 @@ class Positives:
 
 @torch.no_grad()
 def nearest_positives(
-    u: Tensor, k: int, *, queue: Tensor | None = None, excluded: Exclusion | None = None, labels: Tensor | None = None
+    u: Tensor, k: int, *, queue: Tensor | None = None, excluded: KeyMask | None = None, labels: Tensor | None = None
 ) -> Positives:
-    """P_K(i): the k nearest neighbours of image i by the embeddings of one view. [D]
+    """Return P_K(i), the k nearest neighbours of each image i by the embeddings of one view. [D]
 
     Args:
         u: (B, D) unit rows, B > k.
         k: K, >= 1.
         queue: (Q, D) unit rows of earlier batches.
-        excluded: which of the B + Q rows are no neighbour of a row.
-        labels: (B + Q,) int64; with them, of the k nearest only those in i's component count. The nearest of all is
-            always in it.
+        excluded: the rows, of the B + Q, that cannot be a neighbour of a row.
+        labels: (B + Q,) int64; with them, only those of the k nearest count that are in i's component.  The nearest one
+            always is.
     """
     index = k_nearest_neighbours(u, k, queue=queue, excluded=excluded)
     counts = torch.ones_like(index, dtype=torch.bool)
@@ -57,7 +68,7 @@ def nearest_positives(
 
 
 def instance_crop_loss(crops: Tensor, keys: tuple[Tensor, Tensor], temperature: float) -> Tensor:
-    """-log softmax_i( g(h_v).z^a/t ), averaged over images, crops and views a. [D]
+    """Return the mean of -log softmax_i( g(h_v).z^a/t ) over images, crops v and views a. [D]
 
     Args:
         crops: (B, V, D) unit rows g(h_v).
@@ -80,32 +91,34 @@ def weak_crop_loss(
     *,
     own_weight: float,
     neighbour_weight: float,
-    names: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
-    """The weak head's part, averaged over images, crops and the ordered pairs of views (a, b). [D]
+    """Return the weak head's part, the mean over images, crops v and the ordered pairs of views (a, b) of [D]
 
-    - own log softmax_i( phi(h_v).u^a/t )  -  neighbour sum_{p in P_K(i)} share_p log softmax_p( phi(h_v).u^a/t )
+        - own log softmax_i( phi(h_v).u^a/t )  -  neighbour sum_{p in P_K(i)} share_p log softmax_p( phi(h_v).u^a/t )
+
+    with P_K by u^b.
 
     Args:
         crops: (B, V, D) unit rows phi(h_v).
         keys: u^1 and u^2, (B + Q, D) unit rows each, the queue's last; they carry no gradient.
         positives: P_K by u^1 and by u^2.
         temperature: t > 0.
-        own_weight: w.
-        neighbour_weight: what the ramp leaves of 1 - w.
-        names: (B + Q,) image indices, -1 for empty rows; with a queue, so that rows of the anchor's own image, but
-            for the batch's, are no keys.
+        own_weight: weight of the own image, w in [0, 1].
+        neighbour_weight: weight of the neighbours, which rises to 1 - w along the ramp.
+        images: (B + Q,) int64 image indices, -1 for empty rows; needed with a queue.  They hide the queue's rows of the
+            anchor's own image.
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
     """
     count, num_crops = crops.shape[:2]
     excluded = None
-    if names is not None:
+    if images is not None:
         own = torch.arange(count, device=crops.device).repeat_interleave(num_crops)
-        excluded = ByName(names[own], names, kept=own)
+        excluded = ByImage(images[own], images, kept=own)
     terms = []
-    # Neighbours by one view, keys of the other.
+    # The neighbours are by one view, the keys of the other.
     for view, by in zip(keys, reversed(positives), strict=True):
         rows = view.detach().double()
         neighbours = (rows[by.index] * by.share[:, :, None]).sum(1)
@@ -116,9 +129,9 @@ def weak_crop_loss(
 
 
 def _crop_loss(
-    crops: Tensor, keys: Tensor, target: Tensor, weight: Tensor, excluded: Exclusion | None, temperature: float
+    crops: Tensor, keys: Tensor, target: Tensor, weight: Tensor, excluded: KeyMask | None, temperature: float
 ) -> Tensor:
-    """Mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops: a cross-entropy with soft targets."""
+    """Return the mean of weight logsumexp_k(c.k/t) - c.target_i/t over all crops c, a soft-target cross-entropy."""
     with full_float32(crops.device.type):
         anchors = crops.flatten(0, 1).double()
         normaliser = tiled_log_sum_exp(

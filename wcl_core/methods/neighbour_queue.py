@@ -1,7 +1,8 @@
-"""Embeddings of past steps, as further neighbours and keys when a batch holds few images of a class. [D]
+"""The neighbour queue: embeddings of past steps, as further neighbours and keys. [D]
 
-Rows are (u^1, u^2, image index) of the latest batches, float32 and without gradient; a row that was never filled has
-the image index -1.  The queue belongs to the state of a run: `pretrain` keeps it in the checkpoint.
+It helps when a batch holds few images of a class.  The idea is MoCo's queue of keys (He et al., CVPR 2020,
+https://arxiv.org/abs/1911.05722).  Rows are (u^1, u^2, image index) of the latest batches, float32 and without
+gradient; an empty row has the image index -1.  Checkpoints contain the queue.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from torch import Tensor
 
 
 class NeighbourQueue:
-    """A ring of the last `size` images.
+    """A ring buffer of the last `size` images.
 
     Args:
-        size: Q, a multiple of the global batch, so that a batch is written in one piece.
+        size: Q, a multiple of the global batch size, so that a batch is written in one piece.
         dim: D of the weak head.
-        device: where it lies.
+        device: the device of its tensors.
 
     Attributes:
         u: (2, Q, D) float32 unit rows of both views; zero where empty.
@@ -35,17 +36,17 @@ class NeighbourQueue:
             u1: (B, D) unit rows of the global batch, first view, in global order.
             u2: (B, D) unit rows, second view.
             images: (B,) int64 image indices.
-            step: of this batch within the run; it alone says which rows are the oldest.
+            step: number of this step in the run; the place of the oldest rows follows from it.
         """
         start = step * len(images) % len(self.images)
         rows = slice(start, start + len(images))
         self.u[0, rows], self.u[1, rows], self.images[rows] = u1, u2, images
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return the tensors that a checkpoint keeps."""
         return {"u": self.u, "images": self.images}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continue from a checkpoint's rows."""
+        """Restore the rows from a checkpoint."""
         self.u.copy_(state["u"])
         self.images.copy_(state["images"])

@@ -1,12 +1,12 @@
-"""The whole loss of a step from the embeddings of the global batch.
+"""The whole loss of a step, from the embeddings of the global batch.
 
-    L = L_NCE + beta L_swap + gamma L_mc
+    L = L_NCE + beta L_swap + gamma L_mc        L_NCE, L_swap, beta [P] [C]; L_mc, gamma [D]
 
-    keys' u^b (and queue) ── weak_labels ── y^b ─┬─ L_swap of the other view
-                                                 ├─ mates out of L_NCE's keys
-                                                 └─ P_K restricted to components
+    u^b of the keys (and queue) ── weak_labels ── y^b ─┬─ L_swap of the other view
+                                                       ├─ same-label images out of L_NCE's keys [D]
+                                                       └─ P_K restricted to components [D]
 
-Which embeddings are anchors and which are keys is decided here; the terms are in `losses` and `multicrop`.
+This module decides which embeddings are anchors and which are keys; the terms are in `losses` and `multicrop`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec
-from wcl_core.methods.key_masks import ByIndex, ByName, Exclusion
+from wcl_core.methods.key_masks import ByImage, ByIndex, KeyMask
 from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss
 from wcl_core.methods.multicrop import instance_crop_loss, nearest_positives, weak_crop_loss
 from wcl_core.methods.neighbour_queue import NeighbourQueue
@@ -25,18 +25,18 @@ from wcl_core.methods.views import Embedded, Embeddings
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.schedule import weak_weight
 
-# The heads, by which embeddings are found: z and u.
+# The names of the heads that give z and u.
 INSTANCE, WEAK = "instance_head", "weak_head"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the ramps make of the weights at one step.
+    """The weights of the terms at one step, after their ramps.
 
     Attributes:
         weak: beta.
-        neighbours: the neighbours' share of the weak multi-crop term.
-        is_ramped: whether beta has reached its value; only then do mates leave the keys.
+        neighbours: weight of the neighbours in the weak multi-crop term.
+        is_ramped: whether beta has reached its final value; only then do same-label images leave the keys.
     """
 
     weak: float
@@ -45,7 +45,7 @@ class Weights:
 
     @staticmethod
     def at(config: PretrainSpec, step: int, total_steps: int) -> Weights:
-        """The weights of the step after `step` updates."""
+        """Return the weights of the step after `step` updates."""
         loss, crops = config.loss, config.multi_crop
         return Weights(
             weak=weak_weight(step, total_steps, loss.weak_weight, loss.weak_ramp_fraction),
@@ -56,11 +56,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a step and what is worth telling about it.
+    """The loss of a step and its terms.
 
     Attributes:
-        total: L, a scalar with its graph, float32.
-        instance, weak, multi_crop: the terms without their weights, detached; 0 for one that is absent.
+        total: L, a scalar float32 with its graph.
+        instance, weak, multi_crop: the terms without their weights, detached; 0 for a term that the spec leaves out.
         labels: y^1 and y^2 of the batch, (B,) int64 each; None without a weak head.
     """
 
@@ -73,16 +73,25 @@ class Objective:
 
 @dataclass(frozen=True)
 class _Neighbourhood:
-    """Keys of the weak head with the batch first: rows of both views, their labels and what an anchor does not see."""
+    """The keys of the weak head: the batch, then the queue if there is one.
+
+    Attributes:
+        batch: (B, D) rows of each view.
+        queue: (Q, D) rows of each view; None without a queue.
+        labels: (B + Q,) int64 weak labels by each view.
+        images: (B + Q,) int64 image indices, -1 for empty rows; None without a queue.
+        excluded: the keys that an anchor does not see; None if it does not see itself only.
+    """
 
     batch: tuple[Tensor, Tensor]
     queue: tuple[Tensor, Tensor] | None
     labels: tuple[Tensor, Tensor]
-    names: Tensor | None
-    excluded: Exclusion | None
+    images: Tensor | None
+    excluded: KeyMask | None
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
+        """The (B + Q, D) rows of each view."""
         if self.queue is None:
             return self.batch
         return torch.cat((self.batch[0], self.queue[0])), torch.cat((self.batch[1], self.queue[1]))
@@ -100,15 +109,15 @@ def objective(
     keys: Embedded | None = None,
     queue: NeighbourQueue | None = None,
 ) -> Objective:
-    """The loss of one global batch.
+    """Return the loss of one global batch.
 
     Args:
-        embedded: the trained network's embeddings, in global order.
-        config: which terms there are.
+        embedded: embeddings by the trained network, in global order.
+        config: the spec, which selects the terms and their options.
         weights: `Weights.at` this step.
         images: (B,) int64 index of each image in the train split.
-        keys: the momentum network's embeddings of the two views, without gradient [D].
-        queue: embeddings of past steps; read here, filled by the caller after the step [D].
+        keys: embeddings of both views by the momentum encoder, without gradient [D]; None without one.
+        queue: embeddings of past steps [D]; read here, and filled by the caller after the step.
     """
     a, b = embedded.first, embedded.second
     key_a, key_b = (a, b) if keys is None else (keys.first, keys.second)
@@ -141,11 +150,11 @@ def _neighbourhood(
     if queue is None:
         y1, y2 = (weak_labels(u, level=config.loss.finch_level) for u in batch)
         return _Neighbourhood(batch, None, (y1, y2), None, None)
-    names = torch.cat((images, queue.images))
-    excluded = ByName(images, names)
+    key_images = torch.cat((images, queue.images))
+    excluded = ByImage(images, key_images)
     rows = (queue.u[0], queue.u[1])
     y1, y2 = (weak_labels(u, queue=more, excluded=excluded) for u, more in zip(batch, rows, strict=True))
-    return _Neighbourhood(batch, rows, (y1, y2), names, excluded)
+    return _Neighbourhood(batch, rows, (y1, y2), key_images, excluded)
 
 
 def _weak_loss(
@@ -171,7 +180,7 @@ def _multi_crop_loss(
     config: PretrainSpec,
     weights: Weights,
 ) -> Tensor:
-    """L_mc: the mean over the heads there are, so that a SimCLR twin has the instance head's part alone. [D]"""
+    """Return L_mc, the mean over the heads; SimCLR has the instance head's part only. [D]"""
     options = config.multi_crop
     instance = instance_crop_loss(_rows(crops[INSTANCE], options.crops), z_keys, config.loss.temperature)
     if around is None:
@@ -193,7 +202,7 @@ def _multi_crop_loss(
         config.loss.weak_temperature,
         own_weight=options.own_share,
         neighbour_weight=weights.neighbours,
-        names=around.names,
+        images=around.images,
     )
     return (instance + weak) / 2
 

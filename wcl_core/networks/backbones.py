@@ -1,26 +1,25 @@
-"""Networks that end in pooled features, with torchvision's parameter names and no classifier.
+"""Backbones: networks that end in pooled features, with torchvision's parameter names and no classifier.
 
-The names (`conv1.weight`, `layer1.0.bn1.bias`, ...) are what makes an exported backbone load into torchvision's own
-models.  Residual networks are here, transformers in `vision_transformer`, what else is installed in `plugins`;
-heads, losses and checkpoint files live elsewhere.
+    FeatureNetwork ── Backbone           residual networks: stem ── layer1 ── layer2 ── layer3 [── layer4] ── mean
+                   ├─ VisionBackbone     vision transformers: patches ── encoder ── class token [D]
+                   └─ TimmBackbone       networks of timm, see `timm`; an example of a plugin
 
-    stem (conv1, bn1, relu, maxpool) ── layer1 ── layer2 ── layer3 [── layer4] ── mean over positions
+The names (`conv1.weight`, `layer1.0.bn1.bias`, ...) let an exported backbone load into torchvision's own models.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wcl_core import plugins
 from wcl_core.config import BackboneConfig, is_transformer
-from wcl_core.networks.feature_network import FeatureNetwork
-from wcl_core.networks.vision_transformer import VisionBackbone
 
-# Block, blocks of each stage, and how many times wider than usual a block's 3x3 convolution is.
+# Block, number of blocks of each stage, and the factor by which a block's 3x3 convolution is wider than usual.
 _BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...], int]] = {
     "tiny": (BasicBlock, (1, 1, 1), 1),
     "resnet18": (BasicBlock, (2, 2, 2, 2), 1),
@@ -30,20 +29,55 @@ _BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...], int]] =
     "wide_resnet50_2": (Bottleneck, (3, 4, 6, 3), 2),
     "wide_resnet101_2": (Bottleneck, (3, 4, 23, 3), 2),
 }
+_TRANSFORMERS = {"vit_small": (12, 6, 384), "vit_base": (12, 12, 768)}  # layers, heads, channels
+
+
+def build_backbone(config: BackboneConfig, image_size: int) -> FeatureNetwork:
+    """Return the freshly initialised network that a spec names, drawn from torch's global generator.
+
+    Args:
+        config: the backbone's part of a spec.
+        image_size: side of the training views in pixels; it sets the size of a transformer's position embeddings.
+
+    Raises:
+        plugins.PluginError: when the plugin is not installed, or does not build a module with a `feature_dim`.
+    """
+    if is_transformer(config.name):
+        return VisionBackbone(config.name, image_size, config.patch_size)
+    if config.name in _BLOCKS:
+        block, depths, widening = _BLOCKS[config.name]
+        return Backbone(block, depths, config.width, config.stem, widening)
+    network = plugins.load("wcl.backbones", config.name)(config, image_size)
+    if not isinstance(network, nn.Module) or not isinstance(getattr(network, "feature_dim", None), int):
+        raise plugins.PluginError(
+            f"plugin {config.name} of wcl.backbones: it built {type(network).__name__}, "
+            "expected a torch module with an integer feature_dim"
+        )
+    return cast(FeatureNetwork, network)
+
+
+class FeatureNetwork(nn.Module):
+    """A module whose `forward` maps (N, 3, H, W) normalised floats to (N, feature_dim) pooled features.
+
+    Attributes:
+        feature_dim: number of features.
+    """
+
+    feature_dim: int
 
 
 class Backbone(FeatureNetwork):
-    """A ResNet (He et al., CVPR 2016) without its last linear layer.
+    """A residual network (He et al., CVPR 2016, https://arxiv.org/abs/1512.03385) without its last linear layer.
 
     Args:
         block: torchvision's residual block.
         depths: number of blocks of each stage; stage s has `width * 2**s` channels times the block's expansion.
         width: channels of the stem and of the first stage.
         stem: `small`, `stride2` or `imagenet`, see `BackboneConfig`.
-        widening: factor of the channels within each block (Zagoruyko & Komodakis, BMVC 2016), for bottlenecks.
+        widening: factor of the channels within each bottleneck (Zagoruyko & Komodakis, BMVC 2016).
 
     Attributes:
-        feature_dim: number of pooled features, D.
+        feature_dim: number of pooled features.
     """
 
     def __init__(
@@ -72,13 +106,13 @@ class Backbone(FeatureNetwork):
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled features.
+        """Return the pooled features h.
 
         Args:
             images: (N, 3, H, W) floats, normalised.
 
         Returns:
-            (N, feature_dim) features `h` in the dtype autocast chose.
+            (N, feature_dim), in the dtype that autocast chooses.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for index in range(self._num_stages):
@@ -95,13 +129,16 @@ def _stage(
         shortcut = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
         )
-    base_width = 64 * widening  # torchvision's measure: 64 is as wide as usual
+    base_width = 64 * widening  # in torchvision, 64 is the usual width
     first = block(in_channels, planes, stride, shortcut, base_width=base_width)
     return nn.Sequential(first, *(block(out_channels, planes, base_width=base_width) for _ in range(depth - 1)))
 
 
 def _initialise(network: nn.Module) -> None:
-    """Kaiming normal fan_out convolutions, batch norms of gain 1 and bias 0, no zero-init of residual gains. [C]"""
+    """Initialise convolutions by Kaiming normal (fan_out) and batch norms with gain 1 and bias 0. [C]
+
+    Gains at the end of residual blocks are 1 as well, not 0.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -110,22 +147,49 @@ def _initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def build_backbone(config: BackboneConfig, image_size: int) -> FeatureNetwork:
-    """The freshly initialised network a spec names, drawn from torch's global generator.
+class VisionBackbone(VisionTransformer, FeatureNetwork):  # type: ignore[misc]  # mypy sees VisionTransformer as Any
+    """torchvision's vision transformer (Dosovitskiy et al., ICLR 2021) without its head, for comparison. [D]
+
+    Neither the paper nor its released code trains one.  Network and initialisation are torchvision's.  Images of
+    `image_size` give exactly torchvision's result.  For any other side of at least one patch the position embeddings
+    are interpolated (bicubic), as Dosovitskiy et al. do for fine-tuning, so that small crops and other sizes work.
 
     Args:
-        config: which one.
-        image_size: side of the training views in pixels; it decides a transformer's position embeddings.
+        name: `vit_small` or `vit_base`.
+        image_size: side of the images in pixels, a multiple of `patch_size`.
+        patch_size: side of a patch in pixels.
 
-    Raises:
-        plugins.PluginError: a plugin that is not installed here, or that makes no such network.
+    Attributes:
+        feature_dim: number of channels of the class token.
     """
-    if is_transformer(config.name):
-        return VisionBackbone(config.name, image_size, config.patch_size)
-    if config.name in _BLOCKS:
-        block, depths, widening = _BLOCKS[config.name]
-        return Backbone(block, depths, config.width, config.stem, widening)
-    network = plugins.load("wcl.backbones", config.name)(config, image_size)
-    if not isinstance(network, nn.Module) or not isinstance(getattr(network, "feature_dim", None), int):
-        raise plugins.PluginError(f"plugin {config.name} of wcl.backbones makes no module with a feature_dim")
-    return cast(FeatureNetwork, network)
+
+    # Attributes of torchvision's class, which mypy does not see.
+    conv_proj: nn.Module
+    class_token: nn.Parameter
+    encoder: Any
+    image_size: int
+    patch_size: int
+
+    def __init__(self, name: str, image_size: int, patch_size: int) -> None:
+        layers, heads, channels = _TRANSFORMERS[name]
+        super().__init__(image_size, patch_size, layers, heads, channels, 4 * channels)
+        self.heads = nn.Sequential()  # empty: the features are the class token
+        self.feature_dim = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class token after the last layer norm, (N, feature_dim), for (N, 3, H, W) normalised floats."""
+        patches = self.conv_proj(x)
+        rows, columns = patches.shape[-2:]
+        tokens = torch.cat((self.class_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
+        tokens = tokens + self._positions(rows, columns)
+        encoded: Tensor = self.encoder.ln(self.encoder.layers(self.encoder.dropout(tokens)))
+        return encoded[:, 0]
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        positions: Tensor = self.encoder.pos_embedding
+        side = self.image_size // self.patch_size
+        if (rows, columns) == (side, side):
+            return positions
+        grid = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        resized = nn.functional.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat((positions[:, :1], resized.flatten(2).transpose(1, 2)), dim=1)

@@ -1,7 +1,7 @@
-"""Batch normalisation whose statistics span all ranks; `distributed` says who they are.
+"""Batch normalisation whose statistics span all ranks of `wcl_core.distributed`.
 
-On GPUs it is torch's own SyncBatchNorm, which has kernels for it.  That one refuses the CPU, so there it is written
-out; both give the numbers of one process that normalises the whole batch.
+On GPUs this is torch's own SyncBatchNorm.  That class refuses CPUs, so this module implements it for them.  Both give
+the numbers of one process that normalises the whole global batch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def sync_batch_norm(model: M, ranks: Ranks, device: torch.device) -> M:
-    """The model with every batch norm made one over all ranks: same names, weights and buffers; unchanged for one rank.
+    """Return the model with every batch norm synchronised over all ranks; names, weights and buffers stay the same.
+
+    With one rank the model is unchanged.
 
     Args:
         model: changed in place.
-        ranks: who takes part; local batches are equal.
-        device: where it will run.
+        ranks: the ranks; their local batches have equal sizes.
+        device: the device that the model will run on.
     """
     if ranks.size == 1:
         return model
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, since no model here is itself a batch norm
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, because no model here is itself a batch norm
         return model
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -38,11 +40,11 @@ def sync_batch_norm(model: M, ranks: Ranks, device: torch.device) -> M:
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """Batch norm over all ranks for CPUs; in eval mode it is the ordinary one and communicates nothing.
+    """Batch norm over all ranks, for CPUs; in eval mode it is the ordinary one, without communication.
 
     Args:
-        num_features: channels.
-        ranks: who takes part.
+        num_features: number of channels.
+        ranks: the ranks.
     """
 
     def __init__(self, num_features: int, ranks: Ranks, **options: Any) -> None:
@@ -51,20 +53,20 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     @classmethod
     def like(cls, other: _BatchNorm, ranks: Ranks) -> CpuSyncBatchNorm:
-        """The same layer with the same parameters and buffers."""
+        """Return a synchronised layer that shares the other's parameters and buffers."""
         assert other.affine
         assert other.track_running_stats
         assert other.momentum is not None
-        made = cls(other.num_features, ranks, eps=other.eps, momentum=other.momentum)
-        made._parameters, made._buffers, made.training = other._parameters, other._buffers, other.training
-        return made
+        layer = cls(other.num_features, ranks, eps=other.eps, momentum=other.momentum)
+        layer._parameters, layer._buffers, layer.training = other._parameters, other._buffers, other.training
+        return layer
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (N, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) normalised per channel over all ranks' samples; the running statistics are updated alike."""
+        """Return (N, C, ...) normalised per channel over the samples of all ranks; update the running statistics."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -83,10 +85,10 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias with moments over all ranks.
+    """(x - mean) / sqrt(var + eps) * weight + bias, with moments over all ranks.
 
-    Forward one all-reduce of 2 C moments; backward one of sum dy and sum dy xhat.  Gradients of weight and bias stay
-    this rank's own part, since all parameters' gradients are summed over ranks later.
+    The forward pass has one all-reduce of 2 C moments, the backward pass one of sum dy and sum dy xhat.  Gradients of
+    weight and bias stay this rank's own part, because all parameters' gradients are summed over ranks later.
     """
 
     @staticmethod
@@ -96,8 +98,8 @@ class _Normalise(torch.autograd.Function):
         over = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = num_ranks * (x.numel() // x.shape[1])
-        # Parts are equal, so moments are plain means of the parts'. In float64: the square of a mean that is large
-        # beside the deviation would swallow it otherwise.
+        # The parts have equal sizes, so the moments are plain means of the parts' moments. They are float64, because
+        # in float32 the square of a mean that is much larger than the deviation would round the deviation away.
         variance, mean = (moment.double() for moment in torch.var_mean(x, dim=over, correction=0))
         moments = global_sum(torch.stack((mean, variance + mean.square()))) / num_ranks
         mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)

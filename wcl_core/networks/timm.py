@@ -1,7 +1,7 @@
-"""The networks of timm as backbones: `{"name": "timm", "variant": "<timm's name>"}`, where timm is installed.
+"""The networks of timm as backbones, if timm is installed: `{"name": "timm", "variant": "<timm's name>"}`.
 
-A plugin like any other, and an example of one: `pip install 'wcl-service[timm]'` makes its entry point count.
-Initialisation is timm's; no pretrained weights are ever fetched.
+This is an ordinary plugin and an example of one; `pip install 'wcl-service[timm]'` enables its entry point.
+Initialisation is timm's.  Pretrained weights are never downloaded.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from wcl_core.config import BackboneConfig
-from wcl_core.networks.feature_network import FeatureNetwork
+from wcl_core.networks.backbones import FeatureNetwork
 from wcl_core.plugins import PluginError
 
 
 class TimmBackbone(FeatureNetwork):
-    """One of timm's networks up to its pooled features; parameter names are timm's below `network`.
+    """A network of timm up to its pooled features; its parameters have timm's names below `network`.
 
     Attributes:
-        feature_dim: number of pooled features, D.
+        feature_dim: number of pooled features.
     """
 
     def __init__(self, network: Any) -> None:
@@ -28,27 +28,27 @@ class TimmBackbone(FeatureNetwork):
         self.feature_dim = int(network.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised floats to (N, feature_dim)."""
+        """Return pooled features, (N, feature_dim), for (N, 3, H, W) normalised floats."""
         features: Tensor = self.network(images)
         return features
 
 
 def build(config: BackboneConfig, image_size: int) -> TimmBackbone:
-    """The network that `config.variant` names.
+    """Return the network that `config.variant` names.
 
     Raises:
-        PluginError: timm has no such network, or it cannot be made for images of this size.
+        PluginError: when timm has no such network, or cannot build it for images of this size.
     """
     import timm
 
     if config.variant is None:
-        raise PluginError("backbone.variant: name one of timm's networks")
+        raise PluginError("backbone.variant is missing; set it to the name of a network of timm")
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     try:
         try:
             network = timm.create_model(config.variant, img_size=image_size, **options)
-        except TypeError:  # convolutional networks take any size and no such argument
+        except TypeError:  # convolutional networks take any size and have no argument for it
             network = timm.create_model(config.variant, **options)
-    except Exception as error:  # timm raises what its many networks raise
+    except Exception as error:  # each of timm's networks raises errors of its own
         raise PluginError(f"backbone.variant {config.variant}: {error}") from error
     return TimmBackbone(network)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec
-from wcl_core.methods.base import Batch, Loss
-from wcl_core.methods.builtin import build_method
+from wcl_core.methods.base import Batch, Loss, Method
 from wcl_core.methods.views import Embedded, Views
 from wcl_core.networks.model import Model
 from wcl_core.training.gradient_cache import GradientCache
@@ -28,21 +27,28 @@ class Learner:
     """The network under training and all that its loss needs from step to step.
 
     Args:
-        config: the run.
-        build: makes the freshly initialised network on its device; called again for the momentum encoder's twin.
+        config: the spec of the run.
+        method: the method of the run; its heads are the model's.
+        build: returns the freshly initialised model on its device; called a second time for the momentum encoder.
         is_bfloat16: whether networks run under bfloat16 autocast.
         gather: from this rank's rows of some tensors to the global batch's, with gradient; alone they are the same.
     """
 
     def __init__(
-        self, config: PretrainSpec, build: Callable[[], Model], *, is_bfloat16: bool, gather: Gather | None = None
+        self,
+        config: PretrainSpec,
+        method: Method,
+        build: Callable[[], Model],
+        *,
+        is_bfloat16: bool,
+        gather: Gather | None = None,
     ) -> None:
         self.model = build()
         self._config, self._is_bfloat16, self._gather = config, is_bfloat16, gather
         self._momentum: MomentumEncoder | None = None
         if config.momentum_decay is not None:
             self._momentum = MomentumEncoder(build(), config.momentum_decay)
-        self._method = build_method(config)
+        self._method = method
         self._method.prepare(next(self.model.parameters()).device)
         self._newest: tuple[Embedded, Batch] | None = None
 

@@ -1,4 +1,20 @@
-"""LARS as the released code runs it, and the parameter groups it needs; learning rates come from `schedule`."""
+"""The optimisers: LARS as the released code runs it, the parameter groups, and the state that a checkpoint keeps.
+
+    optimizer/<parameter>/momentum                      LARS and SGD
+    optimizer/<parameter>/{step,exp_avg,exp_avg_sq}     AdamW
+
+Learning rates come from `schedule`.  One step of LARS on a quadratic, whose gradient at weight p is p:
+
+    >>> weight = nn.Parameter(torch.full((2, 2), 4.0))
+    >>> optimizer = LARS([weight], lr=100.0, weight_decay=0.0, trust_coefficient=1e-3)
+    >>> (weight.square().sum() / 2).backward()
+    >>> optimizer.step()  # each weight moves by lr * trust_coefficient * |p| / |g| * g = 0.1 * 4
+    >>> weight.data
+    tensor([[3.6000, 3.6000],
+            [3.6000, 3.6000]])
+
+The marks [C] and [D] are explained in `wcl_core.methods`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +25,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wcl_core.config import PretrainSpec, is_transformer
+
 
 def param_groups(
     model: nn.Module, weight_decay: float, exclusion: Literal["one-dimensional", "official-names"] = "one-dimensional"
 ) -> list[dict[str, Any]]:
-    """Two groups: what is decayed and scaled, and what is neither.
+    """Return two groups: parameters with weight decay and adaptive rate, and parameters with neither.
 
-    `one-dimensional` leaves out every one-dimensional parameter [D].  `official-names` leaves out those whose name
-    contains "bn" or "bias" [C], and so leaves the gains of the shortcuts' batch norms (`downsample.1.weight`) decayed
-    and scaled.  The gains in our heads are numbered; they count as "bn", so that only the shortcuts' are left [D].
-    The `adapt` entry is read by `LARS` alone, so the groups fit `torch.optim.SGD` too.
+    The second group is, by `exclusion`,
+
+    - `one-dimensional`: every parameter of at most one dimension [D];
+    - `official-names`: every parameter whose name contains "bn" or "bias" [C].  The gains of the shortcuts' batch norms
+      (`downsample.1.weight`) then keep both.  The gains in the heads have numbers for names; they are treated like
+      "bn", so that the shortcuts' gains are the only ones [D].
+
+    Only `LARS` reads the entry `adapt`, so the groups work with `torch.optim.SGD` too.
+
+    Args:
+        model: its parameters that require a gradient are grouped.
+        weight_decay: weight decay of the first group, >= 0.
+        exclusion: which parameters are in the second group.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if exclusion == "official-names":
@@ -34,17 +61,19 @@ def param_groups(
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888), momentum after the scaling. [C]
+    """Layer-wise adaptive rate scaling, with momentum after the scaling. [C]
+
+    You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888
 
         g <- g + wd p
         g <- g trust |p| / (|g| + eps)     when adapt, |p| > 0 and |g| > 0
         v <- momentum v + g                first v = g
         p <- p - lr v
 
-    The state of a parameter is the one slot `momentum`, v.  No value is read back to the host.
+    The state of a parameter is one slot, `momentum`, which holds v.  No value is read back to the host.
 
     Args:
-        params: parameters or groups; a group may set any option and `adapt` (default True), see `param_groups`.
+        params: parameters or groups; a group may set any option, and `adapt` (default True); see `param_groups`.
         lr: learning rate, >= 0.
         momentum: in [0, 1).
         weight_decay: wd, >= 0.
@@ -81,7 +110,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure."""
+        """Update every parameter that has a gradient; return the closure's loss if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -104,7 +133,7 @@ class LARS(Optimizer):
     def _velocity(self, param: Tensor, update: Tensor) -> Tensor:
         state = self.state[param]
         if "momentum" not in state:
-            # Zeros, so that the update below makes the first v exactly g.
+            # Zeros make the first v exactly g in the update below.
             state["momentum"] = torch.zeros_like(update)
         velocity: Tensor = state["momentum"]
         return velocity
@@ -115,8 +144,76 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def _scales(params: list[Tensor], updates: list[Tensor], trust_coefficient: float, eps: float) -> list[Tensor]:
-    """Trust |p| / (|g| + eps) per parameter, 1 where a norm is zero, as scalars on the device."""
+    """Return trust |p| / (|g| + eps) of each parameter, or 1 where a norm is zero, as scalars on the device."""
     param_norms = torch.stack(torch._foreach_norm(params))
     update_norms = torch.stack(torch._foreach_norm(updates))
     scale = trust_coefficient * param_norms / (update_norms + eps)
     return list(torch.where((param_norms > 0) & (update_norms > 0), scale, 1.0).unbind())
+
+
+_SLOTS: dict[type[Optimizer], tuple[str, ...]] = {
+    LARS: ("momentum",),
+    torch.optim.SGD: ("momentum",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}
+
+
+def build_optimizer(config: PretrainSpec, model: nn.Module) -> Optimizer:
+    """Return LARS [C], SGD or AdamW [D] as the spec says, with a learning rate of 0 until one is set.
+
+    AdamW (Loshchilov & Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101) decouples the decay from the gradient:
+    p <- p - lr wd p.  On CUDA it runs fused, which keeps the step counter on the device, so that neither a step nor a
+    checkpoint waits for the host.
+    """
+    options = config.optimizer
+    groups = param_groups(model, options.weight_decay, options.lars_exclusion)
+    if options.name == "lars":
+        return LARS(
+            groups,
+            lr=0.0,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            trust_coefficient=options.trust_coefficient,
+        )
+    if options.name == "adamw":
+        is_cuda = next(model.parameters()).is_cuda
+        return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, fused=True if is_cuda else None)
+    return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum)
+
+
+def warning_of(config: PretrainSpec) -> str | None:
+    """Return a warning about an unusual choice of the optimiser, if there is one."""
+    if config.optimizer.name == "lars" and is_transformer(config.backbone.name):
+        name = config.backbone.name
+        return f"optimizer.name is lars, but {name} is usually trained with adamw"
+    return None
+
+
+def state_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return every slot of the optimiser's state by `<parameter>/<slot>`; none before the first step."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for slot in _SLOTS[type(optimizer)]:
+            if (tensor := optimizer.state[parameter].get(_torch_name(optimizer, slot))) is not None:
+                tensors[f"{name}/{slot}"] = tensor
+    return tensors
+
+
+def load_state(
+    optimizer: Optimizer, model: nn.Module, slots: dict[str, Tensor], memory_format: torch.memory_format
+) -> None:
+    """Restore the state that `state_of` returned; slots of convolution kernels get the kernels' memory format."""
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    for name, parameter in model.named_parameters():
+        for slot in _SLOTS[type(optimizer)]:
+            if (tensor := slots.get(f"{name}/{slot}")) is None:
+                continue
+            # Only the fused form takes a step counter on a GPU; the plain one would read it back at each step.
+            placed = tensor.clone() if slot == "step" and not is_fused else tensor.to(parameter.device)
+            if parameter.ndim == 4 and slot != "step":
+                placed = placed.contiguous(memory_format=memory_format)
+            optimizer.state[parameter][_torch_name(optimizer, slot)] = placed
+
+
+def _torch_name(optimizer: Optimizer, slot: str) -> str:
+    return "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else slot

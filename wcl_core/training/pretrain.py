@@ -22,6 +22,7 @@ from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.features import network_features
 from wcl_core.evaluation.knn import knn_top1
+from wcl_core.methods import build_method
 from wcl_core.methods.base import Batch, Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
@@ -37,14 +38,12 @@ from wcl_core.protocol import (
 )
 from wcl_core.reporter import NullReporter, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate
-from wcl_core.training.clock import Clock
 from wcl_core.training.collapse import CollapseError, CollapseWatch, non_finite_error
-from wcl_core.training.hardware import Hardware
 from wcl_core.training.learner import Learner
 from wcl_core.training.monitor_batch import MonitorBatch
-from wcl_core.training.optimizer import build_optimizer, warning_of
+from wcl_core.training.optim import build_optimizer, warning_of
+from wcl_core.training.run_metrics import Clock, Hardware, Window, weak_label_metrics
 from wcl_core.training.saving import Saver, environment
-from wcl_core.training.step_metrics import Window, weak_label_metrics
 from wcl_core.training.view_maker import ViewMaker
 
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
@@ -108,7 +107,8 @@ class _Run:
         torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.learner = Learner(config, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
+        self.method = build_method(config)
+        self.learner = Learner(config, self.method, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
         self.model = self.learner.model
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
         self.optimizer = build_optimizer(config, self.model)
@@ -133,7 +133,7 @@ class _Run:
         self.clock, self.hardware = Clock(self.step, config.batch_size), Hardware(self.device)
 
     def _network(self) -> Model:
-        model = sync_batch_norm(Model(self.config), self.ranks, self.device)
+        model = sync_batch_norm(Model(self.config, self.method), self.ranks, self.device)
         return model.to(self.device).to(memory_format=self._memory_format)
 
     @property

@@ -22,7 +22,7 @@ from wcl_core.protocol import CHECKPOINTS_FOLDER
 from wcl_core.reporter import Reporter
 from wcl_core.training.collapse import non_finite_error
 from wcl_core.training.learner import Learner
-from wcl_core.training.optimizer import load_state, state_of
+from wcl_core.training.optim import load_state, state_of
 
 # A run may go on with others: the number of ranks is part of its environment, and these reach no weight.
 _FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})

@@ -25,7 +25,6 @@ from wcl_core.evaluation.run import evaluate
 from wcl_core.images.augment import normalised
 from wcl_core.methods.heads import normalise
 from wcl_core.methods.weak_labels import weak_labels
-from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training.pretrain import pretrain
 
@@ -130,7 +129,7 @@ def test_a_checkpoint_is_mapped_with_its_weak_labels(tmp_path: Path) -> None:
     assert facts["labels"] == data.train.labels[index].tolist()
     assert (facts["split"], facts["split_images"], facts["dataset_digest"]) == ("train", 270, data.digest)
     saved = checkpoint.read(path)
-    model = Model(saved.spec)
+    model = small.model(saved.spec)
     model.load_state_dict(saved.part("model/"))
     model.eval()
     with torch.no_grad():

@@ -25,7 +25,6 @@ from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate, untrained_backbone
 from wcl_core.images.augment import normalised
-from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter
 
 torch.set_num_threads(1)
@@ -274,7 +273,7 @@ def test_each_protocol_is_one_result_pinned_to_its_data_and_version() -> None:
 
 def test_a_checkpoints_features_are_its_backbones(tmp_path: Path) -> None:
     data, spec = small.few_digits(), small.spec(seed=5)
-    tensors = {f"model/{name}": tensor for name, tensor in Model(spec).state_dict().items()}
+    tensors = {f"model/{name}": tensor for name, tensor in small.model(spec).state_dict().items()}
     facts = {"spec": resolve_spec(spec), "step": 1, "epoch": 0}
     path = checkpoint.write(tmp_path / "one.safetensors", tensors, facts).path
     from_file, untrained = MemoryReporter(), MemoryReporter()

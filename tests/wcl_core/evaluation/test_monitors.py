@@ -13,7 +13,6 @@ from sklearn.metrics import mutual_info_score
 from tests.wcl_core import small
 from wcl_core.evaluation import monitors
 from wcl_core.methods.heads import normalise
-from wcl_core.networks.model import Model
 from wcl_core.training.monitor_batch import MonitorBatch
 
 torch.set_num_threads(1)
@@ -86,7 +85,7 @@ def test_component_share_counts_components() -> None:
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
 def test_measuring_changes_no_state_and_is_deterministic(method: str) -> None:
     spec = small.spec(method=method)
-    model = Model(spec)
+    model = small.model(spec)
     model.backbone.eval()  # modes come back as they were, module by module
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -40,7 +40,6 @@ from wcl_core.evaluation.features import FeatureSet, network_features
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.pace import Interrupted, Pace
 from wcl_core.evaluation.run import evaluate, untrained_backbone
-from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter
 
 torch.set_num_threads(1)
@@ -348,7 +347,7 @@ def another_dataset() -> ImageData:
 
 def test_a_checkpoint_transfers_to_another_dataset_size_and_number_of_classes(tmp_path: Path) -> None:
     spec = small.spec(seed=5)
-    tensors = {f"model/{name}": tensor for name, tensor in Model(spec).state_dict().items()}
+    tensors = {f"model/{name}": tensor for name, tensor in small.model(spec).state_dict().items()}
     facts = {"spec": resolve_spec(spec), "step": 1, "epoch": 0}
     path = checkpoint.write(tmp_path / "one.safetensors", tensors, facts).path
     data, reporter = another_dataset(), MemoryReporter()

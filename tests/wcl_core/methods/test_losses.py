@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wcl_core.methods import log_sum_exp, weak_labels
-from wcl_core.methods.key_masks import ByName
+from wcl_core.methods.key_masks import ByImage
 from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
 
 torch.set_num_threads(1)
@@ -153,7 +153,7 @@ def test_names_exclude_what_a_mask_of_them_excludes(detach: bool) -> None:
     assert_matches(
         lambda a, k: (
             weak_label_loss(
-                a, labels, 0.1, keys=k, key_labels=key_labels, excluded=ByName(names, key_names), detach_keys=detach
+                a, labels, 0.1, keys=k, key_labels=key_labels, excluded=ByImage(names, key_names), detach_keys=detach
             )
             + 0 * k.sum()
         ),

@@ -19,7 +19,7 @@ from wcl_core.config import EvaluateSpec, parse_spec, resolve_spec
 from wcl_core.distributed import SINGLE
 from wcl_core.evaluation.run import evaluate
 from wcl_core.export import backbone_file
-from wcl_core.methods.builtin import build_method
+from wcl_core.methods import build_method
 from wcl_core.plugins import PluginError
 from wcl_core.reporter import MemoryReporter
 
@@ -101,7 +101,7 @@ def test_a_plugin_that_brings_no_options_is_named(site: Path, name: str, message
         small.spec(method=name)
 
 
-@pytest.mark.parametrize(("name", "message"), [("no-method", "makes no .*Method"), ("no-heads", "names of their own")])
+@pytest.mark.parametrize(("name", "message"), [("no-method", "expected a .*Method"), ("no-heads", "heads are")])
 def test_a_plugin_that_builds_no_method_is_named(site: Path, name: str, message: str) -> None:
     with pytest.raises(PluginError, match=f"plugin {name} of wcl.methods.*{message}"):
         build_method(small.spec(method=name))

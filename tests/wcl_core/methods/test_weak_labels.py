@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from wcl_core.methods import weak_labels
-from wcl_core.methods.key_masks import ByName
+from wcl_core.methods.key_masks import ByImage
 from wcl_core.methods.weak_labels import (
     NUMPY_UP_TO_ROWS,
     coarser_labels,
@@ -187,7 +187,7 @@ def test_k_neighbours_among_batch_and_queue(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weak_labels, "MAX_TILE_PAIRS", tile)
         found = k_nearest_neighbours(
-            torch.tensor(entries), k, queue=torch.tensor(queue), excluded=ByName(names, all_names)
+            torch.tensor(entries), k, queue=torch.tensor(queue), excluded=ByImage(names, all_names)
         ).tolist()
     candidates = entries + queue
     for i, row in enumerate(entries):
@@ -207,7 +207,7 @@ def test_labels_of_batch_and_queue_are_components(count: int, length: int, seed:
     u = F.normalize(torch.randn(count, 4, generator=generator), dim=1)
     queue = F.normalize(torch.randn(length, 4, generator=generator), dim=1)
     names = torch.cat((torch.arange(count), torch.randint(-1, 2 * count, (length,), generator=generator)))
-    excluded = ByName(names[:count], names)
+    excluded = ByImage(names[:count], names)
     nn = nearest_neighbours(u, queue=queue, excluded=excluded).tolist()
     labels = weak_labels.weak_labels(u, queue=queue, excluded=excluded).tolist()
     assert partition(labels) == partition(union_find(nn + list(range(count, count + length))))

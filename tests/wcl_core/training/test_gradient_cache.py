@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.wcl_core import small
 from wcl_core.config import PretrainSpec
+from wcl_core.methods import build_method
 from wcl_core.methods.base import Batch
 from wcl_core.methods.objective import INSTANCE
 from wcl_core.methods.views import Views
@@ -31,7 +32,7 @@ def without_batch_norm(module: nn.Module) -> nn.Module:
 
 def network(spec: PretrainSpec, keeps_batch_norm: bool) -> Callable[[], Model]:
     def build() -> Model:
-        model = Model(spec).double()
+        model = small.model(spec).double()
         return model if keeps_batch_norm else without_batch_norm(model)  # type: ignore[return-value]
 
     return build
@@ -48,7 +49,7 @@ def views(count: int, has_crops: bool) -> Views:
 def gradients(
     spec: PretrainSpec, keeps_batch_norm: bool, has_crops: bool
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    learner = Learner(spec, network(spec, keeps_batch_norm), is_bfloat16=False)
+    learner = Learner(spec, build_method(spec), network(spec, keeps_batch_norm), is_bfloat16=False)
     found = learner.gradients(views(spec.batch_size, has_crops), Batch(torch.arange(spec.batch_size), 5, 10))
     grads = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     return found.total.detach(), grads, {name: b.clone() for name, b in learner.model.named_buffers()}
@@ -89,12 +90,12 @@ def test_one_chunk_is_one_pass_with_batch_norm_too() -> None:
 def test_chunks_have_statistics_of_their_own() -> None:
     """The deviation: each chunk's embeddings are those of a pass over the chunk alone, in order."""
     spec = small.spec(batch_size=12, micro_batch_size=4)
-    model = Model(spec).double()
+    model = small.model(spec).double()
     whole = views(12, False)
     cache = GradientCache(model, whole, 4, "separate")
     assert int(model.backbone.get_buffer("bn1.num_batches_tracked")) == 0
     for number, chunk in enumerate(whole.chunks(4)):
-        expected = Model(spec).double()(chunk.first)[INSTANCE]
+        expected = small.model(spec).double()(chunk.first)[INSTANCE]
         torch.testing.assert_close(
             cache.embedded.first[INSTANCE].detach()[4 * number : 4 * number + 4], expected.detach()
         )

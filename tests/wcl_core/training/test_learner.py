@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from tests.wcl_core import small
+from wcl_core.methods import build_method
 from wcl_core.methods.base import Batch
 from wcl_core.methods.objective import WEAK
 from wcl_core.methods.views import Views
-from wcl_core.networks.model import Model
 from wcl_core.training.learner import Learner
 
 torch.set_num_threads(1)
@@ -20,10 +20,10 @@ def test_the_queue_holds_what_stands_for_keys() -> None:
     views = Views(*(torch.randn(8, 3, 8, 8, generator=generator) for _ in range(2)))
     for decay in (None, 0.9):
         spec = small.spec(batch_size=8, queue_size=16, momentum_decay=decay)
-        learner = Learner(spec, lambda spec=spec: Model(spec), is_bfloat16=False)
+        learner = Learner(spec, build_method(spec), lambda spec=spec: small.model(spec), is_bfloat16=False)
         with torch.no_grad():
             learner.model.backbone.conv1.weight.add_(0.3)  # the momentum network keeps the first weights
-        reference = Model(spec)
+        reference = small.model(spec)
         if decay is None:
             reference.load_state_dict(learner.model.state_dict())
         learner.gradients(views, Batch(torch.arange(8) + 40, 1, 10))

@@ -7,7 +7,6 @@ import torch
 
 from tests.wcl_core import small
 from wcl_core.methods.objective import INSTANCE
-from wcl_core.networks.model import Model
 from wcl_core.training.momentum import MomentumEncoder
 
 torch.set_num_threads(1)
@@ -15,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_every_parameter_follows(decay: float) -> None:
-    model, encoder = Model(small.spec()), MomentumEncoder(Model(small.spec()), decay)
+    model, encoder = small.model(small.spec()), MomentumEncoder(small.model(small.spec()), decay)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -32,8 +31,8 @@ def test_every_parameter_follows(decay: float) -> None:
 
 
 def test_it_normalises_by_the_batch_and_leaves_the_trained_network_alone() -> None:
-    model, encoder = Model(small.spec()), MomentumEncoder(Model(small.spec()).eval(), 0.5)
+    model, encoder = small.model(small.spec()), MomentumEncoder(small.model(small.spec()).eval(), 0.5)
     images = 3 + torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.testing.assert_close(encoder.model(images)[INSTANCE], Model(small.spec())(images)[INSTANCE])
+    torch.testing.assert_close(encoder.model(images)[INSTANCE], small.model(small.spec())(images)[INSTANCE])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -15,7 +15,6 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec
 from wcl_core.images.augment import normalised
 from wcl_core.methods.weak_labels import weak_labels
-from wcl_core.networks.model import Model
 from wcl_core.reporter import MemoryReporter, Request
 from wcl_core.training.pretrain import pretrain
 
@@ -55,7 +54,7 @@ def test_groups_are_the_weak_labels_of_the_images_that_are_shown(tmp_path: Path)
     assert facts["class_names"] == [str(digit) for digit in range(10)]
     assert [(record["epoch"], record["step"]) for record in reporter.of("groups")] == [(1, 4), (2, 8), (3, 12)]
     for record, saved in zip(reporter.of("groups"), reporter.of("checkpoint"), strict=True):
-        model = Model(spec)
+        model = small.model(spec)
         model.load_state_dict(checkpoint.read(tmp_path / saved["path"]).part("model/"))
         model.eval()
         with torch.no_grad():

@@ -18,7 +18,6 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluation.run import load_backbone, untrained_backbone
-from wcl_core.networks.model import Model
 from wcl_core.presets import presets
 from wcl_core.reporter import MemoryReporter, Outcome, Request
 from wcl_core.schedule import learning_rate
@@ -225,7 +224,7 @@ def test_queue_and_momentum_encoder_are_in_the_file(tmp_path: Path) -> None:
     model, slow = saved.part("model/"), saved.part("momentum/")
     assert model.keys() == slow.keys()
     name = "backbone.conv1.weight"
-    start = Model(small.spec()).state_dict()[name]
+    start = small.model(small.spec()).state_dict()[name]
     assert 0 < (slow[name] - start).norm() < 0.5 * (model[name] - start).norm()
 
 
@@ -385,7 +384,7 @@ def test_simclr_is_wcl_without_the_weak_head(tmp_path: Path) -> None:
 
 def test_each_part_has_a_seed_of_its_own() -> None:
     """The heads start from the same weights under another stem, and the two heads from different ones."""
-    one, other = (Model(small.spec(backbone={"width": 4, "stem": stem})) for stem in ("small", "imagenet"))
+    one, other = (small.model(small.spec(backbone={"width": 4, "stem": stem})) for stem in ("small", "imagenet"))
     weak = {name: tensor for name, tensor in one.state_dict().items() if name.startswith("weak_head")}
     assert torch.equal(one.instance_head.output.weight, other.instance_head.output.weight)
     assert torch.equal(weak["weak_head.output.weight"], other.state_dict()["weak_head.output.weight"])

@@ -12,8 +12,8 @@ import torch
 from tests.wcl_core import small
 from tests.wcl_core.small import few_digits
 from wcl_core.reporter import MemoryReporter
-from wcl_core.training.hardware import EVERY_SECONDS, Hardware
 from wcl_core.training.pretrain import pretrain
+from wcl_core.training.run_metrics import HARDWARE_SECONDS, Hardware
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def test_the_processor_is_measured_between_looks(monkeypatch: pytest.MonkeyPatch
     found = Hardware(CPU)
     clock.now, clock.used = 102.0, 10.0
     assert found.due()["system/cpu_percent"] == 150
-    clock.now = 102.0 + EVERY_SECONDS - 0.1
+    clock.now = 102.0 + HARDWARE_SECONDS - 0.1
     assert found.due() == {}
     clock.now, clock.used = 112.0, 11.0
     assert found.due()["system/cpu_percent"] == 10
@@ -70,7 +70,7 @@ def test_gpu_memory_needs_no_library_and_utilisation_is_asked_for_once_in_vain(
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
     found = Hardware(torch.device("cuda", 0))
     for _ in range(3):
-        clock.now += EVERY_SECONDS
+        clock.now += HARDWARE_SECONDS
         values = found.due()
         assert values["system/gpu_memory_mib"] == 3072
         assert "system/gpu_percent" not in values

@@ -1,0 +1,170 @@
+"""The metrics that a run reports beside its losses: means between two logs, speed, weak labels, use of the machine.
+
+Window              means of scalars over the steps since the last log
+weak_label_metrics  `weak/...` of one batch
+Clock               images per second of training
+Hardware            `system/...` of this process and its GPU
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wcl_core.methods.weak_labels import pair_precision, pair_precision_chance, view_agreement
+from wcl_core.protocol import (
+    COMPONENTS,
+    CPU_PERCENT,
+    GPU_MEMORY_MIB,
+    GPU_PERCENT,
+    PAIR_PRECISION,
+    PAIR_PRECISION_CHANCE,
+    PROCESS_MEMORY_MIB,
+    VIEW_AGREEMENT,
+)
+
+_PROGRESS_SECONDS = 1.0
+HARDWARE_SECONDS = 5.0
+_MEBIBYTE = 1 << 20
+
+
+class Window:
+    """Sums of scalars since the last log, kept on the device, so that adding a step does not wait for it."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add the (K,) scalars of one step."""
+        self._sum = values.double() if self._sum is None else self._sum + values
+        self._count += 1
+
+    def means(self) -> list[float]:
+        """Read the K means from the device and start a new window."""
+        assert self._sum is not None
+        means: list[float] = (self._sum / self._count).tolist()
+        self._sum, self._count = None, 0
+        return means
+
+
+def weak_label_metrics(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[str, float]:
+    """Return cheap measures of the quality of a batch's weak labels, by the names of their metrics.
+
+    All of them are read from the device at once.
+
+    Args:
+        y1, y2: (B,) int64 weak labels by each view.
+        classes: (B,) int64 true classes; None if the images have none.
+    """
+    values = {
+        COMPONENTS: torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
+        VIEW_AGREEMENT: view_agreement(y1, y2),
+    }
+    if classes is not None:
+        values[PAIR_PRECISION] = (pair_precision(y1, classes) + pair_precision(y2, classes)) / 2
+        values[PAIR_PRECISION_CHANCE] = pair_precision_chance(classes)
+    return dict(zip(values, torch.stack(tuple(values.values())).tolist(), strict=True))
+
+
+class Clock:
+    """Images per second of training; the time while the clock is stopped does not count.
+
+    Args:
+        step: the first step of this process.
+        batch_size: images of a step.
+    """
+
+    def __init__(self, step: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._last_progress = 0.0
+        self._window = self._overall = (time.monotonic(), step)
+
+    def is_due(self) -> bool:
+        """Return whether progress is due, which is at most once a second."""
+        now = time.monotonic()
+        if now - self._last_progress < _PROGRESS_SECONDS:
+            return False
+        self._last_progress = now
+        return True
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leave the time of the block out of all rates."""
+        stopped_at = time.monotonic()
+        yield
+        lost = time.monotonic() - stopped_at
+        self._window = (self._window[0] + lost, self._window[1])
+        self._overall = (self._overall[0] + lost, self._overall[1])
+
+    def window_images_per_second(self, step: int) -> float | None:
+        """Return the rate since the last call."""
+        since, self._window = self._window, (time.monotonic(), step)
+        return self._rate(since, step)
+
+    def images_per_second(self, step: int) -> float | None:
+        """Return the rate since the start of this process."""
+        return self._rate(self._overall, step)
+
+    def _rate(self, since: tuple[float, int], step: int) -> float | None:
+        elapsed = time.monotonic() - since[0]
+        return (step - since[1]) * self._batch_size / elapsed if step > since[1] and elapsed > 0 else None
+
+
+class Hardware:
+    """Measurements of this process and its GPU, taken every five seconds without waiting for the device.
+
+    A measurement that this machine cannot give is left out: NVML's Python library may be absent, and only Linux has
+    /proc.
+
+    Args:
+        device: the device that the run trains on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._has_nvml = device.type == "cuda"
+        self._next = 0.0
+        self._since = (time.monotonic(), time.process_time())
+
+    def due(self) -> dict[str, float]:
+        """Return measurements by the names of their metrics, at the first call and then every 5 s; otherwise none.
+
+        Returns:
+            `system/cpu_percent`: of one core, since the last measurement; `system/process_memory_mib`: resident;
+            `system/gpu_memory_mib`: reserved by torch's allocator; `system/gpu_percent`: of the time, by NVML.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return {}
+        self._next = now + HARDWARE_SECONDS
+        return self._processor(now) | self._memory() | self._gpu()
+
+    def _processor(self, now: float) -> dict[str, float]:
+        (before, used_before), used = self._since, time.process_time()
+        self._since = (now, used)
+        return {CPU_PERCENT: 100 * (used - used_before) / (now - before)} if now > before else {}
+
+    def _memory(self) -> dict[str, float]:
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return {}
+        return {PROCESS_MEMORY_MIB: pages * os.sysconf("SC_PAGE_SIZE") / _MEBIBYTE}
+
+    def _gpu(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {}
+        values = {GPU_MEMORY_MIB: torch.cuda.memory_reserved(self._device) / _MEBIBYTE}
+        if self._has_nvml:
+            try:
+                values[GPU_PERCENT] = float(torch.cuda.utilization(self._device))
+            except Exception:  # the library is absent or does not support this GPU; it has many errors for that
+                self._has_nvml = False
+        return values
