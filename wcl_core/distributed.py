@@ -1,17 +1,17 @@
-"""Several processes, the ranks, that train one model on one global batch.
+"""Ranks: several processes that train one model on one global batch.
 
     images of rank r ── model ── z, u of rank r ── gather ── z, u of the global batch ── loss
                           ▲                                                               │
                           └── sum of all ranks' gradients ◄── rows of rank r ◄────────────┘
 
-Every rank computes the loss of the whole global batch from the gathered embeddings [D].  Its gradient by the rank's own
-rows is then a slice of what the rank already has, so the gather communicates nothing backward, every loss option works
-unchanged, and the parameters' gradient is the plain sum over ranks: the single-process gradient at any number of ranks.
-(The mean over ranks of losses over own anchors, with a gather that sums backward, is the same number.)  What it costs,
-the loss computed once on each rank, is small beside the backbone.
+Every rank computes the loss of the whole global batch from the gathered embeddings. [D]  The gradient by the rank's own
+rows is then a slice of a tensor that the rank already has.  So the gather has no communication in the backward pass,
+every option of the loss works unchanged, and the sum over ranks of the parameters' gradients is the single-process
+gradient at any number of ranks.  (The mean over ranks of losses over own anchors, with a gather that sums in the
+backward pass, is the same number.)  The cost, one loss on each rank, is small beside the backbone.
 
-Each rank holds an equal, consecutive part of the global batch; `sync_batch_norm` holds the normalisation by all parts.
-Nothing here reads a value back from an accelerator.
+Each rank has an equal, consecutive part of the global batch; `networks.batch_norm` normalises over all parts.  This
+module reads no value back from an accelerator.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# While rank 0 evaluates or saves the others wait. Whoever started the ranks ends them all when one is lost.
+# Other ranks wait while rank 0 evaluates or saves. The worker or torchrun ends all ranks when one is lost.
 _TIMEOUT = timedelta(hours=6)
 
 
 class PeerLostError(RuntimeError):
-    """A rank lost another one in the middle of a step: the consequence of a failure, never its cause."""
+    """A collective failed because another rank is gone: a consequence of that rank's failure, never the cause."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process's place among those of a run.
+    """One process's place among the ranks of a run.
 
     Attributes:
-        rank: from 0; rank 0 alone reports and writes files.
+        rank: from 0; only rank 0 reports and writes files.
         size: number of ranks.
-        control: a group on the CPU for what the hosts tell each other; None where the default group is on the CPU.
+        control: a process group on the CPU for messages between hosts; None if the default group is on the CPU.
     """
 
     rank: int = 0
@@ -55,32 +55,32 @@ class Ranks:
         return self.rank == 0
 
     def own(self, count: int) -> slice:
-        """This rank's part of `count` rows; the parts are equal and consecutive."""
-        assert count % self.size == 0, "the spec makes the global batch divisible"
+        """Return this rank's part of `count` rows; the parts are equal and consecutive."""
+        assert count % self.size == 0, "the spec's validation makes the global batch divisible"
         part = count // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def agreed(self, code: int) -> int:
-        """Rank 0's code, on every rank: hosts wait for each other, no accelerator is waited for.
+        """Return rank 0's code on every rank; hosts wait for each other, but not for an accelerator.
 
-        Ranks are asked at different moments, and one that left the loop a step before the others would leave them
-        waiting in a collective; so rank 0 decides for all.
+        Ranks see a request at different moments.  If one left the loop a step before the others, they would wait for it
+        in a collective; so rank 0 decides for all.
         """
         if self.size == 1:
             return code
-        told = torch.tensor([code])
+        agreed = torch.tensor([code])
         with peers():
-            dist.broadcast(told, src=0, group=self.control)
-        return int(told)
+            dist.broadcast(agreed, src=0, group=self.control)
+        return int(agreed)
 
     def gather(self, *parts: Tensor) -> list[Tensor]:
-        """The global batch's rows of each tensor, in rank order; gradients flow to this rank's own rows.
+        """Return the rows of the global batch of each tensor, in rank order; gradients flow to this rank's rows.
 
         Args:
             parts: (B / size, D) each, of one dtype; D may differ.
 
         Returns:
-            (B, D) for each; with a single rank the tensors themselves.
+            (B, D) for each; with one rank the tensors themselves.
         """
         if self.size == 1:
             return list(parts)
@@ -88,7 +88,7 @@ class Ranks:
         return list(gathered.split([part.shape[1] for part in parts], dim=1))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks, in one flattened all-reduce; all ranks get equal bits."""
+        """Replace every gradient by its sum over ranks, in one flat all-reduce; all ranks get equal bits."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -103,7 +103,7 @@ SINGLE = Ranks()
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward each rank takes its own, since every rank computes the whole loss."""
+    """Gather the rows of all ranks; backward, each rank takes its own rows, as every rank computes the whole loss."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks) -> Tensor:
@@ -119,7 +119,7 @@ class _Gather(torch.autograd.Function):
 
 
 def device_of(ranks: Ranks) -> torch.device:
-    """One GPU for each rank where there are enough, else the CPU for all."""
+    """Return a GPU of its own for each rank if there are enough, otherwise the CPU."""
     if torch.cuda.device_count() < ranks.size:
         return torch.device("cpu")
     return torch.device("cuda", ranks.rank) if ranks.size > 1 else torch.device("cuda")
@@ -127,15 +127,15 @@ def device_of(ranks: Ranks) -> torch.device:
 
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ, rendezvous: Path | None = None) -> Iterator[Ranks]:
-    """Join the ranks that `RANK` and `WORLD_SIZE` name; without them this process is alone.
+    """Join the ranks of `RANK` and `WORLD_SIZE`; without them this process is the only rank.
 
     Args:
-        environment: where the two are, as torchrun and our worker set them.
-        rendezvous: a file that does not exist yet, known to all ranks, through which they meet. It opens no port to
-            the network; without it they meet as `MASTER_ADDR` and `MASTER_PORT` say.
+        environment: the environment variables that torchrun or the worker sets.
+        rendezvous: path of a file that does not exist yet, the same for all ranks, through which they meet without a
+            network port.  By default they meet at `MASTER_ADDR` and `MASTER_PORT`.
 
     Raises:
-        PeerLostError: when the others do not come.
+        PeerLostError: when the other ranks do not join.
     """
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -150,14 +150,14 @@ def joined(environment: Mapping[str, str] = os.environ, rendezvous: Path | None 
     with peers():
         dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=_TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-    assert not isinstance(control, int), "every rank is a member"
+    assert not isinstance(control, int), "every rank is a member of the group"
     yield Ranks(rank, size, control)
-    dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
+    dist.destroy_process_group()  # not after an error, because it may wait for ranks that are gone
 
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Whatever goes wrong in a collective is a lost peer, but for memory that ran out here."""
+    """Turn every error of a collective into `PeerLostError`, except for running out of memory here."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -167,7 +167,7 @@ def peers() -> Iterator[None]:
 
 
 def global_sum(values: Tensor) -> Tensor:
-    """The sum over ranks of a tensor that carries no gradient; the argument is overwritten."""
+    """Return the sum over ranks of a tensor without gradient; the argument is overwritten."""
     with peers():
         dist.all_reduce(values)
     return values

@@ -1,6 +1,6 @@
-"""Where products of float32 rows have to be float32: the heads' ends, similarities and losses.
+"""Full float32 precision for the ends of the heads, for similarities and for losses.
 
-Which neighbour is the nearest hangs on differences that bfloat16 and TF32 round away.
+The choice of the nearest neighbour depends on differences that bfloat16 and TF32 round away.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 
 import torch
 
-# A product's setting that leaves float32 as it is; by default nothing is set.
+# The settings of matrix products that keep float32 exact; "none" is PyTorch's default.
 _FULL = ("ieee", "none")
 
 
 @contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TF32 nor bfloat16 reaches a float32 product inside, whatever the program chose.
+    """Turn off autocast, TF32 and bfloat16 for float32 products inside the block.
 
-    PyTorch keeps that choice for the whole process and for each library of products; the choice is back at the end, and
-    in the usual case, where nobody made one, nothing is touched.  The backward pass of what runs inside is not inside.
+    PyTorch has one setting for the whole process and each library of matrix products.  The block restores it at its
+    end, and changes nothing if the program never set it.  The backward pass of the operations inside is not covered.
 
     Args:
-        device_type: whose autocast is turned off.
+        device_type: the device type whose autocast is turned off.
     """
     libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     reduced = [(library, library.fp32_precision) for library in libraries if library.fp32_precision not in _FULL]

@@ -123,9 +123,9 @@ def test_a_backbone_that_is_none_is_named(site: Path, name: str, message: str) -
 def test_a_name_that_two_distributions_bring_is_refused(site: Path) -> None:
     install(site, "wcl-other-plugin", "[wcl.backbones]\nmean-colour = wcl_other:build\n")
     plugins._entries.cache_clear()
-    with pytest.raises(PluginError, match="two distributions bring it: wcl_other:build, wcl_test_plugin:build"):
+    with pytest.raises(PluginError, match="two distributions provide it: wcl_other:build, wcl_test_plugin:build"):
         plugins.load("wcl.backbones", "mean-colour")
-    with pytest.raises(PluginError, match="it is not installed here"):
+    with pytest.raises(PluginError, match="is not installed here"):
         plugins.load("wcl.backbones", "nothing")
 
 

@@ -1,1 +1,1 @@
-"""Random views: augmentation and the parameters drawn for it."""
+"""Random views of images: the augmentation, and the parameters that are drawn for it."""

@@ -1,15 +1,18 @@
-"""Random views of a batch, on the device, with parameters of their own for every sample.
+"""Random views of a batch, computed on the device, with separate parameters for every sample.
 
     Draws ── ViewParameters ── for each chunk:  crop and flip ── jitter ── grayscale ── blur ── normalisation
 
 The operations are those of the released recipe [C]: random resized crop, colour jitter in random order, grayscale,
-Gaussian blur, horizontal flip, normalisation.  The batched form is our own [D].  What is linear in the pixels of an
-axis is one matrix for each sample: the crop with its antialiased resampling and flip, and the blur with its reflected
-edges.  Brightness, contrast and saturation are one formula with three numbers for each sample, so that an order of its
-own costs nothing.  What happens to a share of the samples is computed for those samples alone.
+Gaussian blur, horizontal flip, normalisation.  The batched form is defined by this project [D]:
 
-All randomness comes from a generator seeded by (seed, epoch, step, view), so views never depend on the device, on the
-rank or on what happened before.
+- An operation that is linear in the pixels of an axis is one matrix for each sample: the crop with its antialiased
+  resampling and flip, and the blur with its reflected edges.
+- Brightness, contrast and saturation are one formula with three numbers for each sample, so that each sample can have
+  its own order at no cost.
+- An operation for a share of the samples is computed for those samples only.
+
+All randomness comes from a generator seeded by (seed, epoch, step, view), so views do not depend on the device, the
+rank or earlier steps.  The marks are explained in `wcl_core.methods`.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ from wcl_core.images.view_parameters import Draws, ViewParameters
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _LUMA = (0.2989, 0.587, 0.114)
-_BLUR_RADIUS = 6  # three deviations of the widest blur, so that the kernel does not narrow it
+_BLUR_RADIUS = 6  # pixels: three deviations of the widest blur, so that the kernel does not cut it off
 # On a CPU a chunk of views stays in the cache from the crop to the end.
 _CPU_CHUNK_VALUES = 2**20
 
 
 def normalised(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 of ImageNet's mean and deviation."""
+    """Return (N, 3, H, W) uint8 images as float32, normalised by ImageNet's mean and deviation."""
     return _normalise(images.float().div_(255))
 
 
@@ -50,15 +53,15 @@ def random_view(
     ranks: Ranks = SINGLE,
     scale_max: float = 1.0,
 ) -> Tensor:
-    """One random view of each image.
+    """Return one random view of each image.
 
     Args:
-        images: (N, 3, H, W) uint8 on any device; under several ranks this rank's part of the global batch.
+        images: (N, 3, H, W) uint8 on any device; with several ranks, this rank's part of the global batch.
         config: probabilities and strengths.
         image_size: side of the view in pixels.
-        seed, epoch, step, view: what the random numbers are a function of; `step` counts within the run.
-        ranks: whose part `images` is; numbers are drawn for the global batch, so that a view never depends on them.
-        scale_max: largest crop as a share of the image's area; `config` has the smallest.
+        seed, epoch, step, view: the random numbers are a function of these; `step` counts within the run.
+        ranks: the ranks; numbers are drawn for the global batch, so that a view does not depend on the ranks.
+        scale_max: area of the largest crop as a share of the image, in (0, 1]; `config` has the smallest.
 
     Returns:
         (N, 3, image_size, image_size) float32, normalised.
@@ -85,7 +88,7 @@ def _write_views(images: Tensor, parameters: ViewParameters, out: Tensor) -> Non
 
 
 def _jitter_(x: Tensor, parameters: ViewParameters, hue_rows: list[Tensor]) -> None:
-    """The three linear operations in each sample's order, and its turn of the hue before, between or after them."""
+    """Apply the three linear operations in each sample's order, and its hue turn before, between or after them."""
     for place, rows in enumerate(hue_rows):
         _apply_(x, rows, _hue, parameters.hue)
         if place < len(parameters.turns) and parameters.has_turns:
@@ -95,16 +98,16 @@ def _jitter_(x: Tensor, parameters: ViewParameters, hue_rows: list[Tensor]) -> N
 def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     """Replace the given samples of x by operation(samples, their parameters)."""
     if len(rows):
-        # index_select, because x[rows] copies several times as long on a CPU.
+        # index_select, because x[rows] takes several times as long on a CPU.
         chosen = [values.index_select(0, rows) for values in parameters]
         x.index_copy_(0, rows, operation(x.index_select(0, rows), *chosen))
 
 
 def _resized_crop(images: Tensor, crop: Tensor, size: int) -> Tensor:
-    """Resample each crop bilinearly with antialiasing, mirrored where asked: uint8 or float to (N, 3, size, size).
+    """Return each crop resampled bilinearly with antialiasing, mirrored if its direction is -1: (N, 3, size, size).
 
-    As in torchvision, weights are a triangle over the source pixels, as wide as the shrinkage asks, and what lies
-    outside of the image has none.  uint8 pixels come out in [0, 1].
+    As in torchvision, the weights are a triangle over the source pixels that widens when the crop shrinks, and pixels
+    outside of the image have weight 0.  uint8 pixels become floats in [0, 1].
     """
     top, left, height, width, direction = crop
     down = _resampling(top, height, torch.ones_like(direction), images.shape[-2], size)
@@ -115,7 +118,7 @@ def _resized_crop(images: Tensor, crop: Tensor, size: int) -> Tensor:
 
 
 def _resampling(start: Tensor, length: Tensor, direction: Tensor, num_pixels: int, size: int) -> Tensor:
-    """Weights of the source pixels for each pixel of the view along one axis: (N, size, num_pixels)."""
+    """Return the weights of the source pixels for each pixel of the view along one axis: (N, size, num_pixels)."""
     steps = (torch.arange(size, device=start.device) * 2 + 1) / size - 1  # the view as [-1, 1]
     centres = (start + length / 2)[:, None] + (length / 2 * direction)[:, None] * steps
     pixels = torch.arange(num_pixels, device=start.device) + 0.5
@@ -125,13 +128,13 @@ def _resampling(start: Tensor, length: Tensor, direction: Tensor, num_pixels: in
 
 
 def _separable(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Each sample's own linear map along both axes: (N, C, H, W), (N, S, H) and (N, T, W) to (N, C, S, T)."""
+    """Apply each sample's linear maps, (N, S, H) and (N, T, W), to both axes of (N, C, H, W): (N, C, S, T)."""
     wide = torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
     return torch.matmul(down[:, None], wide)
 
 
 def _turn_(x: Tensor, of_pixel: Tensor, of_grey: Tensor, of_mean: Tensor) -> None:
-    """Brightness, contrast or saturation of each sample: weights of the pixel, its grey and the image's mean grey."""
+    """Apply brightness, contrast or saturation, given by weights of the pixel, its grey and the image's mean grey."""
     of_pixel, of_grey, of_mean = (weight[:, None, None, None] for weight in (of_pixel, of_grey, of_mean))
     grey = _grey(x)
     offset = (grey.mean(dim=(2, 3), keepdim=True) * of_mean).add(grey.mul_(of_grey))
@@ -139,17 +142,18 @@ def _turn_(x: Tensor, of_pixel: Tensor, of_grey: Tensor, of_mean: Tensor) -> Non
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(N, 3, H, W) to (N, 1, H, W)."""
+    """Return the grey values, (N, 1, H, W), of (N, 3, H, W) colours."""
     red, green, blue = x.split(1, dim=1)
     grey: Tensor = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     return grey
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` of a full circle, exact and without branches, which are slow on a CPU.
+    """Turn the hue by `shift` of a full circle, exactly and without branches, which are slow on a CPU.
 
-    With the sixths h of the circle from red on, and channels scaled to [0, 1] by lowest and highest one: green - blue
-    has h's sign on (-3, 3) and says |h| next to red, 3 - |h| opposite of it, and red itself mixes the two.
+    Let h be the hue in sixths of the circle from red, in (-3, 3), and the channels be scaled to [0, 1] by the lowest
+    and the highest one.  Then green - blue has the sign of h, and its absolute value is |h| near red and 3 - |h|
+    opposite of red; the value of red mixes the two.
     """
     red, green, blue = x.split(1, dim=1)
     low = torch.minimum(red, green).minimum(blue)
@@ -168,19 +172,19 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def _gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian filter with a sigma per sample, (N, C, S, S); edges reflected."""
+    """Apply a separable Gaussian filter with a sigma for each sample to (N, C, S, S); edges are reflected."""
     side = x.shape[-1]
     radius = max(1, min(radius, side - 1))
     positions = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.softmax(-positions.square() / (2 * sigma[:, None].square()), dim=1)
-    # Which pixel each place of the kernel meets around each pixel: (pixel met, pixel, place).
-    met = F.pad(torch.eye(side, device=x.device), (radius, radius), mode="reflect").unfold(1, 2 * radius + 1, 1)
-    matrix = (kernel @ met.permute(2, 1, 0).flatten(1)).view(-1, side, side)
+    # The source pixel under each place of the kernel around each pixel: (source pixel, pixel, place).
+    source = F.pad(torch.eye(side, device=x.device), (radius, radius), mode="reflect").unfold(1, 2 * radius + 1, 1)
+    matrix = (kernel @ source.permute(2, 1, 0).flatten(1)).view(-1, side, side)
     return _separable(x, matrix, matrix)
 
 
 def _normalise(x: Tensor) -> Tensor:
-    """To ImageNet's mean and deviation, in place."""
+    """Normalise by ImageNet's mean and deviation, in place."""
     mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
     std = x.new_tensor(STD).view(1, 3, 1, 1)
     return x.sub_(mean).div_(std)

@@ -1,4 +1,4 @@
-"""What happens to each sample of a view: random numbers and the parameters made of them; `augment` applies them."""
+"""The parameters of each sample's augmentation, drawn at random; `augment` applies them."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from wcl_core.distributed import SINGLE, Ranks
 _BLUR_SIGMA = (0.1, 2.0)
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
-# The jitter's operations by number; brightness is 0.  The first three are linear in the pixels.
+# The operations of the colour jitter by number; brightness is 0.  All but the hue are linear in the pixels.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
 
 class Draws:
-    """Per-sample random numbers, drawn on the CPU so that every device sees the same ones.
+    """Random numbers for each sample, drawn on the CPU, so that they are the same for every device.
 
-    They are drawn for the `size` samples of a global batch; the N that are this rank's come out.
+    They are drawn for the `size` samples of the global batch; the methods return those of this rank's N samples.
     """
 
     def __init__(self, size: int, generator: torch.Generator, ranks: Ranks = SINGLE) -> None:
         self._size, self._generator, self._own = size, generator, ranks.own(size)
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """(N,) float32 in [low, high)."""
+        """Return (N,) float32 in [low, high)."""
         return torch.rand(self._size, generator=self._generator)[self._own] * (high - low) + low
 
     def tries(self, count: int, low: float, high: float) -> Tensor:
-        """(count, N) float32 in [low, high)."""
+        """Return (count, N) float32 in [low, high)."""
         return torch.rand(count, self._size, generator=self._generator)[:, self._own] * (high - low) + low
 
     def chance(self, probability: float) -> Tensor:
-        """(N,) bool, each True with the probability."""
+        """Return (N,) bool, each True with the probability."""
         return torch.rand(self._size, generator=self._generator)[self._own] < probability
 
     def orders(self, length: int) -> Tensor:
-        """(N, length) int64, each row a random permutation."""
+        """Return (N, length) int64, each row a random permutation."""
         return torch.rand(self._size, length, generator=self._generator)[self._own].argsort(dim=1)
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What happens to each of N samples.
+    """The parameters of N samples.
 
     Attributes:
-        values: (16, N) float32 on the device: see the properties.
-        masks: (6, N) bool on the CPU, so that the host knows every number of samples: whether the hue is turned before
-            the first, second and third linear jitter operation and after them; is made grey; is blurred.
-        has_turns: whether any linear jitter operation is on.
+        values: (16, N) float32 on the device; the properties name its rows.
+        masks: (6, N) bool on the CPU, so that the host knows the number of samples of each operation.  Rows 0 to 3: the
+            hue is turned before the first, second or third linear operation, or after them; row 4: the sample becomes
+            grey; row 5: it is blurred.
+        has_turns: whether any linear operation of the colour jitter is on.
     """
 
     values: Tensor
@@ -61,7 +62,7 @@ class ViewParameters:
 
     @staticmethod
     def drawn(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float = 1.0) -> ViewParameters:
-        """Parameters for the views of images of height x width pixels; on the CPU."""
+        """Draw parameters for images of height x width pixels; they are on the CPU."""
         crop = _crops(config, height, width, draws, scale_max)
         strengths = (config.brightness, config.contrast, config.saturation)
         factors = torch.stack([draws.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths])
@@ -77,47 +78,47 @@ class ViewParameters:
 
     @property
     def crop(self) -> Tensor:
-        """(5, N): top, left, height and width in pixels, and -1 for a mirrored view, else 1."""
+        """(5, N): top, left, height and width of the crop in pixels, and its direction: -1 mirrored, 1 not."""
         return self.values[:5]
 
     @property
     def turns(self) -> Tensor:
-        """(3, 3, N): for each of the three turns the weights of pixel, grey and mean grey."""
+        """(3, 3, N): for each of the three linear operations, the weights of pixel, grey and mean grey."""
         return self.values[5:14].view(3, 3, -1)
 
     @property
     def hue(self) -> Tensor:
-        """(N,) turn of the hue as a share of the circle."""
+        """(N,): turn of the hue as a share of the circle."""
         return self.values[14]
 
     @property
     def sigma(self) -> Tensor:
-        """(N,) deviation of the blur, U(.1, 2) in pixels of the view. [C]"""
+        """(N,): deviation of the blur, uniform in [0.1, 2) pixels of the view. [C]"""
         return self.values[15]
 
     def to(self, device: torch.device) -> ViewParameters:
-        """Its values on the device, without waiting for it."""
+        """Return the parameters with their values on the device, without waiting for it."""
         return ViewParameters(_send(self.values, device), self.masks, self.has_turns)
 
     def part(self, rows: slice) -> ViewParameters:
-        """Those of some consecutive samples."""
+        """Return the parameters of some consecutive samples."""
         return ViewParameters(self.values[:, rows], self.masks[:, rows], self.has_turns)
 
     def rows(self) -> list[Tensor]:
-        """The indices where each mask is True, on the device, by one transfer."""
+        """Return the samples of each mask as indices on the device, in one transfer."""
         counts, index = self.masks.sum(dim=1).tolist(), self.masks.nonzero()[:, 1].contiguous()
         return list(torch.split(_send(index, self.values.device), counts))
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device, without waiting for it."""
+    """Return the values on the device, without waiting for it."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _crops(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float) -> Tensor:
-    """Crops of scale (scale_min, scale_max) and aspect 3/4-4/3, as `ViewParameters.crop`.
+    """Draw crops with an area share in (scale_min, scale_max) and an aspect ratio in (3/4, 4/3); see `crop`.
 
-    Sides are torchvision's but for its rounding to whole pixels. [D]
+    Unlike in torchvision, sides are not rounded to whole pixels. [D]
     """
     crop_h, crop_w = _crop_sides(config.scale_min, height, width, draws, scale_max)
     top, left = (draws.uniform(0, 1) * room for room in (height - crop_h, width - crop_w))
@@ -126,7 +127,7 @@ def _crops(config: AugmentConfig, height: int, width: int, draws: Draws, scale_m
 
 
 def _crop_sides(scale_min: float, height: int, width: int, draws: Draws, scale_max: float = 1.0) -> Tensor:
-    """Height and width of each crop, (2, N): of ten draws the first that fits into the image, else all of it."""
+    """Return height and width of each crop, (2, N): the first of ten draws that fits, otherwise the whole image."""
     area = draws.tries(_CROP_TRIES, scale_min, scale_max) * (height * width)
     aspect = draws.tries(_CROP_TRIES, math.log(_ASPECT[0]), math.log(_ASPECT[1])).exp()
     sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt())).clamp_min(1)
@@ -138,11 +139,11 @@ def _crop_sides(scale_min: float, height: int, width: int, draws: Draws, scale_m
 
 
 def _turns(factors: Tensor, order: Tensor) -> Tensor:
-    """Weights of pixel, grey and mean grey at each of the three linear turns, (3, 3, N).
+    """Return the weights of pixel, grey and mean grey for each of the three linear operations, (3, 3, N).
 
     Args:
-        factors: (3, N) of brightness, contrast and saturation; 1 changes nothing.
-        order: (N, 4) order of the four jitter operations.
+        factors: (3, N) factors of brightness, contrast and saturation; 1 changes nothing.
+        order: (N, 4) order of the four operations of the colour jitter.
     """
     which = order[order != _HUE].view(-1, 3).T
     factor = factors.gather(0, which)

@@ -1,1 +1,1 @@
-"""Backbones, batch normalisation and the model that a method trains."""
+"""Networks: backbones, batch normalisation over ranks, and the model that a method trains."""

@@ -1,7 +1,7 @@
-"""When a run is no longer worth its time: the rule of collapse, and the errors that end or hold a run.
+"""The rule of collapse, and the errors that end or pause a run.
 
-StoppedError ── NonFiniteLossError    the loss or the weights are no longer finite
-             └─ CollapseError         every image has nearly the same embedding
+StoppedError ── NonFiniteLossError    the loss or the weights are not finite
+             └─ CollapseError         all images have nearly the same embedding
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import ClassVar
 from wcl_core.config import PretrainSpec
 from wcl_core.protocol import COMPONENT_SHARE, EMBEDDING_DEVIATION, EMBEDDING_RANKME, FailureReason, Outcome
 
-# Three bounds [D]. Runs on digits that learn showed at least .09, 2.0 and .21, from their first epoch on, one that
-# hardly did about .05 and 1.55; most looks at runs with an absurd rate or weight decay less than .012 and 1.25.
+# Three bounds [D]. On digits, runs that learn had at least 0.09, 2.0 and 0.21 from their first epoch on; a run that
+# hardly learnt had 0.05 and 1.55; runs with an absurd rate or weight decay had mostly less than 0.012 and 1.25.
 MIN_DEVIATION = 0.02
 MIN_RANKME = 1.2
 MIN_COMPONENT_SHARE = 0.05
@@ -21,7 +21,7 @@ CHECKS = 3
 
 
 class StoppedError(ArithmeticError):
-    """Training stopped making sense; `outcome` is what the spec wants then, `reason` why."""
+    """Training cannot usefully go on; `reason` says why, and `outcome` is the one that the spec chooses for it."""
 
     reason: ClassVar[FailureReason]
 
@@ -31,13 +31,13 @@ class StoppedError(ArithmeticError):
 
 
 class NonFiniteLossError(StoppedError):
-    """The loss or the weights are no longer finite; the last checkpoint is still good."""
+    """The loss or the weights are not finite; the last checkpoint is good."""
 
     reason = "non_finite_loss"
 
 
 def non_finite_error(spec: PretrainSpec, message: str) -> NonFiniteLossError:
-    """The error with the outcome that the spec wants."""
+    """Return the error with the outcome that the spec's `on_non_finite` chooses."""
     return NonFiniteLossError(message, "paused" if spec.on_non_finite == "pause" else "failed")
 
 
@@ -48,11 +48,16 @@ class CollapseError(StoppedError):
 
 
 class CollapseWatch:
-    """Says when the representation has collapsed: a sign of it in three checks in a row. [D]
+    """The rule of collapse: a sign of it in three checks in a row. [D]
 
-    A sign is any of: `embedding/std` below .02 (equal rows give 0, an even spread 1), `embedding/rankme` below 1.2 (one
-    direction gives 1), `weak/component_share` below .05 (healthy graphs have about 1/4).  A value that is absent or not
-    finite is no sign: losses that are not finite have a rule of their own.  The count starts anew with every attempt.
+    A sign is any of
+
+    - `embedding/std` below 0.02 (equal rows give 0, evenly spread rows 1);
+    - `embedding/rankme` below 1.2 (rows in one direction give 1);
+    - `weak/component_share` below 0.05 (healthy graphs have about 1/4).
+
+    A value that is absent or not finite is no sign; losses that are not finite have their own rule.  The count starts
+    again with every attempt.
     """
 
     def __init__(self) -> None:
@@ -60,24 +65,24 @@ class CollapseWatch:
 
     @property
     def is_new(self) -> bool:
-        """Whether the last check was the third sign in a row, and not a later one."""
+        """Whether the last check was exactly the third sign in a row."""
         return self._count == CHECKS
 
     def check(self, values: Mapping[str, float]) -> str | None:
-        """One check.
+        """Count one check.
 
         Returns:
-            What is seen, from the third sign in a row on; None before.
+            A description of the collapse, from the third sign in a row on; None before.
         """
         signs = collapse_signs(values)
         self._count = self._count + 1 if signs else 0
         if self._count < CHECKS:
             return None
-        return f"the representation has collapsed, seen in {self._count} checks in a row: {', '.join(signs)}"
+        return f"the representation has collapsed: {', '.join(signs)}, in {self._count} checks in a row"
 
 
 def collapse_signs(values: Mapping[str, float]) -> list[str]:
-    """The bounds that a set of monitors is below, each in words."""
+    """Return a phrase for each bound that the monitors are below."""
     bounds = {
         EMBEDDING_DEVIATION: MIN_DEVIATION,
         EMBEDDING_RANKME: MIN_RANKME,

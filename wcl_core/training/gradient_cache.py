@@ -1,11 +1,11 @@
-"""Two-pass gradient caching (GradCache; Gao et al., RepL4NLP 2021): large batches in the memory of small ones.
+"""Gradient caching in two passes: large batches in the memory of small ones.
 
     pass 1   chunks ── network, no graph ── embeddings of the whole batch ── graph, labels, loss ── dL/d embeddings
     pass 2   each chunk ── network ── backward with its rows of dL/d embeddings ── sums in the parameters' gradients
 
-The loss sees all embeddings at once, so neighbours, labels and denominators are those of the whole batch, and without
-batch norm the gradients are the one-pass gradients.  With batch norm each chunk is normalised by its own statistics,
-a deviation. [D]
+The method is GradCache (Gao et al., RepL4NLP 2021, https://arxiv.org/abs/2101.06983).  The loss sees all embeddings at
+once, so neighbours, labels and denominators are those of the whole batch.  Without batch norm the gradients equal those
+of one pass.  With batch norm they differ, because each chunk is normalised by its own statistics. [D]
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from wcl_core.networks.model import Model
 
 
 class GradientCache:
-    """The embeddings of a batch made chunk by chunk, and the way back through them.
+    """The embeddings of a batch, computed chunk by chunk, and the backward pass through them.
 
     Args:
         model: the network under training.
         views: all views of this rank's part of the batch.
-        chunk_size: images of a chunk; it divides the part.
+        chunk_size: number of images of a chunk; it divides the number of images.
         batch_norm_views: `separate` or `joint`, within a chunk.
         is_bfloat16: whether both passes run under bfloat16 autocast.
 
     Attributes:
-        embedded: leaves of the graph of the loss; `backward` reads their gradients.
+        embedded: leaves of the loss's graph; `backward` reads their gradients.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class GradientCache:
         self.embedded = Embedded.joined(parts).map(lambda x: x.requires_grad_())
 
     def backward(self) -> None:
-        """Add to the parameters' gradients, after the loss has been taken back to `embedded`."""
+        """Add to the parameters' gradients; called after the backward pass of the loss to `embedded`."""
         size = len(self._chunks[0].first)
         for number, chunk in enumerate(self._chunks):
             rows = slice(number * size, (number + 1) * size)
@@ -62,7 +62,7 @@ def _gradient(part: Tensor) -> Tensor:
 
 @contextmanager
 def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Running statistics are updated by the second pass alone."""
+    """Restore the buffers at the end, so that only the second pass updates running statistics."""
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     yield

@@ -1,9 +1,9 @@
-"""What learns in a run beside the optimiser: the network, its momentum encoder and what its method keeps.
+"""The learner: the network, its momentum encoder and the state of its method; the optimiser is apart.
 
     views ── network [in chunks, twice] ── embeddings ── gather ── the method's loss ── gradients
           └─ momentum network ──────────── keys ─────── gather ──┘
 
-The loop in `pretrain` asks for the gradients of a batch, steps, and lets the rest follow.
+The loop in `pretrain` calls `gradients`, then the optimiser, then `follow`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Gather = Callable[..., list[Tensor]]
 
 
 class Learner:
-    """The network under training and all that its loss needs from step to step.
+    """The network under training, and the state that its loss needs from step to step.
 
     Args:
         config: the spec of the run.
         method: the method of the run; its heads are the model's.
         build: returns the freshly initialised model on its device; called a second time for the momentum encoder.
         is_bfloat16: whether networks run under bfloat16 autocast.
-        gather: from this rank's rows of some tensors to the global batch's, with gradient; alone they are the same.
+        gather: maps this rank's rows of some tensors to the rows of the global batch, with gradient; None for one rank.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class Learner:
         self._newest: tuple[Embedded, Batch] | None = None
 
     def gradients(self, views: Views, batch: Batch) -> Loss:
-        """Add a batch's gradient to the parameters'.
+        """Add the gradient of a batch to the parameters' gradients, and return the loss.
 
         Args:
-            views: this rank's part of the batch.
-            batch: the whole of it.
+            views: this rank's part of the global batch.
+            batch: the global batch.
         """
         cache = self._cache(views)
         embedded = self._whole(self._embed(self.model, views) if cache is None else cache.embedded)
         keys = self._keys(views)
-        found = self._method.loss(embedded, batch, keys)
-        found.total.backward()
+        loss = self._method.loss(embedded, batch, keys)
+        loss.total.backward()
         if cache is not None:
             cache.backward()
         self._newest = (embedded if keys is None else keys).map(Tensor.detach), batch
-        return found
+        return loss
 
     def follow(self) -> None:
-        """After the optimiser's step: the momentum encoder and the method move on."""
+        """Update the momentum encoder and the method; called after the optimiser's step."""
         if self._momentum is not None:
             self._momentum.update(self.model)
         assert self._newest is not None
@@ -78,7 +78,7 @@ class Learner:
         self._newest = None
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by prefix: `model/`, where it is on `momentum/`, and the method's."""
+        """Return the tensors of a checkpoint, below `model/`, `momentum/` (if it is on) and the method's prefix."""
         parts = {"model": dict(self.model.state_dict())}
         if self._momentum is not None:
             parts["momentum"] = self._momentum.state()
@@ -86,7 +86,7 @@ class Learner:
         return named | self._method.state()
 
     def load(self, part: Callable[[str], dict[str, Tensor]]) -> None:
-        """Continue from a checkpoint, whose tensors below a prefix `part` gives."""
+        """Restore the state from a checkpoint; `part` returns its tensors below a prefix."""
         self.model.load_state_dict(part("model/"))
         if self._momentum is not None:
             self._momentum.load(part("momentum/"))

@@ -1,9 +1,9 @@
-"""The training loop: evaluate, save, step, log; top to bottom.
+"""The training loop, top to bottom: evaluate, save, step, log.
 
-Data order and augmentation are functions of (seed, epoch, step), and nothing draws from torch's global generator, so
-the whole state of a run is the learner's (the model and, if on, its momentum encoder and queue), the optimiser's
-momentum and the step.  On equal device, build and thread count
-an interrupted run therefore ends with the same bytes as an uninterrupted one.
+Data order and augmentation are functions of (seed, epoch, step), and the loop never draws from torch's global
+generator.  So the state of a run is the learner's state (model, momentum encoder, queue), the optimiser's state and the
+step.  On an equal device, build and thread count, an interrupted run therefore ends with the same bytes as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -63,23 +63,24 @@ def pretrain(
     """Train a backbone without labels.
 
     Args:
-        config: the run; trusted, since it was validated when it was made.
-        reporter: told what happens; asked after every step whether to stop. Of several ranks only the first one's is.
-        dataset: both splits at `config.data.image_size`; labels are read by monitors only.
+        config: the spec of the run, which is already validated.
+        reporter: receives the records, and returns the request to stop, if there is one, after every step.  Only the
+            first rank's reporter is used.
+        dataset: both splits at `config.data.image_size`; only monitors read the labels.
         output_dir: checkpoints go to `output_dir/checkpoints/step-<n>.safetensors`.
         resume: a checkpoint of a run with the same spec.
-        ranks: this process's place among those that train together; all call this with equal arguments.
+        ranks: this process's place among the ranks; all ranks call this function with equal arguments.
 
     Returns:
-        `succeeded`, or what was asked for; then a checkpoint of the last step was written first, unless no step was
-        taken.  What is asked for during the last step comes too late: the run has succeeded.
+        `succeeded`, or the outcome of a request, after writing a checkpoint of the last step unless no step was taken.
+        A request during the last step comes too late, and the run has succeeded.
 
     Raises:
-        DataError: when the train split holds less than one batch.
+        DataError: when the train split has fewer images than one batch.
         checkpoint.CheckpointError: when `resume` is missing, damaged or of another spec.
-        NonFiniteLossError: when the loss or the weights stop being finite.
+        NonFiniteLossError: when the loss or the weights are not finite.
         CollapseError: when the representation collapses and `on_collapse` is not `warn`.
-        PeerLostError: when another rank is gone.
+        PeerLostError: when another rank is lost.
     """
     return _Run(config, reporter if ranks.is_first else NullReporter(), dataset, output_dir, resume, ranks).run()
 
@@ -98,13 +99,14 @@ class _Run:
         split = dataset.pretraining
         if config.batch_size > len(split):
             raise DataError(
-                f"batch_size = {config.batch_size}, but the train split of {dataset.name} holds {len(split)}"
+                f"batch_size is {config.batch_size}, but the train split of {dataset.name} has {len(split)} images. "
+                f"Use at most {len(split)}."
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset = config, reporter, dataset
         self.output_dir, self.ranks, self.device = output_dir, ranks, device_of(ranks)
-        torch.backends.cudnn.deterministic = True  # exact resume; convolution gradients may use atomics otherwise
+        torch.backends.cudnn.deterministic = True  # for exact resume: convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.method = build_method(config)
@@ -144,7 +146,8 @@ class _Run:
         try:
             outcome = self._run()
         except Exception:
-            # What is being written is of an earlier step: it is good and is registered, or its own failure came first.
+            # The checkpoint that is being written is of an earlier step, so it is good and is registered; if writing it
+            # failed, its own error comes first.
             self.saver.register()
             raise
         finally:
@@ -172,7 +175,7 @@ class _Run:
                 self._train_step(index, epoch)
                 is_epoch_end = self.step % self.steps_per_epoch == 0
                 if is_epoch_end:
-                    # Before a request is met: a run that resumes here begins with the next epoch's first step.
+                    # Before a request is handled, because a run that resumes here starts with the next epoch.
                     self._evaluate(epoch + 1)
                     self._monitor(epoch + 1)
                 request = self._request()
@@ -183,7 +186,7 @@ class _Run:
                 if request and self.step < self.total_steps:
                     self.saver.register()
                     return OUTCOME_OF[request]
-        self._save()  # a run that resumed from its last step leaves its result in this folder too
+        self._save()  # also if the run resumed from its last step, so that its result is in this folder
         self.saver.register()
         self._progress("train")
         return "succeeded"
@@ -202,17 +205,17 @@ class _Run:
         index = index.to(self.device)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        found = self.learner.gradients(views, Batch(index, self.step, self.total_steps))
+        loss = self.learner.gradients(views, Batch(index, self.step, self.total_steps))
         self.ranks.sum_gradients(self.model.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.learner.follow()
         self.step += 1
-        self.latest.pop(KNN_TOP1, None)  # it belongs to the step where it was measured
-        self.window.add(torch.stack((found.total.detach(), *found.terms.values())))
+        self.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
+        self.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
-            self._log(rate, found, self.labels[index])
+            self._log(rate, loss, self.labels[index])
         if self.clock.is_due():
             self._progress("train")
 
@@ -221,14 +224,14 @@ class _Run:
         precision = self.config.precision
         return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
 
-    def _log(self, rate: float, found: Loss, classes: Tensor) -> None:
-        """Read the window's means from the device, once; all ranks have the same, since each has the whole batch."""
+    def _log(self, rate: float, loss: Loss, classes: Tensor) -> None:
+        """Report the means of the window, read from the device once; they are equal on all ranks."""
         total, *terms = self.window.means()
-        values = {f"{TRAIN_PREFIX}{name}": mean for name, mean in zip(found.terms, terms, strict=True)}
+        values = {f"{TRAIN_PREFIX}{name}": mean for name, mean in zip(loss.terms, terms, strict=True)}
         values |= {TRAIN_LOSS: total, LEARNING_RATE: rate}
-        if found.labels is not None:
-            known = None if self.dataset.unlabelled is not None else classes
-            values |= weak_label_metrics(*found.labels, known)
+        if loss.labels is not None:
+            has_classes = self.dataset.unlabelled is None
+            values |= weak_label_metrics(*loss.labels, classes if has_classes else None)
         if speed := self.clock.window_images_per_second(self.step):
             values[IMAGES_PER_SECOND] = speed
         values |= self.hardware.due()
@@ -238,7 +241,7 @@ class _Run:
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
 
     def _evaluate(self, epoch: int) -> None:
-        """KNN accuracy on the test split every `knn_every_epochs`, at the start and at the end."""
+        """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the start and at the end."""
         every = self.config.knn_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs) or not self.ranks.is_first:
             return
@@ -252,34 +255,34 @@ class _Run:
         self.reporter.metrics(self.step, {KNN_TOP1: self.latest[KNN_TOP1]})
 
     def _keep_monitor_batch(self) -> None:
-        """Keep the images whose weak labels are reported; at every start, since an earlier attempt may be lost."""
+        """Keep the images of the monitor batch; at every start, because an earlier attempt may have lost them."""
         if self.ranks.is_first and self.config.monitor_every_epochs and self.model.labels_head is not None:
             with self.clock.stopped():
                 self.monitor_batch.keep(self.reporter, self.output_dir, self.dataset.classes)
 
     def _monitor(self, epoch: int) -> None:
-        """Measure the monitor batch every `monitor_every_epochs` epochs, and react to a collapse."""
+        """Measure the monitor batch every `monitor_every_epochs`; end or pause the run if it has collapsed."""
         every = self.config.monitor_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs):
             return
-        found = self._look_for_collapse(epoch) if self.ranks.is_first else None
-        if not self.ranks.agreed(found is not None) or self.config.on_collapse == "warn":
+        collapse = self._check_collapse(epoch) if self.ranks.is_first else None
+        if not self.ranks.agreed(collapse is not None) or self.config.on_collapse == "warn":
             return
         if self.config.on_collapse == "pause":
             self._save()
             self.saver.register()
-            raise CollapseError(found or "", "paused")
-        raise CollapseError(found or "")
+            raise CollapseError(collapse or "", "paused")
+        raise CollapseError(collapse or "")
 
-    def _look_for_collapse(self, epoch: int) -> str | None:
+    def _check_collapse(self, epoch: int) -> str | None:
         with self.clock.stopped():
             measured = self.monitor_batch.measure(self.model)
-        if measured.labels is not None:  # first: who sees the metrics finds the groups
+        if measured.labels is not None:  # before the metrics, so that a reader of the metrics finds the weak labels
             self.reporter.weak_labels(epoch=epoch, step=self.step, labels=measured.labels.tolist())
         self.reporter.metrics(self.step, measured.values)
-        if (found := self.collapse.check(measured.values)) and self.collapse.is_new:
-            self.reporter.warning("collapse", found)
-        return found
+        if (collapse := self.collapse.check(measured.values)) and self.collapse.is_new:
+            self.reporter.warning("collapse", collapse)
+        return collapse
 
     def _save(self) -> None:
         if self.step == self.saver.saved_step:

@@ -1,8 +1,8 @@
-"""The state of a run: when it is written, in the background, and how another run goes on from it.
+"""The checkpoints of a run: written in the background, reported when complete, and loaded to resume.
 
-    save ── the state is copied; training goes on ── register: the file lies whole, and is reported
+    save ── the state is copied, training goes on ── register: the file is complete and is reported
 
-How a file looks is `checkpoint`'s business.
+`wcl_core.checkpoint` defines the file format.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from wcl_core.training.collapse import non_finite_error
 from wcl_core.training.learner import Learner
 from wcl_core.training.optim import load_state, state_of
 
-# A run may go on with others: the number of ranks is part of its environment, and these reach no weight.
+# A resumed run may change these fields: they change no weight, and the number of ranks is part of the environment.
 _FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})
 
 
 def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """What exact resume depends on."""
+    """Return the facts that exact resume depends on."""
     is_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
@@ -44,17 +44,17 @@ class Saver:
     """Writes, reports and reads the checkpoints of one run.
 
     Args:
-        config: of the run.
-        learner: what learns; read and loaded.
+        config: the spec of the run.
+        learner: its state is saved and loaded.
         optimizer: its slots are part of the state.
-        dataset: whose digest is kept, so that no run goes on with other images.
-        reporter: told of every checkpoint that lies whole on the disk.
+        dataset: its digest is saved, so that no run resumes with other images.
+        reporter: receives every checkpoint whose file is complete.
         output_dir: files go to its folder `checkpoints`.
-        facts: the environment.
-        is_first: of several ranks only the first one writes.
+        facts: the `environment`.
+        is_first: whether this is the first rank, the only one that writes.
 
     Attributes:
-        saved_step: of the last state that was saved; -1 before.
+        saved_step: step of the last saved state; -1 before the first one.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Saver:
         self.saved_step = -1
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the state after `epoch` epochs is to be kept."""
+        """Return whether the spec asks for a checkpoint after `epoch` epochs."""
         keep = self._config.checkpoints
         return epoch % keep.every_epochs == 0 or epoch == self._config.epochs or (keep.first_epoch and epoch == 1)
 
     def save(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Copy the state and have it written while the training goes on."""
+        """Copy the state and start writing it in the background."""
         self.register()
         name = f"{CHECKPOINTS_FOLDER}/step-{step:08d}.safetensors"
         if self._is_first:
@@ -90,10 +90,10 @@ class Saver:
         self._unregistered = {"step": step, "epoch": epoch, "file": name, "metrics": dict(metrics)}
 
     def register(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and report it: it lies whole on the disk.
+        """Wait until the checkpoint that is being written, if any, is complete, and report it.
 
         Raises:
-            NonFiniteLossError: its weights are not finite, and there is no file.
+            NonFiniteLossError: when its weights are not finite; then no file is written.
         """
         try:
             written = self._writer.finish()
@@ -105,22 +105,22 @@ class Saver:
             self._reporter.checkpoint(**self._unregistered, sha256=written.sha256, size=written.size)
 
     def register_if_written(self) -> None:
-        """As `register`, when it would not have to wait."""
+        """Register the checkpoint if that needs no waiting."""
         if self._writer.is_done():
             self.register()
 
     def close(self) -> None:
-        """End the thread, after what it is writing."""
+        """End the thread after it has written its file."""
         self._writer.close()
 
     def load(self, path: Path, memory_format: torch.memory_format) -> int:
-        """Go on from a checkpoint; another environment is a warning.
+        """Restore the state from a checkpoint; warn if it was written in another environment.
 
         Returns:
-            Its step.
+            The step of the checkpoint.
 
         Raises:
-            CheckpointError: missing, damaged, of another spec or of other data.
+            CheckpointError: when the file is missing or damaged, or has another spec or other data.
         """
         saved = checkpoint.read(path)
         _check_same_run(path, saved, self._config, self._dataset)
@@ -129,7 +129,9 @@ class Saver:
         then, now = saved.metadata["environment"], self._facts
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
             self._reporter.warning(
-                "resume_environment_changed", "not the same bytes as uninterrupted: " + ", ".join(changed)
+                "resume_environment_changed",
+                "the result may differ from that of an uninterrupted run, because the environment changed: "
+                + ", ".join(changed),
             )
         return int(saved.metadata["step"])
 
@@ -151,6 +153,10 @@ class Saver:
 def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
     then, now = resolve_spec(saved.spec), resolve_spec(config)
     if changed := [field for field in now if then[field] != now[field] and field not in _FREE_FIELDS]:
-        raise checkpoint.CheckpointError(f"checkpoint {path.name} is of another spec: {', '.join(changed)} differ")
+        raise checkpoint.CheckpointError(
+            f"checkpoint {path.name} has another spec; these fields differ: {', '.join(changed)}"
+        )
     if saved.metadata["dataset_digest"] != dataset.digest:
-        raise checkpoint.CheckpointError(f"checkpoint {path.name} was trained on other data under the same name")
+        raise checkpoint.CheckpointError(
+            f"checkpoint {path.name} was trained on other images: the digest of dataset {dataset.name} differs"
+        )

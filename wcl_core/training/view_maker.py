@@ -1,6 +1,6 @@
-"""The views of a batch: two random ones and, where the spec has them, small crops.
+"""The views of a batch: two random views and, if the spec has them, small crops.
 
-Every view is a function of (seed, epoch, step, number), so nothing about views has to be saved.
+Every view is a function of (seed, epoch, step, number), so a checkpoint keeps no state of views.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ class ViewMaker:
     """Makes this rank's views of a step.
 
     Args:
-        config: sizes, augmentations and the seed.
-        ranks: which images of the global batch are this rank's.
-        memory_format: what the network wants.
+        config: the spec, with sizes, augmentations and the seed.
+        ranks: this rank's part of the global batch.
+        memory_format: memory format of the network.
     """
 
     def __init__(self, config: PretrainSpec, ranks: Ranks, memory_format: torch.memory_format) -> None:
         self._config, self._ranks, self._memory_format = config, ranks, memory_format
 
     def views(self, images: Tensor, epoch: int, step: int) -> Views:
-        """Two views and the small crops, which are augmented like them [D]; numbers 0, 1 and from 2 on.
+        """Return two views, numbers 0 and 1, and the small crops, numbers from 2 on, with the same augmentation [D].
 
         Args:
             images: (B, 3, H, W) uint8, this rank's part of the batch.
-            epoch: decides which set of augmentations is used.
-            step: updates done before this one.
+            epoch: the epoch from 0; the first ones use the weak augmentation.
+            step: number of updates before this one.
         """
         config, crops = self._config, self._config.multi_crop
         augmentation = config.weak_augmentation if epoch < config.weak_augmentation_epochs else config.augmentation

@@ -280,7 +280,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     run(small.spec(), tmp_path / "a", stop=(1, "drain"))
     data = small.few_digits()
     other = ImageData(data.name, data.train, data.test, data.classes, "0" * 64)
-    with pytest.raises(CheckpointError, match="other data"):
+    with pytest.raises(CheckpointError, match="other images"):
         run(small.spec(), tmp_path / "b", resume=last_file(tmp_path / "a"), dataset=other)
 
 
@@ -476,7 +476,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 
 def test_less_data_than_a_batch_names_the_field(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="batch_size = 271.*270"):
+    with pytest.raises(DataError, match="batch_size is 271.*270"):
         run(small.spec(batch_size=271), tmp_path)
 
 
