@@ -37,7 +37,7 @@ def test_rises_then_falls(total: int, share: float) -> None:
 
 @pytest.mark.parametrize(("step", "total", "warmup"), [(0, 10, 10), (-1, 10, 1), (11, 10, 1), (0, 10, -1)])
 def test_outside_the_run(step: int, total: int, warmup: int) -> None:
-    with pytest.raises(ValueError, match="; expected 0 "):
+    with pytest.raises(ValueError, match="; expected "):
         learning_rate(step, total, warmup, 1.0)
 
 
