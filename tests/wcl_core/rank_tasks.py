@@ -1,4 +1,4 @@
-"""What the ranks of a test do; each is called as task(ranks, folder, **arguments) and returns a JSON value."""
+"""Tasks for the ranks of a test; each is called as task(ranks, folder, **arguments) and returns a JSON value."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, An
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Whatever the run would compute in float32 is float64: weights, random numbers, views, statistics."""
+    """Compute in float64 everything that a run computes in float32: weights, random numbers, views, statistics."""
     default, to_float = torch.get_default_dtype(), torch.Tensor.float
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
@@ -67,11 +67,11 @@ def training(
     steps = [0]
 
     def ask(_: list[dict[str, Any]]) -> Request | None:
-        steps[0] += 1  # it is asked once before the first step
+        steps[0] += 1  # the run calls this once before the first step
         return "drain" if stop and ranks.rank == stop_rank and steps[0] > stop else None
 
     reporter = MemoryReporter(ask)
-    torch.manual_seed(ranks.rank)  # whatever the global generator holds must not matter
+    torch.manual_seed(ranks.rank)  # the state of the global generator must not matter
     outcome = pretrain(
         small.spec(**fields),
         reporter,
@@ -108,7 +108,7 @@ def batch_norm(ranks: Ranks, folder: Path, shape: list[int]) -> dict[str, Any]:
 
 
 def lose_a_rank(ranks: Ranks, folder: Path) -> str:
-    """The last rank leaves in the middle; what the others then see."""
+    """Let the last rank leave; return the error that the other ranks get."""
     from wcl_core.distributed import PeerLostError
 
     if ranks.rank == ranks.size - 1:

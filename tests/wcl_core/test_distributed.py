@@ -46,13 +46,13 @@ def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, 
     one = rank_tasks.gradient(SINGLE, tmp_path, fields)
     assert max(abs(value) for value in one["gradient"]["backbone.conv1.weight"]) > 1e-3
     for size in SIZES:
-        for found in worlds.run(size, "gradient", tmp_path / str(size), fields=fields):
-            assert found["loss"] == pytest.approx(one["loss"], rel=1e-12)
-            torch.testing.assert_close(torch.tensor(found["z"]), torch.tensor(one["z"]))  # rows in global order
+        for result in worlds.run(size, "gradient", tmp_path / str(size), fields=fields):
+            assert result["loss"] == pytest.approx(one["loss"], rel=1e-12)
+            torch.testing.assert_close(torch.tensor(result["z"]), torch.tensor(one["z"]))  # rows in global order
             for part in ("gradient", "buffers"):
-                assert found[part].keys() == one[part].keys()
+                assert result[part].keys() == one[part].keys()
                 for name, values in one[part].items():
-                    got, expected = (torch.tensor(v, dtype=torch.float64) for v in (found[part][name], values))
+                    got, expected = (torch.tensor(v, dtype=torch.float64) for v in (result[part][name], values))
                     torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9, msg=f"{size}: {part} of {name}")
 
 
@@ -60,20 +60,20 @@ def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, 
 def test_batch_norm_is_that_of_the_whole_batch(worlds: Worlds, tmp_path: Path, shape: list[int]) -> None:
     """In float32, with means of a hundred deviations; the running statistics are equal on all ranks, bit by bit."""
     one = rank_tasks.batch_norm(SINGLE, tmp_path, shape)
-    found = worlds.run(4, "batch_norm", tmp_path, shape=shape)
+    results = worlds.run(4, "batch_norm", tmp_path, shape=shape)
     for name in ("out", "x_grad", "eval"):
-        whole = torch.cat([torch.tensor(part[name]) for part in found])
+        whole = torch.cat([torch.tensor(part[name]) for part in results])
         torch.testing.assert_close(whole, torch.tensor(one[name]), rtol=1e-3, atol=1e-4)
-    for part in found:
-        assert part["buffers"] == found[0]["buffers"]
-        assert part["gradients"] == found[0]["gradients"]
+    for part in results:
+        assert part["buffers"] == results[0]["buffers"]
+        assert part["gradients"] == results[0]["gradients"]
         _assert_close(part["gradients"], one["gradients"], 1e-3)
         _assert_close(part["buffers"], one["buffers"], 1e-5)
 
 
-def _assert_close(found: Any, expected: Any, tolerance: float) -> None:
-    for got, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=tolerance, atol=tolerance)
+def _assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=tolerance, atol=tolerance)
 
 
 def test_parts_are_consecutive_and_whole() -> None:
@@ -104,8 +104,8 @@ def tensors(folder: Path, step: int) -> dict[str, Tensor]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    found = sorted((folder / "from-0" / "checkpoints").glob("*"))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    paths = sorted((folder / "from-0" / "checkpoints").glob("*"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.mark.parametrize("changes", [{"method": "wcl"}, {"method": "simclr"}, KEPT], ids=["wcl", "simclr", "kept"])
@@ -121,12 +121,12 @@ def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path
     assert expected["model/backbone.conv1.weight"].dtype == torch.float64
     for size in SIZES:
         folder = tmp_path / str(size)
-        found = worlds.run(size, "double_training", folder, fields=fields)
-        assert [part["outcome"] for part in found] == ["succeeded"] * size
-        assert all(part["records"] == [] for part in found[1:]), "only the first rank reports"
+        results = worlds.run(size, "double_training", folder, fields=fields)
+        assert [part["outcome"] for part in results] == ["succeeded"] * size
+        assert all(part["records"] == [] for part in results[1:]), "only the first rank reports"
         assert os.listdir(folder / "from-0" / "checkpoints") == os.listdir(tmp_path / "1" / "from-0" / "checkpoints")
         assert not any((folder / f"from-{rank}").exists() for rank in range(1, size)), "only the first rank writes"
-        got = small.curves(found[0]["records"])
+        got = small.curves(results[0]["records"])
         assert got.keys() == curves.keys()
         losses = {key: value for key, value in curves.items() if key[0].startswith("train/loss")}
         assert {key: got[key] for key in losses} == pytest.approx(losses, rel=1e-9)
@@ -134,14 +134,14 @@ def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path
             torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9, msg=f"{size} ranks: {name}")
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("requested_rank", [0, 1])
 def test_resume_is_exact_and_a_request_counts_on_the_first_rank_alone(
-    worlds: Worlds, tmp_path: Path, asked: int
+    worlds: Worlds, tmp_path: Path, requested_rank: int
 ) -> None:
     fields = small.fields(**RUN)
     worlds.run(2, "training", tmp_path / "whole", fields=fields)
-    first = worlds.run(2, "training", tmp_path / "a", fields=fields, stop=3, stop_rank=asked)
-    if asked == 1:
+    first = worlds.run(2, "training", tmp_path / "a", fields=fields, stop=3, stop_rank=requested_rank)
+    if requested_rank == 1:
         assert [part["outcome"] for part in first] == ["succeeded"] * 2
         return
     assert [part["outcome"] for part in first] == ["drained"] * 2
@@ -160,9 +160,9 @@ def test_going_on_with_another_number_of_ranks_is_a_warning(worlds: Worlds, tmp_
     worlds.run(2, "training", tmp_path / "a", fields=small.fields(**RUN, processes=2), stop=3)
     (saved,) = (tmp_path / "a" / "from-0" / "checkpoints").glob("*")
 
-    found = rank_tasks.training(SINGLE, tmp_path / "b", small.fields(**RUN, processes=1), resume=str(saved))
+    result = rank_tasks.training(SINGLE, tmp_path / "b", small.fields(**RUN, processes=1), resume=str(saved))
 
-    assert found["outcome"] == "succeeded"
-    (warning,) = (record for record in found["records"] if record["type"] == "warning")
+    assert result["outcome"] == "succeeded"
+    (warning,) = (record for record in result["records"] if record["type"] == "warning")
     assert warning["reason"] == "resume_environment_changed"
     assert "world_size: 2 -> 1" in warning["message"]

@@ -78,7 +78,7 @@ def test_products_of_graph_and_losses_are_float32(
     """Forward and backward, logits in float32 as in large batches; values and gradients are those without haste."""
     monkeypatch.setattr(log_sum_exp, "FLOAT32_FROM_PAIRS", 1)
     assert set(reduced) <= {"tf32", "bf16"}
-    found = []
+    results = []
     for is_hasty in (True, False):
         torch.set_float32_matmul_precision("highest")
         if is_hasty:
@@ -92,8 +92,8 @@ def test_products_of_graph_and_losses_are_float32(
         assert {dtype for dtype, _ in products.met} == {torch.float32}
         assert {setting for _, met in products.met for setting in met} <= {"ieee", "none"}
         assert not is_hasty or settings() == reduced
-        found.append((loss.detach(), u.grad, v.grad))
-    for hasty, unhurried in zip(*found, strict=True):
+        results.append((loss.detach(), u.grad, v.grad))
+    for hasty, unhurried in zip(*results, strict=True):
         assert hasty is not None
         assert torch.equal(hasty, unhurried)
 

@@ -83,17 +83,17 @@ def _instance_normaliser(
     keys: Tensor,
     temperature: float,
     decoupled: bool,
-    mates: tuple[Tensor, Tensor] | None,
+    view_labels: tuple[Tensor, Tensor] | None,
     is_exact: bool,
 ) -> Tensor:
     own = torch.arange(len(z), device=z.device)
     other = own.roll(len(z) // 2)
-    if mates is None:
+    if view_labels is None:
         index = torch.stack((own, other), dim=1) if decoupled else own[:, None]
         return tiled_log_sum_exp(z, keys, ByIndex(index), temperature, is_exact=is_exact)
     halves = []
     # The anchors of each view use the labels of the other view.
-    for anchors, kept, labels in zip(z.chunk(2), other.chunk(2), reversed(mates), strict=True):
+    for anchors, kept, labels in zip(z.chunk(2), other.chunk(2), reversed(view_labels), strict=True):
         excluded = ByImage(labels, torch.cat((labels, labels)), None if decoupled else kept)
         halves.append(tiled_log_sum_exp(anchors, keys, excluded, temperature, is_exact=is_exact))
     return torch.cat(halves)

@@ -290,7 +290,7 @@ def test_a_flip_mirrors() -> None:
     torch.testing.assert_close(view(batch, config(flip_probability=1)), batch.flip(3) / 255, rtol=0, atol=1e-5)
 
 
-def test_nothing_asked_for_changes_nothing() -> None:
+def test_an_augmentation_that_is_off_changes_nothing() -> None:
     batch = images(6)
     torch.testing.assert_close(view(batch, config()), batch / 255, rtol=0, atol=1e-5)
     torch.testing.assert_close(normalised(batch), v2.functional.normalize(batch / 255, MEAN, STD), rtol=0, atol=1e-6)

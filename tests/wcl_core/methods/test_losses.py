@@ -45,7 +45,7 @@ def naive_nt_xent(
 ) -> Tensor:
     z, size = [*z1.unbind(), *z2.unbind()], len(z1)
     k = z if keys is None else [*keys[0].unbind(), *keys[1].unbind()]
-    total = 0 * (z1.sum() + z2.sum())  # has a gradient even where no anchor has a key
+    total = 0 * (z1.sum() + z2.sum())  # has a gradient even if no anchor has a key
     for i, anchor in enumerate(z):
         p = (i + size) % (2 * size)
         allowed = [j for j in range(2 * size) if j != i and not (decoupled and j == p)]
@@ -140,8 +140,8 @@ def test_keys_of_a_momentum_encoder_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_names_exclude_what_a_mask_of_them_excludes(detach: bool) -> None:
-    """A key of the anchor's own name, of its label or not, once or several times, and empty keys."""
+def test_a_mask_by_image_hides_the_same_keys_as_a_bool_mask(detach: bool) -> None:
+    """Keys of the anchor's own image, with its label or not, once or several times, and empty keys."""
     generator = torch.Generator().manual_seed(5)
     u, keys = rows(9, 4, 0), rows(40, 4, 1)
     labels, names = torch.arange(9) % 3, torch.arange(9)
@@ -183,7 +183,7 @@ def test_swapped_loss_is_the_formula(count: int, dim: int, seed: int, kind: str,
 
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(1, 8), num_keys=st.integers(1, 12), seed=st.integers(0, 999), as_mask=st.booleans())
-def test_separate_keys_and_exclusions(count: int, num_keys: int, seed: int, as_mask: bool) -> None:
+def test_separate_keys_and_key_masks(count: int, num_keys: int, seed: int, as_mask: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     u, keys = rows(count, 4, seed), rows(num_keys, 4, seed + 1)
     labels = torch.randint(-2, 3, (count,), generator=generator)
@@ -247,7 +247,7 @@ def dense_nt_xent(z1: Tensor, z2: Tensor, keys: Tensor | None, hidden: Tensor, t
 @pytest.mark.parametrize("kind", ["random", "duplicates"])
 @pytest.mark.parametrize("options", ["decoupled", "mates", "mates, decoupled", "keys", "keys, mates"])
 def test_options_of_large_batches_keep_the_tolerance(kind: str, options: str) -> None:
-    """In float32, at the smallest temperature that has it."""
+    """In float32, at the smallest temperature that allows it."""
     size = 512
     z1, z2, k1, k2 = (rows(size, 64, seed, kind) for seed in range(4))
     y1, y2 = torch.arange(size) % 9, torch.arange(size) % 30
@@ -269,7 +269,7 @@ def test_options_of_large_batches_keep_the_tolerance(kind: str, options: str) ->
     )
 
 
-def test_float64_rows_are_exact_however_many() -> None:
+def test_float64_rows_are_exact_at_any_number() -> None:
     u = rows(1024, 128, 0).double()
     labels = weak_labels.weak_labels(u)
     expected = dense_weak(u, u, labels, 0.05)
@@ -347,6 +347,6 @@ def test_detached_keys_get_no_gradient() -> None:
         lambda u: swapped_weak_label_loss(u[:1], u[:1], 0.1),
     ],
 )
-def test_what_does_not_fit_is_refused(call: Callable[[Tensor], Tensor]) -> None:
+def test_wrong_shapes_and_temperatures_are_refused(call: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         call(rows(4, 3, 0))

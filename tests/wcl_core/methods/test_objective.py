@@ -50,7 +50,7 @@ def log_share(anchor: Tensor, keys: list[Tensor], chosen: Tensor, t: float) -> T
 
 
 def plain_labels(rows: Tensor, names: list[int], count: int) -> list[int]:
-    """Smallest member of each connected component, found by spreading it along edges until nothing changes."""
+    """Smallest member of each connected component, computed by spreading it along edges until nothing changes."""
     label = list(range(len(rows)))
     edges = []
     for i in range(count):
@@ -138,12 +138,12 @@ def both(
     keys = embedded(seed + 10, spec.method == "wcl", False) if spec.momentum_decay is not None else None
     queue = filled_queue(images, seed) if spec.queue_size else None
     weights = Weights.at(spec, step, total_steps)
-    found = objective(e, spec, weights, images, keys=keys, queue=queue)
+    result = objective(e, spec, weights, images, keys=keys, queue=queue)
     double = e.map(lambda x: x.detach().double().requires_grad_())
     double_keys = None if keys is None else keys.map(lambda x: x.double())
     expected = plain_objective(double, spec, weights, images, double_keys, queue)
-    gradients = torch.autograd.grad(found.total, e.parts())
-    return found, expected, list(gradients), list(torch.autograd.grad(expected, double.parts()))
+    gradients = torch.autograd.grad(result.total, e.parts())
+    return result, expected, list(gradients), list(torch.autograd.grad(expected, double.parts()))
 
 
 def make(**changes: Any) -> PretrainSpec:
@@ -203,8 +203,8 @@ def test_every_combination_is_its_definition(
             "restrict_to_component": restrict and is_wcl,
         },
     )
-    found, expected, gradients, expected_gradients = both(spec, seed, step)
-    torch.testing.assert_close(found.total.double(), expected, rtol=1e-5, atol=1e-7)
+    result, expected, gradients, expected_gradients = both(spec, seed, step)
+    torch.testing.assert_close(result.total.double(), expected, rtol=1e-5, atol=1e-7)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-7)
 
@@ -222,12 +222,12 @@ def test_ramps() -> None:
 
 
 def test_terms_are_reported_without_their_weights() -> None:
-    found, _, _, _ = both(make(multi_crop={"crops": V, "weight": 0.5}, loss={"weak_weight": 3.0}), 0, 9)
-    total = found.instance + 3 * found.weak + 0.5 * found.multi_crop
-    torch.testing.assert_close(found.total, total)
-    assert not any(term.requires_grad for term in (found.instance, found.weak, found.multi_crop))
-    assert found.labels is not None
-    assert [labels.shape for labels in found.labels] == [(B,), (B,)]
+    result, _, _, _ = both(make(multi_crop={"crops": V, "weight": 0.5}, loss={"weak_weight": 3.0}), 0, 9)
+    total = result.instance + 3 * result.weak + 0.5 * result.multi_crop
+    torch.testing.assert_close(result.total, total)
+    assert not any(term.requires_grad for term in (result.instance, result.weak, result.multi_crop))
+    assert result.labels is not None
+    assert [labels.shape for labels in result.labels] == [(B,), (B,)]
     simclr, _, _, _ = both(make(method="simclr"), 0, 9)
     assert simclr.labels is None
     assert simclr.weak == simclr.multi_crop == 0
@@ -241,7 +241,7 @@ def test_full_gradient_through_the_keys_of_the_batch_beside_a_queue() -> None:
     grads = []
     for detach in (True, False):
         spec = make(queue_size=Q, loss={"detach_keys": detach})
-        found = objective(e, spec, Weights.at(spec, 9, 10), images, queue=queue)
-        grads.append(torch.autograd.grad(found.total, e.first[WEAK])[0])
+        result = objective(e, spec, Weights.at(spec, 9, 10), images, queue=queue)
+        grads.append(torch.autograd.grad(result.total, e.first[WEAK])[0])
     assert not torch.allclose(grads[0], grads[1])
     assert not queue.u.requires_grad

@@ -64,16 +64,16 @@ def test_its_options_are_validated_and_resolved_without_torch(site: Path) -> Non
 
 def test_a_wrong_option_names_its_field(site: Path) -> None:
     options = {"projection_dim": 1, "off_diagonal_weight": "much", "lambda": 1}
-    found = wrong(method="barlow-twins", method_options=options)
-    assert set(found) == {f"method_options.{name}" for name in options}
-    assert "greater than or equal to 2" in found["method_options.projection_dim"]
+    errors = wrong(method="barlow-twins", method_options=options)
+    assert set(errors) == {f"method_options.{name}" for name in options}
+    assert "greater than or equal to 2" in errors["method_options.projection_dim"]
     assert set(wrong(method_options={"projection_dim": 4})) == {"method_options.projection_dim"}
 
 
 def test_an_unknown_method_lists_the_known_ones(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = wrong(method="barlow", method_options={"anything": 1})
-    assert found.keys() == {"method"}
-    assert "there is no method barlow; expected one of wcl, simclr, absent, barlow-twins, no-heads" in found["method"]
+    errors = wrong(method="barlow", method_options={"anything": 1})
+    assert errors.keys() == {"method"}
+    assert "there is no method barlow; expected one of wcl, simclr, absent, barlow-twins, no-heads" in errors["method"]
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site)])
     assert wrong(**BARLOW)["method"].endswith("there is no method barlow-twins; expected one of wcl, simclr")
 
@@ -88,21 +88,21 @@ def test_an_unknown_method_lists_the_known_ones(site: Path, monkeypatch: pytest.
     ],
 )
 def test_parts_of_a_spec_that_it_cannot_use_are_refused(site: Path, changes: dict[str, Any], field: str) -> None:
-    found = wrong(**BARLOW, **changes)
-    assert found.keys() == {field}
-    assert found[field].endswith("which barlow-twins does not have")
+    errors = wrong(**BARLOW, **changes)
+    assert errors.keys() == {field}
+    assert errors[field].endswith("which barlow-twins does not have")
 
 
 @pytest.mark.parametrize(
     ("name", "message"), [("absent", "cannot be imported.*nothing"), ("no-options", "no subclass of .*MethodOptions")]
 )
-def test_a_plugin_that_brings_no_options_is_named(site: Path, name: str, message: str) -> None:
+def test_a_plugin_without_options_is_named_in_the_error(site: Path, name: str, message: str) -> None:
     with pytest.raises(ValidationError, match=f"plugin {name} of wcl.methods.*{message}"):
         small.spec(method=name)
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-method", "expected a .*Method"), ("no-heads", "heads are")])
-def test_a_plugin_that_builds_no_method_is_named(site: Path, name: str, message: str) -> None:
+def test_a_plugin_that_builds_no_method_is_named_in_the_error(site: Path, name: str, message: str) -> None:
     with pytest.raises(PluginError, match=f"plugin {name} of wcl.methods.*{message}"):
         build_method(small.spec(method=name))
 
@@ -144,10 +144,10 @@ def test_it_is_the_same_at_any_number_of_ranks(site: Path, tmp_path: Path) -> No
     fields = small.fields(**BARLOW)
     one = rank_tasks.double_training(SINGLE, tmp_path / "one", fields)
     with ranks.worlds() as worlds:
-        found = worlds.run(2, "double_training", tmp_path / "two", fields=fields)
+        results = worlds.run(2, "double_training", tmp_path / "two", fields=fields)
     expected, got = (
         {key: value for key, value in small.curves(records).items() if key[0].startswith("train/")}
-        for records in (one["records"], found[0]["records"])
+        for records in (one["records"], results[0]["records"])
     )
     assert got == pytest.approx(expected, rel=1e-9)
 
@@ -172,6 +172,6 @@ def test_its_backbone_is_measured_and_exported_like_any_other(site: Path, tmp_pa
     assert (tmp_path / "backbone.safetensors").stat().st_size > 0
 
 
-def test_a_resolved_spec_says_the_same_again(site: Path) -> None:
+def test_a_resolved_spec_parses_to_the_same_spec(site: Path) -> None:
     spec = small.spec(**BARLOW)
     assert parse_spec("pretrain", resolve_spec(spec)) == spec

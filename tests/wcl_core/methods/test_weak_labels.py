@@ -74,29 +74,29 @@ def random_edges(order: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def one_cycle(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Through all rows, in random order."""
+    """One cycle through all rows, in random order."""
     return order.roll(1)[order.argsort()]
 
 
 def cycles(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Several, of very different lengths."""
+    """Several cycles, of very different lengths."""
     bounds = [0, *sorted({len(order) // 2, len(order) // 3, len(order) - len(order) // 7}), len(order)]
     rolled = [order[start:stop].roll(1) for start, stop in pairwise(bounds)]
     return torch.cat(rolled)[order.argsort()]
 
 
 def chain(order: Tensor, generator: torch.Generator) -> Tensor:
-    """As long as can be, into a cycle of two, as nearest neighbours make it."""
+    """The longest chain, which ends in a cycle of two, as with nearest neighbours."""
     return torch.cat((order[1:2], order[:-1]))[order.argsort()]
 
 
 def chain_to_itself(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Into a row that points to itself, as those of a queue do."""
+    """A chain that ends in a row that points to itself, as queue rows do."""
     return torch.cat((order[:1], order[:-1]))[order.argsort()]
 
 
 def tree(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Binary, deep and wide at once; its root and the root's first child are the cycle."""
+    """A binary tree, deep and wide; its root and the root's first child form the cycle."""
     rank = torch.arange(len(order))
     parent = ((rank - 1) // 2).clamp(min=0)
     parent[0] = 1
@@ -104,12 +104,12 @@ def tree(order: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def few_targets(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Many rows point at the same few, as at the first of many duplicates."""
+    """Many rows point to the same few, as with many duplicates."""
     return torch.randint(1 + len(order) // 8, order.shape, generator=generator)
 
 
 def pairs(order: Tensor, generator: torch.Generator) -> Tensor:
-    """And, where their number is odd, one row that points to itself."""
+    """Pairs and, if the number of rows is odd, one row that points to itself."""
     return order[(torch.arange(len(order)) ^ 1).clamp(max=len(order) - 1)][order.argsort()]
 
 
@@ -179,14 +179,14 @@ def test_labels_of_many_duplicates_are_those_of_scipy() -> None:
 def test_k_neighbours_among_batch_and_queue(
     entries: list[list[float]], queue: list[list[float]], k: int, tile: int, seed: int
 ) -> None:
-    """The nearest first, the lowest index among equals, never of the own name, never an empty one, itself if none."""
+    """Nearest first, lowest index among equals; never the own image or an empty row; itself if no candidate is left."""
     generator = torch.Generator().manual_seed(seed)
     names = torch.arange(len(entries))
     queue_names = torch.randint(-1, len(entries), (len(queue),), generator=generator)
     all_names = torch.cat((names, queue_names))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weak_labels, "MAX_TILE_PAIRS", tile)
-        found = k_nearest_neighbours(
+        neighbours = k_nearest_neighbours(
             torch.tensor(entries), k, queue=torch.tensor(queue), excluded=ByImage(names, all_names)
         ).tolist()
     candidates = entries + queue
@@ -197,7 +197,7 @@ def test_k_neighbours_among_batch_and_queue(
             if all_names[j] not in (-1, i)
         }
         expected = sorted(similarity, key=lambda j: (-similarity[j], j))[:k]
-        assert found[i] == expected + [i] * (k - len(expected))
+        assert neighbours[i] == expected + [i] * (k - len(expected))
 
 
 @settings(max_examples=60, deadline=None)
@@ -211,7 +211,7 @@ def test_labels_of_batch_and_queue_are_components(count: int, length: int, seed:
     nn = nearest_neighbours(u, queue=queue, excluded=excluded).tolist()
     labels = weak_labels.weak_labels(u, queue=queue, excluded=excluded).tolist()
     assert partition(labels) == partition(union_find(nn + list(range(count, count + length))))
-    for i in range(count):  # a positive that is a legal key
+    for i in range(count):  # each anchor has a visible positive
         assert any(labels[j] == labels[i] and names[j] not in (-1, i) for j in range(count + length))
 
 

@@ -1,4 +1,4 @@
-"""Backbones against torchvision's own networks, and the tiny one's shape."""
+"""Backbones against torchvision's own networks, and the shape of the tiny one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_names_shapes_and_features_are_torchvisions(name: str, dim: int) -> None
 
 
 @pytest.mark.parametrize("name", ["resnet101", "wide_resnet50_2", "wide_resnet101_2"])
-def test_large_ones_have_torchvisions_names_and_shapes(name: str) -> None:
+def test_large_networks_have_torchvisions_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         ours = build_backbone(config(name, "imagenet"), 32).state_dict()
         theirs = torchvision.models.get_model(name, weights=None).state_dict()
@@ -118,10 +118,10 @@ def test_a_transformer_takes_other_sizes_by_interpolated_positions() -> None:
         positions.zero_()
         positions[:, 0] = 5.0
         positions[:, 1:, 0] = ramp.repeat(8)
-    found = network._positions(4, 4)
-    assert found.shape == (1, 17, 384)
-    assert (found[:, 0] == 5).all()
-    grid = found[0, 1:, 0].view(4, 4)
+    positions = network._positions(4, 4)
+    assert positions.shape == (1, 17, 384)
+    assert (positions[:, 0] == 5).all()
+    grid = positions[0, 1:, 0].view(4, 4)
     assert torch.allclose(grid, grid[:1].expand(4, 4), atol=1e-6)  # columns run along the last axis
     assert torch.allclose(grid[0, 1:3], torch.tensor([2.5 / 7, 4.5 / 7]), atol=1e-2)
     flat = network._positions(2, 4)[0, 1:, 0].view(2, 4)
@@ -141,7 +141,7 @@ def test_a_transformer_takes_other_sizes_by_interpolated_positions() -> None:
         ({"backbone": {"name": "vit_small", "patch_size": 16}}, "backbone"),
     ],
 )
-def test_what_a_backbone_does_not_have_is_refused_by_field(changes: dict[str, object], field: str) -> None:
+def test_options_that_a_backbone_does_not_have_are_refused_by_field(changes: dict[str, object], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         small.spec(**changes)
     (error,) = caught.value.errors()

@@ -1,4 +1,4 @@
-"""The rule of collapse, real collapses that it sees, healthy runs that it leaves alone, and what follows."""
+"""The rule of collapse: it recognises real collapses, ignores healthy runs, and ends a run as the spec says."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SIGN = HEALTHY | {"embedding/std": 0.001}
 
 def test_three_signs_in_a_row_are_a_collapse() -> None:
     watch = CollapseWatch()
-    found = [watch.check(values) for values in (SIGN, SIGN, HEALTHY, SIGN, SIGN, SIGN, SIGN)]
-    assert [text is not None for text in found] == [False] * 5 + [True] * 2
-    assert "embedding/std = 0.001 is below 0.02" in str(found[5])
+    texts = [watch.check(values) for values in (SIGN, SIGN, HEALTHY, SIGN, SIGN, SIGN, SIGN)]
+    assert [text is not None for text in texts] == [False] * 5 + [True] * 2
+    assert "embedding/std = 0.001 is below 0.02" in str(texts[5])
 
 
 @pytest.mark.parametrize("name", list(HEALTHY))
@@ -78,27 +78,27 @@ def test_a_healthy_run_shows_no_sign(tmp_path: Path, method: str) -> None:
     assert [sign for values in looks for sign in collapse_signs(values)] == []
 
 
-@pytest.mark.parametrize(("wanted", "outcome"), [("pause", "paused"), ("fail", "failed")])
-def test_a_collapse_ends_the_run_as_the_spec_wants(tmp_path: Path, wanted: str, outcome: str) -> None:
-    spec = small.spec(**RUN, on_collapse=wanted, checkpoints={"every_epochs": 100})
+@pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])
+def test_a_collapse_ends_the_run_as_the_spec_says(tmp_path: Path, action: str, outcome: str) -> None:
+    spec = small.spec(**RUN, on_collapse=action, checkpoints={"every_epochs": 100})
     reporter = MemoryReporter()
 
     with pytest.raises(CollapseError, match="embedding/std") as caught:
         pretrain(spec, reporter, dataset=constant(), output_dir=tmp_path)
 
     assert caught.value.outcome == outcome
-    # The third look is after the third epoch, of four steps; a pause leaves its state to look at.
-    assert [record["step"] for record in reporter.of("checkpoint")] == ([12] if wanted == "pause" else [])
+    # The third check is after the third epoch, of four steps; a pause writes a checkpoint.
+    assert [record["step"] for record in reporter.of("checkpoint")] == ([12] if action == "pause" else [])
 
 
-@pytest.mark.parametrize(("wanted", "outcome"), [("pause", "paused"), ("fail", "failed")])
+@pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])
 @pytest.mark.parametrize("reason", ["collapse", "non_finite_loss"])
 def test_an_attempt_ends_with_outcome_and_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, outcome: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, outcome: str, reason: str
 ) -> None:
-    changes: dict[str, Any] = {"on_collapse": wanted}
+    changes: dict[str, Any] = {"on_collapse": action}
     if reason == "non_finite_loss":
-        changes = {"on_non_finite": wanted}
+        changes = {"on_non_finite": action}
         means = step_metrics.Window.means
         monkeypatch.setattr(step_metrics.Window, "means", lambda window: [math.nan for _ in means(window)])
     else:

@@ -50,9 +50,9 @@ def gradients(
     spec: PretrainSpec, keeps_batch_norm: bool, has_crops: bool
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     learner = Learner(spec, build_method(spec), network(spec, keeps_batch_norm), is_bfloat16=False)
-    found = learner.gradients(views(spec.batch_size, has_crops), Batch(torch.arange(spec.batch_size), 5, 10))
+    loss = learner.gradients(views(spec.batch_size, has_crops), Batch(torch.arange(spec.batch_size), 5, 10))
     grads = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
-    return found.total.detach(), grads, {name: b.clone() for name, b in learner.model.named_buffers()}
+    return loss.total.detach(), grads, {name: b.clone() for name, b in learner.model.named_buffers()}
 
 
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
@@ -68,20 +68,20 @@ def test_without_batch_norm_the_gradients_are_those_of_one_pass(method: str, bat
     }
     whole = gradients(small.spec(**changes), False, crops > 0)
     for size in (2, 4, 12):
-        found = gradients(small.spec(**changes, micro_batch_size=size), False, crops > 0)
-        torch.testing.assert_close(found[0], whole[0], rtol=1e-12, atol=0)
-        assert found[1].keys() == whole[1].keys()
+        result = gradients(small.spec(**changes, micro_batch_size=size), False, crops > 0)
+        torch.testing.assert_close(result[0], whole[0], rtol=1e-12, atol=0)
+        assert result[1].keys() == whole[1].keys()
         for name, gradient in whole[1].items():
             assert gradient.abs().max() > 0, name
-            torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+            torch.testing.assert_close(result[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_one_chunk_is_one_pass_with_batch_norm_too() -> None:
     """Gradients, and running statistics that were updated once."""
     spec = {"batch_size": 12, "multi_crop": {"crops": 2}}
     whole = gradients(small.spec(**spec), True, True)
-    found = gradients(small.spec(**spec, micro_batch_size=12), True, True)
-    for one, other in zip(whole[1:], found[1:], strict=True):
+    result = gradients(small.spec(**spec, micro_batch_size=12), True, True)
+    for one, other in zip(whole[1:], result[1:], strict=True):
         assert one.keys() == other.keys()
         for name, tensor in one.items():
             torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-12, msg=name)

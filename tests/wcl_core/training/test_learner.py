@@ -1,4 +1,4 @@
-"""What the learner keeps from step to step."""
+"""The state that the learner keeps from step to step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wcl_core.training.learner import Learner
 torch.set_num_threads(1)
 
 
-def test_the_queue_holds_what_stands_for_keys() -> None:
-    """The momentum network's embeddings where there is one, else the trained network's; never what follows the step."""
+def test_the_queue_holds_the_embeddings_that_serve_as_keys() -> None:
+    """Those of the momentum network if there is one, otherwise of the trained network; from before the step."""
     generator = torch.Generator().manual_seed(0)
     views = Views(*(torch.randn(8, 3, 8, 8, generator=generator) for _ in range(2)))
     for decay in (None, 0.9):

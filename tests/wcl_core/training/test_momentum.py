@@ -1,4 +1,4 @@
-"""The slowly moving copy of the network."""
+"""The momentum encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_parameter_follows(decay: float) -> None:
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_it_normalises_by_the_batch_and_leaves_the_trained_network_alone() -> None:
+def test_the_momentum_encoder_normalises_by_the_batch_and_does_not_change_the_trained_network() -> None:
     model, encoder = small.model(small.spec()), MomentumEncoder(small.model(small.spec()).eval(), 0.5)
     images = 3 + torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

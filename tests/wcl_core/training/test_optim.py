@@ -187,7 +187,7 @@ def test_adamw_is_its_rule_and_spares_one_dimensional_parameters() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_the_spec_decides(name: str, kind: type[torch.optim.Optimizer]) -> None:
+def test_the_spec_selects_the_optimiser(name: str, kind: type[torch.optim.Optimizer]) -> None:
     optimizer = build_optimizer(small.spec(optimizer=OPTIMIZERS[name]), small_network())
     assert type(optimizer) is kind
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
@@ -196,7 +196,7 @@ def test_the_spec_decides(name: str, kind: type[torch.optim.Optimizer]) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_slots_come_back_as_they_were(name: str) -> None:
+def test_restored_slots_continue_to_the_same_weights(name: str) -> None:
     """A twin that takes over weights and slots goes on bit for bit; one without the slots does not."""
     spec = small.spec(optimizer=OPTIMIZERS[name])
     first, twin, without = small_network(), small_network(), small_network()
@@ -237,7 +237,7 @@ def test_a_checkpoint_counts_adamws_steps(tmp_path: Path) -> None:
     assert {float(tensor) for key, tensor in slots.items() if key.endswith("/step")} == {5.0}
 
 
-def test_lars_with_a_transformer_is_warned_of() -> None:
+def test_lars_with_a_transformer_gives_a_warning() -> None:
     data, vit = {"name": "digits", "image_size": 32}, {"name": "vit_small", "patch_size": 8}
     assert "LARS" in (warning_of(small.spec(data=data, backbone=vit, optimizer={"name": "lars"})) or "")
     assert warning_of(small.spec(data=data, backbone=vit, optimizer=ADAMW)) is None

@@ -1,4 +1,4 @@
-"""The loop: exact resume wherever it is stopped, what it reports, and that it learns."""
+"""The training loop: exact resume after a stop at any step, reports, failures, and learning."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def run(
     resume: Path | None = None,
     dataset: ImageData | None = None,
 ) -> tuple[Outcome, MemoryReporter]:
-    """A run that is asked to stop right after a step; randomness and modes around it are spoilt on purpose."""
+    """Run with a request to stop after a step; the global generator and modes are changed on purpose."""
     torch.manual_seed(len(str(folder)) + (0 if resume is None else 1))
     torch.rand(7)
 
     def ask(records: list[dict[str, Any]]) -> Request | None:
-        torch.rand(3)  # a worker's other code may draw too, and must not reach the run
+        torch.rand(3)  # other code of the process may draw too, and must not change the run
         last = max((record["step"] for record in records if record["type"] == "metrics"), default=0)
         return stop[1] if stop and last >= stop[0] else None
 
@@ -114,9 +114,9 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path
         assert last_file(first).name == f"step-{step:08d}.safetensors"
         outcome, after = run(spec, second, resume=last_file(first))
         assert outcome == "succeeded"
-        found = files(first) | files(second)
-        assert found.keys() >= expected.keys()
-        assert {name: found[name] for name in expected} == expected, f"stopped after step {step}"
+        digests = files(first) | files(second)
+        assert digests.keys() >= expected.keys()
+        assert {name: digests[name] for name in expected} == expected, f"stopped after step {step}"
         assert small.curves(before.records) | small.curves(after.records) == small.curves(whole.records)
         assert not small.curves(before.records).keys() & small.curves(after.records).keys()
         assert after.of("warning") == []
@@ -138,7 +138,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bytes(tmp_path: Path) ->
 
 
 def test_a_crash_resumes_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks and nothing is saved: the steps since the checkpoint are done again."""
+    """Without a request nothing is saved, so the steps since the last checkpoint are repeated."""
     spec = small.spec()
     run(spec, tmp_path / "whole")
 
@@ -177,7 +177,7 @@ def test_monitors_and_logs_do_not_reach_the_weights(tmp_path: Path) -> None:
 
 
 def test_the_loop_draws_nothing_from_the_global_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its state is not in the file: whatever drew from it would be lost at a resume."""
+    """The checkpoint does not hold its state, so a draw from it would be lost at a resume."""
     states: list[torch.Tensor] = []
     original = pretrain_module._Run._train_step
 
@@ -200,7 +200,7 @@ def test_resuming_a_finished_run_leaves_its_result_again(tmp_path: Path) -> None
     assert len(again.of("checkpoint")) == 1
 
 
-def test_everything_that_changes_is_in_the_file(tmp_path: Path) -> None:
+def test_all_state_that_changes_is_in_the_checkpoint(tmp_path: Path) -> None:
     """Running statistics move, momentum exists for every parameter, and facts of one attempt are absent."""
     run(small.spec(), tmp_path)
     saved = checkpoint.read(last_file(tmp_path))
@@ -213,7 +213,7 @@ def test_everything_that_changes_is_in_the_file(tmp_path: Path) -> None:
     assert (saved.metadata["step"], saved.metadata["epoch"]) == (TOTAL_STEPS, EPOCHS)
 
 
-def test_queue_and_momentum_encoder_are_in_the_file(tmp_path: Path) -> None:
+def test_queue_and_momentum_encoder_are_in_the_checkpoint(tmp_path: Path) -> None:
     """The queue holds the images of the latest steps; the momentum network lags behind the trained one."""
     run(small.spec(queue_size=128, momentum_decay=0.9), tmp_path, stop=(3, "drain"))
     saved = checkpoint.read(last_file(tmp_path))
@@ -272,7 +272,7 @@ def test_crops_have_views_and_a_size_of_their_own(tmp_path: Path, monkeypatch: p
 )
 def test_a_checkpoint_of_another_spec_is_refused_by_field(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
     run(small.spec(), tmp_path / "a", stop=(1, "drain"))
-    with pytest.raises(CheckpointError, match=f"another spec: {field} differ"):
+    with pytest.raises(CheckpointError, match=f"has another spec; these fields differ: {field}"):
         run(small.spec(**changes), tmp_path / "b", resume=last_file(tmp_path / "a"))
 
 
@@ -298,14 +298,14 @@ def test_another_environment_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("ask", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
-def test_a_request_is_met_after_the_step_with_a_checkpoint(tmp_path: Path, ask: Request, outcome: str) -> None:
-    found, reporter = run(small.spec(), tmp_path, stop=(6, ask))
-    assert found == outcome
+def test_a_request_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, ask: Request, outcome: str) -> None:
+    result, reporter = run(small.spec(), tmp_path, stop=(6, ask))
+    assert result == outcome
     (*_, last) = reporter.of("checkpoint")
     assert (last["step"], last["epoch"], last["path"]) == (6, 1, "checkpoints/step-00000006.safetensors")
 
 
-def test_a_request_from_before_the_first_step_takes_none(tmp_path: Path) -> None:
+def test_a_request_before_the_first_step_ends_the_run_without_a_step(tmp_path: Path) -> None:
     outcome, reporter = run(small.spec(), tmp_path, stop=(0, "cancel"))
     assert outcome == "cancelled"
     assert {record["type"] for record in reporter.records} == {"started", "progress"}
@@ -321,18 +321,18 @@ def test_a_request_during_the_last_step_comes_too_late(tmp_path: Path) -> None:
 # --- reports -------------------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_come_when_they_should_and_are_what_the_record_says(tmp_path: Path) -> None:
+def test_checkpoints_are_written_when_due_and_match_their_records(tmp_path: Path) -> None:
     spec = small.spec(checkpoints={"every_epochs": 3, "first_epoch": True}, knn_every_epochs=2)
     _, reporter = run(spec, tmp_path)
     records = reporter.of("checkpoint")
     assert [(r["step"], r["epoch"]) for r in records] == [(4, 1), (12, 3)]
-    found = files(tmp_path)
+    digests = files(tmp_path)
     curves = small.curves(reporter.records)
     for record in records:
         path = tmp_path / record["path"]
-        assert (found[path.name], path.stat().st_size) == (record["sha256"], record["size"])
+        assert (digests[path.name], path.stat().st_size) == (record["sha256"], record["size"])
         assert record["metrics"]["train/loss"] == curves["train/loss", record["step"]]
-        # kNN of an older epoch is no metric of this checkpoint.
+        # The kNN accuracy of an earlier epoch is no metric of this checkpoint.
         assert record["metrics"].get("eval/knn_top1") == curves.get(("eval/knn_top1", record["step"]))
     assert [step for name, step in curves if name == "eval/knn_top1"] == [0, 8, 12]
 
@@ -405,7 +405,7 @@ def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) 
     assert reporter.records[0] == started
 
 
-def test_the_clock_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_counts_training_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
     clock = clock_module.Clock(step=10, batch_size=8)
@@ -468,14 +468,14 @@ def test_a_loss_that_is_not_finite_is_reported_and_raised(tmp_path: Path, monkey
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They became so in the epoch's last step, whose loss was still finite."""
+    """The weights become infinite in the last step of the epoch, whose loss is still finite."""
     monkeypatch.setattr(pretrain_module._Run, "_train_step", spoil(8, "instance_head.output.bias"))
     with pytest.raises(NonFiniteLossError, match="not finite after step 8"):
         run(small.spec(knn_every_epochs=0), tmp_path)
     assert list(files(tmp_path)) == ["step-00000004.safetensors"]
 
 
-def test_less_data_than_a_batch_names_the_field(tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch_name_the_field(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batch_size is 271.*270"):
         run(small.spec(batch_size=271), tmp_path)
 

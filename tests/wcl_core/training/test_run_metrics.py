@@ -1,4 +1,4 @@
-"""Hardware: true numbers, now and then, and never a failure for want of a library."""
+"""Hardware metrics: correct numbers at intervals, and no failure when a library is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Time:
-    """Clocks that the test turns."""
+    """Clocks that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.used = 100.0, 7.0
@@ -27,18 +27,18 @@ class Time:
         monkeypatch.setattr(time, "process_time", lambda: self.used)
 
 
-def test_the_processor_is_measured_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_is_measured_between_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Time(monkeypatch)
-    found = Hardware(CPU)
+    hardware = Hardware(CPU)
     clock.now, clock.used = 102.0, 10.0
-    assert found.due()["system/cpu_percent"] == 150
+    assert hardware.due()["system/cpu_percent"] == 150
     clock.now = 102.0 + HARDWARE_SECONDS - 0.1
-    assert found.due() == {}
+    assert hardware.due() == {}
     clock.now, clock.used = 112.0, 11.0
-    assert found.due()["system/cpu_percent"] == 10
+    assert hardware.due()["system/cpu_percent"] == 10
 
 
-def test_memory_is_what_the_process_has_resident() -> None:
+def test_memory_is_the_resident_memory_of_the_process() -> None:
     before = Hardware(CPU).due()["system/process_memory_mib"]
     held = torch.ones(64 << 18)  # 64 MiB
     after = Hardware(CPU).due()["system/process_memory_mib"]
@@ -56,38 +56,38 @@ def test_a_system_without_proc_leaves_memory_out(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml"), RuntimeError("MIG does not tell")])
-def test_gpu_memory_needs_no_library_and_utilisation_is_asked_for_once_in_vain(
+def test_gpu_memory_needs_no_library_and_a_failing_utilisation_is_tried_once(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def utilization(device: torch.device) -> int:
-        asked.append(device)
+        calls.append(device)
         raise error
 
     clock = Time(monkeypatch)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    found = Hardware(torch.device("cuda", 0))
+    hardware = Hardware(torch.device("cuda", 0))
     for _ in range(3):
         clock.now += HARDWARE_SECONDS
-        values = found.due()
+        values = hardware.due()
         assert values["system/gpu_memory_mib"] == 3072
         assert "system/gpu_percent" not in values
-    assert len(asked) == 1
+    assert len(calls) == 1
 
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
     assert Hardware(torch.device("cuda", 0)).due()["system/gpu_percent"] == 87
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_real_gpu_tells_its_memory() -> None:
+def test_a_real_gpu_reports_its_memory() -> None:
     device = torch.device("cuda")
     held = torch.ones(64 << 18, device=device)
     assert Hardware(device).due()["system/gpu_memory_mib"] >= held.nbytes >> 20
 
 
-def test_a_run_reports_them_with_its_first_log(tmp_path: Path) -> None:
+def test_a_run_reports_hardware_metrics_with_its_first_log(tmp_path: Path) -> None:
     reporter = MemoryReporter(lambda records: "cancel" if records[-1]["type"] == "metrics" else None)
     pretrain(small.spec(log_every_steps=2, knn_every_epochs=0), reporter, dataset=few_digits(), output_dir=tmp_path)
 
