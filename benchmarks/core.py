@@ -1,9 +1,9 @@
-"""Speed of `wcl_core` against what people would use instead, peers in the same run.
+"""Benchmark of the speed of `wcl_core` against its usual alternatives, measured in the same run.
 
     python benchmarks/core.py [ITEM ...] [--rounds 7] [--threads N] [--lightly-python PATH]
 
-Items: graph, loss, views, stall, step, gpu; without any, all of them. Only ratios mean anything: rounds are interleaved
-and the table shows the median of each round's ratio with its range.
+Items: graph, loss, views, stall, step, gpu; by default all of them. Only ratios can be compared: rounds are
+interleaved, and the table shows the median of the rounds' ratios with their range.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from measure.report import load_results, save_results, setting
 from measure.rounds import Row, table
 
 ITEMS = ("graph", "loss", "views", "stall", "step", "gpu")
-# Measured by hand on 2026-11-25, the machine busy, so as CPU time.
+# Measured by hand on 2026-11-25 in CPU time, because the machine was busy.
 WCL_BOUND = """\
 What bounds the WCL step, CPU time on one thread (2026-11-25, least of many): for 128 images in two views the tiny net
 takes 160 ms, a head 7.4, the instance loss 2.0, views 6.1, SGD 0.5. WCL adds a head of its own 7.4 (its products alone
@@ -28,13 +28,15 @@ head's products it would be 1.04. Two threads share the backbone better than the
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(ITEMS)}; all when none is named")
+    parser.add_argument("items", nargs="*", metavar="ITEM", help=f"{', '.join(ITEMS)}; default: all")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of whole steps; 1 on a busy machine")
-    parser.add_argument("--lightly-python", help="interpreter of an environment with lightly and this project")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of whole steps; use 1 on a busy machine"
+    )
+    parser.add_argument("--lightly-python", help="Python interpreter of an environment with lightly and this project")
     options = parser.parse_args()
     if unknown := set(options.items) - set(ITEMS):
-        parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(ITEMS)}")
+        parser.error(f"unknown items: {', '.join(sorted(unknown))}; expected {', '.join(ITEMS)}")
     skipped: list[str] = []
     measures: dict[str, Callable[[], list[Row]]] = {
         "graph": lambda: graph.rows(options.rounds),
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def _save(name: str, rows: list[Row], skipped: list[str], rounds: int) -> None:
-    """Replace this item among the results; the others stay as they were measured, with their own date and load."""
+    """Replace this item in the results; the other items keep their values, date and load."""
     items = load_results("core").get("items", {})
     items[name] = setting() | {"rounds": rounds, "skipped": list(skipped), "rows": [asdict(row) for row in rows]}
     items = {item: items[item] for item in ITEMS if item in items}

@@ -1,10 +1,10 @@
-"""WCL against SimCLR on small data: equal searches on held-out train images, then paired seeds, the test split once.
+"""Benchmark of WCL against SimCLR on small data: equal searches on held-out train images, then paired seeds.
 
     python benchmarks/methods.py [--seeds 5] [--search-seeds 2] [--workers 2]
     python benchmarks/methods.py --data FOLDER [--per-class 500] [--set epochs=20 ...]
 
-What is chosen, on what and how is in `measure/`: trials.py, search.py, pairs.py. Finished trials are kept in
-runs/methods-NAME.jsonl, so that an interrupted run goes on; without that file it begins afresh.
+The test split is read once, at the end. `measure/` has the parts: trials.py, search.py, pairs.py. Finished trials are
+kept in runs/methods-NAME.jsonl, so that an interrupted benchmark continues; delete the file to start again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wcl_core.data.folder import list_files
 from wcl_core.evaluation import few_labels, knn, linear
 
 RUNS = Path(__file__).parents[1] / "runs"
-FIRST_SEARCH_SEED = 1000  # the comparison's seeds begin at 0
+FIRST_SEARCH_SEED = 1000  # the seeds of the comparison start at 0
 START: Settings = {
     "loss.temperature": 0.1,
     "loss.weak_temperature": 0.1,
@@ -40,43 +40,44 @@ START: Settings = {
 
 
 def temperatures(both: list[tuple[float, float]], one: list[float]) -> Stage:
-    """Pairs of WCL's two; SimCLR has one, which is looked at as often."""
+    """Pairs of WCL's two temperatures; SimCLR's one temperature gets the same number of trials."""
     wcl = [{"loss.temperature": t, "loss.weak_temperature": w} for t, w in both]
     return Stage("temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in one]})
 
 
 def views_and_rate() -> Stage:
-    """Weaker crops raise the pair precision."""
+    """Weaker crops, which raise the pair precision, and a higher learning rate."""
     return Stage.shared("views and rate", [{"augmentation.scale_min": 0.5}, {"optimizer.learning_rate": 0.12}])
 
 
 def weak_loss() -> Stage:
-    """Its weight and its ramp; a closer look at SimCLR's temperature."""
+    """Weight and ramp of the weak-label loss; for SimCLR two temperatures between the earlier ones."""
     pairs = [(0.5, 0.2), (1.0, 0.2)]
     wcl = [{"loss.weak_weight": beta, "loss.weak_ramp_fraction": ramp} for beta, ramp in pairs]
     return Stage("weak loss; temperature", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.17, 0.24)]})
 
 
 def higher_temperatures() -> Stage:
-    """Beyond the usual ones, for both."""
+    """Temperatures above the usual ones, for both methods."""
     wcl = [{"loss.temperature": 0.4, "loss.weak_temperature": w} for w in (0.2, 0.4)]
     return Stage("higher temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.4, 0.56)]})
 
 
 def labels_use(change: Settings) -> Stage:
-    """What else the weak labels can do; once more SimCLR's temperature."""
+    """Another use of the weak labels; for SimCLR one more temperature."""
     return Stage("use of the labels; temperature", {"wcl": [change], "simclr": [{"loss.temperature": 0.48}]})
 
 
 def stages(source: Source) -> list[Stage]:
-    """Digits are grouped well from the start on; elsewhere the labels have to become precise first.
+    """Return the stages of the search.
 
-    Mates leave the negatives only where most of them are of the anchor's class.
+    On digits the weak labels are precise from the start, so that same-label images can leave the negatives; on other
+    data the labels must become precise first.
     """
     if source.folder is None:
-        mates = labels_use({"loss.exclude_mates": True})
+        same_label = labels_use({"loss.exclude_mates": True})
         usual = temperatures([(0.1, 0.2), (0.2, 0.1), (0.2, 0.2)], [0.14, 0.2, 0.28])
-        return [usual, views_and_rate(), weak_loss(), higher_temperatures(), mates]
+        return [usual, views_and_rate(), weak_loss(), higher_temperatures(), same_label]
     return [views_and_rate(), temperatures([(0.2, 0.1), (0.2, 0.2), (0.4, 0.2)], [0.2, 0.28, 0.4])]
 
 
@@ -100,9 +101,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="an image folder; without it the built-in digits")
-    parser.add_argument("--per-class", type=int, default=500, help="train images of each class of the folder")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="what the search starts from")
+    parser.add_argument("--data", type=Path, help="image folder; default: the built-in digits")
+    parser.add_argument("--per-class", type=int, default=500, help="number of train images of each class of the folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a start setting of the search"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--search-seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=os.cpu_count())

@@ -1,10 +1,10 @@
-"""Speed of the pages with a long history, and of live streams with many viewers.
+"""Benchmark of the pages with a long history, and of live streams with many viewers.
 
     python benchmarks/page.py [--jobs 100000] [--points 1000000] [--viewers 500] [--rounds 5]
 
-On a PostgreSQL of its own, filled by SQL: so many jobs, and a running one with 20 series of so many points.  A page is
-compared with that of a service with 1,000 jobs and 10,000 points in the same rounds, streams with those that ask the
-database for each viewer.
+The benchmark starts its own PostgreSQL and fills it by SQL with ended jobs and a running job with 20 series.  Pages are
+compared with those of a service with 1,000 jobs and 10,000 points in the same rounds.  Streams are compared with
+streams that query the database for each viewer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # servers as the tests start them
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the servers that the tests start
 
 from measure import viewers
 from measure.history import History, fill
@@ -43,7 +43,7 @@ _OPTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--points", type=int, default=1_000_000, help="of each of 20 series")
+    parser.add_argument("--points", type=int, default=1_000_000, help="points of each of the 20 series")
     parser.add_argument("--viewers", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -80,24 +80,24 @@ def _pages(large: History, small: History, rounds: int) -> list[Row]:
 
 def _row(name: str, ours: list[float], theirs: list[float], most_ms: int) -> Row:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    found = median(ours) * 1000
+    ours_ms, theirs_ms = median(ours) * 1000, median(theirs) * 1000
     spread = (median(ratios), min(ratios), max(ratios))
-    return Row(name, "short history", found, median(theirs) * 1000, "ms", *spread, f"<= {most_ms} ms", found <= most_ms)
+    return Row(name, "short history", ours_ms, theirs_ms, "ms", *spread, f"<= {most_ms} ms", ours_ms <= most_ms)
 
 
 def _streams(history: History, count: int, rounds: int) -> list[Row]:
-    """Deliveries per second of the server's processor time, and how late the last report comes."""
+    """Return reports delivered per CPU second of the server, and the delay of the last report."""
     with serving(history, viewers.PROGRAM) as server:
-        found = {
+        deliveries = {
             path: [viewers.deliver(server, path, count, REPORTS) for _ in range(1)]
             for path in (viewers.OURS, viewers.PEER)
         }
         for _ in range(rounds):
-            for path, delivered in found.items():
+            for path, delivered in deliveries.items():
                 delivered.append(viewers.deliver(server, path, count, REPORTS))
-    ours, theirs = found[viewers.OURS][1:], found[viewers.PEER][1:]
-    wanted = count * REPORTS
-    assert all(delivered.reports == wanted for delivered in ours), ours
+    ours, theirs = deliveries[viewers.OURS][1:], deliveries[viewers.PEER][1:]
+    expected = count * REPORTS
+    assert all(delivered.reports == expected for delivered in ours), ours
     ratios = [a.per_cpu_second / b.per_cpu_second for a, b in zip(ours, theirs, strict=True)]
     rates = [median(d.per_cpu_second for d in side) for side in (ours, theirs)]
     lags = [median(d.lag_seconds for d in side) for side in (ours, theirs)]

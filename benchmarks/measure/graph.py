@@ -1,4 +1,4 @@
-"""Components of a nearest-neighbour graph: pointer doubling against SciPy, both from and to torch tensors."""
+"""Components of a nearest-neighbour graph: pointer doubling against SciPy, both with torch tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOALS = {256: 3.0, 1024: 1.0, 4096: 1.0, 16384: 1.0}
 
 
 def scipy_components(nn: Tensor) -> Tensor:
-    """The leanest form for SciPy: one directed edge a row, so the CSR arrays need no sorting."""
+    """Return SciPy's components in the fastest form: one directed edge a row, so the CSR arrays need no sorting."""
     count = len(nn)
     graph = csr_matrix((np.ones(count, dtype=np.int8), nn.numpy(), np.arange(count + 1)), shape=(count, count))
     return torch.from_numpy(connected_components(graph, directed=True, connection="weak")[1])
@@ -28,7 +28,7 @@ def is_same_partition(a: Tensor, b: Tensor) -> bool:
 
 
 def rows(rounds: int) -> list[Row]:
-    found = []
+    table_rows = []
     for count, goal in GOALS.items():
         u = F.normalize(torch.randn(count, 64, generator=torch.Generator().manual_seed(count)), dim=1)
         nn = nearest_neighbours(u)
@@ -42,5 +42,5 @@ def rows(rounds: int) -> list[Row]:
             return seconds(lambda: scipy_components(nn), repeats)
 
         times = interleaved(ours, theirs, rounds)
-        found.append(faster(f"weak labels, graph only, B = {count:,}", "SciPy", *times, goal, "us"))
-    return found
+        table_rows.append(faster(f"weak labels, graph only, B = {count:,}", "SciPy", *times, goal, "us"))
+    return table_rows

@@ -15,12 +15,12 @@ from jobs.models import Base
 from tests.jobs import rows
 
 _STATUS = "(ARRAY['succeeded','succeeded','succeeded','succeeded','failed','cancelled'])[1 + i % 6]"
-_ID = "'01000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0')"  # older than every id of today
+_ID = "'01000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0')"  # older than every new id
 
 
 @dataclass(frozen=True)
 class History:
-    """A filled database: its running job, which a `Run` goes on with, another one, and a cursor deep in the list."""
+    """A filled database: its running job as a `Run`, another job, and a cursor deep in the list."""
 
     database: Database
     run: rows.Run
@@ -29,7 +29,7 @@ class History:
 
 
 def fill(url: str, num_jobs: int, num_points: int, num_series: int) -> History:
-    """Jobs with an attempt, three events, a tag and a checkpoint each; then one with `num_points` points a series."""
+    """Fill a database: ended jobs with an attempt, three events, a tag and a checkpoint, and the long running job."""
     database = Database(url)
     database.migrate()
     rows.add_dataset(database)
@@ -57,7 +57,7 @@ def _report(step: int, num_series: int) -> dict[str, object]:
 
 
 def _copy_jobs(connection: Connection, template: str, count: int) -> None:
-    """Rows like those of one job, under other ids, over the tables that lists and pages read."""
+    """Copy the rows of one job under other ids, in the tables that lists and pages read."""
     own = {
         "jobs": {"id": _ID, "name": "'run ' || i", "status": _STATUS, "created_at": "t.created_at - i"},
         "attempts": {"job_id": _ID},
@@ -80,7 +80,7 @@ def _copy_jobs(connection: Connection, template: str, count: int) -> None:
 
 
 def _add_points(connection: Connection, job_id: str, count: int) -> None:
-    """The same noisy curve for every series, each a little higher, with its rollups; indexes are built at the end."""
+    """Add the same noisy curve to every series, each a little higher, with rollups; build the indexes at the end."""
     connection.execute(
         text(
             "CREATE TEMP TABLE base AS SELECT step, 5 * exp(-step / (:count / 4.0)) + random() / 4 AS value "
@@ -124,5 +124,5 @@ def _add_points(connection: Connection, job_id: str, count: int) -> None:
     facts = {"step": count, "total_steps": count, "epoch": 99, "total_epochs": 100, "phase": "train"}
     connection.execute(text("UPDATE attempts SET delivered_seq = :n WHERE job_id = :job"), {"n": count, "job": job_id})
     connection.execute(
-        text("UPDATE jobs SET progress = :told WHERE id = :job"), {"told": json.dumps(facts), "job": job_id}
+        text("UPDATE jobs SET progress = :facts WHERE id = :job"), {"facts": json.dumps(facts), "job": job_id}
     )

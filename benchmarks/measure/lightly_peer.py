@@ -1,6 +1,6 @@
-"""lightly's SimCLR as in its example, with a given backbone and batch; waits for a line, trains, prints seconds/image.
+"""lightly's SimCLR as in its example: for each line on stdin it trains some steps and prints seconds per image.
 
-Its transform works on one PIL image at a time in the loader's processes; the loader is kept between rounds.
+Its transform processes one PIL image at a time in the loader's processes; the loader stays alive between rounds.
 """
 
 from __future__ import annotations

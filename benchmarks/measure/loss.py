@@ -20,7 +20,7 @@ TIME_GOAL, MEMORY_GOAL = 3.0, 20.0
 
 
 def dense_loss(u: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """As the formula says it, keys without gradient, float32."""
+    """Return the loss by its formula, with keys without gradient, in float32."""
     logits = u @ u.detach().T / temperature
     own = torch.eye(len(u), dtype=torch.bool, device=u.device)
     positives = (labels[:, None] == labels) & ~own
@@ -42,7 +42,7 @@ def gradient(form: str, u: Tensor, labels: Tensor) -> Tensor:
 
 
 def rows(rounds: int) -> list[Row]:
-    found = []
+    table_rows = []
     for count in (4096, 16384):
         u, labels = batch(count)
         torch.testing.assert_close(gradient("ours", u, labels), gradient("dense", u, labels), rtol=1e-3, atol=1e-7)
@@ -53,26 +53,26 @@ def rows(rounds: int) -> list[Row]:
         times = interleaved(
             lambda time_of=time_of: time_of("ours"), lambda time_of=time_of: time_of("dense"), rounds, warm_up=False
         )
-        found.append(faster(f"weak-label loss and gradient, B = {count:,}", "dense mask", *times, TIME_GOAL))
+        table_rows.append(faster(f"weak-label loss and gradient, B = {count:,}", "dense mask", *times, TIME_GOAL))
     memory = {form: [_extra_memory(form, 16384)] for form in FORMS}
     row = faster("its extra memory, B = 16,384", "dense mask", memory["ours"], memory["dense"], MEMORY_GOAL, "s")
-    return [*found, Row(**{**row.__dict__, "unit": "MiB"})]
+    return [*table_rows, Row(**{**row.__dict__, "unit": "MiB"})]
 
 
 def _extra_memory(form: str, count: int) -> float:
-    """Peak resident memory above what the process held before, MiB, in a process of its own."""
+    """Return the peak of resident memory above the level before, in MiB, measured in a new process."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_memory, args=(sender, form, count))
     process.start()
-    found: float = receiver.recv()
+    mebibytes: float = receiver.recv()
     process.join()
-    return found
+    return mebibytes
 
 
 def _measure_memory(sender: object, form: str, count: int) -> None:
     u, labels = batch(count)
-    gradient(form, *batch(256))  # libraries and thread stacks are there before
+    gradient(form, *batch(256))  # so that libraries and thread stacks are allocated before the measurement
     before = _resident()
     _forget_peak()
     gradient(form, u, labels)
@@ -89,6 +89,6 @@ def _resident() -> float:
 
 
 def _peak() -> float:
-    """Not ru_maxrss: a process inherits that from the one it was started by."""
+    """Return the peak from /proc; a process inherits ru_maxrss from its parent."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""How long the server takes for a page and its data, and a browser until one can work with it."""
+"""The time of the server for a page and its data, and of a browser until the page is usable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.servers import free_port
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-# A long history is no reason to be reaped, and a benchmark renews nothing.
+# The running job must not be declared lost, because no worker renews its lease.
 _SETTINGS = {"WCL_LEASE_SECONDS": "100000"}
 _READY = {
     "/": "#connection[data-state='live']",
@@ -34,7 +34,7 @@ _READY = {
 
 @dataclass(frozen=True)
 class Server:
-    """A server process on a filled database, and a key of it."""
+    """A server process on a filled database, and an API key."""
 
     url: str
     pid: int
@@ -44,7 +44,7 @@ class Server:
 
 @contextmanager
 def serving(history: History, command: tuple[str, ...] = ("-m", "api")) -> Iterator[Server]:
-    """`python -m api`, or another program that listens on WCL_PORT, in a folder of its own."""
+    """Start `python -m api`, or another program that listens on WCL_PORT, in a temporary folder."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="wcl-bench-") as folder:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
@@ -76,7 +76,7 @@ def _answers(url: str) -> bool:
 
 
 def addresses(history: History) -> dict[str, str]:
-    """What is asked, by what it is called in the table."""
+    """Return the requested addresses by their names in the table."""
     job, other, deep = history.run.job_id, history.other_id, history.deep_cursor
     return {
         "job list, page": "/",
@@ -101,7 +101,7 @@ def _hundredth(history: History) -> str:
 
 
 class Asker:
-    """Asks one server over one connection."""
+    """Requests to one server over one connection."""
 
     def __init__(self, server: Server) -> None:
         headers = {"Authorization": f"Bearer {server.key}", "Accept": "text/html, application/json"}
@@ -115,11 +115,11 @@ class Asker:
 
 
 def interactive_seconds(server: Server, rounds: int) -> dict[str, list[float]]:
-    """From the start of loading, with an empty cache, to a live list or the charts in sight; empty without browser."""
+    """Return the seconds from the start of loading to a usable page, with an empty cache; empty without a browser."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         return {}
-    history, found = server.history, {}
+    history, times = server.history, {}
     paths = {
         "job list in the browser": ("/", "/"),
         "run in the browser": (f"/jobs/{history.run.job_id}", "/jobs/"),
@@ -129,9 +129,9 @@ def interactive_seconds(server: Server, rounds: int) -> dict[str, list[float]]:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         for name, (path, kind) in paths.items():
-            found[name] = [_load(browser, server, path, kind) for _ in range(rounds + 1)][1:]
+            times[name] = [_load(browser, server, path, kind) for _ in range(rounds + 1)][1:]
         browser.close()
-    return found
+    return times
 
 
 def _load(browser: Browser, server: Server, path: str, kind: str) -> float:

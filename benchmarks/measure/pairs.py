@@ -1,4 +1,4 @@
-"""Two methods over the same seeds: the mean of their differences, and the tables that show it."""
+"""Comparison of two methods over the same seeds: the mean of their differences, and tables."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .trials import MEASURES, PRECISIONS, PRIMARY, Measured, Settings
 
 
 def paired(differences: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % t-interval; at least two differences."""
+    """Return the mean and the half width of its 95 % t-interval; needs at least two differences."""
     half = student.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     return mean(differences), float(half)
 
 
 def comparison_table(simclr: list[Measured], wcl: list[Measured]) -> str:
-    """A row a measure, in percent; entry i of both lists is of the same seed."""
+    """Return a table with a row for each measure, in percent; entry i of both lists has the same seed."""
     lines = ["| measure | | SimCLR | WCL | WCL - SimCLR, points, 95 % interval |", "|---|---|---|---|---|"]
     for name in MEASURES:
         a, b = ([100 * one[name] for one in many] for many in (simclr, wcl))
@@ -35,23 +35,23 @@ def precision_line(wcl: list[Measured]) -> str:
 
 
 def search_table(tried: list[dict[str, Any]]) -> str:
-    """Every setting that was tried, each method's in order."""
+    """Return a table of all settings that were tried, by method."""
     lines = ["| method | stage | settings | score | pair precision |", "|---|---|---|---|---|"]
     for entry in sorted(tried, key=lambda entry: str(entry["method"])):
         precision = f"{100 * entry[PRECISIONS[1]]:.0f}" if PRECISIONS[1] in entry else "-"
-        said = described(entry["method"], entry["settings"])
-        lines.append(f"| {entry['method']} | {entry['stage']} | {said} | {100 * entry['score']:.2f} | {precision} |")
+        text = described(entry["method"], entry["settings"])
+        lines.append(f"| {entry['method']} | {entry['stage']} | {text} | {100 * entry['score']:.2f} | {precision} |")
     return "\n".join(lines)
 
 
 def budget_line(tried: list[dict[str, Any]], num_seeds: int) -> str:
     methods: Iterable[str] = dict.fromkeys(entry["method"] for entry in tried)
     counts = {method: sum(entry["method"] == method for entry in tried) for method in methods}
-    said = ", ".join(f"{method} {count} settings" for method, count in counts.items())
-    return f"Search: {said}, each over {num_seeds} seeds with another held-out tenth of train."
+    text = ", ".join(f"{method} {count} settings" for method, count in counts.items())
+    return f"Search: {text}, each over {num_seeds} seeds with another held-out tenth of train."
 
 
 def described(method: str, settings: Settings) -> str:
-    """The settings that this method reads."""
+    """Return the settings that this method uses, as text."""
     own = {path: value for path, value in settings.items() if method == "wcl" or not path.startswith("loss.weak_")}
     return ", ".join(f"{path.split('.')[-1]} {value}" for path, value in own.items())

@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: a table for people and the same as JSON, with where and when it was measured."""
+"""The results of a benchmark: a table and the same as JSON, with date, machine and versions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 import torchvision
 
 RESULTS = Path(__file__).parents[1] / "results"
-READING = "## Reading"  # what people write below the figures
+READING = "## Reading"  # the heading of the text that people add below the figures
 
 
 def setting() -> dict[str, Any]:
-    """Date, hardware, versions, the code and the load of the machine, without which no number means anything."""
+    """Return date, hardware, versions, commit and load of the machine."""
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),
@@ -33,14 +33,14 @@ def setting() -> dict[str, Any]:
 
 
 def _code() -> str | None:
-    """The commit, `-dirty` with changes on top; None outside of a repository."""
+    """Return the commit, with `-dirty` if there are changes; None outside of a repository."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:
-    """Linux names it here; elsewhere the platform's own word has to do."""
+    """Return the processor's name, from /proc on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,10 +50,10 @@ def _processor() -> str:
 
 
 def load_results(name: str) -> dict[str, Any]:
-    """What `save_results` wrote as JSON; empty when nothing was."""
+    """Return the JSON that `save_results` wrote; empty if there is none."""
     path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return results
 
 
 def save_results(name: str, facts: dict[str, Any], table: str) -> None:
@@ -61,7 +61,7 @@ def save_results(name: str, facts: dict[str, Any], table: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = RESULTS / f"{name}.md"
     if text.exists() and READING in (old := text.read_text()):
-        # It explains figures that are about to go; it must not stand below others, nor be lost.
+        # The old text explains the old figures: keep it, but not below the new ones.
         text.with_suffix(".old.md").write_text(old)
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
     where = (

@@ -1,4 +1,4 @@
-"""Interleaved rounds: every round runs ours and its peer once, so that whatever else the machine does hits both."""
+"""Interleaved rounds: every round runs ours and its peer once, so that other load of the machine affects both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: seconds (or what `unit` says) of both, and how the ratio compares with its goal."""
+    """One line of the table: the times of both (or other values, see `unit`), and their ratio against its goal."""
 
     item: str
     peer: str
@@ -34,18 +34,18 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
 def interleaved(
     ours: Callable[[], float], theirs: Callable[[], float], rounds: int, warm_up: bool = True
 ) -> tuple[list[float], list[float]]:
-    """`rounds` measurements of each, in turn; the order within a round alternates."""
+    """Return `rounds` measurements of each, taken in turn; the order within a round alternates."""
     if warm_up:
         ours(), theirs()
-    found: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
-            found[which].append((ours, theirs)[which]())
-    return found
+            times[which].append((ours, theirs)[which]())
+    return times
 
 
 def faster(item: str, peer: str, ours: list[float], theirs: list[float], at_least: float, unit: str = "ms") -> Row:
-    """How many times ours is faster: the median over rounds of their time by ours."""
+    """Return the row of a speed-up: the median over rounds of their time divided by ours."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     scale = {"us": 1e6, "ms": 1e3, "s": 1.0}[unit]
     value = median(ratios)
@@ -56,7 +56,7 @@ def faster(item: str, peer: str, ours: list[float], theirs: list[float], at_leas
 
 
 def share(item: str, peer: str, ours: list[float], theirs: list[float], at_most: float, unit: str = "ms") -> Row:
-    """Which share of the peer's cost is ours: the median over rounds of ours by theirs."""
+    """Return the row of a share: the median over rounds of our time divided by theirs."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     scale = {"us": 1e6, "ms": 1e3, "s": 1.0}[unit]
     value = median(ratios)

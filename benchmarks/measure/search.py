@@ -1,4 +1,4 @@
-"""The search for hyper-parameters on held-out images, with as many trials for each method at every stage."""
+"""The search for hyper-parameters on held-out images, with equal numbers of trials for both methods."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ METHODS = ("simclr", "wcl")
 
 @dataclass(frozen=True)
 class Stage:
-    """Changes to try one at a time on top of the best so far, by method.
+    """Changes that are tried one at a time on top of the best settings so far, by method.
 
     Attributes:
-        name: what they are about.
-        options: equally many for each method.
-        is_shared: the options are the same and so is the choice, by the mean score of the methods: what decides
-            initialisation, batches and views has to agree, or the seeds would not be paired.
+        name: the subject of the changes.
+        options: the changes of each method, in equal numbers.
+        is_shared: whether options and choice are the same for both methods, by the mean of their scores.  Settings that
+            affect initialisation, batches or views must agree, or the seeds would not be paired.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if len({len(options) for options in self.options.values()}) != 1 or set(self.options) != set(METHODS):
-            raise ValueError(f"stage {self.name}: every method needs equally many options")
+            raise ValueError(f"stage {self.name}: the methods need equal numbers of options")
         if self.is_shared and any(options != self.options[METHODS[0]] for options in self.options.values()):
-            raise ValueError(f"stage {self.name}: shared options differ between the methods")
+            raise ValueError(f"stage {self.name}: the options are shared, but differ between the methods")
 
     @staticmethod
     def shared(name: str, options: list[Settings]) -> Stage:
@@ -43,11 +43,11 @@ class Search:
     """The best settings of each method, stage by stage.
 
     Attributes:
-        source: of the images.
-        seeds: of the runs; seed number i holds out fold i, so that no choice hangs on one set of images.
-        measure: runs trials.
-        best: the settings to start from; later the chosen ones.
-        tried: every setting with its means over the seeds, in the order of the trials.
+        source: the source of the images.
+        seeds: the seeds of the runs; seed number i holds out fold i, so that no choice depends on one set of images.
+        measure: runs trials and returns their measures.
+        best: the settings at the start; later the chosen ones.
+        tried: all settings with their means over the seeds, in the order of the trials.
     """
 
     source: Source
@@ -57,13 +57,13 @@ class Search:
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, stages: list[Stage]) -> dict[str, Settings]:
-        """The chosen settings by method."""
+        """Run the stages and return the chosen settings by method."""
         for stage in stages:
             self._advance(stage)
         return self.best
 
     def _advance(self, stage: Stage) -> None:
-        """The best so far stands again, at no cost, since its trials are known."""
+        """Run one stage; the best settings so far take part at no cost, because their trials are finished."""
         candidates = {
             method: [self.best[method], *(self.best[method] | option for option in stage.options[method])]
             for method in METHODS
@@ -98,5 +98,5 @@ class Search:
 
 
 def score(measured: Measured) -> float:
-    """What settings are chosen by: the mean of the primary measures."""
+    """Return the score that settings are chosen by: the mean of the primary measures."""
     return mean(measured[name] for name in PRIMARY)

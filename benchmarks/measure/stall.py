@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint, against torch.save of the same state to the same disk, no fsync."""
+"""The time that training stalls for a checkpoint, against torch.save of the same state to the same disk, no fsync."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOAL = 0.15
 
 
 def rows(rounds: int) -> list[Row]:
-    """A ResNet-18, two projection heads and their momentum: about 140 MiB."""
+    """Return the row for a ResNet-18, two projection heads and their momentum: about 140 MiB."""
     model = resnet18(num_classes=1).state_dict()
     heads = {f"head/{name}/{layer}": torch.randn(2048, 512 * layer) for name in "ab" for layer in (1, 4)}
     state = {f"{part}/{name}": tensor.clone() for part in ("model", "momentum") for name, tensor in model.items()}

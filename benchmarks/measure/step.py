@@ -1,6 +1,6 @@
 """Whole training steps, views included: SimCLR against lightly's, WCL against our SimCLR, and images/s on a GPU.
 
-Ours is the training loop itself, which reports its own rate over the last steps of a short run.
+Ours is the training loop itself, which reports its rate over the last steps of a short run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wcl_core.training.pretrain import pretrain
 
 @dataclass(frozen=True)
 class Net:
-    """What is trained on a CPU, at which batch and for how many steps; the log comes at every half of them."""
+    """A network that is trained on a CPU, its batch size and number of steps; a log comes after each half of them."""
 
     name: str
     backbone: dict[str, Any]
@@ -47,7 +47,7 @@ GPU_RUNS: tuple[dict[str, Any], ...] = (
 
 
 def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
-    """lightly's example: SGD, no blur; its head has two layers, ours three."""
+    """Return a spec like lightly's example: SGD, no blur; its head has two layers, ours three."""
     augmentation = {"scale_min": 0.08, "blur_probability": 0.0}
     parsed = parse_spec(
         "pretrain",
@@ -71,7 +71,7 @@ def spec(method: str, side: int = 32, **changes: Any) -> PretrainSpec:
 
 
 class Stopwatch(MemoryReporter):
-    """Notes the CPU time of the process at each log that has a rate."""
+    """A reporter that keeps the CPU time of the process at each log with a rate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,15 +84,15 @@ class Stopwatch(MemoryReporter):
 
 
 def seconds_per_image(config: PretrainSpec, steps: int) -> float:
-    """Of what comes after the last log but one in a run of `steps`."""
+    """Return the time between the last two logs of a run, per image."""
     rates = [record["values"].get("train/images_per_second") for record in _run(config, steps).of("metrics")]
     return 1 / float([rate for rate in rates if rate is not None][-1])
 
 
 def cpu_seconds_per_image(config: PretrainSpec, steps: int) -> float:
-    """The same in CPU time, which means something on a busy machine too."""
+    """Return the CPU time between the last two logs, per image; valid on a busy machine too."""
     *_, start, end = _run(config, steps).cpu
-    assert config.log_every_steps < steps // config.epochs, "no epoch's end may lie between the logs"
+    assert config.log_every_steps < steps // config.epochs, "an epoch must not end between the logs"
     return (end - start) / (config.log_every_steps * config.batch_size)
 
 
@@ -108,7 +108,7 @@ def _run(config: PretrainSpec, steps: int) -> Stopwatch:
 
 
 class Lightly:
-    """lightly's example in a process of its own, perhaps of another environment; it times a round when asked."""
+    """lightly's example in another process, possibly of another environment; it measures a round on request."""
 
     def __init__(self, python: str, net: Net, threads: int) -> None:
         settings = {"backbone": net.backbone, "batch_size": net.batch_size, "steps": net.steps, "threads": threads}
@@ -118,8 +118,8 @@ class Lightly:
         )
 
     def seconds_per_image(self) -> float:
-        found: float = json.loads(self._ask("go"))
-        return found
+        seconds: float = json.loads(self._ask("go"))
+        return seconds
 
     def close(self) -> None:
         self._pipe(self._process.stdin).close()
@@ -138,11 +138,11 @@ class Lightly:
 
 
 def rows(rounds: int, threads: int, lightly_python: str | None, skipped: list[str]) -> list[Row]:
-    """`threads` for ours; lightly has as many, and as many loaders (with one thread: none, all in its process)."""
+    """Return the rows; ours and lightly use `threads` threads, lightly also as many loaders (none for 1 thread)."""
     if lightly_python is None and importlib.util.find_spec("lightly"):
         lightly_python = sys.executable
     if lightly_python is None:
-        skipped.append("SimCLR step against lightly: not installed; name an environment's --lightly-python")
+        skipped.append("SimCLR step against lightly: it is not installed; set --lightly-python")
     return [row for net in NETS for row in _rows(net, rounds, threads, lightly_python)]
 
 
@@ -159,28 +159,28 @@ def _rows(net: Net, rounds: int, threads: int, lightly_python: str | None) -> li
 
     on = f"per image, {net.name}, {threads} threads" if threads > 1 else f"per image, {net.name}, 1 thread"
     times = interleaved(ours("wcl"), ours("simclr"), rounds)
-    found = [share(f"whole WCL step, {on}", "our SimCLR step", *times, 1.05)]
+    table_rows = [share(f"whole WCL step, {on}", "our SimCLR step", *times, 1.05)]
     times = interleaved(ours_cpu("wcl"), ours_cpu("simclr"), rounds)
-    found.append(share(f"whole WCL step, CPU time per image, {net.name}", "our SimCLR step", *times, 1.05))
+    table_rows.append(share(f"whole WCL step, CPU time per image, {net.name}", "our SimCLR step", *times, 1.05))
     if lightly_python is None:
-        return found
+        return table_rows
     peer = Lightly(lightly_python, net, threads)
     try:
         times = interleaved(ours("simclr"), peer.seconds_per_image, rounds)
     finally:
         peer.close()
-    return [*found, faster(f"whole SimCLR step, {on}", "lightly's example", *times, 1.0)]
+    return [*table_rows, faster(f"whole SimCLR step, {on}", "lightly's example", *times, 1.0)]
 
 
 def gpu_rates(skipped: list[str]) -> list[Row]:
-    """Images/s of WCL with two views in bfloat16; there is no peer."""
+    """Return the images per second of WCL with two views in bfloat16; there is no peer."""
     if not torch.cuda.is_available():
         skipped.append("CUDA throughput: no GPU")
         return []
-    found = []
+    table_rows = []
     for changes in GPU_RUNS:
         config = spec("wcl", **changes, log_every_steps=20)
         rate = 1 / seconds_per_image(config, steps=40)
         name = f"WCL, {changes['backbone']['name']} at {changes['side']} px, batch {changes['batch_size']}"
-        found.append(Row(name, "none", rate, rate, "images/s", 1.0, 1.0, 1.0, "none", is_met=True))
-    return found
+        table_rows.append(Row(name, "none", rate, rate, "images/s", 1.0, 1.0, 1.0, "none", is_met=True))
+    return table_rows

@@ -1,8 +1,8 @@
-"""A server with one more route: streams in their former shape, where each viewer asks the database by itself.
+"""A server with one more route: streams whose viewers each query the database themselves.
 
     WCL_PORT=… WCL_DATABASE_URL=… python benchmarks/measure/stream_server.py
 
-It is here and nowhere else: the peer of the shared feeds, in the same process as they are.
+This is the peer of the shared feeds, in the same process as they are; the product does not have it.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _READERS = 4
 
 
 class PollingViewer:
-    """Changes of one job after a cursor, read for one viewer."""
+    """The changes of one job after a cursor, read for one viewer."""
 
     def __init__(self, database: Database, job_id: str, key_id: str, cursor: Cursor) -> None:
         self._database, self._job_id, self._key_id, self._cursor = database, job_id, key_id, cursor
         self._shown: Any = None
 
-    def look(self) -> list[bytes]:
+    def poll(self) -> list[bytes]:
         with self._database.read() as session:
             if not keys.active(session, [self._key_id]):
                 return []
             job = queries.get_job(session, self._job_id)
             now = changes.now_cursor(session, self._job_id)
-            found = changes.changes(session, self._job_id, self._cursor, now)
+            news = changes.changes(session, self._job_id, self._cursor, now)
             tags = queries.tags(session, [self._job_id])[self._job_id]
             shown = responses.job(job, tags, waiting.explain(session, job)).model_dump()
-        self._cursor = found.cursor
-        told = [self._message("event", EventResponse.of(event).model_dump()) for event in found.events]
+        self._cursor = news.cursor
+        messages = [self._message("event", EventResponse.of(event).model_dump()) for event in news.events]
         if shown["status"] != self._shown:
             self._shown = shown["status"]
-            told.append(self._message("job", shown))
-        if found.points:
-            points = [dict(zip(("attempt", "name", "step", "value"), point, strict=True)) for point in found.points]
-            told.append(self._message("metrics", {"points": points}))
-            told.append(self._message("progress", job.progress))
-        return told
+            messages.append(self._message("job", shown))
+        if news.points:
+            points = [dict(zip(("attempt", "name", "step", "value"), point, strict=True)) for point in news.points]
+            messages.append(self._message("metrics", {"points": points}))
+            messages.append(self._message("progress", job.progress))
+        return messages
 
     def _message(self, event: str, data: Any) -> bytes:
         return f"id: {self._cursor}\nevent: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
@@ -70,7 +70,7 @@ def main() -> None:
     async def chunks(viewer: PollingViewer) -> AsyncIterator[bytes]:
         yield b": open\n\n"
         while True:
-            for message in await anyio.to_thread.run_sync(viewer.look, limiter=threads):
+            for message in await anyio.to_thread.run_sync(viewer.poll, limiter=threads):
                 yield message
             await asyncio.sleep(POLL_SECONDS)
 

@@ -1,8 +1,8 @@
-"""One trial: a training run on one thread and the measures of its last epoch; finished trials are kept in a file.
+"""Trials: a training run on one thread and the measures of its last epoch; a file keeps finished trials.
 
 train split, every class in one fixed order:   | fold 0 | fold 1 | ... | fold 9 |
-a trial of the search                            one fold stands for the test split, the others are train
-a trial of the comparison                        all of train; the test split is read
+a trial of the search                            one fold replaces the test split, the others are the train split
+a trial of the comparison                        the whole train split and the test split
 at most `per_class` train images                 the last ones of that order, so the same in both kinds of trial
 """
 
@@ -42,7 +42,7 @@ Measured = dict[str, float]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images come from: the built-in digits, or a folder of which some train images of a class are used."""
+    """The source of the images: the built-in digits, or a folder, with at most `per_class` train images of a class."""
 
     folder: Path | None = None
     per_class: int | None = None
@@ -58,7 +58,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Trial:
-    """`settings` are what differs from the source's preset; without a `fold` the test split is read."""
+    """One trial: `settings` change the source's preset; without a `fold` the test split is read."""
 
     source: Source
     method: str
@@ -67,7 +67,7 @@ class Trial:
     fold: int | None
 
     def spec(self) -> PretrainSpec:
-        """The run; kNN during training is off, since it would look at the test split."""
+        """Return the spec of the run; kNN during training is off, because it would read the test split."""
         fields = resolve_spec(presets()[self.source.preset])
         fields["data"]["name"] = self.source.name
         fields |= {"method": self.method, "seed": self.seed, "threads": 1, "knn_every_epochs": 0}
@@ -84,20 +84,20 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """What the result depends on, as 64 hex digits."""
+        """A digest of all that the result depends on, 64 hex digits."""
         parts = [resolve_spec(self.spec()), resolve_spec(_evaluation(self.spec())), self.fold, self.source.per_class]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def images(source: Source) -> ImageData:
-    """All images at the preset's size."""
+    """Return all images at the preset's size."""
     size = presets()[source.preset].data.image_size
     return load(source.name, kind_of(source.folder), source.folder, size, 0.01, NullReporter())
 
 
 def dataset(source: Source, fold: int | None) -> ImageData:
-    """What a trial sees; see the picture above."""
+    """Return the data of a trial, as drawn in the module's docstring."""
     whole = images(source)
     train, held = parts(whole.train.labels, source.per_class, fold)
     test = whole.test if fold is None else _part(whole.train, held)
@@ -105,15 +105,15 @@ def dataset(source: Source, fold: int | None) -> ImageData:
 
 
 def parts(labels: Tensor, per_class: int | None, fold: int | None) -> tuple[Tensor, Tensor]:
-    """Indices of the train images and of those held out.
+    """Return the indices of the train images and of the held-out images.
 
     Args:
         labels: (N,) int64 classes of the train split.
-        per_class: at most so many train images of each class; all of them when None.
-        fold: which tenth of each class is held out; none when None.
+        per_class: maximum number of train images of each class; None for all.
+        fold: the held-out tenth of each class; None for none.
 
     Returns:
-        Two disjoint (M,) int64 tensors, both with the classes' shares of `labels`.
+        Two disjoint int64 tensors, both with the class shares of `labels`.
     """
     generator = torch.Generator().manual_seed(derived_seed(0, "held out"))
     train, held = [], []
@@ -134,7 +134,7 @@ def _part(split: Split, chosen: Tensor) -> Split:
 
 
 def run(trial: Trial) -> Measured:
-    """Train and evaluate; accuracies by measure, and for WCL how often grouped pairs were of one class."""
+    """Train and evaluate; return accuracies by measure and, for WCL, the pair precision of the weak labels."""
     torch.set_num_threads(1)
     spec, data = trial.spec(), dataset(trial.source, trial.fold)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def run(trial: Trial) -> Measured:
 
 
 def _evaluation(spec: PretrainSpec) -> EvaluateSpec:
-    """The same draws of labelled images for every method and seed."""
+    """Return the evaluation spec, with the same draws of labelled images for every method and seed."""
     parsed = parse_spec(
         "evaluate",
         {
@@ -164,21 +164,21 @@ def _evaluation(spec: PretrainSpec) -> EvaluateSpec:
 
 
 def _accuracies(records: Iterable[Mapping[str, Any]]) -> Measured:
-    found: Measured = {}
+    accuracies: Measured = {}
     for record in records:
         if record["metric"] != "top1":
             continue
         protocol, value = record["protocol"], record["value"]
         if protocol == "few_labels":
             count = record["params"]["labels_per_class"]
-            found[f"{count} label{'s' if count > 1 else ''}/class"] = value
+            accuracies[f"{count} label{'s' if count > 1 else ''}/class"] = value
         else:
-            found[{"knn": "kNN k=20", "linear": "linear, all labels"}[protocol]] = value
-    return found
+            accuracies[{"knn": "kNN k=20", "linear": "linear, all labels"}[protocol]] = value
+    return accuracies
 
 
 def _precisions(records: Iterable[Mapping[str, Any]]) -> Measured:
-    """Means over the first and the last tenth of what was logged; nothing for SimCLR, which groups no images."""
+    """Return means over the first and the last tenth of the logs; empty for SimCLR, which has no weak labels."""
     logged = [record["values"] for record in records if "weak/pair_precision" in record["values"]]
     if not logged:
         return {}
@@ -189,23 +189,23 @@ def _precisions(records: Iterable[Mapping[str, Any]]) -> Measured:
 
 
 class Bench:
-    """Runs trials side by side and keeps each as a line of `finished`, so that an interrupted run goes on."""
+    """Runs trials in parallel and keeps each as a line of `finished`, so that an interrupted benchmark continues."""
 
     def __init__(self, executor: Executor, finished: Path) -> None:
         self._executor, self._path = executor, finished
         lines = finished.read_text().splitlines() if finished.exists() else []
-        self._known: dict[str, Measured] = {entry["key"]: entry["measured"] for entry in map(json.loads, lines)}
+        self._finished: dict[str, Measured] = {entry["key"]: entry["measured"] for entry in map(json.loads, lines)}
 
     def measure(self, trials: list[Trial]) -> list[Measured]:
-        """Results in the order of the trials; only those that are not known yet are run."""
-        unknown = {trial.key: trial for trial in trials if trial.key not in self._known}
-        futures = {self._executor.submit(run, trial): key for key, trial in unknown.items()}
+        """Return results in the order of the trials; run only those that are not finished yet."""
+        missing = {trial.key: trial for trial in trials if trial.key not in self._finished}
+        futures = {self._executor.submit(run, trial): key for key, trial in missing.items()}
         for future in as_completed(futures):
             self._keep(futures[future], future.result())
-        return [self._known[trial.key] for trial in trials]
+        return [self._finished[trial.key] for trial in trials]
 
     def _keep(self, key: str, measured: Measured) -> None:
-        self._known[key] = measured
+        self._finished[key] = measured
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps({"key": key, "measured": measured}) + "\n")

@@ -1,4 +1,4 @@
-"""Many viewers of one running job: what they are delivered, and the processor time that this takes the server."""
+"""Many viewers of one running job: the reports that they receive, and the CPU time of the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many reports reached viewers, in which processor time of the server, and how late the last one came."""
+    """The number of reports that reached viewers, the CPU time of the server, and the delay of the last report."""
 
     reports: int
     cpu_seconds: float
@@ -35,18 +35,18 @@ class Delivered:
 
 
 def deliver(server: Server, path: str, viewers: int, reports: int) -> Delivered:
-    """Open `viewers` streams, report `reports` times, and wait until every viewer has everything."""
+    """Open `viewers` streams, report `reports` times, and wait until every viewer has all reports."""
     return asyncio.run(_deliver(server, path.format(server.history.run.job_id), viewers, reports))
 
 
 async def _deliver(server: Server, path: str, viewers: int, reports: int) -> Delivered:
     database = server.history.database
-    made = [
+    viewer_keys = [
         database.write(lambda session: keys.create(session, "viewer", ("read",))[1])
         for _ in range(-(-viewers // _VIEWERS_PER_KEY))
     ]
-    opened = [await _Viewer.open(server.url, path, made[number % len(made)]) for number in range(viewers)]
-    await asyncio.sleep(3)  # the first look of each is no part of it
+    opened = [await _Viewer.open(server.url, path, viewer_keys[number % len(viewer_keys)]) for number in range(viewers)]
+    await asyncio.sleep(3)  # the first poll of each viewer is not measured
     process = psutil.Process(server.pid)
     for viewer in opened:
         viewer.reset()
@@ -54,10 +54,10 @@ async def _deliver(server: Server, path: str, viewers: int, reports: int) -> Del
     for number in range(reports):
         await asyncio.sleep(_PAUSE_SECONDS if number else 0)
         await asyncio.to_thread(_report, server)
-    said_at = time.monotonic()
-    while any(viewer.reports < reports for viewer in opened) and time.monotonic() - said_at < _MOST_SECONDS:  # noqa: ASYNC110
+    reported_at = time.monotonic()
+    while any(viewer.reports < reports for viewer in opened) and time.monotonic() - reported_at < _MOST_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    lag, used = time.monotonic() - said_at, _cpu(process) - began
+    lag, used = time.monotonic() - reported_at, _cpu(process) - began
     for viewer in opened:
         viewer.close()
     await asyncio.sleep(1)
@@ -70,7 +70,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _report(server: Server) -> None:
-    """One line of all series, as a training run sends it, and how far it is."""
+    """Report one value of each series and the progress, as a training run does."""
     run = server.history.run
     step = run.seq + 1
     values = {f"series/{number:02}": 1.0 for number in range(20)}

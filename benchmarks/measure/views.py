@@ -1,4 +1,4 @@
-"""Random views of 32 pixels: ours batched on all cores against torchvision's PIL pipeline, a process a core."""
+"""Random views of 32 pixels: ours batched on all cores, against torchvision's PIL pipeline with a process a core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOAL = 10.0
 
 @cache
 def pipeline() -> transforms.Compose:
-    """The strong set of the released code, by PIL throughout until the last step but one."""
+    """Return the strong augmentation of the released code, with PIL for all operations on images."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(SIDE, scale=(0.08, 1.0)),
@@ -50,12 +50,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def one_by_one(_: int) -> float:
-    torch.set_num_threads(1)  # of a process of its own
+    torch.set_num_threads(1)  # in a process of the pool
     return float(torch.stack([pipeline()(picture) for picture in pictures()]).mean())
 
 
 def rows(rounds: int, skipped: list[str]) -> list[Row]:
-    """CPU time on one core, which means something on a busy machine too; and time on all cores where they are free."""
+    """Return the rows: CPU time on one core, valid on a busy machine too, and time on all cores if they are free."""
     cores = os.cpu_count() or 1
     images = torch.randint(0, 256, (OURS, 3, SIDE, SIDE), dtype=torch.uint8)
     config = AugmentConfig()
@@ -63,10 +63,10 @@ def rows(rounds: int, skipped: list[str]) -> list[Row]:
     def batched() -> None:
         random_view(images, config, SIDE, seed=0, epoch=0, step=0, view=0)
 
-    found = []
+    table_rows = []
     if os.getloadavg()[0] > cores:
-        # Threads of one operation wait for the last of them, and it for its turn: that would measure the others.
-        skipped.append("views on all cores: others are using them")
+        # The threads of an operation wait for the slowest one, so the result would measure the other load.
+        skipped.append("views on all cores: other processes use them")
     else:
         with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
 
@@ -74,11 +74,11 @@ def rows(rounds: int, skipped: list[str]) -> list[Row]:
                 return seconds(lambda: list(pool.map(one_by_one, range(cores)))) / (cores * THEIRS_EACH)
 
             times = interleaved(lambda: seconds(batched) / OURS, pooled, rounds)
-        found.append(faster("one 32 px view, all cores", "torchvision on PIL", *times, GOAL, "us"))
+        table_rows.append(faster("one 32 px view, all cores", "torchvision on PIL", *times, GOAL, "us"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     cpu_times = interleaved(
         lambda: cpu_seconds(batched) / OURS, lambda: cpu_seconds(lambda: one_by_one(0)) / THEIRS_EACH, rounds
     )
     torch.set_num_threads(threads)
-    return [*found, faster("one 32 px view, CPU time", "torchvision on PIL", *cpu_times, GOAL, "us")]
+    return [*table_rows, faster("one 32 px view, CPU time", "torchvision on PIL", *cpu_times, GOAL, "us")]

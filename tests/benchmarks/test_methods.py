@@ -51,9 +51,9 @@ def test_the_twins_of_a_pair_differ_in_the_method_alone() -> None:
 
 
 def test_budgets_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="equal numbers of options"):
         Stage("rate", {"wcl": [{"a": 1}, {"a": 2}], "simclr": [{"a": 1}]})
-    with pytest.raises(ValueError, match="shared options differ"):
+    with pytest.raises(ValueError, match="options are shared, but differ"):
         Stage("rate", {"wcl": [{"a": 1}], "simclr": [{"a": 2}]}, is_shared=True)
 
 
