@@ -53,6 +53,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         wcl_core.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["wcl_core", "wcl_core.config"])
+@pytest.mark.parametrize("module", ["wcl_core", "wcl_core.config", "wcl_core.protocol"])
 def test_the_torch_free_modules_do_not_load_torch(module: str) -> None:
     run_python(f"import sys, {module}\nassert 'torch' not in sys.modules, 'torch was imported'")

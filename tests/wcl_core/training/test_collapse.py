@@ -17,7 +17,7 @@ from wcl_core.attempt import run_attempt
 from wcl_core.data import ImageData, Split
 from wcl_core.reporter import MemoryReporter
 from wcl_core.training import pretrain as pretrain_module
-from wcl_core.training import step_metrics
+from wcl_core.training import run_metrics
 from wcl_core.training.collapse import CollapseError, CollapseWatch, NonFiniteLossError, collapse_signs
 from wcl_core.training.pretrain import pretrain
 
@@ -99,8 +99,8 @@ def test_an_attempt_ends_with_outcome_and_reason(
     changes: dict[str, Any] = {"on_collapse": action}
     if reason == "non_finite_loss":
         changes = {"on_non_finite": action}
-        means = step_metrics.Window.means
-        monkeypatch.setattr(step_metrics.Window, "means", lambda window: [math.nan for _ in means(window)])
+        means = run_metrics.Window.means
+        monkeypatch.setattr(run_metrics.Window, "means", lambda window: [math.nan for _ in means(window)])
     else:
         monkeypatch.setattr(CollapseWatch, "check", lambda *_: "the representation has collapsed")
     write_run(tmp_path, spec=small.fields(**changes), dataset=DIGITS)

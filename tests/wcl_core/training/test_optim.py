@@ -239,6 +239,7 @@ def test_a_checkpoint_counts_adamws_steps(tmp_path: Path) -> None:
 
 def test_lars_with_a_transformer_gives_a_warning() -> None:
     data, vit = {"name": "digits", "image_size": 32}, {"name": "vit_small", "patch_size": 8}
-    assert "LARS" in (warning_of(small.spec(data=data, backbone=vit, optimizer={"name": "lars"})) or "")
+    warning = warning_of(small.spec(data=data, backbone=vit, optimizer={"name": "lars"}))
+    assert "optimizer.name is lars" in (warning or "")
     assert warning_of(small.spec(data=data, backbone=vit, optimizer=ADAMW)) is None
     assert warning_of(small.spec(optimizer={"name": "lars"})) is None

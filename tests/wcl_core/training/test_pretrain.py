@@ -21,8 +21,8 @@ from wcl_core.evaluation.run import load_backbone, untrained_backbone
 from wcl_core.presets import presets
 from wcl_core.reporter import MemoryReporter, Outcome, Request
 from wcl_core.schedule import learning_rate
-from wcl_core.training import clock as clock_module
 from wcl_core.training import pretrain as pretrain_module
+from wcl_core.training import run_metrics
 from wcl_core.training import view_maker as views_module
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
@@ -407,8 +407,8 @@ def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) 
 
 def test_the_clock_counts_training_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
-    clock = clock_module.Clock(step=10, batch_size=8)
+    monkeypatch.setattr(run_metrics.time, "monotonic", lambda: now[0])
+    clock = run_metrics.Clock(step=10, batch_size=8)
     assert clock.images_per_second(10) is None
     now[0] += 2
     assert clock.images_per_second(20) == pytest.approx(40)
