@@ -25,6 +25,7 @@ from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name, kind_of, options_of
 from jobs.status import Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config.overlay import merged
 
 
 def submit(session: Session, new: NewJob) -> Job:
@@ -165,16 +166,6 @@ def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: 
     """
     job = _existing(session, job_id)
     return submit(session, _copy(session, job, created_by, None, merged(job.spec_sent, overrides)))
-
-
-def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `overrides` laid over it, objects field by field."""
-    result = dict(base)
-    for name, value in overrides.items():
-        below = result.get(name)
-        both_objects = isinstance(below, dict) and isinstance(value, dict)
-        result[name] = merged(below, value) if both_objects else value  # type: ignore[arg-type]
-    return result
 
 
 def _copy(

@@ -42,17 +42,16 @@ def _decoded(text: str, path: Path) -> Any:
 
 def apply_overrides(spec: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`a.b=value` for each override; values are JSON where they parse as such, text otherwise."""
+    # Imported here, since the package loads pydantic, which most commands do without.
+    from wcl_core.config.overlay import blocking_parent, with_fields
+
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise SpecFileError(f"--set {override}: expected NAME=VALUE, for example --set loss.temperature=0.2")
-        *parents, leaf = name.split(".")
-        target = spec
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise SpecFileError(f"--set {override}: {parent} is not a mapping")
-        target[leaf] = _value(text)
+        if parent := blocking_parent(spec, name):
+            raise SpecFileError(f"--set {override}: {parent} is not a mapping")
+        spec = with_fields(spec, {name: _value(text)})
     return spec
 
 

@@ -29,8 +29,8 @@ from jobs import submission as service
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from jobs.new_job import NewJob, default_name, kind_of, options_of
-from jobs.submission import merged
 from wcl_core.config import Kind, Seed, Spec, parse_spec
+from wcl_core.config.overlay import merged
 
 _MAX_NAME = 200
 MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit

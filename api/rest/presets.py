@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,6 +12,7 @@ from api.http.auth import Reader
 from api.http.field_errors import escaped
 from jobs.errors import FieldError, Invalid
 from wcl_core.config import Kind, resolve_spec
+from wcl_core.config.overlay import differences
 from wcl_core.presets import described_presets, presets
 
 router = APIRouter(prefix="/v1/presets", tags=["catalog"])
@@ -68,13 +68,12 @@ class PresetDeviation(TypedDict):
 def preset_deviations(name: str | None, spec: dict[str, Any]) -> list[PresetDeviation] | None:
     """Return every field of a resolved spec that differs from the preset; None if there is no such preset."""
     preset = None if name is None else presets().get(name)
-    return None if preset is None else list(differences(resolve_spec(preset), spec))
+    return None if preset is None else between(resolve_spec(preset), spec)
 
 
-def differences(preset: Any, job: Any, pointer: str = "") -> Iterator[PresetDeviation]:
-    """Yield the differences: objects field by field, lists as a whole; a field that one side lacks is null there."""
-    if isinstance(preset, dict) and isinstance(job, dict):
-        for name in dict.fromkeys((*preset, *job)):
-            yield from differences(preset.get(name), job.get(name), f"{pointer}/{escaped(name)}")
-    elif preset != job:
-        yield {"pointer": pointer, "preset": preset, "job": job}
+def between(preset: dict[str, Any], spec: dict[str, Any]) -> list[PresetDeviation]:
+    """Return every field that differs; a field that one side lacks is null there."""
+    return [
+        {"pointer": "".join(f"/{escaped(part)}" for part in path), "preset": expected, "job": value}
+        for path, expected, value in differences(preset, spec)
+    ]

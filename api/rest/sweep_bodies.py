@@ -15,7 +15,6 @@ from jobs import sweeps
 from jobs.errors import FieldError, Invalid
 from jobs.models import Sweep
 from jobs.new_job import options_of
-from jobs.submission import merged
 from jobs.sweeps import (
     HELD_OUT_SHARE,
     MAX_TRIALS,
@@ -31,6 +30,7 @@ from jobs.sweeps import (
     parameter_pointer,
 )
 from wcl_core.config import Seed
+from wcl_core.config.overlay import merged
 
 _EXAMPLE: dict[str, Any] = {
     "name": "temperature and rate",

@@ -22,6 +22,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
+from wcl_core.config.overlay import leaves
 
 router = APIRouter(include_in_schema=False)
 
@@ -109,15 +110,6 @@ def _jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
 
 
 # --- specs -----------------------------------------------------------------------------------------------------------
-
-
-def leaves(spec: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field by its dotted name; lists are one field."""
-    for name, value in spec.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _differences(chosen: Sequence[Arm]) -> Iterator[Difference]:

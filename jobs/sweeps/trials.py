@@ -13,6 +13,7 @@ from jobs.sweeps.halving import Rung
 from jobs.sweeps.metric import Metric
 from jobs.sweeps.space import Settings
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.config.overlay import with_fields
 
 _WITH_THE_EPOCHS = ("warmup_epochs", "weak_augmentation_epochs")
 
@@ -51,7 +52,7 @@ class Design:
 
     def fields(self, place: Place) -> dict[str, Any]:
         """The spec of a run as it would be sent."""
-        fields = laid(self.base, self.trials[place.trial])
+        fields = with_fields(self.base, self.trials[place.trial])
         if (epochs := self.rungs[place.rung].epochs) is not None:
             fields = _as_long_as(fields, epochs)
         plans = [*fields.get("evaluations", ()), self.metric.plan]
@@ -98,7 +99,7 @@ class Design:
     @property
     def num_epochs(self) -> int:
         """Of all training runs together; every trial's spec has to be right."""
-        whole = (epochs_of(laid(self.base, settings)) for settings in self.trials)
+        whole = (epochs_of(with_fields(self.base, settings)) for settings in self.trials)
         each = [sum(whole) if rung.epochs is None else rung.trials * rung.epochs for rung in self.rungs]
         return sum(each) * len(self.seeds)
 
@@ -121,20 +122,6 @@ def _as_long_as(fields: dict[str, Any], epochs: int) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def laid(base: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """`base` with values put at dotted names; what is on the way and no object gives way to one."""
-    fields = dict(base)
-    for name, value in settings.items():
-        *parents, last = name.split(".")
-        here = fields
-        for parent in parents:
-            below = here.get(parent)
-            here[parent] = dict(below) if isinstance(below, dict) else {}
-            here = here[parent]
-        here[last] = value
-    return fields
 
 
 def located(error: FieldError, design: Design, trial: int) -> FieldError:

@@ -18,8 +18,8 @@ from api.web.forms import spec_form
 from jobs import queries
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
-from wcl_core.config import Kind, resolve_spec
-from wcl_core.presets import presets
+from wcl_core.config import Kind
+from wcl_core.config.overlay import changed_fields
 
 FIRST_PRESET = "digits-cpu"
 NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # as typed when nothing is asked for
@@ -82,7 +82,7 @@ class SpecForm:
     def spec_said(self) -> dict[str, Any]:
         """The request's spec: with a preset only what differs from it."""
         spec = spec_form.read(self.kind, self.typed)
-        return spec_form.differing(spec, self.base) if self.preset and self.base is not None else spec
+        return changed_fields(spec, self.base) if self.preset and self.base is not None else spec
 
     @property
     def options_said(self) -> dict[str, Any]:
@@ -125,18 +125,6 @@ def options_typed(session: Session, job: Job) -> dict[str, str]:
     typed = {"name": job.name, "pool": job.pool, "preemptible": "true" if job.preemptible else "false"}
     typed["tags"] = ", ".join(queries.tags(session, [job.id])[job.id])
     return typed | {name: str(value) for name in NUMBERS if (value := getattr(job, name))}
-
-
-def preset_spec(name: str) -> dict[str, Any]:
-    """A preset's spec with every field.
-
-    Raises:
-        Invalid: there is none of this name.
-    """
-    known = presets()
-    if name not in known:
-        raise Invalid([FieldError("preset", f"there is no such preset; expected one of {', '.join(known)}")])
-    return resolve_spec(known[name])
 
 
 def parts(text: str) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from api.http.dependencies import TheDatabase
 from api.http.idempotency import one_time_key
 from api.rest import job_bodies
 from api.rest.job_bodies import JobBody
-from api.rest.presets import PresetDeviation, preset_deviations
+from api.rest.presets import PresetDeviation, preset_deviations, preset_fields
 from api.web.forms import spec_form
 from api.web.forms.fields import (
     FIRST_PRESET,
@@ -34,7 +33,6 @@ from api.web.forms.fields import (
     number,
     options_typed,
     parts,
-    preset_spec,
     spec_typed,
 )
 from api.web.render import page
@@ -44,6 +42,7 @@ from jobs.errors import Invalid
 from jobs.models import Job
 from jobs.new_job import kind_of
 from wcl_core.config import Kind, resolve_spec
+from wcl_core.config.overlay import leaves
 from wcl_core.presets import described_presets, presets
 
 router = APIRouter(include_in_schema=False)
@@ -72,7 +71,7 @@ class Form(SpecForm):
         spec = self.said.get("spec") or {}
         if self.said.get("preset"):
             words += ["--preset", self.said["preset"]]
-            words += [word for name, value in _leaves(spec) for word in ("--set", f"{name}={_json(value)}")]
+            words += [word for name, value in leaves(spec) for word in ("--set", f"{name}={_json(value)}")]
         else:
             words += ["spec.yaml"]
         words += ["--kind", "evaluate"] if self.kind == "evaluate" else []
@@ -82,13 +81,6 @@ class Form(SpecForm):
         words += [word for tag in self.said.get("tags", ()) for word in ("--tag", tag)]
         words += ["--seeds", ",".join(map(str, self.said["seeds"]))] if self.said.get("seeds") else []
         return shlex.join(words)
-
-
-def _leaves(spec: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in spec.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
-    return found
 
 
 def _json(value: Any) -> str:
@@ -146,7 +138,7 @@ def _shown(request: Request, session: Session, made: Form) -> Response:
 
 
 def _of_preset(name: str) -> Form:
-    spec = preset_spec(name)
+    spec = preset_fields(name, "pretrain")
     return Form("pretrain", name, None, spec_typed("pretrain", spec), spec)
 
 

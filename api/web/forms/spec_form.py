@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from api.rest.openapi import type_of
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
+from wcl_core.config.overlay import with_fields
 
 _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
 _HIDDEN = ("spec_version",)
@@ -124,26 +125,5 @@ def _field(path: tuple[str, ...], body: dict[str, Any], schema: dict[str, Any]) 
 
 def read(kind: Kind, typed: Mapping[str, str]) -> dict[str, Any]:
     """The spec of a form whose fields are named `spec.` and the field's name; those that are missing stay away."""
-    spec: dict[str, Any] = {}
-    for field in fields(kind):
-        if (text := typed.get(f"spec.{field.name}")) is None:
-            continue
-        *parents, leaf = field.path
-        target = spec
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[leaf] = field.read(text)
-    return spec
-
-
-def differing(spec: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `spec` that are not as in `base`, objects field by field."""
-    found: dict[str, Any] = {}
-    for name, value in spec.items():
-        below = base.get(name)
-        if isinstance(value, Mapping) and value and isinstance(below, Mapping):
-            if inner := differing(value, below):
-                found[name] = inner
-        elif value != below:
-            found[name] = value
-    return found
+    sent = ((field, typed.get(f"spec.{field.name}")) for field in fields(kind))
+    return with_fields({}, {field.name: field.read(text) for field, text in sent if text is not None})

@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import one_time_key
+from api.rest.presets import preset_fields
 from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
 from api.web import parallel
 from api.web.forms import spec_form, sweep_fields
-from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, options_typed, preset_spec, spec_typed
+from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, options_typed, spec_typed
 from api.web.forms.spec_form import Section
 from api.web.forms.sweep_fields import SweepForm, shared_by_all
 from api.web.render import page
@@ -107,7 +108,7 @@ def _sections() -> list[Section]:
 
 
 def _of_preset(name: str) -> SweepForm:
-    spec = shared_by_all(preset_spec(name))
+    spec = shared_by_all(preset_fields(name, "pretrain"))
     typed = spec_typed("pretrain", spec) | {"seeds": str(spec["seed"])}
     return SweepForm("pretrain", name, None, typed, spec)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.rest.presets import differences
+from api.rest.presets import between
 from jobs.database import new_id
 from jobs.models import Job
 from tests.api.served import SPEC, Served, assert_problem
@@ -119,9 +119,7 @@ def test_a_preset_of_the_past_has_no_deviations(small: Served) -> None:
 
 
 def test_differences_are_leaves_and_lists_as_a_whole() -> None:
-    found = list(
-        differences({"a": {"b~/c": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b~/c": 2, "d": [1, 3]}, "e": None})
-    )
+    found = between({"a": {"b~/c": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b~/c": 2, "d": [1, 3]}, "e": None})
 
     assert [(d["pointer"], d["preset"], d["job"]) for d in found] == [
         ("/a/b~0~1c", 1, 2),

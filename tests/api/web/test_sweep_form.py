@@ -11,8 +11,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from api.http.auth import SESSION_COOKIE
+from api.rest.presets import preset_fields
 from api.rest.sweep_bodies import SweepBody, new_sweep
-from api.web.forms.fields import preset_spec, spec_typed
+from api.web.forms.fields import spec_typed
 from api.web.forms.sweep_fields import Row, SweepForm, body, shared_by_all
 from jobs.models import Sweep
 from jobs.sweeps import trial_counts
@@ -218,7 +219,7 @@ def test_values_are_read_as_their_field_has_them(field: str, values: str, read: 
 
 @pytest.mark.parametrize("name", list(presets()))
 def test_a_preset_as_it_is_says_nothing_of_its_spec(name: str) -> None:
-    spec = shared_by_all(preset_spec(name))
+    spec = shared_by_all(preset_fields(name, "pretrain"))
     typed = {key: text for key, text in spec_typed("pretrain", spec).items() if key != "spec.seed"}
     whole = {"row.0.field": "heads.output_dim", "row.0.how": "log", "row.0.min": "16", "row.0.max": "64"}
     form = SweepForm("pretrain", name, None, typed | whole | {"name": "x", "search": "random", "trials": "3"}, spec)

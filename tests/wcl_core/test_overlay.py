@@ -1,0 +1,96 @@
+"""Nested spec dicts: what is laid over them, and how two of them differ."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wcl_core.config.overlay import blocking_parent, changed_fields, differences, leaves, merged, with_fields
+
+_VALUES = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=2))
+_SPECS = st.recursive(
+    st.dictionaries(st.sampled_from("abc"), _VALUES, max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), st.one_of(_VALUES, inner), max_size=3),
+    max_leaves=8,
+)
+
+
+def test_objects_merge_field_by_field_and_all_else_whole() -> None:
+    base = {"loss": {"temperature": 0.1, "weak_weight": 1}, "shares": [1, 2], "map": {"images": 9}, "seed": 0}
+    overrides = {"loss": {"temperature": 0.5}, "shares": [3], "map": None, "seed": {"odd": 1}}
+
+    assert merged(base, overrides) == {
+        "loss": {"temperature": 0.5, "weak_weight": 1},
+        "shares": [3],
+        "map": None,
+        "seed": {"odd": 1},
+    }
+
+
+def test_dotted_names_set_fields_and_an_object_replaces_what_is_in_the_way() -> None:
+    base = {"loss": {"temperature": 0.1}, "map": None, "seed": 0}
+
+    assert with_fields(base, {"loss.temperature": 0.5, "loss.new.deep": 1, "map.images": 9, "seed": 1}) == {
+        "loss": {"temperature": 0.5, "new": {"deep": 1}},
+        "map": {"images": 9},
+        "seed": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        ("seed", None),
+        ("loss.temperature", None),
+        ("new.deep.er", None),
+        ("seed.x", "seed"),
+        ("loss.temperature.x", "temperature"),
+    ],
+)
+def test_a_value_along_the_path_blocks_a_name(name: str, parent: str | None) -> None:
+    assert blocking_parent({"loss": {"temperature": 0.1}, "seed": 0}, name) == parent
+
+
+def test_leaves_have_dotted_names_and_lists_are_whole() -> None:
+    spec = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": {}, "f": None}
+
+    assert list(leaves(spec)) == [("a.b", 1), ("a.c.d", [1, 2]), ("e", {}), ("f", None)]
+
+
+def test_changed_fields_keep_their_nesting() -> None:
+    base = {"a": {"b": 1, "c": 2}, "d": [1], "e": 5}
+
+    assert changed_fields({"a": {"b": 1, "c": 3}, "d": [1], "e": 6, "f": 7}, base) == {"a": {"c": 3}, "e": 6, "f": 7}
+
+
+def test_differences_have_both_values_and_a_missing_field_is_null() -> None:
+    found = list(differences({"a": {"b": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b": 2, "d": [1, 2]}, "e": None}))
+
+    assert found == [(("a", "b"), 1, 2), (("e",), {"f": 1}, None)]
+
+
+@given(_SPECS, _SPECS)
+def test_no_function_changes_its_arguments(first: dict[str, Any], second: dict[str, Any]) -> None:
+    before = copy.deepcopy((first, second))
+    merged(first, second)
+    with_fields(first, dict(leaves(second)))
+    changed_fields(first, second)
+    list(differences(first, second))
+
+    assert (first, second) == before
+
+
+@given(_SPECS, _SPECS)
+def test_changed_fields_laid_over_the_base_give_the_spec(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    spec = merged(base, changes)
+
+    assert merged(base, changed_fields(spec, base)) == spec
+
+
+@given(_SPECS)
+def test_leaves_set_one_by_one_give_the_spec(spec: dict[str, Any]) -> None:
+    assert with_fields({}, dict(leaves(spec))) == spec
