@@ -17,6 +17,7 @@ from wcl_core.config import (
     PretrainSpec,
     ProtocolSettings,
     SemiSupervisedConfig,
+    held_out_count,
 )
 
 _WIDE_K = 200  # of the protocol knn_wide
@@ -51,8 +52,8 @@ def pretraining_count(dataset: Dataset, data: DataConfig) -> int:
 
 
 def _left(count: int, held_out_share: float) -> int:
-    """Train images of a class that are not held out."""
-    return count - (max(1, round(held_out_share * count)) if held_out_share else 0)
+    """Return the train images of a class that are not held out."""
+    return count - held_out_count(count, held_out_share)
 
 
 def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[FieldError]) -> Dataset | None:

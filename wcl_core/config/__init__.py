@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, Features, PixelFeatures, UntrainedFeatures
 from wcl_core.config.fields import DatasetName, Seed
-from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
+from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation
 from wcl_core.config.methods import MethodOptions, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
@@ -60,6 +60,7 @@ __all__ = [
     "SemiSupervisedConfig",
     "Spec",
     "UntrainedFeatures",
+    "held_out_count",
     "is_transformer",
     "method_names",
     "options_of",

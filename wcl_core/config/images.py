@@ -26,6 +26,16 @@ class DataConfig(SpecModel):
     )
 
 
+def held_out_count(images: int, share: float) -> int:
+    """Return how many of a class's train images are held out: the rounded share, but one at least of two or more.
+
+    Args:
+        images: train images of the class.
+        share: `data.held_out_share`, in [0, 1); 0 holds out none.
+    """
+    return max(1, round(share * images)) if share and images > 1 else 0
+
+
 class AugmentConfig(SpecModel):
     """One set of random views; all probabilities are per sample."""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from wcl_core.config import held_out_count
 from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
 from wcl_core.data.order import derived_seed
 
@@ -49,7 +50,7 @@ def held_out(labels: Tensor, share: float) -> Tensor:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        count = held_out_count(len(members), share)
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return chosen
 
