@@ -243,4 +243,18 @@ GUARDS = (
         'if (visible := os.environ.get("NONE")) is not None:',
         ("tests/worker/test_devices.py::test_only_visible_gpus_count",),
     ),
+    Guard(
+        "overrides merge object by object",
+        "wcl_core/config/overlay.py",
+        "both_are_objects = isinstance(below, dict) and isinstance(value, dict)",
+        "both_are_objects = False",
+        ("tests/wcl_core/test_overlay.py::test_objects_merge_field_by_field_and_all_else_whole",),
+    ),
+    Guard(
+        "a class of two images or more holds out one at least",
+        "wcl_core/config/images.py",
+        "return max(1, round(share * images)) if share and images > 1 else 0",
+        "return round(share * images)",
+        ("tests/wcl_core/data/test_held_out.py::test_which_images_is_a_function_of_the_labels_alone",),
+    ),
 )
