@@ -11,6 +11,7 @@ from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
 from jobs.status import Status
 from wcl_core.config import (
+    WIDE_K,
     CheckpointFeatures,
     DataConfig,
     EvaluateSpec,
@@ -19,8 +20,6 @@ from wcl_core.config import (
     SemiSupervisedConfig,
     held_out_count,
 )
-
-_WIDE_K = 200  # of the protocol knn_wide
 
 
 def check(session: Session, new: NewJob) -> Dataset:
@@ -111,9 +110,9 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataCon
     protocols = settings.protocols
     if "knn" in protocols and settings.knn_k > smallest / 2:
         errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
-    if "knn_wide" in protocols and smallest / 2 < _WIDE_K:
+    if "knn_wide" in protocols and smallest / 2 < WIDE_K:
         here = f"{pointer}/protocols/{protocols.index('knn_wide')}"
-        errors.append(FieldError(here, f"knn_wide has k = {_WIDE_K}, which is above half {of_classes}"))
+        errors.append(FieldError(here, f"knn_wide has k = {WIDE_K}, which is above half {of_classes}"))
     for place, count in enumerate(settings.labels_per_class):
         if "few_labels" in protocols and count > smallest:
             errors.append(FieldError(f"{pointer}/labels_per_class/{place}", f"{count} is more than {of_classes}"))

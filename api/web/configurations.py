@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.web.evaluations import metric_name, protocol_name, settings
+from api.web.evaluations import settings
 from jobs import seed_groups
 from jobs.models import Job
 from jobs.seed_groups import Result
+from wcl_core.config import measure_title, protocol_facts
 
 _SEED_NAME = re.compile(r", seed \d+$")
 _NOT_TRAINING = ("seed", "evaluations")
@@ -71,7 +72,7 @@ class Measure:
 
     @property
     def title(self) -> str:
-        return f"{protocol_name(self.protocol)}, {metric_name(self.metric)}"
+        return f"{protocol_facts(self.protocol).title}, {measure_title(self.metric)}"
 
     @property
     def setting(self) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.web.format import number, words
 from jobs.models import Checkpoint, Dataset, Evaluation, Job
+from wcl_core.config import measure_title, protocol_facts
 
 MAX_SHOWN = 200
 
@@ -117,15 +118,6 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "epoch": lambda value: f"epoch: {value}",
     "held_out_share": lambda value: f"on {number(100 * value)}% of train, held out",
 }
-_METRICS = {
-    "top1": "top-1",
-    "top1_selected_on_test": "top-1, selected on test",
-    "recall_at_1": "recall at 1",
-    "recall_at_5": "recall at 5",
-}
-
-
-_PROTOCOLS = {"knn": "kNN", "knn_wide": "kNN, wide", "linear_sgd": "linear, SGD"}
 
 
 def settings(params: Mapping[str, Any]) -> str:
@@ -133,14 +125,6 @@ def settings(params: Mapping[str, Any]) -> str:
     known = [name for name in _PHRASES if name in params]
     others = sorted(set(params) - set(known))
     return ", ".join([*(_PHRASES[n](params[n]) for n in known), *(f"{words(n)} {value(params[n])}" for n in others)])
-
-
-def metric_name(name: str) -> str:
-    return _METRICS.get(name, words(name))
-
-
-def protocol_name(name: str) -> str:
-    return _PROTOCOLS.get(name, words(name))
 
 
 def value(found: Any) -> str:
@@ -156,8 +140,8 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "metric_name": metric_name,
-    "protocol_name": protocol_name,
+    "metric_name": measure_title,
+    "protocol_name": lambda name: protocol_facts(name).title,
     "setting_value": value,
     "settings": settings,
     "class_name": class_name,

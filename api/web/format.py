@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from jobs.models import Job
+from wcl_core.config import method_title
 
 NOTHING = "–"
 
@@ -178,13 +179,10 @@ def words(name: Any) -> str:
     return str(name).replace("_", " ")
 
 
-_METHODS = {"wcl": "WCL", "simclr": "SimCLR"}
-
-
 def method(spec: dict[str, Any]) -> str:
     """What a job does, in two or three words: the method, or the features that are measured."""
     if name := spec.get("method"):
-        return _METHODS.get(name, str(name))
+        return method_title(str(name))
     kind = str(spec.get("features", {}).get("kind", ""))
     return {"checkpoint": "of a checkpoint", "untrained": "of an untrained net", "pixels": "of raw pixels"}.get(
         kind, kind

@@ -21,6 +21,7 @@ from api.web.render import page
 from jobs.database import database_time
 from jobs.models import Checkpoint, Dataset, Evaluation, Job
 from jobs.seed_groups import Result
+from wcl_core.config import protocol_facts
 
 router = APIRouter(include_in_schema=False)
 
@@ -107,7 +108,10 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
         if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
             table.setdefault(measure, []).append(Entry(result.mean, arm, result))
     boards = [_board(measure, entries, tab) for measure, entries in table.items()]
-    return sorted(boards, key=lambda board: (board.measure.rule != "last epoch", board.measure.metric != "top1"))
+    facts = protocol_facts(tab.protocol)
+    return sorted(
+        boards, key=lambda board: (board.measure.rule != "last epoch", not facts.is_main(board.measure.metric))
+    )
 
 
 def _is_headline(measure: Measure) -> bool:
@@ -121,7 +125,8 @@ def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
     held_out = "held_out_share" in params
     found = [] if held_out else references(tab.dataset, tab.protocol, measure.metric, params.get("share"))
     published = [Entry(reference.value, reference=reference) for reference in found]
-    every = sorted([*entries, *published], key=lambda entry: -entry.value)
+    sign = -1 if protocol_facts(tab.protocol).is_higher_better(measure.metric) else 1
+    every = sorted([*entries, *published], key=lambda entry: sign * entry.value)
     ends = [entry.value for entry in every]
     ends += [end for entry in entries if entry.result and entry.result.interval for end in entry.result.interval]
     low, high = max(0.0, min(ends)), min(1.0, max(ends))

@@ -15,7 +15,7 @@ from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.web import parallel
 from api.web.compare import MAX_ARMS, MAX_JOBS
-from api.web.evaluations import metric_name, protocol_name, settings
+from api.web.evaluations import settings
 from api.web.format import epochs
 from api.web.parallel import Drawing
 from api.web.render import page
@@ -25,6 +25,7 @@ from jobs.keys import Principal
 from jobs.models import Sweep
 from jobs.status import TERMINAL
 from jobs.sweeps import Standing
+from wcl_core.config import measure_title, protocol_facts
 
 router = APIRouter(include_in_schema=False)
 
@@ -118,7 +119,7 @@ class SweepView:
         """In words."""
         said = self.sweep.metric["settings"].items()
         told = settings({name: value[0] if isinstance(value, list) else value for name, value in said})
-        name = f"{protocol_name(self.sweep.metric['protocol'])}, {metric_name(self.sweep.metric['name'])}"
+        name = f"{protocol_facts(self.sweep.metric['protocol']).title}, {measure_title(self.sweep.metric['name'])}"
         return f"{name} ({told})" if told else name
 
 

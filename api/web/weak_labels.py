@@ -25,6 +25,7 @@ from jobs import queries, weak_labels
 from jobs.models import Artifact
 from jobs.storage import Storage
 from jobs.weak_labels import Moment, WeakGroup, weak_groups
+from wcl_core.config import why_no_weak_labels
 from wcl_core.protocol import MONITOR_BATCH_FACTS, MONITOR_BATCH_PICTURE, MonitorBatchFacts
 
 router = APIRouter(include_in_schema=False)
@@ -254,8 +255,8 @@ def _why_none(run: Run) -> str:
     spec = run.job.spec
     if run.job.kind != "pretrain":
         return "An evaluation trains nothing, so it has no weak labels of its own."
-    if spec.get("method") == "simclr":
-        return "SimCLR makes no weak labels: to it every image is a class of its own, so there are no groups to show."
+    if reason := why_no_weak_labels(str(spec.get("method"))):
+        return reason
     if spec.get("monitor_every_epochs") == 0:
         return "This run does not look at its probe: monitor_every_epochs is 0 in its spec."
     if run.view.is_over:

@@ -9,16 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from wcl_core.config import DataConfig, EvaluationPlan
+from wcl_core.config import PROTOCOLS, DataConfig, EvaluationPlan, protocol_facts
 
 MEASURES: dict[str, tuple[str, ...]] = {
-    "knn": ("top1",),
-    "knn_wide": ("top1",),
-    "linear": ("top1", "mean_per_class"),
-    "linear_sgd": ("top1", "mean_per_class"),
-    "few_labels": ("top1",),
-    "semi_supervised": ("top1",),
-    "retrieval": ("recall_at_1", "recall_at_5", "mean_average_precision"),
+    name: tuple(measure.name for measure in facts.measures if not measure.is_selected_on_test)
+    for name, facts in PROTOCOLS.items()
+    if facts.measures
 }
 _NOT_BY_LOSS = (
     "a series of the training, such as a loss, does not rank methods, temperatures or batch sizes; expected an "
@@ -80,13 +76,9 @@ class Metric(BaseModel):
             plan = EvaluationPlan.model_validate({**settings, "protocols": [protocol]})
         except ValidationError:
             return settings  # the trials' specs hold it, and name what is wrong
-        count, fields = 1, ""
-        if protocol == "few_labels":
-            count, fields = len(plan.labels_per_class) * len(plan.few_labels_classifiers), "labels_per_class"
-        elif protocol == "semi_supervised":
-            tuned = plan.semi_supervised
-            count, fields = len(tuned.shares) + len(tuned.lists), "semi_supervised.shares or .lists"
-        if count != 1:
+        facts = protocol_facts(str(protocol))
+        if (count := facts.num_values(plan)) != 1:
+            fields = facts.num_values_fields
             raise ValueError(f"expected one value of {fields}: the metric has to be one number, and these are {count}")
         return settings
 

@@ -101,6 +101,11 @@ def test_a_loss_is_no_metric(metric: Any) -> None:
         Metric.model_validate(metric)
 
 
+def test_no_metric_was_selected_on_the_test_split() -> None:
+    with pytest.raises(ValidationError, match="expected one of top1, mean_per_class"):
+        Metric(protocol="linear_sgd", name="top1_selected_on_test")
+
+
 def test_a_metric_is_one_number_of_its_protocol() -> None:
     assert Metric(protocol="linear").name == "top1"
     assert Metric(protocol="few_labels", settings={"labels_per_class": [1]}).plan["labels_per_class"] == [1]

@@ -257,4 +257,21 @@ GUARDS = (
         "return round(share * images)",
         ("tests/wcl_core/data/test_held_out.py::test_which_images_is_a_function_of_the_labels_alone",),
     ),
+    Guard(
+        "a protocol reports the measures of the table",
+        "wcl_core/config/protocols.py",
+        '            Measure("recall_at_5", "recall at 5"),\n',
+        "",
+        (
+            "tests/wcl_core/evaluation/test_protocols.py"
+            "::test_a_protocol_reports_the_measures_of_the_table_in_its_order[retrieval]",
+        ),
+    ),
+    Guard(
+        "no sweep ranks by a value selected on the test split",
+        "jobs/sweeps/metric.py",
+        " if not measure.is_selected_on_test)",
+        ")",
+        ("tests/jobs/test_sweep_space.py::test_no_metric_was_selected_on_the_test_split",),
+    ),
 )

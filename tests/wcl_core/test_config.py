@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from tests.wcl_core import small
-from wcl_core.config import Kind, MultiCropConfig, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config import (
+    PROTOCOLS,
+    Kind,
+    MultiCropConfig,
+    PretrainSpec,
+    Protocol,
+    measure_title,
+    method_title,
+    parse_spec,
+    protocol_facts,
+    resolve_spec,
+    why_no_weak_labels,
+)
 
 EVALUATE: dict[str, Any] = {"data": {"name": "digits"}, "features": {"kind": "pixels"}}
 
@@ -168,6 +180,21 @@ def test_a_spec_sent_bare_and_resolved_has_one_text() -> None:
     made = PretrainSpec.model_validate({"data": {"name": "digits"}})
     again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(made))))
     assert json.dumps(resolve_spec(again)) == json.dumps(resolve_spec(made))
+
+
+def test_the_table_of_protocols_has_an_entry_for_each_and_titles_for_unknown_ones_too() -> None:
+    assert tuple(PROTOCOLS) == get_args(Protocol)
+    assert (protocol_facts("knn_wide").title, protocol_facts("of_old").title) == ("kNN, wide", "of old")
+    assert (measure_title("top1"), measure_title("of_old")) == ("top-1", "of old")
+    assert protocol_facts("retrieval").is_main("recall_at_1")
+    assert not protocol_facts("retrieval").is_main("recall_at_5")
+    assert not protocol_facts("of_old").is_main("top1")
+
+
+def test_titles_of_methods_and_reasons_for_no_weak_labels() -> None:
+    assert [method_title(name) for name in ("wcl", "simclr", "not-installed")] == ["WCL", "SimCLR", "not-installed"]
+    assert "SimCLR makes no weak labels" in (why_no_weak_labels("simclr") or "")
+    assert [why_no_weak_labels(name) for name in ("wcl", "not-installed")] == [None, None]
 
 
 def test_processes_share_the_global_batch_equally() -> None:

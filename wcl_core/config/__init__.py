@@ -17,24 +17,34 @@ from __future__ import annotations
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, Features, PixelFeatures, UntrainedFeatures
 from wcl_core.config.fields import DatasetName, Seed
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation
-from wcl_core.config.methods import MethodOptions, method_names, options_of
+from wcl_core.config.methods import MethodOptions, method_names, method_title, options_of, why_no_weak_labels
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
 from wcl_core.config.protocols import (
+    PROTOCOLS,
+    WIDE_K,
+    WIDE_TEMPERATURE,
     EvaluationPlan,
     FewLabelsClassifier,
     LinearSgdConfig,
+    Measure,
     Protocol,
+    ProtocolFacts,
     ProtocolSettings,
     SemiSupervisedConfig,
+    measure_title,
+    protocol_facts,
 )
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
 from wcl_core.config.versions import SPEC_VERSION, SPEC_VERSIONS, UPCASTERS, Kind, Spec, parse_spec, resolve_spec
 
 __all__ = [
+    "PROTOCOLS",
     "SPEC_VERSION",
     "SPEC_VERSIONS",
     "UPCASTERS",
+    "WIDE_K",
+    "WIDE_TEMPERATURE",
     "AugmentConfig",
     "BackboneConfig",
     "CheckpointConfig",
@@ -49,12 +59,14 @@ __all__ = [
     "Kind",
     "LinearSgdConfig",
     "LossConfig",
+    "Measure",
     "MethodOptions",
     "MultiCropConfig",
     "OptimizerConfig",
     "PixelFeatures",
     "PretrainSpec",
     "Protocol",
+    "ProtocolFacts",
     "ProtocolSettings",
     "Seed",
     "SemiSupervisedConfig",
@@ -62,9 +74,13 @@ __all__ = [
     "UntrainedFeatures",
     "held_out_count",
     "is_transformer",
+    "measure_title",
     "method_names",
+    "method_title",
     "options_of",
     "parse_spec",
+    "protocol_facts",
     "resolve_spec",
     "weak_augmentation",
+    "why_no_weak_labels",
 ]

@@ -1,7 +1,12 @@
-"""What features can be measured under, alone or planned for the checkpoints of a training run."""
+"""Evaluation protocols: the table of them, their settings, and the plan of a training run's evaluations.
+
+A new protocol is named in `Protocol` and `PROTOCOLS`; `wcl_core.evaluation.results` says how it is computed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -13,6 +18,104 @@ Protocol = Literal[
     "knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed", "map"
 ]
 FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
+WIDE_K = 200  # neighbours of knn_wide
+WIDE_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that a protocol reports.
+
+    Attributes:
+        name: as it is stored, such as `top1`.
+        title: as pages show it.
+        is_higher_better: whether the larger of two values is the better one.
+        is_selected_on_test: whether the value was selected on the test split, so that no sweep may rank by it.
+    """
+
+    name: str
+    title: str
+    is_higher_better: bool = True
+    is_selected_on_test: bool = False
+
+
+@dataclass(frozen=True)
+class ProtocolFacts:
+    """All that is known of a protocol beside its computation.
+
+    Attributes:
+        title: as pages show it.
+        description: one clause for the description of a spec's `protocols`.
+        measures: the numbers that it reports, the main one first; none if it writes a file instead.
+        num_values: how many values of each measure it reports under the given settings.
+        num_values_fields: the settings that `num_values` depends on, as words of an error message.
+    """
+
+    title: str
+    description: str = ""
+    measures: tuple[Measure, ...] = ()
+    num_values: Callable[[ProtocolSettings], int] = lambda _settings: 1
+    num_values_fields: str = ""
+
+    def is_main(self, measure: str) -> bool:
+        """Return whether a measure is the main one."""
+        return bool(self.measures) and self.measures[0].name == measure
+
+    def is_higher_better(self, measure: str) -> bool:
+        """Return whether the larger value of a measure is the better one; True for an unknown measure."""
+        return next((known.is_higher_better for known in self.measures if known.name == measure), True)
+
+
+_TOP1 = Measure("top1", "top-1")
+_PER_CLASS = Measure("mean_per_class", "mean per class")
+PROTOCOLS: dict[Protocol, ProtocolFacts] = {
+    "knn": ProtocolFacts("kNN", "knn_k nearest neighbours vote", (_TOP1,)),
+    "knn_wide": ProtocolFacts(
+        "kNN, wide", f"{WIDE_K} nearest neighbours vote, at temperature {WIDE_TEMPERATURE}", (_TOP1,)
+    ),
+    "linear": ProtocolFacts("linear", "a linear classifier by L-BFGS on cached features", (_TOP1, _PER_CLASS)),
+    "linear_sgd": ProtocolFacts(
+        "linear, SGD",
+        "a linear classifier by SGD on augmented images, as published",
+        (_TOP1, _PER_CLASS, Measure("top1_selected_on_test", "top-1, selected on test", is_selected_on_test=True)),
+    ),
+    "few_labels": ProtocolFacts(
+        "few labels",
+        "classifiers of labels_per_class labelled images a class",
+        (_TOP1,),
+        lambda settings: len(settings.labels_per_class) * len(settings.few_labels_classifiers),
+        "labels_per_class",
+    ),
+    "semi_supervised": ProtocolFacts(
+        "semi-supervised",
+        "all weights fine-tuned on a part of the labels",
+        (_TOP1,),
+        lambda settings: len(settings.semi_supervised.shares) + len(settings.semi_supervised.lists),
+        "semi_supervised.shares or .lists",
+    ),
+    "retrieval": ProtocolFacts(
+        "retrieval",
+        "ranks of train images of the same class",
+        (
+            Measure("recall_at_1", "recall at 1"),
+            Measure("recall_at_5", "recall at 5"),
+            Measure("mean_average_precision", "mean average precision"),
+        ),
+    ),
+    "embed": ProtocolFacts("embed", "the features of both splits as a float16 file"),
+    "map": ProtocolFacts("map", "images in two dimensions by their features"),
+}
+
+
+def protocol_facts(name: str) -> ProtocolFacts:
+    """Return the facts of a protocol; those of an unknown one, as an older evaluation may have, are its title alone."""
+    return next((facts for known, facts in PROTOCOLS.items() if known == name), ProtocolFacts(name.replace("_", " ")))
+
+
+def measure_title(name: str) -> str:
+    """Return the title of a measure, of whichever protocol; an unknown one has its name in words."""
+    measures = (measure for facts in PROTOCOLS.values() for measure in facts.measures)
+    return next((measure.title for measure in measures if measure.name == name), name.replace("_", " "))
 
 
 class LinearSgdConfig(SpecModel):
@@ -80,11 +183,7 @@ class ProtocolSettings(SpecModel):
     protocols: tuple[Protocol, ...] = Field(
         default=("knn", "linear", "few_labels"),
         min_length=1,
-        description=(
-            "`knn`: knn_k neighbours; `knn_wide`: 200 neighbours, temperature 0.1; `linear`: L-BFGS on cached "
-            "features; `linear_sgd`: SGD as published; `few_labels`; `semi_supervised`: fine-tuning; `retrieval`; "
-            "`embed`: the features of both splits as a float16 file; `map`: images laid out by their features."
-        ),
+        description="; ".join(f"`{name}`: {facts.description}" for name, facts in PROTOCOLS.items()) + ".",
     )
     seed: Seed = 0
     knn_k: int = Field(default=20, ge=1, le=1000)

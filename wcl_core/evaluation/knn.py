@@ -9,8 +9,6 @@ from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
 
 VERSION = 1
-WIDE_K = 200
-WIDE_TEMPERATURE = 0.1
 _ROWS = 1024
 
 

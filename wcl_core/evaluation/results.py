@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wcl_core.config import EvaluateSpec
+from wcl_core.config import WIDE_K, WIDE_TEMPERATURE, EvaluateSpec
 from wcl_core.data import ImageData
 from wcl_core.evaluation import few_labels, knn, linear, linear_sgd, retrieval, semi_supervised
 from wcl_core.evaluation.accuracy import mean_per_class, top1
@@ -51,8 +51,8 @@ def _knn(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> I
 
 def _knn_wide(spec: EvaluateSpec, data: ImageData, subject: Subject, pace: Pace) -> Iterator[Result]:
     del spec, data, pace
-    params = {"k": knn.WIDE_K, "temperature": knn.WIDE_TEMPERATURE}
-    value = knn.knn_top1(subject.features, knn.WIDE_K, knn.WIDE_TEMPERATURE, "protocols: k of knn_wide")
+    params = {"k": WIDE_K, "temperature": WIDE_TEMPERATURE}
+    value = knn.knn_top1(subject.features, WIDE_K, WIDE_TEMPERATURE, "protocols: k of knn_wide")
     yield _result("knn_wide", knn.VERSION, params, value)
 
 

@@ -109,7 +109,7 @@ def test_evaluations_say_how_they_were_measured(visitor: Visitor, site: Site) ->
     expect(retrieval.locator(".hit")).to_have_attribute("title", "train image 7, cosine 0.99")
     expect(retrieval.locator(".miss")).to_have_text("0")
     expect(retrieval).to_contain_text("0 25.0%")
-    tuning = cards.filter(has_text="semi supervised")
+    tuning = cards.filter(has_text="semi-supervised")
     expect(tuning).to_contain_text("1% of the labels")
     expect(tuning).to_contain_text("85.0% ± 5.0%")
     tuning.get_by_text("How it was measured").click()

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from tests.wcl_core import small
 from wcl_core import checkpoint
-from wcl_core.config import EvaluateSpec, LinearSgdConfig, SemiSupervisedConfig, parse_spec, resolve_spec
+from wcl_core.config import (
+    PROTOCOLS,
+    BackboneConfig,
+    EvaluateSpec,
+    LinearSgdConfig,
+    Protocol,
+    SemiSupervisedConfig,
+    parse_spec,
+    resolve_spec,
+)
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation import (
     accuracy,
@@ -83,6 +92,19 @@ def test_the_wide_knn_has_200_neighbours_at_a_tenth_and_refuses_small_classes() 
     assert found[0]["value"] == knn.knn_top1(data, 200, 0.1)
     with pytest.raises(ProtocolError, match="protocols: k of knn_wide = 200"):
         evaluate(evaluate_spec(protocols=["knn_wide"]), MemoryReporter(), data=small.digits())
+
+
+@pytest.mark.parametrize("name", [name for name, facts in PROTOCOLS.items() if facts.measures])
+def test_a_protocol_reports_the_measures_of_the_table_in_its_order(name: Protocol) -> None:
+    data, sgd = small.few_digits(), {"epochs": 1, "batch_size": 64}
+    spec = evaluate_spec(linear_sgd=sgd, semi_supervised=sgd | {"shares": [0.1, 0.2], "splits": 2})
+    backbone = untrained_backbone(BackboneConfig(width=4), 0, 8)
+    features = network_features(backbone, data, CPU) if name != "knn_wide" else small.feature_set(per_class=400)
+    found = list(results.results(name, spec, data, results.Subject(backbone, features, CPU), pace()))
+
+    assert list(dict.fromkeys(each["metric"] for each in found)) == [each.name for each in PROTOCOLS[name].measures]
+    main = [each for each in found if PROTOCOLS[name].is_main(each["metric"])]
+    assert len(main) == PROTOCOLS[name].num_values(spec)
 
 
 # --- the published linear protocol ---------------------------------------------------------------------------------
