@@ -244,7 +244,7 @@ def test_trees_that_are_no_dataset(tmp_path: Path, tree: dict[str, int], message
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"photos.*does not exist"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="a folder is needed"):
+    with pytest.raises(DataError, match="expected the path of a folder"):
         data.load("photos", "folder", None, 8, 0.0, NullReporter())
 
 

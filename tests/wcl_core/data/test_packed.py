@@ -146,7 +146,7 @@ def test_an_absent_file_and_another_size_say_what_to_do(packed: Path, tmp_path: 
         load(tmp_path / "nothing.wclpack")
     with pytest.raises(DataError, match=r"packed at 8 pixels, but data\.image_size = 16.*--size 16"):
         load(packed, size=16)
-    with pytest.raises(DataError, match="a packed file is needed"):
+    with pytest.raises(DataError, match="expected the path of a packed file"):
         data.load("photos", "packed", None, 8, 0.0, NullReporter())
 
 

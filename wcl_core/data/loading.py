@@ -1,0 +1,120 @@
+"""Load and describe a dataset, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from wcl_core.data.builtin import load_builtin
+from wcl_core.data.described import describe_folder_cached
+from wcl_core.data.folder import describe_folder, list_files, load_folder
+from wcl_core.data.images import (
+    DataError,
+    DatasetKind,
+    Description,
+    ImageData,
+    LabelList,
+    class_counts,
+    split_counts,
+)
+from wcl_core.data.label_lists import index_digest, read_label_list
+from wcl_core.data.packed import describe_packed, load_packed, packed_train_labels
+from wcl_core.data.samples import samples_of_images
+from wcl_core.reporter import Reporter
+
+
+def kind_of(path: Path | None) -> DatasetKind:
+    """Return the kind of the dataset at a path: builtin without a path, packed for a file, folder otherwise."""
+    if path is None:
+        return "builtin"
+    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+
+
+def load(
+    name: str, kind: DatasetKind, path: Path | None, image_size: int, max_corrupt_share: float, reporter: Reporter
+) -> ImageData:
+    """Load a dataset.
+
+    Args:
+        name: its name; for a builtin one of `BUILTIN` or of an installed plugin.
+        kind: which kind of dataset it is.
+        path: the folder or the packed file; for a builtin an optional cache folder.
+        image_size: side in pixels. Each image is scaled until its shorter side has this length, then centre-cropped; a
+            packed file has its size already.
+        max_corrupt_share: the largest share of undecodable files that is tolerated.
+        reporter: receives a warning for each undecodable file, up to a limit.
+
+    Raises:
+        DataError: the data is absent, empty or damaged, has too many undecodable files, or does not fit into memory.
+    """
+    if kind == "builtin":
+        return load_builtin(name, path, image_size)
+    if kind == "packed":
+        return load_packed(name, _required(name, path, "packed file"), image_size)
+    return load_folder(name, _required(name, path, "folder"), image_size, max_corrupt_share, reporter)
+
+
+def describe(
+    name: str,
+    kind: DatasetKind,
+    path: Path | None,
+    cache: Path | None = None,
+    lists: Mapping[str, Path] = MappingProxyType({}),
+) -> Description:
+    """Return the counts, the classes and the digest that `load` will report.
+
+    Of a folder only the sample images are decoded.
+
+    Args:
+        name: its name.
+        kind: which kind of dataset it is.
+        path: as for `load`.
+        cache: a file that keeps the description of a folder until anything in the folder changes.
+        lists: fixed lists of train images, by name.
+
+    Raises:
+        DataError: as `load`.
+    """
+    description = _described(name, kind, path, cache)
+    if not lists:
+        return description
+    files, labels = _train_images(name, kind, path)
+    indices = {
+        list_name: read_label_list(list_name, place, files, labels, description.classes)
+        for list_name, place in lists.items()
+    }
+    label_lists = {list_name: LabelList(index_digest(index), len(index)) for list_name, index in indices.items()}
+    return replace(description, label_lists=label_lists)
+
+
+def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Tensor]:
+    """Return the paths of the train images, empty where they have none, and their labels, in the order of the split."""
+    if kind == "packed":
+        return (), packed_train_labels(name, _required(name, path, "packed file"))
+    if kind == "folder":
+        entries = list_files(name, _required(name, path, "folder")).train
+        return [file for file, _ in entries], torch.tensor([label for _, label in entries])
+    return (), load_builtin(name, path, None).train.labels
+
+
+def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | None) -> Description:
+    if kind == "packed":
+        return describe_packed(name, _required(name, path, "packed file"))
+    if kind == "folder":
+        folder = _required(name, path, "folder")
+        return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
+    data = load_builtin(name, path, None)
+    counts = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
+    samples = samples_of_images(data.train.images, data.train.labels, len(data.classes))
+    return Description(name, kind, data.digest, split_counts(data), data.classes, counts, samples=samples)
+
+
+def _required(name: str, path: Path | None, noun: str) -> Path:
+    if path is None:
+        raise DataError(f"dataset {name}: expected the path of a {noun}, got none")
+    return path
