@@ -192,8 +192,8 @@ def test_what_a_plan_cannot_measure_is_said_at_submit(database: Database) -> Non
     ("spec", "where", "says"),
     [
         ({"evaluations": [{"when": "best"}]}, ("evaluations",), "knn_every_epochs"),
-        ({"evaluations": [{"when": "every"}]}, ("evaluations", 0, "every_epochs"), "required"),
-        ({"evaluations": [{"every_epochs": 2}]}, ("evaluations", 0, "every_epochs"), "only when = every"),
+        ({"evaluations": [{"when": "every"}]}, ("evaluations", 0, "every_epochs"), "needs every_epochs"),
+        ({"evaluations": [{"every_epochs": 2}]}, ("evaluations", 0, "every_epochs"), "leave it out, or use every"),
         (
             {"evaluations": [{"when": "every", "every_epochs": 3}], "checkpoints": {"every_epochs": 2}},
             ("evaluations",),

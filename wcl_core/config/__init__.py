@@ -1,15 +1,16 @@
 """One definition of every spec a job can carry.
 
-Frozen pydantic models; unknown fields are refused; nothing here imports torch, so the API, the workers and the
-client validate with exactly the rules the training loop trusts.  A spec is data: enumerated choices, numbers with
-bounds and datasets by registered name, never a path, a URL or an expression.
+Specs are frozen pydantic models that refuse unknown fields. Nothing here imports torch, so the server, the workers and
+the client validate by the same rules as the training run. A spec is data: enumerated choices, numbers with bounds and
+datasets by registered name, never a path, a URL or an expression.
 
     Spec ── PretrainSpec    a training run: method, backbone, heads, loss, optimiser, schedule, augmentation
          └─ EvaluateSpec    one set of features (a checkpoint, an untrained network, raw pixels) under some protocols
 
     fields ── methods, network, images, training, protocols ── pretrain, evaluate ── versions
+    overlay    pure functions over nested spec dicts
 
-Import from the package itself; its modules are how it is told.
+Import from this package, not from its modules; `overlay` is the exception.
 """
 
 from __future__ import annotations

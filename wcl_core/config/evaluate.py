@@ -28,7 +28,7 @@ class UntrainedFeatures(SpecModel):
 
 
 class PixelFeatures(SpecModel):
-    """The raw pixels themselves."""
+    """The raw pixels as features."""
 
     kind: Literal["pixels"] = "pixels"
 
@@ -37,29 +37,32 @@ Features = Annotated[CheckpointFeatures | UntrainedFeatures | PixelFeatures, Fie
 
 
 class EvaluateSpec(ProtocolSettings):
-    """One set of features measured under some protocols; features are computed once."""
+    """An evaluation: one set of features, computed once, and the protocols that measure it."""
 
     spec_version: Literal[1] = 1
     data: DataConfig
     features: Features
-    threads: int | None = Field(default=None, ge=1, le=512)
+    threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads; PyTorch's default unless set.")
 
     @field_validator("data")
     @classmethod
-    def _lists_are_whole(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+    def _check_label_lists(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         check_lists(info.data.get("semi_supervised"), data)
         return data
 
     @field_validator("features")
     @classmethod
-    def _whole_patches(cls, features: Features, info: ValidationInfo) -> Features:
+    def _check_patches(cls, features: Features, info: ValidationInfo) -> Features:
         if isinstance(features, UntrainedFeatures) and (data := info.data.get("data")) is not None:
             features.backbone.check_image_size(data.image_size)
         return features
 
     @field_validator("features")
     @classmethod
-    def _can_be_tuned(cls, features: Features, info: ValidationInfo) -> Features:
+    def _check_fine_tuning(cls, features: Features, info: ValidationInfo) -> Features:
         if isinstance(features, PixelFeatures) and "semi_supervised" in info.data.get("protocols", ()):
-            raise ValueError("semi_supervised fine-tunes a network, and pixels have none")
+            raise ValueError(
+                "semi_supervised fine-tunes a network, and pixels have none; remove it from protocols, or choose "
+                "features of kind checkpoint or untrained"
+            )
         return features

@@ -1,4 +1,4 @@
-"""What the models of a spec are made of: their common rules, and fields that several of them have."""
+"""The base class of all parts of a spec, and fields that several parts have."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ DatasetName = Annotated[
     str,
     Field(
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
-        description="The registered name of a dataset.",
+        description="Registered name of a dataset.",
         examples=["digits"],
     ),
 ]
 ListName = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="The name of a list.", examples=["official-1"]),
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+        description="Name of a list of labelled images.",
+        examples=["official-1"],
+    ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation, data order and augmentation.")]
 
 
 class SpecModel(BaseModel):
-    """Frozen, unknown fields refused, no infinities."""
+    """A frozen part of a spec, which refuses unknown fields, infinities and NaN."""
 
-    # Defaults are validated too: one that contradicts another field is refused, and 10 becomes 10.0 as a sent 10 does.
-    # Rules between fields belong to the later one, so that the error names it.
+    # Defaults are validated too: a default that contradicts another field is refused, and a default of 10 becomes 10.0.
+    # A rule between two fields is a validator of the later one, so that the error names it.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
@@ -33,11 +37,12 @@ _V = TypeVar("_V", bound=tuple[object, ...])
 
 
 def without_repeats(values: _V) -> _V:
-    """The same values; for validators.
+    """Return the same values; for validators.
 
     Raises:
-        ValueError: one of them is there twice.
+        ValueError: a value occurs twice.
     """
+    repeated = next((value for place, value in enumerate(values) if value in values[:place]), None)
     if len(set(values)) != len(values):
-        raise ValueError("must not repeat a value")
+        raise ValueError(f"{repeated} occurs twice; remove one of the two")
     return values

@@ -1,4 +1,4 @@
-"""Which images, and what random views and small crops are made of them."""
+"""The part of a spec about images: the dataset, the random views and the small crops."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from wcl_core.config.fields import DatasetName, SpecModel
 
 
 class DataConfig(SpecModel):
-    """Which images, at which size."""
+    """The dataset and the size of its images."""
 
     name: DatasetName
-    image_size: int = Field(default=32, ge=8, le=512, description="Side of the square training views, in pixels.")
+    image_size: int = Field(default=32, ge=8, le=512, description="Side of the square views, in pixels.")
     max_corrupt_share: float = Field(
-        default=0.01, ge=0, le=1, description="The run fails when a larger share of the image files cannot be decoded."
+        default=0.01, ge=0, le=1, description="The run fails if a larger share of the image files cannot be decoded."
     )
     held_out_share: float = Field(
         default=0.0,
         ge=0,
         le=0.5,
         description=(
-            "Share of each class's train images that stand for the test split, which is then not looked at: neither "
-            "trained on nor known to a probe, for choosing hyper-parameters."
+            "Share of each class's train images that replace the test split, for choosing hyper-parameters. They are "
+            "not trained on, no classifier learns from them, and the test split itself is not used."
         ),
     )
 
@@ -37,50 +37,55 @@ def held_out_count(images: int, share: float) -> int:
 
 
 class AugmentConfig(SpecModel):
-    """One set of random views; all probabilities are per sample."""
+    """Random augmentation of a view; all probabilities are per image."""
 
     scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    jitter_probability: float = Field(default=0.8, ge=0, le=1)
-    brightness: float = Field(default=0.8, ge=0, le=1)
-    contrast: float = Field(default=0.8, ge=0, le=1)
-    saturation: float = Field(default=0.8, ge=0, le=1)
-    hue: float = Field(default=0.2, ge=0, le=0.5)
-    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
-    blur_probability: float = Field(default=0.5, ge=0, le=1)
+    flip_probability: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    jitter_probability: float = Field(default=0.8, ge=0, le=1, description="Probability of the colour jitter.")
+    brightness: float = Field(default=0.8, ge=0, le=1, description="Colour jitter: the largest change of brightness.")
+    contrast: float = Field(default=0.8, ge=0, le=1, description="Colour jitter: the largest change of contrast.")
+    saturation: float = Field(default=0.8, ge=0, le=1, description="Colour jitter: the largest change of saturation.")
+    hue: float = Field(default=0.2, ge=0, le=0.5, description="Colour jitter: the largest change of hue, in turns.")
+    grayscale_probability: float = Field(default=0.2, ge=0, le=1, description="Probability of a grey image.")
+    blur_probability: float = Field(default=0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
 
 
 def weak_augmentation() -> AugmentConfig:
-    """The set of the first epochs in the released recipe."""
+    """Return the weaker augmentation that the released code uses in the first epochs [C]."""
     return AugmentConfig(scale_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
 
 class MultiCropConfig(SpecModel):
-    """Small crops pulled to their image and its nearest neighbours; SimCLR has only the instance head's part."""
+    """Small crops, pulled to their image and its nearest neighbours; SimCLR uses the image only."""
 
-    crops: int = Field(default=0, ge=0, le=16, description="Small crops of each image; 0 is off.")
+    crops: int = Field(default=0, ge=0, le=16, description="Number of small crops of each image; 0 turns them off.")
     image_size: int | None = Field(
-        default=None, ge=8, le=512, description="Side of the crops in pixels; by default .43 of the views' in eights."
+        default=None,
+        ge=8,
+        le=512,
+        description="Side of the crops, in pixels; unset, 0.43 of the views' side, rounded to a multiple of 8.",
     )
     scale_min: float = Field(default=0.05, gt=0, le=1, description="Smallest crop as a share of the image's area.")
     scale_max: float = Field(default=0.2, gt=0, le=1, description="Largest crop as a share of the image's area.")
-    neighbours: int = Field(default=4, ge=1, le=64, description="K, the nearest neighbours of each image.")
-    own_share: float = Field(default=0.5, ge=0, le=1, description="Share of the image itself beside its neighbours'.")
+    neighbours: int = Field(default=4, ge=1, le=64, description="K, the number of nearest neighbours of each image.")
+    own_share: float = Field(
+        default=0.5, ge=0, le=1, description="Weight of the image itself; its neighbours share the rest."
+    )
     weight: float = Field(default=1.0, ge=0, le=100, description="gamma, the weight of the multi-crop loss.")
     ramp_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="Share of all steps over which the neighbours' part rises from 0."
+        default=0.1, ge=0, le=1, description="Share of all steps over which the neighbours' weight rises from 0."
     )
     restrict_to_component: bool = Field(
-        default=False, description="Only those of the K neighbours that share the image's weak label count."
+        default=False, description="Use only those of the K neighbours that have the image's weak label."
     )
 
     @field_validator("scale_max")
     @classmethod
-    def _scales_are_ordered(cls, scale_max: float, info: ValidationInfo) -> float:
+    def _check_scales(cls, scale_max: float, info: ValidationInfo) -> float:
         if scale_max < (scale_min := info.data.get("scale_min", 0)):
-            raise ValueError(f"scale_max ({scale_max:g}) must not be smaller than scale_min ({scale_min:g})")
+            raise ValueError(f"scale_max is {scale_max:g}, but scale_min is {scale_min:g}; use at least {scale_min:g}")
         return scale_max
 
     def side(self, image_size: int) -> int:
-        """Side of the crops beside views of `image_size` pixels: .43 of it to a multiple of 8, at least 8."""
+        """Return the side of the crops for views of `image_size` pixels: 0.43 of it to a multiple of 8, at least 8."""
         return self.image_size or max(8, 8 * round(0.43 * image_size / 8))

@@ -94,6 +94,6 @@ def check_ability(method: str | None, ability: Ability, field: str) -> None:
 
 _NEEDED: dict[Ability, str] = {
     "weak_labels": "weak labels",
-    "multi_crop": "a loss of small crops",
-    "momentum": "a loss with keys of their own",
+    "multi_crop": "a loss for small crops",
+    "momentum": "a loss with separate keys",
 }

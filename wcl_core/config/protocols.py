@@ -119,41 +119,45 @@ def measure_title(name: str) -> str:
 
 
 class LinearSgdConfig(SpecModel):
-    """The linear protocol as published; the rate is 0.2 * batch / 256 for the batch that is used."""
+    """Settings of `linear_sgd`, the linear protocol as published; the rate is 0.2 * batch / 256."""
 
-    epochs: int = Field(default=80, ge=1, le=10_000)
+    epochs: int = Field(default=80, ge=1, le=10_000, description="Epochs of training.")
     batch_size: int = Field(default=4096, ge=1, le=65_536, description="Images a step; all of a smaller train split.")
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    flip_probability: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
 
 
 class SemiSupervisedConfig(SpecModel):
-    """Fine-tuning of all weights on a class-balanced share of the labels, or on fixed lists; rates start a cosine."""
+    """Settings of `semi_supervised`: all weights are fine-tuned on a class-balanced share of the labels or a list."""
 
     lists: tuple[ListName, ...] = Field(
-        default=(), max_length=8, description="Lists of labelled images that the operator has put beside the dataset."
+        default=(), max_length=8, description="Lists of labelled images, registered with the dataset."
     )
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01, 0.1),
         max_length=4,
-        description="Shares of the train labels, one a class at least; unless given none beside `lists`.",
+        description="Shares of the train labels, at least one label a class. With `lists`, none unless set.",
     )
     splits: int = Field(
         default=5,
         ge=2,
         le=100,
-        description="Random splits, or trainings on a list, that a mean is over.",
+        description="Number of random splits, or of trainings on a list, that the result is the mean of.",
     )
-    epochs: int = Field(default=30, ge=1, le=10_000)
-    batch_size: int = Field(default=128, ge=1, le=65_536, description="Images a step; at most the labelled ones.")
-    backbone_learning_rate: float = Field(default=0.01, gt=0, le=100)
-    head_learning_rate: float = Field(default=0.1, gt=0, le=100)
+    epochs: int = Field(default=30, ge=1, le=10_000, description="Epochs of fine-tuning.")
+    batch_size: int = Field(default=128, ge=1, le=65_536, description="Images a step; all labelled ones if fewer.")
+    backbone_learning_rate: float = Field(
+        default=0.01, gt=0, le=100, description="First learning rate of the backbone; a cosine takes it to 0."
+    )
+    head_learning_rate: float = Field(
+        default=0.1, gt=0, le=100, description="First learning rate of the classifier; a cosine takes it to 0."
+    )
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    flip_probability: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
 
     @model_validator(mode="before")
     @classmethod
-    def _lists_alone(cls, data: Any) -> Any:
+    def _drop_default_shares(cls, data: Any) -> Any:
         return {"shares": ()} | data if isinstance(data, dict) and data.get("lists") else data
 
     @field_validator("lists", "shares")
@@ -163,22 +167,24 @@ class SemiSupervisedConfig(SpecModel):
 
     @field_validator("shares")
     @classmethod
-    def _something_to_measure(cls, shares: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+    def _check_shares(cls, shares: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         if not shares and info.data.get("lists") == ():
-            raise ValueError("expected a share, or a list in `lists`")
+            raise ValueError("there is nothing to measure; expected a share here, or a name in `lists`")
         return shares
 
 
 class MapConfig(SpecModel):
-    """A map of the feature space, to be looked at: PCA, t-SNE and nearest neighbours of some images."""
+    """Settings of `map`: some images in two dimensions by PCA and t-SNE, with their nearest neighbours."""
 
-    split: Literal["test", "train"] = "test"
-    images: int = Field(default=2000, ge=10, le=2000, description="At most so many, drawn at random.")
-    perplexity: float = Field(default=30, ge=2, le=200, description="Of t-SNE; at most a third of the images is used.")
+    split: Literal["test", "train"] = Field(default="test", description="The split that the images are from.")
+    images: int = Field(default=2000, ge=10, le=2000, description="Largest number of images; drawn at random.")
+    perplexity: float = Field(
+        default=30, ge=2, le=200, description="Perplexity of t-SNE; reduced to a third of the images if larger."
+    )
 
 
 class ProtocolSettings(SpecModel):
-    """Under which protocols features are measured, and their parameters."""
+    """The protocols that measure the features, and their settings."""
 
     protocols: tuple[Protocol, ...] = Field(
         default=("knn", "linear", "few_labels"),
@@ -186,19 +192,23 @@ class ProtocolSettings(SpecModel):
         description="; ".join(f"`{name}`: {facts.description}" for name, facts in PROTOCOLS.items()) + ".",
     )
     seed: Seed = 0
-    knn_k: int = Field(default=20, ge=1, le=1000)
-    knn_temperature: float = Field(default=0.07, gt=0, le=10)
-    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
-        default=(1, 5), min_length=1, max_length=8
+    knn_k: int = Field(default=20, ge=1, le=1000, description="Number of neighbours of `knn`.")
+    knn_temperature: float = Field(
+        default=0.07, gt=0, le=10, description="Temperature T of `knn`; a neighbour votes with exp(cosine / T)."
     )
-    draws: int = Field(default=20, ge=2, le=1000)
+    labels_per_class: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(1, 5), min_length=1, max_length=8, description="Labelled images of each class for `few_labels`."
+    )
+    draws: int = Field(
+        default=20, ge=2, le=1000, description="Number of random draws that a result of `few_labels` is the mean of."
+    )
     few_labels_classifiers: tuple[FewLabelsClassifier, ...] = Field(
-        default=("nearest_class_mean",), min_length=1, description="What learns from few labels, on the same draws."
+        default=("nearest_class_mean",), min_length=1, description="Classifiers of `few_labels`, on the same draws."
     )
     linear_sgd: LinearSgdConfig = LinearSgdConfig()
     semi_supervised: SemiSupervisedConfig = SemiSupervisedConfig()
     retrieval_examples: int = Field(
-        default=8, ge=0, le=100, description="Test images whose nearest train images the result lists."
+        default=8, ge=0, le=100, description="Number of test images whose nearest train images `retrieval` lists."
     )
     map: MapConfig = MapConfig()
 
@@ -209,44 +219,54 @@ class ProtocolSettings(SpecModel):
 
 
 def check_lists(tuned: SemiSupervisedConfig | None, data: DataConfig | None) -> None:
-    """Refuse lists of labelled train images where some train images are held out.
+    """Raise if lists of labelled train images are combined with held-out train images.
 
     Raises:
-        ValueError: naming both fields.
+        ValueError: both are set; the message names both fields.
     """
     if tuned is not None and tuned.lists and data is not None and data.held_out_share:
-        raise ValueError("held_out_share takes some of the train images that semi_supervised.lists name; expected 0")
+        raise ValueError(
+            f"held_out_share is {data.held_out_share:g}, which takes train images away that semi_supervised.lists may "
+            "name; use 0, or remove the lists"
+        )
 
 
 class EvaluationPlan(ProtocolSettings):
-    """Evaluations of a training run's checkpoints, submitted as jobs of their own when the checkpoints are there."""
+    """A planned evaluation: measures checkpoints of a training job, as jobs of its own once they are registered."""
 
     data: DataConfig | None = Field(
-        default=None, description="What to measure on; the training data unless given. Another dataset is a transfer."
+        default=None, description="The data to measure on; unset, the training data. Another dataset measures transfer."
     )
     when: Literal["final", "best", "every"] = Field(
         default="final",
         description=(
-            "`final`: the last checkpoint; `best`: the one of the best eval/knn_top1, which was selected on the test "
-            "split; both once the run succeeded. `every`: each checkpoint of every `every_epochs` epochs, and the last."
+            "`final`: the last checkpoint. `best`: the checkpoint with the best eval/knn_top1, which is selected on "
+            "the test split. Both are measured once the job succeeds. `every`: a checkpoint every `every_epochs` epochs, "
+            "and the last one."
         ),
     )
     every_epochs: int | None = Field(
-        default=None, ge=1, le=100_000, validate_default=True, description="For `every`, and for it alone."
+        default=None,
+        ge=1,
+        le=100_000,
+        validate_default=True,
+        description="Epochs between two measured checkpoints; only for when = every.",
     )
 
     @field_validator("data")
     @classmethod
-    def _lists_are_whole(cls, data: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
+    def _check_label_lists(cls, data: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         check_lists(info.data.get("semi_supervised"), data)
         return data
 
     @field_validator("every_epochs")
     @classmethod
-    def _belongs_to_every(cls, every_epochs: int | None, info: ValidationInfo) -> int | None:
+    def _check_every_epochs(cls, every_epochs: int | None, info: ValidationInfo) -> int | None:
         is_every = info.data.get("when") == "every"
         if is_every != (every_epochs is not None):
             raise ValueError(
-                "this field is required for when = every" if is_every else "only when = every has this field"
+                "when = every needs every_epochs; set it to a multiple of checkpoints.every_epochs"
+                if is_every
+                else f"every_epochs is {every_epochs}, but when is {info.data.get('when')}; leave it out, or use every"
             )
         return every_epochs

@@ -1,4 +1,4 @@
-"""From what was sent to a spec, whatever version it has, and back to JSON."""
+"""Parse a spec of any version, and turn a spec into JSON values."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ UPCASTERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def parse_spec(kind: Kind, data: dict[str, Any]) -> Spec:
-    """Validate a spec as sent, lifting older versions first.
+    """Validate a spec as it was sent; an older version is upgraded first.
 
     Args:
-        kind: which spec it is.
-        data: JSON values only.
+        kind: the kind of job that the spec is for.
+        data: the spec as JSON values.
 
     Returns:
         The frozen spec with every default filled in.
 
     Raises:
-        pydantic.ValidationError: one entry per wrong field.
+        pydantic.ValidationError: the spec is invalid; the error has one entry per wrong field.
     """
     version = data.get("spec_version", SPEC_VERSION)
     while isinstance(version, int) and version in UPCASTERS:
@@ -43,5 +43,5 @@ def parse_spec(kind: Kind, data: dict[str, Any]) -> Spec:
 
 
 def resolve_spec(spec: Spec) -> dict[str, Any]:
-    """The spec as JSON values with all defaults filled in: what a job row and a checkpoint keep."""
+    """Return the spec as JSON values with all defaults filled in, as a job row and a checkpoint store it."""
     return spec.model_dump(mode="json")

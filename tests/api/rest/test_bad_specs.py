@@ -60,7 +60,7 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
 @pytest.mark.parametrize(
     ("changes", "pointer", "says"),
     [
-        ({"batch_size": 2, "processes": 4}, "/spec/processes", "batch_size (2) must be divisible by processes (4)"),
+        ({"batch_size": 2, "processes": 4}, "/spec/processes", "processes is 4, which does not divide batch_size = 2"),
         (
             {"batch_size": 8, "data": {"name": "cats", "image_size": 65}},
             "/spec/data/image_size",
@@ -71,9 +71,13 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
         (
             {"batch_size": 8, "multi_crop": {"crops": 1, "neighbours": 8}},
             "/spec/multi_crop",
-            "neighbours (8) must be fewer than batch_size (8)",
+            "neighbours is 8, but batch_size is 8; use fewer than 8",
         ),
-        ({"batch_size": 8, "micro_batch_size": 3}, "/spec/micro_batch_size", "must divide each process's images (8)"),
+        (
+            {"batch_size": 8, "micro_batch_size": 3},
+            "/spec/micro_batch_size",
+            "expected a divisor of the 8 images of each process",
+        ),
         ({"batch_size": 8, "evaluations": [{"protocols": ["knn"]}]}, "/spec/evaluations/0/knn_k", "3 train images"),
         (
             {"batch_size": 8, "evaluations": [{"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["x"]}}]},

@@ -80,7 +80,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     expect(said(page, "epochs")).to_have_text("preset: 60")
     expect(plan).to_contain_text("1 deviation from wcl-digits")
     field(page, "epochs").fill("5")
-    expect(said(page, "warmup_epochs")).to_contain_text("warmup_epochs (6) must be smaller than epochs (5)")
+    expect(said(page, "warmup_epochs")).to_contain_text("warmup_epochs is 6, but epochs is 5; use fewer than 5")
     expect(plan).to_contain_text("2 fields to correct")
     field(page, "epochs").fill("many")
     expect(said(page, "epochs")).to_contain_text("expected an integer")

@@ -154,5 +154,5 @@ def test_patches_that_do_not_fit_are_named() -> None:
         ("pretrain", small.fields(backbone=backbone)),
         ("evaluate", {"data": {"name": "digits"}, "features": {"kind": "untrained", "backbone": backbone}}),
     ):
-        with pytest.raises(ValidationError, match=r"backbone\.patch_size = 5 does not divide data\.image_size"):
+        with pytest.raises(ValidationError, match=r"backbone\.patch_size is 5, which does not divide data\.image_size"):
             parse_spec(kind, sent)
