@@ -59,13 +59,13 @@ Caller = Callable[[Place], Path]
 
 
 def keep_artifact(place: Place) -> Path:
-    artifacts.keep(MemoryReporter(), place.folder, "map.png", b"pixels", "image/png")
+    artifacts.keep(MemoryReporter(), place.folder, "map.png", b"pixels")
     return place.folder / "artifacts" / f"{hashlib.sha256(b'pixels').hexdigest()[:16]}-map.png"
 
 
 def leave_failure(place: Place) -> Path:
     path = place.folder / "failure-1.json"
-    attempt._leave_word(path, "failed", "out_of_memory", "no memory is left")
+    attempt._leave_failure(path, "failed", "out_of_memory", "no memory is left")
     return path
 
 

@@ -241,8 +241,8 @@ class EvaluationPlan(ProtocolSettings):
         default="final",
         description=(
             "`final`: the last checkpoint. `best`: the checkpoint with the best eval/knn_top1, which is selected on "
-            "the test split. Both are measured once the job succeeds. `every`: a checkpoint every `every_epochs` epochs, "
-            "and the last one."
+            "the test split. Both are measured once the job succeeds. `every`: one checkpoint every `every_epochs` "
+            "epochs, and the last one."
         ),
     )
     every_epochs: int | None = Field(

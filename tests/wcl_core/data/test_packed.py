@@ -211,7 +211,7 @@ def test_the_verb_packs_and_describes(photos: Path, tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out) == said
     assert load(out, size=16).train.images.shape == (10, 3, 16, 16)
     assert main(["pack", "photos", str(photos), str(out), "--size", "4"]) == 1
-    assert "--size 4" in capsys.readouterr().err
+    assert "--size is 4" in capsys.readouterr().err
 
 
 def test_a_folder_larger_than_the_stated_share_of_memory_is_refused_with_advice(
