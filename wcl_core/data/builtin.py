@@ -1,4 +1,4 @@
-"""Datasets that need no folder: the digits of scikit-learn, those that torchvision fetches, those plugins bring."""
+"""Datasets without a folder: the digits of scikit-learn, datasets that torchvision downloads, datasets of plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILTIN = ("digits", "cifar10", "cifar100", "stl10")
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset is before it is resized, and what a plugin of the group `wcl.datasets` returns.
+    """A dataset before it is resized; a plugin of the group `wcl.datasets` returns one.
 
     Attributes:
         train, test: images (N, 3, H, W) uint8 and labels (N,) int64.
@@ -32,15 +32,15 @@ class Source:
 
 
 def load_builtin(name: str, cache: Path | None, image_size: int | None) -> ImageData:
-    """A builtin dataset at `image_size` pixels, or as it comes when that is None.
+    """Load a builtin dataset or a dataset of a plugin.
 
     Args:
         name: one of `BUILTIN`, or an installed plugin.
-        cache: folder that fetched files are kept in; by default one in the user's cache.
-        image_size: side in pixels.
+        cache: folder that keeps downloaded files; by default a folder in the user's cache.
+        image_size: side in pixels; None keeps the size of the source.
 
     Raises:
-        DataError: no such builtin, or it is neither in the cache nor to be fetched.
+        DataError: there is no such dataset, its download failed, or its plugin failed.
     """
     source = _source(name, cache or Path.home() / ".cache" / "wcl")
     parts = [*source.train, *source.test, *(source.unlabelled or ())]
@@ -60,9 +60,9 @@ def _source(name: str, cache: Path) -> Source:
         return _digits()
     if name in BUILTIN:
         return _fetched(name, cache)
-    if name in (known := plugins.names("wcl.datasets")):
+    if name in (installed := plugins.names("wcl.datasets")):
         return _of_plugin(name, cache)
-    raise DataError(f"dataset {name}: no such builtin; expected one of {', '.join(BUILTIN + known)}")
+    raise DataError(f"there is no builtin dataset {name}; expected one of {', '.join(BUILTIN + installed)}")
 
 
 def _of_plugin(name: str, cache: Path) -> Source:
@@ -71,12 +71,14 @@ def _of_plugin(name: str, cache: Path) -> Source:
     except Exception as error:  # a plugin raises anything
         raise DataError(f"dataset {name}: its plugin failed: {error}") from error
     if not isinstance(source, Source):
-        raise DataError(f"dataset {name}: its plugin returned no wcl_core.data.builtin.Source")
+        raise DataError(
+            f"dataset {name}: its plugin returned a {type(source).__name__}; expected a wcl_core.data.builtin.Source"
+        )
     return source
 
 
 def _digits() -> Source:
-    """The 1,797 handwritten digits of 8x8 pixels and 17 grey levels that scikit-learn carries."""
+    """Return scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 grey levels."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -98,8 +100,8 @@ def _fetched(name: str, root: Path) -> Source:
             return Source(_stl10(train), _stl10(test), tuple(train.classes), _stl10(unlabelled))
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
         train, test = (kind(str(root), train=is_train, download=True) for is_train in (True, False))
-    except Exception as error:  # torchvision raises what its many sources raise
-        raise DataError(f"dataset {name} is not in {root} and could not be fetched: {error}") from error
+    except Exception as error:  # torchvision raises any error of its many sources
+        raise DataError(f"dataset {name} is not in {root}, and its download failed: {error}") from error
     return Source(_cifar(train), _cifar(test), tuple(train.classes))
 
 
@@ -108,12 +110,12 @@ def _cifar(split: Any) -> tuple[Tensor, Tensor]:
 
 
 def _stl10(split: Any) -> tuple[Tensor, Tensor]:
-    """Channels first already; the unlabelled split's labels are -1."""
+    """Return images, which are channels-first already, and labels; the unlabelled split's labels are -1."""
     return torch.from_numpy(split.data).contiguous(), torch.from_numpy(split.labels).long()
 
 
 def _held_out_fifth(labels: Tensor) -> Tensor:
-    """Every fifth image of every class: (N,) bool."""
+    """Return a mask of every fifth image of each class: (N,) bool."""
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         is_test[(labels == label).nonzero().flatten()[::5]] = True

@@ -1,8 +1,8 @@
-"""Descriptions of large folders, kept beside: hashing a million files is slow, listing them is not.
+"""A cache of folder descriptions: hashing a million files is slow, listing them is not.
 
-A kept description counts only while the folder's listing (paths, classes, sizes, times of content and of status) is
-what it was, and only when every file had rested for a while before it was hashed: a file that changes within one tick
-of the file system's clock may keep its times.
+A cached description is valid while the folder's listing (paths, classes, sizes, mtimes and ctimes) stays the same. It
+is stored only if every file was older than three seconds before the hashing began: a file that changes twice within one
+tick of the file system's clock keeps its times.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from wcl_core.data.folder import describe_folder, folder_samples, list_files
 from wcl_core.data.images import Description
 from wcl_core.data.samples import Samples
 
-_VERSION = 1  # of the layouts and of the digest; another one makes every kept description void
+_VERSION = 1  # of the layouts and of the digest; another version invalidates every cached description
 _KEPT = ("digest", "counts", "classes", "class_counts")
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
 
 
 def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
-    """As `describe_folder`, from `cache` where nothing has changed since.
+    """Return what `describe_folder` returns, from the cache if nothing has changed since.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         root: the folder.
-        cache: a file of its own, made or replaced; one that cannot be read or written costs only the hashing.
+        cache: the cache file, created or replaced. If it cannot be read or written, the folder is hashed.
 
     Raises:
         DataError: as `describe_folder`.
     """
     before, newest = _fingerprint(name, root)
     if (kept := _read(cache, before)) is not None:
-        if "samples" not in kept:  # kept before there were any
+        if "samples" not in kept:  # cached by a version without samples
             kept["samples"] = _as_json(folder_samples(name, root))
             _write(cache, kept)
         facts = {field: kept[field] for field in _KEPT}
@@ -47,11 +47,11 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
             name, "folder", **facts | {"classes": tuple(kept["classes"]), "samples": _from_json(kept["samples"])}
         )
     started_ns = time.time_ns()
-    found = describe_folder(name, root)
+    description = describe_folder(name, root)
     if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
-        facts = {field: getattr(found, field) for field in _KEPT}
-        _write(cache, {"fingerprint": before, **facts, "samples": _as_json(found.samples)})
-    return found
+        facts = {field: getattr(description, field) for field in _KEPT}
+        _write(cache, {"fingerprint": before, **facts, "samples": _as_json(description.samples)})
+    return description
 
 
 def _as_json(samples: Samples | None) -> dict[str, Any] | None:
@@ -63,14 +63,14 @@ def _from_json(kept: dict[str, Any] | None) -> Samples | None:
 
 
 def _fingerprint(name: str, root: Path) -> tuple[str, int]:
-    """sha256 of the listing, and the newest time in it in nanoseconds."""
+    """Return the sha256 of the listing, and the newest time in it, in nanoseconds."""
     digest = hashlib.sha256(os.fsencode(f"{_VERSION}\0{root.absolute()}\0"))
     newest = 0
     for which, entries in list_files(name, root).splits.items():
         for path, label in entries:
-            found = (root / path).stat()
-            newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
-            facts = (which, path, label, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            status = (root / path).stat()
+            newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
+            facts = (which, path, label, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             digest.update(os.fsencode("\0".join(map(str, facts)) + "\0"))
     return digest.hexdigest(), newest
 

@@ -1,10 +1,10 @@
 """A tree of class folders with image files, decoded once into memory.
 
     ROOT/train/<class>/<file>   and   ROOT/{test,val,validation}/<class>/<file>     ImageNet's layout
-    ROOT/<class>/<file>         one split only: a fixed fifth of every class, chosen by digest, is held out
-    ROOT/unlabelled/<file>      beside train/: further images, without labels, for pretraining
+    ROOT/<class>/<file>         one split only: a fixed fifth of each class, chosen by digest, is the test split
+    ROOT/unlabelled/<file>      beside train/: further images without labels, for pretraining
 
-Below a class folder files may lie at any depth.
+Files may lie at any depth below a class folder.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _TEST_NAMES = ("test", "val", "validation")
 _UNLABELLED_NAMES = ("unlabelled", "unlabeled")
 _MAX_PIXELS = 100_000_000  # an image of more is a decompression bomb, not a photograph
 _NAMED_CORRUPT_FILES = 20
-_MEMORY_SHARE = 0.5  # of this machine's memory: what decoded images may take
-_AT_ONCE = 1024  # files handed to the decoding threads together: a million futures would be memory of their own
+_MEMORY_SHARE = 0.5  # share of this machine's memory that decoded images may take
+_AT_ONCE = 1024  # files given to the decoding threads together: a million futures would take much memory
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files of a folder by split."""
+    """The image files of a folder, by split."""
 
     train: list[Entry]
     test: list[Entry]
@@ -44,13 +44,13 @@ class Files:
 
     @property
     def splits(self) -> dict[str, list[Entry]]:
-        """By name; `unlabelled` only where it has files."""
+        """The files by name of the split; `unlabelled` only if it has files."""
         both = {"train": self.train, "test": self.test}
         return both | {"unlabelled": self.unlabelled} if self.unlabelled else both
 
 
 class Corrupt:
-    """Counts files that cannot be decoded, and decides when they are too many."""
+    """A count of the files that cannot be decoded, and the check that they are not too many."""
 
     def __init__(self, name: str, files: Files, max_share: float, reporter: Reporter) -> None:
         self._name, self._max_share, self._reporter = name, max_share, reporter
@@ -58,14 +58,14 @@ class Corrupt:
         self._messages: list[str] = []
 
     def add(self, message: str) -> None:
-        """One more."""
+        """Count one more."""
         self._messages.append(message)
 
     def check(self) -> None:
-        """Name them to the reporter, up to a limit.
+        """Report a warning for each file, up to a limit.
 
         Raises:
-            DataError: when their share is above the largest that is tolerated.
+            DataError: their share is above the largest tolerated share.
         """
         count = len(self._messages)
         for message in self._messages[:_NAMED_CORRUPT_FILES]:
@@ -73,7 +73,8 @@ class Corrupt:
         if count > self._max_share * self._total:
             raise DataError(
                 f"dataset {self._name}: {count} of {self._total} image files cannot be decoded, more than "
-                f"data.max_corrupt_share = {self._max_share:g} allows; the first is {self._messages[0]}"
+                f"data.max_corrupt_share = {self._max_share:g} allows; remove the files, or allow more. "
+                f"The first is {self._messages[0]}"
             )
         if count > _NAMED_CORRUPT_FILES:
             self._reporter.warning("corrupt_image", f"and {count - _NAMED_CORRUPT_FILES} more files")
@@ -92,49 +93,61 @@ def load_folder(name: str, root: Path, image_size: int, max_corrupt_share: float
 
 
 def describe_folder(name: str, root: Path) -> Description:
-    """Counts, classes and digest of a folder, without decoding more images than its samples."""
+    """Return counts, classes and digest of a folder; only the sample images are decoded."""
     files = list_files(name, root)
     counts = {which: len(entries) for which, entries in files.splits.items()}
     labels = {which: [label for _, label in files.splits[which]] for which in ("train", "test")}
-    found = class_counts(labels, len(files.classes))
+    by_class = class_counts(labels, len(files.classes))
     samples = folder_samples(name, root)
-    return Description(name, "folder", files_digest(root, files), counts, files.classes, found, samples=samples)
+    return Description(name, "folder", files_digest(root, files), counts, files.classes, by_class, samples=samples)
 
 
 def folder_samples(name: str, root: Path) -> Samples | None:
-    """Some train images of each class as a picture."""
+    """Return some train images of each class as a picture."""
     files = list_files(name, root)
     return samples_of_files(root, files.train, len(files.classes))
 
 
 def check_not_empty(name: str, counts: dict[str, int]) -> None:
-    """Refuse a split of which no file could be read."""
+    """Raise if no file of a split can be read.
+
+    Raises:
+        DataError: a split is empty; the message names it.
+    """
     for which, count in counts.items():
         if not count:
-            raise DataError(f"dataset {name}: the {which} split holds no readable image")
+            raise DataError(f"dataset {name}: no image file of the {which} split can be decoded")
 
 
 def list_files(name: str, root: Path) -> Files:
-    """The image files of a tree, in the order of their names.
+    """Return the image files of a tree, in the order of their names.
 
     Raises:
-        DataError: when the tree is none of the layouts above.
+        DataError: the tree has none of the layouts above.
     """
     if not root.is_dir():
         raise DataError(f"dataset {name}: folder {root} does not exist")
     files = _two_splits(name, root) if (root / "train").is_dir() else _one_split(root)
     if not files.train or not files.test:
-        raise DataError(f"dataset {name}: no image files below class folders in {root}")
+        raise DataError(
+            f"dataset {name}: {root} has no image files below class folders; expected {root}/train/CLASS/FILE and "
+            f"{root}/test/CLASS/FILE, or {root}/CLASS/FILE"
+        )
     return files
 
 
 def _two_splits(name: str, root: Path) -> Files:
     test_name = next((split for split in _TEST_NAMES if (root / split).is_dir()), None)
     if test_name is None:
-        raise DataError(f"dataset {name}: {root} has train/ but none of {', '.join(_TEST_NAMES)}")
+        raise DataError(
+            f"dataset {name}: {root} has train/ and no test split; expected {' or '.join(_TEST_NAMES)} beside it"
+        )
     classes = _class_names(root / "train")
     if extra := set(_class_names(root / test_name)) - set(classes):
-        raise DataError(f"dataset {name}: {test_name}/ has classes that train/ lacks: {', '.join(sorted(extra))}")
+        raise DataError(
+            f"dataset {name}: {test_name}/ has classes that train/ lacks: {', '.join(sorted(extra))}; expected the "
+            "same class folders in both"
+        )
     unlabelled = [
         (path, -1) for split in _UNLABELLED_NAMES if (root / split).is_dir() for path in _images(root, root / split)
     ]
@@ -152,7 +165,7 @@ def _one_split(root: Path) -> Files:
 
 
 def _held_out_files(entries: list[Entry], num_classes: int) -> set[str]:
-    """A fifth of each class by the digest of its paths: random-looking, the same everywhere, stable under additions."""
+    """Return a fifth of each class, by the digest of the paths: equal on every machine, stable under additions."""
     by_class: list[list[str]] = [[] for _ in range(num_classes)]
     for path, label in entries:
         by_class[label].append(path)
@@ -180,7 +193,7 @@ def _images(root: Path, folder: Path) -> list[str]:
 
 
 def files_digest(root: Path, files: Files) -> str:
-    """sha256 over split, relative path, class and bytes of every file."""
+    """Return the sha256 over split, relative path, class and bytes of every file."""
 
     def one(entry: Entry) -> bytes:
         return hashlib.sha256((root / entry[0]).read_bytes()).digest()
@@ -216,13 +229,13 @@ def _decode(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Sp
 
 
 def decoded(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Iterator[tuple[Tensor, Entry]]:
-    """The entries in order, each as (3, size, size) uint8 and itself; those that cannot be read go to `corrupt`."""
+    """Yield image, (3, size, size) uint8, and entry, in order; a file that cannot be decoded goes to `corrupt`."""
 
     def one(entry: Entry) -> Tensor | str:
         try:
             return _decode_file(root / entry[0], size)
         except Exception as error:  # image decoders raise anything on damaged bytes
-            # Where the folder lies on this machine is not the business of whoever reads the message.
+            # The message is shown to users, who must not learn where the folder lies on this machine.
             reason = str(error).replace(str(root / entry[0]), entry[0])
             return f"{entry[0]}: {type(error).__name__}: {reason}"
 
@@ -241,12 +254,12 @@ def _pieces(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
 
 
 def _decode_file(path: Path, size: int) -> Tensor:
-    """(3, size, size) uint8: shorter side scaled to `size`, centre crop."""
+    """Decode a file to (3, size, size) uint8: the shorter side is scaled to `size`, then centre crop."""
     import numpy as np
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:
         if opened.width * opened.height > _MAX_PIXELS:
-            raise ValueError(f"{opened.width}x{opened.height} pixels, more than {_MAX_PIXELS} in all")
+            raise ValueError(f"it has {opened.width}x{opened.height} pixels; expected at most {_MAX_PIXELS} in all")
         image = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

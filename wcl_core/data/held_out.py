@@ -1,4 +1,4 @@
-"""A part of the train split in place of the test split: what hyper-parameters are chosen on."""
+"""Held-out images: a part of the train split in place of the test split, for choosing hyper-parameters."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ from wcl_core.data.order import derived_seed
 
 
 def with_held_out(data: ImageData, share: float) -> ImageData:
-    """The same data, where a share of each class stands for the test split and is no part of train any more.
+    """Return the data with a share of each train class moved from the train split to the place of the test split.
 
-    Which images these are is a function of labels and share alone, so that all methods and seeds are ranked on the
-    same ones.  The test split itself is not there any more, and neither are lists of train images.
+    The choice of images depends on labels and share only, so all methods and seeds are ranked on the same images. The
+    test split itself and the lists of train images are dropped.
 
     Args:
         data: as loaded, in memory.
         share: in [0, 1); 0 changes nothing.
 
     Raises:
-        DataError: the data is mapped from its file, or a class is left without an image on one side.
+        DataError: the data is mapped from its file, or a class has no image left in one of the splits.
     """
     if share == 0:
         return data
     if data.train.is_mapped:
-        raise DataError(f"data.held_out_share: {data.name} is packed, and only images in memory can be held out")
+        raise DataError(
+            f"data.held_out_share is {share:g}, but {data.name} is packed, and only images in memory can be held out; "
+            "use 0"
+        )
     is_held = held_out(data.train.labels, share)
     for side in (is_held, ~is_held):
         absent = data.train.labels[side].bincount(minlength=len(data.classes)).eq(0).nonzero().flatten()
         if len(absent):
-            which = data.classes[int(absent[0])]
-            raise DataError(f"data.held_out_share = {share:g} leaves class {which} of {data.name} no image on one side")
+            raise DataError(
+                f"data.held_out_share is {share:g}, which leaves class {data.classes[int(absent[0])]} of {data.name} "
+                "without an image in one of the two splits; each class needs at least 2 train images"
+            )
     train, held = (_part(data.train, side.nonzero().flatten()) for side in (~is_held, is_held))
     return replace(data, train=train, test=held, label_lists={})
 
 
 def held_out(labels: Tensor, share: float) -> Tensor:
-    """(N,) bool: a random share of each class, rounded, and one image at least where it has two.
+    """Return a mask of a random share of each class, see `held_out_count`: (N,) bool.
 
     Args:
         labels: (N,) int64.

@@ -1,4 +1,4 @@
-"""What a dataset is once it is at hand: splits of uint8 images, by whatever means they came here."""
+"""The types of a loaded dataset: splits of uint8 images, and their description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
 
 
 class DataError(ValueError):
-    """The data cannot be used: absent, empty, or too much of it corrupt; the message names what and where."""
+    """The data is absent, empty or damaged; the message names the dataset and the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Split:
     """One split, in memory or mapped from a packed file.
 
     Attributes:
-        images: (N, 3, H, W) uint8; read only when it is mapped.
-        labels: (N,) int64 class indices, used by evaluation and monitors only; -1 where nobody gave one.
+        images: (N, 3, H, W) uint8; read-only if mapped.
+        labels: (N,) int64 class indices, used by evaluation and monitors only; -1 for an image without a label.
         digest: sha256 of labels and decoded pixels, 64 hex digits.
-        is_mapped: whether the pixels stay in their file and are read as they are used.
-        files: the path of each image below its folder; empty where the images come from no folder.
-        side: of plain images in pixels, where larger ones are stored for the random views.
+        is_mapped: whether the pixels stay in their file and are read on use.
+        files: the path of each image below its folder; empty if the images come from no folder.
+        side: side of plain images in pixels, if larger images are stored for the random views.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Split:
         return len(self.labels)
 
     def plain(self, rows: slice | Tensor) -> Tensor:
-        """Images as they are looked at without augmentation, scaled where larger are stored: (n, 3, S, S) uint8."""
+        """Return images without augmentation, scaled down to `side` if larger ones are stored: (n, 3, S, S) uint8."""
         images = self.images[rows]
         if self.side is None:
             return images
@@ -60,7 +60,7 @@ class ImageData:
 
     Attributes:
         train, test: the labelled splits.
-        unlabelled: further images without labels, which pretraining uses instead of `train`.
+        unlabelled: further images without labels; pretraining uses them instead of `train`.
         label_lists: fixed lists of train images by name, (n,) int64 indices each; see `label_lists`.
     """
 
@@ -74,13 +74,13 @@ class ImageData:
 
     @property
     def pretraining(self) -> Split:
-        """What a backbone is trained on: the unlabelled split where there is one, else the train split."""
+        """The split that a backbone is trained on: the unlabelled split if there is one, else the train split."""
         return self.train if self.unlabelled is None else self.unlabelled
 
 
 @dataclass(frozen=True)
 class LabelList:
-    """A fixed list of train images: the digest of their indices, and how many they are."""
+    """A fixed list of train images: the digest of their indices, and their number."""
 
     digest: str
     images: int
@@ -88,14 +88,14 @@ class LabelList:
 
 @dataclass(frozen=True)
 class Description:
-    """What a dataset holds, told without decoding it.
+    """The description of a dataset, made without decoding it.
 
     Attributes:
         counts: images by split.
         class_counts: images of each class in label order, of the labelled splits.
         label_lists: fixed lists of train images.
-        image_size: side of what is stored, where views cannot be larger.
-        samples: some images of each class as a picture; None where none was made.
+        image_size: side of the stored images, if views cannot be larger.
+        samples: some images of each class as a picture; None if there is no picture.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Description:
 
 
 def tensor_digest(*tensors: Tensor) -> str:
-    """sha256 over shape, dtype and bytes of each: 64 hex digits; a mapped tensor is read in pieces."""
+    """Return the sha256 over shape, dtype and bytes of each tensor: 64 hex digits; mapped ones are read in pieces."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
@@ -120,15 +120,12 @@ def tensor_digest(*tensors: Tensor) -> str:
 
 
 def split_counts(data: ImageData) -> dict[str, int]:
-    """Images by split; `unlabelled` only where there is one."""
+    """Return the number of images by split; `unlabelled` only if there is one."""
     counts = {"train": len(data.train), "test": len(data.test)}
     return counts if data.unlabelled is None else counts | {"unlabelled": len(data.unlabelled)}
 
 
 def class_counts(labels: Mapping[str, Iterable[int]], num_classes: int) -> dict[str, list[int]]:
-    """Images of each class by split."""
-    found = {}
-    for split, some in labels.items():
-        counted = Counter(some)
-        found[split] = [counted[label] for label in range(num_classes)]
-    return found
+    """Return the number of images of each class, by split."""
+    counts = {split: Counter(some) for split, some in labels.items()}
+    return {split: [count[label] for label in range(num_classes)] for split, count in counts.items()}

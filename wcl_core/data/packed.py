@@ -1,4 +1,4 @@
-"""One file that holds a whole dataset decoded: made once from a folder, then mapped into memory, never decoded again.
+"""Packed datasets: one file with all images decoded, written once from a folder, then mapped into memory.
 
     magic           8 bytes, WCLPACK1
     length          8 bytes, little endian: bytes of the header that follows, padding included
@@ -6,8 +6,8 @@
     images          per split, one after the other: (N, 3, S, S) uint8, row by row
     labels          per split: (N,) int32, little endian
 
-The header names every block of 64 MiB by its sha256; the dataset's digest is the sha256 of the header without its
-padding, so checking it and the blocks checks every byte.  How such a file is made is `packing`'s business.
+The header lists the sha256 of every block of 64 MiB. The dataset's digest is the sha256 of the header without its
+padding, so the digest and the blocks together check every byte. `packing` writes such files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Header:
-    """What the header says, and where the images begin."""
+    """The header of a packed file, and the offset of the first image."""
 
     size: int
     classes: tuple[str, ...]
@@ -59,15 +59,15 @@ class _Header:
 
     @property
     def end(self) -> int:
-        """Bytes of the whole file."""
+        """The size of the whole file, in bytes."""
         return self.start + max(part.labels + 4 * part.count for part in self.parts.values())
 
 
 def load_packed(name: str, path: Path, image_size: int) -> ImageData:
-    """Map a packed file; every byte is checked against the header first, on all cores.
+    """Map a packed file, after checking every byte against the header on all cores.
 
     Raises:
-        DataError: absent, damaged, of another format, or packed smaller than `image_size`.
+        DataError: the file is absent, damaged or of another format, or its images are smaller than `image_size`.
     """
     header = _read_header(name, path)
     if header.size < image_size:
@@ -81,27 +81,27 @@ def load_packed(name: str, path: Path, image_size: int) -> ImageData:
 
 
 def _at_side(split: Split, side: int) -> Split:
-    """Random views crop what is stored; plain images of another side are other data to measure on."""
+    """Return the split with plain images of `side` pixels; its digest changes if these are not the stored images."""
     if split.images.shape[-1] == side:
         return split
     return replace(split, side=side, digest=hashlib.sha256(f"{split.digest} at {side}".encode()).hexdigest())
 
 
 def describe_packed(name: str, path: Path) -> Description:
-    """What the header says, and how many images each class has; of the images only the samples are read."""
+    """Return the description of a packed file; of its images only the samples are read."""
     header = _read_header(name, path)
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
-    found = class_counts(labels, len(header.classes))
+    by_class = class_counts(labels, len(header.classes))
     train = _map(path, header, "train")
     samples = samples_of_images(train.images, train.labels, len(header.classes))
     return Description(
-        name, "packed", header.digest, counts, header.classes, found, image_size=header.size, samples=samples
+        name, "packed", header.digest, counts, header.classes, by_class, image_size=header.size, samples=samples
     )
 
 
 def packed_train_labels(name: str, path: Path) -> Tensor:
-    """(N,) int64 classes of the train images."""
+    """Return the classes of the train images: (N,) int64."""
     return _labels(path, _read_header(name, path), "train")
 
 
@@ -119,11 +119,11 @@ def _labels(path: Path, header: _Header, which: str) -> Tensor:
 
 
 def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
-    """Bytes of a file as a uint8 tensor that nobody may write to; they are read as they are used."""
+    """Return bytes of a file as a read-only uint8 tensor, which reads them on use."""
     array = np.memmap(path, np.uint8, "r", offset, shape)
     with warnings.catch_warnings():
-        # torch knows no read-only tensors and says so.  A private writable mapping would count as memory that this
-        # process may need, and be refused for files larger than the machine's; nothing here writes.
+        # torch has no read-only tensors and warns. A private writable mapping would count as memory of this process,
+        # and would fail for files larger than the machine's memory; nothing here writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(array)
 
@@ -136,7 +136,7 @@ def _read_header(name: str, path: Path) -> _Header:
         with path.open("rb") as file:
             magic, length = file.read(8), int.from_bytes(file.read(8), "little")
             if magic != MAGIC or not 2 <= length <= _MAX_HEADER_BYTES:
-                raise ValueError("it does not begin as one")
+                raise ValueError("its first bytes are not those of a packed dataset")
             text = file.read(length).rstrip(b" ")
             size = os.fstat(file.fileno()).st_size
         header = _parsed(json.loads(text), hashlib.sha256(text).hexdigest(), 16 + length)
@@ -145,18 +145,18 @@ def _read_header(name: str, path: Path) -> _Header:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"dataset {name}: {path} is no packed dataset: {error}") from error
     if size != header.end:
-        raise DataError(f"dataset {name}: {path} has {size} bytes, its header says {header.end}; pack it again")
+        raise DataError(f"dataset {name}: {path} has {size} bytes, but its header says {header.end}; pack it again")
     return header
 
 
 def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
     if fields["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version {fields['format_version']!r}; expected {FORMAT_VERSION}")
+        raise ValueError(f"format_version is {fields['format_version']!r}; expected {FORMAT_VERSION}")
     size, counts = int(fields["size"]), {which: int(fields["counts"][which]) for which in _SPLITS[:2]}
     if _SPLITS[2] in fields["counts"]:
         counts[_SPLITS[2]] = int(fields["counts"][_SPLITS[2]])
     if min(size, *counts.values(), int(fields["block_bytes"])) < 1:
-        raise ValueError("it names an empty split")
+        raise ValueError("its header has an empty split")
     image_offsets = list(itertools.accumulate((3 * size * size * count for count in counts.values()), initial=0))
     label_offsets = itertools.accumulate((4 * count for count in counts.values()), initial=image_offsets[-1])
     places = zip(counts.items(), image_offsets, label_offsets, strict=False)
@@ -180,8 +180,10 @@ def _check_blocks(name: str, path: Path, header: _Header) -> None:
 
     expected = -(-(header.end - header.start) // header.block_bytes)
     if len(header.blocks) != expected:
-        raise DataError(f"dataset {name}: {path} names {len(header.blocks)} blocks of {expected}; pack it again")
+        raise DataError(
+            f"dataset {name}: {path} has the digests of {len(header.blocks)} blocks, expected {expected}; pack it again"
+        )
     with ThreadPoolExecutor() as pool:
-        for number, (said, found) in enumerate(zip(header.blocks, pool.map(one, range(expected)), strict=True)):
-            if said != found:
+        for number, (registered, actual) in enumerate(zip(header.blocks, pool.map(one, range(expected)), strict=True)):
+            if registered != actual:
                 raise DataError(f"dataset {name}: {path} is damaged in block {number} of {expected}; pack it again")

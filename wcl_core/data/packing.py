@@ -1,6 +1,6 @@
-"""Makes a packed file from a folder, image by image: it may be larger than memory.
+"""Write a packed file from a folder, image by image, so that it may be larger than memory.
 
-No pickle, no times, no path in it: equal folders give equal files.  The format is told in `packed`.
+The file has no pickle, no times and no paths, so equal folders give equal files. `packed` describes the format.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _BLOCK_BYTES = 1 << 26
 
 
 def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float, reporter: Reporter) -> Description:
-    """Decode a folder into one packed file, written beside and renamed: the name exists only for a whole file.
+    """Decode a folder into one packed file, which becomes visible whole.
 
     Args:
-        name: for messages.
-        folder: any tree that `folder` reads.
-        out: the file to make.
-        size: side of the stored images in pixels; shorter side scaled to it, then centre-cropped.
-        max_corrupt_share: the largest share of undecodable files that is tolerated; they are left out.
-        reporter: told of undecodable files.
+        name: name of the dataset, for messages.
+        folder: a tree in one of the layouts of `wcl_core.data.folder`.
+        out: the file to write.
+        size: side of the stored images, in pixels; the shorter side is scaled to it, then centre-cropped.
+        max_corrupt_share: the largest share of undecodable files that is tolerated; these files are left out.
+        reporter: receives a warning for each undecodable file, up to a limit.
 
     Returns:
         The description of the new file.
 
     Raises:
         DataError: as `wcl_core.data.load`.
-        OSError: when the disk is full or read-only; nothing is left behind.
+        OSError: the disk is full or read-only; no partial file is left.
     """
     files = list_files(name, folder)
     corrupt = Corrupt(name, files, max_corrupt_share, reporter)
@@ -50,7 +50,7 @@ def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float
 
 
 def _write(file: BinaryIO, name: str, folder: Path, files: Files, size: int, corrupt: Corrupt) -> None:
-    # How many images can be decoded shows only in the end: the header's place is kept at its largest possible size.
+    # The number of decodable images is known only at the end, so the header gets its largest possible size.
     largest = {which: len(entries) for which, entries in files.splits.items()}
     num_blocks = -(-sum(largest.values()) * (3 * size * size + 4) // _BLOCK_BYTES)
     digests = dict.fromkeys(largest, "0" * 64)
@@ -72,7 +72,7 @@ def _write(file: BinaryIO, name: str, folder: Path, files: Files, size: int, cor
 def _write_splits(
     blocks: _BlockWriter, folder: Path, files: Files, size: int, corrupt: Corrupt
 ) -> dict[str, list[int]]:
-    """Images as they are decoded, never all in memory; then the labels, which are returned too."""
+    """Write the images as they are decoded, never all in memory, then the labels; return the labels by split."""
     labels: dict[str, list[int]] = {}
     for which, entries in files.splits.items():
         labels[which] = []
@@ -85,7 +85,7 @@ def _write_splits(
 
 
 def _split_digests(path: Path, start: int, size: int, labels: dict[str, list[int]]) -> dict[str, str]:
-    """Those that `folder` reports for the same images: read back, since their number is part of what is digested."""
+    """Return the digests that `folder` reports for the same images; each covers the number of images, so read back."""
     digests, offset = {}, start
     for which, some in labels.items():
         shape = (len(some), 3, size, size)
@@ -116,7 +116,7 @@ def _header_text(
 
 
 class _BlockWriter:
-    """Writes bytes on and keeps the sha256 of every block."""
+    """A writer that passes bytes on and keeps the sha256 of every block."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -124,7 +124,7 @@ class _BlockWriter:
         self._current, self._room = hashlib.sha256(), _BLOCK_BYTES
 
     def write(self, data: bytes) -> None:
-        """Append."""
+        """Append bytes."""
         self._file.write(data)
         rest = memoryview(data)
         while len(rest):
@@ -139,7 +139,7 @@ class _BlockWriter:
         self._current, self._room = hashlib.sha256(), _BLOCK_BYTES
 
     def finish(self) -> list[str]:
-        """The digests of all blocks, the last one as short as it is."""
+        """Return the digests of all blocks; the last block may be shorter."""
         if self._room < _BLOCK_BYTES:
             self._end_block()
         return self._digests

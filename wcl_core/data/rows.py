@@ -1,6 +1,6 @@
-"""Rows of a split, gathered for each step: from the device's memory, or from a mapped file one step ahead.
+"""The images of each step: rows of a split in the device's memory, or read from a mapped file one step ahead.
 
-Which rows a step gets is `order`'s business alone, so streaming changes no byte of a run and has no state to save.
+`order` alone decides which rows a step gets, so streaming changes no byte of a run and has no state to save.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from wcl_core.data.images import Split
 from wcl_core.distributed import SINGLE, Ranks
 
-_RESIDENT_BYTES = 1 << 31  # a mapped split up to this size is copied to the device whole
-_NUM_BUFFERS = 3  # one that is filled, one that is copied, one whose step still runs
+_RESIDENT_BYTES = 1 << 31  # a mapped split of at most this size is copied to the device as a whole
+_NUM_BUFFERS = 3  # one is being filled, one is being copied, and the step of one still runs
 
 
 class Rows:
-    """Images of a split by index.
+    """The images of a split, by index.
 
-    A mapped split above 2 GiB stays in its file: a background thread gathers the next step's rows, on CUDA into
-    pinned memory from where they are copied without anybody waiting.
+    A mapped split above 2 GiB stays in its file. A background thread gathers the next step's rows; for CUDA they go
+    into pinned memory and are copied without blocking the step.
 
     Args:
         split: in memory or mapped.
-        device: where rows are wanted.
-        ranks: of a batch's rows each rank reads its own part alone.
+        device: the device of the returned rows.
+        ranks: each rank reads its own part of a batch only.
     """
 
     def __init__(self, split: Split, device: torch.device, ranks: Ranks = SINGLE) -> None:
@@ -42,11 +42,11 @@ class Rows:
         return len(self._images)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Rows (B, 3, H, W) uint8 on the device; under several ranks this rank's part of the B.
+        """Return rows, (B, 3, H, W) uint8 on the device; with several ranks, this rank's part of them.
 
         Args:
-            index: (B,) int64; of a streamed split on the CPU, since its rows are there.  Where it is the index that
-                `ahead` has just handed out, the rows are ready or nearly so.
+            index: (B,) int64; on the CPU for a streamed split. For the index that `ahead` yielded last, the rows are
+                ready or nearly ready.
         """
         if not self.is_streamed:
             return self._images[self._own(index).to(self._device)]
@@ -58,7 +58,7 @@ class Rows:
         return index[self._ranks.own(len(index))]
 
     def ahead(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The same indices, while the rows of the following one are gathered."""
+        """Yield the same indices, while the rows of the next one are gathered."""
         if not self.is_streamed:
             yield from batches
             return
@@ -78,14 +78,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """Rows in host memory, and the buffer they lie in."""
+    """Rows in host memory, and the number of their buffer."""
 
     rows: Tensor
     turn: int = 0
 
 
 class _Buffers:
-    """Host memory that rows pass through; pinned for CUDA, where buffers are used in turn."""
+    """Buffers in host memory that rows pass through; for CUDA they are pinned and used in turn."""
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
         self._images, self._device = images, device
@@ -94,7 +94,7 @@ class _Buffers:
         self._turn = 0
 
     def gather(self, index: Tensor) -> _Gathered:
-        """Rows in host memory; called by the background thread, which alone waits for a buffer's last copy."""
+        """Gather rows in host memory. Only the background thread calls this: it waits until the buffer is free."""
         if self._device.type != "cuda":
             return _Gathered(self._images[index])
         turn, self._turn = self._turn, (self._turn + 1) % _NUM_BUFFERS
@@ -107,7 +107,7 @@ class _Buffers:
         return _Gathered(torch.index_select(self._images, 0, index, out=buffer), turn)
 
     def on_device(self, gathered: _Gathered) -> Tensor:
-        """Copy without waiting; the buffer is free again once the copy is done."""
+        """Copy rows to the device without waiting; their buffer is free once the copy is done."""
         if self._device.type != "cuda":
             return gathered.rows
         copied = gathered.rows.to(self._device, non_blocking=True)

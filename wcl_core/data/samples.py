@@ -1,7 +1,7 @@
-"""A picture of some images of each class, small enough to be announced with what a dataset holds.
+"""A picture of some images of each class, small enough to be sent with the description of a dataset.
 
-torchvision stays out of it: importing it takes longer than all the rest, and every worker makes such pictures when it
-starts.
+This module does not import torchvision: the import takes longer than the rest, and every worker makes such pictures
+when it starts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 MAX_BYTES = 200_000
-_MAX_PIXELS = MAX_BYTES - 10_000  # with a palette a pixel takes one byte at most, beside the palette and a few headers
+_MAX_PIXELS = MAX_BYTES - 10_000  # with a palette, a pixel takes one byte at most; the rest is palette and headers
 _MAX_ROWS = 100
 _LAYOUTS = ((8, 48), (6, 48), (8, 32), (6, 32), (4, 32), (3, 24), (2, 24), (1, 24))  # columns, and the side of a tile
 
 
 @dataclass(frozen=True)
 class Samples:
-    """One row for each of the first classes, in label order; a class of fewer images leaves its last tiles black.
+    """A picture with one row for each of the first classes, in label order; missing images are black tiles.
 
     Attributes:
         png: of `rows` times `columns` squares of `side` pixels, at most 200,000 bytes.
@@ -38,12 +38,12 @@ class Samples:
 
 
 def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Samples | None:
-    """From decoded images, of which only those that are shown are read.
+    """Return the picture of a split in memory or in a mapped file; only the shown images are read.
 
     Args:
         images: (N, 3, S, S) uint8, in memory or mapped.
         labels: (N,) int64.
-        num_classes: those above the first hundred are left out; without any there is no picture.
+        num_classes: number of classes; the picture shows the first hundred. Without classes there is no picture.
     """
     rows, columns, side = _layout(num_classes, images.shape[-1])
     chosen = _chosen(labels, rows, columns)
@@ -52,11 +52,11 @@ def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Sampl
 
 
 def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: int) -> Samples | None:
-    """From image files, of which only those that are shown are decoded; one that cannot be leaves its tile black.
+    """Return the picture of a folder; only the shown files are decoded, and an undecodable file is a black tile.
 
     Args:
-        root: their folder.
-        files: path below it, and label.
+        root: the folder.
+        files: path below the folder, and label, of each image.
         num_classes: as for `samples_of_images`.
     """
     rows, columns, side = _layout(num_classes, None)
@@ -65,7 +65,7 @@ def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: 
     def one(place: int) -> Image.Image | None:
         try:
             with Image.open(root / files[place][0]) as opened:
-                opened.draft("RGB", (2 * side, 2 * side))  # a JPEG of many pixels is decoded to a few at once
+                opened.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a reduced size
                 return _tile(opened.convert("RGB"), side)
         except Exception:  # image decoders raise anything on damaged bytes; training names such files
             return None
@@ -76,7 +76,7 @@ def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: 
 
 
 def _layout(num_classes: int, stored: int | None) -> tuple[int, int, int]:
-    """Rows, columns and side: the first layout that fits, no tile larger than what is stored."""
+    """Return rows, columns and side of the first layout that fits; no tile is larger than a stored image."""
     rows = min(num_classes, _MAX_ROWS)
     sides = ((columns, min(side, stored or side)) for columns, side in _LAYOUTS)
     columns, side = next(each for each in sides if rows * each[0] * each[1] ** 2 <= _MAX_PIXELS)
@@ -84,14 +84,14 @@ def _layout(num_classes: int, stored: int | None) -> tuple[int, int, int]:
 
 
 def _chosen(labels: Tensor, rows: int, columns: int) -> list[list[int]]:
-    """Places of the images of each row, spread evenly over the class, since neighbours in a folder often look alike."""
+    """Return the indices of each row's images, spread over the class, as neighbours in a folder often look alike."""
     ordered, places = labels.sort(stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(rows + 1)).tolist()
-    found = []
+    chosen = []
     for first, end in pairwise(bounds):
         count = min(end - first, columns)
-        found.append([int(places[first + place * (end - first) // count]) for place in range(count)])
-    return found
+        chosen.append([int(places[first + place * (end - first) // count]) for place in range(count)])
+    return chosen
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -230,7 +230,7 @@ def test_an_image_of_too_many_pixels_counts_as_corrupt(tmp_path: Path, monkeypat
     ("tree", "message"),
     [
         ({}, "no image files"),
-        ({"train/a": 2}, "none of test, val, validation"),
+        ({"train/a": 2}, "no test split; expected test or val or validation"),
         ({"train/a": 2, "test/b": 2}, "test/ has classes that train/ lacks: b"),
         ({"a": 1}, "no image files"),
     ],
@@ -349,5 +349,5 @@ def test_a_set_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pyte
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets, "STL10", refuse)
-    with pytest.raises(DataError, match=r"stl10 is not in .* could not be fetched: no network"):
+    with pytest.raises(DataError, match=r"stl10 is not in .* its download failed: no network"):
         data.load("stl10", "builtin", tmp_path, 9, 0.0, NullReporter())

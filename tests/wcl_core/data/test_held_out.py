@@ -53,7 +53,7 @@ def test_what_cannot_be_held_out_is_refused(data: ImageData) -> None:
     with pytest.raises(DataError, match="held_out_share.*packed"):
         with_held_out(mapped, SHARE)
     alone = dataclasses.replace(data.train, labels=torch.zeros_like(data.train.labels))
-    with pytest.raises(DataError, match="no image on one side"):
+    with pytest.raises(DataError, match="without an image in one of the two splits"):
         with_held_out(dataclasses.replace(data, train=alone), SHARE)
 
 
