@@ -1,4 +1,4 @@
-"""What predicted classes are worth."""
+"""Accuracy of predicted classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def top1(predicted: Tensor, labels: Tensor) -> float:
-    """Share of images whose class was met, in 0..1.
+    """Return the share of images whose class was predicted, in 0..1.
 
     Args:
         predicted: (N,) int64 classes.
@@ -17,7 +17,7 @@ def top1(predicted: Tensor, labels: Tensor) -> float:
 
 
 def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that `labels` holds of the share met of each: every class counts alike, in 0..1."""
+    """Return the mean, over the classes in `labels`, of the accuracy on each class, in 0..1."""
     hits, totals = labels[predicted == labels], labels
     counts = totals.bincount()
     met = hits.bincount(minlength=len(counts))

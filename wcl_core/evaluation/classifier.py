@@ -1,4 +1,4 @@
-"""A linear classifier and its training on augmented images by SGD, with the backbone frozen or not.
+"""Training of a linear classifier on augmented images by SGD, with the backbone frozen or not.
 
 The optimiser is the released code's: Nesterov momentum .9, no decay, no warm-up, the cosine per step, weights from
 N(0, .01) [C].  Batch order and crops are functions of (seed, epoch, step).
@@ -24,14 +24,14 @@ _INITIAL_DEVIATION = 0.01
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, in which batches and on which crops a classifier is trained.
+    """The length, the batches and the crops of a classifier's training.
 
     Attributes:
-        epochs, batch_size: passes over the images and images a step.
+        epochs, batch_size: passes over the images, and images a step.
         crop_scale_min: smallest crop as a share of the image's area.
-        flip_probability: of a horizontal flip.
-        image_size: side of the crops in pixels.
-        seed: of order and crops.
+        flip_probability: probability of a horizontal flip.
+        image_size: side of the crops, in pixels.
+        seed: seed of order and crops.
     """
 
     epochs: int
@@ -43,7 +43,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> AugmentConfig:
-        """Random resized crops and flips, and nothing else."""
+        """Random resized crops and flips only."""
         return AugmentConfig(
             scale_min=self.crop_scale_min,
             flip_probability=self.flip_probability,
@@ -54,8 +54,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the training stands after a step; `epoch` counts from 0."""
+class Step:
+    """A finished step: its epoch from 0, whether it is the epoch's last one, and the share of all steps done."""
 
     epoch: int
     is_epoch_end: bool
@@ -63,7 +63,7 @@ class Progress:
 
 
 def new_head(feature_dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """A linear classifier with weights N(0, .01) and bias 0 [C]: a function of the seed alone."""
+    """Return a linear classifier with weights from N(0, .01) and bias 0 [C], a function of the seed only."""
     head = nn.Linear(feature_dim, num_classes)
     generator = torch.Generator().manual_seed(derived_seed(seed, "linear head"))
     with torch.no_grad():
@@ -78,15 +78,15 @@ def train(
     split: Split,
     index: Tensor,
     recipe: Recipe,
-) -> Iterator[Progress]:
-    """Minimise the mean cross-entropy; each item is a step done.
+) -> Iterator[Step]:
+    """Minimise the mean cross-entropy, and yield after each step.
 
     Args:
-        logits: from (B, 3, H, W) normalised float32 views to (B, C); where gradients flow is its business.
-        groups: parameters, all on one device, with the rate each group starts the cosine from.
+        logits: maps (B, 3, H, W) normalised float32 views to (B, C); it decides where gradients flow.
+        groups: parameters, all on one device, and for each group the first rate of its cosine.
         split: the labelled images.
-        index: (n,) int64, which of them to train on; an epoch takes each once, the last batch may be smaller.
-        recipe: the rest.
+        index: (n,) int64, the images to train on; an epoch takes each once, and its last batch may be smaller.
+        recipe: length, batches and crops.
     """
     device = groups[0][0][0].device
     rates = [rate for _, rate in groups]
@@ -114,4 +114,4 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = learning_rate(step, total, 0, rate)
         optimizer.step()
-        yield Progress(epoch, place == steps - 1, (step + 1) / total)
+        yield Step(epoch, place == steps - 1, (step + 1) / total)

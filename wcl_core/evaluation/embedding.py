@@ -3,9 +3,9 @@
     train/features, test/features   (N, D) float16, pooled, as computed: neither centred nor normalised
     train/labels, test/labels       (N,) int64 classes
     train/index, test/index         (N,) int64, place of the image in its split
-    metadata["wcl"]                 canonical JSON: what was embedded and by what
+    metadata["wcl"]                 canonical JSON: dataset, classes, features, seed
 
-Written whole and digested like a checkpoint; it is none, and no run starts from it.
+The file is written and digested like a checkpoint, but no run can start from it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FILE_NAME = "embeddings.safetensors"
 
 
 def write_embeddings(path: Path, features: FeatureSet, spec: EvaluateSpec, data: ImageData) -> Written:
-    """Write both splits.
+    """Write the features of both splits.
 
     Raises:
-        ProtocolError: when a feature is not finite in float16.
+        ProtocolError: a feature is not finite in float16.
         OSError: as `checkpoint.write`.
     """
     parts = (("train", features.train, features.train_labels), ("test", features.test, features.test_labels))
@@ -38,7 +38,9 @@ def write_embeddings(path: Path, features: FeatureSet, spec: EvaluateSpec, data:
     for split, values, labels in parts:
         half = values.to(torch.float16)
         if not bool(torch.isfinite(half).all()):
-            raise ProtocolError(f"protocols: embed stores float16, which some features of the {split} split exceed")
+            raise ProtocolError(
+                f"protocols: embed stores float16, but a feature of the {split} split exceeds it; remove embed"
+            )
         tensors |= {f"{split}/features": half, f"{split}/labels": labels, f"{split}/index": torch.arange(len(labels))}
     facts = {
         "kind": "embeddings",

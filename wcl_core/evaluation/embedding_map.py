@@ -1,8 +1,8 @@
-"""A map of the feature space: images of one split in two dimensions, with their nearest neighbours, to be looked at.
+"""Protocol `map`: images of one split in two dimensions by their features, with their nearest neighbours.
 
 Artifacts `map.json` (`protocol.MapFacts`) and `map.png`, the images in the same order.  PCA and t-SNE (van der
-Maaten & Hinton, JMLR 2008) both see L2-normalised features, of which t-SNE keeps the first 50 principal components, so
-near means near by cosine.  t-SNE keeps neighbourhoods: its distances, sizes and gaps between groups mean nothing.
+Maaten & Hinton, JMLR 2008) both get L2-normalised features, so near means near by cosine; t-SNE gets their first 50
+principal components.  t-SNE keeps neighbourhoods: distances, sizes and gaps between clusters have no meaning.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def keep_map(
     features: FeatureSet,
     checkpoint_path: Path | None,
 ) -> None:
-    """Lay out the images that `spec.map` asks for and keep both files.
+    """Write the map of the images that `spec.map` selects, as two artifacts.
 
     Raises:
-        ProtocolError: scikit-learn is absent, a feature is not finite, or the split has fewer than three images.
+        ProtocolError: scikit-learn is not installed, a feature is not finite, or the split has fewer than 3 images.
     """
     split = getattr(data, spec.map.split)
     index = chosen(len(split), spec.map.images, spec.seed)
     rows = getattr(features, spec.map.split)[index]
     if not bool(torch.isfinite(rows).all()):
-        raise ProtocolError(f"protocols: map needs finite features, which some of the {spec.map.split} split are not")
+        raise ProtocolError(f"protocols: map needs finite features, but the {spec.map.split} split has one that is not")
     components = None
     if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
         components = weak_components(checkpoint_path, rows)
@@ -75,25 +75,25 @@ def keep_map(
 
 
 def chosen(count: int, limit: int, seed: int) -> Tensor:
-    """(min(count, limit),) int64 places in the split, ascending; a random draw where there are more than `limit`."""
+    """Return indices into the split, ascending, drawn at random if it has more than `limit`: (min(count, limit),)."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "map"))
     return torch.randperm(count, generator=generator)[:limit].sort().values
 
 
 def layout(features: Tensor, perplexity: float, seed: int) -> dict[str, Any]:
-    """Where the images are, and which are near each other.
+    """Return the positions of the images, and the nearest neighbours of each.
 
     Args:
         features: (N, D) finite floats, N >= 3.
-        perplexity: of t-SNE; at most a third of the images is used.
-        seed: of t-SNE.
+        perplexity: perplexity of t-SNE; reduced to a third of the images if larger.
+        seed: seed of t-SNE.
 
     Returns:
-        `pca` and `tsne`, [x, y] of each image within -1 and 1; `pca_shares` of the variance, by axis; `perplexity` as
-        used; `neighbours`, places in these lists, nearest first, and their `cosines`.
+        `pca` and `tsne`, [x, y] of each image within -1 and 1; `pca_shares`, the share of the variance of each axis;
+        `perplexity`, as used; `neighbours`, indices into these lists, nearest first, and their `cosines`.
     """
     if len(features) < 3:
-        raise ProtocolError(f"protocols: map needs 3 images, the split has {len(features)}")
+        raise ProtocolError(f"protocols: map needs 3 images, but the split has {len(features)}; remove map")
     x = normalise(features.double())
     scores, shares = principal(x, _TSNE_DIMENSIONS)
     used = min(perplexity, (len(x) - 1) / 3)
@@ -109,15 +109,15 @@ def layout(features: Tensor, perplexity: float, seed: int) -> dict[str, Any]:
 
 
 def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Scores on the first principal components, and their shares of the variance.
+    """Return the scores on the first principal components, and their shares of the variance.
 
-    The sign of a component, which is free, makes its largest score positive, so that a map is the same everywhere.
+    The sign of a component is arbitrary; here its largest score is positive, so a map is the same on every machine.
 
     Args:
         x: (N, D) float64.
 
     Returns:
-        (N, K) and (K,) float64, K = max(2, min(count, N, D)); components that the data does not have are zero.
+        (N, K) and (K,) float64, K = max(2, min(count, N, D)); missing components are zero.
     """
     centred = x - x.mean(dim=0)
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -129,13 +129,13 @@ def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The nearest other rows by cosine, nearest first; of equal ones the lower place comes first.
+    """Return the nearest other rows by cosine, nearest first; of equal cosines, the lower index comes first.
 
     Args:
         x: (N, D) unit rows.
 
     Returns:
-        (N, K) int64 places and (N, K) cosines, K = min(count, N - 1).
+        (N, K) int64 indices and (N, K) cosines, K = min(count, N - 1).
     """
     cosines = x @ x.T
     cosines.fill_diagonal_(-torch.inf)
@@ -145,10 +145,10 @@ def nearest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def weak_components(path: Path, features: Tensor) -> list[int] | None:
-    """The weak label of each image among these images, by the checkpoint's head, numbered from 0 on; None without one.
+    """Return the weak label of each image among these images, by the checkpoint's head, from 0; None without a head.
 
     Args:
-        path: of a native checkpoint.
+        path: a native checkpoint.
         features: (N, D) float32, pooled outputs of its backbone.
     """
     saved = checkpoint.read(path)
@@ -167,15 +167,15 @@ def _tsne(scores: Tensor, perplexity: float, seed: int) -> Tensor:
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise ProtocolError("protocols: map needs scikit-learn, which is not installed here") from error
+        raise ProtocolError("protocols: map needs scikit-learn, which is not installed here; install it") from error
     if not bool(scores.any()):
-        return scores[:, :2]  # all features are equal, and no layout can tell them apart
-    found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scores.float().numpy())
-    return torch.from_numpy(found).double()
+        return scores[:, :2]  # all features are equal
+    positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scores.float().numpy())
+    return torch.from_numpy(positions).double()
 
 
 def _scaled(places: Tensor) -> list[list[float]]:
-    """Centred and scaled to within -1 and 1, both axes alike."""
+    """Return positions centred and scaled to within -1 and 1, both axes by the same factor."""
     low, high = places.min(dim=0).values, places.max(dim=0).values
     half = float((high - low).max() / 2) or 1.0
     scaled = (places - (low + high) / 2) / half

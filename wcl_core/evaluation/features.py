@@ -1,4 +1,4 @@
-"""The features that every protocol shares: computed once, in eval mode, without augmentation."""
+"""The cached features that all protocols share: computed once, in eval mode, without augmentation."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class FeatureSet:
 
     @property
     def smallest_class(self) -> int:
-        """Train images of the class that has the fewest, 0 for one that only the test split has."""
+        """The train images of the smallest class; 0 if only the test split has the class."""
         num_classes = int(max(self.train_labels.max(), self.test_labels.max())) + 1
         return int(self.train_labels.bincount(minlength=num_classes).min())
 
 
 def network_features(backbone: nn.Module, data: ImageData, device: torch.device) -> FeatureSet:
-    """Pooled features of a backbone; its training mode is put back afterwards."""
+    """Compute the pooled features of both splits; the backbone's training mode is restored afterwards."""
     was_training = backbone.training
     backbone.eval()
     try:
@@ -46,14 +46,14 @@ def network_features(backbone: nn.Module, data: ImageData, device: torch.device)
 
 
 def pixel_features(data: ImageData) -> FeatureSet:
-    """The raw pixels, scaled to [0, 1] and flattened: what a representation has to beat."""
+    """Return the raw pixels, scaled to [0, 1] and flattened: the baseline of every representation."""
     train, test = (split.plain(slice(None)).flatten(1).float() / 255 for split in (data.train, data.test))
     return FeatureSet(train, data.train.labels, test, data.test.labels)
 
 
 @torch.no_grad()
 def pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """Outputs for every image of a split, (N, D) float32 on the CPU; the network's mode is the caller's."""
+    """Return a network's outputs for a split, (N, D) float32 on the CPU; the caller sets training or eval mode."""
     starts = range(0, len(split), _BATCH_SIZE)
     chunks = (split.plain(slice(start, start + _BATCH_SIZE)).to(device) for start in starts)
     return torch.cat([backbone(normalised(images)).float().cpu() for images in chunks])

@@ -1,4 +1,4 @@
-"""Few labels per class, over repeated draws of the labelled images: nearest class mean, or a linear classifier."""
+"""Protocol `few_labels`: nearest class mean or a linear classifier on repeated draws of a few labels per class."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ def few_labels_top1(
     seed: int,
     classifier: FewLabelsClassifier = "nearest_class_mean",
 ) -> tuple[float, float]:
-    """Test accuracy with a few labelled train images per class.
+    """Return the test accuracy with a few labelled train images per class.
 
-    The draws depend on the labels and the seed alone, so every set of features of one dataset, and every classifier,
-    meets the same ones.  `nearest_class_mean`: features are L2-normalised and so are the class means.  `linear`:
-    logistic regression with C = 1 on features standardised over the whole train split, whose labels are not used for
-    that; nothing could be held out to choose C on [D].
+    The draws depend on labels and seed only, so all features of one dataset and all classifiers get the same ones.
+    `nearest_class_mean`: features and class means are L2-normalised.  `linear`: logistic regression with C = 1 on
+    features that are standardised over the whole train split, without its labels; a few labels leave none to choose C
+    on [D].
 
     Args:
         features: both splits.
-        labels_per_class: labelled images of each class.
+        labels_per_class: number of labelled images of each class.
         draws: number of repetitions, >= 2.
-        seed: of the draws.
-        classifier: what learns from the labelled images.
+        seed: seed of the draws.
+        classifier: the classifier to train on the labelled images.
 
     Returns:
         (mean accuracy, its standard error over the draws), both in 0..1.
 
     Raises:
-        ProtocolError: when a class has fewer train images.
+        ProtocolError: a class has fewer train images than `labels_per_class`.
     """
     if labels_per_class > features.smallest_class:
         raise ProtocolError(
-            f"labels_per_class = {labels_per_class}, but the smallest train class has {features.smallest_class}"
+            f"labels_per_class = {labels_per_class} is more than the {features.smallest_class} images of the smallest "
+            f"train class; use at most {features.smallest_class}"
         )
     predict = {"nearest_class_mean": _nearest_class_mean, "linear": _linear}[classifier](features)
     scores = []
@@ -77,7 +78,7 @@ def _linear(features: FeatureSet) -> Callable[[Tensor], Tensor]:
 
 
 def draw_labelled(labels: Tensor, labels_per_class: int, seed: int, draw: int) -> Tensor:
-    """Indices of the labelled images: (classes, labels_per_class) int64, without repeats."""
+    """Draw the indices of the labelled images: (classes, labels_per_class) int64, without repeats."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "few labels", labels_per_class, draw))
     rows = []
     for label in range(int(labels.max()) + 1):

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification (Wu et al., CVPR 2018)."""
+"""Protocols `knn` and `knn_wide`: weighted k-nearest-neighbour classification (Wu et al., CVPR 2018)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ _ROWS = 1024
 
 
 class ProtocolError(ValueError):
-    """The protocol cannot be run on this data; the message names the field to change."""
+    """A protocol cannot measure this data; the message names the field to change."""
 
 
 def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn_k") -> float:
-    """Share of test images whose class wins the vote of their k nearest train images.
+    """Return the share of test images whose class wins the vote of their k nearest train images.
 
     Features are L2-normalised, not centred; a neighbour votes with exp(cos / T).
 
     Args:
         features: both splits.
-        k: number of neighbours; at most half the smallest train class.
+        k: number of neighbours; at most half of the smallest train class.
         temperature: T, > 0.
-        field: what k comes from, for the error.
+        field: name of the field that k comes from, for the error.
 
     Raises:
-        ProtocolError: when k is above half the smallest train class, where votes stop meaning anything.
+        ProtocolError: k is above half of the smallest train class, so votes would be meaningless.
     """
     if k > features.smallest_class / 2:
         raise ProtocolError(
-            f"{field} = {k} is above half the smallest train class, which has {features.smallest_class} images"
+            f"{field} = {k} is above half of the {features.smallest_class} images of the smallest train class; use at "
+            f"most {features.smallest_class // 2}"
         )
     train, test = normalise(features.train), normalise(features.test)
     votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])
@@ -40,8 +41,8 @@ def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn
 
 
 def _votes(queries: Tensor, train: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
-    """(Q, C) float32 sums of the neighbours' weights by class."""
+    """Return the sums of the neighbours' weights by class: (Q, C) float32."""
     similarity, index = (queries @ train.T).topk(k, dim=1)
-    # Less the largest cosine: one common factor, which can neither overflow nor, at a small T, lose every vote.
+    # Subtract the largest cosine, a common factor: then no weight overflows, and at a small T not all become 0.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     return torch.zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, labels[index], weights)

@@ -1,4 +1,4 @@
-"""The fast form of the linear protocol: multinomial logistic regression by L-BFGS on standardised cached features."""
+"""Protocol `linear`, the fast form: multinomial logistic regression by L-BFGS on standardised cached features."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MAX_ITERATIONS = 200
 
 
 def linear_top1(features: FeatureSet, seed: int) -> tuple[float, float]:
-    """Test accuracy in 0..1 and the chosen C; see `linear_classes`."""
+    """Return the test accuracy in 0..1 and the chosen C; see `linear_classes`."""
     predicted, strength = linear_classes(features, seed)
     return top1(predicted, features.test_labels), strength
 
 
 def linear_classes(features: FeatureSet, seed: int) -> tuple[Tensor, float]:
-    """What a linear classifier on all train labels says of the test split.
+    """Train a linear classifier on all train labels, and predict the classes of the test split.
 
-    The inverse regularisation C is chosen from 10^-4 .. 10^4 on a held-out tenth of train, stratified by class; the
-    classifier is then refitted on all of train and the test split is read once.
+    The inverse regularisation C is chosen from 10^-4 .. 10^4 on a held-out tenth of the train split, stratified by
+    class.  The classifier is then fitted again on the whole train split, and the test split is read once.
 
     Returns:
         ((M,) int64 predicted classes, chosen C).
@@ -36,7 +36,7 @@ def linear_classes(features: FeatureSet, seed: int) -> tuple[Tensor, float]:
     train, test = (features.train - mean) / deviation, (features.test - mean) / deviation
     held_out = _stratified(labels, seed)
     best, weights = (-1.0, STRENGTHS[0]), None
-    for strength in STRENGTHS:  # from the smoothest on, each fit starts from the last one's solution
+    for strength in STRENGTHS:  # from the smoothest one; each fit starts from the solution of the one before
         weights = fit(train[~held_out], labels[~held_out], strength, weights)
         accuracy = top1(classes(train[held_out], weights), labels[held_out])
         best = max(best, (accuracy, strength), key=lambda pair: pair[0])
@@ -44,13 +44,13 @@ def linear_classes(features: FeatureSet, seed: int) -> tuple[Tensor, float]:
 
 
 def fit(x: Tensor, labels: Tensor, strength: float, start: Tensor | None = None) -> Tensor:
-    """Minimise mean cross-entropy + |W|^2 / (2 C N), the bias unpenalised.
+    """Minimise mean cross-entropy + |W|^2 / (2 C N); the bias has no penalty.
 
     Args:
         x: (N, D) float32.
         labels: (N,) int64 in 0..C-1.
         strength: C.
-        start: a solution to begin from.
+        start: the weights to start from; zeros by default.
 
     Returns:
         (D + 1, classes) float32, the last row the bias.
@@ -77,18 +77,18 @@ def _logits(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def classes(x: Tensor, weights: Tensor) -> Tensor:
-    """(N,) int64 classes that weights as `fit` returns them predict for (N, D) float32."""
+    """Return the classes that weights of `fit` predict for (N, D) float32 features: (N,) int64."""
     return _logits(x, weights).argmax(dim=1)
 
 
 def standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature; a constant one is left as it is."""
+    """Return mean and standard deviation of each feature; the deviation of a constant feature is 1."""
     deviation = x.std(dim=0)
     return x.mean(dim=0), torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
 
 
 def _stratified(labels: Tensor, seed: int) -> Tensor:
-    """(N,) bool: a random tenth of every class, at least one image where a class has two."""
+    """Return a mask of a random tenth of each class, at least one image if the class has two: (N,) bool."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "linear", "held out"))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

@@ -1,8 +1,8 @@
-"""The linear protocol as published: a linear classifier on frozen features of augmented images, trained by SGD.
+"""Protocol `linear_sgd`, as published: a linear classifier on frozen features of augmented images, trained by SGD.
 
-Epochs, batch, rate, schedule, initialisation and augmentation are the released code's (method.md section 7) [C].  Test
-images are the dataset's own, resized and centre-cropped to the spec's size as everywhere here, without the margin of
-256 against 224 pixels; the last, smaller batch of an epoch counts too [D].
+Epochs, batch, rate, schedule, initialisation and augmentation are those of the released code [C].  Test images are
+resized and centre-cropped to the spec's size as everywhere in this project, without the margin of 256 against 224
+pixels, and the last, smaller batch of an epoch is used too [D].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wcl_core.data import ImageData
 from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.classifier import Recipe, new_head, train
 from wcl_core.evaluation.features import pooled
-from wcl_core.evaluation.pace import Pace
+from wcl_core.evaluation.progress import Progress
 
 VERSION = 1
 _RATE_PER_256 = 0.2
@@ -25,13 +25,13 @@ _RATE_PER_256 = 0.2
 
 @dataclass(frozen=True)
 class LinearSgd:
-    """What the training of the classifier ended with.
+    """The result of training the classifier.
 
     Attributes:
-        batch_size: images of a step: what was asked for, or all of a smaller train split [D].
-        predicted: (M,) int64 classes of the test images after the LAST epoch: the headline.
-        best_top1: accuracy of the best epoch, which was selected on the test split.
-        best_epoch: that epoch, from 1; the earliest of equal ones.
+        batch_size: images a step: as configured, or all images of a smaller train split [D].
+        predicted: (M,) int64 classes of the test images after the LAST epoch: the main result.
+        best_top1: accuracy of the best epoch, selected on the test split.
+        best_epoch: the best epoch, from 1; the first of equal ones.
     """
 
     batch_size: int
@@ -47,18 +47,18 @@ def linear_sgd(
     image_size: int,
     seed: int,
     device: torch.device,
-    pace: Pace,
+    progress: Progress,
 ) -> LinearSgd:
-    """Train the classifier; the backbone is frozen, its batch norms use their running statistics.
+    """Train the classifier; the backbone is frozen, and its batch norms use their running statistics.
 
     Args:
         backbone: on the device; maps (N, 3, H, W) normalised floats to (N, D); it stays in eval mode.
         data: both splits.
         config: epochs, batch and augmentation.
-        image_size: side of the crops in pixels.
-        seed: of head, order and crops.
-        device: where to compute.
-        pace: told the progress; may interrupt.
+        image_size: side of the crops, in pixels.
+        seed: seed of head, order and crops.
+        device: the device to compute on.
+        progress: receives the progress, and may interrupt.
     """
     batch_size = min(config.batch_size, len(data.train))
     backbone.eval()
@@ -68,17 +68,17 @@ def linear_sgd(
     def logits(views: Tensor) -> Tensor:
         with torch.no_grad():
             h = backbone(views).float()
-        found: Tensor = head(h)
-        return found
+        scores: Tensor = head(h)
+        return scores
 
     recipe = Recipe(config.epochs, batch_size, config.crop_scale_min, config.flip_probability, image_size, seed)
     rate = _RATE_PER_256 * batch_size / 256
     accuracies, predicted = [], data.test.labels
-    for progress in train(logits, [(list(head.parameters()), rate)], data.train, torch.arange(len(data.train)), recipe):
-        if progress.is_epoch_end:
+    for step in train(logits, [(list(head.parameters()), rate)], data.train, torch.arange(len(data.train)), recipe):
+        if step.is_epoch_end:
             with torch.no_grad():
                 predicted = head(test).argmax(dim=1).cpu()
             accuracies.append(top1(predicted, data.test.labels))
-        pace.tick(progress.share)
+        progress.tick(step.share)
     best = max(accuracies)
     return LinearSgd(batch_size, predicted, best, accuracies.index(best) + 1)

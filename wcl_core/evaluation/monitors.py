@@ -1,7 +1,7 @@
-"""What a batch of embeddings says of a representation without training anything on it.
+"""Monitors: numbers that describe a representation by one batch of embeddings, without training.
 
-Pure functions: tensors in, floats out, no gradient, float64 inside.  `training.monitor_batch` decides
-on which images and when.
+Pure functions: tensors in, floats out, no gradient, float64 inside.  `wcl_core.training.monitor_batch` applies them to
+the monitor batch at epoch ends while a run trains; evaluation jobs do not use them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _RANKME_EPS = 1e-7
 
 @torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> float:
-    """Mean squared distance of positive pairs, E |a_i - b_i|^2 (Wang & Isola, ICML 2020; alpha = 2).
+    """Return the mean squared distance of positive pairs, E |a_i - b_i|^2 (Wang & Isola, ICML 2020; alpha = 2).
 
     Args:
         a: (B, D) unit rows, one view.
         b: (B, D) unit rows, the other view, same order.
 
     Returns:
-        In [0, 4]; 0 when views agree, which a collapsed representation does too.
+        In [0, 4]; 0 if the views agree, as they also do in a collapsed representation.
     """
     return float((a.double() - b.double()).square().sum(dim=1).mean())
 
 
 @torch.no_grad()
 def uniformity(x: Tensor) -> float:
-    """Log of the mean over pairs i < j of exp(-2 |x_i - x_j|^2) (Wang & Isola, ICML 2020; t = 2).
+    """Return log of the mean over pairs i < j of exp(-2 |x_i - x_j|^2) (Wang & Isola, ICML 2020; t = 2).
 
     Args:
         x: (B, D) unit rows, B >= 2.
@@ -41,7 +41,7 @@ def uniformity(x: Tensor) -> float:
         In [-8, 0]; about -4 for rows spread evenly over a sphere of many dimensions, 0 for equal rows.
 
     Raises:
-        ValueError: when there are fewer than two rows.
+        ValueError: there are fewer than two rows.
     """
     if len(x) < 2:
         raise ValueError(f"uniformity needs at least 2 rows, got {len(x)}")
@@ -51,7 +51,7 @@ def uniformity(x: Tensor) -> float:
 
 @torch.no_grad()
 def rankme(x: Tensor) -> float:
-    """Effective rank: exp of the entropy of the normalised singular values (RankMe; Garrido et al., ICML 2023).
+    """Return the effective rank: exp of the entropy of the normalised singular values (RankMe; Garrido, ICML 2023).
 
     p_k = sigma_k / sum sigma + 1e-7, rows neither centred nor normalised, as in the paper.
 
@@ -59,7 +59,7 @@ def rankme(x: Tensor) -> float:
         x: (B, D) floats, not all zero.
 
     Returns:
-        From 1, a single direction, to min(B, D); NaN when a value is not finite.
+        From 1, a single direction, to min(B, D); NaN if a value is not finite.
     """
     if not bool(torch.isfinite(x).all()):
         return math.nan
@@ -70,7 +70,7 @@ def rankme(x: Tensor) -> float:
 
 @torch.no_grad()
 def deviation(x: Tensor) -> float:
-    """Mean over dimensions of the rows' standard deviation, times sqrt(D) (as in SimSiam; Chen & He, CVPR 2021).
+    """Return the mean over dimensions of the rows' standard deviation, times sqrt(D) (SimSiam; Chen & He, CVPR 2021).
 
     Args:
         x: (B, D) floats, B >= 2; rows are normalised first.
@@ -83,7 +83,7 @@ def deviation(x: Tensor) -> float:
 
 @torch.no_grad()
 def adjusted_mutual_information(labels: Tensor, classes: Tensor) -> float:
-    """Mutual information beyond that of random labellings of the same sizes (Vinh et al., JMLR 2010).
+    """Return the mutual information beyond that of random labellings of equal sizes (Vinh et al., JMLR 2010).
 
     AMI = (MI - E[MI]) / ((H(labels) + H(classes)) / 2 - E[MI]).  Raw NMI misleads here: random groups of four among
     1,000 classes reach .84.  scikit-learn computes it, on the host: for epoch ends, not for steps.
@@ -102,5 +102,5 @@ def adjusted_mutual_information(labels: Tensor, classes: Tensor) -> float:
 
 @torch.no_grad()
 def component_share(labels: Tensor) -> float:
-    """Components per row: about 1/4 for any embedding that is not degenerate, 1/B for equal rows."""
+    """Return components per row: about 1/4 for an embedding that is not degenerate, 1/B for equal rows."""
     return len(labels.unique()) / len(labels)

@@ -1,4 +1,4 @@
-"""Retrieval: which train images a test image finds, nearest first; an image of its own class is a hit."""
+"""Protocol `retrieval`: train images ranked by cosine for each test image; an image of the same class is a hit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Over all test images, ranking all train images by cosine.
+    """The results over all test images.
 
     Attributes:
-        recall_at_1, recall_at_5: share of test images with a hit among the first 1 and 5.
+        recall_at_1, recall_at_5: share of test images with a hit among the first 1 or 5.
         mean_average_precision: mean over test images of the mean, over their hits, of the precision at the hit's rank.
         by_class: mean average precision of each class's test images.
         examples: some test images with their nearest train images.
@@ -35,11 +35,11 @@ class Retrieval:
 
 
 def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
-    """Rank the train images for every test image; equal cosines in the order of the train split.
+    """Rank the train images for each test image; equal cosines keep the order of the train split.
 
     Args:
         features: both splits; L2-normalised here, not centred.
-        num_examples: test images whose neighbours are listed, evenly spaced over the split.
+        num_examples: number of test images whose neighbours are listed, evenly spaced over the split.
     """
     train, test = normalise(features.train), normalise(features.test)
     firsts, precisions, tops = [], [], []
@@ -60,18 +60,15 @@ def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
 
 
 def _average_precision(hits: Tensor) -> Tensor:
-    """(Q,) float64 from (Q, N) bool in rank order; 0 for a query without any hit."""
+    """Return the average precision of hits in rank order, (Q, N) bool: (Q,) float64; 0 for a query without a hit."""
     ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
     precision = hits.cumsum(dim=1) / ranks
     return (precision * hits).sum(dim=1) / hits.sum(dim=1).clamp_min(1)
 
 
 def _by_class(precision: Tensor, labels: Tensor) -> tuple[float | None, ...]:
-    found = []
-    for label in range(int(labels.max()) + 1):
-        members = precision[labels == label]
-        found.append(float(members.mean()) if len(members) else None)
-    return tuple(found)
+    classes = (precision[labels == label] for label in range(int(labels.max()) + 1))
+    return tuple(float(members.mean()) if len(members) else None for members in classes)
 
 
 def _spread(size: int, count: int) -> Tensor:

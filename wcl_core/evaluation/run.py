@@ -1,6 +1,7 @@
-"""One evaluation run: features once, then every protocol the spec names, each result pinned to data and version.
+"""One evaluation: compute the features once, then measure under each protocol of the spec.
 
-`results` says what each protocol reports; this module says when.
+Each result carries the digests of the data and the version of the protocol. `results` holds what each protocol reports;
+this module holds the order of the work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluation.embedding_map import keep_map
 from wcl_core.evaluation.features import network_features, pixel_features
-from wcl_core.evaluation.pace import Interrupted, Pace
+from wcl_core.evaluation.progress import Interrupted, Progress
 from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.protocol import OUTCOME_OF, Outcome
@@ -34,26 +35,29 @@ def evaluate(
     """Measure one set of features under the spec's protocols.
 
     Args:
-        spec: what to measure.
-        reporter: told every result; asked at the start, between protocols and within long ones whether to stop.
+        spec: features, protocols and their settings.
+        reporter: receives each result; its request is read at the start, between protocols and within long ones.
         data: both splits at the spec's image size.
-        checkpoint_path: the native checkpoint when the spec's features come from one.
-        output_dir: where `embed` writes its file, which is reported like a checkpoint of its own kind, and `map` its
-            artifacts.
+        checkpoint_path: the native checkpoint, if the spec's features come from one.
+        output_dir: the folder for the file of `embed`, which is reported as a checkpoint of kind `embeddings`, and for
+            the artifacts of `map`.
+
+    Returns:
+        `succeeded`, or the outcome of the request that stopped the evaluation.
 
     Raises:
-        checkpoint.CheckpointError: missing or damaged checkpoint.
-        knn.ProtocolError: a protocol that this data cannot carry.
+        checkpoint.CheckpointError: the checkpoint is missing or damaged.
+        knn.ProtocolError: a protocol cannot measure this data.
     """
-    pace = Pace(reporter, len(spec.protocols) + 1)
+    progress = Progress(reporter, len(spec.protocols) + 1)
     try:
-        pace.reach(0)
+        progress.reach(0)
         data = with_held_out(data, spec.data.held_out_share)
         subject = _subject(spec, data, checkpoint_path)
-        # Part of what identifies a number, so that it never stands beside one of the test split.
+        # The share identifies a result, so that it is never compared with a result on the test split.
         held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
         for done, protocol in enumerate(spec.protocols, start=1):
-            pace.reach(done)
+            progress.reach(done)
             if protocol == "embed":
                 _embed(spec, data, subject, reporter, _folder(protocol, output_dir))
                 continue
@@ -61,7 +65,7 @@ def evaluate(
                 folder = _folder(protocol, output_dir)
                 keep_map(reporter, folder, spec, data, subject.features, checkpoint_path)
                 continue
-            for result in results(protocol, spec, data, subject, pace):
+            for result in results(protocol, spec, data, subject, progress):
                 reporter.evaluation(
                     {
                         "dataset_digest": data.digest,
@@ -73,7 +77,7 @@ def evaluate(
                         "params": result["params"] | held_out,
                     }
                 )
-        pace.reach(len(spec.protocols) + 1)
+        progress.reach(len(spec.protocols) + 1)
     except Interrupted as interrupted:
         return OUTCOME_OF[interrupted.request]
     return "succeeded"
@@ -81,7 +85,7 @@ def evaluate(
 
 def _folder(protocol: str, output_dir: Path | None) -> Path:
     if output_dir is None:
-        raise ValueError(f"protocols: {protocol} writes a file and needs a folder for it")
+        raise ValueError(f"protocols: {protocol} writes a file and needs a folder; pass output_dir")
     return output_dir
 
 
@@ -93,10 +97,10 @@ def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Repo
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, PretrainSpec]:
-    """The backbone of a native checkpoint and the spec it was trained under.
+    """Load the backbone of a native checkpoint, and the spec of its training.
 
     Raises:
-        checkpoint.CheckpointError: when the file is missing or damaged.
+        checkpoint.CheckpointError: the file is missing or damaged.
     """
     saved = checkpoint.read(path)
     backbone = build_backbone(saved.spec.backbone, saved.spec.data.image_size)
@@ -105,7 +109,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, PretrainSpec]:
 
 
 def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) -> nn.Module:
-    """A fresh backbone that equals the one `pretrain` starts from under the same seed; residual ones at any size."""
+    """Return the backbone that `pretrain` starts from with the same seed; the size matters to transformers only."""
     torch.manual_seed(derived_seed(seed, "initialisation"))
     return build_backbone(config, image_size)
 
@@ -116,7 +120,7 @@ def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None) 
         return Subject(nn.Flatten(), pixel_features(data), device)
     if isinstance(spec.features, CheckpointFeatures):
         if checkpoint_path is None:
-            raise checkpoint.CheckpointError("no checkpoint file was given for features.kind = checkpoint")
+            raise checkpoint.CheckpointError("features.kind is checkpoint, but no checkpoint file was given; pass one")
         backbone, _ = load_backbone(checkpoint_path)
     else:
         backbone = untrained_backbone(spec.features.backbone, spec.seed, spec.data.image_size)

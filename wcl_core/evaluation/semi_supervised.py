@@ -1,8 +1,8 @@
-"""Semi-supervised: all weights are fine-tuned on a small, class-balanced share of the labels, or on a fixed list.
+"""Protocol `semi_supervised`: all weights are fine-tuned on a class-balanced share of the labels, or on a fixed list.
 
-Protocol, splits, rates and crops are our own [D]: the paper's split and schedule could not be read, so its 65.0 (1 %)
-and 72.0 (10 %) are a reference line, not a target (method.md section 7).  Batch norms keep the checkpoint's running
-statistics while their gains and biases are tuned: batches of so few images have none worth taking [D].
+Splits, rates and crops are this project's own [D]: those of the paper are not known, so its 65.0 (1 %) and 72.0 (10 %)
+are reference values, not targets.  Batch norms keep the running statistics of the checkpoint, and
+only their gains and biases are tuned: so few images give no good statistics [D].
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.classifier import Recipe, new_head, train
 from wcl_core.evaluation.features import pooled
 from wcl_core.evaluation.knn import ProtocolError
-from wcl_core.evaluation.pace import Pace
+from wcl_core.evaluation.progress import Progress
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class SemiSupervised:
-    """Accuracy over splits of one share of the labels.
+    """The accuracy over the splits of one share of the labels.
 
     Attributes:
         labels: labelled images in all.
-        accuracies: test accuracy of each split, or of each training on a list, in 0..1.
-        split_digests: `index_digest` of each split; of a list its own alone.
+        accuracies: test accuracy on each split, or after each training on a list, in 0..1.
+        split_digests: `index_digest` of each split; one digest for a list.
     """
 
     labels: int
@@ -48,23 +48,23 @@ class SemiSupervised:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean over the splits or trainings."""
+        """The standard error of the mean over the splits or trainings."""
         deviation = torch.tensor(self.accuracies, dtype=torch.float64).std()
         return float(deviation) / math.sqrt(len(self.accuracies))
 
     @property
     def digest(self) -> str:
-        """One digest of all splits, in order."""
+        """The digest of all splits together, in order."""
         return hashlib.sha256("".join(self.split_digests).encode()).hexdigest()
 
 
 def labelled_split(labels: Tensor, share: float, seed: int, number: int) -> Tensor:
-    """Indices of a class-balanced share: (classes * max(1, round(share N / classes)),) int64, ascending.
+    """Return the indices of a class-balanced share: (classes * max(1, round(share N / classes)),) int64, ascending.
 
-    A function of labels, share, seed and number alone, so that every method is tuned on the same splits.
+    A function of labels, share, seed and number only, so all methods are tuned on the same splits.
 
     Raises:
-        ProtocolError: when a class has fewer images than its part.
+        ProtocolError: a class has too few images.
     """
     num_classes = int(labels.max()) + 1
     per_class = max(1, round(share * len(labels) / num_classes))
@@ -72,7 +72,7 @@ def labelled_split(labels: Tensor, share: float, seed: int, number: int) -> Tens
     if per_class > smallest:
         raise ProtocolError(
             f"semi_supervised.shares: {share:g} of the labels is {per_class} a class, but the smallest train class "
-            f"has {smallest} images"
+            f"has {smallest} images; use a smaller share"
         )
     generator = torch.Generator().manual_seed(derived_seed(seed, "semi-supervised", str(share), number))
     chosen = []
@@ -90,21 +90,21 @@ def semi_supervised(
     image_size: int,
     seed: int,
     device: torch.device,
-    pace: Pace,
+    progress: Progress,
     done: tuple[float, float] = (0.0, 1.0),
 ) -> SemiSupervised:
-    """Fine-tune a copy of the backbone and a new linear head on each split, or several times on the only one.
+    """Fine-tune a copy of the backbone and a new linear head on each split, or several times on a single one.
 
     Args:
-        backbone: what every split starts from; it is not changed.
+        backbone: the start of each training; it is not changed.
         data: both splits.
         config: splits, epochs, batch, rates of backbone and head.
-        labelled: (n,) int64 train indices of each of `config.splits` splits, or those of one.
-        image_size: side of the crops in pixels.
-        seed: of heads, order and crops.
-        device: where to compute.
-        pace: told the progress; may interrupt.
-        done: between which shares of the whole protocol this lies.
+        labelled: (n,) int64 train indices, for each of `config.splits` splits or for a single one.
+        image_size: side of the crops, in pixels.
+        seed: seed of heads, order and crops.
+        device: the device to compute on.
+        progress: receives the progress, and may interrupt.
+        done: the shares of the whole protocol that are done before and after this call.
     """
     accuracies = []
     for number in range(config.splits):
@@ -126,8 +126,8 @@ def semi_supervised(
             image_size,
             derived_seed(seed, "semi-supervised", number),
         )
-        for progress in train(network, groups, data.train, index, recipe):
-            pace.tick(done[0] + (done[1] - done[0]) * (number + progress.share) / config.splits)
+        for step in train(network, groups, data.train, index, recipe):
+            progress.tick(done[0] + (done[1] - done[0]) * (number + step.share) / config.splits)
         predicted = pooled(network, data.test, device).argmax(dim=1)
         accuracies.append(top1(predicted, data.test.labels))
     return SemiSupervised(len(labelled[0]), tuple(accuracies), tuple(map(index_digest, labelled)))

@@ -47,7 +47,7 @@ from wcl_core.evaluation.classifier import Recipe
 from wcl_core.evaluation.embedding import write_embeddings
 from wcl_core.evaluation.features import FeatureSet, network_features
 from wcl_core.evaluation.knn import ProtocolError
-from wcl_core.evaluation.pace import Interrupted, Pace
+from wcl_core.evaluation.progress import Interrupted, Progress
 from wcl_core.evaluation.run import evaluate, untrained_backbone
 from wcl_core.reporter import MemoryReporter
 
@@ -62,8 +62,8 @@ def evaluate_spec(**changes: Any) -> EvaluateSpec:
     return parsed
 
 
-def pace() -> Pace:
-    return Pace(MemoryReporter(), 2)
+def progress() -> Progress:
+    return Progress(MemoryReporter(), 2)
 
 
 def measured(data: ImageData, **changes: Any) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def test_mean_per_class_is_scikit_learns_balanced_accuracy() -> None:
 def test_the_wide_knn_has_200_neighbours_at_a_tenth_and_refuses_small_classes() -> None:
     data = small.feature_set(spread=1.5, per_class=400)
     subject = results.Subject(nn.Identity(), data, CPU)
-    found = list(results.results("knn_wide", evaluate_spec(), small.few_digits(), subject, pace()))
+    found = list(results.results("knn_wide", evaluate_spec(), small.few_digits(), subject, progress()))
     assert found[0]["params"] == {"k": 200, "temperature": 0.1}
     assert found[0]["value"] == knn.knn_top1(data, 200, 0.1)
     with pytest.raises(ProtocolError, match="protocols: k of knn_wide = 200"):
@@ -100,7 +100,7 @@ def test_a_protocol_reports_the_measures_of_the_table_in_its_order(name: Protoco
     spec = evaluate_spec(linear_sgd=sgd, semi_supervised=sgd | {"shares": [0.1, 0.2], "splits": 2})
     backbone = untrained_backbone(BackboneConfig(width=4), 0, 8)
     features = network_features(backbone, data, CPU) if name != "knn_wide" else small.feature_set(per_class=400)
-    found = list(results.results(name, spec, data, results.Subject(backbone, features, CPU), pace()))
+    found = list(results.results(name, spec, data, results.Subject(backbone, features, CPU), progress()))
 
     assert list(dict.fromkeys(each["metric"] for each in found)) == [each.name for each in PROTOCOLS[name].measures]
     main = [each for each in found if PROTOCOLS[name].is_main(each["metric"])]
@@ -144,7 +144,7 @@ def test_linear_sgd_is_nesterov_with_a_cosine_and_reports_the_last_epoch() -> No
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     config = LinearSgdConfig(epochs=6, batch_size=64, flip_probability=0)
     expected = list(by_hand(data, backbone, config, seed=2))
-    found = linear_sgd.linear_sgd(backbone, data, config, 8, 2, CPU, pace())
+    found = linear_sgd.linear_sgd(backbone, data, config, 8, 2, CPU, progress())
     assert accuracy.top1(found.predicted, data.test.labels) == pytest.approx(expected[-1])
     assert found.best_top1 == pytest.approx(max(expected))
     assert found.best_epoch == expected.index(max(expected)) + 1
@@ -195,7 +195,7 @@ def test_a_long_protocol_is_left_when_asked_and_reports_nothing() -> None:
     assert evaluate(spec, reporter, data=small.few_digits()) == "cancelled"
     assert reporter.of("evaluation") == []
     with pytest.raises(Interrupted):
-        Pace(MemoryReporter(lambda _: "drain"), 2).tick(0.5)
+        Progress(MemoryReporter(lambda _: "drain"), 2).tick(0.5)
 
 
 # --- few labels ----------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_fine_tuning_moves_both_parts_by_their_own_rates_and_leaves_the_checkpoi
     monkeypatch.setattr(semi_supervised, "train", watch)
     config = SemiSupervisedConfig(**quick(splits=2, head_learning_rate=0.5))
     splits = [semi_supervised.labelled_split(data.train.labels, 0.1, 0, number) for number in range(config.splits)]
-    found = semi_supervised.semi_supervised(backbone, data, config, splits, 8, 0, CPU, pace())
+    found = semi_supervised.semi_supervised(backbone, data, config, splits, 8, 0, CPU, progress())
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     for network in networks:
         tuned = network[0].state_dict()

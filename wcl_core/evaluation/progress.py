@@ -1,4 +1,4 @@
-"""How far an evaluation is, and whether it has been asked to stop."""
+"""Progress of an evaluation: progress reports, and requests to stop."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from wcl_core.reporter import Reporter, Request
 _REPORT_SECONDS = 1.0
 
 
-class Interrupted(Exception):  # noqa: N818 (an answer to a request, no error)
-    """The run was asked to stop in the middle of a protocol; nothing of that protocol counts."""
+class Interrupted(Exception):  # noqa: N818 (the effect of a request, no error)
+    """A request stopped the run in the middle of a protocol; this protocol reports nothing."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
         self.request: Request = request
 
 
-class Pace:
-    """Counts parts of equal weight: computing the features is the first one, then each protocol.
+class Progress:
+    """The progress in parts of equal weight: the features are the first part, then each protocol is one.
 
     Args:
-        reporter: told the progress; asked for requests.
+        reporter: receives the progress, and holds the request.
         total: number of parts.
     """
 
@@ -31,10 +31,10 @@ class Pace:
         self._done = 0
 
     def reach(self, done: int) -> None:
-        """So many parts are done.
+        """Note that so many parts are done.
 
         Raises:
-            Interrupted: when the run was asked to stop.
+            Interrupted: there is a request to stop, and parts remain.
         """
         self._done = done
         if done < self._total and (request := self._reporter.request()):
@@ -42,10 +42,10 @@ class Pace:
         self._report(0.0)
 
     def tick(self, share: float) -> None:
-        """A protocol that takes long is at `share` (0..1) of its part; told about once a second.
+        """Note that a long protocol is at `share` (0..1) of its part; about once a second this is reported.
 
         Raises:
-            Interrupted: when the run was asked to stop.
+            Interrupted: there is a request to stop.
         """
         if request := self._reporter.request():
             raise Interrupted(request)
