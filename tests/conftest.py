@@ -1,8 +1,15 @@
-"""Databases and servers for every test: SQLite files, a real PostgreSQL, a real Redis."""
+"""Databases and servers for every test: SQLite files, a real PostgreSQL, a real Redis; and marks by what a test starts.
+
+The marks `postgres`, `redis`, `browser`, `server` and `process` follow from a test's fixtures and parameters.  A test
+that starts something by itself carries its mark; `_nothing_unmarked` makes an unmarked one fail.  `--fast` runs the
+tests without any of these marks.
+"""
 
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +21,67 @@ from jobs.database import Database
 from tests import servers
 
 _NUMBERS = count(1)
+
+_STARTED_BY_FIXTURE = {
+    "postgres_server": "postgres",
+    "redis_url": "redis",
+    "browser": "browser",
+    "served": "server",
+    "small": "server",
+    "shared": "server",
+    "server": "server",
+    "site": "server",
+    "service": "process",
+    "small_service": "process",
+    "start_worker": "process",
+    "house": "process",
+}
+_STARTED = ("postgres", "redis", "browser", "server", "process")
+# Folders whose every test starts processes
+_NEVER_FAST = ("acceptance", "chaos", "kills", "mutants", "docs", "examples")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--fast`."""
+    parser.addoption("--fast", action="store_true", help="only tests that start nothing; SQLite only")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--fast`, skip the import of folders that have no fast test."""
+    is_never_fast = collection_path.is_dir() and collection_path.name in _NEVER_FAST
+    return True if config.getoption("fast") and is_never_fast else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test by what it starts, and with `--fast` deselect those that start anything."""
+    for item in items:
+        for mark in _starts(item):
+            item.add_marker(mark)
+    if config.getoption("fast"):
+        slow = [item for item in items if any(item.get_closest_marker(mark) for mark in (*_STARTED, "long", "slow"))]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
+
+def _starts(item: pytest.Item) -> set[str]:
+    marks = {_STARTED_BY_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in _STARTED_BY_FIXTURE}
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and "postgres" in callspec.params.values():
+        marks.add("postgres")
+    return marks
+
+
+@pytest.fixture(autouse=True)
+def _nothing_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a test fail that starts a process or a listener without the mark for it."""
+    if any(request.node.get_closest_marker(mark) for mark in _STARTED):
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("this test starts a process or listens on a port: mark it `process` or `server`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(socket.socket, "listen", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ broken-stripes = wcl_test_plugin:broken
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site"
     install(folder, "wcl-test-plugin", ENTRY_POINTS)
     (folder / "wcl_test_plugin.py").write_text(MODULE)
@@ -71,57 +71,57 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_names_come_from_metadata_alone(site: Path) -> None:
+def test_names_come_from_metadata_alone(site_packages: Path) -> None:
     assert {"mean-colour", "no-dim", "absent"} <= set(plugins.names("wcl.backbones"))
     assert set(plugins.names("wcl.datasets")) >= {"stripes", "broken-stripes"}
     assert "wcl_test_plugin" not in sys.modules
 
 
-def test_an_entry_point_whose_extra_is_not_installed_does_not_count(site: Path) -> None:
+def test_an_entry_point_whose_extra_is_not_installed_does_not_count(site_packages: Path) -> None:
     assert "needs-extra" not in plugins.names("wcl.backbones")
-    install(site / "more", "nosuchdistribution", "")
-    sys.path.insert(0, str(site / "more"))
+    install(site_packages / "more", "nosuchdistribution", "")
+    sys.path.insert(0, str(site_packages / "more"))
     try:
         assert "needs-extra" in plugins.names("wcl.backbones")
     finally:
-        sys.path.remove(str(site / "more"))
+        sys.path.remove(str(site_packages / "more"))
 
 
-def test_a_spec_names_a_plugin_only_where_it_is_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spec_names_a_plugin_only_where_it_is_installed(site_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.spec(backbone={"name": "mean-colour"}).backbone.name == "mean-colour"
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site)])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site_packages)])
     with pytest.raises(ValidationError, match="there is no backbone mean-colour; expected one of tiny, "):
         small.spec(backbone={"name": "mean-colour"})
 
 
-def test_validating_a_spec_imports_neither_plugin_nor_torch(site: Path) -> None:
+def test_validating_a_spec_imports_neither_plugin_nor_torch(site_packages: Path) -> None:
     code = (
         "import sys\n"
         "from wcl_core.config import parse_spec\n"
         "parse_spec('pretrain', {'data': {'name': 'digits'}, 'backbone': {'name': 'mean-colour'}})\n"
         "assert not {'torch', 'wcl_test_plugin'} & set(sys.modules)\n"
     )
-    paths = [str(site), str(Path(__file__).parents[2])]
+    paths = [str(site_packages), str(Path(__file__).parents[2])]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{code}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_a_backbone_is_built_with_its_variant_and_the_images_side(site: Path) -> None:
+def test_a_backbone_is_built_with_its_variant_and_the_images_side(site_packages: Path) -> None:
     assert build_backbone(BackboneConfig(name="mean-colour"), 24).feature_dim == 24
     network = build_backbone(BackboneConfig(name="mean-colour", variant="5"), 24)
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-dim", "feature_dim"), ("absent", "cannot be imported.*nothing")])
-def test_a_backbone_that_is_none_is_named(site: Path, name: str, message: str) -> None:
+def test_a_backbone_that_is_none_is_named(site_packages: Path, name: str, message: str) -> None:
     with pytest.raises(PluginError, match=f"plugin {name} of wcl.backbones.*{message}"):
         build_backbone(BackboneConfig(name=name), 8)
 
 
-def test_a_name_that_two_distributions_bring_is_refused(site: Path) -> None:
-    install(site, "wcl-other-plugin", "[wcl.backbones]\nmean-colour = wcl_other:build\n")
+def test_a_name_that_two_distributions_bring_is_refused(site_packages: Path) -> None:
+    install(site_packages, "wcl-other-plugin", "[wcl.backbones]\nmean-colour = wcl_other:build\n")
     plugins._entries.cache_clear()
     with pytest.raises(PluginError, match="two distributions provide it: wcl_other:build, wcl_test_plugin:build"):
         plugins.load("wcl.backbones", "mean-colour")
@@ -129,7 +129,7 @@ def test_a_name_that_two_distributions_bring_is_refused(site: Path) -> None:
         plugins.load("wcl.backbones", "nothing")
 
 
-def test_a_run_trains_a_plugins_backbone_on_a_plugins_images(site: Path, tmp_path: Path) -> None:
+def test_a_run_trains_a_plugins_backbone_on_a_plugins_images(site_packages: Path, tmp_path: Path) -> None:
     from wcl_core.training.pretrain import pretrain
 
     stripes = data.load("stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
@@ -139,7 +139,7 @@ def test_a_run_trains_a_plugins_backbone_on_a_plugins_images(site: Path, tmp_pat
     assert pretrain(spec, MemoryReporter(), dataset=stripes, output_dir=tmp_path) == "succeeded"
 
 
-def test_a_dataset_that_cannot_be_loaded_is_named(site: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_cannot_be_loaded_is_named(site_packages: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="dataset broken-stripes: .*the archive is gone"):
         data.load("broken-stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
 

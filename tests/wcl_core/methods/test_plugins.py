@@ -29,7 +29,7 @@ BARLOW: dict[str, Any] = {"method": "barlow-twins", "method_options": {"projecti
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = install_barlow_twins(tmp_path / "site")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -47,7 +47,7 @@ def wrong(**changes: Any) -> dict[str, str]:
 # --- in a spec ------------------------------------------------------------------------------------------------------
 
 
-def test_its_options_are_validated_and_resolved_without_torch(site: Path) -> None:
+def test_its_options_are_validated_and_resolved_without_torch(site_packages: Path) -> None:
     code = (
         "import sys\n"
         "from wcl_core.config import parse_spec, resolve_spec\n"
@@ -62,7 +62,7 @@ def test_its_options_are_validated_and_resolved_without_torch(site: Path) -> Non
     assert done.stdout.strip() == "{'off_diagonal_weight': 0.02, 'projection_dim': 4}"
 
 
-def test_a_wrong_option_names_its_field(site: Path) -> None:
+def test_a_wrong_option_names_its_field(site_packages: Path) -> None:
     options = {"projection_dim": 1, "off_diagonal_weight": "much", "lambda": 1}
     errors = wrong(method="barlow-twins", method_options=options)
     assert set(errors) == {f"method_options.{name}" for name in options}
@@ -70,11 +70,11 @@ def test_a_wrong_option_names_its_field(site: Path) -> None:
     assert set(wrong(method_options={"projection_dim": 4})) == {"method_options.projection_dim"}
 
 
-def test_an_unknown_method_lists_the_known_ones(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_method_lists_the_known_ones(site_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = wrong(method="barlow", method_options={"anything": 1})
     assert errors.keys() == {"method"}
     assert "there is no method barlow; expected one of wcl, simclr, absent, barlow-twins, no-heads" in errors["method"]
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site)])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site_packages)])
     assert wrong(**BARLOW)["method"].endswith("there is no method barlow-twins; expected one of wcl, simclr")
 
 
@@ -87,7 +87,7 @@ def test_an_unknown_method_lists_the_known_ones(site: Path, monkeypatch: pytest.
         ({"loss": {"finch_level": 2}}, "loss"),
     ],
 )
-def test_parts_of_a_spec_that_it_cannot_use_are_refused(site: Path, changes: dict[str, Any], field: str) -> None:
+def test_parts_of_a_spec_that_it_cannot_use_are_refused(site_packages: Path, changes: dict[str, Any], field: str) -> None:
     errors = wrong(**BARLOW, **changes)
     assert errors.keys() == {field}
     assert errors[field].endswith("which barlow-twins does not have")
@@ -96,13 +96,13 @@ def test_parts_of_a_spec_that_it_cannot_use_are_refused(site: Path, changes: dic
 @pytest.mark.parametrize(
     ("name", "message"), [("absent", "cannot be imported.*nothing"), ("no-options", "no subclass of .*MethodOptions")]
 )
-def test_a_plugin_without_options_is_named_in_the_error(site: Path, name: str, message: str) -> None:
+def test_a_plugin_without_options_is_named_in_the_error(site_packages: Path, name: str, message: str) -> None:
     with pytest.raises(ValidationError, match=f"plugin {name} of wcl.methods.*{message}"):
         small.spec(method=name)
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-method", "expected a .*Method"), ("no-heads", "heads are")])
-def test_a_plugin_that_builds_no_method_is_named_in_the_error(site: Path, name: str, message: str) -> None:
+def test_a_plugin_that_builds_no_method_is_named_in_the_error(site_packages: Path, name: str, message: str) -> None:
     with pytest.raises(PluginError, match=f"plugin {name} of wcl.methods.*{message}"):
         build_method(small.spec(method=name))
 
@@ -121,7 +121,7 @@ def digest_of(folder: Path) -> str:
 @pytest.mark.parametrize(
     "changes", [{}, {"precision": "bfloat16"}, {"micro_batch_size": 16}], ids=["plain", "bfloat16", "micro-batches"]
 )
-def test_it_learns_and_resumes_to_the_same_bytes(site: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_it_learns_and_resumes_to_the_same_bytes(site_packages: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     fields = small.fields(**BARLOW, **changes)
     whole = rank_tasks.training(SINGLE, tmp_path / "whole", fields)
     rank_tasks.training(SINGLE, tmp_path / "cut", fields, stop=5)
@@ -140,7 +140,7 @@ def test_it_learns_and_resumes_to_the_same_bytes(site: Path, tmp_path: Path, cha
     assert not any(name.startswith("weak/") for name, _ in curves)
 
 
-def test_it_is_the_same_at_any_number_of_ranks(site: Path, tmp_path: Path) -> None:
+def test_it_is_the_same_at_any_number_of_ranks(site_packages: Path, tmp_path: Path) -> None:
     fields = small.fields(**BARLOW)
     one = rank_tasks.double_training(SINGLE, tmp_path / "one", fields)
     with ranks.worlds() as worlds:
@@ -152,7 +152,7 @@ def test_it_is_the_same_at_any_number_of_ranks(site: Path, tmp_path: Path) -> No
     assert got == pytest.approx(expected, rel=1e-9)
 
 
-def test_its_backbone_is_measured_and_exported_like_any_other(site: Path, tmp_path: Path) -> None:
+def test_its_backbone_is_measured_and_exported_like_any_other(site_packages: Path, tmp_path: Path) -> None:
     rank_tasks.training(SINGLE, tmp_path, small.fields(**BARLOW))
     path = last_file(tmp_path)
     spec = parse_spec(
@@ -172,6 +172,6 @@ def test_its_backbone_is_measured_and_exported_like_any_other(site: Path, tmp_pa
     assert (tmp_path / "backbone.safetensors").stat().st_size > 0
 
 
-def test_a_resolved_spec_parses_to_the_same_spec(site: Path) -> None:
+def test_a_resolved_spec_parses_to_the_same_spec(site_packages: Path) -> None:
     spec = small.spec(**BARLOW)
     assert parse_spec("pretrain", resolve_spec(spec)) == spec
