@@ -1,9 +1,15 @@
 """The typed Python client and the `wcl` command line.
 
-Talks REST only; imports nothing of the service but `wcl_core.config`.
+The client talks REST only. It imports nothing of the service but `wcl_core.config`.
 
-    from wcl_client.api import WclClient
-    with WclClient.connect() as wcl:
-        job = wcl.submit("pretrain", preset="digits-cpu")
-        for message in wcl.follow(job["id"]): ...
+    from wcl_client import WclClient
+
+    with WclClient.connect() as client:
+        job = client.submit("pretrain", preset="digits-cpu")
+        for message in client.follow(job["id"]):
+            print(message.event, message.data)
 """
+
+from wcl_client.api import WclClient
+
+__all__ = ["WclClient"]

@@ -17,7 +17,8 @@ With `--json` a command prints one JSON value on stdout; everything else goes to
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -43,6 +44,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 job failed, 2 invalid, 3 no server, 4 not found, 5 denied, 6 conflict, 7 transfer.",
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"wcl {version('wcl-service')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Define the options of `wcl` itself."""
+
 
 for commands in (submission, jobs, sweeps, checkpoints, workers, service):
     app.add_typer(commands.app)

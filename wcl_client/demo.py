@@ -1,12 +1,11 @@
 """`wcl demo`: the whole way once, on real images, through REST.
 
 start the service ─► WCL and its SimCLR twin (same seed) ─► evaluate four sets of features ─► table
-                                   └─► download first and last checkpoint ─► weak-label groups, drawn
+                                   └─► pair precision of the weak labels ─► download the last checkpoint
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -106,7 +105,8 @@ class Demo:
         self._console.print()
         self._console.print(comparison.table(rows))
         self._say_differences(rows)
-        self._draw_groups(wcl)
+        self._show_weak_labels(wcl)
+        self._download(wcl)
 
     # ---- training
 
@@ -182,45 +182,25 @@ class Demo:
 
     # ---- weak labels
 
-    def _draw_groups(self, wcl: Job) -> None:
-        checkpoints = self._client.checkpoints(wcl["id"])
-        first = self._download(wcl, checkpoints[0]["id"], "first")
-        last = self._download(wcl, checkpoints[-1]["id"], "last")
-        picture = self._folder / "groups.png"
-        found = self._groups(first, last, picture)
+    def _show_weak_labels(self, wcl: Job) -> None:
+        groups = self._client.weak_groups(wcl["id"])
+        first = self._client.weak_groups(wcl["id"], epoch=groups["epochs"][0])
         self._console.print("\n[bold]Weak labels[/bold]: share of grouped pairs that are of one class")
-        for name in ("first", "last", "chance"):
-            self._console.print(f"  {name:<6} {_share(found, name)}")
-        self._console.print(f"  picture    {picture.resolve()}", soft_wrap=True)
+        rows = {
+            f"epoch {first['epoch']}": first["pair_precision"],
+            f"epoch {groups['epoch']}": groups["pair_precision"],
+            "chance": groups["pair_precision_chance"],
+        }
+        for name, precision in rows.items():
+            self._console.print(f"  {name:<9} {'–' if precision is None else f'{precision:.1%}'}")
+        self._console.print(f"  images    {self._client.url}/jobs/{wcl['id']}/weak-labels", soft_wrap=True)
+
+    def _download(self, job: Job) -> None:
+        target = self._folder / f"wcl-{job['id'][-8:]}-last.safetensors"
+        path = self._client.download(self._last_checkpoint(job), target).path
         self._console.print(
-            f"Checkpoint   {last.resolve()} ({size(last.stat().st_size)}, sha256 verified)", soft_wrap=True
+            f"Checkpoint   {path.resolve()} ({size(path.stat().st_size)}, sha256 verified)", soft_wrap=True
         )
-
-    def _download(self, job: Job, checkpoint_id: str, name: str) -> Path:
-        target = self._folder / f"wcl-{job['id'][-8:]}-{name}.safetensors"
-        return self._client.download(checkpoint_id, target).path
-
-    def _groups(self, first: Path, last: Path, picture: Path) -> dict[str, Any]:
-        command = [sys.executable, "-m", "wcl_core", "groups", str(first), str(last)]
-        command += ["--dataset", self._data.name, "--output", str(picture)]
-        if self._data.folder:
-            command += ["--data-path", str(self._data.folder)]
-        done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DemoError(f"the groups could not be drawn:\n{done.stderr.strip()[-2000:]}")
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
-
-
-def _share(found: dict[str, Any], name: str) -> str:
-    """A number of the groups command's JSON, whichever nesting it uses."""
-    for key in (name, f"pair_precision_{name}"):
-        value = found.get(key)
-        if isinstance(value, dict):
-            value = value.get("pair_precision")
-        if isinstance(value, int | float):
-            return f"{value:.1%}"
-    return "–"
 
 
 # ---- the service under the demo

@@ -10,11 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from wcl_client.progress import styled_status
 from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups
+
+COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "paused": "yellow",
+}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def styled_status(status: str) -> str:
+    colour = COLOURS.get(status)
+    return f"[{colour}]{status}[/{colour}]" if colour else status
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,11 @@ from rich.text import Text
 
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
-from wcl_client.responses import TERMINAL, Job
+from wcl_client.output import share, styled_status
+from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 
-COLOURS = {
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "running": "cyan",
-    "paused": "yellow",
-}
+_SETTLED = ("measured", "failed")
 
 
 def duration(seconds: float | None) -> str:
@@ -32,11 +27,6 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def styled_status(status: str) -> str:
-    colour = COLOURS.get(status)
-    return f"[{colour}]{status}[/{colour}]" if colour else status
 
 
 @dataclass
@@ -184,3 +174,30 @@ def _title(view: JobView) -> str:
 def watch(client: WclClient, jobs: Sequence[Job], console: Console) -> list[Job]:
     """Follow `jobs` live until all have ended."""
     return Watcher(client, jobs, console).run()
+
+
+def watch_sweep(client: WclClient, sweep_id: str, console: Console) -> Json:
+    """Print a line for each trial that is measured or fails, and return the sweep as it ended."""
+    printed: set[tuple[int, int]] = set()
+    sweep: Json = {}
+    with console.status("") as line:
+        for sweep in client.follow_sweep(sweep_id):
+            for place, text in _settled(sweep):
+                if place not in printed:
+                    printed.add(place)
+                    console.print(text, highlight=False, markup=False)
+            line.update(f"{len(printed)} of {sum(rung['trials'] for rung in sweep['rungs'])} trials and rungs are over")
+    return sweep
+
+
+def _settled(sweep: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield a key and a line for each trial that is over at a rung, in the order of the rungs."""
+    for rung in range(len(sweep["rungs"])):
+        for trial in sweep["table"]:
+            result = next((each for each in trial["rungs"] if each["rung"] == rung), None)
+            if result is None or result["state"] not in _SETTLED:
+                continue
+            length = f", {result['epochs']} epochs" if result["epochs"] else ""
+            settings = ", ".join(f"{name} = {value}" for name, value in trial["settings"].items())
+            measured = "failed" if result["value"] is None else share(result["value"])
+            yield (trial["number"], rung), f"trial {trial['number']}{length}: {measured}  ({settings})"

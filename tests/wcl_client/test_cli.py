@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from wcl_client.up import free_port
+
+pytestmark = pytest.mark.process
 
 
 def wcl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +35,13 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     assert done.returncode == 0
     names = "up submit jobs show watch logs cancel checkpoints download datasets doctor demo"
     assert [name for name in names.split() if name not in done.stdout] == []
+
+
+def test_the_version_is_the_one_of_the_distribution(tmp_path: Path) -> None:
+    done = wcl("--version", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"wcl {version('wcl-service')}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.options import AsJson, JobId, Overrides
+from wcl_client.commands.shared import AsJson, JobId, Overrides
 from wcl_client.output import err, out, print_json
 from wcl_client.references import find_job
 from wcl_client.specfile import apply_overrides

@@ -9,8 +9,7 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.following import follow_jobs, require_success
-from wcl_client.commands.options import AsJson, JobId, Overrides
+from wcl_client.commands.shared import AsJson, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
 from wcl_client.output import out, print_json
 from wcl_client.references import find_job

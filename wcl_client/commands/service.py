@@ -9,7 +9,7 @@ import typer
 
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
-from wcl_client.commands.options import AsJson
+from wcl_client.commands.shared import AsJson
 from wcl_client.output import err, out, print_json
 
 app = typer.Typer()

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wcl_client.api import WclClient
-from wcl_client.commands.following import follow_jobs, require_success
-from wcl_client.commands.options import AsJson, Overrides
+from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_success
 from wcl_client.output import out, print_json
 from wcl_client.references import find_job
 from wcl_client.specfile import apply_overrides, read_spec

@@ -9,12 +9,12 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.options import AsJson
+from wcl_client.commands.shared import AsJson
 from wcl_client.output import err, out, print_json
+from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
 from wcl_client.responses import Json
 from wcl_client.specfile import read_spec
-from wcl_client.sweep_progress import watch as watch_sweep
 
 app = typer.Typer()
 sweep = typer.Typer(help="Search over fields of a spec: grid, random, successive halving.", no_args_is_help=True)

@@ -11,7 +11,7 @@ import typer
 from wcl_client import output
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
-from wcl_client.commands.options import AsJson
+from wcl_client.commands.shared import AsJson
 from wcl_client.output import out, print_json
 from wcl_client.references import find_worker
 from wcl_client.up import module_environment

@@ -1,0 +1,32 @@
+"""Options and steps that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wcl_client.api import WclClient
+from wcl_client.output import err, out
+from wcl_client.progress import watch
+from wcl_client.responses import Job
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobId = Annotated[str, typer.Argument(help="The job's id, a unique beginning or end of it, or `last`.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="NAME=VALUE, for example epochs=20; may be repeated.")
+]
+
+
+def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
+    """Show the progress of jobs until they end, and return them as they ended."""
+    return watch(client, jobs, err if to_stderr else out)
+
+
+def require_success(jobs: list[Job]) -> None:
+    """Print each job that did not succeed, and exit with code 1 if there is one."""
+    failed = [job for job in jobs if job["status"] != "succeeded"]
+    for job in failed:
+        err.print(f"{job['id']} {job['status']}: {job.get('status_message') or job.get('status_reason') or ''}")
+    if failed:
+        raise typer.Exit(1)
