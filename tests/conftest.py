@@ -35,6 +35,7 @@ _STARTED_BY_FIXTURE = {
     "small_service": "process",
     "start_worker": "process",
     "house": "process",
+    "small_disk": "process",  # mounts one
 }
 _STARTED = ("postgres", "redis", "browser", "server", "process")
 # Folders whose every test starts processes

@@ -28,6 +28,8 @@ from tests.jobs import rows
 from tests.waiting import eventually
 from wcl_client.address import find_address
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
 

@@ -14,6 +14,8 @@ from benchmarks.measure.pairs import comparison_table, paired
 from benchmarks.measure.search import METHODS, Search, Stage
 from benchmarks.measure.trials import FOLDS, MEASURES, PRECISIONS, Bench, Measured, Source, Trial, dataset, parts
 
+pytestmark = pytest.mark.slow
+
 LABELS = torch.arange(10).repeat(103)
 SHORT = {"epochs": 1, "warmup_epochs": 0, "weak_augmentation_epochs": 0, "log_every_steps": 1}
 

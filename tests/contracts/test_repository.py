@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PRODUCT = ("api", "jobs", "migrations", "wcl_client", "wcl_core", "worker")

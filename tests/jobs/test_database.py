@@ -258,6 +258,7 @@ def test_a_cut_connection_is_an_outage_and_the_next_one_works(database: Database
     assert kind_of(database) == "builtin"
 
 
+@pytest.mark.postgres
 def test_a_stopped_postgres_is_an_outage_until_it_is_back() -> None:
     with servers.postgres() as server:
         database = Database(server.replace("postgresql://", "postgresql+psycopg://", 1))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -55,6 +56,7 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
         assert session.execute(text("SELECT count(*) FROM projects")).scalar_one() == 1
 
 
+@pytest.mark.process
 def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
     code = "import sys; from jobs.database import Database; Database(sys.argv[1]).migrate()"
     processes = [
@@ -103,6 +105,7 @@ def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
     database.dispose()
 
 
+@pytest.mark.process
 def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
     """Alembic's settings know `%` as the start of a substitution."""
     here = tmp_path / "100%"

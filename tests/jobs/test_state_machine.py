@@ -396,6 +396,7 @@ def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(outcomes, name, 1e6)
 
 
+@pytest.mark.slow
 def test_any_sequence_of_transitions_keeps_the_promises(database: Database) -> None:
     run_state_machine_as_test(
         machine(database),

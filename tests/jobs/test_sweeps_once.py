@@ -31,6 +31,7 @@ def temperature(spec: dict[str, Any]) -> float:
     return float(spec["loss"]["temperature"])
 
 
+@pytest.mark.slow
 def test_many_that_advance_at_once_double_nothing(database: Database) -> None:
     rows.add_dataset(database)
     sweep_id = halving(database, seeds=(0, 1), max_parallel=3, **SMALL)
@@ -75,6 +76,7 @@ def test_the_database_itself_refuses_a_second_job_of_one_place(database: Databas
     rows.submit(database, sweep_id=other, origin="trial/0/rung/1/seed/0")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("moment", "mode"), [("after", "sqlite"), pytest.param("before", "postgres", marks=pytest.mark.long)]
 )

@@ -106,6 +106,7 @@ def test_an_absent_broker_only_causes_a_warning(
     assert "the broker refused a wake-up" in caplog.text
 
 
+@pytest.mark.server
 @pytest.mark.timeout(120)
 def test_a_silent_broker_delays_no_poll(database: Database, tmp_path: Path) -> None:
     """The broker accepts connections and never answers: polls go on, and only one wake-up waits."""

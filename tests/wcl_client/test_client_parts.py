@@ -176,6 +176,7 @@ def test_without_an_error_nothing_is_claimed() -> None:
     assert comparison.differences(entries, entries) == ["linear, all labels: +0.0 points, no standard error known"]
 
 
+@pytest.mark.process
 def test_the_client_package_needs_no_service_library(tmp_path: Path) -> None:
     """Importing the client loads neither torch nor the service's packages."""
     import subprocess

@@ -17,6 +17,8 @@ import wcl_client.download
 from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, TransferError
 
+pytestmark = pytest.mark.server
+
 BODY = os.urandom(300_000)
 
 

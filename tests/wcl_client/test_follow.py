@@ -18,6 +18,8 @@ from wcl_client.errors import NotFoundError, Unreachable
 from wcl_client.progress import watch
 from wcl_client.up import free_port
 
+pytestmark = pytest.mark.server
+
 PROGRESS = {"total_steps": 10, "total_epochs": 2, "images_per_second": 100.0, "eta_seconds": 1.0, "phase": "train"}
 JOB = {"id": "j", "name": "WCL", "kind": "pretrain", "status": "running", "progress": None}
 

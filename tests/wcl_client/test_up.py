@@ -13,6 +13,8 @@ import pytest
 from tests.waiting import eventually
 from wcl_client.up import Child, UpError, UpOptions, free_port, locked, module_environment, port_is_free
 
+pytestmark = pytest.mark.process
+
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 

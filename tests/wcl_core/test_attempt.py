@@ -170,6 +170,7 @@ def ends(folder: Path) -> tuple[str, str | None, str]:
 # --- a real process ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_command_runs_from_start_to_end(tmp_path: Path) -> None:
     """As a supervisor calls it; another process, given the same spec, makes the same bytes."""
     write_run(tmp_path / "a")

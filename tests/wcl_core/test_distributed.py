@@ -17,6 +17,8 @@ from tests.wcl_core.ranks import Worlds
 from wcl_core import checkpoint
 from wcl_core.distributed import SINGLE, Ranks, joined
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 SIZES = (2, 4)

@@ -119,6 +119,7 @@ def test_what_is_no_native_checkpoint_is_refused_and_leaves_nothing(tmp_path: Pa
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.process
 def test_exporting_needs_no_torch() -> None:
     """The API exports too, and never imports torch."""
     code = "import sys; import wcl_core.export; sys.exit('torch' in sys.modules)"

@@ -20,6 +20,8 @@ from wcl_core import __main__ as command_line
 from wcl_core import checkpoint
 from wcl_core.reporter import ConsoleReporter, Record
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 
 ROOT = Path(command_line.__file__).parents[1]

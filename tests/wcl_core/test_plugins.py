@@ -94,6 +94,7 @@ def test_a_spec_names_a_plugin_only_where_it_is_installed(site_packages: Path, m
         small.spec(backbone={"name": "mean-colour"})
 
 
+@pytest.mark.process
 def test_validating_a_spec_imports_neither_plugin_nor_torch(site_packages: Path) -> None:
     code = (
         "import sys\n"
@@ -144,6 +145,7 @@ def test_a_dataset_that_cannot_be_loaded_is_named(site_packages: Path, tmp_path:
         data.load("broken-stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "size"), [("resnet10t", 32), ("vit_tiny_patch16_224", 48)])
 def test_a_spec_names_one_of_timms_networks(variant: str, size: int) -> None:
     spec = small.spec(data={"name": "digits", "image_size": size}, backbone={"name": "timm", "variant": variant})

@@ -72,6 +72,7 @@ def test_the_rate_follows_the_global_batch() -> None:
         assert base_learning_rate(spec.optimizer, 4 * batch) == pytest.approx(growth * rate)
 
 
+@pytest.mark.process
 def test_presets_import_without_torch() -> None:
     code = "import sys, wcl_core.presets; wcl_core.presets.presets(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

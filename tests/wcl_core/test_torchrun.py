@@ -18,6 +18,8 @@ from wcl_core import checkpoint
 from wcl_core.reporter import NullReporter
 from wcl_core.training.pretrain import pretrain
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[2]

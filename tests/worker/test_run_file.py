@@ -50,6 +50,7 @@ def forget_damage(database: Database) -> None:
     database.write(lambda session: session.execute(update(Checkpoint).values(damaged_at=None)) and None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
 def test_every_damage_is_detected_and_the_older_checkpoint_is_used(spool: Spool, damage: str) -> None:
     """500 flipped bits, one at a time, and 50 truncations, the empty file among them."""

@@ -256,6 +256,7 @@ def test_our_own_names_are_accepted(shared: Served, host: str) -> None:
     assert shared.bare().get("/healthz", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.server
 def test_further_names_come_from_the_settings(sqlite_database: Database, tmp_path: Path) -> None:
     served = Served(sqlite_database, tmp_path / "data", allowed_hosts=["wcl.example"])
     served.start()

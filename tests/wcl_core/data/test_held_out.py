@@ -57,6 +57,7 @@ def test_what_cannot_be_held_out_is_refused(data: ImageData) -> None:
         with_held_out(dataclasses.replace(data, train=alone), SHARE)
 
 
+@pytest.mark.slow
 def test_neither_training_nor_probe_sees_the_test_split(data: ImageData, tmp_path: Path) -> None:
     """With another test split in its place every byte and number stays the same."""
     other = dataclasses.replace(data.test, images=data.test.images.flip(0), digest="0" * 64)

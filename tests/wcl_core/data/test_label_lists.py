@@ -113,6 +113,7 @@ def test_the_images_of_each_class_are_told(root: Path, tmp_path: Path) -> None:
     assert digits["train"] == small.digits().train.labels.bincount().tolist()
 
 
+@pytest.mark.process
 def test_the_command_tells_of_lists(root: Path, tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("0\n5\n")
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", "photos", "folder", str(root)]

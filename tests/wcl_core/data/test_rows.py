@@ -81,6 +81,7 @@ def test_an_epoch_left_early_leaves_no_thread_behind(streaming: None) -> None:
     assert not any(thread.name.startswith("rows") for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_a_streamed_run_ends_with_the_bytes_of_a_resident_one_also_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training.pretrain import pretrain
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 
 

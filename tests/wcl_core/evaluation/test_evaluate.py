@@ -109,6 +109,7 @@ def test_the_strength_is_chosen_without_the_test_split() -> None:
     assert len(chosen) == 1
 
 
+@pytest.mark.slow
 def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> None:
     """Few noisy examples of many dimensions: who learns from the held-out ones too would fit them closely."""
     data = small.feature_set(spread=4.0, per_class=30, dim=20)

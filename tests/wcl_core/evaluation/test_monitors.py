@@ -60,6 +60,7 @@ def test_deviation_is_one_for_an_even_spread_whatever_the_dimension() -> None:
     assert monitors.deviation(two) == pytest.approx(math.sqrt(0.5) * math.sqrt(2))  # ddof 1 of (1, 0)
 
 
+@pytest.mark.slow
 def test_adjusted_mutual_information_is_its_formula_with_the_mean_over_all_permutations() -> None:
     labels, classes = [0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2]
     found = monitors.adjusted_mutual_information(torch.tensor(labels), torch.tensor(classes))

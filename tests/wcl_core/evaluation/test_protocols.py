@@ -276,6 +276,7 @@ def test_fine_tuning_moves_both_parts_by_their_own_rates_and_leaves_the_checkpoi
     assert len(set(digests)) == 2
 
 
+@pytest.mark.slow
 def test_semi_supervised_reports_mean_error_and_digests_of_its_splits() -> None:
     kind = {"kind": "untrained", "backbone": {"name": "tiny", "width": 4}}
     settings = quick(shares=[0.01, 0.1], head_learning_rate=0.5, epochs=8)

@@ -197,6 +197,7 @@ _JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
 _STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "theirs"),
     [
@@ -231,6 +232,7 @@ def boxes(x: Tensor) -> Tensor:
     return torch.stack((left, top, right - left, bottom - top))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale_min", [0.08, 0.2])
 def test_crops_are_distributed_as_torchvisions(scale_min: float) -> None:
     """Edges, sides and aspect; torchvision rounds to whole pixels, of which there are 64."""

@@ -150,6 +150,7 @@ def make(**changes: Any) -> PretrainSpec:
     return small.spec(**{"batch_size": B, "heads": {"hidden_dim": 4, "output_dim": D}, **changes})
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 999),

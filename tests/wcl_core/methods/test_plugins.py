@@ -47,6 +47,7 @@ def wrong(**changes: Any) -> dict[str, str]:
 # --- in a spec ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_its_options_are_validated_and_resolved_without_torch(site_packages: Path) -> None:
     code = (
         "import sys\n"
@@ -140,6 +141,7 @@ def test_it_learns_and_resumes_to_the_same_bytes(site_packages: Path, tmp_path: 
     assert not any(name.startswith("weak/") for name, _ in curves)
 
 
+@pytest.mark.process
 def test_it_is_the_same_at_any_number_of_ranks(site_packages: Path, tmp_path: Path) -> None:
     fields = small.fields(**BARLOW)
     one = rank_tasks.double_training(SINGLE, tmp_path / "one", fields)

@@ -128,6 +128,7 @@ def functional_graphs() -> Iterator[Tensor]:
         yield shape(torch.randperm(size, generator=generator), generator)
 
 
+@pytest.mark.slow
 def test_components_are_those_of_scipy() -> None:
     """Equal partitions: as many joint labels as labels of either."""
     num_graphs = 0

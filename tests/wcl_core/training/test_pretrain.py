@@ -27,6 +27,8 @@ from wcl_core.training import view_maker as views_module
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 LARS = {"name": "lars", "learning_rate": 0.3, "scaling": "none"}
