@@ -66,6 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _starts(item: pytest.Item) -> set[str]:
     marks = {_STARTED_BY_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in _STARTED_BY_FIXTURE}
+    if set(item.path.parts) & set(_NEVER_FAST):
+        marks.add("process")
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "postgres" in callspec.params.values():
         marks.add("postgres")
