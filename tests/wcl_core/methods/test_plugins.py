@@ -88,7 +88,9 @@ def test_an_unknown_method_lists_the_known_ones(site_packages: Path, monkeypatch
         ({"loss": {"finch_level": 2}}, "loss"),
     ],
 )
-def test_parts_of_a_spec_that_it_cannot_use_are_refused(site_packages: Path, changes: dict[str, Any], field: str) -> None:
+def test_parts_of_a_spec_that_it_cannot_use_are_refused(
+    site_packages: Path, changes: dict[str, Any], field: str
+) -> None:
     errors = wrong(**BARLOW, **changes)
     assert errors.keys() == {field}
     assert errors[field].endswith("which barlow-twins does not have")
