@@ -21,6 +21,7 @@ from measure.rounds import Row, faster, interleaved, share
 
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
+from wcl_core.protocol import IMAGES_PER_SECOND, MetricsRecord, Record
 from wcl_core.reporter import MemoryReporter
 from wcl_core.training.pretrain import pretrain
 
@@ -77,15 +78,15 @@ class Stopwatch(MemoryReporter):
         super().__init__()
         self.cpu: list[float] = []
 
-    def emit(self, record: dict[str, Any]) -> None:
+    def emit(self, record: Record) -> None:
         super().emit(record)
-        if record["type"] == "metrics" and "train/images_per_second" in record["values"]:
+        if isinstance(record, MetricsRecord) and IMAGES_PER_SECOND in record.values:
             self.cpu.append(time.process_time())
 
 
 def seconds_per_image(config: PretrainSpec, steps: int) -> float:
     """Return the time between the last two logs of a run, per image."""
-    rates = [record["values"].get("train/images_per_second") for record in _run(config, steps).of("metrics")]
+    rates = [record["values"].get(IMAGES_PER_SECOND) for record in _run(config, steps).of("metrics")]
     return 1 / float([rate for rate in rates if rate is not None][-1])
 
 

@@ -72,16 +72,16 @@ def test_each_step_is_shown_once_from_the_attempt_that_reached_it(
     database: Database, parts: list[tuple[int, range]], shown: list[tuple[int, range]], max_points: int
 ) -> None:
     job_id = attempts(database, *parts)
-    found = curve(database, job_id, max_points)
+    result = curve(database, job_id, max_points)
 
-    assert len(found) <= max_points
-    assert [point.step for point in found] == sorted({point.step for point in found})
+    assert len(result) <= max_points
+    assert [point.step for point in result] == sorted({point.step for point in result})
     values = [step + number / 1000 for number, steps in shown for step in steps]
-    assert min(point.min for point in found if point.min is not None) == min(values)
-    assert max(point.max for point in found if point.max is not None) == max(values)
-    assert found[-1].value == values[-1]
+    assert min(point.min for point in result if point.min is not None) == min(values)
+    assert max(point.max for point in result if point.max is not None) == max(values)
+    assert result[-1].value == values[-1]
     if max(len(steps) for _, steps in parts) <= max_points // len(parts):
-        assert [point.value for point in found] == values
+        assert [point.value for point in result] == values
 
 
 def test_an_attempt_that_never_started_cuts_nothing(database: Database) -> None:
@@ -102,32 +102,32 @@ def test_a_curve_keeps_its_limit_and_its_extremes(database: Database, max_points
     values = {step * every: ((step * 7919) % 3001) - 1500.0 for step in range(1, 3001)}
     run.deliver(rows.started(), *(rows.metrics(step, loss=value) for step, value in values.items()))
 
-    found = curve(database, run.job_id, max_points)
+    result = curve(database, run.job_id, max_points)
 
-    assert 1 <= len(found) <= max_points
-    assert len(found) >= min(max_points, 3000) / 32
-    assert min(point.min for point in found if point.min is not None) == min(values.values())
-    assert max(point.max for point in found if point.max is not None) == max(values.values())
-    assert found[-1].value == list(values.values())[-1]
+    assert 1 <= len(result) <= max_points
+    assert len(result) >= min(max_points, 3000) / 32
+    assert min(point.min for point in result if point.min is not None) == min(values.values())
+    assert max(point.max for point in result if point.max is not None) == max(values.values())
+    assert result[-1].value == list(values.values())[-1]
 
 
 def test_many_attempts_share_the_points(database: Database) -> None:
     job_id = attempts(database, *((start, range(start + 1, start + 41)) for start in range(0, 400, 40)))
 
     for max_points in (5, 10, 60, 400):
-        found = curve(database, job_id, max_points)
-        assert len(found) <= max_points
-        assert (found[-1].step, found[-1].value) == (400, 400.01)
+        result = curve(database, job_id, max_points)
+        assert len(result) <= max_points
+        assert (result[-1].step, result[-1].value) == (400, 400.01)
 
 
 def test_a_curve_of_missing_values_keeps_the_limit_too(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), *(rows.metrics(step, loss=None) for step in range(300)))
 
-    found = curve(database, run.job_id, 100)
+    result = curve(database, run.job_id, 100)
 
-    assert len(found) <= 100
-    assert {(point.value, point.min, point.max) for point in found} == {(None, None, None)}
+    assert len(result) <= 100
+    assert {(point.value, point.min, point.max) for point in result} == {(None, None, None)}
 
 
 def test_a_missing_value_is_a_gap(database: Database) -> None:
@@ -280,17 +280,17 @@ def test_a_part_has_only_its_steps_its_extremes_and_more_detail(
     job_id, values = long_run
     parts = [(1, 12_000), (777, 5_333), (5_990, 6_010), (6_001, 12_000), (64, 127), (8_191, 8_191), (3_000, 9_001)]
     for (first, last), max_points in itertools.product(parts, (7, 100, 1000)):
-        found = part(database, job_id, first, last, max_points)
+        result = part(database, job_id, first, last, max_points)
         inside = [values[step] for step in range(first, last + 1)]
 
-        assert min(len(inside), max_points) / 4 <= len(found) <= max_points
-        assert [point.step for point in found] == sorted({point.step for point in found})
-        assert all(first <= point.step <= last for point in found)
-        assert min(point.min for point in found if point.min is not None) == min(inside)
-        assert max(point.max for point in found if point.max is not None) == max(inside)
-        assert (found[-1].step, found[-1].value) == (last, inside[-1])
+        assert min(len(inside), max_points) / 4 <= len(result) <= max_points
+        assert [point.step for point in result] == sorted({point.step for point in result})
+        assert all(first <= point.step <= last for point in result)
+        assert min(point.min for point in result if point.min is not None) == min(inside)
+        assert max(point.max for point in result if point.max is not None) == max(inside)
+        assert (result[-1].step, result[-1].value) == (last, inside[-1])
         if len(inside) <= max_points // 2:
-            assert [point.value for point in found] == inside
+            assert [point.value for point in result] == inside
 
 
 def test_a_part_beyond_all_steps_is_empty(database: Database, long_run: tuple[str, dict[int, float]]) -> None:

@@ -87,12 +87,12 @@ def test_long_names_that_begin_alike_become_one_series(database: Database, run: 
 
 
 def naive_rollups(reported: list[tuple[int, float | None]]) -> dict[tuple[int, int], tuple[Any, ...]]:
-    found: dict[tuple[int, int], list[float]] = {}
+    result: dict[tuple[int, int], list[float]] = {}
     for level, width in ROLLUP_WIDTHS.items():
         for step, value in reported:
             if value is not None:
-                found.setdefault((level, step // width), []).append(value)
-    return {key: (len(v), min(v), max(v), v[0], v[-1]) for key, v in found.items()}
+                result.setdefault((level, step // width), []).append(value)
+    return {key: (len(v), min(v), max(v), v[0], v[-1]) for key, v in result.items()}
 
 
 def test_rollups_equal_a_naive_computation_over_many_batches(database: Database, run: Run) -> None:
@@ -119,8 +119,8 @@ def test_rollups_of_attempts_stay_apart(database: Database, run: Run) -> None:
     Run(database, claim(database)).deliver(rows.started(), rows.metrics(1, loss=5.0))
 
     with database.read() as session:
-        found = session.execute(select(Rollup.attempt, Rollup.n, Rollup.min, Rollup.max).where(Rollup.level == 1))
-        assert sorted(map(tuple, found)) == [(1, 1, 1.0, 1.0), (2, 1, 5.0, 5.0)]
+        result = session.execute(select(Rollup.attempt, Rollup.n, Rollup.min, Rollup.max).where(Rollup.level == 1))
+        assert sorted(map(tuple, result)) == [(1, 1, 1.0, 1.0), (2, 1, 5.0, 5.0)]
         assert session.execute(select(func.count()).select_from(Series)).scalar_one() == 1
 
 
@@ -186,14 +186,14 @@ def test_no_text_of_a_run_blocks_its_delivery(database: Database, run: Run, text
     )
     run.deliver(rows.end("failed", "bad_data", text))
 
-    found = job(database, run.job_id)
-    assert found.status == Status.FAILED
-    for stored in (found.status_message, logs(database)[0][2], points(database)[0][0]):
+    result = job(database, run.job_id)
+    assert result.status == Status.FAILED
+    for stored in (result.status_message, logs(database)[0][2], points(database)[0][0]):
         assert stored is not None
         assert stored.encode()
         assert "\0" not in stored
     if text.isprintable():
-        assert (found.status_message, points(database)[0][0]) == (text, text)
+        assert (result.status_message, points(database)[0][0]) == (text, text)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
@@ -203,10 +203,10 @@ def test_a_checkpoint_row_and_its_event(database: Database, run: Run) -> None:
     run.deliver(rows.started(), rows.checkpoint(10))
 
     with database.read() as session:
-        found = session.execute(select(Checkpoint)).scalar_one()
-    assert (found.job_id, found.attempt, found.step, found.sha256, found.size) == (run.job_id, 1, 10, rows.SHA, 10)
-    assert found.metrics == {"loss": 1.5}
-    assert (found.pinned, found.deleted_at) == (False, None)
+        result = session.execute(select(Checkpoint)).scalar_one()
+    assert (result.job_id, result.attempt, result.step, result.sha256, result.size) == (run.job_id, 1, 10, rows.SHA, 10)
+    assert result.metrics == {"loss": 1.5}
+    assert (result.pinned, result.deleted_at) == (False, None)
     assert rows.events(database, run.job_id)[-1].type == "checkpoint"
 
 
@@ -223,7 +223,7 @@ def test_a_value_is_stored_once_and_linked_to_every_job(database: Database) -> N
     for run in runs:
         run.deliver(rows.evaluation(0.5), rows.evaluation(0.25, metric="loss"))
 
-    assert [(found.metric, found.value) for found in evaluations(database)] == [("top1", 0.5), ("loss", 0.25)]
+    assert [(result.metric, result.value) for result in evaluations(database)] == [("top1", 0.5), ("loss", 0.25)]
     assert len(rows.rows_of(database, JobEvaluation)) == 4
 
 
@@ -231,7 +231,7 @@ def test_a_second_measurement_does_not_change_the_first(database: Database) -> N
     for value in (0.5, 0.75):
         Run(database, running(database, kind="evaluate")).deliver(rows.evaluation(value))
 
-    assert [found.value for found in evaluations(database)] == [0.5]
+    assert [result.value for result in evaluations(database)] == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -256,17 +256,17 @@ def test_values_of_different_features_are_stored_apart(database: Database) -> No
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.checkpoint(1, "a" * 64), rows.checkpoint(2, "b" * 64), rows.end("succeeded"))
     features: list[dict[str, Any]] = [
-        {"kind": "checkpoint", "checkpoint_id": found.id} for found in rows.checkpoints(database, run.job_id)
+        {"kind": "checkpoint", "checkpoint_id": result.id} for result in rows.checkpoints(database, run.job_id)
     ]
     features += [{"kind": "pixels"}, {"kind": "untrained"}]
     for spec in features:
         Run(database, running(database, kind="evaluate", spec={"features": spec})).deliver(rows.evaluation())
     Run(database, running(database, kind="evaluate", spec={"seed": 1})).deliver(rows.evaluation())
 
-    found = evaluations(database)
-    assert len({entry.features_digest for entry in found}) == 5
-    assert [entry.features_digest for entry in found][:2] == ["a" * 64, "b" * 64]
-    assert [entry.checkpoint_id for entry in found][:2] == [spec["checkpoint_id"] for spec in features[:2]]
+    result = evaluations(database)
+    assert len({entry.features_digest for entry in result}) == 5
+    assert [entry.features_digest for entry in result][:2] == ["a" * 64, "b" * 64]
+    assert [entry.checkpoint_id for entry in result][:2] == [spec["checkpoint_id"] for spec in features[:2]]
 
 
 def test_jobs_that_measure_the_same_at_once_make_one_row(database: Database) -> None:

@@ -29,12 +29,12 @@ def test_each_sample_is_a_step_with_its_time(database: Database) -> None:
 
     for max_samples, first, last in ((200, 0, 2**53), (7, 0, 2**53), (50, 1_500, 1_600), (200, 2_003, 2_005)):
         with database.read() as session:
-            found = step_times(session, run.job_id, max_samples, first, last)
-        assert min(max_samples, last - first + 1) / 8 <= len(found) <= max_samples
-        assert [sample.step for sample in found] == sorted({sample.step for sample in found})
-        assert found == [StepTime(s.step, s.attempt * 1_000_000 + s.step * 10, s.attempt) for s in found]
-        assert all(sample.attempt == (1 if sample.step <= 2_000 else 2) for sample in found)
-        assert found[0].step <= max(1, first) + 70
+            result = step_times(session, run.job_id, max_samples, first, last)
+        assert min(max_samples, last - first + 1) / 8 <= len(result) <= max_samples
+        assert [sample.step for sample in result] == sorted({sample.step for sample in result})
+        assert result == [StepTime(s.step, s.attempt * 1_000_000 + s.step * 10, s.attempt) for s in result]
+        assert all(sample.attempt == (1 if sample.step <= 2_000 else 2) for sample in result)
+        assert result[0].step <= max(1, first) + 70
 
 
 def test_a_job_without_reports_has_no_times(database: Database) -> None:

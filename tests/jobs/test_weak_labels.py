@@ -52,17 +52,17 @@ def test_groups_and_their_precision_equal_those_of_wcl_core(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 30, (64,), generator=draw)
     classes = torch.randint(0, 4, (64,), generator=draw)
-    found = weak_groups(labels.tolist(), classes.tolist())
+    result = weak_groups(labels.tolist(), classes.tolist())
 
-    assert sorted(place for group in found for place in group.members) == list(range(64))
-    for group in found:
+    assert sorted(place for group in result for place in group.members) == list(range(64))
+    for group in result:
         assert len(set(labels[group.members].tolist())) == 1
         assert group.classes == Counter(classes[group.members].tolist())
         alone = weak_labels.pair_precision(labels[group.members], classes[group.members])
         assert group.precision == (None if len(group.members) == 1 else pytest.approx(float(alone)))
-    assert len(found) == len(set(labels.tolist()))
-    assert [len(group.members) for group in found] == sorted((len(group.members) for group in found), reverse=True)
-    assert jobs_weak_labels.pair_precision(found) == pytest.approx(float(weak_labels.pair_precision(labels, classes)))
+    assert len(result) == len(set(labels.tolist()))
+    assert [len(group.members) for group in result] == sorted((len(group.members) for group in result), reverse=True)
+    assert jobs_weak_labels.pair_precision(result) == pytest.approx(float(weak_labels.pair_precision(labels, classes)))
     assert jobs_weak_labels.chance(classes.tolist()) == pytest.approx(float(weak_labels.pair_precision_chance(classes)))
 
 

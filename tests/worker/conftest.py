@@ -1,4 +1,4 @@
-"""Real worker processes, ended with their tests."""
+"""Real worker processes that end with their tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StartWorker = Callable[..., RunningWorker]
 
 @pytest.fixture
 def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts a worker on a database and waits until it is idle."""
+    """Start a worker on a database and wait until it is idle."""
     started: list[RunningWorker] = []
 
     def start(database: Database, **settings: str) -> RunningWorker:
@@ -28,7 +28,7 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         worker.stop()
-        print(worker.words())
+        print(worker.log())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A plugin whose networks do what no job should: one variant for each way, by a real distribution on a path."""
+"""A plugin whose networks crash or hang in one way for each variant, as a real distribution on a path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shout():
         os.write(1, b"the same line again and again\\n" * 2000)
 
 def multiply(depth):
-    """A tree of processes, each in a session of its own, that ignore SIGTERM and outlive whoever made them."""
+    """A tree of processes, each in a session of its own, that ignore SIGTERM and outlive their parents."""
     code = (
         "import signal, subprocess, sys, time\\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n"
@@ -61,7 +61,7 @@ def build(config, image_size):
 
 
 def install(folder: Path) -> None:
-    """Make the distribution `wcl-poison` there, with the backbone `poison`."""
+    """Install the distribution `wcl-poison` with the backbone `poison` into a folder."""
     info = folder / "wcl_poison-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wcl-poison\nVersion: 1\n")

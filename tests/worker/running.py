@@ -1,4 +1,4 @@
-"""A real worker process on a database of the tests, and the jobs it gets."""
+"""A real worker process on a database of the tests, and its jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epo
 
 
 class RunningWorker:
-    """`python -m worker`, with looks and leases short enough for a test."""
+    """`python -m worker`, with polls and leases short enough for a test."""
 
     def __init__(self, database: Database, folder: Path, **settings: str) -> None:
         self.database, self.folder = database, folder
@@ -70,40 +70,40 @@ class RunningWorker:
 
     def is_idle(self) -> bool:
         assert self._process
-        assert self._process.poll() is None, self.words()
+        assert self._process.poll() is None, self.log()
         with self.database.read() as session:
             return any(worker.pid == self.pid and worker.state == "idle" for worker in queries.workers(session))
 
     def run_process(self) -> psutil.Process | None:
-        """The training process below it."""
+        """Return the training process below the worker."""
         for process in psutil.Process(self.pid).children(recursive=True):
             if "attempt" in process.cmdline():
                 return process
         return None
 
     def wait(self, seconds: float = 240) -> int:
-        """Wait until it has ended by itself; the exit code."""
+        """Wait until the worker has ended by itself; return the exit code."""
         assert self._process
         return self._process.wait(seconds)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40) -> int:
-        """Send a signal and wait; the exit code."""
+        """Send a signal and wait; return the exit code."""
         assert self._process
         if self._process.poll() is None:
             self._process.send_signal(number)
         return self.wait(seconds)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, and do not wait for what comes of it."""
+        """Send a signal and return at once."""
         assert self._process
         self._process.send_signal(number)
 
-    def words(self) -> str:
+    def log(self) -> str:
         return (self.folder / "worker.log").read_text(errors="replace")[-4000:]
 
 
 class Jobs:
-    """Submitting and looking, as the server does it."""
+    """Submits and reads jobs as the server does."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

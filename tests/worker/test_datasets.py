@@ -40,19 +40,19 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
 
     monkeypatch.setattr(datasets.subprocess, "run", run)
 
-    found = datasets.find(settings)
+    sources = datasets.find(settings)
 
-    assert {name: (source.facts.kind, source.path) for name, source in found.items()} == {
+    assert {name: (source.facts.kind, source.path) for name, source in sources.items()} == {
         "digits": ("builtin", None),
         "flat": ("folder", photos),
         "packed": ("packed", packed),
     }
-    assert found["packed"].facts.counts == found["flat"].facts.counts == {"train": 8, "test": 2}
-    assert found["packed"].facts.digest != found["flat"].facts.digest
-    assert (found["packed"].facts.image_size, found["flat"].facts.image_size) == (8, None)
-    layouts = {name: source.facts.sheet and source.facts.sheet.rows for name, source in found.items()}
+    assert sources["packed"].facts.counts == sources["flat"].facts.counts == {"train": 8, "test": 2}
+    assert sources["packed"].facts.digest != sources["flat"].facts.digest
+    assert (sources["packed"].facts.image_size, sources["flat"].facts.image_size) == (8, None)
+    layouts = {name: source.facts.sheet and source.facts.sheet.rows for name, source in sources.items()}
     assert layouts == {"digits": 10, "flat": 2, "packed": 2}
-    assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in found.values())
+    assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in sources.values())
     assert "dataset gone is left out" in caplog.text
     assert "dataset none is left out" in caplog.text
     by_name = {command[4]: command for command in commands}
@@ -69,11 +69,11 @@ def test_a_dataset_with_an_invalid_label_list_is_left_out(
     lists = {"flat": {"some": good}, "other": {"some": bad}, "digits": {}}
     settings = Settings(data_dir=tmp_path / "data", datasets={"flat": photos, "other": photos}, label_lists=lists)
 
-    found = datasets.find(settings)
+    sources = datasets.find(settings)
 
-    assert found.keys() == {"digits", "flat"}
-    assert (found["flat"].lists, found["flat"].facts.label_lists["some"]["images"]) == ({"some": good}, 2)
-    assert found["flat"].facts.class_counts == {"train": [4, 4], "test": [1, 1]}
-    assert found["digits"].lists == found["digits"].facts.label_lists == {}
+    assert sources.keys() == {"digits", "flat"}
+    assert (sources["flat"].lists, sources["flat"].facts.label_lists["some"]["images"]) == ({"some": good}, 2)
+    assert sources["flat"].facts.class_counts == {"train": [4, 4], "test": [1, 1]}
+    assert sources["digits"].lists == sources["digits"].facts.label_lists == {}
     assert "dataset other is left out" in caplog.text
     assert "list some: line 2: '99' is none of the 8 train images" in caplog.text

@@ -75,10 +75,10 @@ class Spool:
     def artifacts(self) -> dict[str, bytes]:
         """Bytes in the storage by name, each as its row has it."""
         with self.database.read() as session:
-            found = queries.artifacts(session, self.job_id)
-        contents = {row.name: self.storage.path(row.storage_key).read_bytes() for row in found}
-        assert [hashlib.sha256(contents[row.name]).hexdigest() for row in found] == [row.sha256 for row in found]
-        assert [len(contents[row.name]) for row in found] == [row.size for row in found]
+            rows = queries.artifacts(session, self.job_id)
+        contents = {row.name: self.storage.path(row.storage_key).read_bytes() for row in rows}
+        assert [hashlib.sha256(contents[row.name]).hexdigest() for row in rows] == [row.sha256 for row in rows]
+        assert [len(contents[row.name]) for row in rows] == [row.size for row in rows]
         return contents
 
     def warnings(self) -> list[dict[str, Any]]:

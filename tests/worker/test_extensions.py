@@ -34,16 +34,16 @@ def test_an_installed_method_trains_and_is_measured_on_a_list(
         SHORT | method | {"evaluations": [{"protocols": ["semi_supervised"], "semi_supervised": tuning}]}
     )
 
-    assert jobs.wait_for(job_id, "succeeded", "failed").status == "succeeded", jobs.log(job_id) + worker.words()
+    assert jobs.wait_for(job_id, "succeeded", "failed").status == "succeeded", jobs.log(job_id) + worker.log()
 
     with sqlite_database.read() as session:
         measuring = session.execute(select(Job.id).where(Job.parent_id == job_id)).scalar_one()
     assert jobs.wait_for(measuring, "succeeded", "failed").status == "succeeded", jobs.log(measuring)
     with sqlite_database.read() as session:
         (dataset,) = queries.datasets(session)
-        (found,) = queries.evaluations(session, measuring)
-        assert (found.params["list"], found.params["labels"]) == ("few", 60)
-        assert found.details is not None
-        assert found.details["splits"] == [dataset.label_lists["few"]["digest"]]
+        (evaluation,) = queries.evaluations(session, measuring)
+        assert (evaluation.params["list"], evaluation.params["labels"]) == ("few", 60)
+        assert evaluation.details is not None
+        assert evaluation.details["splits"] == [dataset.label_lists["few"]["digest"]]
         assert queries.workers(session)[0].memory_bytes
     eventually(worker.is_idle, "the worker's rest")

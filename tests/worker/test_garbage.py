@@ -90,7 +90,7 @@ def test_an_artifact_stays_until_another_one_of_its_name_replaces_it(spool: Spoo
     deliver_all(spool.delivery())
     third = spool.write_artifact("probe.png", b"third")
     spool.write_checkpoint(5, b"older")
-    spool.write_checkpoint(10, b"newer")  # of which one is kept, and none of the artifacts goes for it
+    spool.write_checkpoint(10, b"newer")  # one of the two is kept, and all artifacts
     deliver_all(spool.delivery())
     assert {f"{first[:16]}-probe.png", f"{third[:16]}-probe.png"} <= set(stored(spool))
 
@@ -152,13 +152,13 @@ def test_garbage_collection_queries_hundreds_of_jobs_at_once(spool: Spool) -> No
         put(spool, f"{job_id}/1/step-1.safetensors")
     put(spool, f"{spool.job_id}/1/step-1.safetensors")
     end(spool)
-    asked: list[str] = []
-    event.listen(spool.database.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
+    statements: list[str] = []
+    event.listen(spool.database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
 
     collect_garbage(spool.database, spool.storage, [*others[:225], spool.job_id, *others[225:]])
 
     assert len(stored(spool)) == 450
-    assert sum(statement.startswith("SELECT") for statement in asked) == 2 * 3
+    assert sum(statement.startswith("SELECT") for statement in statements) == 2 * 3
 
 
 def test_files_that_cannot_be_removed_do_not_block_the_others(spool: Spool) -> None:
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_removed_do_not_block_the_others(spool: Spool) -> N
 def test_a_starting_worker_collects_garbage_beside_its_work(
     sqlite_database: Database, tmp_path: Path, start_worker: StartWorker
 ) -> None:
-    """What it does before it takes jobs touches no storage without a folder that somebody left."""
+    """Without a folder of an earlier worker, nothing reads the storage before the first claim."""
     spool = Spool(sqlite_database, tmp_path)
     end(spool)
     settings = Settings(data_dir=tmp_path / "data")

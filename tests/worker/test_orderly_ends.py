@@ -21,7 +21,7 @@ from tests.worker.running import ENDLESS, ROOT, SHORT, Jobs, RunningWorker
 
 pytestmark = pytest.mark.timeout(300)
 
-PATIENT = {"WCL_LEASE_SECONDS": "60"}  # nobody is lost here, however busy the machine
+PATIENT = {"WCL_LEASE_SECONDS": "60"}  # no worker is declared lost here, also on a busy machine
 
 
 def row_of(worker: RunningWorker) -> Worker:
@@ -32,7 +32,7 @@ def row_of(worker: RunningWorker) -> Worker:
 def start_endless(worker: RunningWorker, jobs: Jobs, preemptible: bool = False, max_seconds: int | None = None) -> str:
     """A running job with a registered checkpoint."""
     job_id = jobs.submit(ENDLESS, preemptible=preemptible, max_seconds=max_seconds)
-    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
 
 
@@ -55,7 +55,7 @@ def test_a_drained_worker_saves_its_job_claims_no_other_and_ends(database: Datab
 
     database.write(lambda session: workers.drain(session, row_of(worker).id))
 
-    assert worker.wait() == 0, worker.words()
+    assert worker.wait() == 0, worker.log()
     assert_saved_and_queued(jobs, job_id, "worker_stopped")
     assert jobs.get(waiting).attempt == 0
     assert row_of(worker).state == "stopped"
@@ -67,7 +67,7 @@ def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_wo
 
     sqlite_database.write(lambda session: workers.drain(session, row_of(worker).id))
 
-    assert worker.wait() == 0, worker.words()
+    assert worker.wait() == 0, worker.log()
 
 
 @pytest.mark.parametrize("database", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
@@ -78,7 +78,7 @@ def test_an_urgent_job_preempts_another_one_which_then_continues(database: Datab
 
     urgent = jobs.submit(SHORT, priority=1)
 
-    assert jobs.wait_for(urgent, "succeeded", "failed").status == "succeeded", worker.words()
+    assert jobs.wait_for(urgent, "succeeded", "failed").status == "succeeded", worker.log()
     types = [event.type for event in jobs.events(job_id)]
     assert types[types.index("preempt_requested") + 1 :][:2] == ["checkpoint", "requeued"]
     again = jobs.wait_for(job_id, "running")
@@ -103,7 +103,7 @@ def test_a_job_at_its_time_limit_ends_after_a_checkpoint(sqlite_database: Databa
 
     job = jobs.wait_for(job_id, "failed", "succeeded")
 
-    assert (job.status, job.status_reason, job.failures) == ("failed", "timeout", 0), worker.words()
+    assert (job.status, job.status_reason, job.failures) == ("failed", "timeout", 0), worker.log()
     assert [event.type for event in jobs.events(job_id)][-2:] == ["checkpoint", "failed"]
 
 
@@ -120,7 +120,7 @@ def test_once_without_a_waiting_job_succeeds(sqlite_database: Database, tmp_path
     worker = start_once(sqlite_database, tmp_path / "data")
 
     assert worker.wait() == 0
-    assert "no job waits" in worker.words()
+    assert "no waiting job fits" in worker.log()
 
 
 def test_once_takes_one_job_and_no_other(sqlite_database: Database, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_once_takes_one_job_and_no_other(sqlite_database: Database, tmp_path: Pa
     worker = start_once(sqlite_database, tmp_path / "data")
 
     assert worker.wait() == 0
-    assert [jobs.get(job_id).status for job_id in (first, second)] == ["succeeded", "queued"], worker.words()
+    assert [jobs.get(job_id).status for job_id in (first, second)] == ["succeeded", "queued"], worker.log()
 
 
 def test_once_saves_its_job_at_a_signal(sqlite_database: Database, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_once_saves_its_job_at_a_signal(sqlite_database: Database, tmp_path: Pat
 
     worker.send(signal.SIGTERM)
 
-    assert worker.wait() == 0, worker.words()
+    assert worker.wait() == 0, worker.log()
     assert_saved_and_queued(jobs, job_id, "worker_stopped")
 
 
@@ -154,7 +154,7 @@ def test_once_returns_its_job_before_its_time_is_over(sqlite_database: Database,
 
     worker = start_once(sqlite_database, tmp_path / "data", "--max-seconds", "35", **PATIENT)
 
-    assert worker.wait() == 0, worker.words()
+    assert worker.wait() == 0, worker.log()
     assert_queued(jobs, job_id, "worker_stopped")
 
 

@@ -37,14 +37,14 @@ def poisoned(variant: str, base: dict[str, Any] = SHORT) -> dict[str, Any]:
 
 
 def processes_of(job_id: str) -> list[psutil.Process]:
-    found = []
+    strays = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK, "").startswith(job_id) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                strays.append(process)
         except psutil.Error:
             continue
-    return found
+    return strays
 
 
 @pytest.mark.long
@@ -63,7 +63,7 @@ def test_each_crash_gets_its_reason_and_a_good_job_behind_them_succeeds(
     bad = {variant: jobs.submit(poisoned(variant)) for variant in names}
     good = jobs.submit(SHORT)
 
-    assert jobs.wait_for(good, "failed", "succeeded", seconds=500).status == "succeeded", worker.words()
+    assert jobs.wait_for(good, "failed", "succeeded", seconds=500).status == "succeeded", worker.log()
     for variant, (status, reason, words) in names.items():
         job = jobs.wait_for(bad[variant], "failed", "succeeded")
         assert (job.status, job.status_reason) == (status, reason), variant
@@ -115,7 +115,7 @@ def test_a_run_that_the_kernel_kills_for_memory_gets_that_reason(
 
     job = jobs.wait_for(jobs.submit(poisoned("eat-memory")), "failed", "succeeded")
 
-    assert (job.status, job.status_reason) == ("failed", "out_of_memory"), worker.words()
+    assert (job.status, job.status_reason) == ("failed", "out_of_memory"), worker.log()
     assert "kernel" in (job.status_message or "")
     worker.stop()
 

@@ -24,13 +24,13 @@ TWO = {"processes": 2}
 
 def ranks(worker: RunningWorker) -> list[psutil.Process]:
     """The training processes below a worker, the first rank first."""
-    found = [p for p in psutil.Process(worker.pid).children(recursive=True) if "attempt" in p.cmdline()]
-    return sorted(found, key=lambda process: process.environ()["RANK"])
+    processes = [p for p in psutil.Process(worker.pid).children(recursive=True) if "attempt" in p.cmdline()]
+    return sorted(processes, key=lambda process: process.environ()["RANK"])
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
     job_id = jobs.submit(ENDLESS | TWO)
-    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
 
 

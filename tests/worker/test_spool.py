@@ -24,14 +24,14 @@ def line(seq: int, message: str = "x") -> bytes:
 def test_every_line_is_read_once_for_any_sizes_of_writes(tmp_path: Path) -> None:
     path, lines = tmp_path / "file", [f"line {number} é".encode() for number in range(300)]
     data = b"".join(line + b"\n" for line in lines)
-    generator, tail, found, start = random.Random(1), Tail(path), [], 0
+    generator, tail, read, start = random.Random(1), Tail(path), [], 0
     while start < len(data):
         stop = start + generator.randint(1, 40)
         append(path, data[start:stop])
         start = stop
-        found += tail.lines()
+        read += tail.lines()
 
-    assert found == lines
+    assert read == lines
     assert tail.lines() == []
 
 
@@ -49,11 +49,11 @@ def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
 def test_a_large_file_is_read_in_parts_and_in_order(tmp_path: Path) -> None:
     path = tmp_path / "file"
     append(path, b"".join(line(number, "x" * 5000) for number in range(1, 600)))
-    records, found = Records(path), []
+    records, read = Records(path), []
     while new := records.new():
-        found += new
+        read += new
 
-    assert found == [LogRecord(seq=number, level="info", message="x" * 5000) for number in range(1, 600)]
+    assert read == [LogRecord(seq=number, level="info", message="x" * 5000) for number in range(1, 600)]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_text_and_numbers_of_records_are_ones_that_every_database_takes(tmp_path
 def test_an_endless_line_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
     append(path, b"x" * (3 << 20))
-    tail, found = Tail(path), []
+    tail, read = Tail(path), []
     while lines := tail.lines():
-        found += lines
+        read += lines
 
-    assert found
-    assert all(len(line) <= 3 << 20 for line in found)
+    assert read
+    assert all(len(line) <= 3 << 20 for line in read)
 
 
 def test_output_is_numbered_and_a_progress_bar_leaves_its_last_state(tmp_path: Path) -> None:
@@ -127,13 +127,13 @@ def test_output_is_numbered_and_a_progress_bar_leaves_its_last_state(tmp_path: P
 
 def test_output_is_capped_in_lines_and_on_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    output, found = Output(path, max_lines=5, max_bytes=1000), []
+    output, read = Output(path, max_lines=5, max_bytes=1000), []
     for number in range(200):
         append(path, f"line {number:04} {'x' * 20}\n".encode())
-        found += output.new()
+        read += output.new()
 
-    assert [number for number, _ in found] == [1, 2, 3, 4, 5, 6]
-    assert "dropped" in found[-1][1]
+    assert [number for number, _ in read] == [1, 2, 3, 4, 5, 6]
+    assert "dropped" in read[-1][1]
     assert path.stat().st_size <= 1000
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(300)
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
     """A running job with a registered checkpoint."""
     job_id = jobs.submit(ENDLESS)
-    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.words()}")
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
 
 
@@ -123,9 +123,7 @@ def test_a_superseded_run_is_stopped_and_writes_nothing_more(
     run = worker.run_process()
     assert run
 
-    sqlite_database.write(
-        lambda s: transitions.end_attempt(s, job_id, 1, "failed", "bad_data", "ended by another hand")
-    )
+    sqlite_database.write(lambda s: transitions.end_attempt(s, job_id, 1, "failed", "bad_data", "ended by the test"))
     num_events, num_checkpoints = len(jobs.events(job_id)), jobs.num_checkpoints(job_id)
     eventually(lambda: not run.is_running(), "the end of the superseded run")
     eventually(worker.is_idle, "the worker's rest")
@@ -177,7 +175,7 @@ def test_corrupt_images_fail_the_job_with_their_name(
     assert (job.status, job.status_reason) == ("failed", "bad_data")
     assert "broken.png" in (job.status_message or "")
     assert "Traceback" not in (job.status_message or "")
-    assert jobs.wait_for(tolerant, "failed", "succeeded").status == "succeeded", worker.words()
+    assert jobs.wait_for(tolerant, "failed", "succeeded").status == "succeeded", worker.log()
     assert any("broken.png" in event.data.get("message", "") for event in jobs.events(tolerant))
 
 
@@ -198,7 +196,7 @@ def test_a_run_loses_nothing_in_an_outage_of_the_database(
         before = spool.stat().st_size
         # Longer than the lease: no process reaches the database, so no reconciler may declare the run lost.
         eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
-        eventually(lambda: worker.words().count("not delivered yet") >= 3, "refused deliveries")
+        eventually(lambda: worker.log().count("not delivered yet") >= 3, "refused deliveries")
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     delivered = jobs.num_checkpoints(job_id)
@@ -263,13 +261,13 @@ def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
     sqlite_database.write(lambda session: transitions.resume(session, job.id))
 
     assert (job.status, job.status_reason) == ("paused", "disk_full")
-    assert jobs.wait_for(job.id, "failed", "succeeded", "paused").status == "succeeded", worker.words()
+    assert jobs.wait_for(job.id, "failed", "succeeded", "paused").status == "succeeded", worker.log()
 
 
 def pause_with_checkpoints(database: Database, jobs: Jobs, worker: RunningWorker, count: int) -> list[Checkpoint]:
     """A paused job with so many checkpoints, newest first."""
     job_id = jobs.submit(ENDLESS | {"checkpoints": {"every_epochs": 1}})
-    eventually(lambda: jobs.num_checkpoints(job_id) >= count, f"checkpoints\n{worker.words()}")
+    eventually(lambda: jobs.num_checkpoints(job_id) >= count, f"checkpoints\n{worker.log()}")
     database.write(lambda session: transitions.pause(session, job_id))
     jobs.wait_for(job_id, "paused")
     with database.read() as session:
@@ -303,7 +301,7 @@ def test_a_run_continues_from_an_older_checkpoint_when_the_newest_is_damaged(
     sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
 
     assert start_of_attempt(jobs, newest.job_id, 2) == third.step
-    assert [told["checkpoint"] for told in damage_of(jobs, newest.job_id)] == [newest.id, second.id]
+    assert [data["checkpoint"] for data in damage_of(jobs, newest.job_id)] == [newest.id, second.id]
     assert f"goes on from step {third.step}" in damage_of(jobs, newest.job_id)[1]["message"]
     assert flipped.read_bytes() == content, "the damaged file was touched"
     with sqlite_database.read() as session:
@@ -344,7 +342,7 @@ def test_a_storage_folder_that_is_not_mounted_damages_nothing(
 
     sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
     job = eventually(
-        lambda: found if (found := jobs.get(newest.job_id)).attempt == 2 and found.status == "paused" else None,
+        lambda: job if (job := jobs.get(newest.job_id)).attempt == 2 and job.status == "paused" else None,
         "the pause",
     )
     folder.rmdir()
