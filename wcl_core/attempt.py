@@ -2,8 +2,8 @@
 
 The worker holds the only write end of a control pipe; each of several ranks has a pipe of its own.  A byte on it is a
 request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker is gone; this process then ends within
-a few seconds, whatever it is doing.  Every failure becomes an `end` record with a reason.  A process that ends without
-an `end` record was killed.
+a few seconds, also in the middle of a step.  Every failure becomes an `end` record with a reason.  A process that ends
+without an `end` record was killed.
 """
 
 from __future__ import annotations

@@ -323,7 +323,7 @@ class EvaluationRecord(_Record):
     Attributes:
         params: parameters that were asked for.
         n: images that were classified.
-        details: what was found on the way, such as a selected strength.
+        details: values that the protocol has chosen, such as a strength of regularisation.
     """
 
     type: Literal["evaluation"] = "evaluation"

@@ -1,4 +1,4 @@
-"""A running attempt: the fence before whatever it writes, and its end."""
+"""A running attempt: the fence before each of its writes, and its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked of a running attempt; `timeout` once the job has run for as long as it may."""
+    """Requests to a running attempt; `timeout` once the job has reached its limit of running time."""
 
     cancel: bool
     pause: bool
@@ -65,8 +65,8 @@ def deliver(
     if end is not None:
         _close(session, job_id, number, end.reason or end.outcome)
         settle(session, job_id, number, end.outcome, end.reason, end.message, max_failures)
-    asked = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
-    cancel, pause, preempt, max_seconds = session.execute(asked.where(Job.id == job_id)).one()
+    columns = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
+    cancel, pause, preempt, max_seconds = session.execute(columns.where(Job.id == job_id)).one()
     return Requests(
         cancel=cancel is not None,
         pause=pause is not None,
@@ -123,7 +123,7 @@ def end_attempt(
     *,
     max_failures: int = 3,
 ) -> None:
-    """End an open attempt whose process said nothing more: killed, stopped, never started.
+    """End an open attempt without an `end` record, since its process was killed, stopped or never started.
 
     Raises:
         Superseded: the attempt has ended already.
@@ -134,7 +134,7 @@ def end_attempt(
 
 
 def reap(session: Session, job_id: str, number: int, renewals: int, *, max_failures: int = 3) -> bool:
-    """End an attempt that its observer saw unrenewed for a whole lease; False when it was renewed meanwhile."""
+    """End an attempt that was not renewed for a whole lease; return False when it was renewed in the meantime."""
     if not _close(session, job_id, number, Reason.WORKER_LOST, renewals):
         return False
     message = "its worker stopped renewing the attempt"
