@@ -274,4 +274,25 @@ GUARDS = (
         ")",
         ("tests/jobs/test_sweep_space.py::test_no_metric_was_selected_on_the_test_split",),
     ),
+    Guard(
+        "importing the specs never loads torch",
+        "wcl_core/__init__.py",
+        "if TYPE_CHECKING:\n    from wcl_core.evaluation",
+        "if True:\n    from wcl_core.evaluation",
+        ("tests/wcl_core/test_public_names.py::test_the_torch_free_modules_do_not_load_torch[wcl_core.config]",),
+    ),
+    Guard(
+        "no anchor sees an empty row of the queue",
+        "wcl_core/methods/key_masks.py",
+        "(self.ids[rows, None] == self.key_ids) | (self.key_ids < 0)",
+        "self.ids[rows, None] == self.key_ids",
+        ("tests/wcl_core/methods/test_losses.py::test_a_mask_by_image_hides_the_same_keys_as_a_bool_mask[True]",),
+    ),
+    Guard(
+        "small crops do not see other rows of their own image",
+        "wcl_core/methods/multicrop.py",
+        "    if images is not None:\n",
+        "    if False:\n",
+        ("tests/wcl_core/methods/test_objective.py::test_every_combination_is_its_definition",),
+    ),
 )
