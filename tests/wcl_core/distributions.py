@@ -1,4 +1,4 @@
-"""Distributions that tests install into a folder of their own, with nothing but what an installer leaves behind."""
+"""Distributions that tests install into a temporary folder, with only the files that an installer writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def install(folder: Path, name: str, entry_points: str) -> None:
-    """Metadata with entry points; the modules they name are the caller's to write."""
+    """Write metadata with entry points; the caller writes the modules that they name."""
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -14,7 +14,7 @@ def install(folder: Path, name: str, entry_points: str) -> None:
 
 
 def install_barlow_twins(folder: Path) -> Path:
-    """A method as an operator would install one: options without torch, and the method itself."""
+    """Install a method like an operator does: options without torch, and the method."""
     install(folder, "wcl-test-method", _ENTRY_POINTS)
     (folder / "wcl_test_options.py").write_text(_OPTIONS)
     (folder / "wcl_test_method.py").write_text(_METHOD)

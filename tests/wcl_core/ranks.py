@@ -21,7 +21,7 @@ class Worlds:
         self._process = process
 
     def run(self, size: int, task: str, folder: Path, **arguments: Any) -> list[Any]:
-        """What each rank's call of the task returned, in rank order; JSON values."""
+        """Run a task on each rank; return its results in rank order, as JSON values."""
         folder.mkdir(parents=True, exist_ok=True)
         assert self._process.stdin
         assert self._process.stdout
@@ -34,7 +34,7 @@ class Worlds:
 
 @contextmanager
 def worlds() -> Iterator[Worlds]:
-    """Ends all processes at the end."""
+    """Yield the worlds and end all processes at the end."""
     command = [sys.executable, "-m", "tests.wcl_core.ranks"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:

@@ -20,7 +20,7 @@ TOTAL_STEPS = STEPS_PER_EPOCH * EPOCHS
 
 
 def fields(**changes: Any) -> dict[str, Any]:
-    """A pretrain spec as it is sent: twelve steps of a tiny network."""
+    """Return the fields of a pretrain spec as a client sends them: twelve steps of a tiny network."""
     return {
         "data": {"name": "digits", "image_size": 8},
         "epochs": EPOCHS,
@@ -44,7 +44,7 @@ def spec(**changes: Any) -> PretrainSpec:
 
 
 def model(spec: PretrainSpec) -> Model:
-    """The model that a run of the spec starts from."""
+    """Return the model that a run of the spec starts from."""
     return Model(spec, build_method(spec))
 
 
@@ -55,14 +55,14 @@ def digits() -> ImageData:
 
 @cache
 def few_digits() -> ImageData:
-    """Four batches of 64 and some left over, so that the incomplete batch shows."""
+    """Return four batches of 64 images and some more, so that an incomplete batch exists."""
     whole = digits()
     train = Split(whole.train.images[:270], whole.train.labels[:270], whole.train.digest)
     return ImageData(whole.name, train, whole.test, whole.classes, whole.digest)
 
 
 def curves(records: list[dict[str, Any]]) -> dict[tuple[str, int], float | None]:
-    """Every metric by name and step, without those that depend on the machine."""
+    """Return all metrics by name and step, without those that depend on the machine."""
     return {
         (name, record["step"]): value
         for record in records
@@ -73,7 +73,7 @@ def curves(records: list[dict[str, Any]]) -> dict[tuple[str, int], float | None]
 
 
 def feature_set(num_classes: int = 4, per_class: int = 30, dim: int = 6, spread: float = 1.0) -> FeatureSet:
-    """Overlapping Gaussian classes."""
+    """Return features of overlapping Gaussian classes."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(num_classes, dim, generator=generator)
     splits = []

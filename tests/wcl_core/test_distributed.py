@@ -1,4 +1,4 @@
-"""Real processes on gloo: at any number of ranks a run is the run of one process on the whole batch."""
+"""Ranks as processes on gloo: at any number of ranks a run equals the run of one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def worlds() -> Iterator[Worlds]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, tmp_path: Path, method: str) -> None:
-    """In float64, so that nothing but a wrong factor, a wrong row or a local statistic can make 1e-9 of difference."""
+    """In float64, so that only a wrong factor, a wrong row or a local statistic can cause a difference of 1e-9."""
     fields = small.fields(**METHODS[method])
     one = rank_tasks.gradient(SINGLE, tmp_path, fields)
     assert max(abs(value) for value in one["gradient"]["backbone.conv1.weight"]) > 1e-3
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, 
 
 @pytest.mark.parametrize("shape", [[12, 3], [12, 3, 2, 2]])
 def test_batch_norm_is_that_of_the_whole_batch(worlds: Worlds, tmp_path: Path, shape: list[int]) -> None:
-    """In float32, with means of a hundred deviations; the running statistics are equal on all ranks, bit by bit."""
+    """In float32, with means of 100 deviations; the running statistics are bit-identical on all ranks."""
     one = rank_tasks.batch_norm(SINGLE, tmp_path, shape)
     results = worlds.run(4, "batch_norm", tmp_path, shape=shape)
     for name in ("out", "x_grad", "eval"):

@@ -1,4 +1,4 @@
-"""Plugins as real installed distributions on a search path of the test's own."""
+"""Plugins as installed distributions on a search path that belongs to the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed precision decides no neighbour: what autocast and TF32 do not reach, seen from within each product."""
+"""Mixed precision does not change neighbours: autocast and TF32 do not reach the products that decide them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings() -> tuple[str, ...]:
 
 
 class Products(TorchDispatchMode):
-    """Notes the precision of each product of float32 that is computed, and the type of its result."""
+    """Records the precision setting and the result type of each float32 product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture(params=["high", "medium"])
 def reduced(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
-    """A program that has chosen fast products for itself: TF32, or bfloat16 where the processor has it."""
+    """Choose fast products for the whole process: TF32, or bfloat16 if the processor has it."""
     torch.set_float32_matmul_precision(request.param)
     yield settings()
     torch.set_float32_matmul_precision("highest")
@@ -75,7 +75,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_products_of_graph_and_losses_are_float32(
     name: str, reduced: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward and backward, logits in float32 as in large batches; values and gradients are those without haste."""
+    """Forward and backward, with float32 logits as in large batches; values and gradients equal the exact ones."""
     monkeypatch.setattr(log_sum_exp, "FLOAT32_FROM_PAIRS", 1)
     assert set(reduced) <= {"tf32", "bf16"}
     results = []
@@ -130,7 +130,7 @@ def test_nothing_is_touched_where_nobody_chose() -> None:
 
 
 def test_labels_of_a_bfloat16_network_are_those_of_float64_from_the_same_head_inputs() -> None:
-    """The backbone's rounding is the network's; behind it nothing is decided by it, but would be in bfloat16."""
+    """Only the backbone is rounded; from the inputs of the head on, labels are exact, which bfloat16 would not give."""
     model = small.model(small.spec(backbone={"name": "tiny", "width": 8}, heads={"hidden_dim": 64, "output_dim": 32}))
     head = model.get_submodule("weak_head")
     assert isinstance(head, ProjectionHead)

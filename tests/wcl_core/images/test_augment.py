@@ -30,7 +30,7 @@ NUM_IMAGES = 3000
 
 
 def config(**changes: float) -> AugmentConfig:
-    """Nothing happens, except what `changes` turn on."""
+    """Return an augmentation that is off, except for `changes`."""
     nothing = dict.fromkeys(
         ("flip_probability", "brightness", "contrast", "saturation", "hue", "grayscale_probability"), 0.0
     )
@@ -47,7 +47,7 @@ def images(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
 
 
 def view(batch: Tensor, chosen: AugmentConfig, size: int | None = None, step: int = 0) -> Tensor:
-    """A view in [0, 1]: the normalisation is undone."""
+    """Return a view in [0, 1], without the normalisation."""
     out = random_view(batch, chosen, size or batch.shape[-1], seed=0, epoch=0, step=step, view=0)
     return out * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
 
@@ -58,7 +58,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def linear(which: int) -> Operation:
-    """Only the brightness (0), contrast (1) or saturation (2) of each image by its factor."""
+    """Return an operation that changes brightness (0), contrast (1) or saturation (2) of each image by its factor."""
 
     def apply(batch: Tensor, factors: Tensor) -> Tensor:
         order = torch.tensor([which, 3, *({0, 1, 2} - {which})]).expand(len(batch), -1)
@@ -100,7 +100,7 @@ def test_grayscale_is_torchvisions() -> None:
 
 @pytest.mark.parametrize("side", [16, 32])
 def test_blur_is_a_gaussian_of_the_drawn_deviation(side: int) -> None:
-    """torchvision's at the same kernel; and the kernel is wide enough to leave the largest deviation what it says."""
+    """Equal to torchvision's blur with the same kernel, which is wide enough for the largest deviation."""
     batch = images(20, side).float() / 255
     sigma = torch.linspace(0.1, 2.0, 20)
     blurred = augment._gaussian(batch, sigma, augment._BLUR_RADIUS)
@@ -123,7 +123,7 @@ def test_a_tiny_image_can_be_blurred() -> None:
 
 
 class _Recorder(Draws):
-    """Remembers what was drawn."""
+    """Draws that keep the drawn numbers."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, torch.Generator().manual_seed(5))
@@ -177,7 +177,7 @@ def test_every_order_of_the_jitter_is_as_likely() -> None:
 
 
 def statistics(x: Tensor) -> Tensor:
-    """Mean and deviation, over images, of what a random operation moves: level, contrast, detail and colour."""
+    """Return mean and deviation over images of level, contrast, detail and colour."""
     grey = augment._grey(x)[:, 0]
     by_image = torch.stack(
         (
@@ -219,7 +219,7 @@ def test_statistics_are_torchvisions(changes: dict[str, float], theirs: v2.Trans
     ours = view(batch, config(**changes))
     torch.testing.assert_close(statistics(ours), statistics(expected), rtol=0.03, atol=0.006)
     if not changes.keys() <= {"flip_probability"}:
-        # The comparison can tell: doing nothing is farther away than the tolerance.
+        # The comparison is sensitive: without the operation the difference exceeds the tolerance.
         untouched = statistics(batch.float() / 255)
         assert ((statistics(expected) - untouched).abs() > 0.03 * statistics(expected).abs() + 0.006).any()
 
@@ -270,7 +270,7 @@ def test_a_crop_is_torchvisions_resize_of_the_same_box() -> None:
 
 
 def test_a_crop_that_shrinks_much_is_filtered_first() -> None:
-    """Fine stripes shrunk by four are grey as with torchvision's antialiasing; bare samples would meet black only."""
+    """Fine stripes shrunk by four become grey as with torchvision's antialiasing; without it they would be black."""
     stripes = torch.tensor([255, 0, 0, 255], dtype=torch.uint8).repeat(16).expand(4, 3, 64, 64).contiguous()
     shrunk = view(stripes, config(), size=16)
     expected = functional.resize(stripes.float() / 255, [16, 16], antialias=True)
@@ -331,7 +331,7 @@ def test_samples_of_a_batch_have_parameters_of_their_own() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_view_depends_on_the_image_and_not_on_the_rank_that_holds_it(size: int) -> None:
-    """Parts of ranks, put together, are the views of the whole batch; every operation is on for a share of them."""
+    """The parts of all ranks together are the views of the whole batch; every operation is on for a share of them."""
     batch = images(16)
     place = {"seed": 3, "epoch": 1, "step": 5, "view": 1}
     whole = random_view(batch, AugmentConfig(), SIDE, **place)
@@ -345,7 +345,7 @@ def test_a_view_depends_on_the_image_and_not_on_the_rank_that_holds_it(size: int
 
 
 def test_small_crops_stay_below_their_largest_scale() -> None:
-    """In area; a crop that does not fit at any try would be the whole image, and here every one fits."""
+    """Scales are areas; a crop that never fits would be the whole image, and here every crop fits."""
     draws = Draws(4000, torch.Generator().manual_seed(0))
     height, width = view_parameters._crop_sides(0.05, 64, 64, draws, 0.2)
     share = height * width / 64**2

@@ -1,4 +1,4 @@
-"""A method that another distribution brings: Barlow Twins, installed for real, through everything a run can be."""
+"""A method from another distribution: Barlow Twins, installed as a plugin, in all kinds of runs."""
 
 from __future__ import annotations
 
