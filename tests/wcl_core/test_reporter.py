@@ -238,6 +238,7 @@ def test_the_end_is_written_on_a_disk_that_stays_full(small_disk: Path) -> None:
     assert lines[-1]["reason"] == "disk_full"
 
 
+@pytest.mark.process
 def test_reported_records_survive_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from wcl_core.reporter import SpoolReporter\n"

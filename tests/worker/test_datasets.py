@@ -13,6 +13,8 @@ from wcl_core.data.packing import pack
 from wcl_core.reporter import NullReporter
 from worker import datasets
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

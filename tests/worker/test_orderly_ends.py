@@ -19,7 +19,7 @@ from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, ROOT, SHORT, Jobs, RunningWorker
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
 PATIENT = {"WCL_LEASE_SECONDS": "60"}  # no worker is declared lost here, also on a busy machine
 

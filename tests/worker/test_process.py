@@ -18,6 +18,8 @@ from tests.worker.running import ENDLESS
 from wcl_core.protocol import DatasetSource, RunFile
 from worker.process import MARK, TrainingProcess, marked, module_environment
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -64,8 +66,12 @@ def test_the_run_carries_its_mark_and_no_setting_of_the_service(folder: Path, mo
     try:
         # Empty for a moment, while the new program is loaded.
         environment = eventually(lambda: psutil.Process(process.pid).environ(), "an environment")
+        # A process that is stopped has the same descriptors from one read to the next.
+        os.kill(process.pid, signal.SIGSTOP)
+        eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "a stopped process")
         descriptors = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
     finally:
+        os.kill(process.pid, signal.SIGCONT)
         process.kill()
 
     assert environment[MARK] == "job/1"
