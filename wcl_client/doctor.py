@@ -71,7 +71,7 @@ def _server(client: WclClient) -> list[Finding]:
     except WclError as error:
         return [*found, Finding("Key", False, str(error))]
     found.append(Finding("Key", True, "accepted"))
-    alive = [worker for worker in workers if worker.get("state") != "stopped"]
+    alive = [worker for worker in workers if worker["is_live"]]
     found.append(Finding("Workers", bool(alive), ", ".join(str(worker.get("name")) for worker in alive) or "none"))
     found.append(Finding("Datasets", bool(datasets), ", ".join(str(entry["name"]) for entry in datasets) or "none"))
     return found

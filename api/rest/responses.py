@@ -305,13 +305,14 @@ def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
 
 
 class WorkerResponse(Response):
-    """A worker; `state` is idle, busy, stopped or lost."""
+    """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs."""
 
     id: str
     name: str
     pool: str
     gpus: int
     state: str
+    is_live: bool
     job_id: str | None
     datasets: dict[str, str]
     spec_versions: list[str]

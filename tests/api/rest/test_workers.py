@@ -101,7 +101,8 @@ def test_a_wrong_limit_or_need_is_named(small: Served, field: str, value: Any, p
 
 def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
     worker_id = register(served)
-    assert served.client().get("/v1/workers").json()["items"][0]["drain_requested_at"] is None
+    listed = served.client().get("/v1/workers").json()["items"][0]
+    assert (listed["drain_requested_at"], listed["is_live"]) == (None, True)
     assert_problem(served.client("read", "submit").post(f"/v1/workers/{worker_id}/drain"), 403)
 
     drained = served.client().post(f"/v1/workers/{worker_id}/drain")
@@ -110,6 +111,7 @@ def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
     assert drained.json()["drain_requested_at"].endswith("Z")
     assert served.database.write(lambda session: workers.heartbeat(session, worker_id, None)) is True
     served.database.write(lambda session: workers.stop(session, worker_id))
+    assert served.client().get("/v1/workers").json()["items"][0]["is_live"] is False
     assert_problem(served.client().post(f"/v1/workers/{worker_id}/drain"), 409)
     assert_problem(served.client().post(f"/v1/workers/{new_id()}/drain"), 404)
 
