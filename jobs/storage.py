@@ -1,4 +1,4 @@
-"""Where registered files lie.  A key is made by the service from ids and numbers, never from a user's text."""
+"""The storage of registered files.  The service makes a key from ids and numbers, never from a user's text."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ from wcl_core.files import sync_folder, write_whole
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
 
 
-class Damaged(Exception):  # noqa: N818 (named as the state it tells of)
+class Damaged(Exception):  # noqa: N818 (named as the state of the file)
     """A registered file is absent, or its bytes are not the registered ones."""
 
 
 class StorageUnavailable(FileNotFoundError):  # noqa: N818
-    """The whole storage is away, so an absent file says nothing."""
+    """The storage itself cannot be reached, so an absent file is not a damaged one."""
 
 
 class Storage(Protocol):
-    """Files by key, each whole or absent."""
+    """Files by key; each file is whole or absent."""
 
     def put(self, source: Path, key: str) -> None:
-        """Take the file over; doing it again after an interruption is fine."""
+        """Move a file into the storage; may be repeated after an interruption."""
 
     def path(self, key: str) -> Path:
-        """A local file with the content; FileNotFoundError when it is not there."""
+        """Return a local file with the content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
 
     def delete(self, key: str) -> None:
-        """Remove the file; one that is not there is fine."""
+        """Remove a file; an absent file is no error."""
 
     def keys(self, job_id: str) -> Iterator[str]:
-        """The keys of all that is stored of a job, half-copied files included."""
+        """Return the keys of all stored files of a job, including partial copies."""
 
     def job_ids(self) -> Iterator[str]:
-        """The jobs of which anything is stored."""
+        """Return the ids of the jobs with stored files."""
 
 
 class LocalStorage:
-    """A folder of this machine, or one that all machines share.
+    """A storage in a folder, on this machine or shared by all machines.
 
     Args:
-        root: the folder; made when needed.
+        root: the folder; created if needed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -59,22 +63,22 @@ class LocalStorage:
         target.parent.mkdir(parents=True, exist_ok=True)
         failpoint("storage.before_rename")
         try:
-            source.replace(target)  # the same disk: nothing is copied
+            source.replace(target)  # on the same disk, nothing is copied
         except OSError as error:
             if not source.exists():
                 raise FileNotFoundError(f"{source} is missing") from error
             _copy(source, target)
             source.unlink()
         failpoint("storage.after_rename")
-        for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new, too
+        for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new too
             sync_folder(folder)
 
     def path(self, key: str) -> Path:
-        found = self._place(key)
-        if found.is_file():
-            return found
+        place = self._place(key)
+        if place.is_file():
+            return place
         if not self.root.is_dir() or not any(self.root.iterdir()):
-            raise StorageUnavailable(f"the storage folder, looked into for {key}, is absent or empty: is it mounted?")
+            raise StorageUnavailable(f"the storage folder is absent or empty, so {key} cannot be read; check its mount")
         raise FileNotFoundError(f"the file of {key} is missing from the storage folder")
 
     def delete(self, key: str) -> None:
@@ -84,43 +88,43 @@ class LocalStorage:
         return (folder.name for folder in self.root.glob("*") if folder.is_dir())
 
     def keys(self, job_id: str) -> Iterator[str]:
-        root = self.root.resolve()  # as `_place` does: the folder may be a link to a larger disk
+        root = self.root.resolve()  # like `_place`: the folder may be a link to a larger disk
         return (str(path.relative_to(root)) for path in self._place(job_id).glob("*/*") if path.is_file())
 
     def _place(self, key: str) -> Path:
         place = (self.root / key).resolve()
         if not place.is_relative_to(self.root.resolve()):
-            raise ValueError(f"{key} lies outside the storage folder")
+            raise ValueError(f"the key {key} leads outside the storage folder")
         return place
 
 
 def file_key(job_id: str, attempt: int, file_name: str) -> str:
-    """Each attempt has a folder of its own, so a superseded one can never touch its successor's files."""
+    """Return the key of an attempt's file; each attempt has a folder, so it never touches another one's files."""
     return f"{job_id}/{attempt}/{file_name}"
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file's bytes, 64 hex digits."""
+    """Return the sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verified(storage: Storage, key: str, sha256: str, size: int) -> Path:
-    """The local file of a key, read once and found to hold the registered bytes.
+    """Return the local file of a key after comparing its bytes with the registered digest.
 
     Args:
-        storage, key: where it is.
-        sha256, size: as registered; the size is compared first, since that costs nothing.
+        storage, key: the storage and the key of the file.
+        sha256, size: as registered; the size is compared first, as this is cheap.
 
     Raises:
-        Damaged: it is absent, cannot be read, or holds other bytes.
-        StorageUnavailable: the whole storage is away.
+        Damaged: the file is absent, cannot be read, or has other bytes.
+        StorageUnavailable: the storage itself cannot be reached.
     """
     try:
         path = storage.path(key)
-        found = path.stat().st_size
-        if found != size:
-            raise Damaged(f"its file is damaged: {found} bytes instead of {size}")
+        actual = path.stat().st_size
+        if actual != size:
+            raise Damaged(f"its file is damaged: {actual} bytes instead of {size}")
         if sha256_of(path) != sha256:
             raise Damaged("its file is damaged: the digest differs")
     except StorageUnavailable:
@@ -133,7 +137,7 @@ def verified(storage: Storage, key: str, sha256: str, size: int) -> Path:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space."""
+    """Return whether a write failed because the disk is full, or a quota or a size limit was reached."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 

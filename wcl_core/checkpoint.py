@@ -1,12 +1,12 @@
 """Checkpoint files: one safetensors file each, no pickle, equal bytes for equal states.
 
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
-    optimizer/<parameter>/<slot>      the optimiser's slots of that parameter, see `optimizer`
+    optimizer/<parameter>/<slot>      the optimiser's state of that parameter, see `wcl_core.training.optim`
     metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch and the
                                       environment that exact resume depends on (device, build, memory format)
 
-Times, attempts and parents are not in the file: a job system keeps those beside it.  What to put into a state is
-`pretrain`'s business; how an exported backbone looks is `export`'s.
+Times, attempts and parents are not in the file; the database holds them. `wcl_core.training.saving` decides on the
+content of a state, and `export` on the content of an exported backbone.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ FORMAT_VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """The file is missing, damaged, or not one of ours; the message says which file and why."""
+    """The file is missing, damaged, or no checkpoint; the message names the file and the reason."""
 
 
 class NonFiniteStateError(ArithmeticError):
-    """A weight, a running statistic or a momentum is NaN or infinite; such a state is never written."""
+    """A value of the state is NaN or infinite; such a state is never written."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint that lies whole on the disk.
+    """A checkpoint file that is complete on the disk.
 
     Attributes:
-        path: where it is.
+        path: path of the file.
         sha256: digest of its bytes, 64 hex digits.
-        size: in bytes.
+        size: size in bytes.
     """
 
     path: Path
@@ -56,21 +56,21 @@ class Written:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back: all tensors by name, on the CPU, and the metadata."""
+    """The content of a checkpoint file: all tensors by name, on the CPU, and the metadata."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below `prefix`, which is cut from their names."""
+        """Return the tensors whose names start with `prefix`, without the prefix."""
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     @property
     def spec(self) -> PretrainSpec:
-        """The spec of the run, lifted to today's version and with today's defaults for fields that are younger.
+        """The spec of the run, upgraded to the current version; newer fields have their current defaults.
 
         Raises:
-            CheckpointError: when this version cannot read it.
+            CheckpointError: this version cannot read the spec.
         """
         try:
             spec = parse_spec("pretrain", self.metadata["spec"])
@@ -81,21 +81,21 @@ class Checkpoint:
 
 
 def is_finite(tensors: dict[str, Tensor]) -> bool:
-    """Whether every floating-point value is finite; one host synchronisation in all."""
+    """Return whether every floating-point value is finite, with a single host synchronisation."""
     flags = [torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()]
     return bool(torch.stack(flags).all()) if flags else True
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Written:
-    """Write beside, fsync, rename, fsync the folder: the name exists only for a whole file.
+    """Write a checkpoint file, which becomes visible whole, see `files.write_whole`.
 
     Args:
-        path: the final name; its folder is made.
-        tensors: by name, any device; copied to the CPU.
+        path: the final name; its folder is created if needed.
+        tensors: by name, on any device; copied to the CPU.
         metadata: JSON values.
 
     Raises:
-        OSError: when the disk is full or read-only; nothing is left behind, whatever stops it.
+        OSError: the disk is full or read-only; no partial file is left.
     """
     snapshot = Snapshot()
     snapshot.take(tensors)
@@ -103,9 +103,9 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> W
 
 
 class BackgroundWriter:
-    """Writes one checkpoint at a time on a thread of its own, from a snapshot whose buffer is used again.
+    """A writer of one checkpoint at a time, on its own thread, from a snapshot whose buffer is reused.
 
-    start ── the state is copied; training goes on ── is_done? ── finish: the file lies whole, or its error
+    start ── the state is copied; training continues ── is_done? ── finish: the file is complete, or its error
     """
 
     def __init__(self) -> None:
@@ -114,33 +114,33 @@ class BackgroundWriter:
         self._running: Future[Written] | None = None
 
     def start(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Copy the tensors and begin to write them; arguments as for `write`. `finish` has to come in between."""
+        """Copy the tensors and start to write them; arguments as for `write`. Call `finish` before the next `start`."""
         assert self._running is None, "the snapshot is still being written"
         self._snapshot.take(tensors)
         self._running = self._pool.submit(self._check_and_write, path, metadata)
 
     def is_done(self) -> bool:
-        """Whether `finish` would not have to wait."""
+        """Return whether `finish` would return at once."""
         return self._running is None or self._running.done()
 
     def finish(self) -> Written | None:
-        """Wait for what was started; None when nothing was.
+        """Wait for the started file and return it; None if none was started.
 
         Raises:
-            NonFiniteStateError: the state held a value that is not finite, and no file was written.
+            NonFiniteStateError: a value of the state is not finite; no file was written.
             OSError: as `write`.
         """
         running, self._running = self._running, None
         return None if running is None else running.result()
 
     def close(self) -> None:
-        """End the thread, after what it is writing."""
+        """Wait for the file that is being written, and end the thread."""
         self._pool.shutdown()
 
     def _check_and_write(self, path: Path, metadata: dict[str, Any]) -> Written:
         self._snapshot.wait()
         if not is_finite(self._snapshot.tensors()):
-            raise NonFiniteStateError("a value of the state is not finite")
+            raise NonFiniteStateError("a value of the state is NaN or infinite")
         return _write(path, self._snapshot, metadata)
 
 
@@ -171,10 +171,10 @@ def _pass(step: Step) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint whole.
+    """Read a checkpoint file.
 
     Raises:
-        CheckpointError: when the file is absent, damaged or of a format this version does not know.
+        CheckpointError: the file is absent, damaged or of an unknown format version.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path.name} does not exist")

@@ -1,14 +1,14 @@
-"""A plain backbone from a native checkpoint, for other programs, without importing torch.
+"""Export of a plain backbone from a native checkpoint, for other programs; does not import torch.
 
-The result is a safetensors file with torchvision's parameter names and no classifier:
+The exported file is in safetensors format, with torchvision's parameter names and without a classifier:
 
     state = safetensors.torch.load_file("backbone.safetensors")
     network = torchvision.models.resnet18()
     network.fc = torch.nn.Identity()
     network.load_state_dict(state)
 
-It loads so when the backbone has the `imagenet` stem; a `small` or `stride2` stem needs `network.conv1` (and
-`network.maxpool`) replaced first.
+This works for a backbone with the `imagenet` stem. For a `small` or `stride2` stem, replace `network.conv1` (and
+`network.maxpool`) first.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ExportError(ValueError):
-    """The file is not a native checkpoint; the message says why."""
+    """The file is no native checkpoint; the message says why."""
 
 
 def backbone_file(native: Path, out: Path) -> None:
-    """Copy the backbone's tensors, byte for byte, under torchvision's names.
+    """Copy the tensors of the backbone, byte for byte, under torchvision's names.
 
     Args:
-        native: a checkpoint as `checkpoint.write` makes it.
-        out: written beside and renamed, so that it is only ever seen whole.
+        native: a checkpoint file of a run.
+        out: the file to write; it becomes visible whole.
 
     Raises:
-        ExportError: when `native` is no native checkpoint.
-        OSError: when a file cannot be read or written.
+        ExportError: `native` is no native checkpoint.
+        OSError: a file cannot be read or written.
     """
     with native.open("rb") as source:
         header, base = _read_header(source)
@@ -63,7 +63,7 @@ def backbone_file(native: Path, out: Path) -> None:
 
 
 def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header's JSON and the offset of the first tensor byte."""
+    """Return the JSON of the header, and the offset of the first tensor byte."""
     prefix = source.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= _MAX_HEADER_BYTES:
@@ -97,10 +97,10 @@ def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]
 
 def _copy(source: BinaryIO, target: BinaryIO, base: int, start: int, end: int) -> None:
     source.seek(base + start)
-    left = end - start
-    while left:
-        chunk = source.read(min(left, _CHUNK_BYTES))
+    remaining = end - start
+    while remaining:
+        chunk = source.read(min(remaining, _CHUNK_BYTES))
         if not chunk:
             raise ExportError("the checkpoint is shorter than its header says")
         target.write(chunk)
-        left -= len(chunk)
+        remaining -= len(chunk)

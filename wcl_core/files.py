@@ -70,7 +70,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that the names in it survive a power cut; a file system without such a call is left alone.
+    """Fsync a folder, so that the names in it survive a power cut; does nothing on a file system without that call.
 
     Raises:
         OSError: the folder is absent or cannot be read, or the disk fails.

@@ -1,8 +1,8 @@
-"""Complete starting points by name: the paper's and its code's recipes, and small ones of our own.
+"""Presets: complete specs by name; recipes of the paper and of its code, and small ones of this project.
 
-The rate follows the global batch by the spec's own rule, so a preset stays right at another `batch_size`: square root
-for LARS [C], linear for SGD [D].  Each `wcl-*` has a `simclr-*` twin that differs in the method alone.  Importable
-without torch, as `config` is.
+The learning rate scales with the global batch by the rule in the spec, so a preset stays right at another `batch_size`:
+square root for LARS [C], linear for SGD [D].  Each `wcl-*` has a `simclr-*` twin that differs in the method only.  Like
+`config`, this module does not import torch.  [P] is the paper, [C] its released code, [D] defined by this project.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from wcl_core.config import (
 
 @dataclass(frozen=True)
 class Preset:
-    """A spec and one line on what it is for."""
+    """A spec, and one line on its purpose."""
 
     description: str
     spec: PretrainSpec
 
 
 def presets() -> dict[str, PretrainSpec]:
-    """The specs by name, small ones first."""
+    """Return the specs by name, small ones first."""
     return {name: preset.spec for name, preset in described_presets().items()}
 
 
 @cache
 def described_presets() -> dict[str, Preset]:
-    """All presets by name, small ones first."""
+    """Return all presets by name, small ones first."""
     wcl = {
-        "wcl-digits": Preset("Handwritten digits of 8 pixels: a minute on one CPU thread [D]", _digits()),
+        "wcl-digits": Preset("Handwritten digits of 8x8 pixels: one minute on one CPU thread [D]", _digits()),
         "wcl-cifar10": Preset("CIFAR-10 with a ResNet-18 on one GPU, 200 epochs [D]", _cifar10()),
         "wcl-small": Preset("ImageNet with a ResNet-50 on one GPU, batch 256 [D]", _imagenet(100, batch=256)),
     }
@@ -49,15 +49,15 @@ def described_presets() -> dict[str, Preset]:
         wcl[f"wcl-paper-{epochs}"] = Preset(f"{paper}; no multi-crop", _imagenet(epochs))
         wcl[f"wcl-code-{epochs}"] = Preset(code, _as_released(epochs))
     small = {
-        "digits-cpu": Preset("The first steps: wcl-digits by its short name", _digits()),
-        "cifar10-cpu": Preset("CIFAR-10 with a tiny backbone on a CPU: a look, not a result [D]", _cifar10_cpu()),
+        "digits-cpu": Preset("For first steps: the same as wcl-digits", _digits()),
+        "cifar10-cpu": Preset("CIFAR-10 with a tiny backbone on a CPU: a quick try, not a result [D]", _cifar10_cpu()),
     }
     twins = {name.replace("wcl-", "simclr-", 1): _twin(name, preset) for name, preset in wcl.items()}
     return small | wcl | twins
 
 
 def _twin(name: str, preset: Preset) -> Preset:
-    """SimCLR (Chen et al., ICML 2020) as the first term of the loss alone: one head, all else equal."""
+    """Return the preset for SimCLR (Chen et al., ICML 2020): the loss's first term and one head, all else equal."""
     return Preset(f"The SimCLR twin of {name}: {preset.description}", _with(preset.spec, method="simclr"))
 
 
@@ -66,7 +66,7 @@ def _with(spec: PretrainSpec, **changes: object) -> PretrainSpec:
 
 
 def _digits() -> PretrainSpec:
-    """Temperatures and rate as chosen on held-out images, where the same were best for WCL and for SimCLR."""
+    """Return the recipe for the digits; temperatures and rate were the best on held-out images for WCL and SimCLR."""
     plain = AugmentConfig(
         flip_probability=0,
         brightness=0.4,
@@ -130,7 +130,7 @@ def _cifar10() -> PretrainSpec:
 
 
 def _imagenet(epochs: int, batch: int = 4096) -> PretrainSpec:
-    """The recipe of method.md section 7 with the paper's heads; LARS at 0.075 sqrt(B)."""
+    """Return the recipe for ImageNet with the paper's heads; LARS at 0.075 sqrt(B)."""
     return PretrainSpec(
         data=DataConfig(name="imagenet", image_size=224),
         epochs=epochs,

@@ -1,7 +1,7 @@
-"""A copy of a run's state that lies ready as a file: the body of a safetensors file, in one buffer used again.
+"""A copy of a run's state in the layout of a safetensors file, in one buffer that is reused.
 
-Taking a snapshot is one pass over memory and needs no new memory after the first; whoever trains may go on at once.
-Writing it, which takes many times as long, is `checkpoint`'s business.
+Taking a snapshot is one pass over memory, and only the first one allocates. Training continues right after it.
+`checkpoint` writes the snapshot to a file, which takes many times as long.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# By the format's names, widest first, in safetensors' own order: each tensor then lies at a multiple of its width.
+# The names of the format, in the order of the safetensors library, widest type first: this aligns each tensor.
 _DTYPE_NAMES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -36,7 +36,7 @@ _Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class _Part:
-    """Where one tensor lies in the buffer, in bytes, and the buffer seen as that tensor."""
+    """The place of one tensor in the buffer, in bytes, and a view of the buffer as that tensor."""
 
     start: int
     stop: int
@@ -44,7 +44,7 @@ class _Part:
 
 
 class Snapshot:
-    """The tensors of the latest `take`, on the CPU."""
+    """The copies of the latest `take`, on the CPU."""
 
     def __init__(self) -> None:
         self._layout: _Layout = ()
@@ -53,15 +53,15 @@ class Snapshot:
         self._copied: torch.cuda.Event | None = None
 
     def take(self, tensors: dict[str, Tensor]) -> None:
-        """Copy the tensors; the caller may change its own right after.
+        """Copy the tensors; the caller may change its tensors right after.
 
-        From a GPU the copies are only queued: they come before whatever the caller queues next, and `wait` awaits them.
+        From a GPU, the copies are only queued, before the caller's next work on the GPU; `wait` waits for them.
 
         Args:
-            tensors: by name, any device and memory layout.
+            tensors: by name, on any device, in any memory layout.
 
         Raises:
-            KeyError: for a data type the format has no name for.
+            KeyError: the format has no name for a data type.
         """
         ordered = sorted(tensors.items(), key=lambda item: (_DTYPE_ORDER[item[1].dtype], item[0]))
         layout = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered)
@@ -75,16 +75,16 @@ class Snapshot:
             self._copied.record()
 
     def wait(self) -> None:
-        """Until the copies from a GPU have arrived."""
+        """Wait until the copies from a GPU have arrived."""
         if self._copied is not None:
             self._copied.synchronize()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The copies by name; they change at the next `take`."""
+        """Return the copies by name; they change at the next `take`."""
         return {name: part.tensor for name, part in self._parts.items()}
 
     def header(self, metadata: dict[str, str]) -> bytes:
-        """The file's bytes before the body: the header's length, the header, spaces up to the alignment."""
+        """Return the bytes before the body: the length of the header, the header, and spaces up to the alignment."""
         entries: dict[str, object] = {"__metadata__": metadata}
         for name, dtype, shape in self._layout:
             part = self._parts[name]
@@ -98,19 +98,19 @@ class Snapshot:
         return len(text).to_bytes(8, "little") + text
 
     def body(self) -> memoryview:
-        """The file's bytes after the header, not copied."""
-        values: Any = self._buffer.numpy()  # numpy does not tell Python 3.11's types that it is a buffer
+        """Return the bytes after the header, without a copy."""
+        values: Any = self._buffer.numpy()  # in the types of Python 3.11, an array is no buffer
         return memoryview(values)
 
     def _allocate(self, layout: _Layout, is_pinned: bool) -> None:
         sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in layout]
-        self._parts = {}  # the older buffer goes before the new one comes
+        self._parts = {}  # frees the old buffer before the new one is allocated
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=is_pinned)
         self._layout, start = layout, 0
         for (name, dtype, shape), size in zip(layout, sizes, strict=True):
-            seen_as = self._buffer[start : start + size].view(dtype).view(shape)
-            self._parts[name] = _Part(start, start + size, seen_as)
+            view = self._buffer[start : start + size].view(dtype).view(shape)
+            self._parts[name] = _Part(start, start + size, view)
             start += size
 
 
@@ -118,7 +118,7 @@ def _copy(source: Tensor, target: Tensor) -> None:
     if source.is_cuda or not source.is_contiguous():
         target.copy_(source, non_blocking=True)
         return
-    # On this thread alone: torch would share out each tensor, and on a busy machine wait for its threads each time.
+    # numpy copies on this thread. torch would split each tensor over threads, and wait for them on a busy machine.
     np.copyto(_as_bytes(target), _as_bytes(source))
 
 

@@ -57,7 +57,7 @@ GUARDS = (
     Guard(
         "size of a stored file and its digest",
         "jobs/storage.py",
-        "        if found != size:\n",
+        "        if actual != size:\n",
         "        if found == 0:\n            return path\n        if False:\n",
         ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
     ),

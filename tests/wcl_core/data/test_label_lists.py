@@ -171,4 +171,4 @@ def test_a_list_that_a_worker_lacks_ends_the_run_as_bad_data(tmp_path: Path) -> 
     assert run_attempt(tmp_path, None) == 0
     (end,) = of(tmp_path, "end")
     assert (end["outcome"], end["reason"]) == ("failed", "bad_data")
-    assert "digits has no list some here" in end["message"]
+    assert "digits has no list some on this machine" in end["message"]
