@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from jobs import transitions
 from jobs.database import Database, now_ms
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
+from jobs.ingest import Delivered
 from jobs.models import Attempt, Base, Job, Log, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 from jobs.transitions import attempts
@@ -378,9 +379,9 @@ def test_a_twin_that_comes_in_between_supersedes_nobody(database: Database, monk
     run.send(lines[:2])
     renew = attempts._renew
     twins: list[Future[object]] = []
-    due = [lines[2:]]  # the second try, with the lines that are new
+    due = [rows.delivered(lines[2:])]  # the second try, with the records that are new
 
-    def renew_after_a_twin(session: Session, job_id: str, number: int, sent: list[dict[str, Any]]) -> bool:
+    def renew_after_a_twin(session: Session, job_id: str, number: int, sent: Sequence[Delivered]) -> bool:
         if sent in due:
             due.clear()
             twins.append(pool.submit(run.send, lines[2:]))
