@@ -1,1 +1,1 @@
-"""What a job is: its row, its states and transitions, what may be asked of it.  No web, no torch."""
+"""Jobs: their rows, states, transitions and requests.  No web, no torch."""

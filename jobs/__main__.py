@@ -1,4 +1,4 @@
-"""An operator's commands on the database itself: `python -m jobs migrate | create-key NAME | audit`."""
+"""Commands for operators that work on the database directly: `python -m jobs migrate | create-key NAME | audit`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 success, 1 failure with a line on stderr."""
+    """Run one command; return 0 on success, or 1 with a line on stderr."""
     options = _parser().parse_args(arguments)
     database = Database(Settings().resolved_database_url)
     try:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _audit(database: Database) -> int:
-    """Print what does not close; 1 when there is anything."""
+    """Print the findings of the audit; return 1 if there are any."""
     report = audit(database)
     for finding in report.findings:
         print(f"{finding.job_id} {finding.rule}: {finding.message}")
@@ -44,11 +44,15 @@ def _audit(database: Database) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("migrate", help="bring the database to the newest version")
-    key = commands.add_parser("create-key", help="make a key and print it, once")
+    commands.add_parser("migrate", help="upgrade the database to the newest version")
+    key = commands.add_parser("create-key", help="create a key and print it once")
     key.add_argument("name")
-    key.add_argument("--scopes", default="read,submit,admin", help=f"some of {','.join(keys.SCOPES)}")
-    commands.add_parser("audit", help="replay the events of all jobs and compare them with the rows; 1 on a finding")
+    key.add_argument(
+        "--scopes", default="read,submit,admin", help=f"a comma-separated list of {', '.join(keys.SCOPES)}"
+    )
+    commands.add_parser(
+        "audit", help="replay the events of all jobs and compare them with the rows; exits with 1 on a finding"
+    )
     return parser
 
 

@@ -1,7 +1,6 @@
-"""Whether the ledger closes: every job's events, replayed, lead to its rows.
+"""The audit: replays every job's events and compares the result with its rows.
 
-Each batch of jobs is read at one moment of its own, so that an audit of many jobs holds nobody up and may run beside
-work that goes on.  Nothing is changed.
+Each batch of jobs is read in a transaction of its own, so an audit can run beside normal work.  It changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _OF_AN_ATTEMPT = frozenset({"started", "checkpoint"})  # events that only an ope
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that does not close; `rule` is a word for programs, `message` for people."""
+    """A contradiction between events and rows; `rule` is for programs, `message` for people."""
 
     job_id: str
     rule: str
@@ -33,7 +32,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """How much was looked at, and what was found."""
+    """How many rows the audit has read, and its findings."""
 
     jobs: int = 0
     events: int = 0
@@ -43,7 +42,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Ledger:
-    """Everything of one job that the rules read; counts of what was delivered are by attempt."""
+    """The rows of one job that the rules read; `last_point` and `last_log` hold a sequence number by attempt."""
 
     job: Job
     events: Sequence[Event]
@@ -54,7 +53,7 @@ class _Ledger:
 
 
 def audit(database: Database) -> Report:
-    """Look at every job, in the order of their ids."""
+    """Audit every job, in the order of their ids."""
     report = Report()
     after = ""
     while True:
@@ -71,13 +70,13 @@ def audit(database: Database) -> Report:
 
 
 def check(ledger: _Ledger) -> list[Finding]:
-    """What does not close in one job."""
+    """Return the findings of one job."""
     replay = _Replay()
-    found = [*replay.run(ledger.events)]
-    found += _of_the_row(ledger.job, replay, len(ledger.events))
-    found += _of_the_attempts(ledger, replay)
-    found += _of_what_was_delivered(ledger, replay)
-    return [Finding(ledger.job.id, rule, message) for rule, message in found]
+    problems = [*replay.run(ledger.events)]
+    problems += _of_the_row(ledger.job, replay, len(ledger.events))
+    problems += _of_the_attempts(ledger, replay)
+    problems += _of_the_deliveries(ledger, replay)
+    return [Finding(ledger.job.id, rule, message) for rule, message in problems]
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -113,26 +112,26 @@ def _read(session: Session, after: str) -> list[_Ledger]:
 
 
 def _by_job(rows: Iterable[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = defaultdict(list)
+    by_job: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
-        found[row.job_id].append(row)
-    return found
+        by_job[row.job_id].append(row)
+    return by_job
 
 
 def _last_by_attempt(rows: Iterable[Any]) -> dict[str, dict[int, int]]:
-    found: dict[str, dict[int, int]] = defaultdict(dict)
+    by_job: dict[str, dict[int, int]] = defaultdict(dict)
     for job_id, attempt, last in rows:
-        found[job_id][attempt] = last
-    return found
+        by_job[job_id][attempt] = last
+    return by_job
 
 
 # --- the rules -----------------------------------------------------------------------------------------------------
 
-_Found = Iterator[tuple[str, str]]
+_Problems = Iterator[tuple[str, str]]
 
 
 class _Replay:
-    """A job as its events alone tell it."""
+    """A job's state, computed from its events alone."""
 
     def __init__(self) -> None:
         self.status: str | None = None
@@ -140,73 +139,76 @@ class _Replay:
         self.is_open = False
         self.saved: set[tuple[int, int]] = set()  # (attempt, step) of checkpoints
 
-    def run(self, events: Sequence[Event]) -> _Found:
-        """Go through the events in order; what none of them may say."""
+    def run(self, events: Sequence[Event]) -> _Problems:
+        """Replay the events in order; yield the problems."""
         for place, event in enumerate(events, start=1):
             if event.seq != place:
                 yield "numbering", f"event {place} has the number {event.seq}"
-                return  # whatever follows would only say the same again
+                return  # every later event would repeat this problem
             yield from self._take(event)
 
-    def _take(self, event: Event) -> _Found:
+    def _take(self, event: Event) -> _Problems:
         if event.type in _OF_AN_ATTEMPT:
             if not self.is_open or event.data.get("attempt") != self.attempt:
-                yield "fence", f"event {event.seq}, {event.type}, is of attempt {event.data.get('attempt')}, not open"
+                yield (
+                    "fence",
+                    f"event {event.seq}, {event.type}, is of attempt {event.data.get('attempt')}, which is not open",
+                )
             if event.type == "checkpoint":
                 self.saved.add((event.data["attempt"], event.data["step"]))
         if (after := event.data.get("status")) is not None:
             yield from self._move(event, after)
 
-    def _move(self, event: Event, after: str) -> _Found:
+    def _move(self, event: Event, after: str) -> _Problems:
         before, self.status = self.status, after
         if before is None:
             if event.type != "submitted" or after not in (Status.QUEUED, Status.BLOCKED):
-                yield "transition", f"event {event.seq}: a job begins queued or blocked, not {after}"
+                yield "transition", f"event {event.seq}: the first status is {after}; expected queued or blocked"
         elif before in TERMINAL:
-            yield "two_ends", f"event {event.seq}: {before} is final, but {after} follows"
+            yield "two_ends", f"event {event.seq}: {after} follows {before}, which is terminal"
         elif after not in LEGAL[Status(before)]:
-            yield "transition", f"event {event.seq}: nothing leads from {before} to {after}"
+            yield "transition", f"event {event.seq}: there is no transition from {before} to {after}"
         yield from self._count(event, before, after)
 
-    def _count(self, event: Event, before: str | None, after: str) -> _Found:
-        said = event.data.get("attempt")
+    def _count(self, event: Event, before: str | None, after: str) -> _Problems:
+        number = event.data.get("attempt")
         if after == Status.RUNNING:
-            if said != self.attempt + 1:
-                yield "attempts", f"event {event.seq} begins attempt {said} after attempt {self.attempt}"
-            self.attempt, self.is_open = said or self.attempt + 1, True
+            if number != self.attempt + 1:
+                yield "attempts", f"event {event.seq} begins attempt {number} after attempt {self.attempt}"
+            self.attempt, self.is_open = number or self.attempt + 1, True
         elif before == Status.RUNNING:
-            if said != self.attempt:
-                yield "attempts", f"event {event.seq} ends attempt {said} while {self.attempt} is open"
+            if number != self.attempt:
+                yield "attempts", f"event {event.seq} ends attempt {number} while {self.attempt} is open"
             self.is_open = False
 
 
-def _of_the_row(job: Job, replay: _Replay, num_events: int) -> _Found:
+def _of_the_row(job: Job, replay: _Replay, num_events: int) -> _Problems:
     if job.event_seq != num_events:
-        yield "numbering", f"the row has counted {job.event_seq} events, there are {num_events}"
+        yield "numbering", f"the row counts {job.event_seq} events, but there are {num_events}"
     if job.status != replay.status:
-        yield "status", f"the row says {job.status}, its events lead to {replay.status}"
+        yield "status", f"the row is {job.status}, but its events lead to {replay.status}"
     if job.attempt != replay.attempt:
-        yield "attempts", f"the row is at attempt {job.attempt}, its events at {replay.attempt}"
+        yield "attempts", f"the row is at attempt {job.attempt}, but its events are at {replay.attempt}"
     if (job.ended_at is not None) != (job.status in TERMINAL):
-        yield "status", f"the row is {job.status} and its end is {'set' if job.ended_at else 'not set'}"
+        yield "status", f"the row is {job.status}, but its end is {'set' if job.ended_at else 'not set'}"
 
 
-def _of_the_attempts(ledger: _Ledger, replay: _Replay) -> _Found:
+def _of_the_attempts(ledger: _Ledger, replay: _Replay) -> _Problems:
     numbers = [attempt.number for attempt in ledger.attempts]
     if numbers != list(range(1, replay.attempt + 1)):
-        yield "attempts", f"there are rows of the attempts {numbers}, events of 1 to {replay.attempt}"
+        yield "attempts", f"there are rows of the attempts {numbers}, but events of 1 to {replay.attempt}"
     open_ = [attempt.number for attempt in ledger.attempts if attempt.ended_at is None]
     expected = [replay.attempt] if replay.is_open else []
     if open_ != expected:
-        yield "open_attempts", f"open are {open_}, by the events {expected}"
+        yield "open_attempts", f"the attempts {open_} are open; by the events {expected} should be"
     if open_ and ledger.job.status != Status.RUNNING:
         yield "open_attempts", f"attempt {open_[-1]} is open, but the job is {ledger.job.status}"
     lost = sum(attempt.end_reason in INFRASTRUCTURE for attempt in ledger.attempts)
     if ledger.job.failures != lost:
-        yield "failures", f"the row has counted {ledger.job.failures} failures of the infrastructure, there were {lost}"
+        yield "failures", f"the row counts {ledger.job.failures} infrastructure failures, but there were {lost}"
 
 
-def _of_what_was_delivered(ledger: _Ledger, replay: _Replay) -> _Found:
+def _of_the_deliveries(ledger: _Ledger, replay: _Replay) -> _Problems:
     attempts = {attempt.number: attempt for attempt in ledger.attempts}
     registered = {(checkpoint.attempt, checkpoint.step) for checkpoint in ledger.checkpoints}
     for number, step in sorted(registered ^ replay.saved):
@@ -214,10 +216,10 @@ def _of_what_was_delivered(ledger: _Ledger, replay: _Replay) -> _Found:
         yield "checkpoints", f"the checkpoint of attempt {number}, step {step} is not among the {where}"
     for number, _ in sorted(registered):
         if number not in attempts:
-            yield "checkpoints", f"a checkpoint is of attempt {number}, which never was"
+            yield "checkpoints", f"a checkpoint is of attempt {number}, which does not exist"
     for number, last in sorted(ledger.last_point.items()):
         if number not in attempts or last > attempts[number].delivered_seq:
-            yield "points", f"a point is of record {last} of attempt {number}, which has not delivered so many"
+            yield "points", f"a point is of record {last} of attempt {number}, which has delivered fewer"
     for number, last in sorted(ledger.last_log.items()):
         if number not in attempts or last > attempts[number].log_seq:
-            yield "logs", f"line {last} is of attempt {number}, which has not delivered so many"
+            yield "logs", f"line {last} is of attempt {number}, which has delivered fewer"

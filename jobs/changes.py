@@ -1,6 +1,6 @@
-"""What has happened to jobs since a moment: everything that streams read.
+"""Changes of jobs since a cursor: the source of all streams.
 
-Events, points and log lines are append-only and numbered, so what lies between two cursors never changes.
+Events, points and log lines are append-only and numbered, so the rows between two cursors never change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.models import Attempt, Event, Job, Log
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a stream has read: events, spool lines of an attempt, lines of its log."""
+    """How far a stream has read: events, records of an attempt, and lines of its log."""
 
     event_seq: int
     attempt: int
@@ -37,7 +37,7 @@ class Cursor:
         return self.log_attempt, self.log_seq
 
     def covers(self, other: Cursor) -> bool:
-        """Whether nothing before `other` is left to read."""
+        """Return whether a stream at this cursor has read everything before `other`."""
         return self.event_seq >= other.event_seq and self.points >= other.points and self.logs >= other.logs
 
     def __str__(self) -> str:
@@ -45,14 +45,16 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """The cursor written by `str`; three numbers, as they once were, say that no log line was read.
+        """Return the cursor that `str` wrote; three numbers, an older form, mean that no log line was read.
 
         Raises:
-            Invalid: it is not one of ours.
+            Invalid: the text is malformed.
         """
         parts = text.split(".")
         if len(parts) not in (3, 5) or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
-            raise Invalid([FieldError("Last-Event-ID", "expected five numbers, as this stream has sent them")])
+            raise Invalid(
+                [FieldError("Last-Event-ID", "expected five numbers with dots between them, as this stream sends them")]
+            )
         return cls(*map(int, parts))
 
 
@@ -61,14 +63,14 @@ START = Cursor(0, 0, 0)
 
 @dataclass(frozen=True)
 class Mark:
-    """The end of what a job has told, and whatever else of its row a stream shows: equal marks, nothing new."""
+    """The newest cursor of a job, and the columns that a stream shows; equal marks mean that nothing changed."""
 
     cursor: Cursor
     row: tuple[Any, ...]
 
 
 def marks(session: Session, job_ids: Collection[str]) -> dict[str, Mark]:
-    """Of many jobs by one statement; jobs that are not there are left out."""
+    """Return the marks of jobs, by one statement; unknown ids are left out."""
     shown = (
         Job.status,
         Job.updated_at,
@@ -76,33 +78,33 @@ def marks(session: Session, job_ids: Collection[str]) -> dict[str, Mark]:
         Job.pause_requested_at,
         Job.preempt_requested_at,
     )
-    told = (func.coalesce(Attempt.delivered_seq, 0), func.coalesce(Attempt.log_seq, 0))
+    delivered = (func.coalesce(Attempt.delivered_seq, 0), func.coalesce(Attempt.log_seq, 0))
     statement = (
-        select(Job.id, Job.event_seq, Job.attempt, *told, *shown)
+        select(Job.id, Job.event_seq, Job.attempt, *delivered, *shown)
         .outerjoin(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
         .where(Job.id.in_(job_ids))
     )
     return {
-        job_id: Mark(Cursor(event_seq, attempt, delivered, attempt, log_seq), tuple(row))
-        for job_id, event_seq, attempt, delivered, log_seq, *row in session.execute(statement)
+        job_id: Mark(Cursor(event_seq, attempt, seq, attempt, log_seq), tuple(row))
+        for job_id, event_seq, attempt, seq, log_seq, *row in session.execute(statement)
     }
 
 
 def now_cursor(session: Session, job_id: str) -> Cursor:
-    """Where a stream begins that wants nothing of the past.
+    """Return the cursor for a stream that skips the past.
 
     Raises:
         NotFound: there is no such job.
     """
-    found = marks(session, [job_id])
-    if not found:
+    by_id = marks(session, [job_id])
+    if not by_id:
         raise NotFound(f"there is no job {job_id}")
-    return next(iter(found.values())).cursor
+    return by_id[job_id].cursor
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a job told after a cursor, and how far that reaches; points are (attempt, name, step, value)."""
+    """Changes of a job after a cursor, and the cursor after them; points are (attempt, name, step, value)."""
 
     events: Sequence[Event]
     points: Sequence[tuple[int, str, int, float | None]]
@@ -111,7 +113,7 @@ class Changes:
 
 
 def changes(session: Session, job_id: str, after: Cursor, until: Cursor, limit: int = 2_000) -> Changes:
-    """The next part of what a job told, at most `limit` of each kind.
+    """Return the next changes of a job, at most `limit` of each kind.
 
     Args:
         until: a cursor that was read from the database, not later than this session's moment.

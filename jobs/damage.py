@@ -1,4 +1,4 @@
-"""A checkpoint whose file is absent or changed: marked, told of, and passed by; row and file stay."""
+"""Damaged checkpoints, whose file is missing or changed: they are marked and skipped; row and file stay."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from jobs.events import record
 from jobs.models import Checkpoint
 
 
-def pass_by(session: Session, job_id: str, number: int, found: CheckpointRef, what: str) -> CheckpointRef | None:
-    """Mark the checkpoint that an attempt could not go on from, and tell the job where it goes on instead.
+def skip(session: Session, job_id: str, number: int, damaged: CheckpointRef, damage: str) -> CheckpointRef | None:
+    """Mark the checkpoint that an attempt could not resume from, and return the next one to try.
+
+    The job gets a warning event.
 
     Args:
         session: a writing transaction.
-        job_id, number: the attempt that found it.
-        found: the checkpoint.
-        what: what is wrong with it, for people.
+        job_id, number: the attempt that read it.
+        damaged: the checkpoint.
+        damage: a sentence for people.
 
     Returns:
-        The next one to try: older, of the same job, or what the job began from; None when no good one is left.
+        An older checkpoint of the job, or the one that the job was started from; None when no good one is left.
 
     Raises:
-        Superseded: the attempt has ended, and what it found counts for nothing.
+        Superseded: the attempt has ended.
     """
-    mark(session, job_id, number, found)
+    mark(session, job_id, number, damaged)
     following = checkpoints.resume_point(session, job_id)
-    goes_on = f"the run goes on from step {following.step}" if following else "no good checkpoint is left"
-    facts = {"reason": "damaged_checkpoint", "attempt": number, "checkpoint": found.id, "step": found.step}
-    record(session, job_id, "warning", facts | {"message": f"{what}; {goes_on}"})
+    consequence = f"the run resumes from step {following.step}" if following else "no good checkpoint is left"
+    data = {"reason": "damaged_checkpoint", "attempt": number, "checkpoint": damaged.id, "step": damaged.step}
+    record(session, job_id, "warning", data | {"message": f"{damage}; {consequence}"})
     return following
 
 
-def mark(session: Session, job_id: str, number: int, found: CheckpointRef) -> None:
-    """Mark a checkpoint as damaged, so that nobody is offered it any more.
+def mark(session: Session, job_id: str, number: int, damaged: CheckpointRef) -> None:
+    """Mark a checkpoint as damaged, so that it is no longer good.
 
     Raises:
         Superseded: the attempt has ended.
     """
     transitions.deliver(session, job_id, number, [])  # the fence
     first_seen = func.coalesce(Checkpoint.damaged_at, now_ms())
-    session.execute(update(Checkpoint).where(Checkpoint.id == found.id).values(damaged_at=first_seen))
+    session.execute(update(Checkpoint).where(Checkpoint.id == damaged.id).values(damaged_at=first_seen))

@@ -1,8 +1,8 @@
-"""One door to SQLite and PostgreSQL: engines, short transactions, the database's clock, ids, migrations.
+"""Access to SQLite and PostgreSQL: engines, short transactions, the database's clock, ids, migrations.
 
-SQLite: full synchronisation, the rollback journal (WAL has a bug that can lose a commit before 3.51.3), writers take
-their lock at once (`BEGIN IMMEDIATE`), readers fetch everything and close.  No session lives through a sleep, a stream
-or a subprocess, and a callable given to `write` may run more than once.
+SQLite: full synchronisation; the rollback journal, because WAL before 3.51.3 can lose a commit; writers lock at once
+(`BEGIN IMMEDIATE`); readers fetch everything and close.  No session is held during a sleep, a stream or a subprocess.
+A callable passed to `write` may run more than once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BUSY_TIMEOUT_MS = 5_000
 _MAX_TRIES = 8
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _WAL_SAFE_FROM = (3, 51, 3)
-# A network that swallows packets would hold a thread for hours; a URL may say otherwise.
+# A network that drops packets would block a thread for hours; the URL can override these.
 _POSTGRES_CONNECTION = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -40,7 +40,7 @@ _POSTGRES_CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-# A process that was stopped in the middle of a transaction would hold its locks, and so everybody who reaps it.
+# A process that is stopped inside a transaction would keep its locks, and block every reconciler.
 _POSTGRES_SESSION = {
     "idle_in_transaction_session_timeout": "30s",
     "lock_timeout": "10s",
@@ -73,7 +73,7 @@ def database_time(session: Session) -> int:
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds and 12 of their fraction, so that ids sort by age."""
+    """Return a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds and 12 of their fraction, so that ids sort by age."""
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64
     value |= 0x2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
@@ -90,22 +90,22 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _sqlite_engine(url) if url.startswith("sqlite") else _postgres_engine(url)
-        # PostgreSQL by itself would show every statement another moment.
+        # By default PostgreSQL shows each statement another snapshot.
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for a few quick queries that all see one moment; nothing it does is committed."""
+        """Open a session for a few quick queries that see one snapshot; it commits nothing."""
         with Session(self._reads, expire_on_commit=False) as session:
             yield session
 
     def write(self, change: Callable[[Session], T]) -> T:
         """Run `change` in one transaction and commit it.
 
-        It is run again when the database was busy or found a conflict; anything else is raised.
+        The change runs again if the database is busy or reports a conflict; any other error is raised.
         """
-        for tried in range(1, _MAX_TRIES + 1):
+        for attempt in range(1, _MAX_TRIES + 1):
             try:
                 with Session(self.engine, expire_on_commit=False) as session:
                     session.connection(execution_options={"wcl_write": True})
@@ -115,13 +115,13 @@ class Database:
                     failpoint("commit.after", change, _lost_connection)
                     return result
             except DBAPIError as error:
-                if tried == _MAX_TRIES or not _is_transient(error):
+                if attempt == _MAX_TRIES or not _is_transient(error):
                     raise
-            time.sleep(random.uniform(0, 0.02 * 2**tried))
+            time.sleep(random.uniform(0, 0.02 * 2**attempt))
         raise AssertionError("unreachable")
 
     def migrate(self) -> None:
-        """Bring the schema to the newest version; safe to call from several processes."""
+        """Upgrade the schema to the newest version; several processes may call this at once."""
         from alembic import command
 
         if self.url.startswith("sqlite") and (file := self.engine.url.database):
@@ -131,7 +131,7 @@ class Database:
         command.upgrade(config, "head")
 
     def is_migrated(self) -> bool:
-        """Whether the schema is at the newest version; raises when the database does not answer."""
+        """Return whether the schema is at the newest version; raise if the database does not answer."""
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
@@ -151,7 +151,7 @@ def _alembic_config() -> Any:
 
     config = Config()
     script_location = str(Path(migrations.__file__).parent)
-    config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % begins a substitution
+    config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % starts a substitution
     return config
 
 
@@ -166,15 +166,15 @@ def _is_transient(error: DBAPIError) -> bool:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database could not be reached or did not answer: the statement may be tried again later."""
-    if isinstance(error, OperationalError | PoolTimeout):  # the pool is empty while everybody waits for an answer
+    """Return whether the database was unreachable or did not answer, so that a later retry makes sense."""
+    if isinstance(error, OperationalError | PoolTimeout):  # the pool is empty while all connections wait for an answer
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _postgres_engine(url: str) -> Engine:
-    told = make_url(url).query
-    defaults = {name: value for name, value in _POSTGRES_CONNECTION.items() if name not in told}
+    overridden = make_url(url).query
+    defaults = {name: value for name, value in _POSTGRES_CONNECTION.items() if name not in overridden}
     engine = create_engine(url, pool_pre_ping=True, connect_args=defaults)
 
     @event.listens_for(engine, "connect")
@@ -192,14 +192,14 @@ def _sqlite_engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
         del record
-        connection.isolation_level = None  # the driver would begin by itself, and too late
+        connection.isolation_level = None  # otherwise the driver begins the transaction itself, and too late
         journal = "WAL" if sqlite3.sqlite_version_info >= _WAL_SAFE_FROM else "TRUNCATE"
         for pragma in (f"journal_mode={journal}", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        # A reader that later writes would meet a writer halfway; so a writer takes the lock before its first read.
+        # A reader that later writes could conflict with a writer, so a writer locks before its first read.
         is_write = connection.get_execution_options().get("wcl_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
 

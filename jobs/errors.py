@@ -1,10 +1,10 @@
-"""What can be wrong with a request, each with the HTTP status that answers it.
+"""Errors of a request, each with its HTTP status.
 
 JobsError ── Invalid       422, a list of wrong fields
           ├─ NotFound      404
           └─ Conflict      409, the job is in another state
 
-Superseded   not for clients: the attempt is no longer the open one, its supervisor has to stop
+Superseded   internal: the attempt is no longer open, so its supervisor has to stop
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FieldError:
 
 
 class JobsError(Exception):
-    """Base of everything a client can cause."""
+    """Base class of the errors that a request can cause."""
 
     status_code = 400
     title = "Bad request"
@@ -31,7 +31,7 @@ class JobsError(Exception):
         self.detail = detail
 
 
-class NotFound(JobsError):  # noqa: N818 (named as the answer it becomes)
+class NotFound(JobsError):  # noqa: N818 (named after the HTTP response)
     status_code = 404
     title = "Not found"
 
@@ -51,4 +51,4 @@ class Invalid(JobsError):  # noqa: N818
 
 
 class Superseded(Exception):  # noqa: N818
-    """Another attempt owns the job, or it ended: nothing of this one will ever be stored again."""
+    """The attempt has ended, or another one has started; nothing more of it is stored."""

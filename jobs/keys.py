@@ -1,7 +1,7 @@
-"""Who may do what: keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
+"""Access: API keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
 
-A key is shown once.  A sign-in link carries a token that works once within minutes and becomes a browser's session; the
-session acts with the key's scopes and ends with the key.
+A key is shown once.  A sign-in link carries a token that works once, within 15 minutes, and becomes a browser session.
+The session has the key's scopes and ends with the key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PREFIX = "wcl_"
 
 @dataclass(frozen=True)
 class Principal:
-    """Who makes a request: a key, and what it may do."""
+    """The key behind a request, and its scopes."""
 
     key_id: str
     name: str
@@ -36,13 +36,13 @@ class Principal:
 
 
 def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str]:
-    """A new key of 256 random bits.
+    """Create a key of 256 random bits.
 
     Returns:
-        (its row, the secret, which nobody can read again).
+        (its row, the secret, which is not stored).
 
     Raises:
-        Invalid: an unknown scope, or none.
+        Invalid: a scope is unknown, or there is none.
     """
     if not scopes or not set(scopes) <= set(SCOPES):
         raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
@@ -55,18 +55,18 @@ def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str
 
 
 def list_keys(session: Session) -> list[Key]:
-    """Newest first, revoked ones too."""
+    """Return the newest 1000 keys, newest first, revoked ones included."""
     return list(session.execute(select(Key).order_by(Key.id.desc()).limit(1000)).scalars())
 
 
 def find(session: Session, secret: str) -> Principal | None:
-    """The bearer of a secret; None for an unknown or revoked one."""
-    # The hash is looked up, so a comparison's timing tells nothing about the secret.
+    """Return the key of a secret; None if it is unknown or revoked."""
+    # The database compares hashes, so the timing reveals nothing about the secret.
     return _principal(session, Key.hash == _hash(secret))
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """End a key and its browser sessions at once; revoking twice changes nothing.
+    """Revoke a key and its browser sessions at once; a second call changes nothing.
 
     Raises:
         NotFound: there is no such key.
@@ -78,29 +78,29 @@ def revoke(session: Session, key_id: str) -> None:
 
 
 def note_use(session: Session, key_id: str) -> None:
-    """The key was used now; of several servers that say so within a minute, the first one writes."""
+    """Record that the key was used now, at most once a minute over all servers."""
     is_old = or_(Key.last_used_at.is_(None), Key.last_used_at <= now_ms() - 60_000)
     session.execute(update(Key).where(Key.id == key_id, is_old).values(last_used_at=now_ms()))
 
 
 def has_keys(session: Session) -> bool:
-    """Whether anybody could sign in at all."""
+    """Return whether there is a key that is not revoked."""
     return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
 
 
 def active(session: Session, key_ids: Collection[str]) -> set[str]:
-    """Those of the keys that still count; streams ask again and again."""
+    """Return those of the keys that are not revoked."""
     statement = select(Key.id).where(Key.id.in_(key_ids), Key.revoked_at.is_(None))
     return set(session.execute(statement).scalars())
 
 
 def new_link(session: Session, key_id: str) -> str:
-    """The token of a sign-in link that works once, for a quarter of an hour."""
+    """Create a sign-in link and return its token, which works once within 15 minutes."""
     return _new_token(session, "link", key_id, LINK_MINUTES * 60_000)
 
 
 def redeem(session: Session, token: str) -> str | None:
-    """A browser's session for a link's token, which is used up; None when it is unknown, used or too old."""
+    """Exchange a link's token for a browser session; return None if the token is unknown, used or expired."""
     statement = (
         delete(SignInToken)
         .where(SignInToken.hash == _hash(token), SignInToken.kind == "link", SignInToken.expires_at > now_ms())
@@ -111,7 +111,7 @@ def redeem(session: Session, token: str) -> str | None:
 
 
 def by_session(session: Session, token: str) -> Principal | None:
-    """The key behind a browser's session."""
+    """Return the key of a browser session; None if the session is unknown or expired, or the key revoked."""
     owner = select(SignInToken.key_id).where(
         SignInToken.hash == _hash(token), SignInToken.kind == "session", SignInToken.expires_at > now_ms()
     )
@@ -119,26 +119,25 @@ def by_session(session: Session, token: str) -> Principal | None:
 
 
 def end_session(session: Session, token: str) -> None:
-    """Sign a browser out."""
+    """End a browser session."""
     session.execute(delete(SignInToken).where(SignInToken.hash == _hash(token)))
 
 
 def expire(session: Session) -> None:
-    """Forget links and sessions whose time is over."""
+    """Delete expired links and sessions."""
     session.execute(delete(SignInToken).where(SignInToken.expires_at <= now_ms()))
 
 
 def ensure_local(database: Database, path: Path) -> str:
-    """The key of the service on this machine, kept in a file only its owner may read; made when there is none.
+    """Return the secret of this machine's own key, and create the key if there is none.
 
-    Returns:
-        The secret.
+    The secret is kept in a file that only its owner can read.
     """
-    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if known:
+    stored = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if stored:
         with database.read() as session:
-            if find(session, known):
-                return known
+            if find(session, stored):
+                return stored
     secret = database.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
     write_bytes(path, f"{secret}\n".encode(), mode=0o600)
     return secret

@@ -6,10 +6,10 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      │          └─ Rollup    buckets of 8, 64, … steps for charts
      ├─ Log
      ├─ Checkpoint ── Evaluation (by the file's digest)
-     ├─ Artifact         small files for people to look at
-     ├─ Grouping         weak labels of the probe at an epoch's end
+     ├─ Artifact         small files for people, such as pictures
+     ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
-Sweep ── SweepTrial      the settings of each; its jobs carry the sweep's id and their place in it as `origin`
+Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
 Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
 """
 
@@ -39,9 +39,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from jobs.database import now_ms
 from wcl_core.protocol import storable
 
-TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of registered files; no run starts from embeddings
+TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of checkpoint files; no run starts from embeddings
 LIVE_STATES = ("idle", "busy")  # of a worker; the others are stopped and lost
-SUCCESS, CHECKPOINT = "success", "checkpoint"  # what a job waits for of another one
+SUCCESS, CHECKPOINT = "success", "checkpoint"  # what a dependency requires of the needed job
 DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -53,7 +53,7 @@ _NAMES = {
 
 
 class _String(TypeDecorator[str]):
-    """Text as a database takes it, so that no name, message or search term makes a statement fail."""
+    """Text that both databases accept, so that no name, message or search term makes a statement fail."""
 
     impl = String
     cache_ok = True
@@ -115,13 +115,15 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
     sweep_id: Mapped[str | None] = mapped_column(_Id)
-    origin: Mapped[str | None] = mapped_column(_String(64))  # its entry of the parent's `evaluations`, or of the sweep
+    origin: Mapped[str | None] = mapped_column(
+        _String(64)
+    )  # its entry in the parent's `evaluations`, or its place in the sweep
     preset: Mapped[str | None] = mapped_column(_String(64))
-    group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # jobs that differ in their seed alone
+    group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # the seed group
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
     not_before: Mapped[int | None]
-    preemptible: Mapped[bool] = mapped_column(server_default=false())  # may be asked to give way to a higher priority
-    max_seconds: Mapped[int | None] = mapped_column(Integer)  # of running time, over all attempts
+    preemptible: Mapped[bool] = mapped_column(server_default=false())  # may give way to a job of higher priority
+    max_seconds: Mapped[int | None] = mapped_column(Integer)  # limit on running time over all attempts
     cancel_requested_at: Mapped[int | None]
     pause_requested_at: Mapped[int | None]
     preempt_requested_at: Mapped[int | None]
@@ -147,7 +149,7 @@ class Attempt(Base):
     delivered_seq: Mapped[int] = mapped_column(default=0)
     renewals: Mapped[int] = mapped_column(default=0)
     log_seq: Mapped[int] = mapped_column(default=0)
-    output_lines: Mapped[int] = mapped_column(default=0)  # lines of stdout and stderr already in the log
+    output_lines: Mapped[int] = mapped_column(default=0)  # number of stdout and stderr lines in the log
     environment: Mapped[dict[str, Any] | None]
 
 
@@ -174,7 +176,7 @@ class Point(Base):
     series_id: Mapped[str] = mapped_column(ForeignKey("series.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(primary_key=True)  # of the spool line: one step may be reported twice
+    seq: Mapped[int] = mapped_column(primary_key=True)  # of the record: a step may be reported twice
     value: Mapped[float | None]
     at: Mapped[int] = mapped_column(default=now_ms())
 
@@ -218,11 +220,11 @@ class Checkpoint(Base):
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())
     deleted_at: Mapped[int | None]
-    damaged_at: Mapped[int | None]  # its file was found absent or changed: kept, but never offered again
+    damaged_at: Mapped[int | None]  # its file was missing or changed; the row stays, but no run starts from it
 
 
 class Artifact(Base):
-    """A small file that a run made to be looked at; a name that is made again replaces the one before."""
+    """A small file for people; a later file of the same name replaces it."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "name"),)
@@ -243,7 +245,7 @@ class Grouping(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     epoch: Mapped[int] = mapped_column(Integer, primary_key=True)
     step: Mapped[int]
-    labels: Mapped[list[int]] = mapped_column(JSON)  # a weak label for each image of the probe
+    labels: Mapped[list[int]] = mapped_column(JSON)  # a weak label for each image of the monitor batch
 
 
 class Evaluation(Base):
@@ -261,7 +263,9 @@ class Evaluation(Base):
         ),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    features_digest: Mapped[str] = mapped_column(_String(64))  # the checkpoint's sha256, or that of the features' spec
+    features_digest: Mapped[str] = mapped_column(
+        _String(64)
+    )  # the checkpoint's sha256, or the digest of the features' spec
     checkpoint_id: Mapped[str | None] = mapped_column(_Id)
     protocol: Mapped[str] = mapped_column(_String(64))
     protocol_version: Mapped[int] = mapped_column(Integer)
@@ -274,12 +278,12 @@ class Evaluation(Base):
     value: Mapped[float | None]
     stderr: Mapped[float | None]
     n: Mapped[int | None]
-    details: Mapped[dict[str, Any] | None]  # found on the way; no part of the identity
+    details: Mapped[dict[str, Any] | None]  # further results; not part of the identity
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class JobEvaluation(Base):
-    """Which jobs measured a value: one that was measured before is linked again, not stored twice."""
+    """A link from a job to an evaluation that it measured; a value measured twice is stored once and linked twice."""
 
     __tablename__ = "job_evaluations"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -292,7 +296,7 @@ class Worker(Base):
     name: Mapped[str] = mapped_column(_String(200))
     pool: Mapped[str] = mapped_column(_String(64))
     gpus: Mapped[int] = mapped_column(Integer)
-    memory_bytes: Mapped[int | None]  # of its GPU, or of the machine: what a training process can have at most
+    memory_bytes: Mapped[int | None]  # the most that a training process can have, of the GPU or of the machine
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
     spec_versions: Mapped[list[str]]
@@ -323,15 +327,15 @@ class Dataset(Base):
     kind: Mapped[str] = mapped_column(_String(16))
     counts: Mapped[dict[str, Any]]
     classes: Mapped[list[str]]
-    class_counts: Mapped[dict[str, Any] | None]  # None: announced by a worker that did not tell yet
+    class_counts: Mapped[dict[str, Any] | None]  # None: announced by a worker of an older version
     label_lists: Mapped[dict[str, Any] | None]
-    image_size: Mapped[int | None] = mapped_column(Integer)  # of what is stored, where views cannot be larger
+    image_size: Mapped[int | None] = mapped_column(Integer)  # of the stored images, if views cannot be larger
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class DatasetSamples(Base):
-    """A picture of some images of each class; apart from its dataset, so that lists never read it."""
+    """A picture of some images of each class, in a table of its own so that lists never read it."""
 
     __tablename__ = "dataset_samples"
     dataset_name: Mapped[str] = mapped_column(ForeignKey("datasets.name"), primary_key=True)
@@ -388,7 +392,7 @@ class Tag(Base):
 
 
 class Sweep(Base):
-    """A search over fields of a training spec; what it does next follows from its jobs (jobs.sweeps)."""
+    """A search over fields of a training spec; its next step follows from its jobs (jobs.sweeps)."""
 
     __tablename__ = "sweeps"
     __table_args__ = (Index("ix_sweeps_status", "status"),)
@@ -400,7 +404,7 @@ class Sweep(Base):
     status: Mapped[str] = mapped_column(_String(16))
     status_message: Mapped[str | None] = mapped_column(_Text)
     preset: Mapped[str | None] = mapped_column(_String(64))
-    base: Mapped[dict[str, Any]]  # the spec that a trial's settings are laid over
+    base: Mapped[dict[str, Any]]  # the spec under a trial's settings
     parameters: Mapped[dict[str, Any]]
     metric: Mapped[dict[str, Any]]
     direction: Mapped[str] = mapped_column(_String(16))
@@ -409,7 +413,7 @@ class Sweep(Base):
     eta: Mapped[int] = mapped_column(Integer)
     rungs: Mapped[list[dict[str, Any]]] = mapped_column(JSON(none_as_null=True))
     max_parallel: Mapped[int] = mapped_column(Integer)
-    options: Mapped[dict[str, Any]]  # what its jobs have beside their spec: pool, priority, tags, …
+    options: Mapped[dict[str, Any]]  # fields of its jobs beside their spec: pool, priority, tags, …
     dataset_name: Mapped[str] = mapped_column(_String(64))
     dataset_digest: Mapped[str] = mapped_column(_String(64))
     best_trial: Mapped[int | None] = mapped_column(Integer)  # once it has ended

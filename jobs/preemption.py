@@ -1,8 +1,9 @@
-"""Which running job gives way to a waiting one of higher priority.
+"""Preemption: which running job gives way to a waiting job of higher priority.
 
-Only jobs that were submitted as preemptible, and only to a higher priority that fits their worker.
-Nobody gives way while a free worker fits, nor to a job that has itself given way: so no two jobs take turns.
-One at a time in each pool; of several the one of lowest priority, and of these the one that has just begun.
+- Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
+- No job gives way while an idle worker fits the waiting job.
+- No job gives way to a job that was itself preempted, so that two jobs never take turns.
+- At most one job of a pool gives way at a time: the one of lowest priority, and of equal ones the newest attempt.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jobs.eligibility import fits, is_due, takes_jobs
 from jobs.models import Attempt, Job, Worker
 from jobs.status import Reason, Status
 
-_MAX_WAITING = 100  # the best of the queue; who waits behind them waits anyway
+_MAX_WAITING = 100  # the first ones of the queue; jobs behind them wait in any case
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Preemption:
 
 
 def choose(session: Session) -> Preemption | None:
-    """Who gives way now; None when nobody does."""
+    """Return the next preemption, or None."""
     running = _preemptible(session)
     if not running:
         return None
@@ -49,7 +50,7 @@ def choose(session: Session) -> Preemption | None:
 
 
 def _preemptible(session: Session) -> list[tuple[Job, Attempt]]:
-    """Running jobs that may give way, in pools where nobody is giving way already."""
+    """Return running jobs that may give way, in pools where no job is giving way already."""
     giving_way = select(Job.pool).where(Job.status == Status.RUNNING, Job.preempt_requested_at.is_not(None))
     statement = (
         select(Job, Attempt)
@@ -60,7 +61,7 @@ def _preemptible(session: Session) -> list[tuple[Job, Attempt]]:
 
 
 def _waiting(session: Session, lowest: int) -> Sequence[Job]:
-    """The best waiting jobs above a priority, none of which has itself given way."""
+    """Return the first due jobs above a priority that were not themselves preempted."""
     statement = (
         select(Job)
         .where(

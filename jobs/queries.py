@@ -1,4 +1,4 @@
-"""Everything that is read about jobs; short statements, nothing lazy, no counts over whole tables."""
+"""Reads of jobs and of what belongs to them: short statements, no lazy loading, no counts over whole tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import or_, select, tuple_
+from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound
@@ -25,22 +25,22 @@ from jobs.models import (
 )
 
 T = TypeVar("T")
-_MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with more than it holds
+_MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type
 
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """A part of a list, and where the next part begins."""
+    """A page of a list, and the cursor of the next page."""
 
     items: list[T]
     next_cursor: str | None
 
 
 def get_job(session: Session, job_id: str) -> Job:
-    """One job.
+    """Return one job.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: there is no such job.
     """
     job = session.get(Job, job_id)
     if job is None:
@@ -58,10 +58,19 @@ def list_jobs(
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
-    """Newest first; `q` looks into name, id and dataset; the cursor is the last id seen.
+    """Return a page of jobs, newest first.
+
+    Args:
+        session: a reading transaction.
+        status: only jobs in one of these states; all states if empty.
+        kind: only jobs of this kind.
+        tag: only jobs with this tag.
+        q: text that name, id or dataset must contain.
+        cursor: the last id of the previous page.
+        limit: jobs of a page.
 
     Raises:
-        Invalid: the cursor is not one of ours.
+        Invalid: the cursor is malformed.
     """
     statement = select(Job).order_by(Job.id.desc()).limit(limit + 1)
     if status:
@@ -75,34 +84,34 @@ def list_jobs(
         statement = statement.where(or_(*matches))
     if cursor:
         if len(cursor) != 36:
-            raise Invalid([FieldError("cursor", "expected a cursor that a list answered")])
+            raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
         statement = statement.where(Job.id < cursor)
     jobs = list(session.execute(statement).scalars())
     return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
 
 
 def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Tags by job id."""
-    found: dict[str, list[str]] = {job_id: [] for job_id in job_ids}
+    """Return the tags by job id."""
+    by_job: dict[str, list[str]] = {job_id: [] for job_id in job_ids}
     rows = session.execute(select(Tag.job_id, Tag.tag).where(Tag.job_id.in_(job_ids)).order_by(Tag.tag))
     for job_id, tag in rows:
-        found[job_id].append(tag)
-    return found
+        by_job[job_id].append(tag)
+    return by_job
 
 
 def attempts(session: Session, job_id: str) -> list[Attempt]:
-    """Oldest first."""
+    """Return the job's attempts, oldest first."""
     return list(session.execute(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).scalars())
 
 
 def events_after(session: Session, job_id: str, seq: int, limit: int = 500, until: int = _MAX_INTEGER) -> list[Event]:
-    """Events with a higher number, in order, up to that of `until`."""
+    """Return the events after the number `seq` up to the number `until`, in order."""
     statement = select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER), Event.seq <= until)
     return list(session.execute(statement.order_by(Event.seq).limit(limit)).scalars())
 
 
 def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, limit: int = 500) -> list[Log]:
-    """Log lines after (attempt, seq), in order; without it the last `limit` lines."""
+    """Return log lines after (attempt, seq), in order; without `after`, the last `limit` lines."""
     statement = select(Log).where(Log.job_id == job_id)
     if after is None:
         newest = statement.order_by(Log.attempt.desc(), Log.seq.desc()).limit(limit)
@@ -113,7 +122,7 @@ def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, li
 def logs_between(
     session: Session, job_id: str, after: tuple[int, int], until: tuple[int, int], limit: int
 ) -> list[Log]:
-    """Log lines after one (attempt, seq) up to another, in order."""
+    """Return log lines after one (attempt, seq) up to another, in order."""
     if after >= until:
         return []
     place = tuple_(Log.attempt, Log.seq)
@@ -122,7 +131,7 @@ def logs_between(
 
 
 def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
-    """Newest first, without deleted ones."""
+    """Return the job's files of both kinds that are not deleted, newest first; damaged ones are included."""
     statement = (
         select(Checkpoint)
         .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
@@ -132,10 +141,10 @@ def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
 
 
 def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
-    """One checkpoint that was not deleted.
+    """Return one checkpoint that is not deleted.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such checkpoint.
     """
     checkpoint = session.get(Checkpoint, checkpoint_id)
     if checkpoint is None or checkpoint.deleted_at is not None:
@@ -144,16 +153,16 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:
-    """By name; of one that several attempts made, the newest attempt's."""
+    """Return the job's artifacts by name; if several attempts wrote a name, the newest attempt's."""
     statement = select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name, Artifact.attempt)
     return list({artifact.name: artifact for artifact in session.execute(statement).scalars()}.values())
 
 
 def get_artifact(session: Session, job_id: str, name: str) -> Artifact:
-    """The newest attempt's artifact of a name.
+    """Return the newest attempt's artifact of a name.
 
     Raises:
-        NotFound: no attempt made one.
+        NotFound: no attempt wrote one.
     """
     named = select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name)
     artifact = session.execute(named.order_by(Artifact.attempt.desc()).limit(1)).scalar_one_or_none()
@@ -163,7 +172,7 @@ def get_artifact(session: Session, job_id: str, name: str) -> Artifact:
 
 
 def evaluations(session: Session, job_id: str) -> list[Evaluation]:
-    """What the job measured, and what other jobs measured on its checkpoints."""
+    """Return the evaluations that the job measured, and those that other jobs measured on its checkpoints."""
     own = select(Checkpoint.sha256).where(Checkpoint.job_id == job_id)
     linked = select(JobEvaluation.evaluation_id).where(JobEvaluation.job_id == job_id)
     statement = (
@@ -175,41 +184,39 @@ def evaluations(session: Session, job_id: str) -> list[Evaluation]:
 
 
 def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
-    """All workers, those that run first, then newest first."""
+    """Return workers: live ones first, then newest first."""
     statement = select(Worker).order_by(Worker.id.desc())
     if alive_only:
         statement = statement.where(Worker.is_live)
-    found = list(session.execute(statement.limit(200)).scalars())
-    return sorted(found, key=lambda worker: not worker.is_live)
+    rows = list(session.execute(statement.limit(200)).scalars())
+    return sorted(rows, key=lambda worker: not worker.is_live)
 
 
 def datasets(session: Session) -> list[Dataset]:
-    """By name."""
+    """Return all datasets, by name."""
     return list(session.execute(select(Dataset).order_by(Dataset.name)).scalars())
 
 
 def get_dataset(session: Session, name: str) -> Dataset:
-    """One dataset.
+    """Return one dataset.
 
     Raises:
-        NotFound: nobody has announced one of this name.
+        NotFound: no worker has announced a dataset of this name.
     """
-    found = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
-    if found is None:
+    dataset = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+    if dataset is None:
         raise NotFound(f"there is no dataset {name}")
-    return found
+    return dataset
 
 
 def counts_by_status(session: Session) -> dict[str, Any]:
-    """How many jobs wait, run or are held: an index range each, never the finished ones."""
-    from sqlalchemy import func
-
+    """Return the number of jobs in each state that is not terminal: one index range each."""
     statement = select(Job.status, func.count()).where(Job.status.in_(("blocked", "queued", "running", "paused")))
     return dict(session.execute(statement.group_by(Job.status)).all())
 
 
 def newest_states(session: Session, limit: int = 200) -> dict[str, tuple[Any, ...]]:
-    """What lists show of the newest jobs and of all running ones, by id, to be compared with the next look."""
+    """Return the parts of jobs that lists show, by id: of the newest jobs and of all running ones."""
     states = select(Job.id, Job.updated_at, Job.progress)
     newest = session.execute(states.order_by(Job.id.desc()).limit(limit)).all()
     running = session.execute(states.where(Job.status == "running")).all()

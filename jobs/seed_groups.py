@@ -1,4 +1,4 @@
-"""Groups: jobs that differ in their seed alone, and what their evaluations say taken together."""
+"""Seed groups: jobs that differ in their seed only, and the results of their evaluations over the seeds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
 
 @dataclass(frozen=True)
 class Result:
-    """One number over the seeds.
+    """One measured number over the seeds.
 
     Attributes:
-        epoch: of the measured checkpoints; None where other features were measured, or where each seed has its own.
-        selection: how each seed's checkpoint was chosen where that was not by its epoch.
-        evaluation_seed: of the evaluation's own draws; None where it is the job's seed.
-        seeds, values: of the jobs that have it, by seed.
+        epoch: of the measured checkpoints; None for other features, or if it differs between the seeds.
+        selection: how each seed's checkpoint was selected, if not by its epoch.
+        evaluation_seed: of the evaluation's own draws; None if it is the job's seed.
+        seeds, values: of the jobs that have a value, by seed.
         deviation: of the sample; None for a single value.
         interval: 95 % t-interval of the mean; None for a single value.
     """
@@ -49,15 +49,15 @@ class Result:
 
 
 def members(session: Session, group_id: str) -> list[Job]:
-    """The group's jobs, oldest first.
+    """Return the jobs of a seed group, oldest first.
 
     Raises:
         NotFound: there is no such group.
     """
-    found = list(session.execute(select(Job).where(Job.group_id == group_id).order_by(Job.id)).scalars())
-    if not found:
+    jobs = list(session.execute(select(Job).where(Job.group_id == group_id).order_by(Job.id)).scalars())
+    if not jobs:
         raise NotFound(f"there is no group {group_id}")
-    return found
+    return jobs
 
 
 def results(session: Session, jobs: Sequence[Job]) -> list[Result]:
@@ -169,7 +169,7 @@ def _result(key: tuple[Any, ...], params: dict[str, Any], by_seed: dict[int, flo
 
 
 def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Mean, standard deviation of the sample, and the 95 % t-interval of the mean."""
+    """Return the mean, the sample's standard deviation, and the 95 % t-interval of the mean."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
@@ -180,7 +180,7 @@ def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, 
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t by bisection of its distribution.
+    """Return a quantile of Student's t, by bisection of its distribution function.
 
     Args:
         probability: in [0.5, 1).
@@ -194,7 +194,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def _t_distribution(t: float, degrees: int) -> float:
-    """P(T <= t) for t >= 0: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """Return P(T <= t) for t >= 0, by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     is_odd = degrees % 2 == 1

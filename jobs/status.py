@@ -12,12 +12,12 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """Cancel and pause are requests, a time on the row, not states."""
+    """The states of a job; cancel and pause are requests, stored as times on the row."""
 
     BLOCKED = "blocked"  # waits for another job
     QUEUED = "queued"  # waits for a worker that fits
     RUNNING = "running"  # has exactly one open attempt
-    PAUSED = "paused"  # held by a person until resumed
+    PAUSED = "paused"  # until a user resumes it
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -25,7 +25,7 @@ class Status(StrEnum):
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 
-# Where each state may lead.
+# The states that each state may change to.
 LEGAL: dict[Status, frozenset[Status]] = {
     Status.BLOCKED: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELLED}),
@@ -38,28 +38,28 @@ LEGAL: dict[Status, frozenset[Status]] = {
 
 
 class Reason(StrEnum):
-    """Why; to clients an open string."""
+    """The reason of a status; clients treat it as an open string."""
 
     USER = "user"
     WORKER_LOST = "worker_lost"  # its worker stopped renewing the attempt
-    KILLED = "killed"  # the training process died without a last word
-    STALLED = "stalled"  # it lived, but reported nothing for too long
-    WORKER_STOPPED = "worker_stopped"  # a drain: costs nothing
-    PREEMPTED = "preempted"  # gave way to a job of higher priority: costs nothing
-    TIMEOUT = "timeout"  # ran for as long as it may
+    KILLED = "killed"  # the training process exited without an `end` record
+    STALLED = "stalled"  # the run reported nothing for too long
+    WORKER_STOPPED = "worker_stopped"  # the worker drained; not a failure
+    PREEMPTED = "preempted"  # gave way to a job of higher priority; not a failure
+    TIMEOUT = "timeout"  # reached its `max_seconds`
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOSS = "non_finite_loss"
     COLLAPSE = "collapse"  # every image has nearly the same embedding
     BAD_DATA = "bad_data"
     DISK_FULL = "disk_full"
-    STORAGE_UNAVAILABLE = "storage_unavailable"  # the folder of the checkpoints is not there, perhaps not mounted
+    STORAGE_UNAVAILABLE = "storage_unavailable"  # the storage folder is absent, perhaps not mounted
     MISSING_CHECKPOINT = "missing_checkpoint"
     INTERNAL_ERROR = "internal_error"
     UPSTREAM_FAILED = "upstream_failed"
 
 
-# Failures of the infrastructure, tried again up to a limit; every other one would only repeat itself.
+# Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
 INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED})
 
-# What only a person can put right, and then the job goes on: it is paused, not failed.
+# A user has to fix these, and then the job continues: it is paused, not failed.
 HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE})

@@ -1,4 +1,4 @@
-"""Why a job is not running yet, and how many are taken before it; derived at each look, stored nowhere."""
+"""Why a job is not running yet, and its place in the queue; derived at each read, never stored."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from jobs.status import Status
 
 
 class Cause(StrEnum):
-    """To clients an open string."""
+    """The cause; clients treat it as an open string."""
 
-    DEPENDENCY = "dependency"  # another job has not come far enough
-    PAUSED = "paused"  # held by a person, or until a person has put something right
-    BACKING_OFF = "backing_off"  # its last attempt failed a moment ago
+    DEPENDENCY = "dependency"  # a dependency is not met
+    PAUSED = "paused"  # by a user, or until a user has fixed something
+    BACKING_OFF = "backing_off"  # its last attempt failed, and its backoff is not over
     NO_WORKER = "no_worker"
     TOO_FEW_GPUS = "too_few_gpus"
     DATASET_ABSENT = "dataset_absent"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
     JOBS_AHEAD = "jobs_ahead"
-    WORKERS_BUSY = "workers_busy"  # it is the next one
+    WORKERS_BUSY = "workers_busy"  # it is the next job
     ABOUT_TO_START = "about_to_start"
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why, for programs and for people.
+    """The cause for programs and a message for people.
 
-    `position` in the queue of its pool begins at 1; `until` is a time of the database in milliseconds; `needs` are ids
-    of jobs.  All are null or empty where they mean nothing.
+    Attributes:
+        cause: the first one that applies.
+        message: one sentence without a full stop.
+        position: in the queue of its pool, from 1; None for a job that is not in the queue.
+        until: end of the backoff, in milliseconds of the database's clock.
+        needs: ids of the jobs whose dependency is not met.
     """
 
     cause: Cause
@@ -45,21 +49,23 @@ class Waiting:
 
 
 def explain(session: Session, job: Job) -> Waiting | None:
-    """Why the job waits; None when it runs or has ended."""
+    """Return why the job waits; None when it runs or has ended."""
     if job.status == Status.PAUSED:
-        return Waiting(Cause.PAUSED, "it is held until somebody resumes it")
+        return Waiting(Cause.PAUSED, "it is paused; resume it to continue")
     if job.status == Status.BLOCKED:
-        return _for_others(session, job)
+        return _on_dependencies(session, job)
     if job.status != Status.QUEUED:
         return None
     if session.execute(select(Job.id).where(Job.id == job.id, is_due())).first() is None:
-        return Waiting(Cause.BACKING_OFF, "its last attempt failed; it waits before the next one", until=job.not_before)
+        return Waiting(
+            Cause.BACKING_OFF, "its last attempt failed; the next one starts after a backoff", until=job.not_before
+        )
     ahead = _num_ahead(session, job)
-    cause, message = _for_workers(session, job, ahead)
+    cause, message = _on_workers(session, job, ahead)
     return Waiting(cause, message, position=ahead + 1)
 
 
-def _for_others(session: Session, job: Job) -> Waiting:
+def _on_dependencies(session: Session, job: Job) -> Waiting:
     statement = (
         select(Job.id, Job.name, Job.status, Dependency.until)
         .join(Dependency, Dependency.needs_job_id == Job.id)
@@ -67,38 +73,38 @@ def _for_others(session: Session, job: Job) -> Waiting:
         .order_by(Job.id)
     )
     needs = session.execute(statement).all()
-    told = ", ".join(f"the {need.until} of {need.name}, which is {need.status}" for need in needs)
-    message = f"it waits for {told}" if needs else "what it waited for is there; it is queued in a moment"
+    unmet = ", ".join(f"the {need.until} of {need.name}, which is {need.status}" for need in needs)
+    message = f"it waits for {unmet}" if needs else "its dependencies are met; it is about to be queued"
     return Waiting(Cause.DEPENDENCY, message, needs=tuple(need.id for need in needs))
 
 
 def _num_ahead(session: Session, job: Job) -> int:
-    """How many due jobs of its pool are taken before it: a range of the index of claims."""
+    """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
     before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
     statement = select(func.count()).where(is_due(), Job.pool == job.pool, before)
     return session.execute(statement).scalar_one()
 
 
-def _for_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
-    """What the workers lack, asked one thing after the other; else who is before it."""
+def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
+    """Return the first requirement that no worker meets, or else the place in the queue."""
     workers = list(session.execute(select(Worker).where(Worker.pool == job.pool, takes_jobs())).scalars())
     if not workers:
-        return Cause.NO_WORKER, f"no worker of the pool {job.pool} runs"
+        return Cause.NO_WORKER, f"no worker of the pool {job.pool} is running"
     most = max(worker.gpus for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
-        detail = f"no worker of the pool {job.pool} that is large enough has this version of {job.dataset_name}"
+        detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
         return Cause.DATASET_ABSENT, detail
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
-        return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits knows version {job.spec_version} of specs yet"
-    return _for_its_turn(workers, ahead)
+        return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
+    return _on_its_turn(workers, ahead)
 
 
-def _for_its_turn(workers: Sequence[Worker], ahead: int) -> tuple[Cause, str]:
+def _on_its_turn(workers: Sequence[Worker], ahead: int) -> tuple[Cause, str]:
     num_idle = sum(worker.state == "idle" for worker in workers)
     if num_idle > ahead:
-        return Cause.ABOUT_TO_START, "a free worker takes it in a moment"
+        return Cause.ABOUT_TO_START, "an idle worker is about to claim it"
     if ahead:
-        return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} taken before it"
-    return Cause.WORKERS_BUSY, "it is the next one; every worker that fits is busy"
+        return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it"
+    return Cause.WORKERS_BUSY, "it is the next job; every worker that fits is busy"

@@ -1,1 +1,1 @@
-"""Alembic: how the schema came to be, one file a step."""
+"""Alembic migrations of the schema, one file for each step."""

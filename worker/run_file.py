@@ -78,7 +78,7 @@ def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | No
 
 
 def _next(database: Database, claim: Claim, damaged: CheckpointRef, message: str) -> CheckpointRef | None:
-    return database.write(lambda session: damage.pass_by(session, claim.job_id, claim.number, damaged, message))
+    return database.write(lambda session: damage.skip(session, claim.job_id, claim.number, damaged, message))
 
 
 def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:

@@ -1,6 +1,6 @@
-"""Successive halving (Jamieson and Talwalkar, AISTATS 2016): rungs of growing budget, of each the best go on.
+"""Successive halving (Jamieson and Talwalkar, AISTATS 2016): rungs of growing budget; the best trials are promoted.
 
-Every rung is a whole training run of its own, from scratch, under a schedule as long as the rung.  The schedule is a
+Every rung is a separate training run from scratch, with a schedule as long as the rung.  The schedule is a
 cosine: after a third of a long run the rate is still high, after a short run it is zero, so the two states are not
 comparable, and going on from the end of a short run would warm up again what has cooled down.  Ranking states that
 have all cooled down is the honest form; a survivor costs eta / (eta - 1) times its last run for it.
@@ -20,19 +20,19 @@ from jobs.errors import FieldError, Invalid
 
 @dataclass(frozen=True)
 class Rung:
-    """How long each of how many trials trains; `epochs` None: as long as its spec says."""
+    """A number of trials, and the epochs that each of them trains; None means the epochs of its spec."""
 
     trials: int
     epochs: int | None = None
 
 
 def rungs(trials: int, epochs: int, eta: int, min_epochs: int | None) -> list[Rung]:
-    """Rungs that end at `epochs`, each eta times as long as the one before, none shorter than `min_epochs`.
+    """Return rungs that end at `epochs`, each eta times as long as the previous one, none shorter than `min_epochs`.
 
-    There are as many as the trials carry: the last one has at least one trial.
+    Their number is the largest one that leaves a trial for the last rung.
 
     Raises:
-        Invalid: there would be one rung only.
+        Invalid: there would be only one rung.
     """
     shortest = min_epochs or 1
     lengths = [epochs]
@@ -41,27 +41,27 @@ def rungs(trials: int, epochs: int, eta: int, min_epochs: int | None) -> list[Ru
             break
         lengths.insert(0, below)
     if len(lengths) < 2:
-        detail = f"{trials} trials and {epochs} epochs with eta = {eta} make one rung only; expected at least two"
+        detail = f"{trials} trials and {epochs} epochs with eta = {eta} allow only one rung; expected at least two"
         raise Invalid([FieldError("/min_epochs" if _most(trials, eta) > 1 else "/trials", detail)])
     return explicit(trials, lengths, eta)
 
 
 def explicit(trials: int, lengths: Sequence[int], eta: int) -> list[Rung]:
-    """Rungs of the lengths given.
+    """Return rungs of the given lengths.
 
     Raises:
-        Invalid: they do not grow, or are more than the trials carry.
+        Invalid: the lengths do not increase, or there are too few trials for them.
     """
     if any(longer <= shorter for shorter, longer in pairwise(lengths)):
-        raise Invalid([FieldError("/rungs", "expected growing numbers of epochs")])
+        raise Invalid([FieldError("/rungs", "expected increasing numbers of epochs")])
     if len(lengths) > (most := _most(trials, eta)):
-        detail = f"{trials} trials carry at most {most} rungs with eta = {eta}, these are {len(lengths)}"
+        detail = f"there are {len(lengths)} rungs, but {trials} trials allow at most {most} with eta = {eta}"
         raise Invalid([FieldError("/rungs", detail)])
     return [Rung(trials // eta**place, epochs) for place, epochs in enumerate(lengths)]
 
 
 def _most(trials: int, eta: int) -> int:
-    """How many rungs there can be until none is left."""
+    """Return the largest number of rungs that leaves a trial for the last one."""
     count = 1
     while trials // eta**count >= 1:
         count += 1
@@ -69,6 +69,6 @@ def _most(trials: int, eta: int) -> int:
 
 
 def ranked(values: Mapping[int, float | None], *, maximize: bool) -> list[tuple[int, float]]:
-    """Trials with their values, best first, equal ones by number; without those that have none."""
+    """Return (trial, value) best first, equal values by number; trials without a value are left out."""
     measured = [(number, value) for number, value in values.items() if value is not None and math.isfinite(value)]
     return sorted(measured, key=lambda pair: (-pair[1] if maximize else pair[1], pair[0]))

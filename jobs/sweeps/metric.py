@@ -1,6 +1,6 @@
-"""What a sweep ranks by: one number of an evaluation of the last checkpoint, never a series of the training.
+"""The metric that ranks a sweep: one number of an evaluation of the last checkpoint, never a series of the training.
 
-A loss does not rank methods, temperatures or batch sizes: it has another scale under each of them.
+A loss cannot rank methods, temperatures or batch sizes, because its scale differs between them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ MEASURES: dict[str, tuple[str, ...]] = {
     if facts.measures
 }
 _NOT_BY_LOSS = (
-    "a series of the training, such as a loss, does not rank methods, temperatures or batch sizes; expected an "
-    f"evaluation: a protocol of {', '.join(MEASURES)}"
+    "a series of the training, such as a loss, cannot rank methods, temperatures or batch sizes; expected an "
+    f"evaluation: one of the protocols {', '.join(MEASURES)}"
 )
-_OWN = ("protocols", "data", "when", "every_epochs")  # said by the metric itself, or fixed
+_OWN = ("protocols", "data", "when", "every_epochs")  # fields of the metric itself, or fixed
 
 
 class Metric(BaseModel):
-    """A number of an evaluation: protocol, name, and what the protocol may be told, as in a spec's `evaluations`."""
+    """One number of an evaluation: protocol, name, and settings of the protocol as in a spec's `evaluations`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     protocol: str = Field(max_length=100, description=f"One of {', '.join(MEASURES)}.", examples=["knn"])
-    name: str = Field(default="", max_length=100, description="The protocol's first unless given.", examples=["top1"])
-    data: DataConfig | None = Field(default=None, description="The training data unless given.")
-    settings: dict[str, Any] = Field(default={}, description="Of the protocol, such as knn_k.", examples=[{"knn_k": 5}])
+    name: str = Field(
+        default="", max_length=100, description="By default the first one of the protocol.", examples=["top1"]
+    )
+    data: DataConfig | None = Field(default=None, description="By default the training data.")
+    settings: dict[str, Any] = Field(
+        default={}, description="Settings of the protocol, such as knn_k.", examples=[{"knn_k": 5}]
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -50,13 +54,13 @@ class Metric(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_measured(cls, name: str, info: ValidationInfo) -> str:
-        known = MEASURES.get(info.data.get("protocol", ""), ())
-        if not name or not known:
-            return name or next(iter(known), "")
+        measures = MEASURES.get(info.data.get("protocol", ""), ())
+        if not name or not measures:
+            return name or next(iter(measures), "")
         if "loss" in name or "/" in name:
             raise ValueError(_NOT_BY_LOSS)
-        if name not in known:
-            raise ValueError(f"expected one of {', '.join(known)}, which {info.data['protocol']} measures")
+        if name not in measures:
+            raise ValueError(f"expected one of {', '.join(measures)}, which {info.data['protocol']} measures")
         return name
 
     @field_validator("settings")
@@ -64,8 +68,8 @@ class Metric(BaseModel):
     def _are_only_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         for name in settings:
             if name in _OWN or name not in EvaluationPlan.model_fields:
-                known = ", ".join(field for field in EvaluationPlan.model_fields if field not in _OWN)
-                raise ValueError(f"{name} is no setting of an evaluation here; expected some of {known}")
+                allowed = ", ".join(field for field in EvaluationPlan.model_fields if field not in _OWN)
+                raise ValueError(f"{name} is not a setting of this metric; expected one of {allowed}")
         return settings
 
     @field_validator("settings")
@@ -75,16 +79,16 @@ class Metric(BaseModel):
         try:
             plan = EvaluationPlan.model_validate({**settings, "protocols": [protocol]})
         except ValidationError:
-            return settings  # the trials' specs hold it, and name what is wrong
+            return settings  # the validation of the trials' specs reports the error
         facts = protocol_facts(str(protocol))
         if (count := facts.num_values(plan)) != 1:
             fields = facts.num_values_fields
-            raise ValueError(f"expected one value of {fields}: the metric has to be one number, and these are {count}")
+            raise ValueError(f"expected one value of {fields}, because a metric is one number; there are {count}")
         return settings
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The entry of a training spec's `evaluations` that measures it."""
+        """Return the entry of a training spec's `evaluations` that measures the metric."""
         data = {} if self.data is None else {"data": self.data.model_dump(mode="json")}
         return {**self.settings, **data, "protocols": [self.protocol], "when": "final"}
 

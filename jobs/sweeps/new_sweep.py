@@ -1,4 +1,4 @@
-"""A new sweep into its rows, with its first jobs; and what it would be, without making it."""
+"""A new sweep: its request, its design, its submission and its dry run."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from jobs.sweeps.space import Parameters
 from jobs.sweeps.trials import Design, Place, epochs_of, located
 
 MAX_RUNS = 1000
-HELD_OUT_SHARE = 0.2  # of the train split, unless the base says another one
+HELD_OUT_SHARE = 0.2  # of the train split, by default
 Search = Literal["grid", "random", "halving"]
 _WHY_NOT = {
-    "seed": "`seeds` says which ones each trial has",
-    "evaluations": "the metric is what every trial is measured by",
-    "spec_version": "all trials have one version",
-    "data.name": "values on different data do not rank",
-    "data.held_out_share": "values on different images do not rank",
+    "seed": "use `seeds` to set the seeds of each trial",
+    "evaluations": "the metric measures every trial",
+    "spec_version": "all trials have the same version",
+    "data.name": "values on different data cannot be ranked",
+    "data.held_out_share": "values on different images cannot be ranked",
 }
 
 
 @dataclass(frozen=True)
 class NewSweep:
-    """A sweep as a client wants it; `options` are fields of a `NewJob` that all its jobs share.
+    """A requested sweep.
 
-    `trials` of None means every combination; `rungs` are epochs, of halving alone.
+    `trials` of None means every combination.  `rungs` are epochs, for halving only.  `options` are fields of `NewJob`
+    that all jobs of the sweep share.
     """
 
     name: str
@@ -61,10 +62,10 @@ class NewSweep:
 
 
 def designed(new: NewSweep) -> Design:
-    """Draw the trials and lay out the rungs.
+    """Draw the trials and set up the rungs.
 
     Raises:
-        Invalid: what is wrong with the search; the specs are checked by whoever makes them.
+        Invalid: the search is invalid; the trials' specs are validated when their jobs are built.
     """
     _check_parameters(new)
     trials = space.grid(new.parameters) if new.trials is None else space.draws(new.parameters, new.trials, new.seed)
@@ -80,7 +81,7 @@ def designed(new: NewSweep) -> Design:
         created_by=new.created_by,
     )
     if design.num_runs > MAX_RUNS:
-        detail = f"expected at most {MAX_RUNS} training runs, these are {design.num_runs} with all rungs and seeds"
+        detail = f"all rungs and seeds together are {design.num_runs} training runs; expected at most {MAX_RUNS}"
         raise Invalid([FieldError("/trials" if new.trials else "/parameters", detail)])
     return design
 
@@ -92,10 +93,10 @@ def _check_parameters(new: NewSweep) -> None:
         if name in _WHY_NOT
     ]
     if new.search == "halving" and "epochs" in new.parameters:
-        errors.append(FieldError(space.pointer("epochs"), "epochs cannot be searched: the rungs say how many"))
+        errors.append(FieldError(space.pointer("epochs"), "epochs cannot be searched: the rungs set them"))
     names = sorted(new.parameters)
     errors += [
-        FieldError(space.pointer(inner), f"expected either this field or {outer}, which holds it")
+        FieldError(space.pointer(inner), f"expected either this field or {outer}, which contains it")
         for outer in names
         for inner in names
         if inner.startswith(f"{outer}.")
@@ -118,10 +119,10 @@ def _rungs(new: NewSweep, trials: int) -> list[Rung]:
 
 
 def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
-    """Add the sweep and begin its first trials.
+    """Add the sweep and start its first trials.
 
     Raises:
-        Invalid: what the database knows to be wrong with any trial.
+        Invalid: the job of a trial is invalid.
     """
     dataset = _checked(session, design)
     sweep = Sweep(
@@ -155,7 +156,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
 
 
 def plan(session: Session, design: Design) -> dict[str, Any]:
-    """What `submit` would make of it: trials, rungs, numbers of jobs, and who could run them.
+    """Return the dry run of a sweep: trials, rungs, numbers of jobs, and the workers that could run them.
 
     Raises:
         Invalid: as `submit`.
@@ -177,13 +178,13 @@ def plan(session: Session, design: Design) -> dict[str, Any]:
 
 
 def held_out_share(base: dict[str, Any], metric: dict[str, Any]) -> float:
-    """Of the train split that the metric is measured on; 0 where that is the test split."""
+    """Return the share of the train split that the metric is measured on; 0 if it is measured on the test split."""
     data = metric.get("data") or base.get("data") or {}
     return float(data.get("held_out_share", 0))
 
 
 def _checked(session: Session, design: Design) -> Dataset:
-    """The dataset, when every trial could run; what a rung changes, the database has no say in."""
+    """Validate the job of every trial at its last rung and return the dataset."""
     errors: dict[str, FieldError] = {}
     dataset = None
     for trial in range(len(design.trials)):
@@ -191,8 +192,8 @@ def _checked(session: Session, design: Design) -> Dataset:
             dataset = check(session, design.job(_at_last_rung(design, trial)))
         except Invalid as invalid:
             for error in invalid.errors:
-                found = located(error, design, trial)
-                errors.setdefault(found.pointer, found)
+                moved = located(error, design, trial)
+                errors.setdefault(moved.pointer, moved)
     if errors:
         raise Invalid(list(errors.values()))
     assert dataset is not None

@@ -1,11 +1,11 @@
-"""How a sweep goes on.  What comes next follows from what its jobs have come to, and nothing else is remembered.
+"""The steps of a sweep.  The next step follows from the results of its jobs; no other state is stored.
 
-    a trial begins       while fewer than `max_parallel` are unfinished, in the order of their numbers
-    a rung is ranked     once every trial that entered it is measured or failed; a failed one never goes on
-    the sweep ends       after its last rung, or when nobody is left; or a person cancels it
+    a trial starts       while fewer than `max_parallel` are unfinished, in the order of their numbers
+    a rung is ranked     once every trial of it is measured or failed; a failed trial is never promoted
+    the sweep ends       after its last rung, or when no trial is left, or when a user cancels it
 
-Many reconcilers may do this at once: who goes on holds the sweep's row, and a place that has its job cannot get a
-second one, by a unique index.  A crash leaves the step whole or undone, and whoever looks next takes it.
+Several reconcilers may advance a sweep at once: each locks the sweep's row, and a unique index refuses a second job of
+one place.  A step is one transaction, so after a crash the next poll takes the step again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from jobs.sweeps.metric import Metric
 from jobs.sweeps.trial_results import TrialResults, trial_results
 from jobs.sweeps.trials import Design, Place
 
-_RUNS_AT_ONCE = 32  # so that no transaction is long; whoever begins them goes on until there is nothing to begin
+_RUNS_AT_ONCE = 32  # keeps transactions short; the reconciler repeats the step until no trial is left to start
 
 
 @dataclass(frozen=True)
 class Step:
-    """What has to be done now: trials to begin, as (trial, rung); or the end, with the best trial and its value."""
+    """The next step: trials to start, as (trial, rung); or the end, with the best trial and its value."""
 
     begin: list[tuple[int, int]] = field(default_factory=list)
     is_end: bool = False
@@ -43,16 +43,16 @@ class Step:
         return bool(self.begin) or self.is_end
 
 
-def next_step(sweep: Sweep, found: TrialResults) -> Step:
-    """A function of the sweep and of what its trials have come to."""
+def next_step(sweep: Sweep, results: TrialResults) -> Step:
+    """Return the next step; it depends only on the sweep and on the results of its trials."""
     entered = list(range(sweep.rungs[0]["trials"]))
     for rung in range(len(sweep.rungs)):
-        waiting = [trial for trial in entered if (trial, rung) not in found]
-        unfinished = [t for t in entered if (t, rung) in found and found[t, rung].state == "unfinished"]
+        waiting = [trial for trial in entered if (trial, rung) not in results]
+        unfinished = [t for t in entered if (t, rung) in results and results[t, rung].state == "unfinished"]
         if waiting or unfinished:
             room = min(max(0, sweep.max_parallel - len(unfinished)), max(1, _RUNS_AT_ONCE // len(sweep.seeds)))
             return Step([(trial, rung) for trial in waiting[:room]])
-        values = {trial: found[trial, rung].value for trial in entered}
+        values = {trial: results[trial, rung].value for trial in entered}
         order = ranked(values, maximize=sweep.direction == "maximize")
         if not order or rung == len(sweep.rungs) - 1:
             return Step(is_end=True, best=order[0] if order else None)
@@ -61,20 +61,20 @@ def next_step(sweep: Sweep, found: TrialResults) -> Step:
 
 
 def due(session: Session) -> list[str]:
-    """Ids of the sweeps that have something to do."""
+    """Return the ids of the running sweeps that have a next step; it reads the results of all of them."""
     running = session.execute(select(Sweep).where(Sweep.status == Status.RUNNING).order_by(Sweep.id)).scalars()
     return [sweep.id for sweep in running if next_step(sweep, trial_results(session, sweep))]
 
 
 def advance(session: Session, sweep_id: str) -> Step:
-    """Take the next step of a sweep, unless somebody else is just doing so."""
-    mine = select(Sweep).where(Sweep.id == sweep_id, Sweep.status == Status.RUNNING)
-    sweep = session.execute(mine.with_for_update(skip_locked=True)).scalar_one_or_none()
+    """Take the next step of a sweep, unless another reconciler has locked it."""
+    running = select(Sweep).where(Sweep.id == sweep_id, Sweep.status == Status.RUNNING)
+    sweep = session.execute(running.with_for_update(skip_locked=True)).scalar_one_or_none()
     return Step() if sweep is None else take(session, sweep)
 
 
 def take(session: Session, sweep: Sweep) -> Step:
-    """Take the next step of a sweep whose row this transaction holds."""
+    """Take the next step of a sweep that this transaction has locked."""
     step = next_step(sweep, trial_results(session, sweep))
     if step.begin:
         _begin(session, sweep, step)
@@ -82,15 +82,15 @@ def take(session: Session, sweep: Sweep) -> Step:
         number, value = step.best
         _end(session, sweep.id, Status.SUCCEEDED, best_trial=number, best_value=value)
     elif step.is_end:
-        _end(session, sweep.id, Status.FAILED, status_message="no trial could be measured")
+        _end(session, sweep.id, Status.FAILED, status_message="no trial has a result")
     return step
 
 
 def _begin(session: Session, sweep: Sweep, step: Step) -> None:
-    known = (Dataset.name == sweep.dataset_name, Dataset.digest == sweep.dataset_digest)
-    dataset = session.execute(select(Dataset).where(*known)).scalar_one_or_none()
+    same = (Dataset.name == sweep.dataset_name, Dataset.digest == sweep.dataset_digest)
+    dataset = session.execute(select(Dataset).where(*same)).scalar_one_or_none()
     if dataset is None:
-        message = f"the dataset {sweep.dataset_name} is not what the first trials were trained on any more"
+        message = f"the dataset {sweep.dataset_name} has changed since the first trials; start a new sweep"
         _end(session, sweep.id, Status.FAILED, status_message=message)
         return
     design = design_of(session, sweep)
@@ -103,7 +103,7 @@ def _begin(session: Session, sweep: Sweep, step: Step) -> None:
 
 
 def design_of(session: Session, sweep: Sweep) -> Design:
-    """The sweep as it was designed when it was submitted."""
+    """Return the design that the sweep was submitted with."""
     statement = select(SweepTrial.settings).where(SweepTrial.sweep_id == sweep.id).order_by(SweepTrial.number)
     return Design(
         name=sweep.name,
@@ -130,10 +130,11 @@ def _end(session: Session, sweep_id: str, status: Status, **values: Any) -> bool
 
 
 def cancel(session: Session, sweep_id: str) -> None:
-    """End the sweep and cancel its jobs: those that wait at once, running ones after they have saved.
+    """End the sweep and cancel its jobs: waiting ones at once, running ones after they have saved.
 
     Raises:
-        NotFound, Conflict: no such sweep; it has ended.
+        NotFound: there is no such sweep.
+        Conflict: it has ended.
     """
     if not _end(session, sweep_id, Status.CANCELLED):
         status = session.execute(select(Sweep.status).where(Sweep.id == sweep_id)).scalar_one_or_none()
@@ -148,5 +149,5 @@ def cancel(session: Session, sweep_id: str) -> None:
         .where(parent.sweep_id == sweep_id, Job.kind == "evaluate", Job.status.not_in(TERMINAL))
     )
     for job_id in sorted({*session.execute(own).scalars(), *session.execute(measuring).scalars()}):
-        with suppress(Conflict):  # it has just ended by itself
+        with suppress(Conflict):  # the job has just ended
             transitions.cancel(session, job_id)

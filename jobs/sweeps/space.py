@@ -1,4 +1,4 @@
-"""What a sweep tries: values of fields by their dotted names, every combination or random draws; pure functions."""
+"""The search space of a sweep: values of fields by their dotted names, as a grid or as random draws; pure functions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jobs.errors import FieldError, Invalid
 MAX_TRIALS = 256
 Settings = dict[str, Any]
 _LARGEST = 1e12
-_TRIES = 100  # draws for each trial that is wanted, before a space counts as too small
+_TRIES = 100  # draws for each trial, before a space is considered too small
 
 
 class Range(BaseModel):
-    """Numbers between two bounds, drawn evenly, or evenly by their logarithm; whole ones with both bounds included."""
+    """Numbers between two bounds, drawn uniformly or log-uniformly; integers include both bounds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -32,14 +32,14 @@ class Range(BaseModel):
     @classmethod
     def _is_above(cls, value: float, info: ValidationInfo) -> float:
         if (low := info.data.get("min")) is not None and value <= low:
-            raise ValueError(f"expected more than min, which is {low:g}")
+            raise ValueError(f"{value:g} is not above min; expected more than {low:g}")
         return value
 
     @field_validator("log")
     @classmethod
     def _has_logarithms(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("min", 1) <= 0:
-            raise ValueError("expected min above 0, which a logarithm needs")
+            raise ValueError("expected min above 0, because log needs positive numbers")
         return value
 
     @field_validator("integer")
@@ -51,7 +51,7 @@ class Range(BaseModel):
         return value
 
     def at(self, share: float) -> float | int:
-        """The value at a share of the way, in [0, 1); six significant digits are enough to tell and to type it."""
+        """Return the value at a share of the range, in [0, 1), rounded to six significant digits."""
         high = self.max + 1 if self.integer else self.max
         value = self.min * (high / self.min) ** share if self.log else self.min + share * (high - self.min)
         return math.floor(value) if self.integer else min(self.max, max(self.min, float(f"{value:.6g}")))
@@ -62,39 +62,39 @@ Parameters = Mapping[str, Values | Range]
 
 
 def grid(parameters: Parameters) -> list[Settings]:
-    """Every combination, the last parameter fastest.
+    """Return every combination; the last parameter varies fastest.
 
     Raises:
-        Invalid: a range, which has no combinations; or too many of them.
+        Invalid: a parameter is a range, or there are too many combinations.
     """
     ranges = [name for name, values in parameters.items() if isinstance(values, Range)]
     if ranges:
-        detail = "expected a list of values: a range needs `trials`, the number of random draws"
+        detail = "expected a list of values; a range needs `trials`, the number of random draws"
         raise Invalid([FieldError(pointer(name), detail) for name in ranges])
     lists = {name: values for name, values in parameters.items() if not isinstance(values, Range)}
     size = math.prod(len(values) for values in lists.values())
     if size > MAX_TRIALS:
-        raise Invalid([FieldError("/parameters", f"expected at most {MAX_TRIALS} combinations, these are {size}")])
+        raise Invalid([FieldError("/parameters", f"there are {size} combinations; expected at most {MAX_TRIALS}")])
     return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
 
 
 def draws(parameters: Parameters, trials: int, seed: int) -> list[Settings]:
-    """Different settings at random: a function of its arguments alone, on every machine.
+    """Return distinct random settings; the result depends on the arguments alone, on every machine.
 
     Raises:
-        Invalid: there are not so many.
+        Invalid: the space has fewer distinct settings.
     """
-    found: dict[str, Settings] = {}
+    distinct: dict[str, Settings] = {}
     for settings in _drawn(parameters, trials * _TRIES, seed):
-        found.setdefault(repr(settings), settings)
-        if len(found) == trials:
-            return list(found.values())
-    raise Invalid([FieldError("/trials", f"expected at most {len(found)}: there are no more different settings")])
+        distinct.setdefault(repr(settings), settings)
+        if len(distinct) == trials:
+            return list(distinct.values())
+    raise Invalid([FieldError("/trials", f"expected at most {len(distinct)}; the space has no more distinct settings")])
 
 
 def _drawn(parameters: Parameters, count: int, seed: int) -> Iterator[Settings]:
     for number in range(count):
-        # A text as seed is hashed by its SHA-512, so each parameter has draws of its own that no other one moves.
+        # A text seed is hashed by SHA-512, so each parameter has its own draws, independent of other parameters.
         shares = {name: random.Random(f"{seed}/{name}/{number}").random() for name in parameters}
         yield {name: _value(values, shares[name]) for name, values in parameters.items()}
 
@@ -104,5 +104,5 @@ def _value(values: Values | Range, share: float) -> Any:
 
 
 def pointer(name: str) -> str:
-    """Where a parameter stands in the request."""
+    """Return the JSON pointer to a parameter of the request."""
     return f"/parameters/{name.replace('~', '~0').replace('/', '~1')}"

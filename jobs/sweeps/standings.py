@@ -1,4 +1,4 @@
-"""Where each trial of a sweep stands, for people: read once, nothing decided here."""
+"""Standings of a sweep's trials, for people; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jobs.sweeps.halving import ranked
 from jobs.sweeps.space import Settings
 from jobs.sweeps.trial_results import TrialResult, trial_results
 
-# waiting: not begun; stopped: measured, and others went on instead; finished: measured at the last rung
+# waiting: not started; stopped: measured, but not promoted; finished: measured at the last rung
 State = Literal["waiting", "unfinished", "measured", "stopped", "finished", "failed"]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial; `by_rung` holds what it came to at each rung that it has begun."""
+    """A trial; `by_rung` holds its result at each rung that it has started."""
 
     number: int
     settings: Settings
@@ -32,16 +32,16 @@ class Standing:
 
     @property
     def measured(self) -> TrialResult | None:
-        """At the last rung where it has a value."""
+        """The result at the last rung where the trial has a value."""
         measured = [outcome for outcome in self.by_rung if outcome.value is not None]
         return measured[-1] if measured else None
 
     @property
     def doing(self) -> str:
-        """What its unfinished runs do, the liveliest of them; empty without any."""
+        """The most advanced activity of its unfinished runs; empty if there is none."""
         unfinished = [run for run in self.by_rung[-1].runs if run.state == "unfinished"] if self.by_rung else []
-        found = {"measuring" if run.status == Status.SUCCEEDED else run.status for run in unfinished}
-        return next((word for word in ("running", "measuring", "paused", "queued") if word in found), "")
+        activities = {"measuring" if run.status == Status.SUCCEEDED else run.status for run in unfinished}
+        return next((word for word in ("running", "measuring", "paused", "queued") if word in activities), "")
 
     @property
     def value(self) -> float | None:
@@ -49,10 +49,10 @@ class Standing:
 
 
 def get_sweep(session: Session, sweep_id: str) -> Sweep:
-    """One sweep.
+    """Return one sweep.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: there is no such sweep.
     """
     sweep = session.get(Sweep, sweep_id)
     if sweep is None:
@@ -63,14 +63,14 @@ def get_sweep(session: Session, sweep_id: str) -> Sweep:
 def list_sweeps(
     session: Session, *, status: Sequence[str] = (), cursor: str | None = None, limit: int = 50
 ) -> Page[Sweep]:
-    """Newest first, of all states unless some are named; the cursor is the last id seen."""
+    """Return a page of sweeps, newest first; `cursor` is the last id of the previous page."""
     statement = select(Sweep).order_by(Sweep.id.desc()).limit(limit + 1)
     if status:
         statement = statement.where(Sweep.status.in_(status))
     if cursor:
         statement = statement.where(Sweep.id < cursor[:36])
-    found = list(session.execute(statement).scalars())
-    return Page(found[:limit], found[limit - 1].id if len(found) > limit else None)
+    rows = list(session.execute(statement).scalars())
+    return Page(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
 
 
 def newest_states(session: Session, limit: int = 50) -> dict[str, tuple[str, int]]:
@@ -88,14 +88,14 @@ def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:
 
 
 def standings(session: Session, sweep: Sweep) -> list[Standing]:
-    """Every trial, in the order of their numbers."""
-    found = trial_results(session, sweep)
-    begun = {rung for _, rung in found}
+    """Return the standing of every trial, in the order of their numbers."""
+    results = trial_results(session, sweep)
+    started = {rung for _, rung in results}
     trials = select(SweepTrial).where(SweepTrial.sweep_id == sweep.id).order_by(SweepTrial.number)
     table = []
     for trial in session.execute(trials).scalars():
-        by_rung = [found[trial.number, rung] for rung in range(len(sweep.rungs)) if (trial.number, rung) in found]
-        state = _state(sweep, by_rung, is_passed=len(by_rung) in begun)
+        by_rung = [results[trial.number, rung] for rung in range(len(sweep.rungs)) if (trial.number, rung) in results]
+        state = _state(sweep, by_rung, is_passed=len(by_rung) in started)
         table.append(Standing(trial.number, trial.settings, state, by_rung))
     return table
 
@@ -112,7 +112,7 @@ def _state(sweep: Sweep, by_rung: Sequence[TrialResult], *, is_passed: bool) -> 
 
 
 def leader(sweep: Sweep, table: Sequence[Standing]) -> Standing | None:
-    """The best trial: the one that the sweep ended with, or so far the best of the furthest rung with a value."""
+    """Return the best trial: that of an ended sweep, or so far the best of the furthest rung with a value."""
     if sweep.best_trial is not None:
         return table[sweep.best_trial]
     for rung in reversed(range(len(sweep.rungs))):
@@ -123,5 +123,5 @@ def leader(sweep: Sweep, table: Sequence[Standing]) -> Standing | None:
 
 
 def values_at(table: Sequence[Standing], rung: int) -> dict[int, float | None]:
-    """Of the trials that have entered a rung, by number."""
+    """Return the values of the trials that have started a rung, by number."""
     return {each.number: each.by_rung[rung].value for each in table if len(each.by_rung) > rung}

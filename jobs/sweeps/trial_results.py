@@ -1,4 +1,4 @@
-"""What became of each trial so far, read from its jobs and their evaluations."""
+"""Results of trials so far, read from their jobs and evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ State = Literal["unfinished", "measured", "failed"]
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a trial, and its evaluation once that is there."""
+    """One training job of a trial, and its evaluation if there is one."""
 
     place: Place
     job_id: str
@@ -31,7 +31,10 @@ class Run:
 
     @property
     def state(self) -> State:
-        """An evaluation is made with the success of its training, so one that is not there then never comes."""
+        """Whether the run is unfinished, measured or failed.
+
+        The training's success submits the evaluation in one transaction, so a missing one then never comes.
+        """
         if self.status not in TERMINAL:
             return "unfinished"
         if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):
@@ -41,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial at a rung, over its seeds: it fails with any of them, so that all means are over the same seeds."""
+    """A trial at a rung, over its seeds; it fails if any seed fails, so that all means are over the same seeds."""
 
     runs: Sequence[Run]
 
@@ -59,7 +62,7 @@ class TrialResult:
 
     @property
     def value(self) -> float | None:
-        """Mean over the seeds; None while one of them is missing."""
+        """Mean over the seeds; None while one is missing."""
         values = [run.value for run in self.runs if run.value is not None]
         return math.fsum(values) / len(values) if self.state == "measured" else None
 
@@ -68,11 +71,11 @@ TrialResults = dict[tuple[int, int], TrialResult]
 
 
 def trial_results(session: Session, sweep: Sweep) -> TrialResults:
-    """By trial and rung, of those that have begun."""
-    found: dict[tuple[int, int], list[Run]] = defaultdict(list)
+    """Return the results of the started trials, by trial and rung."""
+    by_key: dict[tuple[int, int], list[Run]] = defaultdict(list)
     for run in _runs(session, sweep):
-        found[run.place.trial, run.place.rung].append(run)
-    return {key: TrialResult(sorted(runs, key=lambda run: run.place)) for key, runs in found.items()}
+        by_key[run.place.trial, run.place.rung].append(run)
+    return {key: TrialResult(sorted(runs, key=lambda run: run.place)) for key, runs in by_key.items()}
 
 
 def _runs(session: Session, sweep: Sweep) -> Iterable[Run]:
@@ -98,5 +101,5 @@ def _runs(session: Session, sweep: Sweep) -> Iterable[Run]:
 
 
 def evaluation_origin(sweep: Sweep) -> str:
-    """Of the metric's evaluation below each training (jobs.planned_evaluations): it stands behind those of the base."""
+    """Return the `origin` of the metric's planned evaluation, which follows those of the base spec."""
     return f"evaluations/{len(sweep.base.get('evaluations', ()))}/final"

@@ -1,4 +1,4 @@
-"""What each trial of a sweep is: its settings laid over the base, as long as its rung, and measured by the metric."""
+"""Trials: the settings over the base spec, with the epochs of a rung and the evaluation of the metric."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Place(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """As its job carries it, unique in the sweep."""
+        """The `origin` of its job, unique in the sweep."""
         return f"trial/{self.trial}/rung/{self.rung}/seed/{self.seed}"
 
     @classmethod
     def of(cls, origin: str) -> Place:
-        """The place that an origin names."""
+        """Return the place of an origin."""
         return cls(*map(int, origin.split("/")[1::2]))
 
 
 @dataclass(frozen=True)
 class Design:
-    """A sweep with everything drawn: what each trial tries, and the rungs."""
+    """A sweep with all trials drawn and all rungs set."""
 
     name: str
     base: dict[str, Any]
@@ -51,7 +51,7 @@ class Design:
     created_by: str | None
 
     def fields(self, place: Place) -> dict[str, Any]:
-        """The spec of a run as it would be sent."""
+        """Return the spec of a run, as a client would send it."""
         fields = with_fields(self.base, self.trials[place.trial])
         if (epochs := self.rungs[place.rung].epochs) is not None:
             fields = _as_long_as(fields, epochs)
@@ -59,10 +59,10 @@ class Design:
         return fields | {"seed": place.seed, "evaluations": plans}
 
     def job(self, place: Place, **belonging: str) -> NewJob:
-        """The job of a run; `belonging` are `sweep_id` and `group_id`.
+        """Return the job of a run; `belonging` are `sweep_id` and `group_id`.
 
         Raises:
-            pydantic.ValidationError: its spec is wrong.
+            pydantic.ValidationError: its spec is invalid.
         """
         fields = self.fields(place)
         return NewJob(
@@ -86,19 +86,19 @@ class Design:
 
     @property
     def places(self) -> Iterator[Place]:
-        """Every trial at every rung that it may reach, under the first seed."""
+        """Yield every trial at every rung, with the first seed."""
         for rung in range(len(self.rungs)):
             for trial in range(len(self.trials)):
                 yield Place(trial, rung, self.seeds[0])
 
     @property
     def num_runs(self) -> int:
-        """Training runs from the first to the last, each followed by an evaluation."""
+        """Number of training runs; each is followed by an evaluation."""
         return sum(rung.trials for rung in self.rungs) * len(self.seeds)
 
     @property
     def num_epochs(self) -> int:
-        """Of all training runs together; every trial's spec has to be right."""
+        """Epochs of all training runs together."""
         whole = (epochs_of(with_fields(self.base, settings)) for settings in self.trials)
         each = [sum(whole) if rung.epochs is None else rung.trials * rung.epochs for rung in self.rungs]
         return sum(each) * len(self.seeds)
@@ -112,7 +112,7 @@ def epochs_of(base: dict[str, Any]) -> int:
 
 
 def _as_long_as(fields: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """The same run over so many epochs: what is counted in epochs from its start keeps its share of the run."""
+    """Return the spec with another number of epochs; warm-up and similar fields keep their share of the run."""
     whole = epochs_of(fields)
     scaled = {name: fields[name] * epochs / whole for name in _WITH_THE_EPOCHS if _is_number(fields.get(name))}
     if "weak_augmentation_epochs" in scaled:
@@ -125,7 +125,7 @@ def _is_number(value: Any) -> bool:
 
 
 def located(error: FieldError, design: Design, trial: int) -> FieldError:
-    """The error of a trial's spec, pointing to where the request said it, with the trial where others are right."""
+    """Return the error of a trial's spec with a pointer into the sweep's request, and with the trial's settings."""
     metric = f"/spec/evaluations/{len(design.base.get('evaluations', ()))}"
     if error.pointer == metric or error.pointer.startswith(f"{metric}/"):
         rest = error.pointer.removeprefix(metric)
@@ -135,5 +135,5 @@ def located(error: FieldError, design: Design, trial: int) -> FieldError:
         own = "/spec/" + name.replace("~", "~0").replace("/", "~1").replace(".", "/")
         if f"{error.pointer}/".startswith(f"{own}/") or own.startswith(f"{error.pointer}/"):
             return FieldError(space.pointer(name), f"{error.detail} (trial {trial}: {settings[name]})")
-    told = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    return FieldError(error.pointer, f"{error.detail} (trial {trial}: {told})")
+    values = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return FieldError(error.pointer, f"{error.detail} (trial {trial}: {values})")

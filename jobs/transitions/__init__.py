@@ -1,21 +1,21 @@
-"""Every change of a job's status, each one guarded statement; nothing else assigns one.
+"""Every change of a job's status, each one guarded statement; no other code assigns a status.
 
     claim           queued  -> running       a new open attempt
-    deliver         running -> running, or where an `end` line leads
-    end_attempt     running -> queued | paused | terminal     by its supervisor
-    reap            running -> queued | failed                by an observer, when nobody renews the attempt
-    cancel          blocked, queued, paused -> cancelled;     a running job is asked
-    pause, resume   queued -> paused -> queued;               a running job is asked
-    preempt         a running job is asked to give way
+    deliver         running -> running, or to the status that an `end` record asks for
+    end_attempt     running -> queued | paused | terminal     by the attempt's supervisor
+    reap            running -> queued | failed                by a reconciler, when the attempt is not renewed
+    cancel          blocked, queued, paused -> cancelled;     sets a request on a running job
+    pause, resume   queued -> paused -> queued;               sets a request on a running job
+    preempt         sets a request on a running job
     unblock         blocked -> queued | failed
 
 An attempt is open while `ended_at` is null.  Every transition out of running ends it in the same transaction, so the
-fence at the start of `deliver` turns away whoever comes late.
+fence at the start of `deliver` rejects every later write.
 
     guard ── claims, outcomes ── attempts
           └─ requests ── observers
 
-Import from the package itself; its modules are how it is told.
+Import from this package, not from its modules.
 """
 
 from __future__ import annotations

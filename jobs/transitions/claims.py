@@ -1,4 +1,4 @@
-"""A waiting job becomes a worker's: which one it takes, and where the run goes on."""
+"""Claims: a worker takes the best waiting job that it can run, and starts a new attempt."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Claim:
 
 
 def is_claimable(session: Session, worker: WorkerFacts) -> bool:
-    """Whether a job waits that fits; the claim itself may still come too late."""
+    """Return whether a due job fits the worker; another worker may still claim it first."""
     return session.execute(_fitting(worker)).first() is not None
 
 
 def claim(session: Session, worker: WorkerFacts) -> Claim | None:
-    """Take the best job that fits: highest priority, then oldest; None when there is none, or the worker drains."""
-    # Held until the commit: a drain that is asked for meanwhile is answered after this claim.
-    asked = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
-    if session.execute(asked).scalar_one_or_none() is not None:
+    """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains."""
+    # Locked until the commit: a concurrent drain request takes effect after this claim.
+    draining = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
+    if session.execute(draining).scalar_one_or_none() is not None:
         return None
     # SQLite has no row locks and ignores this; its writers take turns.
     candidate = _fitting(worker).with_for_update(skip_locked=True)
@@ -88,5 +88,5 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
 
 
 def _fitting(worker: WorkerFacts) -> Select[str]:
-    """The id of the best waiting job that fits this worker."""
+    """Return the query for the id of the best due job that fits the worker."""
     return select(Job.id).where(is_due(), fits_worker(worker)).order_by(Job.priority.desc(), Job.id).limit(1)

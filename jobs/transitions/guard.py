@@ -1,4 +1,4 @@
-"""The guarded statement that every change of a status is; nothing else assigns one."""
+"""The guarded statement behind every change of a status; no other code assigns a status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def move(
     data: dict[str, Any] | None = None,
     **values: Any,
 ) -> bool:
-    """The guarded statement: succeeds only from a status in `before`, and appends the event it numbers."""
+    """Change the status if it is one of `before`, and append the event; return whether it changed."""
     if after in TERMINAL:
         values["ended_at"] = now_ms()
     statement = (
@@ -50,5 +50,5 @@ def move(
 
 
 def lock(session: Session, job_id: str) -> None:
-    """Hold the row, so that its run cannot end between the two statements that a request may need."""
+    """Lock the row, so that its run cannot end between the two statements of a request."""
     session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))

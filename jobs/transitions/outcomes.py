@@ -1,4 +1,4 @@
-"""Where a job goes when its attempt has ended: over, held, or back to the queue, at once or after a wait."""
+"""The next status of a job whose attempt has ended: terminal, paused, or queued again, at once or after a backoff."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def settle(
     message: str | None,
     max_failures: int,
 ) -> None:
-    """Where the job goes when its attempt has ended: the one place that decides it."""
-    # Locked before it is read: a request that commits in between would be cleared unseen.
+    """Move the job to its next status after its attempt has ended; this is the only place that decides it."""
+    # Locked before the read: otherwise a request that commits in between would be cleared unseen.
     job = session.execute(
         select(
             Job.failures,
@@ -39,20 +39,24 @@ def settle(
     ).one()
     failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
     cleared: dict[str, Any] = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
-    pauses = outcome == "paused" or reason in HELD
-    goes_on = pauses or outcome == "drained" or reason in INFRASTRUCTURE
+    is_paused = outcome == "paused" or reason in HELD
+    may_continue = is_paused or outcome == "drained" or reason in INFRASTRUCTURE
     if outcome == "succeeded":
         after, reason = Status.SUCCEEDED, None
-    elif outcome == "cancelled" or (goes_on and job.cancel_requested_at is not None):
+    elif outcome == "cancelled" or (may_continue and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
-    elif goes_on and job.max_seconds is not None and is_over_time(session, job_id):
-        after, reason, message = Status.FAILED, Reason.TIMEOUT, f"it ran for the {job.max_seconds} s that it may"
-    elif pauses or (goes_on and job.pause_requested_at is not None):
-        # A run that pauses by itself says why; one that was asked to does not.
-        after, reason = Status.PAUSED, (reason if pauses else None) or Reason.USER
+    elif may_continue and job.max_seconds is not None and is_over_time(session, job_id):
+        after, reason, message = (
+            Status.FAILED,
+            Reason.TIMEOUT,
+            f"it reached its limit of {job.max_seconds} s (`max_seconds`)",
+        )
+    elif is_paused or (may_continue and job.pause_requested_at is not None):
+        # A run that pauses by itself gives a reason; a run that was asked to pause does not.
+        after, reason = Status.PAUSED, (reason if is_paused else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED
-    elif goes_on and failures < max_failures:
+    elif may_continue and failures < max_failures:
         after = Status.QUEUED
         cleared["not_before"] = now_ms() + wait_ms(failures)
     else:
@@ -74,7 +78,7 @@ def settle(
 
 
 def is_over_time(session: Session, job_id: str) -> bool:
-    """Whether the job's attempts together have run for its `max_seconds`, by the database's clock."""
+    """Return whether the job's attempts together have run for its `max_seconds`, by the database's clock."""
     spent = select(func.sum(func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at)).where(
         Attempt.job_id == job_id
     )
@@ -87,6 +91,6 @@ _LONGEST_WAIT_SECONDS = 600.0
 
 
 def wait_ms(failures: int) -> int:
-    """How long a job waits after its n-th failure of the infrastructure: doubling, with jitter, up to ten minutes."""
+    """Return the backoff after the n-th infrastructure failure: doubling, with jitter, up to ten minutes."""
     longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 30))
     return int(1000 * random.uniform(longest / 2, longest))

@@ -1,4 +1,4 @@
-"""What people ask: a job that waits obeys at once, a running one is asked by a time on its row."""
+"""Requests of users: a waiting job changes at once, a running job gets the time of the request on its row."""
 
 from __future__ import annotations
 
@@ -16,40 +16,55 @@ _WAITING = frozenset({Status.BLOCKED, Status.QUEUED, Status.PAUSED})
 
 
 def cancel(session: Session, job_id: str) -> None:
-    """Cancel a waiting job at once; ask a running one. Asking twice changes nothing.
+    """Cancel a waiting job at once, or request it of a running one; a second request changes nothing.
 
     Raises:
-        NotFound, Conflict: no such job; it has ended.
+        NotFound: there is no such job.
+        Conflict: it has ended.
     """
     lock(session, job_id)
     if move(session, job_id, _WAITING, Status.CANCELLED, "cancelled", reason=Reason.USER):
         return
-    ask(session, job_id, "cancel")
+    request(session, job_id, "cancel")
 
 
 def pause(session: Session, job_id: str) -> None:
-    """Hold a queued job at once; ask a running one to save and stop.
+    """Pause a queued job at once, or request a running one to save and stop.
 
     Raises:
-        NotFound, Conflict: no such job; it is neither queued nor running.
+        NotFound: there is no such job.
+        Conflict: it is neither queued nor running.
     """
     lock(session, job_id)
     if move(session, job_id, frozenset({Status.QUEUED}), Status.PAUSED, "paused", reason=Reason.USER):
         return
-    ask(session, job_id, "pause")
+    request(session, job_id, "pause")
 
 
 def resume(session: Session, job_id: str) -> None:
     """Queue a paused job again.
 
     Raises:
-        NotFound, Conflict: no such job; it is not paused.
+        NotFound: there is no such job.
+        Conflict: it is not paused.
     """
     if not move(session, job_id, frozenset({Status.PAUSED}), Status.QUEUED, "resumed", not_before=None):
         raise _refusal(session, job_id, "resume")
 
 
-def ask(session: Session, job_id: str, verb: str, **why: str) -> None:
+def request(session: Session, job_id: str, verb: str, **data: str) -> None:
+    """Record a request on a running job; a second one changes nothing.
+
+    Args:
+        session: a writing transaction.
+        job_id: the job.
+        verb: cancel, pause or preempt.
+        **data: of the event.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it is not running.
+    """
     column = {
         "cancel": Job.cancel_requested_at,
         "pause": Job.pause_requested_at,
@@ -61,9 +76,9 @@ def ask(session: Session, job_id: str, verb: str, **why: str) -> None:
         .values({column: now_ms()})
         .returning(Job.id)
     )
-    asked = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one_or_none()
-    if asked:
-        record(session, job_id, f"{verb}_requested", why)
+    is_new = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one_or_none()
+    if is_new:
+        record(session, job_id, f"{verb}_requested", data)
     elif session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none() != Status.RUNNING:
         raise _refusal(session, job_id, verb)
 

@@ -1,4 +1,4 @@
-"""groups of jobs, presets, evaluations that jobs bring about, kinds of files"""
+"""Seed groups, presets, planned evaluations, and kinds of checkpoint files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tables"""
+"""The first tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""small files that a run makes to be looked at"""
+"""Artifacts: small files of a run for people."""
 
 from __future__ import annotations
 

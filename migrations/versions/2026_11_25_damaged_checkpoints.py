@@ -1,4 +1,4 @@
-"""checkpoints whose file was found damaged"""
+"""Damaged checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""images of each class, lists of labelled images and the size of stored ones, of datasets; memory of workers"""
+"""Datasets: images of each class, label lists and image size.  Workers: memory."""
 
 from __future__ import annotations
 

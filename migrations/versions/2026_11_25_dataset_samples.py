@@ -1,4 +1,4 @@
-"""sample images of datasets; the newest jobs on a dataset are found by an index"""
+"""Sample sheets of datasets, and an index for the newest jobs on a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""weak labels of a run's probe at the ends of epochs"""
+"""Weak labels of a run's monitor batch at the ends of epochs."""
 
 from __future__ import annotations
 

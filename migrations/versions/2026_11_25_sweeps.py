@@ -1,4 +1,4 @@
-"""sweeps and their trials"""
+"""Sweeps and their trials."""
 
 from __future__ import annotations
 

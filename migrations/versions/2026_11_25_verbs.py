@@ -1,4 +1,4 @@
-"""preemption, limits of running time, drained workers, jobs that wait for a checkpoint"""
+"""Preemption, limits of running time, draining of workers, dependencies on a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`./run chaos`: storms, the failpoint sweep, the downtime cells and the detection of dead workers, for one seed.
 
-What is done is kept beside the report, so the same command goes on where it was broken off.
+Finished parts are stored beside the report, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.chaos.storm import Size, Storm
 from tests.chaos.sweep import ACTIONS, Sweep
 
 _RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-# How many faults a job survives is no question here.
+# The number of faults that a job survives is tested elsewhere.
 _UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 _DEATHS = 10
 _PARTS = ("storm", "sweep", "cells", "detection")
@@ -30,7 +30,7 @@ _OF_KIND = {"postgres": Size(), "sqlite": Size(num_workers=3, num_servers=1, num
 
 
 def main() -> int:
-    """0 when every promise held."""
+    """Return 0 if every promise was kept."""
     parser = argparse.ArgumentParser(prog="./run chaos", description=__doc__)
     parser.add_argument("parts", nargs="*", default=[], help=f"some of {', '.join(_PARTS)}; all by default")
     parser.add_argument("--seed", type=int, default=1)
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
     if unknown := set(options.parts) - set(_PARTS):
-        parser.error(f"expected some of {', '.join(_PARTS)}, got {', '.join(sorted(unknown))}")
+        parser.error(f"expected parts of {', '.join(_PARTS)}, got {', '.join(sorted(unknown))}")
     results = Results(options.results, options.seed)
     with tempfile.TemporaryDirectory(prefix="wcl-chaos-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run under another account

@@ -1,4 +1,4 @@
-"""A training run that trains nothing: it speaks the spool's protocol with the standard library alone, so thousands fit.
+"""A stand-in for a training run: it writes spool records with the standard library only, so that thousands fit.
 
 What it does is in its spec: `epochs` of three steps, each `log_every_steps` milliseconds long and reporting a value
 that follows from `seed` and step, so that a lost, doubled or foreign point is seen; `threads` names a behaviour.
@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 STEPS_PER_EPOCH = 3
-WELL, CRASHES, DEAF, LITTERS = None, 2, 3, 4  # `threads`: ends without a word; obeys nobody; leaves a process behind
-# Ignores SIGTERM, and its parent is not the run; the attempt's folder stands among its arguments.
+WELL, CRASHES, DEAF, LITTERS = (
+    None,
+    2,
+    3,
+    4,
+)  # `threads`: exits without an `end` record; ignores requests; leaves a process behind
+# Ignores SIGTERM, and its parent is not the run; the attempt's folder is one of its arguments.
 _LITTER = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -30,7 +35,7 @@ _OUTCOMES = {b"c": "cancelled", b"d": "drained", b"p": "paused"}
 
 
 def value(seed: int, step: int) -> float:
-    """What a run with this seed reports at a step."""
+    """Return the value that a run with this seed reports at a step."""
     return ((seed * 1_000_003 + step * 7_919) % 10_007) / 10_007
 
 

@@ -26,7 +26,7 @@ PARTS = ("server", "worker", "PostgreSQL", "Redis", "disk full")
 STATES = ("queued", "claiming", "running", "checkpointing", "finishing", "cancelling")
 _ENDLESS = 100_000  # epochs
 _FULL_DISK = "storage.before_rename storage.after_rename supervisor.run_file"
-_HANG_AT = {  # where a worker is held while it is in a state
+_HANG_AT = {  # where a worker is blocked in a state
     "claiming": "commit.before:Slot._claim",
     "checkpointing": "storage.before_rename",
     "finishing": "delivery.end",
@@ -35,7 +35,7 @@ _HANG_AT = {  # where a worker is held while it is in a state
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination; `seconds` are those of an unscaled service, which it is with `is_real`."""
+    """One combination; `seconds` are unscaled, and `is_real` runs it without scaling."""
 
     part: str
     state: str
@@ -59,18 +59,18 @@ REAL_CELLS = [
 
 
 def all_cells() -> list[Cell]:
-    """Every combination."""
+    """Return every combination."""
     return [Cell(part, state, seconds) for seconds, part, state in itertools.product(SECONDS, PARTS, STATES)]
 
 
 def run_all(theatre: Theatre, cells: list[Cell], side_by_side: int) -> dict[Cell, list[str]]:
-    """What is wrong with each cell, so many at a time."""
+    """Return the problems of each cell; run several at a time."""
     with ThreadPoolExecutor(side_by_side) as pool:
         return dict(zip(cells, pool.map(lambda cell: problems_of(theatre, cell), cells), strict=True))
 
 
 def problems_of(theatre: Theatre, cell: Cell) -> list[str]:
-    """Set a service up, bring its job into the state, take the part away, give it back, and read the ledger."""
+    """Start a service, bring its job into the state, stop the part, start it again, and check the ledger."""
     name = f"cell-{cell.part}-{cell.state}-{cell.seconds}{'-real' * cell.is_real}".replace(" ", "-").lower()
     with theatre.stage(name, **(REAL if cell.is_real else SCALED)) as stage:
         return _Scene(stage, cell).play()
@@ -157,7 +157,7 @@ class _Scene:
         may_end = {"cancelled"} if cell.state == "cancelling" else {"succeeded"}
         accepted = Accepted(job_id, 1, 3, frozenset(may_end))
         found = Ledger(self._stage.database, self._stage.checkpoints_dir).problems([accepted])
-        # A full disk pauses a job, which costs an attempt and no failure.
+        # A full disk pauses a job: this uses an attempt, but is not a failure.
         if cell.part != "worker" and (job.failures or (job.attempt > 1 and cell.part != "disk full")):
             found.append(f"it took {job.attempt} attempts and {job.failures} failures")
         return found

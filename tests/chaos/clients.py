@@ -1,4 +1,4 @@
-"""Clients of a service under faults: they submit, cancel, pause and resume by REST, and try until somebody answers."""
+"""Clients of a service under faults: they submit, cancel, pause and resume by REST, and retry until one answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_SECONDS = 15
 
 
 class Caller:
-    """One client, which asks any of the servers again until one answers.
+    """One client, which retries on any of the servers until one answers.
 
     Args:
         urls: the servers, which share their database.
@@ -37,7 +37,7 @@ class Caller:
         self.surprises: list[str] = []
 
     def submit(self, wanted: dict[str, Any], key: str) -> str | None:
-        """The id of the job that the key made."""
+        """Return the id of the job that was submitted under the key."""
         answer = self._post("", {"Idempotency-Key": key}, {"kind": "pretrain", "spec": wanted})
         return None if answer is None else str(answer["id"])
 
@@ -71,7 +71,7 @@ class Caller:
 
 
 class Clients:
-    """Several callers that submit jobs, each job once, and now and then change their mind.
+    """Several callers that submit jobs, each job once, and sometimes cancel, pause or resume them.
 
     Args:
         callers: one for each thread.
@@ -88,7 +88,7 @@ class Clients:
         self._lock = threading.Lock()
         self._next = 0
         self._accepted: dict[str, Accepted] = {}
-        self.num_ended = 0  # as last seen by whoever watches
+        self.num_ended = 0  # as last counted by the storm
 
     def accepted(self) -> list[Accepted]:
         with self._lock:
@@ -98,7 +98,7 @@ class Clients:
         return len(self._accepted) >= self._num_jobs
 
     def run(self, caller: Caller, stop: threading.Event) -> None:
-        """Submit with one caller, until all are submitted."""
+        """Submit jobs with one caller until all are submitted."""
         while not stop.is_set() and (number := self._take()) is not None:
             while len(self._accepted) - self.num_ended > self._max_waiting and not stop.is_set():
                 time.sleep(_RETRY_SECONDS)

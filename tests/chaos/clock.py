@@ -1,4 +1,4 @@
-"""A wrong wall clock in one process, for whatever Python code asks for the time; C code and the kernel know better."""
+"""A wrong wall clock in one process, for all Python code; C code and the kernel keep the correct time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _replacements(seconds: float) -> list[tuple[Any, Any]]:
 
 
 def _of_now(convert: Callable[..., Any], now: Callable[[], float], seconds: float) -> Callable[..., Any]:
-    """A function of the time that means now when it is given none."""
+    """Wrap a function of the time whose default is now."""
     return lambda at=None: convert(now() + seconds if at is None else at)
 
 
@@ -42,7 +42,7 @@ def _strftime(strftime: Callable[..., str], now: Callable[[], float], seconds: f
 
 
 def _passing_for(right: type) -> type:
-    """A metaclass: what C code makes is of the right class, and has to pass for one of the wrong one's."""
+    """Return a metaclass that lets instances of the right class, made by C code, pass as instances of the wrong one."""
 
     class Passing(type):
         def __instancecheck__(cls, thing: object) -> bool:

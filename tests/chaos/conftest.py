@@ -1,4 +1,4 @@
-"""What the tests of chaos stand on."""
+"""Fixtures of the chaos tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.chaos.stage import Theatre, theatre
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
-    """Servers that may be restarted, apart from those of the other tests."""
+    """Start servers that a test may restart, separate from those of other tests."""
     with theatre(tmp_path_factory.mktemp("chaos")) as found:
         yield found

@@ -1,4 +1,4 @@
-"""How long a dead worker goes unnoticed: machines die under running jobs, and the rows say when that was found out."""
+"""Time until a dead worker is noticed: machines die under running jobs, and the rows hold the time of the reap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENDLESS = 100_000
 
 
 def seconds_until_noticed(stage: Stage, num_workers: int, seed: int, look_seconds: float) -> list[float]:
-    """Kill so many workers with their runs, each at another moment between two looks.
+    """Kill workers with their runs, each at another moment between two polls.
 
     The clock is this machine's, which is the database's too.
     """
@@ -54,7 +54,7 @@ def _open(stage: Stage) -> list[Attempt]:
 
 
 def _noticed(stage: Stage, died_at: dict[str, float]) -> list[float]:
-    """Empty until all are."""
+    """Return the times, or an empty list until all are noticed."""
     with stage.database.read() as session:
         rows = list(session.execute(select(Attempt).where(Attempt.end_reason == "worker_lost")).scalars())
     found = {row.worker_name: row.ended_at / 1000 - died_at[row.worker_name] for row in rows if row.ended_at}

@@ -1,4 +1,4 @@
-"""Kinds of faults, each done to a running service and undone; which one comes next is drawn from a seed.
+"""Kinds of faults: each is injected into a running service and removed; a seed draws the next one.
 
 Some are shorter than a lease, which must cost nothing, and some longer, which must cost no more than an attempt.
 """
@@ -29,7 +29,7 @@ _BRIEF, _LONG = (0.1, LEASE / 3), (LEASE * 1.3, LEASE * 2)
 
 @dataclass
 class Target:
-    """A node with what may go wrong around it; `lock` is held while somebody changes it."""
+    """A node with its network and failpoints; the thread that injects a fault holds `lock`."""
 
     node: Node
     proxy: Proxy | None
@@ -44,7 +44,7 @@ class Target:
 
 
 class Faults:
-    """Does faults to a stage.
+    """Injects faults into a stage.
 
     Args:
         stage, targets: the service.
@@ -56,7 +56,7 @@ class Faults:
         self._kinds = [kind for kind in _KINDS if self._can(kind)]
 
     def one(self) -> tuple[str, str]:
-        """Do one fault and undo it; its kind and whom it hit."""
+        """Inject one fault and remove it; return its kind and its target."""
         kind = self._draw.choice(self._kinds)
         if kind in _OF_SERVERS_BELOW:
             with self._stage.lock:
@@ -139,7 +139,7 @@ class Faults:
         assert target.proxy
         target.proxy.silence()
         self._hold(self._either())
-        if self._draw.random() < 0.5:  # what was on its way arrives late, or never
+        if self._draw.random() < 0.5:  # data in transit arrives late, or never
             target.proxy.cut()
         target.proxy.mend()
 
@@ -187,7 +187,7 @@ class Faults:
 
     def _restart_postgres(self) -> None:
         assert self._stage.postgres
-        # SIGQUIT is PostgreSQL's crash without leaving its shared memory behind; it recovers from its log.
+        # SIGQUIT crashes PostgreSQL without leaving shared memory behind; it recovers from its log.
         self._stage.postgres.end(self._draw.choice((signal.SIGQUIT, signal.SIGINT)))
         self._hold(self._either())
         self._stage.postgres.start()
@@ -202,9 +202,9 @@ class Faults:
         with redis.Redis.from_url(self._stage.settings["WCL_BROKER_URL"]) as client, suppress(redis.ConnectionError):
             client.flushall()
 
-    def _ring_often(self) -> None:
+    def _send_wake_ups(self) -> None:
         settings = Settings(broker_url=self._stage.settings["WCL_BROKER_URL"])
-        with suppress(Exception):  # the broker may be away
+        with suppress(Exception):  # the broker may be down
             for _ in range(20):
                 wake_up.send(settings, settings.pool)
 
@@ -231,6 +231,6 @@ _OF_SERVERS_BELOW: dict[str, Callable[[Faults], None]] = {
     "restart of PostgreSQL": Faults._restart_postgres,
     "kill of Redis": Faults._kill_redis,
     "FLUSHALL": Faults._flush_redis,
-    "doubled doorbells": Faults._ring_often,
+    "doubled wake-ups": Faults._send_wake_ups,
 }
 _KINDS = [*_OF_NODES, *_OF_SERVERS_BELOW]

@@ -1,4 +1,4 @@
-"""What must hold of rows and files after any faults, however they came about.
+"""The promises that rows and files must keep after any faults.
 
 `jobs.audit` replays every event; here the files are read, and what clients were promised is compared with what became
 of it: each accepted job, the job of each key, the value of each step.
@@ -24,7 +24,7 @@ from tests.chaos.body import STEPS_PER_EPOCH, value
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that a server answered for: what it was sent with, and what it may become.
+    """A job that a server accepted: its request, and the end states that it may have.
 
     Without `epochs` it trains in earnest, and its curve is its own affair.
     """
@@ -37,7 +37,7 @@ class Accepted:
 
 
 class Ledger:
-    """Reads everything once; `problems` names each broken promise in a line."""
+    """Reads all rows and files once; `problems` has a line for each broken promise."""
 
     def __init__(self, database: Database, checkpoints_dir: Path) -> None:
         self._folder = checkpoints_dir
@@ -56,7 +56,7 @@ class Ledger:
             self._keys: dict[str, str] = dict(keys)  # type: ignore[arg-type]
 
     def problems(self, accepted: Iterable[Accepted]) -> list[str]:
-        """Every broken promise."""
+        """Return a line for each broken promise."""
         found = self._findings + [problem for job in self.jobs.values() for problem in self._of_job(job)]
         accepted = list(accepted)
         for each in accepted:
@@ -68,11 +68,11 @@ class Ledger:
         return sum(map(len, self._attempts.values()))
 
     def reaped(self) -> list[Any]:
-        """Attempts that were taken for lost."""
+        """Return the attempts that were declared lost."""
         return [row for rows in self._attempts.values() for row in rows if row.end_reason == "worker_lost"]
 
     def counts(self) -> Counter[str]:
-        """Jobs by status."""
+        """Return the number of jobs by status."""
         return Counter(job.status for job in self.jobs.values())
 
     def _of_job(self, job: Any) -> Iterator[str]:
@@ -111,7 +111,7 @@ class Ledger:
             yield f"steps {wrong} are doubled or not of its own"
 
     def _curve(self, job_id: str) -> dict[int, list[float]]:
-        """The values of each step: those of an attempt count up to where a later one began."""
+        """Return the value of each step; an attempt counts up to the step where a later one started."""
         starts = [(row.number, row.start_step) for row in self._attempts[job_id] if row.start_step is not None]
         curve: dict[int, list[float]] = defaultdict(list)
         for series_id in self._series[job_id]:

@@ -27,7 +27,7 @@ from jobs.transitions import outcomes
 from tests.chaos import clock
 
 BODY = Path(__file__).with_name("body.py")
-# What only stand-in bodies train on.
+# The dataset of stand-in bodies.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
 _REAL_LEASE_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
@@ -43,7 +43,7 @@ _PRELOADED = [
 
 @dataclass(frozen=True)
 class Start:
-    """How a process starts.
+    """The start of a process.
 
     Args:
         module: `api` or `worker`.
@@ -74,7 +74,7 @@ def _context() -> ForkServerContext:
 
 @dataclass
 class Node:
-    """One process of the service, which may be started again and again."""
+    """One process of the service, which may be restarted many times."""
 
     start_as: Start
     starts: int = 0
@@ -109,7 +109,7 @@ class Node:
             assert not self._process.is_alive(), f"{self.start_as.host} outlived {number.name}"
 
     def trainings(self) -> list[psutil.Process]:
-        """The training processes below it."""
+        """Return its training processes."""
         with suppress(psutil.Error):
             return [process for process in psutil.Process(self.pid).children() if "--control-fd" in process.cmdline()]
         return []
@@ -121,7 +121,7 @@ class Node:
 
 
 def _main(start: Start) -> None:
-    """In the new process: become what `python -m MODULE` would be."""
+    """Run `python -m MODULE` in the new process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the tests
     random.seed()
     log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -131,7 +131,7 @@ def _main(start: Start) -> None:
         del os.environ[name]
     os.environ |= start.environment
     importlib.import_module("wcl_core.failpoints")._FOLDER = start.environment.get("FAILPOINTS")  # type: ignore[attr-defined]
-    # The wait after a failure of the infrastructure is no setting; it keeps its proportion to the lease.
+    # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
     outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
     if start.clock_seconds:

@@ -1,4 +1,4 @@
-"""A TCP proxy that is a bad network: slow, cut, silent, or losing the one answer that matters."""
+"""A TCP proxy that simulates a bad network: slow, cut, silent, or losing a particular response."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Link:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection as a crash does: with RST and not in order."""
+    """End a connection with RST, as a crash does."""
     if not writer.transport.is_closing():
         linger_not = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)

@@ -1,4 +1,4 @@
-"""What was found: a line of JSON for each part, so that a run that was broken off goes on, and a page of it all."""
+"""The results: a line of JSON for each part, so that an interrupted run can continue, and a report in Markdown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLUMNS = (
 
 
 class Results:
-    """The parts of one seed that are done.
+    """The finished parts of one seed.
 
     Args:
         folder: where they are kept.
@@ -49,7 +49,7 @@ class Results:
         return part in self._parts
 
     def add(self, part: str, **facts: Any) -> None:
-        """Keep one part, and write the page anew."""
+        """Store one part and rewrite the report."""
         self._parts[part] = {"part": part, **facts}
         with self._path.open("a") as file:
             file.write(json.dumps(self._parts[part]) + "\n")
@@ -59,7 +59,7 @@ class Results:
         return [f"{name}: {problem}" for name, part in self._parts.items() for problem in part.get("problems") or ()]
 
     def text(self) -> str:
-        """The page."""
+        """Return the report."""
         cpus, memory = psutil.cpu_count(), psutil.virtual_memory().total >> 30
         lines = [
             f"# Chaos, seed {self._seed}",

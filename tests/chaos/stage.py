@@ -1,4 +1,4 @@
-"""A service to hurt: its database, its broker, servers and workers, each behind a network that a test can spoil."""
+"""A service for fault injection: database, broker, servers and workers, each behind a network that a test can break."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from tests.chaos.proxy import Proxy
 from tests.waiting import eventually
 from wcl_core.config import SPEC_VERSIONS, parse_spec
 
-# The real 60 s, 5 s and 25 s, a fifteenth: whatever depends on them keeps its proportions.
+# A fifteenth of the real 60 s, 5 s and 25 s, so that all proportions stay the same.
 SCALED = {"WCL_LEASE_SECONDS": "4", "WCL_LOOK_SECONDS": "0.4", "WCL_CLAIM_SECONDS": "0.5", "WCL_DRAIN_SECONDS": "9"}
 REAL = {"WCL_LEASE_SECONDS": "60", "WCL_LOOK_SECONDS": "5", "WCL_CLAIM_SECONDS": "10", "WCL_DRAIN_SECONDS": "25"}
 SCALE = 15.0
 
 
 def spec(seed: int, epochs: int = 2, step_ms: int = 20, behaviour: int | None = None) -> dict[str, Any]:
-    """What a stand-in body reads from a spec."""
+    """Return the part of a spec that a stand-in body reads."""
     data = {"name": STANDIN.name, "image_size": 8}
     return {"data": data, "seed": seed, "epochs": epochs, "log_every_steps": step_ms, "threads": behaviour}
 
 
 def arm(failpoints: Path, order: str) -> None:
-    """Arm one of a folder's failpoints at once: whoever reads half an order would act on it wrongly."""
+    """Arm one of a folder's failpoints atomically, so that no process reads half an order."""
     beside = failpoints / "armed.part"
     beside.write_text(order)
     beside.rename(failpoints / "armed")
@@ -67,7 +67,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)
-        self.lock = threading.Lock()  # held while somebody stops what is below all nodes
+        self.lock = threading.Lock()  # held while a fault stops the database or the broker
         self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -75,7 +75,7 @@ class Stage:
         return self.folder / "checkpoints"
 
     def proxied(self, url: str) -> tuple[str, Proxy]:
-        """The same server through a network of its own."""
+        """Return the same server behind a network of its own."""
         parts = make_url(url)
         assert parts.port
         proxy = Proxy(parts.port)
@@ -83,7 +83,7 @@ class Stage:
         return parts.set(port=proxy.port).render_as_string(hide_password=False), proxy
 
     def worker(self, name: str, url: str | None = None, **changes: Any) -> Node:
-        """A worker on a machine of its own: its attempts are its own, the checkpoints everybody's."""
+        """Return a worker on a machine of its own: its attempts folder is local, the checkpoints folder is shared."""
         data_dir = self._data_dir(name)
         settings = {"WCL_WORKER_NAME": name} | changes.pop("settings", {})
         return self._node(
@@ -104,7 +104,7 @@ class Stage:
         return folder
 
     def submit(self, wanted: dict[str, Any]) -> str:
-        """Submit as a server would."""
+        """Submit a job as a server does."""
         new = NewJob("pretrain", wanted, parse_spec("pretrain", wanted))
         return self.database.write(lambda session: submission.submit(session, new)).id
 
@@ -126,7 +126,7 @@ class Stage:
         return eventually(lambda: job if (job := self.job(job_id)).status in statuses else None, f"{statuses}", 120)
 
     def wait_for_end(self, job_id: str) -> Job:
-        """Until it has ended; one that a full disk has paused is resumed, as its owner would do."""
+        """Wait until the job has ended; resume it when a full disk has paused it, as its owner would."""
 
         def end() -> Job | None:
             job = self.job(job_id)
@@ -161,7 +161,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Theatre:
-    """What stages are set up on: one PostgreSQL and one Redis, a folder, and an empty SQLite file to copy."""
+    """The resources of all stages: one PostgreSQL, one Redis, a folder, and an empty SQLite file to copy."""
 
     folder: Path
     postgres: servers.Server
@@ -191,13 +191,13 @@ class Theatre:
         with psycopg.connect(self.postgres_url, autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{database_name}" TEMPLATE chaos_template')
         url = _with_driver(self.postgres_url, database_name)
-        broker = {"WCL_BROKER_URL": self.redis_url}  # shared: other stages' bells are doubled and stolen ones
+        broker = {"WCL_BROKER_URL": self.redis_url}  # shared: stages see each other's wake-ups as doubled or lost ones
         return Stage(folder, url, broker | settings, self.postgres, self.redis)
 
 
 @contextmanager
 def theatre(folder: Path) -> Iterator[Theatre]:
-    """Servers that survive a crash of their processes, as the real ones do; only the machine must not fail."""
+    """Configure servers to survive a crash of their processes; a crash of the machine is not tested."""
     template = folder / "template.sqlite3"
     _migrate(f"sqlite:///{template}")
     with ExitStack() as stack:
@@ -221,7 +221,7 @@ def _migrate(url: str) -> None:
 
 
 def _announce(session: Session) -> None:
-    """As a worker does it that has left again."""
+    """Register a worker that has stopped again."""
     facts = WorkerFacts(new_id(), "gone", "default", 0, {STANDIN.name: STANDIN.digest}, SPEC_VERSIONS)
     workers.register(session, facts, 1, [STANDIN])
     workers.stop(session, facts.id)

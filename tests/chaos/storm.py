@@ -1,4 +1,4 @@
-"""One round of chaos: a fresh service, jobs from clients, faults from several hands, and the ledger at its end."""
+"""One round of chaos: a fresh service, jobs from clients, faults from several threads, and the ledger at the end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.chaos.stage import Stage
 from tests.waiting import eventually
 
 _LOOK_SECONDS = 0.3
-_FAULTS_SECONDS = 1800.0  # a round that gets nowhere has its faults taken away
-_REST_SECONDS = 300.0  # for what is then left
+_FAULTS_SECONDS = 1800.0  # then the faults stop, so that a stuck round can finish
+_REST_SECONDS = 300.0  # for the jobs that are then left
 _SUBMITTERS = 2
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much happens in a round; each of the `num_hands` does one fault after another.
+    """The size of a round; each of `num_hands` threads injects one fault after another.
 
     Of the jobs `num_trainings` train in earnest, on a worker more.
     """
@@ -50,7 +50,7 @@ class Size:
 
 @dataclass
 class Outcome:
-    """What a round came to; `problems` is empty when every promise held.
+    """The result of a round; `problems` is empty if every promise was kept.
 
     `innocent` are attempts that were taken for lost without a fault of their worker.  It costs them a repetition and
     breaks no promise; with a scaled lease an overloaded machine is enough for it, so no test may fail for it.
@@ -72,7 +72,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Hit:
-    """A fault that was done, by the clock of this machine, which is the database's."""
+    """An injected fault, by the clock of this machine, which is the database's."""
 
     kind: str
     whom: str
@@ -106,7 +106,7 @@ class Storm:
         self._targets = self._servers + self._workers
 
     def _target(self, letter: str, place: int) -> Target:
-        """Every other node is behind a network of its own."""
+        """Put every other node behind a network of its own."""
         is_proxied = self.stage.postgres is not None and place % 2 == 1
         url, proxy = self.stage.proxied(self.stage.url) if is_proxied else (None, None)
         make = self.stage.server if letter == "s" else partial(self.stage.worker, trains=letter == "t")
@@ -114,7 +114,7 @@ class Storm:
         return Target(node, proxy, self.stage.failpoints(node))
 
     def run(self) -> Outcome:
-        """Let it happen, and read the ledger."""
+        """Run the round and check the ledger."""
         began = time.monotonic()
         clients = self._open()
         hands = _started(self._hand, range(self.size.num_hands))
@@ -147,20 +147,20 @@ class Storm:
         return Clients(callers, self.seed, self.size.num_jobs, self.size.num_trainings, self.size.max_waiting)
 
     def _hand(self, place: int) -> None:
-        """Fault after fault, until it is calm."""
+        """Inject one fault after another until the faults stop."""
         faults = Faults(self.stage, self._targets, random.Random(f"{self.seed}/hand {place}"))
         while not self._is_calm.wait(self.size.pause_seconds):
             began = time.time()
             try:
                 kind, whom = faults.one()
-            except Exception:  # the hand is at fault, not the service; it must not pass unseen
+            except Exception:  # an error of the test itself must not pass unseen
                 self._broken.append(f"hand {place}: {traceback.format_exc()}")
                 return
             with self._lock:
                 self._hits.append(Hit(kind, whom, began, time.time()))
 
     def _watch(self) -> None:
-        """Start again what died by itself, as a process manager does."""
+        """Restart processes that died, as a process manager does."""
         while not self._is_over.wait(_LOOK_SECONDS):
             for target in self._targets:
                 if target.lock.acquire(blocking=False):
@@ -171,7 +171,7 @@ class Storm:
                         target.lock.release()
 
     def _until_calm(self, clients: Clients) -> None:
-        """Until all jobs are in and most have ended, so that the last ones meet faults, too."""
+        """Wait until all jobs are submitted and most have ended, so that the last ones meet faults, too."""
         deadline = time.monotonic() + _FAULTS_SECONDS
         while time.monotonic() < deadline:
             clients.num_ended = self._num(Job.status.in_(TERMINAL)) or clients.num_ended
@@ -180,14 +180,14 @@ class Storm:
             time.sleep(_LOOK_SECONDS)
 
     def _until_over(self) -> None:
-        """Until every job has ended; one that a client left paused is resumed."""
+        """Wait until every job has ended; resume jobs that a client left paused."""
         deadline = time.monotonic() + _REST_SECONDS
         while self._num(Job.status.not_in(TERMINAL)) != 0 and time.monotonic() < deadline:
             self._resume_paused()
             time.sleep(_LOOK_SECONDS)
 
     def _num(self, where: Any) -> int | None:
-        """None while one of the faults keeps the answer back."""
+        """Return None while a fault delays the response."""
         try:
             with self.stage.database.read() as session:
                 return session.execute(select(func.count()).select_from(Job).where(where)).scalar_one()
@@ -224,7 +224,7 @@ class Storm:
         )
 
     def _reaped_by_mistake(self, ledger: Ledger) -> list[str]:
-        """Attempts taken for lost although nothing had happened to their worker for two leases."""
+        """Return attempts that were declared lost without a fault at their worker for two leases."""
         found = []
         for attempt in ledger.reaped():
             ended_at = attempt.ended_at / 1000

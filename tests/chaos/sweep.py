@@ -1,4 +1,4 @@
-"""Every failpoint that a job's life passes, once with each action: the job comes right all the same.
+"""Every failpoint that a job passes, once with each action; the job must still end correctly.
 
 What there is to try is found by letting lives go by and reading which places they passed, so a new failpoint or a new
 commit is tried as soon as it is written.
@@ -25,11 +25,11 @@ from tests.waiting import eventually
 from tests.worker.running import SHORT
 
 ACTIONS = ("kill", "error", "hang")
-# An error within the training itself may end the job, which then says so.
+# An error inside the training itself may end the job, with that reason.
 _MAY_FAIL = ("process.", "spool.", "checkpoint.")
-SCIENCE = ("checkpoint.", "spool.write", "spool.fsync")  # passed by real training only
+SCIENCE = ("checkpoint.", "spool.write", "spool.fsync")  # only real training passes these
 _HANG_SECONDS = LEASE * 1.5
-_TRIES = 3  # some places are passed only by who comes first
+_TRIES = 3  # some failpoints are passed only by the first process
 _WATCH_SECONDS = 0.1
 _UNHURRIED = {"epochs": 20, "step_ms": 30}
 
@@ -45,7 +45,7 @@ class Place:
 
 @dataclass
 class Sweep:
-    """A server and a worker, started again whenever they die, and scenes of lives of jobs on them.
+    """A server and a worker, restarted whenever they die, and scenes of jobs on them.
 
     Args:
         stage: a fresh service.
@@ -62,11 +62,11 @@ class Sweep:
         self._folders = {name: self.stage.failpoints(node) for name, node in self._nodes.items()}
         self._is_over = threading.Event()
         self._lock = threading.Lock()
-        self._held: str | None = None  # who has to stay away in the scene
+        self._held: str | None = None  # the node that stays down in the scene
 
     @contextmanager
     def running(self) -> Iterator[Sweep]:
-        """With both nodes, and somebody who starts them again."""
+        """Run both nodes, and restart them when they die."""
         environment = self._nodes["server"].start_as.environment
         data_dir = Path(environment["WCL_DATA_DIR"])
         guard = threading.Thread(target=self._start_again, daemon=True)
@@ -82,7 +82,7 @@ class Sweep:
             guard.join()
 
     def places(self) -> list[Place]:
-        """Play every scene in peace; the places passed."""
+        """Run every scene without faults; return the failpoints that were passed."""
         found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
         for scene in self._scenes():
             for folder in self._folders.values():
@@ -98,7 +98,7 @@ class Sweep:
         ]
 
     def try_at(self, place: Place, action: str) -> list[str] | None:
-        """Let one thing go wrong at one place; what is wrong afterwards, or None when the place was not passed again.
+        """Inject one fault at one failpoint; return the problems, or None if the failpoint was not passed again.
 
         That happens where nodes race for what only one of them does, and with what is done once an hour.
         """
@@ -115,11 +115,11 @@ class Sweep:
         return None
 
     def problems(self) -> list[str]:
-        """What the ledger and the answers say of all jobs so far."""
+        """Return the problems of all jobs so far, by the ledger and the responses."""
         surprises, self._caller.surprises = self._caller.surprises, []
         return Ledger(self.stage.database, self.stage.checkpoints_dir).problems(self._accepted) + surprises
 
-    # --- scenes: a job's life from its submission to its end ---
+    # --- scenes: a job from its submission to its end ---
 
     def _scenes(self) -> dict[str, Callable[[str], None]]:
         if self.trains:
@@ -150,13 +150,13 @@ class Sweep:
         self.stage.wait_for_end(job_id)
 
     def _restart(self, job_id: str) -> None:
-        """And ask the new server something, since each notes the use of a key once a minute."""
+        """Also send a request to the new server, because each records the use of a key once a minute."""
         server = self._nodes["server"]
         starts = server.starts
         for node in self._nodes.values():
             node.send(signal.SIGTERM)
         eventually(lambda: server.starts > starts, "the server's next start")
-        self._caller.ask(job_id, "resume")  # too late or too early for that, which is an answer, too
+        self._caller.ask(job_id, "resume")  # a refusal, because it is too late or too early, is fine
 
     def _pause(self, job_id: str) -> None:
         self._caller.ask(job_id, "pause")
@@ -164,7 +164,7 @@ class Sweep:
         self._caller.ask(job_id, "resume")
 
     def _lose(self, job_id: str) -> None:
-        """The worker dies and nobody starts it again before the server has found out."""
+        """The worker dies and stays down until the server has noticed."""
         with self._lock:
             self._held = "worker"
             self._nodes["worker"].end(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Redis only carries bells: without it jobs are accepted and run, and losing it in the middle costs a run nothing."""
+"""Redis only carries wake-ups: without it jobs are accepted and run, and its loss does not disturb a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def caller_of(server: Node) -> Iterator[Caller]:
 
 
 def assert_undisturbed(stage: Stage, *jobs: Accepted) -> None:
-    """Each ended well at its first attempt, with a whole curve."""
+    """Return whether each job succeeded at its first attempt, with a complete curve."""
     for job in jobs:
         row = stage.wait_for_end(job.job_id)
         assert (row.status, row.attempt, row.failures) == ("succeeded", 1, 0)
@@ -39,7 +39,7 @@ def assert_undisturbed(stage: Stage, *jobs: Accepted) -> None:
 def test_without_a_broker_a_job_is_accepted_and_its_worker_finds_it(house: Theatre) -> None:
     with house.stage("no-broker") as stage:
         url, broker = stage.proxied(stage.settings["WCL_BROKER_URL"])
-        broker.cut()  # before anybody starts, and for good
+        broker.cut()  # before any process starts, and for the whole test
         without = {"WCL_BROKER_URL": url}
         stage.worker("worker", settings=without).start()
         with caller_of(stage.server("server", settings=without).start()) as caller:
@@ -52,7 +52,7 @@ def test_without_a_broker_a_job_is_accepted_and_its_worker_finds_it(house: Theat
 
 
 def test_a_broker_that_is_killed_under_a_run_costs_it_nothing(house: Theatre) -> None:
-    """What is submitted meanwhile runs, too, by the same worker, and after the broker is back."""
+    """Jobs that are submitted meanwhile run, too, on the same worker, and after the broker is back."""
     with house.stage("broker-killed") as stage, caller_of(stage.server("server").start()) as caller:
         worker = stage.worker("worker").start()
         stage.wait_for_workers("worker")

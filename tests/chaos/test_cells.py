@@ -1,4 +1,4 @@
-"""A part of the service is away in some state of a job: a diagonal of the cells that `./run chaos` runs all of."""
+"""A part of the service is down in some state of a job: a diagonal of the cells; `./run chaos` runs all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wall clocks that are a day wrong, each another way: none of them decides anything, and none of them is stored."""
+"""Wall clocks that are wrong by a day in different directions: none decides anything, and none is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 _DAY = 86_400
-# Names that other modules took from the two before the clock went wrong.
+# Names that other modules imported from the two modules before the clock was set wrong.
 _EVERY_WAY = """
 import datetime, email.utils, sys, time
 from datetime import date, datetime as taken, timezone
@@ -46,7 +46,7 @@ assert isinstance(right, taken) and isinstance(right, datetime.date) and issubcl
 
 
 def times(stage: Stage) -> list[int]:
-    """Every time that the jobs, attempts, events and workers of a stage carry, in milliseconds."""
+    """Return every time of the jobs, attempts, events and workers of a stage, in milliseconds."""
     found: list[int] = []
     with stage.database.read() as session:
         for table in (Job, Attempt, Event, Worker):

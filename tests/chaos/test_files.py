@@ -1,4 +1,4 @@
-"""A slow storage: while it holds a file up the attempt is kept, what is asked is heard, and a worker can stop."""
+"""Slow storage: while a file operation hangs, the attempt is renewed, requests are received, and a worker can stop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.waiting import eventually
 _ENDLESS = 100_000  # epochs
 _ASK = {"cancel": transitions.cancel, "pause": transitions.pause}
 _ENDS_AS = {"cancel": "cancelled", "pause": "paused"}
-# Where a worker reads or writes files: the file a run begins from, and one that it has made.
+# Where a worker reads or writes files: the checkpoint of the run, and one that the run has written.
 _BEGINNING, _STORING = "supervisor.run_file", "storage.before_rename"
-_PATIENT = {"WCL_LEASE_SECONDS": "60"}  # nobody is lost here, however busy the machine
+_PATIENT = {"WCL_LEASE_SECONDS": "60"}  # no attempt is declared lost here, however busy the machine is
 
 
 @contextmanager
 def held_up(house: Theatre, name: str, place: str, **settings: str) -> Iterator[tuple[Stage, Node, str, Path]]:
-    """A job whose worker waits for a file; it would for five minutes."""
+    """Start a job whose worker waits for a file, for up to five minutes."""
     with house.stage(f"files-{name}", "sqlite", **settings) as stage:
         worker = stage.worker("worker")
         failpoints = stage.failpoints(worker)

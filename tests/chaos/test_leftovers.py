@@ -1,4 +1,4 @@
-"""What a killed worker left holds up neither its next self nor anybody's work, and no job runs beside an orphan."""
+"""Leftovers of a killed worker delay neither its next process nor other jobs, and no job runs beside an orphan."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wcl_core.protocol import RunFile
 from worker.process import MARK
 
 _ENDLESS = 100_000  # epochs
-_PATIENT = {"WCL_LEASE_SECONDS": "60"}  # nobody is lost here, however long he is held up
+_PATIENT = {"WCL_LEASE_SECONDS": "60"}  # no attempt is declared lost here, however long it is delayed
 
 
 def attempts_dir(worker: Node) -> Path:
     return Path(worker.start_as.environment["WCL_DATA_DIR"]) / "attempts"
 
 
-def num_beats(stage: Stage, pid: int) -> int:
+def num_heartbeats(stage: Stage, pid: int) -> int:
     return sum(row.heartbeats for row in stage.workers() if row.pid == pid)
 
 
@@ -42,7 +42,9 @@ def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Thea
         try:
             job_id = stage.submit(spec(1))
             worker.start()
-            eventually(lambda: num_beats(stage, worker.pid) > 5, "beats of the worker")  # it has looked twice meanwhile
+            eventually(
+                lambda: num_heartbeats(stage, worker.pid) > 5, "heartbeats of the worker"
+            )  # it has polled twice meanwhile
             assert stage.job(job_id).status == "queued", "it runs beside the orphan"
             assert orphan.poll() is None
         finally:
@@ -54,7 +56,7 @@ def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Thea
 
 @pytest.mark.parametrize("trouble", ["hang", pytest.param("error", marks=pytest.mark.long)])
 def test_what_takes_long_to_store_holds_up_nobody(house: Theatre, trouble: str) -> None:
-    """A checkpoint that was not stored yet; the storage then hangs, or is full."""
+    """Leave a checkpoint that was not stored yet; the storage then hangs, or is full."""
     with house.stage(f"leftovers-{trouble}", "sqlite", **_PATIENT) as stage:
         worker = stage.worker("worker")
         failpoints = stage.failpoints(worker)

@@ -1,4 +1,4 @@
-"""The bad network itself, and the one answer whose loss matters most."""
+"""The bad network itself, and the loss of a response to a commit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_silent_network_keeps_what_was_said_for_later(proxy: Proxy) -> None:
 def test_a_job_whose_commit_was_never_answered_is_made_once(house: Theatre) -> None:
     with house.stage("unanswered") as stage:
         url, proxy = stage.proxied(stage.url)
-        worker = stage.worker("worker").start()  # brings the dataset
+        worker = stage.worker("worker").start()  # announces the dataset
         server = stage.server("server", url).start()
         environment = server.start_as.environment
         data_dir = Path(environment["WCL_DATA_DIR"])
@@ -92,7 +92,7 @@ def test_a_job_whose_commit_was_never_answered_is_made_once(house: Theatre) -> N
         assert first
 
         num_lost = 0
-        while not num_lost:  # the reconciler of the server may commit first, and lose its answer instead
+        while not num_lost:  # the server's reconciler may commit first, and lose its response instead
             proxy.lose_next_answer(b"COMMIT")
             second = caller.submit(spec(1), "lost")
             num_lost = caller.num_retries

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.stage import Theatre
 from tests.chaos.storm import Size, Storm
 
-# Nobody's job fails for the faults themselves: how many of them a job survives is another test's matter.
+# No job fails because of the faults themselves; the limit on failures has its own test.
 UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 
 

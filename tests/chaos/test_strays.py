@@ -1,4 +1,4 @@
-"""What a run leaves behind: processes without its mark, in a session of their own, whose parent has ended."""
+"""Processes that a run leaves behind: without its mark, in a session of their own, with an ended parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import eventually
 
 
 def strays(job_id: str, attempt: int) -> list[psutil.Process]:
-    """Living processes of an attempt that carry nothing of its environment."""
+    """Return live processes of an attempt that have nothing of its environment."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -25,7 +25,7 @@ def strays(job_id: str, attempt: int) -> list[psutil.Process]:
 
 
 def test_what_hides_its_origin_ends_with_its_attempt(house: Theatre) -> None:
-    """Once the run was killed before, and once it was asked to end."""
+    """The run was killed in one case, and asked to end in the other."""
     with house.stage("strays", "sqlite") as stage:
         worker = stage.worker("worker").start()
         stage.wait_for_workers("worker")

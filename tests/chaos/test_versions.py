@@ -1,4 +1,4 @@
-"""Servers and workers of two ages side by side."""
+"""Servers and workers of two versions side by side."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def workers_of(stage: Stage, jobs: list[Accepted]) -> set[str]:
 
 
 def test_a_worker_of_the_previous_version_leaves_newer_jobs_alone(house: Theatre) -> None:
-    """Beside two servers; with the workers four reconcilers look at the same rows."""
+    """Two servers and two workers: four reconcilers poll the same rows."""
     with house.stage("versions") as stage:
-        newer = [submit(stage, seed, NEXT) for seed in range(4)]  # older than the others, so they would come first
+        newer = [
+            submit(stage, seed, NEXT) for seed in range(4)
+        ]  # older than the others, so they come first in the queue
         known = [submit(stage, seed, SPEC_VERSION) for seed in range(10, 14)]
         for name in ("s0", "s1"):
             stage.server(name).start()

@@ -37,7 +37,7 @@ def rich_job(database: Database) -> str:
     return run.job_id
 
 
-def test_the_ledger_of_every_story_closes(database: Database) -> None:
+def test_an_undisturbed_history_has_no_findings(database: Database) -> None:
     rich_job(database)
     for wanted in sorted(Status, key=lambda status: status is Status.QUEUED):
         rows.job_in(database, wanted)
@@ -54,7 +54,7 @@ def test_the_ledger_of_every_story_closes(database: Database) -> None:
     assert {table: rows.rows_of(database, table) for table in before} == before, "an audit changes nothing"
 
 
-def test_every_job_is_looked_at_however_many_there_are(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_reads_every_batch_of_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_BATCH", 2)
     ids = [submit(database) for _ in range(5)]
     broken = update(Job).where(Job.id == ids[4]).values(status="paused")
@@ -90,7 +90,7 @@ def without(table: type[Any], *conditions: Any) -> Plant:
 
 
 def a_checkpoint_of(number: int, step: int) -> Plant:
-    facts = {"epoch": 1, "path": "x", "sha256": "x", "size": 1, "metrics": {}, "kind": "training"}
+    facts = {"epoch": 1, "storage_key": "x", "sha256": "x", "size": 1, "metrics": {}, "kind": "training"}
     return lambda session, job_id: session.add(
         Checkpoint(id=new_id(), job_id=job_id, attempt=number, step=step, **facts)
     )
@@ -160,4 +160,4 @@ def test_the_operators_command_prints_what_it_finds(
     database.write(lambda session: DEFECTS["another status"][1](session, job_id))
 
     assert command.main(["audit"]) == 1
-    assert f"{job_id} status: the row says queued, its events lead to running" in capsys.readouterr().out
+    assert f"{job_id} status: the row is queued, but its events lead to running" in capsys.readouterr().out

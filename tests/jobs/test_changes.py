@@ -35,7 +35,7 @@ def test_a_cursor_survives_its_text(cursor: Cursor) -> None:
     assert Cursor.parse(str(cursor)) == cursor
 
 
-def test_a_cursor_of_an_older_server_is_understood() -> None:
+def test_a_cursor_of_an_older_server_is_accepted() -> None:
     assert Cursor.parse("3.1.250") == Cursor(3, 1, 250, 0, 0)
 
 
@@ -58,7 +58,7 @@ def test_a_cursor_of_an_older_server_is_understood() -> None:
         *HOSTILE,
     ],
 )
-def test_a_cursor_nobody_wrote_is_refused(text: str) -> None:
+def test_a_malformed_cursor_is_refused(text: str) -> None:
     with pytest.raises(Invalid, match="Last-Event-ID"):
         Cursor.parse(text)
 
@@ -100,7 +100,7 @@ def test_changes_bring_what_happened_since_once(database: Database) -> None:
     assert (again.events, again.points, again.logs, again.cursor) == ([], [], [], cursor)
 
 
-def test_nothing_after_the_moment_asked_for_is_told(database: Database) -> None:
+def test_changes_end_at_the_requested_cursor(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.log("early"))
     moment = now(database, run.job_id)

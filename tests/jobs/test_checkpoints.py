@@ -41,7 +41,7 @@ def evaluation_of(checkpoint_id: str) -> dict[str, Any]:
     return {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}
 
 
-def test_without_a_word_all_are_kept(database: Database) -> None:
+def test_by_default_all_checkpoints_are_kept(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), *(saved(step) for step in range(1, 30)))
 
@@ -57,7 +57,7 @@ def test_the_latest_and_the_best_are_kept(database: Database) -> None:
     assert kept(database, run.job_id) == [2, 6, 7]
 
 
-def test_the_best_one_stays_for_an_evaluation_that_will_ask_for_it(database: Database) -> None:
+def test_the_best_checkpoint_stays_for_its_planned_evaluation(database: Database) -> None:
     plan = {"when": "best", "protocols": ["linear"]}
     run = Run(database, running(database, spec=keeping(keep_last=1) | {"evaluations": [plan]}))
     run.deliver(rows.started(), saved(1, 0.9), saved(2, 0.1), saved(3, 0.2))
@@ -66,7 +66,7 @@ def test_the_best_one_stays_for_an_evaluation_that_will_ask_for_it(database: Dat
 
 
 @pytest.mark.parametrize("need", ["pin", "evaluation", "retry", "damage"])
-def test_what_is_needed_is_never_taken(database: Database, need: str) -> None:
+def test_retention_keeps_a_needed_checkpoint(database: Database, need: str) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     first = id_of(database, run.job_id, 1)
@@ -84,7 +84,7 @@ def test_what_is_needed_is_never_taken(database: Database, need: str) -> None:
     assert kept(database, run.job_id) == [1, 3]
 
 
-def test_what_was_needed_goes_when_its_job_has_ended(database: Database) -> None:
+def test_a_checkpoint_goes_once_the_job_that_needed_it_has_ended(database: Database) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     evaluation = submit(database, "evaluate", evaluation_of(id_of(database, run.job_id, 1)))
@@ -95,7 +95,7 @@ def test_what_was_needed_goes_when_its_job_has_ended(database: Database) -> None
     assert kept(database, run.job_id) == [3]
 
 
-def test_a_checkpoint_that_a_job_is_just_coming_to_need_is_passed_by(database: Database) -> None:
+def test_retention_skips_a_checkpoint_that_a_new_job_has_locked(database: Database) -> None:
     """PostgreSQL: the submission holds the row, and nobody waits. SQLite's writers take turns."""
     if database.engine.dialect.name == "sqlite":
         pytest.skip("writers of SQLite take turns")
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_a_job_is_just_coming_to_need_is_passed_by(database: D
     assert kept(database, run.job_id) == [1, 2]
 
 
-def test_a_resumed_job_always_finds_its_newest(database: Database) -> None:
+def test_a_resumed_job_starts_from_its_newest_checkpoint(database: Database) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1), saved(2))
     run.end("drained")
@@ -146,7 +146,7 @@ def orphans(database: Database, job_id: str, *names: str) -> list[str]:
         return [key.removeprefix(f"{job_id}/") for key in checkpoints.orphans(session, keys)]
 
 
-def test_only_a_file_that_nobody_can_claim_is_an_orphan(database: Database) -> None:
+def test_a_file_that_no_row_can_claim_is_an_orphan(database: Database) -> None:
     run = Run(database, running(database))
     there = [{**saved(step), "path": f"{run.job_id}/1/{step}"} for step in (1, 2)]
     run.deliver(rows.started(), *there)
@@ -160,7 +160,7 @@ def test_only_a_file_that_nobody_can_claim_is_an_orphan(database: Database) -> N
     assert orphans(database, run.job_id, *names) == ["1/1", "1/unregistered", "1/.3.77.part"]
 
 
-def test_files_of_a_job_that_this_database_does_not_know_are_left(database: Database) -> None:
+def test_files_of_an_unknown_job_are_kept(database: Database) -> None:
     """Another database's, or an emptied one's: deleting them could not be undone."""
     assert orphans(database, new_id(), "1/step-1.safetensors") == []
     assert not rows.rows_of(database, Job)

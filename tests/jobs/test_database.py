@@ -112,7 +112,7 @@ def test_a_write_that_fails_leaves_nothing(database: Database) -> None:
     assert kind_of(database) == "builtin"
 
 
-def test_an_error_of_the_change_is_not_retried(database: Database) -> None:
+def test_an_error_in_the_change_is_not_retried(database: Database) -> None:
     calls = []
 
     def double(session: Session) -> None:
@@ -124,7 +124,7 @@ def test_an_error_of_the_change_is_not_retried(database: Database) -> None:
     assert calls == [1]
 
 
-def test_writers_that_add_up_at_once_lose_nothing(database: Database) -> None:
+def test_concurrent_writers_lose_no_update(database: Database) -> None:
     """Read, then write what was read: on SQLite a writer has the lock before it reads."""
 
     def add(session: Session) -> None:
@@ -234,7 +234,7 @@ def test_an_unreachable_database_is_an_outage(url: str) -> None:
         database.write(lambda session: rename(session, "never"))
 
 
-def test_mistakes_are_no_outage(database: Database) -> None:
+def test_programming_errors_are_not_outages(database: Database) -> None:
     for statement in ("SELEKT 1", "INSERT INTO projects VALUES ('x', 'default')"):
         with pytest.raises((IntegrityError, ProgrammingError, OperationalError)) as raised, database.read() as session:
             session.execute(text(statement))
@@ -276,7 +276,7 @@ def test_a_stopped_postgres_is_an_outage_until_it_is_back() -> None:
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_nobody_waits_for_ever_on_postgres(database: Database) -> None:
+def test_postgres_has_a_limit_on_every_wait(database: Database) -> None:
     """A process that is stopped in the middle of a transaction loses it, and who waits for its locks stops waiting."""
     with database.read() as session:
         for name in ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"):
@@ -295,7 +295,7 @@ def test_nobody_waits_for_ever_on_postgres(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_the_url_has_the_last_word(database: Database) -> None:
+def test_the_url_overrides_the_connection_defaults(database: Database) -> None:
     told: dict[str, Any] = {}
     own = Database(f"{database.url}?connect_timeout=3")
     with own.engine.connect() as connection:

@@ -93,7 +93,7 @@ def unblock(database: Database) -> int:
     return database.write(transitions.unblock)
 
 
-def test_a_checkpoint_moves_on_who_waits_for_one_and_nobody_else(database: Database) -> None:
+def test_a_checkpoint_unblocks_only_jobs_that_wait_for_one(database: Database) -> None:
     run = Run(database, running(database))
     for_success, for_checkpoint = (behind(database, run.job_id, checkpoint=only) for only in (False, True))
     assert unblock(database) == 0
@@ -110,7 +110,7 @@ def test_a_checkpoint_moves_on_who_waits_for_one_and_nobody_else(database: Datab
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_an_upstream_that_ends_otherwise_fails_who_still_waits(
+def test_a_failed_or_cancelled_job_fails_jobs_that_still_depend_on_it(
     database: Database, end: str, saved: bool, checkpoint: bool
 ) -> None:
     run = Run(database, running(database))
@@ -149,7 +149,7 @@ def test_all_needs_have_to_be_met(database: Database) -> None:
     assert status(database, job_id) == Status.QUEUED
 
 
-def test_a_failure_after_the_checkpoint_is_no_loss_while_another_need_is_open(database: Database) -> None:
+def test_a_failure_after_the_checkpoint_does_not_fail_the_dependent_job(database: Database) -> None:
     run = Run(database, running(database))
     other = submit(database)
     job_id = submit(database, after=(run.job_id, other), after_checkpoint=frozenset({run.job_id}))
@@ -159,7 +159,7 @@ def test_a_failure_after_the_checkpoint_is_no_loss_while_another_need_is_open(da
     assert status(database, job_id) == Status.BLOCKED
 
 
-def test_what_is_there_already_is_not_waited_for(database: Database) -> None:
+def test_a_dependency_that_is_already_met_does_not_block(database: Database) -> None:
     run = Run(database, running(database))
     assert status(database, behind(database, run.job_id, checkpoint=True)) == Status.BLOCKED
     run.deliver(rows.started(), rows.checkpoint(1))
@@ -171,7 +171,7 @@ def test_what_is_there_already_is_not_waited_for(database: Database) -> None:
         behind(database, run.job_id, checkpoint=False)
 
 
-def test_a_checkpoint_that_will_never_come_is_refused(database: Database) -> None:
+def test_a_dependency_on_a_checkpoint_that_cannot_come_is_refused(database: Database) -> None:
     run = Run(database, running(database))
     run.end("failed", "bad_data")
 
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_meets_no_dependency(database: Database) -> None:
     assert status(database, job_id) == Status.QUEUED
 
 
-def test_a_failure_runs_down_a_chain(database: Database) -> None:
+def test_a_failure_propagates_along_a_chain(database: Database) -> None:
     run = Run(database, running(database))
     second = behind(database, run.job_id, checkpoint=False)
     third = behind(database, second, checkpoint=False)

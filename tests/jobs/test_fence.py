@@ -31,7 +31,7 @@ def _end(outcome: str, reason: str | None) -> Write:
 
 def _damage(run: Run, seq: int) -> object:
     found = CheckpointRef(rows.checkpoints(run.database, run.job_id)[0].id, 1, "job/1/step-1.safetensors", rows.SHA, 10)
-    return run.database.write(lambda session: damage.pass_by(session, run.job_id, run.number, found, "flipped"))
+    return run.database.write(lambda session: damage.skip(session, run.job_id, run.number, found, "flipped"))
 
 
 WRITES: dict[str, Write] = {

@@ -75,7 +75,7 @@ def test_unknown_scopes_are_refused(database: Database, scopes: list[str]) -> No
     assert rows.rows_of(database, Key) == []
 
 
-def test_a_revoked_key_opens_nothing_at_once(database: Database) -> None:
+def test_a_revoked_key_is_refused_at_once(database: Database) -> None:
     key_id, secret = create(database)
     _, other = create(database)
     link = database.write(lambda session: keys.new_link(session, key_id))
@@ -95,7 +95,7 @@ def test_a_revoked_key_opens_nothing_at_once(database: Database) -> None:
         assert keys.active(session, [key_id]) == set()
 
 
-def test_nobody_can_sign_in_without_an_active_key(database: Database) -> None:
+def test_sign_in_needs_an_active_key(database: Database) -> None:
     with database.read() as session:
         assert not keys.has_keys(session)
     key_id, _ = create(database)
@@ -128,7 +128,7 @@ def test_a_sessions_token_is_no_link_and_a_link_no_session(database: Database) -
 
 
 @pytest.mark.parametrize("kind", ["link", "session"])
-def test_what_is_too_old_opens_nothing(database: Database, kind: str) -> None:
+def test_expired_links_and_sessions_are_refused(database: Database, kind: str) -> None:
     key_id, _ = create(database)
     token = signed_in(database, key_id) if kind == "session" else database.write(lambda s: keys.new_link(s, key_id))
     database.write(lambda session: session.execute(update(SignInToken).values(expires_at=now_ms() - 1)))
@@ -139,7 +139,7 @@ def test_what_is_too_old_opens_nothing(database: Database, kind: str) -> None:
     assert rows.rows_of(database, SignInToken) == []
 
 
-def test_a_browser_that_signed_out_is_out(database: Database) -> None:
+def test_a_session_ends_when_the_browser_signs_out(database: Database) -> None:
     key_id, _ = create(database)
     token, other = signed_in(database, key_id), signed_in(database, key_id)
     database.write(lambda session: keys.end_session(session, token))
@@ -167,7 +167,7 @@ def test_the_local_key_is_kept_in_a_file_for_its_owner(database: Database, tmp_p
 
 
 @pytest.mark.parametrize("content", ["", "\n", "wcl_of-another-database\n"])
-def test_a_local_key_that_opens_nothing_is_made_anew(database: Database, tmp_path: Path, content: str) -> None:
+def test_a_revoked_local_key_is_replaced(database: Database, tmp_path: Path, content: str) -> None:
     path = tmp_path / "key"
     path.write_text(content)
     path.chmod(0o644)

@@ -35,7 +35,7 @@ def pass_time(database: Database, run: Run, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE))
-def test_a_failure_of_the_infrastructure_waits_before_it_is_tried_again(database: Database, reason: str) -> None:
+def test_an_infrastructure_failure_is_retried_after_a_backoff(database: Database, reason: str) -> None:
     run = Run(database, running(database))
     before = now(database)
 
@@ -49,7 +49,7 @@ def test_a_failure_of_the_infrastructure_waits_before_it_is_tried_again(database
     assert claim(database).number == 2
 
 
-def test_the_wait_doubles_and_is_jittered_up_to_a_cap() -> None:
+def test_the_backoff_doubles_with_jitter_up_to_a_cap() -> None:
     for failures, longest in ((1, 4), (2, 8), (3, 16), (8, 512), (9, 600), (10_000, 600)):
         waits = [outcomes.wait_ms(failures) for _ in range(200)]
         assert longest * 500 <= min(waits) < max(waits) <= longest * 1000
@@ -57,14 +57,14 @@ def test_the_wait_doubles_and_is_jittered_up_to_a_cap() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["drained", "paused"])
-def test_a_stop_that_is_no_failure_waits_for_nothing(database: Database, outcome: str) -> None:
+def test_a_stop_without_a_failure_has_no_backoff(database: Database, outcome: str) -> None:
     run = Run(database, running(database))
     run.end(outcome)
 
     assert job(database, run.job_id).not_before is None
 
 
-def test_a_person_who_resumes_a_job_ends_its_wait(database: Database) -> None:
+def test_resuming_a_job_ends_its_backoff(database: Database) -> None:
     run = Run(database, running(database))
     run.end("failed", "killed")
     database.write(lambda session: transitions.pause(session, run.job_id))
@@ -73,7 +73,7 @@ def test_a_person_who_resumes_a_job_ends_its_wait(database: Database) -> None:
     assert claim(database).job_id == run.job_id
 
 
-def test_a_claim_forgets_the_wait(database: Database) -> None:
+def test_a_claim_clears_the_backoff(database: Database) -> None:
     run = Run(database, running(database))
     run.end("failed", "killed")
     rows.make_due(database)
@@ -84,7 +84,7 @@ def test_a_claim_forgets_the_wait(database: Database) -> None:
 
 
 @pytest.mark.parametrize("reason", ["bad_data", "non_finite_loss", "collapse", "out_of_memory", "internal_error"])
-def test_what_would_only_repeat_itself_is_not_tried_again(database: Database, reason: str) -> None:
+def test_a_failure_of_the_job_itself_is_not_retried(database: Database, reason: str) -> None:
     run = Run(database, running(database))
 
     run.end("failed", reason)
@@ -95,7 +95,7 @@ def test_what_would_only_repeat_itself_is_not_tried_again(database: Database, re
 # --- running time --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_told_when_its_time_is_over_and_ends_after_a_checkpoint(database: Database) -> None:
+def test_a_run_at_its_time_limit_saves_a_checkpoint_and_ends(database: Database) -> None:
     run = Run(database, running(database, max_seconds=100))
     pass_time(database, run, 90)
     assert not run.deliver(rows.started()).timeout
@@ -110,7 +110,7 @@ def test_a_run_is_told_when_its_time_is_over_and_ends_after_a_checkpoint(databas
     assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "failed"]
 
 
-def test_the_time_of_all_attempts_counts_and_that_between_them_does_not(database: Database) -> None:
+def test_the_time_limit_counts_running_time_only(database: Database) -> None:
     run = Run(database, running(database, max_seconds=100))
     pass_time(database, run, 60)
     run.end("drained")
@@ -135,7 +135,7 @@ def test_the_time_of_all_attempts_counts_and_that_between_them_does_not(database
         ("drained", None, "timeout"),
     ],
 )
-def test_time_that_is_over_ends_what_would_go_on(
+def test_a_job_at_its_time_limit_is_not_requeued(
     database: Database, outcome: str, reason: str | None, after: str
 ) -> None:
     run = Run(database, running(database, max_seconds=1))
@@ -148,7 +148,7 @@ def test_time_that_is_over_ends_what_would_go_on(
     assert found.status == ("failed" if after == "timeout" else after)
 
 
-def test_a_cancel_wins_over_the_time(database: Database) -> None:
+def test_a_cancel_wins_over_the_time_limit(database: Database) -> None:
     run = Run(database, running(database, max_seconds=1))
     pass_time(database, run, 1)
     database.write(lambda session: transitions.cancel(session, run.job_id))
@@ -158,7 +158,7 @@ def test_a_cancel_wins_over_the_time(database: Database) -> None:
     assert status(database, run.job_id) == Status.CANCELLED
 
 
-def test_without_a_limit_no_time_is_over(database: Database) -> None:
+def test_without_max_seconds_there_is_no_timeout(database: Database) -> None:
     run = Run(database, claim(database)) if submit(database) else None
     assert run is not None
     pass_time(database, run, 10**9)

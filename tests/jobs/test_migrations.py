@@ -124,7 +124,7 @@ def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_rows_of_the_first_version_live_on(empty_url: str) -> None:
+def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> None:
     """An upgrade in place: every column that came later has a default, or may be empty."""
     Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     database = Database(empty_url)

@@ -23,7 +23,7 @@ def database(postgres_database: Database) -> Database:
     return postgres_database
 
 
-def test_a_checkpoint_that_is_just_being_pinned_is_passed_by(database: Database) -> None:
+def test_retention_skips_a_checkpoint_that_is_being_pinned(database: Database) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
     with Session(database.engine) as other:
@@ -34,9 +34,7 @@ def test_a_checkpoint_that_is_just_being_pinned_is_passed_by(database: Database)
     assert kept(database, run.job_id) == [1, 2]
 
 
-def test_a_checkpoint_that_was_pinned_since_the_list_was_made_stays(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_pinned_during_retention_stays(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = checkpoints._surplus
     run = Run(database, running(database, spec=keeping(keep_last=1)))
     run.deliver(rows.started(), saved(1))
@@ -54,7 +52,7 @@ def test_a_checkpoint_that_was_pinned_since_the_list_was_made_stays(
 
 
 @pytest.mark.parametrize("by", ["retention", "a user"])
-def test_what_is_just_being_deleted_cannot_be_pinned(database: Database, by: str) -> None:
+def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned(database: Database, by: str) -> None:
     """The pin waits for the deletion, and then there is nothing to pin."""
     run = Run(database, running(database))
     run.deliver(rows.started(), saved(1), saved(2))

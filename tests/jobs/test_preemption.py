@@ -45,7 +45,7 @@ def preempt(database: Database) -> Preemption | None:
     return chosen
 
 
-def test_a_preemptible_job_gives_way_and_goes_on_later(database: Database) -> None:
+def test_a_preemptible_job_gives_way_and_resumes_later(database: Database) -> None:
     run = busy(database)
     urgent = submit(database, priority=1)
 
@@ -76,7 +76,7 @@ def test_a_preemptible_job_gives_way_and_goes_on_later(database: Database) -> No
         ({}, {"priority": 1, "gpus": 1}),
     ],
 )
-def test_nobody_gives_way_for_nothing(database: Database, running: dict[str, Any], waiting: dict[str, Any]) -> None:
+def test_no_job_gives_way_without_need(database: Database, running: dict[str, Any], waiting: dict[str, Any]) -> None:
     busy(database, **running)
     submit(database, **waiting)
 
@@ -92,7 +92,7 @@ def test_a_lesser_job_elsewhere_does_not_make_an_equal_one_give_way(database: Da
 
 
 @pytest.mark.parametrize(("free", "gives_way"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
-def test_nobody_gives_way_while_a_free_worker_fits(database: Database, free: dict[str, Any], gives_way: bool) -> None:
+def test_no_job_gives_way_while_an_idle_worker_fits(database: Database, free: dict[str, Any], gives_way: bool) -> None:
     busy(database)
     register(database, 2, **free)
     submit(database, priority=1)
@@ -110,7 +110,7 @@ def test_a_worker_that_takes_no_jobs_is_not_freed(database: Database, state: str
     assert preempt(database) is None
 
 
-def test_a_job_that_has_given_way_makes_nobody_else_give_way(database: Database) -> None:
+def test_a_preempted_job_preempts_no_other(database: Database) -> None:
     high, low = busy(database, 1, priority=5), busy(database, 2, priority=1)
     urgent = submit(database, priority=9)
     assert preempt(database) == Preemption(low.job_id, urgent)
@@ -138,7 +138,7 @@ def test_one_gives_way_at_a_time(database: Database) -> None:
     assert {first.job_id, second.job_id} == {run.job_id for run in runs}
 
 
-def test_many_observers_ask_one(database: Database) -> None:
+def test_many_reconcilers_preempt_one_job(database: Database) -> None:
     for number in range(3):
         busy(database, number)
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_many_observers_ask_one(database: Database) -> None:
     assert sum(each is not None for each in chosen) == 1
 
 
-def test_the_lowest_priority_gives_way_and_of_these_the_one_that_has_just_begun(database: Database) -> None:
+def test_the_lowest_priority_and_newest_attempt_gives_way(database: Database) -> None:
     runs = [busy(database, number, priority=priority) for number, priority in enumerate((1, 0, 0, 1))]
     begun = {run.job_id: place for place, run in enumerate(runs)}
     for job_id, place in begun.items():
@@ -160,7 +160,7 @@ def test_the_lowest_priority_gives_way_and_of_these_the_one_that_has_just_begun(
     assert preempt(database) == Preemption(runs[2].job_id, urgent)
 
 
-def test_a_cancel_wins_over_giving_way(database: Database) -> None:
+def test_a_cancel_wins_over_preemption(database: Database) -> None:
     run = busy(database)
     submit(database, priority=1)
     assert preempt(database)

@@ -81,7 +81,7 @@ def test_hostile_text_in_a_filter_finds_nothing_and_breaks_nothing(database: Dat
 
 
 @pytest.mark.parametrize("cursor", [*HOSTILE, "0" * 35, "a\0" * 18, "\ud800" * 36, "'" * 36, "🏁" * 36])
-def test_a_cursor_of_nobody_is_refused_or_ends_somewhere(database: Database, cursor: str) -> None:
+def test_an_unknown_cursor_is_refused_or_ends_the_list(database: Database, cursor: str) -> None:
     submit(database)
 
     if len(cursor) == 36:
@@ -174,7 +174,7 @@ def test_counts_by_status_count_what_has_not_ended(database: Database) -> None:
         assert queries.counts_by_status(session) == {"blocked": 1, "queued": 1, "paused": 1}
 
 
-def test_workers_that_run_come_first(database: Database) -> None:
+def test_live_workers_come_first(database: Database) -> None:
     def add(session: Any) -> None:
         for number, state in enumerate(("idle", "lost", "busy", "stopped")):
             facts = {"pool": "default", "gpus": 0, "pid": 1, "datasets": {}, "spec_versions": ["1"]}
@@ -196,7 +196,7 @@ def test_a_pinned_checkpoint_is_still_listed(database: Database) -> None:
         assert queries.checkpoints(session, run.job_id)[0].pinned
 
 
-def test_a_plan_names_the_workers_that_fit(database: Database) -> None:
+def test_a_dry_run_names_the_workers_that_fit(database: Database) -> None:
     def add(session: Any) -> None:
         facts = {"gpus": 1, "pid": 1, "spec_versions": ["1"]}
         session.add(

@@ -63,7 +63,7 @@ def look_for(
 # --- the watch -----------------------------------------------------------------------------------------------------
 
 
-def test_a_thing_is_lost_after_a_whole_lease_unchanged() -> None:
+def test_an_owner_is_lost_after_a_lease_without_change() -> None:
     watch: Watch[str] = Watch(10, 6)
     assert watch.lost({"a": 1}, 0) == []
     assert watch.lost({"a": 1}, 5) == []
@@ -73,14 +73,14 @@ def test_a_thing_is_lost_after_a_whole_lease_unchanged() -> None:
     assert watch.lost({"a": 1, "b": 1}, 19) == ["b"]
 
 
-def test_any_change_begins_the_wait_again() -> None:
+def test_any_change_restarts_the_wait() -> None:
     watch: Watch[str] = Watch(10, 6)
     for now in range(0, 60, 5):
         assert watch.lost({"a": now // 10}, now) == []
     assert watch.lost({"a": 5}, 60) == ["a"]
 
 
-def test_a_thing_that_went_away_is_new_when_it_returns() -> None:
+def test_an_owner_that_returns_starts_a_new_wait() -> None:
     watch: Watch[str] = Watch(10, 6)
     watch.lost({"a": 1}, 0)
     watch.lost({}, 5)
@@ -89,7 +89,7 @@ def test_a_thing_that_went_away_is_new_when_it_returns() -> None:
     assert watch.lost({"a": 1}, 20) == ["a"]
 
 
-def test_a_pause_of_the_watcher_begins_every_wait_again() -> None:
+def test_a_gap_between_polls_restarts_every_wait() -> None:
     watch: Watch[str] = Watch(10, 6)
     watch.lost({"a": 1}, 0)
     assert watch.lost({"a": 1}, 6) == []
@@ -98,7 +98,7 @@ def test_a_pause_of_the_watcher_begins_every_wait_again() -> None:
     assert watch.lost({"a": 1}, 22.5) == ["a"]
 
 
-def test_a_failed_look_begins_every_wait_again() -> None:
+def test_a_failed_poll_restarts_every_wait() -> None:
     watch: Watch[str] = Watch(10, 6)
     watch.lost({"a": 1}, 0)
     watch.lost({"a": 1}, 5)
@@ -111,9 +111,7 @@ def test_a_failed_look_begins_every_wait_again() -> None:
 # --- attempts ------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_nobody_renews_is_reaped_after_a_lease(
-    database: Database, reconciler: Reconciler, clock: Clock
-) -> None:
+def test_an_unrenewed_attempt_is_reaped_after_a_lease(database: Database, reconciler: Reconciler, clock: Clock) -> None:
     run = Run(database, running(database))
     look_for(reconciler, clock, LEASE - LOOK)
     assert status(database, run.job_id) == Status.RUNNING
@@ -131,7 +129,9 @@ def test_a_renewed_attempt_is_never_reaped(database: Database, reconciler: Recon
     assert status(database, run.job_id) == Status.RUNNING
 
 
-def test_a_renewal_in_the_last_moment_counts(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+def test_a_renewal_just_before_the_end_of_the_lease_counts(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
     run = Run(database, running(database))
     look_for(reconciler, clock, LEASE - LOOK)
     run.send([])
@@ -143,7 +143,7 @@ def test_a_renewal_in_the_last_moment_counts(database: Database, reconciler: Rec
     assert status(database, run.job_id) == Status.RUNNING
 
 
-def test_a_suspended_reconciler_reaps_nobody_when_it_wakes(
+def test_a_suspended_reconciler_reaps_no_attempt_when_it_wakes(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     run = Run(database, running(database))
@@ -196,7 +196,7 @@ def test_a_paused_job_whose_worker_is_lost_stays_paused(
 # --- outages -------------------------------------------------------------------------------------------------------
 
 
-def test_an_outage_reaps_nobody_and_ends_no_reconciler(
+def test_an_outage_reaps_no_attempt_and_stops_no_reconciler(
     database: Database, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`run` looks, fails, forgets, and looks again; the pause between looks moves the clock."""
@@ -234,7 +234,9 @@ def nobody_can_write(database: Database) -> Iterator[None]:
         yield
 
 
-def test_nobody_counts_as_lost_who_could_not_write(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+def test_no_attempt_is_lost_while_the_database_is_read_only(
+    database: Database, reconciler: Reconciler, clock: Clock
+) -> None:
     """The reconciler comes before the workers that were held up as long."""
     run = Run(database, running(database))
     worker = add_worker(database, "1")
@@ -258,7 +260,7 @@ def test_nobody_counts_as_lost_who_could_not_write(database: Database, reconcile
     assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.QUEUED, "lost")
 
 
-def test_a_reconciler_survives_its_own_mistake(
+def test_a_reconciler_survives_an_error_of_its_own(
     database: Database, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -290,7 +292,7 @@ def worker_states(database: Database) -> dict[str, str]:
         return {worker.id: worker.state for worker in session.execute(select(Worker)).scalars()}
 
 
-def test_a_worker_without_a_beat_is_lost_and_comes_back(
+def test_a_worker_without_heartbeats_is_lost_and_comes_back(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     silent, loud = add_worker(database, "1"), add_worker(database, "2")
@@ -302,7 +304,7 @@ def test_a_worker_without_a_beat_is_lost_and_comes_back(
     assert worker_states(database)[silent] == "idle"
 
 
-def test_a_look_moves_blocked_jobs_on(database: Database, reconciler: Reconciler) -> None:
+def test_a_poll_unblocks_jobs(database: Database, reconciler: Reconciler) -> None:
     needed = Run(database, running(database))
     waiting = submit(database, after=(needed.job_id,))
     reconciler.poll()
@@ -313,7 +315,7 @@ def test_a_look_moves_blocked_jobs_on(database: Database, reconciler: Reconciler
     assert status(database, waiting) == Status.QUEUED
 
 
-def test_a_look_forgets_old_idempotency_keys(database: Database, reconciler: Reconciler, clock: Clock) -> None:
+def test_a_poll_deletes_old_idempotency_keys(database: Database, reconciler: Reconciler, clock: Clock) -> None:
     def add(session: Any) -> None:
         for number in range(2):
             session.add(IdempotencyKey(owner="o", key=str(number), body_digest="", job_id=""))

@@ -55,7 +55,7 @@ def measure(database: Database, checkpoint_job: str, *results: dict[str, Any]) -
     finish(database, *results)
 
 
-def test_a_group_is_one_job_a_seed_and_stands_or_falls_as_one(database: Database) -> None:
+def test_a_seed_group_has_one_job_a_seed_and_is_submitted_as_a_whole(database: Database) -> None:
     ids = group(database, [0, 4, 2])
     other = group(database, [0])
 
@@ -71,7 +71,7 @@ def test_a_group_is_one_job_a_seed_and_stands_or_falls_as_one(database: Database
         seed_groups.members(session, "00000000-0000-7000-8000-00000000dead")
 
 
-def test_numbers_are_taken_over_the_seeds_where_all_else_agrees(database: Database) -> None:
+def test_results_are_over_the_seeds_where_all_else_agrees(database: Database) -> None:
     ids = group(database, [0, 1, 2])
     for place in range(3):
         finish(database, rows.checkpoint(10, f"{place}" * 64))
@@ -134,7 +134,7 @@ def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Databa
     assert (found[3, None].seeds, found[3, None].values) == ([0, 1], [0.1, 0.2])
 
 
-def test_a_retry_of_what_measured_the_best_measures_the_best(database: Database) -> None:
+def test_a_retry_of_a_best_evaluation_counts_as_best(database: Database) -> None:
     plans = [{"when": "best", "protocols": ["linear"]}]
     (trained,) = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 1}, seeds=[0])
     finish(database, rows.checkpoint(10) | {"metrics": {"eval/knn_top1": 0.9}})
@@ -150,7 +150,7 @@ def test_a_retry_of_what_measured_the_best_measures_the_best(database: Database)
     assert found == {1.0: (None, seed_groups.SELECTED_ON_TEST), 2.0: (1, None)}
 
 
-def test_a_clone_that_measures_another_checkpoint_does_not_measure_the_best(database: Database) -> None:
+def test_a_clone_with_another_checkpoint_does_not_count_as_best(database: Database) -> None:
     plans = [{"when": "best", "protocols": ["linear"]}]
     (trained,) = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 2}, seeds=[0])
     saved = [
@@ -182,7 +182,7 @@ def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
     assert found == {(None, seed_groups.SELECTED_ON_TEST): [0.5], (1, None): [0.5]}
 
 
-def test_a_clone_is_no_member(database: Database) -> None:
+def test_a_clone_does_not_join_the_seed_group(database: Database) -> None:
     ids = group(database, [0], preset="digits-cpu")
 
     clone = database.write(lambda session: submission.clone(session, ids[0], {}, None))
@@ -192,7 +192,7 @@ def test_a_clone_is_no_member(database: Database) -> None:
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 31, 200])
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995])
-def test_the_quantile_is_students(degrees: int, probability: float) -> None:
+def test_the_quantile_matches_students_t(degrees: int, probability: float) -> None:
     expected = stats.t.ppf(probability, degrees)
     assert seed_groups.t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9)
 

@@ -29,7 +29,7 @@ def test_a_postgresql_url_gets_its_driver() -> None:
     assert url == "postgresql+psycopg://name:pass%40word@host/wcl"
 
 
-def test_how_often_an_idle_worker_looks() -> None:
+def test_how_often_an_idle_worker_polls() -> None:
     assert Settings().poll_seconds == 1
     assert Settings(database_url="postgresql://host/wcl").poll_seconds == 10
     assert Settings(claim_seconds=3).poll_seconds == 3

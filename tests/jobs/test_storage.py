@@ -50,7 +50,7 @@ def test_putting_again_after_an_interruption_is_fine(store: LocalStorage, source
     assert store.path("a/b").read_bytes() == BYTES
 
 
-def test_a_source_that_never_was_is_missing(store: LocalStorage, source: Path) -> None:
+def test_an_absent_source_is_reported(store: LocalStorage, source: Path) -> None:
     source.unlink()
     with pytest.raises(FileNotFoundError, match="written"):
         store.put(source, "a/b")
@@ -124,7 +124,7 @@ def test_a_link_that_leads_outside_is_not_followed(store: LocalStorage, source: 
             store.path(key)
 
 
-def test_a_folder_is_no_file(store: LocalStorage, source: Path) -> None:
+def test_a_folder_is_not_a_file(store: LocalStorage, source: Path) -> None:
     store.put(source, "a/b")
     for key in ("a", "", "."):
         with pytest.raises(FileNotFoundError):

@@ -70,7 +70,7 @@ def test_rungs_end_at_the_whole_run(trials: int, epochs: int, eta: int, least: i
     assert [(r.trials, r.epochs) for r in halving.rungs(trials, epochs, eta, least)] == expected
 
 
-def test_rungs_that_cannot_be_are_refused() -> None:
+def test_invalid_rungs_are_refused() -> None:
     for arguments, pointer in (((2, 60, 3, None), "/trials"), ((9, 60, 3, 30), "/min_epochs")):
         with pytest.raises(Invalid) as caught:
             halving.rungs(*arguments)
@@ -96,8 +96,8 @@ def test_equal_values_rank_by_number_and_missing_ones_not_at_all() -> None:
         {"protocol": "embed"},
     ],
 )
-def test_a_loss_is_no_metric(metric: Any) -> None:
-    with pytest.raises(ValidationError, match="does not rank methods, temperatures or batch sizes"):
+def test_a_loss_is_not_a_metric(metric: Any) -> None:
+    with pytest.raises(ValidationError, match="cannot rank methods, temperatures or batch sizes"):
         Metric.model_validate(metric)
 
 
@@ -136,7 +136,7 @@ def test_a_metric_is_one_number_of_its_protocol() -> None:
         ({TEMPERATURE: [0.1]}, {"base": BASE | {"evaluations": "all"}}, "/spec/evaluations"),
     ],
 )
-def test_what_is_no_sweep_names_its_field(parameters: Any, changes: Any, pointer: str) -> None:
+def test_an_invalid_sweep_names_its_field(parameters: Any, changes: Any, pointer: str) -> None:
     with pytest.raises(Invalid) as caught:
         designed(new_sweep(parameters, **changes))
     assert [error.pointer for error in caught.value.errors] == [pointer]
@@ -145,6 +145,6 @@ def test_what_is_no_sweep_names_its_field(parameters: Any, changes: Any, pointer
 @pytest.mark.parametrize(
     "wrong", [{"min": 1, "max": 1}, {"min": 0, "max": 1, "log": True}, {"min": 0.5, "max": 3, "integer": True}]
 )
-def test_a_range_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_invalid_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="expected"):
         Range.model_validate(wrong)

@@ -52,7 +52,7 @@ def test_a_grid_tries_every_combination_and_names_the_best(database: Database) -
         assert set(session.execute(select(Tag.tag)).scalars()) == {"search", "evaluation:final"}
 
 
-def test_no_more_trials_are_unfinished_than_may_be(database: Database) -> None:
+def test_max_parallel_limits_the_unfinished_trials(database: Database) -> None:
     sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3, 0.4, 0.5]}, max_parallel=2)
     assert entered(database, sweep_id, 0) == [0, 1]
     advance(database, sweep_id)
@@ -68,7 +68,7 @@ def test_no_more_trials_are_unfinished_than_may_be(database: Database) -> None:
     assert entered(database, sweep_id, 0) == [0, 1, 2, 3]
 
 
-def test_many_trials_begin_by_short_transactions(database: Database, tmp_path: Path) -> None:
+def test_many_trials_start_in_short_transactions(database: Database, tmp_path: Path) -> None:
     sweep_id = sweeping.submit(database, {TEMPERATURE: [round(0.1 + 0.01 * number, 2) for number in range(70)]})
     assert len(entered(database, sweep_id, 0)) == 32
 
@@ -88,7 +88,7 @@ def test_images_of_a_packed_file_are_not_held_out(database: Database) -> None:
     assert entered(database, sweeping.submit(database, {TEMPERATURE: [0.1]}, base=data), 0) == [0]
 
 
-def test_halving_goes_on_with_the_best_by_evaluation(database: Database) -> None:
+def test_halving_promotes_the_best_by_evaluation(database: Database) -> None:
     """The highest temperatures have the lowest loss here, and the best evaluations are in the middle."""
     sweep_id = halving(database)
     assert [(rung["epochs"], rung["trials"]) for rung in sweep(database, sweep_id).rungs] == [(2, 9), (6, 3), (18, 1)]
@@ -120,7 +120,7 @@ def test_a_rung_waits_for_its_last_evaluation(database: Database) -> None:
     assert entered(database, sweep_id, 1) == [0, 1, 8]
 
 
-def test_a_failed_trial_ranks_last_and_never_goes_on(database: Database) -> None:
+def test_a_failed_trial_is_never_promoted(database: Database) -> None:
     sweep_id = halving(database)
 
     play_out(database, sweep_id, lambda spec: temperature(spec) if temperature(spec) < 0.25 else None)
@@ -129,17 +129,17 @@ def test_a_failed_trial_ranks_last_and_never_goes_on(database: Database) -> None
     assert sweep(database, sweep_id).best_trial == 1
 
 
-def test_a_sweep_of_which_nothing_can_be_measured_fails(database: Database) -> None:
+def test_a_sweep_without_any_result_fails(database: Database) -> None:
     sweep_id = halving(database)
 
     play_out(database, sweep_id, lambda spec: None)
 
     found = sweep(database, sweep_id)
-    assert (found.status, found.status_message) == ("failed", "no trial could be measured")
+    assert (found.status, found.status_message) == ("failed", "no trial has a result")
     assert entered(database, sweep_id, 1) == []
 
 
-def test_a_trial_is_its_seeds_together(database: Database) -> None:
+def test_a_trial_has_the_mean_over_its_seeds(database: Database) -> None:
     values = {(0.1, 1): 0.9, (0.1, 2): None, (0.2, 1): 0.1, (0.2, 2): 0.3, (0.3, 1): 0.1, (0.3, 2): 0.2}
     sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3]}, seeds=(1, 2), max_parallel=1)
     assert places(database, sweep_id) == [(0, 0, 1), (0, 0, 2)]
@@ -153,7 +153,7 @@ def test_a_trial_is_its_seeds_together(database: Database) -> None:
     assert None not in groups
 
 
-def test_each_rung_is_a_run_of_its_own_whose_warm_up_keeps_its_share(database: Database) -> None:
+def test_each_rung_is_a_separate_run_with_the_same_share_of_warm_up(database: Database) -> None:
     base = sweeping.BASE | {"warmup_epochs": 3, "weak_augmentation_epochs": 9, "evaluations": [{"protocols": ["knn"]}]}
     sweep_id = halving(database, 4, eta=2, base=base)
 
@@ -168,7 +168,7 @@ def test_each_rung_is_a_run_of_its_own_whose_warm_up_keeps_its_share(database: D
     assert of_rungs == {4: (pytest.approx(2 / 3), 2), 9: (1.5, 4), 18: (3, 9)}
 
 
-def test_the_least_value_wins_where_asked_for(database: Database) -> None:
+def test_a_minimised_metric_ranks_the_least_value_first(database: Database) -> None:
     sweep_id = halving(database, 4, eta=2, direction="minimize")
 
     play_out(database, sweep_id, temperature)
@@ -179,7 +179,7 @@ def test_the_least_value_wins_where_asked_for(database: Database) -> None:
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_the_sweep_and_what_it_has_begun(database: Database) -> None:
+def test_cancel_ends_the_sweep_and_its_jobs(database: Database) -> None:
     sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3, 0.4]}, max_parallel=3)
     first, second = (rows.Run(database, rows.claim(database)) for _ in range(2))
     first.deliver(rows.started(), rows.checkpoint(1), rows.end("succeeded"))
@@ -201,7 +201,7 @@ def test_cancel_ends_the_sweep_and_what_it_has_begun(database: Database) -> None
         database.write(lambda session: sweeps.cancel(session, "no such"))
 
 
-def test_other_content_under_the_name_of_the_dataset_ends_it(database: Database) -> None:
+def test_a_changed_dataset_ends_the_sweep(database: Database) -> None:
     sweep_id = halving(database)
     play(database, temperature)
     database.write(lambda session: session.execute(update(Dataset).values(digest="e" * 64)))
@@ -213,7 +213,7 @@ def test_other_content_under_the_name_of_the_dataset_ends_it(database: Database)
     assert "digits" in (found.status_message or "")
 
 
-def test_one_that_cannot_go_on_here_does_not_end_the_look(database: Database, tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_advance_does_not_end_the_poll(database: Database, tmp_path: Path) -> None:
     broken, whole = halving(database), sweeping.submit(database, {TEMPERATURE: [0.1, 0.2]}, max_parallel=1)
     spoiled = sweeping.BASE | {"method": "of a plugin that is not here"}
     database.write(lambda s: s.execute(update(Sweep).where(Sweep.id == broken).values(base=spoiled)))
@@ -225,7 +225,7 @@ def test_one_that_cannot_go_on_here_does_not_end_the_look(database: Database, tm
     assert entered(database, whole, 0) == [0, 1]
 
 
-def test_a_retry_of_its_job_is_no_part_of_it(database: Database) -> None:
+def test_a_retry_of_its_job_is_not_part_of_the_sweep(database: Database) -> None:
     sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1]})
     failed = jobs_of(database, sweep_id)[0].id
     database.write(lambda session: transitions.cancel(session, failed))
@@ -238,7 +238,7 @@ def test_a_retry_of_its_job_is_no_part_of_it(database: Database) -> None:
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_what_the_database_knows_points_to_the_parameter(database: Database) -> None:
+def test_an_error_of_a_trial_points_to_the_parameter(database: Database) -> None:
     with pytest.raises(Invalid) as caught:
         sweeping.submit(database, {"batch_size": [256, 900], TEMPERATURE: [0.1]})
 

@@ -32,7 +32,7 @@ def temperature(spec: dict[str, Any]) -> float:
 
 
 @pytest.mark.slow
-def test_many_that_advance_at_once_double_nothing(database: Database) -> None:
+def test_concurrent_advances_add_each_job_once(database: Database) -> None:
     rows.add_dataset(database)
     sweep_id = halving(database, seeds=(0, 1), max_parallel=3, **SMALL)
     while sweep(database, sweep_id).status == "running":
@@ -44,7 +44,7 @@ def test_many_that_advance_at_once_double_nothing(database: Database) -> None:
     assert sweep(database, sweep_id).best_trial == 3
 
 
-def test_no_trial_is_doubled_under_two_reconcilers(database: Database, tmp_path: Path) -> None:
+def test_two_reconcilers_start_each_trial_once(database: Database, tmp_path: Path) -> None:
     rows.add_dataset(database)
     sweep_id = halving(database, max_parallel=2, **SMALL)
     settings = Settings(data_dir=tmp_path, lease_seconds=60, look_seconds=0.01)
@@ -68,7 +68,7 @@ def test_no_trial_is_doubled_under_two_reconcilers(database: Database, tmp_path:
     assert sweep(database, sweep_id).status == "succeeded"
 
 
-def test_the_database_itself_refuses_a_second_job_of_one_place(database: Database) -> None:
+def test_the_database_refuses_a_second_job_of_one_place(database: Database) -> None:
     rows.add_dataset(database)
     sweep_id, other = halving(database, **SMALL), halving(database, **SMALL)
     with pytest.raises(IntegrityError):
@@ -80,7 +80,7 @@ def test_the_database_itself_refuses_a_second_job_of_one_place(database: Databas
 @pytest.mark.parametrize(
     ("moment", "mode"), [("after", "sqlite"), pytest.param("before", "postgres", marks=pytest.mark.long)]
 )
-def test_a_server_killed_while_it_promotes_loses_and_doubles_nothing(
+def test_a_server_killed_during_promotion_loses_and_doubles_no_job(
     request: pytest.FixtureRequest, moment: str, mode: str, tmp_path: Path
 ) -> None:
     database: Database = request.getfixturevalue(f"{mode}_database")

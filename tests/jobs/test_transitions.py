@@ -51,7 +51,7 @@ VERBS: dict[str, tuple[Verb, dict[Status, Status]]] = {
 
 @pytest.mark.parametrize("before", list(Status))
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_a_request_moves_a_job_or_is_refused(database: Database, verb: str, before: Status) -> None:
+def test_a_request_changes_the_status_or_is_refused(database: Database, verb: str, before: Status) -> None:
     act, legal = VERBS[verb]
     job_id = job_in(database, before)
     numbered = len(rows.events(database, job_id))
@@ -134,7 +134,7 @@ def test_an_outcome_decides_where_the_job_goes(
     assert (last.data["status"], last.data["attempt"]) == (after, 1)
 
 
-def test_a_job_that_goes_on_gets_the_next_attempt(database: Database) -> None:
+def test_a_requeued_job_gets_the_next_attempt(database: Database) -> None:
     first = running(database)
     begun = job(database, first.job_id).started_at
     Run(database, first).deliver(rows.started(), rows.checkpoint(10), rows.end("drained"))
@@ -204,7 +204,7 @@ def test_a_job_that_is_not_yet_due_waits(database: Database, delay_ms: int, fits
     assert (try_claim(database) is not None) == fits
 
 
-def test_a_job_that_does_not_fit_holds_nobody_up(database: Database) -> None:
+def test_a_job_that_fits_no_worker_delays_no_other(database: Database) -> None:
     submit(database, gpus=8, priority=100)
     small = submit(database)
 
@@ -231,7 +231,7 @@ def test_eight_claimers_never_take_a_job_twice(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_a_claimer_passes_by_a_job_that_another_is_taking(database: Database) -> None:
+def test_a_claim_skips_a_job_that_another_claim_has_locked(database: Database) -> None:
     """PostgreSQL only: on SQLite writers take turns. Nobody waits, and nobody goes away empty-handed."""
     best, next_best = submit(database, priority=1), submit(database)
     with Session(database.engine) as other:
@@ -279,7 +279,7 @@ def supersede_by_the_end(database: Database, run: Run) -> None:
 
 @pytest.mark.parametrize("kind", ["evaluate", "pretrain"])
 @pytest.mark.parametrize("supersede", [supersede_by_reaping, supersede_by_a_successor, supersede_by_the_end])
-def test_a_superseded_attempt_writes_nothing_at_all(
+def test_a_superseded_attempt_writes_nothing(
     database: Database, supersede: Callable[[Database, Run], None], kind: Any
 ) -> None:
     run = Run(database, running(database, kind=kind))
@@ -304,7 +304,7 @@ def test_a_superseded_attempt_writes_nothing_at_all(
     assert contents(database) == before
 
 
-def test_an_attempt_that_never_was_writes_nothing(database: Database) -> None:
+def test_an_unknown_attempt_writes_nothing(database: Database) -> None:
     claimed = running(database)
     before = contents(database)
 
@@ -315,7 +315,7 @@ def test_an_attempt_that_never_was_writes_nothing(database: Database) -> None:
     assert contents(database) == before
 
 
-def test_a_delivery_whose_answer_was_lost_may_be_repeated(database: Database) -> None:
+def test_a_delivery_can_be_repeated_when_its_response_was_lost(database: Database) -> None:
     run = Run(database, running(database))
     lines = rows.numbered([rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1), rows.log("words")])
     run.send(lines, [(1, "out"), (2, "out")])
@@ -329,7 +329,7 @@ def test_a_delivery_whose_answer_was_lost_may_be_repeated(database: Database) ->
         assert after[table] == before[table], table
 
 
-def test_lines_that_are_stored_are_skipped_and_later_ones_kept(database: Database) -> None:
+def test_a_repeated_delivery_stores_only_its_new_records(database: Database) -> None:
     run = Run(database, running(database))
     lines = rows.numbered([rows.metrics(step, loss=float(step)) for step in range(1, 7)])
     run.send(lines[:4])
@@ -345,7 +345,7 @@ def test_lines_that_are_stored_are_skipped_and_later_ones_kept(database: Databas
 
 
 @pytest.mark.parametrize("seqs", [[2], [3, 4], [1, 3], [1, 2, 4]])
-def test_a_gap_is_refused_whole(database: Database, seqs: list[int]) -> None:
+def test_a_delivery_with_a_gap_is_refused(database: Database, seqs: list[int]) -> None:
     run = Run(database, running(database))
     before = contents(database)
 
@@ -372,7 +372,7 @@ def test_twin_deliveries_store_once(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_a_twin_that_comes_in_between_supersedes_nobody(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_twin_does_not_supersede_the_attempt(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL only: what the fence has read of its attempt must still hold when it passes."""
     run = Run(database, running(database))
     lines = rows.numbered([rows.metrics(step, loss=1.0) for step in range(4)])
@@ -410,7 +410,7 @@ def test_a_renewal_stores_nothing(database: Database) -> None:
 # --- reaping -------------------------------------------------------------------------------------------------------
 
 
-def test_reap_ends_only_an_attempt_that_nobody_renewed(database: Database) -> None:
+def test_reap_ends_only_an_unrenewed_attempt(database: Database) -> None:
     run = Run(database, running(database))
     run.send([])
 
@@ -454,7 +454,7 @@ def test_a_renewal_and_a_reaper_never_both_win(database: Database) -> None:
 # --- requests while it runs ----------------------------------------------------------------------------------------
 
 
-def test_a_running_job_hears_what_is_asked(database: Database) -> None:
+def test_a_delivery_returns_the_requests(database: Database) -> None:
     run = Run(database, running(database))
     assert run.send([]) == transitions.Requests(False, False, False)
 
@@ -465,7 +465,7 @@ def test_a_running_job_hears_what_is_asked(database: Database) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
-def test_asking_twice_changes_nothing(database: Database, verb: str) -> None:
+def test_a_second_request_changes_nothing(database: Database, verb: str) -> None:
     run = Run(database, running(database))
     for _ in range(3):
         database.write(lambda session: VERBS[verb][0](session, run.job_id))
@@ -489,7 +489,7 @@ def test_asking_twice_changes_nothing(database: Database, verb: str) -> None:
         (["pause", "cancel"], "drained", None, "cancelled"),
     ],
 )
-def test_what_was_asked_decides_when_the_run_just_stops(
+def test_a_request_decides_the_status_when_the_run_stops(
     database: Database, asked: list[str], outcome: str, reason: str | None, after: str
 ) -> None:
     run = Run(database, running(database))
@@ -547,7 +547,7 @@ def test_a_request_that_commits_while_the_end_is_decided_counts(database: Databa
 # --- dependencies --------------------------------------------------------------------------------------------------
 
 
-def test_a_blocked_job_moves_when_all_it_needs_has_succeeded(database: Database) -> None:
+def test_a_blocked_job_is_queued_once_all_its_dependencies_succeed(database: Database) -> None:
     first, second = running(database), running(database)
     waiting = submit(database, after=(first.job_id, second.job_id))
     assert status(database, waiting) == Status.BLOCKED
@@ -561,7 +561,7 @@ def test_a_blocked_job_moves_when_all_it_needs_has_succeeded(database: Database)
 
 
 @pytest.mark.parametrize("outcome", ["failed", "cancelled"])
-def test_a_blocked_job_fails_when_what_it_needs_will_never_succeed(database: Database, outcome: str) -> None:
+def test_a_blocked_job_fails_once_a_dependency_is_lost(database: Database, outcome: str) -> None:
     first, second = running(database), running(database)
     waiting = submit(database, after=(first.job_id, second.job_id))
     behind = submit(database, after=(waiting,))
@@ -574,7 +574,7 @@ def test_a_blocked_job_fails_when_what_it_needs_will_never_succeed(database: Dat
         assert (job(database, job_id).status, job(database, job_id).status_reason) == ("failed", "upstream_failed")
 
 
-def test_reconcilers_that_unblock_at_once_move_each_job_once(database: Database) -> None:
+def test_concurrent_reconcilers_unblock_each_job_once(database: Database) -> None:
     needed = running(database)
     waiting = [submit(database, after=(needed.job_id,)) for _ in range(20)]
     Run(database, needed).end("succeeded")
@@ -620,7 +620,7 @@ def test_an_event_of_a_rolled_back_change_leaves_no_gap(database: Database) -> N
     assert [(event.seq, event.type) for event in rows.events(database, job_id)] == [(1, "submitted"), (2, "paused")]
 
 
-def test_the_end_of_a_run_and_its_reaper_make_one_end(database: Database) -> None:
+def test_the_end_of_a_run_and_a_reap_make_one_end(database: Database) -> None:
     for _ in range(10):
         run = Run(database, running(database))
 

@@ -35,7 +35,7 @@ def register(database: Database, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("before", [Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
-def test_a_job_that_runs_or_has_ended_waits_for_nothing(database: Database, before: Status) -> None:
+def test_a_running_or_ended_job_does_not_wait(database: Database, before: Status) -> None:
     job_id = rows.job_in(database, before)
 
     with database.read() as session:
@@ -51,10 +51,10 @@ def test_a_job_that_runs_or_has_ended_waits_for_nothing(database: Database, befo
         ({}, {"datasets": {"digits": "e" * 64}}, Cause.DATASET_ABSENT, "this version of digits"),
         ({}, {"datasets": {}}, Cause.DATASET_ABSENT, "digits"),
         ({}, {"spec_versions": (2,)}, Cause.SPEC_VERSION_UNKNOWN, "version 1"),
-        ({"gpus": 2}, {"gpus": 2}, Cause.ABOUT_TO_START, "free worker"),
+        ({"gpus": 2}, {"gpus": 2}, Cause.ABOUT_TO_START, "idle worker"),
     ],
 )
-def test_what_the_workers_lack_is_named(
+def test_the_requirement_that_no_worker_meets_is_named(
     database: Database, fields: dict[str, Any], facts: dict[str, Any] | None, cause: Cause, words: str
 ) -> None:
     if facts is not None:
@@ -66,7 +66,7 @@ def test_what_the_workers_lack_is_named(
     assert words in found.message
 
 
-def test_one_worker_has_to_have_everything(database: Database) -> None:
+def test_one_worker_has_to_meet_all_requirements(database: Database) -> None:
     register(database, id="1", gpus=8, datasets={})
     register(database, id="2", gpus=0)
 
@@ -75,7 +75,7 @@ def test_one_worker_has_to_have_everything(database: Database) -> None:
     assert found.cause == Cause.DATASET_ABSENT
 
 
-def test_a_draining_worker_is_none_to_wait_for(database: Database) -> None:
+def test_a_draining_worker_does_not_count(database: Database) -> None:
     worker_id = register(database)
     job_id = submit(database)
     assert explain(database, job_id).cause == Cause.ABOUT_TO_START
@@ -98,13 +98,13 @@ def test_the_place_in_the_queue_follows_priority_then_age(database: Database) ->
 
     assert [each.position for each in found] == [2, 1, 3, 4]
     assert [each.cause for each in found] == [Cause.JOBS_AHEAD, Cause.WORKERS_BUSY, Cause.JOBS_AHEAD, Cause.JOBS_AHEAD]
-    assert [each.message[:16] for each in found[2:]] == ["2 jobs are taken", "3 jobs are taken"]
-    assert "1 job is taken" in found[0].message
+    assert [each.message for each in found[2:]] == ["2 jobs are ahead of it", "3 jobs are ahead of it"]
+    assert found[0].message == "1 job is ahead of it"
     assert explain(database, elsewhere).position == 1
-    assert claim(database).job_id == ids[1], "the first place is the next to be taken"
+    assert claim(database).job_id == ids[1], "the first job of the queue is claimed next"
 
 
-def test_as_many_start_as_workers_are_free(database: Database) -> None:
+def test_as_many_jobs_start_as_workers_are_idle(database: Database) -> None:
     for number in (1, 2):
         register(database, id=str(number))
     ids = [submit(database) for _ in range(3)]
@@ -116,7 +116,7 @@ def test_as_many_start_as_workers_are_free(database: Database) -> None:
     ]
 
 
-def test_a_job_that_backs_off_says_until_when(database: Database) -> None:
+def test_a_backing_off_job_has_the_end_of_its_backoff(database: Database) -> None:
     run = Run(database, rows.running(database))
     run.end("failed", "killed")
 
@@ -128,7 +128,7 @@ def test_a_job_that_backs_off_says_until_when(database: Database) -> None:
     assert explain(database, run.job_id).cause == Cause.NO_WORKER
 
 
-def test_a_job_says_what_it_waits_for(database: Database) -> None:
+def test_a_blocked_job_names_its_dependencies(database: Database) -> None:
     done, failing, other = (submit(database, name=name) for name in ("done", "failing", "other"))
     after = (done, failing, other)
     job_id = submit(database, after=after, after_checkpoint=frozenset({other}))
@@ -141,7 +141,7 @@ def test_a_job_says_what_it_waits_for(database: Database) -> None:
     assert "the checkpoint of other" in found.message
 
 
-def test_a_paused_job_says_so(database: Database) -> None:
+def test_a_paused_job_has_the_cause_paused(database: Database) -> None:
     job_id = submit(database)
     database.write(lambda session: transitions.pause(session, job_id))
 

@@ -44,7 +44,7 @@ def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
         assert dataset.classes == DIGITS.classes
 
 
-def test_the_newest_announcement_of_a_name_counts(database: Database) -> None:
+def test_the_newest_announcement_of_a_name_replaces_older_ones(database: Database) -> None:
     register(database, DIGITS)
     with database.read() as session:
         first = session.execute(select(Dataset)).scalar_one()
@@ -65,7 +65,7 @@ def test_workers_that_announce_at_once_all_register(database: Database) -> None:
         assert [found.name for found in queries.datasets(session)] == [found.name for found in datasets]
 
 
-def test_beats_say_what_a_worker_does(database: Database) -> None:
+def test_a_heartbeat_records_the_workers_job(database: Database) -> None:
     worker_id = register(database)
     job_id = new_id()
     database.write(lambda session: workers.heartbeat(session, worker_id, job_id))
@@ -76,7 +76,7 @@ def test_beats_say_what_a_worker_does(database: Database) -> None:
     assert state(database, worker_id) == ("stopped", None, 2)
 
 
-def test_a_beat_in_between_wins_over_an_observer(database: Database) -> None:
+def test_a_new_heartbeat_wins_over_a_reconciler(database: Database) -> None:
     worker_id = register(database)
     database.write(lambda session: workers.heartbeat(session, worker_id, None))
 
@@ -102,7 +102,7 @@ def test_a_claim_shows_on_the_workers_row(database: Database) -> None:
     assert state(database, worker_id) == ("busy", job_id, 0)
 
 
-def test_any_name_is_only_a_name(database: Database) -> None:
+def test_hostile_names_are_stored_as_text(database: Database) -> None:
     facts = worker(id=new_id(), name="bad \0 \udcff name")
     classes = ["caf\udce9", "a\0b", "<b>"]
     database.write(lambda session: workers.register(session, facts, 1, [replace(DIGITS, classes=classes)]))
@@ -119,7 +119,7 @@ def drain(database: Database, worker_id: str) -> Worker:
     return database.write(lambda session: workers.drain(session, worker_id))
 
 
-def test_a_drain_is_heard_with_every_beat_after_it(database: Database) -> None:
+def test_every_heartbeat_returns_a_requested_drain(database: Database) -> None:
     worker_id, other = register(database), register(database)
     assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is False
 
@@ -131,7 +131,7 @@ def test_a_drain_is_heard_with_every_beat_after_it(database: Database) -> None:
     assert drain(database, worker_id).drain_requested_at == asked, "asking twice changes nothing"
 
 
-def test_a_worker_that_drains_claims_nothing_more(database: Database) -> None:
+def test_a_draining_worker_claims_no_job(database: Database) -> None:
     worker_id, other = register(database, DIGITS), register(database, DIGITS)
     job_id = rows.submit(database)
 
@@ -141,7 +141,7 @@ def test_a_worker_that_drains_claims_nothing_more(database: Database) -> None:
     assert rows.claim(database, worker(id=other)).job_id == job_id
 
 
-def test_a_drain_and_a_claim_at_once_leave_no_doubt(database: Database) -> None:
+def test_a_concurrent_drain_and_claim_have_one_order(database: Database) -> None:
     """A claim after the answer to the drain takes nothing; one before it is the drained worker's own to return."""
     for _ in range(10):
         worker_id = register(database, DIGITS)
@@ -171,7 +171,7 @@ def test_a_claim_waits_for_a_drain_that_is_under_way(database: Database) -> None
     assert rows.status(database, job_id) == "queued"
 
 
-def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None:
+def test_a_stopped_worker_cannot_be_drained(database: Database) -> None:
     lost, stopped = register(database), register(database)
     database.write(lambda session: workers.mark_lost(session, lost, 0))
     database.write(lambda session: workers.stop(session, stopped))
@@ -183,7 +183,7 @@ def test_only_a_worker_that_may_come_back_is_drained(database: Database) -> None
         drain(database, new_id())
 
 
-def test_workers_of_two_versions_side_by_side_claim_what_they_know(database: Database) -> None:
+def test_workers_of_two_versions_claim_only_versions_that_they_support(database: Database) -> None:
     """An upgrade one worker at a time: what only the new ones know waits for them, and says so."""
     old, new = worker(id=register(database, DIGITS)), worker(id=new_id(), spec_versions=(1, 2))
     known, unknown = rows.submit(database), rows.submit(database, priority=9)

@@ -1,8 +1,8 @@
-"""Runs that are killed again and again end with the bytes of runs that nobody disturbed.
+"""`./run kills`: runs that are killed many times end with the same bytes as undisturbed runs.
 
 Each run is killed several times, at moments that the seed decides, and resumed each time from the newest checkpoint
-that it reported.  Then every checkpoint file that was ever there and every metric that was ever reported is compared
-with the undisturbed run's.  Prints one report; the exit code is 1 when anything differs.
+that it reported.  Then every checkpoint file and every reported metric is compared with the undisturbed run.  The
+command prints one report and exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.kills.variants import VARIANTS
 
 
 def main() -> int:
-    """Kill until there were enough; 0 when every run ended with the same bytes."""
+    """Kill runs; return 0 if every run ended with the same bytes."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="wcl-kills-") as temporary:
         folder, began_at = options.folder or Path(temporary), time.monotonic()
@@ -44,10 +44,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./run kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=200, help="how many in all")
-    parser.add_argument("--seed", type=int, default=0, help="decides every moment; the same seed, the same moments")
-    parser.add_argument("--first-run", type=int, default=0, metavar="N", help="go on at run N of this seed")
-    parser.add_argument("--folder", type=Path, help="where files of runs that differ stay; it must be new")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills in total")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments of all kills")
+    parser.add_argument("--first-run", type=int, default=0, metavar="N", help="continue at run N of this seed")
+    parser.add_argument("--folder", type=Path, help="a new folder, which keeps the files of runs that differ")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
     )
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
 
 
 def _report(runs: list[KilledRun], options: argparse.Namespace, seconds: float) -> str:
-    """Markdown: where, how often, at which moments, and whether all was equal."""
+    """Return a report in Markdown: machine, numbers, moments, and differences."""
     facts, kills = setting(), [moment for run in runs for moment in run.kills]
     by_kind = Counter(moment.kind for moment in kills)
     wrong = [run for run in runs if run.differences]

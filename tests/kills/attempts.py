@@ -1,4 +1,4 @@
-"""Attempts of a run: real training processes, forked from one that has imported torch, and what they leave."""
+"""Attempts of a run: real training processes, forked from one that has imported torch, and their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets  # noqa: F401 (what every attempt would import by itself, at a second each)
+import sklearn.datasets  # noqa: F401 (otherwise every attempt imports it, at a second each)
 import torch
 import torch._dynamo
 
@@ -25,7 +25,7 @@ torch.set_num_threads(1)  # threads do not survive a fork
 
 
 class Attempt:
-    """An attempt as a worker starts it, with one process for each rank and a pipe to each.
+    """An attempt as a worker starts it: one process for each rank, and a pipe to each.
 
     Args:
         folder: the attempt's own; it does not exist yet.
@@ -47,16 +47,16 @@ class Attempt:
         self._pids = [self._fork(rank, prepare) for rank in range(self._size)]
 
     def kill(self) -> None:
-        """SIGKILL to every rank, before `wait`."""
+        """Send SIGKILL to every rank, before `wait`."""
         self._kill(set(self._pids))
 
     def is_over(self) -> bool:
-        """Whether a rank has ended; `wait` still finds it."""
+        """Return whether a rank has ended; `wait` still reaps it."""
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return any(os.waitid(os.P_PID, pid, options) is not None for pid in self._pids)
 
     def wait(self) -> list[int]:
-        """How each rank ended: its exit code, negative for a signal. The others of a rank that failed are killed."""
+        """Return the exit code of each rank, negative for a signal; after a failure the other ranks are killed."""
         codes: dict[int, int] = {}
         while len(codes) < self._size:
             pid, status = os.wait()
@@ -68,18 +68,18 @@ class Attempt:
         return [codes[pid] for pid in self._pids]
 
     def records(self) -> list[dict[str, Any]]:
-        """What was reported, in whole lines."""
+        """Return the complete lines of the report."""
         spool = self.folder / "report.jsonl"
         lines = spool.read_bytes().split(b"\n")[:-1] if spool.exists() else []
         return [json.loads(line) for line in lines]
 
     def last_step(self) -> int:
-        """The latest step that was reported; -1 before the run has started."""
+        """Return the latest reported step; -1 before the run has started."""
         steps = [record.get("step", 0) for record in self.records() if record["type"] in ("started", "metrics")]
         return steps[-1] if steps else -1
 
     def output(self) -> str:
-        """What the processes printed."""
+        """Return the output of the processes."""
         return (self.folder / "output.log").read_text()
 
     @staticmethod
@@ -95,7 +95,7 @@ class Attempt:
             return child
         status = 1
         try:
-            for pipe in self._pipes:  # their end means that the command is gone
+            for pipe in self._pipes:  # the end of the pipe means that the command has ended
                 os.close(pipe)
             output = os.open(self.folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1), os.dup2(output, 2)
@@ -112,7 +112,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Left:
-    """What an attempt left behind.
+    """The records and files of an ended attempt.
 
     Attributes:
         records: what it reported.
@@ -147,12 +147,12 @@ class Left:
 
     @property
     def has_succeeded(self) -> bool:
-        """Whether the attempt's last word says so."""
+        """Whether the attempt's `end` record says that it succeeded."""
         return bool(self.records) and self.records[-1].get("outcome") == "succeeded"
 
     @property
     def num_steps(self) -> int:
-        """Steps that were taken and reported."""
+        """The reported steps."""
         return len({step for name, step in self.curves if name == "train/loss"})
 
     @property
@@ -162,7 +162,7 @@ class Left:
 
 
 def differences(lives: list[Left], whole: Left) -> list[str]:
-    """What distinguishes a run that was killed from one that was not; nothing if all is well.
+    """Return the differences between a killed run and an undisturbed one.
 
     Args:
         lives: what its attempts left, in their order; the last one came to the end.
@@ -185,7 +185,7 @@ def differences(lives: list[Left], whole: Left) -> list[str]:
 
 
 def surviving(lives: list[Left]) -> dict[tuple[str, int], float | None]:
-    """A job's curves: of each attempt the points up to the step where the next one resumed."""
+    """Return a job's curves: the points of each attempt up to the step where the next one resumed."""
     joined: dict[tuple[str, int], float | None] = {}
     resumed_at = 0
     for left in lives:

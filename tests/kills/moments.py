@@ -31,7 +31,7 @@ PART_FILE = "while a checkpoint is written"
 BEFORE_RENAME = "checkpoint written, not renamed"
 BEFORE_REPORT = "checkpoint renamed, not reported"
 REPORTED = "checkpoint just reported"
-# In the order in which one run meets them at equal steps.
+# In the order in which a run passes them at equal steps.
 KINDS = (
     ANY_TIME,
     FIRST_STEPS,
@@ -46,7 +46,7 @@ KINDS = (
 _OF_CHECKPOINTS = (PART_FILE, BEFORE_RENAME, BEFORE_REPORT, REPORTED)
 
 _EDGES = tuple(range(STEPS_PER_EPOCH, STEPS, STEPS_PER_EPOCH))
-# Which steps a moment is drawn from. At an edge: an epoch's last step with what is measured after it, or the next one.
+# The steps that a moment is drawn from. An edge is an epoch's last step with the measurements after it, or the next.
 _STEPS: dict[str, tuple[int, ...]] = {
     ANY_TIME: tuple(range(1, STEPS - 1)),
     FIRST_STEPS: (1, 2),
@@ -58,7 +58,7 @@ _STEPS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run is killed.
+    """The moment at which a run is killed.
 
     Attributes:
         kind: one of `KINDS`.
@@ -77,7 +77,7 @@ class Moment:
 
 
 def plan(count: int, num_ranks: int, draw: random.Random) -> list[Moment]:
-    """Moments of different kinds, in an order in which one run can meet them all.
+    """Return moments of different kinds, in an order in which one run can pass them all.
 
     Whatever is killed at a step resumes from before it, but for a checkpoint that was reported; that comes last.
     """

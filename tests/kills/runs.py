@@ -1,4 +1,4 @@
-"""A run that is killed again and again, and the undisturbed one that it has to equal."""
+"""A run that is killed many times, and the undisturbed run that it has to equal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOOK_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed.
+    """An undisturbed run.
 
     Attributes:
         variant: its name.
@@ -36,7 +36,7 @@ class Reference:
 
     @staticmethod
     def of(variant: str, folder: Path) -> Reference:
-        """Run it, and once more to count its calls; the second run has to equal the first.
+        """Run the variant, and once more to count its calls; the second run has to equal the first.
 
         Raises:
             RuntimeError: when it fails or two undisturbed runs differ, so that nothing can be compared with them.
@@ -92,7 +92,7 @@ class KilledRun:
 
 
 def killed_run(number: int, reference: Reference, seed: int, most: int, folder: Path) -> KilledRun:
-    """Kill a run at most `most` times, let it end, and compare; the folder stays only when something differs."""
+    """Kill a run at most `most` times, let it end, and compare; the folder stays only if something differs."""
     draw = random.Random(f"{seed}:{number}")
     spec = fields(reference.variant)
     moments = plan(draw.randint(_FEWEST_KILLS, _MOST_KILLS), spec.get("processes", 1), draw)[:most]
@@ -129,7 +129,7 @@ def _trap(moment: Moment | None, reference: Reference) -> Callable[[int], None]:
 
 
 def _kill_from_outside(attempt: Attempt, moment: Moment, step_seconds: float) -> None:
-    """Some part of a step after the one before was reported."""
+    """Kill the attempt within the step after the reported one."""
     while attempt.last_step() < moment.step - 1 and not attempt.is_over():
         time.sleep(_LOOK_SECONDS)
     time.sleep(moment.place * step_seconds)

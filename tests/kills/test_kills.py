@@ -1,4 +1,4 @@
-"""A small part of `./run kills`, and that it would tell."""
+"""A small part of `./run kills`, and a check that it notices a difference."""
 
 from __future__ import annotations
 

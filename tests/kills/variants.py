@@ -1,4 +1,4 @@
-"""The runs that are killed: twenty short steps each, of every kind of state that a checkpoint has to carry."""
+"""The runs that are killed: twenty short steps each, with every kind of state that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def fields(variant: str) -> dict[str, Any]:
-    """The spec of a variant, as it is sent."""
+    """Return the spec of a variant, as a client sends it."""
     return _COMMON | VARIANTS[variant]

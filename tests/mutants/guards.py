@@ -1,4 +1,4 @@
-"""The lines that the guarantees hang on, each with what is left without it and the tests that have to miss it."""
+"""Mutants: code that the guarantees depend on, its text without the guard, and the tests that must then fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Guard:
-    """`text` stands once in the file at `path`; `without` is the same without the guard."""
+    """A guard in the code.
+
+    Attributes:
+        name: of the mutant.
+        path: of the file.
+        text: occurs once in the file.
+        without: the same text without the guard.
+        tests: arguments of pytest; one of the tests must fail without the guard.
+    """
 
     name: str
     path: str
@@ -17,50 +25,6 @@ class Guard:
 
 
 GUARDS = (
-    Guard(
-        "fence",
-        "jobs/transitions/attempts.py",
-        "        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))\n"
-        "        .values(renewals=Attempt.renewals + 1)",
-        "        .where(Attempt.job_id == job_id, Attempt.number == number)\n"
-        "        .values(renewals=Attempt.renewals + 1)",
-        ("tests/jobs/test_fence.py::test_a_thousand_writes_of_superseded_attempts_change_nothing[sqlite]",),
-    ),
-    Guard(
-        "compare-and-set of a status",
-        "jobs/transitions/guard.py",
-        "        .where(Job.id == job_id, Job.status.in_(before))\n",
-        "        .where(Job.id == job_id)\n",
-        ("tests/jobs/test_transitions.py::test_a_request_moves_a_job_or_is_refused",),
-    ),
-    Guard(
-        "a write before an attempt is declared lost",
-        "jobs/reconciler.py",
-        "        self._prove_writable(attempts, heartbeats)\n",
-        "",
-        ("tests/jobs/test_reconciler.py::test_nobody_counts_as_lost_who_could_not_write[sqlite]",),
-    ),
-    Guard(
-        "filter of deliveries that come twice",
-        "jobs/transitions/attempts.py",
-        "statement.where(Attempt.delivered_seq == first - 1).values(",
-        "statement.values(",
-        ("tests/jobs/test_transitions.py::test_a_delivery_whose_answer_was_lost_may_be_repeated[sqlite]",),
-    ),
-    Guard(
-        "digest of a stored file",
-        "jobs/storage.py",
-        "        if sha256_of(path) != sha256:\n",
-        "        if False:\n",
-        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[flip]",),
-    ),
-    Guard(
-        "size of a stored file and its digest",
-        "jobs/storage.py",
-        "        if actual != size:\n",
-        "        if found == 0:\n            return path\n        if False:\n",
-        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
-    ),
     Guard(
         "a deleted checkpoint is not good",
         "jobs/checkpoints.py",
@@ -73,7 +37,7 @@ GUARDS = (
         "jobs/checkpoints.py",
         "Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))",
         "Checkpoint.deleted_at.is_(None))",
-        # Without it the same file is offered again and again.
+        # Without the guard the worker reads the same file for ever.
         ("tests/worker/test_run_file.py::test_a_marked_checkpoint_is_never_read_again", "--timeout=20"),
     ),
     Guard(
@@ -82,6 +46,34 @@ GUARDS = (
         "return and_(Checkpoint.kind == TRAINING, ",
         "return and_(",
         ("tests/jobs/test_checkpoints.py::test_only_an_intact_training_checkpoint_is_good[sqlite-embeddings]",),
+    ),
+    Guard(
+        "retention keeps a checkpoint that a job needs",
+        "jobs/checkpoints.py",
+        " - _needed(session, surplus)",
+        "",
+        ("tests/jobs/test_checkpoints.py::test_retention_keeps_a_needed_checkpoint[sqlite-evaluation]",),
+    ),
+    Guard(
+        "files of an open attempt are not orphans",
+        "jobs/checkpoints.py",
+        'ended = {f"{job_id}/{number}": ended_at is not None for',
+        'ended = {f"{job_id}/{number}": True for',
+        ("tests/jobs/test_checkpoints.py::test_a_file_that_no_row_can_claim_is_an_orphan[sqlite]",),
+    ),
+    Guard(
+        "a registered artifact is not an orphan",
+        "jobs/checkpoints.py",
+        "session.execute(checkpoints.union_all(artifacts))",
+        "session.execute(checkpoints)",
+        ("tests/worker/test_garbage.py::test_an_artifact_stays_until_another_one_of_its_name_replaces_it",),
+    ),
+    Guard(
+        "the order of keys does not change a digest",
+        "jobs/digests.py",
+        "sort_keys=True, ",
+        "",
+        ("tests/jobs/test_digests.py::test_the_order_of_keys_does_not_change_the_digest",),
     ),
     Guard(
         "a job is not due before its backoff is over",
@@ -126,60 +118,107 @@ GUARDS = (
         ("tests/jobs/test_eligibility.py::test_a_live_worker_takes_jobs_unless_it_drains",),
     ),
     Guard(
-        "what a job needs is not taken by retention",
-        "jobs/checkpoints.py",
-        " - _needed(session, surplus)",
+        "a write before an attempt is declared lost",
+        "jobs/reconciler.py",
+        "        self._prove_writable(attempts, heartbeats)\n",
         "",
-        ("tests/jobs/test_checkpoints.py::test_what_is_needed_is_never_taken[sqlite-evaluation]",),
+        ("tests/jobs/test_reconciler.py::test_no_attempt_is_lost_while_the_database_is_read_only[sqlite]",),
     ),
     Guard(
-        "an open attempt's files are no orphans",
-        "jobs/checkpoints.py",
-        'ended = {f"{job_id}/{number}": ended_at is not None for',
-        'ended = {f"{job_id}/{number}": True for',
-        ("tests/jobs/test_checkpoints.py::test_only_a_file_that_nobody_can_claim_is_an_orphan[sqlite]",),
+        "a stored file has its registered digest",
+        "jobs/storage.py",
+        "        if sha256_of(path) != sha256:\n",
+        "        if False:\n",
+        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[flip]",),
     ),
     Guard(
-        "a registered artifact is no orphan",
-        "jobs/checkpoints.py",
-        "session.execute(checkpoints.union_all(artifacts))",
-        "session.execute(checkpoints)",
-        ("tests/worker/test_garbage.py::test_an_artifact_stays_until_another_one_of_its_name_replaces_it",),
+        "a stored file has its registered size and digest",
+        "jobs/storage.py",
+        "        if actual != size:\n",
+        "        if found == 0:\n            return path\n        if False:\n",
+        ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
     ),
     Guard(
-        "an artifact's name is no path",
-        "worker/delivery.py",
-        "if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):",
-        'if isinstance(record, ArtifactRecord) and (refusal := ""):',
-        ("tests/worker/test_delivery.py::test_a_damaged_or_invalid_artifact_becomes_a_warning_and_is_not_kept",),
+        "no sweep ranks by a value selected on the test split",
+        "jobs/sweeps/metric.py",
+        " if not measure.is_selected_on_test)",
+        ")",
+        ("tests/jobs/test_sweep_space.py::test_no_metric_was_selected_on_the_test_split",),
     ),
     Guard(
-        "groups end where a later attempt begins",
-        "jobs/weak_labels.py",
-        "all(each.step <= start for number, start in starts if number > each.attempt)",
-        "True",
-        ("tests/jobs/test_weak_labels.py::test_reports_beyond_the_step_of_a_resume_are_left_out",),
+        "an ended sweep starts no trial",
+        "jobs/sweeps/progress.py",
+        "running = select(Sweep).where(Sweep.id == sweep_id, Sweep.status == Status.RUNNING)",
+        "running = select(Sweep).where(Sweep.id == sweep_id)",
+        ("tests/jobs/test_sweeps.py::test_cancel_ends_the_sweep_and_its_jobs",),
     ),
     Guard(
-        "a rung of a sweep waits for its evaluations",
+        "a rung waits for its evaluations",
         "jobs/sweeps/trial_results.py",
         "if self.status == Status.SUCCEEDED and self.evaluation_status not in (*TERMINAL, None):",
         "if False:",
         ("tests/jobs/test_sweeps.py::test_a_rung_waits_for_its_last_evaluation",),
     ),
     Guard(
-        "a sweep that has ended begins nothing more",
-        "jobs/sweeps/progress.py",
-        "mine = select(Sweep).where(Sweep.id == sweep_id, Sweep.status == Status.RUNNING)",
-        "mine = select(Sweep).where(Sweep.id == sweep_id)",
-        ("tests/jobs/test_sweeps.py::test_cancel_ends_the_sweep_and_what_it_has_begun",),
+        "a superseded attempt writes nothing",
+        "jobs/transitions/attempts.py",
+        "        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))\n"
+        "        .values(renewals=Attempt.renewals + 1)",
+        "        .where(Attempt.job_id == job_id, Attempt.number == number)\n"
+        "        .values(renewals=Attempt.renewals + 1)",
+        ("tests/jobs/test_fence.py::test_a_thousand_writes_of_superseded_attempts_change_nothing[sqlite]",),
     ),
     Guard(
-        "what is held out is not trained on",
-        "wcl_core/training/pretrain.py",
-        "        dataset = with_held_out(dataset, config.data.held_out_share)\n",
+        "a repeated delivery is stored once",
+        "jobs/transitions/attempts.py",
+        "statement.where(Attempt.delivered_seq == first - 1).values(",
+        "statement.values(",
+        ("tests/jobs/test_transitions.py::test_a_delivery_can_be_repeated_when_its_response_was_lost[sqlite]",),
+    ),
+    Guard(
+        "a status changes only from an expected one",
+        "jobs/transitions/guard.py",
+        "        .where(Job.id == job_id, Job.status.in_(before))\n",
+        "        .where(Job.id == job_id)\n",
+        ("tests/jobs/test_transitions.py::test_a_request_changes_the_status_or_is_refused",),
+    ),
+    Guard(
+        "weak labels of an attempt end at the resume step of the next one",
+        "jobs/weak_labels.py",
+        "all(each.step <= start for number, start in starts if number > each.attempt)",
+        "True",
+        ("tests/jobs/test_weak_labels.py::test_reports_beyond_the_step_of_a_resume_are_left_out",),
+    ),
+    Guard(
+        "importing the specs never loads torch",
+        "wcl_core/__init__.py",
+        "if TYPE_CHECKING:\n    from wcl_core.evaluation",
+        "if True:\n    from wcl_core.evaluation",
+        ("tests/wcl_core/test_public_names.py::test_the_torch_free_modules_do_not_load_torch[wcl_core.config]",),
+    ),
+    Guard(
+        "a class of two images or more holds out one at least",
+        "wcl_core/config/images.py",
+        "return max(1, round(share * images)) if share and images > 1 else 0",
+        "return round(share * images)",
+        ("tests/wcl_core/data/test_held_out.py::test_which_images_is_a_function_of_the_labels_alone",),
+    ),
+    Guard(
+        "overrides merge object by object",
+        "wcl_core/config/overlay.py",
+        "both_are_objects = isinstance(below, dict) and isinstance(value, dict)",
+        "both_are_objects = False",
+        ("tests/wcl_core/test_overlay.py::test_objects_merge_field_by_field_and_all_else_whole",),
+    ),
+    Guard(
+        "a protocol reports the measures of the table",
+        "wcl_core/config/protocols.py",
+        '            Measure("recall_at_5", "recall at 5"),\n',
         "",
-        ("tests/wcl_core/data/test_held_out.py::test_held_out_images_are_not_trained_on",),
+        (
+            "tests/wcl_core/evaluation/test_protocols.py"
+            "::test_a_protocol_reports_the_measures_of_the_table_in_its_order[retrieval]",
+        ),
     ),
     Guard(
         "fsync of a file before its rename",
@@ -201,18 +240,18 @@ GUARDS = (
         ),
     ),
     Guard(
-        "an invalid record does not block the next ones",
-        "worker/spool.py",
-        "            except ValueError as error:\n                self._problems.append(str(error))\n",
-        "            except ZeroDivisionError:\n                pass\n",
-        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
+        "no anchor sees an empty row of the queue",
+        "wcl_core/methods/key_masks.py",
+        "(self.ids[rows, None] == self.key_ids) | (self.key_ids < 0)",
+        "self.ids[rows, None] == self.key_ids",
+        ("tests/wcl_core/methods/test_losses.py::test_a_mask_by_image_hides_the_same_keys_as_a_bool_mask[True]",),
     ),
     Guard(
-        "records are numbered without a gap",
-        "worker/spool.py",
-        "        if not self._seq < record.seq <= last:\n",
-        "        if False:\n",
-        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
+        "small crops do not see other rows of their own image",
+        "wcl_core/methods/multicrop.py",
+        "    if images is not None:\n",
+        "    if False:\n",
+        ("tests/wcl_core/methods/test_objective.py::test_every_combination_is_its_definition",),
     ),
     Guard(
         "text of a record is text that every database takes",
@@ -237,6 +276,20 @@ GUARDS = (
         ("tests/wcl_core/test_protocol.py::test_records_of_an_earlier_version_are_read_and_written_unchanged",),
     ),
     Guard(
+        "held-out images are not trained on",
+        "wcl_core/training/pretrain.py",
+        "        dataset = with_held_out(dataset, config.data.held_out_share)\n",
+        "",
+        ("tests/wcl_core/data/test_held_out.py::test_held_out_images_are_not_trained_on",),
+    ),
+    Guard(
+        "an artifact's name is not a path",
+        "worker/delivery.py",
+        "if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):",
+        'if isinstance(record, ArtifactRecord) and (refusal := ""):',
+        ("tests/worker/test_delivery.py::test_a_damaged_or_invalid_artifact_becomes_a_warning_and_is_not_kept",),
+    ),
+    Guard(
         "a worker counts only the GPUs that it may use",
         "worker/devices.py",
         'if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:',
@@ -244,55 +297,17 @@ GUARDS = (
         ("tests/worker/test_devices.py::test_only_visible_gpus_count",),
     ),
     Guard(
-        "overrides merge object by object",
-        "wcl_core/config/overlay.py",
-        "both_are_objects = isinstance(below, dict) and isinstance(value, dict)",
-        "both_are_objects = False",
-        ("tests/wcl_core/test_overlay.py::test_objects_merge_field_by_field_and_all_else_whole",),
+        "an invalid record does not block the next ones",
+        "worker/spool.py",
+        "            except ValueError as error:\n                self._problems.append(str(error))\n",
+        "            except ZeroDivisionError:\n                pass\n",
+        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
     ),
     Guard(
-        "a class of two images or more holds out one at least",
-        "wcl_core/config/images.py",
-        "return max(1, round(share * images)) if share and images > 1 else 0",
-        "return round(share * images)",
-        ("tests/wcl_core/data/test_held_out.py::test_which_images_is_a_function_of_the_labels_alone",),
-    ),
-    Guard(
-        "a protocol reports the measures of the table",
-        "wcl_core/config/protocols.py",
-        '            Measure("recall_at_5", "recall at 5"),\n',
-        "",
-        (
-            "tests/wcl_core/evaluation/test_protocols.py"
-            "::test_a_protocol_reports_the_measures_of_the_table_in_its_order[retrieval]",
-        ),
-    ),
-    Guard(
-        "no sweep ranks by a value selected on the test split",
-        "jobs/sweeps/metric.py",
-        " if not measure.is_selected_on_test)",
-        ")",
-        ("tests/jobs/test_sweep_space.py::test_no_metric_was_selected_on_the_test_split",),
-    ),
-    Guard(
-        "importing the specs never loads torch",
-        "wcl_core/__init__.py",
-        "if TYPE_CHECKING:\n    from wcl_core.evaluation",
-        "if True:\n    from wcl_core.evaluation",
-        ("tests/wcl_core/test_public_names.py::test_the_torch_free_modules_do_not_load_torch[wcl_core.config]",),
-    ),
-    Guard(
-        "no anchor sees an empty row of the queue",
-        "wcl_core/methods/key_masks.py",
-        "(self.ids[rows, None] == self.key_ids) | (self.key_ids < 0)",
-        "self.ids[rows, None] == self.key_ids",
-        ("tests/wcl_core/methods/test_losses.py::test_a_mask_by_image_hides_the_same_keys_as_a_bool_mask[True]",),
-    ),
-    Guard(
-        "small crops do not see other rows of their own image",
-        "wcl_core/methods/multicrop.py",
-        "    if images is not None:\n",
-        "    if False:\n",
-        ("tests/wcl_core/methods/test_objective.py::test_every_combination_is_its_definition",),
+        "records are numbered without a gap",
+        "worker/spool.py",
+        "        if not self._seq < record.seq <= last:\n",
+        "        if False:\n",
+        ("tests/worker/test_spool.py::test_an_invalid_record_becomes_a_warning_and_blocks_nothing",),
     ),
 )

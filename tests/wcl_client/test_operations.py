@@ -68,7 +68,7 @@ def test_show_says_why_a_job_waits(server: Served) -> None:
 
     shown = wcl("show", job_id).stdout
 
-    assert "no worker of the pool default runs, place 1 in the queue (no_worker)" in shown
+    assert "no worker of the pool default is running, place 1 in the queue (no_worker)" in shown
 
 
 def test_submit_passes_on_limits_and_needs(server: Served) -> None:
@@ -122,5 +122,5 @@ def test_the_audit_exits_with_1_when_something_does_not_close(server: Served) ->
     done = wcl("audit")
 
     assert done.exit_code == 1
-    assert f"{job_id} attempts the row is at attempt 1, its events at 0" in " ".join(done.stderr.split())
+    assert f"{job_id} attempts the row is at attempt 1, but its events are at 0" in " ".join(done.stderr.split())
     assert json.loads(wcl("audit", "--json").stdout)["findings"][0]["rule"] == "attempts"

@@ -93,7 +93,7 @@ def test_a_marked_checkpoint_is_never_read_again(spool: Spool, monkeypatch: pyte
     with spool.database.read() as session:
         warnings = [e.data for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
     assert len(warnings) == 1
-    assert "goes on from step 5" in warnings[0]["message"]
+    assert "resumes from step 5" in warnings[0]["message"]
 
 
 def test_without_a_good_one_a_job_starts_over_and_a_retry_fails(spool: Spool) -> None:

@@ -302,7 +302,7 @@ def test_a_run_continues_from_an_older_checkpoint_when_the_newest_is_damaged(
 
     assert start_of_attempt(jobs, newest.job_id, 2) == third.step
     assert [data["checkpoint"] for data in damage_of(jobs, newest.job_id)] == [newest.id, second.id]
-    assert f"goes on from step {third.step}" in damage_of(jobs, newest.job_id)[1]["message"]
+    assert f"resumes from step {third.step}" in damage_of(jobs, newest.job_id)[1]["message"]
     assert flipped.read_bytes() == content, "the damaged file was touched"
     with sqlite_database.read() as session:
         rows = {row.id: row for row in queries.checkpoints(session, newest.job_id)}

@@ -134,7 +134,7 @@ def test_a_list_may_be_of_some_states(small: Served) -> None:
     assert found("status=") == [second, first, ended]
 
 
-LOSS = "a series of the training, such as a loss, does not rank"
+LOSS = "a series of the training, such as a loss, cannot rank"
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ LOSS = "a series of the training, such as a loss, does not rank"
         ({"search": "random", "trials": 4}, ["/trials"], "at most 3"),
         ({"trials": 3}, ["/trials"], "every combination"),
         ({"eta": 2, "rungs": [1, 2]}, ["/eta", "/rungs"], "only halving"),
-        ({"search": "halving", "min_epochs": 7}, ["/min_epochs"], "one rung only"),
-        ({"search": "halving", "rungs": [4, 2]}, ["/rungs"], "growing"),
+        ({"search": "halving", "min_epochs": 7}, ["/min_epochs"], "only one rung"),
+        ({"search": "halving", "rungs": [4, 2]}, ["/rungs"], "increasing"),
         ({"search": "halving", "rungs": [2, 4, 8]}, ["/rungs"], "at most 2"),
         ({"search": "nonsense"}, ["/search"], "grid"),
         ({"seeds": [1, 1]}, ["/seeds"], "repeat"),

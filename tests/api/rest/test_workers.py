@@ -26,7 +26,7 @@ def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
     first, second = (client.post("/v1/jobs", json=JOB | {"name": name}).json() for name in ("first", "second"))
     assert first["waiting"] == {
         "cause": "no_worker",
-        "message": "no worker of the pool default runs",
+        "message": "no worker of the pool default is running",
         "position": 1,
         "until": None,
         "needs": [],

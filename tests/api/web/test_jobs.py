@@ -150,7 +150,7 @@ def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
     expect(page.locator(f"#job-{first} .state")).to_contain_text("place 1")
     place = page.locator(f"#job-{second} .state .below")
     expect(place).to_have_text("place 2")
-    expect(place).to_have_attribute("title", "1 job is taken before it")
+    expect(place).to_have_attribute("title", "1 job is ahead of it")
     running.end()
     for _ in range(2):
         site.claim().end()
