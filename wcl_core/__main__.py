@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.protocol import Outcome, Request
-from wcl_core.reporter import ConsoleReporter, NullReporter
+from wcl_core.reporter import ConsoleReporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,14 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("native", type=Path)
     verb.add_argument("out", type=Path)
     verb.set_defaults(run=_export)
-
-    verb = verbs.add_parser("groups", help="draw the weak-label groups of two checkpoints of one run")
-    verb.add_argument("first", type=Path)
-    verb.add_argument("last", type=Path)
-    verb.add_argument("--dataset", required=True)
-    verb.add_argument("--output", type=Path, default=Path("groups.png"))
-    _data_options(verb)
-    verb.set_defaults(run=_groups)
 
     verb = verbs.add_parser("pack", help="decode an image folder into one file that loads without decoding")
     verb.add_argument("name")
@@ -153,17 +145,6 @@ def _export(options: argparse.Namespace) -> int:
     from wcl_core.export import backbone_file
 
     backbone_file(options.native, options.out)
-    return 0
-
-
-def _groups(options: argparse.Namespace) -> int:
-    from wcl_core import checkpoint
-    from wcl_core.weak_label_picture import compare
-
-    spec = checkpoint.read(options.last).spec
-    kind = data.kind_of(options.data_path)
-    dataset = data.load(options.dataset, kind, options.data_path, spec.data.image_size, 1.0, NullReporter())
-    print(json.dumps(compare(options.first, options.last, dataset, options.output)))
     return 0
 
 

@@ -113,17 +113,6 @@ def test_export_and_evaluate_a_trained_backbone(
     assert "no checkpoint file was given" in capsys.readouterr().err
 
 
-def test_groups_are_drawn(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, last = sorted((trained / "checkpoints").iterdir())
-    assert call("groups", first, last, "--dataset", "digits", "--output", tmp_path / "groups.png") == 0
-    values = json.loads(capsys.readouterr().out)
-    assert values.keys() == {"pair_precision_first", "pair_precision_last", "pair_precision_chance"}
-    assert all(0 <= value <= 1 for value in values.values())
-    assert values["pair_precision_chance"] == pytest.approx(0.1, abs=0.01)
-    with Image.open(tmp_path / "groups.png") as picture:
-        assert picture.width > picture.height > 500
-
-
 def test_a_dataset_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("describe-dataset", "digits", "builtin") == 0
     described = json.loads(capsys.readouterr().out)
@@ -191,7 +180,6 @@ def test_damaged_files_are_one_line_too(tmp_path: Path, capsys: pytest.CaptureFi
     for arguments in (
         ("export", tmp_path / "damaged", tmp_path / "out"),
         ("pretrain", spec, "--resume", tmp_path / "damaged", "--output", tmp_path / "run"),
-        ("groups", tmp_path / "damaged", tmp_path / "damaged", "--dataset", "digits"),
     ):
         assert call(*arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()
