@@ -80,7 +80,7 @@ class _Neighbourhood:
         queue: (Q, D) rows of each view; None without a queue.
         labels: (B + Q,) int64 weak labels by each view.
         images: (B + Q,) int64 image indices, -1 for empty rows; None without a queue.
-        excluded: the keys that an anchor does not see; None if it does not see itself only.
+        excluded: the keys that an anchor does not see; None for only its own row.
     """
 
     batch: tuple[Tensor, Tensor]
