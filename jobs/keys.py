@@ -20,7 +20,7 @@ from jobs.errors import FieldError, Invalid, NotFound
 from jobs.models import Key, SignInToken
 from wcl_core.files import write_bytes
 
-SCOPES = ("read", "submit", "admin", "worker")
+SCOPES = ("read", "submit", "admin")
 LINK_MINUTES = 15
 SESSION_DAYS = 30
 _PREFIX = "wcl_"

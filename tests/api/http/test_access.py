@@ -85,7 +85,7 @@ def test_no_route_answers_without_a_right_key(small: Served) -> None:
 
 
 def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> None:
-    clients = {scope: small.client(scope) for scope in ("read", "submit", "admin", "worker")}
+    clients = {scope: small.client(scope) for scope in ("read", "submit", "admin")}
     for method, address, needed in guarded(small):
         for scope, client in clients.items():
             if address.endswith("stream"):
