@@ -15,7 +15,6 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -74,8 +73,42 @@ def _needed(value: Any) -> Any:
 Need = Annotated[Needed, BeforeValidator(_needed, json_schema_input_type=UUID | Needed)]
 
 
-class JobBody(_Body):
-    """A job to submit.  The spec is checked by the rules of its kind; with a preset it holds only what differs."""
+def _differ(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("must not repeat a value")
+    return seeds
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=32), AfterValidator(_differ)]
+
+
+class JobOptions(_Body):
+    """Fields of a job beside its spec, in requests for jobs and for sweeps: `jobs.new_job.OPTIONS`, and the tags."""
+
+    priority: Priority = 0
+    pool: str = Field(
+        default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="The workers that may run it."
+    )
+    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each run needs.")
+    tags: list[Tag] = Field(default=[], max_length=50)
+    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
+    max_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SECONDS,
+        description="Limit on total running time over all attempts, in seconds; the job then fails with `timeout`.",
+    )
+
+
+class _JobStart(_Body):
+    kind: Literal["pretrain", "evaluate"]
+    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are refused.")
+    preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
+    name: Name | None = None
+
+
+class JobBody(JobOptions, _JobStart):
+    """A job to submit.  The spec is validated by the rules of its kind; with a preset it holds only the differences."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -89,29 +122,8 @@ class JobBody(_Body):
         }
     )
 
-    kind: Literal["pretrain", "evaluate"]
-    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are refused.")
-    preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
-    name: Name | None = None
-    priority: Priority = 0
-    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
-    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that the run needs.")
-    tags: list[Tag] = Field(default=[], max_length=50)
     after: list[Need] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
-    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
-    max_seconds: int | None = Field(
-        default=None, ge=1, le=MAX_SECONDS, description="Of running time, over all attempts; then it ends, `timeout`."
-    )
-    seeds: list[Seed] | None = Field(
-        default=None, min_length=1, max_length=32, description="One job for each seed, together a group."
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: list[int] | None) -> list[int] | None:
-        if seeds is not None and len(set(seeds)) != len(seeds):
-            raise ValueError("must not repeat a value")
-        return seeds
+    seeds: Seeds | None = Field(default=None, description="One job for each seed, together a seed group.")
 
 
 class JobChange(_Body):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from api.http import field_errors
 from api.http.idempotency import Submission
-from api.rest.job_bodies import MAX_SECONDS, Name, Priority, Tag
+from api.rest.job_bodies import JobOptions, Name, Seeds
 from api.rest.presets import preset_fields
 from jobs import sweeps
 from jobs.errors import FieldError, Invalid
@@ -29,7 +29,6 @@ from jobs.sweeps import (
     located,
     parameter_pointer,
 )
-from wcl_core.config import Seed
 from wcl_core.config.overlay import merged
 
 _EXAMPLE: dict[str, Any] = {
@@ -47,18 +46,12 @@ _FIELD = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*")
 _VALUES: TypeAdapter[Any] = TypeAdapter(Values)
 
 
-class SweepBody(BaseModel):
-    """A search over fields of a training spec, ranked by an evaluation on images held out of train.
-
-    `grid` tries every combination; `random` draws `trials`; `halving` begins with `trials` draws, or every
-    combination, trains them for the epochs of the first rung, and goes on with the best 1/eta, each time anew.
-    """
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
-
+class _Search(BaseModel):
     name: Name
     kind: Literal["pretrain"] = "pretrain"
-    spec: dict[str, Any] = Field(default={}, description="What all trials share; with a preset what differs from it.")
+    spec: dict[str, Any] = Field(
+        default={}, description="The spec that all trials share; with a preset only the differences from it."
+    )
     preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
     search: Search
     parameters: dict[Annotated[str, Field(max_length=100)], JsonValue] = Field(
@@ -69,40 +62,39 @@ class SweepBody(BaseModel):
             "by logarithm and `integer` for whole numbers."
         ),
     )
-    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS, description="Random draws; for `grid` none.")
+    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS, description="Number of random draws; not for `grid`.")
     metric: Metric
     direction: Direction = "maximize"
-    seeds: list[Seed] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=32,
-        description="Each trial is trained once with each; its value is the mean.",
+    seeds: Seeds | None = Field(
+        default=None, description="Each trial is trained once with each seed; its value is the mean."
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the random draws.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random draws.")
     eta: int = Field(
-        default=3, ge=2, le=10, description="Of `halving`: one of so many goes on, for so many times longer."
+        default=3,
+        ge=2,
+        le=10,
+        description="For `halving`: the best 1/eta of the trials go on to the next rung, for eta times as many epochs.",
     )
-    min_epochs: int | None = Field(default=None, ge=1, le=100_000, description="Of `halving`: the first rung's least.")
+    min_epochs: int | None = Field(
+        default=None, ge=1, le=100_000, description="For `halving`: minimum number of epochs of the first rung."
+    )
     rungs: list[Annotated[int, Field(ge=1, le=100_000)]] | None = Field(
         default=None,
         min_length=2,
         max_length=10,
-        description="Of `halving`: epochs of each rung, instead of min_epochs.",
+        description="For `halving`: the epochs of each rung, instead of `min_epochs`.",
     )
-    max_parallel: int = Field(default=4, ge=1, le=MAX_TRIALS, description="Trials that are unfinished at a time.")
-    priority: Priority = 0
-    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Which workers may run it.")
-    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each run needs.")
-    tags: list[Tag] = Field(default=[], max_length=50)
-    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take a run's place.")
-    max_seconds: int | None = Field(default=None, ge=1, le=MAX_SECONDS, description="Of running time, of each run.")
+    max_parallel: int = Field(default=4, ge=1, le=MAX_TRIALS, description="Maximum number of unfinished trials.")
 
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: list[int] | None) -> list[int] | None:
-        if seeds is not None and len(set(seeds)) != len(seeds):
-            raise ValueError("must not repeat a value")
-        return seeds
+
+class SweepBody(JobOptions, _Search):
+    """A search over fields of a training spec, ranked by an evaluation on held-out images of the train split.
+
+    `grid` tries every combination; `random` draws `trials`; `halving` begins with `trials` draws, or with every
+    combination, trains them for the epochs of the first rung, and goes on with the best 1/eta, each from scratch.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
 
 def create_sweep(submission: Submission, body: SweepBody, new: NewSweep, design: Design) -> Sweep:
