@@ -1,4 +1,4 @@
-"""Checkpoints: show, pin, delete, download."""
+"""Checkpoints: show, pin, evaluate, delete, download."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FileKind = Literal["native", "backbone"]
 
 
 class CheckpointChange(BaseModel):
-    """A pinned checkpoint cannot be deleted."""
+    """Changes of a checkpoint; a pinned checkpoint cannot be deleted."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"pinned": True}]})
 
@@ -41,7 +41,7 @@ class CheckpointChange(BaseModel):
 
 @router.get("")
 def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> CheckpointResponse:
-    """One registered checkpoint."""
+    """Return one registered checkpoint."""
     with database.read() as session:
         return responses.checkpoint(queries.get_checkpoint(session, checkpoint_id))
 
@@ -50,7 +50,7 @@ def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> Checkp
 def change(
     checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase
 ) -> CheckpointResponse:
-    """Pin or unpin it."""
+    """Pin or unpin a checkpoint."""
     return responses.checkpoint(database.write(lambda session: checkpoints.pin(session, checkpoint_id, body.pinned)))
 
 
@@ -63,7 +63,7 @@ def evaluate(
     submission: TheSubmission,
     response: Response,
 ) -> JobResponse:
-    """Submit a job that measures it; the body is an EvaluateSpec without `features`."""
+    """Create a job that evaluates a checkpoint; the body is an EvaluateSpec without `features`."""
     job = create_evaluation(submission, checkpoint_id, body)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     with database.read() as session:
@@ -74,12 +74,12 @@ def evaluate(
 def delete(
     checkpoint_id: str, principal: Submitter, database: TheDatabase, settings: TheSettings, storage: TheStorage
 ) -> None:
-    """Delete its file; refused while it is pinned or a job needs it."""
+    """Delete a checkpoint and its file; refused while it is pinned, or while an unfinished job needs it."""
     gone = database.write(lambda session: checkpoints.delete(session, checkpoint_id))
     try:
         storage.delete(gone.storage_key)
         exports.sweep(database, settings.exports_dir)
-    except OSError as error:  # nobody can reach the file any more; only the space is not free yet
+    except OSError as error:  # the file can no longer be downloaded; only its space is not free yet
         log.warning("the file of checkpoint %s stays: %s", checkpoint_id, error)
 
 
@@ -94,9 +94,9 @@ def download(
     storage: TheStorage,
     kind: FileKind = "native",
 ) -> Response:
-    """Its file: `native` with all states, or `backbone`, the weights alone under torchvision's names.
+    """Return a checkpoint's file: `native` with all states, or `backbone` with the weights under torchvision's names.
 
-    The ETag is the sha256 of the bytes.  One range, If-Range, If-None-Match and HEAD are understood.
+    The ETag is the sha256 of the bytes.  The server supports one range, If-Range, If-None-Match and HEAD.
     """
     with database.read() as session:
         checkpoint = queries.get_checkpoint(session, checkpoint_id)

@@ -1,4 +1,4 @@
-"""`POST /v1/checkpoints/{id}/evaluate`: the spec of an evaluation without its features, which the address names."""
+"""Bodies of `POST /v1/checkpoints/{id}/evaluate`: an evaluation spec whose features the address names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MAX_NAME = 200
 
 
 class EvaluateBody(ProtocolSettings):
-    """What to measure on a checkpoint: an EvaluateSpec without `features`."""
+    """The evaluation of a checkpoint: an EvaluateSpec without `features`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"protocols": ["knn", "linear"]}]})
 
     data: DataConfig | None = Field(
-        default=None, description="What to measure on; the checkpoint's training data unless given."
+        default=None, description="The data to evaluate on; by default the checkpoint's training data."
     )
     threads: int | None = Field(default=None, ge=1, le=512)
 
@@ -52,7 +52,7 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
 
     Raises:
         NotFound: there is no such checkpoint.
-        Conflict: it holds no network.
+        Conflict: the checkpoint holds no network.
     """
     checkpoint = queries.get_checkpoint(session, checkpoint_id)
     if checkpoint.kind != TRAINING:
@@ -75,6 +75,6 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
 
 
 def _sent(body: EvaluateBody, checkpoint_id: str, trained: Job) -> dict[str, Any]:
-    asked = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    sent = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
-    return {"data": trained.spec["data"], **asked, "features": features}
+    return {"data": trained.spec["data"], **sent, "features": features}

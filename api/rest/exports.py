@@ -1,4 +1,4 @@
-"""Backbones of checkpoints as files of their own, made at the first request and kept under the checkpoint's digest."""
+"""Exported backbones of checkpoints: created at the first request, and stored under the checkpoint's digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wcl_core.files import write_bytes
 
 log = logging.getLogger(__name__)
 
-_BATCH = 500  # digests that one question to the database is about
+_BATCH = 500  # digests in one query
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SWEEP_SECONDS = 600.0
 
@@ -27,7 +27,7 @@ _LOCKS = [threading.Lock() for _ in range(16)]
 
 
 def backbone(folder: Path, native: Path, sha256: str) -> tuple[Path, str]:
-    """The exported file of the checkpoint with this digest, and the export's own digest.
+    """Return the exported file of the checkpoint with this digest, and the digest of that file.
 
     Raises:
         wcl_core.export.ExportError, OSError: `native` is no checkpoint, or a file cannot be read or written.
@@ -41,10 +41,10 @@ def backbone(folder: Path, native: Path, sha256: str) -> tuple[Path, str]:
 
 
 def sweep(database: Database, folder: Path) -> None:
-    """Remove what was made of checkpoints that were deleted since, by people or by retention; others keep theirs.
+    """Remove the exports of checkpoints that users or retention have deleted.
 
     Raises:
-        OSError, DBAPIError: a file cannot be removed, or the database does not answer; the next sweep tries again.
+        OSError, DBAPIError: a file cannot be removed, or the database does not answer; the next collection tries again.
     """
     made = sorted({path.stem for path in folder.glob("*.s*") if _DIGEST.fullmatch(path.stem)})
     for start in range(0, len(made), _BATCH):
@@ -58,7 +58,7 @@ def sweep(database: Database, folder: Path) -> None:
 
 
 def keep_swept(database: Database, folder: Path, stop: threading.Event) -> None:
-    """Sweep at once and every few minutes until `stop`; for a thread of its own."""
+    """Collect garbage at once and every few minutes until `stop`; runs on a thread of its own."""
     is_over = False
     while not is_over:
         try:

@@ -1,4 +1,4 @@
-"""Whether the process runs, whether it can serve, and a few numbers about it."""
+"""Liveness, readiness, and gauges for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ router = APIRouter(tags=["service"])
 
 
 class Health(Response):
-    """All is well."""
+    """The server is healthy."""
 
     status: str
 
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """The process answers."""
+    """Return `ok` if the process runs."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
 def readyz(database: TheDatabase) -> Health:
-    """The database is reachable and migrated."""
+    """Return `ok` if the database is reachable and has this version's schema."""
     if not database.is_migrated():
         raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
     return Health(status="ok")
@@ -40,7 +40,7 @@ def readyz(database: TheDatabase) -> Health:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
-    """Gauges in the text format of Prometheus."""
+    """Return gauges in the text format of Prometheus."""
     with database.read() as session:
         jobs = queries.counts_by_status(session)
         workers = queries.workers(session, alive_only=True)

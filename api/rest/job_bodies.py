@@ -54,14 +54,14 @@ class _Body(BaseModel):
 
 
 class Needed(_Body):
-    """A job that has to come so far before this one starts: to its success, or to its first checkpoint."""
+    """A job that this one waits for: until it has succeeded, or until it has a checkpoint."""
 
     job_id: UUID
     until: Literal["success", "checkpoint"] = "success"
 
 
 def _needed(value: Any) -> Any:
-    """An id alone means success."""
+    """Accept an id alone, which means success."""
     if not isinstance(value, str):
         return value
     try:
@@ -127,7 +127,7 @@ class JobBody(JobOptions, _JobStart):
 
 
 class JobChange(_Body):
-    """What may change of a job; the priority only while it waits."""
+    """Changes of a job; the priority only while the job waits."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "best so far", "tags": ["keep"]}]})
 
@@ -143,11 +143,11 @@ class JobChange(_Body):
 
 
 class CloneBody(_Body):
-    """What differs from the job that is cloned."""
+    """The differences of a clone from the cloned job."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}}]})
 
-    spec: dict[str, Any] = Field(default={}, description="Fields of the spec, laid over the cloned one.")
+    spec: dict[str, Any] = Field(default={}, description="Fields that override those of the cloned spec.")
 
 
 def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) -> Job:
@@ -201,7 +201,7 @@ def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> li
     if body.seeds is None:
         return [_new_job(body, sent, created_by, parent_id)]
     if "seed" in body.spec:
-        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names one for each job")])
+        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, with one seed for each job")])
     jobs = [_new_job(body, sent | {"seed": seed}, created_by, parent_id) for seed in body.seeds]
     return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
 

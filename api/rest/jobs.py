@@ -1,4 +1,4 @@
-"""Jobs: submit, list, show, change, and what a person asks of one."""
+"""Jobs: submit, list, show, change, cancel, pause, resume, retry, clone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JobPage(Response):
     "",
     status_code=201,
     response_model=JobResponse | SubmittedGroup,
-    responses={200: {"description": "The first job, at a replay; a plan, at a dry run."}},
+    responses={200: {"description": "A replay: the job that the first request created.  Or the result of a dry run."}},
 )
 def submit(
     body: JobBody,
@@ -49,10 +49,11 @@ def submit(
     submission: TheSubmission,
     dry_run: bool = False,
 ) -> Any:
-    """Submit a job.  It is durable once this answers 201.
+    """Submit a job.  The job is durable once the server answers 201.
 
-    With `Idempotency-Key` a repeated request answers 200 with the first job and `Idempotency-Replayed: true`.  With
-    `dry_run` nothing is made; the answer is a plan.  `seeds` makes a group of jobs, all or none.
+    With `Idempotency-Key`, a repeated request gets the first request's job, with status 200 and
+    `Idempotency-Replayed: true`.  With `dry_run`, the server creates nothing and describes what it would create.
+    `seeds` creates a seed group: all of its jobs, or none.
     """
     new = job_bodies.new_jobs(body, principal.key_id)
     if dry_run:
@@ -67,10 +68,10 @@ def submit(
 
 
 def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
-    """Of a group the plan of its first job, which the others follow."""
+    """Return the dry run; for a seed group that of its first job."""
     plan = service.plan(session, new[0])
-    found = {"preset": body.preset, "deviations": preset_deviations(body.preset, plan["spec"])}
-    return plan | found | {"seeds": body.seeds}
+    more = {"preset": body.preset, "deviations": preset_deviations(body.preset, plan["spec"])}
+    return plan | more | {"seeds": body.seeds}
 
 
 @router.get("")
@@ -81,10 +82,10 @@ def list_jobs(
     kind: Annotated[str | None, Query(max_length=32)] = None,
     tag: Annotated[str | None, Query(max_length=64)] = None,
     q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=100)] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> JobPage:
-    """Jobs, newest first."""
+    """List jobs, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
         page = queries.list_jobs(session, status=statuses, kind=kind, tag=tag, q=q, cursor=cursor, limit=limit)
@@ -95,14 +96,14 @@ def list_jobs(
 
 @router.get("/{job_id}")
 def show(job_id: str, principal: Reader, database: TheDatabase) -> JobResponse:
-    """One job with its spec, and why it waits."""
+    """Return one job with its spec, and the reason why it waits."""
     with database.read() as session:
         return _response(session, queries.get_job(session, job_id))
 
 
 @router.patch("/{job_id}")
 def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Rename, retag, or change the priority of a job that still waits."""
+    """Change a job's name or tags, or the priority of a job that still waits."""
     tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
     job = database.write(
         lambda session: service.change(session, job_id, name=body.name, priority=body.priority, tags=tags)
@@ -112,25 +113,25 @@ def change(job_id: str, body: JobChange, principal: Submitter, database: TheData
 
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """End a job: one that waits at once, a running one after it has saved a checkpoint."""
+    """Cancel a job: a waiting job ends at once, a running job after it has saved a checkpoint."""
     return _changed(database, job_id, transitions.cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Hold a job until it is resumed; a running one saves a checkpoint first."""
+    """Pause a job until it is resumed; a running job saves a checkpoint first."""
     return _changed(database, job_id, transitions.pause)
 
 
 @router.post("/{job_id}/resume")
 def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Queue a paused job again; it goes on from its last checkpoint."""
+    """Resume a paused job: it is queued again, and continues from its last checkpoint."""
     return _changed(database, job_id, transitions.resume)
 
 
 @router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)
 def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobResponse:
-    """A new job that starts from the last checkpoint of a failed or cancelled one."""
+    """Create a new job that continues from the last checkpoint of a failed or cancelled job."""
     return _rendered(database, job_bodies.create_retry(submission, job_id))
 
 
@@ -142,7 +143,7 @@ def clone(
     submission: TheSubmission,
     body: CloneBody | None = None,
 ) -> JobResponse:
-    """A new job with the same spec, some fields replaced, from scratch."""
+    """Create a new job with the same spec, some fields replaced, that starts from scratch."""
     return _rendered(database, job_bodies.create_clone(submission, job_id, body.spec if body else {}))
 
 

@@ -19,13 +19,13 @@ from wcl_core.config import EvaluateSpec, PretrainSpec
 router = APIRouter(include_in_schema=False)
 
 _DESCRIPTION = (
-    "Self-supervised pretraining as a service: submit a job, watch it, download its checkpoints.  Times are ISO 8601 "
-    "in UTC; ids are UUIDs that sort by age; unknown values of `status`, `status_reason` and `kind` may come."
+    "Self-supervised pretraining as a service: submit a job, follow it, download its checkpoints.  Times are ISO 8601 "
+    "in UTC.  Ids are UUIDs that sort by age.  `status`, `status_reason` and `kind` may get new values."
 )
 _REFERENCE = "#/components/schemas/{model}"
 _PROBLEM = {
     "type": "object",
-    "description": "RFC 9457; `errors` has a JSON pointer for each wrong field.",
+    "description": "RFC 9457; `errors` has a JSON pointer for each invalid field.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string"},
@@ -60,7 +60,7 @@ _SECURITY = {
 
 @router.get("/openapi.json")
 def openapi(request: Request, principal: Reader) -> dict[str, Any]:
-    """The document."""
+    """Return the OpenAPI document."""
     return document(request.app)
 
 
@@ -79,7 +79,7 @@ def type_of(schema: dict[str, Any]) -> str:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Made once, then kept by the application."""
+    """Return the OpenAPI document, which the application keeps."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
         _add_components(made)
@@ -98,7 +98,7 @@ def _add_components(made: dict[str, Any]) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model, _ in models]
-    partial = {"type": "object", "description": "With a preset: only what differs from it."}
+    partial = {"type": "object", "description": "With a preset: only the fields that differ from it."}
     schemas["JobBody"]["properties"]["spec"]["anyOf"] = [*references, partial]
     made["components"]["securitySchemes"] = _SECURITY
 
@@ -107,6 +107,6 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     problem = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
     responses = operation["responses"]
     responses.pop("422", None)
-    responses["4XX"] = {"description": "The request is wrong, or the state forbids it.", "content": problem}
-    responses["5XX"] = {"description": "The server or its database is at fault; try again.", "content": problem}
+    responses["4XX"] = {"description": "The request is invalid, or the current state forbids it.", "content": problem}
+    responses["5XX"] = {"description": "The server or its database failed; try again.", "content": problem}
     operation["security"] = [] if is_public(path) else [{"key": []}, {"browser": []}]

@@ -1,4 +1,4 @@
-"""Bodies of requests for sweeps, and what `jobs.sweeps` makes of them."""
+"""Bodies of requests for sweeps, and the sweeps that they create."""
 
 from __future__ import annotations
 
@@ -108,15 +108,15 @@ def create_sweep(submission: Submission, body: SweepBody, new: NewSweep, design:
 
 
 def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
-    """What a body asks for, with every trial drawn and its spec checked.
+    """Return the sweep of a body, with every trial drawn and its spec validated.
 
     Raises:
-        Invalid: everything wrong with it, each with its pointer.
+        Invalid: all invalid fields, each with its pointer.
     """
     _check_search(body)
     sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
     if body.seeds is not None and "seed" in body.spec:
-        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, which names those of a trial")])
+        raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, the seeds of each trial")])
     new = NewSweep(
         name=body.name,
         search=body.search,
@@ -141,13 +141,13 @@ def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
 
 
 def _check_search(body: SweepBody) -> None:
-    """What belongs to another search is refused, so that nobody thinks it had an effect."""
-    said = body.model_fields_set
+    """Refuse fields of another search, because they would have no effect."""
+    sent = body.model_fields_set
     errors = []
     if body.search != "halving":
         names = ("eta", "min_epochs", "rungs")
         errors += [
-            FieldError(f"/{name}", f"only halving has rungs, not {body.search}") for name in names if name in said
+            FieldError(f"/{name}", f"only halving has rungs, not {body.search}") for name in names if name in sent
         ]
     if body.rungs is not None and body.min_epochs is not None:
         errors.append(FieldError("/min_epochs", "expected either this field or `rungs`"))
@@ -179,7 +179,7 @@ def _parameters(body: SweepBody) -> dict[str, Values | Range]:
 
 
 def _holding_out(fields: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """With a share of train held out, unless the request itself says how much."""
+    """Hold out a share of train, unless the request sets the share."""
     data, own = fields.get("data"), said.get("data")
     if not isinstance(data, dict) or (isinstance(own, dict) and "held_out_share" in own):
         return fields

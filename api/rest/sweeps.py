@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
     "",
     status_code=201,
     response_model=SweepResponse,
-    responses={200: {"description": "The first sweep, at a replay; a plan, at a dry run."}},
+    responses={200: {"description": "A replay: the sweep of the first request.  Or the result of a dry run."}},
 )
 def submit(
     body: SweepBody,
@@ -33,11 +33,11 @@ def submit(
     submission: TheSubmission,
     dry_run: bool = False,
 ) -> Any:
-    """Begin a sweep.  Every trial's spec is checked before anything is queued.
+    """Start a sweep.  The server validates every trial's spec before it queues anything.
 
-    Its jobs are made as others end, at most `max_parallel` trials at a time.  With `Idempotency-Key` a repeated request
-    answers 200 with the first sweep.  With `dry_run` nothing is made; the answer says which trials there would be, on
-    which rungs, how many jobs, and how many epochs these have together.
+    The server creates the jobs as others end, with at most `max_parallel` unfinished trials.  With `Idempotency-Key`, a
+    repeated request gets the first request's sweep, with status 200.  With `dry_run`, the server creates nothing and
+    returns the trials, the rungs, and the numbers of jobs and epochs.
     """
     new, design = new_sweep(body, principal.key_id)
     if dry_run:
@@ -57,10 +57,10 @@ def list_sweeps(
         str | None,
         Query(description="One or more of running, succeeded, failed, cancelled, separated by commas.", max_length=200),
     ] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=100)] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> SweepPage:
-    """Sweeps, newest first."""
+    """List sweeps, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
         page = sweeps.list_sweeps(session, status=statuses, cursor=cursor, limit=limit)
@@ -71,13 +71,13 @@ def list_sweeps(
 
 @router.get("/{sweep_id}")
 def show(sweep_id: str, principal: Reader, database: TheDatabase) -> SweepResponse:
-    """One sweep with its trials, their jobs and values."""
+    """Return one sweep with its trials, their jobs and values."""
     return _shown(database, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel")
 def cancel(sweep_id: str, principal: Submitter, database: TheDatabase) -> SweepResponse:
-    """End a sweep: its waiting jobs at once, running ones after they have saved a checkpoint."""
+    """Cancel a sweep: its waiting jobs end at once, running ones after they have saved a checkpoint."""
     database.write(lambda session: sweeps.cancel(session, sweep_id))
     return _shown(database, sweep_id)
 

@@ -24,9 +24,9 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/groups", tags=["jobs"])
 
 
 class WeakGroupResponse(Response):
-    """Images with the same weak label: `places` in the probe's picture, `images` in the train split.
+    """Images with one weak label: `places` in the picture of the monitor batch, `images` in the train split.
 
-    `classes` counts the true classes, by name; `pair_precision` is the share of the group's pairs that have one class.
+    `classes` counts the true classes by name; `pair_precision` is the share of the group's pairs with equal classes.
     """
 
     places: list[int]
@@ -36,10 +36,10 @@ class WeakGroupResponse(Response):
 
 
 class GroupsResponse(Response):
-    """The groups at one epoch's end, largest first; `epochs` are those that can be asked for.
+    """The weak-label groups at the end of one epoch, largest first; `epochs` are the values that `epoch` accepts.
 
-    `pair_precision` is the mean over images of the share of their companions that have their own class, which
-    `pair_precision_chance` would be if companions were drawn at random.  Without true classes both are null.
+    `pair_precision` is the mean, over images, of the share of same-label images that have the image's true class;
+    `pair_precision_chance` is its expectation for random groups.  Without true classes both are null.
     """
 
     epochs: list[int]
@@ -59,9 +59,9 @@ def groups(
     principal: Reader,
     database: TheDatabase,
     storage: TheStorage,
-    epoch: Annotated[int | None, Query(ge=0, lt=2**31, description="The last one unless given.")] = None,
+    epoch: Annotated[int | None, Query(ge=0, lt=2**31, description="By default the last one.")] = None,
 ) -> GroupsResponse:
-    """How the weak labels group the images of the probe, a fixed batch of train images, at the end of an epoch."""
+    """Return how the weak labels group the monitor batch, a fixed set of train images, at the end of an epoch."""
     with database.read() as session:
         queries.get_job(session, job_id)
         moments = weak_labels.moments(session, job_id)
@@ -90,7 +90,7 @@ def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
     for moment in moments:
         if moment.epoch == epoch:
             return moment
-    raise Invalid([FieldError("epoch", "expected one of `epochs`, as this address answers them without it")])
+    raise Invalid([FieldError("epoch", "expected one of `epochs` in the response without this parameter")])
 
 
 def _group(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupResponse:
@@ -105,12 +105,12 @@ def _group(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupRespon
 
 
 def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:
-    """The probe; None when its file does not tell of so many images, or is away: then groups are shown without."""
+    """Return the facts of the monitor batch; None if the file is missing, or describes another number of images."""
     if facts is None:
         return None
     try:
         probe = MonitorBatchFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
     except (OSError, ValidationError) as error:
-        log.warning("the probe of job %s cannot be read: %s", facts.job_id, error)
+        log.warning("the monitor batch of job %s cannot be read: %s", facts.job_id, error)
         return None
     return probe if len(probe.indices) == len(probe.classes) == num_images else None

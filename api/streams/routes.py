@@ -1,4 +1,4 @@
-"""The addresses of the streams; api.streams has what they send."""
+"""The routes of the streams."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def follow_job(
     principal: Reader,
     database: TheDatabase,
     start: Annotated[Literal["now", "start"], Query(alias="from")] = "now",
-    logs: Annotated[bool, Query(description="Whether log lines are told, too.")] = False,
-    last_event_id: Annotated[str | None, Query(description="As the header, for clients that cannot set one.")] = None,
+    logs: Annotated[bool, Query(description="Whether to send log lines, too.")] = False,
+    last_event_id: Annotated[str | None, Query(description="As the header, for clients that cannot send it.")] = None,
     header_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> JobStream:
-    """A job as it happens, until it ends.
+    """Follow a job until it ends.
 
-    `job` when its fields change, `event`, `metrics`, `logs` if asked for, `progress`, and `end` with the final job.
-    Every message has an id; sent back as `Last-Event-ID` it resumes right behind that message.
+    The messages are `job` when a field changes, `event`, `metrics`, `logs` if requested, `progress`, and `end` with the
+    final job.  Every message has an id.  Sent as `Last-Event-ID`, the id resumes the stream right after that message.
     """
-    asked = header_id or last_event_id
-    cursor = Cursor.parse(asked) if asked else changes.START
+    last_id = header_id or last_event_id
+    cursor = Cursor.parse(last_id) if last_id else changes.START
     with database.read() as session:
         now = changes.now_cursor(session, job_id)
-    if not asked and start == "now":
+    if not last_id and start == "now":
         cursor = now
     if not logs:
         cursor = replace(cursor, log_attempt=now.log_attempt, log_seq=now.log_seq)
@@ -50,7 +50,7 @@ def follow_job(
 
 @router.get("/stream", response_class=StreamingResponse, responses=_STREAM)
 def follow_list(request: Request, principal: Reader) -> ListStream:
-    """Hints for lists: `changed` with the ids of jobs to read again, and `sweeps` with those of sweeps if there are."""
+    """Follow the lists: `changed` has the ids of jobs that changed, and `sweeps`, if present, those of sweeps."""
     return ListStream(_streams(request), principal.key_id)
 
 
