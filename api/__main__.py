@@ -1,4 +1,4 @@
-"""`python -m api`: one server, configured by the environment (jobs.settings)."""
+"""`python -m api`: one server, configured by environment variables (jobs.settings)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class StartError(Exception):
 
 
 def main() -> int:
-    """Serve until SIGINT or SIGTERM; 0 after an orderly end, 1 with a line on stderr."""
+    """Serve until SIGINT or SIGTERM; return 0 after an orderly end, 1 with a line on stderr after an error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it again and again
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it again and again
     try:
         serve(Settings())
     except (StartError, SettingsError, ValidationError) as error:
@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
     """Migrate, bind, announce, and serve.
 
     Raises:
-        StartError: nobody could sign in, or the address is taken.
+        StartError: there is no key, the database does not answer, or the address is in use.
     """
     if failpoints.is_armed() and not hosts.is_loopback(settings.host):
         raise StartError(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
@@ -77,7 +77,7 @@ def serve(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells open streams to end at the first signal; uvicorn would wait for them, then raise the signal again."""
+    """Ends open streams at the first signal; uvicorn would wait for them, and then raise the signal again."""
 
     def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
         super().__init__(config)
@@ -97,7 +97,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
     gc.collect()
-    gc.freeze()  # what was imported stays: looking through it again and again took most of the time of large answers
+    gc.freeze()  # imported objects stay: the collector would scan them again and again, which dominates large responses
     _Server(config, app.state.stopping).run(sockets=[listener])
 
 
@@ -135,7 +135,7 @@ def _announce(settings: Settings, database: Database, url: str) -> None:
     write_bytes(settings.data_dir / "server.json", announcement.encode())
     print(f"Serving {url}", flush=True)
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
-        # Only to a person: a file of output would keep the token.
+        # Only on a terminal: a file with the output would keep the token.
         print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)
 
 
@@ -149,7 +149,7 @@ def _sign_in_link(settings: Settings, database: Database, url: str) -> str:
 
 
 def _withdraw(path: Path) -> None:
-    """Take our own announcement back; another server may have written its own since."""
+    """Remove this server's announcement, unless another server has replaced it."""
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text(encoding="utf-8")).get("pid") == os.getpid():
             path.unlink()

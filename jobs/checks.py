@@ -1,4 +1,4 @@
-"""What only the database knows to be wrong with a job; what a spec alone can say wrong, `wcl_core.config` has said."""
+"""Validates a new job against the database; `wcl_core.config` validates the spec itself."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from wcl_core.config import (
 
 
 def check(session: Session, new: NewJob) -> Dataset:
-    """The job's dataset, when all is well.
+    """Validate a new job, and return its dataset.
 
     Raises:
-        Invalid: everything wrong with it, each with its pointer.
+        Invalid: all invalid fields, each with its pointer.
     """
     errors: list[FieldError] = []
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)

@@ -1,4 +1,4 @@
-"""What a training run would take, as told by the newest one like it that has succeeded."""
+"""Estimates of memory, time and disk of a training run, from the newest similar run that has succeeded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jobs.status import Status
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.protocol import IMAGES_PER_SECOND
 
-_LOOKED_AT = 200  # of the newest that have succeeded
-# What a step's speed and a checkpoint's size depend on; all else, such as seed, loss and dataset, may differ.
+_MAX_RUNS = 200  # the newest succeeded runs among which a similar one is looked for
+# The speed of a step and the size of a checkpoint depend on these fields; seed, loss and dataset may differ.
 _ALIKE = (
     "method",
     "method_options",
@@ -31,7 +31,7 @@ _ALIKE = (
 
 
 def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, total_steps: int) -> dict[str, Any]:
-    """Memory, time and disk of a run.
+    """Estimate memory, time and disk of a run.
 
     Args:
         session: for reading.
@@ -39,26 +39,26 @@ def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, total_s
         total_steps: of the run.
 
     Returns:
-        `view_bytes`: the views of a step in each process, the least memory that it takes.  `like`: None where no run
-        like this one has succeeded, else its `job` and `name`, its `images_per_second`, and what follows for this run
-        where that is known: `seconds` of training, `disk_bytes` of the checkpoints that are kept.
+        `view_bytes`: the size of a step's views in each process, a lower bound of its memory.  `like`: None if no
+        similar run has succeeded, else its `job` and `name`, its `images_per_second`, and the estimates that follow
+        from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where unknown.
     """
-    found = _newest_alike(session, spec, pool, gpus)
-    return {"view_bytes": spec.view_bytes, "like": found and _told_by(session, found, spec, total_steps)}
+    similar = _newest_alike(session, spec, pool, gpus)
+    return {"view_bytes": spec.view_bytes, "like": similar and _estimates(session, similar, spec, total_steps)}
 
 
 def _newest_alike(session: Session, spec: PretrainSpec, pool: str, gpus: int) -> Job | None:
-    wanted = _alike(resolve_spec(spec))
+    expected = _alike(resolve_spec(spec))
     succeeded = select(Job).where(Job.status == Status.SUCCEEDED, Job.pool == pool, Job.kind == "pretrain")
-    newest = session.execute(succeeded.order_by(Job.id.desc()).limit(_LOOKED_AT)).scalars()
-    return next((job for job in newest if job.gpus == gpus and _alike(job.spec) == wanted), None)
+    newest = session.execute(succeeded.order_by(Job.id.desc()).limit(_MAX_RUNS)).scalars()
+    return next((job for job in newest if job.gpus == gpus and _alike(job.spec) == expected), None)
 
 
 def _alike(spec: dict[str, Any]) -> list[Any]:
     return [spec["data"]["image_size"], spec["optimizer"]["name"], *(spec.get(name) for name in _ALIKE)]
 
 
-def _told_by(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -> dict[str, Any]:
+def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -> dict[str, Any]:
     speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
     sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
     size = session.execute(sizes).scalar_one_or_none()
@@ -72,7 +72,7 @@ def _told_by(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -
 
 
 def _num_kept(spec: PretrainSpec) -> int:
-    """Checkpoints at the end of a run: of every so many epochs, of the last one, and of the first if asked."""
+    """Return the number of checkpoints that a run leaves behind."""
     every, saved = spec.checkpoints.every_epochs, -(-spec.epochs // spec.checkpoints.every_epochs)
     saved += spec.checkpoints.first_epoch and every > 1 and spec.epochs > 1
     if spec.checkpoints.keep_last is None:

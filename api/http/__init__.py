@@ -1,1 +1,1 @@
-"""What every HTTP request passes through before it reaches a route."""
+"""Everything that an HTTP request passes through before it reaches a route."""

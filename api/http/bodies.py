@@ -1,4 +1,4 @@
-"""Request bodies, read and checked before any route sees them: size, type, and JSON that every database can store."""
+"""Request bodies, validated before they reach a route: size, media type, and JSON that every database can store."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _READ_SECONDS = 30.0
 
 
 async def checked(request: Request, max_bytes: int) -> Receive:
-    """Read the request's body and hand it on as one message.
+    """Read and validate the request's body, and return it as one message.
 
     Raises:
-        TooLarge, TooSlow, Unreadable, WrongMediaType, Invalid: what is wrong with it.
+        TooLarge, TooSlow, Unreadable, WrongMediaType, Invalid: the body is refused.
     """
     _check_length(request, max_bytes)
     body = await _read(request, max_bytes)
@@ -44,7 +44,7 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    """A chunked body does not say its length, so it is counted as it comes."""
+    """Read the body and count its bytes: a chunked body does not declare its length."""
     parts, size = [], 0
     try:
         with anyio.fail_after(_READ_SECONDS):
@@ -80,7 +80,7 @@ def _decoded(body: bytes) -> Any:
     try:
         return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise Unreadable(f"expected UTF-8; byte {error.start} is none") from error
+        raise Unreadable(f"expected UTF-8; byte {error.start} is invalid") from error
     except json.JSONDecodeError as error:
         raise Unreadable(f"expected JSON; {error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
@@ -90,20 +90,24 @@ def _decoded(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise Unreadable(f"{name} is no JSON number")
+    raise Unreadable(f"{name} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in pairs:
-        if name in made:
+        if name in result:
             raise Unreadable(f"the field {name[:100]!r} is there twice")
-        made[name] = value
-    return made
+        result[name] = value
+    return result
 
 
 def check_values(value: Any) -> None:
-    """No text that UTF-8 or PostgreSQL cannot hold, no number beyond a double, no bottomless nesting."""
+    """Refuse text that UTF-8 or PostgreSQL cannot hold, numbers beyond a double, and too deep nesting.
+
+    Raises:
+        TooLarge, Invalid: with a pointer to the value.
+    """
     left: list[tuple[str, int, Any]] = [("", 0, value)]
     count = 1
     while left:
@@ -129,4 +133,4 @@ def _check_text(pointer: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Invalid([FieldError(pointer, "expected Unicode text; half a surrogate pair is none")]) from None
+        raise Invalid([FieldError(pointer, "expected Unicode text without unpaired surrogates")]) from None

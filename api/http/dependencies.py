@@ -1,4 +1,4 @@
-"""What routes share, as parameters: the database, the settings and the storage of the running application."""
+"""Shared parameters of routes: the database, the settings and the storage of the running application."""
 
 from __future__ import annotations
 

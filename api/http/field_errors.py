@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as JSON pointers with a sentence that says what was expected."""
+"""Validation errors of pydantic as JSON pointers, each with a sentence about the expected value."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": Ev
 
 
 def of_spec(error: ValidationError, kind: Kind, prefix: str = "/spec") -> list[FieldError]:
-    """Wrong fields of a spec that `parse_spec` refused."""
+    """Return the invalid fields of a spec that `parse_spec` refused."""
     return of_model(error, _MODELS[kind], prefix)
 
 
 def of_model(error: ValidationError, model: type[BaseModel], prefix: str) -> list[FieldError]:
-    """Wrong fields of what stands at `prefix` and a model refused."""
+    """Return the invalid fields of a value at `prefix` that a model refused."""
     entries = _without_echoes(error.errors(include_url=False))
     return [_field_error(entry, model, prefix) for entry in entries]
 
 
 def of_request(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
-    """Wrong fields of a body as pointers, wrong parameters of the address by their names."""
+    """Return invalid fields of a body by their pointers, and invalid parameters of the address by their names."""
     return [_request_error(entry) for entry in _without_echoes(errors)]
 
 
 def _without_echoes(errors: Sequence[E]) -> list[E]:
-    """Without "too short" of a list whose items were refused: pydantic counts only those that are left."""
+    """Drop "too short" of a list whose items were refused: pydantic counts the valid items only."""
     return [
         entry
         for entry in errors
@@ -57,9 +57,9 @@ def _field_error(entry: ErrorDetails, model: type[BaseModel], prefix: str) -> Fi
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel] | None]:
-    """The path in the document, and the model that its last step belongs to.
+    """Return the path in the document, and the model of its last step.
 
-    pydantic puts the tag of a discriminated union into the location, although the document has no such level.
+    pydantic adds the tag of a discriminated union to the location, although the document has no such level.
     """
     path: list[int | str] = []
     owner: type[BaseModel] | None = None
@@ -76,7 +76,7 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 
 
 def _member(union: Any, discriminator: str, steps: Iterator[int | str]) -> Any:
-    """The member that the next step's tag names; the step is used up."""
+    """Consume the next step, a tag, and return the member of the union that it names."""
     tag = next(steps, None)
     for member in get_args(union):
         if tag in get_args(member.model_fields[discriminator].annotation):
@@ -119,5 +119,5 @@ def _suggestion(name: str, known: list[str]) -> str:
 
 
 def escaped(part: str | int) -> str:
-    """One step of a JSON pointer (RFC 6901)."""
+    """Return one step of a JSON pointer (RFC 6901)."""
     return str(part).replace("~", "~0").replace("/", "~1")

@@ -1,7 +1,7 @@
-"""One file as an answer: whole, one range of it, or the news that the client has it already (RFC 9110).
+"""Responses with one file: whole, one range of it, or 304 if the client has it already (RFC 9110).
 
-Starlette's FileResponse knows no If-None-Match, answers 400 to ranges that have to be ignored, and sends several ranges
-as multipart, of which a client may ask for a thousand.  This one sends one range or the whole file.
+Starlette's FileResponse ignores If-None-Match, answers 400 to ranges that have to be ignored, and sends several ranges
+as multipart, of which a client may request a thousand.  This module sends one range or the whole file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LONGEST_RANGE = 200
 def answer(
     request: Request, path: Path, etag: str, file_name: str, media_type: str = "application/octet-stream"
 ) -> Response:
-    """The file at `path`, as far as the request's conditions ask for it.
+    """Return the part of the file at `path` that the request's conditions ask for.
 
     Args:
         request: a GET or HEAD with its Range, If-Range and If-None-Match.
-        path: a regular file that never changes.
+        path: a regular file that does not change.
         etag: the strong validator, quoted.
-        file_name: what a browser saves it as; made of ids.
-        media_type: one that a browser may show by itself, or else the file is saved.
+        file_name: the name under which a browser saves the file; it consists of ids.
+        media_type: a type that a browser may display; it saves `application/octet-stream`.
 
     Raises:
         OSError: the file cannot be opened.
@@ -65,7 +65,7 @@ def answer(
 
 
 def content(request: Request, body: bytes, etag: str, media_type: str) -> Response:
-    """Bytes at hand, whole, unless the client has them already; `etag` is quoted."""
+    """Return bytes as a whole, or 304 if the client has them already; `etag` is quoted."""
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _has_it(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
@@ -73,7 +73,7 @@ def content(request: Request, body: bytes, etag: str, media_type: str) -> Respon
 
 
 def _has_it(if_none_match: str | None, etag: str) -> bool:
-    """Weak comparison, as the header wants it."""
+    """Compare weakly, as the header requires."""
     if if_none_match is None:
         return False
     known = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
@@ -81,10 +81,10 @@ def _has_it(if_none_match: str | None, etag: str) -> bool:
 
 
 def _bounds(request: Request, etag: str) -> tuple[int | None, int | None] | None:
-    """The first and last byte that a range names, one of them perhaps not; None when the whole file is to be sent.
+    """Return the first and last byte of a range, of which one may be None; None if the whole file is to be sent.
 
-    A range counts only for GET and when If-Range names these very bytes.  Another unit, several ranges and nonsense
-    have to be ignored.
+    A range counts only for GET, and only if If-Range names these bytes.  The RFC requires a server to ignore other
+    units, several ranges and malformed ranges.
     """
     header, condition = request.headers.get("range", ""), request.headers.get("if-range", etag)
     match = _RANGE.fullmatch(header) if len(header) < _LONGEST_RANGE else None
@@ -95,14 +95,14 @@ def _bounds(request: Request, etag: str) -> tuple[int | None, int | None] | None
 
 
 def _clipped(first: int | None, last: int | None, size: int) -> tuple[int, int]:
-    """The half-open range of bytes to send; empty when there is none."""
+    """Return the half-open range of bytes to send; it may be empty."""
     if first is None:
         return max(0, size - (last or 0)), size
     return first, size if last is None else min(last + 1, size)
 
 
 class _FilePart(StreamingResponse):
-    """Reads on a thread, chunk by chunk; ends, and closes the file, when the client goes away."""
+    """Reads the file on a thread, chunk by chunk, and closes it, also when the client disconnects."""
 
     def __init__(self, file: BinaryIO, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(_chunks(file, start, end), status_code, headers)
@@ -121,6 +121,6 @@ async def _chunks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
     while left:
         chunk = await anyio.to_thread.run_sync(file.read, min(left, CHUNK_BYTES))
         if not chunk:
-            raise OSError("the file became shorter while it was sent")
+            raise OSError("the file was truncated while the server sent it")
         left -= len(chunk)
         yield chunk

@@ -1,4 +1,4 @@
-"""Where the server listens, and by which names it may be addressed."""
+"""The server's listening socket, and the host names that requests may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Return whether only this machine reaches the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -22,12 +22,12 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """Return a listening socket; port 0 takes a free port.
 
     Raises:
-        OSError: the address is taken, or none of this machine's.
+        OSError: the address is in use, or does not belong to this machine.
     """
-    # The protocol is named because asyncio turns Nagle's algorithm off only then; answers would wait 40 ms for an ACK.
+    # asyncio disables Nagle's algorithm only if the protocol is named; responses would wait 40 ms for an ACK.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -41,16 +41,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """An address that a program on this machine can use."""
+    """Return a URL that a program on this machine can use."""
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (nothing binds here)
     return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
 
 
 class Hosts:
-    """The names a Host header may carry; any other one is another site's name pointed at us (DNS rebinding).
+    """The names that a Host header may carry; any other name belongs to another site (DNS rebinding).
 
-    A server that other machines reach also answers to plain IP addresses: nobody can point one of those elsewhere.
+    A server that other machines reach also accepts plain IP addresses, which DNS cannot redirect.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -60,7 +60,7 @@ class Hosts:
             self._names.add(socket.gethostname().lower())
 
     def knows(self, header: str) -> bool:
-        """Whether the header names this server; its port does not matter."""
+        """Return whether the header names this server; the port does not matter."""
         match = _HOST.fullmatch(header.lower())
         if match is None:
             return False

@@ -1,13 +1,13 @@
-"""What the viewers of one job, or of the list, have in common: it is read once, written as bytes once, sent to all.
+"""Feeds: the messages about one job, or about the lists, are read once, encoded once, and sent to all viewers.
 
-A viewer keeps nothing but its place.  A job's feed holds the last frames, each what the job told between two cursors:
+A viewer keeps only its position.  The feed of a job holds the last frames, each with the messages between two cursors:
 
     frames   3.1.10 ──► 3.1.25 ──► 5.1.40   head
     viewers     ▲                     ▲
-             is slow               waits for news
+             is slow               waits for a change
 
-One whose place is behind the frames (it comes late, again, or reads too slowly) reads on from the database up to the
-head, so nothing is missing or doubled whatever is forgotten here.  `read` runs on a thread, all else on the event loop.
+A viewer whose position is behind the frames (it is new, reconnects, or reads too slowly) reads from the database up to
+the head.  So dropped frames never cause a gap or a repeat.  `read` runs on a thread, all else on the event loop.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Ask = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thre
 HEARTBEAT_SECONDS = 15.0
 _BATCH = 2_000
 _KEPT_BYTES = 1 << 20
-# These have messages of their own, or none.
+# Fields that have messages of their own, or none.
 _UNSTABLE = frozenset({"progress", "latest_metrics", "updated_at", "waiting"})
 
 
 def message(event: str, data: Any, cursor: Cursor | None = None) -> bytes:
-    """One server-sent event; JSON escapes line breaks, so the data is one line."""
+    """Return one server-sent event; JSON escapes line breaks, so the data is one line."""
     number = f"id: {cursor}\n" if cursor else ""
     return f"{number}event: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
 class Feed:
-    """Wakes its viewers; it is ready once it was read for the first time."""
+    """A feed wakes its viewers; it is ready after its first read."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
@@ -55,12 +55,12 @@ class Feed:
         news.set()
 
     def close(self) -> None:
-        """End all viewers; they come again and go on where they were."""
+        """End all viewers; they reconnect and resume where they were."""
         self.is_closed = True
         self.announce()
 
     async def wait(self) -> None:
-        """For news, or for as long as a stream may be silent."""
+        """Wait for a change, at most as long as a stream may be silent."""
         try:
             async with asyncio.timeout(HEARTBEAT_SECONDS):
                 await self._news.wait()
@@ -73,10 +73,10 @@ class Feed:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a job told from some cursor on, up to `end`; log lines apart, since not all viewers want them."""
+    """The messages of a job from a cursor up to `end`; log lines are apart, because not all viewers request them."""
 
     end: Cursor
-    told: bytes
+    messages: bytes
     logs: bytes
 
 
@@ -104,7 +104,7 @@ class JobFeed(Feed):
         self._states = (0, 0)  # numbers of the job's fields and of its progress
 
     def read(self, session: Session, mark: Mark) -> JobLook | None:
-        """What is new; None when nothing is."""
+        """Return the changes since the last read; None if there are none."""
         if mark == self._mark and self._head == mark.cursor:
             return None
         row = queries.get_job(session, self.job_id)
@@ -114,7 +114,7 @@ class JobFeed(Feed):
         return JobLook(mark, frame, job)
 
     def publish(self, look: JobLook) -> bool:
-        """Show it to the viewers; true when there is more to read at once."""
+        """Show the changes to the viewers; return whether there is more to read at once."""
         self._mark = look.mark
         if look.frame:
             self._keep(self._head, look.frame)
@@ -128,7 +128,7 @@ class JobFeed(Feed):
 
     @property
     def kept_bytes(self) -> int:
-        return sum(len(frame.told) + len(frame.logs) for frame in self._frames.values())
+        return sum(len(frame.messages) + len(frame.logs) for frame in self._frames.values())
 
     def _keep(self, start: Cursor, frame: Frame) -> None:
         self._frames[start] = frame
@@ -142,7 +142,7 @@ class JobFeed(Feed):
         self._states = (fields + is_changed, progress + (job["progress"] != before.get("progress")))
 
     async def follow(self, cursor: Cursor, with_logs: bool, ask: Ask[Frame]) -> AsyncIterator[bytes]:
-        """Everything after `cursor`, as it happens; empty bytes now and then while nothing does."""
+        """Yield everything after `cursor`, as it happens, and empty bytes now and then while nothing happens."""
         while not (self.is_ready or self.is_closed):
             await self.wait()
             yield b""
@@ -152,7 +152,7 @@ class JobFeed(Feed):
         while not self.is_closed:
             if frame := self._frames.get(cursor):
                 cursor = frame.end
-                yield frame.told + frame.logs if with_logs else frame.told
+                yield frame.messages + frame.logs if with_logs else frame.messages
             elif not cursor.covers(self._head):
                 if not await self._catch_up(cursor, ask):
                     yield b""
@@ -172,7 +172,7 @@ class JobFeed(Feed):
         return message("progress", self._job["progress"], cursor)
 
     async def _catch_up(self, cursor: Cursor, ask: Ask[Frame]) -> bool:
-        """Have the frame that begins at `cursor`; of many viewers that come again at once one reads it for all."""
+        """Read the frame that begins at `cursor`; of many viewers that reconnect at once, one reads it for all."""
         async with self._reading:
             head = self._head
             if cursor in self._frames:
@@ -185,11 +185,11 @@ class JobFeed(Feed):
 
 def _frame(session: Session, job_id: str, start: Cursor, end: Cursor) -> Frame:
     found = changes.changes(session, job_id, start, end, _BATCH)
-    return Frame(found.cursor, b"".join(_told(found, start)), _logs(found))
+    return Frame(found.cursor, b"".join(_messages(found, start)), _logs(found))
 
 
-def _told(found: Changes, start: Cursor) -> Iterator[bytes]:
-    """Events, each with the cursor right behind it, then the points."""
+def _messages(found: Changes, start: Cursor) -> Iterator[bytes]:
+    """Yield the events, each with the cursor right behind it, then the points."""
     behind = start
     for event in found.events:
         behind = Cursor(event.seq, *start.points, *start.logs)
@@ -210,18 +210,18 @@ def _logs(found: Changes) -> bytes:
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
-_Listed = tuple[str, str]  # where a hint names it, and its id
+_Listed = tuple[str, str]  # the name of its list in a hint, and its id
 
 
 class ListFeed(Feed):
-    """Which of the newest and the running jobs and sweeps changed; a hint only, the list itself is read again.
+    """Hints about which of the newest and of the running jobs and sweeps changed; viewers then fetch the list again.
 
-    A viewer that was slow is told of all changes since at once: there is no queue that could grow.
+    A slow viewer gets all changes since its last hint at once, so no queue can grow.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.error: Exception | None = None  # why it could not be read for the first time
+        self.error: Exception | None = None  # why the first read failed
         self._version = 0
         self._states: dict[_Listed, Any] = {}
         self._changed_at: dict[_Listed, int] = {}  # versions
@@ -244,10 +244,10 @@ class ListFeed(Feed):
         self.announce()
 
     async def ready(self) -> None:
-        """Until it was read for the first time.
+        """Wait for the first read.
 
         Raises:
-            Exception: it could not be read.
+            Exception: the read failed.
         """
         while not (self.is_ready or self.is_closed):
             await self.wait()
@@ -255,7 +255,7 @@ class ListFeed(Feed):
             raise self.error
 
     async def follow(self) -> AsyncIterator[bytes]:
-        """Hints about what changes from now on; empty bytes now and then while nothing does."""
+        """Yield hints about changes from now on, and empty bytes now and then while nothing changes."""
         seen = self._version
         while not self.is_closed:
             if seen == self._version:

@@ -1,6 +1,6 @@
-"""Server-sent events as answers: how many at a time, when one says that it lives, and when it ends.
+"""Responses with server-sent events: their number is limited, they send heartbeats, and they end with the process.
 
-What they say is in api.streams.feeds, who reads it in api.streams.watcher.
+`api.streams.feeds` produces the messages, and `api.streams.watcher` reads the database.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_STREAMS_PER_KEY = 100
 
 
 class Streams:
-    """All open streams of this process: their limits, and their end when the process stops or a key is revoked."""
+    """All open streams of this process; they end when the process stops or their key is revoked."""
 
     def __init__(self, database: Database, stopping: threading.Event) -> None:
         self.watcher = Watcher(database, stopping)
@@ -38,37 +38,37 @@ class Streams:
 
     @contextmanager
     def slot(self, key_id: str) -> Iterator[None]:
-        """One of the streams that a key, and this process, may hold at a time.
+        """Occupy one of the streams that a key, and this process, may hold at a time.
 
         Raises:
-            TooMany: it holds them all.
+            TooMany: all of them are occupied.
         """
         if self._open[key_id] >= _MAX_STREAMS_PER_KEY:
-            raise TooMany(f"this key has {_MAX_STREAMS_PER_KEY} streams open already")
+            raise TooMany(f"this key has {_MAX_STREAMS_PER_KEY} open streams, the maximum; close one first")
         if self.count >= _MAX_STREAMS:
-            raise TooMany(f"this server has {_MAX_STREAMS} streams open already")
+            raise TooMany(f"this server has {_MAX_STREAMS} open streams, the maximum; try again later")
         self._open[key_id] += 1
         try:
             yield
         finally:
             self._open[key_id] -= 1
 
-    async def chunks(self, told: AsyncIterator[bytes], key_id: str) -> AsyncIterator[bytes]:
-        """What a feed tells, with a comment when it was silent for long."""
+    async def chunks(self, messages: AsyncIterator[bytes], key_id: str) -> AsyncIterator[bytes]:
+        """Yield the messages of a feed, and a heartbeat after a long silence."""
         yield b": open\n\n"
-        said_at = time.monotonic()
-        async for chunk in told:
+        sent_at = time.monotonic()
+        async for chunk in messages:
             if self._stopping.is_set() or self.watcher.is_revoked(key_id):
                 return
-            if not chunk and time.monotonic() - said_at >= feeds.HEARTBEAT_SECONDS:
+            if not chunk and time.monotonic() - sent_at >= feeds.HEARTBEAT_SECONDS:
                 chunk = b": heartbeat\n\n"
             if chunk:
-                said_at = time.monotonic()
+                sent_at = time.monotonic()
                 yield chunk
 
 
 class _EventStream(StreamingResponse):
-    """The response that holds one slot while it lasts."""
+    """A response that occupies one slot while it lasts."""
 
     media_type = "text/event-stream"
 
@@ -77,13 +77,13 @@ class _EventStream(StreamingResponse):
         self._streams = streams
         self._key_id = key_id
 
-    async def _send(self, told: AsyncIterator[bytes], scope: Scope, receive: Receive, send: Send) -> None:
-        self.body_iterator = self._streams.chunks(told, self._key_id)
+    async def _send(self, messages: AsyncIterator[bytes], scope: Scope, receive: Receive, send: Send) -> None:
+        self.body_iterator = self._streams.chunks(messages, self._key_id)
         await super().__call__(scope, receive, send)
 
 
 class JobStream(_EventStream):
-    """One job from a cursor on."""
+    """The stream of one job, from a cursor on."""
 
     def __init__(self, streams: Streams, key_id: str, job_id: str, cursor: Cursor, with_logs: bool) -> None:
         super().__init__(streams, key_id)
@@ -96,10 +96,10 @@ class JobStream(_EventStream):
 
 
 class ListStream(_EventStream):
-    """Hints for lists."""
+    """The stream with hints for lists."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = self._streams.watcher
         with self._streams.slot(self._key_id), watcher.list(self._key_id) as feed:
-            await feed.ready()  # a reader that fetches the list once the stream is open misses nothing in between
+            await feed.ready()  # so that a reader that fetches the list afterwards misses nothing
             await self._send(feed.follow(), scope, receive, send)

@@ -1,4 +1,4 @@
-"""What the forms of a new job and of a new sweep have in common: a spec as it is typed, and what it started from."""
+"""Shared parts of the forms of jobs and sweeps: the spec as typed, and the spec that the form started from."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from wcl_core.config import Kind
 from wcl_core.config.overlay import changed_fields
 
 FIRST_PRESET = "digits-cpu"
-NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # as typed when nothing is asked for
+NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # defaults, as typed
 _OPTIONS = ("name", "pool", "tags", "preemptible", *NUMBERS)
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class SpecForm:
-    """What a page shows: the fields as typed, what they were measured against, and the request that they make."""
+    """A form: the fields as typed, the spec that they started from (`base`), and the request that they make."""
 
     kind: Kind
     preset: str | None
@@ -37,30 +37,30 @@ class SpecForm:
     typed: dict[str, str]
     base: dict[str, Any] | None
     errors: dict[str, str] = field(default_factory=dict)
-    said: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def default(self, entry: spec_form.Field) -> str | None:
-        """How a field stands in what the form started from, where it now stands otherwise."""
+        """Return the field's original value, if it was changed."""
         before = None if self.base is None else entry.shown(self.base)
         now = self.typed.get(f"spec.{entry.name}", "")
         return before if before is not None and entry.read(before) != entry.read(now) else None
 
     def concerns(self, section: spec_form.Section) -> bool:
-        """Whether a field of the section is wrong or was changed."""
+        """Return whether a field of the section is invalid or was changed."""
         return any(entry.pointer in self.errors or self.default(entry) is not None for entry in section.fields)
 
     @property
     def concerns_jobs(self) -> bool:
-        """Whether something is wrong beside the spec that all jobs share."""
+        """Whether an option beside the spec is invalid."""
         return any(f"/{name}" in self.errors for name in _OPTIONS[1:])
 
     @property
     def pointers(self) -> set[str]:
-        """Of everything that the form has a place for."""
+        """The pointers of all fields of the form."""
         return {entry.pointer for entry in spec_form.fields(self.kind)} | {f"/{name}" for name in _OPTIONS}
 
     def placed(self, errors: Sequence[FieldError]) -> dict[str, str]:
-        """What is wrong by the pointers of the form: what is wrong within a field is told beside the field."""
+        """Return the errors by the pointers of the form; an error within a field is shown beside the field."""
         found: dict[str, list[str]] = {}
         for error in errors:
             home = max(
@@ -74,30 +74,30 @@ class SpecForm:
 
     @property
     def other_errors(self) -> list[str]:
-        """Those that belong to no field of the form."""
+        """The errors that belong to no field of the form."""
         places = self.pointers
         return [f"{pointer}: {text}".lstrip(": ") for pointer, text in self.errors.items() if pointer not in places]
 
     @property
-    def spec_said(self) -> dict[str, Any]:
-        """The request's spec: with a preset only what differs from it."""
+    def spec_request(self) -> dict[str, Any]:
+        """The spec of the request; with a preset only the fields that differ from it."""
         spec = spec_form.read(self.kind, self.typed)
         return changed_fields(spec, self.base) if self.preset and self.base is not None else spec
 
     @property
-    def options_said(self) -> dict[str, Any]:
-        """What the request says of jobs beside their spec."""
-        typed, said = self.typed, dict[str, Any]()
+    def options_request(self) -> dict[str, Any]:
+        """The fields of the request beside the spec."""
+        typed, options = self.typed, dict[str, Any]()
         for name in ("name", "pool"):
             text = typed.get(name, "").strip()
-            said |= {name: text} if text and (name, text) != ("pool", "default") else {}
-        said |= numbers(typed, NUMBERS)
+            options |= {name: text} if text and (name, text) != ("pool", "default") else {}
+        options |= numbers(typed, NUMBERS)
         if (preemptible := typed.get("preemptible", "false")) != "false":
-            said["preemptible"] = preemptible == "true" or preemptible
-        return said | ({"tags": tags} if (tags := parts(typed.get("tags", ""))) else {})
+            options["preemptible"] = preemptible == "true" or preemptible
+        return options | ({"tags": tags} if (tags := parts(typed.get("tags", ""))) else {})
 
 
-# --- what was typed --------------------------------------------------------------------------------------------------
+# --- typed values ----------------------------------------------------------------------------------------------------
 
 
 async def _typed(request: Request) -> dict[str, str]:
@@ -116,45 +116,45 @@ TheSubmission = Annotated[Submission, Depends(_submission)]
 
 
 def spec_typed(kind: Kind, spec: Mapping[str, Any]) -> dict[str, str]:
-    """A spec as it would be typed."""
+    """Return a spec as a user would type it."""
     return {f"spec.{entry.name}": entry.shown(spec) for entry in spec_form.fields(kind)}
 
 
 def options_typed(session: Session, job: Job) -> dict[str, str]:
-    """What a job has beside its spec, as it would be typed."""
+    """Return the options of a job beside its spec, as a user would type them."""
     typed = {"name": job.name, "pool": job.pool, "preemptible": "true" if job.preemptible else "false"}
     typed["tags"] = ", ".join(queries.tags(session, [job.id])[job.id])
     return typed | {name: str(value) for name in NUMBERS if (value := getattr(job, name))}
 
 
 def parts(text: str) -> list[str]:
-    """What stands between commas."""
+    """Return the parts between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def number(text: str) -> Any:
-    """A whole number; any other text as it is, which the request then refuses by name."""
+    """Return an integer; any other text stays text, which the validation of the request then refuses."""
     return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() and len(text) < 12 else text
 
 
-def numbers(typed: Mapping[str, str], nothing: Mapping[str, str]) -> dict[str, Any]:
-    """Whole numbers of fields by their names, without those that stand as in `nothing`."""
-    said = {name: typed.get(name, "").strip() for name in nothing}
-    return {name: number(text) for name, text in said.items() if text not in ("", nothing[name])}
+def numbers(typed: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, Any]:
+    """Return the integers of fields by their names, without those that have their defaults."""
+    values = {name: typed.get(name, "").strip() for name in defaults}
+    return {name: number(text) for name, text in values.items() if text not in ("", defaults[name])}
 
 
-# --- what was typed as a request -------------------------------------------------------------------------------------
+# --- typed values as a request ---------------------------------------------------------------------------------------
 
 
-def body_of(model: type[M], said: Mapping[str, Any]) -> M:
-    """The body that a request with this JSON has.
+def body_of(model: type[M], values: Mapping[str, Any]) -> M:
+    """Return the validated body of a request with this JSON.
 
     Raises:
-        Invalid: with pointers as the REST interface has them.
+        Invalid: with the pointers of the REST interface.
     """
-    bodies.check_values(dict(said))
+    bodies.check_values(dict(values))
     try:
-        return model.model_validate(said)
+        return model.model_validate(values)
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
         raise Invalid(field_errors.of_request(entries)) from error

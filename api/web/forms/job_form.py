@@ -50,36 +50,36 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class Form(SpecForm):
-    """The form of a job, with what would run."""
+    """The form of a job, with its dry run."""
 
     plan: dict[str, Any] | None = None
     deviations: list[PresetDeviation] | None = None
 
     @property
     def pointers(self) -> set[str]:
-        """Of everything that the form has a place for."""
+        """The pointers of all fields of the form."""
         return super().pointers | {"/seeds"}
 
     @property
     def yaml(self) -> str:
-        return yaml.safe_dump(self.said.get("spec") or {}, sort_keys=False, allow_unicode=True).strip()
+        return yaml.safe_dump(self.request.get("spec") or {}, sort_keys=False, allow_unicode=True).strip()
 
     @property
     def command(self) -> str:
-        """The same by the command line."""
+        """The command line that submits the same job."""
         words = ["wcl", "submit"]
-        spec = self.said.get("spec") or {}
-        if self.said.get("preset"):
-            words += ["--preset", self.said["preset"]]
+        spec = self.request.get("spec") or {}
+        if self.request.get("preset"):
+            words += ["--preset", self.request["preset"]]
             words += [word for name, value in leaves(spec) for word in ("--set", f"{name}={_json(value)}")]
         else:
             words += ["spec.yaml"]
         words += ["--kind", "evaluate"] if self.kind == "evaluate" else []
         for name in ("name", "pool", *NUMBERS):
-            words += [f"--{name.replace('_', '-')}", str(self.said[name])] if name in self.said else []
-        words += ["--preemptible"] if self.said.get("preemptible") else []
-        words += [word for tag in self.said.get("tags", ()) for word in ("--tag", tag)]
-        words += ["--seeds", ",".join(map(str, self.said["seeds"]))] if self.said.get("seeds") else []
+            words += [f"--{name.replace('_', '-')}", str(self.request[name])] if name in self.request else []
+        words += ["--preemptible"] if self.request.get("preemptible") else []
+        words += [word for tag in self.request.get("tags", ()) for word in ("--tag", tag)]
+        words += ["--seeds", ",".join(map(str, self.request["seeds"]))] if self.request.get("seeds") else []
         return shlex.join(words)
 
 
@@ -98,43 +98,43 @@ def form(
     preset: str = FIRST_PRESET,
     source: str = "",
 ) -> Response:
-    """An empty form, filled from a preset, or from another job to be changed and sent again."""
+    """Show the form, filled from a preset or from another job."""
     with database.read() as session:
-        made = _of_job(session, source) if source else _of_preset(preset)
-        return _shown(request, session, made)
+        filled = _of_job(session, source) if source else _of_preset(preset)
+        return _shown(request, session, filled)
 
 
 @router.post("/submit")
 def send(
     request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
 ) -> Response:
-    """Plan or submit what was typed."""
+    """Check or submit the form."""
     with database.read() as session:
         source = queries.get_job(session, typed["source"]) if typed.get("source") else None
-    made = _of_typed(typed, source)
+    filled = _of_typed(typed, source)
     try:
-        body = body_of(JobBody, made.said)
-        new = job_bodies.new_jobs(body, submitter.key_id, made.source.id if made.source else None)
+        body = body_of(JobBody, filled.request)
+        new = job_bodies.new_jobs(body, submitter.key_id, filled.source.id if filled.source else None)
         if typed.get("step") == "submit":
             return RedirectResponse(f"/jobs/{job_bodies.create_jobs(submission, body, new).id}", status_code=303)
         with database.read() as session:
             plan = service.plan(session, new[0])
-        made = replace(made, plan=plan, deviations=preset_deviations(made.preset, plan["spec"]))
+        filled = replace(filled, plan=plan, deviations=preset_deviations(filled.preset, plan["spec"]))
     except Invalid as error:
-        made = replace(made, errors=made.placed(error.errors))
+        filled = replace(filled, errors=filled.placed(error.errors))
     with database.read() as session:
-        return _shown(request, session, made)
+        return _shown(request, session, filled)
 
 
-def _shown(request: Request, session: Session, made: Form) -> Response:
+def _shown(request: Request, session: Session, filled: Form) -> Response:
     context = {
-        "form": made,
-        "sections": spec_form.sections(made.kind),
+        "form": filled,
+        "sections": spec_form.sections(filled.kind),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
-        "key": made.typed.get("key") or one_time_key(),
+        "key": filled.typed.get("key") or one_time_key(),
     }
-    return page(request, "submit.html", 422 if made.errors else 200, **context)
+    return page(request, "submit.html", 422 if filled.errors else 200, **context)
 
 
 def _of_preset(name: str) -> Form:
@@ -154,16 +154,18 @@ def _of_typed(typed: dict[str, str], source: Job | None) -> Form:
     kind: Kind = "evaluate" if typed.get("kind") == "evaluate" else "pretrain"
     known = presets().get(typed.get("preset", ""))
     base = resolve_spec(known) if known else source.spec if source else None
-    made = Form(kind, typed["preset"] if known else None, source, typed, base)
-    return replace(made, said=_said(made))
+    filled = Form(kind, typed["preset"] if known else None, source, typed, base)
+    return replace(filled, request=_request_of(filled))
 
 
-def _said(made: Form) -> dict[str, Any]:
-    """The request's body."""
-    spec = made.spec_said
-    said: dict[str, Any] = {"kind": made.kind} | ({"preset": made.preset} if made.preset else {}) | {"spec": spec}
-    said |= made.options_said
-    if seeds := parts(made.typed.get("seeds", "")):
-        said["seeds"] = [number(part) for part in seeds]
+def _request_of(filled: Form) -> dict[str, Any]:
+    """Return the body of the request that the form makes."""
+    spec = filled.spec_request
+    request: dict[str, Any] = (
+        {"kind": filled.kind} | ({"preset": filled.preset} if filled.preset else {}) | {"spec": spec}
+    )
+    request |= filled.options_request
+    if seeds := parts(filled.typed.get("seeds", "")):
+        request["seeds"] = [number(part) for part in seeds]
         spec.pop("seed", None)
-    return said
+    return request

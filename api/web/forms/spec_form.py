@@ -1,4 +1,4 @@
-"""A spec as fields of a form, made from its published JSON schema; and what was typed as a spec again."""
+"""A spec as fields of a form, from its published JSON schema, and the typed fields as a spec again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HIDDEN = ("spec_version",)
 
 @dataclass(frozen=True)
 class Field:
-    """One value of a spec: a choice among `choices`, or text that `type` describes.
+    """One value of a spec: one of `choices`, or text that `type` describes.
 
-    `path` is its place in the spec; `is_json` values are typed as JSON, `is_nullable` ones may be left empty.
+    `path` is its place in the spec.  A user types `is_json` values as JSON, and may leave `is_nullable` values empty.
     """
 
     path: tuple[str, ...]
@@ -42,7 +42,7 @@ class Field:
         return "/spec/" + "/".join(self.path)
 
     def shown(self, spec: Mapping[str, Any]) -> str:
-        """Its value as it is typed."""
+        """Return the value as a user would type it."""
         value: Any = spec
         for part in self.path:
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -51,7 +51,7 @@ class Field:
         return value if isinstance(value, str) and not self.is_json else json.dumps(value, ensure_ascii=False)
 
     def read(self, typed: str) -> Any:
-        """The value that was typed; what cannot be one stays text, which the spec then refuses by name."""
+        """Return the typed value; malformed values stay text, which the validation of the spec then refuses."""
         text = typed.strip()
         if not text and self.is_nullable:
             return None
@@ -59,7 +59,7 @@ class Field:
 
 
 def json_or_text(text: str) -> Any:
-    """What the text says as JSON; what is none stays text, which a request then refuses by name."""
+    """Parse text as JSON; malformed JSON stays text, which the validation of the request then refuses."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -68,7 +68,7 @@ def json_or_text(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Section:
-    """Fields that stand together: those of the spec itself, or of one object in it."""
+    """Fields that belong together: those of the spec itself, or of one object in it."""
 
     name: str
     description: str
@@ -77,7 +77,7 @@ class Section:
 
 @cache
 def sections(kind: Kind) -> tuple[Section, ...]:
-    """All fields of a kind's spec: its own first, then one section for each object."""
+    """Return all fields of a kind's spec: its own first, then one section for each object."""
     schema = _MODELS[kind].model_json_schema()
     own, below = [], []
     for name, body in schema["properties"].items():
@@ -124,6 +124,6 @@ def _field(path: tuple[str, ...], body: dict[str, Any], schema: dict[str, Any]) 
 
 
 def read(kind: Kind, typed: Mapping[str, str]) -> dict[str, Any]:
-    """The spec of a form whose fields are named `spec.` and the field's name; those that are missing stay away."""
+    """Return the spec of a form whose fields are named `spec.NAME`; missing fields stay missing."""
     sent = ((field, typed.get(f"spec.{field.name}")) for field in fields(kind))
     return with_fields({}, {field.name: field.read(text) for field, text in sent if text is not None})

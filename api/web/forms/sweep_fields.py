@@ -1,4 +1,4 @@
-"""The form of a new sweep as it is typed, and the body of the request that it makes."""
+"""The fields of the form of a sweep as the user types them, and the body of the request that they make."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FIRST_ROWS = 2
 SEARCHES: tuple[str, ...] = get_args(Search)
 HOWS = {"values": "these values", "even": "a range", "log": "a range, by logarithm"}
 METRICS = [f"{protocol}/{name}" for protocol, names in MEASURES.items() for name in names]
-ELSEWHERE = ("seed", "data.held_out_share")  # fields of a spec that a sweep has a place of its own for
-_NUMBERS = {"max_parallel": "4"}  # as typed when nothing is asked for
+ELSEWHERE = ("seed", "data.held_out_share")  # fields of a spec that a sweep sets itself
+_NUMBERS = {"max_parallel": "4"}  # defaults, as typed
 _OF_SEARCH: dict[str, dict[str, str]] = {
     "grid": {},
     "random": {"trials": "", "seed": "0"},
@@ -31,7 +31,7 @@ SEARCHED = {name: entry for name, entry in _FIELDS.items() if name not in (*ELSE
 
 @dataclass(frozen=True)
 class Row:
-    """A field to be searched, and what is tried for it; all as typed."""
+    """A row of the form: a searched field and its values, as typed."""
 
     place: int
     field: str
@@ -43,7 +43,7 @@ class Row:
 
     @classmethod
     def of(cls, typed: Mapping[str, str], place: int) -> Row:
-        """The row at a place of the form."""
+        """Return the row at a place of the form."""
         field, how, values, low, high = (
             typed.get(f"row.{place}.{name}", "").strip() for name in ("field", "how", "values", "min", "max")
         )
@@ -55,19 +55,19 @@ class Row:
 
     @property
     def pointer(self) -> str:
-        """Where it stands in the request, or in the form alone while it cannot be part of one."""
+        """The place of the row in the request, or in the form while it cannot be part of a request."""
         return f"/rows/{self.place}" if self.is_again or not self.field else parameter_pointer(self.field)
 
     @property
     def error(self) -> FieldError | None:
-        """Why it cannot be part of a request."""
+        """The reason why the row cannot be part of a request."""
         if self.is_again:
             return FieldError(self.pointer, f"{self.field} has a row already")
         return None if self.field else FieldError(self.pointer, "expected the name of a field")
 
     @property
-    def said(self) -> Any:
-        """Its part of the request."""
+    def request(self) -> Any:
+        """The part of the request that the row makes."""
         entry = _FIELDS.get(self.field)
         if self.how == "values":
             return _values(self.values, entry)
@@ -77,7 +77,7 @@ class Row:
 
 
 def _values(text: str, entry: spec_form.Field | None) -> list[Any]:
-    """What stands between commas, or within the brackets of a JSON list."""
+    """Return the values between commas, or those of a JSON list."""
     if entry is None or not entry.is_text:
         try:
             found = json.loads(f"[{text}]")
@@ -95,14 +95,14 @@ def _value(text: str, entry: spec_form.Field | None) -> Any:
 
 @dataclass(frozen=True)
 class SweepForm(SpecForm):
-    """The form of a sweep, with what would be tried."""
+    """The form of a sweep, with its dry run."""
 
     plan: dict[str, Any] | None = None
     more_rows: int = 0
 
     @property
     def rows(self) -> list[Row]:
-        """All that are shown, empty ones too."""
+        """All rows of the form, with the empty ones."""
         places = [int(name.split(".")[1]) for name in self.typed if _is_row(name)]
         count = min(MAX_ROWS, max([FIRST_ROWS - 1, *places]) + 1 + self.more_rows)
         found: list[Row] = []
@@ -122,12 +122,12 @@ class SweepForm(SpecForm):
 
     @property
     def pointers(self) -> set[str]:
-        """Of everything that the form has a place for."""
+        """The pointers of all fields of the form."""
         own = {f"/{name}" for name in SweepBody.model_fields if name not in ("spec", "preset", "kind")}
         return (super().pointers - {"/spec/seed"}) | own | {"/metric/settings"} | {row.pointer for row in self.rows}
 
     def now(self, row: Row) -> str:
-        """How a searched field stands in what all trials share; nothing for one that the form does not know."""
+        """Return the value of a searched field in the spec that all trials share; empty for an unknown field."""
         entry = _FIELDS.get(row.field)
         if entry is None:
             return ""
@@ -139,12 +139,12 @@ class SweepForm(SpecForm):
 
     @property
     def json(self) -> str:
-        """The request's body, which a file for the command line may hold as it is."""
-        return _json(self.said)
+        """The body of the request, in the format of a file for the command line."""
+        return _json(self.request)
 
 
 def _json(value: Any, depth: int = 0) -> str:
-    """A field a line, down to what stands in an object of the body."""
+    """Return JSON with one field a line, for the first two levels."""
     if not isinstance(value, dict) or not value or depth > 1:
         return json.dumps(value, ensure_ascii=False)
     inner, outer = "  " * (depth + 1), "  " * depth
@@ -160,31 +160,31 @@ def _is_row(name: str) -> bool:
 
 
 def shared_by_all(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec as a sweep takes it for its base: some of train is held out unless it says how much."""
+    """Return a spec as the base of a sweep: a share of train is held out, unless the spec sets the share."""
     data = dict(spec["data"])
     return {**spec, "data": data | {"held_out_share": data.get("held_out_share") or HELD_OUT_SHARE}}
 
 
-def body(form: SweepForm) -> dict[str, Any]:
-    """What the form asks for, as JSON; what belongs to another search is left out."""
+def request_of(form: SweepForm) -> dict[str, Any]:
+    """Return the body of the request that the form makes, without the fields of other searches."""
     typed = form.typed
-    spec, options = form.spec_said, form.options_said
-    said: dict[str, Any] = {"name": options.pop("name", "")}
-    said |= {"preset": form.preset} if form.preset else {}
-    said |= {"spec": spec} if spec else {}
-    said["search"] = form.search
-    said |= numbers(typed, _OF_SEARCH[form.search])
+    spec, options = form.spec_request, form.options_request
+    request: dict[str, Any] = {"name": options.pop("name", "")}
+    request |= {"preset": form.preset} if form.preset else {}
+    request |= {"spec": spec} if spec else {}
+    request["search"] = form.search
+    request |= numbers(typed, _OF_SEARCH[form.search])
     if form.search == "halving" and (rungs := parts(typed.get("rungs", ""))):
-        said["rungs"] = [number(part) for part in rungs]
-    said["parameters"] = {row.field: row.said for row in form.rows if not row.is_empty and row.error is None}
-    said["metric"] = _metric(form)
+        request["rungs"] = [number(part) for part in rungs]
+    request["parameters"] = {row.field: row.request for row in form.rows if not row.is_empty and row.error is None}
+    request["metric"] = _metric(form)
     if seeds := parts(typed.get("seeds", "")):
-        said["seeds"] = [number(part) for part in seeds]
-    return said | numbers(typed, _NUMBERS) | options
+        request["seeds"] = [number(part) for part in seeds]
+    return request | numbers(typed, _NUMBERS) | options
 
 
 def _metric(form: SweepForm) -> dict[str, Any]:
     protocol, name = form.metric.split("/")
-    said: dict[str, Any] = {"protocol": protocol} | ({"name": name} if name != MEASURES[protocol][0] else {})
+    request: dict[str, Any] = {"protocol": protocol} | ({"name": name} if name != MEASURES[protocol][0] else {})
     settings = form.typed.get("metric.settings", "").strip()
-    return said | ({"settings": _value(settings, None)} if settings else {})
+    return request | ({"settings": _value(settings, None)} if settings else {})

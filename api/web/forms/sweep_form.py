@@ -38,45 +38,45 @@ router = APIRouter(include_in_schema=False)
 def form(
     request: Request, submitter: Submitter, database: TheDatabase, preset: str = FIRST_PRESET, source: str = ""
 ) -> Response:
-    """An empty form over a preset, or over the spec of a job."""
+    """Show the form, filled from a preset or from the spec of a job."""
     with database.read() as session:
-        made = _of_job(session, source) if source else _of_preset(preset)
-        return _shown(request, session, made)
+        filled = _of_job(session, source) if source else _of_preset(preset)
+        return _shown(request, session, filled)
 
 
 @router.post("/sweeps/new")
 def send(
     request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
 ) -> Response:
-    """Plan or begin what was typed, or show one more row."""
+    """Check or submit the form, or show one more row."""
     with database.read() as session:
         source = queries.get_job(session, typed["source"]) if typed.get("source") else None
-    made = _of_typed(typed, source)
+    filled = _of_typed(typed, source)
     if typed.get("step") == "row":
-        made = replace(made, more_rows=1)
+        filled = replace(filled, more_rows=1)
     else:
         try:
-            body, new, design = _new(made, submitter.key_id)
+            body, new, design = _new(filled, submitter.key_id)
             if typed.get("step") == "submit":
                 sweep = create_sweep(submission, body, new, design)
                 return RedirectResponse(f"/sweeps/{sweep.id}", status_code=303)
             with database.read() as session:
-                made = replace(made, plan=sweeps.plan(session, design))
+                filled = replace(filled, plan=sweeps.plan(session, design))
         except Invalid as error:
-            made = replace(made, errors=made.placed(error.errors))
+            filled = replace(filled, errors=filled.placed(error.errors))
     with database.read() as session:
-        return _shown(request, session, made)
+        return _shown(request, session, filled)
 
 
-def _new(made: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Design]:
+def _new(filled: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Design]:
     """Return the request that the form makes.
 
     Raises:
         Invalid: with pointers as `POST /v1/sweeps` has them, and for rows that cannot be part of a request.
     """
-    errors = made.row_errors
+    errors = filled.row_errors
     try:
-        body = body_of(SweepBody, made.said)
+        body = body_of(SweepBody, filled.request)
         new, design = new_sweep(body, created_by)
     except Invalid as invalid:
         raise Invalid([*errors, *invalid.errors]) from invalid
@@ -85,22 +85,22 @@ def _new(made: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Design]
     return body, new, design
 
 
-def _shown(request: Request, session: Session, made: SweepForm) -> Response:
+def _shown(request: Request, session: Session, filled: SweepForm) -> Response:
     context: dict[str, Any] = {
-        "form": made,
+        "form": filled,
         "sections": _sections(),
         "held_out": next(entry for entry in spec_form.fields("pretrain") if entry.name == "data.held_out_share"),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
-        "key": made.typed.get("key") or one_time_key(),
+        "key": filled.typed.get("key") or one_time_key(),
         "choices": sweep_fields,
         "text": parallel.text,
     }
-    return page(request, "sweep_form.html", 422 if made.errors else 200, **context)
+    return page(request, "sweep_form.html", 422 if filled.errors else 200, **context)
 
 
 def _sections() -> list[Section]:
-    """What all trials share, but for what a sweep has a place of its own for."""
+    """Return the fields that all trials share, without those that a sweep sets itself."""
     return [
         replace(section, fields=[entry for entry in section.fields if entry.name not in sweep_fields.ELSEWHERE])
         for section in spec_form.sections("pretrain")
@@ -125,7 +125,7 @@ def _of_job(session: Session, job_id: str) -> SweepForm:
 
 
 def _own_spec(job: Job) -> dict[str, Any]:
-    """Without the evaluation that a sweep has added as its metric."""
+    """Return the job's spec, without the evaluation that a sweep has added as its metric."""
     spec = shared_by_all(job.spec)
     return spec | {"evaluations": spec["evaluations"][:-1]} if job.sweep_id else spec
 
@@ -133,5 +133,5 @@ def _own_spec(job: Job) -> dict[str, Any]:
 def _of_typed(typed: dict[str, str], source: Job | None) -> SweepForm:
     known = presets().get(typed.get("preset", ""))
     base = shared_by_all(resolve_spec(known)) if known else _own_spec(source) if source else None
-    made = SweepForm("pretrain", typed["preset"] if known else None, source, typed, base)
-    return replace(made, said=sweep_fields.body(made))
+    filled = SweepForm("pretrain", typed["preset"] if known else None, source, typed, base)
+    return replace(filled, request=sweep_fields.request_of(filled))

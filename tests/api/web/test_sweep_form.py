@@ -14,7 +14,7 @@ from api.http.auth import SESSION_COOKIE
 from api.rest.presets import preset_fields
 from api.rest.sweep_bodies import SweepBody, new_sweep
 from api.web.forms.fields import spec_typed
-from api.web.forms.sweep_fields import Row, SweepForm, body, shared_by_all
+from api.web.forms.sweep_fields import Row, SweepForm, request_of, shared_by_all
 from jobs.models import Sweep
 from jobs.sweeps import trial_counts
 from tests.api.web.conftest import Visitor
@@ -214,7 +214,7 @@ def test_strange_forms_are_refused_in_place(site: Site, form: dict[str, str]) ->
     ],
 )
 def test_values_are_read_as_their_field_has_them(field: str, values: str, read: list[Any]) -> None:
-    assert Row.of({"row.0.field": field, "row.0.values": values}, 0).said == read
+    assert Row.of({"row.0.field": field, "row.0.values": values}, 0).request == read
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -224,7 +224,7 @@ def test_a_preset_as_it_is_says_nothing_of_its_spec(name: str) -> None:
     whole = {"row.0.field": "heads.output_dim", "row.0.how": "log", "row.0.min": "16", "row.0.max": "64"}
     form = SweepForm("pretrain", name, None, typed | whole | {"name": "x", "search": "random", "trials": "3"}, spec)
 
-    said = body(form)
+    said = request_of(form)
 
     assert "spec" not in said
     assert said["parameters"] == {"heads.output_dim": {"min": 16, "max": 64, "log": True, "integer": True}}
