@@ -22,8 +22,8 @@ def test_there_is_an_example_of_every_version_and_kind() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_stored_example_parses_to_what_it_always_meant(path: Path) -> None:
-    """The files hold the spec as sent and as resolved when the version was new; a changed default would show here."""
+def test_a_stored_example_parses_to_its_stored_resolution(path: Path) -> None:
+    """The files hold a spec as sent and as resolved when the version was new; a changed default fails here."""
     example = json.loads(path.read_text())
 
     spec = config.parse_spec(example["kind"], example["sent"])
@@ -43,7 +43,7 @@ def test_resolved_spec_is_a_fixed_point(path: Path) -> None:
     assert resolved == before
 
 
-def test_an_upcaster_lifts_older_versions_without_touching_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upcaster_upgrades_an_older_version_and_keeps_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(data: dict[str, object]) -> dict[str, object]:
         data["data"] = {"name": data.pop("dataset")}
         data["spec_version"] = 1

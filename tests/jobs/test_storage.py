@@ -31,7 +31,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_file_is_taken_over_and_found_by_its_key(store: LocalStorage, source: Path) -> None:
+def test_put_moves_a_file_and_path_returns_it(store: LocalStorage, source: Path) -> None:
     key = file_key("job", 2, "step-1.safetensors")
     store.put(source, key)
 
@@ -40,7 +40,7 @@ def test_a_file_is_taken_over_and_found_by_its_key(store: LocalStorage, source: 
     assert names_in(store.root) == ["job/2/step-1.safetensors"]
 
 
-def test_putting_again_after_an_interruption_is_fine(store: LocalStorage, source: Path) -> None:
+def test_put_may_be_repeated_after_an_interruption(store: LocalStorage, source: Path) -> None:
     store.put(source, "a/b")
     store.put(source, "a/b")
     assert store.path("a/b").read_bytes() == BYTES
@@ -58,7 +58,7 @@ def test_an_absent_source_is_reported(store: LocalStorage, source: Path) -> None
         store.path("a/b")
 
 
-def test_a_deleted_file_is_gone_and_deleting_again_is_fine(store: LocalStorage, source: Path) -> None:
+def test_delete_removes_a_file_and_may_be_repeated(store: LocalStorage, source: Path) -> None:
     store.put(source, "a/b")
     store.delete("a/b")
     store.delete("a/b")

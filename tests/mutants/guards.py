@@ -201,7 +201,7 @@ GUARDS = (
         "wcl_core/config/images.py",
         "return max(1, round(share * images)) if share and images > 1 else 0",
         "return round(share * images)",
-        ("tests/wcl_core/data/test_held_out.py::test_which_images_is_a_function_of_the_labels_alone",),
+        ("tests/wcl_core/data/test_held_out.py::test_the_held_out_images_depend_on_the_labels_only",),
     ),
     Guard(
         "overrides merge object by object",

@@ -37,7 +37,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
     return {"spec": resolve_spec(small.spec()), "step": 3, "epoch": 0} | changes
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_read_back(tmp_path: Path) -> None:
     written = checkpoint.write(tmp_path / "new" / "one.safetensors", state(), metadata())
     read = checkpoint.read(written.path)
     assert read.metadata == metadata() | {"format_version": 1}
@@ -56,7 +56,7 @@ def test_digest_and_size_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_equal_states_have_equal_bytes(tmp_path: Path) -> None:
-    """Whatever the order of names, the layout in memory, the folder or the file there before."""
+    """The order of names, the layout in memory, the folder and an older file make no difference."""
     first = checkpoint.write(tmp_path / "one.safetensors", state(), metadata())
     shuffled = {
         name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
@@ -130,14 +130,14 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"format_version": 2}'])
-def test_other_peoples_files_are_refused(tmp_path: Path, text: str | None) -> None:
+def test_files_of_other_programs_are_refused(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "one.safetensors"
     save_file({"model/a": torch.ones(2)}, path, metadata=None if text is None else {"wcl": text})
     with pytest.raises(CheckpointError, match=r"one\.safetensors"):
         checkpoint.read(path)
 
 
-def test_a_spec_from_before_a_field_existed_is_lifted(tmp_path: Path) -> None:
+def test_a_spec_without_a_newer_field_gets_its_default(tmp_path: Path) -> None:
     older = json.loads(json.dumps(metadata()))
     del older["spec"]["loss"]["detach_keys"]
     assert checkpoint.read(checkpoint.write(tmp_path / "one", state(), older).path).spec == small.spec()

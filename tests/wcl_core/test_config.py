@@ -1,4 +1,4 @@
-"""Specs: what is wrong is refused under the name of its field, and what is right means one thing only."""
+"""Specs: a wrong value is refused with the name of its field, and a valid spec has one meaning."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def test_a_dataset_is_a_registered_name_never_a_path(name: Any) -> None:
         ),
     ],
 )
-def test_an_impossible_combination_names_the_later_field(changes: dict[str, Any], field: str) -> None:
+def test_a_contradiction_is_reported_at_the_later_field(changes: dict[str, Any], field: str) -> None:
     assert wrong_fields("pretrain", small.fields(**changes)) == [field]
 
 
-def test_short_runs_warm_up_for_a_tenth_unless_told_otherwise() -> None:
+def test_short_runs_warm_up_for_a_tenth_by_default() -> None:
     sent = {"data": {"name": "digits"}, "epochs": 25}
     short, told = parse_spec("pretrain", sent), parse_spec("pretrain", sent | {"warmup_epochs": 10})
     long = parse_spec("pretrain", sent | {"epochs": 200})
@@ -143,7 +143,7 @@ def test_small_crops_are_less_than_half_the_views(side: int, small_side: int) ->
     assert MultiCropConfig(image_size=24).side(side) == 24
 
 
-def test_a_wrong_field_hides_no_other() -> None:
+def test_all_wrong_fields_are_reported_together() -> None:
     sent = small.fields(epochs=-1, warmup_epochs=2, seed="x", data={"name": "digits", "image_size": 4})
     assert sorted(wrong_fields("pretrain", sent)) == ["data.image_size", "epochs", "seed"]
 
@@ -175,7 +175,7 @@ def test_a_spec_cannot_change() -> None:
         parsed.epochs = 7
 
 
-def test_a_spec_sent_bare_and_resolved_has_one_text() -> None:
+def test_a_resolved_spec_resolves_to_the_same_text() -> None:
     """Checkpoints carry the resolved spec: its text must not depend on how often it was parsed."""
     made = PretrainSpec.model_validate({"data": {"name": "digits"}})
     again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(made))))

@@ -101,7 +101,7 @@ def test_many_threads_may_export_one_checkpoint(tmp_path: Path) -> None:
     assert [file.name for file in out.parent.iterdir()] == [out.name]
 
 
-def test_what_is_no_native_checkpoint_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused_and_no_file_is_left(tmp_path: Path) -> None:
     path = native(tmp_path, small.spec())
     content = path.read_bytes()
     backbone_file(path, tmp_path / "exported")

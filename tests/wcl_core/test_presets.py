@@ -1,4 +1,4 @@
-"""Presets: those that are promised, each whole, each twin different in one field, rates by the stated rules."""
+"""Presets: their names, complete specs, twins that differ in one field, and learning rates by the stated rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_names_and_descriptions() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_a_preset_is_a_spec_as_it_would_be_sent(name: str) -> None:
+def test_a_preset_equals_its_spec_after_parsing(name: str) -> None:
     spec = presets()[name]
     assert parse_spec("pretrain", resolve_spec(spec)) == spec
 
@@ -53,8 +53,8 @@ def test_the_official_recipes(epochs: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
-def test_digits_are_trained_as_the_search_chose(method: str) -> None:
-    """What each method chose on held-out images; the twins agree in what both have."""
+def test_the_digits_recipe_has_the_values_of_the_search(method: str) -> None:
+    """The values that each method chose on held-out images; twins agree in their common fields."""
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "methods-digits.json"
     spec = resolve_spec(presets()[f"{method}-digits"])
     for path, value in json.loads(results.read_text())["chosen"][method].items():

@@ -1,4 +1,4 @@
-"""Snapshots: the bytes of safetensors' own writer, one buffer for all, and what a background write may not do."""
+"""Snapshots: the bytes of safetensors' own writer, one reused buffer, and background writes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state(seed: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("length", range(8))
 def test_the_bytes_are_those_of_safetensors(length: int) -> None:
-    """Whatever the header's length leaves to fill up."""
+    """Header lengths with every amount of padding."""
     snapshot, metadata = Snapshot(), {"a": "é" + "x" * length}
     snapshot.take(state())
     plain = {name: tensor.contiguous() for name, tensor in state().items()}
@@ -65,8 +65,8 @@ def test_another_layout_gets_another_buffer() -> None:
     assert snapshot.tensors().keys() == {"a", "b"}
 
 
-def test_what_is_written_is_the_state_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller goes on changing its tensors while the disk is slow; the file is announced only when it is whole."""
+def test_a_background_write_stores_the_state_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller changes its tensors while the disk is slow; the file is reported only when it is complete."""
     gate, sync = threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:
@@ -91,7 +91,7 @@ def test_what_is_written_is_the_state_at_the_start(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_state_that_is_not_finite_is_never_a_file(tmp_path: Path, value: float) -> None:
+def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, value: float) -> None:
     writer, tensors = BackgroundWriter(), state()
     tensors["one"].fill_(value)
     writer.start(tmp_path / "one.safetensors", tensors, {})
@@ -104,7 +104,7 @@ def test_a_state_that_is_not_finite_is_never_a_file(tmp_path: Path, value: float
     writer.close()
 
 
-def test_an_error_of_the_disk_comes_out(tmp_path: Path) -> None:
+def test_finish_raises_an_error_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     writer = BackgroundWriter()
     writer.start(tmp_path / "file" / "one.safetensors", state(), {})

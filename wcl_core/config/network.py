@@ -55,9 +55,9 @@ class BackboneConfig(SpecModel):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        known = (*RESIDUAL, *TRANSFORMERS, *plugins.names("wcl.backbones"))
-        if name not in known:
-            raise ValueError(f"there is no backbone {name}; expected one of {', '.join(known)}")
+        backbones = (*RESIDUAL, *TRANSFORMERS, *plugins.names("wcl.backbones"))
+        if name not in backbones:
+            raise ValueError(f"there is no backbone {name}; expected one of {', '.join(backbones)}")
         return name
 
     @field_validator("patch_size")

@@ -110,8 +110,8 @@ class PretrainSpec(SpecModel):
     @field_validator("method")
     @classmethod
     def _check_method(cls, method: str) -> str:
-        if method not in (known := method_names()):
-            raise ValueError(f"there is no method {method}; expected one of {', '.join(known)}")
+        if method not in (methods := method_names()):
+            raise ValueError(f"there is no method {method}; expected one of {', '.join(methods)}")
         options_of(method)
         return method
 

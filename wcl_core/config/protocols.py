@@ -41,7 +41,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class ProtocolFacts:
-    """All that is known of a protocol beside its computation.
+    """The facts about a protocol, without its computation.
 
     Attributes:
         title: as pages show it.
@@ -63,7 +63,7 @@ class ProtocolFacts:
 
     def is_higher_better(self, measure: str) -> bool:
         """Return whether the larger value of a measure is the better one; True for an unknown measure."""
-        return next((known.is_higher_better for known in self.measures if known.name == measure), True)
+        return next((each.is_higher_better for each in self.measures if each.name == measure), True)
 
 
 _TOP1 = Measure("top1", "top-1")
@@ -109,7 +109,9 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
 
 def protocol_facts(name: str) -> ProtocolFacts:
     """Return the facts of a protocol; those of an unknown one, as an older evaluation may have, are its title alone."""
-    return next((facts for known, facts in PROTOCOLS.items() if known == name), ProtocolFacts(name.replace("_", " ")))
+    return next(
+        (facts for protocol, facts in PROTOCOLS.items() if protocol == name), ProtocolFacts(name.replace("_", " "))
+    )
 
 
 def measure_title(name: str) -> str:

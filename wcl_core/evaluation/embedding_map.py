@@ -54,7 +54,7 @@ def keep_map(
     components = None
     if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
         components = weak_components(checkpoint_path, rows)
-    made = sheet(split.plain(index), max_tile=_MAX_TILE)
+    picture = sheet(split.plain(index), max_tile=_MAX_TILE)
     facts = MapFacts(
         version=VERSION,
         dataset=data.name,
@@ -63,14 +63,14 @@ def keep_map(
         split_images=len(split),
         split_digest=split.digest,
         class_names=list(data.classes),
-        tile=made.tile,
-        columns=made.columns,
+        tile=picture.tile,
+        columns=picture.columns,
         indices=index.tolist(),
         labels=[label if label >= 0 else None for label in split.labels[index].tolist()],
         components=components,
         **layout(rows, spec.map.perplexity, spec.seed),
     )
-    artifacts.keep(reporter, output_dir, MAP_PICTURE, made.png)
+    artifacts.keep(reporter, output_dir, MAP_PICTURE, picture.png)
     artifacts.keep(reporter, output_dir, MAP_FACTS, json.dumps(facts.model_dump()).encode())
 
 

@@ -96,16 +96,20 @@ def _semi_supervised(spec: EvaluateSpec, data: ImageData, subject: Subject, prog
     todo = list(_labelled(spec, data))
     for place, (which, splits) in enumerate(todo):
         span = (place / len(todo), (place + 1) / len(todo))
-        found = semi_supervised.semi_supervised(
+        accuracy = semi_supervised.semi_supervised(
             subject.backbone, data, config, splits, spec.data.image_size, spec.seed, subject.device, progress, span
         )
-        count = {"labels": found.labels} if "list" in which else {"labels_per_class": found.labels // len(data.classes)}
+        count = (
+            {"labels": accuracy.labels}
+            if "list" in which
+            else {"labels_per_class": accuracy.labels // len(data.classes)}
+        )
         params = which | count | config.model_dump(exclude={"shares", "lists"})
-        details = {"splits": list(found.split_digests), "accuracies": list(found.accuracies)}
+        details = {"splits": list(accuracy.split_digests), "accuracies": list(accuracy.accuracies)}
         yield {
-            **_result("semi_supervised", semi_supervised.VERSION, params, found.mean, "top1", details),
-            "stderr": found.stderr,
-            "split_digest": hashlib.sha256((data.test.digest + found.digest).encode()).hexdigest(),
+            **_result("semi_supervised", semi_supervised.VERSION, params, accuracy.mean, "top1", details),
+            "stderr": accuracy.stderr,
+            "split_digest": hashlib.sha256((data.test.digest + accuracy.digest).encode()).hexdigest(),
         }
 
 
@@ -127,11 +131,11 @@ def _labelled(spec: EvaluateSpec, data: ImageData) -> Iterator[tuple[dict[str, A
 
 def _retrieval(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
     del data, progress
-    found = retrieval.retrieval(subject.features, spec.retrieval_examples)
+    ranking = retrieval.retrieval(subject.features, spec.retrieval_examples)
     values = {
-        "recall_at_1": (found.recall_at_1, {"examples": found.examples}),
-        "recall_at_5": (found.recall_at_5, None),
-        "mean_average_precision": (found.mean_average_precision, {"by_class": list(found.by_class)}),
+        "recall_at_1": (ranking.recall_at_1, {"examples": ranking.examples}),
+        "recall_at_5": (ranking.recall_at_5, None),
+        "mean_average_precision": (ranking.mean_average_precision, {"by_class": list(ranking.by_class)}),
     }
     for metric, (value, details) in values.items():
         yield _result("retrieval", retrieval.VERSION, {"relevant": "same class"}, value, metric, details)

@@ -1,4 +1,4 @@
-"""Datasets in memory: what is read, what is held out, what is refused, and which images make which step."""
+"""Datasets in memory: reading, held-out images, errors, and the order of the images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_digits_at_another_size_keep_their_source_digest() -> None:
     assert larger.train.digest != small.digits().train.digest
 
 
-def test_an_unknown_builtin_names_those_there_are() -> None:
+def test_an_unknown_builtin_is_refused_with_the_valid_names() -> None:
     with pytest.raises(DataError, match="nothing.*digits, cifar10, cifar100, stl10"):
         data.load("nothing", "builtin", None, 8, 0.0, NullReporter())
 
@@ -95,7 +95,7 @@ def test_a_tree_with_one_split_holds_out_a_fifth_of_every_class(tmp_path: Path) 
     assert loaded.test.labels.bincount(minlength=3).tolist() == [2, 1, 0]
 
 
-def test_which_files_are_held_out_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
+def test_the_held_out_files_do_not_depend_on_the_path_of_the_folder(tmp_path: Path) -> None:
     write_tree(tmp_path / "here", {"a": 10, "b": 6})
     write_tree(tmp_path / "there", {"a": 10, "b": 6})
     first, second = load(tmp_path / "here")[0], load(tmp_path / "there")[0]
@@ -116,7 +116,7 @@ def test_the_digest_sees_content_names_and_classes(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
-def test_describing_decodes_nothing_and_agrees_with_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_decodes_nothing_and_agrees_with_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, {"a": 10, "b": 5})
     loaded, _ = load(tmp_path)
     monkeypatch.setattr(folder, "_decode_file", None)
@@ -150,7 +150,7 @@ def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     assert (loaded.train.images > 250).all()
 
 
-def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_and_files_of_other_types_are_ignored(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a": 5, ".cache": 3})
     (tmp_path / "a" / "._00.png").write_bytes(b"a copier's leftovers")
     (tmp_path / "a" / "notes.txt").write_text("none")
@@ -181,7 +181,7 @@ def damage(root: Path, count: int) -> list[str]:
     return [file.relative_to(root).as_posix() for file in files]
 
 
-def test_a_tolerated_share_of_corrupt_files_is_named(tmp_path: Path) -> None:
+def test_each_tolerated_corrupt_file_is_a_warning(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a": 20, "b": 20})
     names = damage(tmp_path, 4)
     loaded, reporter = load(tmp_path, 0.1)
@@ -192,7 +192,7 @@ def test_a_tolerated_share_of_corrupt_files_is_named(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in warning["message"] for warning in warnings)
 
 
-def test_one_corrupt_file_too_many_is_refused_by_field_and_name(tmp_path: Path) -> None:
+def test_too_many_corrupt_files_fail_with_the_field_and_a_file_name(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a": 20, "b": 20})
     names = damage(tmp_path, 4)
     with pytest.raises(DataError, match=r"4 of 40 image files.*data\.max_corrupt_share = 0\.099") as caught:
@@ -235,7 +235,7 @@ def test_an_image_of_too_many_pixels_counts_as_corrupt(tmp_path: Path, monkeypat
         ({"a": 1}, "no image files"),
     ],
 )
-def test_trees_that_are_no_dataset(tmp_path: Path, tree: dict[str, int], message: str) -> None:
+def test_a_tree_in_another_layout_is_refused(tmp_path: Path, tree: dict[str, int], message: str) -> None:
     write_tree(tmp_path, tree)
     with pytest.raises(DataError, match=message):
         load(tmp_path)
@@ -251,7 +251,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 # --- order ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_meets_every_image_at_most_once_and_drops_the_rest() -> None:
+def test_an_epoch_has_each_image_at_most_once_and_drops_the_incomplete_batch() -> None:
     batches = list(data.epoch_batches(23, 5, seed=1, epoch=2))
     assert [len(batch) for batch in batches] == [5, 5, 5, 5]
     indices = torch.cat(batches)
@@ -267,7 +267,7 @@ def test_batches_from_the_middle_are_those_of_the_whole_epoch() -> None:
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[start:], strict=True))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
     first = data.epoch_order(50, 1, 1)
     torch.manual_seed(99)
     assert torch.equal(first, data.epoch_order(50, 1, 1))
@@ -325,8 +325,8 @@ class Fetched:
 
 
 @pytest.mark.parametrize(("name", "source"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("stl10", "STL10")])
-def test_fetched_sets(name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is not asked: only what is made of torchvision's arrays is looked at."""
+def test_downloaded_datasets(name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network is used: only the conversion of torchvision's arrays is tested."""
     import torchvision.datasets
 
     monkeypatch.setattr(torchvision.datasets, source, Fetched)
@@ -342,7 +342,7 @@ def test_fetched_sets(name: str, source: str, tmp_path: Path, monkeypatch: pytes
         assert loaded.unlabelled.labels.tolist() == [-1] * 4
 
 
-def test_a_set_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
     def refuse(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""Kept descriptions: used while nothing has changed, never when anything has."""
+"""Cached descriptions: valid only while nothing has changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every time that the files' bytes were hashed; files may be as young as they are."""
+    """The calls that hash the files' bytes; young files are accepted."""
     times: list[Path] = []
     original = folder.files_digest
 
@@ -70,7 +70,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_any_change_is_seen(root: Path, tmp_path: Path, hashed: list[Path], change: str) -> None:
+def test_any_change_invalidates_the_cache(root: Path, tmp_path: Path, hashed: list[Path], change: str) -> None:
     cache = tmp_path / "photos.json"
     describe(root, cache)
     CHANGES[change](root)
@@ -86,7 +86,7 @@ def test_another_folder_with_the_same_listing_is_hashed(root: Path, tmp_path: Pa
     assert hashed == [root, moved]
 
 
-def test_files_that_have_not_rested_are_not_trusted(
+def test_a_description_of_young_files_is_not_cached(
     root: Path, tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(described, "_REST_NS", 10**15)
@@ -95,7 +95,7 @@ def test_files_that_have_not_rested_are_not_trusted(
     assert not cache.exists()
 
 
-def test_a_change_while_hashing_is_not_kept(
+def test_a_description_is_not_cached_if_files_change_during_hashing(
     root: Path, tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = described.describe_folder
@@ -111,13 +111,17 @@ def test_a_change_while_hashing_is_not_kept(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"fingerprint": 1}'])
-def test_a_damaged_file_costs_only_the_hashing(root: Path, tmp_path: Path, hashed: list[Path], content: str) -> None:
+def test_with_a_damaged_cache_the_folder_is_hashed(
+    root: Path, tmp_path: Path, hashed: list[Path], content: str
+) -> None:
     cache = tmp_path / "photos.json"
     cache.write_text(content)
     assert describe(root, cache) == data.describe("photos", "folder", root)
     assert json.loads(cache.read_text())["counts"] == {"train": 5, "test": 2}
 
 
-def test_a_place_that_cannot_be_written_costs_only_the_hashing(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+def test_with_a_cache_that_cannot_be_written_the_folder_is_hashed(
+    root: Path, tmp_path: Path, hashed: list[Path]
+) -> None:
     (tmp_path / "file").write_text("")
     assert describe(root, tmp_path / "file" / "photos.json").counts == {"train": 5, "test": 2}

@@ -1,4 +1,4 @@
-"""A part of train in place of test: which images, that nobody sees the test split, and that numbers say so."""
+"""Held-out images: their choice, that the test split is not used, and that results name the share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_share_of_each_class_moves_from_train_to_test(data: ImageData) -> None
     assert with_held_out(data, 0) is data
 
 
-def test_which_images_is_a_function_of_the_labels_alone() -> None:
+def test_the_held_out_images_depend_on_the_labels_only() -> None:
     labels = torch.tensor([0, 1] * 20 + [2])
 
     chosen = held_out(labels, 0.2)
@@ -48,7 +48,7 @@ def test_which_images_is_a_function_of_the_labels_alone() -> None:
     assert held_out(torch.tensor([0, 0]), 0.01).sum() == 1
 
 
-def test_what_cannot_be_held_out_is_refused(data: ImageData) -> None:
+def test_packed_data_and_classes_of_one_image_cannot_be_held_out(data: ImageData) -> None:
     mapped = dataclasses.replace(data, train=dataclasses.replace(data.train, is_mapped=True))
     with pytest.raises(DataError, match="held_out_share.*packed"):
         with_held_out(mapped, SHARE)
@@ -58,7 +58,7 @@ def test_what_cannot_be_held_out_is_refused(data: ImageData) -> None:
 
 
 @pytest.mark.slow
-def test_neither_training_nor_probe_sees_the_test_split(data: ImageData, tmp_path: Path) -> None:
+def test_training_and_evaluation_do_not_use_the_test_split(data: ImageData, tmp_path: Path) -> None:
     """With another test split in its place every byte and number stays the same."""
     other = dataclasses.replace(data.test, images=data.test.images.flip(0), digest="0" * 64)
     found = []
@@ -101,7 +101,7 @@ def test_held_out_images_are_not_trained_on(data: ImageData, tmp_path: Path) -> 
     assert found[0] == found[1] != found[2]
 
 
-def test_lists_of_the_whole_train_split_do_not_go_together_with_it() -> None:
+def test_label_lists_and_a_held_out_share_exclude_each_other() -> None:
     tuned = {"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["official-1"]}}
     data = {"name": "small", "held_out_share": SHARE}
     for kind, sent in (

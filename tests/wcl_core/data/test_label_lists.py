@@ -1,4 +1,4 @@
-"""Fixed lists of labelled images: what their lines mean, what is told of them, and fine-tuning on them."""
+"""Fixed lists of labelled images: their lines, their descriptions, and fine-tuning on them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {"splits": 2, "epochs": 2, "batch_size": 16, "head_learn
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Train images 0..2 of class a and 3..6 of class b, one of which has a name that another one has, too."""
+    """Train images 0..2 of class a and 3..6 of class b; two images share a file name."""
     write_tree(tmp_path / "photos", {"train/a": 2, "train/a/deep": 1, "train/b": 4, "test/a": 1, "test/b": 1})
     (tmp_path / "photos" / "train" / "b" / "03.png").rename(tmp_path / "photos" / "train" / "b" / "only.png")
     return tmp_path / "photos"
@@ -77,7 +77,7 @@ def test_lines_are_indices_paths_or_unique_file_names(root: Path, text: str) -> 
         ("0\n1\n", "has no image of class b"),
     ],
 )
-def test_a_list_that_is_none_is_told_by_line(root: Path, text: str, message: str) -> None:
+def test_an_invalid_list_is_refused_with_its_line(root: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=f"list some: .*{message}"):
         listed(root, text)
 
@@ -91,7 +91,7 @@ def test_a_list_that_cannot_be_read(root: Path, content: bytes | None) -> None:
         data.describe("photos", "folder", root, lists={"some": path})
 
 
-def test_packed_and_builtin_images_have_indices_alone(root: Path, tmp_path: Path) -> None:
+def test_packed_and_builtin_images_are_named_by_index_only(root: Path, tmp_path: Path) -> None:
     packed, some = tmp_path / "photos.wclpack", tmp_path / "some.txt"
     pack("photos", root, packed, 8, 0.0, NullReporter())
     some.write_text("0\n5\n")
@@ -103,7 +103,7 @@ def test_packed_and_builtin_images_have_indices_alone(root: Path, tmp_path: Path
         data.describe("photos", "packed", packed, lists={"some": some})
 
 
-def test_the_images_of_each_class_are_told(root: Path, tmp_path: Path) -> None:
+def test_a_description_counts_the_images_of_each_class(root: Path, tmp_path: Path) -> None:
     packed, cache = tmp_path / "photos.wclpack", tmp_path / "cache.json"
     pack("photos", root, packed, 8, 0.0, NullReporter())
     expected = {"train": [3, 4], "test": [1, 1]}
@@ -114,7 +114,7 @@ def test_the_images_of_each_class_are_told(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_the_command_tells_of_lists(root: Path, tmp_path: Path) -> None:
+def test_the_command_describes_lists(root: Path, tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("0\n5\n")
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", "photos", "folder", str(root)]
     done = subprocess.run([*command, "--list", f"some={tmp_path / 'some.txt'}"], capture_output=True, text=True)
@@ -136,7 +136,7 @@ def semi_supervised(**changes: Any) -> Any:
     return spec.semi_supervised
 
 
-def test_beside_lists_there_are_shares_only_if_asked_for() -> None:
+def test_with_lists_there_are_no_default_shares() -> None:
     assert semi_supervised().shares == (0.01, 0.1)
     assert semi_supervised(lists=["official-1"]).shares == ()
     assert semi_supervised(lists=["official-1"], shares=[0.5]).shares == (0.5,)
@@ -165,7 +165,7 @@ def test_fine_tuning_on_a_list_is_trained_several_times_and_names_its_digest(tmp
     assert 0 < result["value"] < 1
 
 
-def test_a_list_that_a_worker_lacks_ends_the_run_as_bad_data(tmp_path: Path) -> None:
+def test_a_list_that_a_worker_lacks_fails_the_run_with_bad_data(tmp_path: Path) -> None:
     spec = EVALUATE | {"semi_supervised": QUICK | {"lists": ["some"]}}
     write_run(tmp_path, kind="evaluate", spec=spec)
     assert run_attempt(tmp_path, None) == 0

@@ -88,7 +88,7 @@ def test_the_description_agrees_with_loading(photos: Path, packed: Path) -> None
     assert (described.kind, described.classes) == ("packed", ("cat", "dog"))
 
 
-def test_equal_folders_give_equal_files_and_others_another_digest(photos: Path, tmp_path: Path) -> None:
+def test_equal_folders_give_equal_files_and_changed_ones_another_digest(photos: Path, tmp_path: Path) -> None:
     digests = [pack(photos, tmp_path / name).digest for name in ("a", "b")]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     digests.append(pack(photos, tmp_path / "c", size=16).digest)
@@ -141,7 +141,7 @@ def test_a_file_cut_short_or_grown_is_refused_before_it_is_mapped(packed: Path, 
             act(packed)
 
 
-def test_an_absent_file_and_another_size_say_what_to_do(packed: Path, tmp_path: Path) -> None:
+def test_errors_for_an_absent_file_and_a_small_packed_size_say_what_to_do(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         load(tmp_path / "nothing.wclpack")
     with pytest.raises(DataError, match=r"packed at 8 pixels, but data\.image_size = 16.*--size 16"):
@@ -150,7 +150,7 @@ def test_an_absent_file_and_another_size_say_what_to_do(packed: Path, tmp_path: 
         data.load("photos", "packed", None, 8, 0.0, NullReporter())
 
 
-def test_images_larger_than_the_views_are_cropped_from_as_they_are_and_measured_small(
+def test_stored_images_larger_than_the_views_are_cropped_for_training_and_scaled_for_evaluation(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "large.wclpack"
@@ -196,7 +196,7 @@ def test_corrupt_files_are_left_out_up_to_a_share(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_nothing_is_left_of_a_file_that_found_no_room(photos: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(photos: Path, small_disk: Path) -> None:
     with pytest.raises(OSError, match="space"):
         pack(photos, small_disk / "out", size=128)
     assert list(small_disk.iterdir()) == []

@@ -66,7 +66,7 @@ def test_rows_are_gathered_one_step_ahead_in_another_thread(streaming: None, mon
     assert gathered == [0, 1, 2, 3]  # each once, in order: asking for rows gathers nothing again
 
 
-def test_any_other_index_is_answered_too(streaming: None) -> None:
+def test_an_index_that_was_not_read_ahead_works_too(streaming: None) -> None:
     streamed, images = Rows(split(is_mapped=True), CPU), split(is_mapped=False).images
     for _ in streamed.ahead(iter([torch.tensor([1, 2]), torch.tensor([3, 4])])):
         assert torch.equal(streamed[torch.tensor([9, 8])], images[[9, 8]])
@@ -97,8 +97,8 @@ def test_a_streamed_run_ends_with_the_bytes_of_a_resident_one_also_when_interrup
     assert files(tmp_path / "b") == files(tmp_path / "resident")
 
 
-def test_an_unlabelled_split_is_what_pretraining_sees(tmp_path: Path) -> None:
-    """kNN still uses the labelled one; nothing is said that needs labels of the unlabelled."""
+def test_pretraining_uses_the_unlabelled_split(tmp_path: Path) -> None:
+    """kNN still uses the labelled split; no monitor needs labels of the unlabelled one."""
     data = small.few_digits()
     unlabelled = Split(data.train.images[:130], torch.full((130,), -1), "1" * 64)
     _, reporter = run(small.spec(), tmp_path, dataset=replace(data, unlabelled=unlabelled))

@@ -25,7 +25,7 @@ def tiles(found: Samples | None) -> np.ndarray:
 
 
 def numbered(count: int, side: int) -> Tensor:
-    """Images that are all of the colour that tells their place."""
+    """Images whose colour is their index."""
     places = torch.arange(count)
     return (
         torch.stack((places % 256, places // 256, places * 0), dim=1)[:, :, None, None].repeat(1, 1, side, side).byte()
@@ -81,11 +81,11 @@ def test_files_are_scaled_and_damaged_ones_stay_black(tmp_path: Path) -> None:
     assert drawn[0, 1].max() == 0
 
 
-def test_no_classes_no_picture() -> None:
+def test_without_classes_there_is_no_picture() -> None:
     assert samples_of_images(numbered(3, 8), torch.full((3,), -1), 0) is None
 
 
-def test_kept_samples_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_samples_equal_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / "tree" / split / name).mkdir(parents=True)

@@ -66,7 +66,7 @@ def test_knn_in_chunks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert knn.knn_top1(data, 5, 0.07) == whole
 
 
-def test_knn_refuses_a_k_where_votes_stop_meaning_anything() -> None:
+def test_knn_refuses_a_k_above_half_of_the_smallest_class() -> None:
     data = small.feature_set(per_class=30)
     knn.knn_top1(data, 15, 0.07)
     with pytest.raises(ProtocolError, match="knn_k = 16.*30"):
@@ -111,7 +111,7 @@ def test_the_strength_is_chosen_without_the_test_split() -> None:
 
 @pytest.mark.slow
 def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> None:
-    """Few noisy examples of many dimensions: who learns from the held-out ones too would fit them closely."""
+    """Few noisy examples of many dimensions: learning from the held-out ones too would fit them closely."""
     data = small.feature_set(spread=4.0, per_class=30, dim=20)
     train = ((data.train - data.train.mean(0)) / data.train.std(0)).numpy()
     labels, found = data.train_labels.numpy(), set()
@@ -181,7 +181,7 @@ def test_draws_are_balanced_without_repeats_and_differ() -> None:
     assert len(counts) > 20
 
 
-def test_every_set_of_features_meets_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_features_of_a_dataset_get_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     original, met = few_labels.draw_labelled, []
 
     def watch(*arguments: Any) -> torch.Tensor:
@@ -286,7 +286,7 @@ def test_a_checkpoints_features_are_its_backbones(tmp_path: Path) -> None:
     assert from_file.of("evaluation")[0]["value"] == untrained.of("evaluation")[0]["value"]
 
 
-def test_a_checkpoint_that_is_not_given_or_not_there(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     spec = evaluate_spec(features={"kind": "checkpoint", "checkpoint_id": "0190b5a0-0000-7000-8000-000000000000"})
     for path in (None, tmp_path / "none.safetensors"):
         with pytest.raises(CheckpointError, match="no checkpoint file|does not exist"):
@@ -294,19 +294,19 @@ def test_a_checkpoint_that_is_not_given_or_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ask", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
-def test_a_request_is_met_between_protocols(ask: Any, outcome: str) -> None:
+def test_a_request_stops_an_evaluation_between_protocols(ask: Any, outcome: str) -> None:
     reporter = MemoryReporter(lambda records: ask if any(r["type"] == "evaluation" for r in records) else None)
     assert evaluate(evaluate_spec(), reporter, data=small.few_digits()) == outcome
     assert [record["protocol"] for record in reporter.of("evaluation")] == ["knn"]
 
 
-def test_a_request_from_before_the_features_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_request_stops_an_evaluation_before_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wcl_core.evaluation.run.pixel_features", None)
     reporter = MemoryReporter(lambda _: "cancel")
     assert evaluate(evaluate_spec(), reporter, data=small.few_digits()) == "cancelled"
 
 
-def test_a_protocol_that_the_data_cannot_carry_names_its_field() -> None:
+def test_a_protocol_that_cannot_measure_the_data_names_its_field() -> None:
     with pytest.raises(ProtocolError, match="knn_k"):
         evaluate(evaluate_spec(knn_k=20), MemoryReporter(), data=small.few_digits())
     spec = evaluate_spec(protocols=["few_labels"], labels_per_class=[200])

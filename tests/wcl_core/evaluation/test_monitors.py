@@ -1,4 +1,4 @@
-"""The monitors against closed forms, naive loops and other libraries' numbers; the probe, which leaves no trace."""
+"""The monitors against closed forms, naive loops and other libraries; the monitor batch changes no state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_rankme_is_the_exponential_of_the_entropy_of_singular_values() -> None:
     assert math.isnan(monitors.rankme(torch.full((3, 3), math.nan)))
 
 
-def test_deviation_is_one_for_an_even_spread_whatever_the_dimension() -> None:
+def test_deviation_is_one_for_an_even_spread_in_any_dimension() -> None:
     for dim in (8, 128):
         assert monitors.deviation(5 * rows(4000, dim)) == pytest.approx(1, abs=0.02)
     assert monitors.deviation(torch.ones(4, 3)) == 0

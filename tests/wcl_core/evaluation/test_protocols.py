@@ -188,7 +188,7 @@ def test_the_published_recipe_is_the_default_and_a_small_split_is_one_batch() ->
     assert [(r["value"], r["params"]) for r in whole] == [(r["value"], r["params"]) for r in same]
 
 
-def test_a_long_protocol_is_left_when_asked_and_reports_nothing() -> None:
+def test_a_request_stops_a_long_protocol_which_reports_nothing() -> None:
     asked = iter([None] * 10)
     reporter = MemoryReporter(lambda _: next(asked, "cancel"))  # type: ignore[arg-type, return-value]
     spec = evaluate_spec(protocols=["linear_sgd"], linear_sgd={"epochs": 1000, "batch_size": 32})
@@ -217,7 +217,7 @@ def test_few_labels_by_a_classifier_is_scikit_learns_on_the_same_draws() -> None
     assert value != few_labels.few_labels_top1(data, 3, draws=4, seed=1)[0]
 
 
-def test_both_classifiers_report_beside_each_other() -> None:
+def test_both_classifiers_report_their_results() -> None:
     classifiers = ["nearest_class_mean", "linear"]
     found = measured(small.few_digits(), protocols=["few_labels"], few_labels_classifiers=classifiers)
     named = [(r["params"]["classifier"], r["params"]["labels_per_class"], r["params"].get("C")) for r in found]
