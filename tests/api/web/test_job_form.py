@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
+from sqlalchemy import select
 
 from api.http.auth import SESSION_COOKIE
 from api.web.forms import spec_form
@@ -233,3 +234,36 @@ def test_who_may_not_submit_sees_no_form(visitor: Visitor, site: Site) -> None:
     assert answer
     assert answer.status == 403
     visitor.complaints.clear()  # the browser logs the refusal
+
+
+def test_a_script_that_sends_a_form_again_sends_its_key_again(visitor: Visitor, site: Site) -> None:
+    while (claimed := site.try_claim()) is not None:
+        claimed.end()
+    run = site.running("fails")
+    run.start()
+    run.end("failed", "bad_data", "broken")
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    keys: list[str | None] = []
+
+    def lose_the_first_answer(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key"))
+        answer = route.fetch()
+        if len(keys) == 1:
+            route.abort()
+        else:
+            route.fulfill(response=answer)
+
+    page.route("**/v1/jobs/*/retry", lose_the_first_answer)
+    retry = page.get_by_role("button", name="Retry")
+    retry.click()
+    expect(page.locator("#toast")).to_contain_text("does not answer")
+    retry.click()
+    page.wait_for_url(lambda url: run.job_id not in url)
+
+    with site.database.read() as session:
+        retries = session.execute(select(Job.id).where(Job.parent_id == run.job_id)).scalars().all()
+    assert retries == [page.url.rsplit("/", 1)[1]]
+    assert keys == [keys[0]] * 2
+    assert keys[0]
+    visitor.complaints.clear()  # the browser logs the lost answer
