@@ -32,7 +32,7 @@ _GRACE_SECONDS = 5
 
 
 class StartError(Exception):
-    """The server cannot start; the message says what to do."""
+    """The server cannot start; the message names the remedy."""
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def check(session: Session, new: NewJob) -> Dataset:
 
 
 def pretraining_count(dataset: Dataset, data: DataConfig) -> int:
-    """How many images a backbone is trained on: the unlabelled ones where there are some, else what train has left."""
+    """Return the number of training images: those of the unlabelled split, else of train without held-out images."""
     if "unlabelled" in dataset.counts:
         return int(dataset.counts["unlabelled"])
     counts = (dataset.class_counts or {}).get("train") or [dataset.counts["train"]]
@@ -61,8 +61,8 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
         detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
         errors.append(FieldError(f"{pointer}/held_out_share", detail))
     if dataset is None:
-        known = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
-        expected = f"registered are: {', '.join(known)}" if known else "no worker has registered one yet"
+        names = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
+        expected = f"registered are: {', '.join(names)}" if names else "no worker has registered one yet"
         errors.append(FieldError(f"{pointer}/name", f"there is no dataset {data.name!r}; {expected}"))
     elif dataset.image_size is not None and data.image_size > dataset.image_size:
         detail = f"{data.image_size} is more than the {dataset.image_size} pixels that {dataset.name} is packed at"
@@ -93,9 +93,9 @@ def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """A step's views alone, without any network, against the most that a worker of the pool has."""
     fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.is_live)
-    known = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
+    workers = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
     # Without GPUs all processes share the machine's memory.
-    shares = [memory / (1 if gpus else spec.processes) for memory, gpus in known if memory is not None]
+    shares = [memory / (1 if gpus else spec.processes) for memory, gpus in workers if memory is not None]
     if not shares or spec.view_bytes <= max(shares):
         return []
     name = "multi_crop/crops" if spec.multi_crop.crops else "batch_size"
@@ -123,9 +123,9 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataCon
 
 
 def _smallest_class(dataset: Dataset, held_out_share: float) -> tuple[float, str]:
-    """Train images of the smallest class, and how to call them; their mean where no worker has told more."""
-    if known := (dataset.class_counts or {}).get("train"):
-        counts = [_left(count, held_out_share) for count in known]
+    """Return the size of the smallest class of train, and its name; the mean size if no worker has counted them."""
+    if class_counts := (dataset.class_counts or {}).get("train"):
+        counts = [_left(count, held_out_share) for count in class_counts]
         smallest = min(counts)
         name = dataset.classes[counts.index(smallest)]
         return smallest, f"the {smallest} train images of {name}, the smallest class of {dataset.name}"
@@ -144,10 +144,10 @@ def _check_semi_supervised(
         if per_class > smallest:
             detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
             errors.append(FieldError(f"{pointer}/shares/{place}", detail))
-    known = dataset.label_lists or {}
+    lists = dataset.label_lists or {}
     for place, name in enumerate(config.lists):
-        if name not in known:
-            expected = f"registered are: {', '.join(sorted(known))}" if known else "no worker has registered one"
+        if name not in lists:
+            expected = f"registered are: {', '.join(sorted(lists))}" if lists else "no worker has registered one"
             detail = f"there is no list {name!r} of {dataset.name}; {expected}"
             errors.append(FieldError(f"{pointer}/lists/{place}", detail))
     return errors

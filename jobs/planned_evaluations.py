@@ -3,9 +3,8 @@
     a checkpoint is registered   when = every, when its epoch is one of them
     the job succeeds             when = final, the last checkpoint;  when = best, the one of the best eval/knn_top1
 
-Both happen in the transaction that they belong to, behind the fence.  What each job stands for is its `origin`, unique
-below its parent, so whoever brings the same about again, such as a newer attempt that saved the same step, adds
-nothing.
+Both happen within the transaction of the checkpoint or of the success, behind the fence.  Each job has an `origin` that
+is unique below its parent.  So a newer attempt that saves the same step again adds no second job.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
 
 
 def at_checkpoint(session: Session, job_id: str, checkpoint_id: str) -> None:
-    """Submit what the job's spec asks for at a checkpoint that was just registered."""
+    """Submit the planned evaluations of a checkpoint that was just registered."""
     job = session.get_one(Job, job_id)
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     for place, spec, plan in _plans(job):
@@ -37,7 +36,7 @@ def at_checkpoint(session: Session, job_id: str, checkpoint_id: str) -> None:
 
 
 def at_success(session: Session, job_id: str) -> None:
-    """Submit what the job's spec asks for once it has succeeded."""
+    """Submit the planned evaluations of a job that has succeeded."""
     job = session.get_one(Job, job_id)
     for place, spec, plan in _plans(job):
         if plan.when == "every":
@@ -64,21 +63,21 @@ def _submit(
     session: Session, job: Job, spec: PretrainSpec, place: int, plan: EvaluationPlan, checkpoint: Checkpoint
 ) -> None:
     origin = f"evaluations/{place}/{checkpoint.step if plan.when == 'every' else plan.when}"
-    known = select(Job.id).where(Job.parent_id == job.id, Job.origin == origin)
-    if session.execute(known).first() is not None:
+    earlier = select(Job.id).where(Job.parent_id == job.id, Job.origin == origin)
+    if session.execute(earlier).first() is not None:
         return
-    wanted = _evaluate_spec(spec, plan, checkpoint.id)
-    dataset = session.execute(select(Dataset).where(Dataset.name == wanted.data.name)).scalar_one_or_none()
+    evaluation = _evaluate_spec(spec, plan, checkpoint.id)
+    dataset = session.execute(select(Dataset).where(Dataset.name == evaluation.data.name)).scalar_one_or_none()
     if dataset is None:
-        message = f"evaluations/{place}: there is no dataset {wanted.data.name!r} any more"
+        message = f"evaluations/{place}: there is no dataset {evaluation.data.name!r} any more"
         record(session, job.id, "warning", {"reason": "evaluation_not_submitted", "message": message})
         return
     tags = session.execute(select(Tag.tag).where(Tag.job_id == job.id).order_by(Tag.tag)).scalars()
     new = NewJob(
         kind="evaluate",
-        spec_sent=resolve_spec(wanted),
-        spec=wanted,
-        name=f"{default_name(wanted)}, {plan.when} of {job.name}"[:200],
+        spec_sent=resolve_spec(evaluation),
+        spec=evaluation,
+        name=f"{default_name(evaluation)}, {plan.when} of {job.name}"[:200],
         priority=job.priority,
         pool=job.pool,
         gpus=job.gpus,
@@ -95,6 +94,6 @@ def _evaluate_spec(spec: PretrainSpec, plan: EvaluationPlan, checkpoint_id: str)
     settings = plan.model_dump(mode="json", exclude={"data", "when", "every_epochs"})
     data = (plan.data or spec.data).model_dump(mode="json")
     features = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
-    found = parse_spec("evaluate", {**settings, "data": data, "features": features, "threads": spec.threads})
-    assert isinstance(found, EvaluateSpec)
-    return found
+    result = parse_spec("evaluate", {**settings, "data": data, "features": features, "threads": spec.threads})
+    assert isinstance(result, EvaluateSpec)
+    return result

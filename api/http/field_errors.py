@@ -112,10 +112,10 @@ _PARSED = {
 }
 
 
-def _suggestion(name: str, known: list[str]) -> str:
-    if close := difflib.get_close_matches(name[:100], known, n=1):
+def _suggestion(name: str, names: list[str]) -> str:
+    if close := difflib.get_close_matches(name[:100], names, n=1):
         return f"; did you mean {close[0]!r}?"
-    return f"; expected some of {', '.join(known)}"
+    return f"; expected some of {', '.join(names)}"
 
 
 def escaped(part: str | int) -> str:

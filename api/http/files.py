@@ -76,8 +76,8 @@ def _has_it(if_none_match: str | None, etag: str) -> bool:
     """Compare weakly, as the header requires."""
     if if_none_match is None:
         return False
-    known = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
-    return "*" in known or etag in known
+    etags = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
+    return "*" in etags or etag in etags
 
 
 def _bounds(request: Request, etag: str) -> tuple[int | None, int | None] | None:

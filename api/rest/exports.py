@@ -46,9 +46,9 @@ def sweep(database: Database, folder: Path) -> None:
     Raises:
         OSError, DBAPIError: a file cannot be removed, or the database does not answer; the next collection tries again.
     """
-    made = sorted({path.stem for path in folder.glob("*.s*") if _DIGEST.fullmatch(path.stem)})
-    for start in range(0, len(made), _BATCH):
-        batch = made[start : start + _BATCH]
+    digests = sorted({path.stem for path in folder.glob("*.s*") if _DIGEST.fullmatch(path.stem)})
+    for start in range(0, len(digests), _BATCH):
+        batch = digests[start : start + _BATCH]
         claimed = select(Checkpoint.sha256).where(Checkpoint.sha256.in_(batch), Checkpoint.deleted_at.is_(None))
         with database.read() as session:
             orphans = set(batch) - set(session.execute(claimed).scalars())

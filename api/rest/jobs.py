@@ -52,7 +52,7 @@ def submit(
     """Submit a job.  The job is durable once the server answers 201.
 
     With `Idempotency-Key`, a repeated request gets the first request's job, with status 200 and
-    `Idempotency-Replayed: true`.  With `dry_run`, the server creates nothing and describes what it would create.
+    `Idempotency-Replayed: true`.  With `dry_run`, the server creates nothing and returns the planned result.
     `seeds` creates a seed group: all of its jobs, or none.
     """
     new = job_bodies.new_jobs(body, principal.key_id)

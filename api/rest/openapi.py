@@ -81,26 +81,26 @@ def type_of(schema: dict[str, Any]) -> str:
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, which the application keeps."""
     if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
-        _add_components(made)
-        for path, operations in made["paths"].items():
+        result = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
+        _add_components(result)
+        for path, operations in result["paths"].items():
             for operation in operations.values():
                 _complete(path, operation)
-        app.openapi_schema = made
+        app.openapi_schema = result
     return app.openapi_schema
 
 
-def _add_components(made: dict[str, Any]) -> None:
+def _add_components(result: dict[str, Any]) -> None:
     models = [(PretrainSpec, "validation"), (EvaluateSpec, "validation")]
     _, specs = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
-    schemas = made["components"]["schemas"]
+    schemas = result["components"]["schemas"]
     schemas |= specs["$defs"] | {"Problem": _PROBLEM}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model, _ in models]
     partial = {"type": "object", "description": "With a preset: only the fields that differ from it."}
     schemas["JobBody"]["properties"]["spec"]["anyOf"] = [*references, partial]
-    made["components"]["securitySchemes"] = _SECURITY
+    result["components"]["securitySchemes"] = _SECURITY
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Responses of the REST interface: pydantic models that are made from rows, and that OpenAPI publishes.
+"""Responses of the REST interface: pydantic models, built from rows and published by OpenAPI.
 
 A field has the name of its column, so a new column needs one line here.  No response holds a path or a secret.  `/v1`
 only grows.

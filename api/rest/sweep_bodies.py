@@ -160,7 +160,7 @@ def _check_search(body: SweepBody) -> None:
 
 
 def _parameters(body: SweepBody) -> dict[str, Values | Range]:
-    found: dict[str, Values | Range] = {}
+    parameters: dict[str, Values | Range] = {}
     errors: list[FieldError] = []
     for name, value in body.parameters.items():
         here = parameter_pointer(name)
@@ -170,17 +170,19 @@ def _parameters(body: SweepBody) -> dict[str, Values | Range]:
             errors.append(FieldError(here, 'expected a list of values or {"min": …, "max": …}'))
         else:
             try:
-                found[name] = Range.model_validate(value) if isinstance(value, dict) else _VALUES.validate_python(value)
+                parameters[name] = (
+                    Range.model_validate(value) if isinstance(value, dict) else _VALUES.validate_python(value)
+                )
             except ValidationError as error:
                 errors += field_errors.of_model(error, Range, here)
     if errors:
         raise Invalid(errors)
-    return found
+    return parameters
 
 
-def _holding_out(fields: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def _holding_out(fields: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
     """Hold out a share of train, unless the request sets the share."""
-    data, own = fields.get("data"), said.get("data")
+    data, own = fields.get("data"), sent.get("data")
     if not isinstance(data, dict) or (isinstance(own, dict) and "held_out_share" in own):
         return fields
     return fields | {"data": data | {"held_out_share": HELD_OUT_SHARE}}
@@ -203,8 +205,8 @@ def _check_specs(design: Design) -> None:
         try:
             design.job(place)
         except ValidationError as error:
-            for found in field_errors.of_spec(error, "pretrain"):
-                error_here = located(found, design, place.trial)
+            for invalid in field_errors.of_spec(error, "pretrain"):
+                error_here = located(invalid, design, place.trial)
                 errors.setdefault(error_here.pointer, error_here)
     if errors:
         raise Invalid(list(errors.values()))

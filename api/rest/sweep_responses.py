@@ -1,4 +1,4 @@
-"""Responses about sweeps, made from rows."""
+"""Responses about sweeps, built from rows."""
 
 from __future__ import annotations
 

@@ -70,17 +70,17 @@ def groups(
         kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
     probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels))
     classes = probe.known_classes if probe else None
-    found = weak_labels.weak_groups(labels, classes)
+    by_label = weak_labels.weak_groups(labels, classes)
     return GroupsResponse(
         epochs=[each.epoch for each in moments],
         epoch=moment.epoch if moment else None,
         step=moment.step if moment else None,
         attempt=moment.attempt if moment else None,
         num_images=len(labels),
-        num_groups=len(found),
-        pair_precision=weak_labels.pair_precision(found),
+        num_groups=len(by_label),
+        pair_precision=weak_labels.pair_precision(by_label),
         pair_precision_chance=weak_labels.chance(classes),
-        groups=[_group(group, probe) for group in found],
+        groups=[_group(group, probe) for group in by_label],
     )
 
 

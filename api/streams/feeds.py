@@ -81,8 +81,8 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class JobLook:
-    """What one look at a job found."""
+class JobPoll:
+    """The result of one poll of a job."""
 
     mark: Mark
     frame: Frame | None
@@ -90,7 +90,7 @@ class JobLook:
 
 
 class JobFeed(Feed):
-    """Changes of one job, until it has ended and everything was told."""
+    """Changes of one job, until it has ended and all of them were sent."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class JobFeed(Feed):
         self._job: dict[str, Any] = {}
         self._states = (0, 0)  # numbers of the job's fields and of its progress
 
-    def read(self, session: Session, mark: Mark) -> JobLook | None:
+    def read(self, session: Session, mark: Mark) -> JobPoll | None:
         """Return the changes since the last read; None if there are none."""
         if mark == self._mark and self._head == mark.cursor:
             return None
@@ -111,17 +111,17 @@ class JobFeed(Feed):
         tags = queries.tags(session, [self.job_id])[self.job_id]
         job = responses.job(row, tags, waiting.explain(session, row)).model_dump()
         frame = _frame(session, self.job_id, self._head, mark.cursor) if self.is_ready else None
-        return JobLook(mark, frame, job)
+        return JobPoll(mark, frame, job)
 
-    def publish(self, look: JobLook) -> bool:
+    def publish(self, poll: JobPoll) -> bool:
         """Show the changes to the viewers; return whether there is more to read at once."""
-        self._mark = look.mark
-        if look.frame:
-            self._keep(self._head, look.frame)
-        self._head = look.frame.end if look.frame else look.mark.cursor
-        self._show(look.job)
-        has_more = self._head != look.mark.cursor
-        self.is_over = look.job["status"] in TERMINAL and not has_more
+        self._mark = poll.mark
+        if poll.frame:
+            self._keep(self._head, poll.frame)
+        self._head = poll.frame.end if poll.frame else poll.mark.cursor
+        self._show(poll.job)
+        has_more = self._head != poll.mark.cursor
+        self.is_over = poll.job["status"] in TERMINAL and not has_more
         self.is_ready = True
         self.announce()
         return has_more
@@ -184,27 +184,27 @@ class JobFeed(Feed):
 
 
 def _frame(session: Session, job_id: str, start: Cursor, end: Cursor) -> Frame:
-    found = changes.changes(session, job_id, start, end, _BATCH)
-    return Frame(found.cursor, b"".join(_messages(found, start)), _logs(found))
+    news = changes.changes(session, job_id, start, end, _BATCH)
+    return Frame(news.cursor, b"".join(_messages(news, start)), _logs(news))
 
 
-def _messages(found: Changes, start: Cursor) -> Iterator[bytes]:
+def _messages(news: Changes, start: Cursor) -> Iterator[bytes]:
     """Yield the events, each with the cursor right behind it, then the points."""
     behind = start
-    for event in found.events:
+    for event in news.events:
         behind = Cursor(event.seq, *start.points, *start.logs)
         yield message("event", EventResponse.of(event).model_dump(), behind)
-    if found.points:
+    if news.points:
         points = [
             {"name": name, "step": step, "value": value, "attempt": attempt}
-            for attempt, name, step, value in found.points
+            for attempt, name, step, value in news.points
         ]
-        yield message("metrics", {"points": points}, Cursor(behind.event_seq, *found.cursor.points, *start.logs))
+        yield message("metrics", {"points": points}, Cursor(behind.event_seq, *news.cursor.points, *start.logs))
 
 
-def _logs(found: Changes) -> bytes:
-    lines = [LogResponse.of(row).model_dump() for row in found.logs]
-    return message("logs", {"lines": lines}, found.cursor) if lines else b""
+def _logs(news: Changes) -> bytes:
+    lines = [LogResponse.of(row).model_dump() for row in news.logs]
+    return message("logs", {"lines": lines}, news.cursor) if lines else b""
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -228,17 +228,17 @@ class ListFeed(Feed):
         self._written: tuple[int, int, bytes] = (0, 0, b"")  # (from, to, the hint): the same for nearly all viewers
 
     def read(self, session: Session) -> dict[_Listed, Any]:
-        found: dict[_Listed, Any] = {("changed", key): state for key, state in queries.newest_states(session).items()}
-        return found | {("sweeps", key): state for key, state in sweeps.newest_states(session).items()}
+        states: dict[_Listed, Any] = {("changed", key): state for key, state in queries.newest_states(session).items()}
+        return states | {("sweeps", key): state for key, state in sweeps.newest_states(session).items()}
 
-    def publish(self, found: dict[_Listed, Any]) -> None:
-        changed = [listed for listed, state in found.items() if self._states.get(listed) != state]
-        self._states = found
+    def publish(self, states: dict[_Listed, Any]) -> None:
+        changed = [listed for listed, state in states.items() if self._states.get(listed) != state]
+        self._states = states
         if self.is_ready and not changed:
             return
         if self.is_ready:
             self._version += 1
-            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in found}
+            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in states}
             self._changed_at |= dict.fromkeys(changed, self._version)
         self.is_ready = True
         self.announce()

@@ -1,8 +1,8 @@
-"""One look at the database for all viewers of this process, again and again while there are any.
+"""The watcher polls the database for all viewers of this process, while there are any.
 
-However many watch, a look is one short transaction: which keys still count, which of the watched jobs have changed,
-and what those told.  Each server has a watcher of its own; what they say comes from the rows, so viewers may move
-from one server to another.
+A poll is one short transaction, however many viewers there are: it reads which keys are active, which of the watched
+jobs have changed, and their changes.  Each server has its own watcher.  The messages come from the rows only, so
+viewers may move from one server to another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 from sqlalchemy.orm import Session
 
-from api.streams.feeds import Feed, JobFeed, JobLook, ListFeed
+from api.streams.feeds import Feed, JobFeed, JobPoll, ListFeed
 from jobs import changes, keys
 from jobs.database import Database, is_outage
 
@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS = 0.7
-_STOP_LOOK_SECONDS = 0.2
+_STOP_CHECK_SECONDS = 0.2
 _READERS = 4
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Poll:
     revoked: set[str]
-    jobs: list[tuple[JobFeed, JobLook]]
+    jobs: list[tuple[JobFeed, JobPoll]]
     states: dict[tuple[str, str], object] | None
 
 
 class Watcher:
-    """Feeds that have viewers, and the task that keeps them fresh; of one event loop."""
+    """The feeds that have viewers, and the task that refreshes them, of one event loop."""
 
     def __init__(self, database: Database, stopping: threading.Event) -> None:
         self._database = database
@@ -50,13 +50,13 @@ class Watcher:
         self._viewers: Counter[Feed] = Counter()
         self._keys: Counter[str] = Counter()
         self._revoked: set[str] = set()
-        self._wanted = asyncio.Event()  # a look, at once
+        self._wanted = asyncio.Event()  # a poll, at once
         self._task: asyncio.Task[None] | None = None
         self._threads = anyio.CapacityLimiter(_READERS)
 
     @property
     def kept_bytes(self) -> int:
-        """What all feeds of jobs hold for viewers that are behind."""
+        """Bytes that all feeds of jobs hold for viewers that are behind."""
         return sum(feed.kept_bytes for feed in self._jobs.values())
 
     # --- viewers
@@ -66,16 +66,16 @@ class Watcher:
 
     @contextmanager
     def job(self, job_id: str, key_id: str) -> Iterator[JobFeed]:
-        """The feed of a job while it is viewed."""
+        """Return the feed of a job, and keep it while it has a viewer."""
         feed = self._jobs.get(job_id)
-        if feed is None or feed.is_over or feed.is_closed:  # over: what is told after the end begins another feed
+        if feed is None or feed.is_over or feed.is_closed:  # over: changes after the end start another feed
             feed = self._jobs[job_id] = JobFeed(job_id)
         with self._viewed(feed, key_id):
             yield feed
 
     @contextmanager
     def list(self, key_id: str) -> Iterator[ListFeed]:
-        """The feed of the list while it is viewed."""
+        """Return the feed of the lists, and keep it while it has a viewer."""
         if self._list is None or self._list.is_closed:
             self._list = ListFeed()
         with self._viewed(self._list, key_id):
@@ -108,7 +108,7 @@ class Watcher:
             self._list = None
 
     async def ask(self, read: Callable[[Session], T]) -> T | None:
-        """Read on a thread; None, after a while, when the database does not answer."""
+        """Read on a thread; return None, after a pause, if the database does not answer."""
         try:
             return await anyio.to_thread.run_sync(self._read, read, limiter=self._threads)
         except Exception as error:
@@ -127,10 +127,10 @@ class Watcher:
         try:
             while self._viewers and not self._stopping.is_set():
                 self._wanted.clear()
-                if not await self._look():
+                if not await self._poll():
                     await self._pause()
         except Exception:
-            log.exception("the streams of this process end; their readers come again")
+            log.exception("the streams of this process end; their clients reconnect")
         finally:
             for feed in self._viewers:
                 feed.close()
@@ -142,18 +142,18 @@ class Watcher:
         except TimeoutError:
             pass
 
-    async def _look(self) -> bool:
-        """True when there is more to read at once."""
-        asked = set(self._keys)
+    async def _poll(self) -> bool:
+        """Poll once; return whether there is more to read at once."""
+        key_ids = set(self._keys)
         feeds = [feed for feed in self._jobs.values() if not feed.is_over]
         lists = self._list
         reading = asyncio.create_task(
             anyio.to_thread.run_sync(
-                self._read, lambda session: _look(session, asked, feeds, lists), abandon_on_cancel=True
+                self._read, lambda session: _poll(session, key_ids, feeds, lists), abandon_on_cancel=True
             )
         )
-        while not (await asyncio.wait([reading], timeout=_STOP_LOOK_SECONDS))[0]:
-            if self._stopping.is_set():  # the database may be silent for longer than a stop may take
+        while not (await asyncio.wait([reading], timeout=_STOP_CHECK_SECONDS))[0]:
+            if self._stopping.is_set():  # the database may not answer for longer than a stop may take
                 reading.cancel()
                 return False
         try:
@@ -161,28 +161,28 @@ class Watcher:
         except Exception as error:
             if not is_outage(error):
                 raise
-            log.warning("the database does not answer the streams; looking again")
+            log.warning("the database does not answer the streams; polling again")
             if lists is not None and not lists.is_ready:
                 lists.error = error
                 lists.close()
             return False
 
-    def _publish(self, found: _Look, lists: ListFeed | None) -> bool:
-        if found.states is not None and lists is not None:
-            lists.publish(found.states)
-        has_more = [feed.publish(look) for feed, look in found.jobs]
-        if found.revoked - self._revoked:
-            self._revoked |= found.revoked
+    def _publish(self, result: _Poll, lists: ListFeed | None) -> bool:
+        if result.states is not None and lists is not None:
+            lists.publish(result.states)
+        has_more = [feed.publish(poll) for feed, poll in result.jobs]
+        if result.revoked - self._revoked:
+            self._revoked |= result.revoked
             for feed in self._viewers:
                 feed.announce()
         return any(has_more)
 
 
-def _look(session: Session, asked: set[str], feeds: Sequence[JobFeed], lists: ListFeed | None) -> _Look:
+def _poll(session: Session, key_ids: set[str], feeds: Sequence[JobFeed], lists: ListFeed | None) -> _Poll:
     marks = changes.marks(session, [feed.job_id for feed in feeds]) if feeds else {}
-    looks = [(feed, feed.read(session, marks[feed.job_id])) for feed in feeds if feed.job_id in marks]
-    return _Look(
-        revoked=asked - keys.active(session, asked),
-        jobs=[(feed, look) for feed, look in looks if look is not None],
+    polls = [(feed, feed.read(session, marks[feed.job_id])) for feed in feeds if feed.job_id in marks]
+    return _Poll(
+        revoked=key_ids - keys.active(session, key_ids),
+        jobs=[(feed, poll) for feed, poll in polls if poll is not None],
         states=lists.read(session) if lists is not None else None,
     )

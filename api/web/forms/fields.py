@@ -61,7 +61,7 @@ class SpecForm:
 
     def placed(self, errors: Sequence[FieldError]) -> dict[str, str]:
         """Return the errors by the pointers of the form; an error within a field is shown beside the field."""
-        found: dict[str, list[str]] = {}
+        by_pointer: dict[str, list[str]] = {}
         for error in errors:
             home = max(
                 (each for each in self.pointers if f"{error.pointer}/".startswith(f"{each}/")),
@@ -69,8 +69,8 @@ class SpecForm:
                 default=error.pointer,
             )
             within = error.pointer.removeprefix(home).strip("/")
-            found.setdefault(home, []).append(f"{within}: {error.detail}" if within else error.detail)
-        return {home: "; ".join(details) for home, details in found.items()}
+            by_pointer.setdefault(home, []).append(f"{within}: {error.detail}" if within else error.detail)
+        return {home: "; ".join(details) for home, details in by_pointer.items()}
 
     @property
     def other_errors(self) -> list[str]:

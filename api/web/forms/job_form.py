@@ -145,16 +145,16 @@ def _of_preset(name: str) -> Form:
 def _of_job(session: Session, job_id: str) -> Form:
     job = queries.get_job(session, job_id)
     kind = kind_of(job)
-    known = presets().get(job.preset or "")
+    preset = presets().get(job.preset or "")
     typed = spec_typed(kind, job.spec) | options_typed(session, job)
-    return Form(kind, job.preset if known else None, job, typed, resolve_spec(known) if known else job.spec)
+    return Form(kind, job.preset if preset else None, job, typed, resolve_spec(preset) if preset else job.spec)
 
 
 def _of_typed(typed: dict[str, str], source: Job | None) -> Form:
     kind: Kind = "evaluate" if typed.get("kind") == "evaluate" else "pretrain"
-    known = presets().get(typed.get("preset", ""))
-    base = resolve_spec(known) if known else source.spec if source else None
-    filled = Form(kind, typed["preset"] if known else None, source, typed, base)
+    preset = presets().get(typed.get("preset", ""))
+    base = resolve_spec(preset) if preset else source.spec if source else None
+    filled = Form(kind, typed["preset"] if preset else None, source, typed, base)
     return replace(filled, request=_request_of(filled))
 
 

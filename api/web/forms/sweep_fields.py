@@ -80,12 +80,12 @@ def _values(text: str, entry: spec_form.Field | None) -> list[Any]:
     """Return the values between commas, or those of a JSON list."""
     if entry is None or not entry.is_text:
         try:
-            found = json.loads(f"[{text}]")
+            values = json.loads(f"[{text}]")
         except (ValueError, RecursionError):
             pass
         else:
-            is_list = len(found) == 1 and isinstance(found[0], list) and not (entry and entry.is_json)
-            return list(found[0] if is_list else found)
+            is_list = len(values) == 1 and isinstance(values[0], list) and not (entry and entry.is_json)
+            return list(values[0] if is_list else values)
     return [_value(part, entry) for part in parts(text)]
 
 
@@ -105,12 +105,12 @@ class SweepForm(SpecForm):
         """All rows of the form, with the empty ones."""
         places = [int(name.split(".")[1]) for name in self.typed if _is_row(name)]
         count = min(MAX_ROWS, max([FIRST_ROWS - 1, *places]) + 1 + self.more_rows)
-        found: list[Row] = []
+        rows: list[Row] = []
         for place in range(count):
             row = Row.of(self.typed, place)
-            is_again = bool(row.field) and row.field in (each.field for each in found)
-            found.append(replace(row, is_again=is_again))
-        return found
+            is_again = bool(row.field) and row.field in (each.field for each in rows)
+            rows.append(replace(row, is_again=is_again))
+        return rows
 
     @property
     def search(self) -> str:

@@ -117,11 +117,11 @@ def _of_job(session: Session, job_id: str) -> SweepForm:
     job = queries.get_job(session, job_id)
     if job.kind != "pretrain":
         raise Invalid([FieldError("source", "expected a job that trains: sweeps are over fields of its spec")])
-    known = presets().get(job.preset or "")
+    preset = presets().get(job.preset or "")
     spec = _own_spec(job)
     typed = spec_typed("pretrain", spec) | options_typed(session, job) | {"seeds": str(spec["seed"])}
-    base = shared_by_all(resolve_spec(known)) if known else spec
-    return SweepForm("pretrain", job.preset if known else None, job, typed, base)
+    base = shared_by_all(resolve_spec(preset)) if preset else spec
+    return SweepForm("pretrain", job.preset if preset else None, job, typed, base)
 
 
 def _own_spec(job: Job) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _own_spec(job: Job) -> dict[str, Any]:
 
 
 def _of_typed(typed: dict[str, str], source: Job | None) -> SweepForm:
-    known = presets().get(typed.get("preset", ""))
-    base = shared_by_all(resolve_spec(known)) if known else _own_spec(source) if source else None
-    filled = SweepForm("pretrain", typed["preset"] if known else None, source, typed, base)
+    preset = presets().get(typed.get("preset", ""))
+    base = shared_by_all(resolve_spec(preset)) if preset else _own_spec(source) if source else None
+    filled = SweepForm("pretrain", typed["preset"] if preset else None, source, typed, base)
     return replace(filled, request=sweep_fields.request_of(filled))
