@@ -83,7 +83,7 @@ def comparison(session: Session, job_ids: Sequence[str], group_ids: Sequence[str
     found |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
     chosen = arms(list(found.values()))
     if len(chosen) > MAX_ARMS or len(found) > MAX_JOBS:
-        detail = f"expected at most {MAX_ARMS} different specs and {MAX_JOBS} jobs; these are {len(chosen)} and "
+        detail = f"expected at most {MAX_ARMS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
         raise Invalid([FieldError("job", f"{detail}{len(found)}")])
     rows = _rows(session, chosen)
     metrics = sorted({name for job in found.values() for name in job.latest_metrics or {}})
@@ -143,10 +143,10 @@ def _warnings(chosen: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
     if any(row.measure.rule == "last epoch" for row in rows):
         alone = [arm.name for arm in chosen if len(arm.seeds) == 1]
         if alone:
-            yield f"One seed alone has no spread: {', '.join(alone)}. Differences may be noise."
+            yield f"Only one seed: {', '.join(alone)}. Differences may be noise."
     unfinished = [job.name for arm in chosen for job in arm.jobs if job.status not in TERMINAL]
     if unfinished:
-        yield f"Not ended yet: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
+        yield f"Not finished: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
 
 
 def _budgets(chosen: Sequence[Arm]) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _budgets(chosen: Sequence[Arm]) -> Iterator[str]:
     digests = {arm.jobs[0].dataset_digest for arm in chosen}
     names = {arm.jobs[0].dataset_name for arm in chosen}
     if len(digests) > len(names):
-        yield "The dataset's content changed between these runs: one name, different digests."
+        yield "The dataset changed between these jobs: one name, different digests."
 
 
 def _protocols(rows: Sequence[Row]) -> Iterator[str]:
@@ -172,9 +172,9 @@ def _protocols(rows: Sequence[Row]) -> Iterator[str]:
         columns = {place for row in own for place, result in enumerate(row.results) if result}
         title = own[0].measure.title.partition(",")[0] if own else name
         if len(columns) > 1 and not whole and not any(sum(map(bool, row.results)) > 1 for row in own):
-            yield f"Different protocols: {title} was never measured in the same way on two of them."
+            yield f"Different settings: no two configurations were measured with the same settings of {title}."
         elif not whole:
-            yield f"{title} was not measured on all of them in the same way."
+            yield f"Not every configuration was measured with the same settings of {title}."
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _rows(entries: list[Evaluation], datasets: dict[str, Dataset]) -> list[Row]:
     for entry in entries:
         dataset = datasets.get(entry.dataset_digest)
         setting = settings({name: value for name, value in entry.params.items() if name in varying})
-        name = dataset.name if dataset else f"{entry.dataset_digest[:12]}…, no longer registered"
+        name = dataset.name if dataset else f"{entry.dataset_digest[:12]}… (not registered)"
         found.append(Row(entry, setting, name, dataset.classes if dataset else []))
     return found
 

@@ -117,45 +117,41 @@ class Explanation(NamedTuple):
 
 _EXPLANATIONS = {
     "out_of_memory": Explanation(
-        "It ran out of memory", "Submit it again with a smaller batch size, image size or backbone."
+        "Out of memory", "Submit the job again with a smaller batch size, image size or backbone."
     ),
     "non_finite_loss": Explanation(
-        "The loss stopped being a finite number",
-        "A lower learning rate or a longer warm-up usually helps. The checkpoints before that are good.",
+        "The loss is not finite",
+        "A lower learning rate or a longer warm-up usually helps. Earlier checkpoints are usable.",
     ),
     "collapse": Explanation(
         "The representation collapsed",
-        "Nearly every image has the same embedding. A lower learning rate or weight decay, or a larger batch may help.",
+        "Nearly all images have the same embedding. Try a lower learning rate, less weight decay or a larger batch.",
     ),
-    "bad_data": Explanation(
-        "The data could not be used", "Fix what the message names, then retry: nothing else has to change."
-    ),
+    "bad_data": Explanation("The data is invalid", "Fix the problem that the message names, then retry."),
     "disk_full": Explanation(
-        "The disk is full", "Make room on the worker, then resume: it goes on from the last checkpoint."
+        "The disk is full", "Free disk space on the worker, then resume. The job continues from its last checkpoint."
     ),
     "storage_unavailable": Explanation(
-        "The folder of the checkpoints is not there", "See whether it is mounted on the worker, then resume."
+        "The checkpoint folder is missing", "Check that it is mounted on the worker, then resume."
     ),
     "stalled": Explanation(
-        "Its process lived but reported nothing, several times",
-        "The log may tell where it hangs; WCL_STALL_SECONDS is how long a worker waits.",
+        "The process stopped reporting, several times",
+        "The log may show where it hangs. WCL_STALL_SECONDS sets how long a worker waits.",
     ),
     "missing_checkpoint": Explanation(
-        "A checkpoint it starts from is missing or damaged", "Start again from another checkpoint, or from scratch."
+        "A required checkpoint is missing or damaged", "Start from another checkpoint, or from scratch."
     ),
     "worker_lost": Explanation(
-        "Its worker went away, several times", "See whether the machine is up, then retry from the last checkpoint."
+        "The worker was lost, several times", "Check that the machine is up, then retry from the last checkpoint."
     ),
     "killed": Explanation(
-        "Its process was killed, several times",
-        "Often the system does that when memory runs out; the log's last lines may tell more.",
+        "The process was killed, several times",
+        "The system often does this when memory runs out. See the last lines of the log.",
     ),
-    "upstream_failed": Explanation(
-        "A job it waited for did not succeed", "Retry that one first; then submit this one after it."
-    ),
+    "upstream_failed": Explanation("A dependency did not succeed", "Retry the dependency, then submit this job again."),
     "internal_error": Explanation(
-        "Something unexpected went wrong",
-        "The log below has the whole traceback. A retry starts from the last checkpoint.",
+        "Unexpected error",
+        "The log has the traceback. A retry starts from the last checkpoint.",
     ),
 }
 
@@ -163,7 +159,7 @@ _EXPLANATIONS = {
 def explanation(reason: str | None) -> Explanation:
     """Kind words for a failure; a reason that is not known speaks for itself."""
     known = _EXPLANATIONS.get(reason or "")
-    return known or Explanation(f"It failed: {words(reason or 'no reason was given')}", "The log may tell more.")
+    return known or Explanation(f"Failed: {words(reason or 'unknown reason')}", "See the log.")
 
 
 _REASONS = {"user": "on request"}

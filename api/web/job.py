@@ -166,7 +166,9 @@ def hardware(run: Run) -> Hardware:
     """Return which hardware metrics a training job has reported, and why others are missing."""
     names = sorted(filter(is_hardware, run.view.metrics))
     if not any(name.startswith(HARDWARE_PREFIX) for name in names):
-        waits = "Measurements come with the first log." if not run.view.is_over else "It reported no measurements."
+        waits = (
+            "Metrics appear with the first report." if not run.view.is_over else "No hardware metrics were reported."
+        )
         return Hardware(names, [waits])
     return Hardware(names, _missing(names, _device(run), run.job.spec.get("processes", 1)))
 
@@ -180,15 +182,13 @@ def _device(run: Run) -> str:
 def _missing(names: Collection[str], device: str, processes: int) -> list[str]:
     sentences = []
     if device.startswith("cpu"):
-        sentences.append("It trains on the CPU: there is no GPU to measure.")
+        sentences.append("This job trains on the CPU, so there are no GPU metrics.")
     elif GPU_PERCENT not in names:
-        sentences.append(
-            "GPU utilisation was not available: it needs NVML's Python library (nvidia-ml-py) on the worker."
-        )
+        sentences.append("GPU utilisation is not available: install nvidia-ml-py on the worker.")
     if PROCESS_MEMORY_MIB not in names:
-        sentences.append("Memory of the process was not available: it is read from /proc, which only Linux has.")
+        sentences.append("Process memory is not available: it is read from /proc, which exists on Linux only.")
     if processes > 1:
-        sentences.append(f"Of its {processes} processes these are the first one's.")
+        sentences.append(f"The metrics are of the first of {processes} processes.")
     return sentences
 
 

@@ -134,7 +134,7 @@ class Shown:
             label for own, label in zip(self.keys, self.map.labels, strict=True) if own == key and label is not None
         )
         commonest = classes.most_common(1)
-        return f"mostly {self._class_name(commonest[0][0])}" if commonest else f"group {key + 1}"
+        return f"mostly {self._class_name(commonest[0][0])}" if commonest else f"weak label {key + 1}"
 
     def _class_name(self, label: int) -> str:
         return self.map.class_names[label] if label < len(self.map.class_names) else str(label)
@@ -212,9 +212,9 @@ def _source(session: Session, job: Job) -> Source | None:
 
 def _why_none(run: Run, facts: Artifact | None) -> str:
     if facts is not None:
-        return "The map's file is missing or unreadable on the server."
+        return "The file of the map is missing or unreadable."
     if run.job.kind != "evaluate" or "map" not in run.job.spec.get("protocols", ()):
-        return "This job makes no map. The checkpoints of a training job have a button that does."
+        return "This job has no map. Create one from the checkpoints of a training job."
     if run.view.is_over:
-        return "This job has ended without a map."
-    return "The map appears here when the job has made it."
+        return "This job ended without a map."
+    return "The map appears here when the job has finished it."

@@ -22,7 +22,7 @@ class Reference:
 
 _IMAGENET = ("imagenet", "imagenet-1k", "imagenet1k")
 _LINEAR = tuple(
-    Reference(value, mark, f"WCL, ResNet-50, batch 4096, {epochs} epochs", "the code reports the best epoch")
+    Reference(value, mark, f"WCL, ResNet-50, batch 4096, {epochs} epochs", "best epoch")
     for epochs, mark, value in (
         (100, "[P]", 0.681),
         (100, "[C]", 0.685),
@@ -36,7 +36,7 @@ _SEMI_SUPERVISED = (
     Reference(0.65, "[P]", "WCL, ResNet-50, 1% of the labels", _UNKNOWN, share=0.01),
     Reference(0.72, "[P]", "WCL, ResNet-50, 10% of the labels", _UNKNOWN, share=0.1),
 )
-_ONLINE = "online probe"
+_ONLINE = "online linear classifier"
 _CIFAR10_LINEAR = (
     Reference(0.907, "solo-learn", "SimCLR, ResNet-18, 1000 epochs", _ONLINE),
     Reference(0.919, "solo-learn", "NNCLR, ResNet-18, 1000 epochs", _ONLINE),

@@ -28,13 +28,13 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS)
 _TEMPLATES.globals["one_time_key"] = one_time_key
 _TITLES = {
-    400: "This address cannot be read",
-    403: "This is not allowed",
-    404: "There is nothing here",
-    405: "This address takes no such request",
-    409: "That is not possible now",
-    500: "Something went wrong here",
-    503: "The database does not answer",
+    400: "Invalid request",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Not possible in this state",
+    500: "Internal error",
+    503: "Database unavailable",
 }
 _LISTS = ("checkpoints", "datasets", "sweeps", "workers")
 

@@ -254,11 +254,11 @@ def _why_none(run: Run) -> str:
     """Why a run shows no groups."""
     spec = run.job.spec
     if run.job.kind != "pretrain":
-        return "An evaluation trains nothing, so it has no weak labels of its own."
+        return "An evaluation does not train, so it has no weak labels."
     if reason := why_no_weak_labels(str(spec.get("method"))):
         return reason
     if spec.get("monitor_every_epochs") == 0:
-        return "This run does not look at its probe: monitor_every_epochs is 0 in its spec."
+        return "This job has no monitor batch: its spec sets monitor_every_epochs to 0."
     if run.view.is_over:
-        return "This run has reported no groups: it ended before its first look, or its method makes no weak labels."
-    return "Groups appear after the first epoch."
+        return "This job reported no weak labels: it ended before the first report, or its method makes none."
+    return "Weak labels appear after the first epoch."

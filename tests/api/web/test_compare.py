@@ -77,7 +77,7 @@ def test_seeds_are_one_arm_with_mean_and_spread(visitor: Visitor, site: Site) ->
     fields = page.locator("#specs tbody th").all_text_contents()
     assert fields == ["method"]
     warnings = page.locator(".notice").all_text_contents()
-    assert [text.strip() for text in warnings] == ["One seed alone has no spread: theirs. Differences may be noise."]
+    assert [text.strip() for text in warnings] == ["Only one seed: theirs. Differences may be noise."]
 
 
 def test_different_budgets_and_protocols_are_told(visitor: Visitor, site: Site) -> None:
@@ -91,8 +91,10 @@ def test_different_budgets_and_protocols_are_told(visitor: Visitor, site: Site) 
 
     notices = page.locator(".notice")
     expect(notices.filter(has_text="Different budgets: epochs 10 / 20.")).to_be_visible()
-    expect(notices.filter(has_text="linear was never measured in the same way")).to_be_visible()
-    expect(notices.filter(has_text="Not ended yet: still running.")).to_be_visible()
+    expect(
+        notices.filter(has_text="no two configurations were measured with the same settings of linear")
+    ).to_be_visible()
+    expect(notices.filter(has_text="Not finished: still running.")).to_be_visible()
     row = page.locator("#specs tr", has_text="epochs").first
     assert row.locator("td").all_text_contents() == ["10", "20"]
     running.end()
@@ -192,7 +194,7 @@ def test_an_epoch_on_the_way_is_no_headline(visitor: Visitor, site: Site) -> Non
     page = visitor.window()
     page.goto("/leaderboard?dataset=digits&protocol=retrieval")
 
-    expect(page.get_by_text("No run was measured at its last epoch")).to_be_visible()
+    expect(page.get_by_text("No job was evaluated at its last epoch")).to_be_visible()
     page.goto(address([job_id]))
     expect(page.locator("#evaluations tbody")).to_contain_text("epoch 3")
 

@@ -62,9 +62,9 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
         assert np.abs(picture[picture.shape[0] // 2, 12].astype(int) - colour).max() < 12, place
         is_last_filled = np.abs(picture[picture.shape[0] // 2, -12].astype(int) - colour).max() < 12
         assert is_last_filled == (place == 0), place
-    expect(page.get_by_role("region", name="Table of the lists")).to_contain_text("official-1")
+    expect(page.get_by_role("region", name="Label lists")).to_contain_text("official-1")
     expect(page.locator("#holders")).to_contain_text("florist")
-    expect(page.locator("#runs")).to_contain_text("Nothing was run on it yet")
+    expect(page.locator("#runs")).to_contain_text("No jobs yet")
     expect(page.get_by_role("link", name="Leaderboard", exact=True)).to_have_count(1)  # that of the menu
 
 
@@ -124,16 +124,16 @@ def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, s
     expect(card.locator("progress")).to_have_attribute("value", "0.4000")
     expect(card).to_contain_text("epoch 4 / 10")
     expect(card).to_contain_text("2, 8.0 GiB each")
-    expect(page.locator(f"#worker-{idle.id}")).to_contain_text("Waits for a job")
+    expect(page.locator(f"#worker-{idle.id}")).to_contain_text("Waiting for a job")
     expect(page.locator(f"#worker-{ended.id}")).to_have_count(0)
     expect(page.locator("#gone table")).to_be_hidden()
     page.locator("#gone > summary").click()
     expect(page.locator("#gone tr", has_text="ended").filter(has_text=pool)).to_contain_text("stopped")
 
     card.get_by_text("Drain…").click()
-    card.get_by_role("button", name="Drain this worker").click()
+    card.get_by_role("button", name="Drain worker").click()
     expect(card.locator("header")).to_contain_text("draining")
-    expect(card).to_contain_text("to be saved and given back")
+    expect(card).to_contain_text("will be requeued")
     expect(card.get_by_text("Drain…")).to_have_count(0)
     with site.database.read() as session:
         assert session.get_one(Worker, busy.id).drain_requested_at is not None

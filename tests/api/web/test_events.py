@@ -20,7 +20,7 @@ def test_a_long_timeline_goes_on_on_pages_of_its_own(visitor: Visitor, site: Sit
     run.end()
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{run.job_id}")
-    expect(page.locator("#timeline")).to_contain_text("These are the newest 60 entries.")
+    expect(page.locator("#timeline")).to_contain_text("Showing the newest 60 entries.")
     expect(page.locator("#timeline li")).to_have_count(60)
     page.get_by_role("link", name="All 604 events").click()
     expect(page.locator(".events li")).to_have_count(500)

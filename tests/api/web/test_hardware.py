@@ -21,7 +21,7 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
     page = visitor.window(scripts=scripts)
     page.goto(f"/jobs/{run.job_id}")
     section = page.locator("#hardware")
-    expect(section).to_contain_text("Measurements come with the first log.")
+    expect(section).to_contain_text("Metrics appear with the first report.")
 
     for step in (1, 2):
         run.tell({"type": "metrics", "step": step, "values": {"train/loss": 3.0, **CPU}})
@@ -36,7 +36,7 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
         expect(section.locator("figure[data-metrics='train/images_per_second']")).to_contain_text("900")
         expect(section.get_by_role("heading", name="Process memory, MiB")).to_be_visible()
         expect(page.locator("#charts figure")).to_have_count(1)
-    expect(section).to_contain_text("It trains on the CPU: there is no GPU to measure.")
+    expect(section).to_contain_text("This job trains on the CPU, so there are no GPU metrics.")
     expect(section).not_to_contain_text("NVML")
     expect(section).not_to_contain_text("/proc")
     page.get_by_role("navigation", name="Sections").get_by_role("link", name="Hardware").click()
@@ -51,8 +51,8 @@ def test_a_gpu_without_its_library_says_what_is_missing(visitor: Visitor, site: 
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{run.job_id}")
     said = page.locator("#hardware-missing")
-    expect(said).to_contain_text("GPU utilisation was not available: it needs NVML's Python library (nvidia-ml-py)")
-    expect(said).to_contain_text("Of its 2 processes these are the first one's.")
+    expect(said).to_contain_text("GPU utilisation is not available: install nvidia-ml-py")
+    expect(said).to_contain_text("The metrics are of the first of 2 processes.")
 
     run.tell({"type": "metrics", "step": 2, "values": GPU | {"system/gpu_percent": 93.0}})
     run.end()
@@ -68,4 +68,4 @@ def test_a_run_without_measurements_says_so(visitor: Visitor, site: Site) -> Non
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")
 
-    expect(page.locator("#hardware")).to_contain_text("It reported no measurements.")
+    expect(page.locator("#hardware")).to_contain_text("No hardware metrics were reported.")

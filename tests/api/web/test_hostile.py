@@ -110,7 +110,7 @@ def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> 
         page.goto("/?" + parameter + "=%22%3E%3Cscript%3Epwned=1%3C/script%3E")
         assert page.locator(TRACES).count() == 0
     page.goto("/jobs/%3Cimg%20src=x%20onerror=pwned=1%3E")
-    expect(page.get_by_role("heading", name="There is nothing here")).to_be_visible()
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     assert page.locator(TRACES).count() == 0
     visitor.complaints.clear()  # the browser logs each answer that is an error
 

@@ -235,7 +235,7 @@ def test_the_log_follows_and_pauses(visitor: Visitor, site: Site) -> None:
     run.tell(output=["a later line"])
     expect(box).to_contain_text("a later line")
     assert not box.evaluate(is_at_end)
-    page.get_by_label("Show lines of").select_option("run")
+    page.get_by_label("Source").select_option("run")
     expect(box.locator(".line:visible")).to_have_count(1)
     run.end()
 
@@ -249,7 +249,7 @@ def test_a_failed_job_says_why_and_what_to_do(visitor: Visitor, site: Site) -> N
     page.goto(f"/jobs/{run.job_id}")
 
     failure = page.get_by_role("alert")
-    expect(failure).to_contain_text("The loss stopped being a finite number")
+    expect(failure).to_contain_text("The loss is not finite")
     expect(failure).to_contain_text("A lower learning rate")
     expect(failure).to_contain_text("the loss is nan after step 5")
     expect(page.locator("figure[data-metrics='train/loss']")).to_contain_text("not finite")
@@ -288,7 +288,7 @@ def test_reasons_of_waiting_are_said(visitor: Visitor, site: Site) -> None:
     page.goto(f"/jobs/{job_id}")
 
     expect(page.locator("#run-summary")).to_contain_text("every worker that fits is busy")
-    expect(page.locator("#run-summary")).to_contain_text("Place 1 in the queue of the pool default")
+    expect(page.locator("#run-summary")).to_contain_text("Position 1 in the queue of pool default")
     run.end()
     site.claim().end()
     expect(page.locator("#run-summary .status")).to_have_text("succeeded")

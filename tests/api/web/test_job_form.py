@@ -55,7 +55,7 @@ def test_a_plan_says_what_a_run_takes(visitor: Visitor, site: Site) -> None:
     page.goto("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
     plan = page.locator("#plan")
-    expect(plan).to_contain_text("unknown: no run like it has succeeded")
+    expect(plan).to_contain_text("unknown: no similar job has succeeded")
 
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url)
@@ -67,7 +67,7 @@ def test_a_plan_says_what_a_run_takes(visitor: Visitor, site: Site) -> None:
     page.goto("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
     expect(plan).to_contain_text("50 s at 1,572 images/s")  # 60 epochs of 10 steps
-    expect(plan.get_by_role("link", name="the newest run like it")).to_have_attribute("href", f"/jobs/{run.job_id}")
+    expect(plan.get_by_role("link", name="the newest similar job")).to_have_attribute("href", f"/jobs/{run.job_id}")
 
 
 def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -> None:
@@ -79,16 +79,16 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     field(page, "epochs").fill("7")
     expect(said(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
     expect(said(page, "epochs")).to_have_text("preset: 60")
-    expect(plan).to_contain_text("1 deviation from wcl-digits")
+    expect(plan).to_contain_text("1 field changed from wcl-digits")
     field(page, "epochs").fill("5")
     expect(said(page, "warmup_epochs")).to_contain_text("warmup_epochs is 6, but epochs is 5; use fewer than 5")
-    expect(plan).to_contain_text("2 fields to correct")
+    expect(plan).to_contain_text("2 errors to correct")
     field(page, "epochs").fill("many")
     expect(said(page, "epochs")).to_contain_text("expected an integer")
     field(page, "epochs").fill("60")
     field(page, "loss.temperature").fill("0.2")
     page.get_by_label("seeds").fill("3, 4")
-    page.get_by_label("name", exact=True).first.fill("two seeds")
+    page.get_by_label("Name", exact=True).first.fill("two seeds")
     page.get_by_label("max seconds").fill("3600")
     page.get_by_label("preemptible").select_option("true")
     expect(plan).to_contain_text("2, one a seed")
@@ -112,7 +112,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
 def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scripts=False)
     page.get_by_role("link", name="New job").click()
-    page.get_by_label("Start from the preset").select_option("simclr-digits")
+    page.get_by_label("Start from preset").select_option("simclr-digits")
     page.get_by_role("button", name="Load").click()
     expect(field(page, "method")).to_have_value("simclr")
 
@@ -124,7 +124,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     expect(page.get_by_label("tags")).to_have_value("by hand, trial")
     field(page, "batch_size").fill("128")
     page.get_by_role("button", name="Check").click()
-    expect(page.locator("#plan")).to_contain_text("Ready to be submitted")
+    expect(page.locator("#plan")).to_contain_text("Ready to submit")
     expect(page.locator("#plan")).to_contain_text("660, 11 an epoch")
     page.get_by_role("button", name="Submit").click()
     job = job_of(page, site)
@@ -155,7 +155,7 @@ def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) ->
     page.goto(f"/jobs/{source}")
 
     page.get_by_role("link", name="Clone…").click()
-    expect(page.locator("#plan")).to_contain_text("Ready to be submitted")
+    expect(page.locator("#plan")).to_contain_text("Ready to submit")
     assert yaml.safe_load(page.locator("#as-yaml").inner_text())["method"] == "simclr"
     field(page, "seed").fill("6")
     expect(said(page, "seed")).to_have_text("before: 5")

@@ -49,7 +49,7 @@ def test_deviations_from_the_preset_are_shown(visitor: Visitor, site: Site) -> N
     page = visitor.window()
     page.goto(f"/jobs/{job_id}")
 
-    expect(page.locator("#run-summary")).to_contain_text("preset digits-cpu, 3 deviations")
+    expect(page.locator("#run-summary")).to_contain_text("preset digits-cpu, 3 fields changed")
     row = page.locator(".deviations tr", has_text="weak_augmentation_epochs")
     assert row.locator("td").all_text_contents() == ["weak_augmentation_epochs", "6", "1"]
     page.goto(f"/jobs/{plain}")
@@ -72,7 +72,7 @@ def test_a_group_shows_its_seeds_and_their_mean(visitor: Visitor, site: Site) ->
     page.goto(f"/jobs/{ids[1]}")
 
     group = page.locator("#group")
-    expect(group.get_by_role("heading")).to_have_text("Group of 3 seeds")
+    expect(group.get_by_role("heading")).to_have_text("Seed group: 3 seeds")
     expect(group.locator("[aria-current]")).to_have_text("seed 1")
     row = group.locator("tbody tr")
     expect(row).to_contain_text("60.0%")
@@ -102,7 +102,7 @@ def test_evaluations_say_how_they_were_measured(visitor: Visitor, site: Site) ->
 
     cards = page.locator("#evaluations article")
     retrieval = cards.filter(has_text="retrieval")
-    retrieval.get_by_text("How it was measured").click()
+    retrieval.get_by_text("Details").click()
     expect(retrieval).to_contain_text("v2")
     expect(retrieval.get_by_title("e1" * 32)).to_be_visible()
     expect(retrieval).to_contain_text("test image 3, 1")
@@ -112,7 +112,7 @@ def test_evaluations_say_how_they_were_measured(visitor: Visitor, site: Site) ->
     tuning = cards.filter(has_text="semi-supervised")
     expect(tuning).to_contain_text("1% of the labels")
     expect(tuning).to_contain_text("85.0% ± 5.0%")
-    tuning.get_by_text("How it was measured").click()
+    tuning.get_by_text("Details").click()
     expect(tuning).to_contain_text("90.0% of 5b5b5b5b5b5b…")
 
 

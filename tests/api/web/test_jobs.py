@@ -67,7 +67,7 @@ def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
     expect(page.get_by_role("searchbox")).to_have_value("PAUSED")
     expect(page.locator("#list tbody tr")).to_have_count(1)
     page.get_by_role("searchbox").fill("matches nothing")
-    expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching jobs")).to_be_visible()
     page.get_by_role("link", name="Clear").click()
     expect(page.locator(f"#job-{other}")).to_be_visible()
 
@@ -147,9 +147,9 @@ def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
     first, second = site.submit("is next"), site.submit("comes after")
     page = visitor.window()
 
-    expect(page.locator(f"#job-{first} .state")).to_contain_text("place 1")
+    expect(page.locator(f"#job-{first} .state")).to_contain_text("position 1")
     place = page.locator(f"#job-{second} .state .below")
-    expect(place).to_have_text("place 2")
+    expect(place).to_have_text("position 2")
     expect(place).to_have_attribute("title", "1 job is ahead of it")
     running.end()
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, s
     for job_id in ids:
         page.locator(f"#pick-{job_id}").check()
     page.get_by_text("Cancel…").click()
-    page.get_by_role("button", name="Cancel the selected jobs").click()
+    page.get_by_role("button", name="Cancel selected jobs").click()
     expect(page.locator(f"#job-{ids[0]}")).to_have_attribute("data-status", "cancelled")
     assert [site.status(job_id) for job_id in (*ids, kept)] == ["cancelled", "cancelled", "succeeded", "queued"]
     site.claim().end()

@@ -63,7 +63,7 @@ def test_a_map_can_be_read_without_scripts(visitor: Visitor, mapped: str) -> Non
     assert "image=7" in page.url
     chosen = page.locator("#image")
     expect(chosen.get_by_role("heading", name="Image 7, class zero")).to_be_visible()
-    expect(chosen).to_contain_text("1 of 1 nearest are of its class")
+    expect(chosen).to_contain_text("1 of 1 neighbours have its class")
     expect(chosen.locator("li")).to_have_count(2)
     expect(drawn.locator(".links")).to_have_attribute("d", "M-0.9 -1.0L-1.0 -1.0M-0.9 -1.0L0.0 0.0")
     page.get_by_role("link", name="PCA").click()
@@ -108,9 +108,9 @@ def test_a_map_is_pointed_at_and_zoomed(visitor: Visitor, mapped: str) -> None:
     assert "image=35" in page.url
     page.go_back()
     expect(page.locator("#map-choices")).to_have_attribute("data-colour", "class")
-    page.get_by_role("button", name="Closer").click()
+    page.get_by_role("button", name="Zoom in").click()
     expect(stage).to_have_attribute("data-scale", "1.50")
-    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_role("button", name="Reset", exact=True).click()
     expect(stage).to_have_attribute("data-scale", "1.00")
     assert page.evaluate("typeof pwned") == "undefined"
 
@@ -170,7 +170,7 @@ def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
 
     page.wait_for_url(lambda url: trained.job_id not in url)
     page.get_by_role("navigation", name="Sections").get_by_role("link", name="Map").click()
-    expect(page.get_by_text("The map appears here when the job has made it.")).to_be_visible()
+    expect(page.get_by_text("The map appears here when the job has finished it.")).to_be_visible()
     expect(page.locator("meta[http-equiv=refresh]")).to_have_count(1)
     making = site.claim()
     assert making.job_id in page.url
@@ -181,4 +181,4 @@ def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
     answer = page.goto(f"/jobs/{trained.job_id}/map")
     assert answer
     assert answer.status == 200
-    expect(page.get_by_text("This job makes no map")).to_be_visible()
+    expect(page.get_by_text("This job has no map")).to_be_visible()

@@ -52,7 +52,7 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             assert (tmp_path / "backbone").stat().st_size > 0
             expect(page.locator("#hardware figure[data-metrics='system/cpu_percent']")).to_be_visible()
 
-            page.get_by_role("button", name=f"Make a map of step {last['step']}").click()
+            page.get_by_role("button", name=f"Create map of step {last['step']}").click()
             page.wait_for_url(lambda url: job["id"] not in url)
             expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
             page.get_by_role("navigation", name="Sections").get_by_role("link", name="Map").click()

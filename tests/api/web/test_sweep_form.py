@@ -53,7 +53,7 @@ def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor,
     cell(page, 0, "values").fill("0.1, 0.2, 0.4")
     expect(said(page, "name")).to_contain_text("at least 1 character")
     page.locator("#name").fill("by hand")
-    expect(plan).to_contain_text("Ready to begin")
+    expect(plan).to_contain_text("Ready to start")
     expect(plan).to_contain_text("180")  # epochs in all
     expect(said(page, "row.0")).to_contain_text("unsearched 0.4; number")
     expect(page.locator("#trials")).to_be_hidden()
@@ -81,7 +81,7 @@ def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor,
     expect(said(page, "metric.settings")).to_contain_text("one value of labels_per_class")
     page.locator("[id='metric.settings']").fill('{"labels_per_class": [5]}')
     page.locator("#seeds").fill("1, 2")
-    expect(plan).to_contain_text("26, each measured, under 2 seeds")
+    expect(plan).to_contain_text("26, with 2 seeds per trial")
     expect(plan.locator(".first tbody tr")).to_have_count(6)
     expect(plan).to_contain_text("and 3 more")
     sent = json.loads(plan.locator("#as-json").inner_text())
@@ -90,7 +90,7 @@ def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor,
         RATE: {"min": 0.03, "max": 0.3, "log": True},
     }
 
-    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start sweep").click()
     sweep = made(page, site)
     assert (sweep.name, sweep.search, sweep.seeds, sweep.preset) == ("by hand", "halving", [1, 2], "digits-cpu")
     assert (sweep.metric["protocol"], sweep.metric["settings"]) == ("few_labels", {"labels_per_class": [5]})
@@ -117,11 +117,11 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     expect(cell(page, 2, "field")).to_have_value("")
     expect(cell(page, 1, "max")).to_have_value("0.5")
     expect(page.locator(".said.wrong")).to_have_count(0)
-    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start sweep").click()
     expect(said(page, "row.1")).to_contain_text("a range needs `trials`")
     page.get_by_role("radio", name="Random").check()
     page.locator("#trials").fill("4")
-    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start sweep").click()
     expect(said(page, "row.0")).to_contain_text("5000 is more than")
     expect(page.locator("#trials")).to_have_value("4")
     cell(page, 0, "values").fill("64, 128")
@@ -129,7 +129,7 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     page.get_by_role("button", name="Check").click()
     expect(page.locator("#plan")).to_contain_text("selected on the test split")
     expect(page.locator("#plan")).to_contain_text("48")  # epochs in all
-    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start sweep").click()
 
     sweep = made(page, site)
     assert (sweep.name, sweep.search, sweep.preset, sweep.options["tags"]) == ("the source", "random", None, ["kept"])

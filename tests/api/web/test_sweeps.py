@@ -62,8 +62,10 @@ def test_a_sweep_is_read_without_scripts(visitor: Visitor, site: Site, ended: st
 
     expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
     expect(page.locator("#sweep-summary .status")).to_have_text("succeeded")
-    expect(page.locator("#selection")).to_contain_text("Selected on 20% of each class's train images, held out")
-    expect(page.locator("#sweep-best")).to_contain_text("They start anew")
+    expect(page.locator("#selection")).to_contain_text(
+        "Selected on 20% of each class's train images, which are held out"
+    )
+    expect(page.locator("#sweep-best")).to_contain_text("trains from scratch")
     expect(page.locator(".rungs li")).to_have_count(3)
     expect(page.locator(".trials tbody tr")).to_have_count(9)
     best = sweeping.sweep(site.database, ended).best_trial
@@ -81,7 +83,7 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
     expect(states.locator("[aria-current]")).to_have_text("succeeded")
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
     states.get_by_role("link", name="failed").click()
-    expect(page.locator("#sweeps")).to_contain_text("None has the status failed.")
+    expect(page.locator("#sweeps")).to_contain_text("No sweep is failed.")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
 
@@ -99,7 +101,7 @@ def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> Non
 
     page.get_by_label("Rungs").get_by_role("link", name="6 epochs").click()
     expect(page.locator("path.trial")).to_have_count(3)
-    compared = page.get_by_role("link", name="Compare the first").get_attribute("href") or ""
+    compared = page.get_by_role("link", name="Compare the top trials").get_attribute("href") or ""
     assert compared.count("job=") == 8
     best = page.locator("#sweep-best a").first.inner_text().removeprefix("trial ")
     rungs = page.get_by_label(f"Compare trial {best}", exact=True).get_attribute("href") or ""
@@ -196,7 +198,7 @@ def test_cancel_works_without_scripts_and_a_reader_has_no_button(visitor: Visito
     reader = visitor.window(scopes=("read",))
     reader.goto(f"/sweeps/{sweep_id}")
     expect(reader.get_by_text("Cancel…")).to_have_count(0)
-    expect(reader.locator("#selection")).to_contain_text("Selected on the test split")
+    expect(reader.locator("#selection")).to_contain_text("The best trial was selected on the test split")
 
     page = visitor.window(scripts=False)
     page.goto(f"/sweeps/{sweep_id}")

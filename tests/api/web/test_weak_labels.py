@@ -105,8 +105,8 @@ def test_companions_of_an_image_over_the_epochs(visitor: Visitor, grouped: Playe
 
     rows = page.locator(".strip > li")
     assert [row.locator("a.thumb").count() for row in rows.all()] == [4, 2]
-    expect(rows.nth(0)).to_contain_text("4 companions, 2 of its class")
-    expect(rows.nth(1)).to_contain_text("2 companions, 2 of its class")
+    expect(rows.nth(0)).to_contain_text("4 images, 2 of its class")
+    expect(rows.nth(1)).to_contain_text("2 images, 2 of its class")
     assert rows.nth(0).locator(".kept").count() == 0
     kept = [thumb.get_attribute("title") for thumb in rows.nth(1).locator(".kept").all()]
     assert kept == named(1, 2)
@@ -132,7 +132,7 @@ def test_new_epochs_appear_by_themselves(visitor: Visitor, site: Site) -> None:
     run = site.running("live groups")
     page = visitor.window()
     page.goto(address(run))
-    expect(page.locator("#groups")).to_contain_text("Groups appear after the first epoch.")
+    expect(page.locator("#groups")).to_contain_text("Weak labels appear after the first epoch.")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
     run.start()
@@ -157,7 +157,7 @@ def test_what_is_not_there_is_said(visitor: Visitor, site: Site) -> None:
     unlabelled.groups(1, MIXED)
     unlabelled.end()
     page.goto(address(unlabelled, "?order=worst"))
-    expect(page.locator("#groups")).to_contain_text("No true class of these images is known")
+    expect(page.locator("#groups")).to_contain_text("These images have no labels")
     assert "precision" not in page.locator("#epochs").inner_text() + page.locator(".groups").inner_text()
     assert [len(group) for group in groups(page)] == [5, 2]
 
@@ -166,7 +166,7 @@ def test_what_is_not_there_is_said(visitor: Visitor, site: Site) -> None:
     bare.groups(1, MIXED)
     bare.end()
     page.goto(address(bare))
-    expect(page.locator("#groups")).to_contain_text("shown by number")
+    expect(page.locator("#groups")).to_contain_text("pictures of these images are not stored")
     assert [len(group) for group in groups(page)] == [5, 2]
 
     simclr = site.submit("simclr", method="simclr")

@@ -24,7 +24,7 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
       renewKey(form);
       if (answer.ok) closePopovers();
     } catch {
-      say("The server does not answer; nothing was asked.");
+      say("The server does not respond. Nothing was changed.");
     } finally {
       button.disabled = false;
       done();

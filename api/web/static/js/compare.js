@@ -136,7 +136,7 @@ async function start() {
   const state = document.getElementById("charts-state");
   state.hidden = charts.size > 0;
   document.getElementById("chart-tools").hidden = !state.hidden;
-  state.textContent = "No metric was reported yet.";
+  state.textContent = "No metrics yet.";
   document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));
   if (view.isZoomed) await part();
 }
@@ -153,5 +153,5 @@ function viewed(before) {
 
 start().catch((error) => {
   console.debug(error);
-  document.getElementById("charts-state").textContent = "The curves could not be loaded. Reload the page to try again.";
+  document.getElementById("charts-state").textContent = "The curves could not be loaded. Reload the page.";
 });

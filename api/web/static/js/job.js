@@ -103,7 +103,7 @@ function draw() {
     const state = document.getElementById("charts-state");
     state.hidden = groups.some((group) => !group.isHardware);
     for (const id of ["charts-hint", "chart-tools"]) document.getElementById(id).hidden = !state.hidden;
-    state.textContent = OVER.has(run.dataset.status) ? "No metric was reported." : "Curves appear with the first report.";
+    state.textContent = OVER.has(run.dataset.status) ? "No metrics were reported." : "Curves appear with the first report.";
     drawAll(groups.filter((group) => !group.isHardware), place);
     drawAll(groups.filter((group) => group.isHardware), document.getElementById("hardware-charts"));
   });

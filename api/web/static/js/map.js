@@ -275,5 +275,5 @@ try {
   draw();
 } catch (error) {
   console.debug(error); // the picture that the server has drawn stays
-  say("The map cannot be zoomed now: its points were not loaded.");
+  say("The points could not be loaded: the map cannot be zoomed.");
 }

@@ -92,7 +92,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(text);
     say("Copied");
   } catch {
-    say("The browser did not allow copying");
+    say("The browser blocked copying");
   }
 });
 

@@ -120,7 +120,7 @@ function show() {
   }
   drawBrushes();
   const readout = document.getElementById("readout");
-  if (brushes.size) readout.textContent = `${kept.size} of ${lines().length} trials; Escape shows all again`;
+  if (brushes.size) readout.textContent = `${kept.size} of ${lines().length} trials; press Escape to show all`;
   else readout.textContent = readout.dataset.hint;
 }
 
