@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
-from api.web.configurations import Arm, Measure, arms, measured
+from api.web.configurations import Configuration, Measure, configurations_of, measured
 from api.web.picture import drawings
 from api.web.render import page, picture
 from jobs import curves, queries, seed_groups
@@ -26,7 +26,7 @@ from wcl_core.config.overlay import leaves
 
 router = APIRouter(include_in_schema=False)
 
-MAX_ARMS, MAX_JOBS, CHOICES = 8, 40, 40
+MAX_CONFIGURATIONS, MAX_JOBS, CHOICES = 8, 40, 40
 _PICTURE_POINTS = 1000
 _Ids = Annotated[list[str], Query(max_length=MAX_JOBS)]
 _BUDGET = {
@@ -42,7 +42,7 @@ _BUDGET = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A field of the spec, with its value in each arm."""
+    """A field of the spec with its value in each configuration."""
 
     field: str
     values: list[Any]
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """A measure with each arm's result; None where it was not measured."""
+    """A measure with the result of each configuration; None where it was not measured."""
 
     measure: Measure
     dataset: str
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    arms: list[Arm]
+    configurations: list[Configuration]
     differences: list[Difference]
     rows: list[Row]
     warnings: list[str]
@@ -69,26 +69,26 @@ class Comparison:
 
     @property
     def jobs(self) -> list[Job]:
-        return [job for arm in self.arms for job in arm.jobs]
+        return [job for each in self.configurations for job in each.jobs]
 
 
 def comparison(session: Session, job_ids: Sequence[str], group_ids: Sequence[str]) -> Comparison:
-    """The jobs named, and those of the groups named.
+    """Compare jobs and the jobs of seed groups.
 
     Raises:
-        NotFound: a job or a group is not there.
-        Invalid: too many for one page.
+        NotFound: there is no such job or group.
+        Invalid: these are too many jobs for one page.
     """
-    found = {job.id: job for job in _jobs(session, job_ids)}
-    found |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
-    chosen = arms(list(found.values()))
-    if len(chosen) > MAX_ARMS or len(found) > MAX_JOBS:
-        detail = f"expected at most {MAX_ARMS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
-        raise Invalid([FieldError("job", f"{detail}{len(found)}")])
+    jobs = {job.id: job for job in _jobs(session, job_ids)}
+    jobs |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
+    chosen = configurations_of(list(jobs.values()))
+    if len(chosen) > MAX_CONFIGURATIONS or len(jobs) > MAX_JOBS:
+        detail = f"expected at most {MAX_CONFIGURATIONS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
+        raise Invalid([FieldError("job", f"{detail}{len(jobs)}")])
     rows = _rows(session, chosen)
-    metrics = sorted({name for job in found.values() for name in job.latest_metrics or {}})
+    metrics = sorted({name for job in jobs.values() for name in job.latest_metrics or {}})
     return Comparison(
-        arms=chosen,
+        configurations=chosen,
         differences=list(_differences(chosen)),
         rows=rows,
         warnings=[*_warnings(chosen, rows)],
@@ -112,8 +112,8 @@ def _jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
 # --- specs -----------------------------------------------------------------------------------------------------------
 
 
-def _differences(chosen: Sequence[Arm]) -> Iterator[Difference]:
-    tables = [dict(leaves(arm.spec)) for arm in chosen]
+def _differences(chosen: Sequence[Configuration]) -> Iterator[Difference]:
+    tables = [dict(leaves(each.spec)) for each in chosen]
     for field in dict.fromkeys(name for table in tables for name in table):
         values = [table.get(field) for table in tables]
         if any(value != values[0] for value in values):
@@ -123,10 +123,10 @@ def _differences(chosen: Sequence[Arm]) -> Iterator[Difference]:
 # --- evaluations -----------------------------------------------------------------------------------------------------
 
 
-def _rows(session: Session, chosen: Sequence[Arm]) -> list[Row]:
+def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
     table: dict[Measure, list[Result | None]] = {}
-    for arm, measure, result in measured(session, chosen):
-        table.setdefault(measure, [None] * len(chosen))[arm.number - 1] = result
+    for configuration, measure, result in measured(session, chosen):
+        table.setdefault(measure, [None] * len(chosen))[configuration.number - 1] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [Row(m, names.get(m.dataset_digest, f"{m.dataset_digest[:12]}…"), results) for m, results in table.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.measure.rule != "last epoch", row.measure.title))
@@ -135,22 +135,22 @@ def _rows(session: Session, chosen: Sequence[Arm]) -> list[Row]:
 # --- fairness --------------------------------------------------------------------------------------------------------
 
 
-def _warnings(chosen: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
+def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
     if len(chosen) < 2:
         return
     yield from _budgets(chosen)
     yield from _protocols(rows)
     if any(row.measure.rule == "last epoch" for row in rows):
-        alone = [arm.name for arm in chosen if len(arm.seeds) == 1]
+        alone = [each.name for each in chosen if len(each.seeds) == 1]
         if alone:
             yield f"Only one seed: {', '.join(alone)}. Differences may be noise."
-    unfinished = [job.name for arm in chosen for job in arm.jobs if job.status not in TERMINAL]
+    unfinished = [job.name for each in chosen for job in each.jobs if job.status not in TERMINAL]
     if unfinished:
         yield f"Not finished: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
 
 
-def _budgets(chosen: Sequence[Arm]) -> Iterator[str]:
-    tables = [dict(leaves(arm.spec)) for arm in chosen]
+def _budgets(chosen: Sequence[Configuration]) -> Iterator[str]:
+    tables = [dict(leaves(each.spec)) for each in chosen]
     differing = []
     for field, name in _BUDGET.items():
         values = [str(table.get(field, "–")) for table in tables]
@@ -158,14 +158,14 @@ def _budgets(chosen: Sequence[Arm]) -> Iterator[str]:
             differing.append(f"{name} {' / '.join(values)}")
     if differing:
         yield f"Different budgets: {'; '.join(differing)}."
-    digests = {arm.jobs[0].dataset_digest for arm in chosen}
-    names = {arm.jobs[0].dataset_name for arm in chosen}
+    digests = {each.jobs[0].dataset_digest for each in chosen}
+    names = {each.jobs[0].dataset_name for each in chosen}
     if len(digests) > len(names):
         yield "The dataset changed between these jobs: one name, different digests."
 
 
 def _protocols(rows: Sequence[Row]) -> Iterator[str]:
-    """A protocol that several arms were measured under, but never in the same way."""
+    """Warn of protocols whose settings differ between configurations."""
     for name in dict.fromkeys(row.measure.protocol for row in rows):
         own = [row for row in rows if row.measure.protocol == name]
         whole = [row for row in own if all(row.results)]
@@ -203,11 +203,11 @@ def curve_picture(
 ) -> Response:
     """Return one metric of several jobs as a picture, for browsers without scripts."""
     with database.read() as session:
-        chosen = arms(_jobs(session, job))
+        chosen = configurations_of(_jobs(session, job))
         points = max(1, _PICTURE_POINTS // max(1, len(job)))
         lines = [
-            (curves.metrics(session, each.id, [name], points).get(name, []), arm.number)
-            for arm in chosen[:MAX_ARMS]
-            for each in arm.jobs
+            (curves.metrics(session, job.id, [name], points).get(name, []), each.number)
+            for each in chosen[:MAX_CONFIGURATIONS]
+            for job in each.jobs
         ]
     return picture("curve.svg", **drawings(lines, name))

@@ -1,4 +1,4 @@
-"""Arms of a comparison: jobs whose specs agree in everything but the seed, however they were submitted."""
+"""Configurations: jobs whose specs differ only in the seed, whether or not they were submitted as a seed group."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _NOT_TRAINING = ("seed", "evaluations")
 
 
 @dataclass(frozen=True)
-class Arm:
-    """`jobs` are by seed, the newest last; `number` counts from 1 and chooses the colour."""
+class Configuration:
+    """A configuration; `jobs` are ordered by seed, then by age, and `number` counts from 1 and selects the colour."""
 
     number: int
     jobs: list[Job]
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What its jobs have in common."""
+        """The fields that all its jobs share."""
         return _common(self.jobs[0])
 
     @property
@@ -41,14 +41,14 @@ class Arm:
         return sorted({int(job.spec["seed"]) for job in self.jobs})
 
 
-def arms(jobs: Sequence[Job]) -> list[Arm]:
-    """In the order of their first jobs."""
-    found: dict[str, list[Job]] = {}
+def configurations_of(jobs: Sequence[Job]) -> list[Configuration]:
+    """Group jobs into configurations, in the order of their first jobs."""
+    by_spec: dict[str, list[Job]] = {}
     for job in jobs:
         common = json.dumps([job.kind, job.dataset_digest, _common(job)], sort_keys=True)
-        found.setdefault(common, []).append(job)
-    ordered = [sorted(members, key=lambda job: (job.spec["seed"], job.id)) for members in found.values()]
-    return [Arm(number, members) for number, members in enumerate(ordered, start=1)]
+        by_spec.setdefault(common, []).append(job)
+    ordered = [sorted(members, key=lambda job: (job.spec["seed"], job.id)) for members in by_spec.values()]
+    return [Configuration(number, members) for number, members in enumerate(ordered, start=1)]
 
 
 def _common(job: Job) -> dict[str, Any]:
@@ -57,9 +57,9 @@ def _common(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured and how; numbers stand beside each other only where this agrees.
+    """What was measured and how; only numbers of the same measure are compared.
 
-    `rule` says which checkpoint of a run it was measured on: the last epoch, another one, or one that was selected.
+    `rule` says which checkpoint of a job was measured: the last epoch, another epoch, or a selected one.
     """
 
     protocol: str
@@ -76,23 +76,25 @@ class Measure:
 
     @property
     def setting(self) -> str:
-        """Its parameters in words."""
+        """The parameters in words."""
         return settings(json.loads(self.params))
 
 
-def measured(session: Session, arms: Sequence[Arm]) -> Iterator[tuple[Arm, Measure, Result]]:
-    """Yield every number that was measured on the jobs of each arm, over their seeds."""
-    results = seed_groups.results_of(session, [sorted(arm.jobs, key=lambda job: job.id) for arm in arms])
-    for arm, of_arm in zip(arms, results, strict=True):
-        for result in of_arm:
-            yield arm, _measure(arm, result), result
+def measured(
+    session: Session, configurations: Sequence[Configuration]
+) -> Iterator[tuple[Configuration, Measure, Result]]:
+    """Yield every number that was measured on the jobs of each configuration, over their seeds."""
+    results = seed_groups.results_of(session, [sorted(each.jobs, key=lambda job: job.id) for each in configurations])
+    for configuration, of_one in zip(configurations, results, strict=True):
+        for result in of_one:
+            yield configuration, _measure(configuration, result), result
 
 
-def _measure(arm: Arm, result: Result) -> Measure:
+def _measure(configuration: Configuration, result: Result) -> Measure:
     if result.selection or result.epoch is None:
         rule = result.selection or ""
     else:
-        rule = "last epoch" if result.epoch == arm.spec.get("epochs") else f"epoch {result.epoch}"
+        rule = "last epoch" if result.epoch == configuration.spec.get("epochs") else f"epoch {result.epoch}"
     return Measure(
         result.protocol,
         result.protocol_version,

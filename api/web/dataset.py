@@ -25,7 +25,7 @@ NEWEST_JOBS = 12
 
 @dataclass(frozen=True)
 class DatasetPage:
-    """One dataset, the newest jobs on any version of it, and whether something was measured on this one."""
+    """A dataset, the newest jobs on any of its versions, and whether this version has evaluations."""
 
     view: DatasetView
     runs: list[JobView]
@@ -34,10 +34,10 @@ class DatasetPage:
 
 
 def dataset_page(session: Session, name: str) -> DatasetPage:
-    """One dataset.
+    """Return a dataset for its page.
 
     Raises:
-        NotFound: nobody has announced one of this name.
+        NotFound: no dataset of this name is registered.
     """
     row = queries.get_dataset(session, name)
     workers = queries.workers(session, alive_only=True)

@@ -24,11 +24,11 @@ _SPLITS = ("train", "test", "unlabelled")
 
 @dataclass(frozen=True)
 class ClassView:
-    """A class with its number of images by split, None where nobody told.
+    """A class with its number of images by split; None if the worker did not count them.
 
     Attributes:
-        row: of the sheet of samples, None when the sheet ends before it.
-        cells: how many images that row has.
+        row: of the sheet of samples; None if the sheet has no row for the class.
+        cells: number of images in that row.
     """
 
     name: str
@@ -42,8 +42,8 @@ class DatasetView:
     """A dataset with its sheet of samples and the running workers that have it.
 
     Attributes:
-        holders: workers with this very version.
-        others: workers with another one, which none of its new jobs fits.
+        holders: workers with the registered version.
+        others: workers with another version, which cannot run new jobs on it.
     """
 
     row: Dataset
@@ -53,27 +53,27 @@ class DatasetView:
 
     @property
     def splits(self) -> list[tuple[str, int]]:
-        """Images by split, train first."""
+        """Number of images by split, train first."""
         rank = {name: place for place, name in enumerate(_SPLITS)}
         return sorted(self.row.counts.items(), key=lambda entry: (rank.get(entry[0], len(rank)), entry[0]))
 
     @property
     def classes(self) -> list[ClassView]:
-        """In label order."""
+        """Classes in the order of their labels."""
         return [self._class(label, name) for label, name in enumerate(self.row.classes)]
 
     def _class(self, label: int, name: str) -> ClassView:
-        told = self.row.class_counts or {}
-        counts = {split: told[split][label] for split in _SPLITS if label < len(told.get(split, ()))}
+        by_split = self.row.class_counts or {}
+        counts = {split: by_split[split][label] for split in _SPLITS if label < len(by_split.get(split, ()))}
         is_shown = self.sheet is not None and label < self.sheet.rows
         cells = min(self.sheet.columns, counts.get("train", 0)) if self.sheet and is_shown else 0
         return ClassView(name, counts or None, label if cells else None, cells)
 
     @property
     def is_even(self) -> bool:
-        """Whether every class has as many images as any other one."""
-        told = (self.row.class_counts or {}).values()
-        return bool(told) and all(len(set(counts)) == 1 for counts in told)
+        """Whether all classes have the same number of images."""
+        by_split = (self.row.class_counts or {}).values()
+        return bool(by_split) and all(len(set(counts)) == 1 for counts in by_split)
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class DatasetList:
 
 
 def dataset_list(session: Session) -> DatasetList:
-    """All datasets, by name."""
+    """Return all datasets, by name."""
     sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
     views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
     return DatasetList(views, database_time(session))
 
 
 def dataset_view(row: Dataset, sheet: SheetLayout | None, workers: Sequence[Worker]) -> DatasetView:
-    """Return a dataset with the workers that have it, of those that are alive."""
+    """Return a dataset with those of the live workers that have it."""
     having = [worker for worker in workers if row.name in worker.datasets]
     holders = [worker for worker in having if worker.datasets[row.name] == row.digest]
     return DatasetView(row, sheet, holders, [worker for worker in having if worker not in holders])

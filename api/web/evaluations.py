@@ -1,4 +1,4 @@
-"""Evaluations as cards: what was measured on one set of features under one protocol stands together."""
+"""Evaluations as cards: one card per set of features and protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True)
 class Source:
-    """Whose features were measured: a checkpoint's."""
+    """The checkpoint whose features were measured."""
 
     job_id: str
     job_name: str
@@ -29,7 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One number; `setting` says what tells it from the others of its card."""
+    """One number; `setting` names the parameters that differ within the card."""
 
     entry: Evaluation
     setting: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Card:
-    """All numbers of one protocol, version and seed on one set of features; `source` is None without a checkpoint."""
+    """The numbers of one protocol, version and seed on one set of features; `source` is None without a checkpoint."""
 
     rows: list[Row]
     source: Source | None
@@ -50,7 +50,7 @@ class Card:
 
 
 def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
-    """The newest evaluations as cards, those of the latest checkpoint first."""
+    """Return the newest evaluations as cards, those of the latest checkpoint first."""
     shown = evaluations[-MAX_SHOWN:]
     sources = _sources(session, shown)
     datasets = _datasets(session, shown)
@@ -69,19 +69,19 @@ def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
 
 def _rows(entries: list[Evaluation], datasets: dict[str, Dataset]) -> list[Row]:
     varying = _varying([entry.params for entry in entries])
-    found = []
+    rows = []
     for entry in entries:
         dataset = datasets.get(entry.dataset_digest)
         setting = settings({name: value for name, value in entry.params.items() if name in varying})
         name = dataset.name if dataset else f"{entry.dataset_digest[:12]}… (not registered)"
-        found.append(Row(entry, setting, name, dataset.classes if dataset else []))
-    return found
+        rows.append(Row(entry, setting, name, dataset.classes if dataset else []))
+    return rows
 
 
 def _varying(params: Sequence[dict[str, Any]]) -> set[str]:
-    """Names of the parameters that tell the entries apart, and those that say the most about any."""
+    """Return the names of the parameters that differ between entries, and of those that are always shown."""
     names = {name for each in params for name in each}
-    return {name for name in names if name in _TELLING or any(each.get(name) != params[0].get(name) for each in params)}
+    return {name for name in names if name in _ALWAYS or any(each.get(name) != params[0].get(name) for each in params)}
 
 
 def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Source]:
@@ -95,10 +95,10 @@ def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, S
 
 
 def _datasets(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Dataset]:
-    """By digest: of the data that was measured on, as far as it is still registered."""
+    """Return the measured datasets that are still registered, by digest."""
     digests = {entry.dataset_digest for entry in evaluations}
-    found = session.execute(select(Dataset).where(Dataset.digest.in_(digests))).scalars() if digests else ()
-    return {dataset.digest: dataset for dataset in found}
+    rows = session.execute(select(Dataset).where(Dataset.digest.in_(digests))).scalars() if digests else ()
+    return {dataset.digest: dataset for dataset in rows}
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def _labels(value: Any) -> str:
     return f"{value} label{'' if value == 1 else 's'} per class"
 
 
-_TELLING = ("labels_per_class", "share", "k", "held_out_share")
+_ALWAYS = ("labels_per_class", "share", "k", "held_out_share")
 _PHRASES: dict[str, Callable[[Any], str]] = {
     "labels_per_class": _labels,
     "share": lambda value: f"{number(100 * value)}% of the labels",
@@ -121,21 +121,21 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
 
 
 def settings(params: Mapping[str, Any]) -> str:
-    """Parameters in words."""
-    known = [name for name in _PHRASES if name in params]
-    others = sorted(set(params) - set(known))
-    return ", ".join([*(_PHRASES[n](params[n]) for n in known), *(f"{words(n)} {value(params[n])}" for n in others)])
+    """Format parameters as words."""
+    phrases = [name for name in _PHRASES if name in params]
+    others = sorted(set(params) - set(phrases))
+    return ", ".join([*(_PHRASES[n](params[n]) for n in phrases), *(f"{words(n)} {value(params[n])}" for n in others)])
 
 
-def value(found: Any) -> str:
-    """A parameter's value."""
-    if isinstance(found, bool) or found is None:
-        return {True: "yes", False: "no", None: "none"}[found]
-    return number(found) if isinstance(found, int | float) else str(found)
+def value(setting: Any) -> str:
+    """Format the value of a parameter."""
+    if isinstance(setting, bool) or setting is None:
+        return {True: "yes", False: "no", None: "none"}[setting]
+    return number(setting) if isinstance(setting, int | float) else str(setting)
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """What a label stands for."""
+    """Return the name of a class, or its label if it has none."""
     return classes[label] if 0 <= label < len(classes) else str(label)
 
 

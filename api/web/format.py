@@ -1,4 +1,4 @@
-"""How values read on the page: numbers, sizes, spans of time, and the words for states and reasons."""
+"""Formatting for the pages: numbers, sizes, durations, and words for states and failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = "–"
 
 
 def number(value: Any) -> str:
-    """Four significant digits; whole numbers with separators; very small and large ones with an exponent."""
+    """Format a number with four significant digits, thousands separators, and an exponent for extreme values."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return NOTHING
     if value == int(value) and abs(value) < 1e15:
@@ -27,32 +27,32 @@ def number(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share of one with one decimal."""
+    """Format a share of one as a percentage with one decimal."""
     return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
 def share(value: float) -> str:
-    """How much is done: one decimal, but none at the end."""
+    """Format progress as a percentage with one decimal, and 100% without decimals."""
     return "100%" if value == 1 else f"{value:.1%}"
 
 
 def measured(value: Any) -> str:
-    """A metric that was reported: one that is missing was not a finite number."""
+    """Format a reported metric; None stands for a value that was not finite."""
     return "not finite" if value is None else number(value)
 
 
 def metric(value: Any, name: str = "") -> str:
-    """A metric's value; shares of one read as percent."""
+    """Format the value of a metric, shares of one as percentages."""
     return percent(value) if is_share(name) else number(value)
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric of this name lies between zero and one."""
+    """Return whether the metric of this name lies between zero and one."""
     return name.endswith(("_top1", "top1", "pair_precision", "pair_precision_chance", "view_agreement"))
 
 
 def duration(seconds: Any) -> str:
-    """The two largest units: 45 s, 3 min 20 s, 2 h 03 min, 4 d 1 h."""
+    """Format a duration in its two largest units: 45 s, 3 min 20 s, 2 h 03 min, 4 d 1 h."""
     if not isinstance(seconds, int | float) or seconds < 0 or not math.isfinite(seconds):
         return NOTHING
     whole = round(seconds)
@@ -67,14 +67,14 @@ def duration(seconds: Any) -> str:
 
 
 def brief(seconds: Any) -> str:
-    """A span for lists: seconds only below ten minutes."""
+    """Format a duration for lists, without seconds from ten minutes on."""
     if isinstance(seconds, int | float) and 600 <= seconds < 3_600:
         return f"{round(seconds / 60)} min"
     return duration(seconds)
 
 
 def age(at: int, now: int) -> str:
-    """How long a time lies back, in its largest unit."""
+    """Format the time since `at` in its largest unit."""
     seconds = max(0, (now - at) // 1000)
     if seconds < 5:
         return "now"
@@ -85,18 +85,18 @@ def age(at: int, now: int) -> str:
 
 
 def ago(at: int, now: int) -> str:
-    """An age in a sentence."""
+    """Format the time since `at` for a sentence: 3 h ago."""
     text = age(at, now)
     return text if text == "now" else f"{text} ago"
 
 
 def exact(at: int | None) -> str:
-    """Date and time in UTC, to the second."""
+    """Format a date and time in UTC, to the second."""
     return NOTHING if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def iso(at: int | None) -> str:
-    """For `datetime` attributes."""
+    """Format a time for `datetime` attributes."""
     return "" if at is None else datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
@@ -109,7 +109,7 @@ def file_size(num_bytes: float) -> str:
 
 
 class Explanation(NamedTuple):
-    """What went wrong, and what a person can do about it."""
+    """The title of a failure, and advice for the user."""
 
     title: str
     advice: str
@@ -157,26 +157,26 @@ _EXPLANATIONS = {
 
 
 def explanation(reason: str | None) -> Explanation:
-    """Kind words for a failure; a reason that is not known speaks for itself."""
-    known = _EXPLANATIONS.get(reason or "")
-    return known or Explanation(f"Failed: {words(reason or 'unknown reason')}", "See the log.")
+    """Return title and advice for a failure reason."""
+    explanation = _EXPLANATIONS.get(reason or "")
+    return explanation or Explanation(f"Failed: {words(reason or 'unknown reason')}", "See the log.")
 
 
 _REASONS = {"user": "on request"}
 
 
 def reason(name: str) -> str:
-    """Why a job is in its state, in words."""
+    """Return the words for a status reason."""
     return _REASONS.get(name, words(name))
 
 
 def words(name: Any) -> str:
-    """An identifier as words."""
+    """Return an identifier with spaces in place of underscores."""
     return str(name).replace("_", " ")
 
 
 def method(spec: dict[str, Any]) -> str:
-    """What a job does, in two or three words: the method, or the features that are measured."""
+    """Return the method of a training spec, or the kind of features of an evaluation spec, in words."""
     if name := spec.get("method"):
         return method_title(str(name))
     kind = str(spec.get("features", {}).get("kind", ""))
@@ -186,17 +186,17 @@ def method(spec: dict[str, Any]) -> str:
 
 
 def whole(value: Any) -> str:
-    """A number without decimals."""
+    """Format a number without decimals."""
     return f"{value:,.0f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
 def epochs(count: int) -> str:
-    """So many epochs, in words."""
+    """Format a number of epochs: 1 epoch, 20 epochs."""
     return "1 epoch" if count == 1 else f"{count:,} epochs"
 
 
 def clock(at: int) -> str:
-    """The time of day in UTC."""
+    """Format the time of day in UTC."""
     return f"{datetime.fromtimestamp(at / 1000, UTC):%H:%M:%S}"
 
 
@@ -209,7 +209,7 @@ def compact_json(value: Any) -> str:
 
 
 def steps_per_epoch(job: Job) -> str:
-    """As its latest report says; nothing before the first one."""
+    """Return the steps per epoch from the latest report; empty before the first one."""
     progress = job.progress or {}
     steps, count = progress.get("total_steps"), progress.get("total_epochs")
     return str(steps / count) if steps and count else ""

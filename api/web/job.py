@@ -37,7 +37,7 @@ LOG_LINES = 400
 
 @dataclass(frozen=True)
 class Group:
-    """The jobs that differ in their seed alone, and what was measured over the seeds."""
+    """A seed group: jobs that differ only in the seed, with their results over seeds."""
 
     id: str
     jobs: list[Job]
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything of one job but its curves."""
+    """A job with everything that its page shows, except curves and log."""
 
     view: JobView
     attempts: list[Attempt]
@@ -56,7 +56,7 @@ class Run:
     deviations: list[PresetDeviation] | None
     group: Group | None
     needs: list[tuple[str, str, str]]
-    maps: dict[str, str]  # by checkpoint: the job that has made a map of it
+    maps: dict[str, str]  # id of the job that made the map, by checkpoint
     parent_name: str | None
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
@@ -69,20 +69,20 @@ class Run:
 
     @property
     def map_job(self) -> str | None:
-        """The job that has made a map: this one, or one that mapped the latest of its checkpoints that was."""
+        """The job with the map to show: this job, or the one that mapped its latest mapped checkpoint."""
         if "map" in self.job.spec.get("protocols", ()):
             return self.job.id
         return next((self.maps[each.id] for each in self.checkpoints if each.id in self.maps), None)
 
 
 def run(session: Session, job_id: str) -> Run:
-    """One job.
+    """Return a job for its page.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: there is no such job.
     """
     job = queries.get_job(session, job_id)
-    cursor = changes.now_cursor(session, job_id)  # read first: what comes later is streamed, at worst twice
+    cursor = changes.now_cursor(session, job_id)  # read first: later changes are streamed, at worst twice
     attempts = queries.attempts(session, job_id)
     checkpoints = queries.checkpoints(session, job_id)
     parent = session.get(Job, job.parent_id) if job.parent_id else None
@@ -105,19 +105,23 @@ def run(session: Session, job_id: str) -> Run:
 
 
 def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
-    """(address, name) of the parts of the job's page, which is here unless an address is given, and of the next one."""
+    """Return addresses and names of the sections of a job's page, and of the pages of its parts.
+
+    Args:
+        address: of the job's page; empty on that page itself.
+    """
     parts = [("evaluations", "Evaluations"), ("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
     if run.group:
         parts.insert(1, ("group", "Seeds"))
     if run.job.kind == "pretrain":
         parts = [("curves", "Curves"), ("checkpoints", "Checkpoints"), *parts]
         parts.insert(parts.index(("log", "Log")), ("hardware", "Hardware"))
-    found = [(f"{address}#{anchor}", name) for anchor, name in parts]
+    links = [(f"{address}#{anchor}", name) for anchor, name in parts]
     if run.job.kind == "pretrain":
-        found.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
+        links.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
     if run.map_job:
-        found.insert(len(found) - len(parts) + 1, (f"/jobs/{run.map_job}/map", "Map"))
-    return found
+        links.insert(len(links) - len(parts) + 1, (f"/jobs/{run.map_job}/map", "Map"))
+    return links
 
 
 def _group(session: Session, job: Job) -> Group | None:
@@ -128,15 +132,15 @@ def _group(session: Session, job: Job) -> Group | None:
 
 
 def _sweep(session: Session, job: Job | None) -> tuple[str, str, int] | None:
-    """(id, name, trial) of the sweep that a training belongs to."""
+    """Return id and name of a job's sweep, with the number of its trial."""
     if job is None or job.sweep_id is None:
         return None
-    found = sweeps.get_sweep(session, job.sweep_id)
-    return found.id, found.name, Place.of(job.origin or "").trial
+    sweep = sweeps.get_sweep(session, job.sweep_id)
+    return sweep.id, sweep.name, Place.of(job.origin or "").trial
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
-    """(id, name, status) of the jobs that it waits for or waited for."""
+    """Return id, name and status of the jobs that a job depends on."""
     statement = (
         select(Job.id, Job.name, Job.status)
         .join(Dependency, Dependency.needs_job_id == Job.id)
@@ -151,7 +155,7 @@ def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class Hardware:
-    """`names` are the metrics that were reported, `missing` sentences about those that were not."""
+    """Hardware metrics; `names` are those reported, `missing` are sentences about the others."""
 
     names: list[str]
     missing: list[str]

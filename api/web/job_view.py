@@ -15,7 +15,7 @@ _NO_PROGRESS = dict.fromkeys(
 
 @dataclass(frozen=True)
 class JobView:
-    """A job with what is derived from its row."""
+    """A job with values derived from its row."""
 
     job: Job
     tags: list[str]
@@ -26,7 +26,7 @@ class JobView:
 
     @property
     def request(self) -> str | None:
-        """What its owner asked of the running attempt and it has not done yet."""
+        """The user's request that the running attempt has not carried out yet."""
         if self.is_over:
             return None
         if self.job.cancel_requested_at is not None:
@@ -35,12 +35,12 @@ class JobView:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """The latest report; what it did not say is None."""
+        """The latest progress report; missing values are None."""
         return _NO_PROGRESS | (self.job.progress or {})
 
     @property
     def fraction(self) -> float | None:
-        """Share of the steps that are done; None before the first report."""
+        """The share of steps done; None before the first report."""
         if self.job.status == Status.SUCCEEDED:
             return 1.0
         total = self.progress.get("total_steps")
@@ -52,7 +52,7 @@ class JobView:
 
     @property
     def actions(self) -> list[str]:
-        """The verbs its state allows."""
+        """The verbs that the status allows."""
         if self.request == "cancelling":
             return []
         by_status = {
@@ -67,5 +67,5 @@ class JobView:
 
     @property
     def seconds(self) -> tuple[int, int | None] | None:
-        """(start, end or None) of its work."""
+        """Start and end of the work; the end is None while it runs."""
         return None if self.job.started_at is None else (self.job.started_at, self.job.ended_at)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
-from api.web.configurations import Arm, Measure, arms, measured
+from api.web.configurations import Configuration, Measure, configurations_of, measured
 from api.web.published import Reference, references
 from api.web.render import page
 from jobs.database import database_time
@@ -31,7 +31,7 @@ _ROOM = 0.08
 
 @dataclass(frozen=True)
 class Tab:
-    """A dataset and a protocol that something was measured under."""
+    """A dataset and a protocol with evaluations."""
 
     dataset: str
     digest: str
@@ -44,17 +44,17 @@ class Tab:
 
 @dataclass(frozen=True)
 class Entry:
-    """A place on the board: an arm with its number, or a published value."""
+    """An entry of a board: a configuration with its result, or a published value."""
 
     value: float
-    arm: Arm | None = None
+    configuration: Configuration | None = None
     result: Result | None = None
     reference: Reference | None = None
 
 
 @dataclass(frozen=True)
 class Board:
-    """Entries of one measure, best first; `low` and `high` bound what is drawn."""
+    """Entries of one measure, best first; `low` and `high` are the ends of the axis."""
 
     measure: Measure
     entries: list[Entry]
@@ -62,7 +62,7 @@ class Board:
     high: float
 
     def place(self, value: float) -> float:
-        """Where a value is drawn, in percent."""
+        """Return the position of a value on the axis, in percent."""
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
@@ -75,11 +75,11 @@ class Leaderboard:
 
 
 def leaderboard(session: Session, dataset: str, protocol: str) -> Leaderboard:
-    """The boards of a dataset and a protocol; of the first ones there are unless these are known."""
+    """Return the boards of a dataset and protocol, or of the first ones if those have no evaluations."""
     tabs = _tabs(session)
-    wanted = [tab for tab in tabs if tab.dataset == dataset]
-    exact = [tab for tab in wanted if tab.protocol == protocol]
-    chosen = next(iter(exact or wanted or tabs), None)
+    of_dataset = [tab for tab in tabs if tab.dataset == dataset]
+    exact = [tab for tab in of_dataset if tab.protocol == protocol]
+    chosen = next(iter(exact or of_dataset or tabs), None)
     boards = [] if chosen is None else _boards(session, chosen)
     return Leaderboard(tabs, chosen, boards, database_time(session))
 
@@ -95,7 +95,7 @@ def _tabs(session: Session) -> list[Tab]:
 
 
 def _boards(session: Session, tab: Tab) -> list[Board]:
-    """Of the newest jobs that were measured there."""
+    """Return the boards of the newest jobs that were measured on the dataset with the protocol."""
     ids = (
         select(Checkpoint.job_id)
         .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
@@ -104,9 +104,9 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
     statement = select(Job).where(Job.kind == "pretrain", Job.id.in_(ids)).order_by(Job.id.desc()).limit(MAX_JOBS)
     newest = list(session.execute(statement).scalars())
     table: dict[Measure, list[Entry]] = {}
-    for arm, measure, result in measured(session, arms(newest)):
+    for configuration, measure, result in measured(session, configurations_of(newest)):
         if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
-            table.setdefault(measure, []).append(Entry(result.mean, arm, result))
+            table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
     boards = [_board(measure, entries, tab) for measure, entries in table.items()]
     facts = protocol_facts(tab.protocol)
     return sorted(
@@ -115,16 +115,16 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
 
 
 def _is_headline(measure: Measure) -> bool:
-    """The last epoch, or one that says it was selected; not every epoch on the way."""
+    """Return whether the last or a selected checkpoint was measured, and not one of an earlier epoch."""
     return not measure.rule.startswith("epoch ")
 
 
 def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
     params = json.loads(measure.params)
-    # A number on held-out train images has no published one to stand beside.
+    # Published values are of the test split, so they do not compare with held-out train images.
     held_out = "held_out_share" in params
-    found = [] if held_out else references(tab.dataset, tab.protocol, measure.metric, params.get("share"))
-    published = [Entry(reference.value, reference=reference) for reference in found]
+    values = [] if held_out else references(tab.dataset, tab.protocol, measure.metric, params.get("share"))
+    published = [Entry(reference.value, reference=reference) for reference in values]
     sign = -1 if protocol_facts(tab.protocol).is_higher_better(measure.metric) else 1
     every = sorted([*entries, *published], key=lambda entry: sign * entry.value)
     ends = [entry.value for entry in every]

@@ -1,7 +1,7 @@
-"""The page of a map of the feature space: where images lie, and the nearest ones of one of them.
+"""The map of a checkpoint's feature space, and the nearest neighbours of one image.
 
-What it shows is all in its address: `?layout=&colour=&only=&image=`.  The points are drawn here once, as paths of a
-picture; scripts draw the same on a canvas that can be zoomed.
+All choices are in the address: `?layout=&colour=&only=&image=`.  The server draws the points as paths; scripts draw
+them on a canvas that can be zoomed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NUMBER = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 @dataclass(frozen=True)
 class Look:
-    """What an address asks for; `only` is a class or a weak label, `image` a place in the split."""
+    """The choices in the address; `only` is a class or a weak label, `image` an index in the split."""
 
     layout: str
     colour: str
@@ -45,15 +45,15 @@ class Look:
     image: int | None
 
     def query(self, **changes: object) -> str:
-        """The address's query with other wishes, without those that go without saying."""
-        wishes = vars(self) | changes
-        said = {name: value for name, value in wishes.items() if value is not None and value not in ("tsne", "class")}
-        return f"?{urlencode(said)}"
+        """Return the query string with some choices changed; defaults are omitted."""
+        choices = vars(self) | changes
+        pairs = {name: value for name, value in choices.items() if value is not None and value not in ("tsne", "class")}
+        return f"?{urlencode(pairs)}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the legend: a class or a weak label, with how many of the images have it."""
+    """An entry of the legend: a class or a weak label, with its number of images."""
 
     key: int
     name: str
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Near:
-    """A neighbour: its picture, its cosine, and whether it has the chosen image's class, None where that is unknown."""
+    """A neighbour of the chosen image; `is_alike` is whether their classes agree, None if one is unknown."""
 
     image: Thumbnail
     cosine: float
@@ -72,7 +72,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint that was mapped, and the job that trained it."""
+    """The mapped checkpoint, and the job that trained it."""
 
     job_id: str
     job_name: str
@@ -82,7 +82,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Shown:
-    """A map under a look."""
+    """A map with the choices of the address."""
 
     look: Look
     map: MapFacts
@@ -90,12 +90,12 @@ class Shown:
 
     @cached_property
     def keys(self) -> list[int | None]:
-        """What each image is coloured by."""
+        """The class or weak label that colours each image."""
         return list(self.map.components or []) if self.colour == "weak" else self.map.labels
 
     @property
     def colour(self) -> str:
-        """As asked, where there are weak labels."""
+        """The requested colouring; by class if the map has no weak labels."""
         return self.look.colour if self.map.components else "class"
 
     @property
@@ -103,7 +103,7 @@ class Shown:
         return self.map.pca if self.look.layout == "pca" else self.map.tsne
 
     def paths(self) -> Iterator[tuple[int, bool, str]]:
-        """(colour, is faded, path) of the points, those that stand back first; a point is a line of no length."""
+        """Yield colour, whether faded, and path of the points, faded ones first; a point is a line of length zero."""
         drawn: dict[tuple[bool, int], list[str]] = {}
         for key, (x, y) in zip(self.keys, self.points, strict=True):
             is_faded = self.look.only is not None and key != self.look.only
@@ -114,7 +114,7 @@ class Shown:
 
     @cached_property
     def legend(self) -> list[Entry]:
-        """Classes in their order; weak labels by size."""
+        """Classes in the order of their labels; weak labels by size."""
         counts = Counter(key for key in self.keys if key is not None)
         if self.colour == "class":
             ordered = sorted(counts.items())
@@ -124,7 +124,7 @@ class Shown:
 
     @property
     def short_legend(self) -> list[Entry]:
-        """The first ones, and the chosen one."""
+        """The first entries of the legend, and the chosen one."""
         return self.legend[:_MAX_LEGEND] + [each for each in self.legend[_MAX_LEGEND:] if each.key == self.look.only]
 
     def _name(self, key: int) -> str:
@@ -145,7 +145,7 @@ class Shown:
 
     @cached_property
     def place(self) -> int | None:
-        """Of the chosen image in the lists."""
+        """The place of the chosen image in the lists."""
         return self.map.indices.index(self.look.image) if self.look.image in self.map.indices else None
 
     @property
@@ -154,7 +154,7 @@ class Shown:
 
     @property
     def neighbours(self) -> list[Near]:
-        """Of the chosen image, nearest first."""
+        """The neighbours of the chosen image, nearest first."""
         if self.place is None:
             return []
         own = self.map.labels[self.place]
@@ -178,16 +178,16 @@ def map_page(
     only: _NUMBER = None,
     image: _NUMBER = None,
 ) -> Response:
-    """The map that an evaluation has made."""
+    """Return the page of the map that an evaluation has made."""
     look = Look(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
     with database.read() as session:
         run = page_run.run(session, job_id)
         facts, source = embedding_maps.facts_of(session, job_id), _source(session, run.job)
-    found = embedding_maps.read_map(storage, facts)
+    embedding_map = embedding_maps.read_map(storage, facts)
     context: dict[str, Any] = {
         "run": run,
         "source": source,
-        "shown": None if found is None or facts is None else Shown(look, found, _sheet(facts, found)),
+        "shown": Shown(look, embedding_map, _sheet(facts, embedding_map)) if facts and embedding_map else None,
         "why": _why_none(run, facts),
         "layouts": LAYOUTS,
         "colours": COLOURS,
@@ -197,9 +197,9 @@ def map_page(
     return page(request, "map.html", now=run.now, **context)
 
 
-def _sheet(facts: Artifact, found: MapFacts) -> Sheet:
+def _sheet(facts: Artifact, embedding_map: MapFacts) -> Sheet:
     address = f"/v1/jobs/{facts.job_id}/artifacts/{MAP_PICTURE}"
-    return Sheet(address, found.tile, found.columns, len(found.indices))
+    return Sheet(address, embedding_map.tile, embedding_map.columns, len(embedding_map.indices))
 
 
 def _source(session: Session, job: Job) -> Source | None:
@@ -211,6 +211,7 @@ def _source(session: Session, job: Job) -> Source | None:
 
 
 def _why_none(run: Run, facts: Artifact | None) -> str:
+    """Return why a job shows no map."""
     if facts is not None:
         return "The file of the map is missing or unreadable."
     if run.job.kind != "evaluate" or "map" not in run.job.spec.get("protocols", ()):

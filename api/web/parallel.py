@@ -1,6 +1,6 @@
-"""Parallel coordinates as numbers to draw: an axis for each parameter and one for the metric, a line for each trial.
+"""Geometry of parallel coordinates: one axis per parameter, one for the metric, and one line per trial.
 
-Heights are pixels of the drawing; places from left to right are percent of its width, so that it may be any width.
+Heights are in pixels of the drawing; horizontal positions are percentages, so that it fits any width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """`group` is what stands above the title: the section of the spec; `side` and `lift` say where labels are put."""
+    """An axis; `group` is the section of the spec above the title, `side` and `lift` place the labels."""
 
     x: float
     group: str
@@ -42,13 +42,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """`heights` are None where it has no value; `shade` counts from 1, the worst, to 5; 0 without a value."""
+    """A trial; `heights` are None where it has no value, `shade` is 1 (worst) to 5, or 0 without a value."""
 
     trial: int
     path: str
     heights: list[float | None]
     shade: int
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Drawing:
 
     @property
     def size(self) -> str:
-        """A class that keeps many axes apart on a narrow screen."""
+        """The CSS class that sets the minimum width for the number of axes."""
         return "few" if len(self.axes) < 5 else "some" if len(self.axes) < 9 else "many"
 
 
 def drawing(sweep: Sweep, table: Sequence[Standing], rung: int) -> Drawing:
-    """The trials that have entered a rung, by their values there; the worst first, so that the best lie on top."""
+    """Return the trials of a rung, the worst first, so that the best are drawn on top."""
     values = values_at(table, rung)
     scales = [_scale(name, sweep.parameters[name]) for name in sweep.parameters]
     scales.append(_metric_scale(sweep, [value for value in values.values() if value is not None]))
@@ -75,13 +75,13 @@ def drawing(sweep: Sweep, table: Sequence[Standing], rung: int) -> Drawing:
         settings = table[trial].settings
         heights = [scale.height(settings.get(name)) for scale, name in zip(scales, sweep.parameters, strict=False)]
         heights.append(scales[-1].height(values[trial]))
-        told = "; ".join(f"{name} {text(value)}" for name, value in settings.items())
-        lines.append(Line(trial, _path(places, heights), heights, shades[trial], f"{told}: {percent(values[trial])}"))
+        words = "; ".join(f"{name} {text(value)}" for name, value in settings.items())
+        lines.append(Line(trial, _path(places, heights), heights, shades[trial], f"{words}: {percent(values[trial])}"))
     return Drawing(axes, lines)
 
 
 def text(value: Any) -> str:
-    """A setting's value in a cell."""
+    """Format the value of a setting."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return number(value) if 1e-3 <= abs(value) < 1e6 else f"{value:g}"
@@ -93,7 +93,7 @@ def _path(places: Sequence[float], heights: Sequence[float | None]) -> str:
 
 
 def _shades(values: dict[int, float | None], *, maximize: bool) -> dict[int, int]:
-    """By rank, so that one far away value does not make all others look alike."""
+    """Return shades by rank, so that one outlier does not make all other values look alike."""
     measured = sorted((value if maximize else -value, -trial) for trial, value in values.items() if value is not None)
     ranks = {-trial: place for place, (_, trial) in enumerate(measured)}
     last = max(1, len(ranks) - 1)
@@ -109,7 +109,7 @@ class _Scale:
     title: str
     note: str
     ticks: Sequence[tuple[Any, str]]
-    lift = 4  # labels stand beside their place
+    lift = 4  # labels beside their position
 
     def share(self, value: Any) -> float | None:
         raise NotImplementedError
@@ -139,14 +139,14 @@ class _Numbers(_Scale):
 
 @dataclass(frozen=True)
 class _Choices(_Scale):
-    known: Sequence[str] = ()
-    lift = -5  # above it, where no line begins
+    choices: Sequence[str] = ()
+    lift = -5  # labels above their position, since lines start there
 
     def height(self, value: Any) -> float | None:
         key = text(value)  # null is a choice, too
-        if key not in self.known:
+        if key not in self.choices:
             return None
-        share = 0.5 if len(self.known) == 1 else self.known.index(key) / (len(self.known) - 1)
+        share = 0.5 if len(self.choices) == 1 else self.choices.index(key) / (len(self.choices) - 1)
         return round(BOTTOM - share * (BOTTOM - TOP), 1)
 
 
@@ -158,10 +158,10 @@ def _scale(name: str, searched: Any) -> _Scale:
         ticks = [(step, text(step)) for step in steps]
         return _Numbers(group, title, "log" if is_log else "", ticks, low, high, is_log)
     plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in searched)
-    known = list(dict.fromkeys(text(value) for value in (sorted(searched) if plain else searched)))
-    every = math.ceil(len(known) / _MOST_LABELS)
-    shown = [(value, text(value)) for value in searched if known.index(text(value)) % every == 0]
-    return _Choices(group, title, "", shown, known)
+    choices = list(dict.fromkeys(text(value) for value in (sorted(searched) if plain else searched)))
+    every = math.ceil(len(choices) / _MOST_LABELS)
+    shown = [(value, text(value)) for value in searched if choices.index(text(value)) % every == 0]
+    return _Choices(group, title, "", shown, choices)
 
 
 def _metric_scale(sweep: Sweep, values: Sequence[float]) -> _Scale:
@@ -173,7 +173,7 @@ def _metric_scale(sweep: Sweep, values: Sequence[float]) -> _Scale:
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """Round numbers within, about five."""
+    """Return about five round numbers within a range."""
     size = 10 ** math.floor(math.log10((high - low) / 4))
     step = next(size * times for times in (1, 2, 5, 10) if (high - low) / (size * times) <= 6)
     first = math.ceil(low / step - 1e-9)
@@ -181,11 +181,11 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _log_steps(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten, or the powers alone where that is enough."""
+    """Return 1, 2 and 5 times each power of ten within a range, or the powers alone if those are enough."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for times in ((1, 2, 5), (1,)):
-        found = [float(f"{factor}e{power}") for power in powers for factor in times]
-        within = [step for step in found if low <= step * (1 + 1e-9) and step <= high * (1 + 1e-9)]
+        steps = [float(f"{factor}e{power}") for power in powers for factor in times]
+        within = [step for step in steps if low <= step * (1 + 1e-9) and step <= high * (1 + 1e-9)]
         if len(within) <= 8:
             break
     return within

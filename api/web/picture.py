@@ -10,20 +10,20 @@ from api.web.format import metric, number
 from jobs.curves import CurvePoint
 
 WIDTH, HEIGHT, MARGIN = 600, 180, 8
-# Seen on white and on black: a picture knows no theme.  Of the arms of a comparison, in their order.
+# Visible on white and on black, since a picture has no theme; in the order of the configurations.
 COLOURS = ("#2387a5", "#c76a2d", "#8a5cc2", "#3f8f55", "#c2557f", "#8c7d1e", "#5571d6", "#7d858b")
 
 
 def drawing(points: Sequence[CurvePoint], name: str) -> dict[str, Any]:
-    """What the template needs for one curve."""
+    """Return the context of the template for one curve."""
     return drawings([(points, 1)], name)
 
 
 def drawings(curves: Sequence[tuple[Sequence[CurvePoint], int]], name: str) -> dict[str, Any]:
-    """What the template needs: lines as coordinates, one for each unbroken part of each attempt, and the labels.
+    """Return the context of the template: one line per unbroken part of an attempt, and the labels.
 
     Args:
-        curves: each with the number of its colour, from 1 on.
+        curves: points with the number of their colour, from 1 on.
     """
     shown = [point for points, _ in curves for point in points if point.value is not None]
     steps = [point.step for point in shown] or [0]

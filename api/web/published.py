@@ -1,7 +1,7 @@
-"""Published values, as reference lines beside our own numbers: each with its source, none a target.
+"""Published values, shown as references beside measured values, each with its source.
 
-[P] is the WCL paper (Zheng et al., ICCV 2021), [C] its released code; the others are named.  A dataset is meant by its
-registered name: `cifar10-jpeg` is none of these, since its images were encoded again.
+[P] is the WCL paper (Zheng et al., ICCV 2021), [C] its released code; other sources are named.  A dataset must have
+exactly the registered name: `cifar10-jpeg` does not match, since its images were encoded again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """One published value; `value` is a share of one, `share` that of the labels where only some were used."""
+    """A published value; `value` is a share of one, `share` the share of labels used, if not all."""
 
     value: float
     mark: str
@@ -57,10 +57,10 @@ _TABLE = {
 
 
 def references(dataset: str, protocol: str, metric: str, share: float | None = None) -> list[Reference]:
-    """What was published for a dataset under a protocol; metrics other than top-1 have none.
+    """Return the published values of a dataset and protocol; only top-1 accuracy has any.
 
     Args:
-        share: of the labels, where only some were used.
+        share: of labels used, if not all.
     """
     if metric not in ("top1", "top1_selected_on_test"):
         return []

@@ -24,7 +24,7 @@ State = Literal["done", "spent", "absent"]
 
 @router.get("/sign-in")
 def sign_in(request: Request, database: TheDatabase, token: str = "") -> Response:
-    """Use the link up and set the cookie."""
+    """Redeem a sign-in link and set the session cookie."""
     if not token:
         return _page(request, "absent", 200)
     request.app.state.failures.check(request)
@@ -56,7 +56,7 @@ def sign_out(request: Request, principal: Anybody, database: TheDatabase) -> Res
 
 
 def _page(request: Request, state: State, status: int) -> Response:
-    """Its address may hold a token, so nothing is told about where the browser came from."""
+    """Render the page without a referrer, since its address may hold a token."""
     answer = render.page(request, "sign_in.html", status, state=state)
     answer.headers["Referrer-Policy"] = "no-referrer"
     return answer

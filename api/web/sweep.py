@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.web import parallel
-from api.web.compare import MAX_ARMS, MAX_JOBS
+from api.web.compare import MAX_CONFIGURATIONS, MAX_JOBS
 from api.web.evaluations import settings
 from api.web.format import epochs
 from api.web.parallel import Drawing
@@ -32,7 +32,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class View:
-    """What the address chooses: the order of the trials, a rung, a trial."""
+    """The choices in the address: the order of the trials, a rung, a trial."""
 
     sort: str = "value"
     order: str = ""
@@ -40,9 +40,9 @@ class View:
     trial: int | None = None
 
     def address(self, **changes: Any) -> str:
-        """The query of the same view with some of it changed; what is by default is left out."""
-        said = vars(replace(self, **changes))
-        pairs = {name: said[name] for name, default in vars(View()).items() if said[name] != default}
+        """Return the query string with some choices changed; defaults are omitted."""
+        choices = vars(replace(self, **changes))
+        pairs = {name: choices[name] for name, default in vars(View()).items() if choices[name] != default}
         return f"?{urlencode(pairs)}" if pairs else "?"
 
 
@@ -60,7 +60,7 @@ _View = Annotated[View, Depends(_view)]
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the table can be sorted by; `next_order` is what its link asks for."""
+    """A sortable column; `next_order` is the order that its link requests."""
 
     key: str
     title: str
@@ -71,7 +71,7 @@ class Column:
 
 @dataclass(frozen=True)
 class RungView:
-    """A rung: how many trials it takes, and how far they are."""
+    """A rung with its numbers of planned, started and finished trials."""
 
     number: int
     epochs: int | None
@@ -83,7 +83,7 @@ class RungView:
 
 @dataclass(frozen=True)
 class SweepView:
-    """Everything that the page of one sweep shows."""
+    """A sweep with everything that its page shows."""
 
     sweep: Sweep
     view: View
@@ -103,37 +103,40 @@ class SweepView:
 
     @property
     def compared(self) -> str:
-        """The first trials that are shown, under their first seeds, over each other."""
-        return _comparison([each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_ARMS])
+        """The address that compares the first trials shown, each with its first seed."""
+        return _comparison([each.measured.runs[0].job_id for each in self.table if each.measured][:MAX_CONFIGURATIONS])
 
     def compared_with_best(self, trial: Standing) -> str:
-        """Its last runs over those that the best trial had for as many epochs; the best one's own at all rungs."""
+        """Return the address that compares a trial with the best one after as many epochs.
+
+        For the best trial itself, the address compares its rungs.
+        """
         last = trial.by_rung[-1:]
         is_best = self.best is None or self.best.number == trial.number
         others = [] if is_best or self.best is None else self.best.by_rung[: len(trial.by_rung)][-1:]
-        outcomes = (trial.by_rung if is_best else [*others, *last])[-MAX_ARMS:]
+        outcomes = (trial.by_rung if is_best else [*others, *last])[-MAX_CONFIGURATIONS:]
         return _comparison(run.job_id for each in outcomes for run in each.runs[: MAX_JOBS // len(outcomes)])
 
     @property
     def metric(self) -> str:
-        """In words."""
-        said = self.sweep.metric["settings"].items()
-        told = settings({name: value[0] if isinstance(value, list) else value for name, value in said})
+        """The metric in words."""
+        chosen = self.sweep.metric["settings"].items()
+        words = settings({name: value[0] if isinstance(value, list) else value for name, value in chosen})
         name = f"{protocol_facts(self.sweep.metric['protocol']).title}, {measure_title(self.sweep.metric['name'])}"
-        return f"{name} ({told})" if told else name
+        return f"{name} ({words})" if words else name
 
 
 def _comparison(job_ids: Iterable[str]) -> str:
-    """The address that compares them; none of less than two."""
+    """Return the address that compares jobs; empty for fewer than two."""
     jobs = [("job", job_id) for job_id in job_ids]
     return f"/compare?{urlencode(jobs)}" if len(jobs) > 1 else ""
 
 
 def sweep_view(session: Session, sweep_id: str, view: View) -> SweepView:
-    """One sweep in the order and at the rung that are asked for.
+    """Return a sweep in the requested order and at the requested rung.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: there is no such sweep.
     """
     sweep = sweeps.get_sweep(session, sweep_id)
     table = sweeps.standings(session, sweep)
@@ -155,15 +158,15 @@ def sweep_view(session: Session, sweep_id: str, view: View) -> SweepView:
 
 
 def _rung(sweep: Sweep, table: Sequence[Standing], number: int) -> RungView:
-    found = [each.by_rung[number] for each in table if len(each.by_rung) > number]
-    values = [outcome.value for outcome in found if outcome.value is not None]
+    outcomes = [each.by_rung[number] for each in table if len(each.by_rung) > number]
+    values = [outcome.value for outcome in outcomes if outcome.value is not None]
     pick = max if sweep.direction == "maximize" else min
     return RungView(
         number=number,
         epochs=sweep.rungs[number]["epochs"],
         planned=sweep.rungs[number]["trials"],
-        begun=len(found),
-        settled=sum(outcome.state != "unfinished" for outcome in found),
+        begun=len(outcomes),
+        settled=sum(outcome.state != "unfinished" for outcome in outcomes),
         best=pick(values, default=None),
     )
 
@@ -179,13 +182,13 @@ def _columns(sweep: Sweep, view: View) -> list[Column]:
     names += [(f"rung-{place}", title, True) for place, title in enumerate(_rung_titles(sweep))]
     names += [("state", "State", False)]
     best_first = "desc" if sweep.direction == "maximize" else "asc"
-    found = []
+    columns = []
     for key, title, is_number in names:
         first = best_first if key.startswith("rung-") else "asc"
         now = (view.order or first) if key == view.sort else ""
         later = {"asc": "desc", "desc": "asc"}.get(now, first)
-        found.append(Column(key, title, is_number, {"asc": "ascending", "desc": "descending"}.get(now, ""), later))
-    return found
+        columns.append(Column(key, title, is_number, {"asc": "ascending", "desc": "descending"}.get(now, ""), later))
+    return columns
 
 
 def _rung_titles(sweep: Sweep) -> list[str]:
@@ -200,7 +203,7 @@ def _is_numeric(searched: Any) -> bool:
 
 
 def _sorted(sweep: Sweep, table: Sequence[Standing], view: View) -> list[Standing]:
-    """What has no value there stands last, in either direction; equal ones are in the order of their numbers."""
+    """Return the trials in order; those without a value are last, ties are in the order of their numbers."""
     key = _key(sweep, view.sort)
     default = "desc" if sweep.direction == "maximize" and view.sort.startswith(("rung-", "value")) else "asc"
     having = [each for each in table if key(each) is not None]
@@ -219,7 +222,7 @@ def _key(sweep: Sweep, sort: str) -> Callable[[Standing], Any]:
         return lambda each: each.state
     if sort == "trial":
         return lambda each: each.number
-    # The furthest rung first, and there the best: a value after more epochs is worth more than one after few.
+    # Later rungs first, then better values: a value after more epochs is worth more than one after few.
     sign = 1 if sweep.direction == "maximize" else -1
     return lambda each: None if each.measured is None else (sign * each.measured.rung, each.value)
 

@@ -1,21 +1,21 @@
-"""Images of a run's probe on a page: each is a window onto the one picture of them all."""
+"""Thumbnails: each is a window onto one picture that holds all images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-NUM_COLOURS = 10  # the style sheet has as many; of more classes some share one
-_SIDE = 48  # of a thumbnail on the page, about; a whole number of times its pixels
+NUM_COLOURS = 10  # as in the style sheet; further classes reuse them
+_SIDE = 48  # approximate side of a thumbnail in pixels; rounded to a multiple of the tile
 
 
 def colour_of(label: int) -> int:
-    """The number of a class's colour, from 1 on."""
+    """Return the number of a class's colour, from 1 on."""
     return label % NUM_COLOURS + 1
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One image: where it is in the probe and in the train split, and its class as far as that is known."""
+    """An image: its place in the picture, its index in the split, and its class if it has one."""
 
     place: int
     index: int | None
@@ -24,19 +24,19 @@ class Thumbnail:
 
     @property
     def name(self) -> str:
-        """In words, for those who do not see it."""
+        """The text alternative."""
         shown = f"Image {self.place if self.index is None else self.index}"
         return shown if self.class_name is None else f"{shown}, class {self.class_name}"
 
     @property
     def colour(self) -> int:
-        """The number of its class's colour; 0 without a class."""
+        """The number of the class's colour; 0 without a class."""
         return 0 if self.label is None else colour_of(self.label)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The picture of all images, and the windows onto it."""
+    """The picture that holds all images."""
 
     address: str
     tile: int
@@ -53,16 +53,16 @@ class Sheet:
 
     @property
     def side(self) -> int:
-        """Of a thumbnail on the page."""
+        """The side of a thumbnail on the page."""
         return self.tile * max(1, round(_SIDE / self.tile))
 
     @property
     def is_smooth(self) -> bool:
-        """Whether pixels may blend when they are shown larger; of tiny images each is to be seen."""
+        """Whether enlarged images are interpolated; the pixels of tiny images stay visible."""
         return self.tile >= 24
 
     def window(self, place: int) -> str:
-        """The `viewBox` of one image; where pixels blend, its outermost half pixel would show its neighbours."""
+        """Return the `viewBox` of an image, half a pixel smaller if interpolation would show its neighbours."""
         edge = 0.5 if self.is_smooth else 0
         left, top = place % self.columns * self.tile + edge, place // self.columns * self.tile + edge
         return f"{left} {top} {self.tile - 2 * edge} {self.tile - 2 * edge}"

@@ -1,6 +1,6 @@
-"""The page of a run's weak labels: the groups of its probe at an epoch, and one image's companions over the epochs.
+"""The weak labels of a job: the groups of its monitor batch at an epoch, and one image's same-label images by epoch.
 
-What it shows is all in its address: `?epoch=&order=&image=`.  A thumbnail is a window onto the probe's one picture.
+All choices are in the address: `?epoch=&order=&image=`.  A thumbnail is a window onto the picture of the monitor batch.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _EPOCH = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 @dataclass(frozen=True)
 class Look:
-    """What an address asks for; no epoch is the last one, also when a later one comes."""
+    """The choices in the address; no epoch stands for the latest one."""
 
     epoch: int | None
     order: str
     image: int | None
 
     def query(self, **changes: object) -> str:
-        """The address's query with other wishes, without those that go without saying."""
-        wishes = vars(self) | changes
-        said = {name: value for name, value in wishes.items() if value is not None and value != ORDERS[0]}
-        return f"?{urlencode(said)}"
+        """Return the query string with some choices changed; defaults are omitted."""
+        choices = vars(self) | changes
+        pairs = {name: value for name, value in choices.items() if value is not None and value != ORDERS[0]}
+        return f"?{urlencode(pairs)}"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One moment in the row of all: how good its groups are, or without classes how many there are of the most."""
+    """An epoch in the bar chart; `value` is the pair precision, or without classes the share of possible groups."""
 
     moment: Moment
     num_groups: int
@@ -63,8 +63,8 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Companions:
-    """The images in one image's group at a moment, first those that were there at the moment before, `kept`."""
+class SameLabelImages:
+    """The same-label images of one image at an epoch; `kept` are those it also had in the row above."""
 
     moment: Moment
     images: list[Thumbnail]
@@ -74,7 +74,7 @@ class Companions:
 
 @dataclass(frozen=True)
 class Shown:
-    """Everything that the page shows of a run that has reported groups."""
+    """Everything that the page shows of a job that has reported weak labels."""
 
     look: Look
     moments: Sequence[Moment]
@@ -93,21 +93,21 @@ class Shown:
 
     @cached_property
     def groups(self) -> list[WeakGroup]:
-        """In the order that was asked for, without images that are alone."""
-        found = [group for group in weak_groups(self.labels[self.chosen], self.classes) if len(group.members) > 1]
+        """The groups of at least two images, in the requested order."""
+        groups = [group for group in weak_groups(self.labels[self.chosen], self.classes) if len(group.members) > 1]
         if self.order == "purest":
-            return sorted(found, key=lambda group: -(group.precision or 0))
-        return sorted(found, key=lambda group: group.precision or 0) if self.order == "worst" else found
+            return sorted(groups, key=lambda group: -(group.precision or 0))
+        return sorted(groups, key=lambda group: group.precision or 0) if self.order == "worst" else groups
 
     @cached_property
     def alone(self) -> list[Thumbnail]:
-        """Images that are nobody's companions."""
+        """Images without same-label images."""
         groups = weak_groups(self.labels[self.chosen], None)
         return [self.thumbnail(group.members[0]) for group in groups if len(group.members) == 1]
 
     @property
     def order(self) -> str:
-        """As asked; without classes there is one order only."""
+        """The requested order; without classes there is only one."""
         return self.look.order if self.classes else ORDERS[0]
 
     @property
@@ -129,18 +129,18 @@ class Shown:
         return [self.thumbnail(place) for place in places]
 
     def images_of(self, group: WeakGroup) -> list[Thumbnail]:
-        """By class, the commonest first, so that strangers come last."""
+        """Return the images of a group by class, the most frequent class first."""
         rank = {label: place for place, label in enumerate(group.classes or {})}
         images = self.thumbnails(group.members)
         return sorted(images, key=lambda image: 0 if image.label is None else rank.get(image.label, 0))
 
     def made_of(self, group: WeakGroup) -> list[tuple[str, int, int]]:
-        """(name, colour, count) of each class in a group, the commonest first."""
+        """Return name, colour and count of each class in a group, the most frequent first."""
         assert self.probe
         return [(self.probe.name_of(label), colour_of(label), count) for label, count in (group.classes or {}).items()]
 
     def class_counts(self) -> list[tuple[Thumbnail, int]]:
-        """Each class of the probe by one of its images, with how many it has; by class."""
+        """Return one image and the number of images of each class, by class."""
         first: dict[int, int] = {}
         for place, label in enumerate(self.classes or []):
             first.setdefault(label, place)
@@ -151,53 +151,55 @@ class Shown:
         return [self._bar(moment) for moment in self.labels]
 
     def _bar(self, moment: Moment) -> Bar:
-        found = weak_groups(self.labels[moment], self.classes)
-        precision = weak_labels.pair_precision(found)
-        return Bar(moment, len(found), precision, 2 * len(found) / self.num_images if precision is None else precision)
+        groups = weak_groups(self.labels[moment], self.classes)
+        precision = weak_labels.pair_precision(groups)
+        value = 2 * len(groups) / self.num_images if precision is None else precision
+        return Bar(moment, len(groups), precision, value)
 
     @cached_property
     def top(self) -> float:
-        """What a bar of full height stands for."""
+        """The value of a bar of full height."""
         highest = max(bar.value for bar in self.bars)
         return next((top for top in _TOPS if highest <= top), _TOPS[-1])
 
     def height(self, value: float) -> float:
-        """Of a bar, in percent."""
+        """Return the height of a bar, in percent."""
         return round(100 * min(1.0, value / self.top), 1)
 
     def neighbour(self, distance: int) -> Moment | None:
-        """The moment before (-1) or after (1) the chosen one."""
+        """Return the reported epoch before (-1) or after (1) the chosen one."""
         place = self.moments.index(self.chosen) + distance
         return self.moments[place] if 0 <= place < len(self.moments) else None
 
     @cached_property
     def image(self) -> Thumbnail | None:
-        """The chosen one, if it is in the probe."""
+        """The chosen image, if it is in the monitor batch."""
         indices = self.probe.indices if self.probe else list(range(self.num_images))
         return self.thumbnail(indices.index(self.look.image)) if self.look.image in indices else None
 
     @cached_property
-    def companions(self) -> list[Companions]:
-        """Of the chosen image, at moments from the first to the last, the chosen one among them."""
+    def same_label(self) -> list[SameLabelImages]:
+        """The same-label images of the chosen image, at epochs from the first to the last and at the chosen one."""
         if self.image is None:
             return []
-        rows: list[Companions] = []
+        rows: list[SameLabelImages] = []
         before: frozenset[int] = frozenset()
         for moment in spread(list(self.labels), _MAX_ROWS, self.chosen):
-            rows.append(self._companions(moment, self.image.place, before))
+            rows.append(self._same_label(moment, self.image.place, before))
             before = frozenset(image.place for image in rows[-1].images)
         return rows
 
-    def _companions(self, moment: Moment, own: int, before: frozenset[int]) -> Companions:
+    def _same_label(self, moment: Moment, own: int, before: frozenset[int]) -> SameLabelImages:
         labels = self.labels[moment]
         places = [place for place, label in enumerate(labels) if label == labels[own] and place != own]
         num_alike = None if self.classes is None else sum(self.classes[place] == self.classes[own] for place in places)
         kept = before & set(places)
-        return Companions(moment, self.thumbnails(sorted(places, key=lambda place: place not in kept)), kept, num_alike)
+        images = self.thumbnails(sorted(places, key=lambda place: place not in kept))
+        return SameLabelImages(moment, images, kept, num_alike)
 
 
 def spread(moments: Sequence[Moment], count: int, chosen: Moment) -> list[Moment]:
-    """At most so many, evenly from the first to the last, and the chosen one."""
+    """Return at most `count` moments, evenly from the first to the last, and the chosen one."""
     if len(moments) <= count:
         return list(moments)
     evenly = {moments[round(number * (len(moments) - 1) / (count - 2))] for number in range(count - 1)}
@@ -215,7 +217,7 @@ def weak_labels_page(
     order: str = ORDERS[0],
     image: _EPOCH = None,
 ) -> Response:
-    """How the weak labels group the probe's images."""
+    """Return the page of a job's weak labels."""
     look = Look(epoch, order if order in ORDERS else ORDERS[0], image)
     with database.read() as session:
         run = job.run(session, job_id)
@@ -229,7 +231,7 @@ def weak_labels_page(
 
 
 def _chosen(moments: Sequence[Moment], epoch: int | None) -> Moment | None:
-    """The epoch's, or the nearest one before it: a link of another run may name one that was not looked at."""
+    """Return the report of an epoch, or the nearest earlier one, since a link may name an epoch without a report."""
     before = [moment for moment in moments if epoch is None or moment.epoch <= epoch]
     return before[-1] if before else next(iter(moments), None)
 
@@ -251,7 +253,7 @@ def _shown(
 
 
 def _why_none(run: Run) -> str:
-    """Why a run shows no groups."""
+    """Return why a job shows no weak labels."""
     spec = run.job.spec
     if run.job.kind != "pretrain":
         return "An evaluation does not train, so it has no weak labels."

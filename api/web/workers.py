@@ -26,10 +26,10 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class WorkerView:
-    """A worker that runs, with the job it is busy with.
+    """A running worker with its current job.
 
     Attributes:
-        older: names of its datasets that are registered in another version by now; no new job fits those.
+        older: names of its datasets of which another version is registered; it cannot run new jobs on them.
     """
 
     worker: Worker
@@ -38,13 +38,13 @@ class WorkerView:
 
     @property
     def state(self) -> str:
-        """Idle, busy or draining."""
+        """The state: idle, busy or draining."""
         return self.worker.state if self.worker.drain_requested_at is None else "draining"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The slots of a pool, one a worker, and the jobs that wait for one of them."""
+    """The slots of a pool and the number of its queued jobs."""
 
     name: str
     busy: int
@@ -55,7 +55,7 @@ class Pool:
 
     @property
     def slots(self) -> list[str]:
-        """The state of each slot, to be drawn."""
+        """The state of each slot."""
         return ["busy"] * self.busy + ["idle"] * self.free + ["draining"] * self.draining
 
 
@@ -68,7 +68,7 @@ class WorkerList:
 
 
 def worker_list(session: Session) -> WorkerList:
-    """Those that run, busy ones first, then those that ended or were lost, newest first."""
+    """Return the running workers, busy ones first, and the stopped ones, newest first."""
     workers = queries.workers(session)
     running = [worker for worker in workers if worker.is_live]
     views = _views(session, running)
@@ -95,7 +95,7 @@ def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
 
 
 def _pools(session: Session, views: Sequence[WorkerView]) -> list[Pool]:
-    """By name; one that only waiting jobs name is among them, since nobody will take those."""
+    """Return the pools by name, including those that have queued jobs but no worker."""
     statement = select(Job.pool, func.count()).where(Job.status == Status.QUEUED).group_by(Job.pool)
     queued = {row[0]: row[1] for row in session.execute(statement)}
     names = sorted({view.worker.pool for view in views} | set(queued))
