@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.rest.presets import PresetDeviation, preset_deviations
-from api.web.embedding_maps import maps_of
 from api.web.evaluations import Card, cards
 from api.web.events import Entry, entries_before
 from api.web.job_view import JobView
@@ -23,12 +22,12 @@ from api.web.render import page, picture
 from jobs import changes, curves, queries, seed_groups, sweeps
 from jobs.database import database_time
 from jobs.keys import Principal
-from jobs.models import Attempt, Checkpoint, Dependency, Job, Log
+from jobs.models import Artifact, Attempt, Checkpoint, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain
 from wcl_core.config import Protocol
-from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, PROCESS_MEMORY_MIB
+from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, MAP_FACTS, PROCESS_MEMORY_MIB
 
 router = APIRouter(include_in_schema=False)
 
@@ -95,7 +94,7 @@ def run(session: Session, job_id: str) -> Run:
         deviations=preset_deviations(job.preset, job.spec),
         group=_group(session, job),
         needs=_needs(session, job_id),
-        maps=maps_of(session, job_id, checkpoints),
+        maps=_maps(session, job_id, checkpoints),
         parent_name=parent.name if parent else None,
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
@@ -148,6 +147,17 @@ def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
         .order_by(Job.id)
     )
     return [(row.id, row.name, row.status) for row in session.execute(statement)]
+
+
+def _maps(session: Session, job_id: str, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """Return, by checkpoint of a training job, the newest job that has made a map of it."""
+    below = select(Job.id).where(Job.parent_id == job_id, Job.kind == "evaluate").cte(recursive=True)
+    below = below.union(select(Job.id).where(Job.parent_id == below.c.id, Job.kind == "evaluate"))  # retries, clones
+    checkpoint_id = Job.spec["features"]["checkpoint_id"].as_string()
+    maps = select(checkpoint_id, Job.id).join(Artifact, Artifact.job_id == Job.id)
+    maps = maps.where(Job.id.in_(select(below.c.id)), Artifact.name == MAP_FACTS).order_by(Job.id)
+    ids = {checkpoint.id for checkpoint in checkpoints}
+    return {checkpoint_id: map_job for checkpoint_id, map_job in session.execute(maps) if checkpoint_id in ids}
 
 
 # --- hardware --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ them on a canvas that can be zoomed.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
-from api.web import embedding_maps
-from api.web import job as page_run
+from api.web import job
 from api.web.job import Run
 from api.web.render import page
 from api.web.thumbnails import Sheet, Thumbnail, colour_of
+from jobs import queries
 from jobs.models import Artifact, Checkpoint, Job
+from jobs.storage import Storage
 from wcl_core.protocol import MAP_FACTS, MAP_PICTURE, MapFacts
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False)
 
@@ -181,9 +186,9 @@ def map_page(
     """Return the page of the map that an evaluation has made."""
     look = Look(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
     with database.read() as session:
-        run = page_run.run(session, job_id)
-        facts, source = embedding_maps.facts_of(session, job_id), _source(session, run.job)
-    embedding_map = embedding_maps.read_map(storage, facts)
+        run = job.run(session, job_id)
+        facts, source = _facts_of(session, job_id), _source(session, run.job)
+    embedding_map = _read_map(storage, facts)
     context: dict[str, Any] = {
         "run": run,
         "source": source,
@@ -192,9 +197,25 @@ def map_page(
         "layouts": LAYOUTS,
         "colours": COLOURS,
         "facts_address": f"/v1/jobs/{job_id}/artifacts/{MAP_FACTS}",
-        "sections": page_run.sections(run, f"/jobs/{job_id}"),
+        "sections": job.sections(run, f"/jobs/{job_id}"),
     }
     return page(request, "map.html", now=run.now, **context)
+
+
+def _facts_of(session: Session, job_id: str) -> Artifact | None:
+    """Return the artifact with the facts of a job's map."""
+    return next((artifact for artifact in queries.artifacts(session, job_id) if artifact.name == MAP_FACTS), None)
+
+
+def _read_map(storage: Storage, facts: Artifact | None) -> MapFacts | None:
+    """Return the map; None when its file is missing or invalid."""
+    if facts is None:
+        return None
+    try:
+        return MapFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
+    except (OSError, ValidationError) as error:
+        log.warning("the map of job %s cannot be read: %s", facts.job_id, error)
+        return None
 
 
 def _sheet(facts: Artifact, embedding_map: MapFacts) -> Sheet:
