@@ -1,14 +1,14 @@
-// Forms that change something go to the REST interface, so that the page stays; without scripts they post by themselves.
+// Sends the forms of buttons to the REST API, so that the page stays. Without scripts, the browser posts the forms.
 //
-//   data-request   METHOD /path, where {field} stands for a field of the form
-//   data-body      the JSON to send; without it the fields that the path does not take
+//   data-request   METHOD /path, where {field} is replaced by a field of the form
+//   data-body      the JSON to send; by default, the fields that are not in the path
 //   data-lists     names of fields that are lists
 //
 // The hidden field `key` goes along as Idempotency-Key, so that a request that is sent again creates nothing new.  A form
-// gets a new key after an answer, and when a value changes.
-import { say } from "./page.js";
+// gets a new key after a response, and when a value changes.
+import { notify } from "./page.js";
 
-/** `created` gets the body of every 201; `done` is called after each answer. */
+/** `created` gets the body of every 201 response; `done` is called after each response. */
 export function sendForms({ created = () => {}, done = () => {} } = {}) {
   document.addEventListener("submit", async (event) => {
     const form = event.target;
@@ -17,14 +17,14 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
     const button = event.submitter ?? form.querySelector("button");
     button.disabled = true;
     try {
-      const answer = await fetch(...request(form));
-      const body = await answer.json();
-      if (!answer.ok) say(body.detail || body.title);
-      else if (answer.status === 201 || answer.headers.has("Idempotency-Replayed")) created(body);
+      const response = await fetch(...request(form));
+      const body = await response.json();
+      if (!response.ok) notify(body.detail || body.title);
+      else if (response.status === 201 || response.headers.has("Idempotency-Replayed")) created(body);
       renewKey(form);
-      if (answer.ok) closePopovers();
+      if (response.ok) closePopovers();
     } catch {
-      say("The server does not respond. Nothing was changed.");
+      notify("The server does not respond. Nothing was changed.");
     } finally {
       button.disabled = false;
       done();
@@ -61,7 +61,7 @@ function json(fields, lists) {
   return JSON.stringify(Object.fromEntries(names.map((n) => [n, lists.includes(n) ? fields.getAll(n) : fields.get(n)])));
 }
 
-// ---- small panels below a button: Escape or a click elsewhere closes them
+// ---- panels below buttons: Escape or a click outside closes them
 
 function closePopovers(except = null) {
   for (const open of document.querySelectorAll(".confirm[open]")) if (open !== except) open.removeAttribute("open");

@@ -1,4 +1,4 @@
-// What stands on the x axis: steps, or what a job's steps mean in epochs, images or time.
+// The x axes of charts: steps, epochs, images or time.
 import { number, short } from "./format.js";
 
 function span(seconds) {
@@ -16,19 +16,19 @@ function clock(seconds) {
 }
 
 export const AXES = {
-  step: { label: "Steps", say: (x) => `step ${number(Math.round(x))}`, tick: short },
-  epoch: { label: "Epochs", say: (x) => `epoch ${Number(x.toFixed(2))}`, tick: short },
-  images: { label: "Images", say: (x) => `${short(x)} images`, tick: short },
-  time: { label: "Time since the first report", say: span, tick: clock },
+  step: { label: "Steps", format: (x) => `step ${number(Math.round(x))}`, tick: short },
+  epoch: { label: "Epochs", format: (x) => `epoch ${Number(x.toFixed(2))}`, tick: short },
+  images: { label: "Images", format: (x) => `${short(x)} images`, tick: short },
+  time: { label: "Time since the first report", format: span, tick: clock },
 };
 
-/** A job's own axis of one kind; `facts` are `stepsPerEpoch`, `batchSize` and `times` as [step, milliseconds]. */
+/** The axis of one job; `facts` are `stepsPerEpoch`, `batchSize` and `times` as [step, milliseconds]. */
 export class Axis {
   constructor(kind, facts) {
     Object.assign(this, { kind, facts });
   }
 
-  /** Of a proportional axis: how much one step is. */
+  /** The length of one step on a proportional axis. */
   get scale() {
     if (this.kind === "epoch") return 1 / (this.facts.stepsPerEpoch || 1);
     return this.kind === "images" ? this.facts.batchSize || 1 : 1;
@@ -47,7 +47,7 @@ export class Axis {
   }
 }
 
-/** The column `to` where column `from` is `value`, on straight lines between the rows; flat beyond the ends. */
+/** Interpolate column `to` at `value` of column `from` linearly; constant beyond the ends. */
 function between(rows, from, to, value) {
   let [low, high] = [0, rows.length - 1];
   if (value <= rows[low][from]) return rows[low][to];

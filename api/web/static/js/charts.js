@@ -1,12 +1,12 @@
-// The charts of a run: one plot a group of metrics, which follows its curves.
+// The charts of a job: one plot per group of metrics, updated with its curves.
 import { AXES } from "./axes.js";
 import { number, percent } from "./format.js";
 import { PlotFigure, colour, faded, isSparse, smoothed, text } from "./plot.js";
 
-const COLUMNS = 4; // of each line: what is drawn, the extremes, and the values behind a smoothed line
+const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value behind a smoothed line
 
 export class Chart extends PlotFigure {
-  /** @param {object} source `shown`: the curves to draw now; `all`: those of the whole run; `axis`: of the job. */
+  /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job. */
   constructor(group, source, view, place) {
     const { title, about, lines, isShare } = group;
     super({ title, about, isShare, height: 190, sync: "charts", group: lines, source }, view, place);
@@ -16,12 +16,12 @@ export class Chart extends PlotFigure {
     this.mark();
   }
 
-  /** Curves by name; a metric may have no point in what is shown. */
+  /** The curve of a metric; undefined if it has no point in the visible range. */
   curve(name) {
     return this.source.shown.byName.get(name);
   }
 
-  /** Sparse ones are not: of an accuracy that was measured five times each value counts. */
+  /** Sparse curves are not smoothed: of an accuracy measured five times, each value matters. */
   isSmoothed(name) {
     return this.view.smooth > 0 && !isSparse(this.source.all.byName.get(name)?.length ?? 0);
   }
@@ -57,7 +57,7 @@ export class Chart extends PlotFigure {
     return { drawClear: [(plot) => this.drawStarts(plot)] };
   }
 
-  /** Where later attempts began; each is named that has room for its name. */
+  /** Draw the starts of later attempts, with a label where there is room. */
   drawStarts(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -87,14 +87,14 @@ export class Chart extends PlotFigure {
     this.mark();
   }
 
-  /** For tests, and for whoever asks the page from outside. */
+  /** Expose the number of points and the last step, for tests. */
   mark() {
     const curves = this.group.map(([name]) => this.curve(name)).filter(Boolean);
     this.figure.dataset.points = String(Math.max(0, ...curves.map(({ length }) => length)));
     this.figure.dataset.step = String(Math.max(-1, ...curves.map(({ steps }) => steps.at(-1) ?? -1)));
   }
 
-  /** The values under the cursor, else the latest ones. */
+  /** Show the values under the cursor, or the latest values. */
   read() {
     const [xs, ...columns] = this.plot?.data ?? [[]];
     const at = this.cursor;
@@ -103,13 +103,13 @@ export class Chart extends PlotFigure {
       return { label, text: value === null ? "not finite" : this.format(value ?? NaN), token: tokenOf(label, place) };
     });
     this.readout.replaceChildren(...parts.map((part) => this.entry(part, parts.length > 1, at === null)));
-    const where = at === null || !xs.length ? "" : AXES[this.view.x].say(xs[at]);
+    const where = at === null || !xs.length ? "" : AXES[this.view.x].format(xs[at]);
     if (where) this.readout.prepend(text("span", where, "quiet"));
-    const spoken = parts.map(({ label, text: value }) => `${label} ${value}`).join(", ");
-    this.canvas.setAttribute("aria-label", `${this.title}: ${spoken}${where && ` at ${where}`}`);
+    const summary = parts.map(({ label, text: value }) => `${label} ${value}`).join(", ");
+    this.canvas.setAttribute("aria-label", `${this.title}: ${summary}${where && ` at ${where}`}`);
   }
 
-  /** The label gives way to the step while a cursor is shown, so that nothing moves. */
+  /** The step replaces the label while a cursor is shown, so that nothing moves. */
   entry({ label, text: value, token }, isMarked, isLabelled) {
     const entry = text("span", "", `value ${token.slice(2)}`);
     if (isMarked) entry.append(text("i", ""));
@@ -122,7 +122,7 @@ export class Chart extends PlotFigure {
     return this.group.map(([, label], place) => ({ label, token: tokenOf(label, place) }));
   }
 
-  /** Every point that is drawn, as it was reported: smoothing is only for the eye. */
+  /** The drawn points as reported, without smoothing. */
   rows() {
     const head = ["metric", "attempt", "step", this.view.x === "step" ? null : this.view.x, "value", "min", "max"];
     const rows = this.group.flatMap(([name]) => {
@@ -137,7 +137,7 @@ function tokenOf(label, place) {
   return `--curve-${label === "chance" ? 3 : place + 1}`;
 }
 
-/** The value at a place, or the last one before it: metrics of one chart are not all reported at the same steps. */
+/** The value at a place, or the last one before it, since metrics of a chart may be reported at different steps. */
 function nearest(values, at) {
   for (let place = at; place >= 0; place--) if (values[place] !== undefined) return values[place];
   return undefined;

@@ -1,10 +1,10 @@
-// The curves of several jobs over each other: one chart a metric, one line a job in the colour of its arm.
+// The curves of several jobs: one chart per metric, one line per job in the colour of its configuration.
 import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
 import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
 import { View } from "./view.js";
 
-const MAX_POINTS = 1000; // of a chart, shared by its lines
+const MAX_POINTS = 1000; // per chart, shared by its lines
 const MAX_CHARTS = 40;
 const FIRST = ["train/loss", "eval/knn_top1", "weak/pair_precision", "train/loss_instance", "train/loss_weak"];
 
@@ -20,7 +20,7 @@ const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
 }));
 const perLine = Math.max(1, Math.floor(MAX_POINTS / members.length));
 const charts = new Map();
-let asked = 0; // counts the parts asked for, of which only the newest is shown
+let requests = 0; // only the newest request is shown
 
 function axisOf({ facts }) {
   return new Axis(view.x, facts);
@@ -32,9 +32,9 @@ async function seriesOf(member, isFirst) {
   if (isFirst) query.set("times", "true");
   else if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(axis.step(view.from))));
   if (!isFirst && view.to !== null) query.set("to_step", Math.max(0, Math.ceil(axis.step(view.to))));
-  const answer = await fetch(`/v1/jobs/${member.id}/metrics?${query}`);
-  if (!answer.ok) throw new Error(`${member.id}: ${answer.status}`);
-  const { series, times } = await answer.json();
+  const response = await fetch(`/v1/jobs/${member.id}/metrics?${query}`);
+  if (!response.ok) throw new Error(`${member.id}: ${response.status}`);
+  const { series, times } = await response.json();
   if (times) member.facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);
   return new Map(series.map(({ name, points }) => [name, points]));
 }
@@ -89,12 +89,12 @@ class Chart extends PlotFigure {
     return { ...options, padding: [12, 12, 0, 0], cursor: { ...options.cursor, focus: { prox: 24 } }, focus: { alpha: 0.3 } };
   }
 
-  /** The line nearest to the cursor, by name and value. */
+  /** Show name and value of the line nearest to the cursor. */
   read(at = this.at) {
     this.at = at;
     const index = this.cursor;
     const value = at && index !== null ? this.plot.data[at][index] : null;
-    const where = value == null ? "" : AXES[view.x].say(this.plot.data[0][index]);
+    const where = value == null ? "" : AXES[view.x].format(this.plot.data[0][index]);
     this.readout.textContent = where && `${this.lines[at - 1].name}: ${this.format(value)} at ${where}`;
   }
 
@@ -120,10 +120,10 @@ function names() {
 }
 
 async function load(isFirst) {
-  const ticket = ++asked;
-  const found = await Promise.all(members.map((member) => seriesOf(member, isFirst)));
-  if (ticket !== asked) return;
-  members.forEach((member, at) => (member.series = found[at]));
+  const ticket = ++requests;
+  const series = await Promise.all(members.map((member) => seriesOf(member, isFirst)));
+  if (ticket !== requests) return;
+  members.forEach((member, at) => (member.series = series[at]));
 }
 
 async function start() {

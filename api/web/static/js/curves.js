@@ -1,7 +1,7 @@
-// A job's curves as data: no page, no drawing.
+// The curves of a job as data, without drawing.
 
-/** One metric over steps, ordered.  A newer point replaces what is at or after its step: a resumed attempt continues
- *  from its checkpoint, and what is sent twice is kept once. */
+/** One metric, ordered by step.  A new point replaces all points at or after its step: a resumed attempt continues from
+ *  its checkpoint, and a point that is sent twice is stored once. */
 export class Curve {
   constructor(name) {
     Object.assign(this, { name, steps: [], values: [], lows: [], highs: [], attempts: [] });
@@ -20,13 +20,13 @@ export class Curve {
     while (this.length && this.steps.at(-1) >= step) cut = this.pop();
     const before = this.steps.at(-1) ?? -1;
     if (cut && cut.attempt === attempt && cut.low !== cut.high && before < step - 1) {
-      // It stood for many steps, of which the newest may be later than this one's: it ends just before.
+      // The removed point covered several steps; it now ends just before the new one.
       this.push(cut.attempt, step - 1, cut.value, cut.low, cut.high);
     }
     this.push(attempt, step, value, low, high);
   }
 
-  /** Drop what was measured after `step`: the next attempt starts there. */
+  /** Drop the points after `step`, where the next attempt starts. */
   cutAfter(step) {
     while (this.length && this.steps.at(-1) > step) this.pop();
   }
@@ -46,7 +46,7 @@ export class Curve {
   }
 }
 
-/** All curves of a job, and the steps where later attempts began. */
+/** All curves of a job, and the steps at which later attempts started. */
 export class Curves {
   constructor() {
     this.byName = new Map();
@@ -75,7 +75,7 @@ export class Curves {
     this.numAdded += points.length / Math.max(1, this.byName.size);
   }
 
-  /** An attempt begins at a step; null as long as it has not said where. */
+  /** Note the first step of an attempt; null while it is not known. */
   start(attempt, step) {
     if (attempt <= 1 || step === null || step === undefined || this.starts.get(attempt) === step) return;
     this.starts.set(attempt, step);

@@ -1,4 +1,4 @@
-// What a chart shows as a file: a table, or a picture.
+// Saves a chart as a CSV table or a PNG picture.
 
 function save(blob, name) {
   const link = document.createElement("a");
@@ -8,25 +8,25 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** A name of letters, digits and signs that every file system takes. */
+/** A file name of characters that every file system allows. */
 function fileName(title, ending) {
   return `${title.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 80) || "chart"}.${ending}`;
 }
 
-/** A cell; text that a spreadsheet would run as a formula is marked as text. */
+/** A CSV cell; text that a spreadsheet would run as a formula gets a leading apostrophe. */
 function cell(value) {
   if (value === null || value === undefined) return "";
   const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** @param {any[][]} rows the first one names the columns. */
+/** @param {any[][]} rows the first row holds the column names. */
 export function saveTable(title, rows) {
   const text = rows.map((row) => row.map(cell).join(",")).join("\r\n");
   save(new Blob([text, "\r\n"], { type: "text/csv" }), fileName(title, "csv"));
 }
 
-/** The plot under its title and what its lines are, on the page's own ground. */
+/** Save the plot below its title and legend, on the background of the page. */
 export function savePicture(title, lines, plot, colour) {
   const scale = devicePixelRatio;
   const source = plot.ctx.canvas;

@@ -1,15 +1,15 @@
-// Fingers on a surface: where they are together, where they go and how they spread.  With `touch-action: pan-y` one
-// finger that moves up or down scrolls the page, and the surface hears no more of it; two belong to the surface.
+// Touch gestures on a surface: position, movement and spread of one or two fingers.  With `touch-action: pan-y`, one
+// finger that moves vertically scrolls the page; two fingers always belong to the surface.
 
-const MIN_SPREAD = 20; // pixels; nearer fingers tell no ratio
+const MIN_SPREAD = 20; // pixels; below this, the ratio of spreads is not meaningful
 
 function together(points) {
   const [a, b = a] = points;
   return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, spread: Math.max(MIN_SPREAD, Math.hypot(a.x - b.x, a.y - b.y)) };
 }
 
-/** `moved` is told of each move: `count` fingers (1 or 2), their middle `x`, `y` in the surface, the way `dx`, `dy` that it
- *  went and the `factor` by which they spread; `left` is told once no finger is there. */
+/** Call `moved` on each movement, with the `count` of fingers (1 or 2), their middle `x`, `y`, its shift `dx`, `dy` and the
+ *  `factor` of their spread; call `left` when the last finger is lifted. */
 export function follow(surface, { moved, left = () => {} }) {
   const fingers = new Map();
   const place = ({ clientX, clientY }) => {
@@ -18,7 +18,7 @@ export function follow(surface, { moved, left = () => {} }) {
   };
   const gone = ({ pointerId }) => fingers.delete(pointerId) && !fingers.size && left();
 
-  // Else two fingers that move alike would scroll the page.
+  // Otherwise two fingers that move together would scroll the page.
   const keep = (event) => event.touches.length > 1 && event.cancelable && event.preventDefault();
   surface.addEventListener("touchstart", keep, { passive: false });
   surface.addEventListener("pointerdown", (event) => {

@@ -1,4 +1,4 @@
-// Numbers as in api/web/format.py.
+// Number formats, the same as in api/web/format.py.
 
 const NOTHING = "–";
 

@@ -1,4 +1,4 @@
-// Tables that are fetched again now and then: nobody sends hints about them.
+// Refreshes tables every few seconds, for pages without a stream.
 import { sendForms } from "./actions.js";
 import { refresh } from "./page.js";
 

@@ -1,4 +1,4 @@
-// Which metrics of a run stand together in one chart.
+// Groups the metrics of a job into charts.
 
 const GROUPS = [
   { title: "Loss", lines: [["train/loss", "loss"]] },
@@ -49,15 +49,15 @@ const GROUPS = [
     isHardware: true,
   },
 ];
-const KNOWN = new Set(GROUPS.flatMap((group) => group.lines.map(([name]) => name)));
-const MAX_OTHERS = 60; // the table of latest values has them all
+const GROUPED = new Set(GROUPS.flatMap((group) => group.lines.map(([name]) => name)));
+const MAX_OTHERS = 60; // the table of latest metrics has all
 
-/** The groups that have data, then every other metric by itself. */
+/** The groups that have data, then a chart for every other metric. */
 export function groupsOf(curves) {
-  const known = GROUPS.filter(({ lines, needs }) =>
+  const groups = GROUPS.filter(({ lines, needs }) =>
     needs ? curves.byName.has(needs) : lines.some(([name]) => curves.byName.has(name)),
   );
-  const others = [...curves.byName.keys()].filter((name) => !KNOWN.has(name)).sort().slice(0, MAX_OTHERS);
+  const others = [...curves.byName.keys()].filter((name) => !GROUPED.has(name)).sort().slice(0, MAX_OTHERS);
   const single = (name) => ({ title: name, lines: [[name, "value"]], isHardware: name.startsWith("system/") });
-  return [...known, ...others.map(single)];
+  return [...groups, ...others.map(single)];
 }

@@ -1,4 +1,4 @@
-// The page of one job: curves and log grow, everything else is fetched again as rendered parts when it changes.
+// The page of a job: the stream extends curves and log; all other parts are fetched as rendered HTML when they change.
 import { sendForms } from "./actions.js";
 import { Axis } from "./axes.js";
 import { Chart } from "./charts.js";
@@ -9,8 +9,8 @@ import { now, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 import { View } from "./view.js";
 
-const MAX_POINTS = 500; // of a series in a chart of some 400 pixels
-const RELOAD_AFTER = 2000; // live points of a series; then the server's downsampled curves replace them
+const MAX_POINTS = 500; // per series, for a chart about 400 pixels wide
+const RELOAD_AFTER = 2000; // streamed points per series, after which the downsampled curves are loaded again
 const OVER = new Set(["succeeded", "failed", "cancelled"]);
 
 const run = document.getElementById("run");
@@ -28,14 +28,14 @@ const view = place && new View(document.getElementById("chart-tools"), viewed);
 const facts = { stepsPerEpoch: Number(place?.dataset.stepsPerEpoch), batchSize: Number(place?.dataset.batchSize), times: [] };
 const source = { all: curves, shown: curves, axis: place && new Axis(view.x, facts) };
 let isLoading = false;
-let waiting = []; // what was streamed while the curves were loading
+let waiting = []; // points streamed while the curves are loading
 let isDrawing = false;
-let asked = 0; // counts the parts asked for, of which only the newest is shown
+let requests = 0; // only the newest request is shown
 
 async function json(address) {
-  const answer = await fetch(address);
-  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
-  return answer.json();
+  const response = await fetch(address);
+  if (!response.ok) throw new Error(`${address}: ${response.status}`);
+  return response.json();
 }
 
 async function load() {
@@ -60,9 +60,9 @@ async function load() {
   }
 }
 
-/** The part that is looked at, in finer points. */
+/** Load the visible range at a higher resolution. */
 async function detail() {
-  const number = ++asked;
+  const number = ++requests;
   if (!view.isZoomed) {
     source.shown = curves;
     return draw();
@@ -71,7 +71,7 @@ async function detail() {
   if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(source.axis.step(view.from))));
   if (view.to !== null) query.set("to_step", Math.max(0, Math.ceil(source.axis.step(view.to))));
   const { series } = await json(`/v1/jobs/${jobId}/metrics?${query}`);
-  if (number !== asked) return;
+  if (number !== requests) return;
   const part = new Curves();
   part.load(series, []);
   part.last = view.to === null ? Infinity : source.axis.step(view.to);
@@ -115,18 +115,18 @@ function drawAll(groups, target) {
     if (chart) chart.update();
     else charts.set(group.title, new Chart(group, source, view, target));
   }
-  // New groups may belong before charts that are there.
+  // A new group may belong before existing charts.
   const isMisplaced = (figure, position) => target.querySelectorAll("figure")[position] !== figure;
   target.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
 }
 
 if (place) {
-  place.curves = curves; // for the browser's console, and the tests
+  place.curves = curves; // for tests
   document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));
   load();
 }
 
-// ---- what happens
+// ---- stream
 
 function isOver(job) {
   run.dataset.status = job.status;

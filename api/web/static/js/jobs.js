@@ -1,4 +1,4 @@
-// The list: filters live in the address; what changes arrives by hints and is fetched again as rendered rows.
+// The list of jobs: filters are in the address; the stream announces changes, and the rows are fetched as rendered HTML.
 import "./actions.js";
 import { refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
@@ -46,7 +46,7 @@ form.addEventListener("input", (event) => {
   clearTimeout(typing);
   typing = setTimeout(apply, event.target.type === "checkbox" || event.target.nodeName === "SELECT" ? 0 : 250);
 });
-/** Whether somebody has filtered before this script was there; a browser restores nothing here. */
+/** Whether the user has changed a filter before this script was loaded. */
 function isTouched() {
   return [...form.elements].some((each) => {
     if (each.type === "checkbox") return each.checked !== each.defaultChecked;
@@ -57,11 +57,11 @@ function isTouched() {
 
 if (isTouched()) apply();
 window.addEventListener("popstate", () => {
-  if (location.search !== shown) location.reload(); // a jump within the page is no other list
+  if (location.search !== shown) location.reload(); // a jump within the page keeps the list
 });
 
 // ---- live
 
-// Hints are about jobs; workers come and go without one.
+// The stream announces changes of jobs, not of workers.
 setInterval(() => document.visibilityState === "visible" && updateSoon(), 10_000);
 new Stream("/v1/stream", { on: { changed: updateSoon }, onState: showState, onOpen: updateSoon });

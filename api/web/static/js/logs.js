@@ -1,4 +1,4 @@
-// The log's live tail; its lines come with the job's stream.
+// The live tail of the log, fed by the job's stream.
 
 const MAX_LINES = 2000;
 
@@ -27,7 +27,7 @@ export class Tail {
     if (this.follows) this.box.scrollTop = this.box.scrollHeight;
   }
 
-  /** Scrolling up means reading; scrolling to the end means following again. */
+  /** Scrolling up stops following; scrolling to the end resumes it. */
   scrolled() {
     const distance = this.box.scrollHeight - this.box.clientHeight - this.box.scrollTop;
     if (distance > 60 && this.follows) this.setFollows(false);
@@ -48,7 +48,7 @@ export class Tail {
   }
 }
 
-/** As in templates/job.html. */
+/** Build a line as in templates/job.html. */
 function line({ stream, attempt, line: content, at }) {
   const row = document.createElement("div");
   row.className = `line ${stream}`;
@@ -61,8 +61,8 @@ function line({ stream, attempt, line: content, at }) {
 }
 
 function cell(className, content) {
-  const made = document.createElement("span");
-  made.className = className;
-  made.textContent = content;
-  return made;
+  const element = document.createElement("span");
+  element.className = className;
+  element.textContent = content;
+  return element;
 }

@@ -1,9 +1,9 @@
-// The map of a feature space: the points on a canvas that zooms, a thumbnail beside the pointer, and choices that are put
-// in place without leaving.  What is chosen lives in the address; the page that the server renders for it says it here.
+// The map of a feature space: points on a zoomable canvas, and a thumbnail beside the pointer.  Choices are in the
+// address; the page that the server renders for an address is put in place without leaving it.
 import { follow } from "./fingers.js";
-import { refresh, say, throttled } from "./page.js";
+import { refresh, notify, throttled } from "./page.js";
 
-const REACH = 14; // pixels around the pointer
+const REACH = 14; // pixels around the pointer in which a point is hit
 const RADIUS = 3.2;
 const MARGIN = 1.06;
 const MAX_ZOOM = 60;
@@ -17,12 +17,12 @@ const picture = new Image();
 const show = throttled(() => refresh(location.href).then(() => requestAnimationFrame(draw)), 50);
 
 let facts = null;
-let at = { scale: 1, x: 0, y: 0 }; // the middle of what is seen, and how much larger than the whole map it is
-let pointed = null; // a place in the lists
+let at = { scale: 1, x: 0, y: 0 }; // centre and magnification of the visible part
+let pointed = null; // index into the lists of the map
 
-// ---- what is shown
+// ---- drawing
 
-/** The choices as the rendered page tells them. */
+/** The choices in the rendered page. */
 function choices() {
   const { layout, colour, only, place } = document.getElementById("map-choices").dataset;
   return {
@@ -34,14 +34,14 @@ function choices() {
 }
 
 function colours() {
-  const probe = document.getElementById("map-legend");
-  const found = (token) => {
-    probe.style.color = `var(${token})`;
-    return getComputedStyle(probe).color;
+  const legend = document.getElementById("map-legend");
+  const resolved = (token) => {
+    legend.style.color = `var(${token})`;
+    return getComputedStyle(legend).color;
   };
   const tokens = ["--text-3", ...Array.from({ length: 10 }, (_, number) => `--class-${number + 1}`)];
-  const palette = { classes: tokens.map(found), faded: found("--line"), text: found("--text"), links: found("--text-2") };
-  probe.style.color = "";
+  const palette = { classes: tokens.map(resolved), faded: resolved("--line"), text: resolved("--text"), links: resolved("--text-2") };
+  legend.style.color = "";
   return palette;
 }
 
@@ -49,7 +49,7 @@ function colourOf(palette, key) {
   return palette.classes[key === null ? 0 : (key % 10) + 1];
 }
 
-/** Pixels of a point, of the canvas as it is laid out. */
+/** The position of a point in CSS pixels of the canvas. */
 function placed([x, y]) {
   const { clientWidth: width, clientHeight: height } = canvas;
   const unit = (Math.min(width, height) / 2 / MARGIN) * at.scale;
@@ -122,15 +122,15 @@ function point(place) {
   requestAnimationFrame(draw);
 }
 
-/** The nearest point to pixels, of those that a test lets through. */
-function nearest(x, y, isWanted = () => true) {
-  let [found, best] = [null, Infinity];
+/** The point nearest to a position, of those that pass a test, and its distance. */
+function nearest(x, y, passes = () => true) {
+  let [closest, best] = [null, Infinity];
   choices().points.forEach((each, place) => {
     const [dx, dy] = placed(each).map((value, axis) => value - (axis ? y : x));
     const distance = Math.hypot(dx, dy);
-    if (distance < best && isWanted(dx, dy, distance)) [found, best] = [place, distance];
+    if (distance < best && passes(dx, dy, distance)) [closest, best] = [place, distance];
   });
-  return [found, best];
+  return [closest, best];
 }
 
 function under(event) {
@@ -153,7 +153,7 @@ function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
     const unit = Math.min(canvas.clientWidth, canvas.clientHeight) / 2 / MARGIN;
     const [dx, dy] = [(x - canvas.clientWidth / 2) / unit, (y - canvas.clientHeight / 2) / unit];
     const scale = Math.min(MAX_ZOOM, Math.max(1, at.scale * factor));
-    // What is under the pointer stays there.
+    // The point under the pointer keeps its position.
     at = { scale, x: at.x + dx / at.scale - dx / scale, y: at.y + dy / at.scale - dy / scale };
   }
   point(pointed);
@@ -165,7 +165,7 @@ function pan(dx, dy) {
   requestAnimationFrame(draw);
 }
 
-// ---- what people do
+// ---- mouse, touch and keys
 
 let drag = null;
 
@@ -196,7 +196,7 @@ follow(canvas, {
 });
 canvas.addEventListener("pointerleave", () => facts && point(null));
 canvas.addEventListener("dblclick", (event) => zoom(2, event.offsetX, event.offsetY));
-// A page is scrolled past the map; only with Ctrl, or once the map has the focus, does the wheel zoom.
+// The wheel scrolls the page; it zooms with Ctrl, or while the map has the focus.
 canvas.addEventListener(
   "wheel",
   (event) => {
@@ -222,7 +222,7 @@ canvas.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-/** To the nearest point that lies more in this direction than beside it. */
+/** Move to the nearest point that lies more in this direction than to its side. */
 function walk([right, down]) {
   const from = pointed ?? choices().chosen;
   if (from === null) return point(nearest(canvas.clientWidth / 2, canvas.clientHeight / 2)[0]);
@@ -266,14 +266,14 @@ new ResizeObserver(draw).observe(stage);
 // ---- loading
 
 try {
-  const answer = await fetch(page.dataset.facts);
-  if (!answer.ok) throw new Error(`${page.dataset.facts}: ${answer.status}`);
-  facts = await answer.json();
+  const response = await fetch(page.dataset.facts);
+  if (!response.ok) throw new Error(`${page.dataset.facts}: ${response.status}`);
+  facts = await response.json();
   picture.src = page.dataset.picture;
   picture.addEventListener("load", () => point(pointed));
   canvas.hidden = false;
   draw();
 } catch (error) {
-  console.debug(error); // the picture that the server has drawn stays
-  say("The points could not be loaded: the map cannot be zoomed.");
+  console.debug(error); // the picture drawn by the server stays
+  notify("The points could not be loaded: the map cannot be zoomed.");
 }

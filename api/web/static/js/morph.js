@@ -1,5 +1,5 @@
-// Make one part of the page equal to another, keeping the nodes that stay: focus, selection and scrolling survive.
-// Elements with an id are found again by it; others by their place.
+// Makes a part of the page equal to another and keeps matching nodes, so that focus, selection and scrolling survive.
+// Elements match by id, others by position.
 
 export function morph(from, to) {
   if (from.isEqualNode(to)) return;
@@ -13,8 +13,8 @@ export function morph(from, to) {
 
 function copyAttributes(from, to) {
   for (const { name } of [...from.attributes]) {
-    const isTheReaders = name === "open" && from.nodeName === "DETAILS";
-    if (!to.hasAttribute(name) && !isTheReaders) from.removeAttribute(name);
+    const isOpenedByUser = name === "open" && from.nodeName === "DETAILS";
+    if (!to.hasAttribute(name) && !isOpenedByUser) from.removeAttribute(name);
   }
   for (const { name, value } of to.attributes) {
     const isTheFormsKey = name === "value" && from.type === "hidden" && from.name === "key"; // a repeat must keep it
@@ -23,17 +23,17 @@ function copyAttributes(from, to) {
 }
 
 function copyChildren(from, to) {
-  const known = new Map([...from.children].filter((child) => child.id).map((child) => [child.id, child]));
+  const byId = new Map([...from.children].filter((child) => child.id).map((child) => [child.id, child]));
   let here = from.firstChild;
-  for (const wanted of [...to.childNodes]) {
-    const match = wanted.id ? known.get(wanted.id) : isAlike(here, wanted) ? here : undefined;
+  for (const target of [...to.childNodes]) {
+    const match = target.id ? byId.get(target.id) : isAlike(here, target) ? here : undefined;
     if (!match) {
-      from.insertBefore(document.importNode(wanted, true), here);
+      from.insertBefore(document.importNode(target, true), here);
       continue;
     }
     if (match === here) here = here.nextSibling;
     else from.insertBefore(match, here);
-    morph(match, wanted);
+    morph(match, target);
   }
   while (here) {
     const next = here.nextSibling;
@@ -42,6 +42,6 @@ function copyChildren(from, to) {
   }
 }
 
-function isAlike(node, wanted) {
-  return node && !node.id && node.nodeType === wanted.nodeType && node.nodeName === wanted.nodeName;
+function isAlike(node, target) {
+  return node && !node.id && node.nodeType === target.nodeType && node.nodeName === target.nodeName;
 }

@@ -1,4 +1,4 @@
-// What every page has: the theme's switch, ages that go on, buttons that copy, short messages, refreshing in place.
+// Used by every page: theme switch, ages that update, copy buttons, messages, and refreshing in place.
 import { morph } from "./morph.js";
 
 // ---- theme
@@ -21,7 +21,7 @@ themeSwitch.addEventListener("click", () => {
   try {
     localStorage.setItem("theme", root.dataset.theme);
   } catch {
-    // Not kept, but switched.
+    // The theme is switched, but not stored.
   }
   themeChanged();
 });
@@ -39,10 +39,10 @@ function age(milliseconds) {
   return `${seconds} s`;
 }
 
-// Ages are by the clock that wrote the times; this machine's may differ, so the difference at loading is kept.
+// Times are of the server's clock, which may differ from the browser's.
 const skew = Number(root.dataset.now || Date.now()) - Date.now();
 
-/** The time by the server's clock, in milliseconds. */
+/** The server's time in milliseconds. */
 export function now() {
   return Date.now() + skew;
 }
@@ -56,7 +56,7 @@ function tick() {
 
 setInterval(tick, 5000);
 
-// ---- rows of links that are wider than a phone: where one is, is in sight, and an end fades where there is more
+// ---- navigation wider than the screen: scroll to the current link, and fade an end with more links
 
 function showEnds(links) {
   const [before, all] = [links.scrollLeft, links.scrollWidth - links.clientWidth];
@@ -71,12 +71,12 @@ for (const links of document.querySelectorAll(".top nav, nav.sections")) {
   new ResizeObserver(() => showEnds(links)).observe(links);
 }
 
-// ---- short messages
+// ---- messages
 
 const toast = document.getElementById("toast");
 let toastTimer = 0;
 
-export function say(text) {
+export function notify(text) {
   toast.textContent = text;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => (toast.textContent = ""), 6000);
@@ -90,23 +90,23 @@ document.addEventListener("click", async (event) => {
   const text = button.dataset.copy ?? document.getElementById(button.dataset.copyFrom).textContent;
   try {
     await navigator.clipboard.writeText(text);
-    say("Copied");
+    notify("Copied");
   } catch {
-    say("The browser blocked copying");
+    notify("The browser blocked copying");
   }
 });
 
 // ---- refreshing
 
-/** Fetch the parts of this page that change, and put them in their places. */
+/** Fetch the parts of this page that change, and replace them. */
 export async function refresh(address) {
-  const answer = await fetch(address);
-  if (answer.status === 401) location.reload(); // shows the sign-in page
-  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
-  place(await answer.text());
+  const response = await fetch(address);
+  if (response.status === 401) location.reload(); // shows the sign-in page
+  if (!response.ok) throw new Error(`${address}: ${response.status}`);
+  place(await response.text());
 }
 
-/** Put the parts of a rendered page that change into their places in this one. */
+/** Replace the parts of this page that change by those of a rendered page. */
 export function place(rendered) {
   const parts = new DOMParser().parseFromString(rendered, "text/html");
   for (const part of parts.querySelectorAll("[data-live]")) {
@@ -116,20 +116,20 @@ export function place(rendered) {
   tick();
 }
 
-/** At most one call each `pause` milliseconds, never two at once; a call while one runs is made up for. */
+/** Limit calls to one per `pause` milliseconds, never two at once; a call during a run causes one more run. */
 export function throttled(work, pause) {
   let isRunning = false;
-  let isWanted = false;
+  let isRequested = false;
   return async function call() {
-    isWanted = true;
+    isRequested = true;
     if (isRunning) return;
     isRunning = true;
-    while (isWanted) {
-      isWanted = false;
+    while (isRequested) {
+      isRequested = false;
       try {
         await work();
       } catch (error) {
-        console.debug(error); // the server is away; the stream will call again when it is back
+        console.debug(error); // the server is unavailable; the stream calls again when it is back
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
     }

@@ -1,21 +1,21 @@
-// One chart on a page: a figure with its readout, zoom by mouse and keys, downloads.  What it shows, its kinds say
-// (charts.js, compare.js): `tables()`, `series()`, `bands()`, `read()`, `legend()`.
+// The base of charts: a figure with readout, zoom by mouse, touch and keys, and downloads.  Subclasses (charts.js,
+// compare.js) implement `tables()`, `series()`, `bands()`, `read()` and `legend()`.
 import { AXES } from "./axes.js";
 import { savePicture, saveTable } from "./downloads.js";
 import { follow } from "./fingers.js";
 import { short } from "./format.js";
 
 const MIN_DRAG = 5; // pixels; less is a click
-const SPARSE = 40; // points of a series, below which each is drawn and none smoothed away
+const SPARSE = 40; // points of a series, below which each point is drawn and the line is not smoothed
 
-/** A colour of the style sheet as canvases want it. */
+/** Resolve a colour of the style sheet for a canvas. */
 export function colour(name) {
-  const probe = document.getElementById("charts");
-  const before = probe.style.color;
-  probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
-  probe.style.color = before;
-  return found;
+  const element = document.getElementById("charts");
+  const before = element.style.color;
+  element.style.color = `var(${name})`;
+  const resolved = getComputedStyle(element).color;
+  element.style.color = before;
+  return resolved;
 }
 
 export function faded(name, share) {
@@ -23,13 +23,13 @@ export function faded(name, share) {
 }
 
 export function text(tag, content, className = "") {
-  const made = document.createElement(tag);
-  made.textContent = content;
-  made.className = className;
-  return made;
+  const element = document.createElement(tag);
+  element.textContent = content;
+  element.className = className;
+  return element;
 }
 
-/** Exponential moving average without the pull of its start; gaps stay gaps. */
+/** Exponential moving average without the bias of its start; gaps stay gaps. */
 export function smoothed(values, weight) {
   if (!weight) return values;
   let [sum, norm] = [0, 0];
@@ -41,12 +41,12 @@ export function smoothed(values, weight) {
   });
 }
 
-/** Whether a series has so few points that each of them counts; `most` that it could have here. */
+/** Whether a series has few points; `most` is the number of points that it could have. */
 export function isSparse(length, most = Infinity) {
   return length < Math.min(SPARSE, most / 2);
 }
 
-/** Shares of one: some room around them, but none below 0 or above 1. */
+/** The range of shares of one, with a margin, within 0 and 1. */
 function shareRange(plot, low, high) {
   if (low === null) return [0, 1];
   const room = Math.max(0.1 * (high - low), 0.02);
@@ -58,7 +58,7 @@ function logRange(plot, low, high) {
   return [low / 1.15, high * 1.15];
 }
 
-// A run may have sixty charts, of which a screen shows six.
+// A job may have sixty charts, of which a screen shows six: each is drawn when it comes near.
 const sight = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -72,7 +72,7 @@ const sight = new IntersectionObserver(
 );
 
 export class PlotFigure {
-  /** @param {object} kind `title`, `about`, `isShare`, `height`, `sync`: the charts whose cursors move together. */
+  /** @param {object} kind `title`, `about`, `isShare`, `height`, `sync`: the key of charts that share a cursor. */
   constructor(kind, view, place) {
     Object.assign(this, kind, { view });
     this.figure = text("figure", "", "chart panel");
@@ -104,7 +104,7 @@ export class PlotFigure {
     return foot;
   }
 
-  /** Make the plot, once it is nearly in sight; again whenever the view asks for another axis or scale. */
+  /** Create the plot once it is near the screen, and again when axis or scale change. */
   draw() {
     this.read();
     if (!this.figure.dataset.seen) return;
@@ -116,7 +116,7 @@ export class PlotFigure {
     this.read();
   }
 
-  /** New points, or another part of them. */
+  /** Show new points, or another range. */
   update() {
     this.plot?.setData(this.data());
     this.read();
@@ -127,7 +127,7 @@ export class PlotFigure {
     this.read();
   }
 
-  /** The place of the point under the cursor, or null. */
+  /** The index of the point under the cursor, or null. */
   get cursor() {
     return this.plot?.cursor.idx ?? null;
   }
@@ -142,7 +142,7 @@ export class PlotFigure {
     return window.uPlot.join(this.tables().map(([xs, ...columns]) => [xs, ...columns.map((column) => this.shown(column))]));
   }
 
-  /** A logarithmic scale has no place for zero and below. */
+  /** Replace values that a logarithmic scale cannot show. */
   shown(column) {
     if (!this.isLog) return column;
     return column.map((value) => {
@@ -205,7 +205,7 @@ export class PlotFigure {
     if (width >= MIN_DRAG) this.view.zoom(Math.max(0, plot.posToVal(left, "x")), plot.posToVal(left + width, "x"));
   }
 
-  /** Two fingers zoom; one moves the part that is shown, or the cursor where all is shown. */
+  /** Two fingers zoom; one moves the visible range, or the cursor if everything is visible. */
   touched({ count, x, dx, factor }) {
     const { over, scales } = this.plot;
     const at = x - over.offsetLeft;

@@ -1,23 +1,23 @@
-// Server-sent events that survive restarts of the server, and rest while nobody looks: browsers allow six connections
-// to a server, so a dozen forgotten tabs must not hold them all.
+// Server-sent events that survive restarts of the server.  A hidden page disconnects, since browsers allow six
+// connections to a server.
 
 const RETRY_MS = 2000;
 
 export class Stream {
   /**
    * @param {string} path
-   * @param {object} options `after`: go on after this event; `on`: handlers by event name; `onState`: told
-   *   "live", "lost" or "over"; `onOpen`: called on every connection, and when one was refused.
+   * @param {object} options `after`: continue after this event; `on`: handlers by event name; `onState`: called
+   *   with "live", "lost" or "over"; `onOpen`: called on every connection, and when one was refused.
    */
   constructor(path, { after = "", on = {}, onState = () => {}, onOpen = () => {} }) {
     Object.assign(this, { path, after, on, onState, onOpen, source: null, isOver: false });
-    document.addEventListener("visibilitychange", () => this.look());
+    document.addEventListener("visibilitychange", () => this.check());
     window.addEventListener("pagehide", () => this.disconnect());
-    window.addEventListener("pageshow", () => this.look());
-    this.look();
+    window.addEventListener("pageshow", () => this.check());
+    this.check();
   }
 
-  look() {
+  check() {
     if (this.isOver || document.visibilityState === "hidden") this.disconnect();
     else if (!this.source) this.connect();
   }
@@ -39,14 +39,14 @@ export class Stream {
     }
   }
 
-  /** A broken connection is made again by the browser, with Last-Event-ID; one that was refused, by us. */
+  /** The browser repeats a broken connection, with Last-Event-ID; this method repeats a refused one. */
   lost(source) {
     if (this.source !== source || this.isOver) return;
     this.onState("lost");
     if (source.readyState !== EventSource.CLOSED) return;
     this.disconnect();
-    this.onOpen(); // finds out whether this browser is still signed in
-    setTimeout(() => this.look(), RETRY_MS);
+    this.onOpen(); // checks whether this browser is still signed in
+    setTimeout(() => this.check(), RETRY_MS);
   }
 
   disconnect() {
@@ -61,7 +61,7 @@ export class Stream {
   }
 }
 
-/** Shows a stream's state in the page's head. */
+/** Show the state of a stream in the header of the page. */
 export function showState(state) {
   const shown = document.getElementById("connection");
   shown.dataset.state = state;

@@ -1,15 +1,15 @@
-// The form of a new job or sweep is checked by the server while it is filled in: errors and deviations appear in place.
-import { place, say, throttled } from "./page.js";
+// The server checks the form of a new job or sweep while it is filled in: errors and preset deviations appear in place.
+import { place, notify, throttled } from "./page.js";
 
 const form = document.getElementById("submit");
 
 async function check(step) {
   const fields = new URLSearchParams(new FormData(form));
   fields.set("step", step);
-  const answer = await fetch(form.action, { method: "POST", body: fields });
-  if (answer.status === 401) location.reload();
-  if (!answer.ok && answer.status !== 422) return say("The server could not check the form.");
-  place(await answer.text());
+  const response = await fetch(form.action, { method: "POST", body: fields });
+  if (response.status === 401) location.reload();
+  if (!response.ok && response.status !== 422) return notify("The server could not check the form.");
+  place(await response.text());
   for (const wrong of form.querySelectorAll("details .wrong")) wrong.closest("details").open = true;
 }
 
@@ -27,4 +27,4 @@ form.addEventListener("submit", async (event) => {
   checkSoon();
 });
 document.getElementById("preset")?.addEventListener("change", (event) => event.target.form.submit());
-if (!("unfilled" in form.dataset)) checkSoon(); // else it is only wrong because nobody has filled it in yet
+if (!("unfilled" in form.dataset)) checkSoon(); // an empty form has errors only because it is not filled in yet

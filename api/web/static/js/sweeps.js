@@ -1,4 +1,4 @@
-// One sweep: kept fresh by hints about jobs; lines and rows point at each other, and an axis can be brushed.
+// The page of a sweep: updated by the stream; lines and rows highlight each other, and axes filter trials.
 import { sendForms } from "./actions.js";
 import { refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
@@ -16,7 +16,7 @@ function of(trial) {
   return sweep.querySelectorAll(`[data-trial="${trial}"]`);
 }
 
-// ---- pointing
+// ---- highlighting
 
 function point(trial) {
   for (const each of sweep.querySelectorAll(".pointed")) each.classList.remove("pointed");
@@ -29,7 +29,7 @@ function point(trial) {
   }
 }
 
-/** A line is thin, so the nearest one within a few pixels counts. */
+/** The trial of the line nearest to the pointer, within a few pixels. */
 function nearest(event) {
   const drawing = sweep.querySelector(".parallel").getBoundingClientRect();
   const at = { x: (100 * (event.clientX - drawing.left)) / drawing.width, y: event.clientY - drawing.top };
@@ -60,7 +60,7 @@ sweep.addEventListener("click", (event) => {
   if (trial !== undefined) sweep.querySelector(`#trial-${trial} a`).click();
 });
 
-// ---- brushing: up or down beside an axis keeps the trials in between
+// ---- brushing: a drag along an axis keeps the trials in between
 
 let drawn = null;
 let hasBrushed = false;
@@ -96,7 +96,7 @@ window.addEventListener("pointermove", (event) => {
 });
 window.addEventListener("pointerup", () => {
   if (drawn && !hasBrushed && brushes.delete(drawn.axis)) {
-    hasBrushed = true; // a click on a brushed axis frees it, and selects nothing
+    hasBrushed = true; // a click on a brushed axis clears it and selects nothing
     show();
   }
   drawn = null;
@@ -150,7 +150,7 @@ function isOver() {
 const updateSoon = throttled(update, 1500);
 sendForms({ done: updateSoon });
 if (!isOver()) {
-  // Hints are about jobs, of which some may be its own, and about the sweep itself when it goes on or ends.
+  // The stream announces changes of all jobs and sweeps.
   new Stream("/v1/stream", {
     on: { changed: () => isOver() || updateSoon() },
     onState: (state) => isOver() || showState(state),

@@ -1,5 +1,5 @@
-// How the charts are looked at: x axis, smoothing, scale, and which part.  It lives in the address, so that a link shows
-// the same and the browser's Back goes back.
+// The chart options: x axis, smoothing, scale and visible range.  They are in the address, so that a link shows the same
+// view and the Back button works.
 import { AXES } from "./axes.js";
 
 const NAMES = ["x", "smooth", "log", "from", "to"];
@@ -9,13 +9,13 @@ function amount(text) {
   return text === null || text.trim() === "" || !Number.isFinite(value) || value < 0 ? null : value;
 }
 
-/** A number as short as its place in an address allows: six digits are finer than any screen. */
+/** A number with six digits, which are finer than any screen. */
 function rounded(value) {
   return value === null ? null : Number(value.toPrecision(6));
 }
 
 export class View {
-  /** @param {(before: object) => void} onChange told after each change, with what was before. */
+  /** @param {(before: object) => void} onChange called after each change, with the previous options. */
   constructor(form, onChange) {
     Object.assign(this, { form, onChange });
     this.take(new URLSearchParams(location.search));
@@ -69,7 +69,7 @@ export class View {
     this.onChange(before);
   }
 
-  /** This page's address with the view in it; what is as always is left out. */
+  /** The address of this page with the options; defaults are omitted. */
   address() {
     const query = new URLSearchParams(location.search);
     const values = { x: this.x === "step" ? null : this.x, smooth: this.smooth || null, log: this.log ? 1 : null, from: this.from, to: this.to };
@@ -81,10 +81,10 @@ export class View {
   }
 
   show() {
-    const { x, smooth, log, from, to, reset, said } = this.form.elements;
+    const { x, smooth, log, from, to, reset, amount: smoothing } = this.form.elements;
     x.value = this.x;
     smooth.value = String(this.smooth);
-    said.value = this.smooth ? this.smooth.toFixed(2) : "none";
+    smoothing.value = this.smooth ? this.smooth.toFixed(2) : "none";
     log.checked = this.log;
     from.value = this.from ?? "";
     to.value = this.to ?? "";

@@ -1,4 +1,4 @@
-// The page of weak labels: another epoch, order or image is put in place without leaving; new epochs come by the stream.
+// The page of weak labels: choices replace parts of the page without leaving it; new epochs come by the stream.
 import { refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 
@@ -8,7 +8,7 @@ const page = document.getElementById("weak-labels");
 const show = throttled(() => refresh(location.href), 50);
 const update = throttled(show, 1500);
 
-// ---- looking around
+// ---- choices
 
 page.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-look]");
@@ -25,7 +25,7 @@ async function go(address) {
 
 addEventListener("popstate", show);
 
-// The arrow keys step through the epochs wherever the focus is on them.
+// The arrow keys step through the epochs while the focus is on them.
 page.addEventListener("keydown", (event) => {
   const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
   if (!rel || !event.target.closest("#epochs")) return;
@@ -35,7 +35,7 @@ page.addEventListener("keydown", (event) => {
   go(link.href);
 });
 
-// ---- what happens
+// ---- stream
 
 const stream = new Stream(`/v1/jobs/${page.dataset.job}/stream`, {
   after: page.dataset.cursor,
@@ -47,7 +47,7 @@ const stream = new Stream(`/v1/jobs/${page.dataset.job}/stream`, {
       update();
     },
     event: update,
-    // Groups are stored before the metrics of the same look.
+    // Weak labels are stored before the metrics of the same report.
     metrics: ({ points }) => {
       if (points.some(({ name }) => name === "weak/ami")) update();
     },
