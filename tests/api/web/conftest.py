@@ -39,12 +39,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("site"))
-    made.database.migrate()
-    made.register()
-    made.start()
-    yield made
-    made.stop()
+    server = Site(tmp_path_factory.mktemp("site"))
+    server.database.migrate()
+    server.register()
+    server.start()
+    yield server
+    server.stop()
 
 
 class Visitor:
@@ -97,7 +97,7 @@ class Visitor:
 
 @pytest.fixture
 def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
-    made = Visitor(browser, site)
-    yield made
-    made.close()
-    assert made.complaints == []
+    guest = Visitor(browser, site)
+    yield guest
+    guest.close()
+    assert guest.complaints == []

@@ -114,12 +114,12 @@ class Site:
 
     def session(self, scopes: Sequence[str] = SCOPES) -> str:
         """A signed-in browser's cookie, the same for all windows of these scopes."""
-        if (known := self._sessions.get(tuple(scopes))) is not None:
-            return known
+        if (cookie := self._sessions.get(tuple(scopes))) is not None:
+            return cookie
         key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
         link = self.sign_in_link(key)
-        made = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[SESSION_COOKIE]
-        return made
+        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[SESSION_COOKIE]
+        return cookie
 
     def sign_in_link(self, key: str | None = None) -> str:
         key = key or (self.settings.data_dir / "key").read_text().strip()

@@ -1,4 +1,4 @@
-"""axe-core finds nothing serious on any page, in both themes; vendored files are the published ones."""
+"""axe-core finds no serious problem on any page in either theme; vendored files are the published ones."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def paths(site: Site) -> list[str]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: str) -> None:
     page = visitor.window(theme=theme)
-    found = {}
+    problems_by_path = {}
     for path in paths:
         page.goto(path)
         page.wait_for_load_state("load")
         if problems := violations(page):
-            found[path] = problems
+            problems_by_path[path] = problems
 
-    assert found == {}
+    assert problems_by_path == {}
 
 
 def violations(page: Page) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Charts as instruments: zoom brings detail, the view is in the address, what is shown can be taken along."""
+"""Charts: zoom loads detail, the options are in the address, and data and pictures can be saved."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_keyboard_zooms_too(visitor: Visitor, site: Site, run: PlayedRun) ->
     assert page.url.endswith(run.job_id)
 
 
-def test_what_was_measured_a_few_times_is_not_smoothed(visitor: Visitor, site: Site) -> None:
+def test_sparse_curves_are_not_smoothed(visitor: Visitor, site: Site) -> None:
     played = site.running("now and then")
     played.start()
     losses = [{"type": "metrics", "step": s, "values": {"train/loss": float(s % 2)}} for s in range(1, 101)]
@@ -122,15 +122,13 @@ def test_what_was_measured_a_few_times_is_not_smoothed(visitor: Visitor, site: S
     played.end()
     page = visitor.window()
     page.goto(f"/jobs/{played.job_id}?smooth=0.9")
-    for metric, said in (("train/loss", r"0\.4\d+.*step 100|step 100.*0\.4\d+"), ("eval/knn_top1", r"50\.0%")):
+    for metric, expected in (("train/loss", r"0\.4\d+.*step 100|step 100.*0\.4\d+"), ("eval/knn_top1", r"50\.0%")):
         chart = page.locator(f"figure[data-metrics='{metric}']")
         chart.locator(".canvas").press("End")
-        expect(chart.locator("figcaption")).to_contain_text(re.compile(said))
+        expect(chart.locator("figcaption")).to_contain_text(re.compile(expected))
 
 
-def test_axis_smoothing_and_scale_come_from_the_address_and_go_there(
-    visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path
-) -> None:
+def test_chart_options_are_in_the_address(visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path) -> None:
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}?x=epoch&smooth=0.5&log=1&from=9.5&to=10")
     chart = loss_chart(page)
@@ -159,7 +157,7 @@ def test_axis_smoothing_and_scale_come_from_the_address_and_go_there(
     assert (tmp_path / "Loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_live_points_reach_a_zoom_that_is_open_to_the_end(visitor: Visitor, site: Site) -> None:
+def test_a_zoom_without_an_end_shows_live_points(visitor: Visitor, site: Site) -> None:
     while (claimed := site.try_claim()) is not None:
         claimed.end()
     growing = site.running("grows")
@@ -183,7 +181,7 @@ def test_live_points_reach_a_zoom_that_is_open_to_the_end(visitor: Visitor, site
     growing.end()
 
 
-def test_several_runs_are_looked_at_in_the_same_ways(
+def test_the_comparison_has_the_same_chart_options(
     visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path
 ) -> None:
     page = visitor.window()

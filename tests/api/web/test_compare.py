@@ -1,4 +1,4 @@
-"""Runs over each other, and the best of them: what is taken together, what is unfair, and what is only published."""
+"""Comparison and leaderboard: configurations, warnings about unfair comparisons, and published values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def address(ids: Sequence[str]) -> str:
     return "/compare?" + "&".join(f"job={job_id}" for job_id in ids)
 
 
-def test_seeds_are_one_arm_with_mean_and_spread(visitor: Visitor, site: Site) -> None:
+def test_seeds_are_one_configuration_with_mean_and_interval(visitor: Visitor, site: Site) -> None:
     ours = [trained(site, f"ours, seed {seed}", seed=seed) for seed in (0, 1, 2)]
     theirs = trained(site, "theirs", method="simclr")
     for job_id, value in zip(ours, (0.6, 0.7, 0.8), strict=True):
@@ -80,7 +80,7 @@ def test_seeds_are_one_arm_with_mean_and_spread(visitor: Visitor, site: Site) ->
     assert [text.strip() for text in warnings] == ["Only one seed: theirs. Differences may be noise."]
 
 
-def test_different_budgets_and_protocols_are_told(visitor: Visitor, site: Site) -> None:
+def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Site) -> None:
     short = trained(site, "short", seed=5)
     longer = trained(site, "longer", epochs=20, seed=5)
     measured(site, short, 0.6)
@@ -100,7 +100,7 @@ def test_different_budgets_and_protocols_are_told(visitor: Visitor, site: Site) 
     running.end()
 
 
-def test_runs_are_chosen_and_read_without_scripts(visitor: Visitor, site: Site) -> None:
+def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> None:
     one, other = trained(site, "chosen one", seed=8), trained(site, "chosen other", seed=8, batch_size=128)
     page = visitor.window(scripts=False)
     page.goto("/compare")
@@ -118,7 +118,7 @@ def test_runs_are_chosen_and_read_without_scripts(visitor: Visitor, site: Site) 
     assert "#c76a2d" in drawn
 
 
-def test_strange_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
+def test_invalid_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
     ids = [submit(site, f"many {number}", batch_size=16 * number + 16) for number in range(9)]
     cookies = {SESSION_COOKIE: site.session()}
     with httpx.Client(base_url=site.url, cookies=cookies, headers={"Accept": "text/html"}, trust_env=False) as client:
@@ -142,15 +142,15 @@ def test_a_chart_gets_at_most_a_thousand_points(visitor: Visitor, site: Site) ->
             run.losses(range(first + 1, first + 2_001))
         run.end()
     page = visitor.window()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(address(ids))
 
     expect(page.locator("figure[data-metrics='train/loss']")).to_have_attribute("data-lines", "2")
-    assert sum("/metrics?max_points=500" in url for url in asked) == 2
+    assert sum("/metrics?max_points=500" in url for url in requested) == 2
 
 
-def test_the_leaderboard_is_by_dataset_and_protocol_and_names_what_is_published(visitor: Visitor, site: Site) -> None:
+def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, site: Site) -> None:
     datasets = {"imagenet": "1a" * 32, "cifar10-jpeg": "1b" * 32, "cifar10": "1c" * 32}
     for name, digest in datasets.items():
         facts = DatasetFacts(name, "folder", digest, {"train": 1000, "test": 359}, ["0", "1"])
@@ -183,7 +183,7 @@ def test_the_leaderboard_is_by_dataset_and_protocol_and_names_what_is_published(
     page.wait_for_url(f"**{address([better])}")
 
 
-def test_an_epoch_on_the_way_is_no_headline(visitor: Visitor, site: Site) -> None:
+def test_the_leaderboard_shows_the_last_epoch_only(visitor: Visitor, site: Site) -> None:
     job_id = submit(site, "stopped in between", seed=77)
     run = site.claim()
     run.start()
@@ -199,7 +199,7 @@ def test_an_epoch_on_the_way_is_no_headline(visitor: Visitor, site: Site) -> Non
     expect(page.locator("#evaluations tbody")).to_contain_text("epoch 3")
 
 
-def test_published_values_belong_to_a_dataset_of_their_name() -> None:
+def test_published_values_need_the_exact_dataset_name() -> None:
     assert [(r.mark, r.value) for r in references("imagenet", "semi_supervised", "top1", 0.01)] == [("[P]", 0.65)]
     assert [r.value for r in references("imagenet", "semi_supervised", "top1", 0.1)] == [0.72]
     assert len(references("imagenet", "linear_sgd", "top1")) == 5

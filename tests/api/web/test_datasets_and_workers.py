@@ -1,4 +1,4 @@
-"""Datasets and workers: what is there, who has it, who is busy with what, and the way to end a worker in order."""
+"""The pages of datasets and workers, and draining a worker."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ FLOWERS = DatasetFacts(
 
 
 def announce(site: Site, *datasets: DatasetFacts, **facts: object) -> WorkerFacts:
-    known = {found.name: found.digest for found in datasets}
-    worker = replace(site.worker, id=new_id(), datasets=known, **facts)  # type: ignore[arg-type]
+    digests = {each.name: each.digest for each in datasets}
+    worker = replace(site.worker, id=new_id(), datasets=digests, **facts)  # type: ignore[arg-type]
     site.database.write(lambda session: workers.register(session, worker, 77, datasets, 8 << 30))
     return worker
 
@@ -68,7 +68,7 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
     expect(page.get_by_role("link", name="Leaderboard", exact=True)).to_have_count(1)  # that of the menu
 
 
-def test_a_dataset_names_its_runs_its_board_and_older_copies(visitor: Visitor, site: Site) -> None:
+def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site: Site) -> None:
     run = site.running("trained on digits")
     run.start()
     run.tell({"type": "metrics", "step": 1, "values": {"eval/knn_top1": 0.875}})
@@ -140,7 +140,7 @@ def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, s
         assert session.get_one(Worker, idle.id).drain_requested_at is None
 
 
-def test_only_an_administrator_is_offered_to_drain(visitor: Visitor, site: Site) -> None:
+def test_only_administrators_see_the_drain_button(visitor: Visitor, site: Site) -> None:
     announce(site, name="kept")
     page = visitor.window(scopes=("read", "submit"))
     page.goto("/workers")
@@ -149,7 +149,7 @@ def test_only_an_administrator_is_offered_to_drain(visitor: Visitor, site: Site)
     expect(page.get_by_text("Drain…")).to_have_count(0)
 
 
-def test_a_pool_without_workers_is_named_when_jobs_wait_for_it(visitor: Visitor, site: Site) -> None:
+def test_a_pool_with_queued_jobs_and_no_worker_is_shown(visitor: Visitor, site: Site) -> None:
     site.submit("waits for nobody", pool="deserted")
     page = visitor.window()
     page.goto("/workers")

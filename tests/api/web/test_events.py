@@ -1,4 +1,4 @@
-"""A long timeline is read page by page, and an error leads back to the job that it was about; both without scripts."""
+"""The timeline, its sentences and its pages, and the link back from an error page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.api.web.served import Site
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_long_timeline_goes_on_on_pages_of_its_own(visitor: Visitor, site: Site) -> None:
+def test_a_long_timeline_has_pages(visitor: Visitor, site: Site) -> None:
     run = site.running("restless")
     run.start()
     run.tell(*({"type": "warning", "reason": "slow", "message": f"number {n}."} for n in range(1, 601)))
@@ -36,19 +36,19 @@ def test_a_long_timeline_goes_on_on_pages_of_its_own(visitor: Visitor, site: Sit
     assert page.url.endswith(f"/jobs/{run.job_id}#timeline")
 
 
-def test_an_error_leads_back_to_its_job_unless_there_is_none(visitor: Visitor, site: Site) -> None:
-    run = site.running("asked too much")
+def test_an_error_page_links_back_to_its_job(visitor: Visitor, site: Site) -> None:
+    run = site.running("a job with errors")
     page = visitor.window(scripts=False)
     back = page.get_by_role("link", name="Back to the job")
     for part in ("weak-labels?epoch=-1", "map?image=-1", "timeline?before=0", "curve.svg"):
         page.goto(f"/jobs/{run.job_id}/{part}")
         back.click()
-        expect(page.locator("h1")).to_have_text("asked too much")
+        expect(page.locator("h1")).to_have_text("a job with errors")
     run.end()
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("main")).to_contain_text("409")
     back.click()
-    expect(page.locator("h1")).to_have_text("asked too much")
+    expect(page.locator("h1")).to_have_text("a job with errors")
 
     page.goto("/jobs/none/map")
     expect(page.locator("main")).to_contain_text("404")

@@ -1,4 +1,4 @@
-"""The machine of a run: its curves apart from the training's, and why some are missing."""
+"""Hardware metrics on the page of a job, and why some are missing."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
     assert page.url.endswith("#hardware")
 
 
-def test_a_gpu_without_its_library_says_what_is_missing(visitor: Visitor, site: Site) -> None:
+def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None:
     site.submit("on a GPU", processes=2)
     run = site.claim()
     run.tell({"type": "started", "start_step": 0, "device": "NVIDIA A10", "torch": "2.11.0", "threads": 1})
     run.tell({"type": "metrics", "step": 1, "values": GPU})
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{run.job_id}")
-    said = page.locator("#hardware-missing")
-    expect(said).to_contain_text("GPU utilisation is not available: install nvidia-ml-py")
-    expect(said).to_contain_text("The metrics are of the first of 2 processes.")
+    sentences = page.locator("#hardware-missing")
+    expect(sentences).to_contain_text("GPU utilisation is not available: install nvidia-ml-py")
+    expect(sentences).to_contain_text("The metrics are of the first of 2 processes.")
 
     run.tell({"type": "metrics", "step": 2, "values": GPU | {"system/gpu_percent": 93.0}})
     run.end()
     page.reload()
-    expect(said).not_to_contain_text("NVML")
+    expect(sentences).not_to_contain_text("NVML")
 
 
-def test_a_run_without_measurements_says_so(visitor: Visitor, site: Site) -> None:
+def test_a_job_without_hardware_metrics_says_so(visitor: Visitor, site: Site) -> None:
     run = site.running("of an older worker")
     run.start()
     run.losses([1])

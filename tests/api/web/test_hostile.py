@@ -1,4 +1,4 @@
-"""Names, tags, messages, metrics and log lines are text, whatever they contain, on every page and in live updates."""
+"""Names, tags, messages, metrics and log lines are shown as text on every page and in live updates."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
     assert_inert(page, visitor)
 
 
-def test_a_run_shows_everything_as_text_also_live(visitor: Visitor, site: Site) -> None:
+def test_a_job_shows_everything_as_text_also_live(visitor: Visitor, site: Site) -> None:
     names = PAYLOADS[:33]  # a page draws sixty charts
     run = site.running("</h1><script>pwned=1</script>")
     run.tell({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)

@@ -1,4 +1,4 @@
-"""The page of one run: live curves without gap or repeat, buttons, downloads, log."""
+"""The page of a job: live curves without gaps or repeats, buttons, downloads, log."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:
         const { steps = [], values = [] } = curves?.byName.get(name) ?? {};
         return { steps: [...steps], values: [...values], starts: [...(curves?.starts ?? [])] };
     }"""
-    found: dict[str, Any] = page.evaluate(script, name)
-    return found
+    data: dict[str, Any] = page.evaluate(script, name)
+    return data
 
 
 def wait_for_steps(page: Page, steps: list[int]) -> None:
@@ -255,7 +255,7 @@ def test_a_failed_job_says_why_and_what_to_do(visitor: Visitor, site: Site) -> N
     expect(page.locator("figure[data-metrics='train/loss']")).to_contain_text("not finite")
 
 
-def test_evaluations_stand_with_the_job_and_with_its_checkpoint(visitor: Visitor, site: Site) -> None:
+def test_an_evaluation_appears_on_both_jobs(visitor: Visitor, site: Site) -> None:
     run = site.running("measured run")
     run.start()
     run.checkpoint(50)
@@ -281,7 +281,7 @@ def test_evaluations_stand_with_the_job_and_with_its_checkpoint(visitor: Visitor
     expect(page.locator("#evaluations")).to_contain_text("97.2%")
 
 
-def test_reasons_of_waiting_are_said(visitor: Visitor, site: Site) -> None:
+def test_the_reason_for_waiting_is_shown(visitor: Visitor, site: Site) -> None:
     run = site.running("first")
     job_id = site.submit("second")
     page = visitor.window()
@@ -304,6 +304,6 @@ def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> N
     page.goto(f"/jobs/{run.job_id}")
 
     eventually(lambda: len(curve(page)["steps"]) > 50, "the curve", 10)
-    found = curve(page)["steps"]
-    assert len(found) <= 1000
-    assert found == sorted(set(found))
+    steps = curve(page)["steps"]
+    assert len(steps) <= 1000
+    assert steps == sorted(set(steps))

@@ -1,4 +1,4 @@
-"""The form of a new job: filled from a preset, checked in place, planned before it is sent, and sent once."""
+"""The form of a new job: presets, validation while typing, dry run, and submitting once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job_of(page: Page, site: Site) -> Job:
         return queries.get_job(session, page.url.rsplit("/", 1)[1])
 
 
-def said(page: Page, name: str) -> Any:
+def hint(page: Page, name: str) -> Any:
     return page.locator(f"[id='said-spec.{name}']")
 
 
@@ -50,7 +50,7 @@ def test_every_preset_survives_the_form(name: str) -> None:
     assert {field.path[0] for field in spec_form.fields("pretrain")} == set(spec) - {"spec_version"}
 
 
-def test_a_plan_says_what_a_run_takes(visitor: Visitor, site: Site) -> None:
+def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     page.goto("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
@@ -77,14 +77,14 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     expect(plan).to_contain_text("wcl-digits as it is")
 
     field(page, "epochs").fill("7")
-    expect(said(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
-    expect(said(page, "epochs")).to_have_text("preset: 60")
+    expect(hint(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
+    expect(hint(page, "epochs")).to_have_text("preset: 60")
     expect(plan).to_contain_text("1 field changed from wcl-digits")
     field(page, "epochs").fill("5")
-    expect(said(page, "warmup_epochs")).to_contain_text("warmup_epochs is 6, but epochs is 5; use fewer than 5")
+    expect(hint(page, "warmup_epochs")).to_contain_text("warmup_epochs is 6, but epochs is 5; use fewer than 5")
     expect(plan).to_contain_text("2 errors to correct")
     field(page, "epochs").fill("many")
-    expect(said(page, "epochs")).to_contain_text("expected an integer")
+    expect(hint(page, "epochs")).to_contain_text("expected an integer")
     field(page, "epochs").fill("60")
     field(page, "loss.temperature").fill("0.2")
     page.get_by_label("seeds").fill("3, 4")
@@ -119,7 +119,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     field(page, "batch_size").fill("5000")
     page.get_by_label("tags").fill("by hand, trial")
     page.get_by_role("button", name="Submit").click()
-    expect(said(page, "batch_size")).to_contain_text("5000 is more than the 1438 train images")
+    expect(hint(page, "batch_size")).to_contain_text("5000 is more than the 1438 train images")
     expect(field(page, "batch_size")).to_have_value("5000")
     expect(page.get_by_label("tags")).to_have_value("by hand, trial")
     field(page, "batch_size").fill("128")
@@ -134,7 +134,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     visitor.complaints.clear()  # the browser logs the 422
 
 
-def test_wrong_fields_of_the_job_are_told_in_place(visitor: Visitor, site: Site) -> None:
+def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     page.goto("/submit")
     for name, value, expected in (
@@ -158,7 +158,7 @@ def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) ->
     expect(page.locator("#plan")).to_contain_text("Ready to submit")
     assert yaml.safe_load(page.locator("#as-yaml").inner_text())["method"] == "simclr"
     field(page, "seed").fill("6")
-    expect(said(page, "seed")).to_have_text("before: 5")
+    expect(hint(page, "seed")).to_have_text("before: 5")
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url and source not in url)
     job = job_of(page, site)
@@ -214,7 +214,7 @@ def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
         {"preset": "digits-cpu", "preemptible": "<img src=x onerror=pwned=1>"},
     ],
 )
-def test_strange_forms_are_refused_in_place(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
+def test_invalid_forms_are_shown_with_errors(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
     cookies = {SESSION_COOKIE: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
     with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
@@ -226,7 +226,7 @@ def test_strange_forms_are_refused_in_place(visitor: Visitor, site: Site, body: 
     assert "<script>" not in answer.text
 
 
-def test_who_may_not_submit_sees_no_form(visitor: Visitor, site: Site) -> None:
+def test_readers_get_no_form(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scopes=("read",))
 
     expect(page.get_by_role("link", name="New job")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""What a job's page says beside its curves: preset, seeds, evaluations, and what may be asked of its checkpoints."""
+"""The page of a job beside its curves: preset, seed group, evaluations, and actions on checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure(site: Site, job_id: str, *values: tuple[str, float]) -> None:
     run.end()
 
 
-def test_deviations_from_the_preset_are_shown(visitor: Visitor, site: Site) -> None:
+def test_preset_deviations_are_shown(visitor: Visitor, site: Site) -> None:
     new = from_preset(epochs=7, warmup_epochs=1, weak_augmentation_epochs=1)
     job_id = site.database.write(lambda session: submission.submit(session, new)).id
     plain = site.database.write(lambda session: submission.submit(session, from_preset())).id
@@ -58,7 +58,7 @@ def test_deviations_from_the_preset_are_shown(visitor: Visitor, site: Site) -> N
     site.claim().end()
 
 
-def test_a_group_shows_its_seeds_and_their_mean(visitor: Visitor, site: Site) -> None:
+def test_a_seed_group_shows_its_jobs_and_their_mean(visitor: Visitor, site: Site) -> None:
     new = [from_preset(seed) for seed in (0, 1, 2)]
     ids = [job.id for job in site.database.write(lambda session: submission.submit_group(session, new))]
     for _ in ids:
@@ -82,7 +82,7 @@ def test_a_group_shows_its_seeds_and_their_mean(visitor: Visitor, site: Site) ->
     page.wait_for_url(f"**/jobs/{ids[2]}")
 
 
-def test_evaluations_say_how_they_were_measured(visitor: Visitor, site: Site) -> None:
+def test_evaluations_have_details(visitor: Visitor, site: Site) -> None:
     run, checkpoint = with_checkpoint(site)
     site.submit_evaluation(checkpoint, "measuring")
     measuring = site.claim()
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_pinned_and_measured_from_the_page(visitor: Visitor, sit
     site.claim().end()
 
 
-def test_a_damaged_checkpoint_is_named_and_not_the_last_good_one(visitor: Visitor, site: Site) -> None:
+def test_a_damaged_checkpoint_is_marked_and_is_not_the_last_good_one(visitor: Visitor, site: Site) -> None:
     run = site.running("damaged")
     run.start()
     for step in (40, 50):

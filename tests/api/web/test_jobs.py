@@ -1,4 +1,4 @@
-"""The list of jobs: it changes by itself, and its filters live in the address."""
+"""The list of jobs: live updates, and filters in the address."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: 
     expect(page.locator("#summary")).to_contain_text("0 running")
 
 
-def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
+def test_filters_are_in_the_address(visitor: Visitor, site: Site) -> None:
     kept = site.submit("paused one", ["Größe & co"])
     site.database.write(lambda session: transitions.pause(session, kept))
     other = site.submit("another one")
@@ -72,7 +72,7 @@ def test_filters_live_in_the_address(visitor: Visitor, site: Site) -> None:
     expect(page.locator(f"#job-{other}")).to_be_visible()
 
 
-def test_a_filter_that_is_chosen_before_the_script_is_there_counts(visitor: Visitor, site: Site) -> None:
+def test_a_filter_chosen_before_the_script_loads_is_applied(visitor: Visitor, site: Site) -> None:
     kept = site.submit("a paused one")
     site.database.write(lambda session: transitions.pause(session, kept))
     other = site.submit("a queued one")
@@ -140,7 +140,7 @@ def test_a_long_name_takes_two_lines_and_is_whole_on_its_page(visitor: Visitor, 
     expect(page.locator("h1")).to_have_text(name)
 
 
-def test_the_place_in_the_queue_is_said(visitor: Visitor, site: Site) -> None:
+def test_the_position_in_the_queue_is_shown(visitor: Visitor, site: Site) -> None:
     while (claimed := site.try_claim()) is not None:
         claimed.end()
     running = site.running("takes the worker")

@@ -1,4 +1,4 @@
-"""The map of a feature space: drawn for everybody, pointed at, walked over, zoomed; each choice is an address."""
+"""The map of a feature space: without scripts, with mouse and keyboard, zoom, and choices in the address."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def point_at(page: Page, x: float, y: float) -> tuple[float, float]:
     return box["x"] + box["width"] / 2 + x * unit, box["y"] + box["height"] / 2 + y * unit
 
 
-def test_a_map_is_pointed_at_and_zoomed(visitor: Visitor, mapped: str) -> None:
+def test_a_map_shows_the_image_under_the_pointer_and_zooms(visitor: Visitor, mapped: str) -> None:
     page = visitor.window()
     page.goto(mapped)
     stage, tip, chosen = page.locator("#stage"), page.locator("#tip"), page.locator("#image")
@@ -115,7 +115,7 @@ def test_a_map_is_pointed_at_and_zoomed(visitor: Visitor, mapped: str) -> None:
     assert page.evaluate("typeof pwned") == "undefined"
 
 
-def test_a_map_is_walked_over_with_the_keyboard(visitor: Visitor, mapped: str) -> None:
+def test_the_keyboard_moves_between_images_of_a_map(visitor: Visitor, mapped: str) -> None:
     page = visitor.window(theme="dark")
     page.goto(f"{mapped}?image=35")
     canvas, tip = page.locator("#canvas"), page.locator("#tip")
@@ -154,8 +154,8 @@ def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
     visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
 ) -> None:
     damaged = next(each for each in site.checkpoints(trained.job_id) if each.step == 30)
-    found = update(Checkpoint).where(Checkpoint.id == damaged.id).values(damaged_at=1)
-    site.database.write(lambda session: session.execute(found))
+    damage = update(Checkpoint).where(Checkpoint.id == damaged.id).values(damaged_at=1)
+    site.database.write(lambda session: session.execute(damage))
     page = visitor.window()
     page.goto(f"/jobs/{trained.job_id}")
     newest = page.get_by_role("link", name="Map of step 20").get_attribute("href")

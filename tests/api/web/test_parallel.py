@@ -1,4 +1,4 @@
-"""Where parallel coordinates are drawn: places on their axes, log ones evenly by powers, the best last."""
+"""The geometry of parallel coordinates: linear, logarithmic and discrete axes, and the order of lines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def sweep(parameters: dict[str, Any], direction: str = "maximize") -> Sweep:
 
 
 def trials(settings: list[dict[str, Any]], values: list[float | None]) -> list[Standing]:
-    found = []
+    standings = []
     for number, (each, value) in enumerate(zip(settings, values, strict=True)):
         run = Run(Place(number, 0, 0), "job", "succeeded", None, None, value)
-        found.append(Standing(number, each, "finished", [TrialResult([run])]))
-    return found
+        standings.append(Standing(number, each, "finished", [TrialResult([run])]))
+    return standings
 
 
 def heights(drawn: parallel.Drawing) -> dict[int, list[float | None]]:
@@ -46,7 +46,7 @@ def test_ranges_are_drawn_by_value_or_by_logarithm() -> None:
     assert [axis.note for axis in drawn.axes] == ["log", "", ""]
 
 
-def test_choices_are_evenly_apart_numbers_in_their_order() -> None:
+def test_choices_are_evenly_spaced_and_numbers_sorted() -> None:
     settings = [{"x.n": n, "m": m} for n, m in ((64, "wcl"), (256, None), (128, "wcl"))]
 
     drawn = parallel.drawing(sweep({"x.n": [64, 256, 128], "m": ["wcl", None]}), trials(settings, [0.1] * 3), 0)
@@ -70,7 +70,7 @@ def test_the_best_is_strongest_and_on_top(direction: str, best: int) -> None:
     assert "None" not in drawn.lines[0].path
 
 
-def test_one_value_alone_is_in_the_middle() -> None:
+def test_a_single_value_is_in_the_middle() -> None:
     drawn = parallel.drawing(sweep({"a": [1]}), trials([{"a": 1}], [0.5]), 0)
 
     assert heights(drawn) == {0: [MIDDLE, MIDDLE]}

@@ -1,4 +1,4 @@
-"""What every page owes every reader: no scripts needed, both themes, narrow screens, keyboards, a way in."""
+"""Every page works without scripts, in both themes, on narrow screens and with the keyboard; signing in."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_nothing_is_wider_than_the_screen(visitor: Visitor, run: PlayedRun, them
         assert (int(re.findall(r"\d+", ground)[0]) < 60) == (theme == "dark")
 
 
-def test_where_one_is_is_in_sight_on_a_phone(visitor: Visitor, run: PlayedRun) -> None:
+def test_the_current_link_is_visible_on_a_phone(visitor: Visitor, run: PlayedRun) -> None:
     page = visitor.window(width=390)
     main = page.get_by_role("navigation", name="Main")
     expect(main.get_by_role("link", name="Workers")).not_to_be_in_viewport()
@@ -116,8 +116,8 @@ def test_everything_is_readable_without_scripts(visitor: Visitor, site: Site, ru
     page.goto(f"/jobs/{run.job_id}")
 
     for words in ("59 / 100", "8 older", "printed", "Attempt 1 started", '"batch_size": 256', "on cpu"):
-        wanted = {"8 older": "2 older checkpoints"}.get(words, words)
-        expect(page.locator("#run")).to_contain_text(wanted)
+        expected = {"8 older": "2 older checkpoints"}.get(words, words)
+        expect(page.locator("#run")).to_contain_text(expected)
     picture = page.get_by_role("img", name="Curve of train/loss")
     picture.scroll_into_view_if_needed()
     drawn = page.request.get(picture.get_attribute("src") or "")
@@ -181,8 +181,8 @@ def focus(page: Page) -> dict[str, object]:
         const inside = document.getElementById("content").contains(activeElement);
         return { inside, outline: getComputedStyle(activeElement).outlineStyle };
     }"""
-    found: dict[str, object] = page.evaluate(script)
-    return found
+    state: dict[str, object] = page.evaluate(script)
+    return state
 
 
 def test_controls_and_landmarks_have_names(visitor: Visitor, run: PlayedRun) -> None:
@@ -193,7 +193,7 @@ def test_controls_and_landmarks_have_names(visitor: Visitor, run: PlayedRun) -> 
         assert page.locator("main").count() == page.locator("h1").count() == 1
 
 
-def test_strangers_see_how_to_sign_in(browser: Browser, site: Site) -> None:
+def test_visitors_without_a_session_see_how_to_sign_in(browser: Browser, site: Site) -> None:
     context = browser.new_context(base_url=site.url)
     page = context.new_page()
     used = site.sign_in_link()

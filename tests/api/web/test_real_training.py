@@ -1,4 +1,4 @@
-"""One real run as a person sees it, from submit to download: server, worker and training started by `wcl up`."""
+"""A real job from submission to download, with server, worker and training started by `wcl up`."""
 
 from __future__ import annotations
 

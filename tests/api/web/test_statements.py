@@ -44,12 +44,12 @@ def measured_job(database: Database, number: int) -> str:
 def counts(served: Served, addresses: list[str]) -> dict[str, int]:
     """Return the number of statements by page."""
     browser = served.browser()
-    found = {}
+    numbers = {}
     for address in addresses:
         with reads(served.database) as statements:
             assert browser.get(address).status_code == 200
-        found[address.partition("?")[0]] = len(statements)
-    return found
+        numbers[address.partition("?")[0]] = len(statements)
+    return numbers
 
 
 def test_pages_send_as_many_statements_for_many_jobs_as_for_few(served: Served) -> None:

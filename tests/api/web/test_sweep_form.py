@@ -1,4 +1,4 @@
-"""The form of a new sweep: filled with and without scripts, planned, wrong in its places, sent once."""
+"""The form of a new sweep: with and without scripts, dry run, errors in place, and submitting once."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def cell(page: Page, row: int, name: str) -> Any:
     return page.locator(f"[id='row.{row}.{name}']")
 
 
-def said(page: Page, name: str) -> Any:
+def hint(page: Page, name: str) -> Any:
     return page.locator(f"[id='said-{name}']")
 
 
-def made(page: Page, site: Site) -> Sweep:
+def created(page: Page, site: Site) -> Sweep:
     page.wait_for_url(re.compile("/sweeps/[0-9a-f-]{36}$"))
     return sweeping.sweep(site.database, page.url.rsplit("/", 1)[1])
 
 
-def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor, site: Site) -> None:
+def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     page.goto("/sweeps")
     page.get_by_role("link", name="New sweep").click()
     plan = page.locator("#plan")
     expect(page.locator(".said.wrong")).to_have_count(0)
     page.get_by_role("button", name="Check").click()
-    expect(said(page, "parameters")).to_contain_text("at least 1")
+    expect(hint(page, "parameters")).to_contain_text("at least 1")
     cell(page, 0, "field").fill(TEMPERATURE)
     cell(page, 0, "values").fill("0.1, 0.2, 0.4")
-    expect(said(page, "name")).to_contain_text("at least 1 character")
+    expect(hint(page, "name")).to_contain_text("at least 1 character")
     page.locator("#name").fill("by hand")
     expect(plan).to_contain_text("Ready to start")
     expect(plan).to_contain_text("180")  # epochs in all
-    expect(said(page, "row.0")).to_contain_text("unsearched 0.4; number")
+    expect(hint(page, "row.0")).to_contain_text("unsearched 0.4; number")
     expect(page.locator("#trials")).to_be_hidden()
 
     page.get_by_role("radio", name="Successive halving").check()
@@ -64,21 +64,21 @@ def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor,
     cell(page, 1, "how").select_option("log")
     cell(page, 1, "min").fill("3")
     cell(page, 1, "max").fill("0.3")
-    expect(said(page, "row.1")).to_contain_text("max: expected more than min, which is 3")
+    expect(hint(page, "row.1")).to_contain_text("max: expected more than min, which is 3")
     cell(page, 1, "min").fill("0.03")
     expect(plan).to_contain_text("9 × 7, 3 × 20, 1 × 60 epochs")
     page.get_by_role("button", name="Add a field").click()
     cell(page, 2, "field").fill("loss.temprature")
     cell(page, 2, "values").fill("1, 2")
-    expect(said(page, "row.2")).to_contain_text("did you mean 'temperature'")
+    expect(hint(page, "row.2")).to_contain_text("did you mean 'temperature'")
     cell(page, 2, "field").fill(TEMPERATURE)
-    expect(said(page, "row.2")).to_contain_text("has a row already")
+    expect(hint(page, "row.2")).to_contain_text("has a row already")
     expect(cell(page, 1, "max")).to_have_value("0.3")
     cell(page, 2, "field").fill("")
-    expect(said(page, "row.2")).to_contain_text("expected the name of a field")
+    expect(hint(page, "row.2")).to_contain_text("expected the name of a field")
     cell(page, 2, "values").fill("")
     page.locator("#metric").select_option("few_labels/top1")
-    expect(said(page, "metric.settings")).to_contain_text("one value of labels_per_class")
+    expect(hint(page, "metric.settings")).to_contain_text("one value of labels_per_class")
     page.locator("[id='metric.settings']").fill('{"labels_per_class": [5]}')
     page.locator("#seeds").fill("1, 2")
     expect(plan).to_contain_text("26, with 2 seeds per trial")
@@ -91,7 +91,7 @@ def test_a_sweep_is_begun_while_the_form_says_what_it_would_be(visitor: Visitor,
     }
 
     page.get_by_role("button", name="Start sweep").click()
-    sweep = made(page, site)
+    sweep = created(page, site)
     assert (sweep.name, sweep.search, sweep.seeds, sweep.preset) == ("by hand", "halving", [1, 2], "digits-cpu")
     assert (sweep.metric["protocol"], sweep.metric["settings"]) == ("few_labels", {"labels_per_class": [5]})
     assert sweep.base["data"]["held_out_share"] == 0.2
@@ -118,11 +118,11 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     expect(cell(page, 1, "max")).to_have_value("0.5")
     expect(page.locator(".said.wrong")).to_have_count(0)
     page.get_by_role("button", name="Start sweep").click()
-    expect(said(page, "row.1")).to_contain_text("a range needs `trials`")
+    expect(hint(page, "row.1")).to_contain_text("a range needs `trials`")
     page.get_by_role("radio", name="Random").check()
     page.locator("#trials").fill("4")
     page.get_by_role("button", name="Start sweep").click()
-    expect(said(page, "row.0")).to_contain_text("5000 is more than")
+    expect(hint(page, "row.0")).to_contain_text("5000 is more than")
     expect(page.locator("#trials")).to_have_value("4")
     cell(page, 0, "values").fill("64, 128")
     page.locator("[id='spec.data.held_out_share']").fill("0")
@@ -131,7 +131,7 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     expect(page.locator("#plan")).to_contain_text("48")  # epochs in all
     page.get_by_role("button", name="Start sweep").click()
 
-    sweep = made(page, site)
+    sweep = created(page, site)
     assert (sweep.name, sweep.search, sweep.preset, sweep.options["tags"]) == ("the source", "random", None, ["kept"])
     assert (sweep.base["method"], sweep.base["epochs"], sweep.base["data"]["held_out_share"]) == ("simclr", 12, 0)
     expect(page.locator(".trials tbody tr")).to_have_count(4)
@@ -189,7 +189,7 @@ def test_a_form_sent_twice_makes_one_sweep(site: Site) -> None:
         {"preemptible": "<img src=x>", "tags": "<img src=x>" * 30},
     ],
 )
-def test_strange_forms_are_refused_in_place(site: Site, form: dict[str, str]) -> None:
+def test_invalid_forms_are_shown_with_errors(site: Site, form: dict[str, str]) -> None:
     (answer,) = post(site, FORM | form)
 
     assert answer.status_code == 422, answer.text
@@ -213,26 +213,26 @@ def test_strange_forms_are_refused_in_place(site: Site, form: dict[str, str]) ->
         (TEMPERATURE, "", []),
     ],
 )
-def test_values_are_read_as_their_field_has_them(field: str, values: str, read: list[Any]) -> None:
+def test_values_are_parsed_by_the_type_of_their_field(field: str, values: str, read: list[Any]) -> None:
     assert Row.of({"row.0.field": field, "row.0.values": values}, 0).request == read
 
 
 @pytest.mark.parametrize("name", list(presets()))
-def test_a_preset_as_it_is_says_nothing_of_its_spec(name: str) -> None:
+def test_an_unchanged_preset_sends_no_spec(name: str) -> None:
     spec = shared_by_all(preset_fields(name, "pretrain"))
     typed = {key: text for key, text in spec_typed("pretrain", spec).items() if key != "spec.seed"}
     whole = {"row.0.field": "heads.output_dim", "row.0.how": "log", "row.0.min": "16", "row.0.max": "64"}
     form = SweepForm("pretrain", name, None, typed | whole | {"name": "x", "search": "random", "trials": "3"}, spec)
 
-    said = request_of(form)
+    sent = request_of(form)
 
-    assert "spec" not in said
-    assert said["parameters"] == {"heads.output_dim": {"min": 16, "max": 64, "log": True, "integer": True}}
-    design = new_sweep(SweepBody.model_validate(said), "me")[1]
+    assert "spec" not in sent
+    assert sent["parameters"] == {"heads.output_dim": {"min": 16, "max": 64, "log": True, "integer": True}}
+    design = new_sweep(SweepBody.model_validate(sent), "me")[1]
     assert all(isinstance(trial["heads.output_dim"], int) for trial in design.trials)
 
 
-def test_who_may_not_submit_sees_no_form(visitor: Visitor, site: Site) -> None:
+def test_readers_get_no_form(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scopes=("read",))
     page.goto("/sweeps")
     expect(page.get_by_role("link", name="New sweep")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""Sweeps in a real browser: readable and usable without scripts, kept fresh with them, hostile words stay words."""
+"""The pages of sweeps: without scripts, with live updates, and with hostile text."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def play_out(site: Site, sweep_id: str) -> None:
     while sweeping.sweep(site.database, sweep_id).status == "running":
         while run := site.try_claim():
             run.start()
-            told = job(site.database, run.job_id)
-            if told.kind == "pretrain":
+            measured = job(site.database, run.job_id)
+            if measured.kind == "pretrain":
                 run.checkpoint(10)
             else:
-                run.evaluation("knn", value(job(site.database, told.parent_id or "").spec))
+                run.evaluation("knn", value(job(site.database, measured.parent_id or "").spec))
             run.end()
         site.database.write(lambda session: sweeps.advance(session, sweep_id))
 
@@ -88,7 +88,7 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
 
 
-def test_order_rung_and_trial_are_addresses(visitor: Visitor, ended: str) -> None:
+def test_order_rung_and_trial_are_in_the_address(visitor: Visitor, ended: str) -> None:
     page = visitor.window(scripts=False)
     page.goto(f"/sweeps/{ended}")
 
@@ -123,7 +123,7 @@ def temperatures(page: Page) -> list[float]:
     return [float(cell) for cell in cells]
 
 
-def test_lines_and_rows_point_at_each_other_and_an_axis_is_brushed(visitor: Visitor, ended: str) -> None:
+def test_lines_and_rows_highlight_each_other_and_an_axis_filters_trials(visitor: Visitor, ended: str) -> None:
     page = visitor.window()
     page.goto(f"/sweeps/{ended}")
     page.locator("#trial-3").hover()
@@ -174,7 +174,7 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
     eventually(lambda: site.try_claim() is None, "an empty queue")
 
 
-def test_the_end_of_a_sweep_is_heard_without_asking(visitor: Visitor, site: Site) -> None:
+def test_the_page_shows_the_end_of_a_sweep_by_itself(visitor: Visitor, site: Site) -> None:
     """Nothing changes but its own row."""
     sweep_id = begin(site, {sweeping.TEMPERATURE: [0.2]}, name="ends")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Charts and maps under fingers: two zoom, one moves what is shown sideways, and up or down scrolls the page."""
+"""Touch on charts and maps: two fingers zoom, one moves the visible part or scrolls the page."""
 
 from __future__ import annotations
 

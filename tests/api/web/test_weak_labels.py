@@ -1,4 +1,4 @@
-"""The page of weak labels: groups of the real images, by links alone, live, and honest where there is nothing."""
+"""The page of weak labels: groups of the monitor batch, choices by links, live updates, and empty states."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_links_lead_to_every_epoch_order_and_image(visitor: Visitor, grouped: Pl
     expect(page.locator(".chip[aria-current]")).to_have_text("Worst first")
 
 
-def test_companions_of_an_image_over_the_epochs(visitor: Visitor, grouped: PlayedRun) -> None:
+def test_same_label_images_by_epoch(visitor: Visitor, grouped: PlayedRun) -> None:
     page = visitor.window(scripts=False)
     page.goto(address(grouped, "?image=100"))
 
@@ -149,7 +149,7 @@ def test_new_epochs_appear_by_themselves(visitor: Visitor, site: Site) -> None:
     run.end()
 
 
-def test_what_is_not_there_is_said(visitor: Visitor, site: Site) -> None:
+def test_missing_weak_labels_are_explained(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scripts=False)
     unlabelled = site.running("without classes")
     unlabelled.start()
