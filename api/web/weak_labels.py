@@ -80,12 +80,12 @@ class Shown:
     moments: Sequence[Moment]
     chosen: Moment
     labels: dict[Moment, list[int]]
-    probe: MonitorBatchFacts | None
+    monitor_batch: MonitorBatchFacts | None
     sheet: Sheet | None
 
     @cached_property
     def classes(self) -> list[int] | None:
-        return self.probe.known_classes if self.probe else None
+        return self.monitor_batch.known_classes if self.monitor_batch else None
 
     @cached_property
     def chance(self) -> float | None:
@@ -119,11 +119,11 @@ class Shown:
         return len(self.labels[self.chosen])
 
     def thumbnail(self, place: int) -> Thumbnail:
-        if self.probe is None:
+        if self.monitor_batch is None:
             return Thumbnail(place, None, None, None)
-        label = self.probe.classes[place]
-        name = None if label is None else self.probe.name_of(label)
-        return Thumbnail(place, self.probe.indices[place], label, name)
+        label = self.monitor_batch.classes[place]
+        name = None if label is None else self.monitor_batch.name_of(label)
+        return Thumbnail(place, self.monitor_batch.indices[place], label, name)
 
     def thumbnails(self, places: Sequence[int]) -> list[Thumbnail]:
         return [self.thumbnail(place) for place in places]
@@ -136,8 +136,11 @@ class Shown:
 
     def made_of(self, group: WeakGroup) -> list[tuple[str, int, int]]:
         """Return name, colour and count of each class in a group, the most frequent first."""
-        assert self.probe
-        return [(self.probe.name_of(label), colour_of(label), count) for label, count in (group.classes or {}).items()]
+        assert self.monitor_batch
+        return [
+            (self.monitor_batch.name_of(label), colour_of(label), count)
+            for label, count in (group.classes or {}).items()
+        ]
 
     def class_counts(self) -> list[tuple[Thumbnail, int]]:
         """Return one image and the number of images of each class, by class."""
@@ -174,7 +177,7 @@ class Shown:
     @cached_property
     def image(self) -> Thumbnail | None:
         """The chosen image, if it is in the monitor batch."""
-        indices = self.probe.indices if self.probe else list(range(self.num_images))
+        indices = self.monitor_batch.indices if self.monitor_batch else list(range(self.num_images))
         return self.thumbnail(indices.index(self.look.image)) if self.look.image in indices else None
 
     @cached_property
@@ -244,12 +247,12 @@ def _shown(
     labels: dict[Moment, list[int]],
     kept: dict[str, Artifact],
 ) -> Shown:
-    probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels[chosen]))
+    monitor_batch = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels[chosen]))
     sheet = None
-    if probe and (picture := kept.get(MONITOR_BATCH_PICTURE)):
+    if monitor_batch and (picture := kept.get(MONITOR_BATCH_PICTURE)):
         address = f"/v1/jobs/{picture.job_id}/artifacts/{MONITOR_BATCH_PICTURE}"
-        sheet = Sheet(address, probe.tile, probe.columns, len(probe.indices))
-    return Shown(look, moments, chosen, labels, probe, sheet)
+        sheet = Sheet(address, monitor_batch.tile, monitor_batch.columns, len(monitor_batch.indices))
+    return Shown(look, moments, chosen, labels, monitor_batch, sheet)
 
 
 def _why_none(run: Run) -> str:

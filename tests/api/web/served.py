@@ -229,10 +229,10 @@ class PlayedRun:
         file = {"name": name, "path": key, "sha256": digest, "size": len(content), "media_type": media_type}
         self.tell({"type": "artifact", **file})
 
-    def probe(
+    def monitor_batch(
         self, colours: Sequence[tuple[int, int, int]], classes: Sequence[int | None], names: Sequence[str]
     ) -> None:
-        """Show a probe of images of one colour each, eight pixels wide, the first one of index 100."""
+        """Deliver a monitor batch of images of one colour each, eight pixels wide, from index 100 on."""
         columns = 3
         tiles = [np.full((8, 8, 3), colour, dtype=np.uint8) for colour in colours]
         tiles += [np.zeros((8, 8, 3), dtype=np.uint8)] * (-len(tiles) % columns)
@@ -245,7 +245,7 @@ class PlayedRun:
         self.artifact("probe.json", json.dumps(facts).encode(), "application/json")
 
     def groups(self, epoch: int, labels: Sequence[int]) -> None:
-        """As a run looks at its probe: the groups, then the monitors."""
+        """Deliver the weak labels of the monitor batch, then the metrics."""
         step = 10 * epoch
         self.tell(
             {"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)},

@@ -35,7 +35,7 @@ def paths(site: Site) -> list[str]:
     done.start()
     done.losses(range(1, 51))
     done.checkpoint(50)
-    done.probe([(20 * place, 90, 200) for place in range(6)], [0, 0, 1, 1, 1, 0], ["cat", "dog"])
+    done.monitor_batch([(20 * place, 90, 200) for place in range(6)], [0, 0, 1, 1, 1, 0], ["cat", "dog"])
     done.groups(1, [0, 0, 0, 3, 3, 3])
     done.groups(2, [0, 0, 2, 2, 2, 0])
     done.end()

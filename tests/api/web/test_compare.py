@@ -67,12 +67,12 @@ def test_seeds_are_one_configuration_with_mean_and_interval(visitor: Visitor, si
     page = visitor.window()
     page.goto(address([*ours, theirs]))
 
-    assert page.locator(".arms h2").all_text_contents() == ["ours", "theirs"]
+    assert page.locator(".configurations h2").all_text_contents() == ["ours", "theirs"]
     chart = page.locator("figure[data-metrics='train/loss']")
     expect(chart).to_have_attribute("data-lines", "4")
     expect(page.locator("figure")).to_have_count(2)
     cells = page.locator("#evaluations tbody td").all_text_contents()
-    assert "70.0% ± 24.8%3 seeds, deviation 10.0%" in cells
+    assert "70.0% ± 24.8%3 seeds, std. dev. 10.0%" in cells
     assert "65.0%1 seed" in cells
     fields = page.locator("#specs tbody th").all_text_contents()
     assert fields == ["method"]
@@ -127,7 +127,7 @@ def test_invalid_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
         assert client.get(address(ids[:8])).status_code == 200
         answer = client.get(address(ids))
         assert answer.status_code == 422
-        assert "at most 8 different specs" in answer.text
+        assert "at most 8 configurations" in answer.text
 
 
 def test_a_chart_gets_at_most_a_thousand_points(visitor: Visitor, site: Site) -> None:

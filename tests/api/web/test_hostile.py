@@ -154,7 +154,7 @@ def addresses(site: Site) -> dict[str, str]:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_holds(visitor: Visitor, site: Site, addresses: dict[str, str], width: int) -> None:
-    """No word becomes markup, nothing is said on the console, nothing is wider than the screen."""
+    """No text becomes markup, the console stays empty, and nothing is wider than the screen."""
     database = Database("sqlite://")
     routes = classification(create_app(Settings(data_dir=site.settings.data_dir), database))
     shown = {route[4:] for route in routes if route.startswith("GET /") and not route.startswith("GET /v1")}

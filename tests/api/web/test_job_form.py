@@ -31,7 +31,7 @@ def job_of(page: Page, site: Site) -> Job:
 
 
 def hint(page: Page, name: str) -> Any:
-    return page.locator(f"[id='said-spec.{name}']")
+    return page.locator(f"[id='message-spec.{name}']")
 
 
 def field(page: Page, name: str) -> Any:
@@ -74,7 +74,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     page = visitor.window()
     page.goto("/submit?preset=wcl-digits")
     plan = page.locator("#plan")
-    expect(plan).to_contain_text("wcl-digits as it is")
+    expect(plan).to_contain_text("Same as wcl-digits")
 
     field(page, "epochs").fill("7")
     expect(hint(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
@@ -91,7 +91,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     page.get_by_label("Name", exact=True).first.fill("two seeds")
     page.get_by_label("max seconds").fill("3600")
     page.get_by_label("preemptible").select_option("true")
-    expect(plan).to_contain_text("2, one a seed")
+    expect(plan).to_contain_text("2, one per seed")
     expect(plan.locator("#as-command")).to_have_text(
         "wcl submit --preset wcl-digits --set loss.temperature=0.2 --name 'two seeds' --max-seconds 3600 "
         "--preemptible --seeds 3,4"
@@ -125,7 +125,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     field(page, "batch_size").fill("128")
     page.get_by_role("button", name="Check").click()
     expect(page.locator("#plan")).to_contain_text("Ready to submit")
-    expect(page.locator("#plan")).to_contain_text("660, 11 an epoch")
+    expect(page.locator("#plan")).to_contain_text("660, 11 per epoch")
     page.get_by_role("button", name="Submit").click()
     job = job_of(page, site)
     assert (job.spec["method"], job.spec["batch_size"], job.preset) == ("simclr", 128, "simclr-digits")
@@ -145,7 +145,7 @@ def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
         ("seeds", "1, 1", "must not repeat"),
     ):
         page.locator(f"#{name}").fill(value)
-        expect(page.locator(f"#said-{name}")).to_contain_text(expected)
+        expect(page.locator(f"#message-{name}")).to_contain_text(expected)
     visitor.complaints.clear()  # the browser logs each 422
 
 

@@ -53,7 +53,7 @@ def test_preset_deviations_are_shown(visitor: Visitor, site: Site) -> None:
     row = page.locator(".deviations tr", has_text="weak_augmentation_epochs")
     assert row.locator("td").all_text_contents() == ["weak_augmentation_epochs", "6", "1"]
     page.goto(f"/jobs/{plain}")
-    expect(page.locator("#spec")).to_contain_text("The preset digits-cpu as it is.")
+    expect(page.locator("#spec")).to_contain_text("Same as the preset digits-cpu.")
     site.claim().end()
     site.claim().end()
 

@@ -68,7 +68,7 @@ def test_a_map_can_be_read_without_scripts(visitor: Visitor, mapped: str) -> Non
     expect(drawn.locator(".links")).to_have_attribute("d", "M-0.9 -1.0L-1.0 -1.0M-0.9 -1.0L0.0 0.0")
     page.get_by_role("link", name="PCA").click()
     assert "image=7" in page.url
-    expect(page.get_by_text("50.0% and 25.0% of it")).to_be_visible()
+    expect(page.get_by_text("50.0% and 25.0% of the variance")).to_be_visible()
     expect(drawn.locator("path.class-1").first).to_have_attribute("d", "M-1 -1h0M-1 -0.9h0")
     page.get_by_role("link", name="Weak label").click()
     expect(page.locator("#map-legend li")).to_have_text(["mostly zero 3", f"mostly {HOSTILE} 2"])

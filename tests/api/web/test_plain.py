@@ -234,7 +234,7 @@ def test_colours_can_be_told_apart_in_both_themes() -> None:
     pairs += [("accent", "accent-soft"), ("good", "good-soft"), ("bad", "bad-soft"), ("warn", "warn-soft")]
     pairs += [("text", "bad-soft"), ("text-2", "bad-soft"), ("ground", "text")]
     shapes = [(line, "surface") for line in ("curve-1", "curve-2", "curve-3", "line-strong")]
-    shapes += [(f"arm-{number}", "surface") for number in range(1, 9)]
+    shapes += [(f"configuration-{number}", "surface") for number in range(1, 9)]
 
     for theme in (0, 1):
         for front, back in pairs:

@@ -33,7 +33,7 @@ def cell(page: Page, row: int, name: str) -> Any:
 
 
 def hint(page: Page, name: str) -> Any:
-    return page.locator(f"[id='said-{name}']")
+    return page.locator(f"[id='message-{name}']")
 
 
 def created(page: Page, site: Site) -> Sweep:
@@ -46,7 +46,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     page.goto("/sweeps")
     page.get_by_role("link", name="New sweep").click()
     plan = page.locator("#plan")
-    expect(page.locator(".said.wrong")).to_have_count(0)
+    expect(page.locator(".message.wrong")).to_have_count(0)
     page.get_by_role("button", name="Check").click()
     expect(hint(page, "parameters")).to_contain_text("at least 1")
     cell(page, 0, "field").fill(TEMPERATURE)
@@ -116,7 +116,7 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     page.get_by_role("button", name="Add a field").click()
     expect(cell(page, 2, "field")).to_have_value("")
     expect(cell(page, 1, "max")).to_have_value("0.5")
-    expect(page.locator(".said.wrong")).to_have_count(0)
+    expect(page.locator(".message.wrong")).to_have_count(0)
     page.get_by_role("button", name="Start sweep").click()
     expect(hint(page, "row.1")).to_contain_text("a range needs `trials`")
     page.get_by_role("radio", name="Random").check()

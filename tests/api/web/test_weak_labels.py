@@ -26,7 +26,7 @@ def grouped(site: Site) -> PlayedRun:
     """A run of two looks that goes on."""
     run = site.running("grouped")
     run.start()
-    run.probe(COLOURS, CLASSES, ["cat", HOSTILE])
+    run.monitor_batch(COLOURS, CLASSES, ["cat", HOSTILE])
     run.groups(1, MIXED)
     run.groups(2, PURE)
     return run
@@ -81,7 +81,7 @@ def test_links_lead_to_every_epoch_order_and_image(visitor: Visitor, grouped: Pl
     page.locator(".group").first.wait_for()
     assert groups(page) == [named(3, 4, 5, 6), named(0, 1, 2)]
 
-    page.get_by_role("link", name="Epoch 1, the one before").click()
+    page.get_by_role("link", name="Previous: epoch 1").click()
     expect(page.locator(".group").first).to_contain_text("5 images")
     page.get_by_role("link", name="Purest first").click()
     expect(page.locator(".group").first).to_contain_text("2 images")
@@ -111,7 +111,7 @@ def test_same_label_images_by_epoch(visitor: Visitor, grouped: PlayedRun) -> Non
     kept = [thumb.get_attribute("title") for thumb in rows.nth(1).locator(".kept").all()]
     assert kept == named(1, 2)
     page.goto(address(grouped, "?image=7"))
-    expect(page.locator("#image")).to_contain_text("Image 7 is not in this run's probe")
+    expect(page.locator("#image")).to_contain_text("Image 7 is not in the monitor batch")
 
 
 def test_arrow_keys_step_through_the_epochs_without_leaving(visitor: Visitor, grouped: PlayedRun) -> None:
@@ -136,7 +136,7 @@ def test_new_epochs_appear_by_themselves(visitor: Visitor, site: Site) -> None:
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
     run.start()
-    run.probe(COLOURS, CLASSES, ["cat", "dog"])
+    run.monitor_batch(COLOURS, CLASSES, ["cat", "dog"])
     run.groups(1, MIXED)
     expect(page.locator(".group").first).to_contain_text("5 images")
     run.groups(2, PURE)
@@ -153,7 +153,7 @@ def test_missing_weak_labels_are_explained(visitor: Visitor, site: Site) -> None
     page = visitor.window(scripts=False)
     unlabelled = site.running("without classes")
     unlabelled.start()
-    unlabelled.probe(COLOURS, [*CLASSES[:-1], None], ["cat", "dog"])
+    unlabelled.monitor_batch(COLOURS, [*CLASSES[:-1], None], ["cat", "dog"])
     unlabelled.groups(1, MIXED)
     unlabelled.end()
     page.goto(address(unlabelled, "?order=worst"))
@@ -161,7 +161,7 @@ def test_missing_weak_labels_are_explained(visitor: Visitor, site: Site) -> None
     assert "precision" not in page.locator("#epochs").inner_text() + page.locator(".groups").inner_text()
     assert [len(group) for group in groups(page)] == [5, 2]
 
-    bare = site.running("without its probe")
+    bare = site.running("without its monitor batch")
     bare.start()
     bare.groups(1, MIXED)
     bare.end()

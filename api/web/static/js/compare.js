@@ -12,7 +12,7 @@ const place = document.getElementById("charts");
 const view = new View(document.getElementById("chart-tools"), viewed);
 const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   id: link.dataset.job,
-  token: `--arm-${link.dataset.arm}`,
+  token: `--configuration-${link.dataset.configuration}`,
   name: `${link.closest("li").querySelector("h2").textContent}, ${link.textContent}`,
   facts: { stepsPerEpoch: Number(link.dataset.stepsPerEpoch), batchSize: Number(link.dataset.batchSize), times: [] },
   series: new Map(),
