@@ -179,7 +179,7 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
     assert site.status(run.job_id) == "cancelled"
     page.get_by_role("button", name="Retry").click()
     page.wait_for_url(lambda url: "/jobs/" in url and run.job_id not in url)
-    expect(page.locator("#run-summary")).to_contain_text("from to be cancelled")
+    expect(page.locator("#run-summary")).to_contain_text("parent to be cancelled")
     again = page.url.rsplit("/", 1)[1]
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#run-summary .status")).to_have_text("paused")

@@ -129,7 +129,7 @@ def test_a_submitted_evaluation_is_a_sentence_with_its_job(visitor: Visitor, sit
     entry = page.locator("#timeline li", has_text="Evaluation submitted")
     expect(entry).to_contain_text("of the last checkpoint, step 50")
     entry.get_by_role("link", name="View job").click()
-    expect(page.locator("#run-summary")).to_contain_text("from brings its evaluation")
+    expect(page.locator("#run-summary")).to_contain_text("parent brings its evaluation")
     site.claim().end()
 
 
@@ -199,5 +199,5 @@ def test_a_job_is_cloned(visitor: Visitor, site: Site) -> None:
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url and job_id not in url)
     expect(page.locator(".deviations tbody")).to_contain_text("loss.temperature")
-    expect(page.locator("#run-summary")).to_contain_text("from of a preset, 0")
+    expect(page.locator("#run-summary")).to_contain_text("parent of a preset, 0")
     expect(page.locator("#run-summary .tag")).to_have_text("kept")
