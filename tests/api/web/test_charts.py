@@ -142,10 +142,10 @@ def test_chart_options_are_in_the_address(visitor: Visitor, site: Site, run: Pla
 
     chart.locator(".u-over").hover(position={"x": 1, "y": 40})
     expect(chart.locator("figcaption")).to_contain_text("epoch 9.5")
-    page.get_by_label("By").select_option("images")
+    page.get_by_label("X axis").select_option("images")
     expect(chart.locator(".foot")).to_contain_text("Images")
     expect(page.get_by_label("From", exact=True)).to_have_value("")
-    page.get_by_label("By").select_option("time")
+    page.get_by_label("X axis").select_option("time")
     expect(chart.locator(".foot")).to_contain_text("Time since the first report")
     page.get_by_label("Log scale").uncheck()
     page.get_by_label("Smoothing").fill("0")
