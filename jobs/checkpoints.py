@@ -178,7 +178,7 @@ def orphans(session: Session, keys: Sequence[str]) -> list[str]:
     No clock is involved: only an open attempt can register a file, and each attempt has its own folder.
 
     Args:
-        session: two queries are made.
+        session: a reading transaction; there are two queries.
         keys: storage keys `JOB/ATTEMPT/NAME` of some hundred jobs at most, listed before this transaction began.
     """
     job_ids = {key.split("/")[0] for key in keys}

@@ -74,15 +74,15 @@ def list_sweeps(
 
 
 def newest_states(session: Session, limit: int = 50) -> dict[str, tuple[str, int]]:
-    """What tells of a change, of the newest sweeps and of all that run, by id, to be compared with the next look."""
+    """Return status and time of change by id, of the newest sweeps and of all running ones."""
     newest = select(Sweep.id).order_by(Sweep.id.desc()).limit(limit).subquery()
     shown = or_(Sweep.status == Status.RUNNING, Sweep.id.in_(select(newest.c.id)))
-    found = session.execute(select(Sweep.id, Sweep.status, Sweep.updated_at).where(shown))
-    return {sweep_id: (status, updated_at) for sweep_id, status, updated_at in found}
+    rows = session.execute(select(Sweep.id, Sweep.status, Sweep.updated_at).where(shown))
+    return {sweep_id: (status, updated_at) for sweep_id, status, updated_at in rows}
 
 
 def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:
-    """How many trials each has."""
+    """Return the number of trials by sweep."""
     statement = select(SweepTrial.sweep_id, func.count()).where(SweepTrial.sweep_id.in_(sweep_ids))
     return {row[0]: row[1] for row in session.execute(statement.group_by(SweepTrial.sweep_id))}
 

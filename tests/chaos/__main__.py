@@ -88,10 +88,10 @@ def _cells(house: Theatre, results: Results, options: argparse.Namespace) -> Non
     left = [(part, cell) for part, cell in parts.items() if not results.has(part)]
     for start in range(0, len(left), options.side_by_side):
         batch = left[start : start + options.side_by_side]
-        found = cells.run_all(house, [cell for _, cell in batch], options.side_by_side)
+        result = cells.run_all(house, [cell for _, cell in batch], options.side_by_side)
         for part, cell in batch:
-            results.add(part, problems=found[cell])
-            _say(part, found[cell])
+            results.add(part, problems=result[cell])
+            _say(part, result[cell])
 
 
 def _detection(house: Theatre, results: Results, options: argparse.Namespace) -> None:

@@ -88,14 +88,14 @@ class _Scene:
     def play(self) -> list[str]:
         cell = self._cell
         self._server.start()
-        wanted = spec(1, _ENDLESS if cell.state == "cancelling" else 3, 200)
+        requested = spec(1, _ENDLESS if cell.state == "cancelling" else 3, 200)
         if cell.state == "queued":
-            job_id = self._stage.submit(wanted)
+            job_id = self._stage.submit(requested)
         else:
             self._start_worker()
             if cell.state in _HANG_AT:
                 arm(self._failpoints, f"{_HANG_AT[cell.state]} hang 300")
-            job_id = self._stage.submit(wanted)
+            job_id = self._stage.submit(requested)
             self._until_in_state(job_id)
         with self._part_away():
             (self._failpoints / "release").touch()
@@ -156,8 +156,8 @@ class _Scene:
         job = self._stage.job(job_id)
         may_end = {"cancelled"} if cell.state == "cancelling" else {"succeeded"}
         accepted = Accepted(job_id, 1, 3, frozenset(may_end))
-        found = Ledger(self._stage.database, self._stage.checkpoints_dir).problems([accepted])
+        result = Ledger(self._stage.database, self._stage.checkpoints_dir).problems([accepted])
         # A full disk pauses a job: this uses an attempt, but is not a failure.
         if cell.part != "worker" and (job.failures or (job.attempt > 1 and cell.part != "disk full")):
-            found.append(f"it took {job.attempt} attempts and {job.failures} failures")
-        return found
+            result.append(f"it took {job.attempt} attempts and {job.failures} failures")
+        return result

@@ -36,9 +36,9 @@ class Caller:
         self.num_retries = 0
         self.surprises: list[str] = []
 
-    def submit(self, wanted: dict[str, Any], key: str) -> str | None:
+    def submit(self, requested: dict[str, Any], key: str) -> str | None:
         """Return the id of the job that was submitted under the key."""
-        answer = self._post("", {"Idempotency-Key": key}, {"kind": "pretrain", "spec": wanted})
+        answer = self._post("", {"Idempotency-Key": key}, {"kind": "pretrain", "spec": requested})
         return None if answer is None else str(answer["id"])
 
     def ask(self, job_id: str, verb: str) -> None:
@@ -59,8 +59,8 @@ class Caller:
             except httpx.HTTPError:
                 response = None
             if response is not None and response.status_code in (200, 201):
-                found: dict[str, Any] = response.json()
-                return found
+                result: dict[str, Any] = response.json()
+                return result
             if response is not None and response.status_code < 500:
                 if response.status_code != 409:
                     self.surprises.append(f"POST {path or '/'}: {response.status_code} {response.text[:300]}")
@@ -113,14 +113,14 @@ class Clients:
         draw = random.Random(f"{self._seed}/{number}")
         behaviour = draw.choices((body.WELL, body.CRASHES, body.DEAF), (0.95, 0.03, 0.02))[0]
         verb = draw.choices((None, "cancel", "pause"), (0.9, 0.05, 0.05))[0]
-        wanted = spec(number, draw.randint(1, 4), draw.choice((1, 1, 5, 30, 100)), behaviour)
-        epochs = wanted["epochs"]
+        requested = spec(number, draw.randint(1, 4), draw.choice((1, 1, 5, 30, 100)), behaviour)
+        epochs = requested["epochs"]
         if number in self._trained:
             behaviour, epochs = body.WELL, None
-            wanted = SHORT | {"seed": number}
+            requested = SHORT | {"seed": number}
         may_end = {_ENDS_OF[behaviour]} | ({"cancelled"} if verb == "cancel" else set())
         key = f"job-{number}"
-        if (job_id := caller.submit(wanted, key)) is None:
+        if (job_id := caller.submit(requested, key)) is None:
             return
         with self._lock:
             self._accepted[job_id] = Accepted(job_id, number, epochs, frozenset(may_end), key)

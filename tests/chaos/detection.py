@@ -57,5 +57,5 @@ def _noticed(stage: Stage, died_at: dict[str, float]) -> list[float]:
     """Return the times, or an empty list until all are noticed."""
     with stage.database.read() as session:
         rows = list(session.execute(select(Attempt).where(Attempt.end_reason == "worker_lost")).scalars())
-    found = {row.worker_name: row.ended_at / 1000 - died_at[row.worker_name] for row in rows if row.ended_at}
-    return list(found.values()) if len(found) == len(died_at) else []
+    result = {row.worker_name: row.ended_at / 1000 - died_at[row.worker_name] for row in rows if row.ended_at}
+    return list(result.values()) if len(result) == len(died_at) else []

@@ -62,8 +62,8 @@ class Faults:
             with self._stage.lock:
                 _OF_SERVERS_BELOW[kind](self)
             return kind, "all"
-        wanted = [target for target in self._targets if self._fits(kind, target)]
-        target = self._draw.choice(wanted)
+        requested = [target for target in self._targets if self._fits(kind, target)]
+        target = self._draw.choice(requested)
         with target.lock:
             _OF_NODES[kind](self, target)
         return kind, target.name

@@ -57,12 +57,12 @@ class Ledger:
 
     def problems(self, accepted: Iterable[Accepted]) -> list[str]:
         """Return a line for each broken promise."""
-        found = self._findings + [problem for job in self.jobs.values() for problem in self._of_job(job)]
+        result = self._findings + [problem for job in self.jobs.values() for problem in self._of_job(job)]
         accepted = list(accepted)
         for each in accepted:
-            found += [f"{each.job_id}: {problem}" for problem in self._of_accepted(each)]
+            result += [f"{each.job_id}: {problem}" for problem in self._of_accepted(each)]
         doubled = [job for job, count in Counter(each.job_id for each in accepted).items() if count > 1]
-        return found + [f"{job}: two keys made one job" for job in doubled]
+        return result + [f"{job}: two keys made one job" for job in doubled]
 
     def num_attempts(self) -> int:
         return sum(map(len, self._attempts.values()))
@@ -123,7 +123,7 @@ class Ledger:
 
 
 def _grouped(rows: Iterable[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = defaultdict(list)
+    result: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
-        found[row.job_id].append(row)
-    return found
+        result[row.job_id].append(row)
+    return result

@@ -127,12 +127,12 @@ class Results:
 
     def _cells(self) -> Iterator[str]:
         kinds = {"cell": "with all constants scaled", "real-cell": "at the real constants"}
-        found = {how: cells for kind, how in kinds.items() if (cells := self._of(kind))}
-        if not found:
+        result = {how: cells for kind, how in kinds.items() if (cells := self._of(kind))}
+        if not result:
             return
         yield "## Downtime cells"
         yield ""
-        for how, cells in found.items():
+        for how, cells in result.items():
             right = sum(not cell["problems"] for cell in cells)
             yield f"- {right} of {len(cells)} cells right {how}"
         yield ""
@@ -140,15 +140,15 @@ class Results:
         yield ""
 
     def _detections(self) -> Iterator[str]:
-        found = self._of("detection")
-        if not found:
+        result = self._of("detection")
+        if not result:
             return
         yield "## A dead worker is noticed"
         yield ""
         yield "| lease | deaths | median | 99th percentile | goal |"
         yield "|---|---|---|---|---|"
-        for lease in sorted({part["lease"] for part in found}):
-            seconds = sorted(value for part in found if part["lease"] == lease for value in part["seconds"])
+        for lease in sorted({part["lease"] for part in result}):
+            seconds = sorted(value for part in result if part["lease"] == lease for value in part["seconds"])
             last = seconds[min(len(seconds) - 1, int(len(seconds) * 0.99))]
             goal = lease * 70 / 60
             yield f"| {lease:g} s | {len(seconds)} | {seconds[len(seconds) // 2]:.2f} s | {last:.2f} s | {goal:.2f} s |"

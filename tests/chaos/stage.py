@@ -103,9 +103,9 @@ class Stage:
         node.start_as = replace(node.start_as, environment=node.start_as.environment | {"FAILPOINTS": str(folder)})
         return folder
 
-    def submit(self, wanted: dict[str, Any]) -> str:
+    def submit(self, requested: dict[str, Any]) -> str:
         """Submit a job as a server does."""
-        new = NewJob("pretrain", wanted, parse_spec("pretrain", wanted))
+        new = NewJob("pretrain", requested, parse_spec("pretrain", requested))
         return self.database.write(lambda session: submission.submit(session, new)).id
 
     def job(self, job_id: str) -> Job:

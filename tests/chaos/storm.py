@@ -225,7 +225,7 @@ class Storm:
 
     def _reaped_by_mistake(self, ledger: Ledger) -> list[str]:
         """Return attempts that were declared lost without a fault at their worker for two leases."""
-        found = []
+        result = []
         for attempt in ledger.reaped():
             ended_at = attempt.ended_at / 1000
             guilty = any(
@@ -235,8 +235,8 @@ class Storm:
                 for hit in self._hits
             )
             if not guilty:
-                found.append(f"{attempt.job_id}: attempt {attempt.number} of {attempt.worker_name} was taken for lost")
-        return found
+                result.append(f"{attempt.job_id}: attempt {attempt.number} of {attempt.worker_name} was taken for lost")
+        return result
 
 
 def _started(act: Any, places: Any) -> list[threading.Thread]:

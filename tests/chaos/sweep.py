@@ -83,17 +83,17 @@ class Sweep:
 
     def places(self) -> list[Place]:
         """Run every scene without faults; return the failpoints that were passed."""
-        found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+        result: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
         for scene in self._scenes():
             for folder in self._folders.values():
                 (folder / "reached").unlink(missing_ok=True)
             self._play(scene, frozenset())
             for node, folder in self._folders.items():
                 for name in set((folder / "reached").read_text().splitlines()):
-                    found[node, name] += (scene,)
+                    result[node, name] += (scene,)
         return [
             Place(node, name, scenes)
-            for (node, name), scenes in sorted(found.items())
+            for (node, name), scenes in sorted(result.items())
             if not self.trains or name.startswith(SCIENCE)
         ]
 
@@ -137,10 +137,10 @@ class Sweep:
     def _play(self, scene: str, may_also_end: frozenset[str]) -> None:
         number = next(self._numbers)
         is_short = scene == "job"
-        wanted = spec(number, 1, 1) if is_short else spec(number, **_UNHURRIED)
-        epochs = None if self.trains else wanted["epochs"]
+        requested = spec(number, 1, 1) if is_short else spec(number, **_UNHURRIED)
+        epochs = None if self.trains else requested["epochs"]
         key = f"{scene}-{number}"
-        job_id = self._caller.submit(SHORT | {"seed": number} if self.trains else wanted, key)
+        job_id = self._caller.submit(SHORT | {"seed": number} if self.trains else requested, key)
         assert job_id
         may_end = frozenset({"succeeded", "cancelled"} if scene == "cancel" else {"succeeded"}) | may_also_end
         self._accepted.append(Accepted(job_id, number, epochs, may_end, key))

@@ -47,12 +47,12 @@ assert isinstance(right, taken) and isinstance(right, datetime.date) and issubcl
 
 def times(stage: Stage) -> list[int]:
     """Return every time of the jobs, attempts, events and workers of a stage, in milliseconds."""
-    found: list[int] = []
+    result: list[int] = []
     with stage.database.read() as session:
         for table in (Job, Attempt, Event, Worker):
             columns = [column for column in table.__table__.columns if column.name.endswith("_at")]
-            found += [value for row in session.execute(select(*columns)) for value in row if value is not None]
-    return found
+            result += [value for row in session.execute(select(*columns)) for value in row if value is not None]
+    return result
 
 
 def test_a_wrong_clock_is_wrong_whichever_way_one_asks() -> None:

@@ -61,10 +61,10 @@ def test_jobs_come_right_whatever_happens_at_a_failpoint(house: Theatre) -> None
         must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:once", "error")]
         chosen = [(place, action) for place in places for action in ACTIONS if (place.node, place.name, action) in must]
         chosen += [(place, draw.choice(ACTIONS)) for place in draw.sample(_steady(places), 4)]
-        found = [problem for place, action in chosen for problem in sweep.try_at(place, action) or []]
+        result = [problem for place, action in chosen for problem in sweep.try_at(place, action) or []]
 
     assert len(chosen) == 6
-    assert found == []
+    assert result == []
 
 
 def _steady(places: list[Place]) -> list[Place]:

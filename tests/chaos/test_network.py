@@ -43,9 +43,9 @@ def echo() -> Iterator[int]:
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
     with echo() as port:
-        found = Proxy(port)
-        yield found
-        found.close()
+        result = Proxy(port)
+        yield result
+        result.close()
 
 
 def talk(connection: socket.socket, words: bytes) -> bytes:

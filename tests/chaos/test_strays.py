@@ -15,13 +15,13 @@ from tests.waiting import eventually
 
 def strays(job_id: str, attempt: int) -> list[psutil.Process]:
     """Return live processes of an attempt that have nothing of its environment."""
-    found = []
+    result = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             is_of_it = any(word.endswith(f"{job_id}/{attempt}") for word in process.cmdline())
             if is_of_it and not process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 def test_what_hides_its_origin_ends_with_its_attempt(house: Theatre) -> None:

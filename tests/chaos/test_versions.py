@@ -30,11 +30,11 @@ def test_a_worker_of_the_previous_version_leaves_newer_jobs_alone(house: Theatre
         newer = [
             submit(stage, seed, NEXT) for seed in range(4)
         ]  # older than the others, so they come first in the queue
-        known = [submit(stage, seed, SPEC_VERSION) for seed in range(10, 14)]
+        earlier = [submit(stage, seed, SPEC_VERSION) for seed in range(10, 14)]
         for name in ("s0", "s1"):
             stage.server(name).start()
         stage.worker("old", spec_versions=(SPEC_VERSION,)).start()
-        for job in known:
+        for job in earlier:
             stage.wait_for(job.job_id, "succeeded", "failed")
         assert {stage.job(job.job_id).status for job in newer} == {"queued"}
 
@@ -42,6 +42,6 @@ def test_a_worker_of_the_previous_version_leaves_newer_jobs_alone(house: Theatre
         for job in newer:
             stage.wait_for(job.job_id, "succeeded", "failed")
 
-        assert workers_of(stage, known) == {"old"}
+        assert workers_of(stage, earlier) == {"old"}
         assert workers_of(stage, newer) == {"new"}
-        assert Ledger(stage.database, stage.checkpoints_dir).problems(newer + known) == []
+        assert Ledger(stage.database, stage.checkpoints_dir).problems(newer + earlier) == []

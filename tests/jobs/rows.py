@@ -66,9 +66,9 @@ def worker(**changes: Any) -> WorkerFacts:
 
 
 def claim(database: Database, facts: WorkerFacts = WORKER) -> Claim:
-    found = try_claim(database, facts)
-    assert found is not None
-    return found
+    result = try_claim(database, facts)
+    assert result is not None
+    return result
 
 
 def try_claim(database: Database, facts: WorkerFacts = WORKER) -> Claim | None:
@@ -76,12 +76,12 @@ def try_claim(database: Database, facts: WorkerFacts = WORKER) -> Claim | None:
 
 
 def make_due(database: Database) -> None:
-    """As if every wait between two attempts were over."""
+    """End the backoff of every job."""
     database.write(lambda session: session.execute(update(Job).values(not_before=None)))
 
 
 def running(database: Database, **fields: Any) -> Claim:
-    """A claimed job, the only one of its kind."""
+    """Submit a job and claim it."""
     submit(database, **fields)
     return claim(database)
 
@@ -117,7 +117,7 @@ def artifact(name: str = "probe.png", sha256: str = SHA) -> dict[str, Any]:
 
 
 def groups(epoch: int, labels: Sequence[int], step: int | None = None) -> dict[str, Any]:
-    """At the end of an epoch of ten steps unless said otherwise."""
+    """Return weak labels at an epoch's end; by default an epoch has ten steps."""
     return {"type": "groups", "epoch": epoch, "step": 10 * epoch if step is None else step, "labels": list(labels)}
 
 
@@ -206,31 +206,31 @@ def checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
 
 
 def rows_of(database: Database, table: type[Any]) -> list[tuple[Any, ...]]:
-    """Every row of a table, to compare before and after."""
+    """Return every row of a table, for a comparison."""
     with database.read() as session:
         return sorted(map(tuple, session.execute(select(*table.__table__.columns))), key=repr)
 
 
-def job_in(database: Database, wanted: Status) -> str:
-    """A new job, brought to a status by legal transitions."""
-    if wanted is Status.BLOCKED:
+def job_in(database: Database, requested: Status) -> str:
+    """Submit a job and bring it to a status by legal transitions."""
+    if requested is Status.BLOCKED:
         return submit(database, after=(submit(database, pool="elsewhere"),))
     job_id = submit(database)
-    if wanted is Status.QUEUED:
+    if requested is Status.QUEUED:
         return job_id
-    if wanted in (Status.PAUSED, Status.CANCELLED):
-        verb = transitions.pause if wanted is Status.PAUSED else transitions.cancel
+    if requested in (Status.PAUSED, Status.CANCELLED):
+        verb = transitions.pause if requested is Status.PAUSED else transitions.cancel
         database.write(lambda session: verb(session, job_id))
         return job_id
     run = Run(database, claim(database))
     assert run.job_id == job_id
-    if wanted is not Status.RUNNING:
-        run.deliver(started(), end(str(wanted), "bad_data" if wanted is Status.FAILED else None))
+    if requested is not Status.RUNNING:
+        run.deliver(started(), end(str(requested), "bad_data" if requested is Status.FAILED else None))
     return job_id
 
 
 def at_once(count: int, act: Callable[[int], T]) -> list[T]:
-    """Run `act(0)`, `act(1)`, … on as many threads that start together; their answers."""
+    """Run `act(0)`, `act(1)`, … on threads that start together; return their results."""
     barrier = Barrier(count)
 
     def start(number: int) -> T:
@@ -243,13 +243,13 @@ def at_once(count: int, act: Callable[[int], T]) -> list[T]:
 
 @contextmanager
 def in_background(act: Callable[[], T]) -> Iterator[Future[T]]:
-    """`act` on another thread, which has ended when the block has."""
+    """Run `act` on another thread, which has ended at the end of the block."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(act)
 
 
-def until_somebody_waits_for_a_lock(database: Database, or_done: Future[Any] | None = None) -> None:
-    """PostgreSQL only: until a statement in this database waits for another transaction, or something has ended."""
+def until_a_statement_waits_for_a_lock(database: Database, or_done: Future[Any] | None = None) -> None:
+    """Wait until a statement in this PostgreSQL database waits for a lock, or `or_done` is done."""
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
@@ -258,11 +258,11 @@ def until_somebody_waits_for_a_lock(database: Database, or_done: Future[Any] | N
         with database.read() as session:
             if session.execute(waiting).scalar_one() or (or_done and or_done.done()):
                 return
-        assert time.monotonic() < deadline, "nobody waits for a lock"
+        assert time.monotonic() < deadline, "no statement waits for a lock"
         time.sleep(0.01)
 
 
-CLAIM_OF_NOBODY = Claim(
+UNKNOWN_CLAIM = Claim(
     job_id="00000000-0000-7000-8000-00000000dead",
     number=1,
     kind="pretrain",

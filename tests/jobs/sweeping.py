@@ -1,4 +1,4 @@
-"""Sweeps whose jobs are played: every claim ends at once, with the value that the test gives its spec."""
+"""Sweeps with simulated jobs: every claimed job ends at once, with the value that the test gives its spec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.jobs.rows import Run, job, try_claim
 
 BASE: dict[str, Any] = {"data": {"name": "digits", "image_size": 8, "held_out_share": 0.2}, "epochs": 18}
 RATE, TEMPERATURE = "optimizer.learning_rate", "loss.temperature"
-_OTHERS = (("knn", "recall_at_1"), ("linear", "top1"))  # what else an evaluation may report
+_OTHERS = (("knn", "recall_at_1"), ("linear", "top1"))  # further values of an evaluation
 _PARAMETERS: TypeAdapter[Any] = TypeAdapter(dict[str, Values | Range])
 
 
@@ -34,7 +34,7 @@ def submit(database: Database, parameters: dict[str, Any], **changes: Any) -> st
 
 
 def halving(database: Database, temperatures: int = 9, **changes: Any) -> str:
-    """Rungs of 2, 6 and 18 epochs, for 9, 3 and 1 trials."""
+    """Return a sweep with rungs of 2, 6 and 18 epochs, for 9, 3 and 1 trials."""
     values = [round(0.1 * (1 + number), 1) for number in range(temperatures)]
     return submit(database, {TEMPERATURE: values}, **{"search": "halving", "min_epochs": 2} | changes)
 
@@ -45,7 +45,7 @@ def sweep(database: Database, sweep_id: str) -> Sweep:
 
 
 def places(database: Database, sweep_id: str) -> list[Place]:
-    """Of all its jobs, in the order of trials, rungs and seeds; each as often as there is a job."""
+    """Return the places of all its jobs, ordered by trial, rung and seed."""
     with database.read() as session:
         origins = session.execute(select(Job.origin).where(Job.sweep_id == sweep_id)).scalars()
         return sorted(Place.of(origin or "") for origin in origins)
@@ -60,15 +60,15 @@ def advance(database: Database, sweep_id: str) -> None:
 
 
 def play(database: Database, value_of: Callable[[dict[str, Any]], float | None]) -> int:
-    """End every job that waits; a training of the value None fails.  How many were played."""
+    """End every waiting job and return their number; a training with the value None fails."""
     count = 0
     while claimed := try_claim(database):
         count += 1
         run = Run(database, claimed)
         if claimed.kind == "evaluate":
-            told = job(database, run.job_id)
-            spec = job(database, told.parent_id or "").spec
-            is_metric = told.origin == f"evaluations/{len(spec['evaluations']) - 1}/final"
+            received = job(database, run.job_id)
+            spec = job(database, received.parent_id or "").spec
+            is_metric = received.origin == f"evaluations/{len(spec['evaluations']) - 1}/final"
             value = (value_of(spec) or 0.0) if is_metric else -1.0
             others = [rows.evaluation(-1.0, protocol=protocol, metric=metric) for protocol, metric in _OTHERS]
             measured = rows.evaluation(value, protocol="knn", params={"metric": is_metric})
@@ -82,7 +82,7 @@ def play(database: Database, value_of: Callable[[dict[str, Any]], float | None])
 
 
 def play_out(database: Database, sweep_id: str, value_of: Callable[[dict[str, Any]], float | None]) -> None:
-    """Play and advance until it has ended."""
+    """Run jobs and advance the sweep until it has ended."""
     while sweep(database, sweep_id).status == "running":
         played = play(database, value_of)
         advance(database, sweep_id)

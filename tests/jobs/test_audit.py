@@ -1,4 +1,4 @@
-"""The ledger closes after whatever happened, and every defect that is planted into it is found."""
+"""The audit has no findings for real histories, and finds every planted defect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _dataset(database: Database) -> None:
 
 
 def rich_job(database: Database) -> str:
-    """A job that failed once, was drained once, left everything a run can leave, and runs."""
+    """Start a job that failed once, was drained once, has rows of every kind, and runs."""
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1), output=[(1, "words")])
     run.end("failed", "killed")
@@ -39,8 +39,8 @@ def rich_job(database: Database) -> str:
 
 def test_an_undisturbed_history_has_no_findings(database: Database) -> None:
     rich_job(database)
-    for wanted in sorted(Status, key=lambda status: status is Status.QUEUED):
-        rows.job_in(database, wanted)
+    for requested in sorted(Status, key=lambda status: status is Status.QUEUED):
+        rows.job_in(database, requested)
     cancelled = Run(database, claim(database))
     database.write(lambda session: transitions.cancel(session, cancelled.job_id))
     cancelled.end("failed", "worker_lost")

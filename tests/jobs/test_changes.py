@@ -1,4 +1,4 @@
-"""What happened after a cursor: everything once, in parts, up to a moment that was read before."""
+"""Changes after a cursor: each one once, in parts, up to a given cursor."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def test_changes_bring_what_happened_since_once(database: Database) -> None:
     for step in range(6):
         warning = {"type": "warning", "reason": "odd", "message": "words"}
         run.deliver(rows.metrics(step, loss=1.0), rows.log(f"one {step}"), warning, rows.log(f"two {step}"))
-        found = since(database, run.job_id, cursor, limit=3)
-        for kept, new in zip(told, (found.events, found.points, found.logs), strict=True):
+        result = since(database, run.job_id, cursor, limit=3)
+        for kept, new in zip(told, (result.events, result.points, result.logs), strict=True):
             kept.extend(new)
-        cursor = found.cursor
+        cursor = result.cursor
     while cursor != now(database, run.job_id):
-        found = since(database, run.job_id, cursor, limit=3)
-        told[2].extend(found.logs)
-        assert not found.points
-        cursor = found.cursor
+        result = since(database, run.job_id, cursor, limit=3)
+        told[2].extend(result.logs)
+        assert not result.points
+        cursor = result.cursor
 
     assert [event.seq for event in told[0]] == list(range(1, 9))
     assert [point[2] for point in told[1]] == list(range(6))
@@ -125,9 +125,9 @@ def test_a_cursor_far_ahead_breaks_nothing(database: Database, text: str) -> Non
     run = Run(database, running(database))
     run.deliver(rows.metrics(1, loss=1.0), rows.log("words"))
 
-    found = since(database, run.job_id, Cursor.parse(text))
+    result = since(database, run.job_id, Cursor.parse(text))
 
-    assert found.cursor.covers(now(database, run.job_id))
+    assert result.cursor.covers(now(database, run.job_id))
 
 
 def test_a_new_job_streams_from_the_start(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""Retention keeps what a spec says and whatever a job needs; an orphan is a file that nobody can claim any more."""
+"""Good checkpoints; retention, which keeps those of the spec and needed ones; orphans, which no row can claim."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_goes_once_the_job_that_needed_it_has_ended(database: Datab
 
 
 def test_retention_skips_a_checkpoint_that_a_new_job_has_locked(database: Database) -> None:
-    """PostgreSQL: the submission holds the row, and nobody waits. SQLite's writers take turns."""
+    """PostgreSQL only: the submission locks the row, and retention does not wait for it."""
     if database.engine.dialect.name == "sqlite":
         pytest.skip("writers of SQLite take turns")
     run = Run(database, running(database, spec=keeping(keep_last=1)))
@@ -161,6 +161,6 @@ def test_a_file_that_no_row_can_claim_is_an_orphan(database: Database) -> None:
 
 
 def test_files_of_an_unknown_job_are_kept(database: Database) -> None:
-    """Another database's, or an emptied one's: deleting them could not be undone."""
+    """They may belong to another or an emptied database, and a deletion cannot be undone."""
     assert orphans(database, new_id(), "1/step-1.safetensors") == []
     assert not rows.rows_of(database, Job)

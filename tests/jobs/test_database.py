@@ -1,4 +1,4 @@
-"""The door to both databases: its clock, its ids, retried writes, short reads, and what counts as an outage."""
+"""Both databases: clock, ids, retried writes, short reads, and outages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs import database as module
 from jobs.database import Database, is_outage, new_id, now_ms
 from jobs.models import Dataset
 from tests import servers
-from tests.jobs.rows import add_dataset, at_once, in_background, until_somebody_waits_for_a_lock
+from tests.jobs.rows import add_dataset, at_once, in_background, until_a_statement_waits_for_a_lock
 from wcl_core.protocol import storable
 
 # --- time and ids --------------------------------------------------------------------------------------------------
@@ -45,24 +45,24 @@ def test_time_goes_on_within_a_transaction(database: Database) -> None:
 
 
 def test_ids_are_uuid7_and_sort_by_age() -> None:
-    made = []
+    created = []
     for _ in range(200):
-        made.append(new_id())
+        created.append(new_id())
         before = time.time_ns() // 1000
         while time.time_ns() // 1000 == before:
             pass
 
-    assert made == sorted(made)
-    for each in made:
+    assert created == sorted(created)
+    for each in created:
         assert (UUID(each).version, str(UUID(each))) == (7, each)
         assert UUID(each).variant == "specified in RFC 4122"
         assert abs((UUID(each).int >> 80) - time.time() * 1000) < 60_000
 
 
 def test_ids_never_repeat() -> None:
-    made = [each for batch in at_once(4, lambda _: [new_id() for _ in range(5000)]) for each in batch]
+    created = [each for batch in at_once(4, lambda _: [new_id() for _ in range(5000)]) for each in batch]
 
-    assert len(set(made)) == len(made)
+    assert len(set(created)) == len(created)
 
 
 @pytest.mark.parametrize("value", ["plain", "é🏁", "a\0b", "\ud800", "a\udcffb", ""])
@@ -125,7 +125,7 @@ def test_an_error_in_the_change_is_not_retried(database: Database) -> None:
 
 
 def test_concurrent_writers_lose_no_update(database: Database) -> None:
-    """Read, then write what was read: on SQLite a writer has the lock before it reads."""
+    """A change reads and then writes; on SQLite a writer locks before it reads."""
 
     def add(session: Session) -> None:
         found = session.execute(select(Dataset.kind).with_for_update()).scalar_one()
@@ -139,7 +139,7 @@ def test_concurrent_writers_lose_no_update(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_writer_has_the_lock_before_it_reads(database: Database) -> None:
-    """Two that had read and now want to write would both be refused, again and again."""
+    """Otherwise two writers that have both read would refuse each other for ever."""
     other = sqlite3.connect(str(database.engine.url.database), isolation_level=None, timeout=0)
 
     def change(session: Session) -> None:
@@ -161,7 +161,7 @@ def test_a_busy_write_is_run_again(database: Database, monkeypatch: pytest.Monke
     monkeypatch.setattr("jobs.database.time.sleep", lambda seconds: tries.release())
     other.execute("BEGIN IMMEDIATE")
     with in_background(lambda: busy.write(lambda session: rename(session, "at last"))) as writing:
-        assert tries.acquire(timeout=30)  # it found the database busy at least once
+        assert tries.acquire(timeout=30)  # the database was busy at least once
         other.execute("ROLLBACK")
         writing.result(timeout=30)
     other.close()
@@ -211,13 +211,13 @@ def test_a_deadlock_is_run_again(database: Database) -> None:
         session.execute(update(Dataset).where(Dataset.name == order[0]).values(kind=f"by {number}"))
         if first_try[number]:
             first_try[number] = False
-            met.wait(timeout=30)  # both hold one row, and want the other's
+            met.wait(timeout=30)  # each has locked one row and needs the other one
         session.execute(update(Dataset).where(Dataset.name == order[1]).values(kind=f"by {number}"))
 
     at_once(2, lambda number: database.write(lambda session: change(session, number)))
     with database.read() as session:
         kinds = set(session.execute(select(Dataset.kind)).scalars())
-    assert len(kinds) == 1  # one of them came last, whole
+    assert len(kinds) == 1  # one of them came last, completely
 
 
 # --- outages -------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_programming_errors_are_not_outages(database: Database) -> None:
     for statement in ("SELEKT 1", "INSERT INTO projects VALUES ('x', 'default')"):
         with pytest.raises((IntegrityError, ProgrammingError, OperationalError)) as raised, database.read() as session:
             session.execute(text(statement))
-        if database.engine.dialect.name == "postgresql":  # SQLite calls a wrong word an operational error
+        if database.engine.dialect.name == "postgresql":  # SQLite reports a syntax error as an operational error
             assert not is_outage(raised.value)
     assert not is_outage(ValueError("no"))
     assert is_outage(PoolTimeout("every connection is in use"))
@@ -277,7 +277,7 @@ def test_a_stopped_postgres_is_an_outage_until_it_is_back() -> None:
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_postgres_has_a_limit_on_every_wait(database: Database) -> None:
-    """A process that is stopped in the middle of a transaction loses it, and who waits for its locks stops waiting."""
+    """A process that is stopped inside a transaction loses it, so that waits for its locks end."""
     with database.read() as session:
         for name in ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"):
             assert session.execute(text(f"SHOW {name}")).scalar_one() not in ("0", ""), name
@@ -296,15 +296,15 @@ def test_postgres_has_a_limit_on_every_wait(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_the_url_overrides_the_connection_defaults(database: Database) -> None:
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     own = Database(f"{database.url}?connect_timeout=3")
     with own.engine.connect() as connection:
         raw = connection.connection.dbapi_connection
         assert raw is not None
-        told = raw.info.get_parameters()
+        received = raw.info.get_parameters()
     own.dispose()
 
-    assert (told["connect_timeout"], told["keepalives_idle"]) == ("3", "10")
+    assert (received["connect_timeout"], received["keepalives_idle"]) == ("3", "10")
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -313,7 +313,7 @@ def test_a_migration_waits_for_its_turn_without_a_limit(database: Database) -> N
     with Session(database.engine) as holder:
         holder.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": 0x57434C})
         with in_background(own.migrate) as migrating:
-            until_somebody_waits_for_a_lock(database)
+            until_a_statement_waits_for_a_lock(database)
             holder.rollback()
             migrating.result(timeout=60)
     own.dispose()

@@ -1,4 +1,4 @@
-"""Sheets of samples: the newest announcement of a dataset brings its own, or takes the one before away."""
+"""Sample sheets: the newest announcement of a dataset replaces or removes the sheet."""
 
 from __future__ import annotations
 

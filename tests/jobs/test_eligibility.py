@@ -120,9 +120,9 @@ def test_a_failed_or_cancelled_job_fails_jobs_that_still_depend_on_it(
 
     assert unblock(database) == 1
 
-    found = job(database, job_id)
+    result = job(database, job_id)
     expected = ("queued", None) if saved and checkpoint else ("failed", "upstream_failed")
-    assert (found.status, found.status_reason) == expected
+    assert (result.status, result.status_reason) == expected
 
 
 def test_a_success_without_a_checkpoint_is_enough(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""A thousand writes of superseded attempts, of every kind and by every way: none is accepted."""
+"""A thousand writes of superseded attempts, of every kind, are all refused."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def _end(outcome: str, reason: str | None) -> Write:
 
 
 def _damage(run: Run, seq: int) -> object:
-    found = CheckpointRef(rows.checkpoints(run.database, run.job_id)[0].id, 1, "job/1/step-1.safetensors", rows.SHA, 10)
-    return run.database.write(lambda session: damage.skip(session, run.job_id, run.number, found, "flipped"))
+    result = CheckpointRef(
+        rows.checkpoints(run.database, run.job_id)[0].id, 1, "job/1/step-1.safetensors", rows.SHA, 10
+    )
+    return run.database.write(lambda session: damage.skip(session, run.job_id, run.number, result, "flipped"))
 
 
 WRITES: dict[str, Write] = {
@@ -57,12 +59,12 @@ WRITES: dict[str, Write] = {
 
 @pytest.mark.timeout(300)
 def test_a_thousand_writes_of_superseded_attempts_change_nothing(database: Database) -> None:
-    """Reaped, failed over to a successor, or ended: whoever is late is turned away, whatever number it writes under."""
+    """The attempts were reaped, replaced or ended; each late write is refused, under every number."""
     add_dataset(database)
     late: list[Run] = []
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1))
-    for _ in range(2):  # the same job's first and second bodies
+    for _ in range(2):  # the first and second attempts of the job
         run.end("drained")
         late.append(run)
         run = Run(database, claim(database))

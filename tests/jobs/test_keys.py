@@ -1,4 +1,4 @@
-"""Keys, sign-in links and browser sessions; nothing that is stored opens anything."""
+"""Keys, sign-in links and browser sessions; no stored value grants access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.jobs.rows import at_once
 
 
 def create(database: Database, *scopes: str, name: str = "somebody") -> tuple[str, str]:
-    """(id, secret)."""
+    """Create a key and return (id, secret)."""
     key, secret = database.write(lambda session: keys.create(session, name, scopes or ("read",)))
     return key.id, secret
 
@@ -37,9 +37,9 @@ def by_session(database: Database, token: str) -> Principal | None:
 
 def signed_in(database: Database, key_id: str) -> str:
     token = database.write(lambda session: keys.new_link(session, key_id))
-    found = database.write(lambda session: keys.redeem(session, token))
-    assert found is not None
-    return found
+    result = database.write(lambda session: keys.redeem(session, token))
+    assert result is not None
+    return result
 
 
 def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
@@ -159,9 +159,9 @@ def test_the_local_key_is_kept_in_a_file_for_its_owner(database: Database, tmp_p
 
     assert path.read_text().strip() == secret
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    found = find(database, secret)
-    assert found is not None
-    assert found.scopes == {"read", "submit", "admin"}
+    result = find(database, secret)
+    assert result is not None
+    assert result.scopes == {"read", "submit", "admin"}
     assert keys.ensure_local(database, path) == secret
     assert len(rows.rows_of(database, Key)) == 1
 

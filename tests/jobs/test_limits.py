@@ -1,4 +1,4 @@
-"""What bounds a job: pauses between its attempts, and how long it may run."""
+"""Limits of a job: the backoff between its attempts, and its running time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def now(database: Database) -> int:
 
 
 def pass_time(database: Database, run: Run, seconds: float) -> None:
-    """As if the attempt had begun so much earlier."""
+    """Move the start of the attempt into the past."""
     began = Attempt.started_at - int(seconds * 1000)
     earlier = update(Attempt).where(Attempt.job_id == run.job_id, Attempt.number == run.number).values(started_at=began)
     database.write(lambda session: session.execute(earlier))
@@ -104,9 +104,9 @@ def test_a_run_at_its_time_limit_saves_a_checkpoint_and_ends(database: Database)
 
     run.deliver(rows.checkpoint(1), rows.end("drained"))
 
-    found = job(database, run.job_id)
-    assert (found.status, found.status_reason, found.failures) == ("failed", "timeout", 0)
-    assert "100 s" in (found.status_message or "")
+    result = job(database, run.job_id)
+    assert (result.status, result.status_reason, result.failures) == ("failed", "timeout", 0)
+    assert "100 s" in (result.status_message or "")
     assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "failed"]
 
 
@@ -143,9 +143,9 @@ def test_a_job_at_its_time_limit_is_not_requeued(
 
     run.end(outcome, reason)
 
-    found = job(database, run.job_id)
-    assert (found.status_reason == "timeout") == (after == "timeout")
-    assert found.status == ("failed" if after == "timeout" else after)
+    result = job(database, run.job_id)
+    assert (result.status_reason == "timeout") == (after == "timeout")
+    assert result.status == ("failed" if after == "timeout" else after)
 
 
 def test_a_cancel_wins_over_the_time_limit(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The schema that migrations make is the schema of the models, on both databases, however many processes make it."""
+"""The migrations create the schema of the models, on both databases, with any number of processes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_models_and_migrations_agree(database: Database) -> None:
 
 
 def test_indexes_and_unique_constraints_are_there(database: Database) -> None:
-    found = inspect(database.engine)
+    result = inspect(database.engine)
     for table in Base.metadata.sorted_tables:
-        indexes = {tuple(index["column_names"]) for index in found.get_indexes(table.name)}
+        indexes = {tuple(index["column_names"]) for index in result.get_indexes(table.name)}
         assert {tuple(column.name for column in index.columns) for index in table.indexes} <= indexes, table.name
-        assert tuple(found.get_pk_constraint(table.name)["constrained_columns"]) == tuple(
+        assert tuple(result.get_pk_constraint(table.name)["constrained_columns"]) == tuple(
             column.name for column in table.primary_key.columns
         )
 
@@ -75,7 +75,7 @@ def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
 
 
 def test_all_migrations_are_one_transaction(empty_url: str) -> None:
-    """Between two of them another process would begin with what is not finished."""
+    """Otherwise another process could start between two migrations."""
     Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     database = Database(empty_url)
     commits: list[object] = []
@@ -89,11 +89,11 @@ def test_all_migrations_are_one_transaction(empty_url: str) -> None:
 
 
 def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
-    """Also on SQLite, where the driver by itself would commit every statement."""
+    """This holds on SQLite, too, where the driver commits every statement by default."""
     database = Database(empty_url)
     Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with database.engine.begin() as connection:
-        connection.execute(text("CREATE TABLE rollups (id INTEGER)"))  # the last table that the migration makes
+        connection.execute(text("CREATE TABLE rollups (id INTEGER)"))  # the last table of the migration
     failed = False
     try:
         database.migrate()
@@ -107,7 +107,7 @@ def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
 
 @pytest.mark.process
 def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
-    """Alembic's settings know `%` as the start of a substitution."""
+    """In Alembic's settings `%` starts a substitution."""
     here = tmp_path / "100%"
     here.mkdir()
     for name in ("jobs", "migrations", "wcl_core"):
@@ -125,7 +125,7 @@ def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> None:
-    """An upgrade in place: every column that came later has a default, or may be empty."""
+    """An upgrade in place: every later column has a default or is nullable."""
     Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     database = Database(empty_url)
     migrate_to(database, "0001")
@@ -143,8 +143,8 @@ def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> Non
     database.migrate()
 
     assert rows.claim(database).job_id == facts["id"]
-    found = rows.job(database, facts["id"])
-    assert (found.preemptible, found.max_seconds) == (False, None)
+    result = rows.job(database, facts["id"])
+    assert (result.preemptible, result.max_seconds) == (False, None)
     assert audit(database).findings == []
     database.dispose()
 

@@ -1,4 +1,4 @@
-"""Pinning and deleting exclude each other, at any moment of either.  PostgreSQL alone: SQLite's writers take turns."""
+"""Pinning and deleting exclude each other at any time.  PostgreSQL only, because SQLite's writers take turns."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_pinned_during_retention_stays(database: Database, monkeypa
 
 @pytest.mark.parametrize("by", ["retention", "a user"])
 def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned(database: Database, by: str) -> None:
-    """The pin waits for the deletion, and then there is nothing to pin."""
+    """The pin waits for the deletion and then fails."""
     run = Run(database, running(database))
     run.deliver(rows.started(), saved(1), saved(2))
     run.end("succeeded")
@@ -71,7 +71,7 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned(database: Database,
         else:
             checkpoints.delete(other, first)
         with rows.in_background(pin) as pinned:
-            rows.until_somebody_waits_for_a_lock(database, pinned)
+            rows.until_a_statement_waits_for_a_lock(database, pinned)
             other.commit()
             with pytest.raises(NotFound):
                 pinned.result()

@@ -1,4 +1,4 @@
-"""Who gives way to whom: only who may, only to a higher priority that fits, one at a time, and never in turns."""
+"""Preemption: only preemptible jobs, only for a higher priority that fits, one at a time, and never in turns."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def register(database: Database, number: int = 1, **changes: Any) -> WorkerFacts
 
 
 def busy(database: Database, number: int = 1, facts: dict[str, Any] | None = None, **fields: Any) -> Run:
-    """A job that runs on a worker of its own."""
+    """Start a job on a worker of its own."""
     where = register(database, number, **facts or {})
     job_id = submit(database, **{"preemptible": True} | fields)
-    found = claim(database, where)
-    assert found.job_id == job_id
-    return Run(database, found)
+    result = claim(database, where)
+    assert result.job_id == job_id
+    return Run(database, result)
 
 
 def preempt(database: Database) -> Preemption | None:
@@ -57,8 +57,8 @@ def test_a_preemptible_job_gives_way_and_resumes_later(database: Database) -> No
     assert (given_way.status, given_way.status_reason, given_way.failures) == ("queued", "preempted", 0)
     assert given_way.preempt_requested_at is None
     assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "requeued"]
-    asked = [event for event in rows.events(database, run.job_id) if event.type == "preempt_requested"]
-    assert [event.data for event in asked] == [{"job": urgent}]
+    requested = [event for event in rows.events(database, run.job_id) if event.type == "preempt_requested"]
+    assert [event.data for event in requested] == [{"job": urgent}]
     taken = claim(database, worker(id="00000000-0000-7000-8000-000000000001"))
     assert taken.job_id == urgent
     Run(database, taken).end("succeeded")

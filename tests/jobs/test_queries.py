@@ -1,4 +1,4 @@
-"""Lists, pages, filters and cursors; hostile text finds nothing and breaks nothing."""
+"""Lists, pages, filters and cursors; hostile text matches nothing and breaks nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pages_bring_every_job_once_newest_first(database: Database, limit: int)
         cursor = page.next_cursor
         if cursor is None:
             break
-        submit(database)  # what comes meanwhile is newer, and shifts nothing
+        submit(database)  # a newer job does not shift the pages
 
     assert seen == submitted[::-1]
 
@@ -146,7 +146,7 @@ def test_checkpoints_newest_first_without_deleted_ones(database: Database) -> No
     database.write(lambda session: checkpoints.delete(session, gone))
 
     with database.read() as session:
-        assert [found.step for found in queries.checkpoints(session, run.job_id)] == [20, 10]
+        assert [result.step for result in queries.checkpoints(session, run.job_id)] == [20, 10]
         with pytest.raises(NotFound):
             queries.get_checkpoint(session, gone)
 
@@ -162,11 +162,11 @@ def test_evaluations_of_a_jobs_checkpoints_are_its_own_too(database: Database) -
 
     with database.read() as session:
         for job_id, value in ((run.job_id, 0.75), (measuring.job_id, 0.75), (other.job_id, 0.25)):
-            assert [found.value for found in queries.evaluations(session, job_id)] == [value]
+            assert [result.value for result in queries.evaluations(session, job_id)] == [value]
 
 
 def test_counts_by_status_count_what_has_not_ended(database: Database) -> None:
-    job_in(database, Status.BLOCKED)  # needs one that is queued
+    job_in(database, Status.BLOCKED)  # it depends on a queued job
     for status in (Status.PAUSED, Status.CANCELLED):
         job_in(database, status)
 

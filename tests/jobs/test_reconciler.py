@@ -1,4 +1,4 @@
-"""Who counts as lost, on a clock that the test moves; on real databases."""
+"""Lost attempts and workers, on a clock that the test moves, with real databases."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, running, status, submit
 
-LEASE, LOOK = 60.0, 5.0
+LEASE, POLL_SECONDS = 60.0, 5.0
 
 
 class Clock:
-    """Monotonic seconds that go on only when told to."""
+    """Monotonic seconds that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -45,18 +45,18 @@ def reconciler(database: Database, clock: Clock, tmp_path: Path) -> Reconciler:
 
 
 def make(database: Database, clock: Callable[[], float], folder: Path) -> Reconciler:
-    settings = Settings(data_dir=folder, lease_seconds=LEASE, look_seconds=LOOK)
+    settings = Settings(data_dir=folder, lease_seconds=LEASE, look_seconds=POLL_SECONDS)
     return Reconciler(database, settings, sends_wake_ups=False, clock=clock)
 
 
-def look_for(
+def poll_for(
     reconciler: Reconciler, clock: Clock, seconds: float, between: Callable[[], object] = lambda: None
 ) -> None:
-    """Look every few seconds, the first time at once."""
+    """Poll every few seconds, the first time at once."""
     reconciler.poll()
-    for _ in range(int(seconds / LOOK)):
+    for _ in range(int(seconds / POLL_SECONDS)):
         between()
-        clock.now += LOOK
+        clock.now += POLL_SECONDS
         reconciler.poll()
 
 
@@ -93,7 +93,7 @@ def test_a_gap_between_polls_restarts_every_wait() -> None:
     watch: Watch[str] = Watch(10, 6)
     watch.lost({"a": 1}, 0)
     assert watch.lost({"a": 1}, 6) == []
-    assert watch.lost({"a": 1}, 12.5) == []  # it slept: this is the first look
+    assert watch.lost({"a": 1}, 12.5) == []  # it slept, so this is the first poll
     assert watch.lost({"a": 1}, 18) == []
     assert watch.lost({"a": 1}, 22.5) == ["a"]
 
@@ -113,18 +113,18 @@ def test_a_failed_poll_restarts_every_wait() -> None:
 
 def test_an_unrenewed_attempt_is_reaped_after_a_lease(database: Database, reconciler: Reconciler, clock: Clock) -> None:
     run = Run(database, running(database))
-    look_for(reconciler, clock, LEASE - LOOK)
+    poll_for(reconciler, clock, LEASE - POLL_SECONDS)
     assert status(database, run.job_id) == Status.RUNNING
 
-    clock.now += LOOK
+    clock.now += POLL_SECONDS
     reconciler.poll()
-    found = job(database, run.job_id)
-    assert (found.status, found.status_reason, found.failures) == ("queued", "worker_lost", 1)
+    result = job(database, run.job_id)
+    assert (result.status, result.status_reason, result.failures) == ("queued", "worker_lost", 1)
 
 
 def test_a_renewed_attempt_is_never_reaped(database: Database, reconciler: Reconciler, clock: Clock) -> None:
     run = Run(database, running(database))
-    look_for(reconciler, clock, 3 * LEASE, between=lambda: run.send([]))
+    poll_for(reconciler, clock, 3 * LEASE, between=lambda: run.send([]))
 
     assert status(database, run.job_id) == Status.RUNNING
 
@@ -133,13 +133,13 @@ def test_a_renewal_just_before_the_end_of_the_lease_counts(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     run = Run(database, running(database))
-    look_for(reconciler, clock, LEASE - LOOK)
+    poll_for(reconciler, clock, LEASE - POLL_SECONDS)
     run.send([])
-    clock.now += LOOK
+    clock.now += POLL_SECONDS
     reconciler.poll()
     assert status(database, run.job_id) == Status.RUNNING
 
-    look_for(reconciler, clock, LEASE - 2 * LOOK)
+    poll_for(reconciler, clock, LEASE - 2 * POLL_SECONDS)
     assert status(database, run.job_id) == Status.RUNNING
 
 
@@ -147,12 +147,12 @@ def test_a_suspended_reconciler_reaps_no_attempt_when_it_wakes(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
     run = Run(database, running(database))
-    look_for(reconciler, clock, LEASE - LOOK)
+    poll_for(reconciler, clock, LEASE - POLL_SECONDS)
     clock.now += 3600
 
-    look_for(reconciler, clock, LEASE - LOOK)
+    poll_for(reconciler, clock, LEASE - POLL_SECONDS)
     assert status(database, run.job_id) == Status.RUNNING
-    clock.now += LOOK
+    clock.now += POLL_SECONDS
     reconciler.poll()
     assert status(database, run.job_id) == Status.QUEUED
 
@@ -161,9 +161,9 @@ def test_each_attempt_has_its_own_lease(database: Database, reconciler: Reconcil
     job_id = submit(database)
     for failures in (1, 2, 3):
         claim(database)
-        look_for(reconciler, clock, LEASE - LOOK)
+        poll_for(reconciler, clock, LEASE - POLL_SECONDS)
         assert status(database, job_id) == Status.RUNNING
-        clock.now += LOOK
+        clock.now += POLL_SECONDS
         reconciler.poll()
         assert job(database, job_id).failures == failures
         rows.make_due(database)
@@ -174,9 +174,9 @@ def test_many_reconcilers_reap_once(database: Database, clock: Clock, tmp_path: 
     rows.add_dataset(database)
     claimed = [running(database) for _ in range(5)]
     many = [make(database, clock, tmp_path) for _ in range(4)]
-    for _ in range(int(LEASE / LOOK) + 1):
+    for _ in range(int(LEASE / POLL_SECONDS) + 1):
         at_once(4, lambda number: many[number].poll())
-        clock.now += LOOK
+        clock.now += POLL_SECONDS
 
     for each in claimed:
         assert job(database, each.job_id).failures == 1
@@ -188,7 +188,7 @@ def test_a_paused_job_whose_worker_is_lost_stays_paused(
 ) -> None:
     run = Run(database, running(database))
     database.write(lambda session: transitions.pause(session, run.job_id))
-    look_for(reconciler, clock, LEASE)
+    poll_for(reconciler, clock, LEASE)
 
     assert status(database, run.job_id) == Status.PAUSED
 
@@ -199,18 +199,18 @@ def test_a_paused_job_whose_worker_is_lost_stays_paused(
 def test_an_outage_reaps_no_attempt_and_stops_no_reconciler(
     database: Database, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`run` looks, fails, forgets, and looks again; the pause between looks moves the clock."""
+    """`run` polls, fails, resets its waits, and polls again; each pause advances the clock."""
     rows.add_dataset(database)
     run = Run(database, running(database))
     reconciler = make(database, clock, tmp_path)
-    looks = int(LEASE / LOOK)
-    steps: list[str] = ["look"] * (looks - 1) + ["fail"] + ["look"] * looks + ["stop"]
+    polls = int(LEASE / POLL_SECONDS)
+    steps: list[str] = ["poll"] * (polls - 1) + ["fail"] + ["poll"] * polls + ["stop"]
     unreachable = Database("sqlite:////no/such/folder/wcl.sqlite3")
 
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
-            assert timeout == LOOK
-            clock.now += LOOK
+            assert timeout == POLL_SECONDS
+            clock.now += POLL_SECONDS
             step = steps.pop(0)
             monkeypatch.setattr(reconciler, "_database", unreachable if step == "fail" else database)
             return step == "stop"
@@ -219,14 +219,14 @@ def test_an_outage_reaps_no_attempt_and_stops_no_reconciler(
     assert steps == []
     assert status(database, run.job_id) == Status.RUNNING
 
-    steps.extend(["look", "stop"])
+    steps.extend(["poll", "stop"])
     reconciler.run(Stop())
     assert status(database, run.job_id) == Status.QUEUED
 
 
 @contextmanager
-def nobody_can_write(database: Database) -> Iterator[None]:
-    """While everybody can read: a process was stopped in its transaction."""
+def read_only(database: Database) -> Iterator[None]:
+    """Make the database read-only, as a process does that is stopped inside a transaction."""
     is_sqlite = database.engine.dialect.name == "sqlite"
     lock = "SELECT 1" if is_sqlite else "LOCK TABLE attempts, workers IN EXCLUSIVE MODE"
     with database.engine.connect().execution_options(wcl_write=True) as connection:
@@ -237,26 +237,26 @@ def nobody_can_write(database: Database) -> Iterator[None]:
 def test_no_attempt_is_lost_while_the_database_is_read_only(
     database: Database, reconciler: Reconciler, clock: Clock
 ) -> None:
-    """The reconciler comes before the workers that were held up as long."""
+    """The reconciler was blocked for as long as the workers, and polls before they renew."""
     run = Run(database, running(database))
     worker = add_worker(database, "1")
     reconciler.poll()
-    with nobody_can_write(database):
-        for _ in range(int(LEASE / LOOK)):
-            clock.now += LOOK
-            look = threading.Thread(target=reconciler.poll)
-            look.start()
-            look.join(1)
-            if look.is_alive():  # it waits for the lock
+    with read_only(database):
+        for _ in range(int(LEASE / POLL_SECONDS)):
+            clock.now += POLL_SECONDS
+            poll = threading.Thread(target=reconciler.poll)
+            poll.start()
+            poll.join(1)
+            if poll.is_alive():  # it waits for the lock
                 break
-        assert look.is_alive()
+        assert poll.is_alive()
         clock.now += LEASE
-    look.join()
-    clock.now += LOOK
+    poll.join()
+    clock.now += POLL_SECONDS
     reconciler.poll()
     assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.RUNNING, "idle")
 
-    look_for(reconciler, clock, LEASE)
+    poll_for(reconciler, clock, LEASE)
     assert (status(database, run.job_id), worker_states(database)[worker]) == (Status.QUEUED, "lost")
 
 
@@ -278,7 +278,7 @@ def test_a_reconciler_survives_an_error_of_its_own(
     assert len(calls) == 3
 
 
-# --- the rest of a look --------------------------------------------------------------------------------------------
+# --- the rest of a poll --------------------------------------------------------------------------------------------
 
 
 def add_worker(database: Database, name: str) -> str:
@@ -297,7 +297,7 @@ def test_a_worker_without_heartbeats_is_lost_and_comes_back(
 ) -> None:
     silent, loud = add_worker(database, "1"), add_worker(database, "2")
     beat: Callable[[str], Any] = lambda worker: database.write(lambda s: workers.heartbeat(s, worker, None))  # noqa: E731
-    look_for(reconciler, clock, LEASE, between=lambda: beat(loud))
+    poll_for(reconciler, clock, LEASE, between=lambda: beat(loud))
     assert worker_states(database) == {silent: "lost", loud: "idle"}
 
     beat(silent)

@@ -1,4 +1,4 @@
-"""Jobs that differ in their seed alone, and their numbers taken together."""
+"""Seed groups, and their results over the seeds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_evaluation_of_several_seeds_is_one_row_and_a_retry_takes_its_place(d
 
 
 def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Database) -> None:
-    """And another one for those that were measured at an epoch that all have."""
+    """There is a second row for evaluations at an epoch that all seeds have."""
     plans = [{"when": "best", "protocols": ["linear"]}, {"when": "final", "protocols": ["linear"]}]
     ids = group_of(database, {"evaluations": plans, "knn_every_epochs": 1, "epochs": 3})
     for place in (0, 1):
@@ -123,7 +123,7 @@ def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Databa
             for epoch, best in ((1, place + 1), (2, place + 1), (3, place + 1))
         ]
         finish(database, *saved)
-    for value in (0.5, 0.1, 0.7, 0.2):  # of each seed the plans in their order
+    for value in (0.5, 0.1, 0.7, 0.2):  # the planned evaluations of each seed in their order
         finish(database, rows.evaluation(value))
 
     found = {(r.epoch, r.selection): r for r in read(database, ids[0])}

@@ -1,4 +1,4 @@
-"""Settings that become something else: URLs and folders."""
+"""Settings with derived values: URLs and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any sequence of transitions against a small model of a job: whatever comes in whatever order, the promises hold.
+"""Any sequence of transitions against a small model of a job: the promises hold in every order.
 
 `WCL_TEST_STATE_RUNS` makes it longer: so many runs of 50 steps on each database, for example 2000.
 """
@@ -27,7 +27,7 @@ from tests.jobs.rows import Run
 MAX_FAILURES = 3
 EXAMPLES = {"sqlite": 40, "postgres": 30}
 LONG_RUNS = int(os.environ.get("WCL_TEST_STATE_RUNS", 0))
-MAX_SECONDS = 1_000  # a limit that only the test's own passing of time reaches
+MAX_SECONDS = 1_000  # a limit that is reached only when the test moves the time
 OUTCOMES = [
     ("succeeded", None),
     ("failed", "bad_data"),
@@ -40,7 +40,7 @@ OUTCOMES = [
 
 @dataclass
 class Model:
-    """What a job has to be."""
+    """The expected state of a job."""
 
     status: Status
     priority: int
@@ -99,7 +99,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         @initialize(target=runs)
         def begin(self) -> Run:
-            """With a job that may give way, so that some stories are about it."""
+            """Start with a preemptible job, so that some sequences use preemption."""
             self.submit(-1, True, False)
             return self.claim_by_a_new_worker()
 
@@ -162,14 +162,14 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         @rule()
         def wait(self) -> None:
-            """Every pause between two attempts passes."""
+            """End the backoff of every job."""
             rows.make_due(database)
             for model in self.models.values():
                 model.is_due = True
 
         @rule(run=runs)
         def let_time_pass(self, run: Run) -> None:
-            """As if the attempt had run for as long as its job may."""
+            """Let the attempt reach its job's limit of running time."""
             if not self.is_open(run):
                 return
             earlier = Attempt.started_at - MAX_SECONDS * 1000
@@ -187,7 +187,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
         @rule(target=runs, place=st.integers(0, 3))
         def claim_again(self, place: int) -> Run:
             if not self.workers:
-                return Run(database, rows.CLAIM_OF_NOBODY)
+                return Run(database, rows.UNKNOWN_CLAIM)
             return self.claim(list(self.workers)[place % len(self.workers)])
 
         @rule(place=st.integers(0, 3))
@@ -206,7 +206,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             claimed = rows.try_claim(database, rows.worker(id=worker_id))
             if not waiting:
                 assert claimed is None
-                return Run(database, rows.CLAIM_OF_NOBODY)  # everything it does is superseded
+                return Run(database, rows.UNKNOWN_CLAIM)  # all its writes are superseded
             assert claimed is not None
             assert claimed.job_id == min(waiting)[1]
             model = self.models[claimed.job_id]
@@ -216,7 +216,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             return Run(database, claimed)
 
         def resume_step(self, job_id: str) -> int | None:
-            """Of the job's last checkpoint, else of the one that it was to go on from."""
+            """Return the step of the job's last checkpoint, or else of the one that it was started from."""
             with database.read() as session:
                 began_from = session.get_one(Job, job_id).resume_checkpoint_id
             steps = self.models[job_id].steps
@@ -280,8 +280,8 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         @rule(run=runs, stale=st.booleans())
         def reap(self, run: Run, stale: bool) -> None:
-            found = [each for each in rows.attempts(database, run.job_id) if each.number == run.number]
-            renewals = found[0].renewals - stale if found else 0
+            result = [each for each in rows.attempts(database, run.job_id) if each.number == run.number]
+            renewals = result[0].renewals - stale if result else 0
             reaped = database.write(lambda s: transitions.reap(s, run.job_id, run.number, renewals))
             assert reaped == (self.is_open(run) and not stale)
             if reaped:
@@ -326,7 +326,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         @rule()
         def preempt(self) -> None:
-            """Whoever gives way may, and does so for a higher priority that has not given way itself."""
+            """A preempted job is preemptible, and gives way to a higher priority that was not itself preempted."""
             chosen = database.write(transitions.preempt)
             if chosen is None:
                 return
@@ -383,7 +383,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             assert len(points) == sum(model.points for model in self.models.values())
 
         def teardown(self) -> None:
-            """Events are never taken back, so what does not close in the middle does not close in the end."""
+            """Events are never removed, so a finding in the middle remains until the end."""
             assert audit.audit(database).findings == []
 
     return Machine
@@ -391,7 +391,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
 @pytest.fixture(autouse=True)
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two attempts; real ones of some seconds are over by themselves on a slow machine, unseen by the model."""
+    """Make backoffs very long: on a slow machine a real one of seconds would end unnoticed by the model."""
     for name in ("_FIRST_WAIT_SECONDS", "_LONGEST_WAIT_SECONDS"):
         monkeypatch.setattr(outcomes, name, 1e6)
 

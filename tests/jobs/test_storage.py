@@ -1,4 +1,4 @@
-"""Files by key: whole or absent, inside the folder, and the same bytes."""
+"""Files by key: complete or absent, inside the folder, and with the same bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_put_may_be_repeated_after_an_interruption(store: LocalStorage, source: 
     store.put(source, "a/b")
     assert store.path("a/b").read_bytes() == BYTES
 
-    source.write_bytes(BYTES)  # it was written again before the first one had been registered
+    source.write_bytes(BYTES)  # it was written again before the first one was registered
     store.put(source, "a/b")
     assert store.path("a/b").read_bytes() == BYTES
 
@@ -68,7 +68,7 @@ def test_delete_removes_a_file_and_may_be_repeated(store: LocalStorage, source: 
 
 
 def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renames between folders fail, as they do between disks; within a folder they work."""
+    """Make renames between folders fail, as between disks; within a folder they work."""
     replace = os.replace
 
     def refuse(source: Any, target: Any, **options: Any) -> None:

@@ -385,7 +385,7 @@ def test_a_job_that_comes_to_need_it_while_it_is_deleted_does_not_get_it(databas
     with Session(database.engine) as other:
         checkpoints.delete(other, checkpoint_id)  # not committed yet
         with rows.in_background(need) as needing:
-            rows.until_somebody_waits_for_a_lock(database)
+            rows.until_a_statement_waits_for_a_lock(database)
             other.commit()
             assert needing.result(timeout=30) is None
 

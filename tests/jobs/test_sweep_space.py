@@ -1,4 +1,4 @@
-"""What a sweep tries and how far: combinations, draws, rungs, and what is no metric; nothing but functions."""
+"""The search space, rungs and metric of a sweep; pure functions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_a_grid_is_every_combination() -> None:
 def test_draws_are_a_function_of_seed_and_name() -> None:
     parameters: dict[str, Any] = {"a": Range(min=0.001, max=0.1, log=True), "b": ["x", "y"], "n": Range(min=1, max=9)}
 
-    found = space.draws(parameters, 20, seed=7)
+    result = space.draws(parameters, 20, seed=7)
 
-    assert found == space.draws(parameters, 20, seed=7)
-    assert found != space.draws(parameters, 20, seed=8)
+    assert result == space.draws(parameters, 20, seed=7)
+    assert result != space.draws(parameters, 20, seed=8)
     alone = space.draws({"a": parameters["a"]}, 20, seed=7)
-    assert [each["a"] for each in alone] == [each["a"] for each in found], "no parameter moves another one's draws"
-    assert found[0]["a"] == 0.0298358, "the same on every machine and under every version"
+    assert [each["a"] for each in alone] == [each["a"] for each in result], "no parameter moves another one's draws"
+    assert result[0]["a"] == 0.0298358, "the same on every machine and under every version"
 
 
 @pytest.mark.parametrize("is_log", [False, True])

@@ -1,4 +1,4 @@
-"""Which trials begin, go on and win, with jobs that are played; see test_sweeps_once.py for many that do so at once."""
+"""Which trials start, are promoted and win, with simulated jobs; test_sweeps_once.py tests concurrency."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_a_grid_tries_every_combination_and_names_the_best(database: Database) -
 
     play_out(database, sweep_id, lambda spec: temperature(spec) + spec["optimizer"]["learning_rate"])
 
-    found = sweep(database, sweep_id)
-    assert (found.status, found.best_trial, found.best_value) == ("succeeded", 5, pytest.approx(0.3))
-    made = jobs_of(database, sweep_id)
-    tried = {(each.spec["loss"]["temperature"], each.spec["optimizer"]["learning_rate"]) for each in made}
+    result = sweep(database, sweep_id)
+    assert (result.status, result.best_trial, result.best_value) == ("succeeded", 5, pytest.approx(0.3))
+    created = jobs_of(database, sweep_id)
+    tried = {(each.spec["loss"]["temperature"], each.spec["optimizer"]["learning_rate"]) for each in created}
     assert tried == {(t, r) for t in (0.1, 0.2) for r in (0.01, 0.05, 0.1)}
-    assert {(each.priority, each.spec["epochs"]) for each in made} == {(3, 18)}
-    assert made[0].name == "grid, trial 0"
+    assert {(each.priority, each.spec["epochs"]) for each in created} == {(3, 18)}
+    assert created[0].name == "grid, trial 0"
     with database.read() as session:
         assert set(session.execute(select(Tag.tag)).scalars()) == {"search", "evaluation:final"}
 
@@ -98,8 +98,8 @@ def test_halving_promotes_the_best_by_evaluation(database: Database) -> None:
     assert entered(database, sweep_id, 0) == list(range(9))
     assert entered(database, sweep_id, 1) == [3, 4, 5]
     assert entered(database, sweep_id, 2) == [4]
-    found = sweep(database, sweep_id)
-    assert (found.status, found.best_trial, found.best_value) == ("succeeded", 4, 1.0)
+    result = sweep(database, sweep_id)
+    assert (result.status, result.best_trial, result.best_value) == ("succeeded", 4, 1.0)
 
 
 def test_a_rung_waits_for_its_last_evaluation(database: Database) -> None:
@@ -134,8 +134,8 @@ def test_a_sweep_without_any_result_fails(database: Database) -> None:
 
     play_out(database, sweep_id, lambda spec: None)
 
-    found = sweep(database, sweep_id)
-    assert (found.status, found.status_message) == ("failed", "no trial has a result")
+    result = sweep(database, sweep_id)
+    assert (result.status, result.status_message) == ("failed", "no trial has a result")
     assert entered(database, sweep_id, 1) == []
 
 
@@ -146,8 +146,8 @@ def test_a_trial_has_the_mean_over_its_seeds(database: Database) -> None:
 
     play_out(database, sweep_id, lambda spec: values[temperature(spec), spec["seed"]])
 
-    found = sweep(database, sweep_id)
-    assert (found.best_trial, found.best_value) == (1, pytest.approx(0.2))
+    result = sweep(database, sweep_id)
+    assert (result.best_trial, result.best_value) == (1, pytest.approx(0.2))
     groups = [each.group_id for each in jobs_of(database, sweep_id)]
     assert len(set(groups)) == 3
     assert None not in groups
@@ -208,9 +208,9 @@ def test_a_changed_dataset_ends_the_sweep(database: Database) -> None:
 
     advance(database, sweep_id)
 
-    found = sweep(database, sweep_id)
-    assert found.status == "failed"
-    assert "digits" in (found.status_message or "")
+    result = sweep(database, sweep_id)
+    assert result.status == "failed"
+    assert "digits" in (result.status_message or "")
 
 
 def test_a_sweep_that_cannot_advance_does_not_end_the_poll(database: Database, tmp_path: Path) -> None:

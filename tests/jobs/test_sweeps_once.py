@@ -1,4 +1,4 @@
-"""No trial is doubled or lost, however many go on with a sweep at once and wherever one of them dies."""
+"""No trial is doubled or lost, with many concurrent reconcilers and with crashes at any point."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_concurrent_advances_add_each_job_once(database: Database) -> None:
         play(database, temperature)
         at_once(4, lambda _: advance(database, sweep_id))
 
-    found = places(database, sweep_id)
-    assert len(found) == len(set(found)) == 2 * (4 + 2 + 1)
+    result = places(database, sweep_id)
+    assert len(result) == len(set(result)) == 2 * (4 + 2 + 1)
     assert sweep(database, sweep_id).best_trial == 3
 
 
@@ -63,8 +63,8 @@ def test_two_reconcilers_start_each_trial_once(database: Database, tmp_path: Pat
     for thread in threads:
         thread.join()
 
-    found = places(database, sweep_id)
-    assert len(found) == len(set(found)) == 4 + 2 + 1
+    result = places(database, sweep_id)
+    assert len(result) == len(set(result)) == 4 + 2 + 1
     assert sweep(database, sweep_id).status == "succeeded"
 
 
@@ -106,7 +106,7 @@ def test_a_server_killed_during_promotion_loses_and_doubles_no_job(
 
 @contextmanager
 def served(database: Database, folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process, killed at the end; its reconciler looks often and reaps nobody."""
+    """Run a server process, killed at the end; its reconciler polls often and reaps no attempt."""
     own = {"WCL_DATA_DIR": str(folder / "data"), "WCL_PORT": str(free_port()), "WCL_LOOK_SECONDS": "0.2"}
     own |= {"WCL_DATABASE_URL": database.url, "WCL_LEASE_SECONDS": "100000"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}

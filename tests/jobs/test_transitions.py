@@ -1,4 +1,4 @@
-"""Every change of a status: which are legal, who wins a race, and that a superseded attempt writes nothing."""
+"""Every change of a status: legal transitions, races, and refused writes of superseded attempts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _dataset(database: Database) -> None:
 
 # --- which transitions are legal -----------------------------------------------------------------------------------
 
-# What each verb makes of each status; a status that is missing refuses the verb.
+# The status after each request, by the status before; a missing status refuses the request.
 Verb = Callable[[Session, str], object]
 VERBS: dict[str, tuple[Verb, dict[Status, Status]]] = {
     "cancel": (
@@ -151,7 +151,7 @@ def test_a_requeued_job_gets_the_next_attempt(database: Database) -> None:
 def test_infrastructure_failures_end_the_job_at_the_limit(database: Database) -> None:
     job_id = submit(database)
     for failure in (1, 2, 3):
-        Run(database, claim(database)).end("drained")  # a drain in between costs nothing
+        Run(database, claim(database)).end("drained")  # a drain in between is not a failure
         Run(database, claim(database)).end("failed", Reason.KILLED)
         assert job(database, job_id).failures == failure
         rows.make_due(database)
@@ -224,7 +224,7 @@ def test_eight_claimers_never_take_a_job_twice(database: Database) -> None:
 
     assert sorted(job_id for each in taken for job_id in each) == sorted(jobs)
     by_priority = {job_id: number % 3 for number, job_id in enumerate(jobs)}
-    for each in taken:  # while jobs of higher priority waited, nobody took a lower one
+    for each in taken:  # no claim took a job while one of higher priority waited
         order = [by_priority[job_id] for job_id in each]
         assert order == sorted(order, reverse=True)
     assert all(len(rows.attempts(database, job_id)) == 1 for job_id in jobs)
@@ -232,7 +232,7 @@ def test_eight_claimers_never_take_a_job_twice(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_claim_skips_a_job_that_another_claim_has_locked(database: Database) -> None:
-    """PostgreSQL only: on SQLite writers take turns. Nobody waits, and nobody goes away empty-handed."""
+    """PostgreSQL only: the claim neither waits nor fails."""
     best, next_best = submit(database, priority=1), submit(database)
     with Session(database.engine) as other:
         taken = transitions.claim(other, worker(name="slow"))  # not committed yet
@@ -355,7 +355,7 @@ def test_a_delivery_with_a_gap_is_refused(database: Database, seqs: list[int]) -
 
 
 def test_twin_deliveries_store_once(database: Database) -> None:
-    """A supervisor gave up waiting and sends again while its first delivery is still under way."""
+    """A supervisor timed out and sends again while its first delivery is under way."""
     run = Run(database, running(database))
 
     def send_both(lines: list[dict[str, Any]], output: list[tuple[int, str]], _: int) -> None:
@@ -373,19 +373,19 @@ def test_twin_deliveries_store_once(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_concurrent_twin_does_not_supersede_the_attempt(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL only: what the fence has read of its attempt must still hold when it passes."""
+    """PostgreSQL only: the state that the fence has read must still hold when it passes."""
     run = Run(database, running(database))
     lines = rows.numbered([rows.metrics(step, loss=1.0) for step in range(4)])
     run.send(lines[:2])
     renew = attempts._renew
     twins: list[Future[object]] = []
-    due = [rows.delivered(lines[2:])]  # the second try, with the records that are new
+    due = [rows.delivered(lines[2:])]  # the second delivery, with the new records
 
     def renew_after_a_twin(session: Session, job_id: str, number: int, sent: Sequence[Delivered]) -> bool:
         if sent in due:
             due.clear()
             twins.append(pool.submit(run.send, lines[2:]))
-            rows.until_somebody_waits_for_a_lock(database, or_done=twins[0])
+            rows.until_a_statement_waits_for_a_lock(database, or_done=twins[0])
         return renew(session, job_id, number, sent)
 
     monkeypatch.setattr(attempts, "_renew", renew_after_a_twin)
@@ -514,7 +514,7 @@ def test_a_preempted_job_is_not_preempted_again_by_the_same_request(database: Da
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_request_that_races_the_end_is_never_lost(database: Database, verb: str) -> None:
-    """Either the request comes first and decides, or it finds the job queued again and moves it."""
+    """Either the request comes first and decides, or the job is queued again and the request changes it."""
     wanted = {"cancel": "cancelled", "pause": "paused"}[verb]
     for _ in range(15):
         run = Run(database, running(database))
@@ -532,12 +532,12 @@ def test_a_request_that_races_the_end_is_never_lost(database: Database, verb: st
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_request_that_commits_while_the_end_is_decided_counts(database: Database) -> None:
-    """PostgreSQL only: the end waits for the request's row, then has to see what it holds."""
+    """PostgreSQL only: the end waits for the request's lock and must then see the request."""
     run = Run(database, running(database))
     with Session(database.engine) as other:
-        transitions.cancel(other, run.job_id)  # holds the job's row
+        transitions.cancel(other, run.job_id)  # locks the job's row
         with rows.in_background(lambda: run.end("drained")) as ending:
-            rows.until_somebody_waits_for_a_lock(database)
+            rows.until_a_statement_waits_for_a_lock(database)
             other.commit()
             ending.result(timeout=30)
 

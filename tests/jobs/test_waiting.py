@@ -1,4 +1,4 @@
-"""Why a job waits, and its place in the queue, as its rows and those of the workers tell."""
+"""Why a job waits, and its place in the queue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _dataset(database: Database) -> None:
 
 def explain(database: Database, job_id: str) -> Waiting:
     with database.read() as session:
-        found = waiting.explain(session, session.get_one(Job, job_id))
-    assert found is not None
-    return found
+        result = waiting.explain(session, session.get_one(Job, job_id))
+    assert result is not None
+    return result
 
 
 def register(database: Database, **changes: Any) -> str:
@@ -60,19 +60,19 @@ def test_the_requirement_that_no_worker_meets_is_named(
     if facts is not None:
         register(database, **facts)
 
-    found = explain(database, submit(database, **fields))
+    result = explain(database, submit(database, **fields))
 
-    assert (found.cause, found.position) == (cause, 1)
-    assert words in found.message
+    assert (result.cause, result.position) == (cause, 1)
+    assert words in result.message
 
 
 def test_one_worker_has_to_meet_all_requirements(database: Database) -> None:
     register(database, id="1", gpus=8, datasets={})
     register(database, id="2", gpus=0)
 
-    found = explain(database, submit(database, gpus=8))
+    result = explain(database, submit(database, gpus=8))
 
-    assert found.cause == Cause.DATASET_ABSENT
+    assert result.cause == Cause.DATASET_ABSENT
 
 
 def test_a_draining_worker_does_not_count(database: Database) -> None:
@@ -94,12 +94,12 @@ def test_the_place_in_the_queue_follows_priority_then_age(database: Database) ->
     database.write(lambda session: session.execute(later))
     database.write(lambda session: workers.heartbeat(session, worker_id, "busy with another"))
 
-    found = [explain(database, job_id) for job_id in ids]
+    result = [explain(database, job_id) for job_id in ids]
 
-    assert [each.position for each in found] == [2, 1, 3, 4]
-    assert [each.cause for each in found] == [Cause.JOBS_AHEAD, Cause.WORKERS_BUSY, Cause.JOBS_AHEAD, Cause.JOBS_AHEAD]
-    assert [each.message for each in found[2:]] == ["2 jobs are ahead of it", "3 jobs are ahead of it"]
-    assert found[0].message == "1 job is ahead of it"
+    assert [each.position for each in result] == [2, 1, 3, 4]
+    assert [each.cause for each in result] == [Cause.JOBS_AHEAD, Cause.WORKERS_BUSY, Cause.JOBS_AHEAD, Cause.JOBS_AHEAD]
+    assert [each.message for each in result[2:]] == ["2 jobs are ahead of it", "3 jobs are ahead of it"]
+    assert result[0].message == "1 job is ahead of it"
     assert explain(database, elsewhere).position == 1
     assert claim(database).job_id == ids[1], "the first job of the queue is claimed next"
 
@@ -120,10 +120,10 @@ def test_a_backing_off_job_has_the_end_of_its_backoff(database: Database) -> Non
     run = Run(database, rows.running(database))
     run.end("failed", "killed")
 
-    found = explain(database, run.job_id)
+    result = explain(database, run.job_id)
 
-    assert (found.cause, found.position) == (Cause.BACKING_OFF, None)
-    assert found.until == job(database, run.job_id).not_before
+    assert (result.cause, result.position) == (Cause.BACKING_OFF, None)
+    assert result.until == job(database, run.job_id).not_before
     rows.make_due(database)
     assert explain(database, run.job_id).cause == Cause.NO_WORKER
 
@@ -134,11 +134,11 @@ def test_a_blocked_job_names_its_dependencies(database: Database) -> None:
     job_id = submit(database, after=after, after_checkpoint=frozenset({other}))
     Run(database, claim(database)).end("succeeded")
 
-    found = explain(database, job_id)
+    result = explain(database, job_id)
 
-    assert (found.cause, found.needs) == (Cause.DEPENDENCY, (failing, other))
-    assert "the success of failing, which is queued" in found.message
-    assert "the checkpoint of other" in found.message
+    assert (result.cause, result.needs) == (Cause.DEPENDENCY, (failing, other))
+    assert "the success of failing, which is queued" in result.message
+    assert "the checkpoint of other" in result.message
 
 
 def test_a_paused_job_has_the_cause_paused(database: Database) -> None:

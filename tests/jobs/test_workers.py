@@ -1,4 +1,4 @@
-"""Workers and the datasets they announce."""
+"""Workers, their heartbeats and drains, and the datasets that they announce."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def test_every_heartbeat_returns_a_requested_drain(database: Database) -> None:
     worker_id, other = register(database), register(database)
     assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is False
 
-    asked = drain(database, worker_id).drain_requested_at
+    requested = drain(database, worker_id).drain_requested_at
 
-    assert asked is not None
+    assert requested is not None
     assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is True
     assert database.write(lambda session: workers.heartbeat(session, other, None)) is False
-    assert drain(database, worker_id).drain_requested_at == asked, "asking twice changes nothing"
+    assert drain(database, worker_id).drain_requested_at == requested, "asking twice changes nothing"
 
 
 def test_a_draining_worker_claims_no_job(database: Database) -> None:
@@ -142,7 +142,7 @@ def test_a_draining_worker_claims_no_job(database: Database) -> None:
 
 
 def test_a_concurrent_drain_and_claim_have_one_order(database: Database) -> None:
-    """A claim after the answer to the drain takes nothing; one before it is the drained worker's own to return."""
+    """A claim after the drain takes no job; a job claimed before it is returned by the worker."""
     for _ in range(10):
         worker_id = register(database, DIGITS)
         job_id = rows.submit(database)
@@ -165,7 +165,7 @@ def test_a_claim_waits_for_a_drain_that_is_under_way(database: Database) -> None
     with Session(database.engine) as other:
         workers.drain(other, worker_id)  # not committed yet
         with rows.in_background(lambda: rows.try_claim(database, worker(id=worker_id))) as claimed:
-            rows.until_somebody_waits_for_a_lock(database, or_done=claimed)
+            rows.until_a_statement_waits_for_a_lock(database, or_done=claimed)
             other.commit()
     assert claimed.result() is None
     assert rows.status(database, job_id) == "queued"
@@ -184,13 +184,13 @@ def test_a_stopped_worker_cannot_be_drained(database: Database) -> None:
 
 
 def test_workers_of_two_versions_claim_only_versions_that_they_support(database: Database) -> None:
-    """An upgrade one worker at a time: what only the new ones know waits for them, and says so."""
+    """During an upgrade, jobs of a new spec version wait for an upgraded worker, and say so."""
     old, new = worker(id=register(database, DIGITS)), worker(id=new_id(), spec_versions=(1, 2))
-    known, unknown = rows.submit(database), rows.submit(database, priority=9)
+    earlier, unknown = rows.submit(database), rows.submit(database, priority=9)
     newer = update(Job).where(Job.id == unknown).values(spec_version=2)
     database.write(lambda session: session.execute(newer))
 
-    assert rows.claim(database, old).job_id == known
+    assert rows.claim(database, old).job_id == earlier
     assert rows.try_claim(database, old) is None
     with database.read() as session:
         why = waiting.explain(session, session.get_one(Job, unknown))

@@ -43,7 +43,7 @@ def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
     assert (waiting["cause"], waiting["position"]) == ("workers_busy", 1)
     raised = client.patch(f"/v1/jobs/{second['id']}", json={"priority": 3}).json()
     assert (raised["priority"], raised["waiting"]["position"]) == (3, 1)
-    rows.Run(served.database, rows.CLAIM_OF_NOBODY)
+    rows.Run(served.database, rows.UNKNOWN_CLAIM)
     database = served.database
     database.write(lambda session: transitions.end_attempt(session, first["id"], 1, "failed", "killed"))
     backing_off = client.get(f"/v1/jobs/{first['id']}").json()["waiting"]
