@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.kills.variants import STEPS, STEPS_PER_EPOCH, WARM_UP_STEPS
 from wcl_core import checkpoint, reporter
+from wcl_core.protocol import CheckpointRecord, Record
 from wcl_core.training import pretrain
 
 ANY_TIME = "any time, from outside"
@@ -103,7 +104,7 @@ _REPORT = reporter.Reporter.checkpoint.__code__
 _EMIT = reporter.SpoolReporter.emit.__code__
 _END = reporter.Reporter.end.__code__
 _CALLS_AFTER_A_REPORT = 50
-# What `_write` calls while the file beside lies there: for its header, for its body and to have them on the disk.
+# The calls below `_write` while the partial file exists: they write the header and the body, and sync them.
 _CALLS_OF_WRITING = ("write", "update", "write", "update", "flush", "fsync")
 
 
@@ -164,8 +165,8 @@ def _after(code: CodeType, event: str, is_it: Callable[[dict[str, Any]], bool], 
     return look
 
 
-def _is_checkpoint(record: dict[str, Any], step: int) -> bool:
-    return record["type"] == "checkpoint" and bool(record["step"] == step)
+def _is_checkpoint(record: Record, step: int) -> bool:
+    return isinstance(record, CheckpointRecord) and record.step == step
 
 
 def _while_written(step: int, count: int) -> Look:
@@ -185,13 +186,16 @@ def _at_rename(step: int, event: str) -> Look:
     """Before or after the rename itself, which `Path.replace` calls."""
 
     def look(frame: FrameType, what: str, argument: Any) -> bool:
-        return what == event and argument is os.replace and frame.f_back is not None and _is_writing(frame.f_back, step)
+        return what == event and argument is os.replace and _is_writing(frame, step)
 
     return look
 
 
-def _is_writing(frame: FrameType, step: int) -> bool:
-    return frame.f_code is _WRITE and frame.f_locals["path"].stem == f"step-{step:08d}"
+def _is_writing(frame: FrameType | None, step: int) -> bool:
+    """Return whether the frame is below the writing of the step's checkpoint."""
+    while frame is not None and frame.f_code is not _WRITE:
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals["path"].stem == f"step-{step:08d}")
 
 
 def count_calls(path: Path) -> None:
