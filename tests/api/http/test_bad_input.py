@@ -172,7 +172,10 @@ ADDRESSES = (
 
 @FUZZ
 @given(
-    address=st.sampled_from(ADDRESSES), part=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+    address=st.sampled_from(ADDRESSES),
+    part=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
+        lambda part: part not in (".", "..")  # the client removes these from an address, so another one is requested
+    ),
 )
 def test_no_id_is_answered_with_5xx(served: Served, address: str, part: str) -> None:
     answer = _client(served).get(address.format(quote(part, safe="")))
