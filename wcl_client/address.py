@@ -1,4 +1,4 @@
-"""Where the server is and with which key: the environment first, then what a local server leaves in its data folder."""
+"""The address and the key of the server: from the environment, else from the data folder of a local server."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Address:
-    """One server and the key to talk to it."""
+    """The URL of a server and a key for it."""
 
     url: str
     key: str | None
 
 
 def data_folder() -> Path:
-    """The data folder of a local service."""
+    """Return the data folder of the local service."""
     return Path(os.environ.get("WCL_DATA_DIR") or "wcl-data")
 
 
 def find_address(data_dir: Path | None = None) -> Address:
-    """`WCL_URL` and `WCL_KEY` where set; otherwise what the local server wrote into its data folder.
+    """Return `WCL_URL` and `WCL_KEY`; an unset one comes from the data folder of the local server.
 
-    The local key is used only with the local server: it must never travel to an address that someone else named.
+    The local key is used only for the local server. It is never sent to another address.
     """
     folder = data_dir or data_folder()
     url, key = os.environ.get("WCL_URL"), os.environ.get("WCL_KEY")

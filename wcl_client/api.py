@@ -1,4 +1,4 @@
-"""`WclClient`: every route of the service as one typed method; errors are exceptions (wcl_client.errors)."""
+"""`WclClient`: one typed method for each route of the service; errors are exceptions (wcl_client.errors)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import httpx
 
 from wcl_client.connection import check
 from wcl_client.download import Downloaded, download
-from wcl_client.errors import Unreachable
 from wcl_client.responses import (
     TERMINAL,
     Artifact,
     Checkpoint,
+    Dataset,
     Evaluation,
     FileKind,
     Group,
@@ -25,13 +25,14 @@ from wcl_client.responses import (
     JobOptions,
     Json,
     WeakGroups,
+    Worker,
 )
 from wcl_client.sse import Message
 from wcl_client.sweeps import SweepClient
 
 
 class WclClient(SweepClient):
-    """Every route of one server; use as a context manager."""
+    """A client of one server; a context manager."""
 
     # ---- jobs
 
@@ -43,8 +44,11 @@ class WclClient(SweepClient):
         idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
-        """Send a job; safe to repeat with the same `idempotency_key`, of which one is made up when absent."""
-        job: Job = self._made("/v1/jobs", _job_body(kind, spec, options), idempotency_key)
+        """Submit a job and return it; a repeated call with the same `idempotency_key` returns the first job.
+
+        Without `idempotency_key` the call makes a random key, and retries of this call use it.
+        """
+        job: Job = self._create("/v1/jobs", _job_body(kind, spec, options), idempotency_key)
         return job
 
     def submit_group(
@@ -56,13 +60,13 @@ class WclClient(SweepClient):
         idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
     ) -> Group:
-        """Send one job for each seed, otherwise as `submit`; all are made or none."""
+        """Submit one job for each seed, otherwise as `submit`; the server makes all of them or none."""
         body = _job_body(kind, spec, options) | {"seeds": list(seeds)}
-        group: Group = self._made("/v1/jobs", body, idempotency_key)
+        group: Group = self._create("/v1/jobs", body, idempotency_key)
         return group
 
     def group(self, group_id: str) -> Group:
-        """The jobs, and every measured number with mean, deviation and 95 % t-interval over the seeds."""
+        """Return a seed group: its jobs, and each result with mean, deviation and 95 % t-interval over the seeds."""
         group: Group = self._json("GET", f"/v1/groups/{group_id}")
         return group
 
@@ -74,12 +78,13 @@ class WclClient(SweepClient):
         preset: str | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Json:
-        """What submitting would do, without doing it."""
+        """Return the plan of a submission without submitting it (dry run)."""
         body = _job_body(kind, spec, {"preset": preset}) | ({} if seeds is None else {"seeds": list(seeds)})
         plan: Json = self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
         return plan
 
     def job(self, job_id: str) -> Job:
+        """Return a job with its spec."""
         job: Job = self._json("GET", f"/v1/jobs/{job_id}")
         return job
 
@@ -92,53 +97,50 @@ class WclClient(SweepClient):
         q: str | None = None,
         limit: int = 50,
     ) -> list[Job]:
-        """The newest jobs that match, at most `limit`, over as many pages as it takes."""
-        found: list[Job] = []
-        params: dict[str, Any] = {"status": status, "kind": kind, "tag": tag, "q": q, "limit": min(limit, 100)}
-        while True:
-            page = self._json("GET", "/v1/jobs", params={k: v for k, v in params.items() if v is not None})
-            found += page["items"]
-            params["cursor"] = page.get("next_cursor")
-            if not params["cursor"] or len(found) >= limit:
-                return found[:limit]
+        """Return the newest jobs that match, at most `limit`; `q` is a part of the name."""
+        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q)
 
     def cancel(self, job_id: str) -> Job:
+        """Cancel a job; a running job saves a checkpoint first."""
         return self._action(job_id, "cancel")
 
     def pause(self, job_id: str) -> Job:
+        """Pause a job until `resume`; a running job saves a checkpoint first."""
         return self._action(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:
+        """Queue a paused job again; it continues from its last checkpoint."""
         return self._action(job_id, "resume")
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
-        """A new job that starts from the last good checkpoint of this one; safe to repeat, as `submit` is."""
-        job: Job = self._made(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
+        """Submit a new job that starts from the last good checkpoint of this job; repeatable as `submit`."""
+        job: Job = self._create(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
         return job
 
     def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
-        """A new job with the same spec, the fields of `spec` laid over it, from scratch; safe to repeat."""
-        job: Job = self._made(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
+        """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`."""
+        job: Job = self._create(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
         return job
 
     def evaluate(
         self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Job:
-        """A job that measures a checkpoint; safe to repeat.
+        """Submit a job that evaluates a checkpoint; repeatable as `submit`.
 
         Args:
-            spec: an EvaluateSpec without `features`; its data is the training data unless given.
+            checkpoint_id: the checkpoint to measure.
+            spec: an EvaluateSpec without `features`; by default it uses the training data.
+            idempotency_key: as for `submit`.
         """
-        job: Job = self._made(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
+        job: Job = self._create(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
         return job
 
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
     ) -> Job:
-        """Rename or retag a job, or change the priority of one that waits."""
+        """Change the name or the tags of a job, or the priority of a waiting job."""
         values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
-        said = {key: value for key, value in values.items() if value is not None}
-        job: Job = self._json("PATCH", f"/v1/jobs/{job_id}", json=said)
+        job: Job = self._json("PATCH", f"/v1/jobs/{job_id}", json=_without_none(values))
         return job
 
     def _action(self, job_id: str, verb: str) -> Job:
@@ -146,7 +148,11 @@ class WclClient(SweepClient):
         return job
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None, poll_seconds: float = 1.0) -> Job:
-        """The job once its status is final."""
+        """Poll a job until its status is final, and return it.
+
+        Raises:
+            TimeoutError: the job has not ended after `timeout_seconds`.
+        """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
             job = self.job(job_id)
@@ -156,44 +162,52 @@ class WclClient(SweepClient):
                 raise TimeoutError(f"job {job_id} is still {job['status']} after {timeout_seconds:g} s")
             time.sleep(poll_seconds)
 
-    # ---- what a job left behind
+    # ---- the parts of a job
 
     def events(self, job_id: str) -> list[Json]:
-        return self._items(f"/v1/jobs/{job_id}/events")
+        """Return the first 1,000 events of a job, in order."""
+        events: list[Json] = self._items(f"/v1/jobs/{job_id}/events")
+        return events
 
     def attempts(self, job_id: str) -> list[Json]:
-        return self._items(f"/v1/jobs/{job_id}/attempts")
+        """Return the attempts of a job, in order."""
+        attempts: list[Json] = self._items(f"/v1/jobs/{job_id}/attempts")
+        return attempts
 
     def logs(self, job_id: str) -> list[Json]:
-        return self._items(f"/v1/jobs/{job_id}/logs")
+        """Return the last 500 lines that the training runs of a job wrote."""
+        lines: list[Json] = self._items(f"/v1/jobs/{job_id}/logs")
+        return lines
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """Registered checkpoints, ordered by step."""
-        found: list[Checkpoint] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["items"]
-        return sorted(found, key=lambda checkpoint: checkpoint["step"])
+        """Return the registered checkpoints of a job, ordered by step."""
+        checkpoints: list[Checkpoint] = self._items(f"/v1/jobs/{job_id}/checkpoints")
+        return sorted(checkpoints, key=lambda checkpoint: checkpoint["step"])
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
-        found: Checkpoint = self._json("GET", f"/v1/checkpoints/{checkpoint_id}")
-        return found
+        """Return a checkpoint."""
+        checkpoint: Checkpoint = self._json("GET", f"/v1/checkpoints/{checkpoint_id}")
+        return checkpoint
 
     def artifacts(self, job_id: str) -> list[Artifact]:
-        """Small files that the run made to be looked at, by name."""
-        found: list[Artifact] = self._json("GET", f"/v1/jobs/{job_id}/artifacts")["items"]
-        return found
+        """Return the artifacts of a job: small files for display that its run wrote."""
+        artifacts: list[Artifact] = self._items(f"/v1/jobs/{job_id}/artifacts")
+        return artifacts
 
     def artifact(self, job_id: str, name: str) -> bytes:
-        """The bytes of one of them."""
+        """Return the content of an artifact."""
         return self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}").content
 
     def weak_groups(self, job_id: str, *, epoch: int | None = None) -> WeakGroups:
-        """How the weak labels group the probe's images at the end of an epoch, the last one unless given."""
+        """Return the weak-label groups of the monitor batch at the end of an epoch, by default the last one."""
         params = {} if epoch is None else {"epoch": epoch}
-        found: WeakGroups = self._json("GET", f"/v1/jobs/{job_id}/groups", params=params)
-        return found
+        groups: WeakGroups = self._json("GET", f"/v1/jobs/{job_id}/groups", params=params)
+        return groups
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
-        found: list[Evaluation] = self._json("GET", f"/v1/jobs/{job_id}/evaluations")["items"]
-        return found
+        """Return the numbers that a job measured."""
+        evaluations: list[Evaluation] = self._items(f"/v1/jobs/{job_id}/evaluations")
+        return evaluations
 
     def metrics(
         self,
@@ -204,10 +218,17 @@ class WclClient(SweepClient):
         from_step: int | None = None,
         to_step: int | None = None,
     ) -> list[Json]:
-        """One entry per series: {name, points: [{step, value, min, max, attempt}]}; fewer steps come in more detail."""
-        asked = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
-        params = {name: value for name, value in asked.items() if value is not None}
-        series: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/metrics", params=params)["series"]
+        """Return the curves of a job: `{name, points: [{step, value, min, max, attempt}]}` for each series.
+
+        Args:
+            job_id: the job's id.
+            keys: names of series; by default all.
+            max_points: limit on the points of a series; a point then stands for several steps.
+            from_step: the first step; a shorter range comes in more detail.
+            to_step: the last step.
+        """
+        query = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
+        series: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(query))["series"]
         return series
 
     def download(
@@ -218,25 +239,36 @@ class WclClient(SweepClient):
         kind: FileKind = "native",
         on_bytes: Callable[[int, int], None] | None = None,
     ) -> Downloaded:
-        """Fetch a checkpoint's file, going on where an interrupted call stopped; the bytes are verified."""
+        """Download a checkpoint's file and verify its checksum; continue an interrupted download of an earlier call.
+
+        Args:
+            checkpoint_id: the checkpoint's id.
+            target: the file to write.
+            kind: `native`, or `backbone` for the weights under torchvision's names.
+            on_bytes: called with the received and the total number of bytes.
+
+        Raises:
+            TransferError: the connection kept breaking, or the bytes do not match the checksum.
+        """
         url = f"/v1/checkpoints/{checkpoint_id}/download?kind={kind}"
         try:
             return download(self._http, url, target, check, on_bytes)
         except httpx.TransportError as error:
-            raise Unreachable(f"{self.url} does not answer: {error}") from error
+            raise self._unreachable(error) from error
 
     def follow(self, job_id: str, *, last_id: str | None = None, patience_seconds: float = 60.0) -> Iterator[Message]:
-        """A job's stream until its end, reconnecting where it broke off.
+        """Yield the messages of a job's stream until the job ends; reconnect after a broken connection.
 
         Args:
-            last_id: go on after this message.
-            patience_seconds: how long the server may stay away before `Unreachable`.
+            job_id: the job's id.
+            last_id: the id of the last received message; the stream continues after it.
+            patience_seconds: how long the server may be unreachable before `Unreachable` is raised.
         """
-        away_since: float | None = None
+        unreachable_since: float | None = None
         while True:
             try:
                 for message in self._stream(job_id, last_id):
-                    away_since = None
+                    unreachable_since = None
                     if message is None:
                         continue
                     last_id = message.id or last_id
@@ -244,48 +276,53 @@ class WclClient(SweepClient):
                     if message.event == "end":
                         return
             except httpx.TransportError as error:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > patience_seconds:
-                    raise Unreachable(f"{self.url} does not answer: {error}") from error
+                unreachable_since = unreachable_since or time.monotonic()
+                if time.monotonic() - unreachable_since > patience_seconds:
+                    raise self._unreachable(error) from error
             time.sleep(0.5)
 
     # ---- the service
 
-    def datasets(self) -> list[Json]:
-        return self._items("/v1/datasets")
+    def datasets(self) -> list[Dataset]:
+        """Return the datasets that workers announced."""
+        datasets: list[Dataset] = self._items("/v1/datasets")
+        return datasets
 
-    def dataset(self, name: str) -> Json:
-        """One of them; `samples` says where a picture of its images is, and how it is laid out."""
-        found: Json = self._json("GET", f"/v1/datasets/{quote(name, safe='')}")
-        return found
+    def dataset(self, name: str) -> Dataset:
+        """Return a dataset; `samples` is the address and the layout of a picture of its images."""
+        dataset: Dataset = self._json("GET", f"/v1/datasets/{quote(name, safe='')}")
+        return dataset
 
     def dataset_samples(self, name: str) -> bytes:
-        """Some images of each class, as one PNG."""
+        """Return a PNG with some images of each class."""
         return self._response("GET", f"/v1/datasets/{quote(name, safe='')}/samples.png").content
 
     def presets(self) -> Json:
+        """Return the presets: `{"items": [...]}` with name, kind, description and spec."""
         presets: Json = self._json("GET", "/v1/presets")
         return presets
 
-    def workers(self) -> list[Json]:
-        return self._items("/v1/workers")
+    def workers(self) -> list[Worker]:
+        """Return the workers, live ones first."""
+        workers: list[Worker] = self._items("/v1/workers")
+        return workers
 
-    def drain_worker(self, worker_id: str) -> Json:
-        """Ask a worker to save its job, return it to the queue, take nothing more, and end."""
-        worker: Json = self._json("POST", f"/v1/workers/{worker_id}/drain")
+    def drain_worker(self, worker_id: str) -> Worker:
+        """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
+        worker: Worker = self._json("POST", f"/v1/workers/{worker_id}/drain")
         return worker
 
     def audit(self) -> Json:
-        """What the events of all jobs say against the rows: `jobs`, `events`, `attempts` and `findings`."""
+        """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""
         report: Json = self._json("GET", "/v1/audit")
         return report
 
     def sign_in_link(self) -> str:
-        """A new one-time link that opens the page signed in."""
+        """Return a new one-time link that signs a browser in."""
         return str(self._json("POST", "/v1/sign-in-links")["url"])
 
     def is_ready(self) -> bool:
-        """Whether the server answers and its database is there."""
+        """Return whether the server responds and reaches its database."""
         try:
             return self._http.get("/readyz", timeout=5.0).is_success
         except httpx.HTTPError:
@@ -293,6 +330,10 @@ class WclClient(SweepClient):
 
 
 def _job_body(kind: JobKind, spec: Mapping[str, Any] | None, options: JobOptions) -> Json:
-    """The request's JSON; what is not said is left out, so the server's defaults hold."""
-    said = {name: value for name, value in options.items() if value not in (None, (), [])}
-    return {"kind": kind, "spec": dict(spec or {})} | said
+    """Return the request's JSON; it omits options that are None or empty, so that the server's defaults apply."""
+    given = {name: value for name, value in options.items() if value not in (None, (), [])}
+    return {"kind": kind, "spec": dict(spec or {})} | given
+
+
+def _without_none(values: Mapping[str, Any]) -> Json:
+    return {name: value for name, value in values.items() if value is not None}

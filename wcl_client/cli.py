@@ -2,16 +2,16 @@
 
 Exit codes:
     0  done
-    1  a job ended failed or cancelled, or the service could not run
-    2  wrong usage, or the server refuses the request as invalid
+    1  a job failed or was cancelled, or the service could not run
+    2  wrong usage, or the server rejected the request as invalid
     3  no server answers
-    4  no such thing
-    5  the key is absent, unknown or may not do this
-    6  the current state forbids it
+    4  the object does not exist
+    5  the key is absent, unknown or lacks the permission
+    6  the current state of the object forbids the request
     7  a download is incomplete or does not match its checksum
     130  interrupted
 
-With `--json` a command prints one JSON value on stdout; everything else goes to stderr.
+With `--json` a command prints one JSON value to stdout; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
 from wcl_client.commands import checkpoints, jobs, service, submission, sweeps, workers
 from wcl_client.errors import (
@@ -46,8 +47,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"wcl {version('wcl-service')}")
         raise typer.Exit
 
@@ -77,7 +78,7 @@ _EXIT_CODES: list[tuple[type[WclError], int]] = [
 
 
 def main() -> None:
-    """Run the command line; the module's docstring lists the exit codes."""
+    """Run the command line; the docstring of this module lists the exit codes."""
     try:
         app(prog_name="wcl")
     except SpecFileError as error:
@@ -85,17 +86,17 @@ def main() -> None:
     except WclError as error:
         _fail(_advice(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
     except KeyboardInterrupt:
-        _fail("interrupted; jobs already submitted go on", 130)
+        _fail("interrupted; submitted jobs continue", 130)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]error:[/red] {message}", markup=True)
+    err.print(f"[red]error:[/red] {escape(message)}")
     sys.exit(code)
 
 
 def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable):
-        return f"{error}\nStart the service with `wcl up`, or name another one with WCL_URL and WCL_KEY."
+        return f"{error}\nStart the service with `wcl up`, or set WCL_URL and WCL_KEY for another one."
     if isinstance(error, DeniedError):
-        return f"{error}\nThe key comes from WCL_KEY, or from the data folder of the local service."
+        return f"{error}\nSet WCL_KEY to a valid key. For the local service, the key is read from its data folder."
     return str(error)

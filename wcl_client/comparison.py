@@ -1,6 +1,6 @@
-"""The demo's table: four sets of features under the same protocols, and what their differences are worth.
+"""The demo's table of four sets of features under the same protocols, and the noise of their differences.
 
-No network and no files here: evaluations in, a table and sentences out.
+No network and no files here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wcl_client.responses import Evaluation
 
 @dataclass(frozen=True)
 class Column:
-    """One protocol with its parameter, as a column of the table."""
+    """A column of the table: one protocol with its parameter."""
 
     title: str
     protocol: str
@@ -24,14 +24,15 @@ class Column:
     param_value: int | None = None
 
     def is_about(self, entry: Evaluation) -> bool:
+        """Return whether an evaluation belongs to this column."""
         return entry["protocol"] == self.protocol and (
             self.param is None or entry["params"].get(self.param) == self.param_value
         )
 
 
 COLUMNS = (
-    Column("1 label a class", "few_labels", "labels_per_class", 1),
-    Column("5 labels a class", "few_labels", "labels_per_class", 5),
+    Column("1 label per class", "few_labels", "labels_per_class", 1),
+    Column("5 labels per class", "few_labels", "labels_per_class", 5),
     Column("linear, all labels", "linear"),
     Column("kNN, k = 20", "knn", "k", 20),
 )
@@ -39,7 +40,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Score:
-    """A top-1 accuracy in 0..1 and its standard error, where one is known."""
+    """A top-1 accuracy in 0..1 and its standard error, if it is known."""
 
     value: float
     stderr: float | None
@@ -49,10 +50,10 @@ class Score:
 
 
 def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
-    """The measured number of a column.
+    """Return the measured number of a column; None if there is none.
 
-    Few-label scores carry the standard error over their draws.  One split measured once has only its binomial
-    error, which is filled in where the evaluation names its number of images.
+    A few-label score has the standard error over its draws. A score of one split has only a binomial standard error,
+    which is computed here if the evaluation has its number of images.
     """
     for entry in evaluations:
         value = entry["value"]
@@ -65,15 +66,15 @@ def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
 
 
 def table(rows: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """Rows of features, columns of protocols, top-1 accuracy ± standard error."""
-    made = Table("features", *(column.title for column in COLUMNS), title="Top-1 accuracy ± standard error")
+    """Return a table of top-1 accuracy ± standard error: a row for each set of features, a column for each protocol."""
+    result = Table("features", *(column.title for column in COLUMNS), title="Top-1 accuracy ± standard error")
     for name, evaluations in rows.items():
-        made.add_row(name, *(str(score(evaluations, column) or "–") for column in COLUMNS))
-    return made
+        result.add_row(name, *(str(score(evaluations, column) or "–") for column in COLUMNS))
+    return result
 
 
 def differences(ours: Sequence[Evaluation], other: Sequence[Evaluation]) -> list[str]:
-    """For each column, how far `ours` is from `other` and whether that exceeds twice the combined standard error."""
+    """Return for each column the difference of `ours` to `other`, and whether it exceeds twice the standard error."""
     lines = []
     for column in COLUMNS:
         a, b = score(ours, column), score(other, column)
@@ -81,7 +82,7 @@ def differences(ours: Sequence[Evaluation], other: Sequence[Evaluation]) -> list
             continue
         gap = f"{column.title}: {100 * (a.value - b.value):+.1f} points"
         if a.stderr is None or b.stderr is None:
-            lines.append(f"{gap}, no standard error known")
+            lines.append(f"{gap}, the standard error is unknown")
             continue
         noise = 2 * math.hypot(a.stderr, b.stderr)
         if abs(a.value - b.value) < noise:

@@ -1,4 +1,4 @@
-"""A connection to one server: requests that are safe to repeat, errors as exceptions, a job's stream until its end."""
+"""The connection to one server: requests with retries, errors as exceptions, the stream of a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wcl_client.sse import Message, parse
 
 
 class Connection:
-    """What `WclClient` stands on; use as a context manager."""
+    """The base of `WclClient`: an HTTP client with one server's address and key; a context manager."""
 
     def __init__(self, url: str, key: str | None = None, *, timeout_seconds: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -28,7 +28,7 @@ class Connection:
 
     @classmethod
     def connect(cls, data_dir: Path | None = None) -> Self:
-        """The server that the environment or the local data folder names."""
+        """Return a client of the server that the environment or the local data folder names."""
         address = find_address(data_dir)
         return cls(address.url, address.key)
 
@@ -41,24 +41,36 @@ class Connection:
         self.close()
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
-    def _made(self, path: str, body: Json | None, idempotency_key: str | None) -> Any:
-        """What a request made that is safe to repeat, once or several times."""
+    def _create(self, path: str, body: Json | None, idempotency_key: str | None) -> Any:
+        """Send a POST with an idempotency key and up to 3 retries, and return the created object."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
         return self._json("POST", path, json=body, headers=headers, retries=3)
 
-    def _items(self, path: str) -> list[Json]:
-        answer = self._json("GET", path)
-        items: list[Json] = answer["items"] if isinstance(answer, dict) else answer
-        return items
+    def _items(self, path: str) -> Any:
+        """Return the items of a list without pages."""
+        return self._json("GET", path)["items"]
+
+    def _newest(self, path: str, limit: int, **filters: str | None) -> list[Any]:
+        """Return the first `limit` items of a list with pages; a filter that is None is left out."""
+        items: list[Any] = []
+        params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+        params["limit"] = min(limit, 100)
+        while True:
+            page = self._json("GET", path, params=params)
+            items += page["items"]
+            params["cursor"] = page["next_cursor"]
+            if not params["cursor"] or len(items) >= limit:
+                return items[:limit]
 
     def _json(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> Any:
         response = self._response(method, path, retries=retries, **request)
         return response.json() if response.content else {}
 
     def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
-        """One request; a broken connection is retried where repeating is harmless."""
+        """Send a request; retry after a connection error, by default only a GET."""
         tries = 1 + (retries if retries is not None else 3 if method == "GET" else 0)
         for attempt in range(1, tries + 1):
             try:
@@ -66,14 +78,17 @@ class Connection:
                 break
             except httpx.TransportError as error:
                 if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
-                    raise Unreachable(f"{self.url} does not answer: {error}") from error
+                    raise self._unreachable(error) from error
                 time.sleep(0.1 * 2**attempt)
         check(response)
         return response
 
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        return Unreachable(f"{self.url} does not answer: {error}")
+
     def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
-        # The server's heartbeat comes each 15 s: three missed ones are a dead connection.
+        # The server sends a heartbeat every 15 s; after three missed ones the connection is dead.
         timeout = httpx.Timeout(10.0, read=50.0)
         with self._http.stream("GET", f"/v1/jobs/{job_id}/stream", headers=headers, timeout=timeout) as response:
             if response.is_error:
@@ -83,7 +98,7 @@ class Connection:
 
 
 def check(response: httpx.Response) -> None:
-    """Raise what the answer says (wcl_client.errors)."""
+    """Raise the exception of an error response (wcl_client.errors)."""
     if not response.is_error:
         return
     try:

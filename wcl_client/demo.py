@@ -1,7 +1,7 @@
-"""`wcl demo`: the whole way once, on real images, through REST.
+"""`wcl demo`: every step once, on real images, through REST.
 
-start the service ─► WCL and its SimCLR twin (same seed) ─► evaluate four sets of features ─► table
-                                   └─► pair precision of the weak labels ─► download the last checkpoint
+start the service ─► train WCL and SimCLR (same seed) ─► evaluate four sets of features ─► table
+                             └─► pair precision of the weak labels ─► download the last checkpoint
 """
 
 from __future__ import annotations
@@ -34,60 +34,68 @@ DATASET_SECONDS = 180.0
 
 
 class DemoError(WclError):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """What the demo trains on: a registered name, and the folder to register under it."""
+    """The dataset of the demo: its name, and its folder if it is not a built-in one."""
 
     name: str
     folder: Path | None = None
 
     @property
     def preset(self) -> str:
+        """The name of the preset to train with."""
         return "digits-cpu" if self.name == "digits" else "cifar10-cpu"
 
     @property
     def image_size(self) -> int:
+        """The side of an image in pixels."""
         return 8 if self.name == "digits" else 32
 
 
 def choose_data(text: str) -> DemoData:
-    """`digits`, `cifar10`, or an image folder, which is registered under its own name."""
+    """Return the dataset for `digits`, `cifar10`, or an image folder.
+
+    Raises:
+        DemoError: the text is neither a built-in dataset nor a folder.
+    """
     if text in ("digits", "cifar10"):
         return DemoData(text)
     folder = Path(text).expanduser()
     if not folder.is_dir():
-        raise DemoError(f"--data {text}: neither digits nor cifar10 nor a folder")
+        raise DemoError(f"--data {text}: expected digits, cifar10, or the path of an image folder")
     name = re.sub(r"[^a-z0-9_.-]+", "-", folder.resolve().name.lower()).strip("-._") or "images"
     return DemoData(f"{name[:48]}-demo", folder.resolve())
 
 
 def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, console: Console) -> None:
-    """The demo from start to end; prints as it goes.
+    """Run the demo and print each step.
 
     Raises:
-        DemoError: the service does not start, the data set is not there, or a job failed.
+        DemoError: the service does not start, the dataset is missing, or a job failed.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     chosen = choose_data(data)
-    # An ordinary kill unwinds as Ctrl-C does, so that the service below is stopped in order.
+    # SIGTERM acts as Ctrl-C, so that the service is stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _service(chosen, data_dir, console) as client:
         _wait_for_dataset(client, chosen, data_dir)
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
-        console.print(f"\nAll in {time.monotonic() - began:.0f} s.")
+        console.print(f"\nFinished in {time.monotonic() - started_at:.0f} s.")
         if keep:
             console.print(f"Page         [bold]{client.sign_in_link()}[/bold]", soft_wrap=True)
-            console.print("The service goes on; stop it with Ctrl-C here, or by ending this process.")
+            console.print("The service keeps running. Press Ctrl-C to stop it.")
             _wait_for_interrupt()
         else:
-            console.print(f"The page of these runs: [bold]wcl up --data-dir {data_dir}[/bold]", soft_wrap=True)
+            console.print(
+                f"To see these runs in the browser: [bold]wcl up --data-dir {data_dir}[/bold]", soft_wrap=True
+            )
 
 
 class Demo:
-    """The steps, in the order they are shown."""
+    """The steps of the demo, in their order."""
 
     def __init__(self, client: WclClient, data: DemoData, folder: Path, epochs: int | None, console: Console) -> None:
         self._client = client
@@ -98,94 +106,96 @@ class Demo:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
+        """Train, evaluate, print the results and download the checkpoint."""
         self._console.print(f"Page: [bold]{self._client.sign_in_link()}[/bold]\n", soft_wrap=True)
-        trained = self._train()
-        wcl, simclr = trained
+        wcl, simclr = self._train()
         rows = self._evaluate(wcl, simclr)
         self._console.print()
         self._console.print(comparison.table(rows))
-        self._say_differences(rows)
-        self._show_weak_labels(wcl)
+        self._print_differences(rows)
+        self._print_weak_labels(wcl)
         self._download(wcl)
 
     # ---- training
 
-    def _train(self) -> tuple[Job, Job]:
-        self._console.print("[bold]Training[/bold] WCL and its SimCLR twin: same seed, same data order, same views")
-        jobs = [self._submit_training(method) for method in ("wcl", "simclr")]
-        wcl, simclr = self._finished(jobs)
-        return wcl, simclr
+    def _train(self) -> list[Job]:
+        self._console.print("[bold]Training[/bold] WCL and SimCLR: same seed, same data order, same views")
+        preset = self._data.preset
+        jobs = [
+            self._client.submit("pretrain", self._spec(method), preset=preset, name=name, tags=("demo",))
+            for method, name in (("wcl", "WCL"), ("simclr", "SimCLR"))
+        ]
+        return self._wait_for(jobs)
 
-    def _submit_training(self, method: str) -> Job:
-        spec = self._overrides() | {"method": method}
-        names = {"wcl": "WCL", "simclr": "SimCLR"}
-        return self._client.submit("pretrain", spec, preset=self._data.preset, name=names[method], tags=("demo",))
-
-    def _overrides(self) -> dict[str, Any]:
-        """What differs from the preset: the data, the threads, and sizes that a small folder needs."""
+    def _spec(self, method: str) -> dict[str, Any]:
+        """Return the fields that override the preset; a small folder needs a smaller batch."""
         spec: dict[str, Any] = {
+            "method": method,
             "data": {"name": self._data.name, "image_size": self._data.image_size},
-            "checkpoints": {"first_epoch": True},
             "threads": 1,
         }
-        num_train = self._num_train()
-        if self._data.folder and num_train < 1024:
-            spec["batch_size"] = max(2, min(256, num_train // 4))
+        if self._data.folder:
+            num_train = self._client.dataset(self._data.name)["counts"]["train"]
+            if num_train < 1024:
+                spec["batch_size"] = max(2, min(256, num_train // 4))
         if self._epochs is not None:
             warmup = max(1, self._epochs // 10)
             spec |= {"epochs": self._epochs, "warmup_epochs": warmup, "weak_augmentation_epochs": warmup}
         return spec
 
-    def _num_train(self) -> int:
-        for entry in self._client.datasets():
-            if entry["name"] == self._data.name:
-                return int((entry.get("counts") or {}).get("train", 0))
-        return 0
+    def _wait_for(self, jobs: Sequence[Job]) -> list[Job]:
+        """Show the progress of jobs until they end, and return the ended jobs.
 
-    def _finished(self, jobs: Sequence[Job]) -> list[Job]:
+        Raises:
+            DemoError: a job did not succeed.
+        """
         ended = watch(self._client, jobs, self._console)
         for job in ended:
             if job["status"] != "succeeded":
-                why = job.get("status_message") or job.get("status_reason") or "no reason given"
-                raise DemoError(f"{job.get('name') or job['kind']} {job['status']}: {why} (wcl logs {job['id']})")
+                reason = job["status_message"] or job["status_reason"] or "no reason given"
+                raise DemoError(f"job {job['name']} {job['status']}: {reason}; see `wcl logs {job['id']}`")
         return ended
 
     # ---- evaluation
 
     def _evaluate(self, wcl: Job, simclr: Job) -> dict[str, list[Evaluation]]:
-        self._console.print("\n[bold]Evaluating[/bold] four sets of features under the same protocols and draws")
+        self._console.print(
+            "\n[bold]Evaluating[/bold] four sets of features with the same protocols and the same labels"
+        )
         features: dict[str, dict[str, Any]] = {
             "raw pixels": {"kind": "pixels"},
             "untrained": {"kind": "untrained", "backbone": wcl["spec"]["backbone"]},
             "SimCLR": {"kind": "checkpoint", "checkpoint_id": self._last_checkpoint(simclr)},
             "WCL": {"kind": "checkpoint", "checkpoint_id": self._last_checkpoint(wcl)},
         }
-        jobs = [
-            self._client.submit("evaluate", self._evaluation_spec(chosen), name=f"evaluate {name}", tags=("demo",))
-            for name, chosen in features.items()
-        ]
-        ended = self._finished(jobs)
-        return {name: self._client.evaluations(job["id"]) for name, job in zip(features, ended, strict=True)}
-
-    def _evaluation_spec(self, features: dict[str, Any]) -> dict[str, Any]:
         data = {"name": self._data.name, "image_size": self._data.image_size}
-        return {"data": data, "features": features, "threads": 1}
+        jobs = [
+            self._client.submit(
+                "evaluate",
+                {"data": data, "features": source, "threads": 1},
+                name=f"evaluate {name}",
+                tags=("demo",),
+            )
+            for name, source in features.items()
+        ]
+        ended = self._wait_for(jobs)
+        return {name: self._client.evaluations(job["id"]) for name, job in zip(features, ended, strict=True)}
 
     def _last_checkpoint(self, job: Job) -> str:
         return self._client.checkpoints(job["id"])[-1]["id"]
 
-    def _say_differences(self, rows: dict[str, list[Evaluation]]) -> None:
-        self._console.print("WCL against SimCLR (one seed each; noise is twice the combined standard error):")
+    def _print_differences(self, rows: dict[str, list[Evaluation]]) -> None:
+        self._console.print("WCL minus SimCLR (one seed each; noise is twice the combined standard error):")
         for line in comparison.differences(rows["WCL"], rows["SimCLR"]):
             self._console.print(f"  {line}")
-        self._console.print("One seed says little about the methods: repeat with several before concluding.")
+        self._console.print("One seed does not show which method is better. Compare several seeds.")
 
     # ---- weak labels
 
-    def _show_weak_labels(self, wcl: Job) -> None:
+    def _print_weak_labels(self, wcl: Job) -> None:
         groups = self._client.weak_groups(wcl["id"])
         first = self._client.weak_groups(wcl["id"], epoch=groups["epochs"][0])
-        self._console.print("\n[bold]Weak labels[/bold]: share of grouped pairs that are of one class")
+        self._console.print("\n[bold]Weak labels[/bold]: share of pairs with one weak label that have the same class")
         rows = {
             f"epoch {first['epoch']}": first["pair_precision"],
             f"epoch {groups['epoch']}": groups["pair_precision"],
@@ -208,7 +218,7 @@ class Demo:
 
 @contextmanager
 def _service(data: DemoData, data_dir: Path, console: Console) -> Iterator[WclClient]:
-    """A client of the server that runs in `data_dir`, which is started, and stopped again, when there is none."""
+    """Yield a client of the service in `data_dir`; start the service if none runs, and stop it at the end."""
     address = find_address(data_dir)
     running = WclClient(address.url, address.key)
     if running.is_ready() and (os.environ.get("WCL_URL") or (data_dir / "server.json").exists()):
@@ -236,7 +246,7 @@ def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]
         command += ["--dataset", f"{data.name}={data.folder}" if data.folder else data.name]
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "up.log").open("wb") as log:
-        # A session of its own: Ctrl-C ends the demo, which then stops the service in order.
+        # In its own session the service gets no Ctrl-C: the demo gets it and stops the service in order.
         return subprocess.Popen(
             command,
             env=module_environment(),
@@ -248,7 +258,11 @@ def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]
 
 
 def _connected(process: subprocess.Popen[bytes], data_dir: Path, port: int) -> WclClient:
-    """A client once the started service answers with its key in place."""
+    """Return a client once the service is ready and has written its key.
+
+    Raises:
+        DemoError: the service ended, or is not ready after 90 s.
+    """
     deadline = time.monotonic() + START_SECONDS
     key_path = data_dir / "key"
     while time.monotonic() < deadline and process.poll() is None:
@@ -259,25 +273,30 @@ def _connected(process: subprocess.Popen[bytes], data_dir: Path, port: int) -> W
             client.close()
         time.sleep(0.2)
     process.terminate()
-    words = (data_dir / "up.log").read_text(errors="replace").strip()[-2000:]
-    raise DemoError(f"the service did not start:\n{words}")
+    log_path = data_dir / "up.log"
+    raise DemoError(
+        f"the service did not start; the end of {log_path}:\n{log_path.read_text(errors='replace').strip()[-2000:]}"
+    )
 
 
 def _wait_for_dataset(client: WclClient, data: DemoData, data_dir: Path) -> None:
-    """Workers register their data sets all at once when they start; a folder is read once for its digest."""
+    """Wait until a live worker has the dataset; a worker reads a new folder once to compute its digest.
+
+    Raises:
+        DemoError: no worker has the dataset.
+    """
     deadline = time.monotonic() + DATASET_SECONDS
     while time.monotonic() < deadline:
         workers = [worker for worker in client.workers() if worker["is_live"]]
-        names = [entry["name"] for entry in client.datasets()]
-        if workers and data.name in names:
+        if workers and data.name in [dataset["name"] for dataset in client.datasets()]:
             return
         if workers and not any(data.name in worker["datasets"] for worker in workers):
-            break
+            break  # a worker announces all its datasets when it starts
         time.sleep(0.3)
-    why = "could not be fetched from here" if data.name == "cifar10" else "is not registered"
+    problem = "could not be downloaded" if data.name == "cifar10" else "is not available"
     raise DemoError(
-        f"the data set {data.name} {why}: the worker's log in {data_dir / 'logs'} says more. "
-        "A folder with train/CLASS/* and test/CLASS/* works everywhere: --data FOLDER"
+        f"the dataset {data.name} {problem}; see the worker's log in {data_dir / 'logs'}. "
+        "To use your own images: --data FOLDER, with train/CLASS/* and test/CLASS/*"
     )
 
 

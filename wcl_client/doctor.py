@@ -1,4 +1,4 @@
-"""`wcl doctor`: what works on this machine and with this server, and what to do where it does not."""
+"""The checks of `wcl doctor`: this machine, the server, and the fix for each problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wcl_client.errors import WclError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     is_ok: bool
@@ -25,20 +25,22 @@ class Finding:
 
 
 def examine(client: WclClient, data_dir: Path) -> list[Finding]:
-    """All findings, the machine's first."""
+    """Run all checks and return their findings: first the machine, then the server."""
     return [_python(), _torch(), _disk(data_dir), *_server(client)]
 
 
 def _python() -> Finding:
-    return Finding("Python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")
+    is_ok = sys.version_info >= (3, 11)
+    expected = "" if is_ok else "; expected 3.11 or later"
+    return Finding("Python", is_ok, f"{platform.python_version()} on {platform.platform()}{expected}")
 
 
 def _torch() -> Finding:
-    """PyTorch's version and GPUs, asked in a process of its own: the client never loads it."""
+    """Return the version of PyTorch and the GPUs without loading PyTorch."""
     try:
         installed = version("torch")
     except PackageNotFoundError:
-        return Finding("PyTorch", False, "not installed; training runs only where it is")
+        return Finding("PyTorch", False, "not installed; a worker on this machine needs it")
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
@@ -54,24 +56,25 @@ def _disk(data_dir: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    writable = os.access(folder, os.W_OK)
-    return Finding(
-        "Data folder",
-        writable and free > 1 << 30,
-        f"{data_dir}: {free / (1 << 30):.1f} GiB free{'' if writable else ', not writable'}",
-    )
+    problems = [] if os.access(folder, os.W_OK) else ["not writable; choose another one with WCL_DATA_DIR"]
+    if free <= 1 << 30:
+        problems.append("at least 1 GiB is needed")
+    return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {free / (1 << 30):.1f} GiB free", *problems]))
 
 
 def _server(client: WclClient) -> list[Finding]:
     if not client.is_ready():
         return [Finding("Server", False, f"{client.url} does not answer; start it with `wcl up`, or set WCL_URL")]
-    found = [Finding("Server", True, client.url)]
+    findings = [Finding("Server", True, client.url)]
     try:
         workers, datasets = client.workers(), client.datasets()
     except WclError as error:
-        return [*found, Finding("Key", False, str(error))]
-    found.append(Finding("Key", True, "accepted"))
-    alive = [worker for worker in workers if worker["is_live"]]
-    found.append(Finding("Workers", bool(alive), ", ".join(str(worker.get("name")) for worker in alive) or "none"))
-    found.append(Finding("Datasets", bool(datasets), ", ".join(str(entry["name"]) for entry in datasets) or "none"))
-    return found
+        return [*findings, Finding("Key", False, str(error))]
+    live = ", ".join(worker["name"] for worker in workers if worker["is_live"])
+    names = ", ".join(dataset["name"] for dataset in datasets)
+    return [
+        *findings,
+        Finding("Key", True, "accepted"),
+        Finding("Workers", bool(live), live or "none is running; start one with `wcl worker`"),
+        Finding("Datasets", bool(names), names or "none; a worker announces them when it starts"),
+    ]

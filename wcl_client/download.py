@@ -1,4 +1,4 @@
-"""Download one checkpoint: resumable by Range, verified by its checksum, visible only when whole."""
+"""Download of one checkpoint: resumable, verified by its checksum, visible only when complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file on disk whose bytes are those the server announced."""
+    """A complete file whose checksum matches; an earlier call received its first `resumed_from` bytes."""
 
     path: Path
     sha256: str
@@ -27,28 +27,30 @@ class Downloaded:
 
 
 class _Partial:
-    """The growing file beside the target, with the ETag that its bytes belong to."""
+    """The incomplete file beside the target, and the ETag of its content."""
 
     def __init__(self, target: Path) -> None:
         self.path = target.with_name(target.name + ".part")
         self._tag_path = target.with_name(target.name + ".part.etag")
 
     def start(self, etag: str) -> int:
-        """How many bytes of `etag` are already here; a partial file of another version is dropped."""
-        known = self._tag_path.read_text(encoding="utf-8") if self._tag_path.exists() else None
-        if known != etag or not self.path.exists():
+        """Return the number of bytes that are already here; delete a partial file of another version."""
+        stored = self._tag_path.read_text(encoding="utf-8") if self._tag_path.exists() else None
+        if stored != etag or not self.path.exists():
             self.path.unlink(missing_ok=True)
             self._tag_path.write_text(etag, encoding="utf-8")
             return 0
         return self.path.stat().st_size
 
     def finish(self, target: Path) -> None:
+        """Write the bytes to disk and rename the file to the target."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         self.path.replace(target)
         self._tag_path.unlink(missing_ok=True)
 
     def drop(self) -> None:
+        """Delete the file and its ETag."""
         self.path.unlink(missing_ok=True)
         self._tag_path.unlink(missing_ok=True)
 
@@ -60,15 +62,17 @@ def download(
     check: Callable[[httpx.Response], None],
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> Downloaded:
-    """Fetch `url` into `target`; an earlier interrupted call is continued where it stopped.
+    """Download `url` into `target`; continue an interrupted download of an earlier call.
 
     Args:
-        http: carries the base URL and the key.
-        check: raises for an error answer.
-        on_bytes: called with (bytes here, bytes in all).
+        http: the HTTP client, with base URL and key.
+        url: the address of the file.
+        target: the file to write.
+        check: raises for an error response.
+        on_bytes: called with the received and the total number of bytes.
 
     Raises:
-        TransferError: the connection kept breaking, or the bytes differ from the ETag's sha256.
+        TransferError: the connection kept breaking, or the bytes do not match the ETag's sha256.
     """
     head = http.head(url)
     check(head)
@@ -84,7 +88,7 @@ def download(
         except httpx.TransportError as error:
             if attempt == ATTEMPTS - 1:
                 raise TransferError(
-                    f"the connection broke at {partial.path.stat().st_size} of {size} bytes; run again to go on"
+                    f"the connection broke at {partial.path.stat().st_size} of {size} bytes; run again to continue"
                 ) from error
             time.sleep(0.5 * 2**attempt)
         have = partial.path.stat().st_size if partial.path.exists() else 0
@@ -101,7 +105,7 @@ def _append(
     check: Callable[[httpx.Response], None],
     on_bytes: Callable[[int, int], None] | None,
 ) -> None:
-    # The checksum and the ranges are over the stored bytes, so no transfer compression.
+    # The checksum and the ranges are of the stored bytes, so transfer compression is off.
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": etag}
@@ -109,10 +113,10 @@ def _append(
         if response.is_error:
             response.read()
         check(response)
-        # 200 to a Range request: the file changed or ranges are off; its bytes begin at 0.
+        # Status 200 for a Range request: the file changed or the server ignores ranges. The bytes start at 0.
         have = start if response.status_code == 206 else 0
         with path.open("ab" if have else "wb") as file:
-            # No chunk size: httpx would hold back, and at a broken connection lose, what does not fill a chunk.
+            # Without a chunk size: httpx buffers an incomplete chunk and loses it if the connection breaks.
             for chunk in response.iter_raw():
                 file.write(chunk)
                 have += len(chunk)
@@ -123,12 +127,12 @@ def _append(
 def _verified(partial: _Partial, target: Path, etag: str, size: int, first: int) -> Downloaded:
     if not partial.path.exists() or partial.path.stat().st_size != size:
         partial.drop()
-        raise TransferError(f"the server sent another number of bytes than {size}; run again")
+        raise TransferError(f"the server did not send the expected {size} bytes; run again")
     with partial.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     announced = etag.removeprefix("W/").strip('"').split("-")[0].removeprefix("sha256:")
     if len(announced) == 64 and announced != digest:
         partial.drop()
-        raise TransferError(f"the bytes received have sha256 {digest}, registered is {announced}; run again")
+        raise TransferError(f"the received bytes have sha256 {digest}, expected {announced}; run again")
     partial.finish(target)
     return Downloaded(target, digest, size, first)

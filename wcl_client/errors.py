@@ -1,13 +1,13 @@
-"""Everything the client raises.
+"""Exceptions of the client.
 
 WclError
- ├─ Unreachable          nobody answers at the server's address
- ├─ ApiError             the server answered with problem+json
+ ├─ Unreachable          no server answers at the address
+ ├─ ApiError             the server responded with problem+json
  │   ├─ NotFoundError    404
  │   ├─ InvalidError     400, 413, 415, 422: names each wrong field
  │   ├─ DeniedError      401, 403
- │   └─ ConflictError    409, 410, 412: the current state forbids it
- └─ TransferError        a download does not match its checksum or never completed
+ │   └─ ConflictError    409, 410, 412: the current state forbids the request
+ └─ TransferError        a download is incomplete or does not match its checksum
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Unreachable(WclError):  # noqa: N818 - the state is the name
 
 
 class TransferError(WclError):
-    """A download ended with other bytes than registered, or did not end."""
+    """A download is incomplete, or its bytes do not match the registered checksum."""
 
 
 class ApiError(WclError):
-    """An answer of the server with an error status, carrying its problem+json fields."""
+    """A response with an error status, with the fields of its problem+json."""
 
     def __init__(self, status: int, title: str, detail: str = "", errors: tuple[FieldProblem, ...] = ()) -> None:
         self.status = status
@@ -48,25 +48,25 @@ class ApiError(WclError):
 
     def __str__(self) -> str:
         head = f"{self.title} ({self.status})"
-        if self.errors:  # the detail is the same once more, in one line
+        if self.errors:  # `detail` repeats the errors in one line
             return "\n".join([head, *(f"  {problem.pointer or '/'}: {problem.detail}" for problem in self.errors)])
         return f"{head}: {self.detail}" if self.detail and self.detail != self.title else head
 
 
 class NotFoundError(ApiError):
-    """There is no such thing on the server."""
+    """The requested object does not exist on the server."""
 
 
 class InvalidError(ApiError):
-    """The request itself is wrong; sending it again will not help."""
+    """The request is wrong; repeating it unchanged fails again."""
 
 
 class DeniedError(ApiError):
-    """The key is absent, unknown or may not do this."""
+    """The key is absent, unknown or lacks the permission."""
 
 
 class ConflictError(ApiError):
-    """The current state of the thing forbids the request."""
+    """The current state of the object forbids the request."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -84,7 +84,13 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error(status: int, body: Any, fallback: str) -> ApiError:
-    """The exception for an error answer; `body` is its decoded JSON, or None when it is none."""
+    """Return the exception for an error response.
+
+    Args:
+        status: the HTTP status.
+        body: the decoded JSON; None if the response holds none.
+        fallback: the title if the body has none.
+    """
     problem: dict[str, Any] = body if isinstance(body, dict) else {}
     raw = problem.get("errors")
     errors = tuple(

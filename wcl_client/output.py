@@ -1,4 +1,4 @@
-"""How results look in the terminal: tables for people, JSON for programs."""
+"""Output in the terminal: tables, or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups
+from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups, Worker
 
 COLOURS = {
     "succeeded": "green",
@@ -25,16 +25,18 @@ err = Console(stderr=True, highlight=False)
 
 
 def styled_status(status: str) -> str:
+    """Return a status with the markup of its colour."""
     colour = COLOURS.get(status)
     return f"[{colour}]{status}[/{colour}]" if colour else status
 
 
 def print_json(value: Any) -> None:
-    """Machine-readable output: one JSON value on stdout, nothing else."""
+    """Print a value as JSON to stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def size(num_bytes: float) -> str:
+    """Return a number of bytes with its unit, for example 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024 or unit == "GiB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -43,6 +45,7 @@ def size(num_bytes: float) -> str:
 
 
 def progress_text(job: Job) -> str:
+    """Return the share of steps that a job has done, as a percentage; "" without a progress report."""
     progress = job.get("progress")
     if not progress or not progress.get("total_steps"):
         return ""
@@ -50,7 +53,7 @@ def progress_text(job: Job) -> str:
 
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
-    """A job a row; the end of its id is enough for every command, and its beginning is only the time."""
+    """Return a table with a row for each job; it shows the end of the id, which every command accepts."""
     names = (Column("id", no_wrap=True), "name", "kind", "dataset", "status", "progress", "created")
     table = Table(*names, box=None, header_style="bold")
     for job in jobs:
@@ -68,7 +71,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def job_table(job: Job) -> Table:
-    """One job, a fact a row."""
+    """Return a table with a row for each fact of a job."""
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -79,11 +82,11 @@ def job_table(job: Job) -> Table:
         ("status", styled_status(job["status"])),
         ("reason", job.get("status_reason")),
         ("message", job.get("status_message")),
-        ("waits", _waits(job)),
+        ("waiting", _waiting(job)),
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
         ("attempt", job.get("attempt")),
-        ("group", job.get("group_id")),
+        ("seed group", job.get("group_id")),
         ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
         ("created", job.get("created_at")),
@@ -98,7 +101,7 @@ def job_table(job: Job) -> Table:
     return table
 
 
-def _waits(job: Job) -> str | None:
+def _waiting(job: Job) -> str | None:
     if not (waiting := job.get("waiting")):
         return None
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
@@ -106,19 +109,19 @@ def _waits(job: Job) -> str | None:
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
 
 
-def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
-    """A worker a row; one that was asked to drain says so."""
+def workers_table(workers: Sequence[Worker]) -> Table:
+    """Return a table with a row for each worker; its state tells whether it drains."""
     names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
     table = Table(*names, box=None, header_style="bold")
     for worker in workers:
-        drains = worker.get("drain_requested_at") and worker["is_live"]
+        drains = worker["is_live"] and worker["drain_requested_at"]
         table.add_row(
             worker["id"][-12:],
             worker["name"],
             worker["pool"],
             str(worker["gpus"]),
             worker["state"] + (", draining" if drains else ""),
-            (worker.get("job_id") or "")[-12:],
+            (worker["job_id"] or "")[-12:],
             ", ".join(sorted(worker["datasets"])),
             worker["seen_at"][:19].replace("T", " "),
         )
@@ -130,12 +133,12 @@ def _preset(job: Job) -> str | None:
         return None
     deviations = job.get("deviations")
     if deviations is None:
-        return f"{name}, which is no longer known"
-    return f"{name} (deviations: {len(deviations)})" if deviations else f"{name}, as it is"
+        return f"{name}, which this version does not have"
+    return f"{name} (deviations: {len(deviations)})" if deviations else f"{name} (no deviations)"
 
 
 def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
-    """Where a job departs from its preset."""
+    """Return a table of the fields that differ from the job's preset."""
     table = Table("field", "preset", "this job", box=None, header_style="bold", title="Deviations from the preset")
     for entry in deviations:
         table.add_row(entry["pointer"], _json_text(entry["preset"]), _json_text(entry["job"]))
@@ -147,7 +150,7 @@ def _json_text(value: Any) -> str:
 
 
 def group_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Numbers over the seeds, with the 95 % t-interval of their mean."""
+    """Return a table of the results over the seeds, with the 95 % t-interval of the mean."""
     names = ("protocol", "parameters", "metric", "epoch", "seeds", "mean", "deviation", "95 % interval")
     table = Table(*names, box=None, header_style="bold")
     for entry in results:
@@ -156,18 +159,17 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Table:
             entry["protocol"],
             _params(entry["params"]),
             entry["metric"],
-            _epoch_of(entry),
+            _epoch(entry),
             ", ".join(map(str, entry["seeds"])),
             f"{entry['mean']:.2%}",
             "" if entry["deviation"] is None else f"{entry['deviation']:.2%}",
-            "one seed has none" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
+            "needs two seeds" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
         )
     return table
 
 
-def _epoch_of(result: Mapping[str, Any]) -> str:
-    """An older server has no `selection`."""
-    return result.get("selection") or ("" if result["epoch"] is None else str(result["epoch"]))
+def _epoch(result: Mapping[str, Any]) -> str:
+    return result["selection"] or ("" if result["epoch"] is None else str(result["epoch"]))
 
 
 def _params(params: Mapping[str, Any]) -> str:
@@ -175,7 +177,7 @@ def _params(params: Mapping[str, Any]) -> str:
 
 
 def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
-    """A sweep a row."""
+    """Return a table with a row for each sweep."""
     names = (Column("id", no_wrap=True), "name", "search", "dataset", "status", "trials", "metric", "best", "created")
     table = Table(*names, box=None, header_style="bold")
     for sweep in sweeps:
@@ -194,7 +196,7 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def sweep_table(sweep: Mapping[str, Any]) -> Table:
-    """One sweep, a fact a row."""
+    """Return a table with a row for each fact of a sweep."""
     best = sweep.get("best")
     metric = sweep["metric"]
     facts = [
@@ -219,13 +221,13 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
 
 
 def measured_on(sweep: Mapping[str, Any]) -> str:
-    """Which images decide."""
+    """Return which images the metric is measured on."""
     share = sweep["held_out_share"]
-    return f"{share:.0%} of train, held out" if share else "the test split: the best value is selected on test"
+    return f"{share:.0%} of train, held out" if share else "the test split, so the best value is optimistic"
 
 
 def trials_table(sweep: Mapping[str, Any]) -> Table:
-    """Trials of the furthest rung first, the best of each first; those without a value last."""
+    """Return a table of trials: those at the last rung first, and the best of each rung first."""
     names = list(dict.fromkeys(name for trial in sweep["table"] for name in trial["settings"]))
     rungs = [f"{rung['epochs']} epochs" if rung["epochs"] else "value" for rung in sweep["rungs"]]
     table = Table("trial", *names, *rungs, "state", box=None, header_style="bold")
@@ -243,32 +245,34 @@ def _place(trial: Mapping[str, Any], sign: int) -> tuple[float, ...]:
 
 
 def share(value: float | None) -> str:
-    """A share as a percentage; nothing for none."""
+    """Return a share as a percentage; "" for None."""
     return "" if value is None else f"{value:.2%}"
 
 
-def print_weak_groups(found: WeakGroups) -> None:
-    """What was seen at one epoch in a line, then a group a row."""
-    if found["epoch"] is None:
-        out.print("no groups were reported: the run has not looked at its probe, or makes no weak labels")
+def print_weak_groups(weak_groups: WeakGroups) -> None:
+    """Print a summary line and a table with a row for each weak-label group."""
+    if weak_groups["epoch"] is None:
+        out.print("no groups: the run has not reported weak labels yet, or its method makes none")
         return
-    precision, chance = found["pair_precision"], found["pair_precision_chance"]
-    known = f", pair precision {share(precision)} (chance {share(chance)})" if precision is not None else ""
-    out.print(f"epoch {found['epoch']}: {found['num_groups']} groups of {found['num_images']} images{known}")
+    precision, chance = weak_groups["pair_precision"], weak_groups["pair_precision_chance"]
+    of_pairs = "" if precision is None else f", pair precision {share(precision)} (chance {share(chance)})"
+    counts = f"{weak_groups['num_groups']} groups of {weak_groups['num_images']} images"
+    out.print(f"epoch {weak_groups['epoch']}: {counts}{of_pairs}")
     table = Table("images", "precision", "true classes", box=None, header_style="bold")
-    for group in found["groups"]:
-        made = ", ".join(f"{name} ({count})" for name, count in (group["classes"] or {}).items())
-        table.add_row(str(len(group["places"])), share(group["pair_precision"]), escape(made))
+    for group in weak_groups["groups"]:
+        classes = ", ".join(f"{name} ({count})" for name, count in (group["classes"] or {}).items())
+        table.add_row(str(len(group["places"])), share(group["pair_precision"]), escape(classes))
     out.print(table)
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
+    """Return a table with a row for each checkpoint."""
     table = Table("id", "step", "epoch", "size", "sha256", box=None, header_style="bold")
     for checkpoint in checkpoints:
         table.add_row(
             checkpoint["id"],
             str(checkpoint["step"]),
-            f"{checkpoint['epoch']:g}",
+            str(checkpoint["epoch"]),
             size(checkpoint["size"]),
             checkpoint["sha256"][:16] + "…",
         )
@@ -276,6 +280,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Return a table with a row for each measured number, with its standard error."""
     table = Table("protocol", "parameters", "metric", "value", box=None, header_style="bold")
     for entry in evaluations:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""

@@ -1,4 +1,4 @@
-"""Live progress of jobs in the terminal, fed by their streams: bar, epoch, loss, images per second, time left."""
+"""Live progress of jobs and sweeps in the terminal, from their streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTLED = ("measured", "failed")
 
 
 def duration(seconds: float | None) -> str:
-    """`1:02:03`, `2:03` or a dash."""
+    """Return a duration as `1:02:03` or `2:03`; a dash if it is unknown."""
     if seconds is None or seconds < 0:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -31,20 +31,21 @@ def duration(seconds: float | None) -> str:
 
 @dataclass
 class JobView:
-    """What is known of one job, folded from the messages of its stream."""
+    """The current state of a job, updated by the messages of its stream."""
 
     job: Job
     loss: float | None = None
     warnings: list[str] = field(default_factory=list)
 
     def take(self, message: Message) -> None:
+        """Update the state with a message; ignore a message with other data than an object."""
         data: Any = message.data
         if not isinstance(data, dict):
             return
         if message.event in {"job", "end"} and "status" in data:
-            known = self.job.get("progress")
+            previous = self.job.get("progress")
             self.job = {**self.job, **data}
-            self.job["progress"] = self.job.get("progress") or known
+            self.job["progress"] = self.job.get("progress") or previous
         elif message.event == "progress":
             self.job["progress"] = data  # type: ignore[typeddict-item]
         elif message.event == "metrics":
@@ -55,6 +56,7 @@ class JobView:
 
     @property
     def fraction(self) -> float:
+        """The share of the steps that the job has done, in 0..1."""
         if self.job["status"] == "succeeded":
             return 1.0
         progress = self.job.get("progress")
@@ -62,6 +64,7 @@ class JobView:
 
     @property
     def epoch(self) -> str:
+        """The epoch and the number of epochs as text; empty before the first progress report."""
         progress = self.job.get("progress")
         if not progress or not progress.get("total_epochs"):
             return ""
@@ -69,7 +72,7 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """Loss, speed and time left, as far as they are known."""
+        """The known ones of loss, images per second and remaining time."""
         progress = self.job.get("progress")
         facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
         speed = progress.get("images_per_second") if progress else None
@@ -81,9 +84,10 @@ class JobView:
 
 
 class _FactsColumn(ProgressColumn):
-    """The loss, speed and time left of a task."""
+    """The facts of a job: loss, images per second and remaining time."""
 
     def render(self, task: Task) -> Text:
+        """Return the text of the column."""
         return Text("  ".join(task.fields.get("facts", ())), style="dim")
 
 
@@ -101,7 +105,7 @@ def _bars(console: Console) -> Progress:
 
 
 class Watcher:
-    """Follows jobs, each on a thread of its own, until all have ended."""
+    """Follows jobs until all have ended; each job has its own thread."""
 
     def __init__(self, client: WclClient, jobs: Sequence[Job], console: Console) -> None:
         self._client = client
@@ -111,10 +115,10 @@ class Watcher:
         self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
 
     def run(self) -> list[Job]:
-        """Show progress to the end; the jobs as they ended.
+        """Show the progress until all jobs have ended, and return the ended jobs.
 
         Raises:
-            WclError: the server stayed away, or a job is not there.
+            WclError: the server became unreachable, or a job does not exist.
         """
         for thread in self._threads:
             thread.start()
@@ -134,7 +138,7 @@ class Watcher:
         except WclError as error:
             self._errors.append(error)
 
-    def _is_over(self) -> bool:
+    def _has_ended(self) -> bool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _join(self, seconds: float) -> None:
@@ -144,24 +148,24 @@ class Watcher:
     def _show_bars(self) -> None:
         with _bars(self._console) as bars:
             tasks = [bars.add_task(_title(view), total=1.0, state="", epoch="", facts=()) for view in self.views]
-            over = False
-            while not over:
-                over = self._is_over()
+            ended = False
+            while not ended:
+                ended = self._has_ended()
                 for task, view in zip(tasks, self.views, strict=True):
                     state = styled_status(view.job["status"])
                     bars.update(task, completed=view.fraction, state=state, epoch=view.epoch, facts=view.facts)
                 self._join(0.2)
 
     def _print_lines(self) -> None:
-        """One line a job for each new status and each further tenth: for logs and pipes."""
-        said: dict[str, tuple[str, int]] = {}
-        over = False
-        while not over:
-            over = self._is_over()
+        """Print a line for each new status and each tenth of the progress, for logs and pipes."""
+        printed: dict[str, tuple[str, int]] = {}
+        ended = False
+        while not ended:
+            ended = self._has_ended()
             for view in self.views:
                 state = (view.job["status"], int(view.fraction * 10))
-                if said.get(view.job["id"]) != state:
-                    said[view.job["id"]] = state
+                if printed.get(view.job["id"]) != state:
+                    printed[view.job["id"]] = state
                     parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]
                     self._console.print(f"{_title(view)}: {'  '.join(part for part in parts if part)}", highlight=False)
             self._join(0.3)
@@ -172,26 +176,26 @@ def _title(view: JobView) -> str:
 
 
 def watch(client: WclClient, jobs: Sequence[Job], console: Console) -> list[Job]:
-    """Follow `jobs` live until all have ended."""
+    """Show the progress of jobs until all have ended, and return the ended jobs."""
     return Watcher(client, jobs, console).run()
 
 
 def watch_sweep(client: WclClient, sweep_id: str, console: Console) -> Json:
-    """Print a line for each trial that is measured or fails, and return the sweep as it ended."""
+    """Print a line for each trial that is measured or fails, and return the ended sweep."""
     printed: set[tuple[int, int]] = set()
     sweep: Json = {}
     with console.status("") as line:
         for sweep in client.follow_sweep(sweep_id):
-            for place, text in _settled(sweep):
-                if place not in printed:
-                    printed.add(place)
+            for trial_and_rung, text in _settled(sweep):
+                if trial_and_rung not in printed:
+                    printed.add(trial_and_rung)
                     console.print(text, highlight=False, markup=False)
-            line.update(f"{len(printed)} of {sum(rung['trials'] for rung in sweep['rungs'])} trials and rungs are over")
+            line.update(f"{len(printed)} of {sum(rung['trials'] for rung in sweep['rungs'])} results")
     return sweep
 
 
 def _settled(sweep: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield a key and a line for each trial that is over at a rung, in the order of the rungs."""
+    """Yield (trial, rung) and a line for each trial that has a result at a rung, in the order of the rungs."""
     for rung in range(len(sweep["rungs"])):
         for trial in sweep["table"]:
             result = next((each for each in trial["rungs"] if each["rung"] == rung), None)

@@ -1,51 +1,83 @@
-"""What a person means by a short word for a job, a sweep or a worker."""
+"""Lookup of a job, sweep, checkpoint or worker by a short reference."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from wcl_client.api import WclClient
 from wcl_client.errors import InvalidError, NotFoundError
-from wcl_client.responses import Job, Json
+from wcl_client.responses import Job, Json, Worker
 
-_EXPECTED_JOB = "expected an id, four or more characters that one id begins or ends with, or `last`"
+_ID_LENGTH = 36
+_EXPECTED = "expected an id, four or more characters at the beginning or the end of an id, or `last`"
 
 
 def find_job(client: WclClient, reference: str) -> Job:
-    """The job that an id, a part of one, or `last` means."""
-    if len(reference) == 36:
+    """Return the job of an id, of a part of an id, or of `last`.
+
+    Raises:
+        NotFoundError: no job matches.
+        InvalidError: several jobs match.
+    """
+    if len(reference) == _ID_LENGTH:
         return client.job(reference)
-    newest = client.jobs(limit=1 if reference == "last" else 200)
-    found = newest if reference == "last" else [job for job in newest if _matches(job["id"], reference)]
-    if len(found) == 1:
-        return client.job(found[0]["id"])
-    if not found:
-        raise NotFoundError(404, "Not found", f"no job matches {reference}; {_EXPECTED_JOB}")
-    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} jobs; {_EXPECTED_JOB}")
-
-
-def find_worker(client: WclClient, reference: str) -> Json:
-    """The worker that a name, an id or a part of one means; of several with one name the one that runs."""
-    workers = client.workers()
-    running = [worker for worker in workers if worker["is_live"]]
-    for among in (running, workers):
-        found = [worker for worker in among if worker["name"] == reference or _matches(worker["id"], reference)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} workers; name one by its id")
-    raise NotFoundError(404, "Not found", f"no worker matches {reference}")
+    jobs = client.jobs(limit=1 if reference == "last" else 200)
+    return client.job(_match(jobs, reference, "job")["id"])  # a list omits the spec
 
 
 def find_sweep(client: WclClient, reference: str) -> Json:
-    """The sweep that an id, a part of one, or `last` means."""
-    if len(reference) == 36:
+    """Return the sweep of an id, of a part of an id, or of `last`; raise as `find_job`."""
+    if len(reference) == _ID_LENGTH:
         return client.sweep(reference)
-    newest = client.sweeps(limit=1 if reference == "last" else 200)
-    found = newest if reference == "last" else [sweep for sweep in newest if _matches(sweep["id"], reference)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise NotFoundError(404, "Not found", f"no sweep matches {reference}; {_EXPECTED_JOB}")
-    raise InvalidError(400, "Ambiguous", f"{reference} matches {len(found)} sweeps; {_EXPECTED_JOB}")
+    sweeps = client.sweeps(limit=1 if reference == "last" else 200)
+    return client.sweep(_match(sweeps, reference, "sweep")["id"])  # a list omits the trials
+
+
+def find_checkpoint(client: WclClient, reference: str) -> str:
+    """Return the id of a checkpoint; a job stands for its last checkpoint.
+
+    Raises:
+        NotFoundError: no job and no checkpoint matches, or the job has no checkpoint.
+        InvalidError: several jobs match.
+    """
+    try:
+        job = find_job(client, reference)
+    except NotFoundError:
+        if len(reference) != _ID_LENGTH:
+            raise
+        return client.checkpoint(reference)["id"]
+    checkpoints = client.checkpoints(job["id"])
+    if not checkpoints:
+        raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint yet")
+    return checkpoints[-1]["id"]
+
+
+def find_worker(client: WclClient, reference: str) -> Worker:
+    """Return the worker of a name, an id, or a part of an id; a live worker comes before one that is gone.
+
+    Raises:
+        NotFoundError: no worker matches.
+        InvalidError: several workers match.
+    """
+    workers = client.workers()
+    matches = [worker for worker in workers if worker["name"] == reference or _matches(worker["id"], reference)]
+    matches = [worker for worker in matches if worker["is_live"]] or matches
+    if not matches:
+        raise NotFoundError(404, "Not found", f"no worker matches {reference}; `wcl workers` lists them")
+    if len(matches) > 1:
+        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl workers`")
+    return matches[0]
+
+
+def _match(items: Sequence[Any], reference: str, noun: str) -> Any:
+    """Return the only item that a reference matches, as `find_job` does."""
+    matches = [item for item in items if reference == "last" or _matches(item["id"], reference)]
+    if not matches:
+        raise NotFoundError(404, "Not found", f"no {noun} matches {reference}; {_EXPECTED}")
+    if len(matches) > 1:
+        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} {noun}s; {_EXPECTED}")
+    return matches[0]
 
 
 def _matches(identifier: str, part: str) -> bool:

@@ -1,4 +1,7 @@
-"""What goes to the server and what it answers, as types; an older client may meet fields that are not named here."""
+"""The JSON of requests and responses as types.
+
+A test compares them with the published schema. A newer server may send fields that these types do not name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ FileKind = Literal["native", "backbone"]
 
 
 class Progress(TypedDict):
-    """Where a run is, as it last said."""
+    """The latest progress report of a run."""
 
     step: int
     total_steps: int
@@ -24,45 +27,55 @@ class Progress(TypedDict):
 
 
 class Job(TypedDict, total=False):
-    """A job as the server renders it; status, reason and kind are open strings."""
+    """A job; `status`, `status_reason` and `kind` are open strings. A list omits the spec and the fields after it."""
 
     id: str
     kind: str
-    name: str | None
+    name: str
     status: str
     status_reason: str | None
     status_message: str | None
     priority: int
     pool: str
+    gpus: int
+    preemptible: bool
+    max_seconds: int | None
     tags: list[str]
     dataset: Json
-    spec: Json
     attempt: int
     failures: int
     parent_id: str | None
     group_id: str | None
-    preset: str | None
-    deviations: list[Json] | None
-    max_seconds: int | None
-    preemptible: bool
-    waiting: Json | None
+    sweep_id: str | None
     progress: Progress | None
+    latest_metrics: dict[str, float | None] | None
+    cancel_requested_at: str | None
+    pause_requested_at: str | None
+    preempt_requested_at: str | None
     created_at: str
+    updated_at: str
     started_at: str | None
     ended_at: str | None
-    latest_metrics: dict[str, float | None] | None
     links: dict[str, str]
+    spec: Json
+    spec_version: int
+    spec_sent: Json
+    preset: str | None
+    deviations: list[Json] | None
+    resume_checkpoint_id: str | None
+    created_by: str | None
+    waiting: Json | None
 
 
 class Checkpoint(TypedDict, total=False):
-    """A registered checkpoint; a pinned one cannot be deleted, and no run begins from a damaged one."""
+    """A registered checkpoint. A pinned one cannot be deleted; no run starts from a damaged one."""
 
     id: str
     job_id: str
     attempt: int
     kind: str
     step: int
-    epoch: float
+    epoch: int
     sha256: str
     size: int
     metrics: Json
@@ -73,7 +86,7 @@ class Checkpoint(TypedDict, total=False):
 
 
 class Artifact(TypedDict, total=False):
-    """A small file that a run made to be looked at."""
+    """A small file for display that a run wrote."""
 
     name: str
     attempt: int
@@ -87,6 +100,8 @@ class Artifact(TypedDict, total=False):
 class Evaluation(TypedDict, total=False):
     """One measured number."""
 
+    id: str
+    checkpoint_id: str | None
     protocol: str
     protocol_version: int
     metric: str
@@ -96,10 +111,13 @@ class Evaluation(TypedDict, total=False):
     params: Json
     details: Json | None
     seed: int
+    dataset_digest: str
+    split_digest: str
+    created_at: str
 
 
 class WeakGroups(TypedDict, total=False):
-    """How the weak labels group the probe's images at the end of an epoch."""
+    """The weak-label groups of the monitor batch at the end of an epoch."""
 
     epochs: list[int]
     epoch: int | None
@@ -113,19 +131,51 @@ class WeakGroups(TypedDict, total=False):
 
 
 class Group(TypedDict, total=False):
-    """Jobs that differ in their seed alone; `results` are numbers over the seeds."""
+    """A seed group: jobs that differ in their seed only. `results` are numbers over the seeds."""
 
     group_id: str
     items: list[Job]
     results: list[Json]
 
 
-class JobOptions(TypedDict, total=False):
-    """What may be said of a job beside its spec; what is absent or None is left to the server's defaults.
+class Dataset(TypedDict, total=False):
+    """A dataset that a worker announced; `counts` are images by split."""
 
-    `after` are ids of jobs that have to succeed first, or `{"job_id": ..., "until": "checkpoint"}`.  `max_seconds` are
-    of running time; then the job ends with the reason `timeout`.  A job of higher priority may take the worker of a
-    `preemptible` one, which goes on later.
+    name: str
+    digest: str
+    kind: str
+    counts: dict[str, int]
+    classes: list[str]
+    image_size: int | None
+    class_counts: dict[str, list[int]] | None
+    label_lists: dict[str, Json]
+    samples: Json | None
+    updated_at: str
+
+
+class Worker(TypedDict, total=False):
+    """A worker; `state` is an open string, `is_live` states whether the worker runs."""
+
+    id: str
+    name: str
+    pool: str
+    gpus: int
+    state: str
+    is_live: bool
+    job_id: str | None
+    datasets: dict[str, str]
+    spec_versions: list[str]
+    started_at: str
+    seen_at: str
+    drain_requested_at: str | None
+
+
+class JobOptions(TypedDict, total=False):
+    """The options of a new job beside its spec. The server's default replaces an option that is absent or None.
+
+    `after` holds ids of jobs that must succeed first, or `{"job_id": ..., "until": "checkpoint"}`. `max_seconds` limits
+    the total running time; the job then fails with `timeout`. A job of higher priority may preempt a `preemptible` job,
+    which continues later.
     """
 
     preset: str | None

@@ -1,4 +1,4 @@
-"""Spec files and `--set` overrides: what `wcl submit` turns into a request."""
+"""Spec files and the overrides of `--set`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import Any
 
 
 class SpecFileError(ValueError):
-    """The file or an override cannot be read; the message names the place."""
+    """A spec file or an override is wrong; the message names the place."""
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """A spec from a .json, .yaml or .yml file."""
+    """Read a spec from a .json, .yaml or .yml file.
+
+    Raises:
+        SpecFileError: the file cannot be read, or it does not hold a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecFileError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SpecFileError(f"{path}: expected JSON or YAML in UTF-8; this is no such text") from error
+        raise SpecFileError(f"{path}: expected JSON or YAML in UTF-8, but the file is not UTF-8 text") from error
     data = _decoded(text, path)
     if not isinstance(data, dict):
-        raise SpecFileError(f"{path}: a spec is a mapping, this is a {type(data).__name__}")
+        raise SpecFileError(f"{path}: expected a mapping of fields, but the file holds a {type(data).__name__}")
     return data
 
 
@@ -41,8 +45,12 @@ def _decoded(text: str, path: Path) -> Any:
 
 
 def apply_overrides(spec: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`a.b=value` for each override; values are JSON where they parse as such, text otherwise."""
-    # Imported here, since the package loads pydantic, which most commands do without.
+    """Return the spec with each override `a.b=value` applied; a value that is not JSON is text.
+
+    Raises:
+        SpecFileError: an override is not `NAME=VALUE`, or a parent of its field is not a mapping.
+    """
+    # Imported here because the package loads pydantic, which most commands do not need.
     from wcl_core.config.overlay import blocking_parent, with_fields
 
     for override in overrides:
@@ -50,7 +58,7 @@ def apply_overrides(spec: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if not equals or not name:
             raise SpecFileError(f"--set {override}: expected NAME=VALUE, for example --set loss.temperature=0.2")
         if parent := blocking_parent(spec, name):
-            raise SpecFileError(f"--set {override}: {parent} is not a mapping")
+            raise SpecFileError(f"--set {override}: {parent} is not a mapping, so it has no field {name}")
         spec = with_fields(spec, {name: _value(text)})
     return spec
 

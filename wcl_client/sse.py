@@ -1,4 +1,4 @@
-"""Server-sent events: the text format alone, no network."""
+"""The text format of server-sent events; no network here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Draft:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Message | None]:
-    """Messages of a stream's lines; None for each comment (the server's heartbeat)."""
+    """Yield the messages in a stream's lines, and None for each comment (the server's heartbeat)."""
     draft = _Draft()
     for line in lines:
         if not line:

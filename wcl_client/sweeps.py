@@ -1,4 +1,4 @@
-"""Sweeps over one connection: begun, planned, looked at, cancelled."""
+"""The routes of sweeps."""
 
 from __future__ import annotations
 
@@ -12,63 +12,59 @@ from wcl_client.responses import TERMINAL, Json
 
 
 class SweepClient(Connection):
-    """The routes of sweeps; part of `WclClient`."""
+    """The part of `WclClient` for sweeps."""
 
     def submit_sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
-        """Begin a sweep; safe to repeat with the same `idempotency_key`, of which one is made up when absent.
+        """Submit a sweep and return it; a repeated call with the same `idempotency_key` returns the first sweep.
 
         Args:
-            body: `name`, `search`, `parameters`, `metric` and more, as the document of the REST interface says.
+            body: `name`, `search`, `parameters`, `metric` and the other fields of `POST /v1/sweeps`.
+            idempotency_key: by default a new random key.
         """
-        sweep: Json = self._made("/v1/sweeps", dict(body), idempotency_key)
+        sweep: Json = self._create("/v1/sweeps", dict(body), idempotency_key)
         return sweep
 
     def plan_sweep(self, body: Mapping[str, Any]) -> Json:
-        """Which trials, rungs and jobs there would be, without making them."""
+        """Return the trials, rungs and jobs of a sweep without submitting it (dry run)."""
         plan: Json = self._json("POST", "/v1/sweeps", json=dict(body), params={"dry_run": "true"})
         return plan
 
     def sweep(self, sweep_id: str) -> Json:
-        """One sweep; `table` has its trials with their jobs and values."""
+        """Return a sweep; `table` holds its trials with their jobs and values."""
         sweep: Json = self._json("GET", f"/v1/sweeps/{sweep_id}")
         return sweep
 
     def sweeps(self, *, status: str | None = None, limit: int = 50) -> list[Json]:
-        """The newest ones, at most `limit`; `status` may name several states, with commas between them."""
-        found: list[Json] = []
-        params: dict[str, Any] = {"status": status, "limit": min(limit, 100)}
-        while True:
-            page = self._json("GET", "/v1/sweeps", params={k: v for k, v in params.items() if v is not None})
-            found += page["items"]
-            params["cursor"] = page["next_cursor"]
-            if not params["cursor"] or len(found) >= limit:
-                return found[:limit]
+        """Return the newest sweeps, at most `limit`; `status` may hold several states, separated by commas."""
+        return self._newest("/v1/sweeps", limit, status=status)
 
     def follow_sweep(
         self, sweep_id: str, *, poll_seconds: float = 1.0, patience_seconds: float = 60.0
     ) -> Iterator[Json]:
-        """The sweep now, and again whenever it has changed, until it has ended.
+        """Yield the sweep now and after each change, until it ends.
 
         Args:
-            patience_seconds: how long the server may stay away before `Unreachable`.
+            sweep_id: the sweep's id.
+            poll_seconds: pause between two requests.
+            patience_seconds: how long the server may be unreachable before `Unreachable` is raised.
         """
-        seen: Json = {}
-        answered_at = time.monotonic()
-        while seen.get("status") not in TERMINAL:
+        latest: Json = {}
+        responded_at = time.monotonic()
+        while latest.get("status") not in TERMINAL:
             try:
-                found = self.sweep(sweep_id)
+                sweep = self.sweep(sweep_id)
             except Unreachable:
-                if time.monotonic() - answered_at > patience_seconds:
+                if time.monotonic() - responded_at > patience_seconds:
                     raise
             else:
-                answered_at = time.monotonic()
-                if found != seen:
-                    seen = found
-                    yield found
-            if seen.get("status") not in TERMINAL:
+                responded_at = time.monotonic()
+                if sweep != latest:
+                    latest = sweep
+                    yield sweep
+            if latest.get("status") not in TERMINAL:
                 time.sleep(poll_seconds)
 
     def cancel_sweep(self, sweep_id: str) -> Json:
-        """End it: waiting jobs at once, running ones after they have saved."""
+        """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
         sweep: Json = self._json("POST", f"/v1/sweeps/{sweep_id}/cancel")
         return sweep

@@ -1,9 +1,9 @@
-"""`wcl up`: one server and its workers on this machine, started by command, watched, restarted and stopped together.
+"""`wcl up`: starts, watches, restarts and stops a server and its workers on this machine.
 
     starting ──ready──► serving ──signal──► stopping (at most 30 s) ──► stopped
-       └── the server dies three times before it ever answers ──► UpError
+       └── the server ends three times before it is ready ──► UpError
 
-Nothing here imports the service: processes are started as `python -m api` and `python -m worker`.
+This module does not import the service. It starts processes: `python -m api` and `python -m worker`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from wcl_client.address import Address
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
 
@@ -36,12 +35,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class UpError(WclError):
-    """The service cannot run here; the message says why."""
+    """The service cannot run; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What to start; a dataset without a folder is one that the service brings itself."""
+    """Options of `wcl up`; a dataset without a folder is a built-in one."""
 
     data_dir: Path
     host: str = "127.0.0.1"
@@ -51,13 +50,18 @@ class UpOptions:
 
     @property
     def url(self) -> str:
+        """The URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder: SQLite and its workers belong to one `wcl up` at a time."""
+    """Hold the lock of the data folder: one `wcl up` at a time may use its SQLite database.
+
+    Raises:
+        UpError: another process holds the lock.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "up.lock").open("a+") as file:
         try:
@@ -65,7 +69,10 @@ def locked(data_dir: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
-            raise UpError(f"{data_dir} is already served by another `wcl up` (process {owner})") from error
+            raise UpError(
+                f"{data_dir} is in use by another `wcl up` (process {owner}). "
+                "Stop that process, or choose another folder with --data-dir"
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -73,46 +80,44 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Return a free port."""
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
 
 
 def port_is_free(host: str, port: int) -> bool:
+    """Return whether the server can bind the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server binds: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as listener:
+        # The server sets the same option: a port in TIME_WAIT is free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except OSError:
             return False
     return True
 
 
 def die_with_parent() -> None:
-    """In the child: end when `wcl up` itself is killed (Linux; elsewhere the child stays and the lock tells)."""
+    """End this child process when its parent is killed; on Linux only, elsewhere the child continues."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def module_environment() -> dict[str, str]:
-    """The environment in which `python -m` finds this installation's packages, and none of the working folder's.
+    """Return an environment in which `python -m` runs this installation's packages, not those of the working folder.
 
-    A user's folder may well hold an `api` or a `worker.py` of its own.
+    A user's folder may hold its own `api` or `worker.py`.
     """
-    known = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).resolve().parents[1])
-    return dict(os.environ) | {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join([here] + ([known] if known else [])),
-    }
+    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
+    return dict(os.environ) | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 class Child:
-    """One process that should be running, with its restarts and its log file.
+    """One process of the service, with its restarts and its log file.
 
-    With `may_end` it may end for good, by the exit code 0: a worker that was drained stays away.
+    With `may_end` the process is not restarted after exit code 0, for example a drained worker.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Child:
         self.failures = 0
 
     def start(self) -> None:
+        """Start the process; its output goes to the log file."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -137,14 +143,14 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches `wcl up` alone, which then stops each child in order.
+                # In its own session the child gets no Ctrl-C: `wcl up` gets it and stops each child in order.
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
         self._started_at = time.monotonic()
 
     def watch(self, say: Callable[[str], None]) -> None:
-        """Restart the process when it ended, waiting longer after each quick failure."""
+        """Restart the process if it has ended; the wait doubles after each quick failure."""
         if self._has_ended:
             return
         now = time.monotonic()
@@ -159,39 +165,43 @@ class Child:
             return
         if code == 0 and self._may_end:
             self._has_ended = True
-            say(f"{self.name} was asked to end and is not started again")
+            say(f"{self.name} was drained and is not started again")
             return
         self.failures += 1
         wait = min(2.0 ** (self.failures - 1), MAX_BACKOFF_SECONDS)
-        say(f"{self.name} ended (exit code {code}); starting it again in {wait:.0f} s, see {self.log_path}")
+        say(f"{self.name} ended (exit code {code}); it starts again in {wait:.0f} s, see {self.log_path}")
         self._process, self._next_start_at = None, now + wait
 
     @property
     def pid(self) -> int | None:
+        """The process id; None if the process has not started."""
         return self._process.pid if self._process else None
 
     def is_running(self) -> bool:
+        """Return whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def terminate(self) -> None:
+        """Send SIGTERM."""
         if self._process and self.is_running():
             self._process.terminate()
 
     def kill(self) -> None:
-        """The process and whatever it left in its session's group."""
+        """Kill the process and the rest of its process group."""
         if self._process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def last_lines(self, count: int = 15) -> str:
+        """Return the last lines of the log file."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
         return ""
 
 
 class Service:
-    """The server and its workers as children of this process."""
+    """The server and its workers, as child processes."""
 
     def __init__(self, options: UpOptions, say: Callable[[str], None]) -> None:
         self.options = options
@@ -214,39 +224,48 @@ class Service:
 
     @property
     def children(self) -> list[Child]:
+        """The server and all workers."""
         return [self.server, *self.workers]
 
     @property
     def is_stopping(self) -> bool:
+        """Whether a stop was requested."""
         return self._stop
 
     def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Request a stop; usable as a signal handler."""
         self._stop = True
 
     def start(self) -> None:
-        """Start the server, wait until it answers (it also migrates the database), then start the workers."""
+        """Start the server, wait until it has migrated the database and is ready, then start the workers.
+
+        Raises:
+            UpError: the server ended three times, or is not ready after 60 s.
+        """
         self.server.start()
         deadline = time.monotonic() + READY_SECONDS
-        with WclClient(self.options.url) as probe:
-            while not probe.is_ready():
+        with WclClient(self.options.url) as client:
+            while not client.is_ready():
                 if self._stop:
                     return
                 self.server.watch(self._say)
                 if self.server.failures >= 3 or time.monotonic() > deadline:
-                    raise UpError(f"the server does not start; its last words:\n{self.server.last_lines()}")
+                    raise UpError(
+                        f"the server does not start; the end of {self.server.log_path}:\n{self.server.last_lines()}"
+                    )
                 time.sleep(0.1)
         for worker in self.workers:
             worker.start()
 
     def watch(self) -> None:
-        """Keep everything running until a stop is requested."""
+        """Restart processes that end, until a stop is requested."""
         while not self._stop:
             for child in self.children:
                 child.watch(self._say)
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Ask every process to end, then make it end: a running job checkpoints and goes back to the queue."""
+        """Terminate all processes, and kill those that still run after 28 s; running jobs return to the queue."""
         for child in self.children:
             child.terminate()
         deadline = time.monotonic() + STOP_SECONDS
@@ -265,37 +284,32 @@ def _environment(options: UpOptions) -> dict[str, str]:
     }
     folders = {name: str(path.resolve()) for name, path in options.datasets.items() if path}
     if folders:
-        known = json.loads(environment.get("WCL_DATASETS") or "{}")
-        environment["WCL_DATASETS"] = json.dumps(known | folders)
+        from_settings = json.loads(environment.get("WCL_DATASETS") or "{}")
+        environment["WCL_DATASETS"] = json.dumps(from_settings | folders)
     if builtins := [name for name, path in options.datasets.items() if not path]:
         environment["WCL_BUILTIN_DATASETS"] = json.dumps(["digits", *builtins])
     return environment
 
 
-def local_address(options: UpOptions) -> Address:
-    """The server of these options with the key it wrote into its data folder."""
+def _page_link(options: UpOptions) -> str:
+    """Return a one-time sign-in link; the plain URL if the local key lacks the permission for one."""
+    key = os.environ.get("WCL_KEY")
     with contextlib.suppress(OSError):
-        return Address(options.url, (options.data_dir / "key").read_text(encoding="utf-8").strip())
-    return Address(options.url, os.environ.get("WCL_KEY"))
-
-
-def sign_in_link(options: UpOptions) -> str | None:
-    """A fresh one-time link to the page, or None when the local key may not make one."""
-    address = local_address(options)
-    with contextlib.suppress(WclError), WclClient(address.url, address.key) as client:
+        key = (options.data_dir / "key").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(WclError), WclClient(options.url, key) as client:
         return client.sign_in_link()
-    return None
+    return options.url
 
 
 def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Run the service until SIGINT or SIGTERM.
 
     Raises:
-        UpError: the folder is taken, the port is taken, or the server does not start.
+        UpError: the data folder or the port is in use, or the server does not start.
     """
     with locked(options.data_dir):
         if not port_is_free(options.host, options.port):
-            raise UpError(f"port {options.port} on {options.host} is taken; choose another one with --port")
+            raise UpError(f"port {options.port} on {options.host} is in use; choose another one with --port")
         service = Service(options, say)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, service.request_stop)
@@ -303,8 +317,8 @@ def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdou
             service.start()
             if not service.is_stopping:
                 print(f"Serving {options.url} from {options.data_dir}", file=out)
-                print(f"Open     {sign_in_link(options) or options.url}", file=out, flush=True)
+                print(f"Open     {_page_link(options)}", file=out, flush=True)
             service.watch()
-            say("stopping; a running job checkpoints and goes back to the queue")
+            say("stopping; running jobs save a checkpoint and return to the queue")
         finally:
             service.stop()

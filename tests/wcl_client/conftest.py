@@ -1,4 +1,4 @@
-"""A running server that the command line talks to."""
+"""A running server for tests of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wcl_client import output
 
 @pytest.fixture
 def server(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """With the digits; its address and key are in the environment, and tables are wide enough for every column."""
+    """Serve the digits dataset; the environment names the server, and tables show all columns."""
     rows.add_dataset(sqlite_database)
     served = Served(sqlite_database, tmp_path / "data")
     served.start()

@@ -1,4 +1,4 @@
-"""Exit codes and messages of the command line, run as a user runs it."""
+"""Exit codes and messages of the command line, run as a process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_version_is_the_one_of_the_distribution(tmp_path: Path) -> None:
     "arguments",
     [("no-such-command",), ("submit",), ("submit", "absent.json"), ("submit", "--preset", "x", "--kind", "other")],
 )
-def test_wrong_usage_is_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = wcl(*arguments, cwd=tmp_path)
 
     assert done.returncode == 2, done.stderr
@@ -58,7 +58,9 @@ def test_wrong_usage_is_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "arguments", [("jobs",), ("show", "last"), ("datasets", "--json"), ("submit", "--preset", "x")]
 )
-def test_no_server_is_3_with_advice(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_without_a_server_a_command_exits_with_3_and_tells_what_to_do(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     done = wcl(*arguments, cwd=tmp_path, WCL_URL=f"http://127.0.0.1:{free_port()}")
 
     assert done.returncode == 3
@@ -66,7 +68,7 @@ def test_no_server_is_3_with_advice(tmp_path: Path, arguments: tuple[str, ...]) 
     assert "wcl up" in done.stderr
 
 
-def test_doctor_says_what_is_wrong_in_json(tmp_path: Path) -> None:
+def test_doctor_reports_problems_as_json(tmp_path: Path) -> None:
     done = wcl("doctor", "--json", cwd=tmp_path, WCL_URL=f"http://127.0.0.1:{free_port()}")
 
     findings = {finding["name"]: finding["is_ok"] for finding in json.loads(done.stdout)}
@@ -75,14 +77,14 @@ def test_doctor_says_what_is_wrong_in_json(tmp_path: Path) -> None:
     assert findings["Server"] is False
 
 
-def test_demo_with_unknown_data_says_so(tmp_path: Path) -> None:
+def test_demo_refuses_unknown_data(tmp_path: Path) -> None:
     done = wcl("demo", "--data", "nothing-here", cwd=tmp_path)
 
     assert done.returncode == 1
-    assert "neither digits nor cifar10 nor a folder" in done.stderr
+    assert "expected digits, cifar10, or the path of an image folder" in " ".join(done.stderr.split())
 
 
-def test_up_refuses_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_up_refuses_a_dataset_folder_that_does_not_exist(tmp_path: Path) -> None:
     done = wcl("up", "--dataset", "mine=/does/not/exist", cwd=tmp_path)
 
     assert done.returncode == 2

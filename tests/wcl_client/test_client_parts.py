@@ -1,4 +1,4 @@
-"""The client's parts that need no service: stream format, addresses, errors, spec files, the comparison."""
+"""The parts of the client that need no server: stream format, addresses, errors, spec files, the demo's table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from wcl_client.specfile import SpecFileError, apply_overrides, read_spec
 from wcl_client.sse import Message, parse
 
 
-def test_sse_messages_carry_event_id_and_json() -> None:
+def test_an_sse_message_has_event_id_and_json_data() -> None:
     lines = ["id: 3.1.7", "event: progress", 'data: {"step": 5}', "", ": heartbeat", "", "data: a", "data: b", ""]
 
     assert list(parse(lines)) == [Message("progress", {"step": 5}, "3.1.7"), None, Message("message", "a\nb", None)]
 
 
-def test_sse_drops_a_message_that_the_connection_cut_off() -> None:
+def test_an_incomplete_sse_message_is_dropped() -> None:
     assert list(parse(["event: progress", 'data: {"step": 5}'])) == []
 
 
@@ -107,14 +107,14 @@ def test_a_bad_spec_file_is_named(tmp_path: Path, name: str, text: str) -> None:
         read_spec(tmp_path / name)
 
 
-def test_a_spec_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_spec_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_bytes(b"\x00\xff")
 
     with pytest.raises(SpecFileError, match=r"s\.yaml: expected JSON or YAML"):
         read_spec(tmp_path / "s.yaml")
 
 
-def test_yaml_never_makes_objects(tmp_path: Path) -> None:
+def test_yaml_never_creates_python_objects(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("a: !!python/object/apply:os.getcwd []")
 
     with pytest.raises(SpecFileError):
@@ -126,7 +126,7 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_view_folds_its_stream() -> None:
+def test_a_view_of_a_job_is_updated_by_the_stream() -> None:
     view = JobView({"id": "x", "kind": "pretrain", "status": "queued"})
     progress = {
         "step": 5,
@@ -159,25 +159,27 @@ def test_a_difference_below_two_standard_errors_is_noise() -> None:
 
     few, knn = comparison.differences(ours, other)
 
-    assert few == "1 label a class: +5.0 points, within noise (± 10.0)"
+    assert few == "1 label per class: +5.0 points, within noise (± 10.0)"
     assert "better beyond noise" in knn
 
 
-def test_a_difference_beyond_noise_may_be_a_loss() -> None:
+def test_a_negative_difference_beyond_noise_is_worse() -> None:
     ours = [evaluation("few_labels", 0.60, 0.01, labels_per_class=5)]
     other = [evaluation("few_labels", 0.75, 0.01, labels_per_class=5)]
 
     assert "worse beyond noise" in comparison.differences(ours, other)[0]
 
 
-def test_without_an_error_nothing_is_claimed() -> None:
+def test_without_a_standard_error_a_difference_is_not_judged() -> None:
     entries = [evaluation("linear", 0.9, None)]
 
-    assert comparison.differences(entries, entries) == ["linear, all labels: +0.0 points, no standard error known"]
+    assert comparison.differences(entries, entries) == [
+        "linear, all labels: +0.0 points, the standard error is unknown"
+    ]
 
 
 @pytest.mark.process
-def test_the_client_package_needs_no_service_library(tmp_path: Path) -> None:
+def test_importing_the_client_loads_no_service_library(tmp_path: Path) -> None:
     """Importing the client loads neither torch nor the service's packages."""
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""`wcl evaluate`, and verbs of the client that are safe to repeat, against a real server."""
+"""`wcl evaluate` and the repeatable methods of the client, against a real server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wcl_client.cli import app
 
 
 def trained(database: Database) -> str:
-    """A run that succeeded with two checkpoints."""
+    """Return the id of a job that succeeded with two checkpoints."""
     run = rows.Run(database, rows.running(database))
     run.deliver(rows.started(), rows.checkpoint(5, "5" * 64), rows.checkpoint(9, "9" * 64), rows.end("succeeded"))
     return run.job_id
@@ -27,17 +27,17 @@ def test_a_job_stands_for_its_last_checkpoint(server: Served) -> None:
     first, last = rows.checkpoints(server.database, job_id)
 
     done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "linear", "--set", "seed=3", "--json"])
-    made = json.loads(done.stdout)
-    named = json.loads(CliRunner().invoke(app, ["evaluate", first.id, "--protocol", "linear", "--json"]).stdout)
+    evaluation = json.loads(done.stdout)
+    by_checkpoint = json.loads(CliRunner().invoke(app, ["evaluate", first.id, "--protocol", "linear", "--json"]).stdout)
 
     assert done.exit_code == 0
-    assert (made["kind"], made["parent_id"]) == ("evaluate", job_id)
-    assert made["spec"]["features"]["checkpoint_id"] == last.id
-    assert (made["spec"]["protocols"], made["spec"]["seed"]) == (["linear"], 3)
-    assert named["spec"]["features"]["checkpoint_id"] == first.id
+    assert (evaluation["kind"], evaluation["parent_id"]) == ("evaluate", job_id)
+    assert evaluation["spec"]["features"]["checkpoint_id"] == last.id
+    assert (evaluation["spec"]["protocols"], evaluation["spec"]["seed"]) == (["linear"], 3)
+    assert by_checkpoint["spec"]["features"]["checkpoint_id"] == first.id
 
 
-def test_a_wrong_protocol_is_wrong_usage(server: Served) -> None:
+def test_an_unknown_protocol_is_refused(server: Served) -> None:
     job_id = trained(server.database)
 
     done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "nothing"])
@@ -46,7 +46,7 @@ def test_a_wrong_protocol_is_wrong_usage(server: Served) -> None:
     assert "/protocols/0" in str(done.exception)
 
 
-def test_what_is_repeated_with_its_key_is_made_once(server: Served) -> None:
+def test_a_request_repeated_with_its_key_creates_one_job(server: Served) -> None:
     job_id = trained(server.database)
     checkpoint = rows.checkpoints(server.database, job_id)[0].id
     failed = rows.job_in(server.database, Status.FAILED)

@@ -1,4 +1,4 @@
-"""Following a stream over connections that break, against a real HTTP server."""
+"""Following a job's stream over connections that break, against an HTTP server."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def message(event: str, data: Any, message_id: str) -> bytes:
 
 @dataclass
 class Script:
-    """What the server sends on each connection, and what the client asked for."""
+    """The bytes that the server sends on each connection, and the `Last-Event-ID` of each request."""
 
     connections: list[bytes] = field(default_factory=list)
-    asked_after: list[str | None] = field(default_factory=list)
+    last_event_ids: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
@@ -42,18 +42,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self.path.endswith("/stream"):
-            self._answer(200, json.dumps(JOB | {"status": "succeeded"}).encode(), "application/json")
+            self._respond(200, json.dumps(JOB | {"status": "succeeded"}).encode(), "application/json")
             return
-        self.script.asked_after.append(self.headers.get("Last-Event-ID"))
+        self.script.last_event_ids.append(self.headers.get("Last-Event-ID"))
         if not self.script.connections:
-            self._answer(404, b'{"title": "Not found", "detail": "no such job"}', "application/problem+json")
+            self._respond(404, b'{"title": "Not found", "detail": "no such job"}', "application/problem+json")
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         self.wfile.write(self.script.connections.pop(0))
 
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
+    def _respond(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -61,22 +61,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def script() -> Iterator[Script]:
-    made = Script()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"script": made}))
+    served = Script()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"script": served}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    yield made
+    served.url = f"http://127.0.0.1:{server.server_port}"
+    yield served
     server.shutdown()
     server.server_close()
 
 
 def broken_stream() -> list[bytes]:
-    """Two connections: the first ends in the middle of a message, which the second sends whole."""
+    """Return two connections: the first breaks within a message, which the second sends again."""
     first = message("progress", PROGRESS | {"step": 2, "epoch": 0.4}, "1.1.4") + b": heartbeat\n\nid: 1.1.9\nevent: pro"
     second = message("progress", PROGRESS | {"step": 9, "epoch": 1.8}, "1.1.9")
     points = [{"name": "train/loss", "step": 9, "value": 3.25}]
@@ -84,28 +84,28 @@ def broken_stream() -> list[bytes]:
     return [first, second + message("end", {"id": "j", "status": "succeeded"}, "2.1.9")]
 
 
-def test_a_broken_stream_goes_on_after_the_last_whole_message(script: Script) -> None:
+def test_a_broken_stream_continues_after_the_last_complete_message(script: Script) -> None:
     script.connections = broken_stream()
 
     with WclClient(script.url) as client:
         received = [(item.event, item.id) for item in client.follow("j")]
 
     assert received == [("progress", "1.1.4"), ("progress", "1.1.9"), ("metrics", "1.1.9"), ("end", "2.1.9")]
-    assert script.asked_after == [None, "1.1.4"]
+    assert script.last_event_ids == [None, "1.1.4"]
 
 
-def test_an_absent_job_ends_the_following(script: Script) -> None:
+def test_following_an_absent_job_raises(script: Script) -> None:
     with WclClient(script.url) as client, pytest.raises(NotFoundError, match="no such job"):
         list(client.follow("j"))
 
 
-def test_patience_with_an_absent_server_ends() -> None:
+def test_following_raises_once_the_server_is_unreachable_for_too_long() -> None:
     with WclClient(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable):
         list(client.follow("j", patience_seconds=1))
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_watching_shows_the_end(script: Script, is_terminal: bool) -> None:
+def test_watching_shows_progress_and_the_final_status(script: Script, is_terminal: bool) -> None:
     script.connections = broken_stream()
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=160, no_color=True)
 

@@ -1,4 +1,4 @@
-"""`wcl submit --seeds`, `wcl group` and what `wcl show` says of a preset, against a real server."""
+"""`wcl submit --seeds`, `wcl group` and the preset in `wcl show`, against a real server."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def wcl(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_seeds_make_a_group_that_shows_its_numbers(server: Served) -> None:
-    made = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "0,1", "--set", "epochs=20", "--json").stdout)
+def test_seeds_submit_a_seed_group_with_results(server: Served) -> None:
+    group = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "0,1", "--set", "epochs=20", "--json").stdout)
     for place in range(2):
         rows.Run(server.database, rows.claim(server.database)).deliver(
             rows.started(), rows.checkpoint(10, f"{place}" * 64), rows.end("succeeded")
         )
-    for job, value in zip(made["items"], (0.25, 0.75), strict=True):
+    for job, value in zip(group["items"], (0.25, 0.75), strict=True):
         checkpoint = rows.checkpoints(server.database, job["id"])[0].id
         rows.submit(server.database, "evaluate", {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint}})
         run = rows.Run(server.database, rows.claim(server.database))
         run.deliver(rows.started(), rows.evaluation(value), rows.end("succeeded"))
 
-    shown = json.loads(wcl("group", made["group_id"], "--json").stdout)
-    by_job = json.loads(wcl("group", made["items"][1]["id"], "--json").stdout)
+    shown = json.loads(wcl("group", group["group_id"], "--json").stdout)
+    by_job = json.loads(wcl("group", group["items"][1]["id"], "--json").stdout)
 
-    assert [job["name"][-6:] for job in made["items"]] == ["seed 0", "seed 1"]
+    assert [job["name"][-6:] for job in group["items"]] == ["seed 0", "seed 1"]
     assert shown == by_job
     assert [job["status"] for job in shown["items"]] == ["succeeded"] * 2
     assert shown["results"][0]["mean"] == 0.5
@@ -42,7 +42,7 @@ def test_seeds_make_a_group_that_shows_its_numbers(server: Served) -> None:
     assert "-267.66% to 367.66%" in text.get()
 
 
-def test_show_says_where_a_job_departs_from_its_preset(server: Served) -> None:
+def test_show_lists_the_deviations_from_the_preset(server: Served) -> None:
     job_id = json.loads(wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--json").stdout)["id"]
     plan = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "1,2", "--dry-run").stdout)
 
@@ -54,5 +54,5 @@ def test_show_says_where_a_job_departs_from_its_preset(server: Served) -> None:
     assert [entry["pointer"] for entry in plan["deviations"]] == ["/seed"]
 
 
-def test_seeds_that_are_no_numbers_are_wrong_usage(server: Served) -> None:
+def test_seeds_that_are_not_numbers_are_wrong_usage(server: Served) -> None:
     assert wcl("submit", "--preset", "digits-cpu", "--seeds", "0,x").exit_code == 2

@@ -1,4 +1,4 @@
-"""The commands that act on jobs and workers, against a real server."""
+"""Commands for jobs and workers, against a real server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def wcl(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def told(*arguments: str) -> object:
-    """The JSON that a command prints."""
+def printed_json(*arguments: str) -> object:
+    """Return the JSON that a command prints."""
     done = wcl(*arguments, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
@@ -34,7 +34,7 @@ def submit(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_pause_resume_cancel_retry_clone_by_the_command_line(server: Served) -> None:
+def test_pause_resume_cancel_retry_and_clone(server: Served) -> None:
     job_id = submit()
 
     assert wcl("pause", "last").stdout == f"{job_id} paused\n"
@@ -51,19 +51,19 @@ def test_pause_resume_cancel_retry_clone_by_the_command_line(server: Served) -> 
     assert isinstance(wcl("resume", job_id).exception, ConflictError)
 
 
-def test_change_a_job_that_waits(server: Served) -> None:
+def test_a_waiting_job_is_changed(server: Served) -> None:
     job_id = submit()
 
     done = wcl("change", job_id, "--priority", "7", "--name", "urgent", "--tag", "a", "--tag", "b")
 
     assert done.exit_code == 0, done.output
-    found = rows.job(server.database, job_id)
-    assert (found.priority, found.name) == (7, "urgent")
+    job = rows.job(server.database, job_id)
+    assert (job.priority, job.name) == (7, "urgent")
     assert wcl("change", job_id).exit_code == 2
     assert isinstance(wcl("change", job_id, "--priority", "5000").exception, InvalidError)
 
 
-def test_show_says_why_a_job_waits(server: Served) -> None:
+def test_show_tells_why_a_job_waits(server: Served) -> None:
     job_id = submit()
 
     shown = wcl("show", job_id).stdout
@@ -71,20 +71,20 @@ def test_show_says_why_a_job_waits(server: Served) -> None:
     assert "no worker of the pool default is running, place 1 in the queue (no_worker)" in shown
 
 
-def test_submit_passes_on_limits_and_needs(server: Served) -> None:
-    needed = submit()
+def test_submit_sends_limits_and_dependencies(server: Served) -> None:
+    dependency = submit()
 
     limits = ("--max-seconds", "60", "--preemptible", "--gpus", "2")
     job_id = submit("--after-checkpoint", "last", *limits)
 
-    found = rows.job(server.database, job_id)
-    assert (found.status, found.max_seconds, found.preemptible, found.gpus) == ("blocked", 60, True, 2)
+    job = rows.job(server.database, job_id)
+    assert (job.status, job.max_seconds, job.preemptible, job.gpus) == ("blocked", 60, True, 2)
     rows.Run(server.database, rows.claim(server.database)).deliver(rows.started(), rows.checkpoint(1))
-    plain = rows.job(server.database, submit("--after-checkpoint", needed[-12:]))
+    plain = rows.job(server.database, submit("--after-checkpoint", dependency[-12:]))
     assert (plain.status, plain.max_seconds, plain.preemptible) == ("queued", None, False)
 
 
-def test_what_is_not_there_is_named_with_what_was_expected(server: Served) -> None:
+def test_the_error_for_an_absent_object_names_it_and_tells_what_was_expected(server: Served) -> None:
     submit()
     absent = str(uuid4())
     for arguments, expected in (
@@ -110,11 +110,11 @@ def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     assert isinstance(wcl("worker", "drain", "box-1").exception, InvalidError), "two have this name"
     assert isinstance(wcl("worker", "drain", "nobody").exception, NotFoundError)
     assert wcl("worker", "drain", "000000000003").exit_code == 0
-    by_id = {worker["id"][-1]: worker["drain_requested_at"] for worker in told("workers")}  # type: ignore[attr-defined]
+    by_id = {worker["id"][-1]: worker["drain_requested_at"] for worker in printed_json("workers")}  # type: ignore[attr-defined]
     assert [by_id[number] is not None for number in "123"] == [True, False, True]
 
 
-def test_the_audit_exits_with_1_when_something_does_not_close(server: Served) -> None:
+def test_the_audit_exits_with_1_when_events_and_rows_differ(server: Served) -> None:
     job_id = submit()
     assert wcl("audit").stdout == "1 jobs, 0 attempts, 1 events: 0 findings\n"
     server.database.write(lambda session: session.execute(update(Job).values(attempt=1)))

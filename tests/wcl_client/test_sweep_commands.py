@@ -35,13 +35,13 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "sweep.yaml")
 
 
-def test_a_sweep_from_a_file_to_its_best(server: Served, path: str) -> None:
+def test_a_sweep_from_a_file_to_its_best_trial(server: Served, path: str) -> None:
     plan = json.loads(wcl("sweep", "submit", path, "--dry-run").stdout)
     assert (len(plan["trials"]), plan["jobs"]) == (3, {"pretrain": 4, "evaluate": 4})
 
-    made = wcl("sweep", "submit", path, "--name", "mine", "--max-parallel", "3")
-    assert made.exit_code == 0, made.output
-    sweep_id = made.stdout.split()[0]
+    submitted = wcl("sweep", "submit", path, "--name", "mine", "--max-parallel", "3")
+    assert submitted.exit_code == 0, submitted.output
+    sweep_id = submitted.stdout.split()[0]
     sweeping.play_out(server.database, sweep_id, lambda spec: 1 - spec["loss"]["temperature"])
 
     shown = wcl("sweep", "show", sweep_id[-8:])
@@ -54,7 +54,7 @@ def test_a_sweep_from_a_file_to_its_best(server: Served, path: str) -> None:
     assert json.loads(wcl("sweep", "show", "last", "--json").stdout)["best"]["trial"] == 0
 
 
-def test_a_sweep_is_watched_to_its_end(server: Served, path: str) -> None:
+def test_a_sweep_is_watched_until_it_ends(server: Served, path: str) -> None:
     sweep_id = wcl("sweep", "submit", path).stdout.split()[0]
     cancelled = wcl("sweep", "submit", path, "--name", "other").stdout.split()[0]
     wcl("sweep", "cancel", cancelled)
@@ -72,16 +72,16 @@ def test_a_sweep_is_watched_to_its_end(server: Served, path: str) -> None:
     assert lines[-1].startswith("trial 0, 60 epochs: 90.00%")
     assert wcl("sweep", "watch", cancelled, "--json").exit_code == 1
     for status, expected in (("succeeded", {sweep_id}), ("cancelled,succeeded", {sweep_id, cancelled}), ("failed", [])):
-        found = json.loads(wcl("sweep", "list", "--status", status, "--json").stdout)
-        assert {each["id"] for each in found} == set(expected)
+        sweeps = json.loads(wcl("sweep", "list", "--status", status, "--json").stdout)
+        assert {each["id"] for each in sweeps} == set(expected)
 
 
-def test_what_is_wrong_has_its_exit_code(server: Served, path: str, tmp_path: Path) -> None:
+def test_wrong_requests_raise_the_matching_error(server: Served, path: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text('{"name": "x", "search": "grid", "parameters": {"epochs": [1]}}')
     assert isinstance(wcl("sweep", "submit", str(tmp_path / "wrong.json")).exception, InvalidError)
     assert isinstance(wcl("sweep", "show", "nothing").exception, NotFoundError)
 
-    made = wcl("sweep", "submit", path, "--json")
-    sweep_id = json.loads(made.stdout)["id"]
+    submitted = wcl("sweep", "submit", path, "--json")
+    sweep_id = json.loads(submitted.stdout)["id"]
     assert wcl("sweep", "cancel", sweep_id).stdout == f"{sweep_id} cancelled\n"
     assert isinstance(wcl("sweep", "cancel", sweep_id).exception, ConflictError)

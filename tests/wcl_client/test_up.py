@@ -1,4 +1,4 @@
-"""`wcl up`'s parts with real processes: the lock, restarts, the end."""
+"""The parts of `wcl up` with real processes: lock, restarts, stop."""
 
 from __future__ import annotations
 
@@ -41,47 +41,49 @@ def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
         pass
 
 
-def test_a_dead_child_is_started_again_after_a_pause(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_killed_child_is_restarted_after_a_pause(tmp_path: Path) -> None:
+    messages: list[str] = []
     child = Child("worker", SLEEPER, dict(os.environ), tmp_path / "log")
     child.start()
     first = child.pid
     assert first
     os.kill(first, signal.SIGKILL)
 
-    eventually(lambda: (child.watch(said.append), child.is_running() and child.pid != first)[1], "the new child", 10)
+    eventually(
+        lambda: (child.watch(messages.append), child.is_running() and child.pid != first)[1], "the new child", 10
+    )
 
-    assert len(said) == 1
-    assert "exit code -9" in said[0]
+    assert len(messages) == 1
+    assert "exit code -9" in messages[0]
     child.kill()
 
 
-def test_a_worker_that_was_asked_to_end_stays_away_and_a_failed_one_does_not(tmp_path: Path) -> None:
+def test_a_drained_worker_is_not_restarted_and_a_failed_one_is(tmp_path: Path) -> None:
     for code, comes_back in ((0, False), (1, True)):
-        said: list[str] = []
+        messages: list[str] = []
         command = [sys.executable, "-c", f"raise SystemExit({code})"]
         child = Child("worker", command, dict(os.environ), tmp_path / "log", may_end=True)
         child.start()
 
-        eventually(lambda child=child, said=said: (child.watch(said.append), said)[1], "its end", 30)  # type: ignore[misc]
-        child.watch(said.append)
+        eventually(lambda child=child, messages=messages: (child.watch(messages.append), messages)[1], "its end", 30)  # type: ignore[misc]
+        child.watch(messages.append)
 
-        assert len(said) == 1
-        assert ("starting it again" in said[0]) == comes_back
-        assert ("is not started again" in said[0]) != comes_back
+        assert len(messages) == 1
+        assert ("it starts again" in messages[0]) == comes_back
+        assert ("is not started again" in messages[0]) != comes_back
 
 
 def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     child = Child(
         "worker", [sys.executable, "-c", "print('no'); raise SystemExit(3)"], dict(os.environ), tmp_path / "log"
     )
     child.start()
 
-    eventually(lambda: (child.watch(said.append), len(said) == 2)[1], "two failures", 10)
+    eventually(lambda: (child.watch(messages.append), len(messages) == 2)[1], "two failures", 10)
 
-    assert "in 1 s" in said[0]
-    assert "in 2 s" in said[1]
+    assert "in 1 s" in messages[0]
+    assert "in 2 s" in messages[1]
     assert "no" in child.last_lines()
 
 
@@ -109,7 +111,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_taken_port_is_noticed() -> None:
+def test_a_port_in_use_is_not_free() -> None:
     import socket
 
     port = free_port()
@@ -124,7 +126,7 @@ def test_url_of_an_ipv6_address() -> None:
     assert UpOptions(Path(), host="::1", port=80).url == "http://[::1]:80"
 
 
-def test_packages_of_the_working_folder_are_never_run(tmp_path: Path) -> None:
+def test_modules_of_the_working_folder_are_never_run(tmp_path: Path) -> None:
     (tmp_path / "wcl_client.py").write_text("print('the wrong one')")
 
     command = [sys.executable, "-m", "wcl_client", "--help"]

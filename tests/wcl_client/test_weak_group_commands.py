@@ -27,7 +27,7 @@ def test_groups_of_an_epoch_with_their_classes(server: Served) -> None:
     assert wrong.exit_code != 0
 
 
-def test_a_run_without_groups_says_so(server: Served) -> None:
+def test_a_run_without_weak_labels_has_no_groups(server: Served) -> None:
     job_id = rows.submit(server.database)
 
-    assert "no groups were reported" in wcl("groups", job_id).stdout
+    assert "no groups: the run has not reported weak labels yet" in wcl("groups", job_id).stdout

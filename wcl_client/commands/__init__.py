@@ -1,1 +1,1 @@
-"""The commands of `wcl`, by what they are about; wcl_client.cli makes one program of them."""
+"""The commands of `wcl`, one module for each subject; `wcl_client.cli` joins them."""

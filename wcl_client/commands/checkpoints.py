@@ -1,60 +1,79 @@
-"""Commands about checkpoints: listed, measured, downloaded."""
+"""Commands for checkpoints: list, evaluate, download."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, JobId, Overrides
+from wcl_client.download import Downloaded
 from wcl_client.output import err, out, print_json
-from wcl_client.references import find_job
+from wcl_client.references import find_checkpoint, find_job
+from wcl_client.responses import FileKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.transfer import fetch, find_checkpoint
 
 app = typer.Typer()
+CheckpointId = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's id, or a job, which stands for its last checkpoint.")
+]
 
 
 @app.command()
 def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints by step."""
     with WclClient.connect() as client:
-        found = client.checkpoints(find_job(client, job)["id"])
-    print_json(found) if as_json else out.print(output.checkpoints_table(found))
+        rows = client.checkpoints(find_job(client, job)["id"])
+    print_json(rows) if as_json else out.print(output.checkpoints_table(rows))
 
 
 @app.command()
 def evaluate(
-    reference: Annotated[str, typer.Argument(help="A job (its last checkpoint is meant) or a checkpoint's id.")],
+    reference: CheckpointId,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; by default knn, linear, few_labels.")
+        list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels.")
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a job that measures a checkpoint."""
+    """Submit a job that evaluates a checkpoint."""
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
     with WclClient.connect() as client:
-        made = client.evaluate(find_checkpoint(client, reference), spec)
-    print_json(made) if as_json else out.print(made["id"])
+        job = client.evaluate(find_checkpoint(client, reference), spec)
+    print_json(job) if as_json else out.print(job["id"])
 
 
 @app.command()
 def download(
-    reference: Annotated[str, typer.Argument(help="A job (its last checkpoint is meant) or a checkpoint's id.")],
-    target: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.")] = None,
-    kind: Annotated[str, typer.Option(help="native, or backbone: weights under torchvision's names.")] = "native",
+    reference: CheckpointId,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file or a folder; default: a file in this folder.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="native, or backbone: the weights under torchvision's names.")] = "native",
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint, going on where an interrupted download stopped; the checksum is verified."""
-    from wcl_client.transfer import find_checkpoint
-
+    """Download a checkpoint and verify its checksum; an interrupted download continues."""
     if kind not in ("native", "backbone"):
-        raise typer.BadParameter("--kind is native or backbone")
+        raise typer.BadParameter(f"--kind {kind}: expected native or backbone")
     with WclClient.connect() as client:
-        done = fetch(client, find_checkpoint(client, reference), target, kind, err)
-    facts = {"path": str(done.path), "sha256": done.sha256, "size": done.size, "resumed_from": done.resumed_from}
-    print_json(facts) if as_json else out.print(f"{done.path}  {output.size(done.size)}  sha256 {done.sha256}")
+        file = _download(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
+    facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
+    print_json(facts) if as_json else out.print(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+
+
+def _download(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
+    """Download with a progress bar into a file, or into a folder under a name made of id and kind."""
+    name = f"{checkpoint_id}-{kind}.safetensors"
+    path = target / name if target and target.is_dir() else target or Path(name)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task(path.name, total=None)
+
+        def show(received: int, total: int) -> None:
+            bars.update(task, completed=received, total=total)
+
+        return client.download(checkpoint_id, path, kind=kind, on_bytes=show)

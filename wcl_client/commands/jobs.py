@@ -1,4 +1,4 @@
-"""Commands about jobs that are there: found, looked at, followed, asked to do something, made anew."""
+"""Commands for existing jobs: list, show, watch, control, retry, clone, change."""
 
 from __future__ import annotations
 
@@ -22,76 +22,83 @@ app = typer.Typer()
 @app.command()
 def jobs(
     status: Annotated[
-        str | None, typer.Option(help="Only blocked, queued, running, paused, succeeded, failed or cancelled ones.")
+        str | None,
+        typer.Option(
+            help="Only jobs with this status: blocked, queued, running, paused, succeeded, failed or cancelled."
+        ),
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="Only pretrain or evaluate.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
-    query: Annotated[str | None, typer.Option("--query", "-q", help="Only names that contain this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind: pretrain or evaluate.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Only jobs whose name contains this text.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with WclClient.connect() as client:
-        found = client.jobs(status=status, kind=kind, tag=tag, q=query, limit=limit)
-    print_json(found) if as_json else out.print(output.jobs_table(found))
+        rows = client.jobs(status=status, kind=kind, tag=tag, q=query, limit=limit)
+    print_json(rows) if as_json else out.print(output.jobs_table(rows))
 
 
 @app.command()
-def show(job: JobId, as_json: AsJson = False) -> None:
-    """Show one job with its evaluations."""
+def show(reference: JobId, as_json: AsJson = False) -> None:
+    """Show a job with its evaluations."""
     with WclClient.connect() as client:
-        found = find_job(client, job)
-        evaluations = client.evaluations(found["id"])
+        job = find_job(client, reference)
+        evaluations = client.evaluations(job["id"])
     if as_json:
-        print_json({**found, "evaluations": evaluations})
+        print_json({**job, "evaluations": evaluations})
         return
-    out.print(output.job_table(found))
-    if found.get("deviations"):
-        out.print(output.deviations_table(found["deviations"] or ()))
+    out.print(output.job_table(job))
+    if deviations := job.get("deviations"):
+        out.print(output.deviations_table(deviations))
     if evaluations:
         out.print(output.evaluations_table(evaluations))
 
 
 @app.command()
 def group(
-    group_id: Annotated[str, typer.Argument(help="The group's id, as submit --seeds prints it, or one of its jobs.")],
+    group_id: Annotated[
+        str, typer.Argument(help="A seed group's id, as `wcl submit --seeds` prints it, or one of its jobs.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a group of seeds: its jobs, and mean, deviation and 95 % interval of what was measured."""
+    """Show a seed group: its jobs, and mean, deviation and 95 % interval of its results."""
     with WclClient.connect() as client:
         try:
-            found = client.group(group_id)
+            seed_group = client.group(group_id)
         except NotFoundError:
             job = find_job(client, group_id)
             if not job.get("group_id"):
                 raise
-            found = client.group(str(job["group_id"]))
+            seed_group = client.group(str(job["group_id"]))
     if as_json:
-        print_json(found)
+        print_json(seed_group)
         return
-    out.print(output.jobs_table(found["items"]))
-    if found["results"]:
-        out.print(output.group_table(found["results"]))
+    out.print(output.jobs_table(seed_group["items"]))
+    if seed_group["results"]:
+        out.print(output.group_table(seed_group["results"]))
 
 
 @app.command()
 def groups(
     job: JobId,
-    epoch: Annotated[int | None, typer.Option(min=0, help="The last one unless given.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Default: the last one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how the weak labels of a run group its probe, a fixed batch of train images, at the end of an epoch."""
+    """Show the weak-label groups of a run's monitor batch, a fixed batch of train images, at the end of an epoch."""
     with WclClient.connect() as client:
-        found = client.weak_groups(find_job(client, job)["id"], epoch=epoch)
-    print_json(found) if as_json else output.print_weak_groups(found)
+        weak_groups = client.weak_groups(find_job(client, job)["id"], epoch=epoch)
+    print_json(weak_groups) if as_json else output.print_weak_groups(weak_groups)
 
 
 @app.command()
 def watch(
-    jobs: Annotated[list[str], typer.Argument(help="One or more jobs: ids, parts of ids, or `last`.")],
+    jobs: Annotated[
+        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show live progress until the jobs end; exit code 1 when one did not succeed."""
+    """Show live progress until the jobs end; the exit code is 1 if a job did not succeed."""
     with WclClient.connect() as client:
         ended = follow_jobs(client, [find_job(client, reference) for reference in jobs], to_stderr=as_json)
     if as_json:
@@ -101,7 +108,7 @@ def watch(
 
 @app.command()
 def logs(job: JobId, as_json: AsJson = False) -> None:
-    """Print what the training process wrote."""
+    """Print the last lines that the training process wrote."""
     with WclClient.connect() as client:
         lines = client.logs(find_job(client, job)["id"])
     if as_json:
@@ -113,61 +120,61 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Ask a job to stop; a running one checkpoints first."""
-    _ask(job, WclClient.cancel, ", cancel requested", as_json)
+    """Cancel a job; a running job saves a checkpoint first."""
+    _request(job, WclClient.cancel, ", cancel requested", as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Hold a job until it is resumed; a running one checkpoints first."""
-    _ask(job, WclClient.pause, ", pause requested", as_json)
+    """Pause a job until it is resumed; a running job saves a checkpoint first."""
+    _request(job, WclClient.pause, ", pause requested", as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Queue a paused job again; it goes on from its last checkpoint."""
-    _ask(job, WclClient.resume, "", as_json)
+    """Queue a paused job again; it continues from its last checkpoint."""
+    _request(job, WclClient.resume, "", as_json)
 
 
-def _ask(reference: str, verb: Callable[[WclClient, str], Job], asked: str, as_json: bool) -> None:
+def _request(reference: str, action: Callable[[WclClient, str], Job], note: str, as_json: bool) -> None:
+    """Send a request for a job and print its status; a job that still runs gets the note."""
     with WclClient.connect() as client:
-        found = verb(client, find_job(client, reference)["id"])
-    told = asked if found["status"] == "running" else ""
-    print_json(found) if as_json else out.print(f"{found['id']} {found['status']}{told}")
+        job = action(client, find_job(client, reference)["id"])
+    print_json(job) if as_json else out.print(
+        f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}"
+    )
 
 
 @app.command()
 def retry(job: JobId, as_json: AsJson = False) -> None:
-    """Make a new job that goes on from the last checkpoint of a failed or cancelled one."""
+    """Submit a new job that continues from the last checkpoint of a failed or cancelled job."""
     with WclClient.connect() as client:
-        made = client.retry(find_job(client, job)["id"])
-    print_json(made) if as_json else out.print(made["id"])
+        new = client.retry(find_job(client, job)["id"])
+    print_json(new) if as_json else out.print(new["id"])
 
 
 @app.command()
-def clone(
-    job: JobId,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a new job with the same spec, some fields replaced, from scratch."""
+def clone(job: JobId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Submit a new job with the same spec, changed by --set; it starts from scratch."""
     spec = apply_overrides({}, overrides or ())
     with WclClient.connect() as client:
-        made = client.clone(find_job(client, job)["id"], spec)
-    print_json(made) if as_json else out.print(made["id"])
+        new = client.clone(find_job(client, job)["id"], spec)
+    print_json(new) if as_json else out.print(new["id"])
 
 
 @app.command()
 def change(
     job: JobId,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher runs earlier; only while the job waits.")] = None,
+    name: Annotated[str | None, typer.Option(help="The new name.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="A higher priority runs earlier; only for a waiting job.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Replaces all tags; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rename or retag a job, or change the priority of one that waits."""
+    """Change the name or the tags of a job, or the priority of a waiting job."""
     if name is None and priority is None and tag is None:
-        raise typer.BadParameter("give at least one of --name, --priority, --tag")
+        raise typer.BadParameter("expected at least one of --name, --priority, --tag")
     with WclClient.connect() as client:
-        found = client.change(find_job(client, job)["id"], name=name, priority=priority, tags=tag)
-    print_json(found) if as_json else out.print(output.job_table(found))
+        changed = client.change(find_job(client, job)["id"], name=name, priority=priority, tags=tag)
+    print_json(changed) if as_json else out.print(output.job_table(changed))

@@ -1,4 +1,4 @@
-"""Commands about the service as a whole: started, shown, examined."""
+"""Commands for the whole service: start, demo, list datasets, check, audit."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import typer
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
+from wcl_client.demo import run_demo
+from wcl_client.doctor import examine
 from wcl_client.output import err, out, print_json
+from wcl_client.up import UpOptions, free_port, run
 
 app = typer.Typer()
-_FETCHED = ("cifar10", "cifar100", "stl10")
+_BUILTIN = ("cifar10", "cifar100", "stl10")
 
 
 @app.command()
 def up(
-    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept; default ./wcl-data.")] = None,
-    host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="How many jobs run at once.")] = 1,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers; each runs one job at a time.")] = 1,
     dataset: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH of an image folder or packed file, or a builtin; may be repeated."),
+        typer.Option(
+            help="NAME=PATH of an image folder or a packed file, or cifar10, cifar100 or stl10; may be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Start the server and its workers on this machine; Ctrl-C stops both."""
-    from wcl_client.up import UpOptions, free_port, run
-
+    """Start the server and its workers on this machine; Ctrl-C stops them."""
     folders: dict[str, Path | None] = {}
     for entry in dataset or ():
         name, equals, folder = entry.partition("=")
-        if entry not in _FETCHED and (not equals or not Path(folder).exists()):
-            expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_FETCHED)}"
-            raise typer.BadParameter(f"--dataset {entry}: expected {expected}")
+        if entry not in _BUILTIN and (not equals or not Path(folder).exists()):
+            expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_BUILTIN)}"
+            raise typer.BadParameter(f"--dataset {entry}: expected {expected}, where PATH exists")
         folders[name] = Path(folder) if folder else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
     run(options, lambda text: err.print(text))
@@ -43,37 +46,33 @@ def up(
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Option(help="digits, cifar10, or an image folder (train/CLASS/*, test/CLASS/*).")] = (
-        "digits"
-    ),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
-    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept; default ./wcl-data.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=2, help="Train this long instead of the preset's.")] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10, or an image folder with train/CLASS/* and test/CLASS/*.")
+    ] = ("digits"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the service running at the end.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=2, help="Number of epochs, instead of the preset's.")] = None,
 ) -> None:
-    """Train WCL and its SimCLR twin on real images, evaluate both, draw the weak labels, download the checkpoint."""
-    from wcl_client.demo import run_demo
-
+    """Train WCL and SimCLR on real images, evaluate both, check the weak labels, download the checkpoint."""
     run_demo(data, data_dir or data_folder(), keep=keep, epochs=epochs, console=out)
 
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the data sets that workers have registered."""
+    """List the datasets that workers announced."""
     with WclClient.connect() as client:
-        found = client.datasets()
+        rows = client.datasets()
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
-    for entry in found:
-        counts = ", ".join(f"{count:,} {split}" for split, count in (entry.get("counts") or {}).items())
-        out.print(f"[bold]{entry['name']}[/bold]  {counts}  {len(entry.get('classes') or ())} classes")
+    for dataset in rows:
+        counts = ", ".join(f"{count:,} {split}" for split, count in dataset["counts"].items())
+        out.print(f"[bold]{dataset['name']}[/bold]  {counts}  {len(dataset['classes'])} classes")
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine and the server; exit code 1 when something is wrong."""
-    from wcl_client.doctor import examine
-
+    """Check this machine and the server; the exit code is 1 if a check fails."""
     with WclClient.connect() as client:
         findings = examine(client, data_folder())
     if as_json:
@@ -87,7 +86,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def audit(as_json: AsJson = False) -> None:
-    """Replay the events of all jobs; exit code 1 when they do not lead to what the database says."""
+    """Replay the events of all jobs; the exit code is 1 if they do not match the rows of the database."""
     with WclClient.connect() as client:
         report = client.audit()
     if as_json:

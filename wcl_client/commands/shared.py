@@ -12,14 +12,15 @@ from wcl_client.progress import watch
 from wcl_client.responses import Job
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-JobId = Annotated[str, typer.Argument(help="The job's id, a unique beginning or end of it, or `last`.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a unique beginning or end of an id, or `last`.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="NAME=VALUE, for example epochs=20; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE sets a field of the spec, for example epochs=20; may be repeated."),
 ]
 
 
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
-    """Show the progress of jobs until they end, and return them as they ended."""
+    """Show the progress of jobs until they end, and return the ended jobs."""
     return watch(client, jobs, err if to_stderr else out)
 
 

@@ -1,4 +1,4 @@
-"""`wcl sweep`: searches over fields of a training spec."""
+"""`wcl sweep`: searches over the fields of a training spec."""
 
 from __future__ import annotations
 
@@ -17,45 +17,47 @@ from wcl_client.responses import Json
 from wcl_client.specfile import read_spec
 
 app = typer.Typer()
-sweep = typer.Typer(help="Search over fields of a spec: grid, random, successive halving.", no_args_is_help=True)
+sweep = typer.Typer(help="Search over the fields of a spec: grid, random or successive halving.", no_args_is_help=True)
 app.add_typer(sweep, name="sweep")
 
 SweepId = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="The sweep's id, a unique beginning or end of it, or `last`.")
+    str, typer.Argument(metavar="SWEEP", help="A sweep's id, a unique beginning or end of an id, or `last`.")
 ]
 
 
 @sweep.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="A .json or .yaml file: name, search, parameters, metric and more.")],
-    name: Annotated[str | None, typer.Option(help="A name for people, instead of the file's.")] = None,
-    max_parallel: Annotated[int | None, typer.Option(min=1, help="Trials that are unfinished at a time.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check, and say which trials there would be.")
-    ] = False,
-    follow: Annotated[bool, typer.Option("--watch", help="Say what is measured until the sweep ends.")] = False,
+    file: Annotated[
+        Path, typer.Argument(help="A .json or .yaml file with name, search, parameters, metric and options.")
+    ],
+    name: Annotated[str | None, typer.Option(help="The sweep's name, instead of the name in the file.")] = None,
+    max_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of unfinished trials at a time.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without submitting.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Print each result until the sweep ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a sweep."""
-    said = {"name": name, "max_parallel": max_parallel}
-    body = read_spec(file) | {field: value for field, value in said.items() if value is not None}
+    """Submit a sweep."""
+    options = {"name": name, "max_parallel": max_parallel}
+    body = read_spec(file) | {field: value for field, value in options.items() if value is not None}
     with WclClient.connect() as client:
         if dry_run:
             print_json(client.plan_sweep(body))
             return
-        made = client.submit_sweep(body)
+        new = client.submit_sweep(body)
         if not as_json:
-            out.print(made["id"])
-            err.print(f"{made['trials']} trials, measured on {output.measured_on(made)}; see {made['links']['page']}")
+            out.print(new["id"])
+            err.print(f"{new['trials']} trials, measured on {output.measured_on(new)}; see {new['links']['page']}")
         if follow:
-            _followed(client, made, as_json)
+            _follow(client, new, as_json)
             return
     if as_json:
-        print_json(made)
+        print_json(new)
 
 
-def _followed(client: WclClient, sweep: Json, as_json: bool) -> None:
-    """Exit code 1 when the sweep did not succeed."""
+def _follow(client: WclClient, sweep: Json, as_json: bool) -> None:
+    """Print each result until the sweep ends, and exit with code 1 if the sweep does not succeed."""
     ended = watch_sweep(client, sweep["id"], err if as_json else out)
     print_json(ended) if as_json else out.print(output.sweep_table(ended))
     if ended["status"] != "succeeded":
@@ -64,38 +66,40 @@ def _followed(client: WclClient, sweep: Json, as_json: bool) -> None:
 
 @sweep.command("list")
 def list_sweeps(
-    status: Annotated[str | None, typer.Option(help="Only running, succeeded, failed or cancelled ones.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    status: Annotated[
+        str | None, typer.Option(help="Only sweeps with this status: running, succeeded, failed or cancelled.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of sweeps.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, newest first."""
     with WclClient.connect() as client:
-        found = client.sweeps(status=status, limit=limit)
-    print_json(found) if as_json else out.print(output.sweeps_table(found))
+        rows = client.sweeps(status=status, limit=limit)
+    print_json(rows) if as_json else out.print(output.sweeps_table(rows))
 
 
 @sweep.command()
 def show(reference: SweepId, as_json: AsJson = False) -> None:
     """Show a sweep with its trials, the best first."""
     with WclClient.connect() as client:
-        found = client.sweep(find_sweep(client, reference)["id"])
+        shown = find_sweep(client, reference)
     if as_json:
-        print_json(found)
+        print_json(shown)
         return
-    out.print(output.sweep_table(found))
-    out.print(output.trials_table(found))
+    out.print(output.sweep_table(shown))
+    out.print(output.trials_table(shown))
 
 
 @sweep.command()
 def watch(reference: SweepId, as_json: AsJson = False) -> None:
-    """Say what is measured until the sweep ends; exit code 1 when it did not succeed."""
+    """Print each result until the sweep ends; the exit code is 1 if the sweep does not succeed."""
     with WclClient.connect() as client:
-        _followed(client, find_sweep(client, reference), as_json)
+        _follow(client, find_sweep(client, reference), as_json)
 
 
 @sweep.command()
 def cancel(reference: SweepId, as_json: AsJson = False) -> None:
-    """End a sweep: its waiting jobs at once, running ones after they have saved."""
+    """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
     with WclClient.connect() as client:
-        found = client.cancel_sweep(find_sweep(client, reference)["id"])
-    print_json(found) if as_json else out.print(f"{found['id']} {found['status']}")
+        cancelled = client.cancel_sweep(find_sweep(client, reference)["id"])
+    print_json(cancelled) if as_json else out.print(f"{cancelled['id']} {cancelled['status']}")

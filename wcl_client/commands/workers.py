@@ -1,4 +1,4 @@
-"""Commands about workers: listed, run here, drained."""
+"""Commands for workers: list, run, drain."""
 
 from __future__ import annotations
 
@@ -17,41 +17,45 @@ from wcl_client.references import find_worker
 from wcl_client.up import module_environment
 
 app = typer.Typer()
-worker = typer.Typer(help="Run a worker here, or drain one.", invoke_without_command=True)
+worker = typer.Typer(help="Run a worker on this machine, or drain a worker.", invoke_without_command=True)
 app.add_typer(worker, name="worker")
 
 
 @app.command()
 def workers(as_json: AsJson = False) -> None:
-    """List the workers, those that run first."""
+    """List workers, live ones first."""
     with WclClient.connect() as client:
-        found = client.workers()
-    print_json(found) if as_json else out.print(output.workers_table(found))
+        rows = client.workers()
+    print_json(rows) if as_json else out.print(output.workers_table(rows))
 
 
 @worker.callback()
 def run_worker(
     context: typer.Context,
-    once: Annotated[bool, typer.Option("--once", help="Take one job, or none when none waits, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Run at most one job, then end; end at once if no job waits.")
+    ] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Save the job, return it to the queue and end before so much time is over.")
+        float | None, typer.Option(help="Before this time is over, save the job, return it to the queue and end.")
     ] = None,
 ) -> None:
-    """Run a worker on this machine, with the settings of its environment (WCL_DATABASE_URL, ...)."""
+    """Run a worker on this machine with the settings in the environment (WCL_DATABASE_URL, ...)."""
     if context.invoked_subcommand is not None:
         return
     options = (["--once"] if once else []) + ([] if max_seconds is None else ["--max-seconds", str(max_seconds)])
     environment = module_environment() | {"WCL_DATA_DIR": str(data_folder().resolve())}
-    # In place of this process: a batch system's signals have to reach the worker itself.
+    # The worker replaces this process, so that the signals of a batch system reach it.
     os.execve(sys.executable, [sys.executable, "-m", "worker", *options], environment)  # noqa: S606 (a list, no shell)
 
 
 @worker.command()
 def drain(
-    reference: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name, its id, or a part of it.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="WORKER", help="A worker's name, its id, or a unique beginning or end of the id.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Ask a worker to save its job, return it to the queue, take nothing more, and end."""
+    """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
     with WclClient.connect() as client:
-        found = client.drain_worker(find_worker(client, reference)["id"])
-    print_json(found) if as_json else out.print(f"{found['name']} {found['state']}, drain requested")
+        drained = client.drain_worker(find_worker(client, reference)["id"])
+    print_json(drained) if as_json else out.print(f"{drained['name']} {drained['state']}, drain requested")
