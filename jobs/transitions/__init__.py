@@ -12,20 +12,20 @@
 An attempt is open while `ended_at` is null.  Every transition out of running ends it in the same transaction, so the
 fence at the start of `deliver` rejects every later write.
 
-    guard ── claims, outcomes ── attempts
-          └─ requests ── observers
+    status_change ── claims, outcomes ── fence
+                  └─ requests ── observers
 
 Import from this package, not from its modules.
 """
 
 from __future__ import annotations
 
-from jobs.transitions.attempts import Requests, deliver, end_attempt, reap
 from jobs.transitions.claims import (
     Claim,
     claim,
     is_claimable,
 )
+from jobs.transitions.fence import Requests, deliver, end_attempt, reap
 from jobs.transitions.observers import has_blocked, preempt, unblock
 from jobs.transitions.requests import cancel, pause, resume
 

@@ -14,7 +14,7 @@ from jobs.database import now_ms
 from jobs.eligibility import WorkerFacts, fits_worker, is_due
 from jobs.models import Attempt, Checkpoint, Job, Worker
 from jobs.status import Status
-from jobs.transitions.guard import move
+from jobs.transitions.status_change import move
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from jobs import preemption
 from jobs.eligibility import is_lost, is_met
 from jobs.models import DEFAULT_PROJECT, Dependency, Job, Project
 from jobs.status import Reason, Status
-from jobs.transitions.guard import move
 from jobs.transitions.requests import request
+from jobs.transitions.status_change import move
 
 
 def preempt(session: Session) -> preemption.Preemption | None:

@@ -12,7 +12,7 @@ from jobs import planned_evaluations
 from jobs.database import now_ms
 from jobs.models import Attempt, Job
 from jobs.status import HELD, INFRASTRUCTURE, Reason, Status
-from jobs.transitions.guard import move
+from jobs.transitions.status_change import move
 
 
 def settle(

@@ -10,7 +10,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.events import record
 from jobs.models import Job
 from jobs.status import Reason, Status
-from jobs.transitions.guard import lock, move
+from jobs.transitions.status_change import lock, move
 
 _WAITING = frozenset({Status.BLOCKED, Status.QUEUED, Status.PAUSED})
 

@@ -18,7 +18,7 @@ from jobs.events import record
 from jobs.ingest import Delivered
 from jobs.models import Attempt, Base, Job, Log, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
-from jobs.transitions import attempts
+from jobs.transitions import fence
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, job_in, running, status, submit, try_claim, worker
 
@@ -377,7 +377,7 @@ def test_a_concurrent_twin_does_not_supersede_the_attempt(database: Database, mo
     run = Run(database, running(database))
     lines = rows.numbered([rows.metrics(step, loss=1.0) for step in range(4)])
     run.send(lines[:2])
-    renew = attempts._renew
+    renew = fence._renew
     twins: list[Future[object]] = []
     due = [rows.delivered(lines[2:])]  # the second delivery, with the new records
 
@@ -388,7 +388,7 @@ def test_a_concurrent_twin_does_not_supersede_the_attempt(database: Database, mo
             rows.until_a_statement_waits_for_a_lock(database, or_done=twins[0])
         return renew(session, job_id, number, sent)
 
-    monkeypatch.setattr(attempts, "_renew", renew_after_a_twin)
+    monkeypatch.setattr(fence, "_renew", renew_after_a_twin)
     with ThreadPoolExecutor(1) as pool:
         run.send(lines)
 

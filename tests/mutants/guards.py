@@ -161,7 +161,7 @@ GUARDS = (
     ),
     Guard(
         "a superseded attempt writes nothing",
-        "jobs/transitions/attempts.py",
+        "jobs/transitions/fence.py",
         "        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))\n"
         "        .values(renewals=Attempt.renewals + 1)",
         "        .where(Attempt.job_id == job_id, Attempt.number == number)\n"
@@ -170,14 +170,14 @@ GUARDS = (
     ),
     Guard(
         "a repeated delivery is stored once",
-        "jobs/transitions/attempts.py",
+        "jobs/transitions/fence.py",
         "statement.where(Attempt.delivered_seq == first - 1).values(",
         "statement.values(",
         ("tests/jobs/test_transitions.py::test_a_delivery_can_be_repeated_when_its_response_was_lost[sqlite]",),
     ),
     Guard(
         "a status changes only from an expected one",
-        "jobs/transitions/guard.py",
+        "jobs/transitions/status_change.py",
         "        .where(Job.id == job_id, Job.status.in_(before))\n",
         "        .where(Job.id == job_id)\n",
         ("tests/jobs/test_transitions.py::test_a_request_changes_the_status_or_is_refused",),
