@@ -64,7 +64,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     cell(page, 1, "how").select_option("log")
     cell(page, 1, "min").fill("3")
     cell(page, 1, "max").fill("0.3")
-    expect(hint(page, "row.1")).to_contain_text("max: expected more than min, which is 3")
+    expect(hint(page, "row.1")).to_contain_text("max: 0.3 is not above min; expected more than 3")
     cell(page, 1, "min").fill("0.03")
     expect(plan).to_contain_text("9 × 7, 3 × 20, 1 × 60 epochs")
     page.get_by_role("button", name="Add a field").click()
