@@ -62,7 +62,7 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
         assert np.abs(picture[picture.shape[0] // 2, 12].astype(int) - colour).max() < 12, place
         is_last_filled = np.abs(picture[picture.shape[0] // 2, -12].astype(int) - colour).max() < 12
         assert is_last_filled == (place == 0), place
-    expect(page.get_by_role("region", name="Label lists")).to_contain_text("official-1")
+    expect(page.get_by_role("region", name="Table of label lists")).to_contain_text("official-1")
     expect(page.locator("#holders")).to_contain_text("florist")
     expect(page.locator("#runs")).to_contain_text("No jobs yet")
     expect(page.get_by_role("link", name="Leaderboard", exact=True)).to_have_count(1)  # that of the menu
@@ -88,8 +88,8 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     expect(rows).to_have_count(2)
     expect(rows.nth(0).get_by_role("link")).to_have_attribute("href", f"/jobs/{evaluation}")
     expect(rows.nth(1)).to_contain_text("87.5%")
-    expect(page.locator("#holders li", has_text="stale")).to_contain_text("another version")
-    expect(page.locator("#holders li", has_text="box-1").first).not_to_contain_text("another version")
+    expect(page.locator("#holders li", has_text="stale")).to_contain_text("other version")
+    expect(page.locator("#holders li", has_text="box-1").first).not_to_contain_text("other version")
     page.locator("#content").get_by_role("link", name="Leaderboard").click()
     page.wait_for_url("**/leaderboard?dataset=digits")
     page.goto(f"/workers#worker-{stale.id}")
