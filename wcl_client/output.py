@@ -60,9 +60,9 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
         table.add_row(
             job["id"][-12:],
-            job.get("name") or "",
+            escape(job.get("name") or ""),
             job["kind"],
-            str((job.get("dataset") or {}).get("name") or ""),
+            escape(str((job.get("dataset") or {}).get("name") or "")),
             styled_status(job["status"]) + reason,
             progress_text(job),
             job["created_at"][:19].replace("T", " "),
@@ -97,7 +97,7 @@ def job_table(job: Job) -> Table:
     facts += [(name, f"{value:.4g}") for name, value in sorted((job.get("latest_metrics") or {}).items()) if value]
     for name, value in facts:
         if value not in (None, ""):
-            table.add_row(name, str(value))
+            table.add_row(name, str(value) if name == "status" else escape(str(value)))
     return table
 
 
@@ -117,7 +117,7 @@ def workers_table(workers: Sequence[Worker]) -> Table:
         drains = worker["is_live"] and worker["drain_requested_at"]
         table.add_row(
             worker["id"][-12:],
-            worker["name"],
+            escape(worker["name"]),
             worker["pool"],
             str(worker["gpus"]),
             worker["state"] + (", draining" if drains else ""),
@@ -141,7 +141,7 @@ def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of the fields that differ from the job's preset."""
     table = Table("field", "preset", "this job", box=None, header_style="bold", title="Deviations from the preset")
     for entry in deviations:
-        table.add_row(entry["pointer"], _json_text(entry["preset"]), _json_text(entry["job"]))
+        table.add_row(entry["pointer"], escape(_json_text(entry["preset"])), escape(_json_text(entry["job"])))
     return table
 
 
@@ -183,7 +183,7 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
     for sweep in sweeps:
         table.add_row(
             sweep["id"][-12:],
-            sweep["name"],
+            escape(sweep["name"]),
             sweep["search"],
             sweep["dataset"]["name"],
             styled_status(sweep["status"]),
@@ -216,7 +216,7 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     table.add_column()
     for name, value in facts:
         if value:
-            table.add_row(name, str(value))
+            table.add_row(name, str(value) if name == "status" else escape(str(value)))
     return table
 
 
@@ -234,7 +234,7 @@ def trials_table(sweep: Mapping[str, Any]) -> Table:
     sign = 1 if sweep["direction"] == "minimize" else -1
     for trial in sorted(sweep["table"], key=lambda trial: _place(trial, sign)):
         values = [rung["value"] for rung in trial["rungs"]] + [None] * (len(rungs) - len(trial["rungs"]))
-        settings = [_json_text(trial["settings"][name]) for name in names]
+        settings = [escape(_json_text(trial["settings"][name])) for name in names]
         table.add_row(str(trial["number"]), *settings, *map(share, values), trial["state"])
     return table
 

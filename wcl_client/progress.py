@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
@@ -172,7 +173,7 @@ class Watcher:
 
 
 def _title(view: JobView) -> str:
-    return view.job.get("name") or f"{view.job['kind']} {view.job['id'][-8:]}"
+    return escape(view.job.get("name") or f"{view.job['kind']} {view.job['id'][-8:]}")
 
 
 def watch(client: WclClient, jobs: Sequence[Job], console: Console) -> list[Job]:

@@ -63,6 +63,14 @@ def test_a_waiting_job_is_changed(server: Served) -> None:
     assert isinstance(wcl("change", job_id, "--priority", "5000").exception, InvalidError)
 
 
+def test_brackets_in_a_name_are_text(server: Served) -> None:
+    job_id = submit("--name", "[/b] [red]x", "--tag", "[/i]")
+    wcl("cancel", job_id)
+
+    for arguments in (("jobs",), ("show", job_id), ("watch", job_id)):
+        assert "[/b] [red]x" in wcl(*arguments).stdout, arguments
+
+
 def test_show_tells_why_a_job_waits(server: Served) -> None:
     job_id = submit()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
@@ -41,7 +42,7 @@ def up(
             raise typer.BadParameter(f"--dataset {entry}: expected {expected}, where PATH exists")
         folders[name] = Path(folder) if folder else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
-    run(options, lambda text: err.print(text))
+    run(options, lambda text: err.print(text, markup=False))
 
 
 @app.command()
@@ -79,7 +80,7 @@ def doctor(as_json: AsJson = False) -> None:
         print_json([finding.__dict__ for finding in findings])
     for finding in () if as_json else findings:
         mark = "[green]ok[/green]  " if finding.is_ok else "[red]no[/red]  "
-        out.print(f"{mark}[bold]{finding.name}[/bold]  {finding.detail}")
+        out.print(f"{mark}[bold]{finding.name}[/bold]  {escape(finding.detail)}")
     if not all(finding.is_ok for finding in findings):
         raise typer.Exit(1)
 
@@ -93,7 +94,7 @@ def audit(as_json: AsJson = False) -> None:
         print_json(report)
     else:
         for finding in report["findings"]:
-            err.print(f"{finding['job_id']} [red]{finding['rule']}[/red] {finding['message']}")
+            err.print(f"{finding['job_id']} [red]{finding['rule']}[/red] {escape(finding['message'])}")
         counts = f"{report['jobs']:,} jobs, {report['attempts']:,} attempts, {report['events']:,} events"
         out.print(f"{counts}: {len(report['findings'])} findings")
     if report["findings"]:

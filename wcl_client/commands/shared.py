@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from wcl_client.api import WclClient
 from wcl_client.output import err, out
@@ -28,6 +29,7 @@ def require_success(jobs: list[Job]) -> None:
     """Print each job that did not succeed, and exit with code 1 if there is one."""
     failed = [job for job in jobs if job["status"] != "succeeded"]
     for job in failed:
-        err.print(f"{job['id']} {job['status']}: {job.get('status_message') or job.get('status_reason') or ''}")
+        reason = job["status_message"] or job["status_reason"] or "no reason given"
+        err.print(f"{job['id']} {job['status']}: {escape(reason)}")
     if failed:
         raise typer.Exit(1)

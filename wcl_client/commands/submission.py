@@ -24,7 +24,7 @@ def submit(
         str | None, typer.Option(help="The preset to start from; the file and --set override it.")
     ] = None,
     kind: Annotated[str, typer.Option(help="pretrain or evaluate.")] = "pretrain",
-    name: Annotated[str | None, typer.Option(help="The job's name; default: a name jobs of the spec.")] = None,
+    name: Annotated[str | None, typer.Option(help="The job's name; default: a name that the server chooses.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; may be repeated.")] = None,
     after: Annotated[
         list[str] | None, typer.Option(help="Start only once this job succeeded; may be repeated.")

@@ -36,7 +36,7 @@ def run_worker(
         bool, typer.Option("--once", help="Run at most one job, then end; end at once if no job waits.")
     ] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Before this time is over, save the job, return it to the queue and end.")
+        float | None, typer.Option(help="Within this time, in seconds, save the job, return it to the queue and end.")
     ] = None,
 ) -> None:
     """Run a worker on this machine with the settings in the environment (WCL_DATABASE_URL, ...)."""
