@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wcl_core import data, evaluate, pretrain
+from wcl_core import data
+from wcl_core.evaluate.run import evaluate
+from wcl_core.training.pretrain import pretrain
 from wcl_core.config import parse_spec
 from wcl_core.reporter import ConsoleReporter, MemoryReporter
 
@@ -49,7 +51,7 @@ def main() -> None:
         # The library reads the checkpoint from a path; the id only matters to the service.
         ("trained", {"kind": "checkpoint", "checkpoint_id": "00000000-0000-0000-0000-000000000000"}),
     ):
-        fields = {"data": spec.data.model_dump(), "features": features, "protocols": ["linear", "few_labels"]}
+        fields = {"data": spec.data.model_dump(), "features": features, "protocols": ["knn", "few_labels"]}
         report = MemoryReporter()
         evaluate(parse_spec("evaluate", fields), report, data=images, checkpoint_path=last)
         for number in report.of("evaluation"):

@@ -1,7 +1,7 @@
 """Options of VICReg, validated in the server, which has no PyTorch: this module must not import it.
 
-    pip install ./examples/method_plugin                 # beside the server and the workers
-    wcl submit --preset digits-cpu --set method=vicreg --set method_options.variance_weight=10
+pip install ./examples/method_plugin                 # beside the server and the workers
+wcl submit --preset digits-cpu --set method=vicreg --set method_options.variance_weight=10
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class Service:
         self.data_dir = data_dir
         self.port = free_port()
         self.log_path = data_dir / "up.log"
+        self.options: list[str] = []  # further ones of `wcl up`
         self._settings = {"WCL_LOOK_SECONDS": "0.5", "WCL_LEASE_SECONDS": "4", "WCL_CLAIM_SECONDS": "1"} | settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,6 +54,7 @@ class Service:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
+        command += self.options
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True

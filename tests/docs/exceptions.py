@@ -1,0 +1,64 @@
+"""The commands of the documentation that a test does not run as they stand, each with the reason."""
+
+from __future__ import annotations
+
+# Jobs that no later command of the page waits for go to a pool without workers.
+IDLE_POOL = "--pool idle"
+# What makes commands short or puts them on this test's service and images; applied to every block.
+SHORT = {"epochs": 2, "warmup_epochs": 1, "weak_augmentation_epochs": 1}
+SHORTENED = (
+    (
+        "--preset digits-cpu",
+        "--preset digits-cpu --set epochs=2 --set warmup_epochs=1 --set weak_augmentation_epochs=1",
+    ),
+    (
+        "--preset cifar10-cpu",
+        "--preset cifar10-cpu --set epochs=1 --set warmup_epochs=0 --set weak_augmentation_epochs=0",
+    ),
+    ('"spec": {"seed": 1}', '"spec": {"seed": 1, "epochs": 2, "warmup_epochs": 1, "weak_augmentation_epochs": 1}'),
+    ('submit("pretrain", preset=', 'submit("pretrain", SHORT, preset='),
+    ("epochs: 200\n", "epochs: 2\n"),
+    ("epochs: 60\n", "epochs: 2\n"),
+    ("batch_size: 128\n", "batch_size: 32\n"),
+    ("image_size: 64}", "image_size: 32}"),
+    ("metric: {protocol: knn}\n", "metric: {protocol: knn}\npool: idle\n"),
+    ("curl -s", "curl --fail-with-body -s"),
+)
+
+_STARTED = "the fixture `service` starts the service with the same options on a free port"
+_MACHINES = "it needs PostgreSQL, Redis or further machines; tests/acceptance runs this mode"
+_DOCKER = "it needs Docker; tests/contracts checks the files with linters"
+_BENCHMARKS = "it takes most of an hour; tests/benchmarks runs the measurements at small sizes"
+_ENVIRONMENT = "it makes the environment that this test runs in"
+
+NOT_RUN = {
+    "./run setup": _ENVIRONMENT,
+    "./run demo": "tests/acceptance/test_demo.py runs `wcl demo`",
+    "./run test": "it would run this test again",
+    "./run lint": "tests/contracts runs the import contracts; the rest is no test",
+    ".ci/run": "it would run this test again",
+    "./run up": _STARTED,
+    "wcl up": _STARTED,
+    "wcl up --dataset flowers=/data/flowers": _STARTED,
+    "wcl up --workers 2 --dataset flowers=/data/flowers --dataset cifar10": _STARTED,
+    "./run bench core": _BENCHMARKS,
+    "./run bench methods": _BENCHMARKS,
+    "./run bench page": _BENCHMARKS,
+    "export WCL_DATABASE_URL=postgresql://wcl:PASSWORD@db.example/wcl": _MACHINES,
+    "export WCL_BROKER_URL=redis://redis.example:6379/0": _MACHINES,
+    "export WCL_DATA_DIR=/shared/wcl": _MACHINES,
+    "WCL_HOST=0.0.0.0 WCL_ALLOWED_HOSTS='[\"wcl.example\"]' python -m api": _MACHINES,
+    'CUDA_VISIBLE_DEVICES=0 WCL_WORKER_NAME=node1-gpu0 WCL_DATASETS=\'{"flowers": "/data/flowers"}\' '
+    "python -m worker": _MACHINES,
+    "export POSTGRES_PASSWORD=some-long-random-text": _DOCKER,
+    "docker compose run --rm migrate python -m jobs create-key admin": _DOCKER,
+    "docker compose up": _DOCKER,
+    "wcl worker drain node1-gpu0": "it would end the test's worker; tests/worker/test_orderly_ends.py drains one",
+    "wcl sweep watch $SWEEP": "it waits for twelve trainings; tests/acceptance/test_sweep.py watches a sweep to its end",
+    'export WCL_LABEL_LISTS=\'{"imagenet": {"official-1": "/data/1percent.txt"}}\'': "it only sets a variable",
+    "pip install ./examples/method_plugin": "the fixture `service` installs the plugin for its server and workers",
+    "python docs/screenshot.py --output docs/images/job.png": "test_the_screenshot runs it on a job that has ended",
+}
+NOT_RUN_PREFIXES = {
+    "uv pip compile ": "it asks a package registry for the newest versions",
+}

@@ -1,0 +1,90 @@
+"""Every command, every Python block and every file of the documentation is used as a reader would use it, page by page."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.exceptions import NOT_RUN, NOT_RUN_PREFIXES
+from tests.docs.pages import PAGES, ROOT, blocks, commands
+from tests.docs.shell import DocsService, Reader
+
+pytestmark = pytest.mark.timeout(600)
+_FOLLOWED = [page for page in PAGES if any(block.language in ("sh", "python") for block in blocks(page))]
+
+
+def is_run(command: str) -> bool:
+    """Whether a command of a page is run here; `exceptions` says why the others are not."""
+    return command not in NOT_RUN and not command.startswith(tuple(NOT_RUN_PREFIXES))
+
+
+@pytest.mark.parametrize("page", _FOLLOWED, ids=lambda page: page.stem)
+def test_every_block_of_a_page_works(
+    page: Path, service: DocsService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(tmp_path, service)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        if block.file_name:
+            reader.write(block)
+        if block.language == "python":
+            reader.python(block)
+        for command in commands(block) if block.language == "sh" else ():
+            if is_run(command):
+                began = time.monotonic()
+                reader.run(command, block.place)
+                print(f"{time.monotonic() - began:5.1f} s  {command}")
+    service.clear_queue(set())
+
+
+def test_no_exception_is_left_over() -> None:
+    shown = {
+        command for page in PAGES for block in blocks(page) if block.language == "sh" for command in commands(block)
+    }
+
+    assert [command for command in NOT_RUN if command not in shown] == []
+    assert [start for start in NOT_RUN_PREFIXES if not any(command.startswith(start) for command in shown)] == []
+
+
+def test_the_plugins_of_the_page_are_plugins(tmp_path: Path) -> None:
+    from wcl_core.config import BackboneConfig
+
+    built: dict[str, object] = {"__name__": "docs"}
+    for block in blocks(ROOT / "docs" / "plugins.md"):
+        if block.language == "python":
+            exec(block.text, built)
+
+    network = built["build"](BackboneConfig(), 16)  # type: ignore[operator]
+    source = built["load"](tmp_path)  # type: ignore[operator]
+
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, network.feature_dim)
+    assert source.train[0].dtype == torch.uint8
+
+
+def test_a_run_is_followed_from_python(service: DocsService, tmp_path: Path) -> None:
+    reader = Reader(tmp_path, service)
+
+    reader.run("python examples/follow_a_run.py --epochs 2 > watched.txt", "examples/follow_a_run.py")
+
+    printed = (tmp_path / "watched.txt").read_text()
+    for words in ("job ", "points", "event: ", "few_labels", "sha256"):
+        assert words in printed, printed
+    assert (tmp_path / "backbone.safetensors").exists()
+
+
+def test_the_screenshot(service: DocsService, tmp_path: Path) -> None:
+    from tests.page.conftest import find_chromium  # skips without a browser
+
+    with __import__("playwright.sync_api").sync_api.sync_playwright() as playwright:
+        find_chromium(playwright)
+    reader = Reader(tmp_path, service)
+    reader.run("JOB=$(wcl submit --preset digits-cpu)", "the job of the screenshot")
+    reader.run("wcl watch $JOB", "the job of the screenshot")
+
+    reader.run("python docs/screenshot.py --job $JOB --output job.png", "docs/screenshot.py")
+
+    assert 10_000 < (tmp_path / "job.png").stat().st_size < 200_000
+    assert (ROOT / "docs" / "images" / "job.png").stat().st_size < 200_000

@@ -1,0 +1,76 @@
+"""Each program of examples/ is run as its docstring says, on small images."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+
+
+def run(script: str, *arguments: str, cwd: Path, path: Path | None = None) -> str:
+    """Run an example and return what it printed."""
+    search = os.pathsep.join([str(ROOT)] + ([] if path is None else [str(path)]))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text()
+
+    assert len(text.splitlines()) <= 70
+    assert text.startswith('"""')
+    if path.parent.name == "examples":
+        assert f"python examples/{path.name}" in text
+
+
+def test_train_on_a_folder_and_use_the_weights(flowers: Path, tmp_path: Path) -> None:
+    from wcl_core.export import backbone_file
+
+    small = ("--epochs", "1", "--batch-size", "16", "--image-size", "32")
+    printed = run("examples/train_on_a_folder.py", str(flowers), *small, cwd=tmp_path)
+    assert len(re.findall(r"^(?:un)?trained +(?:knn|few_labels) .*%$", printed, re.MULTILINE)) == 6
+
+    (native,) = (tmp_path / "runs" / "folder" / "checkpoints").iterdir()
+    backbone_file(native, tmp_path / "backbone.safetensors")
+    printed = run(
+        "examples/use_the_weights.py", "backbone.safetensors", str(flowers / "test"), "--size", "32", cwd=tmp_path
+    )
+    assert len(re.findall(r"^(\w+/\d+\.png) -> (?!\1$)\w+/\d+\.png$", printed, re.MULTILINE)) == 20
+
+
+def test_the_method_plugin_learns(plugin_site: Path, tmp_path: Path) -> None:
+    spec = (
+        "method: vicreg\nmethod_options: {projection_dim: 16}\ndata: {name: digits, image_size: 8}\nepochs: 6\n"
+        "backbone: {name: tiny, width: 4}\nlog_every_steps: 1\noptimizer: {name: sgd, learning_rate: 0.05, scaling: none}\n"
+    )
+    (tmp_path / "spec.yaml").write_text(spec)
+    done = subprocess.run(
+        [sys.executable, "-m", "wcl_core", "pretrain", "spec.yaml", "--output", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(plugin_site))), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+    curve = [float(value) for value in re.findall(r"train/loss=(\S+)", done.stderr)]
+    assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
+    assert {"train/invariance", "train/variance", "train/covariance"} <= set(re.findall(r"train/\w+", done.stderr))

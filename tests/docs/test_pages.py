@@ -1,0 +1,150 @@
+"""The documentation agrees with the repository: links, paths, names, verbs, settings, and the layout."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from functools import reduce
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from jobs.settings import Settings
+from tests.contracts.test_repository import tracked_files
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, inline_code, links, prose
+from wcl_client.cli import app
+
+PRODUCT = ("api", "jobs", "wcl_client", "wcl_core", "worker", "migrations")
+README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
+_PATH = re.compile(r"\b(?:api|jobs|worker|wcl_core|wcl_client|tests|examples|benchmarks|docs)/[\w/.-]*[\w]\.\w+")
+_DOTTED = re.compile(r"\bwcl_(?:core|client)(?:\.\w+)+")
+
+
+def by_page(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_page)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in links(page):
+        if target.startswith("https://arxiv.org/abs/"):
+            assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", target)
+            continue
+        assert "://" not in target, f"{target}: no test can follow it"
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_page)
+def test_every_path_and_name_exists(page: Path) -> None:
+    text = page.read_text()
+
+    assert [path for path in sorted(set(_PATH.findall(text))) if not (ROOT / path).exists()] == []
+    assert [name for name in sorted(set(_DOTTED.findall(text))) if not _resolves(name)] == []
+
+
+def _resolves(name: str) -> bool:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            reduce(getattr, parts[length:], module)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_page)
+def test_every_command_stands_in_a_fenced_block(page: Path) -> None:
+    """Other blocks are seen by no test."""
+    assert re.findall(r"^(?: {4}|\t)\s*(?:\./run|wcl|python|curl|docker) .*", prose(page), re.MULTILINE) == []
+    assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml", "text"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_page)
+def test_every_verb_and_option_of_the_prose_exists(page: Path) -> None:
+    for code in inline_code(page):
+        if code.startswith("wcl ") and code != "wcl COMMAND --help":
+            _check_wcl(code)
+        if code.startswith("./run "):
+            assert re.search(rf"^  {code.split()[1]}\)", (ROOT / "run").read_text(), re.MULTILINE), code
+
+
+def _check_wcl(code: str) -> None:
+    command, words = get_command(app), shlex.split(code)[1:]
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    assert command.name != "wcl" or not words, code
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert [word for word in words if word.startswith("-") and word not in options] == [], code
+
+
+def test_using_describes_every_verb() -> None:
+    described = set(re.findall(r"^\| `wcl ([\w-]+)` \|", (ROOT / "docs" / "using.md").read_text(), re.MULTILINE))
+
+    assert described == set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_operating_describes_every_setting() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text().split("## Settings")[1]
+
+    described = re.findall(r"^\| `(WCL_\w+)` \|", text, re.MULTILINE)
+
+    assert sorted(described) == sorted(f"WCL_{name.upper()}" for name in Settings.model_fields)
+
+
+def test_method_explains_the_marks() -> None:
+    method = (ROOT / "docs" / "method.md").read_text()
+
+    assert all(f"| [{mark}] |" in method for mark in "PCD")
+
+
+# --- the layout ------------------------------------------------------------------------------------------------------
+
+
+def _trees() -> str:
+    return "\n".join(
+        block.text for page in (README, ARCHITECTURE) for block in blocks(page) if block.language == "text"
+    )
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+    assert len(blocks(README)[-1].text.splitlines()) <= 25
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 25
+
+
+def test_every_folder_and_top_file_has_its_line() -> None:
+    shown = [path.relative_to(ROOT).parts for path in tracked_files()]
+    names = {parts[0] for parts in shown if len(parts) == 1 and not parts[0].startswith(".")}
+    names |= {f"{parts[0]}/" for parts in shown if len(parts) > 1 and not parts[0].startswith(".")}
+    names |= {
+        f"{parts[-2]}/" for parts in shown if parts[0] in PRODUCT and len(parts) > 2 and parts[-1] == "__init__.py"
+    }
+    trees = _trees()
+
+    assert [name for name in sorted(names) if name not in trees] == []
+
+
+def test_every_module_opens_with_one_line_that_says_what_it_is() -> None:
+    modules = [
+        path
+        for path in tracked_files()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in (*PRODUCT, "examples", "benchmarks", "docs")
+    ]
+
+    assert modules
+    wrong = [str(path.relative_to(ROOT)) for path in modules if not _opens_well(path.read_text())]
+    assert wrong == []
+
+
+def _opens_well(text: str) -> bool:
+    return not text.strip() or re.match(r'r?"""\S.*\S(?:"""$|\n\n)', text, re.MULTILINE) is not None
