@@ -3,8 +3,8 @@
     ./run up                                                        # in another terminal
     python docs/screenshot.py --output docs/images/job.png
 
-Without --job it trains the preset `digits-cpu` with WCL for all its epochs, about a minute on one CPU thread.  It needs Playwright and
-Chromium, which `./run test` installs.
+Without --job it trains the preset `digits-cpu` for all its epochs, about a minute on one CPU thread.  It needs
+Playwright and Chromium, which `./run test` installs.
 """
 
 from __future__ import annotations

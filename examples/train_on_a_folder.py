@@ -2,7 +2,7 @@
 
     python examples/train_on_a_folder.py /data/flowers --epochs 200 --output runs/flowers
 
-The folder contains train/CLASS/* and test/CLASS/*, or CLASS/*.  Training does not look at the classes; the evaluation does.
+The folder contains train/CLASS/* and test/CLASS/*, or CLASS/*.  Only the evaluation looks at the classes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 from wcl_core import data
-from wcl_core.evaluate.run import evaluate
-from wcl_core.training.pretrain import pretrain
 from wcl_core.config import parse_spec
+from wcl_core.evaluate.run import evaluate
 from wcl_core.reporter import ConsoleReporter, MemoryReporter
+from wcl_core.training.pretrain import pretrain
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     wcl download JOB --kind backbone --output backbone.safetensors
     python examples/use_the_weights.py backbone.safetensors /data/photos --size 64
 
-The job's backbone is a ResNet with `stem: imagenet`.  This program needs torch, torchvision, safetensors and Pillow only.
+The job's backbone is a ResNet with `stem: imagenet`.  It needs torch, torchvision, safetensors and Pillow only.
 """
 
 from __future__ import annotations

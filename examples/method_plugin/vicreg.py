@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from vicreg_options import VicregOptions
+
 from wcl_core.methods.base import Batch, Loss, Method
 from wcl_core.methods.views import Embedded
 

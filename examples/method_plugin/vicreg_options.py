@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+
 from wcl_core.config import MethodOptions
 
 

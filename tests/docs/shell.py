@@ -70,7 +70,7 @@ class Reader:
     def python(self, block: Block) -> None:
         """Run a Python block; later blocks of the page see its names."""
         self._service.clear_queue(set(self._variables.values()))
-        exec(compile(self._adapted(block.text), block.place, "exec", dont_inherit=True), self._namespace)
+        exec(compile(self._adapted(block.text), block.place, "exec", dont_inherit=True), self._namespace)  # noqa: S102
 
     def run(self, command: str, place: str) -> None:
         """Run one shell command and keep its variables.

@@ -58,7 +58,8 @@ def test_train_on_a_folder_and_use_the_weights(flowers: Path, tmp_path: Path) ->
 def test_the_method_plugin_learns(plugin_site: Path, tmp_path: Path) -> None:
     spec = (
         "method: vicreg\nmethod_options: {projection_dim: 16}\ndata: {name: digits, image_size: 8}\nepochs: 6\n"
-        "backbone: {name: tiny, width: 4}\nlog_every_steps: 1\noptimizer: {name: sgd, learning_rate: 0.05, scaling: none}\n"
+        "backbone: {name: tiny, width: 4}\nlog_every_steps: 1\n"
+        "optimizer: {name: sgd, learning_rate: 0.05, scaling: none}\n"
     )
     (tmp_path / "spec.yaml").write_text(spec)
     done = subprocess.run(
