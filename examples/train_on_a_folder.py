@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wcl_core import data
+from wcl_core import data, evaluate, pretrain
 from wcl_core.config import parse_spec
-from wcl_core.evaluate.run import evaluate
 from wcl_core.reporter import ConsoleReporter, MemoryReporter
-from wcl_core.training.pretrain import pretrain
 
 
 def main() -> None:

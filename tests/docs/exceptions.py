@@ -54,7 +54,7 @@ NOT_RUN = {
     "docker compose run --rm migrate python -m jobs create-key admin": _DOCKER,
     "docker compose up": _DOCKER,
     "wcl worker drain node1-gpu0": "it would end the test's worker; tests/worker/test_orderly_ends.py drains one",
-    "wcl sweep watch $SWEEP": "it waits for twelve trainings; tests/client/test_sweep_commands.py watches a sweep",
+    "wcl sweep watch $SWEEP": "it waits for twelve trainings; tests/wcl_client/test_sweep_commands.py watches a sweep",
     'export WCL_LABEL_LISTS=\'{"imagenet": {"official-1": "/data/1percent.txt"}}\'': "it only sets a variable",
     "pip install ./examples/method_plugin": "the fixture `service` installs the plugin for its server and workers",
     "python docs/screenshot.py --output docs/images/job.png": "test_the_screenshot runs it on a job that has ended",

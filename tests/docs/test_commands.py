@@ -76,7 +76,7 @@ def test_a_run_is_followed_from_python(service: DocsService, tmp_path: Path) -> 
 
 
 def test_the_screenshot(service: DocsService, tmp_path: Path) -> None:
-    from tests.page.conftest import find_chromium  # skips without a browser
+    from tests.api.web.conftest import find_chromium  # skips without a browser
 
     with __import__("playwright.sync_api").sync_api.sync_playwright() as playwright:
         find_chromium(playwright)

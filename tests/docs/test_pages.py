@@ -132,19 +132,3 @@ def test_every_folder_and_top_file_has_its_line() -> None:
     trees = _trees()
 
     assert [name for name in sorted(names) if name not in trees] == []
-
-
-def test_every_module_opens_with_one_line_that_says_what_it_is() -> None:
-    modules = [
-        path
-        for path in tracked_files()
-        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in (*PRODUCT, "examples", "benchmarks", "docs")
-    ]
-
-    assert modules
-    wrong = [str(path.relative_to(ROOT)) for path in modules if not _opens_well(path.read_text())]
-    assert wrong == []
-
-
-def _opens_well(text: str) -> bool:
-    return not text.strip() or re.match(r'r?"""\S.*\S(?:"""$|\n\n)', text, re.MULTILINE) is not None
