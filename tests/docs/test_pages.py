@@ -12,11 +12,10 @@ import pytest
 from typer.main import get_command
 
 from jobs.settings import Settings
-from tests.contracts.test_repository import tracked_files
+from tests.contracts.test_repository import PRODUCT, tracked_files
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, inline_code, links, prose
 from wcl_client.cli import app
 
-PRODUCT = ("api", "jobs", "wcl_client", "wcl_core", "worker", "migrations")
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 _PATH = re.compile(r"\b(?:api|jobs|worker|wcl_core|wcl_client|tests|examples|benchmarks|docs)/[\w/.-]*[\w]\.\w+")
 _DOTTED = re.compile(r"\bwcl_(?:core|client)(?:\.\w+)+")
