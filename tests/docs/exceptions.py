@@ -15,7 +15,7 @@ SHORTENED = (
         "--preset cifar10-cpu",
         "--preset cifar10-cpu --set epochs=1 --set warmup_epochs=0 --set weak_augmentation_epochs=0",
     ),
-    ('"spec": {"seed": 1}', '"spec": {"seed": 1, "epochs": 2, "warmup_epochs": 1, "weak_augmentation_epochs": 1}'),
+    ('"name": "by REST"}', '"name": "by REST", "pool": "idle"}'),
     ('submit("pretrain", preset=', 'submit("pretrain", SHORT, preset='),
     ("epochs: 200\n", "epochs: 2\n"),
     ("epochs: 60\n", "epochs: 2\n"),

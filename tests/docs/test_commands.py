@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
-from tests.docs.exceptions import NOT_RUN, NOT_RUN_PREFIXES
+from tests.api.web.conftest import find_chromium
+from tests.docs.exceptions import NOT_RUN, NOT_RUN_PREFIXES, SHORT
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 from tests.docs.shell import DocsService, Reader
 
@@ -76,15 +78,13 @@ def test_a_run_is_followed_from_python(service: DocsService, tmp_path: Path) -> 
 
 
 def test_the_screenshot(service: DocsService, tmp_path: Path) -> None:
-    from tests.api.web.conftest import find_chromium  # skips without a browser
+    with sync_playwright() as playwright:
+        find_chromium(playwright)  # skips without a browser
+    with service.client() as client:
+        trained = client.jobs(status="succeeded", kind="pretrain", limit=1)
+        job_id = trained[0]["id"] if trained else client.submit("pretrain", SHORT, preset="digits-cpu")["id"]
 
-    with __import__("playwright.sync_api").sync_api.sync_playwright() as playwright:
-        find_chromium(playwright)
-    reader = Reader(tmp_path, service)
-    reader.run("JOB=$(wcl submit --preset digits-cpu)", "the job of the screenshot")
-    reader.run("wcl watch $JOB", "the job of the screenshot")
-
-    reader.run("python docs/screenshot.py --job $JOB --output job.png", "docs/screenshot.py")
+    Reader(tmp_path, service).run(f"python docs/screenshot.py --job {job_id} --output job.png", "docs/screenshot.py")
 
     assert 10_000 < (tmp_path / "job.png").stat().st_size < 200_000
     assert (ROOT / "docs" / "images" / "job.png").stat().st_size < 200_000
