@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", help="id of a job that has ended")
     parser.add_argument("--output", type=Path, default=Path("docs/images/job.png"))
-    parser.add_argument("--height", type=int, default=980, help="pixels of the page that the picture shows")
+    parser.add_argument("--height", type=int, default=954, help="pixels of the page that the picture shows")
     options = parser.parse_args()
     with WclClient.connect() as wcl:
         job_id = options.job or wcl.submit("pretrain", preset="digits-cpu", name="WCL on digits", tags=["readme"])["id"]
