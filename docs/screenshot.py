@@ -16,7 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from wcl_client.api import WclClient
+from wcl_client import WclClient
 
 _MAX_BYTES = 200_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

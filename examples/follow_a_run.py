@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from wcl_client.api import WclClient
+from wcl_client import WclClient
 
 
 def main() -> int:
