@@ -1,4 +1,4 @@
-"""`python -m client` is the `wcl` command."""
+"""`python -m wcl_client` runs the `wcl` command."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def download(
                 ) from error
             time.sleep(0.5 * 2**attempt)
         have = partial.path.stat().st_size if partial.path.exists() else 0
-    return _verified(partial, target, etag, size, first)
+    return _verify(partial, target, etag, size, first)
 
 
 def _append(
@@ -124,7 +124,8 @@ def _append(
                     on_bytes(have, size)
 
 
-def _verified(partial: _Partial, target: Path, etag: str, size: int, first: int) -> Downloaded:
+def _verify(partial: _Partial, target: Path, etag: str, size: int, first: int) -> Downloaded:
+    """Check the size and the checksum, and rename the file to the target; delete it if a check fails."""
     if not partial.path.exists() or partial.path.stat().st_size != size:
         partial.drop()
         raise TransferError(f"the server did not send the expected {size} bytes; run again")

@@ -73,7 +73,7 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """The known ones of loss, images per second and remaining time."""
+        """The values that are known: loss, images per second, remaining time."""
         progress = self.job.get("progress")
         facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
         speed = progress.get("images_per_second") if progress else None
@@ -187,7 +187,7 @@ def watch_sweep(client: WclClient, sweep_id: str, console: Console) -> Json:
     sweep: Json = {}
     with console.status("") as line:
         for sweep in client.follow_sweep(sweep_id):
-            for trial_and_rung, text in _settled(sweep):
+            for trial_and_rung, text in _results(sweep):
                 if trial_and_rung not in printed:
                     printed.add(trial_and_rung)
                     console.print(text, highlight=False, markup=False)
@@ -195,7 +195,7 @@ def watch_sweep(client: WclClient, sweep_id: str, console: Console) -> Json:
     return sweep
 
 
-def _settled(sweep: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str]]:
+def _results(sweep: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield (trial, rung) and a line for each trial that has a result at a rung, in the order of the rungs."""
     for rung in range(len(sweep["rungs"])):
         for trial in sweep["table"]:

@@ -154,7 +154,7 @@ class Dataset(TypedDict, total=False):
 
 
 class Worker(TypedDict, total=False):
-    """A worker; `state` is an open string, `is_live` states whether the worker runs."""
+    """A worker; `state` is an open string, `is_live` is true while the worker runs."""
 
     id: str
     name: str

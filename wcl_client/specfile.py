@@ -24,13 +24,13 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise SpecFileError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecFileError(f"{path}: expected JSON or YAML in UTF-8, but the file is not UTF-8 text") from error
-    data = _decoded(text, path)
+    data = _parse(text, path)
     if not isinstance(data, dict):
         raise SpecFileError(f"{path}: expected a mapping of fields, but the file holds a {type(data).__name__}")
     return data
 
 
-def _decoded(text: str, path: Path) -> Any:
+def _parse(text: str, path: Path) -> Any:
     if path.suffix == ".json":
         try:
             return json.loads(text)

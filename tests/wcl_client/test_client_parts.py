@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +181,7 @@ def test_without_a_standard_error_a_difference_is_not_judged() -> None:
 
 
 @pytest.mark.process
-def test_importing_the_client_loads_no_service_library(tmp_path: Path) -> None:
-    """Importing the client loads neither torch nor the service's packages."""
-    import subprocess
-    import sys
-
+def test_importing_the_client_loads_no_service_library() -> None:
     code = (
         "import json, sys, wcl_client.api, wcl_client.cli, wcl_client.demo\n"
         "print(json.dumps([n for n in ('torch', 'jobs', 'api', 'worker', 'sqlalchemy', 'celery') if n in sys.modules]))"

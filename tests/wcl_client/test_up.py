@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,8 +113,6 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_port_in_use_is_not_free() -> None:
-    import socket
-
     port = free_port()
     assert port_is_free("127.0.0.1", port)
     with socket.socket() as taken:
