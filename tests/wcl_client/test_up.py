@@ -32,11 +32,11 @@ def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
         "import sys, time, pathlib; from wcl_client.up import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout
-    assert owner.stdout.readline() == "held\n"
-    owner.kill()
-    owner.wait()
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout
+        assert owner.stdout.readline() == "held\n"
+        owner.kill()
 
     with locked(tmp_path):
         pass
@@ -96,11 +96,11 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
         "child = Child('x', command, dict(os.environ), pathlib.Path(sys.argv[1]))\n"
         "child.start(); print(child.pid, flush=True); time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout
-    pid = int(parent.stdout.readline())
-    parent.kill()
-    parent.wait()
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        parent.kill()
 
     eventually(lambda: not is_alive(pid), "the end of the child", 10)
 
