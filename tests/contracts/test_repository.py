@@ -107,9 +107,10 @@ def test_every_runtime_dependency_is_locked() -> None:
 
 def test_every_guarantee_names_tests_that_exist() -> None:
     """A row of GUARANTEES.md names its proof as `path::name`."""
-    rows = [line for line in (ROOT / "GUARANTEES.md").read_text().splitlines() if line.startswith("| ")][1:]
+    lines = (ROOT / "GUARANTEES.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| promise ")]
 
-    assert rows
+    assert len(rows) > 60
     for row in rows:
         proofs = re.findall(r"`(tests/[^`:]+)::([^`]+)`", row)
         assert proofs, f"no test named: {row}"
