@@ -65,11 +65,11 @@ def groups(
     with database.read() as session:
         queries.get_job(session, job_id)
         moments = weak_labels.moments(session, job_id)
-        moment = _asked(moments, epoch)
+        moment = _moment_of(moments, epoch)
         labels = weak_labels.labels(session, job_id, [moment])[moment] if moment else []
         kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
-    probe = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels))
-    classes = probe.known_classes if probe else None
+    batch = read_monitor_batch(storage, kept.get(MONITOR_BATCH_FACTS), len(labels))
+    classes = batch.known_classes if batch else None
     by_label = weak_labels.weak_groups(labels, classes)
     return GroupsResponse(
         epochs=[each.epoch for each in moments],
@@ -80,11 +80,11 @@ def groups(
         num_groups=len(by_label),
         pair_precision=weak_labels.pair_precision(by_label),
         pair_precision_chance=weak_labels.chance(classes),
-        groups=[_group(group, probe) for group in by_label],
+        groups=[_group(group, batch) for group in by_label],
     )
 
 
-def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
+def _moment_of(moments: list[Moment], epoch: int | None) -> Moment | None:
     if epoch is None:
         return moments[-1] if moments else None
     for moment in moments:
@@ -93,24 +93,24 @@ def _asked(moments: list[Moment], epoch: int | None) -> Moment | None:
     raise Invalid([FieldError("epoch", "expected one of `epochs` in the response without this parameter")])
 
 
-def _group(group: WeakGroup, probe: MonitorBatchFacts | None) -> WeakGroupResponse:
+def _group(group: WeakGroup, batch: MonitorBatchFacts | None) -> WeakGroupResponse:
     return WeakGroupResponse(
         places=group.members,
-        images=[probe.indices[place] for place in group.members] if probe else None,
-        classes={probe.name_of(label): count for label, count in group.classes.items()}
-        if probe and group.classes
+        images=[batch.indices[place] for place in group.members] if batch else None,
+        classes={batch.name_of(label): count for label, count in group.classes.items()}
+        if batch and group.classes
         else None,
         pair_precision=group.precision,
     )
 
 
-def read_probe(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:
+def read_monitor_batch(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:
     """Return the facts of the monitor batch; None if the file is missing, or describes another number of images."""
     if facts is None:
         return None
     try:
-        probe = MonitorBatchFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
+        batch = MonitorBatchFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
     except (OSError, ValidationError) as error:
         log.warning("the monitor batch of job %s cannot be read: %s", facts.job_id, error)
         return None
-    return probe if len(probe.indices) == len(probe.classes) == num_images else None
+    return batch if len(batch.indices) == len(batch.classes) == num_images else None

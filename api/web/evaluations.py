@@ -19,7 +19,7 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint whose features were measured."""
+    """The checkpoint whose features were measured or mapped, and the job that trained it."""
 
     job_id: str
     job_name: str

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
 from api.web import job
+from api.web.evaluations import Source
 from api.web.job import Run
 from api.web.render import page
 from api.web.thumbnails import Sheet, Thumbnail, colour_of
@@ -73,16 +74,6 @@ class Near:
     image: Thumbnail
     cosine: float
     is_alike: bool | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """The mapped checkpoint, and the job that trained it."""
-
-    job_id: str
-    job_name: str
-    step: int
-    epoch: int
 
 
 @dataclass(frozen=True)

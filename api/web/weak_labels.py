@@ -16,7 +16,7 @@ from fastapi.responses import Response
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
-from api.rest.weak_labels import read_probe
+from api.rest.weak_labels import read_monitor_batch
 from api.web import job
 from api.web.job import Run
 from api.web.render import page
@@ -247,7 +247,7 @@ def _shown(
     labels: dict[Moment, list[int]],
     kept: dict[str, Artifact],
 ) -> Shown:
-    monitor_batch = read_probe(storage, kept.get(MONITOR_BATCH_FACTS), len(labels[chosen]))
+    monitor_batch = read_monitor_batch(storage, kept.get(MONITOR_BATCH_FACTS), len(labels[chosen]))
     sheet = None
     if monitor_batch and (picture := kept.get(MONITOR_BATCH_PICTURE)):
         address = f"/v1/jobs/{picture.job_id}/artifacts/{MONITOR_BATCH_PICTURE}"

@@ -40,9 +40,7 @@ class _WclOptions(MethodOptions):
 class _SimClrOptions(MethodOptions):
     abilities = frozenset({"multi_crop", "momentum"})
     title = "SimCLR"
-    why_no_weak_labels = (
-        "SimCLR makes no weak labels: to it every image is a class of its own, so there are no groups to show."
-    )
+    why_no_weak_labels = "SimCLR makes no weak labels: each image is its own class, so there are no groups to show."
 
 
 _BUILTIN: dict[str, type[MethodOptions]] = {"wcl": _WclOptions, "simclr": _SimClrOptions}

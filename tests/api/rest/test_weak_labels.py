@@ -1,4 +1,4 @@
-"""Groups of the probe over REST: of each epoch, with classes where they are known, honest where they are not."""
+"""Weak-label groups of the monitor batch over REST: each epoch, with classes where they are known."""
 
 from __future__ import annotations
 
