@@ -38,7 +38,7 @@ class StartError(Exception):
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return 0 after an orderly end, 1 with a line on stderr after an error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it again and again
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
     try:
         serve(Settings())
     except (StartError, SettingsError, ValidationError) as error:
@@ -97,7 +97,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
     gc.collect()
-    gc.freeze()  # imported objects stay: the collector would scan them again and again, which dominates large responses
+    gc.freeze()  # imported objects live for ever; scanning them at each collection would dominate large responses
     _Server(config, app.state.stopping).run(sockets=[listener])
 
 

@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """How many rows the audit has read, and its findings."""
+    """The findings of an audit, and the numbers of rows that it read."""
 
     jobs: int = 0
     events: int = 0

@@ -20,7 +20,7 @@ from jobs.models import Attempt, Event, Job, Log
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a stream has read: events, records of an attempt, and lines of its log."""
+    """The position of a stream: the last event, the last record of an attempt, and the last line of its log."""
 
     event_seq: int
     attempt: int
@@ -116,7 +116,7 @@ def changes(session: Session, job_id: str, after: Cursor, until: Cursor, limit: 
     """Return the next changes of a job, at most `limit` of each kind.
 
     Args:
-        until: a cursor that was read from the database, not later than this session's moment.
+        until: a cursor that was read from the database before this session began, or in it.
     """
     events = queries.events_after(session, job_id, after.event_seq, limit, until.event_seq)
     points, attempt, seq = points_after(session, job_id, after.points, until.points, limit)

@@ -86,12 +86,12 @@ def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | Non
 def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
     if gpus == 0 or processes <= gpus:
         return []
-    detail = f"{processes} processes need as many GPUs, but the job asks for {gpus}; without GPUs they share the CPU"
+    detail = f"{processes} processes need as many GPUs, but the job has gpus = {gpus}; with 0 GPUs they share the CPU"
     return [FieldError("/spec/processes", detail)]
 
 
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
-    """A step's views alone, without any network, against the most that a worker of the pool has."""
+    """Return an error if the views of one step alone need more memory than any worker of the pool has."""
     fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.is_live)
     workers = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
     # Without GPUs all processes share the machine's memory.
@@ -100,7 +100,7 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
         return []
     name = "multi_crop/crops" if spec.multi_crop.crops else "batch_size"
     needed, most = (f"{size / 2**30:.1f} GiB" for size in (spec.view_bytes, max(shares)))
-    detail = f"the views of a step take {needed} in each process, where the workers of this pool have {most} at most"
+    detail = f"the views of a step take {needed} in each process, but the workers of this pool have at most {most}"
     return [FieldError(f"/spec/{name}", detail)]
 
 
@@ -142,7 +142,7 @@ def _check_semi_supervised(
         images = (1 - held_out_share) * dataset.counts["train"]
         per_class = max(1, round(share * images / max(1, len(dataset.classes))))
         if per_class > smallest:
-            detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
+            detail = f"{share:g} of the labels is {per_class} a class, which is more than {of_classes}"
             errors.append(FieldError(f"{pointer}/shares/{place}", detail))
     lists = dataset.label_lists or {}
     for place, name in enumerate(config.lists):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, whose file is missing or changed: they are marked and skipped; row and file stay."""
+"""Damaged checkpoints, whose file is missing or changed: they are marked and skipped; row and file are kept."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which worker can run which job, and when: due jobs, workers that take jobs, what fits, and dependencies.
+"""Eligibility: due jobs, workers that take jobs, the match of job and worker, and dependencies.
 
-Conditions of a query stand beside the functions that decide the same about loaded rows.
+Each condition of a query is beside the function that decides the same for loaded rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_due() -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker offers: pool, GPUs, datasets (name to digest) and the spec versions that it can run."""
+    """The properties of a worker: pool, GPUs, datasets (name to digest) and the spec versions that it can run."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class WorkerFacts:
 
 
 def takes_jobs() -> ColumnElement[bool]:
-    """Return the condition for a worker that claims jobs: it is live and was not asked to drain."""
+    """Return the condition for a worker that claims jobs: it is live and has no request to drain."""
     return and_(Worker.is_live, Worker.drain_requested_at.is_(None))
 
 

@@ -12,7 +12,7 @@ from jobs.status import Status
 from wcl_core.config import PretrainSpec, resolve_spec
 from wcl_core.protocol import IMAGES_PER_SECOND
 
-_MAX_RUNS = 200  # the newest succeeded runs among which a similar one is looked for
+_MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
 # The speed of a step and the size of a checkpoint depend on these fields; seed, loss and dataset may differ.
 _ALIKE = (
     "method",

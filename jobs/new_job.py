@@ -1,4 +1,4 @@
-"""Adds the rows of a new job that was validated before (`jobs.submission`, `jobs.checks`)."""
+"""The rows of a new job; `jobs.submission` and `jobs.checks` validate it first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `evaluations` of a training job: evaluate jobs that its own checkpoints and its success bring about.
+"""Planned evaluations of a training job: evaluation jobs that its checkpoints and its success create.
 
     a checkpoint is registered   when = every, when its epoch is one of them
     the job succeeds             when = final, the last checkpoint;  when = best, the one of the best eval/knn_top1

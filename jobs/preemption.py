@@ -1,4 +1,4 @@
-"""Preemption: which running job gives way to a waiting job of higher priority.
+"""Preemption: the choice of a running job that gives way to a waiting job of higher priority.
 
 - Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
 - No job gives way while an idle worker fits the waiting job.

@@ -34,7 +34,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Watch(Generic[T]):
-    """Counters that were seen unchanged, and since when.
+    """The counters of earlier polls, and the time since which each is unchanged.
 
     Args:
         lease_seconds: a counter that is unchanged for so long makes its owner lost.
@@ -130,7 +130,7 @@ class Reconciler:
         if has_blocked:
             self._database.write(transitions.unblock)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
-            log.info("job %s was asked to give way to job %s", chosen.job_id, chosen.for_job_id)
+            log.info("job %s is requested to give way to job %s", chosen.job_id, chosen.for_job_id)
         self._advance(due_sweeps)
         if self._wake_ups is not None:
             self._wake_ups.start()

@@ -1,4 +1,4 @@
-"""The states of a job and the reasons it is in one.
+"""The states of a job, and the reasons for a state.
 
 blocked ──> queued ──> running ──> succeeded | failed | cancelled
    │          │ ▲        │  │

@@ -1,4 +1,4 @@
-"""When a job's steps were reported: samples for curves over the time of day, to interpolate between."""
+"""Report times of a job's steps: samples between which curves over time are interpolated."""
 
 from __future__ import annotations
 

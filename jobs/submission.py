@@ -64,7 +64,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     """
     dataset = check(session, new)
     fitting = _fitting_workers(session, new, dataset)
-    answer: dict[str, Any] = {
+    result: dict[str, Any] = {
         "kind": new.kind,
         "name": new.name or default_name(new.spec),
         "spec": resolve_spec(new.spec),
@@ -74,9 +74,9 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     }
     if isinstance(new.spec, PretrainSpec):
         steps = pretraining_count(dataset, new.spec.data) // new.spec.batch_size
-        answer |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
-        answer["estimate"] = estimate(session, new.spec, new.pool, new.gpus, answer["total_steps"])
-    return answer
+        result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
+        result["estimate"] = estimate(session, new.spec, new.pool, new.gpus, result["total_steps"])
+    return result
 
 
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:

@@ -1,4 +1,4 @@
-"""Why a job is not running yet, and its place in the queue; derived at each read, never stored."""
+"""The reason why a job waits, and its place in the queue; computed at each read, never stored."""
 
 from __future__ import annotations
 

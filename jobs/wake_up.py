@@ -89,7 +89,7 @@ def send_where_needed(database: Database, settings: Settings) -> None:
 
 
 class WakeUpSender:
-    """Sends wake-ups on a thread of its own, so that a broker which accepts and never answers delays no caller.
+    """Sends wake-ups on a thread of its own, so that a broker that never responds delays no caller.
 
     Args:
         database: where due jobs and idle workers are read.

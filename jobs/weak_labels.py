@@ -17,7 +17,7 @@ from jobs.models import Attempt, Grouping
 
 
 class Moment(NamedTuple):
-    """When weak labels were reported."""
+    """A report of weak labels: its epoch, step and attempt."""
 
     epoch: int
     step: int
@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 
 def moments(session: Session, job_id: str) -> list[Moment]:
-    """Return one moment an epoch, in order, without reports beyond the step where a later attempt resumed."""
+    """Return one report for each epoch, in order, without those after the step where a later attempt resumed."""
     attempts = session.execute(select(Attempt.number, Attempt.start_step).where(Attempt.job_id == job_id))
     starts = [(number, start) for number, start in attempts if start is not None]
     statement = select(Grouping.epoch, Grouping.step, Grouping.attempt).where(Grouping.job_id == job_id)

@@ -54,7 +54,7 @@ def heartbeat(session: Session, worker_id: str, job_id: str | None) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
     Returns:
-        Whether the worker was asked to drain.
+        Whether a user has requested that the worker drains.
     """
     state = "idle" if job_id is None else "busy"
     values = {"heartbeats": Worker.heartbeats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
@@ -64,7 +64,7 @@ def heartbeat(session: Session, worker_id: str, job_id: str | None) -> bool:
 
 
 def drain(session: Session, worker_id: str) -> Worker:
-    """Ask a worker to save its job, return it to the queue, and end; from this commit on it claims nothing.
+    """Request that a worker saves its job, returns it to the queue and ends; after this commit it claims no job.
 
     A second request changes nothing.
 

@@ -1,4 +1,4 @@
-"""Artifacts: small files of a run for people to look at, each complete on the disk before it is reported."""
+"""Artifacts: small files of a run for display, each complete on the disk before it is reported."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ExportError(ValueError):
-    """The file is no native checkpoint; the message says why."""
+    """The file is not a native checkpoint; the message gives the reason."""
 
 
 def backbone_file(native: Path, out: Path) -> None:

@@ -9,9 +9,9 @@ that stores the records, import names and types from here.
 The records are pydantic models.  A run reports thousands of metrics a second at most, and pydantic reads a line of
 eight values in a quarter of the time of `json.loads` with a check of every value in Python.
 
-The JSON is older than these types and stays as it is, so that a worker can deliver what a run of an earlier version has
-written.  In JSON, `path` is the place of a file in the run's folder, here called `file`; in `run.json`, `checkpoint` is
-the one to evaluate, here called `evaluated`; records of type `groups` carry weak labels.
+The JSON is older than these types.  It does not change, so that a worker can deliver the records of an earlier version.
+In JSON, `path` is the place of a file in the run's folder, here called `file`.  In `run.json`, `checkpoint` is the
+checkpoint to evaluate, here called `evaluated`.  Records of type `groups` carry weak labels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ REQUEST_LETTERS: dict[Request, bytes] = {"cancel": b"c", "drain": b"d", "pause":
 OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained", "pause": "paused"}
 
 ORPHANED_EXIT: Final = 70  # the run lost its worker
-PEER_LOST_EXIT: Final = 71  # a rank only lost the others, which say why
+PEER_LOST_EXIT: Final = 71  # a rank lost the others; their exit codes give the cause
 
 # --- files of an attempt's folder ----------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class DatasetSource(_Model):
 
 
 class RunFile(_Model):
-    """What a worker tells a run.
+    """The run file: the input of a run, written by its worker.
 
     Attributes:
         job_id, attempt: the attempt.
@@ -190,7 +190,7 @@ class RunFile(_Model):
 
 
 class Failure(_Model):
-    """Why a rank other than the first one failed, in its `failure_file`."""
+    """The failure of a rank other than the first one, in its `failure_file`."""
 
     outcome: Outcome
     reason: str | None
@@ -242,7 +242,7 @@ class MetricsRecord(_Record):
 
 
 class ProgressRecord(_Record):
-    """How far the run is; only the latest record matters."""
+    """The progress of the run; only the latest record matters."""
 
     type: Literal["progress"] = "progress"
     step: _Int64
@@ -282,10 +282,10 @@ class CheckpointRecord(_Record):
 
 
 class ArtifactRecord(_Record):
-    """A small file to look at that is complete on the disk.
+    """A small file for display that is complete on the disk.
 
     Attributes:
-        name: what users ask for; a later artifact of the same name replaces it.
+        name: its name in requests; a later artifact of the same name replaces it.
         file: place in the run's folder.
         size: in bytes.
     """
@@ -298,7 +298,7 @@ class ArtifactRecord(_Record):
     media_type: str
 
     def refusal(self) -> str | None:
-        """Return why a worker does not keep the artifact; None for a valid one."""
+        """Return the reason to reject the artifact; None for a valid one."""
         if not re.fullmatch(ARTIFACT_NAME, self.name):
             return f"expected a name of lower-case letters, digits, - and _ that ends in {' or '.join(MEDIA_TYPES)}"
         if self.media_type != (expected := MEDIA_TYPES[Path(self.name).suffix]):
@@ -321,7 +321,7 @@ class EvaluationRecord(_Record):
     """One measured value; all fields but `value`, `stderr`, `n` and `details` identify it.
 
     Attributes:
-        params: parameters that were asked for.
+        params: the requested parameters.
         n: images that were classified.
         details: values that the protocol has chosen, such as a strength of regularisation.
     """
@@ -341,7 +341,7 @@ class EvaluationRecord(_Record):
 
 
 class WarningRecord(_Record):
-    """Something that the owner of the run should know; the run goes on."""
+    """A problem that does not end the run."""
 
     type: Literal["warning"] = "warning"
     reason: str
@@ -437,8 +437,8 @@ class MonitorBatchFacts(_Model):
     @property
     def known_classes(self) -> list[int] | None:
         """The true classes; None unless every image has one."""
-        known = [label for label in self.classes if label is not None]
-        return known if len(known) == len(self.classes) else None
+        labels = [label for label in self.classes if label is not None]
+        return labels if len(labels) == len(self.classes) else None
 
     def name_of(self, label: int) -> str:
         """Return the name of a class."""

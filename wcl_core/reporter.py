@@ -1,11 +1,11 @@
-"""Reporters: what a run reports, and what its owner may request.
+"""Reporters: the reports of a run to its owner, and the requests of the owner.
 
 The training loop knows only these methods, and none of them waits for a service.  Each method makes one typed record of
 `wcl_core.protocol`, so a reporter implements a single method:
 
     Reporter ── NullReporter      drops every record
              ├─ MemoryReporter    keeps the records in a list
-             ├─ ConsoleReporter   prints what a person wants to read
+             ├─ ConsoleReporter   prints the records that a person reads
              └─ SpoolReporter     appends numbered JSON lines to the file that a worker delivers
 """
 
@@ -75,7 +75,7 @@ class Reporter:
         self.emit(StartedRecord(start_step=start_step, **facts))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Report values by name at a step; one that is not finite becomes null, and a warning names it."""
+        """Report values by name at a step; a value that is not finite becomes null, with a warning."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.emit(MetricsRecord(step=step, values=finite))
         if missing := [name for name, value in finite.items() if value is None]:
@@ -92,7 +92,7 @@ class Reporter:
         images_per_second: float | None = None,
         eta_seconds: float | None = None,
     ) -> None:
-        """Report how far the run is; only the latest report matters."""
+        """Report the progress of the run; only the latest report matters."""
         self.emit(
             ProgressRecord(
                 step=step,
@@ -119,7 +119,7 @@ class Reporter:
         """Report a checkpoint that is complete on the disk.
 
         Args:
-            step, epoch: what it is the state after.
+            step, epoch: the numbers of finished steps and epochs.
             file: place in the run's folder.
             sha256, size: of the file, in bytes.
             metrics: latest values at its step.
@@ -144,7 +144,7 @@ class Reporter:
         self.emit(EvaluationRecord.model_validate(dict(result)))
 
     def warning(self, reason: str, message: str) -> None:
-        """Report something that the owner of the run should know; the run goes on."""
+        """Report a problem that does not end the run."""
         self.emit(WarningRecord(reason=reason, message=storable(message)))
 
     def log(self, message: str, level: str = "info") -> None:

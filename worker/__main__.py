@@ -143,7 +143,7 @@ def _mark_stopped(database: Database, worker_id: str) -> None:
     try:
         database.write(lambda session: workers.stop(session, worker_id))
     except DBAPIError as error:
-        log.warning("the database does not take that the worker has stopped: %s", error.orig)
+        log.warning("cannot store that the worker has stopped: %s", error.orig)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ _LAST_SECONDS = 4.0  # of retries once the worker drains
 
 
 def renew_seconds(lease_seconds: float) -> float:
-    """Return the pause between two renewals of an attempt; several fit into a lease, so a failed one costs nothing."""
+    """Return the pause between two renewals of an attempt; several fit into a lease, so one of them may fail."""
     return min(3.0, lease_seconds / 6)
 
 
 class KeepSpool(Exception):  # noqa: N818 (an instruction)
-    """The worker drains before everything is delivered; the folder stays for the next worker of this host."""
+    """The worker drains before everything is delivered; the next worker of this host delivers the rest."""
 
 
 class Backoff:
@@ -43,7 +43,7 @@ class Backoff:
 
 
 class DrainableBackoff:
-    """Sleeps between retries without a limit, but for a few seconds only once the worker drains.
+    """Sleeps between retries: without a limit, or for a few more seconds once the worker drains.
 
     Args:
         draining: set when the worker drains.

@@ -86,12 +86,12 @@ class Delivery:
     def send(self) -> Requests:
         """Deliver the next batch, or only renew the attempt.
 
-        A file that the storage does not take stays pending with all records after it, and `obstacle` says why.  The
-        records before it are delivered, and the attempt stays alive.
+        A file that the storage rejects stays pending with all records after it, and `obstacle` is the error.  The
+        records before it are delivered, and the attempt is renewed.
 
         Raises:
             Superseded: the attempt has ended.
-            DBAPIError: the database does not take the batch now; everything stays pending.
+            DBAPIError: the database rejects the batch now; all of it stays pending.
             StorageUnavailable: a file has waited for the storage for longer than a run may be silent.
         """
         if self._storing is not None and not self._storing.is_done():
@@ -129,7 +129,7 @@ class Delivery:
     def discard(self) -> None:
         """Remove the stored files of a superseded attempt that were never registered, in the background.
 
-        Only the rows tell which files those are: the database may have committed a delivery without an answer, and
+        Only the rows identify these files: the database may have committed a delivery and lost the response, and
         this object reads the spool again from the start after a restart of the worker.
         """
         storing = self._storing

@@ -1,6 +1,6 @@
-"""The devices of this machine: how many GPUs a worker may use, and the memory of one.
+"""The devices of this machine: the number of GPUs that a worker may use, and the memory of one.
 
-Asked of the driver by `nvidia-smi`: torch would take a GPU's memory for as long as the worker lives.
+`nvidia-smi` queries the driver, because torch would occupy GPU memory for the whole life of the worker.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _MIN_FREE_BYTES = 1 << 20
 
 
 class AttemptEnd(NamedTuple):
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     outcome: Outcome
     reason: str | None

@@ -62,7 +62,7 @@ def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | No
     Raises:
         MissingCheckpoint: the job is a retry, and no checkpoint to continue from is left.
         Superseded: the attempt has ended.
-        StorageUnavailable: the whole storage is unavailable, which says nothing about its files.
+        StorageUnavailable: the whole storage is unavailable; its files may be good.
     """
     candidate, message = claim.resume, "the checkpoint to continue from is deleted or damaged"
     while candidate is not None:

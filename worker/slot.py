@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Slot:
-    """Claims and supervises jobs until none is left that fits; wake-up and poll both lead here.
+    """Claims and supervises jobs until no waiting job fits; both a wake-up and a poll call it.
 
     Args:
         database: the service's.

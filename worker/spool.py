@@ -117,7 +117,7 @@ class Output:
 
     Args:
         path: the file that the run's stdout and stderr append to.
-        max_lines: lines to keep; one more line says that the rest is dropped.
+        max_lines: lines to keep; one more line notes that the rest is dropped.
         max_bytes: the file is emptied when it is larger.
     """
 

@@ -206,7 +206,8 @@ class _Run:
                 self._was_killed = True
                 self._process.kill()
             elif self._is_silent():
-                log.warning("job %s: the run is silent for too long and is killed", self._attempt.job_id)
+                stall = self._settings.stall_seconds
+                log.warning("job %s: the run has reported nothing for %g s and is killed", self._attempt.job_id, stall)
                 self._has_stalled = True
                 self._process.kill()
             time.sleep(_POLL_SECONDS)
@@ -261,7 +262,7 @@ class _Run:
         return now - self._last_report[1] > self._settings.stall_seconds
 
     def _drain(self) -> None:
-        """Give the run a part of the drain's time; the job is back in the queue before the whole is over."""
+        """Request the drain of the run, which gets a part of the drain's time; the rest is for the job's return."""
         if self._leave_at is None:
             self._leave_at = time.monotonic() + self._settings.drain_seconds - _LEAVE_SECONDS
             self._request("drain", self._settings.drain_seconds - _REGISTER_SECONDS)

@@ -1,7 +1,7 @@
 """Authentication and authorisation: a Bearer key, else the browser's session cookie.
 
 The middleware (api.http.middleware) refuses requests without either one, except for the public paths below.  Each route
-declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Admin` or `Anybody`; `classification` finds
+declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Admin` or `AnyKey`; `classification` finds
 routes that do not.
 """
 
@@ -38,7 +38,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_public(path: str) -> bool:
-    """Return whether the path needs no key; nothing behind these paths tells anything about jobs."""
+    """Return whether the path needs no key; public paths give no data about jobs."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
 
 
@@ -84,11 +84,11 @@ def _is_same_origin(request: Request) -> bool:
     return urlsplit(origin).netloc == request.headers.get("host")
 
 
-ANYBODY = "any"
+ANY_SCOPE = "any"
 
 
 class Scope:
-    """A dependency that refuses keys without a scope, and gives the route its principal."""
+    """A dependency that rejects keys without a scope, and passes the principal to the route."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,13 +97,13 @@ class Scope:
         principal = current_principal(request)
         if principal is None:
             raise Unauthenticated("send a key as `Authorization: Bearer KEY`")
-        if self.name != ANYBODY and self.name not in principal.scopes:
+        if self.name != ANY_SCOPE and self.name not in principal.scopes:
             raise Forbidden(f"the key {principal.name!r} has no scope {self.name!r}")
         return principal
 
 
 read, submit, admin = Depends(Scope("read")), Depends(Scope("submit")), Depends(Scope("admin"))
-Anybody = Annotated[Principal, Depends(Scope(ANYBODY))]
+AnyKey = Annotated[Principal, Depends(Scope(ANY_SCOPE))]
 Reader = Annotated[Principal, read]
 Submitter = Annotated[Principal, submit]
 Admin = Annotated[Principal, admin]
@@ -156,7 +156,7 @@ class Failures:
         self._times[_address(request)].append(self._clock())
 
     def check(self, request: Request) -> None:
-        """Refuse a client that has failed too often, before its next attempt costs anything.
+        """Reject a client that has failed too often, before its key or link is looked up.
 
         Raises:
             TooMany: the client has failed too often.
@@ -188,7 +188,7 @@ class KeyUses:
         self._stored_at: dict[str, float] = {}
 
     def note(self, key_id: str) -> None:
-        """Store that the key was used now; if the database does not answer, the time is not stored."""
+        """Store the time of this use of the key; an outage of the database is only logged."""
         if not self._claim(key_id):
             return
         try:

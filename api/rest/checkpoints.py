@@ -80,7 +80,7 @@ def delete(
         storage.delete(gone.storage_key)
         exports.sweep(database, settings.exports_dir)
     except OSError as error:  # the file can no longer be downloaded; only its space is not free yet
-        log.warning("the file of checkpoint %s stays: %s", checkpoint_id, error)
+        log.warning("the file of checkpoint %s cannot be removed: %s", checkpoint_id, error)
 
 
 @router.head("/download", include_in_schema=False)

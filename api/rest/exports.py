@@ -64,7 +64,7 @@ def keep_swept(database: Database, folder: Path, stop: threading.Event) -> None:
         try:
             sweep(database, folder)
         except (OSError, DBAPIError) as error:
-            log.warning("exports of deleted checkpoints stay for now: %s", error)
+            log.warning("exports of deleted checkpoints cannot be removed yet: %s", error)
         is_over = stop.wait(_SWEEP_SECONDS)
 
 

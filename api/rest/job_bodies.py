@@ -143,7 +143,7 @@ class JobChange(_Body):
 
 
 class CloneBody(_Body):
-    """The differences of a clone from the cloned job."""
+    """A clone: the fields of the spec that differ from the cloned job's spec."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}}]})
 

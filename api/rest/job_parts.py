@@ -122,7 +122,9 @@ def _position(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.split(".")
     if len(parts) != 2 or not all(p.isascii() and p.isdigit() and len(p) <= _MAX_NUMBER_DIGITS for p in parts):
-        raise Invalid([FieldError("after", "expected `attempt.seq`, as `next_after` has it")])
+        raise Invalid(
+            [FieldError("after", "expected ATTEMPT.SEQ, for example the `next_after` of the previous response")]
+        )
     return int(parts[0]), int(parts[1])
 
 
@@ -176,7 +178,7 @@ class Artifacts(Response):
 
 @router.get("/artifacts")
 def artifacts(job_id: str, principal: Reader, database: TheDatabase) -> Artifacts:
-    """List the artifacts of the job by name; of one that several attempts wrote, the newest attempt's."""
+    """List the artifacts of the job by name.  If several attempts wrote a name, the newest attempt's file counts."""
     with database.read() as session:
         queries.get_job(session, job_id)
         return Artifacts(items=[responses.artifact(row) for row in queries.artifacts(session, job_id)])

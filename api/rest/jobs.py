@@ -49,7 +49,7 @@ def submit(
     submission: TheSubmission,
     dry_run: bool = False,
 ) -> Any:
-    """Submit a job.  The job is durable once the server answers 201.
+    """Submit a job.  The job is durable once the server responds with 201.
 
     With `Idempotency-Key`, a repeated request gets the first request's job, with status 200 and
     `Idempotency-Replayed: true`.  With `dry_run`, the server creates nothing and returns the planned result.

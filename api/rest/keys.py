@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.http.auth import Admin, Anybody
+from api.http.auth import Admin, AnyKey
 from api.http.dependencies import TheDatabase
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
@@ -39,13 +39,13 @@ class KeyResponse(Response):
 
 
 class NewKey(KeyResponse):
-    """A new key with its secret, which no other response holds."""
+    """A new key with its secret.  No other response contains the secret."""
 
     key: str
 
 
 class Keys(Response):
-    """Newest first, revoked ones too."""
+    """Newest first, with the revoked ones."""
 
     items: list[KeyResponse]
 
@@ -66,7 +66,7 @@ def list_keys(principal: Admin, database: TheDatabase) -> Keys:
 
 @router.post("/keys", status_code=201)
 def create_key(body: KeyBody, principal: Admin, database: TheDatabase) -> NewKey:
-    """Create a key; no other response holds its secret."""
+    """Create a key and return its secret.  No other response contains the secret."""
     row, secret = database.write(lambda session: keys.create(session, body.name, body.scopes))
     return NewKey.of(row, key=secret)
 
@@ -78,7 +78,7 @@ def revoke_key(key_id: str, principal: Admin, database: TheDatabase) -> None:
 
 
 @router.post("/sign-in-links", status_code=201)
-def create_link(request: Request, principal: Anybody, database: TheDatabase) -> Link:
+def create_link(request: Request, principal: AnyKey, database: TheDatabase) -> Link:
     """Create a link that signs one browser in with the scopes of this key."""
     token = database.write(lambda session: keys.new_link(session, principal.key_id))
     return Link(url=f"{request.base_url}sign-in?token={token}", expires_in_seconds=keys.LINK_MINUTES * 60)

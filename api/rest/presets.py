@@ -58,7 +58,7 @@ def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
 
 
 class PresetDeviation(TypedDict):
-    """One field: its JSON pointer in the resolved spec, its value in today's preset, and its value in the job."""
+    """One field: its JSON pointer in the resolved spec, its value in the current preset, and its value in the job."""
 
     pointer: str
     preset: Any

@@ -44,7 +44,7 @@ class Response(BaseModel):
     @classmethod
     def of(cls, row: Any, **more: Any) -> Self:
         """Return the response for a row; `more` holds the fields that are not columns."""
-        values = vars(row) | more  # several times faster than asking for each attribute
+        values = vars(row) | more  # several times faster than reading each attribute
         values |= {name: getattr(row, name) for name in cls.model_fields.keys() - values.keys()}
         return cls.model_validate(values)
 
@@ -93,7 +93,7 @@ class JobSummary(Response):
 
 
 class WaitingResponse(Response):
-    """Why a job waits.
+    """The reason why a job waits.
 
     `cause` is an open string; `position` is the place in the queue of the job's pool, from 1 on; `until` is the time
     before which the job is not tried again; `needs` are the ids of the jobs that it waits for.
@@ -168,7 +168,7 @@ class EventResponse(Response):
     seq: int
     type: str
     at: Time
-    data: Annotated[Json, BeforeValidator(_without_path)]  # no response tells where a file is stored
+    data: Annotated[Json, BeforeValidator(_without_path)]  # responses omit the place of a file in the storage
 
 
 class LogResponse(Response):
@@ -242,7 +242,7 @@ class CheckpointResponse(Response):
     """A registered checkpoint; `sha256` and `size` are those of the native file.
 
     `kind` is `training`, or `embeddings` for features of a dataset that an evaluation wrote.  `damaged_at` is the time
-    since when the file is known to be missing or changed; no run starts from it.
+    when the service first saw the file missing or changed; no run starts from it.
     """
 
     id: str

@@ -73,7 +73,7 @@ class _Search(BaseModel):
         default=3,
         ge=2,
         le=10,
-        description="For `halving`: the best 1/eta of the trials go on to the next rung, for eta times as many epochs.",
+        description="For `halving`: the best 1/eta of the trials continue at the next rung, with eta times the epochs.",
     )
     min_epochs: int | None = Field(
         default=None, ge=1, le=100_000, description="For `halving`: minimum number of epochs of the first rung."
@@ -90,8 +90,9 @@ class _Search(BaseModel):
 class SweepBody(JobOptions, _Search):
     """A search over fields of a training spec, ranked by an evaluation on held-out images of the train split.
 
-    `grid` tries every combination; `random` draws `trials`; `halving` begins with `trials` draws, or with every
-    combination, trains them for the epochs of the first rung, and goes on with the best 1/eta, each from scratch.
+    `grid` tries every combination.  `random` tries `trials` random draws.  `halving` starts with `trials` draws, or
+    with every combination, and trains them for the epochs of the first rung.  The best 1/eta continue at the next rung,
+    where each trains from scratch.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})

@@ -18,7 +18,7 @@ class RungResponse(Response):
 
 
 class BestResponse(Response):
-    """The best trial of a sweep; while it runs, the best one of the furthest rung."""
+    """The best trial of a sweep; while the sweep runs, the best one at the highest rung with a value."""
 
     trial: int
     value: float

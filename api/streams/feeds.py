@@ -27,7 +27,7 @@ from jobs.changes import Changes, Cursor, Mark
 from jobs.status import TERMINAL
 
 T = TypeVar("T")
-Ask = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thread; None while the database is away
+Ask = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thread; None during an outage
 
 HEARTBEAT_SECONDS = 15.0
 _BATCH = 2_000
@@ -43,7 +43,7 @@ def message(event: str, data: Any, cursor: Cursor | None = None) -> bytes:
 
 
 class Feed:
-    """A feed wakes its viewers; it is ready after its first read."""
+    """The messages of one subject for its viewers; ready after its first read."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
@@ -98,7 +98,7 @@ class JobFeed(Feed):
         self.is_over = False
         self._mark: Mark | None = None
         self._head = changes.START
-        self._frames: dict[Cursor, Frame] = {}  # by where they begin
+        self._frames: dict[Cursor, Frame] = {}  # by their first cursor
         self._reading = asyncio.Lock()
         self._job: dict[str, Any] = {}
         self._states = (0, 0)  # numbers of the job's fields and of its progress
@@ -142,7 +142,7 @@ class JobFeed(Feed):
         self._states = (fields + is_changed, progress + (job["progress"] != before.get("progress")))
 
     async def follow(self, cursor: Cursor, with_logs: bool, ask: Ask[Frame]) -> AsyncIterator[bytes]:
-        """Yield everything after `cursor`, as it happens, and empty bytes now and then while nothing happens."""
+        """Yield each change after `cursor` when it is read, and empty bytes at intervals while nothing changes."""
         while not (self.is_ready or self.is_closed):
             await self.wait()
             yield b""
@@ -221,7 +221,7 @@ class ListFeed(Feed):
 
     def __init__(self) -> None:
         super().__init__()
-        self.error: Exception | None = None  # why the first read failed
+        self.error: Exception | None = None  # the error of the first read, if it failed
         self._version = 0
         self._states: dict[_Listed, Any] = {}
         self._changed_at: dict[_Listed, int] = {}  # versions
@@ -255,7 +255,7 @@ class ListFeed(Feed):
             raise self.error
 
     async def follow(self) -> AsyncIterator[bytes]:
-        """Yield hints about changes from now on, and empty bytes now and then while nothing changes."""
+        """Yield hints about changes from now on, and empty bytes at intervals while nothing changes."""
         seen = self._version
         while not self.is_closed:
             if seen == self._version:

@@ -40,7 +40,7 @@ class _Poll:
 
 
 class Watcher:
-    """The feeds that have viewers, and the task that refreshes them, of one event loop."""
+    """The feeds with viewers of one event loop, and the task that refreshes them."""
 
     def __init__(self, database: Database, stopping: threading.Event) -> None:
         self._database = database
@@ -50,13 +50,13 @@ class Watcher:
         self._viewers: Counter[Feed] = Counter()
         self._keys: Counter[str] = Counter()
         self._revoked: set[str] = set()
-        self._wanted = asyncio.Event()  # a poll, at once
+        self._poll_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._threads = anyio.CapacityLimiter(_READERS)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that all feeds of jobs hold for viewers that are behind."""
+        """Number of bytes that the feeds of jobs keep for slow viewers."""
         return sum(feed.kept_bytes for feed in self._jobs.values())
 
     # --- viewers
@@ -93,7 +93,7 @@ class Watcher:
 
     def _start(self, feed: Feed) -> None:
         if not feed.is_ready:
-            self._wanted.set()
+            self._poll_requested.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
 
@@ -126,7 +126,7 @@ class Watcher:
     async def _watch(self) -> None:
         try:
             while self._viewers and not self._stopping.is_set():
-                self._wanted.clear()
+                self._poll_requested.clear()
                 if not await self._poll():
                     await self._pause()
         except Exception:
@@ -138,7 +138,7 @@ class Watcher:
     async def _pause(self) -> None:
         try:
             async with asyncio.timeout(POLL_SECONDS):
-                await self._wanted.wait()
+                await self._poll_requested.wait()
         except TimeoutError:
             pass
 

@@ -1,6 +1,6 @@
 """The buttons of the pages in browsers without scripts.  The middleware has compared the Origin header.
 
-In browsers with scripts, `static/js/actions.js` sends the same forms to the REST interface, and the page stays.
+In browsers with scripts, `static/js/actions.js` sends the same forms to the REST interface without a reload.
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ def _common(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured and how; only numbers of the same measure are compared.
+    """A metric with its settings; only numbers of the same measure are compared.
 
-    `rule` says which checkpoint of a job was measured: the last epoch, another epoch, or a selected one.
+    `rule` names the checkpoint of a job that was measured: the last epoch, another epoch, or a selected one.
     """
 
     protocol: str

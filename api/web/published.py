@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """A published value; `value` is a share of one, `share` the share of labels used, if not all."""
+    """A published value in 0..1; `share` is the share of labels that were used, None for all of them."""
 
     value: float
     mark: str
-    what: str
+    setup: str
     note: str = ""
     share: float | None = None
 

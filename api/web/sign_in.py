@@ -12,7 +12,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api.http.auth import SESSION_COOKIE, Anybody
+from api.http.auth import SESSION_COOKIE, AnyKey
 from api.http.dependencies import TheDatabase
 from api.web import render
 from jobs import keys
@@ -32,8 +32,8 @@ def sign_in(request: Request, database: TheDatabase, token: str = "") -> Respons
     if secret is None:
         request.app.state.failures.note(request)
         return _page(request, "spent", 403)
-    answer = _page(request, "done", 200)
-    answer.set_cookie(
+    response = _page(request, "done", 200)
+    response.set_cookie(
         SESSION_COOKIE,
         secret,
         max_age=keys.SESSION_DAYS * 86_400,
@@ -42,21 +42,21 @@ def sign_in(request: Request, database: TheDatabase, token: str = "") -> Respons
         httponly=True,
         samesite="strict",
     )
-    return answer
+    return response
 
 
 @router.post("/sign-out")
-def sign_out(request: Request, principal: Anybody, database: TheDatabase) -> Response:
+def sign_out(request: Request, principal: AnyKey, database: TheDatabase) -> Response:
     """End this browser's session."""
     if secret := request.cookies.get(SESSION_COOKIE):
         database.write(lambda session: keys.end_session(session, secret))
-    answer = RedirectResponse("/sign-in", 303)
-    answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
-    return answer
+    response = RedirectResponse("/sign-in", 303)
+    response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
+    return response
 
 
 def _page(request: Request, state: State, status: int) -> Response:
     """Render the page without a referrer, since its address may hold a token."""
-    answer = render.page(request, "sign_in.html", status, state=state)
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    return answer
+    response = render.page(request, "sign_in.html", status, state=state)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

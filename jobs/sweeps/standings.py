@@ -1,4 +1,4 @@
-"""Standings of a sweep's trials, for people; nothing is decided here."""
+"""Standings of a sweep's trials for display; no decision depends on them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, origin: str) -> Place:
-        """Return the place of an origin."""
+        """Parse the `origin` of a job."""
         return cls(*map(int, origin.split("/")[1::2]))
 
 

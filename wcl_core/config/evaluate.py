@@ -21,7 +21,7 @@ class CheckpointFeatures(SpecModel):
 
 
 class UntrainedFeatures(SpecModel):
-    """Pooled features of a freshly initialised backbone: the floor every trained one must clear."""
+    """Pooled features of a freshly initialised backbone: the baseline for trained ones."""
 
     kind: Literal["untrained"] = "untrained"
     backbone: BackboneConfig = BackboneConfig()

@@ -1,6 +1,6 @@
-"""Evaluation protocols: the table of them, their settings, and the plan of a training run's evaluations.
+"""Evaluation protocols: their table, their settings, and the planned evaluations of a training run.
 
-A new protocol is named in `Protocol` and `PROTOCOLS`; `wcl_core.evaluation.results` says how it is computed.
+A new protocol is named in `Protocol` and `PROTOCOLS`; `wcl_core.evaluation.results` computes it.
 """
 
 from __future__ import annotations
@@ -108,14 +108,14 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
 
 
 def protocol_facts(name: str) -> ProtocolFacts:
-    """Return the facts of a protocol; those of an unknown one, as an older evaluation may have, are its title alone."""
+    """Return the facts of a protocol; an unknown one, as in an older evaluation, has a title only."""
     return next(
         (facts for protocol, facts in PROTOCOLS.items() if protocol == name), ProtocolFacts(name.replace("_", " "))
     )
 
 
 def measure_title(name: str) -> str:
-    """Return the title of a measure, of whichever protocol; an unknown one has its name in words."""
+    """Return the title of a measure of any protocol; for an unknown measure, its name in words."""
     measures = (measure for facts in PROTOCOLS.values() for measure in facts.measures)
     return next((measure.title for measure in measures if measure.name == name), name.replace("_", " "))
 

@@ -74,16 +74,19 @@ class OptimizerConfig(SpecModel):
 
 
 class CheckpointConfig(SpecModel):
-    """When the run writes a checkpoint, and which ones the service keeps; the last epoch always writes one."""
+    """The checkpoints that the run writes and the service keeps; the run always writes one after the last epoch."""
 
-    every_epochs: int = Field(default=1, ge=1, le=100_000, description="Write a checkpoint every so many epochs.")
+    every_epochs: int = Field(default=1, ge=1, le=100_000, description="Write a checkpoint after every N epochs.")
     first_epoch: bool = Field(default=False, description="Also write a checkpoint after the first epoch.")
     keep_last: int | None = Field(
         default=None,
         ge=1,
         le=100_000,
-        description="Number of newest checkpoints to keep; unset, all. Pinned and needed ones are always kept.",
+        description="Number of newest checkpoints to keep; by default all. Pinned and needed ones are always kept.",
     )
     keep_best: int = Field(
-        default=0, ge=0, le=1000, description="With keep_last: also keep so many with the best eval/knn_top1."
+        default=0,
+        ge=0,
+        le=1000,
+        description="With keep_last: number of checkpoints with the best eval/knn_top1 to keep as well.",
     )

@@ -1,4 +1,4 @@
-"""Parse a spec of any version, and turn a spec into JSON values."""
+"""Parsing of specs of any version, and their JSON values."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     builtin    scikit-learn's digits, datasets that torchvision downloads, datasets of plugins
     folder     a tree of class folders, decoded at each start; `described` keeps its description beside it
     packed     such a tree decoded once into one file, which is mapped; `packing` writes it
-    loading    the way in: `load` and `describe`, whatever the kind
+    loading    `load` and `describe`, for every kind of dataset
 
     images       the types: ImageData, Split, Description
     label_lists  fixed lists of labelled train images

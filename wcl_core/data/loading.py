@@ -1,4 +1,4 @@
-"""Load and describe a dataset, whatever its kind."""
+"""Loading and description of a dataset of any kind."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def describe(
 
 
 def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Tensor]:
-    """Return the paths of the train images, empty where they have none, and their labels, in the order of the split."""
+    """Return paths and labels of the train images, in the order of the split; only a folder has paths."""
     if kind == "packed":
         return (), packed_train_labels(name, _required(name, path, "packed file"))
     if kind == "folder":

@@ -119,7 +119,7 @@ def _labels(path: Path, header: _Header, which: str) -> Tensor:
 
 
 def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
-    """Return bytes of a file as a read-only uint8 tensor, which reads them on use."""
+    """Return bytes of a file as a read-only uint8 tensor; the bytes are read when they are used."""
     array = np.memmap(path, np.uint8, "r", offset, shape)
     with warnings.catch_warnings():
         # torch has no read-only tensors and warns. A private writable mapping would count as memory of this process,
@@ -143,7 +143,7 @@ def _read_header(name: str, path: Path) -> _Header:
     except OSError as error:
         raise DataError(f"dataset {name}: packed file {path}: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"dataset {name}: {path} is no packed dataset: {error}") from error
+        raise DataError(f"dataset {name}: {path} is not a packed dataset: {error}") from error
     if size != header.end:
         raise DataError(f"dataset {name}: {path} has {size} bytes, but its header says {header.end}; pack it again")
     return header

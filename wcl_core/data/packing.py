@@ -1,4 +1,4 @@
-"""Write a packed file from a folder, image by image, so that it may be larger than memory.
+"""The writer of packed files: it decodes a folder image by image, so the file may be larger than memory.
 
 The file has no pickle, no times and no paths, so equal folders give equal files. `packed` describes the format.
 """

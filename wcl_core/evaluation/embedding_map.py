@@ -50,7 +50,8 @@ def keep_map(
     index = chosen(len(split), spec.map.images, spec.seed)
     rows = getattr(features, spec.map.split)[index]
     if not bool(torch.isfinite(rows).all()):
-        raise ProtocolError(f"protocols: map needs finite features, but the {spec.map.split} split has one that is not")
+        problem = f"a feature of the {spec.map.split} split is NaN or infinite"
+        raise ProtocolError(f"protocols: map needs finite features, but {problem}; remove map")
     components = None
     if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
         components = weak_components(checkpoint_path, rows)
@@ -145,7 +146,7 @@ def nearest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def weak_components(path: Path, features: Tensor) -> list[int] | None:
-    """Return the weak label of each image among these images, by the checkpoint's head, from 0; None without a head.
+    """Return the weak labels of these images, numbered from 0; None if the checkpoint has no weak head.
 
     Args:
         path: a native checkpoint.

@@ -31,7 +31,7 @@ class Progress:
         self._done = 0
 
     def reach(self, done: int) -> None:
-        """Note that so many parts are done.
+        """Set the number of finished parts.
 
         Raises:
             Interrupted: there is a request to stop, and parts remain.
@@ -42,7 +42,7 @@ class Progress:
         self._report(0.0)
 
     def tick(self, share: float) -> None:
-        """Note that a long protocol is at `share` (0..1) of its part; about once a second this is reported.
+        """Set the finished share (0..1) of a long protocol; it is reported about once a second.
 
         Raises:
             Interrupted: there is a request to stop.

@@ -1,4 +1,4 @@
-"""What each protocol reports: metric, value and parameters.
+"""The results of each protocol: metric, value and parameters.
 
 `params` holds the settings and identifies a result. `details` holds by-products, such as a chosen strength, and may
 differ between seeds. `wcl_core.config.PROTOCOLS` lists the metrics of each protocol.

@@ -1,4 +1,4 @@
-"""The methods of self-supervised learning, and the mathematics that they are made of.
+"""The methods of self-supervised learning, and the functions that they share.
 
     base ── what a method is          wcl, simclr ── the built-in methods          heads ── projection heads
     objective ── the whole loss of a step, from       losses ── instance loss and weak-label loss

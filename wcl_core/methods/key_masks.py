@@ -71,7 +71,7 @@ class ByImage:
     Attributes:
         ids: (B,) int64 in [0, 2^31), of the anchors.
         key_ids: (K,) int64 in [-1, 2^31); -1 is an empty key, which is hidden from every anchor.
-        kept: (B,) int64 or None, one key of each anchor that stays visible whatever its id.
+        kept: (B,) int64 or None, one key of each anchor that is visible even if its id is the anchor's.
     """
 
     ids: Tensor

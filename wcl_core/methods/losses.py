@@ -42,7 +42,7 @@ def nt_xent(
     temperature: float,
     *,
     decoupled: bool = False,
-    mates: tuple[Tensor, Tensor] | None = None,
+    mask_labels: tuple[Tensor, Tensor] | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return the instance loss NT-Xent (Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709). [P] [C]
@@ -56,9 +56,9 @@ def nt_xent(
         z1: (B, D) unit rows, first view.
         z2: (B, D) unit rows, second view, same order.
         temperature: t > 0.
-        decoupled: whether p(i) leaves the denominator (decoupled contrastive loss; Yeh et al., ECCV 2022).
-        mates: weak labels y^1 and y^2, (B,) int64 >= 0 each.  For an anchor of one view, its same-label images by the
-            OTHER view leave the keys of both views; p(i) stays [D].
+        decoupled: whether p(i) is left out of the denominator (decoupled contrastive loss; Yeh et al., ECCV 2022).
+        mask_labels: weak labels y^1 and y^2, (B,) int64 >= 0 each.  For an anchor of one view, its same-label images by
+            the OTHER view are masked among the keys of both views, except p(i) [D].
         keys: z^1 and z^2 of a momentum encoder, (B, D) unit rows each, which replace both views as positives and keys.
             They carry no gradient [D].
 
@@ -73,7 +73,7 @@ def nt_xent(
         z = torch.cat([z1, z2]).double()
         all_keys = z if keys is None else torch.cat(keys).detach().double()
         positive = torch.cat([all_keys[len(z1) :], all_keys[: len(z1)]])
-        normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mates, z1.dtype == torch.float64)
+        normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mask_labels, z1.dtype == torch.float64)
         loss = normaliser - (z * positive).sum(1) / temperature
         return as_output(torch.where(normaliser.isneginf(), 0.0, loss).mean(), z1)
 

@@ -93,7 +93,9 @@ def weak_crop_loss(
     neighbour_weight: float,
     images: Tensor | None = None,
 ) -> Tensor:
-    """Return the weak head's part, the mean over images, crops v and the ordered pairs of views (a, b) of [D]
+    """Return the weak head's part of the multi-crop loss. [D]
+
+    It is the mean, over images i, crops v and ordered pairs of views (a, b), of
 
         - own log softmax_i( phi(h_v).u^a/t )  -  neighbour sum_{p in P_K(i)} share_p log softmax_p( phi(h_v).u^a/t )
 

@@ -128,7 +128,7 @@ def objective(
         b[INSTANCE],
         config.loss.temperature,
         decoupled=config.loss.decoupled,
-        mates=labels if config.loss.exclude_mates and weights.is_ramped else None,
+        mask_labels=labels if config.loss.exclude_mates and weights.is_ramped else None,
         keys=None if keys is None else (key_a[INSTANCE], key_b[INSTANCE]),
     )
     total, weak, crops = instance, torch.zeros_like(instance), torch.zeros_like(instance)

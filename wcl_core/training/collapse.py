@@ -21,7 +21,7 @@ CHECKS = 3
 
 
 class StoppedError(ArithmeticError):
-    """Training cannot usefully go on; `reason` says why, and `outcome` is the one that the spec chooses for it."""
+    """Training has become useless for `reason`; the spec chooses the `outcome` of the run."""
 
     reason: ClassVar[FailureReason]
 
@@ -48,7 +48,7 @@ class CollapseError(StoppedError):
 
 
 class CollapseWatch:
-    """The rule of collapse: a sign of it in three checks in a row. [D]
+    """The rule of collapse: three checks in a row show a sign of it. [D]
 
     A sign is any of
 

@@ -82,7 +82,7 @@ class MonitorBatch:
 
     @torch.no_grad()
     def measure(self, model: Model) -> Measurement:
-        """Measure the network as it is now; afterwards its modules are in their former modes."""
+        """Measure the network in eval mode, then restore the mode of each module."""
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:

@@ -159,7 +159,7 @@ _SLOTS: dict[type[Optimizer], tuple[str, ...]] = {
 
 
 def build_optimizer(config: PretrainSpec, model: nn.Module) -> Optimizer:
-    """Return LARS [C], SGD or AdamW [D] as the spec says, with a learning rate of 0 until one is set.
+    """Return LARS [C], SGD or AdamW [D] as the spec chooses, with a learning rate of 0 until one is set.
 
     AdamW (Loshchilov & Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101) decouples the decay from the gradient:
     p <- p - lr wd p.  On CUDA it runs fused, which keeps the step counter on the device, so that neither a step nor a

@@ -1,6 +1,6 @@
 """The checkpoints of a run: written in the background, reported when complete, and loaded to resume.
 
-    save ── the state is copied, training goes on ── register: the file is complete and is reported
+    save ── the state is copied, training continues ── register: the file is complete and is reported
 
 `wcl_core.checkpoint` defines the file format.
 """

@@ -62,7 +62,7 @@ class Row:
     def error(self) -> FieldError | None:
         """The reason why the row cannot be part of a request."""
         if self.is_again:
-            return FieldError(self.pointer, f"{self.field} has a row already")
+            return FieldError(self.pointer, f"another row has the field {self.field}; remove one of the two")
         return None if self.field else FieldError(self.pointer, "expected the name of a field")
 
     @property

@@ -116,7 +116,7 @@ def _of_preset(name: str) -> SweepForm:
 def _of_job(session: Session, job_id: str) -> SweepForm:
     job = queries.get_job(session, job_id)
     if job.kind != "pretrain":
-        raise Invalid([FieldError("source", "expected a job that trains: sweeps are over fields of its spec")])
+        raise Invalid([FieldError("source", "expected a training job; a sweep searches fields of a training spec")])
     preset = presets().get(job.preset or "")
     spec = _own_spec(job)
     typed = spec_typed("pretrain", spec) | options_typed(session, job) | {"seeds": str(spec["seed"])}

@@ -72,7 +72,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     cell(page, 2, "values").fill("1, 2")
     expect(hint(page, "row.2")).to_contain_text("did you mean 'temperature'")
     cell(page, 2, "field").fill(TEMPERATURE)
-    expect(hint(page, "row.2")).to_contain_text("has a row already")
+    expect(hint(page, "row.2")).to_contain_text("another row has the field")
     expect(cell(page, 1, "max")).to_have_value("0.3")
     cell(page, 2, "field").fill("")
     expect(hint(page, "row.2")).to_contain_text("expected the name of a field")

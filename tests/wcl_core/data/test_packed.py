@@ -120,7 +120,7 @@ def test_every_byte_is_checked(packed: Path) -> None:
 def test_a_file_that_is_no_packed_dataset(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.wclpack"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"photos: .*other\.wclpack is no packed dataset"):
+    with pytest.raises(DataError, match=r"photos: .*other\.wclpack is not a packed dataset"):
         load(path)
 
 

@@ -40,7 +40,7 @@ def naive_nt_xent(
     z2: Tensor,
     t: float,
     decoupled: bool = False,
-    mates: tuple[list[int], list[int]] | None = None,
+    mask_labels: tuple[list[int], list[int]] | None = None,
     keys: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     z, size = [*z1.unbind(), *z2.unbind()], len(z1)
@@ -49,8 +49,8 @@ def naive_nt_xent(
     for i, anchor in enumerate(z):
         p = (i + size) % (2 * size)
         allowed = [j for j in range(2 * size) if j != i and not (decoupled and j == p)]
-        if mates is not None:
-            y = mates[1] if i < size else mates[0]
+        if mask_labels is not None:
+            y = mask_labels[1] if i < size else mask_labels[0]
             allowed = [j for j in allowed if j == p or y[j % size] != y[i % size]]
         if allowed:
             total = total - log_share(anchor, [k[j] for j in allowed], k[p], t)
@@ -119,10 +119,10 @@ def test_options_of_nt_xent_are_the_formula(
     z1, z2 = rows(count, 5, seed, kind), rows(count, 5, seed + 1, kind)
     keys = (rows(count, 5, seed + 2, kind), rows(count, 5, seed + 3, kind)) if has_keys else None
     y = torch.randint(num_labels or 1, (2, count), generator=torch.Generator().manual_seed(seed))
-    mates = None if num_labels is None else (y[0], y[1])
+    mask_labels = None if num_labels is None else (y[0], y[1])
     lists = None if num_labels is None else (y[0].tolist(), y[1].tolist())
     double_keys = None if keys is None else (keys[0].double(), keys[1].double())
-    options = {"decoupled": decoupled, "mates": mates, "keys": keys}
+    options = {"decoupled": decoupled, "mask_labels": mask_labels, "keys": keys}
     assert_matches(
         lambda a, b: nt_xent(a, b, t, **options),
         lambda a, b: naive_nt_xent(a, b, t, decoupled, lists, double_keys),
@@ -245,24 +245,24 @@ def dense_nt_xent(z1: Tensor, z2: Tensor, keys: Tensor | None, hidden: Tensor, t
 
 
 @pytest.mark.parametrize("kind", ["random", "duplicates"])
-@pytest.mark.parametrize("options", ["decoupled", "mates", "mates, decoupled", "keys", "keys, mates"])
+@pytest.mark.parametrize("options", ["decoupled", "mask_labels", "mask_labels, decoupled", "keys", "keys, mask_labels"])
 def test_options_of_large_batches_keep_the_tolerance(kind: str, options: str) -> None:
     """In float32, at the smallest temperature that allows it."""
     size = 512
     z1, z2, k1, k2 = (rows(size, 64, seed, kind) for seed in range(4))
     y1, y2 = torch.arange(size) % 9, torch.arange(size) % 30
     keys = (k1, k2) if "keys" in options else None
-    mates = (y1, y2) if "mates" in options else None
+    mask_labels = (y1, y2) if "mask_labels" in options else None
     own = torch.arange(2 * size)
     hidden = torch.zeros(2 * size, 2 * size, dtype=torch.bool)
-    if mates is not None:
+    if mask_labels is not None:
         hidden = torch.cat((y2[:, None] == y2.repeat(2), y1[:, None] == y1.repeat(2)))
     hidden[own, own] = True
     hidden[own, own.roll(size)] = "decoupled" in options
     assert hidden.numel() >= log_sum_exp.FLOAT32_FROM_PAIRS
     all_keys = None if keys is None else torch.cat(keys).double()
     assert_matches(
-        lambda a, b: nt_xent(a, b, 0.05, decoupled="decoupled" in options, mates=mates, keys=keys),
+        lambda a, b: nt_xent(a, b, 0.05, decoupled="decoupled" in options, mask_labels=mask_labels, keys=keys),
         lambda a, b: dense_nt_xent(a, b, all_keys, hidden, 0.05),
         z1,
         z2,
@@ -289,7 +289,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, detach: bool) -> 
     )
     y1, y2 = torch.arange(23) % 4, torch.arange(23) % 6
     assert_matches(
-        lambda a, b: nt_xent(a, b, 0.1, decoupled=detach, mates=(y1, y2)),
+        lambda a, b: nt_xent(a, b, 0.1, decoupled=detach, mask_labels=(y1, y2)),
         lambda a, b: naive_nt_xent(a, b, 0.1, detach, (y1.tolist(), y2.tolist())),
         u1,
         u2,

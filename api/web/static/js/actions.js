@@ -1,11 +1,11 @@
-// Sends the forms of buttons to the REST API, so that the page stays. Without scripts, the browser posts the forms.
+// Sends the forms of buttons to the REST API, without a reload of the page. Without scripts, the browser posts the forms.
 //
 //   data-request   METHOD /path, where {field} is replaced by a field of the form
 //   data-body      the JSON to send; by default, the fields that are not in the path
 //   data-lists     names of fields that are lists
 //
-// The hidden field `key` goes along as Idempotency-Key, so that a request that is sent again creates nothing new.  A form
-// gets a new key after a response, and when a value changes.
+// The hidden field `key` is sent as Idempotency-Key, so that a repeated request creates nothing new.  A form gets a new
+// key after a response, and when a value changes.
 import { notify } from "./page.js";
 
 /** `created` gets the body of every 201 response; `done` is called after each response. */
@@ -24,7 +24,7 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
       renewKey(form);
       if (response.ok) closePopovers();
     } catch {
-      notify("The server does not respond. Nothing was changed.");
+      notify("The server does not respond. Try again.");
     } finally {
       button.disabled = false;
       done();

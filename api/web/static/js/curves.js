@@ -75,7 +75,7 @@ export class Curves {
     this.numAdded += points.length / Math.max(1, this.byName.size);
   }
 
-  /** Note the first step of an attempt; null while it is not known. */
+  /** Store the first step of an attempt; null while it is unknown. */
   start(attempt, step) {
     if (attempt <= 1 || step === null || step === undefined || this.starts.get(attempt) === step) return;
     this.starts.set(attempt, step);

@@ -3,7 +3,7 @@
 import { follow } from "./fingers.js";
 import { refresh, notify, throttled } from "./page.js";
 
-const REACH = 14; // pixels around the pointer in which a point is hit
+const REACH = 14; // distance from the pointer, in pixels, within which a point is selected
 const RADIUS = 3.2;
 const MARGIN = 1.06;
 const MAX_ZOOM = 60;
@@ -274,6 +274,6 @@ try {
   canvas.hidden = false;
   draw();
 } catch (error) {
-  console.debug(error); // the picture drawn by the server stays
-  notify("The points could not be loaded: the map cannot be zoomed.");
+  console.debug(error); // the picture that the server drew is still shown
+  notify("The points could not be loaded, so the map cannot be zoomed. Reload the page.");
 }

@@ -58,7 +58,7 @@ function logRange(plot, low, high) {
   return [low / 1.15, high * 1.15];
 }
 
-// A job may have sixty charts, of which a screen shows six: each is drawn when it comes near.
+// A job may have 60 charts, and a screen shows 6 of them. Each chart is drawn when it is scrolled near the screen.
 const sight = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -213,14 +213,14 @@ export class PlotFigure {
     const { min, max } = scales.x;
     if (!(max > min)) return;
     const unit = (max - min) / over.clientWidth;
-    const middle = min + (at - dx) * unit; // what was under the fingers stays there
+    const middle = min + (at - dx) * unit; // the value under the fingers keeps its position
     const from = middle - (at * unit) / factor;
     const span = (max - min) / factor;
     this.held = this.within(from, span);
     this.plot.setScale("x", { min: this.held[0], max: this.held[1] });
   }
 
-  /** A part of what there is. */
+  /** Return a range of this length inside the range of the data. */
   within(from, span) {
     const [low, high] = this.whole ?? [0, Infinity];
     if (span >= high - low) return [low, high];
@@ -228,13 +228,13 @@ export class PlotFigure {
     return [start, start + span];
   }
 
-  /** The fingers are away: what they have found becomes the view. */
+  /** Make the range of the touch gesture the visible range, once all fingers are lifted. */
   release() {
     const [from, to] = this.held;
     this.held = null;
     if (this.whole && from <= this.whole[0] && to >= this.whole[1]) this.view.reset();
     else this.view.zoom(from, to);
-    this.draw(); // also where the view is the one before
+    this.draw(); // also if the range is unchanged
   }
 
   key(event) {
