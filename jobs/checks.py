@@ -142,7 +142,7 @@ def _check_semi_supervised(
         images = (1 - held_out_share) * dataset.counts["train"]
         per_class = max(1, round(share * images / max(1, len(dataset.classes))))
         if per_class > smallest:
-            detail = f"{share:g} of the labels is {per_class} a class, which is more than {of_classes}"
+            detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
             errors.append(FieldError(f"{pointer}/shares/{place}", detail))
     lists = dataset.label_lists or {}
     for place, name in enumerate(config.lists):
