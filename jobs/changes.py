@@ -70,7 +70,7 @@ class Mark:
 
 
 def marks(session: Session, job_ids: Collection[str]) -> dict[str, Mark]:
-    """Return the marks of jobs, by one statement; unknown ids are left out."""
+    """Return the marks of jobs, read by one statement, without unknown ids."""
     shown = (
         Job.status,
         Job.updated_at,

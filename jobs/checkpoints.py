@@ -136,7 +136,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
 def expire(session: Session, job_id: str) -> None:
     """Mark the job's checkpoints beyond those that its spec keeps as deleted.
 
-    Pinned and damaged checkpoints, and those that an unfinished job needs, stay and do not count as kept.
+    Checkpoints that are pinned, damaged or needed by an unfinished job are never marked, and do not count as kept.
     """
     job = session.get_one(Job, job_id)
     if job.kind != "pretrain" or job.spec.get("checkpoints", {}).get("keep_last") is None:
@@ -144,7 +144,7 @@ def expire(session: Session, job_id: str) -> None:
     spec = parse_spec("pretrain", job.spec)
     assert isinstance(spec, PretrainSpec)
     surplus = _surplus(session, spec, job_id)
-    # The lock comes before the query of needed ones: a job that comes to need a checkpoint holds it until it commits.
+    # The lock comes before the query of needed ones: a new job that needs a checkpoint holds the lock until it commits.
     # A checkpoint that was pinned or deleted since the list was made is skipped.
     unchanged = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
     locked = select(Checkpoint.id).where(*unchanged).with_for_update(skip_locked=True)
@@ -160,7 +160,7 @@ def _surplus(session: Session, spec: PretrainSpec, job_id: str) -> list[str]:
 
 
 def _num_best(spec: PretrainSpec) -> int:
-    """Return how many best checkpoints stay; a planned evaluation of the best one needs one at the end."""
+    """Return the number of best checkpoints to keep; a planned evaluation of the best one needs one at the end."""
     return max(spec.checkpoints.keep_best, int(any(plan.when == "best" for plan in spec.evaluations)))
 
 

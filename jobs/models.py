@@ -6,7 +6,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      │          └─ Rollup    buckets of 8, 64, … steps for charts
      ├─ Log
      ├─ Checkpoint ── Evaluation (by the file's digest)
-     ├─ Artifact         small files for people, such as pictures
+     ├─ Artifact         small files for display, such as pictures
      ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
@@ -220,11 +220,11 @@ class Checkpoint(Base):
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())
     deleted_at: Mapped[int | None]
-    damaged_at: Mapped[int | None]  # its file was missing or changed; the row stays, but no run starts from it
+    damaged_at: Mapped[int | None]  # its file was missing or changed; the row is kept, but no run starts from it
 
 
 class Artifact(Base):
-    """A small file for people; a later file of the same name replaces it."""
+    """A small file for display; a later file of the same name replaces it."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "name"),)

@@ -2,7 +2,7 @@
 
 Reconcilers run in every server and worker.  Each change is guarded, so that several reconcilers may make it at once.
 
-No wall clock decides.  A reconciler declares an attempt lost only after all of this:
+No decision depends on a wall clock.  A reconciler declares an attempt lost only if all of this is true:
 
 - it has itself seen the attempt unchanged for a whole lease of its own monotonic clock;
 - no poll in between failed or was missed;

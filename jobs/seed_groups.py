@@ -65,7 +65,7 @@ def results(session: Session, jobs: Sequence[Job]) -> list[Result]:
 
     Of two jobs with one seed, as after a retry, the newer one counts.  Numbers belong together when protocol, version,
     parameters, metric, dataset and the epoch of the checkpoints agree.  For planned evaluations of the best
-    checkpoint, the selection stands in place of the epoch.
+    checkpoint, the selection replaces the epoch.
 
     Args:
         jobs: oldest first.

@@ -1,6 +1,6 @@
 """Wake-ups: Celery messages that tell a pool there is work.
 
-A wake-up carries no authority: idle workers also poll the database, so a lost or doubled one changes nothing.  The
+A wake-up is only a hint: idle workers also poll the database, so a lost or doubled one changes nothing.  The
 worker's Celery app is addressed by the name of its task alone, so this module imports nothing of the worker.
 """
 

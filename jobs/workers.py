@@ -1,6 +1,6 @@
 """Workers: registration, heartbeats, drains, and the states stopped and lost.
 
-A worker's row decides nothing about the job that it runs; a requested drain only keeps it from claiming another one.
+No decision about a running job depends on its worker's row.  A requested drain prevents the claim of another job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def register(
 
     Args:
         session: a writing transaction.
-        worker: what it offers.
+        worker: its properties.
         pid: its process on its own machine.
         datasets: those that it has.
         memory_bytes: the most that a training process can have, of its GPU or of the machine; None where unknown.

@@ -2,7 +2,7 @@
 
 FAILPOINTS names a folder.  Only the tests set it; a spec or a request cannot.  Files of the folder:
 
-    reached   gets a line each time a process passes a failpoint; the tests read from it which ones to try
+    reached   gets a line each time a process passes a failpoint; the tests read the names from it
     armed     `NAME ACTION [SECONDS]`; the first process that passes NAME renames the file and acts, so it acts once
     fired     the armed line, after the action
     release   ends a hang early

@@ -1,6 +1,6 @@
 """Presets: complete specs by name; recipes of the paper and of its code, and small ones of this project.
 
-The learning rate scales with the global batch by the rule in the spec, so a preset stays right at another `batch_size`:
+The learning rate scales with the global batch by the rule in the spec, so a preset also suits another `batch_size`:
 square root for LARS [C], linear for SGD [D].  Each `wcl-*` has a `simclr-*` twin that differs in the method only.  Like
 `config`, this module does not import torch.  [P] is the paper, [C] its released code, [D] defined by this project.
 """

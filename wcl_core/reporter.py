@@ -219,8 +219,8 @@ def _brief(value: Any) -> str:
 class SpoolReporter(Reporter):
     """Appends one JSON line per record, numbered from 1 without a gap.
 
-    The kernel has a line when `emit` returns, so the line survives the death of the process.  A checkpoint and the end
-    must also survive the death of the machine: `emit` forces them to the disk.  When the disk is full, the unwritten
+    The kernel has a line when `emit` returns, so the line survives a crash of the process.  A checkpoint and the end
+    must also survive a crash of the machine, so `emit` forces them to the disk.  When the disk is full, the unwritten
     rest comes before the next record, so no line is ever torn; a reserved file makes room for the end.
 
     Args:
@@ -239,7 +239,7 @@ class SpoolReporter(Reporter):
         """Append the record.
 
         Raises:
-            OSError: the disk takes no more; a later call writes the rest.
+            OSError: the disk is full; a later call writes the rest.
             ValueError, TypeError: the record holds what JSON cannot hold.
         """
         line = json.dumps({"seq": self._seq + 1, **to_json(record)}, separators=(",", ":"), allow_nan=False) + "\n"

@@ -1,7 +1,7 @@
 """`python -m worker`: runs jobs until SIGTERM; then it saves the running job and returns it to the queue.
 
-With `--once` the worker takes one job, or none when none waits, and exits; a batch system can start it so.  With
-`--max-seconds` it stops by itself, in the same way, before that time is over.
+With `--once` the worker runs at most one job and exits; it exits at once if no job waits.  With `--max-seconds` it
+drains by itself before that time is over.  Both are for batch systems.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="take one job, or none, and exit")
+    parser.add_argument(
+        "--once", action="store_true", help="run at most one job, then exit; exit at once if no job waits"
+    )
     parser.add_argument("--max-seconds", type=float, help="stop in an orderly way before this time is over")
     options = parser.parse_args(arguments)
     if options.max_seconds is not None and not options.max_seconds > settings.drain_seconds:

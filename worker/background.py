@@ -16,7 +16,7 @@ T = TypeVar("T")
 class BackgroundWork(Generic[T]):
     """A function that runs on a thread of its own.
 
-    Callbacks between the chunks of a copy would not be enough, since a single sync of a large file may outlast a lease.
+    Callbacks between the chunks of a copy are not enough: one fsync of a large file may take longer than a lease.
     The thread cannot be ended: a caller without time abandons it, and the process exits without waiting for it.
 
     Args:

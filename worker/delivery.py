@@ -39,7 +39,7 @@ _FILE_SECONDS = 0.2  # wait for a file; most are in the storage by then
 class Delivery:
     """Delivers the spool and the output of one attempt.
 
-    What could not be delivered stays pending, so the caller repeats a failed call.  One file at a time goes into the
+    Undelivered records stay pending, so the caller can repeat a failed call.  One file at a time goes into the
     storage in the background; the records after it wait for it.
 
     Args:
@@ -49,7 +49,7 @@ class Delivery:
 
     Attributes:
         has_ended: whether the `end` record is delivered.
-        obstacle: why the storage did not take the next file; None when it did.
+        obstacle: the error of the storage at the next file; None without an error.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class TrainingProcess:
 
     This process holds the only write end of each rank's pipe, so every rank notices its death.  Ranks are started here
     and not by torchrun: its rendezvous listens on every address and unpickles what it receives, its children do not
-    inherit a pipe, and it hides the exit codes of the ranks.  Our ranks meet through a file in the folder and talk over
+    inherit a pipe, and it hides the exit codes of the ranks.  The ranks meet through a file in the folder and use
     loopback.
 
     Args:

@@ -19,7 +19,7 @@ class Slot:
 
     Args:
         database: the service's.
-        facts: what a job must fit.
+        facts: the properties of this worker that a job must match.
         supervisor: runs one claimed attempt.
         draining: set when no further job may be claimed.
 

@@ -134,7 +134,8 @@ def _scope_of(dependant: Dependant | None) -> str:
 class Failures:
     """Counts wrong keys and sign-in links by client address; after 20 of them within a minute the client gets 429.
 
-    A right key always passes, so no client can lock out another one.  Secrets of 256 random bits need no more.
+    A valid key always passes, so no client can lock out another one.  A secret of 256 random bits needs no stronger
+    limit.
 
     Args:
         clock: monotonic seconds.

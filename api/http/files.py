@@ -1,7 +1,7 @@
 """Responses with one file: whole, one range of it, or 304 if the client has it already (RFC 9110).
 
-Starlette's FileResponse ignores If-None-Match, answers 400 to ranges that have to be ignored, and sends several ranges
-as multipart, of which a client may request a thousand.  This module sends one range or the whole file.
+Starlette's FileResponse ignores If-None-Match, and responds with 400 to ranges that a server has to ignore.  It sends
+several ranges as multipart, even a thousand of them.  This module sends one range or the whole file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*", re.IGNORECASE 
 _LONGEST_RANGE = 200
 
 
-def answer(
+def respond(
     request: Request, path: Path, etag: str, file_name: str, media_type: str = "application/octet-stream"
 ) -> Response:
-    """Return the part of the file at `path` that the request's conditions ask for.
+    """Return the response with the part of the file at `path` that the request's headers select.
 
     Args:
         request: a GET or HEAD with its Range, If-Range and If-None-Match.

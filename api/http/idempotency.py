@@ -49,7 +49,7 @@ class Submission:
         A replay gets status 200 and `Idempotency-Replayed: true`.
 
         Args:
-            request: JSON values; equal for two requests that ask for the same.
+            request: JSON values that are equal for two equal requests.
             model: the class of the row.
             create: adds the row; runs within the transaction.
 
@@ -88,7 +88,7 @@ async def _submission(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Chosen by the client.  A repeated request with the same key gets the first request's job.",
+            description="A key that the client chooses.  A request that repeats it gets the first request's job.",
             max_length=200,
         ),
     ] = None,

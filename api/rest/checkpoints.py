@@ -102,7 +102,7 @@ def download(
         checkpoint = queries.get_checkpoint(session, checkpoint_id)
     try:
         path, sha256 = _file(checkpoint, kind, settings, storage)
-        return files.answer(request, path, f'"{sha256}"', f"{checkpoint.id}-{kind}.safetensors")
+        return files.respond(request, path, f'"{sha256}"', f"{checkpoint.id}-{kind}.safetensors")
     except FileNotFoundError as error:
         raise Gone(f"checkpoint {checkpoint.id} is registered, but its file is missing on the server") from error
     except ExportError as error:

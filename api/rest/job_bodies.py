@@ -45,7 +45,7 @@ Name = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_NAME), AfterValidator(_printable)
 ]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_printable)]
-Priority = Annotated[int, Field(ge=-1000, le=1000, description="Higher runs earlier.")]
+Priority = Annotated[int, Field(ge=-1000, le=1000, description="A job of higher priority runs earlier.")]
 _SPEC_EXAMPLE: JsonDict = {"seed": 1, "epochs": 30, "warmup_epochs": 3, "weak_augmentation_epochs": 3}
 
 
@@ -87,11 +87,11 @@ class JobOptions(_Body):
 
     priority: Priority = 0
     pool: str = Field(
-        default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="The workers that may run it."
+        default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="The pool of workers that may run it."
     )
     gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each run needs.")
     tags: list[Tag] = Field(default=[], max_length=50)
-    preemptible: bool = Field(default=False, description="Whether a job of higher priority may take its place.")
+    preemptible: bool = Field(default=False, description="Whether a job of higher priority may preempt it.")
     max_seconds: int | None = Field(
         default=None,
         ge=1,
@@ -102,7 +102,7 @@ class JobOptions(_Body):
 
 class _JobStart(_Body):
     kind: Literal["pretrain", "evaluate"]
-    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are refused.")
+    spec: dict[str, Any] = Field(default={}, description="PretrainSpec or EvaluateSpec; unknown fields are errors.")
     preset: str | None = Field(default=None, max_length=64, description="A name from /v1/presets.")
     name: Name | None = None
 
@@ -122,7 +122,7 @@ class JobBody(JobOptions, _JobStart):
         }
     )
 
-    after: list[Need] = Field(default=[], max_length=50, description="Jobs that have to succeed first.")
+    after: list[Need] = Field(default=[], max_length=50, description="Dependencies: jobs that have to succeed first.")
     seeds: Seeds | None = Field(default=None, description="One job for each seed, together a seed group.")
 
 

@@ -150,10 +150,10 @@ def metrics(
     principal: Reader,
     database: TheDatabase,
     keys: Annotated[str | None, Query(description="Names of series, separated by commas.", max_length=2000)] = None,
-    max_points: Annotated[int, Query(ge=1, le=1000, description="Of each series.")] = 1000,
+    max_points: Annotated[int, Query(ge=1, le=1000, description="Maximum number of points of each series.")] = 1000,
     from_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = 0,
     to_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = curves.LAST_STEP,
-    times: Annotated[bool, Query(description="Whether to return times of steps, too.")] = False,
+    times: Annotated[bool, Query(description="Whether to also return times of steps.")] = False,
 ) -> HttpResponse:
     """Return the curves; where a job went back to a checkpoint, the newer attempt's points replace the older one's.
 
@@ -194,6 +194,6 @@ def artifact(
         row = queries.get_artifact(session, job_id, name)
     try:
         path = storage.path(row.storage_key)
-        return files.answer(request, path, f'"{row.sha256}"', f"{row.job_id}-{row.name}", row.media_type)
+        return files.respond(request, path, f'"{row.sha256}"', f"{row.job_id}-{row.name}", row.media_type)
     except FileNotFoundError as error:
         raise Gone(f"artifact {name} of job {job_id} is registered, but its file is missing on the server") from error

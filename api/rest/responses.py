@@ -1,7 +1,7 @@
 """Responses of the REST interface: pydantic models, built from rows and published by OpenAPI.
 
-A field has the name of its column, so a new column needs one line here.  No response holds a path or a secret.  `/v1`
-only grows.
+A field has the name of its column, so a new column needs one line here.  No response here contains a path or a secret.
+A later version of `/v1` may add fields, and removes none.
 """
 
 from __future__ import annotations

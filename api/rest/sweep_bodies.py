@@ -58,8 +58,8 @@ class _Search(BaseModel):
         min_length=1,
         max_length=16,
         description=(
-            'By dotted names of fields: a list of values, or {"min": …, "max": …} with `log` for draws that are even '
-            "by logarithm and `integer` for whole numbers."
+            'By dotted names of fields: a list of values, or {"min": …, "max": …} with `log` for log-uniform draws '
+            "and `integer` for whole numbers."
         ),
     )
     trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS, description="Number of random draws; not for `grid`.")

@@ -28,8 +28,10 @@ def follow_job(
     principal: Reader,
     database: TheDatabase,
     start: Annotated[Literal["now", "start"], Query(alias="from")] = "now",
-    logs: Annotated[bool, Query(description="Whether to send log lines, too.")] = False,
-    last_event_id: Annotated[str | None, Query(description="As the header, for clients that cannot send it.")] = None,
+    logs: Annotated[bool, Query(description="Whether to also send log lines.")] = False,
+    last_event_id: Annotated[
+        str | None, Query(description="The same as the header `Last-Event-ID`, for clients that cannot send it.")
+    ] = None,
     header_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> JobStream:
     """Follow a job until it ends.

@@ -1,8 +1,8 @@
 """Signing a browser in by a one-time link, and out again.
 
 `templates/sign_in.html` gets `state`: `done` (signed in, the page moves on to /), `spent` (a used, old or wrong link)
-or `absent` (not signed in).  A redirect would not do: after a click on another site the browser would follow it
-without the new SameSite=Strict cookie.
+or `absent` (not signed in).  A redirect does not work: after a click on another site the browser follows it without
+the new SameSite=Strict cookie.
 """
 
 from __future__ import annotations

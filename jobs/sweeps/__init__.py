@@ -3,7 +3,7 @@
     space      the settings of each trial      metric     ranks the trials      halving    rungs: how many, how long
         └────────── trials: each one's spec ──────────────┘                       │
                       └── trial_results: from its jobs ─┬─ progress: the next step, taken by the reconciler
-                                                        └─ standings: the same for people
+                                                        └─ standings: the same for display
                           new_sweep: a request becomes a design, and the design becomes rows
 
 A sweep and its trials are rows; its jobs are ordinary ones that carry the sweep's id.  Import from this package, not

@@ -1,9 +1,9 @@
 """Successive halving (Jamieson and Talwalkar, AISTATS 2016): rungs of growing budget; the best trials are promoted.
 
-Every rung is a separate training run from scratch, with a schedule as long as the rung.  The schedule is a
-cosine: after a third of a long run the rate is still high, after a short run it is zero, so the two states are not
-comparable, and going on from the end of a short run would warm up again what has cooled down.  Ranking states that
-have all cooled down is the honest form; a survivor costs eta / (eta - 1) times its last run for it.
+Every rung is a separate training run from scratch, with a schedule as long as the rung.  The reason is the cosine
+schedule.  After a third of a long run the learning rate is still high, and at the end of a short run it is zero, so the
+two states are not comparable.  A rung that continued a short run would raise its learning rate again.  Therefore all
+ranked states are ends of complete schedules; a promoted trial costs eta / (eta - 1) times its last run.
 
 Pure functions.
 """

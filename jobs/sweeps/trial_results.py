@@ -33,7 +33,8 @@ class Run:
     def state(self) -> State:
         """Whether the run is unfinished, measured or failed.
 
-        The training's success submits the evaluation in one transaction, so a missing one then never comes.
+        One transaction stores the training's success and submits the evaluation.  So an evaluation that is missing
+        after the success never follows.
         """
         if self.status not in TERMINAL:
             return "unfinished"

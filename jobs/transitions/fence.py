@@ -41,7 +41,7 @@ def deliver(
     """Store records and output of an open attempt, and renew it.
 
     The first statement is fence, duplicate filter and renewal in one.  Stored records are skipped, so a caller that got
-    no answer may repeat the delivery.
+    no response may repeat the delivery.
 
     Args:
         session: a writing transaction.

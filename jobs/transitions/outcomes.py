@@ -52,7 +52,7 @@ def settle(
             f"it reached its limit of {job.max_seconds} s (`max_seconds`)",
         )
     elif is_paused or (may_continue and job.pause_requested_at is not None):
-        # A run that pauses by itself gives a reason; a run that was asked to pause does not.
+        # A run that pauses by itself gives a reason; a run that pauses on request gives none.
         after, reason = Status.PAUSED, (reason if is_paused else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED

@@ -144,15 +144,15 @@ class SemiSupervisedConfig(SpecModel):
         default=5,
         ge=2,
         le=100,
-        description="Number of random splits, or of trainings on a list, that the result is the mean of.",
+        description="Number of random splits, or of trainings on a list; the result is their mean.",
     )
     epochs: int = Field(default=30, ge=1, le=10_000, description="Epochs of fine-tuning.")
     batch_size: int = Field(default=128, ge=1, le=65_536, description="Images a step; all labelled ones if fewer.")
     backbone_learning_rate: float = Field(
-        default=0.01, gt=0, le=100, description="First learning rate of the backbone; a cosine takes it to 0."
+        default=0.01, gt=0, le=100, description="First learning rate of the backbone; it falls to 0 by a cosine."
     )
     head_learning_rate: float = Field(
-        default=0.1, gt=0, le=100, description="First learning rate of the classifier; a cosine takes it to 0."
+        default=0.1, gt=0, le=100, description="First learning rate of the classifier; it falls to 0 by a cosine."
     )
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="Smallest crop as a share of the image's area.")
     flip_probability: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
@@ -202,7 +202,7 @@ class ProtocolSettings(SpecModel):
         default=(1, 5), min_length=1, max_length=8, description="Labelled images of each class for `few_labels`."
     )
     draws: int = Field(
-        default=20, ge=2, le=1000, description="Number of random draws that a result of `few_labels` is the mean of."
+        default=20, ge=2, le=1000, description="Number of random draws of `few_labels`; the result is their mean."
     )
     few_labels_classifiers: tuple[FewLabelsClassifier, ...] = Field(
         default=("nearest_class_mean",), min_length=1, description="Classifiers of `few_labels`, on the same draws."
@@ -228,7 +228,7 @@ def check_lists(tuned: SemiSupervisedConfig | None, data: DataConfig | None) -> 
     """
     if tuned is not None and tuned.lists and data is not None and data.held_out_share:
         raise ValueError(
-            f"held_out_share is {data.held_out_share:g}, which takes train images away that semi_supervised.lists may "
+            f"held_out_share is {data.held_out_share:g}, which removes train images that semi_supervised.lists may "
             "name; use 0, or remove the lists"
         )
 

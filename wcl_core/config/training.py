@@ -21,7 +21,7 @@ class LossConfig(SpecModel):
     detach_keys: bool = Field(default=True, description="Whether the keys of the weak-label loss carry no gradient.")
     batch_norm_views: Literal["separate", "joint"] = Field(
         default="separate",
-        description="`separate`: batch norm sees each view alone, as in the paper; `joint`: both views together.",
+        description="`separate`: batch norm normalises each view alone, as in the paper; `joint`: both views together.",
     )
     decoupled: bool = Field(
         default=False, description="Leave the positive out of the denominator of the instance loss (decoupled loss)."
@@ -30,7 +30,7 @@ class LossConfig(SpecModel):
         default=1,
         ge=1,
         le=2,
-        description="1: weak labels are components of the nearest-neighbour graph; 2: these merged once more.",
+        description="1: weak labels are components of the nearest-neighbour graph; 2: components of components.",
     )
     exclude_mates: bool = Field(
         default=False, description="After the ramp, drop same-label images from the keys of the instance loss."

@@ -9,7 +9,7 @@
     label_lists  fixed lists of labelled train images
     held_out     a part of the train split in place of the test split
     samples      a picture of some images of each class
-    order, rows  which images make which step, and how they reach the device
+    order, rows  the images of each step, and their transfer to the device
 
 Random views are made in `wcl_core.images`.
 """

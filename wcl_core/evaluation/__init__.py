@@ -1,7 +1,7 @@
 """Evaluation: protocols that measure features, and monitors that need no training.
 
 run         one evaluation: features once, then each protocol of the spec
-results     what each protocol reports; a new protocol is registered there
+results     the results of each protocol; a new protocol is registered there
 features    the cached features that the protocols share
 progress    progress reports and requests to stop, for all protocols
 

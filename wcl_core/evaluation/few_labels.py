@@ -31,8 +31,8 @@ def few_labels_top1(
 
     The draws depend on labels and seed only, so all features of one dataset and all classifiers get the same ones.
     `nearest_class_mean`: features and class means are L2-normalised.  `linear`: logistic regression with C = 1 on
-    features that are standardised over the whole train split, without its labels; a few labels leave none to choose C
-    on [D].
+    features that are standardised over the whole train split, without its labels; there are too few labels
+    to choose C on a part of them [D].
 
     Args:
         features: both splits.

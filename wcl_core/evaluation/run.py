@@ -1,7 +1,7 @@
 """One evaluation: compute the features once, then measure under each protocol of the spec.
 
-Each result carries the digests of the data and the version of the protocol. `results` holds what each protocol reports;
-this module holds the order of the work.
+Each result carries the digests of the data and the version of the protocol. `results` measures under each protocol;
+this module runs the protocols in order.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The methods of self-supervised learning, and the functions that they share.
 
-    base ── what a method is          wcl, simclr ── the built-in methods          heads ── projection heads
+    base ── the interface             wcl, simclr ── the built-in methods          heads ── projection heads
     objective ── the whole loss of a step, from       losses ── instance loss and weak-label loss
                                                       weak_labels ── neighbours, components, their quality
                                                       multicrop ── loss of the small crops
                                                       neighbour_queue ── embeddings of past steps
-    log_sum_exp, key_masks ── how the losses avoid a mask of all pairs             views ── the views of a batch
+    log_sum_exp, key_masks ── losses without a mask of all pairs                   views ── the views of a batch
 
-Marks in the docstrings say where a definition comes from:
+Marks in the docstrings name the source of a definition:
 
     [P]  the paper: Zheng et al., "Weakly Supervised Contrastive Learning", ICCV 2021, https://arxiv.org/abs/2110.04770
     [C]  the authors' released code

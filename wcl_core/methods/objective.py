@@ -36,7 +36,7 @@ class Weights:
     Attributes:
         weak: beta.
         neighbours: weight of the neighbours in the weak multi-crop term.
-        is_ramped: whether beta has reached its final value; only then do same-label images leave the keys.
+        is_ramped: whether beta has reached its final value; only then are same-label images masked among the keys.
     """
 
     weak: float

@@ -45,7 +45,7 @@ def param_groups(
     Args:
         model: its parameters that require a gradient are grouped.
         weight_decay: weight decay of the first group, >= 0.
-        exclusion: which parameters are in the second group.
+        exclusion: the rule for the second group.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if exclusion == "official-names":

@@ -16,7 +16,7 @@ from jobs.sweeps import HELD_OUT_SHARE, MEASURES, Search, parameter_pointer
 MAX_ROWS = 16
 FIRST_ROWS = 2
 SEARCHES: tuple[str, ...] = get_args(Search)
-HOWS = {"values": "these values", "even": "a range", "log": "a range, by logarithm"}
+HOWS = {"values": "list of values", "even": "uniform range", "log": "log-uniform range"}
 METRICS = [f"{protocol}/{name}" for protocol, names in MEASURES.items() for name in names]
 ELSEWHERE = ("seed", "data.held_out_share")  # fields of a spec that a sweep sets itself
 _NUMBERS = {"max_parallel": "4"}  # defaults, as typed
@@ -131,7 +131,7 @@ class SweepForm(SpecForm):
         entry = _FIELDS.get(row.field)
         if entry is None:
             return ""
-        return f"unsearched {self.typed.get(f'spec.{row.field}', '') or 'none'}; {entry.type}"
+        return f"base value {self.typed.get(f'spec.{row.field}', '') or 'none'}; {entry.type}"
 
     @property
     def row_errors(self) -> list[FieldError]:

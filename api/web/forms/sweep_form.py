@@ -72,7 +72,7 @@ def _new(filled: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Desig
     """Return the request that the form makes.
 
     Raises:
-        Invalid: with pointers as `POST /v1/sweeps` has them, and for rows that cannot be part of a request.
+        Invalid: with the pointers of `POST /v1/sweeps`, and for rows that cannot be part of a request.
     """
     errors = filled.row_errors
     try:

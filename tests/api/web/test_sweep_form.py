@@ -55,7 +55,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     page.locator("#name").fill("by hand")
     expect(plan).to_contain_text("Ready to start")
     expect(plan).to_contain_text("180")  # epochs in all
-    expect(hint(page, "row.0")).to_contain_text("unsearched 0.4; number")
+    expect(hint(page, "row.0")).to_contain_text("base value 0.4; number")
     expect(page.locator("#trials")).to_be_hidden()
 
     page.get_by_role("radio", name="Successive halving").check()
