@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
     """Migrate, bind, announce, and serve.
 
     Raises:
-        StartError: there is no key, the database does not answer, or the address is in use.
+        StartError: there is no key, the database does not respond, or the address is in use.
     """
     if failpoints.is_armed() and not hosts.is_loopback(settings.host):
         raise StartError(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
@@ -77,7 +77,7 @@ def serve(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends open streams at the first signal; uvicorn would wait for them, and then raise the signal again."""
+    """A server that ends open streams at the first signal; uvicorn would wait for them and raise the signal again."""
 
     def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
         super().__init__(config)
@@ -107,7 +107,7 @@ def _migrate(database: Database) -> None:
     except DBAPIError as error:
         if not is_outage(error):
             raise
-        raise StartError(f"the database does not answer: {error.orig}") from error
+        raise StartError(f"the database does not respond: {error.orig}") from error
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:

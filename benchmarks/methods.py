@@ -40,7 +40,7 @@ START: Settings = {
 
 
 def temperatures(both: list[tuple[float, float]], one: list[float]) -> Stage:
-    """Pairs of WCL's two temperatures; SimCLR's one temperature gets the same number of trials."""
+    """Return pairs of WCL's two temperatures; SimCLR's one temperature gets the same number of trials."""
     wcl = [{"loss.temperature": t, "loss.weak_temperature": w} for t, w in both]
     return Stage("temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in one]})
 
@@ -58,7 +58,7 @@ def weak_loss() -> Stage:
 
 
 def higher_temperatures() -> Stage:
-    """Temperatures above the usual ones, for both methods."""
+    """Return temperatures above the usual ones, for both methods."""
     wcl = [{"loss.temperature": 0.4, "loss.weak_temperature": w} for w in (0.2, 0.4)]
     return Stage("higher temperatures", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.4, 0.56)]})
 

@@ -131,7 +131,7 @@ class Database:
         command.upgrade(config, "head")
 
     def is_migrated(self) -> bool:
-        """Return whether the schema is at the newest version; raise if the database does not answer."""
+        """Return whether the schema is at the newest version; raise if the database does not respond."""
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
@@ -166,7 +166,7 @@ def _is_transient(error: DBAPIError) -> bool:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the database was unreachable or did not answer, so that a later retry makes sense."""
+    """Return whether the database was unreachable or did not respond, so that a later retry makes sense."""
     if isinstance(error, OperationalError | PoolTimeout):  # the pool is empty while all connections wait for an answer
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated

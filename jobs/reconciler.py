@@ -73,7 +73,7 @@ class Watch(Generic[T]):
 
 
 class Reconciler:
-    """Polls the database every few seconds; `poll` is one pass.
+    """The loop that polls the database every few seconds; `poll` is one pass.
 
     Args:
         database: where the rows are.
@@ -108,7 +108,7 @@ class Reconciler:
                 self._attempts.reset()
                 self._workers.reset()
                 if is_outage(error):
-                    log.warning("the database does not answer; polling again in %g s", self._settings.look_seconds)
+                    log.warning("the database does not respond; polling again in %g s", self._settings.look_seconds)
                 else:
                     log.exception("a poll of the reconciler failed")
 

@@ -130,8 +130,8 @@ def verified(storage: Storage, key: str, sha256: str, size: int) -> Path:
     except StorageUnavailable:
         raise
     except OSError as error:
-        if error.errno not in (None, errno.ENOENT, errno.EIO):  # a network folder that does not answer
-            raise StorageUnavailable(f"the storage folder does not answer: {error.strerror}") from error
+        if error.errno not in (None, errno.ENOENT, errno.EIO):  # a network folder that does not respond
+            raise StorageUnavailable(f"the storage folder does not respond: {error.strerror}") from error
         raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
     return path
 

@@ -73,7 +73,7 @@ def send(settings: Settings, pool: str) -> None:
 def send_where_needed(database: Database, settings: Settings) -> None:
     """Send wake-ups to pools that have both a due job and an idle worker, at most one for each idle worker.
 
-    A broker that does not answer only costs time: idle workers poll the database themselves.
+    A broker that does not respond only costs time: idle workers poll the database themselves.
     """
     if settings.is_memory_broker:
         return
@@ -89,7 +89,7 @@ def send_where_needed(database: Database, settings: Settings) -> None:
 
 
 class WakeUpSender:
-    """Sends wake-ups on a thread of its own, so that a broker that never responds delays no caller.
+    """The sender of wake-ups on a thread of its own, so that a broker that never responds delays no caller.
 
     Args:
         database: where due jobs and idle workers are read.
@@ -110,7 +110,7 @@ class WakeUpSender:
             send_where_needed(self._database, self._settings)
         except Exception as error:  # the next poll sends again
             if is_outage(error):
-                log.warning("no wake-up was sent: the database does not answer")
+                log.warning("no wake-up was sent: the database does not respond")
             else:
                 log.exception("sending wake-ups failed")
         finally:

@@ -4,7 +4,7 @@ Exit codes:
     0  done
     1  a job failed or was cancelled, or the service could not run
     2  wrong usage, or the server rejected the request as invalid
-    3  no server answers
+    3  no server responds
     4  the object does not exist
     5  the key is absent, unknown or lacks the permission
     6  the current state of the object forbids the request

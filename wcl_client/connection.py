@@ -84,7 +84,7 @@ class Connection:
         return response
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return Unreachable(f"{self.url} does not answer: {error}")
+        return Unreachable(f"{self.url} does not respond: {error}")
 
     def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})

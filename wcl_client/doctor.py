@@ -64,7 +64,7 @@ def _disk(data_dir: Path) -> Finding:
 
 def _server(client: WclClient) -> list[Finding]:
     if not client.is_ready():
-        return [Finding("Server", False, f"{client.url} does not answer; start it with `wcl up`, or set WCL_URL")]
+        return [Finding("Server", False, f"{client.url} does not respond; start it with `wcl up`, or set WCL_URL")]
     findings = [Finding("Server", True, client.url)]
     try:
         workers, datasets = client.workers(), client.datasets()

@@ -1,7 +1,7 @@
 """Exceptions of the client.
 
 WclError
- ├─ Unreachable          no server answers at the address
+ ├─ Unreachable          no server responds at the address
  ├─ ApiError             the server responded with problem+json
  │   ├─ NotFoundError    404
  │   ├─ InvalidError     400, 413, 415, 422: names each wrong field
@@ -29,7 +29,7 @@ class WclError(Exception):
 
 
 class Unreachable(WclError):  # noqa: N818 - the state is the name
-    """No server answers at the address."""
+    """No server responds at the address."""
 
 
 class TransferError(WclError):

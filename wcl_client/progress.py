@@ -106,7 +106,7 @@ def _bars(console: Console) -> Progress:
 
 
 class Watcher:
-    """Follows jobs until all have ended; each job has its own thread."""
+    """The display of jobs until all have ended; each job has its own thread."""
 
     def __init__(self, client: WclClient, jobs: Sequence[Job], console: Console) -> None:
         self._client = client

@@ -141,7 +141,7 @@ def describe(error: Exception) -> str:
 
 
 class Control:
-    """Reads requests from the control pipe on a thread, and ends the process when the pipe ends.
+    """A reader of the control pipe on a thread: it keeps the latest request, and ends the process when the pipe ends.
 
     Args:
         descriptor: read end of the pipe; None for a run without a worker.

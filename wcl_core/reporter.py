@@ -157,14 +157,14 @@ class Reporter:
 
 
 class NullReporter(Reporter):
-    """Drops every record."""
+    """A reporter that drops every record."""
 
     def emit(self, record: Record) -> None:
         """Drop the record."""
 
 
 class MemoryReporter(Reporter):
-    """Keeps the JSON object of every record in a list.
+    """A reporter that keeps the JSON object of every record in a list.
 
     Args:
         ask: called after each step with the list; returns a request to end the run, or None.
@@ -188,7 +188,7 @@ class MemoryReporter(Reporter):
 
 
 class ConsoleReporter(Reporter):
-    """Prints metrics, evaluations, checkpoints, artifacts and warnings, one line each.
+    """A reporter that prints metrics, evaluations, checkpoints, artifacts and warnings, one line each.
 
     Args:
         request: returns the latest request to end the run.
@@ -217,7 +217,7 @@ def _brief(value: Any) -> str:
 
 
 class SpoolReporter(Reporter):
-    """Appends one JSON line per record, numbered from 1 without a gap.
+    """A reporter that appends one JSON line per record, numbered from 1 without a gap.
 
     The kernel has a line when `emit` returns, so the line survives a crash of the process.  A checkpoint and the end
     must also survive a crash of the machine, so `emit` forces them to the disk.  When the disk is full, the unwritten

@@ -43,7 +43,7 @@ class Backoff:
 
 
 class DrainableBackoff:
-    """Sleeps between retries: without a limit, or for a few more seconds once the worker drains.
+    """The sleeps between retries: without a limit, or for a few more seconds once the worker drains.
 
     Args:
         draining: set when the worker drains.

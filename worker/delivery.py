@@ -37,7 +37,7 @@ _FILE_SECONDS = 0.2  # wait for a file; most are in the storage by then
 
 
 class Delivery:
-    """Delivers the spool and the output of one attempt.
+    """The delivery of the spool and the output of one attempt.
 
     Undelivered records stay pending, so the caller can repeat a failed call.  One file at a time goes into the
     storage in the background; the records after it wait for it.

@@ -28,7 +28,7 @@ def device_bytes(gpus: int) -> int | None:
         gpus: number of GPUs of the worker.
 
     Returns:
-        The memory of the largest visible GPU, or of the machine without GPUs; None when the driver does not answer.
+        The memory of the largest visible GPU, or of the machine without GPUs; None when the driver does not respond.
     """
     if gpus == 0:
         return int(psutil.virtual_memory().total)

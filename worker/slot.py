@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Slot:
-    """Claims and supervises jobs until no waiting job fits; both a wake-up and a poll call it.
+    """The loop that claims and supervises jobs until no waiting job fits; wake-ups and polls start it.
 
     Args:
         database: the service's.

@@ -49,7 +49,7 @@ _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
 class Supervisor:
-    """Runs claimed attempts, one at a time.
+    """The supervisor of claimed attempts, one at a time.
 
     Args:
         database, storage, settings: the service.

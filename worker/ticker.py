@@ -53,7 +53,7 @@ class Ticker:
                 self._tick(time.monotonic())
             except Exception as error:  # the thread must survive every error, since nothing restarts it
                 if is_outage(error):
-                    log.warning("the database does not answer")
+                    log.warning("the database does not respond")
                 else:
                     log.exception("a tick failed")
 

@@ -132,7 +132,7 @@ def _scope_of(dependant: Dependant | None) -> str:
 
 
 class Failures:
-    """Counts wrong keys and sign-in links by client address; after 20 of them within a minute the client gets 429.
+    """A count of wrong keys and sign-in links by client address; after 20 within a minute the client gets 429.
 
     A valid key always passes, so no client can lock out another one.  A secret of 256 random bits needs no stronger
     limit.
@@ -175,7 +175,7 @@ def _address(request: Request) -> str:
 
 
 class KeyUses:
-    """Stores the time of each key's last use, at most once a minute for each key, and only after the response.
+    """The times of each key's last use, stored after the response and at most once a minute for each key.
 
     Args:
         database: where the times are stored.

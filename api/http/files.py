@@ -102,7 +102,7 @@ def _clipped(first: int | None, last: int | None, size: int) -> tuple[int, int]:
 
 
 class _FilePart(StreamingResponse):
-    """Reads the file on a thread, chunk by chunk, and closes it, also when the client disconnects."""
+    """A response body that reads the file on a thread, chunk by chunk, and closes it even if the client disconnects."""
 
     def __init__(self, file: BinaryIO, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(_chunks(file, start, end), status_code, headers)

@@ -85,7 +85,7 @@ class Middleware:
 
 
 class _Sender:
-    """Adds the security headers, and records whether the response has started."""
+    """A `send` that adds the security headers, and records whether the response has started."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._is_private = not scope["path"].startswith(auth.PUBLIC_FOLDER)

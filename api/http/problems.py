@@ -120,7 +120,7 @@ class Problem:
         if isinstance(error, DataError):
             return cls(422, Invalid.title, "a number or a text is out of the range that can be stored")
         if is_outage(error) or isinstance(error, PoolTimeout):
-            detail = "the database does not answer; try again"
+            detail = "the database does not respond; try again"
             return cls(503, "Database unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
         number = str(uuid.uuid4())
         log.error("error %s", number, exc_info=error)

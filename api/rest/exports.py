@@ -44,7 +44,7 @@ def sweep(database: Database, folder: Path) -> None:
     """Remove the exports of checkpoints that users or retention have deleted.
 
     Raises:
-        OSError, DBAPIError: a file cannot be removed, or the database does not answer; the next collection tries again.
+        OSError, DBAPIError: a file cannot be removed, or the database does not respond; the next collection retries.
     """
     digests = sorted({path.stem for path in folder.glob("*.s*") if _DIGEST.fullmatch(path.stem)})
     for start in range(0, len(digests), _BATCH):

@@ -27,7 +27,7 @@ from jobs.changes import Changes, Cursor, Mark
 from jobs.status import TERMINAL
 
 T = TypeVar("T")
-Ask = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thread; None during an outage
+ThreadRead = Callable[[Callable[[Session], T]], Awaitable[T | None]]  # reads on a thread; None during an outage
 
 HEARTBEAT_SECONDS = 15.0
 _BATCH = 2_000
@@ -46,13 +46,13 @@ class Feed:
     """The messages of one subject for its viewers; ready after its first read."""
 
     def __init__(self) -> None:
-        self._news = asyncio.Event()
+        self._change_event = asyncio.Event()
         self.is_ready = False
         self.is_closed = False
 
     def announce(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        event, self._change_event = self._change_event, asyncio.Event()
+        event.set()
 
     def close(self) -> None:
         """End all viewers; they reconnect and resume where they were."""
@@ -63,7 +63,7 @@ class Feed:
         """Wait for a change, at most as long as a stream may be silent."""
         try:
             async with asyncio.timeout(HEARTBEAT_SECONDS):
-                await self._news.wait()
+                await self._change_event.wait()
         except TimeoutError:
             pass
 
@@ -141,7 +141,7 @@ class JobFeed(Feed):
         is_changed = any(job[name] != before.get(name) for name in job.keys() - _UNSTABLE)
         self._states = (fields + is_changed, progress + (job["progress"] != before.get("progress")))
 
-    async def follow(self, cursor: Cursor, with_logs: bool, ask: Ask[Frame]) -> AsyncIterator[bytes]:
+    async def follow(self, cursor: Cursor, with_logs: bool, read_on_thread: ThreadRead[Frame]) -> AsyncIterator[bytes]:
         """Yield each change after `cursor` when it is read, and empty bytes at intervals while nothing changes."""
         while not (self.is_ready or self.is_closed):
             await self.wait()
@@ -154,7 +154,7 @@ class JobFeed(Feed):
                 cursor = frame.end
                 yield frame.messages + frame.logs if with_logs else frame.messages
             elif not cursor.covers(self._head):
-                if not await self._catch_up(cursor, ask):
+                if not await self._catch_up(cursor, read_on_thread):
                     yield b""
             elif seen != self._states:
                 state, seen = self._state(seen, cursor), self._states
@@ -171,13 +171,13 @@ class JobFeed(Feed):
             return message("job", self._job, cursor)
         return message("progress", self._job["progress"], cursor)
 
-    async def _catch_up(self, cursor: Cursor, ask: Ask[Frame]) -> bool:
+    async def _catch_up(self, cursor: Cursor, read_on_thread: ThreadRead[Frame]) -> bool:
         """Read the frame that begins at `cursor`; of many viewers that reconnect at once, one reads it for all."""
         async with self._reading:
             head = self._head
             if cursor in self._frames:
                 return True
-            frame = await ask(lambda session: _frame(session, self.job_id, cursor, head))
+            frame = await read_on_thread(lambda session: _frame(session, self.job_id, cursor, head))
             if frame is not None:
                 self._keep(cursor, frame)
             return frame is not None

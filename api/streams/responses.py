@@ -92,7 +92,7 @@ class JobStream(_EventStream):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = self._streams.watcher
         with self._streams.slot(self._key_id), watcher.job(self._job_id, self._key_id) as feed:
-            await self._send(feed.follow(self._cursor, self._with_logs, watcher.ask), scope, receive, send)
+            await self._send(feed.follow(self._cursor, self._with_logs, watcher.read_on_thread), scope, receive, send)
 
 
 class ListStream(_EventStream):

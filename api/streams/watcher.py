@@ -107,8 +107,8 @@ class Watcher:
         elif feed is self._list:
             self._list = None
 
-    async def ask(self, read: Callable[[Session], T]) -> T | None:
-        """Read on a thread; return None, after a pause, if the database does not answer."""
+    async def read_on_thread(self, read: Callable[[Session], T]) -> T | None:
+        """Read on a thread; return None, after a pause, if the database does not respond."""
         try:
             return await anyio.to_thread.run_sync(self._read, read, limiter=self._threads)
         except Exception as error:
@@ -161,7 +161,7 @@ class Watcher:
         except Exception as error:
             if not is_outage(error):
                 raise
-            log.warning("the database does not answer the streams; polling again")
+            log.warning("the database does not respond the streams; polling again")
             if lists is not None and not lists.is_ready:
                 lists.error = error
                 lists.close()

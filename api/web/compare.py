@@ -191,7 +191,7 @@ def compare_page(
     """Return the comparison of jobs and seed groups; without any, the newest jobs to choose from."""
     with database.read() as session:
         view = comparison(session, job, group)
-    return page(request, "compare.html", found=view, now=view.now)
+    return page(request, "compare.html", comparison=view, now=view.now)
 
 
 @router.get("/compare/curve.svg")

@@ -56,4 +56,4 @@ def dataset_route(request: Request, name: str, reader: Reader, database: TheData
     """Return the page of a dataset."""
     with database.read() as session:
         view = dataset_page(session, name)
-    return page(request, "dataset.html", found=view, now=view.now)
+    return page(request, "dataset.html", details=view, now=view.now)

@@ -145,4 +145,4 @@ def leaderboard_page(
     """Return the leaderboard of a dataset and a protocol."""
     with database.read() as session:
         view = leaderboard(session, dataset, protocol)
-    return page(request, "leaderboard.html", found=view, now=view.now)
+    return page(request, "leaderboard.html", leaderboard=view, now=view.now)

@@ -42,7 +42,7 @@ _NUMBER = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
-class Look:
+class Choices:
     """The choices in the address; `only` is a class or a weak label, `image` an index in the split."""
 
     layout: str
@@ -80,7 +80,7 @@ class Near:
 class Shown:
     """A map with the choices of the address."""
 
-    look: Look
+    choices: Choices
     map: MapFacts
     sheet: Sheet
 
@@ -92,17 +92,17 @@ class Shown:
     @property
     def colour(self) -> str:
         """The requested colouring; by class if the map has no weak labels."""
-        return self.look.colour if self.map.components else "class"
+        return self.choices.colour if self.map.components else "class"
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        return self.map.pca if self.look.layout == "pca" else self.map.tsne
+        return self.map.pca if self.choices.layout == "pca" else self.map.tsne
 
     def paths(self) -> Iterator[tuple[int, bool, str]]:
         """Yield colour, whether faded, and path of the points, faded ones first; a point is a line of length zero."""
         drawn: dict[tuple[bool, int], list[str]] = {}
         for key, (x, y) in zip(self.keys, self.points, strict=True):
-            is_faded = self.look.only is not None and key != self.look.only
+            is_faded = self.choices.only is not None and key != self.choices.only
             colour = 0 if key is None else colour_of(key)
             drawn.setdefault((not is_faded, colour), []).append(f"M{x:g} {y:g}h0")
         for (is_kept, colour), points in sorted(drawn.items()):
@@ -121,7 +121,7 @@ class Shown:
     @property
     def short_legend(self) -> list[Entry]:
         """The first entries of the legend, and the chosen one."""
-        return self.legend[:_MAX_LEGEND] + [each for each in self.legend[_MAX_LEGEND:] if each.key == self.look.only]
+        return self.legend[:_MAX_LEGEND] + [each for each in self.legend[_MAX_LEGEND:] if each.key == self.choices.only]
 
     def _name(self, key: int) -> str:
         if self.colour == "class":
@@ -142,7 +142,7 @@ class Shown:
     @cached_property
     def place(self) -> int | None:
         """The place of the chosen image in the lists."""
-        return self.map.indices.index(self.look.image) if self.look.image in self.map.indices else None
+        return self.map.indices.index(self.choices.image) if self.choices.image in self.map.indices else None
 
     @property
     def image(self) -> Thumbnail | None:
@@ -175,7 +175,7 @@ def map_page(
     image: _NUMBER = None,
 ) -> Response:
     """Return the page of the map that an evaluation has made."""
-    look = Look(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
+    choices = Choices(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
     with database.read() as session:
         run = job.run(session, job_id)
         facts, source = _facts_of(session, job_id), _source(session, run.job)
@@ -183,7 +183,7 @@ def map_page(
     context: dict[str, Any] = {
         "run": run,
         "source": source,
-        "shown": Shown(look, embedding_map, _sheet(facts, embedding_map)) if facts and embedding_map else None,
+        "shown": Shown(choices, embedding_map, _sheet(facts, embedding_map)) if facts and embedding_map else None,
         "why": _why_none(run, facts),
         "layouts": LAYOUTS,
         "colours": COLOURS,

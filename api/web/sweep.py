@@ -244,7 +244,7 @@ def sweep_live(request: Request, sweep_id: str, view: _View, reader: Reader, dat
 
 @router.post("/sweeps/{sweep_id}/cancel")
 def cancel(sweep_id: str, submitter: Submitter, database: TheDatabase) -> Response:
-    """Cancel a sweep, from a browser without scripts; go back to its page."""
+    """Cancel a sweep, from a browser without scripts; redirect to its page."""
     database.write(lambda session: sweeps.cancel(session, sweep_id))
     return RedirectResponse(f"/sweeps/{sweep_id}", status_code=303)
 
@@ -255,4 +255,4 @@ def _rendered(
     with database.read() as session:
         shown = sweep_view(session, sweep_id, view)
     may_submit = "submit" in reader.scopes
-    return page(request, template, found=shown, now=shown.now, may_submit=may_submit, text=parallel.text)
+    return page(request, template, shown=shown, now=shown.now, may_submit=may_submit, text=parallel.text)

@@ -38,7 +38,7 @@ _EPOCH = Annotated[int | None, Query(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
-class Look:
+class Choices:
     """The choices in the address; no epoch stands for the latest one."""
 
     epoch: int | None
@@ -76,7 +76,7 @@ class SameLabelImages:
 class Shown:
     """Everything that the page shows of a job that has reported weak labels."""
 
-    look: Look
+    choices: Choices
     moments: Sequence[Moment]
     chosen: Moment
     labels: dict[Moment, list[int]]
@@ -108,7 +108,7 @@ class Shown:
     @property
     def order(self) -> str:
         """The requested order; without classes there is only one."""
-        return self.look.order if self.classes else ORDERS[0]
+        return self.choices.order if self.classes else ORDERS[0]
 
     @property
     def precision(self) -> float | None:
@@ -178,7 +178,7 @@ class Shown:
     def image(self) -> Thumbnail | None:
         """The chosen image, if it is in the monitor batch."""
         indices = self.monitor_batch.indices if self.monitor_batch else list(range(self.num_images))
-        return self.thumbnail(indices.index(self.look.image)) if self.look.image in indices else None
+        return self.thumbnail(indices.index(self.choices.image)) if self.choices.image in indices else None
 
     @cached_property
     def same_label(self) -> list[SameLabelImages]:
@@ -221,14 +221,14 @@ def weak_labels_page(
     image: _EPOCH = None,
 ) -> Response:
     """Return the page of a job's weak labels."""
-    look = Look(epoch, order if order in ORDERS else ORDERS[0], image)
+    choices = Choices(epoch, order if order in ORDERS else ORDERS[0], image)
     with database.read() as session:
         run = job.run(session, job_id)
         moments = weak_labels.moments(session, job_id)
         chosen = _chosen(moments, epoch)
         labels = weak_labels.labels(session, job_id, spread(moments, _MAX_BARS, chosen)) if chosen else {}
         kept = {artifact.name: artifact for artifact in queries.artifacts(session, job_id)}
-    shown = _shown(storage, look, moments, chosen, labels, kept) if chosen else None
+    shown = _shown(storage, choices, moments, chosen, labels, kept) if chosen else None
     sections = job.sections(run, f"/jobs/{job_id}")
     return page(request, "weak_labels.html", run=run, now=run.now, sections=sections, shown=shown, why=_why_none(run))
 
@@ -241,7 +241,7 @@ def _chosen(moments: Sequence[Moment], epoch: int | None) -> Moment | None:
 
 def _shown(
     storage: Storage,
-    look: Look,
+    choices: Choices,
     moments: Sequence[Moment],
     chosen: Moment,
     labels: dict[Moment, list[int]],
@@ -252,7 +252,7 @@ def _shown(
     if monitor_batch and (picture := kept.get(MONITOR_BATCH_PICTURE)):
         address = f"/v1/jobs/{picture.job_id}/artifacts/{MONITOR_BATCH_PICTURE}"
         sheet = Sheet(address, monitor_batch.tile, monitor_batch.columns, len(monitor_batch.indices))
-    return Shown(look, moments, chosen, labels, monitor_batch, sheet)
+    return Shown(choices, moments, chosen, labels, monitor_batch, sheet)
 
 
 def _why_none(run: Run) -> str:

@@ -118,6 +118,6 @@ def workers_page(request: Request, reader: Reader, database: TheDatabase) -> Res
 
 @router.post("/workers/{worker_id}/drain")
 def drain(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
-    """Ask a worker to end, from a browser without scripts; go back to the workers."""
+    """Drain a worker, from a browser without scripts; redirect to the workers."""
     database.write(lambda session: job_workers.drain(session, worker_id))
     return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)

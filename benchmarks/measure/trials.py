@@ -189,7 +189,7 @@ def _precisions(records: Iterable[Mapping[str, Any]]) -> Measured:
 
 
 class Bench:
-    """Runs trials in parallel and keeps each as a line of `finished`, so that an interrupted benchmark continues."""
+    """Trials in parallel; each is kept as a line of `finished`, so that an interrupted benchmark continues."""
 
     def __init__(self, executor: Executor, finished: Path) -> None:
         self._executor, self._path = executor, finished

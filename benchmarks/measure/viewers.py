@@ -79,7 +79,7 @@ def _report(server: Server) -> None:
 
 
 class _Viewer:
-    """Reads a stream and counts reports: the values of the first series in it."""
+    """A reader of a stream that counts reports: the values of the first series in it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

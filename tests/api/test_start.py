@@ -231,7 +231,7 @@ def test_a_database_that_does_not_answer_is_said(start: Start) -> None:
     server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
 
     assert server.process.wait(timeout=60) == 1
-    assert "the database does not answer" in server.words
+    assert "the database does not respond" in server.words
     assert "Traceback" not in server.words
     assert "hidden" not in server.words
 

@@ -41,7 +41,7 @@ def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
 
 
 class Saver:
-    """Writes, reports and reads the checkpoints of one run.
+    """The writer, reporter and reader of the checkpoints of one run.
 
     Args:
         config: the spec of the run.

@@ -15,7 +15,7 @@ from wcl_core.methods.views import Views
 
 
 class ViewMaker:
-    """Makes this rank's views of a step.
+    """The maker of this rank's views of a step.
 
     Args:
         config: the spec, with sizes, augmentations and the seed.

@@ -257,7 +257,7 @@ def test_a_script_that_sends_a_form_again_sends_its_key_again(visitor: Visitor, 
     page.route("**/v1/jobs/*/retry", lose_the_first_answer)
     retry = page.get_by_role("button", name="Retry")
     retry.click()
-    expect(page.locator("#toast")).to_contain_text("does not answer")
+    expect(page.locator("#toast")).to_contain_text("does not respond")
     retry.click()
     page.wait_for_url(lambda url: run.job_id not in url)
 

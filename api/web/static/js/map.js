@@ -243,7 +243,7 @@ stage.addEventListener("click", (event) => {
 // ---- addresses
 
 page.addEventListener("click", (event) => {
-  const link = event.target.closest("a[data-look]");
+  const link = event.target.closest("a[data-choice]");
   if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
   go(link.href);
