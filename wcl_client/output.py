@@ -110,7 +110,7 @@ def _waiting(job: Job) -> str | None:
 
 
 def workers_table(workers: Sequence[Worker]) -> Table:
-    """Return a table with a row for each worker; its state tells whether it drains."""
+    """Return a table with a row for each worker; its state shows a requested drain."""
     names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
     table = Table(*names, box=None, header_style="bold")
     for worker in workers:

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining and evaluation of image networks; knows no database, queue or web.
+"""Self-supervised pretraining and evaluation of image networks, without database, queue or web.
 
 The public names, by topic:
 

@@ -1,6 +1,6 @@
 """Reporters: the reports of a run to its owner, and the requests of the owner.
 
-The training loop knows only these methods, and none of them waits for a service.  Each method makes one typed record of
+The training loop calls only these methods, and none of them waits for a service.  Each method makes one typed record of
 `wcl_core.protocol`, so a reporter implements a single method:
 
     Reporter ── NullReporter      drops every record

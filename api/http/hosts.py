@@ -59,7 +59,7 @@ class Hosts:
         if self._takes_addresses:
             self._names.add(socket.gethostname().lower())
 
-    def knows(self, header: str) -> bool:
+    def allows(self, header: str) -> bool:
         """Return whether the header names this server; the port does not matter."""
         match = _HOST.fullmatch(header.lower())
         if match is None:

@@ -78,7 +78,7 @@ class Middleware:
         return await bodies.checked(request, self._settings.max_body_bytes)
 
     def _check(self, request: Request) -> None:
-        if not self._hosts.knows(request.headers.get("host", "")):
+        if not self._hosts.allows(request.headers.get("host", "")):
             raise Misdirected("the Host header names another server; WCL_ALLOWED_HOSTS adds names of this one")
         if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
             raise Unreadable("the address contains a NUL character; remove it")

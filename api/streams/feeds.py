@@ -146,7 +146,7 @@ class JobFeed(Feed):
         while not (self.is_ready or self.is_closed):
             await self.wait()
             yield b""
-        seen = self._states
+        sent = self._states
         if self.is_ready:
             yield message("job", self._job, cursor)
         while not self.is_closed:
@@ -156,8 +156,8 @@ class JobFeed(Feed):
             elif not cursor.covers(self._head):
                 if not await self._catch_up(cursor, read_on_thread):
                     yield b""
-            elif seen != self._states:
-                state, seen = self._state(seen, cursor), self._states
+            elif sent != self._states:
+                state, sent = self._state(sent, cursor), self._states
                 yield state
             elif self.is_over:
                 yield message("end", self._job, cursor)
@@ -166,8 +166,8 @@ class JobFeed(Feed):
                 await self.wait()
                 yield b""
 
-    def _state(self, seen: tuple[int, int], cursor: Cursor) -> bytes:
-        if seen[0] != self._states[0]:
+    def _state(self, sent: tuple[int, int], cursor: Cursor) -> bytes:
+        if sent[0] != self._states[0]:
             return message("job", self._job, cursor)
         return message("progress", self._job["progress"], cursor)
 
@@ -184,27 +184,27 @@ class JobFeed(Feed):
 
 
 def _frame(session: Session, job_id: str, start: Cursor, end: Cursor) -> Frame:
-    news = changes.changes(session, job_id, start, end, _BATCH)
-    return Frame(news.cursor, b"".join(_messages(news, start)), _logs(news))
+    batch = changes.changes(session, job_id, start, end, _BATCH)
+    return Frame(batch.cursor, b"".join(_messages(batch, start)), _logs(batch))
 
 
-def _messages(news: Changes, start: Cursor) -> Iterator[bytes]:
+def _messages(batch: Changes, start: Cursor) -> Iterator[bytes]:
     """Yield the events, each with the cursor right behind it, then the points."""
     behind = start
-    for event in news.events:
+    for event in batch.events:
         behind = Cursor(event.seq, *start.points, *start.logs)
         yield message("event", EventResponse.of(event).model_dump(), behind)
-    if news.points:
+    if batch.points:
         points = [
             {"name": name, "step": step, "value": value, "attempt": attempt}
-            for attempt, name, step, value in news.points
+            for attempt, name, step, value in batch.points
         ]
-        yield message("metrics", {"points": points}, Cursor(behind.event_seq, *news.cursor.points, *start.logs))
+        yield message("metrics", {"points": points}, Cursor(behind.event_seq, *batch.cursor.points, *start.logs))
 
 
-def _logs(news: Changes) -> bytes:
-    lines = [LogResponse.of(row).model_dump() for row in news.logs]
-    return message("logs", {"lines": lines}, news.cursor) if lines else b""
+def _logs(batch: Changes) -> bytes:
+    lines = [LogResponse.of(row).model_dump() for row in batch.logs]
+    return message("logs", {"lines": lines}, batch.cursor) if lines else b""
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -256,20 +256,20 @@ class ListFeed(Feed):
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Yield hints about changes from now on, and empty bytes at intervals while nothing changes."""
-        seen = self._version
+        sent = self._version
         while not self.is_closed:
-            if seen == self._version:
+            if sent == self._version:
                 await self.wait()
                 yield b""
                 continue
-            hint, seen = self._hint(seen), self._version
+            hint, sent = self._hint(sent), self._version
             yield hint
 
-    def _hint(self, seen: int) -> bytes:
-        if self._written[:2] != (seen, self._version):
+    def _hint(self, sent: int) -> bytes:
+        if self._written[:2] != (sent, self._version):
             hint: dict[str, list[str]] = {"changed": []}
             for (where, key), at in self._changed_at.items():
-                if at > seen:
+                if at > sent:
                     hint.setdefault(where, []).append(key)
-            self._written = (seen, self._version, message("changed", hint))
+            self._written = (sent, self._version, message("changed", hint))
         return self._written[2]

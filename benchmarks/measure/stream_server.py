@@ -43,16 +43,16 @@ class PollingViewer:
                 return []
             job = queries.get_job(session, self._job_id)
             now = changes.now_cursor(session, self._job_id)
-            news = changes.changes(session, self._job_id, self._cursor, now)
+            batch = changes.changes(session, self._job_id, self._cursor, now)
             tags = queries.tags(session, [self._job_id])[self._job_id]
             shown = responses.job(job, tags, waiting.explain(session, job)).model_dump()
-        self._cursor = news.cursor
-        messages = [self._message("event", EventResponse.of(event).model_dump()) for event in news.events]
+        self._cursor = batch.cursor
+        messages = [self._message("event", EventResponse.of(event).model_dump()) for event in batch.events]
         if shown["status"] != self._shown:
             self._shown = shown["status"]
             messages.append(self._message("job", shown))
-        if news.points:
-            points = [dict(zip(("attempt", "name", "step", "value"), point, strict=True)) for point in news.points]
+        if batch.points:
+            points = [dict(zip(("attempt", "name", "step", "value"), point, strict=True)) for point in batch.points]
             messages.append(self._message("metrics", {"points": points}))
             messages.append(self._message("progress", job.progress))
         return messages

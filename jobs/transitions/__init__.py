@@ -1,7 +1,7 @@
 """Every change of a job's status, each one guarded statement; no other code assigns a status.
 
     claim           queued  -> running       a new open attempt
-    deliver         running -> running, or to the status that an `end` record asks for
+    deliver         running -> running, or to the status that follows from an `end` record
     end_attempt     running -> queued | paused | terminal     by the attempt's supervisor
     reap            running -> queued | failed                by a reconciler, when the attempt is not renewed
     cancel          blocked, queued, paused -> cancelled;     sets a request on a running job

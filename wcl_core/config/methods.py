@@ -12,7 +12,7 @@ Ability = Literal["weak_labels", "multi_crop", "momentum"]
 
 
 class MethodOptions(SpecModel):
-    """The `method_options` of a spec for one method, and all that the service knows of the method.
+    """The `method_options` of a spec for one method, and all facts about the method that the service needs.
 
     A plugin of the group `wcl.methods` is a subclass: its fields are the options. They are validated wherever specs
     are, so the module of the plugin must not import torch. `build` may: it runs in the training process only.

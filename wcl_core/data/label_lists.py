@@ -64,8 +64,8 @@ def read_label_list(name: str, path: Path, files: Sequence[str], labels: Tensor,
 def _places(files: Sequence[str]) -> dict[str, int]:
     """Return the index of each train image by each of its unique names."""
     names = [(path, path.removeprefix("train/"), path.rsplit("/", 1)[-1]) for path in files]
-    seen = Counter(name for three in names for name in set(three))
-    return {name: index for index, three in enumerate(names) for name in three if seen[name] == 1}
+    counts = Counter(name for three in names for name in set(three))
+    return {name: index for index, three in enumerate(names) for name in three if counts[name] == 1}
 
 
 def index_digest(index: Tensor) -> str:

@@ -76,7 +76,7 @@ class Saver:
         self.saved_step = -1
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether the spec asks for a checkpoint after `epoch` epochs."""
+        """Return whether the spec requires a checkpoint after `epoch` epochs."""
         keep = self._config.checkpoints
         return epoch % keep.every_epochs == 0 or epoch == self._config.epochs or (keep.first_epoch and epoch == 1)
 
