@@ -289,7 +289,7 @@ def test_bad_data_is_no_infrastructure_failure(tmp_path: Path, prepare: Callable
 def test_less_data_than_a_batch_is_bad_data(tmp_path: Path) -> None:
     outcome, reason, text = ends(write_run(tmp_path / "a", spec=small.fields(batch_size=5000)))
     assert (outcome, reason) == ("failed", "bad_data")
-    assert "batch_size = 5000" in text
+    assert "batch_size is 5000" in text
 
 
 def test_data_that_has_changed_since_the_submission_is_refused(tmp_path: Path) -> None:

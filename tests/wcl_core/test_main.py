@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tests.wcl_core import small
 from wcl_core import __main__ as command_line
 from wcl_core import checkpoint
-from wcl_core.reporter import ConsoleReporter, Record
+from wcl_core.protocol import MetricsRecord, Record
+from wcl_core.reporter import ConsoleReporter
 
 pytestmark = pytest.mark.process
 
@@ -79,7 +80,7 @@ def test_an_interrupt_saves_and_stops(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def interrupt(self: ConsoleReporter, record: Record) -> None:
         emit(self, record)
-        if record["type"] == "metrics" and record["step"] == 2 and "train/loss" in record["values"]:
+        if isinstance(record, MetricsRecord) and record.step == 2 and "train/loss" in record.values:
             signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a second one would stop at once
 
@@ -144,14 +145,18 @@ def test_a_folder_of_images_is_trained_on(tmp_path: Path) -> None:
         (
             "spec.yaml",
             {"data": {"name": "digits"}, "epochs": 5, "warmup_epochs": 10},
-            ["error: warmup_epochs: warmup_epochs (10)"],
+            ["error: warmup_epochs: warmup_epochs is 10, but epochs is 5"],
         ),
         ("spec.yaml", small.fields(loss={"temprature": 1}), ["error: loss.temprature: Extra inputs"]),
         ("spec.yaml", small.fields(epochs=-1, seed="x"), ["error: epochs: ", "error: seed: "]),
-        ("spec.yaml", small.fields(data={"name": "nothing"}), ["error: dataset nothing", "digits, cifar10"]),
-        ("spec.yaml", small.fields(batch_size=5000), ["error: batch_size = 5000"]),
-        ("spec.yaml", [1, 2], ["spec.yaml: expected a mapping"]),
-        ("spec.json", "text", ["spec.json: expected a mapping"]),
+        (
+            "spec.yaml",
+            small.fields(data={"name": "nothing"}),
+            ["error: there is no builtin dataset nothing", "digits, cifar10"],
+        ),
+        ("spec.yaml", small.fields(batch_size=5000), ["error: batch_size is 5000, but the train split"]),
+        ("spec.yaml", [1, 2], ["spec.yaml: the file holds no fields; expected a mapping"]),
+        ("spec.json", "text", ["spec.json: the file holds no fields; expected a mapping"]),
     ],
 )
 def test_bad_input_is_one_line_a_field(

@@ -123,6 +123,7 @@ def test_facts_whose_lists_disagree_are_refused() -> None:
             MapFacts.model_validate(data | layout | lists | wrong)
 
 
+@pytest.mark.process
 def test_the_contract_loads_no_torch() -> None:
     code = "import sys, wcl_core.protocol; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -11,6 +11,8 @@ import pytest
 
 import wcl_core
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "nt_xent, weak_label_loss, swapped_weak_label_loss, weak_labels, nearest_neighbours, components, "
