@@ -10,6 +10,8 @@ import pytest
 
 from worker.devices import device_bytes, num_gpus
 
+pytestmark = pytest.mark.process
+
 _DRIVER = """#!/bin/sh
 case "$*" in
   -L) echo "GPU 0: A"; echo "GPU 1: B" ;;
