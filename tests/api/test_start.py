@@ -205,7 +205,7 @@ def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, t
 
     assert status("10.1.2.3:8000") == 200
     assert status("evil.example") == 421
-    assert not (server.data_dir / "key").exists(), "nobody asked for a local key"
+    assert not (server.data_dir / "key").exists(), "the server made a local key"
 
 
 def test_a_taken_port_is_said(start: Start) -> None:
@@ -277,7 +277,7 @@ def test_two_servers_may_start_on_one_database(start: Start, postgres_url: str) 
         server.ready()
 
 
-def test_it_looks_after_jobs_that_nobody_moves(start: Start) -> None:
+def test_a_server_reconciles_jobs(start: Start) -> None:
     server = start(WCL_LOOK_SECONDS="0.2", WCL_LEASE_SECONDS="1").ready()
     database = Database(f"sqlite:///{server.data_dir / 'wcl.sqlite3'}")
     rows.add_dataset(database)

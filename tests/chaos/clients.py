@@ -26,7 +26,7 @@ class Caller:
     Args:
         urls: the servers, which share their database.
         key_file: the key they wrote.
-        stop: set when nobody waits for an answer any more.
+        stop: set when no client waits for a response any more.
     """
 
     def __init__(self, urls: list[str], key_file: Path, stop: threading.Event) -> None:

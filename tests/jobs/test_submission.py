@@ -66,7 +66,7 @@ def test_tags_and_needs_may_repeat(database: Database) -> None:
 
 
 @pytest.mark.parametrize(("gpus", "processes", "fits"), [(0, 4, True), (2, 2, True), (4, 2, True), (1, 2, False)])
-def test_each_process_gets_a_gpu_where_gpus_are_asked_for(
+def test_each_process_gets_a_gpu_if_gpus_are_requested(
     database: Database, gpus: int, processes: int, fits: bool
 ) -> None:
     spec = {"processes": processes}
@@ -76,7 +76,7 @@ def test_each_process_gets_a_gpu_where_gpus_are_asked_for(
         assert wrong(database, name="wrong", spec=spec, gpus=gpus) == ["/spec/processes"]
 
 
-def test_what_is_wrong_is_told_at_once_with_its_place(database: Database) -> None:
+def test_all_errors_are_reported_together_with_their_pointers(database: Database) -> None:
     rows.add_dataset(database, name="small", train=100)
     failed = job_in(database, Status.FAILED)
 
@@ -317,7 +317,7 @@ def delete(database: Database, checkpoint_id: str) -> None:
     database.write(lambda session: checkpoints.delete(session, checkpoint_id))
 
 
-def test_a_checkpoint_nobody_needs_is_deleted_once(database: Database) -> None:
+def test_an_unneeded_checkpoint_is_deleted_once(database: Database) -> None:
     job_id = failed_with_checkpoints(database, 10)
     checkpoint_id = rows.checkpoints(database, job_id)[0].id
     delete(database, checkpoint_id)

@@ -166,7 +166,7 @@ def differences(lives: list[Left], whole: Left) -> list[str]:
 
     Args:
         lives: what its attempts left, in their order; the last one came to the end.
-        whole: the run that nobody disturbed.
+        whole: the undisturbed run.
     """
     found = []
     for number, left in enumerate(lives):

@@ -84,7 +84,7 @@ def test_parts_are_consecutive_and_whole() -> None:
         assert torch.equal(torch.cat([rows[Ranks(rank, size).own(12)] for rank in range(size)]), rows)
 
 
-def test_a_single_process_joins_nobody() -> None:
+def test_a_single_process_joins_no_group() -> None:
     x = torch.randn(2, 3)
     with joined({}) as alone:
         assert alone == SINGLE

@@ -122,7 +122,7 @@ def test_the_programs_choice_is_back_after_an_error(reduced: tuple[str, ...]) ->
     assert torch.get_float32_matmul_precision() in ("high", "medium")  # which refuses a half-changed state
 
 
-def test_nothing_is_touched_where_nobody_chose() -> None:
+def test_without_a_setting_nothing_is_changed() -> None:
     before = settings()
     with full_float32("cpu"):
         assert settings() == before

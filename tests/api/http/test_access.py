@@ -99,7 +99,7 @@ def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> No
             assert status < 500
 
 
-def test_scopes_are_told_in_the_refusal(small: Served) -> None:
+def test_a_refusal_names_the_scope(small: Served) -> None:
     body = assert_problem(small.client("read").post("/v1/jobs", json=JOB), 403)
 
     assert "submit" in body["detail"]
@@ -312,7 +312,7 @@ def test_websockets_are_refused(small: Served) -> None:
     assert answer.status_code in (400, 401, 403, 426)
 
 
-def test_nobody_reads_anothers_job_by_cookie_after_the_key_is_gone(served: Served) -> None:
+def test_a_cookie_reads_no_job_after_its_key_is_deleted(served: Served) -> None:
     browser = served.browser()
     rows.submit(served.database)
     with served.database.read() as session:

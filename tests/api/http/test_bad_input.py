@@ -295,7 +295,7 @@ def test_an_outage_while_the_key_is_looked_up_is_503(small: Served) -> None:
     assert client.get("/v1/jobs").status_code == 200
 
 
-def test_a_mistake_of_ours_is_told_by_a_number_only(
+def test_an_internal_error_shows_only_a_number(
     small: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = small.client()

@@ -60,7 +60,7 @@ def test_a_browsers_use_is_its_keys_and_a_stranger_has_none(small: Served) -> No
     assert last_used(small.database, unused) is None
 
 
-def test_it_is_told_once_a_minute_and_key(database: Database) -> None:
+def test_a_use_is_stored_once_a_minute_and_key(database: Database) -> None:
     clock, key_id, other = Clock(), new_key(database), new_key(database)
     told = KeyUses(database, clock)
 

@@ -157,7 +157,7 @@ def test_more_views_than_any_worker_has_memory(small: Served) -> None:
     spec: dict[str, Any] = {"data": {"name": "digits", "image_size": 512}, "batch_size": 500}
     spec["multi_crop"] = {"crops": 16, "image_size": 512}
     rows.add_dataset(small.database, "plenty", "e" * 64, train=100_000)
-    assert accepted(small, "pretrain", spec)  # nobody has told how much there is
+    assert accepted(small, "pretrain", spec)  # no worker has announced its memory
     announce(small.database, 8 * GIB)
     announce(small.database, 24 * GIB, gpus=2)
     announce(small.database, 999 * GIB, pool="big")

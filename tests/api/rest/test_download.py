@@ -327,7 +327,7 @@ def test_equal_checkpoints_share_an_export_until_the_last_is_deleted(small: Serv
 
 
 def test_the_export_of_a_checkpoint_that_retention_removed_goes(small: Served) -> None:
-    """Retention works on rows and in workers, where nobody knows of exports."""
+    """Retention works on rows and in workers, which do not know exports."""
     run = rows.Run(small.database, rows.running(small.database, spec={"checkpoints": {"keep_last": 1}}))
     run.deliver(rows.started())
     removed = small.checkpoint(native_checkpoint(), run, 1)

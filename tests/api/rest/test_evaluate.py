@@ -61,7 +61,7 @@ def test_another_dataset_is_a_transfer(small: Served) -> None:
         ({"seed": -1}, "/seed"),
     ],
 )
-def test_wrong_fields_are_told_by_pointers_into_the_body(small: Served, body: dict[str, Any], pointer: str) -> None:
+def test_wrong_fields_are_named_by_pointers_into_the_body(small: Served, body: dict[str, Any], pointer: str) -> None:
     _, checkpoint = trained(small)
 
     answer = small.client().post(f"/v1/checkpoints/{checkpoint}/evaluate", json=body)

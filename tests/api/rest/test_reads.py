@@ -130,7 +130,7 @@ def test_a_curve_goes_on_where_the_next_attempt_resumed(served: Served) -> None:
 
 
 @pytest.mark.parametrize("max_points", [1, 7, 100, 1000])
-def test_a_curve_has_at_most_the_points_asked_for(small: Served, max_points: int) -> None:
+def test_a_curve_has_at_most_the_requested_points(small: Served, max_points: int) -> None:
     run = rows.Run(small.database, rows.running(small.database))
     run.deliver(rows.started())
     for start in range(0, 3000, 500):

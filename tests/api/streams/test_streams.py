@@ -54,7 +54,7 @@ def event_numbers(received: list[Message]) -> list[int]:
     return [message.data["seq"] for message in received if message.event == "event"]
 
 
-def test_from_the_start_everything_is_told_and_the_end_is_last(served: Served) -> None:
+def test_a_stream_from_the_start_sends_everything_and_the_end_last(served: Served) -> None:
     run = rows.Run(served.database, rows.running(served.database))
     run.deliver(rows.started(), *(rows.metrics(step, a=1.0 * step, b=None) for step in range(1, 51)))
     run.deliver(progress(50), rows.checkpoint(50), rows.end("succeeded"))
@@ -357,7 +357,7 @@ def test_a_list_opens_once_it_was_read(small: Served, monkeypatch: pytest.Monkey
     assert was_open == [False]
 
 
-def test_a_list_is_told_what_changed(served: Served) -> None:
+def test_the_list_stream_names_the_changed_job(served: Served) -> None:
     database = served.database
     job_id, other = rows.submit(database), rows.submit(database, pool="elsewhere")
 

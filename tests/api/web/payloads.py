@@ -1,4 +1,4 @@
-"""A hundred texts that somebody may give as a name, a tag, a message, a class; none is more than text."""
+"""A hundred hostile texts for names, tags, messages and classes; each must be shown as plain text."""
 
 PAYLOADS = (
     "<script>pwned=1</script>",

@@ -82,7 +82,7 @@ class Site:
 
     def start(self) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        # Nobody renews the played attempts, and nobody is to reap them either.
+        # The played attempts are not renewed, and must not be reaped either.
         own = {"WCL_DATA_DIR": str(self.settings.data_dir), "WCL_PORT": str(self.settings.port)}
         own["WCL_LEASE_SECONDS"] = "100000"
         log = (self.settings.data_dir / "server.log").open("ab")

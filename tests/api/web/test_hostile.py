@@ -130,7 +130,7 @@ NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg"}
 
 @pytest.fixture(scope="module")
 def addresses(site: Site) -> dict[str, str]:
-    """Every page, with hostile words wherever somebody can write some."""
+    """Every page, with hostile words in every text that a user can write."""
     longest, quote_mark = max(PAYLOADS, key=len), PAYLOADS[23]
     sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]}, name=quote_mark)
     site.database.write(lambda session: sweeps.cancel(session, sweep_id))

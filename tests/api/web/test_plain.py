@@ -225,7 +225,7 @@ def test_a_page_that_was_signed_out_elsewhere_says_so(visitor: Visitor, site: Si
     visitor.complaints.clear()  # the browser logs the refused requests
 
 
-def test_colours_can_be_told_apart_in_both_themes() -> None:
+def test_colours_differ_in_both_themes() -> None:
     css = (STATIC / "style" / "tokens.css").read_text()
     tokens = {name: pair for name, *pair in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)}
     texts = ("text", "text-2", "text-3", "accent", "good", "bad", "warn")

@@ -73,7 +73,7 @@ def measured(data: ImageData, **changes: Any) -> list[dict[str, Any]]:
 
 
 def test_mean_per_class_is_scikit_learns_balanced_accuracy() -> None:
-    labels = torch.tensor([0] * 50 + [2] * 5 + [3])  # nobody is of class 1, but some are taken for it
+    labels = torch.tensor([0] * 50 + [2] * 5 + [3])  # no image is of class 1, but some are classified as it
     predicted = torch.tensor([0] * 40 + [1] * 10 + [2, 2, 0, 0, 0] + [3])
     assert accuracy.top1(predicted, labels) == pytest.approx(43 / 56)
     assert accuracy.mean_per_class(predicted, labels) == pytest.approx((0.8 + 0.4 + 1) / 3)
