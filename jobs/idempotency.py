@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
-from jobs.digests import digest_of
 from jobs.errors import FieldError, Invalid
 from jobs.models import IdempotencyKey, Job, Sweep
+from wcl_core.digests import digest_of
 
 Created = TypeVar("Created", Job, Sweep)
 

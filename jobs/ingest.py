@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints, planned_evaluations
 from jobs.database import new_id, now_ms
-from jobs.digests import digest_of
 from jobs.models import (
     Artifact,
     Attempt,
@@ -29,6 +28,7 @@ from jobs.models import (
     Rollup,
     Series,
 )
+from wcl_core.digests import digest_of
 from wcl_core.protocol import (
     ArtifactRecord,
     CheckpointRecord,

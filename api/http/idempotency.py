@@ -17,9 +17,9 @@ from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from jobs import idempotency
 from jobs.database import Database
-from jobs.digests import digest_of
 from jobs.errors import FieldError, Invalid
 from jobs.idempotency import Created
+from wcl_core.digests import digest_of
 
 REPLAYED: dict[int | str, dict[str, Any]] = {200: {"description": "A replay: the job that the first request created."}}
 _MAX_FORM_KEY = 64

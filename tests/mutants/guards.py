@@ -70,10 +70,10 @@ GUARDS = (
     ),
     Guard(
         "the order of keys does not change a digest",
-        "jobs/digests.py",
+        "wcl_core/digests.py",
         "sort_keys=True, ",
         "",
-        ("tests/jobs/test_digests.py::test_the_order_of_keys_does_not_change_the_digest",),
+        ("tests/wcl_core/test_digests.py::test_the_order_of_keys_does_not_change_the_digest",),
     ),
     Guard(
         "a job is not due before its backoff is over",

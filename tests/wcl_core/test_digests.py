@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.digests import canonical_json, digest_of
+from wcl_core.digests import canonical_json, digest_of
 
 
 def test_the_order_of_keys_does_not_change_the_digest() -> None:
