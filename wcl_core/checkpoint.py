@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.digests import canonical_json
 from wcl_core.failpoints import failpoint
 from wcl_core.files import Step, write_whole
 from wcl_core.snapshot import Snapshot
@@ -145,7 +146,7 @@ class BackgroundWriter:
 
 
 def _write(path: Path, snapshot: Snapshot, metadata: dict[str, Any]) -> Written:
-    canonical = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
+    canonical = canonical_json({"format_version": FORMAT_VERSION, **metadata})
     snapshot.wait()
     parts = (snapshot.header({"wcl": canonical}), snapshot.body())
     digest = hashlib.sha256()

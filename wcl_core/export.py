@@ -18,6 +18,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from wcl_core.digests import canonical_json
 from wcl_core.files import write_whole
 
 _PREFIX = "model/backbone."
@@ -82,9 +83,7 @@ def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> bytes:
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "wcl": json.dumps(facts, sort_keys=True, separators=(",", ":"))}
-    }
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "wcl": canonical_json(facts)}}
     offset = 0
     for name, entry in entries:
         start, end = entry["data_offsets"]

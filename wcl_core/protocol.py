@@ -35,6 +35,7 @@ from pydantic import (
 )
 
 from wcl_core.config import Kind
+from wcl_core.files import write_bytes
 
 # --- requests and outcomes -----------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class RunFile(_Model):
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
-        (folder / RUN_FILE).write_text(self.model_dump_json(by_alias=True))
+        write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:

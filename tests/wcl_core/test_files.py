@@ -26,6 +26,7 @@ from tests.wcl_core.data.test_data import write_tree
 from wcl_core import artifacts, attempt, checkpoint, export, files
 from wcl_core.config import resolve_spec
 from wcl_core.data import described, packing
+from wcl_core.protocol import RUN_FILE, DatasetSource, RunFile
 from wcl_core.reporter import MemoryReporter, NullReporter
 
 OLD = b"the old content"
@@ -110,6 +111,13 @@ def make_local_key(place: Place) -> Path:
     return place.folder / "key"
 
 
+def write_run_file(place: Place) -> Path:
+    source = DatasetSource(kind="builtin", path=None, digest="0")
+    run_file = RunFile(job_id="j", attempt=1, host="h", kind="pretrain", spec={}, dataset=source)
+    run_file.write(place.folder)
+    return place.folder / RUN_FILE
+
+
 def announce_server(place: Place) -> Path:
     server._announce(Settings(data_dir=place.folder), place.database, "http://127.0.0.1:1")
     return place.folder / "server.json"
@@ -125,6 +133,7 @@ CALLERS: tuple[Caller, ...] = (
     keep_description,
     store_from_another_disk,
     make_local_key,
+    write_run_file,
     announce_server,
 )
 

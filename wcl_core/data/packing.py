@@ -6,7 +6,6 @@ The file has no pickle, no times and no paths, so equal folders give equal files
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from wcl_core.data.folder import Corrupt, Files, check_not_empty, decoded, files_digest, list_files
 from wcl_core.data.images import Description, tensor_digest
 from wcl_core.data.packed import FORMAT_VERSION, MAGIC, describe_packed, mapped
+from wcl_core.digests import canonical_json
 from wcl_core.files import write_whole
 from wcl_core.reporter import Reporter
 
@@ -112,7 +112,7 @@ def _header_text(
         "block_bytes": _BLOCK_BYTES,
         "blocks": list(blocks),
     }
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    return canonical_json(fields).encode()
 
 
 class _BlockWriter:
