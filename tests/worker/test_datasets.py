@@ -41,6 +41,7 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
         return original(command, **options)
 
     monkeypatch.setattr(datasets.subprocess, "run", run)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
     sources = datasets.find(settings)
 
@@ -79,3 +80,18 @@ def test_a_dataset_with_an_invalid_label_list_is_left_out(
     assert sources["digits"].lists == sources["digits"].facts.label_lists == {}
     assert "dataset other is left out" in caplog.text
     assert "list some: line 2: '99' is none of the 8 train images" in caplog.text
+
+
+def test_a_builtin_dataset_is_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = datasets.find(Settings(data_dir=tmp_path / "data"))
+    (cache,) = (tmp_path / ".cache" / "wcl").glob("digits-*.json")
+
+    monkeypatch.setattr(datasets.subprocess, "run", lambda *_, **__: pytest.fail("the dataset was described again"))
+    assert datasets.find(Settings(data_dir=tmp_path / "other")) == first
+
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache.write_bytes(b"{")
+    assert datasets.find(Settings(data_dir=tmp_path / "data")) == first
+    assert len(cache.read_bytes()) > 1
