@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the servers that the t
 
 from measure import viewers
 from measure.history import History, fill
-from measure.pages import Asker, addresses, interactive_seconds, serving
+from measure.pages import Connection, addresses, interactive_seconds, serving
 from measure.report import save_results, setting
 from measure.rounds import Row, interleaved, table
 
@@ -69,7 +69,7 @@ def _database(url: str, name: str) -> str:
 
 def _pages(large: History, small: History, rounds: int) -> list[Row]:
     with serving(large) as big_server, serving(small) as small_server:
-        big, little = Asker(big_server), Asker(small_server)
+        big, little = Connection(big_server), Connection(small_server)
         rows = []
         for name in addresses(large):
             ours, theirs = interleaved(lambda n=name: big.seconds(n), lambda n=name: little.seconds(n), rounds)  # type: ignore[misc]

@@ -45,31 +45,31 @@ class Watch(Generic[T]):
     def __init__(self, lease_seconds: float, max_gap_seconds: float) -> None:
         self._lease = lease_seconds
         self._max_gap = max_gap_seconds
-        self._seen: dict[T, tuple[int, float]] = {}
+        self._changes: dict[T, tuple[int, float]] = {}
         self._last_poll: float | None = None
 
     def lost(self, counters: dict[T, int], now: float) -> list[T]:
         """Record the counters of a poll; return the owners whose counter has not moved for a lease."""
         if self._last_poll is not None and now - self._last_poll > self._max_gap:
-            self._seen.clear()
+            self._changes.clear()
         self._last_poll = now
-        self._seen = {
-            owner: seen if (seen := self._seen.get(owner)) and seen[0] == counter else (counter, now)
+        self._changes = {
+            owner: entry if (entry := self._changes.get(owner)) and entry[0] == counter else (counter, now)
             for owner, counter in counters.items()
         }
-        return [owner for owner, (_, since) in self._seen.items() if now - since >= self._lease]
+        return [owner for owner, (_, since) in self._changes.items() if now - since >= self._lease]
 
     def suspect(self, counters: dict[T, int], now: float) -> T | None:
         """Return one owner whose counter has not moved for half a lease, or None."""
         for owner, counter in counters.items():
-            seen = self._seen.get(owner)
-            if seen is not None and seen[0] == counter and now - seen[1] >= self._lease / 2:
+            entry = self._changes.get(owner)
+            if entry is not None and entry[0] == counter and now - entry[1] >= self._lease / 2:
                 return owner
         return None
 
     def reset(self) -> None:
         """Restart every wait: a poll failed, so a change may have gone unseen."""
-        self._seen.clear()
+        self._changes.clear()
 
 
 class Reconciler:

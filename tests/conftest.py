@@ -160,8 +160,8 @@ def postgres_database(migrated_postgres_url: str) -> Iterator[Database]:
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> Database:
     """A migrated database without rows, in both modes."""
-    found: Database = request.getfixturevalue(f"{request.param}_database")
-    return found
+    opened: Database = request.getfixturevalue(f"{request.param}_database")
+    return opened
 
 
 def _create(server: str) -> str:

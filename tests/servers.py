@@ -44,8 +44,8 @@ _SPAWNER = ThreadPoolExecutor(1)  # the parent-death signal comes when the threa
 
 def find_program(name: str) -> Path:
     """Where a program is; a test that needs an absent one is skipped, loudly."""
-    if found := shutil.which(name):
-        return Path(found)
+    if path := shutil.which(name):
+        return Path(path)
     for pattern in _WHERE:
         for folder in sorted(Path("/").glob(pattern.lstrip("/")), reverse=True):
             if (folder / name).is_file():
@@ -98,14 +98,14 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def postgres_server(**changes: str) -> Iterator[tuple[Server, str]]:
     """A started PostgreSQL with further options, and the URL of its maintenance database."""
-    found = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
+    program = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
     account = unprivileged()
     with _folder(account) as folder:
-        initdb = _within_reach(found, account, folder)
+        initdb = _within_reach(program, account, folder)
         server = initdb.parent / "postgres"
         data = folder / "data"
         words = ("--auth=trust", "--username=wcl", "--encoding=UTF8", "--no-locale", "--no-sync")
-        made = subprocess.run(
+        initialised = subprocess.run(
             [initdb, "-D", data, *words],
             cwd=folder,
             capture_output=True,
@@ -115,7 +115,7 @@ def postgres_server(**changes: str) -> Iterator[tuple[Server, str]]:
             extra_groups=account.extra_groups,
             env=_environment(folder),
         )
-        assert made.returncode == 0, made.stdout + made.stderr
+        assert initialised.returncode == 0, initialised.stdout + initialised.stderr
         port = free_port()
         # Losing this data costs nothing, so nothing waits for the disk.
         options = {

@@ -100,7 +100,7 @@ def _hundredth(history: History) -> str:
     return f"max_points=500&from_step={middle}&to_step={middle + width - 1}"
 
 
-class Asker:
+class Connection:
     """Requests to one server over one connection."""
 
     def __init__(self, server: Server) -> None:

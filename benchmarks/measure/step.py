@@ -119,14 +119,14 @@ class Lightly:
         )
 
     def seconds_per_image(self) -> float:
-        seconds: float = json.loads(self._ask("go"))
+        seconds: float = json.loads(self._request("go"))
         return seconds
 
     def close(self) -> None:
         self._pipe(self._process.stdin).close()
         self._process.wait()
 
-    def _ask(self, word: str) -> str:
+    def _request(self, word: str) -> str:
         stdin = self._pipe(self._process.stdin)
         stdin.write(word + "\n")
         stdin.flush()

@@ -88,9 +88,9 @@ class Service:
 
     def kill(self, *words: str) -> int:
         """`kill -9` of one process; its id."""
-        found = eventually(lambda: self.process(*words), f"a process {words}", 30)
-        found.send_signal(signal.SIGKILL)
-        return found.pid
+        victim = eventually(lambda: self.process(*words), f"a process {words}", 30)
+        victim.send_signal(signal.SIGKILL)
+        return victim.pid
 
     def stop(self) -> float:
         """End the service as Ctrl-C does; the seconds it took."""

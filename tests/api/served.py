@@ -105,8 +105,8 @@ def native_checkpoint() -> bytes:
         "optimizer/conv1/momentum": np.zeros(12, dtype=np.float32),
     }
     facts = {"spec": {"backbone": {"name": "tiny"}}, "step": 1, "epoch": 1}
-    made: bytes = save(tensors, {"wcl": json.dumps(facts)})
-    return made
+    content: bytes = save(tensors, {"wcl": json.dumps(facts)})
+    return content
 
 
 @contextmanager

@@ -110,9 +110,9 @@ def world(served: Served) -> dict[str, list[str]]:
     jobs += [running(database).job_id, job_in(database, Status.BLOCKED)]
     sweep = {"name": "s", "search": "grid", "parameters": {"seed": [1]}, "metric": {"protocol": "knn"}}
     sweep |= {"preset": "digits-cpu", "parameters": {"loss.temperature": [0.1, 0.2]}}
-    made = served.client().post("/v1/sweeps", json=sweep)
-    assert made.status_code == 201, made.text
-    return {"job_id": jobs, "sweep_id": [made.json()["id"]], "name": ["digits"]}
+    response = served.client().post("/v1/sweeps", json=sweep)
+    assert response.status_code == 201, response.text
+    return {"job_id": jobs, "sweep_id": [response.json()["id"]], "name": ["digits"]}
 
 
 def pages(served: Served, values: dict[str, list[str]]) -> Iterator[str]:

@@ -58,10 +58,10 @@ class Server:
     @property
     def announced(self) -> dict[str, object]:
         try:
-            found: dict[str, object] = json.loads((self.data_dir / "server.json").read_text())
+            content: dict[str, object] = json.loads((self.data_dir / "server.json").read_text())
         except OSError:
             return {}
-        return found
+        return content
 
     @property
     def url(self) -> str:
@@ -189,7 +189,7 @@ def test_an_open_address_without_a_key_is_refused(start: Start, host: str) -> No
 
 
 def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, tmp_path: Path) -> None:
-    made = subprocess.run(
+    created = subprocess.run(
         [sys.executable, "-m", "jobs", "create-key", "first"],
         cwd=ROOT,
         env=os.environ | {"WCL_DATA_DIR": str(tmp_path / "data")},
@@ -198,7 +198,7 @@ def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, t
         check=True,
     )
     server = start(WCL_HOST="0.0.0.0").ready()
-    headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    headers = {"Authorization": f"Bearer {created.stdout.strip()}"}
 
     def status(host: str) -> int:
         return httpx.get(f"{server.url}/v1/jobs", headers=headers | {"Host": host}, trust_env=False).status_code
@@ -292,12 +292,12 @@ def test_a_server_reconciles_jobs(start: Start) -> None:
 
 def test_a_person_at_a_terminal_gets_a_link(start: Start) -> None:
     ours, theirs = pty.openpty()
-    said = bytearray()
+    printed = bytearray()
 
     def listen() -> None:
         while True:
             try:
-                said.extend(os.read(ours, 1000))
+                printed.extend(os.read(ours, 1000))
             except OSError:
                 return
 
@@ -305,7 +305,9 @@ def test_a_person_at_a_terminal_gets_a_link(start: Start) -> None:
     server = start(output=theirs).ready()
     os.close(theirs)
     link = (
-        eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(said)), "the link", 10).group().decode()
+        eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(printed)), "the link", 10)
+        .group()
+        .decode()
     )
 
     assert httpx.get(link, trust_env=False).status_code == 200
@@ -319,11 +321,11 @@ def test_the_secret_of_a_key_is_in_no_file_but_its_own(start: Start) -> None:
     with server.client() as client:
         link = client.post("/v1/sign-in-links").json()["url"]
         client.get(link)
-        made = client.post("/v1/keys", json={"name": "x", "scopes": ["read"]}).json()["key"]
+        created = client.post("/v1/keys", json={"name": "x", "scopes": ["read"]}).json()["key"]
     key = (server.data_dir / "key").read_text().strip()
     server.stop()
 
-    secrets = [key, made, link.partition("token=")[2]]
+    secrets = [key, created, link.partition("token=")[2]]
     places = [path for path in server.data_dir.rglob("*") if path.is_file() and path.name != "key"]
     for path in [*places, server.log_path]:
         content = path.read_bytes()

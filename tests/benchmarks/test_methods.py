@@ -43,8 +43,8 @@ def test_a_trial_of_the_search_never_sees_the_test_split() -> None:
     whole, held = dataset(Source(), None), dataset(Source(), 0)
     assert len(held.train) + len(held.test) == len(whole.train)
     assert held.test.digest != whole.test.digest
-    seen = {image.numpy().tobytes() for image in torch.cat((held.train.images, held.test.images))}
-    assert seen == {image.numpy().tobytes() for image in whole.train.images}
+    pixels = {image.numpy().tobytes() for image in torch.cat((held.train.images, held.test.images))}
+    assert pixels == {image.numpy().tobytes() for image in whole.train.images}
 
 
 def test_the_twins_of_a_pair_differ_in_the_method_alone() -> None:
@@ -60,18 +60,18 @@ def test_budgets_that_differ_are_refused() -> None:
 
 
 def test_the_search_gives_every_method_the_same_and_takes_the_best() -> None:
-    asked: list[Trial] = []
+    measured: list[Trial] = []
 
     def measure(trials: list[Trial]) -> list[Measured]:
         """A landscape: WCL likes a = 2 and hates b = 1, SimCLR likes a = 3 and b = 1, but less."""
-        asked.extend(trials)
-        found = []
+        measured.extend(trials)
+        results = []
         for trial in trials:
             at = dict(trial.settings)
             liked = {"wcl": 2, "simclr": 3}[trial.method]
             value = -abs(at["a"] - liked) - (2 if trial.method == "wcl" else -1) * at["b"]
-            found.append(dict.fromkeys(MEASURES, float(value)))
-        return found
+            results.append(dict.fromkeys(MEASURES, float(value)))
+        return results
 
     search = Search(Source(), (1000, 1001), measure, {method: {"a": 1, "b": 0} for method in METHODS})
     own = {"wcl": [{"a": 2}, {"a": 4}], "simclr": [{"a": 3}, {"a": 4}]}
@@ -79,7 +79,7 @@ def test_the_search_gives_every_method_the_same_and_takes_the_best() -> None:
     best = search.run([Stage("own", own), Stage.shared("both", [{"b": 1}])])
 
     assert best == {"wcl": {"a": 2, "b": 0}, "simclr": {"a": 3, "b": 0}}, "what both share is chosen for both"
-    assert {(trial.seed, trial.fold) for trial in asked} == {(1000, 0), (1001, 1)}
+    assert {(trial.seed, trial.fold) for trial in measured} == {(1000, 0), (1001, 1)}
     counts = [sum(entry["method"] == method for entry in search.tried) for method in METHODS]
     assert counts == [4, 4]
 

@@ -65,7 +65,7 @@ def _storm(house: Theatre, results: Results, options: argparse.Namespace) -> Non
         with house.stage(f"storm-{kind}-{place}", kind, **_UNBREAKABLE) as stage:
             outcome = Storm(stage, options.seed * 1000 + place, size).run()
         results.add(part, **asdict(outcome))
-        _say(part, outcome.problems)
+        _print_problems(part, outcome.problems)
 
 
 def _sweep(house: Theatre, results: Results, options: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def _sweep(house: Theatre, results: Results, options: argparse.Namespace) -> Non
                 if not results.has(part):
                     problems = sweep.try_at(place, action)
                     results.add(part, database=name, action=action, problems=problems)
-                    _say(part, problems)
+                    _print_problems(part, problems)
 
 
 def _cells(house: Theatre, results: Results, options: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def _cells(house: Theatre, results: Results, options: argparse.Namespace) -> Non
         result = cells.run_all(house, [cell for _, cell in batch], options.side_by_side)
         for part, cell in batch:
             results.add(part, problems=result[cell])
-            _say(part, result[cell])
+            _print_problems(part, result[cell])
 
 
 def _detection(house: Theatre, results: Results, options: argparse.Namespace) -> None:
@@ -103,10 +103,10 @@ def _detection(house: Theatre, results: Results, options: argparse.Namespace) ->
             look = float(settings["WCL_LOOK_SECONDS"])
             seconds = seconds_until_noticed(stage, _DEATHS, options.seed + place, look)
         results.add(part, lease=float(settings["WCL_LEASE_SECONDS"]), seconds=seconds)
-        _say(part, [])
+        _print_problems(part, [])
 
 
-def _say(part: str, problems: list[str] | None) -> None:
+def _print_problems(part: str, problems: list[str] | None) -> None:
     print(f"{part}: {'not passed again' if problems is None else problems or 'right'}", flush=True)
 
 

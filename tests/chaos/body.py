@@ -49,7 +49,7 @@ class Body:
         self._resume: str | None = run["resume"]
         self._spool = os.open(folder / "report.jsonl", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         self._seq = 0
-        self._asked: str | None = None
+        self._requested_outcome: str | None = None
 
     def run(self) -> int:
         if self._spec["threads"] == LITTERS:
@@ -57,23 +57,23 @@ class Body:
             subprocess.run(litter, env={}, start_new_session=True, check=True)
         threading.Thread(target=self._listen, daemon=True).start()
         saved = step = json.loads(Path(self._resume).read_text())["step"] if self._resume else 0
-        self._say("started", start_step=step, device="none")
+        self._report("started", start_step=step, device="none")
         total = self._spec["epochs"] * STEPS_PER_EPOCH
-        while step < total and self._asked is None:
+        while step < total and self._requested_outcome is None:
             time.sleep(self._spec["log_every_steps"] / 1000)
             step += 1
             if self._spec["threads"] == CRASHES:
                 return 9
-            self._say("metrics", step=step, values={"train/loss": value(self._spec["seed"], step)})
+            self._report("metrics", step=step, values={"train/loss": value(self._spec["seed"], step)})
             if step % STEPS_PER_EPOCH == 0:
                 self._save(step)
                 saved = step
         if saved < step:
             self._save(step)
-        self._say("end", outcome=self._asked or "succeeded", reason=None, message=None)
+        self._report("end", outcome=self._requested_outcome or "succeeded", reason=None, message=None)
         return 0
 
-    def _say(self, kind: str, **facts: Any) -> None:
+    def _report(self, kind: str, **facts: Any) -> None:
         self._seq += 1
         os.write(self._spool, (json.dumps({"seq": self._seq, "type": kind, **facts}) + "\n").encode())
 
@@ -84,12 +84,12 @@ class Body:
         beside.write_bytes(content)
         beside.replace(path)
         facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "metrics": {}}
-        self._say("checkpoint", step=step, epoch=step // STEPS_PER_EPOCH, path=path.name, **facts)
+        self._report("checkpoint", step=step, epoch=step // STEPS_PER_EPOCH, path=path.name, **facts)
 
     def _listen(self) -> None:
         while byte := os.read(self._control, 1):
             if self._spec["threads"] != DEAF:
-                self._asked = _OUTCOMES[byte]
+                self._requested_outcome = _OUTCOMES[byte]
         os._exit(70)  # its supervisor is gone
 
 

@@ -41,7 +41,7 @@ class Caller:
         answer = self._post("", {"Idempotency-Key": key}, {"kind": "pretrain", "spec": requested})
         return None if answer is None else str(answer["id"])
 
-    def ask(self, job_id: str, verb: str) -> None:
+    def send(self, job_id: str, verb: str) -> None:
         """Cancel, pause or resume, unless it is too late for that."""
         self._post(f"/{job_id}/{verb}")
 
@@ -126,7 +126,7 @@ class Clients:
             self._accepted[job_id] = Accepted(job_id, number, epochs, frozenset(may_end), key)
         if verb is not None:
             time.sleep(draw.choice((0, 0.3, 1)))
-            caller.ask(job_id, verb)
+            caller.send(job_id, verb)
         if verb == "pause":
             time.sleep(draw.choice((0, 0.5)))
-            caller.ask(job_id, "resume")
+            caller.send(job_id, "resume")

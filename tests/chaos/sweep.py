@@ -127,7 +127,7 @@ class Sweep:
         return {
             "job": lambda job_id: None,
             "fresh": self._restart,
-            "cancel": lambda job_id: self._caller.ask(job_id, "cancel"),
+            "cancel": lambda job_id: self._caller.send(job_id, "cancel"),
             "pause": self._pause,
             "drain": lambda job_id: self._nodes["worker"].send(signal.SIGTERM),
             "crash": lambda job_id: self._nodes["worker"].send(signal.SIGKILL),
@@ -156,12 +156,12 @@ class Sweep:
         for node in self._nodes.values():
             node.send(signal.SIGTERM)
         eventually(lambda: server.starts > starts, "the server's next start")
-        self._caller.ask(job_id, "resume")  # a refusal, because it is too late or too early, is fine
+        self._caller.send(job_id, "resume")  # a refusal, because it is too late or too early, is fine
 
     def _pause(self, job_id: str) -> None:
-        self._caller.ask(job_id, "pause")
+        self._caller.send(job_id, "pause")
         self.stage.wait_for(job_id, "paused", *TERMINAL)
-        self._caller.ask(job_id, "resume")
+        self._caller.send(job_id, "resume")
 
     def _lose(self, job_id: str) -> None:
         """The worker dies and stays down until the server has noticed."""

@@ -20,6 +20,6 @@ DIAGONAL = [
 
 @pytest.mark.timeout(600)
 def test_a_part_that_is_away_costs_no_more_than_it_must(house: Theatre) -> None:
-    found = run_all(house, DIAGONAL, side_by_side=len(DIAGONAL))
+    problems_of = run_all(house, DIAGONAL, side_by_side=len(DIAGONAL))
 
-    assert {cell: problems for cell, problems in found.items() if problems} == {}
+    assert {cell: problems for cell, problems in problems_of.items() if problems} == {}

@@ -26,7 +26,7 @@ from time import time as also_taken
 from tests.chaos import clock
 began, right = time.time(), datetime.datetime.now()
 clock.set_wrong(86400)
-asked = [
+times = [
     time.time(),
     time.time_ns() / 1e9,
     also_taken(),
@@ -39,7 +39,7 @@ asked = [
     taken.utcnow().replace(tzinfo=timezone.utc).timestamp(),
     email.utils.parsedate_to_datetime(email.utils.formatdate()).timestamp(),
 ]
-assert all(86400 - 2 < each - began < 86400 + 60 for each in asked), [each - began for each in asked]
+assert all(86400 - 2 < each - began < 86400 + 60 for each in times), [each - began for each in times]
 assert date.today() == taken.now().date() and time.gmtime()[2] == taken.utcnow().day
 assert isinstance(right, taken) and isinstance(right, datetime.date) and issubclass(type(right), datetime.datetime)
 """

@@ -16,7 +16,7 @@ from tests.chaos.stage import Stage, Theatre, arm, spec
 from tests.waiting import eventually
 
 _ENDLESS = 100_000  # epochs
-_ASK = {"cancel": transitions.cancel, "pause": transitions.pause}
+_REQUEST = {"cancel": transitions.cancel, "pause": transitions.pause}
 _ENDS_AS = {"cancel": "cancelled", "pause": "paused"}
 # Where a worker reads or writes files: the checkpoint of the run, and one that the run has written.
 _BEGINNING, _STORING = "supervisor.run_file", "storage.before_rename"
@@ -62,7 +62,7 @@ def test_a_run_receives_requests_while_its_checkpoint_is_stored(house: Theatre, 
     """It ends at once; its job when everything is stored that it had made."""
     with held_up(house, verb, _STORING, **_PATIENT) as (stage, worker, job_id, release):
         assert worker.trainings()
-        stage.database.write(lambda session: _ASK[verb](session, job_id))
+        stage.database.write(lambda session: _REQUEST[verb](session, job_id))
         eventually(lambda: not worker.trainings(), "the end of the run")
         assert (stage.job(job_id).status, num_checkpoints(stage, job_id)) == ("running", 0)
 

@@ -35,8 +35,8 @@ _PLAIN = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
 def schemas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("client-types")
     database = Database(f"sqlite:///{folder / 'wcl.sqlite3'}")
-    found: dict[str, Any] = document(create_app(Settings(data_dir=folder), database))["components"]["schemas"]
-    return found
+    components: dict[str, Any] = document(create_app(Settings(data_dir=folder), database))["components"]["schemas"]
+    return components
 
 
 def client_types() -> dict[str, type]:

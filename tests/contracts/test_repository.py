@@ -74,14 +74,14 @@ def test_image_runs_as_an_ordinary_user() -> None:
 
 
 def test_no_file_names_a_package_registry() -> None:
-    found = []
+    matches = []
     for path in tracked_files():
         if path == Path(__file__).resolve() or path.suffix in {".png", ".ico", ".woff2"}:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        found += [f"{path.relative_to(ROOT)}: {match.group(0)}" for match in REGISTRY_HOST.finditer(text)]
+        matches += [f"{path.relative_to(ROOT)}: {match.group(0)}" for match in REGISTRY_HOST.finditer(text)]
 
-    assert found == []
+    assert matches == []
 
 
 def test_every_locked_requirement_is_pinned_and_hashed() -> None:
@@ -98,10 +98,10 @@ def test_every_runtime_dependency_is_locked() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    dependencies = project["dependencies"] + project["optional-dependencies"]["dev"]
     locked = set(re.findall(r"^([A-Za-z0-9_.\-]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
 
-    names = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in wanted}
+    names = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in dependencies}
     assert names <= {name.lower() for name in locked}
 
 

@@ -30,16 +30,16 @@ class Block:
     @property
     def file_name(self) -> str | None:
         """The file that the block is, when its first line is a comment with nothing but a name."""
-        found = re.match(r"# ([\w-]+\.\w+)\n", self.text)
-        return found.group(1) if found else None
+        first_line = re.match(r"# ([\w-]+\.\w+)\n", self.text)
+        return first_line.group(1) if first_line else None
 
 
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page, in order."""
     text = page.read_text()
     return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found.group(1), found.group(2))
-        for found in _FENCE.finditer(text)
+        Block(page, text.count("\n", 0, match.start()) + 1, match.group(1), match.group(2))
+        for match in _FENCE.finditer(text)
     ]
 
 
@@ -69,17 +69,17 @@ def _slug(heading: str) -> str:
 
 def commands(block: Block) -> list[str]:
     """Return the commands of a shell block: comments cut off, lines joined where a quote or a backslash goes on."""
-    found: list[str] = []
+    result: list[str] = []
     open_command = ""
     for line in block.text.splitlines():
         open_command += ("\n" if open_command else "") + line
         if open_command.endswith("\\") or _has_open_quote(open_command):
             continue
         command = _without_comment(open_command).strip()
-        found += [command] if command else []
+        result += [command] if command else []
         open_command = ""
     assert not open_command, f"{block.place}: a command does not end: {open_command}"
-    return found
+    return result
 
 
 def _has_open_quote(text: str) -> bool:

@@ -97,8 +97,8 @@ class Reader:
             timeout=240,
         )
         assert done.returncode == 0, f"{place}: {command}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        found = zip(_VARIABLES, state.read_text().split("\0"), strict=False)
-        self._variables = {name: value for name, value in found if value}
+        variables = zip(_VARIABLES, state.read_text().split("\0"), strict=False)
+        self._variables = {name: value for name, value in variables if value}
 
     def _environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}

@@ -79,23 +79,23 @@ def test_a_cursor_covers_what_lies_before_it(one: tuple[int, ...], other: tuple[
 
 def test_changes_bring_what_happened_since_once(database: Database) -> None:
     run = Run(database, running(database))
-    cursor, told = START, ([], [], [])  # type: tuple[Cursor, tuple[list[Any], list[Any], list[Any]]]
+    cursor, collected = START, ([], [], [])  # type: tuple[Cursor, tuple[list[Any], list[Any], list[Any]]]
     for step in range(6):
         warning = {"type": "warning", "reason": "odd", "message": "words"}
         run.deliver(rows.metrics(step, loss=1.0), rows.log(f"one {step}"), warning, rows.log(f"two {step}"))
         result = since(database, run.job_id, cursor, limit=3)
-        for kept, new in zip(told, (result.events, result.points, result.logs), strict=True):
+        for kept, new in zip(collected, (result.events, result.points, result.logs), strict=True):
             kept.extend(new)
         cursor = result.cursor
     while cursor != now(database, run.job_id):
         result = since(database, run.job_id, cursor, limit=3)
-        told[2].extend(result.logs)
+        collected[2].extend(result.logs)
         assert not result.points
         cursor = result.cursor
 
-    assert [event.seq for event in told[0]] == list(range(1, 9))
-    assert [point[2] for point in told[1]] == list(range(6))
-    assert [line.line for line in told[2]] == [f"{word} {step}" for step in range(6) for word in ("one", "two")]
+    assert [event.seq for event in collected[0]] == list(range(1, 9))
+    assert [point[2] for point in collected[1]] == list(range(6))
+    assert [line.line for line in collected[2]] == [f"{word} {step}" for step in range(6) for word in ("one", "two")]
     again = since(database, run.job_id, cursor)
     assert (again.events, again.points, again.logs, again.cursor) == ([], [], [], cursor)
 
@@ -148,7 +148,7 @@ def test_a_mark_changes_with_everything_that_a_stream_shows(database: Database) 
         "a request": lambda: database.write(lambda session: transitions.pause(session, run.job_id)),
         "the end": lambda: run.deliver(rows.end("paused")),
     }
-    seen = {}
+    changed = {}
     for what, act in acts.items():
         with database.read() as session:
             before = changes.marks(session, [run.job_id, other, "no such job"])
@@ -157,6 +157,6 @@ def test_a_mark_changes_with_everything_that_a_stream_shows(database: Database) 
             after = changes.marks(session, [run.job_id, other, "no such job"])
         assert set(after) == {run.job_id, other}
         assert before[other] == after[other]
-        seen[what] = before[run.job_id] != after[run.job_id]
+        changed[what] = before[run.job_id] != after[run.job_id]
 
-    assert seen == dict.fromkeys(acts, True) | {"nothing": False, "a lease renewed": False}
+    assert changed == dict.fromkeys(acts, True) | {"nothing": False, "a lease renewed": False}

@@ -197,16 +197,16 @@ def test_points_that_are_delivered_while_reading_are_returned_once(database: Dat
         for step in range(60):
             run.deliver(rows.metrics(step, loss=float(step)))
 
-    seen: list[Row] = []
+    received: list[Row] = []
     attempt = seq = 0
     with rows.in_background(write) as writing:
         while not (writing.done() and seq == run.seq):
             with database.read() as session:
                 page, attempt, seq = points_after(session, run.job_id, (attempt, seq), 5)
-            seen += page
+            received += page
         writing.result()
 
-    assert [row[2] for row in seen] == list(range(60))
+    assert [row[2] for row in received] == list(range(60))
 
 
 def test_a_read_sees_one_moment(database: Database) -> None:

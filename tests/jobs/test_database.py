@@ -26,14 +26,14 @@ from wcl_core.protocol import storable
 
 
 def test_the_databases_clock_has_milliseconds(database: Database) -> None:
-    seen: set[int] = set()
+    times: set[int] = set()
     begin = time.time()
-    while len({value % 1000 for value in seen}) < 20:  # a clock of seconds would stay at 0
+    while len({value % 1000 for value in times}) < 20:  # a clock of seconds would stay at 0
         with database.read() as session:
-            seen.add(session.execute(select(now_ms())).scalar_one())
+            times.add(session.execute(select(now_ms())).scalar_one())
         assert time.time() - begin < 60
 
-    assert begin * 1000 - 2000 < min(seen) <= max(seen) < time.time() * 1000 + 2000
+    assert begin * 1000 - 2000 < min(times) <= max(times) < time.time() * 1000 + 2000
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -128,8 +128,8 @@ def test_concurrent_writers_lose_no_update(database: Database) -> None:
     """A change reads and then writes; on SQLite a writer locks before it reads."""
 
     def add(session: Session) -> None:
-        found = session.execute(select(Dataset.kind).with_for_update()).scalar_one()
-        rename(session, str(int(found) + 1))
+        value = session.execute(select(Dataset.kind).with_for_update()).scalar_one()
+        rename(session, str(int(value) + 1))
 
     database.write(lambda session: rename(session, "0"))
     at_once(8, lambda _: [database.write(add) for _ in range(5)])

@@ -19,7 +19,7 @@ SHEET = SampleSheet(b"\x89PNG one", rows=2, columns=3, side=8)
 
 
 def announce(database: Database, *datasets: DatasetFacts) -> None:
-    facts = worker(id=new_id(), datasets={found.name: found.digest for found in datasets})
+    facts = worker(id=new_id(), datasets={dataset.name: dataset.digest for dataset in datasets})
     database.write(lambda session: workers.register(session, facts, 42, datasets))
 
 
@@ -48,4 +48,4 @@ def test_workers_that_announce_sheets_at_once_all_register(database: Database) -
     at_once(6, lambda _: announce(database, *several))
 
     with database.read() as session:
-        assert list(datasets.sheet_layouts(session)) == [found.name for found in several]
+        assert list(datasets.sheet_layouts(session)) == [dataset.name for dataset in several]

@@ -17,7 +17,7 @@ def _dataset(database: Database) -> None:
     rows.add_dataset(database)
 
 
-def told(database: Database, **spec: Any) -> Any:
+def estimate(database: Database, **spec: Any) -> Any:
     with database.read() as session:
         return submission.plan(session, new_job(spec=spec))["estimate"]
 
@@ -34,7 +34,7 @@ def test_without_a_run_like_it_only_the_views_are_known(database: Database) -> N
     finish(database, 50.0, "failed", batch_size=250)
 
     # Two views of 3 x 8 x 8 float32.
-    assert told(database, batch_size=250) == {"view_bytes": 250 * 2 * 3 * 8 * 8 * 4, "like": None}
+    assert estimate(database, batch_size=250) == {"view_bytes": 250 * 2 * 3 * 8 * 8 * 4, "like": None}
 
 
 def test_the_newest_run_like_it_tells_time_and_disk(database: Database) -> None:
@@ -42,10 +42,12 @@ def test_the_newest_run_like_it_tells_time_and_disk(database: Database) -> None:
     newest = finish(database, 50.0, batch_size=250, seed=7, epochs=3)
     finish(database, 70.0, batch_size=250, backbone={"name": "resnet34"})
 
-    found = told(database, batch_size=250, epochs=7, checkpoints={"every_epochs": 2, "first_epoch": True})["like"]
+    like = estimate(database, batch_size=250, epochs=7, checkpoints={"every_epochs": 2, "first_epoch": True})["like"]
 
-    assert (found["job"], found["images_per_second"]) == (newest, 50.0)
-    assert found["seconds"] == 7 * 1000 / 50
-    assert found["disk_bytes"] == 10 * 5  # epochs 1, 2, 4, 6 and 7
-    kept = told(database, batch_size=250, epochs=7, checkpoints={"keep_last": 2, "keep_best": 1}, knn_every_epochs=1)
+    assert (like["job"], like["images_per_second"]) == (newest, 50.0)
+    assert like["seconds"] == 7 * 1000 / 50
+    assert like["disk_bytes"] == 10 * 5  # epochs 1, 2, 4, 6 and 7
+    kept = estimate(
+        database, batch_size=250, epochs=7, checkpoints={"keep_last": 2, "keep_best": 1}, knn_every_epochs=1
+    )
     assert kept["like"]["disk_bytes"] == 10 * 3

@@ -65,8 +65,8 @@ def test_the_last_checkpoint_is_measured_once_the_run_succeeds(database: Databas
     assert child.spec["data"] == job(database, run.job_id).spec["data"]
     with database.read() as session:
         assert queries.tags(session, [child.id]) == {child.id: ["evaluation:final", "trial"]}
-    told = [event for event in rows.events(database, run.job_id) if event.type == "evaluation_submitted"]
-    assert [event.data for event in told] == [{"job": child.id, "when": "final", "step": 1000}]
+    submitted = [event for event in rows.events(database, run.job_id) if event.type == "evaluation_submitted"]
+    assert [event.data for event in submitted] == [{"job": child.id, "when": "final", "step": 1000}]
     assert claim(database).evaluated is not None
 
 

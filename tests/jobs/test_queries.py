@@ -35,19 +35,19 @@ def listed(database: Database, **filters: Any) -> list[str]:
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
 def test_pages_bring_every_job_once_newest_first(database: Database, limit: int) -> None:
     submitted = [submit(database) for _ in range(7)]
-    seen: list[str] = []
+    listed: list[str] = []
     cursor = None
     for _ in range(10):
         with database.read() as session:
             page = queries.list_jobs(session, cursor=cursor, limit=limit)
         assert len(page.items) <= limit
-        seen += [job.id for job in page.items]
+        listed += [job.id for job in page.items]
         cursor = page.next_cursor
         if cursor is None:
             break
         submit(database)  # a newer job does not shift the pages
 
-    assert seen == submitted[::-1]
+    assert listed == submitted[::-1]
 
 
 def test_filters_narrow_the_list(database: Database) -> None:
@@ -129,12 +129,12 @@ def test_logs_page_over_attempts_and_begin_at_the_end(database: Database) -> Non
     with database.read() as session:
         assert [line.line for line in queries.logs(session, run.job_id)] == expected
         assert [line.line for line in queries.logs(session, run.job_id, limit=3)] == expected[-3:]
-        seen: list[str] = []
+        lines: list[str] = []
         after = (0, 0)
         while page := queries.logs(session, run.job_id, after, limit=3):
-            seen += [line.line for line in page]
+            lines += [line.line for line in page]
             after = (page[-1].attempt, page[-1].seq)
-        assert seen == expected
+        assert lines == expected
         for beyond in ((2, 10**18), (2**31, 0), (10**18, 0)):
             assert queries.logs(session, run.job_id, beyond) == []
 

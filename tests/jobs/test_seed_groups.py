@@ -29,12 +29,12 @@ def _dataset(database: Database) -> None:
 
 def group(database: Database, seeds: list[int], kind: Kind = "pretrain", **fields: Any) -> list[str]:
     new = [new_job(kind, {"seed": seed}, **fields) for seed in seeds]
-    return [made.id for made in database.write(lambda session: submission.submit_group(session, new))]
+    return [each.id for each in database.write(lambda session: submission.submit_group(session, new))]
 
 
 def group_of(database: Database, spec: dict[str, Any], seeds: Sequence[int] = (0, 1)) -> list[str]:
     new = [new_job("pretrain", spec | {"seed": seed}) for seed in seeds]
-    return [made.id for made in database.write(lambda session: submission.submit_group(session, new))]
+    return [each.id for each in database.write(lambda session: submission.submit_group(session, new))]
 
 
 def read(database: Database, job_id: str) -> list[seed_groups.Result]:
@@ -60,8 +60,8 @@ def test_a_seed_group_has_one_job_a_seed_and_is_submitted_as_a_whole(database: D
     other = group(database, [0])
 
     jobs = [job(database, job_id) for job_id in ids]
-    assert [made.spec["seed"] for made in jobs] == [0, 4, 2]
-    assert len({made.group_id for made in jobs}) == 1
+    assert [each.spec["seed"] for each in jobs] == [0, 4, 2]
+    assert len({each.group_id for each in jobs}) == 1
     assert job(database, other[0]).group_id not in (None, jobs[0].group_id)
     new = [new_job(), replace(new_job(), after=("nobody",))]
     with pytest.raises(Invalid):
@@ -80,17 +80,17 @@ def test_results_are_over_the_seeds_where_all_else_agrees(database: Database) ->
         measure(database, job_id, rows.evaluation(value), rows.evaluation(value / 2, params={"C": 2.0}))
     measure(database, ids[0], rows.evaluation(0.1, seed=9))
 
-    found = {(r.params["C"], r.evaluation_seed): r for r in read(database, ids[0])}
+    aggregates = {(r.params["C"], r.evaluation_seed): r for r in read(database, ids[0])}
 
-    assert set(found) == {(1.0, 0), (2.0, 0), (1.0, 9)}
-    result = found[1.0, 0]
+    assert set(aggregates) == {(1.0, 0), (2.0, 0), (1.0, 9)}
+    result = aggregates[1.0, 0]
     assert (result.protocol, result.metric, result.epoch, result.seeds) == ("linear", "top1", 1, [0, 1, 2])
     assert result.values == list(values)
     assert result.mean == pytest.approx(0.7)
     assert result.deviation == pytest.approx(np.std(values, ddof=1))
     reference = stats.t.interval(0.95, 2, loc=0.7, scale=stats.sem(values))
     assert result.interval == pytest.approx(reference)
-    assert (found[1.0, 9].seeds, found[1.0, 9].deviation, found[1.0, 9].interval) == ([0], None, None)
+    assert (aggregates[1.0, 9].seeds, aggregates[1.0, 9].deviation, aggregates[1.0, 9].interval) == ([0], None, None)
 
 
 def test_an_evaluation_of_several_seeds_is_one_row_and_a_retry_takes_its_place(database: Database) -> None:
@@ -102,14 +102,14 @@ def test_an_evaluation_of_several_seeds_is_one_row_and_a_retry_takes_its_place(d
     finish(database, rows.evaluation(0.6, seed=1, params={"C": 3.0}), rows.evaluation(0.6, seed=1, split_digest="t"))
 
     assert again.group_id == job(database, ids[0]).group_id
-    found = {r.params["C"]: r for r in read(database, ids[0])}
-    assert (found[1.0].seeds, found[1.0].values, found[1.0].epoch, found[1.0].evaluation_seed) == (
+    aggregates = {r.params["C"]: r for r in read(database, ids[0])}
+    assert (aggregates[1.0].seeds, aggregates[1.0].values, aggregates[1.0].epoch, aggregates[1.0].evaluation_seed) == (
         [0, 1],
         [0.4, 0.6],
         None,
         None,
     )
-    assert found[3.0].seeds == [1]
+    assert aggregates[3.0].seeds == [1]
 
 
 def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Database) -> None:
@@ -126,12 +126,12 @@ def test_the_best_of_each_seed_is_one_row_whatever_their_epochs(database: Databa
     for value in (0.5, 0.1, 0.7, 0.2):  # the planned evaluations of each seed in their order
         finish(database, rows.evaluation(value))
 
-    found = {(r.epoch, r.selection): r for r in read(database, ids[0])}
+    aggregates = {(r.epoch, r.selection): r for r in read(database, ids[0])}
 
-    assert found.keys() == {(3, None), (None, "best eval/knn_top1, selected on test")}
-    best = found[None, seed_groups.SELECTED_ON_TEST]
+    assert aggregates.keys() == {(3, None), (None, "best eval/knn_top1, selected on test")}
+    best = aggregates[None, seed_groups.SELECTED_ON_TEST]
     assert (best.seeds, best.values, best.mean) == ([0, 1], [0.5, 0.7], pytest.approx(0.6))
-    assert (found[3, None].seeds, found[3, None].values) == ([0, 1], [0.1, 0.2])
+    assert (aggregates[3, None].seeds, aggregates[3, None].values) == ([0, 1], [0.1, 0.2])
 
 
 def test_a_retry_of_a_best_evaluation_counts_as_best(database: Database) -> None:
@@ -145,9 +145,9 @@ def test_a_retry_of_a_best_evaluation_counts_as_best(database: Database) -> None
     finish(database, rows.evaluation(0.5))
     measure(database, trained, rows.evaluation(0.4, params={"C": 2.0}))
 
-    found = {r.params["C"]: (r.epoch, r.selection) for r in read(database, trained)}
+    aggregates = {r.params["C"]: (r.epoch, r.selection) for r in read(database, trained)}
 
-    assert found == {1.0: (None, seed_groups.SELECTED_ON_TEST), 2.0: (1, None)}
+    assert aggregates == {1.0: (None, seed_groups.SELECTED_ON_TEST), 2.0: (1, None)}
 
 
 def test_a_clone_with_another_checkpoint_does_not_count_as_best(database: Database) -> None:
@@ -165,9 +165,9 @@ def test_a_clone_with_another_checkpoint_does_not_count_as_best(database: Databa
     database.write(partial(submission.clone, job_id=best.job_id, overrides=other, created_by=None))
     finish(database, rows.evaluation(0.4))
 
-    found = {(r.epoch, r.selection): r.values for r in read(database, trained)}
+    aggregates = {(r.epoch, r.selection): r.values for r in read(database, trained)}
 
-    assert found == {(None, seed_groups.SELECTED_ON_TEST): [0.5], (2, None): [0.4]}
+    assert aggregates == {(None, seed_groups.SELECTED_ON_TEST): [0.5], (2, None): [0.4]}
 
 
 def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
@@ -177,9 +177,9 @@ def test_a_best_that_is_the_last_counts_for_both(database: Database) -> None:
     for _ in range(2):
         finish(database, rows.evaluation(0.5))
 
-    found = {(r.epoch, r.selection): r.values for r in read(database, ids[0])}
+    aggregates = {(r.epoch, r.selection): r.values for r in read(database, ids[0])}
 
-    assert found == {(None, seed_groups.SELECTED_ON_TEST): [0.5], (1, None): [0.5]}
+    assert aggregates == {(None, seed_groups.SELECTED_ON_TEST): [0.5], (1, None): [0.5]}
 
 
 def test_a_clone_does_not_join_the_seed_group(database: Database) -> None:
@@ -206,5 +206,5 @@ def test_the_same_key_answers_with_the_same_group(database: Database) -> None:
     answers = [create_once(database, "owner", "key", "a" * 64, Job, create) for _ in range(3)]
 
     assert [is_replay for _, is_replay in answers] == [False, True, True]
-    assert len({made.group_id for made, _ in answers}) == 1
+    assert len({each.group_id for each, _ in answers}) == 1
     assert len(rows.rows_of(database, Job)) == 2

@@ -55,7 +55,7 @@ class Model:
     reason: str | None = None
     steps: list[int] = field(default_factory=list)  # of registered checkpoints
     failures: int = 0
-    asked: set[str] = field(default_factory=set)
+    requested: set[str] = field(default_factory=set)
     points: int = 0
     ends: int = 0
 
@@ -65,20 +65,20 @@ class Model:
         self.failures += infrastructure
         if outcome == "succeeded":
             self.status, self.reason = Status.SUCCEEDED, None
-        elif outcome == "cancelled" or (stopped and "cancel" in self.asked):
+        elif outcome == "cancelled" or (stopped and "cancel" in self.requested):
             self.status, self.reason = Status.CANCELLED, Reason.USER
         elif stopped and self.is_over_time:
             self.status, self.reason = Status.FAILED, Reason.TIMEOUT
-        elif outcome == "paused" or (stopped and "pause" in self.asked):
+        elif outcome == "paused" or (stopped and "pause" in self.requested):
             self.status, self.reason = Status.PAUSED, Reason.USER
         elif outcome == "drained":
-            self.reason = Reason.PREEMPTED if "preempt" in self.asked else Reason.WORKER_STOPPED
+            self.reason = Reason.PREEMPTED if "preempt" in self.requested else Reason.WORKER_STOPPED
             self.status = Status.QUEUED
         elif infrastructure and self.failures < MAX_FAILURES:
             self.status, self.reason, self.is_due = Status.QUEUED, reason, False
         else:
             self.status, self.reason = Status.FAILED, reason
-        self.asked.clear()
+        self.requested.clear()
         self.count_end()
 
     def count_end(self) -> None:
@@ -234,10 +234,10 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
         def deliver(self, run: Run, count: int) -> None:
             lines = [rows.metrics(step, loss=1.0) for step in range(count)]
             if self.is_open(run):
-                asked = self.models[run.job_id].asked
+                requested = self.models[run.job_id].requested
                 requests = run.deliver(*lines)
-                assert (requests.cancel, requests.pause) == ("cancel" in asked, "pause" in asked)
-                assert requests.preempt == ("preempt" in asked)
+                assert (requests.cancel, requests.pause) == ("cancel" in requested, "pause" in requested)
+                assert requests.preempt == ("preempt" in requested)
                 assert requests.timeout == self.models[run.job_id].is_over_time
                 self.models[run.job_id].points += count
             else:
@@ -296,7 +296,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 return
             database.write(lambda session: transitions.cancel(session, job_id))
             if model.status is Status.RUNNING:
-                model.asked.add("cancel")
+                model.requested.add("cancel")
             else:
                 model.status, model.reason = Status.CANCELLED, Reason.USER
                 model.count_end()
@@ -310,7 +310,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 return
             database.write(lambda session: transitions.pause(session, job_id))
             if model.status is Status.RUNNING:
-                model.asked.add("pause")
+                model.requested.add("pause")
             else:
                 model.status, model.reason = Status.PAUSED, Reason.USER
 
@@ -336,8 +336,8 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             assert (urgent.status, urgent.is_due) == (Status.QUEUED, True)
             assert urgent.priority > victim.priority
             assert urgent.reason != Reason.PREEMPTED
-            assert not any("preempt" in model.asked for model in self.models.values())
-            victim.asked.add("preempt")
+            assert not any("preempt" in model.requested for model in self.models.values())
+            victim.requested.add("preempt")
 
         @rule()
         def unblock(self) -> None:
@@ -366,9 +366,9 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 assert (job.status, job.attempt, job.failures) == (model.status, model.attempt, model.failures)
                 assert (job.status_reason, job.priority) == (model.reason, model.priority)
                 assert (job.not_before is None) == model.is_due
-                assert (job.cancel_requested_at is not None) == ("cancel" in model.asked)
-                assert (job.pause_requested_at is not None) == ("pause" in model.asked)
-                assert (job.preempt_requested_at is not None) == ("preempt" in model.asked)
+                assert (job.cancel_requested_at is not None) == ("cancel" in model.requested)
+                assert (job.pause_requested_at is not None) == ("pause" in model.requested)
+                assert (job.preempt_requested_at is not None) == ("preempt" in model.requested)
                 own = [attempt for attempt in attempts if attempt.job_id == job.id]
                 still_open = [attempt.number for attempt in own if attempt.ended_at is None]
                 assert still_open == ([model.attempt] if model.status is Status.RUNNING else [])

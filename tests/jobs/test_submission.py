@@ -222,9 +222,9 @@ def test_tags_that_are_changed_at_once_end_as_one_of_them(database: Database) ->
     at_once(6, lambda number: change(database, job_id, tags=("same", f"of-{number}")))
 
     with database.read() as session:
-        found = queries.tags(session, [job_id])[job_id]
-    assert len(found) == 2
-    assert "same" in found
+        stored = queries.tags(session, [job_id])[job_id]
+    assert len(stored) == 2
+    assert "same" in stored
 
 
 # --- retry and clone -----------------------------------------------------------------------------------------------
@@ -288,13 +288,13 @@ def test_a_clone_takes_overrides_field_by_field(database: Database) -> None:
     job_id = submit(database, spec={"epochs": 30, "loss": {"temperature": 0.5}}, tags=("a",), name="mine")
     overrides = {"loss": {"weak_weight": 2.0}, "seed": 5}
 
-    made = database.write(lambda session: submission.clone(session, job_id, overrides, OWNER))
+    copy = database.write(lambda session: submission.clone(session, job_id, overrides, OWNER))
 
-    assert (made.spec["epochs"], made.spec["seed"]) == (30, 5)
-    assert (made.spec["loss"]["temperature"], made.spec["loss"]["weak_weight"]) == (0.5, 2.0)
-    assert (made.parent_id, made.resume_checkpoint_id, made.status) == (job_id, None, Status.QUEUED)
+    assert (copy.spec["epochs"], copy.spec["seed"]) == (30, 5)
+    assert (copy.spec["loss"]["temperature"], copy.spec["loss"]["weak_weight"]) == (0.5, 2.0)
+    assert (copy.parent_id, copy.resume_checkpoint_id, copy.status) == (job_id, None, Status.QUEUED)
     with database.read() as session:
-        assert queries.tags(session, [made.id]) == {made.id: ["a"]}
+        assert queries.tags(session, [copy.id]) == {copy.id: ["a"]}
     assert job(database, job_id).spec["seed"] == 0
 
 

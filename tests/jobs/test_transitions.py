@@ -83,9 +83,9 @@ def test_only_queued_jobs_are_claimed(database: Database, before: Status) -> Non
 @pytest.mark.parametrize("before", [status for status in Status if status is not Status.RUNNING])
 def test_no_attempt_is_open_outside_running(database: Database, before: Status) -> None:
     job_id = job_in(database, before)
-    known = job(database, job_id).attempt
+    newest = job(database, job_id).attempt
 
-    for number in (known, known + 1):
+    for number in (newest, newest + 1):
         with pytest.raises(Superseded):
             database.write(lambda session, n=number: transitions.deliver(session, job_id, n, []))  # type: ignore[misc]
         with pytest.raises(Superseded):
@@ -124,10 +124,10 @@ def test_an_outcome_decides_where_the_job_goes(
     else:
         run.end(outcome, reason, "words")
 
-    found = job(database, run.job_id)
-    assert (found.status, found.status_reason, found.status_message) == (after, shown, "words")
-    assert (found.ended_at is not None) == (after in TERMINAL)
-    assert found.failures == (1 if reason in INFRASTRUCTURE else 0)
+    ended = job(database, run.job_id)
+    assert (ended.status, ended.status_reason, ended.status_message) == (after, shown, "words")
+    assert (ended.ended_at is not None) == (after in TERMINAL)
+    assert ended.failures == (1 if reason in INFRASTRUCTURE else 0)
     assert [attempt.ended_at is not None for attempt in rows.attempts(database, run.job_id)] == [True]
     last = rows.events(database, run.job_id)[-1]
     assert last.type == ("requeued" if after is Status.QUEUED else after)
@@ -216,8 +216,8 @@ def test_eight_claimers_never_take_a_job_twice(database: Database) -> None:
 
     def take_all(number: int) -> list[str]:
         taken = []
-        while found := try_claim(database, worker(name=f"worker-{number}")):
-            taken.append(found.job_id)
+        while claimed := try_claim(database, worker(name=f"worker-{number}")):
+            taken.append(claimed.job_id)
         return taken
 
     taken = at_once(8, take_all)
@@ -474,7 +474,7 @@ def test_a_second_request_changes_nothing(database: Database, verb: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "outcome", "reason", "after"),
+    ("verbs", "outcome", "reason", "after"),
     [
         (["cancel"], "drained", None, "cancelled"),
         (["cancel"], "failed", "worker_lost", "cancelled"),
@@ -490,17 +490,17 @@ def test_a_second_request_changes_nothing(database: Database, verb: str) -> None
     ],
 )
 def test_a_request_decides_the_status_when_the_run_stops(
-    database: Database, asked: list[str], outcome: str, reason: str | None, after: str
+    database: Database, verbs: list[str], outcome: str, reason: str | None, after: str
 ) -> None:
     run = Run(database, running(database))
-    for verb in asked:
+    for verb in verbs:
         database.write(lambda session, verb=verb: VERBS[verb][0](session, run.job_id))  # type: ignore[misc]
 
     run.end(outcome, reason)
 
-    found = job(database, run.job_id)
-    assert found.status == after
-    assert (found.cancel_requested_at, found.pause_requested_at) == (None, None)
+    ended = job(database, run.job_id)
+    assert ended.status == after
+    assert (ended.cancel_requested_at, ended.pause_requested_at) == (None, None)
 
 
 def test_a_preempted_job_is_not_preempted_again_by_the_same_request(database: Database) -> None:
@@ -515,7 +515,7 @@ def test_a_preempted_job_is_not_preempted_again_by_the_same_request(database: Da
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_request_that_races_the_end_is_never_lost(database: Database, verb: str) -> None:
     """Either the request comes first and decides, or the job is queued again and the request changes it."""
-    wanted = {"cancel": "cancelled", "pause": "paused"}[verb]
+    expected = {"cancel": "cancelled", "pause": "paused"}[verb]
     for _ in range(15):
         run = Run(database, running(database))
 
@@ -526,7 +526,7 @@ def test_a_request_that_races_the_end_is_never_lost(database: Database, verb: st
                 run.end("drained")
 
         at_once(2, race)
-        assert status(database, run.job_id) == wanted
+        assert status(database, run.job_id) == expected
         assert [attempt.ended_at is not None for attempt in rows.attempts(database, run.job_id)] == [True]
 
 
@@ -601,9 +601,9 @@ def test_events_are_numbered_without_gaps_under_concurrency(database: Database) 
 
     at_once(5, write)
 
-    found = rows.events(database, run.job_id)
-    assert [event.seq for event in found] == list(range(1, 2 + 25 + 1))
-    assert job(database, run.job_id).event_seq == found[-1].seq
+    stored = rows.events(database, run.job_id)
+    assert [event.seq for event in stored] == list(range(1, 2 + 25 + 1))
+    assert job(database, run.job_id).event_seq == stored[-1].seq
 
 
 def test_an_event_of_a_rolled_back_change_leaves_no_gap(database: Database) -> None:
@@ -644,8 +644,8 @@ def test_the_end_of_a_run_and_a_reap_make_one_end(database: Database) -> None:
 
 
 def test_every_open_attempt_belongs_to_a_running_job(database: Database) -> None:
-    for wanted in sorted(Status, key=lambda status: status is Status.QUEUED):  # a queued one would be claimed
-        job_in(database, wanted)
+    for each in sorted(Status, key=lambda status: status is Status.QUEUED):  # a queued one would be claimed
+        job_in(database, each)
 
     with database.read() as session:
         open_attempts = set(session.execute(select(Attempt.job_id).where(Attempt.ended_at.is_(None))).scalars())

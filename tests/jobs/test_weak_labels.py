@@ -28,11 +28,11 @@ def test_reports_beyond_the_step_of_a_resume_are_left_out(database: Database) ->
     third.deliver(rows.started(25), rows.groups(3, [8] * 4), rows.groups(4, [9] * 4))
 
     with database.read() as session:
-        seen = jobs_weak_labels.moments(session, first.job_id)
-        labels = jobs_weak_labels.labels(session, first.job_id, seen)
+        reported = jobs_weak_labels.moments(session, first.job_id)
+        labels = jobs_weak_labels.labels(session, first.job_id, reported)
 
-    assert seen == [Moment(1, 10, 1), Moment(2, 20, 1), Moment(3, 30, 3), Moment(4, 40, 3)]
-    assert [labels[moment][0] for moment in seen] == [1, 2, 8, 9]
+    assert reported == [Moment(1, 10, 1), Moment(2, 20, 1), Moment(3, 30, 3), Moment(4, 40, 3)]
+    assert [labels[moment][0] for moment in reported] == [1, 2, 8, 9]
 
 
 def test_a_run_that_starts_over_shows_only_its_new_reports(database: Database) -> None:

@@ -20,25 +20,25 @@ DIGITS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 
 
 
 def register(database: Database, *datasets: DatasetFacts, worker_id: str | None = None) -> str:
-    facts = worker(id=worker_id or new_id(), datasets={found.name: found.digest for found in datasets})
+    facts = worker(id=worker_id or new_id(), datasets={dataset.name: dataset.digest for dataset in datasets})
     database.write(lambda session: workers.register(session, facts, 42, datasets))
     return facts.id
 
 
 def state(database: Database, worker_id: str) -> tuple[str, str | None, int]:
     with database.read() as session:
-        found = session.get_one(Worker, worker_id)
-    return found.state, found.job_id, found.heartbeats
+        row = session.get_one(Worker, worker_id)
+    return row.state, row.job_id, row.heartbeats
 
 
 def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
     worker_id = register(database, DIGITS)
 
     with database.read() as session:
-        found = session.get_one(Worker, worker_id)
-        assert (found.pool, found.pid, found.state, found.spec_versions) == ("default", 42, "idle", ["1"])
-        assert found.datasets == {"digits": rows.DIGEST}
-        assert found.seen_at > 1_700_000_000_000
+        row = session.get_one(Worker, worker_id)
+        assert (row.pool, row.pid, row.state, row.spec_versions) == ("default", 42, "idle", ["1"])
+        assert row.datasets == {"digits": rows.DIGEST}
+        assert row.seen_at > 1_700_000_000_000
         (dataset,) = queries.datasets(session)
         assert (dataset.name, dataset.kind, dataset.counts) == ("digits", "builtin", DIGITS.counts)
         assert dataset.classes == DIGITS.classes
@@ -51,9 +51,9 @@ def test_the_newest_announcement_of_a_name_replaces_older_ones(database: Databas
     register(database, replace(DIGITS, digest="e" * 64, counts={"train": 5, "test": 5}, classes=["a"]))
 
     with database.read() as session:
-        found = session.execute(select(Dataset)).scalar_one()
-    assert (found.id, found.digest, found.counts, found.classes) == (first.id, "e" * 64, {"train": 5, "test": 5}, ["a"])
-    assert found.updated_at >= first.updated_at
+        row = session.execute(select(Dataset)).scalar_one()
+    assert (row.id, row.digest, row.counts, row.classes) == (first.id, "e" * 64, {"train": 5, "test": 5}, ["a"])
+    assert row.updated_at >= first.updated_at
 
 
 def test_workers_that_announce_at_once_all_register(database: Database) -> None:
@@ -62,7 +62,7 @@ def test_workers_that_announce_at_once_all_register(database: Database) -> None:
 
     with database.read() as session:
         assert len(queries.workers(session)) == 6
-        assert [found.name for found in queries.datasets(session)] == [found.name for found in datasets]
+        assert [dataset.name for dataset in queries.datasets(session)] == [dataset.name for dataset in datasets]
 
 
 def test_a_heartbeat_records_the_workers_job(database: Database) -> None:

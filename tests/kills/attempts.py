@@ -168,20 +168,20 @@ def differences(lives: list[Left], whole: Left) -> list[str]:
         lives: what its attempts left, in their order; the last one came to the end.
         whole: the undisturbed run.
     """
-    found = []
+    result = []
     for number, left in enumerate(lives):
         for name, digest in left.files.items():
             if whole.files.get(name) != digest:
-                found.append(f"attempt {number}: {name} has other bytes")
+                result.append(f"attempt {number}: {name} has other bytes")
         for (name, step), value in left.curves.items():
             if (name, step) not in whole.curves or whole.curves[name, step] != value:
-                found.append(f"attempt {number}: {name} at step {step} is {value}")
-        found += [f"attempt {number}: {r['message']}" for r in left.records if r["type"] == "warning"]
+                result.append(f"attempt {number}: {name} at step {step} is {value}")
+        result += [f"attempt {number}: {r['message']}" for r in left.records if r["type"] == "warning"]
     if surviving(lives) != whole.curves:
-        found.append("the curves of the steps that survived are not those of the whole run")
+        result.append("the curves of the steps that survived are not those of the whole run")
     if max(whole.files) not in lives[-1].files:
-        found.append("there is no last checkpoint")
-    return found
+        result.append("there is no last checkpoint")
+    return result
 
 
 def surviving(lives: list[Left]) -> dict[tuple[str, int], float | None]:

@@ -45,8 +45,8 @@ class Reference:
         whole = _undisturbed(Attempt(folder / "undisturbed", fields(variant), None))
         step_seconds = (time.monotonic() - began_at) / STEPS
         counted = Attempt(folder / "counted", fields(variant), None, lambda rank: count_calls(folder / f"calls-{rank}"))
-        if found := differences([_undisturbed(counted)], whole):
-            raise RuntimeError(f"two undisturbed runs of {variant} differ: {found}")
+        if problems := differences([_undisturbed(counted)], whole):
+            raise RuntimeError(f"two undisturbed runs of {variant} differ: {problems}")
         calls = [[int(count) for count in path.read_text().split()] for path in sorted(folder.glob("calls-*"))]
         return Reference(variant, whole, calls, step_seconds)
 
@@ -86,9 +86,9 @@ class KilledRun:
         moments = "; ".join(
             f"{moment}, then resumed at {step}" for moment, step in zip(self.kills, self.resumed_at, strict=True)
         )
-        said = "equal" if not self.differences else "DIFFERENT: " + "; ".join(self.differences[:5])
+        verdict = "equal" if not self.differences else "DIFFERENT: " + "; ".join(self.differences[:5])
         missed = f"; missed {self.missed[0]}" if self.missed else ""
-        return f"run {self.number}, {self.variant}, {said}\n    killed {moments}{missed}"
+        return f"run {self.number}, {self.variant}, {verdict}\n    killed {moments}{missed}"
 
 
 def killed_run(number: int, reference: Reference, seed: int, most: int, folder: Path) -> KilledRun:

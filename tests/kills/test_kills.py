@@ -75,6 +75,6 @@ def test_equal_attempts_have_no_differences() -> None:
     ],
 )
 def test_each_difference_is_told(lives: list[Left], words: str) -> None:
-    found = differences(lives, WHOLE)
-    assert found
-    assert any(words in text for text in found)
+    result = differences(lives, WHOLE)
+    assert result
+    assert any(words in text for text in result)

@@ -63,14 +63,14 @@ def double_training(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[
 def training(
     ranks: Ranks, folder: Path, fields: dict[str, Any], stop_rank: int = 0, stop: int = 0, resume: str | None = None
 ) -> dict[str, Any]:
-    """A run; `stop` asks `stop_rank` for a drain after so many steps."""
+    """A run; `stop` requests a drain from `stop_rank` after so many steps."""
     steps = [0]
 
-    def ask(_: list[dict[str, Any]]) -> Request | None:
+    def request(_: list[dict[str, Any]]) -> Request | None:
         steps[0] += 1  # the run calls this once before the first step
         return "drain" if stop and ranks.rank == stop_rank and steps[0] > stop else None
 
-    reporter = MemoryReporter(ask)
+    reporter = MemoryReporter(request)
     torch.manual_seed(ranks.rank)  # the state of the global generator must not matter
     outcome = pretrain(
         small.spec(**fields),

@@ -45,24 +45,24 @@ def test_an_artifact_that_cannot_be_written_becomes_a_warning(tmp_path: Path) ->
 @pytest.mark.parametrize(("count", "columns"), [(1, None), (7, None), (9, None), (7, 4), (2, 5)])
 def test_every_image_is_in_its_place(count: int, columns: int | None) -> None:
     images = torch.randint(0, 256, (count, 3, 5, 5), dtype=torch.uint8)
-    made = sheet(images, columns)
+    result = sheet(images, columns)
 
-    picture = np.asarray(Image.open(io.BytesIO(made.png)))
-    rows = -(-count // made.columns)
-    assert picture.shape == (5 * rows, 5 * made.columns, 3)
-    assert made.tile == 5
-    assert columns in (None, made.columns)
+    picture = np.asarray(Image.open(io.BytesIO(result.png)))
+    rows = -(-count // result.columns)
+    assert picture.shape == (5 * rows, 5 * result.columns, 3)
+    assert result.tile == 5
+    assert columns in (None, result.columns)
     for place, image in enumerate(images):
-        top, left = place // made.columns * 5, place % made.columns * 5
+        top, left = place // result.columns * 5, place % result.columns * 5
         assert np.array_equal(picture[top : top + 5, left : left + 5], image.permute(1, 2, 0).numpy())
-    assert not picture[5 * (rows - 1) :, 5 * ((count - 1) % made.columns + 1) :].any()
+    assert not picture[5 * (rows - 1) :, 5 * ((count - 1) % result.columns + 1) :].any()
 
 
 def test_large_images_become_small_tiles() -> None:
     ramp = torch.arange(96).clamp(max=255).to(torch.uint8).expand(1, 3, 96, 96)
-    made = sheet(torch.cat([ramp, 255 - ramp]))
+    result = sheet(torch.cat([ramp, 255 - ramp]))
 
-    picture = np.asarray(Image.open(io.BytesIO(made.png))).astype(int)
-    assert (made.tile, picture.shape) == (48, (48, 96, 3))
+    picture = np.asarray(Image.open(io.BytesIO(result.png))).astype(int)
+    assert (result.tile, picture.shape) == (48, (48, 96, 3))
     assert np.abs(picture[:, :48, 0] - (2 * np.arange(48) + 0.5)).max() <= 1
     assert np.abs(picture[:, 48:, 0] + picture[:, :48, 0] - 255).max() <= 1

@@ -125,14 +125,14 @@ def test_a_contradiction_is_reported_at_the_later_field(changes: dict[str, Any],
 
 def test_short_runs_warm_up_for_a_tenth_by_default() -> None:
     sent = {"data": {"name": "digits"}, "epochs": 25}
-    short, told = parse_spec("pretrain", sent), parse_spec("pretrain", sent | {"warmup_epochs": 10})
+    short, explicit = parse_spec("pretrain", sent), parse_spec("pretrain", sent | {"warmup_epochs": 10})
     long = parse_spec("pretrain", sent | {"epochs": 200})
 
     assert isinstance(short, PretrainSpec)
-    assert isinstance(told, PretrainSpec)
+    assert isinstance(explicit, PretrainSpec)
     assert isinstance(long, PretrainSpec)
     assert (short.warmup_epochs, short.weak_augmentation_epochs) == (2.5, 2)
-    assert (told.warmup_epochs, told.weak_augmentation_epochs) == (10, 2)
+    assert (explicit.warmup_epochs, explicit.weak_augmentation_epochs) == (10, 2)
     assert (long.warmup_epochs, long.weak_augmentation_epochs) == (10, 10)
     assert wrong_fields("pretrain", sent | {"warmup_epochs": 25}) == ["warmup_epochs"]
 
@@ -177,9 +177,9 @@ def test_a_spec_cannot_change() -> None:
 
 def test_a_resolved_spec_resolves_to_the_same_text() -> None:
     """Checkpoints carry the resolved spec: its text must not depend on how often it was parsed."""
-    made = PretrainSpec.model_validate({"data": {"name": "digits"}})
-    again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(made))))
-    assert json.dumps(resolve_spec(again)) == json.dumps(resolve_spec(made))
+    resolved = PretrainSpec.model_validate({"data": {"name": "digits"}})
+    again = parse_spec("pretrain", json.loads(json.dumps(resolve_spec(resolved))))
+    assert json.dumps(resolve_spec(again)) == json.dumps(resolve_spec(resolved))
 
 
 def test_the_table_of_protocols_has_an_entry_for_each_and_titles_for_unknown_ones_too() -> None:

@@ -54,8 +54,8 @@ def test_the_gradient_is_that_of_one_process_on_the_whole_batch(worlds: Worlds, 
             for part in ("gradient", "buffers"):
                 assert result[part].keys() == one[part].keys()
                 for name, values in one[part].items():
-                    got, expected = (torch.tensor(v, dtype=torch.float64) for v in (result[part][name], values))
-                    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9, msg=f"{size}: {part} of {name}")
+                    actual, expected = (torch.tensor(v, dtype=torch.float64) for v in (result[part][name], values))
+                    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9, msg=f"{size}: {part} of {name}")
 
 
 @pytest.mark.parametrize("shape", [[12, 3], [12, 3, 2, 2]])
@@ -128,10 +128,10 @@ def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path
         assert all(part["records"] == [] for part in results[1:]), "only the first rank reports"
         assert os.listdir(folder / "from-0" / "checkpoints") == os.listdir(tmp_path / "1" / "from-0" / "checkpoints")
         assert not any((folder / f"from-{rank}").exists() for rank in range(1, size)), "only the first rank writes"
-        got = small.curves(results[0]["records"])
-        assert got.keys() == curves.keys()
+        result = small.curves(results[0]["records"])
+        assert result.keys() == curves.keys()
         losses = {key: value for key, value in curves.items() if key[0].startswith("train/loss")}
-        assert {key: got[key] for key in losses} == pytest.approx(losses, rel=1e-9)
+        assert {key: result[key] for key in losses} == pytest.approx(losses, rel=1e-9)
         for name, tensor in tensors(folder, 8).items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9, msg=f"{size} ranks: {name}")
 

@@ -68,9 +68,9 @@ def test_changed_fields_keep_their_nesting() -> None:
 
 
 def test_differences_have_both_values_and_a_missing_field_is_null() -> None:
-    found = list(differences({"a": {"b": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b": 2, "d": [1, 2]}, "e": None}))
+    result = list(differences({"a": {"b": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b": 2, "d": [1, 2]}, "e": None}))
 
-    assert found == [(("a", "b"), 1, 2), (("e",), {"f": 1}, None)]
+    assert result == [(("a", "b"), 1, 2), (("e",), {"f": 1}, None)]
 
 
 @given(_SPECS, _SPECS)

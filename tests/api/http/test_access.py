@@ -42,14 +42,14 @@ def guarded(served: Served) -> Iterator[tuple[str, str, str]]:
             yield method, re.sub(r"\{\w+\}", lambda _: new_id(), path.replace("{verb}", "cancel")), scope
 
 
-def test_every_route_says_who_may_use_it(small: Served) -> None:
-    found = classification(small.app)
+def test_every_route_has_a_scope(small: Served) -> None:
+    scopes = classification(small.app)
 
-    assert all(found.values()), [route for route, scope in found.items() if not scope]
-    assert {route for route, scope in found.items() if scope == "public"} == PUBLIC
-    assert {route for route, scope in found.items() if scope == "admin"} == ADMIN
-    assert {route for route, scope in found.items() if scope == "any"} == OF_ANY_KEY
-    changing = {route for route, scope in found.items() if scope == "read" and not route.startswith(("GET", "HEAD"))}
+    assert all(scopes.values()), [route for route, scope in scopes.items() if not scope]
+    assert {route for route, scope in scopes.items() if scope == "public"} == PUBLIC
+    assert {route for route, scope in scopes.items() if scope == "admin"} == ADMIN
+    assert {route for route, scope in scopes.items() if scope == "any"} == OF_ANY_KEY
+    changing = {route for route, scope in scopes.items() if scope == "read" and not route.startswith(("GET", "HEAD"))}
     assert changing == set()
 
 
@@ -108,19 +108,19 @@ def test_a_refusal_names_the_scope(small: Served) -> None:
 def test_a_key_is_shown_once_and_stored_as_a_hash(served: Served) -> None:
     admin = served.client()
 
-    made = admin.post("/v1/keys", json={"name": "laptop", "scopes": ["read"]}).json()
+    created = admin.post("/v1/keys", json={"name": "laptop", "scopes": ["read"]}).json()
     listed = admin.get("/v1/keys").text
 
-    assert re.fullmatch(r"wcl_[\w-]{43}", made["key"])
-    assert made["key"] not in listed
-    assert made["name"] in listed
+    assert re.fullmatch(r"wcl_[\w-]{43}", created["key"])
+    assert created["key"] not in listed
+    assert created["name"] in listed
     with served.database.read() as session:
         for table in ("keys", "sign_in_tokens"):
             stored = str(session.execute(text(f"SELECT * FROM {table}")).all())
-            assert made["key"] not in stored
-    client = served.bare({"Authorization": f"Bearer {made['key']}"})
+            assert created["key"] not in stored
+    client = served.bare({"Authorization": f"Bearer {created['key']}"})
     assert client.get("/v1/jobs").status_code == 200
-    assert admin.delete(f"/v1/keys/{made['id']}").status_code == 204
+    assert admin.delete(f"/v1/keys/{created['id']}").status_code == 204
     assert client.get("/v1/jobs").status_code == 401
     assert_problem(admin.delete(f"/v1/keys/{new_id()}"), 404)
 

@@ -347,6 +347,6 @@ def test_each_wrong_field_is_named_once_with_what_was_expected(
 ) -> None:
     answer = shared.client().post("/v1/jobs", json={"kind": "pretrain", "preset": "digits-cpu"} | body)
 
-    found = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
-    assert found.keys() == expected.keys()
-    assert all(words in found[pointer] for pointer, words in expected.items())
+    details = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert details.keys() == expected.keys()
+    assert all(words in details[pointer] for pointer, words in expected.items())

@@ -45,9 +45,9 @@ def test_a_use_is_shown_with_the_key(served: Served) -> None:
 
     user.get("/v1/jobs")
     eventually(lambda: all(uses(served.database)), "both uses", 5)
-    found = admin.get("/v1/keys").json()["items"]
-    assert all(key["last_used_at"].endswith("Z") for key in found)
-    assert all(key["last_used_at"] >= key["created_at"] for key in found)
+    listed = admin.get("/v1/keys").json()["items"]
+    assert all(key["last_used_at"].endswith("Z") for key in listed)
+    assert all(key["last_used_at"] >= key["created_at"] for key in listed)
 
 
 def test_a_browsers_use_is_its_keys_and_a_stranger_has_none(small: Served) -> None:
@@ -62,20 +62,20 @@ def test_a_browsers_use_is_its_keys_and_a_stranger_has_none(small: Served) -> No
 
 def test_a_use_is_stored_once_a_minute_and_key(database: Database) -> None:
     clock, key_id, other = Clock(), new_key(database), new_key(database)
-    told = KeyUses(database, clock)
+    uses = KeyUses(database, clock)
 
-    told.note(key_id)
+    uses.note(key_id)
     assert last_used(database, key_id)
     assert last_used(database, other) is None
     set_back(database, key_id, 1)
     clock.now = 59.9
-    assert not told.is_due(key_id)
-    told.note(key_id)
+    assert not uses.is_due(key_id)
+    uses.note(key_id)
     assert last_used(database, key_id) == 1
-    told.note(other)
+    uses.note(other)
     assert last_used(database, other)
     clock.now = 60.0
-    told.note(key_id)
+    uses.note(key_id)
     assert (last_used(database, key_id) or 0) > 1
 
 

@@ -26,9 +26,9 @@ def store(served: Served, run: rows.Run, name: str, content: bytes) -> None:
 
 @pytest.fixture
 def run(served: Served) -> rows.Run:
-    made = rows.Run(served.database, rows.running(served.database))
-    made.deliver(rows.started())
-    return made
+    started = rows.Run(served.database, rows.running(served.database))
+    started.deliver(rows.started())
+    return started
 
 
 def test_the_newest_attempts_files_are_listed_and_sent(served: Served, run: rows.Run) -> None:

@@ -87,9 +87,9 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
     ],
 )
 def test_runs(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
-    found = refused(server, "pretrain", DATA | changes)
-    assert found.keys() == {pointer}
-    assert says in found[pointer]
+    errors = refused(server, "pretrain", DATA | changes)
+    assert errors.keys() == {pointer}
+    assert says in errors[pointer]
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_runs(server: Served, changes: dict[str, Any], pointer: str, says: str) 
     ],
 )
 def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
-    found = refused(server, "evaluate", NETWORK | changes)
-    assert found.keys() == {pointer}
-    assert says in found[pointer]
+    errors = refused(server, "evaluate", NETWORK | changes)
+    assert errors.keys() == {pointer}
+    assert says in errors[pointer]
 
 
 def test_listed_datasets_say_what_a_spec_may_ask_of_them(server: Served) -> None:
-    found = {entry["name"]: entry for entry in server.client().get("/v1/datasets").json()["items"]}
-    assert (found["cats"]["class_counts"], found["cats"]["image_size"]) == (CATS.class_counts, 64)
-    assert found["cats"]["label_lists"] == CATS.label_lists
-    assert (found["digits"]["class_counts"], found["digits"]["label_lists"]) == (None, {})
+    datasets = {entry["name"]: entry for entry in server.client().get("/v1/datasets").json()["items"]}
+    assert (datasets["cats"]["class_counts"], datasets["cats"]["image_size"]) == (CATS.class_counts, 64)
+    assert datasets["cats"]["label_lists"] == CATS.label_lists
+    assert (datasets["digits"]["class_counts"], datasets["digits"]["label_lists"]) == (None, {})
 
 
 def test_what_just_fits_is_accepted(server: Served) -> None:
@@ -140,10 +140,10 @@ def test_what_just_fits_is_accepted(server: Served) -> None:
 def test_a_class_without_images(server: Served) -> None:
     spec = {"data": {"name": "dogs"}, "features": {"kind": "untrained"}, "knn_k": 1}
     protocols = ["knn", "few_labels", "semi_supervised"]
-    found = refused(server, "evaluate", spec | {"protocols": protocols, "labels_per_class": [1]})
+    errors = refused(server, "evaluate", spec | {"protocols": protocols, "labels_per_class": [1]})
     shares = {f"/spec/semi_supervised/shares/{place}" for place in (0, 1)}
-    assert found.keys() == {"/spec/knn_k", "/spec/labels_per_class/0"} | shares
-    assert all("the 0 train images of husky, the smallest class of dogs" in detail for detail in found.values())
+    assert errors.keys() == {"/spec/knn_k", "/spec/labels_per_class/0"} | shares
+    assert all("the 0 train images of husky, the smallest class of dogs" in detail for detail in errors.values())
 
 
 def test_a_dataset_of_an_older_worker_is_judged_by_its_mean(server: Served) -> None:
@@ -162,10 +162,10 @@ def test_more_views_than_any_worker_has_memory(small: Served) -> None:
     announce(small.database, 24 * GIB, gpus=2)
     announce(small.database, 999 * GIB, pool="big")
 
-    found = refused(small, "pretrain", spec)
-    assert found.keys() == {"/spec/multi_crop/crops"}
-    assert "take 26.4 GiB in each process" in found["/spec/multi_crop/crops"]
-    assert "at most 24.0 GiB" in found["/spec/multi_crop/crops"]
+    errors = refused(small, "pretrain", spec)
+    assert errors.keys() == {"/spec/multi_crop/crops"}
+    assert "take 26.4 GiB in each process" in errors["/spec/multi_crop/crops"]
+    assert "at most 24.0 GiB" in errors["/spec/multi_crop/crops"]
     plain = {"data": {"name": "plenty", "image_size": 512}, "batch_size": 8000}
     assert refused(small, "pretrain", plain).keys() == {"/spec/batch_size"}
     assert accepted(small, "pretrain", spec | {"processes": 2})

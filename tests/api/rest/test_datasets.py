@@ -31,22 +31,22 @@ def announce(served: Served, facts: DatasetFacts) -> None:
 def test_samples_are_a_picture_with_its_digest_as_etag(served: Served) -> None:
     announce(served, DIGITS)
     client = served.client("read")
-    told = client.get("/v1/datasets/digits").json()
+    shown = client.get("/v1/datasets/digits").json()
 
-    assert told == client.get("/v1/datasets").json()["items"][0]
-    assert told["samples"] == {"png": "/v1/datasets/digits/samples.png", "rows": 2, "columns": 3, "side": 8}
-    answer = client.get(told["samples"]["png"])
+    assert shown == client.get("/v1/datasets").json()["items"][0]
+    assert shown["samples"] == {"png": "/v1/datasets/digits/samples.png", "rows": 2, "columns": 3, "side": 8}
+    answer = client.get(shown["samples"]["png"])
     assert (answer.content, answer.headers["content-type"]) == (PNG, "image/png")
     assert answer.headers["etag"] == f'"{hashlib.sha256(PNG).hexdigest()}"'
     assert answer.headers["cache-control"] == "private, no-cache"
-    again = client.get(told["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
+    again = client.get(shown["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
     with WclClient(served.url, served.key("read")) as typed:
-        assert (typed.dataset("digits"), typed.dataset_samples("digits")) == (told, PNG)
+        assert (typed.dataset("digits"), typed.dataset_samples("digits")) == (shown, PNG)
 
     announce(served, replace(DIGITS, sheet=SampleSheet(PNG + b"!", 2, 3, 8)))
-    changed = client.get(told["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
+    changed = client.get(shown["samples"]["png"], headers={"If-None-Match": answer.headers["etag"]})
     assert (changed.status_code, changed.content) == (200, PNG + b"!")
 
 

@@ -97,16 +97,16 @@ def test_any_range_gets_exactly_its_bytes(small: Served, address: str, header: s
 
     answer = client.get(address, headers=headers)
 
-    wanted = expected(header, condition)
+    served_range = expected(header, condition)
     assert answer.headers["etag"] == ETAG
-    if wanted is None:
+    if served_range is None:
         assert (answer.status_code, answer.content) == (200, CONTENT)
         assert "content-range" not in answer.headers
-    elif wanted == "none":
+    elif served_range == "none":
         assert_problem(answer, 416)
         assert answer.headers["content-range"] == f"bytes */{SIZE}"
     else:
-        first, last = (int(number) for number in wanted)
+        first, last = (int(number) for number in served_range)
         assert (answer.status_code, answer.content) == (206, CONTENT[first : last + 1])
         assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
         assert answer.headers["content-length"] == str(last - first + 1)
@@ -135,7 +135,7 @@ def test_ten_thousand_ranges_are_one_whole_file(small: Served, address: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("known", "status"),
+    ("etag", "status"),
     [
         (ETAG, 304),
         (f"W/{ETAG}", 304),
@@ -146,12 +146,12 @@ def test_ten_thousand_ranges_are_one_whole_file(small: Served, address: str) -> 
         ("", 200),
     ],
 )
-def test_what_the_client_has_is_not_sent_again(small: Served, address: str, known: str, status: int) -> None:
+def test_what_the_client_has_is_not_sent_again(small: Served, address: str, etag: str, status: int) -> None:
     client = small.client("read")
     for answer in (
-        client.get(address, headers={"If-None-Match": known}),
-        client.head(address, headers={"If-None-Match": known}),
-        client.get(address, headers={"If-None-Match": known, "Range": "bytes=0-"}),
+        client.get(address, headers={"If-None-Match": etag}),
+        client.head(address, headers={"If-None-Match": etag}),
+        client.get(address, headers={"If-None-Match": etag, "Range": "bytes=0-"}),
     ):
         assert answer.status_code == (206 if status == 200 and answer.request.headers.get("range") else status)
         assert answer.headers["etag"] == ETAG

@@ -27,16 +27,16 @@ def test_a_checkpoint_is_measured_by_a_job_of_its_own(served: Served) -> None:
 
     answer = client.post(f"/v1/checkpoints/{checkpoint}/evaluate", json={"protocols": ["linear"], "seed": 4})
 
-    made = answer.json()
+    job = answer.json()
     assert answer.status_code == 201
-    assert answer.headers["location"] == f"/v1/jobs/{made['id']}"
-    assert (made["kind"], made["status"], made["parent_id"]) == ("evaluate", "queued", job_id)
-    assert (made["priority"], made["tags"]) == (3, ["trial"])
-    assert made["name"] == "evaluate checkpoint on digits, step 12 of first"
-    assert made["spec"]["features"] == {"kind": "checkpoint", "checkpoint_id": checkpoint}
-    assert (made["spec"]["protocols"], made["spec"]["seed"]) == (["linear"], 4)
-    assert made["spec"]["data"]["image_size"] == 8
-    assert made["spec_sent"].keys() == {"data", "protocols", "seed", "features"}
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["kind"], job["status"], job["parent_id"]) == ("evaluate", "queued", job_id)
+    assert (job["priority"], job["tags"]) == (3, ["trial"])
+    assert job["name"] == "evaluate checkpoint on digits, step 12 of first"
+    assert job["spec"]["features"] == {"kind": "checkpoint", "checkpoint_id": checkpoint}
+    assert (job["spec"]["protocols"], job["spec"]["seed"]) == (["linear"], 4)
+    assert job["spec"]["data"]["image_size"] == 8
+    assert job["spec_sent"].keys() == {"data", "protocols", "seed", "features"}
 
 
 def test_another_dataset_is_a_transfer(small: Served) -> None:
@@ -44,9 +44,9 @@ def test_another_dataset_is_a_transfer(small: Served) -> None:
     _, checkpoint = trained(small)
 
     body = {"data": {"name": "flowers", "image_size": 16}}
-    made = small.client().post(f"/v1/checkpoints/{checkpoint}/evaluate", json=body).json()
+    job = small.client().post(f"/v1/checkpoints/{checkpoint}/evaluate", json=body).json()
 
-    assert made["dataset"] == {"name": "flowers", "digest": "f" * 64}
+    assert job["dataset"] == {"name": "flowers", "digest": "f" * 64}
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,15 @@ from wcl_core.presets import presets
 
 
 @pytest.fixture(scope="module")
-def made(shared: Served) -> dict[str, Any]:
+def openapi(shared: Served) -> dict[str, Any]:
     answer = shared.client("read").get("/openapi.json")
     assert answer.status_code == 200
-    found: dict[str, Any] = answer.json()
-    return found
+    body: dict[str, Any] = answer.json()
+    return body
 
 
-def operations(made: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in made["paths"].items():
+def operations(openapi: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
             yield method, path, operation
 
@@ -41,40 +41,40 @@ def references(value: Any) -> Iterator[str]:
             yield from references(inner)
 
 
-def schema(made: dict[str, Any], name: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": made["components"]})
+def schema(openapi: dict[str, Any], name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": openapi["components"]})
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_one(made: dict[str, Any]) -> None:
-    assert made["openapi"].startswith("3.1")
-    for reference in set(references(made)):
-        here: Any = made
+def test_every_reference_leads_somewhere_and_every_schema_is_one(openapi: dict[str, Any]) -> None:
+    assert openapi["openapi"].startswith("3.1")
+    for reference in set(references(openapi)):
+        here: Any = openapi
         for part in reference.removeprefix("#/").split("/"):
             here = here[part]
-    for body in made["components"]["schemas"].values():
+    for body in openapi["components"]["schemas"].values():
         Draft202012Validator.check_schema(body)
 
 
-def test_every_rest_route_is_in_it_with_its_errors_and_its_keys(shared: Served, made: dict[str, Any]) -> None:
-    described = {f"{method.upper()} {path}" for method, path, _ in operations(made)}
+def test_every_rest_route_is_in_it_with_its_errors_and_its_keys(shared: Served, openapi: dict[str, Any]) -> None:
+    described = {f"{method.upper()} {path}" for method, path, _ in operations(openapi)}
     routes = {route for route in classification(shared.app) if " /v1/" in route and not route.startswith("HEAD")}
 
     assert routes <= described
-    names = [operation["operationId"] for _, _, operation in operations(made)]
+    names = [operation["operationId"] for _, _, operation in operations(openapi)]
     assert len(names) == len(set(names))
-    for method, path, operation in operations(made):
+    for method, path, operation in operations(openapi):
         assert operation.get("description"), (method, path)
         for status in ("4XX", "5XX"):
             assert "application/problem+json" in operation["responses"][status]["content"]
         assert "422" not in operation["responses"]
         assert operation["security"] == ([] if path in ("/healthz", "/readyz") else [{"key": []}, {"browser": []}])
-        wanted = {part.strip("{}") for part in path.split("/") if part.startswith("{")}
-        assert {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"} == wanted
+        in_path = {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+        assert {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"} == in_path
 
 
-def test_every_body_has_examples_that_its_schema_accepts(made: dict[str, Any]) -> None:
+def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]) -> None:
     bodies = set()
-    for _, _, operation in operations(made):
+    for _, _, operation in operations(openapi):
         if "requestBody" in operation:
             bodies |= set(references(operation["requestBody"]))
 
@@ -89,37 +89,37 @@ def test_every_body_has_examples_that_its_schema_accepts(made: dict[str, Any]) -
     }
     for reference in bodies:
         name = reference.rsplit("/", 1)[1]
-        examples = made["components"]["schemas"][name]["examples"]
+        examples = openapi["components"]["schemas"][name]["examples"]
         assert examples
         for example in examples:
-            schema(made, name).validate(example)
+            schema(openapi, name).validate(example)
 
 
-def test_the_examples_are_accepted_by_the_server(small: Served, made: dict[str, Any]) -> None:
+def test_the_examples_are_accepted_by_the_server(small: Served, openapi: dict[str, Any]) -> None:
     client = small.client()
-    made_jobs = [
-        client.post("/v1/jobs", json=example) for example in made["components"]["schemas"]["JobBody"]["examples"]
+    submissions = [
+        client.post("/v1/jobs", json=example) for example in openapi["components"]["schemas"]["JobBody"]["examples"]
     ]
 
-    assert [answer.status_code for answer in made_jobs] == [201, 201], [answer.text for answer in made_jobs]
-    job_id = made_jobs[0].json()["id"]
+    assert [answer.status_code for answer in submissions] == [201, 201], [answer.text for answer in submissions]
+    job_id = submissions[0].json()["id"]
     for name, verb, address in (("JobChange", "PATCH", ""), ("CloneBody", "POST", "/clone")):
-        for example in made["components"]["schemas"][name]["examples"]:
+        for example in openapi["components"]["schemas"][name]["examples"]:
             assert client.request(verb, f"/v1/jobs/{job_id}{address}", json=example).is_success
-    for example in made["components"]["schemas"]["KeyBody"]["examples"]:
+    for example in openapi["components"]["schemas"]["KeyBody"]["examples"]:
         assert client.post("/v1/keys", json=example).status_code == 201
 
 
-def test_answers_are_what_the_document_says(shared: Served, made: dict[str, Any]) -> None:
+def test_answers_are_what_the_document_says(shared: Served, openapi: dict[str, Any]) -> None:
     client = shared.client()
     job = client.post("/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits"}}}).json()
     problem = assert_problem(client.get("/v1/jobs/nothing"), 404)
 
-    schema(made, "JobResponse").validate(job)
-    schema(made, "JobPage").validate(client.get("/v1/jobs").json())
-    schema(made, "Problem").validate(problem)
+    schema(openapi, "JobResponse").validate(job)
+    schema(openapi, "JobPage").validate(client.get("/v1/jobs").json())
+    schema(openapi, "Problem").validate(problem)
     for preset in presets().values():
-        schema(made, "PretrainSpec").validate(resolve_spec(preset))
+        schema(openapi, "PretrainSpec").validate(resolve_spec(preset))
 
 
 def test_the_document_is_made_once(shared: Served) -> None:

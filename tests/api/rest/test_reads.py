@@ -36,7 +36,7 @@ def client_of(served: Served) -> WclClient:
 
 
 def test_a_list_is_read_page_by_page(served: Served) -> None:
-    made = [rows.submit(served.database) for _ in range(7)]
+    submitted = [rows.submit(served.database) for _ in range(7)]
     client = served.client("read")
 
     pages: list[dict[str, Any]] = []
@@ -47,9 +47,9 @@ def test_a_list_is_read_page_by_page(served: Served) -> None:
         cursor = pages[-1]["next_cursor"]
 
     assert [len(page["items"]) for page in pages] == [3, 3, 1]
-    assert [job["id"] for page in pages for job in page["items"]] == made[::-1]
+    assert [job["id"] for page in pages for job in page["items"]] == submitted[::-1]
     with client_of(served) as typed:
-        assert [job["id"] for job in typed.jobs(limit=5)] == made[:1:-1]
+        assert [job["id"] for job in typed.jobs(limit=5)] == submitted[:1:-1]
 
 
 def test_a_list_is_filtered(served: Served) -> None:
@@ -59,16 +59,16 @@ def test_a_list_is_filtered(served: Served) -> None:
     cancelled = rows.submit(database)
     database.write(lambda session: transitions.cancel(session, cancelled))
 
-    def found(**params: str) -> set[str]:
+    def listed_ids(**params: str) -> set[str]:
         return {job["id"] for job in client.get("/v1/jobs", params=params).json()["items"]}
 
-    assert found(tag="demo") == {tagged}
-    assert found(q="wcl 100%") == {tagged}
-    assert found(q=tagged[-8:]) == {tagged}
-    assert found(kind="evaluate") == {evaluation}
-    assert found(status="cancelled") == {cancelled}
-    assert found(status="queued,cancelled") == {tagged, evaluation, cancelled}
-    assert found(status="running", tag="demo") == set()
+    assert listed_ids(tag="demo") == {tagged}
+    assert listed_ids(q="wcl 100%") == {tagged}
+    assert listed_ids(q=tagged[-8:]) == {tagged}
+    assert listed_ids(kind="evaluate") == {evaluation}
+    assert listed_ids(status="cancelled") == {cancelled}
+    assert listed_ids(status="queued,cancelled") == {tagged, evaluation, cancelled}
+    assert listed_ids(status="running", tag="demo") == set()
     assert client.get("/v1/jobs").json()["items"][0].keys().isdisjoint({"spec", "spec_sent"})
 
 
@@ -148,8 +148,8 @@ def test_a_part_of_a_curve_comes_in_detail_with_its_times(small: Served) -> None
     run = rows.Run(small.database, rows.running(small.database))
     run.deliver(rows.started(), *(rows.metrics(step, loss=float(step)) for step in range(5_000)))
 
-    asked = {"from_step": 1_000, "to_step": 1_099, "max_points": 100, "times": True}
-    answer = small.client("read").get(f"/v1/jobs/{run.job_id}/metrics", params=asked).raise_for_status().json()
+    query = {"from_step": 1_000, "to_step": 1_099, "max_points": 100, "times": True}
+    answer = small.client("read").get(f"/v1/jobs/{run.job_id}/metrics", params=query).raise_for_status().json()
 
     (series,) = answer["series"]
     assert [(point["step"], point["value"]) for point in series["points"]] == [
@@ -234,6 +234,6 @@ def test_the_client_submits_waits_and_cancels(served: Served) -> None:
 
 def test_ids_are_answered_in_the_order_they_were_made(small: Served) -> None:
     client = small.client()
-    made = [client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["id"] for _ in range(5)]
+    created = [client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["id"] for _ in range(5)]
 
-    assert all(older < newer for older, newer in itertools.pairwise(made))
+    assert all(older < newer for older, newer in itertools.pairwise(created))

@@ -23,18 +23,18 @@ def test_seeds_make_a_group_of_jobs_that_differ_in_the_seed_alone(served: Served
 
     answer = client.post("/v1/jobs", json=BODY)
 
-    made = answer.json()
+    group = answer.json()
     assert answer.status_code == 201
-    assert made.keys() == {"group_id", "items"}
-    assert answer.headers["location"] == f"/v1/groups/{made['group_id']}"
-    assert [job["name"] for job in made["items"]] == ["three, seed 3", "three, seed 0", "three, seed 5"]
-    assert {job["group_id"] for job in made["items"]} == {made["group_id"]}
-    assert {tuple(job["tags"]) for job in made["items"]} == {("trial",)}
-    specs = [client.get(f"/v1/jobs/{job['id']}").json()["spec"] for job in made["items"]]
+    assert group.keys() == {"group_id", "items"}
+    assert answer.headers["location"] == f"/v1/groups/{group['group_id']}"
+    assert [job["name"] for job in group["items"]] == ["three, seed 3", "three, seed 0", "three, seed 5"]
+    assert {job["group_id"] for job in group["items"]} == {group["group_id"]}
+    assert {tuple(job["tags"]) for job in group["items"]} == {("trial",)}
+    specs = [client.get(f"/v1/jobs/{job['id']}").json()["spec"] for job in group["items"]]
     assert [spec.pop("seed") for spec in specs] == [3, 0, 5]
     assert specs[0] == specs[1] == specs[2]
     shown = client.get(answer.headers["location"]).json()
-    assert shown == made | {"results": []}
+    assert shown == group | {"results": []}
 
 
 def test_the_same_key_answers_with_the_same_group(served: Served) -> None:
@@ -71,8 +71,8 @@ def test_numbers_over_the_seeds_by_the_client(served: Served) -> None:
         group = client.submit_group("evaluate", {**SPEC, "features": {"kind": "pixels"}}, seeds=[0, 1])
         for seed, value in ((0, 0.4), (1, 0.6)):
             run = rows.Run(served.database, rows.claim(served.database))
-            found = rows.evaluation(value, seed=seed, details={"C": 10.0 * seed})
-            run.deliver(rows.started(), found, rows.end("succeeded"))
+            record = rows.evaluation(value, seed=seed, details={"C": 10.0 * seed})
+            run.deliver(rows.started(), record, rows.end("succeeded"))
         shown = client.group(group["group_id"])
         details = client.evaluations(group["items"][1]["id"])[0]["details"]
 
@@ -93,20 +93,20 @@ def test_a_job_says_where_it_departs_from_its_preset(small: Served) -> None:
     body = {"kind": "pretrain", "preset": "digits-cpu", "spec": spec}
     digits = resolve_spec(presets()["digits-cpu"])
 
-    made = client.post("/v1/jobs", json=body).json()
+    job = client.post("/v1/jobs", json=body).json()
 
     expected = [
         {"pointer": "/epochs", "preset": digits["epochs"], "job": 50},
         {"pointer": "/loss/temperature", "preset": digits["loss"]["temperature"], "job": 0.5},
     ]
-    assert made["preset"] == "digits-cpu"
-    assert made["deviations"] == expected
-    assert client.get(f"/v1/jobs/{made['id']}").json()["deviations"] == expected
+    assert job["preset"] == "digits-cpu"
+    assert job["deviations"] == expected
+    assert client.get(f"/v1/jobs/{job['id']}").json()["deviations"] == expected
     plan = client.post("/v1/jobs?dry_run=true", json=body).json()
     assert (plan["preset"], plan["deviations"]) == ("digits-cpu", expected)
     assert client.post("/v1/jobs", json=body | {"spec": {}}).json()["deviations"] == []
     assert client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["deviations"] is None
-    clone = client.post(f"/v1/jobs/{made['id']}/clone", json={"spec": {"seed": 9}}).json()
+    clone = client.post(f"/v1/jobs/{job['id']}/clone", json={"spec": {"seed": 9}}).json()
     assert clone["deviations"][0] == {"pointer": "/seed", "preset": digits["seed"], "job": 9}
 
 
@@ -119,9 +119,9 @@ def test_a_preset_of_the_past_has_no_deviations(small: Served) -> None:
 
 
 def test_differences_are_leaves_and_lists_as_a_whole() -> None:
-    found = between({"a": {"b~/c": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b~/c": 2, "d": [1, 3]}, "e": None})
+    deviations = between({"a": {"b~/c": 1, "d": [1, 2]}, "e": {"f": 1}}, {"a": {"b~/c": 2, "d": [1, 3]}, "e": None})
 
-    assert [(d["pointer"], d["preset"], d["job"]) for d in found] == [
+    assert [(d["pointer"], d["preset"], d["job"]) for d in deviations] == [
         ("/a/b~0~1c", 1, 2),
         ("/a/d", [1, 2], [1, 3]),
         ("/e", {"f": 1}, None),

@@ -31,11 +31,11 @@ HALVING = GRID | {
 def test_a_sweep_is_begun_shown_and_ends_with_its_best(served: Served) -> None:
     client = served.client()
 
-    made = client.post("/v1/sweeps", json=GRID | {"max_parallel": 2})
+    response = client.post("/v1/sweeps", json=GRID | {"max_parallel": 2})
 
-    assert made.status_code == 201
-    sweep = made.json()
-    assert made.headers["location"] == f"/v1/sweeps/{sweep['id']}"
+    assert response.status_code == 201
+    sweep = response.json()
+    assert response.headers["location"] == f"/v1/sweeps/{sweep['id']}"
     assert (sweep["status"], sweep["trials"], sweep["held_out_share"]) == ("running", 3, 0.2)
     assert [trial["state"] for trial in sweep["table"]] == ["unfinished", "unfinished", "waiting"]
     assert [trial["settings"] for trial in sweep["table"]] == [{TEMPERATURE: value} for value in (0.1, 0.2, 0.4)]
@@ -110,12 +110,12 @@ def test_a_base_may_say_itself_what_is_held_out(small: Served) -> None:
 
 def test_lists_go_on_behind_their_cursor(small: Served) -> None:
     client = small.client()
-    made = [client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in ("a", "b", "c")]
+    created = [client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in ("a", "b", "c")]
 
     first = client.get("/v1/sweeps?limit=2").json()
     second = client.get(f"/v1/sweeps?limit=2&cursor={first['next_cursor']}").json()
 
-    assert [each["id"] for each in first["items"] + second["items"]] == made[::-1]
+    assert [each["id"] for each in first["items"] + second["items"]] == created[::-1]
     assert second["next_cursor"] is None
 
 
@@ -124,14 +124,14 @@ def test_a_list_may_be_of_some_states(small: Served) -> None:
     ended, first, second = (client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in "abc")
     client.post(f"/v1/sweeps/{ended}/cancel")
 
-    def found(query: str) -> list[str]:
+    def listed(query: str) -> list[str]:
         return [each["id"] for each in client.get(f"/v1/sweeps?{query}").json()["items"]]
 
-    assert found("status=running") == [second, first]
-    assert found(f"status=running&limit=1&cursor={second}") == [first]
-    assert found("status=cancelled,failed") == [ended]
-    assert found("status=no-such") == []
-    assert found("status=") == [second, first, ended]
+    assert listed("status=running") == [second, first]
+    assert listed(f"status=running&limit=1&cursor={second}") == [first]
+    assert listed("status=cancelled,failed") == [ended]
+    assert listed("status=no-such") == []
+    assert listed("status=") == [second, first, ended]
 
 
 LOSS = "a series of the training, such as a loss, cannot rank"

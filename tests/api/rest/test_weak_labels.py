@@ -62,21 +62,26 @@ def test_the_groups_of_an_epoch(served: Served) -> None:
 def test_without_the_probes_facts_groups_are_all_that_is_known(small: Served, facts: dict[str, Any] | None) -> None:
     run = run_of(small, facts)
 
-    found = small.client("read").get(f"/v1/jobs/{run.job_id}/groups").json()
+    response = small.client("read").get(f"/v1/jobs/{run.job_id}/groups").json()
 
-    assert found["num_groups"] == 2
-    assert (found["pair_precision"], found["pair_precision_chance"]) == (None, None)
+    assert response["num_groups"] == 2
+    assert (response["pair_precision"], response["pair_precision_chance"]) == (None, None)
     nothing = {"images": None, "classes": None, "pair_precision": None}
-    assert found["groups"] == [{"places": [2, 3, 4], **nothing}, {"places": [0, 1], **nothing}]
+    assert response["groups"] == [{"places": [2, 3, 4], **nothing}, {"places": [0, 1], **nothing}]
 
 
 def test_without_true_classes_no_precision_is_claimed(small: Served) -> None:
     run = run_of(small, FACTS | {"classes": [0, 0, 1, None, 1]})
 
-    found = small.client("read").get(f"/v1/jobs/{run.job_id}/groups").json()
+    response = small.client("read").get(f"/v1/jobs/{run.job_id}/groups").json()
 
-    assert (found["pair_precision"], found["pair_precision_chance"]) == (None, None)
-    assert found["groups"][0] == {"places": [2, 3, 4], "images": [42, 43, 44], "classes": None, "pair_precision": None}
+    assert (response["pair_precision"], response["pair_precision_chance"]) == (None, None)
+    assert response["groups"][0] == {
+        "places": [2, 3, 4],
+        "images": [42, 43, 44],
+        "classes": None,
+        "pair_precision": None,
+    }
 
 
 def test_a_run_without_groups_and_an_epoch_without_any(small: Served) -> None:
@@ -84,8 +89,8 @@ def test_a_run_without_groups_and_an_epoch_without_any(small: Served) -> None:
     run.deliver(rows.started())
     client = small.client("read")
 
-    found = client.get(f"/v1/jobs/{run.job_id}/groups").json()
-    assert (found["epochs"], found["epoch"], found["groups"], found["num_images"]) == ([], None, [], 0)
+    response = client.get(f"/v1/jobs/{run.job_id}/groups").json()
+    assert (response["epochs"], response["epoch"], response["groups"], response["num_images"]) == ([], None, [], 0)
     for epoch in ("1", "-1", "one", str(2**40)):
         assert_problem(client.get(f"/v1/jobs/{run.job_id}/groups", params={"epoch": epoch}), 422, "epoch")
     assert_problem(client.get("/v1/jobs/absent/groups"), 404)

@@ -56,9 +56,9 @@ def test_a_stream_says_why_too(small: Served) -> None:
     job_id = client.post("/v1/jobs", json=JOB).json()["id"]
 
     with listening(client, f"/v1/jobs/{job_id}/stream") as stream:
-        told = next(message for message in messages(stream) if message.event == "job")
+        first = next(message for message in messages(stream) if message.event == "job")
 
-    assert told.data["waiting"]["cause"] == "no_worker"
+    assert first.data["waiting"]["cause"] == "no_worker"
 
 
 def test_limits_and_needs_of_a_body_reach_the_job(served: Served) -> None:
@@ -125,5 +125,5 @@ def test_the_audit_closes_and_finds_what_was_tampered_with(served: Served) -> No
     tampered = update(Job).where(Job.id == job_id).values(status="succeeded", ended_at=1)
     served.database.write(lambda session: session.execute(tampered))
 
-    found = client.get("/v1/audit").json()["findings"]
-    assert [(finding["job_id"], finding["rule"]) for finding in found] == [(job_id, "status")]
+    findings = client.get("/v1/audit").json()["findings"]
+    assert [(finding["job_id"], finding["rule"]) for finding in findings] == [(job_id, "status")]

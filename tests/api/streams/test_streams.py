@@ -46,8 +46,8 @@ def stored_points(database: Database, job_id: str) -> list[tuple[int, str, int, 
 
 
 def points_of(received: list[Message]) -> list[tuple[int, str, int, float | None]]:
-    found = [point for message in received if message.event == "metrics" for point in message.data["points"]]
-    return [(point["attempt"], point["name"], point["step"], point["value"]) for point in found]
+    points = [point for message in received if message.event == "metrics" for point in message.data["points"]]
+    return [(point["attempt"], point["name"], point["step"], point["value"]) for point in points]
 
 
 def event_numbers(received: list[Message]) -> list[int]:
@@ -132,8 +132,8 @@ def stored_lines(database: Database, job_id: str) -> list[Log]:
 
 
 def lines_of(received: list[Message]) -> list[tuple[int, int, str]]:
-    found = [line for message in received if message.event == "logs" for line in message.data["lines"]]
-    return [(line["attempt"], line["seq"], line["line"]) for line in found]
+    lines = [line for message in received if message.event == "logs" for line in message.data["lines"]]
+    return [(line["attempt"], line["seq"], line["line"]) for line in lines]
 
 
 def _cut_again_and_again(clients: list[httpx.Client], job_id: str, chance: random.Random) -> Iterator[Message]:
@@ -169,8 +169,8 @@ def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyP
         assert {next(stream).event for stream in responses} == {"job"}
         for step in range(1, 6):
             run.deliver(rows.metrics(step, loss=1.0 * step))
-            told = [next(stream) for stream in responses]
-            assert [points_of([message]) for message in told] == [[(1, "loss", step, 1.0 * step)]] * 20
+            received = [next(stream) for stream in responses]
+            assert [points_of([message]) for message in received] == [[(1, "loss", step, 1.0 * step)]] * 20
         run.deliver(rows.end("succeeded"))
         assert {[message.event for message in stream][-1] for stream in responses} == {"end"}
 
@@ -200,10 +200,10 @@ def test_a_slow_viewer_holds_nothing_up_and_misses_nothing(small: Served, monkey
         assert small.app.state.streams.watcher.kept_bytes < 20_000 + 200_000, "more than the last frame is kept"
         late = "".join(iter(lambda: slow.recv(65_536).decode(), ""))
 
-    wanted = [(1, "loss", step, 1.0 * step) for step in range(1, 8_001)]
-    assert points_of(received) == wanted
-    found = [json.loads(line[6:])["points"] for line in late.splitlines() if line.startswith('data: {"points"')]
-    assert [point["step"] for points in found for point in points] == list(range(1, 8_001))
+    expected = [(1, "loss", step, 1.0 * step) for step in range(1, 8_001)]
+    assert points_of(received) == expected
+    batches = [json.loads(line[6:])["points"] for line in late.splitlines() if line.startswith('data: {"points"')]
+    assert [point["step"] for points in batches for point in points] == list(range(1, 8_001))
     assert late.count("event: end") == 1
 
 

@@ -101,9 +101,9 @@ def test_a_description_is_not_cached_if_files_change_during_hashing(
     original = described.describe_folder
 
     def describe_folder(name: str, path: Path) -> data.Description:
-        found = original(name, path)
+        description = original(name, path)
         write_image(root / "train" / "a" / "late.png")
-        return found
+        return description
 
     monkeypatch.setattr(described, "describe_folder", describe_folder)
     describe(root, tmp_path / "photos.json")

@@ -27,14 +27,14 @@ def data() -> ImageData:
 
 
 def test_a_share_of_each_class_moves_from_train_to_test(data: ImageData) -> None:
-    found = with_held_out(data, SHARE)
+    changed = with_held_out(data, SHARE)
 
-    before, after = (split.labels.bincount(minlength=len(data.classes)) for split in (data.train, found.test))
+    before, after = (split.labels.bincount(minlength=len(data.classes)) for split in (data.train, changed.test))
     assert after.tolist() == [round(SHARE * count) for count in before.tolist()]
-    assert len(found.train) + len(found.test) == len(data.train)
-    both = torch.cat((found.train.images, found.test.images))
+    assert len(changed.train) + len(changed.test) == len(data.train)
+    both = torch.cat((changed.train.images, changed.test.images))
     assert sorted(image.sum().item() for image in both) == sorted(image.sum().item() for image in data.train.images)
-    assert len({data.train.digest, data.test.digest, found.train.digest, found.test.digest}) == 4
+    assert len({data.train.digest, data.test.digest, changed.train.digest, changed.test.digest}) == 4
     assert with_held_out(data, 0) is data
 
 
@@ -61,7 +61,7 @@ def test_packed_data_and_classes_of_one_image_cannot_be_held_out(data: ImageData
 def test_training_and_evaluation_do_not_use_the_test_split(data: ImageData, tmp_path: Path) -> None:
     """With another test split in its place every byte and number stays the same."""
     other = dataclasses.replace(data.test, images=data.test.images.flip(0), digest="0" * 64)
-    found = []
+    results = []
     for number, each in enumerate((data, dataclasses.replace(data, test=other))):
         training, measured = MemoryReporter(), MemoryReporter()
         fields = small.fields(data={"name": "digits", "image_size": 8, "held_out_share": SHARE}, knn_every_epochs=1)
@@ -72,10 +72,10 @@ def test_training_and_evaluation_do_not_use_the_test_split(data: ImageData, tmp_
         saved = training.of("checkpoint")[-1]
         path = folder / saved["path"]
         assert evaluate(evaluation(SHARE), measured, data=each, checkpoint_path=path) == "succeeded"
-        found.append((saved["sha256"], small.curves(training.records), measured.of("evaluation")))
+        results.append((saved["sha256"], small.curves(training.records), measured.of("evaluation")))
 
-    assert found[0] == found[1]
-    record = found[0][2][0]
+    assert results[0] == results[1]
+    record = results[0][2][0]
     assert record["params"]["held_out_share"] == SHARE
     assert record["split_digest"] == with_held_out(data, SHARE).test.digest
     assert record["n"] == len(with_held_out(data, SHARE).test)
@@ -88,7 +88,7 @@ def test_held_out_images_are_not_trained_on(data: ImageData, tmp_path: Path) -> 
     fields |= {"weak_augmentation_epochs": 0, "knn_every_epochs": 0}
     spec = parse_spec("pretrain", fields)
     assert isinstance(spec, PretrainSpec)
-    found = []
+    results = []
     for number, changed in enumerate((None, chosen, ~chosen)):
         images = data.train.images.clone()
         if changed is not None:
@@ -96,9 +96,9 @@ def test_held_out_images_are_not_trained_on(data: ImageData, tmp_path: Path) -> 
         each = dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
         training = MemoryReporter()
         pretrain(spec, training, dataset=each, output_dir=tmp_path / str(number))
-        found.append(training.of("checkpoint")[-1]["sha256"])
+        results.append(training.of("checkpoint")[-1]["sha256"])
 
-    assert found[0] == found[1] != found[2]
+    assert results[0] == results[1] != results[2]
 
 
 def test_label_lists_and_a_held_out_share_exclude_each_other() -> None:

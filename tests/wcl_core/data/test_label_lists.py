@@ -56,13 +56,17 @@ def listed(root: Path, text: str) -> data.ImageData:
     ids=["indices", "paths", "both"],
 )
 def test_lines_are_indices_paths_or_unique_file_names(root: Path, text: str) -> None:
-    found = listed(root, text)
-    assert found.label_lists["some"].tolist() == [1, 3, 6]
-    assert [found.train.files[index] for index in (1, 3, 6)] == ["train/a/01.png", "train/b/00.png", "train/b/only.png"]
-    told = data.describe("photos", "folder", root, lists={"some": root.parent / "some.txt"}).label_lists["some"]
-    assert told.images == 3
-    assert told.digest == index_digest(found.label_lists["some"])
-    assert told.digest == hashlib.sha256(np.array([1, 3, 6], dtype="<i8").tobytes()).hexdigest()
+    photos = listed(root, text)
+    assert photos.label_lists["some"].tolist() == [1, 3, 6]
+    assert [photos.train.files[index] for index in (1, 3, 6)] == [
+        "train/a/01.png",
+        "train/b/00.png",
+        "train/b/only.png",
+    ]
+    facts = data.describe("photos", "folder", root, lists={"some": root.parent / "some.txt"}).label_lists["some"]
+    assert facts.images == 3
+    assert facts.digest == index_digest(photos.label_lists["some"])
+    assert facts.digest == hashlib.sha256(np.array([1, 3, 6], dtype="<i8").tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -95,9 +99,9 @@ def test_packed_and_builtin_images_are_named_by_index_only(root: Path, tmp_path:
     packed, some = tmp_path / "photos.wclpack", tmp_path / "some.txt"
     pack("photos", root, packed, 8, 0.0, NullReporter())
     some.write_text("0\n5\n")
-    told = data.describe("photos", "packed", packed, lists={"some": some}).label_lists["some"]
+    facts = data.describe("photos", "packed", packed, lists={"some": some}).label_lists["some"]
     loaded = data.with_label_lists(data.load("photos", "packed", packed, 8, 0.0, NullReporter()), {"some": some})
-    assert told.digest == index_digest(loaded.label_lists["some"]) == index_digest(torch.tensor([0, 5]))
+    assert facts.digest == index_digest(loaded.label_lists["some"]) == index_digest(torch.tensor([0, 5]))
     some.write_text("a/00.png\nb/00.png\n")
     with pytest.raises(DataError, match="line 1"):
         data.describe("photos", "packed", packed, lists={"some": some})

@@ -110,10 +110,10 @@ def test_every_byte_is_checked(packed: Path) -> None:
         spoilt[place] ^= 1
         packed.write_bytes(spoilt)
         try:
-            found = load(packed).digest
+            digest = load(packed).digest
         except DataError:
             continue
-        assert found != before, f"byte {place}"
+        assert digest != before, f"byte {place}"
 
 
 @pytest.mark.parametrize("content", [b"", b"WCLPACK1", b"no packed file at all, but long enough to be read as one"])
@@ -205,10 +205,10 @@ def test_a_full_disk_leaves_no_partial_file(photos: Path, small_disk: Path) -> N
 def test_the_verb_packs_and_describes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "made" / "photos.wclpack"
     assert main(["pack", "photos", str(photos), str(out), "--size", "16"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["kind"], said["counts"]["train"]) == ("packed", 10)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["kind"], printed["counts"]["train"]) == ("packed", 10)
     assert main(["describe-dataset", "photos", data.kind_of(out), str(out)]) == 0
-    assert json.loads(capsys.readouterr().out) == said
+    assert json.loads(capsys.readouterr().out) == printed
     assert load(out, size=16).train.images.shape == (10, 3, 16, 16)
     assert main(["pack", "photos", str(photos), str(out), "--size", "4"]) == 1
     assert "--size is 4" in capsys.readouterr().err

@@ -42,11 +42,11 @@ def test_only_large_mapped_splits_are_streamed(monkeypatch: pytest.MonkeyPatch) 
 def test_streamed_batches_are_the_resident_ones(streaming: None, count: int) -> None:
     streamed, images = Rows(split(is_mapped=True), CPU), split(is_mapped=False).images
     batches = list(epoch_batches(40, 8, seed=1, epoch=2, start=5 - count))
-    seen = [(index, streamed[index]) for index in streamed.ahead(iter(batches))]
-    assert len(seen) == count
-    for (index, found), expected in zip(seen, batches, strict=True):
+    received = [(index, streamed[index]) for index in streamed.ahead(iter(batches))]
+    assert len(received) == count
+    for (index, batch), expected in zip(received, batches, strict=True):
         assert torch.equal(index, expected)
-        assert torch.equal(found, images[expected])
+        assert torch.equal(batch, images[expected])
 
 
 def test_rows_are_gathered_one_step_ahead_in_another_thread(streaming: None, monkeypatch: pytest.MonkeyPatch) -> None:

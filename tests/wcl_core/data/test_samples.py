@@ -16,12 +16,12 @@ from wcl_core.data import builtin, samples
 from wcl_core.data.samples import MAX_BYTES, Samples, samples_of_files, samples_of_images
 
 
-def tiles(found: Samples | None) -> np.ndarray:
+def tiles(sheet: Samples | None) -> np.ndarray:
     """(rows, columns, side, side, 3)"""
-    assert found is not None
-    picture = np.asarray(Image.open(io.BytesIO(found.png)).convert("RGB"))
-    assert picture.shape == (found.rows * found.side, found.columns * found.side, 3)
-    return picture.reshape(found.rows, found.side, found.columns, found.side, 3).transpose(0, 2, 1, 3, 4)
+    assert sheet is not None
+    picture = np.asarray(Image.open(io.BytesIO(sheet.png)).convert("RGB"))
+    assert picture.shape == (sheet.rows * sheet.side, sheet.columns * sheet.side, 3)
+    return picture.reshape(sheet.rows, sheet.side, sheet.columns, sheet.side, 3).transpose(0, 2, 1, 3, 4)
 
 
 def numbered(count: int, side: int) -> Tensor:
@@ -60,21 +60,21 @@ def test_digits_are_shown_as_they_are() -> None:
 def test_the_worst_picture_is_small_enough(classes: int, layout: tuple[int, int, int]) -> None:
     """Noise, which nothing compresses."""
     noise = torch.randint(0, 256, (300, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = samples_of_images(noise, torch.arange(300) % min(classes, 100), classes)
+    sheet = samples_of_images(noise, torch.arange(300) % min(classes, 100), classes)
 
-    assert found is not None
-    assert (found.rows, found.columns, found.side) == layout
-    assert len(found.png) <= MAX_BYTES
-    assert tiles(found)[-1, 0].std() > 10
+    assert sheet is not None
+    assert (sheet.rows, sheet.columns, sheet.side) == layout
+    assert len(sheet.png) <= MAX_BYTES
+    assert tiles(sheet)[-1, 0].std() > 10
 
 
 def test_files_are_scaled_and_damaged_ones_stay_black(tmp_path: Path) -> None:
     for place, size in enumerate(((300, 100), (9, 9))):
         Image.new("RGB", size, (200, 10, 10)).save(tmp_path / f"{place}.jpg", quality=95)
     (tmp_path / "2.jpg").write_bytes(b"no picture")
-    found = samples_of_files(tmp_path, [("0.jpg", 0), ("2.jpg", 0), ("1.jpg", 1)], 2)
+    sheet = samples_of_files(tmp_path, [("0.jpg", 0), ("2.jpg", 0), ("1.jpg", 1)], 2)
 
-    drawn = tiles(found)
+    drawn = tiles(sheet)
     assert drawn.shape[:3] == (2, 8, 48)
     for red in (drawn[0, 0], drawn[1, 0]):
         assert np.abs(red.astype(int) - (200, 10, 10)).max() < 6

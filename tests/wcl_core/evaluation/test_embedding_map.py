@@ -40,7 +40,9 @@ def spec_of(**changes: Any) -> EvaluateSpec:
     return parsed
 
 
-def made(folder: Path, data: ImageData, path: Path | None = None, **changes: Any) -> tuple[dict[str, Any], np.ndarray]:
+def map_and_picture(
+    folder: Path, data: ImageData, path: Path | None = None, **changes: Any
+) -> tuple[dict[str, Any], np.ndarray]:
     """The map's facts and its picture."""
     reporter = MemoryReporter()
     assert evaluate(spec_of(**changes), reporter, data=data, checkpoint_path=path, output_dir=folder) == "succeeded"
@@ -84,26 +86,26 @@ def test_neighbours_are_the_nearest_others_by_cosine() -> None:
 
 def test_both_layouts_keep_groups_together_and_are_the_same_again() -> None:
     features = clusters()
-    found = layout(features.train, 30, 3)
+    result = layout(features.train, 30, 3)
 
-    assert layout(features.train, 30, 3) == found
-    assert found["perplexity"] == 30
+    assert layout(features.train, 30, 3) == result
+    assert result["perplexity"] == 30
     for name in ("pca", "tsne"):
-        points = torch.tensor(found[name])
+        points = torch.tensor(result[name])
         assert points.abs().max() == 1
         near = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(dim=1)
         assert (features.train_labels[near] == features.train_labels).float().mean() > 0.95
-    assert sum(found["pca_shares"]) > 0.5
+    assert sum(result["pca_shares"]) > 0.5
 
 
 @pytest.mark.parametrize("features", [torch.ones(5, 4), torch.eye(3, 1), torch.eye(40)])
 def test_degenerate_features_have_a_map(features: torch.Tensor) -> None:
-    found = layout(features, 30, 0)
+    result = layout(features, 30, 0)
 
-    assert np.isfinite(found["pca"]).all()
-    assert np.isfinite(found["tsne"]).all()
-    assert len(found["pca"]) == len(found["tsne"]) == len(found["neighbours"]) == len(features)
-    assert found["perplexity"] <= len(features) / 3
+    assert np.isfinite(result["pca"]).all()
+    assert np.isfinite(result["tsne"]).all()
+    assert len(result["pca"]) == len(result["tsne"]) == len(result["neighbours"]) == len(features)
+    assert result["perplexity"] <= len(features) / 3
 
 
 def test_a_large_split_is_drawn_from_at_random() -> None:
@@ -123,8 +125,8 @@ def test_a_checkpoint_is_mapped_with_its_weak_labels(tmp_path: Path) -> None:
     pretrain(run, NullReporter(), dataset=data, output_dir=tmp_path)
     path = max((tmp_path / "checkpoints").iterdir())
     features = {"kind": "checkpoint", "checkpoint_id": "00000000-0000-7000-8000-000000000001"}
-    asked = {"split": "train", "images": 50}
-    facts, picture = made(tmp_path, data, path, features=features, seed=4, map=asked)
+    map_spec = {"split": "train", "images": 50}
+    facts, picture = map_and_picture(tmp_path, data, path, features=features, seed=4, map=map_spec)
 
     index = facts["indices"]
     assert index == chosen(270, 50, 4).tolist()
@@ -149,7 +151,7 @@ def test_a_checkpoint_is_mapped_with_its_weak_labels(tmp_path: Path) -> None:
 
 
 def test_features_without_a_weak_head_have_no_components(tmp_path: Path) -> None:
-    facts, _ = made(tmp_path, small.few_digits(), map={"images": 30})
+    facts, _ = map_and_picture(tmp_path, small.few_digits(), map={"images": 30})
 
     assert facts["components"] is None
     assert len(facts["labels"]) == 30
@@ -159,6 +161,6 @@ def test_without_scikit_learn_the_error_names_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
 
     with pytest.raises(ProtocolError, match="map needs scikit-learn"):
-        made(tmp_path, small.few_digits(), map={"images": 30})
+        map_and_picture(tmp_path, small.few_digits(), map={"images": 30})
     with pytest.raises(ProtocolError, match="needs 3 images"):
         layout(torch.ones(2, 2), 30, 0)

@@ -114,7 +114,7 @@ def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> Non
     """Few noisy examples of many dimensions: learning from the held-out ones too would fit them closely."""
     data = small.feature_set(spread=4.0, per_class=30, dim=20)
     train = ((data.train - data.train.mean(0)) / data.train.std(0)).numpy()
-    labels, found = data.train_labels.numpy(), set()
+    labels, chosen_values = data.train_labels.numpy(), set()
     for seed in range(4):
         held_out = linear._stratified(data.train_labels, seed).numpy()
         scores = []
@@ -124,8 +124,8 @@ def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> Non
             scores.append(reference.score(train[held_out], labels[held_out]))
         chosen = linear.linear_top1(data, seed)[1]
         assert chosen == linear.STRENGTHS[scores.index(max(scores))]
-        found.add(chosen)
-    assert len(found) > 1
+        chosen_values.add(chosen)
+    assert len(chosen_values) > 1
 
 
 def test_the_held_out_tenth_is_stratified_and_leaves_every_class_in_train() -> None:
@@ -215,14 +215,14 @@ def test_features_are_pooled_in_eval_mode_without_augmentation(monkeypatch: pyte
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    found = features.network_features(backbone, data, torch.device("cpu"))
+    result = features.network_features(backbone, data, torch.device("cpu"))
     assert backbone.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     with torch.no_grad():
         expected = backbone.eval()(normalised(data.train.images))
-    torch.testing.assert_close(found.train, expected, rtol=1e-4, atol=1e-5)
-    assert found.train.shape == (270, 16)
-    assert torch.equal(found.test_labels, data.test.labels)
+    torch.testing.assert_close(result.train, expected, rtol=1e-4, atol=1e-5)
+    assert result.train.shape == (270, 16)
+    assert torch.equal(result.test_labels, data.test.labels)
     assert not backbone.training
     features.network_features(backbone, data, torch.device("cpu"))
     assert not backbone.training  # the mode is put back, whichever it was
@@ -230,9 +230,9 @@ def test_features_are_pooled_in_eval_mode_without_augmentation(monkeypatch: pyte
 
 def test_pixels_are_pixels() -> None:
     data = small.few_digits()
-    found = features.pixel_features(data)
-    assert found.train.shape == (270, 192)
-    assert torch.equal(found.train[3], data.train.images[3].reshape(-1) / 255)
+    result = features.pixel_features(data)
+    assert result.train.shape == (270, 192)
+    assert torch.equal(result.train[3], data.train.images[3].reshape(-1) / 255)
 
 
 # --- the run -------------------------------------------------------------------------------------------------------
@@ -293,9 +293,9 @@ def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
             evaluate(spec, MemoryReporter(), data=small.few_digits(), checkpoint_path=path)
 
 
-@pytest.mark.parametrize(("ask", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
-def test_a_request_stops_an_evaluation_between_protocols(ask: Any, outcome: str) -> None:
-    reporter = MemoryReporter(lambda records: ask if any(r["type"] == "evaluation" for r in records) else None)
+@pytest.mark.parametrize(("verb", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
+def test_a_request_stops_an_evaluation_between_protocols(verb: Any, outcome: str) -> None:
+    reporter = MemoryReporter(lambda records: verb if any(r["type"] == "evaluation" for r in records) else None)
     assert evaluate(evaluate_spec(), reporter, data=small.few_digits()) == outcome
     assert [record["protocol"] for record in reporter.of("evaluation")] == ["knn"]
 

@@ -63,12 +63,12 @@ def test_deviation_is_one_for_an_even_spread_in_any_dimension() -> None:
 @pytest.mark.slow
 def test_adjusted_mutual_information_is_its_formula_with_the_mean_over_all_permutations() -> None:
     labels, classes = [0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2]
-    found = monitors.adjusted_mutual_information(torch.tensor(labels), torch.tensor(classes))
+    information = monitors.adjusted_mutual_information(torch.tensor(labels), torch.tensor(classes))
 
     mi = mutual_info_score(labels, classes)
     expected = np.mean([mutual_info_score(order, classes) for order in permutations(labels)])
     entropies = (mutual_info_score(labels, labels) + mutual_info_score(classes, classes)) / 2
-    assert found == pytest.approx((mi - expected) / (entropies - expected), rel=1e-6)
+    assert information == pytest.approx((mi - expected) / (entropies - expected), rel=1e-6)
     assert monitors.adjusted_mutual_information(torch.tensor(labels), torch.tensor(labels)) == pytest.approx(1)
 
 

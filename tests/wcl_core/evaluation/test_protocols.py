@@ -87,9 +87,9 @@ def test_mean_per_class_is_scikit_learns_balanced_accuracy() -> None:
 def test_the_wide_knn_has_200_neighbours_at_a_tenth_and_refuses_small_classes() -> None:
     data = small.feature_set(spread=1.5, per_class=400)
     subject = results.Subject(nn.Identity(), data, CPU)
-    found = list(results.results("knn_wide", evaluate_spec(), small.few_digits(), subject, progress()))
-    assert found[0]["params"] == {"k": 200, "temperature": 0.1}
-    assert found[0]["value"] == knn.knn_top1(data, 200, 0.1)
+    records = list(results.results("knn_wide", evaluate_spec(), small.few_digits(), subject, progress()))
+    assert records[0]["params"] == {"k": 200, "temperature": 0.1}
+    assert records[0]["value"] == knn.knn_top1(data, 200, 0.1)
     with pytest.raises(ProtocolError, match="protocols: k of knn_wide = 200"):
         evaluate(evaluate_spec(protocols=["knn_wide"]), MemoryReporter(), data=small.digits())
 
@@ -100,10 +100,10 @@ def test_a_protocol_reports_the_measures_of_the_table_in_its_order(name: Protoco
     spec = evaluate_spec(linear_sgd=sgd, semi_supervised=sgd | {"shares": [0.1, 0.2], "splits": 2})
     backbone = untrained_backbone(BackboneConfig(width=4), 0, 8)
     features = network_features(backbone, data, CPU) if name != "knn_wide" else small.feature_set(per_class=400)
-    found = list(results.results(name, spec, data, results.Subject(backbone, features, CPU), progress()))
+    records = list(results.results(name, spec, data, results.Subject(backbone, features, CPU), progress()))
 
-    assert list(dict.fromkeys(each["metric"] for each in found)) == [each.name for each in PROTOCOLS[name].measures]
-    main = [each for each in found if PROTOCOLS[name].is_main(each["metric"])]
+    assert list(dict.fromkeys(each["metric"] for each in records)) == [each.name for each in PROTOCOLS[name].measures]
+    main = [each for each in records if PROTOCOLS[name].is_main(each["metric"])]
     assert len(main) == PROTOCOLS[name].num_values(spec)
 
 
@@ -144,27 +144,27 @@ def test_linear_sgd_is_nesterov_with_a_cosine_and_reports_the_last_epoch() -> No
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     config = LinearSgdConfig(epochs=6, batch_size=64, flip_probability=0)
     expected = list(by_hand(data, backbone, config, seed=2))
-    found = linear_sgd.linear_sgd(backbone, data, config, 8, 2, CPU, progress())
-    assert accuracy.top1(found.predicted, data.test.labels) == pytest.approx(expected[-1])
-    assert found.best_top1 == pytest.approx(max(expected))
-    assert found.best_epoch == expected.index(max(expected)) + 1
+    trained = linear_sgd.linear_sgd(backbone, data, config, 8, 2, CPU, progress())
+    assert accuracy.top1(trained.predicted, data.test.labels) == pytest.approx(expected[-1])
+    assert trained.best_top1 == pytest.approx(max(expected))
+    assert trained.best_epoch == expected.index(max(expected)) + 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())  # frozen, also BN
     assert len(set(expected)) > 3
 
 
 def test_the_best_epoch_is_labelled_as_selected_on_test(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = small.few_digits().test.labels
-    made = linear_sgd.LinearSgd(32, (labels + 1) % 10, 0.75, 3)
-    monkeypatch.setattr(linear_sgd, "linear_sgd", lambda *_: made)
+    outcome = linear_sgd.LinearSgd(32, (labels + 1) % 10, 0.75, 3)
+    monkeypatch.setattr(linear_sgd, "linear_sgd", lambda *_: outcome)
     spec = {"epochs": 4, "batch_size": 32}
-    found = measured(small.few_digits(), protocols=["linear_sgd"], linear_sgd=spec)
-    assert [(r["metric"], r["value"], r["params"]["epoch"]) for r in found] == [
+    records = measured(small.few_digits(), protocols=["linear_sgd"], linear_sgd=spec)
+    assert [(r["metric"], r["value"], r["params"]["epoch"]) for r in records] == [
         ("top1", 0.0, "last"),
         ("mean_per_class", 0.0, "last"),
         ("top1_selected_on_test", 0.75, "best, selected on test"),
     ]
-    assert found[2]["details"] == {"best_epoch": 3}
-    assert found[0]["params"] == {
+    assert records[2]["details"] == {"best_epoch": 3}
+    assert records[0]["params"] == {
         "form": "sgd",
         "epoch": "last",
         "epochs": 4,
@@ -189,8 +189,8 @@ def test_the_published_recipe_is_the_default_and_a_small_split_is_one_batch() ->
 
 
 def test_a_request_stops_a_long_protocol_which_reports_nothing() -> None:
-    asked = iter([None] * 10)
-    reporter = MemoryReporter(lambda _: next(asked, "cancel"))  # type: ignore[arg-type, return-value]
+    requests = iter([None] * 10)
+    reporter = MemoryReporter(lambda _: next(requests, "cancel"))  # type: ignore[arg-type, return-value]
     spec = evaluate_spec(protocols=["linear_sgd"], linear_sgd={"epochs": 1000, "batch_size": 32})
     assert evaluate(spec, reporter, data=small.few_digits()) == "cancelled"
     assert reporter.of("evaluation") == []
@@ -219,10 +219,10 @@ def test_few_labels_by_a_classifier_is_scikit_learns_on_the_same_draws() -> None
 
 def test_both_classifiers_report_their_results() -> None:
     classifiers = ["nearest_class_mean", "linear"]
-    found = measured(small.few_digits(), protocols=["few_labels"], few_labels_classifiers=classifiers)
-    named = [(r["params"]["classifier"], r["params"]["labels_per_class"], r["params"].get("C")) for r in found]
+    records = measured(small.few_digits(), protocols=["few_labels"], few_labels_classifiers=classifiers)
+    named = [(r["params"]["classifier"], r["params"]["labels_per_class"], r["params"].get("C")) for r in records]
     assert named == [(classifiers[0], 1, None), (classifiers[0], 5, None), ("linear", 1, 1.0), ("linear", 5, 1.0)]
-    assert all(r["stderr"] > 0 for r in found)
+    assert all(r["stderr"] > 0 for r in records)
 
 
 # --- semi-supervised -----------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_fine_tuning_moves_both_parts_by_their_own_rates_and_leaves_the_checkpoi
     monkeypatch.setattr(semi_supervised, "train", watch)
     config = SemiSupervisedConfig(**quick(splits=2, head_learning_rate=0.5))
     splits = [semi_supervised.labelled_split(data.train.labels, 0.1, 0, number) for number in range(config.splits)]
-    found = semi_supervised.semi_supervised(backbone, data, config, splits, 8, 0, CPU, progress())
+    result = semi_supervised.semi_supervised(backbone, data, config, splits, 8, 0, CPU, progress())
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     for network in networks:
         tuned = network[0].state_dict()
@@ -272,7 +272,7 @@ def test_fine_tuning_moves_both_parts_by_their_own_rates_and_leaves_the_checkpoi
             is_statistic = "running" in name or "tracked" in name
             assert torch.equal(tensor, before[name]) == is_statistic, name
     digests = [hashlib.sha256(np.asarray(index, dtype="<i8").tobytes()).hexdigest() for index in met]
-    assert found.split_digests == tuple(digests)
+    assert result.split_digests == tuple(digests)
     assert len(set(digests)) == 2
 
 
@@ -281,20 +281,20 @@ def test_semi_supervised_reports_mean_error_and_digests_of_its_splits() -> None:
     kind = {"kind": "untrained", "backbone": {"name": "tiny", "width": 4}}
     settings = quick(shares=[0.01, 0.1], head_learning_rate=0.5, epochs=8)
     data = small.few_digits()
-    found = measured(data, protocols=["semi_supervised"], features=kind, semi_supervised=settings)
-    assert [(r["params"]["share"], r["params"]["labels_per_class"]) for r in found] == [(0.01, 1), (0.1, 3)]
-    for result in found:
+    measurements = measured(data, protocols=["semi_supervised"], features=kind, semi_supervised=settings)
+    assert [(r["params"]["share"], r["params"]["labels_per_class"]) for r in measurements] == [(0.01, 1), (0.1, 3)]
+    for result in measurements:
         values = result["details"]["accuracies"]
         assert len(values) == len(set(result["details"]["splits"])) == 3
         assert result["value"] == pytest.approx(np.mean(values))
         assert result["stderr"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
         assert result["params"].keys() >= {"splits", "epochs", "backbone_learning_rate", "head_learning_rate"}
-    assert len({r["split_digest"] for r in found} | {data.test.digest}) == 3
-    assert found[1]["value"] > 0.2
+    assert len({r["split_digest"] for r in measurements} | {data.test.digest}) == 3
+    assert measurements[1]["value"] > 0.2
     again = measured(data, protocols=["semi_supervised"], features=kind, semi_supervised=settings)
-    assert again == found
+    assert again == measurements
     other = measured(data, protocols=["semi_supervised"], features=kind, semi_supervised=settings, seed=1)
-    assert other[0]["split_digest"] != found[0]["split_digest"]
+    assert other[0]["split_digest"] != measurements[0]["split_digest"]
 
 
 def test_pixels_cannot_be_fine_tuned() -> None:
@@ -325,30 +325,32 @@ def test_wrong_settings_name_their_field(changes: dict[str, Any], field: str) ->
 def test_retrieval_is_scikit_learns_average_precision_and_nearest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "_ROWS", 7)
     data = small.feature_set(spread=1.5, per_class=20)
-    found = retrieval.retrieval(data, num_examples=3)
+    retrieved = retrieval.retrieval(data, num_examples=3)
     train, test = (nn.functional.normalize(x.double(), dim=1) for x in (data.train, data.test))
     cosine = (test @ train.T).numpy()
     relevant = (data.test_labels[:, None] == data.train_labels).numpy()
     precisions = np.array([average_precision_score(r, c) for r, c in zip(relevant, cosine, strict=True)])
-    assert found.mean_average_precision == pytest.approx(precisions.mean())
-    for label, value in enumerate(found.by_class):
+    assert retrieved.mean_average_precision == pytest.approx(precisions.mean())
+    for label, value in enumerate(retrieved.by_class):
         assert value == pytest.approx(precisions[data.test_labels.numpy() == label].mean())
     best = np.argsort(-cosine, axis=1)
-    assert found.recall_at_1 == pytest.approx(np.mean([r[b[0]] for r, b in zip(relevant, best, strict=True)]))
-    assert found.recall_at_1 == knn.knn_top1(data, 1, 0.07)
-    assert found.recall_at_5 == pytest.approx(np.mean([r[b[:5]].any() for r, b in zip(relevant, best, strict=True)]))
-    assert found.recall_at_1 < found.recall_at_5
-    assert [example["index"] for example in found.examples] == [0, 13, 26]
-    for example in found.examples:
+    assert retrieved.recall_at_1 == pytest.approx(np.mean([r[b[0]] for r, b in zip(relevant, best, strict=True)]))
+    assert retrieved.recall_at_1 == knn.knn_top1(data, 1, 0.07)
+    assert retrieved.recall_at_5 == pytest.approx(
+        np.mean([r[b[:5]].any() for r, b in zip(relevant, best, strict=True)])
+    )
+    assert retrieved.recall_at_1 < retrieved.recall_at_5
+    assert [example["index"] for example in retrieved.examples] == [0, 13, 26]
+    for example in retrieved.examples:
         assert [entry["index"] for entry in example["neighbours"]] == best[example["index"], :5].tolist()
         assert example["neighbours"][0]["cosine"] == pytest.approx(cosine[example["index"]].max(), abs=1e-4)
 
 
 def test_retrieval_lists_neighbours_beside_its_numbers() -> None:
-    found = measured(small.few_digits(), protocols=["retrieval"], retrieval_examples=2)
-    assert [r["metric"] for r in found] == ["recall_at_1", "recall_at_5", "mean_average_precision"]
-    assert len(found[0]["details"]["examples"]) == 2
-    assert len(found[2]["details"]["by_class"]) == 10
+    records = measured(small.few_digits(), protocols=["retrieval"], retrieval_examples=2)
+    assert [r["metric"] for r in records] == ["recall_at_1", "recall_at_5", "mean_average_precision"]
+    assert len(records[0]["details"]["examples"]) == 2
+    assert len(records[2]["details"]["by_class"]) == 10
     assert measured(small.few_digits(), protocols=["retrieval"], retrieval_examples=0)[0]["details"] == {"examples": []}
 
 
@@ -382,21 +384,23 @@ def test_a_checkpoint_transfers_to_another_dataset_size_and_number_of_classes(tm
         semi_supervised=quick(splits=2),
     )
     assert evaluate(transfer, reporter, data=data, checkpoint_path=path) == "succeeded"
-    found = {(r["protocol"], r["metric"]): r for r in reporter.of("evaluation")}
-    assert found["linear", "top1"]["value"] > 0.8
-    assert found["linear", "mean_per_class"]["value"] > 0.8
-    assert {r["dataset_digest"] for r in found.values()} == {"e" * 64}
-    assert {r["n"] for r in found.values()} == {37}
+    records = {(r["protocol"], r["metric"]): r for r in reporter.of("evaluation")}
+    assert records["linear", "top1"]["value"] > 0.8
+    assert records["linear", "mean_per_class"]["value"] > 0.8
+    assert {r["dataset_digest"] for r in records.values()} == {"e" * 64}
+    assert {r["n"] for r in records.values()} == {37}
     features = network_features(untrained_backbone(spec.backbone, 5), data, CPU)
     predicted, _ = linear.linear_classes(features, 0)
     for metric, measure in (("top1", accuracy.top1), ("mean_per_class", accuracy.mean_per_class)):
-        assert found["linear", metric]["value"] == pytest.approx(measure(predicted, data.test.labels))
+        assert records["linear", metric]["value"] == pytest.approx(measure(predicted, data.test.labels))
 
 
 def test_pixels_go_through_the_published_protocol_too() -> None:
     data = small.few_digits()
-    found = measured(data, protocols=["linear_sgd"], linear_sgd={"epochs": 3, "batch_size": 64, "flip_probability": 0})
-    assert found[0]["value"] > 0.3
+    records = measured(
+        data, protocols=["linear_sgd"], linear_sgd={"epochs": 3, "batch_size": 64, "flip_probability": 0}
+    )
+    assert records[0]["value"] > 0.3
 
 
 # --- embeddings ----------------------------------------------------------------------------------------------------

@@ -119,10 +119,10 @@ def plain_objective(
                 nearest = sorted(others, key=lambda j, i=i, by=by: -float(by[i] @ by[j]))[: crop_options.neighbours]
                 if crop_options.restrict_to_component:
                     nearest = [j for j in nearest if y[1 - a][j] == y[1 - a][i]]
-                seen = [rows[a][j] for j in [i, *others]]
-                total = total - scale * crop_options.own_share * log_share(c, seen, rows[a][i], loss.weak_temperature)
+                keys = [rows[a][j] for j in [i, *others]]
+                total = total - scale * crop_options.own_share * log_share(c, keys, rows[a][i], loss.weak_temperature)
                 for j in nearest:
-                    part = log_share(c, seen, rows[a][j], loss.weak_temperature)
+                    part = log_share(c, keys, rows[a][j], loss.weak_temperature)
                     total = total - scale * w.neighbours * part / len(nearest)
     return total
 

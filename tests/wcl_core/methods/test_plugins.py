@@ -149,11 +149,11 @@ def test_it_is_the_same_at_any_number_of_ranks(site_packages: Path, tmp_path: Pa
     one = rank_tasks.double_training(SINGLE, tmp_path / "one", fields)
     with ranks.worlds() as worlds:
         results = worlds.run(2, "double_training", tmp_path / "two", fields=fields)
-    expected, got = (
+    expected, result = (
         {key: value for key, value in small.curves(records).items() if key[0].startswith("train/")}
         for records in (one["records"], results[0]["records"])
     )
-    assert got == pytest.approx(expected, rel=1e-9)
+    assert result == pytest.approx(expected, rel=1e-9)
 
 
 def test_its_backbone_is_measured_and_exported_like_any_other(site_packages: Path, tmp_path: Path) -> None:

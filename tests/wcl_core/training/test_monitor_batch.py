@@ -20,10 +20,10 @@ from wcl_core.training.pretrain import pretrain
 
 
 def run(spec: PretrainSpec, folder: Path, *, stop: int = 0, resume: Path | None = None) -> MemoryReporter:
-    def ask(records: list[dict[str, object]]) -> Request | None:
+    def request(records: list[dict[str, object]]) -> Request | None:
         return "drain" if stop and any(record.get("step") == stop for record in records) else None
 
-    reporter = MemoryReporter(ask)
+    reporter = MemoryReporter(request)
     pretrain(spec, reporter, dataset=small.few_digits(), output_dir=folder, resume=resume)
     return reporter
 

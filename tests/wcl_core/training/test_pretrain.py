@@ -47,12 +47,12 @@ def run(
     torch.manual_seed(len(str(folder)) + (0 if resume is None else 1))
     torch.rand(7)
 
-    def ask(records: list[dict[str, Any]]) -> Request | None:
+    def request(records: list[dict[str, Any]]) -> Request | None:
         torch.rand(3)  # other code of the process may draw too, and must not change the run
         last = max((record["step"] for record in records if record["type"] == "metrics"), default=0)
         return stop[1] if stop and last >= stop[0] else None
 
-    reporter = MemoryReporter(ask)
+    reporter = MemoryReporter(request)
     data = small.few_digits() if dataset is None else dataset
     return pretrain(spec, reporter, dataset=data, output_dir=folder, resume=resume), reporter
 
@@ -299,9 +299,9 @@ def test_another_environment_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 # --- requests ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ask", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
-def test_a_request_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, ask: Request, outcome: str) -> None:
-    result, reporter = run(small.spec(), tmp_path, stop=(6, ask))
+@pytest.mark.parametrize(("verb", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
+def test_a_request_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, verb: Request, outcome: str) -> None:
+    result, reporter = run(small.spec(), tmp_path, stop=(6, verb))
     assert result == outcome
     (*_, last) = reporter.of("checkpoint")
     assert (last["step"], last["epoch"], last["path"]) == (6, 1, "checkpoints/step-00000006.safetensors")
