@@ -56,7 +56,7 @@ def test_killed_run_resumes_and_finishes(service: Service, victim: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
-def test_killed_server_comes_back_and_the_run_goes_on(service: Service) -> None:
+def test_killed_server_restarts_and_the_run_continues(service: Service) -> None:
     with service.client() as client:
         job_id = start_long_run(client)
         pid = service.kill("api")

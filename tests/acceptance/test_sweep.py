@@ -22,7 +22,7 @@ SWEEP: dict[str, Any] = {
 }
 
 
-def test_halving_goes_on_with_the_trial_of_the_better_evaluation(small_service: Service) -> None:
+def test_halving_promotes_the_trial_with_the_better_evaluation(small_service: Service) -> None:
     with small_service.client() as client:
         eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set", 60)
         plan = client.plan_sweep(SWEEP)

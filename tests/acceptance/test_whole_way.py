@@ -77,7 +77,7 @@ def _first_bytes(client: WclClient, checkpoint_id: str, target: Path, count: int
     target.with_name(target.name + ".part.etag").write_text(answer.headers["etag"])
 
 
-def test_the_service_stops_in_order_and_the_job_goes_on_later(small_service: Service) -> None:
+def test_the_service_stops_in_order_and_the_job_continues_later(small_service: Service) -> None:
     with small_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
         eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)

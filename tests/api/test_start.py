@@ -136,7 +136,7 @@ def test_a_server_removes_exports_of_deleted_checkpoints(start: Start, tmp_path:
     eventually(lambda: not orphan.exists(), "the sweep")
 
 
-def test_the_local_key_stays_and_is_made_anew_once_it_is_revoked(start: Start) -> None:
+def test_the_local_key_stays_until_it_is_revoked_and_is_then_replaced(start: Start) -> None:
     first = start().ready()
     key = (first.data_dir / "key").read_text()
     first.stop()
@@ -208,7 +208,7 @@ def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, t
     assert not (server.data_dir / "key").exists(), "the server made a local key"
 
 
-def test_a_taken_port_is_said(start: Start) -> None:
+def test_a_port_in_use_is_reported(start: Start) -> None:
     listener = hosts.listen("127.0.0.1", 0)
     server = start(WCL_PORT=str(listener.getsockname()[1]))
 
@@ -219,7 +219,7 @@ def test_a_taken_port_is_said(start: Start) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"WCL_PORT": "many"}, {"WCL_LEASE_SECONDS": "-1"}, {"WCL_ALLOWED_HOSTS": "x"}])
-def test_a_wrong_setting_is_said(start: Start, settings: dict[str, str]) -> None:
+def test_a_wrong_setting_is_reported(start: Start, settings: dict[str, str]) -> None:
     server = start(**settings)
 
     assert server.process.wait(timeout=60) == 1
@@ -227,7 +227,7 @@ def test_a_wrong_setting_is_said(start: Start, settings: dict[str, str]) -> None
     assert "error" in server.words
 
 
-def test_a_database_that_does_not_answer_is_said(start: Start) -> None:
+def test_an_unreachable_database_is_reported(start: Start) -> None:
     server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
 
     assert server.process.wait(timeout=60) == 1

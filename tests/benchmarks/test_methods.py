@@ -21,7 +21,7 @@ SHORT = {"epochs": 1, "warmup_epochs": 0, "weak_augmentation_epochs": 0, "log_ev
 
 
 @pytest.mark.parametrize("per_class", [None, 40])
-def test_what_is_held_out_is_a_balanced_tenth_that_nothing_trains_on(per_class: int | None) -> None:
+def test_held_out_images_are_a_balanced_tenth_and_not_trained_on(per_class: int | None) -> None:
     held_by_fold = []
     for fold in range(FOLDS):
         train, held = parts(LABELS, per_class, fold)
@@ -59,7 +59,7 @@ def test_budgets_that_differ_are_refused() -> None:
         Stage("rate", {"wcl": [{"a": 1}], "simclr": [{"a": 2}]}, is_shared=True)
 
 
-def test_the_search_gives_every_method_the_same_and_takes_the_best() -> None:
+def test_the_search_tries_equally_many_settings_and_chooses_the_best() -> None:
     measured: list[Trial] = []
 
     def measure(trials: list[Trial]) -> list[Measured]:
@@ -93,7 +93,7 @@ def test_the_interval_is_that_of_a_paired_t_test() -> None:
     assert (middle - half, middle + half) == pytest.approx((low, high))
 
 
-def test_the_table_says_wcl_minus_simclr_seed_by_seed() -> None:
+def test_the_table_shows_wcl_minus_simclr_for_each_seed() -> None:
     simclr = [dict.fromkeys(MEASURES, value) for value in (0.5, 0.7)]
     wcl = [dict.fromkeys(MEASURES, value) for value in (0.52, 0.72)]
 

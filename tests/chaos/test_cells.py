@@ -19,7 +19,7 @@ DIAGONAL = [
 
 
 @pytest.mark.timeout(600)
-def test_a_part_that_is_away_costs_no_more_than_it_must(house: Theatre) -> None:
+def test_the_downtime_of_a_part_has_only_its_allowed_cost(house: Theatre) -> None:
     problems_of = run_all(house, DIAGONAL, side_by_side=len(DIAGONAL))
 
     assert {cell: problems for cell, problems in problems_of.items() if problems} == {}

@@ -49,7 +49,7 @@ def test_without_the_variable_a_failpoint_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_jobs_come_right_whatever_happens_at_a_failpoint(house: Theatre) -> None:
+def test_jobs_end_correctly_after_any_action_at_a_failpoint(house: Theatre) -> None:
     with (
         house.stage("sweep", "sqlite", WCL_MAX_FAILURES="1000000") as stage,
         Sweep(stage).running() as sweep,

@@ -64,7 +64,7 @@ def test_a_cut_network_resets_old_connections_and_new_ones(proxy: Proxy) -> None
         assert talk(connection, b"again") == b"again"
 
 
-def test_a_silent_network_keeps_what_was_said_for_later(proxy: Proxy) -> None:
+def test_a_silent_network_delivers_its_bytes_once_it_is_mended(proxy: Proxy) -> None:
     with socket.create_connection(("127.0.0.1", proxy.port), 5) as connection:
         assert talk(connection, b"hello") == b"hello"
         proxy.silence()
@@ -77,7 +77,7 @@ def test_a_silent_network_keeps_what_was_said_for_later(proxy: Proxy) -> None:
         assert connection.recv(1000) == b"anybody there?"
 
 
-def test_a_job_whose_commit_was_never_answered_is_made_once(house: Theatre) -> None:
+def test_a_job_whose_commit_response_is_lost_is_created_once(house: Theatre) -> None:
     with house.stage("unanswered") as stage:
         url, proxy = stage.proxied(stage.url)
         worker = stage.worker("worker").start()  # announces the dataset

@@ -24,7 +24,7 @@ def strays(job_id: str, attempt: int) -> list[psutil.Process]:
     return result
 
 
-def test_what_hides_its_origin_ends_with_its_attempt(house: Theatre) -> None:
+def test_processes_that_hide_their_origin_end_with_their_attempt(house: Theatre) -> None:
     """The run was killed in one case, and asked to end in the other."""
     with house.stage("strays", "sqlite") as stage:
         worker = stage.worker("worker").start()

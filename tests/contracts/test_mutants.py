@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_a_guard_is_where_it_is_said_to_be(guard: Guard) -> None:
+def test_every_guard_and_its_tests_exist(guard: Guard) -> None:
     assert (ROOT / guard.path).read_text().count(guard.text) == 1
     for test in (name for name in guard.tests if not name.startswith("-")):
         path, function = test.split("[")[0].split("::")

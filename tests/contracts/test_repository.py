@@ -119,7 +119,7 @@ def test_every_guarantee_names_tests_that_exist() -> None:
             assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
 
 
-def test_every_module_opens_with_one_line_that_says_what_it_is() -> None:
+def test_every_module_docstring_opens_with_one_line() -> None:
     folders = (*PRODUCT, "examples", "benchmarks", "docs")
     modules = [path for path in tracked_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in folders]
     one_line = re.compile(r'r?"""\S.*\S(?:"""$|\n\n)', re.MULTILINE)

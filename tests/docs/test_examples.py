@@ -31,7 +31,7 @@ def run(script: str, *arguments: str, cwd: Path, path: Path | None = None) -> st
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
+def test_an_example_is_short_and_shows_its_command(path: Path) -> None:
     text = path.read_text()
 
     assert len(text.splitlines()) <= 70

@@ -26,7 +26,7 @@ def by_page(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_page)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in links(page):
         if target.startswith("https://arxiv.org/abs/"):
             assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", target)

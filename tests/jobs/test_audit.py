@@ -149,7 +149,7 @@ def test_a_planted_defect_is_found(database: Database, defect: str) -> None:
     assert {finding.job_id for finding in findings} == {job_id} != {others}
 
 
-def test_the_operators_command_prints_what_it_finds(
+def test_the_operators_command_prints_its_findings(
     database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WCL_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))

@@ -77,7 +77,7 @@ def test_a_cursor_covers_what_lies_before_it(one: tuple[int, ...], other: tuple[
     assert Cursor(*one).covers(Cursor(*other)) == is_covered
 
 
-def test_changes_bring_what_happened_since_once(database: Database) -> None:
+def test_each_change_is_returned_once(database: Database) -> None:
     run = Run(database, running(database))
     cursor, collected = START, ([], [], [])  # type: tuple[Cursor, tuple[list[Any], list[Any], list[Any]]]
     for step in range(6):

@@ -37,7 +37,7 @@ def test_the_databases_clock_has_milliseconds(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_time_goes_on_within_a_transaction(database: Database) -> None:
+def test_time_advances_within_a_transaction(database: Database) -> None:
     with database.read() as session:
         first = session.execute(select(now_ms())).scalar_one()
         session.execute(text("SELECT pg_sleep(0.02)"))

@@ -29,7 +29,7 @@ def finish(database: Database, speed: float, outcome: str = "succeeded", **spec:
     return job_id
 
 
-def test_without_a_run_like_it_only_the_views_are_known(database: Database) -> None:
+def test_without_a_similar_run_the_estimate_has_only_the_views(database: Database) -> None:
     finish(database, 50.0, batch_size=128)
     finish(database, 50.0, "failed", batch_size=250)
 
@@ -37,7 +37,7 @@ def test_without_a_run_like_it_only_the_views_are_known(database: Database) -> N
     assert estimate(database, batch_size=250) == {"view_bytes": 250 * 2 * 3 * 8 * 8 * 4, "like": None}
 
 
-def test_the_newest_run_like_it_tells_time_and_disk(database: Database) -> None:
+def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
     finish(database, 10.0, batch_size=250)
     newest = finish(database, 50.0, batch_size=250, seed=7, epochs=3)
     finish(database, 70.0, batch_size=250, backbone={"name": "resnet34"})

@@ -78,7 +78,7 @@ def test_the_best_checkpoint_is_the_earliest_of_the_best_knn(database: Database)
     assert measured_epochs(database, run.job_id) == [3]
 
 
-def test_every_so_many_epochs_a_checkpoint_is_measured_while_the_run_goes_on(database: Database) -> None:
+def test_checkpoints_are_measured_every_given_number_of_epochs_during_the_run(database: Database) -> None:
     run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]})
     run.deliver(rows.started(), saved(1), saved(4))
 
@@ -88,7 +88,7 @@ def test_every_so_many_epochs_a_checkpoint_is_measured_while_the_run_goes_on(dat
 
 
 @pytest.mark.parametrize("outcome", ["failed", "cancelled", "paused", "drained"])
-def test_only_success_brings_final_evaluations_about(database: Database, outcome: str) -> None:
+def test_only_success_submits_final_evaluations(database: Database, outcome: str) -> None:
     run = training(database, {"protocols": ["linear"]}, {"when": "best", "protocols": ["linear"]})
     run.deliver(rows.started(), saved(9, 0.5), rows.end(outcome, "bad_data" if outcome == "failed" else None))
 
@@ -108,7 +108,7 @@ def test_a_newer_attempt_that_saves_the_same_step_doubles_nothing(database: Data
     assert len({child.origin for child in children(database, run.job_id)}) == 4
 
 
-def test_a_superseded_attempt_brings_nothing_about(database: Database) -> None:
+def test_a_superseded_attempt_submits_no_evaluation(database: Database) -> None:
     run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
     run.deliver(rows.started())
     database.write(lambda session: transitions.end_attempt(session, run.job_id, 1, "failed", "worker_lost"))
@@ -136,7 +136,7 @@ def test_the_database_itself_refuses_a_second_job_of_one_origin(database: Databa
         submit(database, parent_id=parent, origin="evaluations/0/final")
 
 
-def test_without_a_measured_checkpoint_the_run_succeeds_and_says_what_is_missing(database: Database) -> None:
+def test_without_a_checkpoint_to_measure_the_run_succeeds_with_a_warning(database: Database) -> None:
     run = training(database, {"when": "best", "protocols": ["linear"]})
     run.deliver(rows.started(), saved(10), rows.end("succeeded"))
 
@@ -176,7 +176,7 @@ def refused(database: Database, *plans: dict[str, Any]) -> list[str]:
     return [error.pointer for error in caught.value.errors]
 
 
-def test_what_a_plan_cannot_measure_is_said_at_submit(database: Database) -> None:
+def test_a_plan_that_cannot_run_is_refused_at_submission(database: Database) -> None:
     rows.add_dataset(database, "small", "e" * 64, train=100)
     small = {"data": {"name": "small"}}
     few = {"protocols": ["few_labels"]}

@@ -45,7 +45,7 @@ def preempt(database: Database) -> Preemption | None:
     return chosen
 
 
-def test_a_preemptible_job_gives_way_and_resumes_later(database: Database) -> None:
+def test_a_preemptible_job_is_preempted_and_resumes_later(database: Database) -> None:
     run = busy(database)
     urgent = submit(database, priority=1)
 
@@ -76,14 +76,14 @@ def test_a_preemptible_job_gives_way_and_resumes_later(database: Database) -> No
         ({}, {"priority": 1, "gpus": 1}),
     ],
 )
-def test_no_job_gives_way_without_need(database: Database, running: dict[str, Any], waiting: dict[str, Any]) -> None:
+def test_no_job_is_preempted_without_need(database: Database, running: dict[str, Any], waiting: dict[str, Any]) -> None:
     busy(database, **running)
     submit(database, **waiting)
 
     assert preempt(database) is None
 
 
-def test_a_lesser_job_elsewhere_does_not_make_an_equal_one_give_way(database: Database) -> None:
+def test_a_lower_priority_in_another_pool_preempts_no_equal_job(database: Database) -> None:
     busy(database, 1, facts={"pool": "other"}, pool="other", priority=0)
     busy(database, 2, priority=1)
     submit(database, priority=1)
@@ -92,7 +92,9 @@ def test_a_lesser_job_elsewhere_does_not_make_an_equal_one_give_way(database: Da
 
 
 @pytest.mark.parametrize(("free", "gives_way"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
-def test_no_job_gives_way_while_an_idle_worker_fits(database: Database, free: dict[str, Any], gives_way: bool) -> None:
+def test_no_job_is_preempted_while_an_idle_worker_fits(
+    database: Database, free: dict[str, Any], gives_way: bool
+) -> None:
     busy(database)
     register(database, 2, **free)
     submit(database, priority=1)
@@ -123,7 +125,7 @@ def test_a_preempted_job_preempts_no_other(database: Database) -> None:
     assert preempt(database) is None
 
 
-def test_one_gives_way_at_a_time(database: Database) -> None:
+def test_one_job_is_preempted_at_a_time(database: Database) -> None:
     runs = [busy(database, number) for number in (1, 2)]
     for _ in range(2):
         submit(database, priority=1)
@@ -149,7 +151,7 @@ def test_many_reconcilers_preempt_one_job(database: Database) -> None:
     assert sum(each is not None for each in chosen) == 1
 
 
-def test_the_lowest_priority_and_newest_attempt_gives_way(database: Database) -> None:
+def test_the_lowest_priority_and_newest_attempt_is_preempted(database: Database) -> None:
     runs = [busy(database, number, priority=priority) for number, priority in enumerate((1, 0, 0, 1))]
     begun = {run.job_id: place for place, run in enumerate(runs)}
     for job_id, place in begun.items():

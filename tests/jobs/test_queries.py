@@ -165,7 +165,7 @@ def test_evaluations_of_a_jobs_checkpoints_are_its_own_too(database: Database) -
             assert [result.value for result in queries.evaluations(session, job_id)] == [value]
 
 
-def test_counts_by_status_count_what_has_not_ended(database: Database) -> None:
+def test_counts_by_status_leave_out_ended_jobs(database: Database) -> None:
     job_in(database, Status.BLOCKED)  # it depends on a queued job
     for status in (Status.PAUSED, Status.CANCELLED):
         job_in(database, status)

@@ -354,7 +354,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                     model.status = Status.QUEUED
 
         @invariant()
-        def rows_are_what_the_model_says(self) -> None:
+        def rows_match_the_model(self) -> None:
             with database.read() as session:
                 jobs = list(session.execute(select(Job)).scalars())
                 attempts = list(session.execute(select(Attempt)).scalars())

@@ -43,7 +43,7 @@ def wrong(database: Database, **fields: Any) -> list[str]:
 # --- submitting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_submitted_job_keeps_what_was_sent_and_what_it_became(database: Database) -> None:
+def test_a_submitted_job_keeps_its_sent_and_its_resolved_spec(database: Database) -> None:
     new = new_job(name="mine", tags=("a", "b"), priority=3, created_by=OWNER)
     submitted = database.write(lambda session: submission.submit(session, new))
 
@@ -103,7 +103,7 @@ def test_a_job_waits_no_longer_for_one_that_succeeded(database: Database) -> Non
     assert status(database, submit(database, after=(job_in(database, Status.SUCCEEDED),))) == Status.QUEUED
 
 
-def test_a_plan_changes_nothing_and_tells_the_steps(database: Database) -> None:
+def test_a_dry_run_changes_nothing_and_returns_the_steps(database: Database) -> None:
     with database.read() as session:
         answer = submission.plan(session, new_job(spec={"epochs": 20}))
 
@@ -143,7 +143,7 @@ def test_the_same_key_with_another_body_is_refused(database: Database) -> None:
     assert len(rows.rows_of(database, Job)) == 1
 
 
-def test_keys_of_others_are_others(database: Database) -> None:
+def test_idempotency_keys_are_separate_for_each_owner(database: Database) -> None:
     first, _ = submit_once(database, "key", "a" * 64)
 
     assert submit_once(database, "key", "a" * 64, owner=NOWHERE) != (first, True)
@@ -212,7 +212,7 @@ def test_only_a_waiting_job_has_a_priority(database: Database, before: Status) -
     assert job(database, job_id).status == before
 
 
-def test_changing_an_absent_job_is_not_found(database: Database) -> None:
+def test_changing_an_absent_job_raises_not_found(database: Database) -> None:
     with pytest.raises(NotFound):
         change(database, NOWHERE, name="new")
 
@@ -231,7 +231,7 @@ def test_tags_that_are_changed_at_once_end_as_one_of_them(database: Database) ->
 
 
 @pytest.mark.parametrize("before", list(Status))
-def test_only_what_failed_or_was_cancelled_is_retried(database: Database, before: Status) -> None:
+def test_only_failed_and_cancelled_jobs_are_retried(database: Database, before: Status) -> None:
     job_id = job_in(database, before)
     if before in (Status.FAILED, Status.CANCELLED):
         again = database.write(lambda session: submission.retry(session, job_id, OWNER))
@@ -369,7 +369,7 @@ def test_a_checkpoint_is_free_when_those_that_needed_it_have_ended(database: Dat
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 @pytest.mark.parametrize("by", ["retry", "evaluation"])
-def test_a_job_that_comes_to_need_it_while_it_is_deleted_does_not_get_it(database: Database, by: str) -> None:
+def test_a_new_job_cannot_need_a_checkpoint_that_is_being_deleted(database: Database, by: str) -> None:
     """PostgreSQL only: neither sees what the other has not committed, so one of them has to wait."""
     job_id = failed_with_checkpoints(database, 10)
     checkpoint_id = rows.checkpoints(database, job_id)[0].id

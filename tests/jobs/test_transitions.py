@@ -68,7 +68,7 @@ def test_a_request_changes_the_status_or_is_refused(database: Database, verb: st
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_a_request_for_an_absent_job_is_not_found(database: Database, verb: str) -> None:
+def test_a_request_for_an_absent_job_raises_not_found(database: Database, verb: str) -> None:
     with pytest.raises(NotFound):
         database.write(lambda session: VERBS[verb][0](session, NOWHERE))
 

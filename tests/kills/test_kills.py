@@ -74,7 +74,7 @@ def test_equal_attempts_have_no_differences() -> None:
         ([FIRST, replace(LAST, records=[*LAST.records, {"type": "warning", "message": "changed"}])], "changed"),
     ],
 )
-def test_each_difference_is_told(lives: list[Left], words: str) -> None:
+def test_each_difference_is_reported(lives: list[Left], words: str) -> None:
     result = differences(lives, WHOLE)
     assert result
     assert any(words in text for text in result)

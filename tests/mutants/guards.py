@@ -135,7 +135,7 @@ GUARDS = (
         "a stored file has its registered size and digest",
         "jobs/storage.py",
         "        if actual != size:\n",
-        "        if found == 0:\n            return path\n        if False:\n",
+        "        if actual == 0:\n            return path\n        if False:\n",
         ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
     ),
     Guard(

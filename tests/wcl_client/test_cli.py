@@ -58,7 +58,7 @@ def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     "arguments", [("jobs",), ("show", "last"), ("datasets", "--json"), ("submit", "--preset", "x")]
 )
-def test_without_a_server_a_command_exits_with_3_and_tells_what_to_do(
+def test_without_a_server_a_command_exits_with_3_and_prints_the_remedy(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     done = wcl(*arguments, cwd=tmp_path, WCL_URL=f"http://127.0.0.1:{free_port()}")

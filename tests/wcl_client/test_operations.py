@@ -71,7 +71,7 @@ def test_brackets_in_a_name_are_text(server: Served) -> None:
         assert "[/b] [red]x" in wcl(*arguments).stdout, arguments
 
 
-def test_show_tells_why_a_job_waits(server: Served) -> None:
+def test_show_prints_why_a_job_waits(server: Served) -> None:
     job_id = submit()
 
     shown = wcl("show", job_id).stdout
@@ -92,7 +92,7 @@ def test_submit_sends_limits_and_dependencies(server: Served) -> None:
     assert (plain.status, plain.max_seconds, plain.preemptible) == ("queued", None, False)
 
 
-def test_the_error_for_an_absent_object_names_it_and_tells_what_was_expected(server: Served) -> None:
+def test_the_error_for_an_absent_object_names_it_and_the_expected_form(server: Served) -> None:
     submit()
     absent = str(uuid4())
     for arguments, expected in (

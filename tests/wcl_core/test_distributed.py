@@ -92,7 +92,7 @@ def test_a_single_process_joins_no_group() -> None:
         assert alone.agreed(7) == 7
 
 
-def test_a_lost_rank_is_noticed_as_such(worlds: Worlds, tmp_path: Path) -> None:
+def test_a_lost_rank_raises_its_own_error(worlds: Worlds, tmp_path: Path) -> None:
     assert worlds.run(2, "lose_a_rank", tmp_path) == ["lost", "left"]
 
 
@@ -158,7 +158,7 @@ def test_resume_is_exact_and_a_request_counts_on_the_first_rank_alone(
     assert checkpoint.read(Path(resume)).metadata["environment"]["world_size"] == 2
 
 
-def test_going_on_with_another_number_of_ranks_is_a_warning(worlds: Worlds, tmp_path: Path) -> None:
+def test_resuming_with_another_number_of_ranks_gives_a_warning(worlds: Worlds, tmp_path: Path) -> None:
     worlds.run(2, "training", tmp_path / "a", fields=small.fields(**RUN, processes=2), stop=3)
     (saved,) = (tmp_path / "a" / "from-0" / "checkpoints").glob("*")
 

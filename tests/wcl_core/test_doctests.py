@@ -19,7 +19,7 @@ import pytest
         "wcl_core.training.optim",
     ],
 )
-def test_examples_print_what_they_say(name: str) -> None:
+def test_docstring_examples_print_the_stated_output(name: str) -> None:
     result = doctest.testmod(import_module(name))
 
     assert result.attempted > 0

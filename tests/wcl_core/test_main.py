@@ -68,7 +68,7 @@ def test_the_module_runs_by_name_in_a_process_without_any_service(tmp_path: Path
     assert "train/loss=" in done.stderr
 
 
-def test_a_run_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_a_run_continues_from_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     first, last = sorted((trained / "checkpoints").iterdir())
     assert call("pretrain", tmp_path / "spec.yaml", "--resume", first, "--output", tmp_path / "more") == 0
     (again,) = (tmp_path / "more" / "checkpoints").iterdir()

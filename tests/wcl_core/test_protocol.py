@@ -94,7 +94,7 @@ def test_an_invalid_record_is_refused_by_its_field(changes: dict[str, Any], prob
         parse_record(json.dumps(line).encode())
 
 
-def test_reasons_and_outcomes_of_a_run_are_known_to_the_service() -> None:
+def test_the_service_has_every_reason_and_outcome_of_a_run() -> None:
     assert set(get_args(FailureReason)) <= set(Reason)
     assert set(get_args(Outcome)) - {"drained"} <= set(Status)
     assert protocol.OUTCOME_OF.keys() == protocol.REQUEST_LETTERS.keys() == set(get_args(protocol.Request))

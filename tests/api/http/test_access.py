@@ -234,7 +234,7 @@ def test_another_hosts_name_is_refused(shared: Served, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", TRICKY)
-def test_the_host_header_has_no_say_in_what_is_public(shared: Served, host: str) -> None:
+def test_the_host_header_makes_no_route_public(shared: Served, host: str) -> None:
     """An address built from the header would begin with a public path."""
     answer = shared.bare().get("/v1/jobs", headers={"Host": host})
 
@@ -242,7 +242,7 @@ def test_the_host_header_has_no_say_in_what_is_public(shared: Served, host: str)
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_no_spelling_of_a_path_gets_past_the_gate(shared: Served, path: str) -> None:
+def test_no_spelling_of_a_path_gets_past_the_middleware(shared: Served, path: str) -> None:
     host, port = shared.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
@@ -265,7 +265,7 @@ def test_further_names_come_from_the_settings(sqlite_database: Database, tmp_pat
     served.stop()
 
 
-def test_every_answer_carries_the_security_headers(small: Served) -> None:
+def test_every_response_has_the_security_headers(small: Served) -> None:
     client, anonymous = small.client(), small.bare()
     answers = [
         client.get("/v1/jobs"),
@@ -345,5 +345,5 @@ def test_failures_are_forgotten_after_a_minute() -> None:
         *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "wcl.example", "")),
     ],
 )
-def test_which_addresses_only_this_machine_reaches(host: str, is_local: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, is_local: bool) -> None:
     assert is_loopback(host) is is_local

@@ -81,7 +81,7 @@ def test_another_content_type_is_415(shared: Served, kind: str | None) -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30])
-def test_a_lie_about_the_length_ends_in_a_4xx(shared: Served, length: str) -> None:
+def test_a_wrong_content_length_gets_a_4xx(shared: Served, length: str) -> None:
     status = _raw_status(shared, f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n")
 
     assert 400 <= status < 500

@@ -50,7 +50,7 @@ def test_a_use_is_shown_with_the_key(served: Served) -> None:
     assert all(key["last_used_at"] >= key["created_at"] for key in listed)
 
 
-def test_a_browsers_use_is_its_keys_and_a_stranger_has_none(small: Served) -> None:
+def test_a_request_of_a_browser_counts_for_its_key_and_a_wrong_key_for_none(small: Served) -> None:
     browser = small.browser("read")
     unused = new_key(small.database)
 
@@ -60,7 +60,7 @@ def test_a_browsers_use_is_its_keys_and_a_stranger_has_none(small: Served) -> No
     assert last_used(small.database, unused) is None
 
 
-def test_a_use_is_stored_once_a_minute_and_key(database: Database) -> None:
+def test_a_use_is_stored_once_a_minute_for_each_key(database: Database) -> None:
     clock, key_id, other = Clock(), new_key(database), new_key(database)
     uses = KeyUses(database, clock)
 

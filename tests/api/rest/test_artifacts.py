@@ -52,7 +52,7 @@ def test_the_newest_attempts_files_are_listed_and_sent(served: Served, run: rows
     assert all("path" not in entry for entry in listed)
 
 
-def test_a_file_is_sent_as_what_it_is_and_once(served: Served, run: rows.Run) -> None:
+def test_a_file_is_sent_with_its_media_type_and_only_once(served: Served, run: rows.Run) -> None:
     store(served, run, "probe.png", PNG)
     client, address = served.client("read"), f"/v1/jobs/{run.job_id}/artifacts/probe.png"
 
@@ -74,14 +74,14 @@ def test_a_file_is_sent_as_what_it_is_and_once(served: Served, run: rows.Run) ->
     ("name", "status"),
     [("absent.png", 404), ("probe.html", 422), ("PROBE.PNG", 422), ("%2e%2e.png", 422), ("a%0a.png", 422)],
 )
-def test_a_name_that_is_none_leads_nowhere(served: Served, run: rows.Run, name: str, status: int) -> None:
+def test_an_invalid_name_is_refused(served: Served, run: rows.Run, name: str, status: int) -> None:
     store(served, run, "probe.png", PNG)
 
     answer: Any = served.client("read").get(f"/v1/jobs/{run.job_id}/artifacts/{name}")
     assert_problem(answer, status)
 
 
-def test_a_missing_file_and_a_missing_job_are_told(served: Served, run: rows.Run) -> None:
+def test_a_missing_file_and_a_missing_job_are_problems(served: Served, run: rows.Run) -> None:
     store(served, run, "probe.png", PNG)
     for path in served.settings.checkpoints_dir.rglob("*-probe.png"):
         path.rename(path.with_name("elsewhere"))

@@ -121,14 +121,14 @@ def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, says
     assert says in errors[pointer]
 
 
-def test_listed_datasets_say_what_a_spec_may_ask_of_them(server: Served) -> None:
+def test_listed_datasets_have_the_facts_that_limit_a_spec(server: Served) -> None:
     datasets = {entry["name"]: entry for entry in server.client().get("/v1/datasets").json()["items"]}
     assert (datasets["cats"]["class_counts"], datasets["cats"]["image_size"]) == (CATS.class_counts, 64)
     assert datasets["cats"]["label_lists"] == CATS.label_lists
     assert (datasets["digits"]["class_counts"], datasets["digits"]["label_lists"]) == (None, {})
 
 
-def test_what_just_fits_is_accepted(server: Served) -> None:
+def test_values_at_their_limit_are_accepted(server: Served) -> None:
     assert accepted(server, "pretrain", DATA | {"batch_size": 303})
     assert accepted(
         server, "evaluate", PIXELS | {"protocols": ["knn", "few_labels"], "knn_k": 1, "labels_per_class": [3]}

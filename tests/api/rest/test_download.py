@@ -146,7 +146,7 @@ def test_ten_thousand_ranges_are_one_whole_file(small: Served, address: str) -> 
         ("", 200),
     ],
 )
-def test_what_the_client_has_is_not_sent_again(small: Served, address: str, etag: str, status: int) -> None:
+def test_a_matching_etag_gets_no_body(small: Served, address: str, etag: str, status: int) -> None:
     client = small.client("read")
     for answer in (
         client.get(address, headers={"If-None-Match": etag}),
@@ -194,7 +194,7 @@ def test_no_connection_is_held_while_a_file_is_sent(small: Served) -> None:
 # --- missing and damaged files -----------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_said_to_be_missing(small: Served) -> None:
+def test_a_missing_file_is_a_problem_of_its_own(small: Served) -> None:
     checkpoint_id = small.checkpoint(native_checkpoint())
     small.file_of(checkpoint_id).unlink()
     client = small.client("read")
@@ -254,7 +254,7 @@ def test_many_at_once_get_the_same_backbone(small: Served) -> None:
     assert sorted(path.suffix for path in small.settings.exports_dir.iterdir()) == [".safetensors", ".sha256"]
 
 
-def test_an_export_without_its_digest_is_made_again(small: Served) -> None:
+def test_an_export_without_its_digest_is_written_again(small: Served) -> None:
     checkpoint_id = small.checkpoint(native_checkpoint())
     client = small.client("read")
     address = f"/v1/checkpoints/{checkpoint_id}/download?kind=backbone"
@@ -264,7 +264,7 @@ def test_an_export_without_its_digest_is_made_again(small: Served) -> None:
     assert client.get(address).headers["etag"] == before.headers["etag"]
 
 
-def test_a_checkpoint_says_that_its_file_is_known_to_be_damaged(served: Served) -> None:
+def test_a_checkpoint_shows_that_its_file_is_damaged(served: Served) -> None:
     run = rows.Run(served.database, rows.running(served.database))
     run.deliver(rows.started())
     address = f"/v1/checkpoints/{served.checkpoint(native_checkpoint(), run)}"

@@ -34,7 +34,7 @@ def test_embeddings_are_served_as_they_are_and_are_no_checkpoint_to_start_from(s
     assert retried["resume_checkpoint_id"] is None
 
 
-def test_a_checkpoint_says_that_it_is_one(small: Served) -> None:
+def test_a_checkpoint_has_the_kind_training(small: Served) -> None:
     checkpoint_id = small.checkpoint(b"weights")
 
     assert small.client().get(f"/v1/checkpoints/{checkpoint_id}").json()["kind"] == "training"

@@ -70,7 +70,7 @@ def test_wrong_fields_are_named_by_pointers_into_the_body(small: Served, body: d
     assert len(rows.rows_of(small.database, Job)) == 1
 
 
-def test_what_cannot_be_measured_is_refused(small: Served) -> None:
+def test_an_evaluation_that_cannot_run_is_refused(small: Served) -> None:
     client = small.client()
     job_id, checkpoint = trained(small)
 

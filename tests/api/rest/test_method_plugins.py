@@ -15,7 +15,7 @@ def plan(served: Served, **changes: Any) -> Any:
     return served.client().post("/v1/jobs?dry_run=true", json={"kind": "pretrain", "spec": SPEC | changes})
 
 
-def test_a_server_that_lacks_the_method_says_which_it_has(shared: Served) -> None:
+def test_a_server_without_the_method_lists_its_methods(shared: Served) -> None:
     problem = assert_problem(plan(shared, method="barlow-twins"), 422, "/spec/method")
     assert problem["errors"][0]["detail"] == "there is no method barlow-twins; expected one of wcl, simclr"
 

@@ -45,7 +45,7 @@ def schema(openapi: dict[str, Any], name: str) -> Draft202012Validator:
     return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": openapi["components"]})
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_one(openapi: dict[str, Any]) -> None:
+def test_every_reference_resolves_and_every_schema_is_valid(openapi: dict[str, Any]) -> None:
     assert openapi["openapi"].startswith("3.1")
     for reference in set(references(openapi)):
         here: Any = openapi
@@ -110,7 +110,7 @@ def test_the_examples_are_accepted_by_the_server(small: Served, openapi: dict[st
         assert client.post("/v1/keys", json=example).status_code == 201
 
 
-def test_answers_are_what_the_document_says(shared: Served, openapi: dict[str, Any]) -> None:
+def test_responses_match_the_document(shared: Served, openapi: dict[str, Any]) -> None:
     client = shared.client()
     job = client.post("/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits"}}}).json()
     problem = assert_problem(client.get("/v1/jobs/nothing"), 404)
@@ -122,11 +122,11 @@ def test_answers_are_what_the_document_says(shared: Served, openapi: dict[str, A
         schema(openapi, "PretrainSpec").validate(resolve_spec(preset))
 
 
-def test_the_document_is_made_once(shared: Served) -> None:
+def test_the_document_is_built_once(shared: Served) -> None:
     assert document(shared.app) is document(shared.app)
 
 
-def test_people_read_the_document_as_a_page(shared: Served) -> None:
+def test_the_document_is_shown_as_a_page(shared: Served) -> None:
     browser = shared.browser("read")
 
     page = browser.get("/docs")

@@ -116,7 +116,7 @@ def test_logs_are_read_on_without_gap_or_repeat(served: Served) -> None:
     assert client.get(f"/v1/jobs/{job_id}/events", params={"after": 2, "limit": 1}).json()["items"][0]["seq"] == 3
 
 
-def test_a_curve_goes_on_where_the_next_attempt_resumed(served: Served) -> None:
+def test_a_curve_continues_where_the_next_attempt_resumed(served: Served) -> None:
     job_id = finished_run(served.database)
 
     with client_of(served) as client:
@@ -232,7 +232,7 @@ def test_the_client_submits_waits_and_cancels(served: Served) -> None:
         assert client.is_ready()
 
 
-def test_ids_are_answered_in_the_order_they_were_made(small: Served) -> None:
+def test_ids_sort_in_the_order_of_creation(small: Served) -> None:
     client = small.client()
     created = [client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["id"] for _ in range(5)]
 

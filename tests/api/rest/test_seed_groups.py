@@ -87,7 +87,7 @@ def test_numbers_over_the_seeds_by_the_client(served: Served) -> None:
 # --- presets -------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_says_where_it_departs_from_its_preset(small: Served) -> None:
+def test_a_job_lists_its_deviations_from_its_preset(small: Served) -> None:
     client = small.client()
     spec = {"epochs": 50, "loss": {"temperature": 0.5}}
     body = {"kind": "pretrain", "preset": "digits-cpu", "spec": spec}

@@ -48,7 +48,7 @@ def test_a_submitted_job_is_there(served: Served) -> None:
     assert rows.status(served.database, job["id"]) == "blocked"
 
 
-def test_a_preset_is_a_start_and_the_spec_what_differs(small: Served) -> None:
+def test_a_spec_overrides_fields_of_its_preset(small: Served) -> None:
     client = small.client()
     digits = resolve_spec(presets()["digits-cpu"])
 
@@ -61,7 +61,7 @@ def test_a_preset_is_a_start_and_the_spec_what_differs(small: Served) -> None:
     assert_problem(client.post("/v1/jobs", json=body | {"kind": "evaluate"}), 422, "/preset")
 
 
-def test_a_dry_run_plans_and_makes_nothing(served: Served) -> None:
+def test_a_dry_run_returns_the_plan_and_creates_nothing(served: Served) -> None:
     client = served.client()
 
     answer = client.post("/v1/jobs", params={"dry_run": "true"}, json=JOB, headers={"Idempotency-Key": "k"})
@@ -229,7 +229,7 @@ def test_a_job_changes_its_name_tags_and_priority(served: Served) -> None:
 
 @pytest.mark.parametrize("before", list(Status))
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "clone"])
-def test_a_verb_does_it_or_says_why_not(small: Served, before: Status, verb: str) -> None:
+def test_a_verb_succeeds_or_returns_the_reason(small: Served, before: Status, verb: str) -> None:
     client = small.client()
     job_id = rows.job_in(small.database, before)
     ends = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
@@ -251,7 +251,7 @@ def test_a_verb_does_it_or_says_why_not(small: Served, before: Status, verb: str
     assert_problem(client.post(f"/v1/jobs/{new_id()}/{verb}"), 404)
 
 
-def test_a_running_job_is_asked(served: Served) -> None:
+def test_a_running_job_receives_requests(served: Served) -> None:
     client = served.client()
     run = rows.Run(served.database, rows.running(served.database))
 
@@ -278,7 +278,7 @@ def test_a_retry_starts_from_the_last_checkpoint_and_a_clone_from_scratch(served
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spce": {}}), 422, "/spce")
 
 
-def test_a_job_is_made_by_its_key(served: Served) -> None:
+def test_a_job_records_the_key_that_created_it(served: Served) -> None:
     client = served.client()
     key_id = client.get("/v1/keys").json()["items"][0]["id"]
 

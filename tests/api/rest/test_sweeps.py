@@ -55,7 +55,7 @@ def test_a_sweep_is_begun_shown_and_ends_with_its_best(served: Served) -> None:
     assert {name: shown[name] for name in listed["items"][0]} == listed["items"][0]
 
 
-def test_a_plan_says_what_there_would_be_and_makes_nothing(served: Served) -> None:
+def test_a_dry_run_returns_the_plan_and_creates_nothing(served: Served) -> None:
     plan = served.client().post("/v1/sweeps?dry_run=true", json=HALVING | {"seeds": [1, 2]}).json()
 
     assert plan["rungs"] == [{"trials": 9, "epochs": 2}, {"trials": 3, "epochs": 6}, {"trials": 1, "epochs": 18}]
@@ -70,7 +70,7 @@ def test_a_plan_says_what_there_would_be_and_makes_nothing(served: Served) -> No
     assert again == plan
 
 
-def test_the_same_key_makes_one_sweep_however_many_come_at_once(served: Served) -> None:
+def test_concurrent_requests_with_one_key_create_one_sweep(served: Served) -> None:
     client = served.client()
     header = {"Idempotency-Key": "sweep-1"}
 
@@ -96,7 +96,7 @@ def test_a_sweep_is_cancelled_once(served: Served) -> None:
     assert_problem(client.get("/v1/sweeps/no-such"), 404)
 
 
-def test_a_base_may_say_itself_what_is_held_out(small: Served) -> None:
+def test_a_base_spec_may_set_the_held_out_share(small: Served) -> None:
     client = small.client()
     spec = {"data": {"name": "digits", "image_size": 8, "held_out_share": 0}}
 
@@ -108,7 +108,7 @@ def test_a_base_may_say_itself_what_is_held_out(small: Served) -> None:
     assert client.post("/v1/sweeps?dry_run=true", json=elsewhere).json()["held_out_share"] == 0.2
 
 
-def test_lists_go_on_behind_their_cursor(small: Served) -> None:
+def test_lists_continue_after_their_cursor(small: Served) -> None:
     client = small.client()
     created = [client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in ("a", "b", "c")]
 
@@ -119,7 +119,7 @@ def test_lists_go_on_behind_their_cursor(small: Served) -> None:
     assert second["next_cursor"] is None
 
 
-def test_a_list_may_be_of_some_states(small: Served) -> None:
+def test_a_list_is_filtered_by_states(small: Served) -> None:
     client = small.client()
     ended, first, second = (client.post("/v1/sweeps", json=GRID | {"name": name}).json()["id"] for name in "abc")
     client.post(f"/v1/sweeps/{ended}/cancel")
@@ -191,7 +191,7 @@ LOSS = "a series of the training, such as a loss, cannot rank"
         ({"unknown": 1}, ["/unknown"], "unknown field"),
     ],
 )
-def test_what_is_wrong_is_said_where_it_stands(
+def test_errors_point_to_the_wrong_fields(
     shared: Served, change: dict[str, Any], pointers: list[str], says: str
 ) -> None:
     answer = shared.client().post("/v1/sweeps", json=GRID | change)
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_said_where_it_stands(
     assert rows.rows_of(shared.database, Sweep) == rows.rows_of(shared.database, Job) == []
 
 
-def test_a_reader_may_look_and_not_begin(small: Served) -> None:
+def test_a_read_key_lists_sweeps_and_starts_none(small: Served) -> None:
     client = small.client("read")
 
     assert client.get("/v1/sweeps").json() == {"items": [], "next_cursor": None}
@@ -224,7 +224,7 @@ def test_a_reader_may_look_and_not_begin(small: Served) -> None:
         {"metric": {"protocol": "knn", "settings": {"seed": "x", "draws": []}}},
     ],
 )
-def test_no_nonsense_is_answered_with_5xx(shared: Served, change: dict[str, Any]) -> None:
+def test_no_invalid_sweep_gets_a_5xx(shared: Served, change: dict[str, Any]) -> None:
     for search in ({}, {"search": "random", "trials": 2}):
         body = assert_problem(shared.client().post("/v1/sweeps", json=GRID | search | change), 422)
         assert all(error["pointer"] for error in body["errors"]), body
@@ -236,7 +236,7 @@ def test_the_example_of_the_document_is_accepted(small: Served) -> None:
     assert small.client().post("/v1/sweeps", json=example).status_code == 201
 
 
-def test_limits_are_on_jobs_not_on_patience(small: Served) -> None:
+def test_the_number_of_runs_is_limited(small: Served) -> None:
     many = {"batch_size": list(range(2, 130)), TEMPERATURE: [0.1, 0.2]}
     answer = small.client().post("/v1/sweeps", json=GRID | {"parameters": many, "seeds": [0, 1, 2, 3]})
 

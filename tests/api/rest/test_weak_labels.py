@@ -59,7 +59,9 @@ def test_the_groups_of_an_epoch(served: Served) -> None:
 @pytest.mark.parametrize(
     "facts", [None, {"nonsense": True}, FACTS | {"indices": [1], "classes": [0]}], ids=["absent", "nonsense", "others"]
 )
-def test_without_the_probes_facts_groups_are_all_that_is_known(small: Served, facts: dict[str, Any] | None) -> None:
+def test_without_facts_of_the_monitor_batch_only_groups_are_returned(
+    small: Served, facts: dict[str, Any] | None
+) -> None:
     run = run_of(small, facts)
 
     response = small.client("read").get(f"/v1/jobs/{run.job_id}/groups").json()

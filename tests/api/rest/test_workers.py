@@ -21,7 +21,7 @@ def register(served: Served) -> str:
     return rows.WORKER.id
 
 
-def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
+def test_a_waiting_job_has_a_cause_until_it_runs(served: Served) -> None:
     client = served.client()
     first, second = (client.post("/v1/jobs", json=JOB | {"name": name}).json() for name in ("first", "second"))
     assert first["waiting"] == {
@@ -51,7 +51,7 @@ def test_a_job_says_why_it_waits_until_it_runs(served: Served) -> None:
     assert backing_off["until"].endswith("Z")
 
 
-def test_a_stream_says_why_too(small: Served) -> None:
+def test_a_stream_has_the_cause_of_waiting_too(small: Served) -> None:
     client = small.client()
     job_id = client.post("/v1/jobs", json=JOB).json()["id"]
 
@@ -116,7 +116,7 @@ def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
     assert_problem(served.client().post(f"/v1/workers/{new_id()}/drain"), 404)
 
 
-def test_the_audit_closes_and_finds_what_was_tampered_with(served: Served) -> None:
+def test_the_audit_finds_a_tampered_row(served: Served) -> None:
     client = served.client()
     job_id = client.post("/v1/jobs", json=JOB).json()["id"]
     assert client.get("/v1/audit").json() == {"jobs": 1, "events": 1, "attempts": 0, "findings": []}

@@ -177,7 +177,7 @@ def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyP
     assert len(read) == len(set(read)) == 6
 
 
-def test_a_slow_viewer_holds_nothing_up_and_misses_nothing(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_viewer_delays_no_other_and_misses_nothing(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads nothing while far more passes than is kept for it; then it reads everything, once."""
     monkeypatch.setattr(feeds, "_KEPT_BYTES", 20_000)
     run = rows.Run(small.database, rows.running(small.database))
@@ -287,14 +287,16 @@ def test_a_revoked_key_ends_its_streams(small: Served) -> None:
         assert list(coming) == []
 
 
-def test_a_quiet_stream_says_that_it_lives(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_stream_sends_heartbeats(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeds, "HEARTBEAT_SECONDS", 0.2)
     job_id = rows.submit(small.database)
 
     with listening(small.client("read"), f"/v1/jobs/{job_id}/stream") as stream:
-        received = [next(stream) for _ in range(4)]
+        opening = next(stream)
+        first = next(messages(stream))  # on a busy machine, heartbeats may come before it
+        heartbeats = [next(stream) for _ in range(2)]
 
-    assert [message is None for message in received] == [True, False, True, True]
+    assert (opening, first.event, heartbeats) == (None, "job", [None, None])
 
 
 def test_an_outage_of_the_database_does_not_end_a_stream(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:

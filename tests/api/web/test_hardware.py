@@ -60,7 +60,7 @@ def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None
     expect(sentences).not_to_contain_text("NVML")
 
 
-def test_a_job_without_hardware_metrics_says_so(visitor: Visitor, site: Site) -> None:
+def test_a_job_without_hardware_metrics_shows_an_explanation(visitor: Visitor, site: Site) -> None:
     run = site.running("of an older worker")
     run.start()
     run.losses([1])

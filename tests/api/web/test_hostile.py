@@ -153,7 +153,9 @@ def addresses(site: Site) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_holds(visitor: Visitor, site: Site, addresses: dict[str, str], width: int) -> None:
+def test_every_page_shows_hostile_text_as_text(
+    visitor: Visitor, site: Site, addresses: dict[str, str], width: int
+) -> None:
     """No text becomes markup, the console stays empty, and nothing is wider than the screen."""
     database = Database("sqlite://")
     routes = classification(create_app(Settings(data_dir=site.settings.data_dir), database))

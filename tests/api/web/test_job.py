@@ -189,7 +189,7 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
     assert site.status(again) == "succeeded"
 
 
-def test_a_refused_action_says_why(visitor: Visitor, site: Site) -> None:
+def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None:
     job_id = site.submit("ends behind the page's back")
     page = visitor.window()
     page.goto(f"/jobs/{job_id}")
@@ -240,7 +240,7 @@ def test_the_log_follows_and_pauses(visitor: Visitor, site: Site) -> None:
     run.end()
 
 
-def test_a_failed_job_says_why_and_what_to_do(visitor: Visitor, site: Site) -> None:
+def test_a_failed_job_shows_the_reason_and_the_remedy(visitor: Visitor, site: Site) -> None:
     run = site.running()
     run.start()
     run.tell({"type": "metrics", "step": 5, "values": {"train/loss": None}})

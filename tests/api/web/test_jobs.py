@@ -13,7 +13,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_an_empty_service_says_how_to_submit(visitor: Visitor, site: Site) -> None:
+def test_an_empty_service_shows_how_to_submit(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
 
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()

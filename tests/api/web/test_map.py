@@ -133,7 +133,7 @@ def test_the_keyboard_moves_between_images_of_a_map(visitor: Visitor, mapped: st
     expect(canvas).to_be_focused()
 
 
-def test_a_map_that_was_submitted_by_itself_is_found_from_the_training(
+def test_a_training_links_to_a_map_that_was_submitted_separately(
     visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
 ) -> None:
     bare = evaluation(site, trained, 20, None)
@@ -150,7 +150,7 @@ def test_a_map_that_was_submitted_by_itself_is_found_from_the_training(
     expect(page.locator("h1")).to_have_text("trained")
 
 
-def test_checkpoints_lead_to_their_maps_and_damaged_ones_to_none(
+def test_checkpoints_link_to_their_maps_and_damaged_ones_to_none(
     visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
 ) -> None:
     damaged = next(each for each in site.checkpoints(trained.job_id) if each.step == 30)

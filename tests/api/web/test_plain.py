@@ -214,7 +214,7 @@ def test_visitors_without_a_session_see_how_to_sign_in(browser: Browser, site: S
     context.close()
 
 
-def test_a_page_that_was_signed_out_elsewhere_says_so(visitor: Visitor, site: Site) -> None:
+def test_a_page_shows_that_its_session_ended(visitor: Visitor, site: Site) -> None:
     page = visitor.window()
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 

@@ -55,7 +55,7 @@ def colour_of(thumb: Locator) -> tuple[int, int, int]:
     return int(red), int(green), int(blue)
 
 
-def test_every_group_shows_its_own_images_and_what_they_are(visitor: Visitor, grouped: PlayedRun) -> None:
+def test_every_group_shows_its_own_images_and_their_classes(visitor: Visitor, grouped: PlayedRun) -> None:
     page = visitor.window()
     page.goto(address(grouped, "?epoch=1"))
 
@@ -74,7 +74,7 @@ def test_every_group_shows_its_own_images_and_what_they_are(visitor: Visitor, gr
 
 
 @pytest.mark.parametrize("scripts", [False, True], ids=["plain", "scripts"])
-def test_links_lead_to_every_epoch_order_and_image(visitor: Visitor, grouped: PlayedRun, scripts: bool) -> None:
+def test_links_exist_to_every_epoch_order_and_image(visitor: Visitor, grouped: PlayedRun, scripts: bool) -> None:
     page = visitor.window(scripts=scripts)
     page.goto(f"/jobs/{grouped.job_id}")
     page.get_by_role("navigation", name="Sections").get_by_role("link", name="Weak labels").click()

@@ -59,7 +59,7 @@ def packed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return path
 
 
-def test_a_packed_file_holds_what_its_folder_holds(photos: Path, packed: Path) -> None:
+def test_a_packed_file_has_the_images_of_its_folder(photos: Path, packed: Path) -> None:
     ours, theirs = load(packed), data.load("photos", "folder", photos, 8, 0.0, NullReporter())
     assert ours.classes == theirs.classes == ("cat", "dog")
     assert ours.unlabelled is not None

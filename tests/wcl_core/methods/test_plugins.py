@@ -71,7 +71,9 @@ def test_a_wrong_option_names_its_field(site_packages: Path) -> None:
     assert set(wrong(method_options={"projection_dim": 4})) == {"method_options.projection_dim"}
 
 
-def test_an_unknown_method_lists_the_known_ones(site_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unknown_method_lists_the_valid_names(
+    site_packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     errors = wrong(method="barlow", method_options={"anything": 1})
     assert errors.keys() == {"method"}
     assert "there is no method barlow; expected one of wcl, simclr, absent, barlow-twins, no-heads" in errors["method"]

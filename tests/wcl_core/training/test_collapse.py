@@ -79,7 +79,7 @@ def test_a_healthy_run_shows_no_sign(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])
-def test_a_collapse_ends_the_run_as_the_spec_says(tmp_path: Path, action: str, outcome: str) -> None:
+def test_a_collapse_ends_the_run_according_to_the_spec(tmp_path: Path, action: str, outcome: str) -> None:
     spec = small.spec(**RUN, on_collapse=action, checkpoints={"every_epochs": 100})
     reporter = MemoryReporter()
 

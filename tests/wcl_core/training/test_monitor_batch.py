@@ -77,13 +77,13 @@ def test_a_resumed_run_shows_the_same_images_and_the_groups_that_were_missing(tm
     assert before.of("artifact") == after.of("artifact") == whole.of("artifact")
 
 
-def test_what_makes_no_weak_labels_or_is_not_monitored_shows_nothing(tmp_path: Path) -> None:
+def test_runs_without_weak_labels_or_monitoring_report_no_groups(tmp_path: Path) -> None:
     for spec in (small.spec(method="simclr"), small.spec(monitor_every_epochs=0)):
         reporter = run(spec, tmp_path)
         assert reporter.of("artifact") == reporter.of("groups") == []
 
 
-def test_an_image_without_a_class_says_so(tmp_path: Path) -> None:
+def test_an_image_without_a_class_is_reported_without_one(tmp_path: Path) -> None:
     data = small.few_digits()
     labels = data.train.labels.clone()
     labels[::2] = -1
