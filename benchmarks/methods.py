@@ -46,12 +46,12 @@ def temperatures(both: list[tuple[float, float]], one: list[float]) -> Stage:
 
 
 def views_and_rate() -> Stage:
-    """Weaker crops, which raise the pair precision, and a higher learning rate."""
+    """Return a stage with weaker crops, which raise the pair precision, and a higher learning rate."""
     return Stage.shared("views and rate", [{"augmentation.scale_min": 0.5}, {"optimizer.learning_rate": 0.12}])
 
 
 def weak_loss() -> Stage:
-    """Weight and ramp of the weak-label loss; for SimCLR two temperatures between the earlier ones."""
+    """Return a stage with weights and ramps of the weak-label loss; for SimCLR two temperatures between the earlier ones."""
     pairs = [(0.5, 0.2), (1.0, 0.2)]
     wcl = [{"loss.weak_weight": beta, "loss.weak_ramp_fraction": ramp} for beta, ramp in pairs]
     return Stage("weak loss; temperature", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.17, 0.24)]})
@@ -64,7 +64,7 @@ def higher_temperatures() -> Stage:
 
 
 def labels_use(change: Settings) -> Stage:
-    """Another use of the weak labels; for SimCLR one more temperature."""
+    """Return a stage with another use of the weak labels; for SimCLR one more temperature."""
     return Stage("use of the labels; temperature", {"wcl": [change], "simclr": [{"loss.temperature": 0.48}]})
 
 

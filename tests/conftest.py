@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `--fast`, skip the import of folders that have no fast test."""
+    """Skip the import of folders that have no fast test, with `--fast`."""
     is_never_fast = collection_path.is_dir() and collection_path.name in _NEVER_FAST
     return True if config.getoption("fast") and is_never_fast else None
 
@@ -89,21 +89,21 @@ def _nothing_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A real Redis on a free port, without persistence."""
+    """Yield the URL of a real Redis on a free port, without persistence."""
     with servers.redis_server() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """A real PostgreSQL on a free port; the URL of its maintenance database."""
+    """Yield the URL of the maintenance database of a real PostgreSQL on a free port."""
     with servers.postgres() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def migrated_postgres_url(postgres_server: str) -> str:
-    """One migrated database, which tests use in turn: emptying it is several times faster than making another."""
+    """Return one migrated database that tests use in turn; clearing it is several times faster than a new one."""
     url = _create(postgres_server)
     database = Database(url)
     database.migrate()
@@ -113,7 +113,7 @@ def migrated_postgres_url(postgres_server: str) -> str:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file, which others are copied from."""
+    """Return a migrated file; tests copy it."""
     path = tmp_path_factory.mktemp("template") / "wcl.sqlite3"
     database = Database(f"sqlite:///{path}")
     database.migrate()
@@ -123,7 +123,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A new database without tables."""
+    """Yield a new database without tables."""
     url = _create(postgres_server)
     yield url
     _administer(postgres_server, f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
@@ -131,7 +131,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database that nothing has migrated yet, in both modes."""
+    """Return a database without migrations, in both modes."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'folder' / 'wcl.sqlite3'}"
     url: str = request.getfixturevalue("postgres_url")
@@ -140,7 +140,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
-    """A migrated SQLite file."""
+    """Yield a migrated SQLite file."""
     path = tmp_path / "wcl.sqlite3"
     shutil.copyfile(sqlite_template, path)
     database = Database(f"sqlite:///{path}")
@@ -150,7 +150,7 @@ def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]
 
 @pytest.fixture
 def postgres_database(migrated_postgres_url: str) -> Iterator[Database]:
-    """A migrated PostgreSQL database without rows."""
+    """Yield a migrated PostgreSQL database without rows."""
     database = Database(migrated_postgres_url)
     servers.clear(database)
     yield database
@@ -159,7 +159,7 @@ def postgres_database(migrated_postgres_url: str) -> Iterator[Database]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """A migrated database without rows, in both modes."""
+    """Return a migrated database without rows, in both modes."""
     opened: Database = request.getfixturevalue(f"{request.param}_database")
     return opened
 

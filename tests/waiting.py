@@ -12,7 +12,7 @@ _LOOK_SECONDS = 0.05
 
 
 def eventually(look: Callable[[], T], what: str = "it", seconds: float = 90.0) -> T:
-    """The first true value of `look`; `seconds` only bound a failure, so they are generous."""
+    """Return the first true value of `look`; `seconds` only bounds a failure, so it is generous."""
     deadline = time.monotonic() + seconds
     while not (value := look()):
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"

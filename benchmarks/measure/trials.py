@@ -84,7 +84,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """A digest of all that the result depends on, 64 hex digits."""
+        """Return a digest of all that the result depends on, as 64 hex digits."""
         parts = [resolve_spec(self.spec()), resolve_spec(_evaluation(self.spec())), self.fold, self.source.per_class]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

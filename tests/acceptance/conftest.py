@@ -12,7 +12,7 @@ from tests.acceptance.service import Service
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    """A started service, in both modes."""
+    """Yield a started service, in both modes."""
     settings: dict[str, str] = {}
     if request.param == "postgres":
         settings = {
@@ -24,7 +24,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
 
 @pytest.fixture
 def small_service(tmp_path: Path) -> Iterator[Service]:
-    """A started service on SQLite, where the mode does not matter."""
+    """Yield a started service on SQLite, where the mode does not matter."""
     yield from _running(Service(tmp_path / "data"))
 
 

@@ -70,12 +70,12 @@ class Service:
         return WclClient(f"http://127.0.0.1:{self.port}", (self.data_dir / "key").read_text().strip())
 
     def environment(self) -> dict[str, str]:
-        """What a shell needs to use this service by `wcl`."""
+        """Return the variables that a shell needs to use this service by `wcl`."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         return clean | {"WCL_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT)}
 
     def process(self, *words: str) -> psutil.Process | None:
-        """The oldest process below `wcl up` whose command line holds `-m` and all of `words`."""
+        """Return the oldest process below `wcl up` whose command line has `-m` and all of `words`."""
         assert self._process
         for process in psutil.Process(self._process.pid).children(recursive=True):
             try:
@@ -87,13 +87,13 @@ class Service:
         return None
 
     def kill(self, *words: str) -> int:
-        """`kill -9` of one process; its id."""
+        """Kill one process with SIGKILL; return its id."""
         victim = eventually(lambda: self.process(*words), f"a process {words}", 30)
         victim.send_signal(signal.SIGKILL)
         return victim.pid
 
     def stop(self) -> float:
-        """End the service as Ctrl-C does; the seconds it took."""
+        """End the service as Ctrl-C does; return the seconds until its end."""
         began = time.monotonic()
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
@@ -101,7 +101,7 @@ class Service:
         return time.monotonic() - began
 
     def words(self) -> str:
-        """Everything the service wrote, for the message of a failing test."""
+        """Return everything that the service printed, for the message of a failing test."""
         paths = [self.log_path, *sorted((self.data_dir / "logs").glob("*.log"))]
         return "\n".join(
             f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths if path.exists()

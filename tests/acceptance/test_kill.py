@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def start_long_run(client: WclClient) -> str:
-    """A running job that already has a registered checkpoint."""
+    """Start a job and wait for its first two checkpoints."""
     job_id = submit_when_ready(client, LONG_SPEC)["id"]
     eventually(lambda: len(client.checkpoints(job_id)) >= 2, "two checkpoints", 90)
     assert client.job(job_id)["status"] == "running"
@@ -21,7 +21,7 @@ def start_long_run(client: WclClient) -> str:
 
 
 def assert_whole(client: WclClient, job: Job) -> None:
-    """The job ended once, with one gapless curve and all of its checkpoints."""
+    """Check that the job ended once, with one gapless curve and all of its checkpoints."""
     assert job["status"] == "succeeded", job
     ends = [event for event in client.events(job["id"]) if event["data"].get("status") == "succeeded"]
     assert len(ends) <= 1

@@ -1,4 +1,4 @@
-"""A sweep as a person runs it: real trainings on digits, ranked by real evaluations on images held out of train."""
+"""A real sweep: trainings on digits, ranked by evaluations on images held out of train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From submit to download as a user does it: real processes, the real command line."""
+"""From submission to download with real processes and the real command line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_interrupted_download_resumes_by_range(small_service: Service, tmp_pa
 
 
 def _first_bytes(client: WclClient, checkpoint_id: str, target: Path, count: int) -> None:
-    """What an interrupted download leaves behind: the first bytes and the version they belong to."""
+    """Write the files of an interrupted download: the first bytes, and the version of the file."""
     import httpx
 
     url = f"{client.url}/v1/checkpoints/{checkpoint_id}/download?kind=native"

@@ -15,19 +15,19 @@ from tests.jobs import rows
 
 @pytest.fixture
 def served(database: Database, tmp_path: Path) -> Iterator[Served]:
-    """A server with one dataset, on both databases."""
+    """Yield a server with one dataset, on both databases."""
     yield from _running(database, tmp_path)
 
 
 @pytest.fixture
 def small(sqlite_database: Database, tmp_path: Path) -> Iterator[Served]:
-    """A server with one dataset, where the database does not matter."""
+    """Yield a server with one dataset, where the database does not matter."""
     yield from _running(sqlite_database, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def shared(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server for all tests of a module that do not mind what others left in it."""
+    """Yield one server for all tests of a module that accept rows of other tests."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(sqlite_template, folder / "wcl.sqlite3")
     database = Database(f"sqlite:///{folder / 'wcl.sqlite3'}")

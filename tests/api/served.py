@@ -61,7 +61,7 @@ class Served:
         return self.database.write(lambda session: keys.create(session, "test", scopes or ALL)[1])
 
     def client(self, *scopes: str) -> httpx.Client:
-        """A client with a key of its own."""
+        """Return a client with a key of its own."""
         return self.bare({"Authorization": f"Bearer {self.key(*scopes)}"})
 
     def bare(self, headers: dict[str, str] | None = None) -> httpx.Client:
@@ -70,7 +70,7 @@ class Served:
         return client
 
     def browser(self, *scopes: str) -> httpx.Client:
-        """A client that signed in by a link and carries nothing but its cookie."""
+        """Return a client that signed in by a link and sends only its cookie."""
         link = self.client(*(scopes or ALL)).post("/v1/sign-in-links").json()["url"]
         client = self.bare({"Accept": "text/html"})
         assert client.get(link).status_code == 200
@@ -80,7 +80,7 @@ class Served:
         self.app.state.failures = Failures()
 
     def checkpoint(self, content: bytes, run: rows.Run | None = None, step: int = 1) -> str:
-        """The id of a registered checkpoint whose file holds `content`."""
+        """Return the id of a registered checkpoint whose file has `content`."""
         run = run or rows.Run(self.database, rows.running(self.database))
         key = f"{run.job_id}/{run.number}/step-{step}.safetensors"
         place = self.settings.checkpoints_dir / key
@@ -97,7 +97,7 @@ class Served:
 
 
 def native_checkpoint() -> bytes:
-    """A small native checkpoint, made without torch."""
+    """Return a small native checkpoint, written without torch."""
     tensors = {
         "model/backbone.conv1.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
         "model/backbone.bn1.bias": np.ones(3, dtype=np.float32),
@@ -111,7 +111,7 @@ def native_checkpoint() -> bytes:
 
 @contextmanager
 def listening(client: httpx.Client, address: str, last_id: str | None = None) -> Iterator[Iterator[Message | None]]:
-    """An open stream's messages; None for a comment."""
+    """Yield the messages of an open stream; None for a comment."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
     with client.stream("GET", address, headers=headers) as response:
         assert response.status_code == 200, response.read()
@@ -124,7 +124,7 @@ def messages(stream: Iterator[Message | None]) -> Iterator[Message]:
 
 
 def assert_problem(response: httpx.Response, status: int, *pointers: str) -> dict[str, Any]:
-    """A well-formed problem document with this status and these pointers."""
+    """Check for a well-formed problem document with this status and these pointers; return it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()

@@ -87,7 +87,7 @@ class _Forms(HTMLParser):
 
 
 def forms_of(client: httpx.Client, address: str) -> list[Form]:
-    """The forms of a page that post; none where the address answers something else than a page."""
+    """Return the forms of a page that post; none if the response is no page."""
     response = client.get(address)
     assert response.status_code in (200, 404), (address, response.text[:300])
     if not response.headers["content-type"].startswith("text/html") or response.status_code == 404:
@@ -98,7 +98,7 @@ def forms_of(client: httpx.Client, address: str) -> list[Form]:
 
 
 def world(served: Served) -> dict[str, list[str]]:
-    """Jobs in every state, checkpoints, a sweep and a worker; values of the parameters of addresses."""
+    """Create jobs in every state, checkpoints, a sweep and a worker; return values for parameters of addresses."""
     database = served.database
     facts = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, list("0123456789"), {})
     database.write(lambda session: workers.register(session, rows.WORKER, 1, [facts]))
@@ -116,7 +116,7 @@ def world(served: Served) -> dict[str, list[str]]:
 
 
 def pages(served: Served, values: dict[str, list[str]]) -> Iterator[str]:
-    """Addresses of all pages; one with a parameter that `values` does not have raises KeyError."""
+    """Yield the addresses of all pages; raise KeyError for a parameter that `values` does not have."""
     for route in iter_route_contexts(served.app.routes):
         path = getattr(route, "path", "") or ""
         methods = getattr(route, "methods", None) or ()
@@ -132,7 +132,7 @@ def pages(served: Served, values: dict[str, list[str]]) -> Iterator[str]:
 
 
 def things(database: Database) -> dict[str, int]:
-    """How many rows each table has whose rows are things with an id of their own."""
+    """Return the number of rows of each table whose rows have an id of their own."""
     tables = [table for table in Base.metadata.sorted_tables if [c.name for c in table.primary_key] == ["id"]]
     with database.read() as session:
         return {table.name: session.execute(select(func.count()).select_from(table)).scalar_one() for table in tables}

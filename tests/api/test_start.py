@@ -35,7 +35,7 @@ SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
 
 
 class Server:
-    """One process and what it said."""
+    """A server process and its output."""
 
     def __init__(self, data_dir: Path, output: int | None = None, **settings: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
@@ -85,7 +85,7 @@ class Server:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=30)
 
     def stop(self, number: int = signal.SIGTERM) -> float:
-        """Seconds until it ended."""
+        """Stop the process; return the seconds until its end."""
         began = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(timeout=30)

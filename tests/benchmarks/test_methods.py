@@ -1,4 +1,4 @@
-"""The comparison of methods: held out is held out, budgets are equal, intervals right, no finished trial is lost."""
+"""The comparison of methods: held-out images, equal budgets, intervals, and kept trials."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_search_tries_equally_many_settings_and_chooses_the_best() -> None:
     measured: list[Trial] = []
 
     def measure(trials: list[Trial]) -> list[Measured]:
-        """A landscape: WCL likes a = 2 and hates b = 1, SimCLR likes a = 3 and b = 1, but less."""
+        """Return scores that are best at a = 2, b = 0 for WCL and at a = 3, b = 1 for SimCLR."""
         measured.extend(trials)
         results = []
         for trial in trials:

@@ -26,7 +26,7 @@ from tests.chaos.body import STEPS_PER_EPOCH, value
 class Accepted:
     """A job that a server accepted: its request, and the end states that it may have.
 
-    Without `epochs` it trains in earnest, and its curve is its own affair.
+    Without `epochs` it is a real training, and the value of a step is not checked.
     """
 
     job_id: str

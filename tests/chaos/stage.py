@@ -97,7 +97,7 @@ class Stage:
         return self._node(Start("api", environment, data_dir / "log", name, **changes))
 
     def failpoints(self, node: Node) -> Path:
-        """The folder of a node's failpoints, from its next start on."""
+        """Create the folder of a node's failpoints; the node reads it from its next start on."""
         folder = Path(node.start_as.environment["WCL_DATA_DIR"]) / "failpoints"
         folder.mkdir(exist_ok=True)
         node.start_as = replace(node.start_as, environment=node.start_as.environment | {"FAILPOINTS": str(folder)})
@@ -172,7 +172,7 @@ class Theatre:
 
     @contextmanager
     def stage(self, name: str, kind: str = "postgres", **settings: str) -> Iterator[Stage]:
-        """A service with a fresh database, on `postgres` or `sqlite`."""
+        """Yield a service with a fresh database, on `postgres` or `sqlite`."""
         folder = self.folder / name
         folder.mkdir(parents=True)
         stage = self._on_postgres(name, folder, settings) if kind == "postgres" else self._on_sqlite(folder, settings)

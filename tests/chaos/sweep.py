@@ -150,7 +150,7 @@ class Sweep:
         self.stage.wait_for_end(job_id)
 
     def _restart(self, job_id: str) -> None:
-        """Also send a request to the new server, because each records the use of a key once a minute."""
+        """Restart all nodes; send the server a request, because each server stores the use of a key once a minute."""
         server = self._nodes["server"]
         starts = server.starts
         for node in self._nodes.values():
@@ -164,7 +164,7 @@ class Sweep:
         self._caller.send(job_id, "resume")
 
     def _lose(self, job_id: str) -> None:
-        """The worker dies and stays down until the server has noticed."""
+        """Kill the worker and restart it once the server has noticed."""
         with self._lock:
             self._held = "worker"
             self._nodes["worker"].end(signal.SIGKILL)

@@ -19,7 +19,7 @@ _SUCCEEDED = frozenset({"succeeded"})
 
 @contextmanager
 def caller_of(server: Node) -> Iterator[Caller]:
-    """A client of a started server."""
+    """Yield a client of a started server."""
     environment = server.start_as.environment
     data_dir = Path(environment["WCL_DATA_DIR"])
     eventually((data_dir / "server.json").exists, "the start of the server")
@@ -29,7 +29,7 @@ def caller_of(server: Node) -> Iterator[Caller]:
 
 
 def assert_undisturbed(stage: Stage, *jobs: Accepted) -> None:
-    """Return whether each job succeeded at its first attempt, with a complete curve."""
+    """Check that each job succeeded at its first attempt, with a complete curve."""
     for job in jobs:
         row = stage.wait_for_end(job.job_id)
         assert (row.status, row.attempt, row.failures) == ("succeeded", 1, 0)
@@ -52,7 +52,7 @@ def test_without_a_broker_a_job_is_accepted_and_its_worker_finds_it(house: Theat
 
 
 def test_a_broker_that_is_killed_under_a_run_costs_it_nothing(house: Theatre) -> None:
-    """Jobs that are submitted meanwhile run, too, on the same worker, and after the broker is back."""
+    """Jobs that are submitted without the broker also run, on the same worker, and so do jobs after its return."""
     with house.stage("broker-killed") as stage, caller_of(stage.server("server").start()) as caller:
         worker = stage.worker("worker").start()
         stage.wait_for_workers("worker")

@@ -62,7 +62,7 @@ def test_every_way_to_read_a_wrong_clock_gives_the_wrong_time() -> None:
 
 
 def test_no_wall_clock_decides_and_none_is_stored(house: Theatre) -> None:
-    """A run whose worker dies under it moves to another one; server and workers disagree by two days."""
+    """A run whose worker dies moves to another worker; the clocks of server and workers differ by two days."""
     began = time.time()
     with house.stage("clocks") as stage:
         server = stage.server("server", clock_seconds=_DAY).start()

@@ -68,5 +68,5 @@ def test_jobs_end_correctly_after_any_action_at_a_failpoint(house: Theatre) -> N
 
 
 def _steady(places: list[Place]) -> list[Place]:
-    """Those that every job passes."""
+    """Return the failpoints that every job passes."""
     return [place for place in places if "job" in place.scenes]

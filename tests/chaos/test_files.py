@@ -59,7 +59,7 @@ def test_an_attempt_is_renewed_while_a_file_is_held_up(house: Theatre, place: st
 
 @pytest.mark.parametrize("verb", ["cancel", pytest.param("pause", marks=pytest.mark.long)])
 def test_a_run_receives_requests_while_its_checkpoint_is_stored(house: Theatre, verb: str) -> None:
-    """It ends at once; its job when everything is stored that it had made."""
+    """The run ends at once; the job ends once all files of the run are stored."""
     with held_up(house, verb, _STORING, **_PATIENT) as (stage, worker, job_id, release):
         assert worker.trainings()
         stage.database.write(lambda session: _REQUEST[verb](session, job_id))

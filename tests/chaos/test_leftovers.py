@@ -56,7 +56,7 @@ def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Thea
 
 @pytest.mark.parametrize("trouble", ["hang", pytest.param("error", marks=pytest.mark.long)])
 def test_a_slow_storage_delays_no_other_job(house: Theatre, trouble: str) -> None:
-    """Leave a checkpoint that was not stored yet; the storage then hangs, or is full."""
+    """A checkpoint is not stored yet when the worker dies; the storage then hangs, or is full."""
     with house.stage(f"leftovers-{trouble}", "sqlite", **_PATIENT) as stage:
         worker = stage.worker("worker")
         failpoints = stage.failpoints(worker)

@@ -19,7 +19,7 @@ from tests.waiting import eventually
 
 @contextmanager
 def echo() -> Iterator[int]:
-    """A port that sends back what it gets."""
+    """Yield a port that sends all bytes back."""
 
     def serve() -> None:
         while True:

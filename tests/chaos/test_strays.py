@@ -25,7 +25,7 @@ def strays(job_id: str, attempt: int) -> list[psutil.Process]:
 
 
 def test_processes_that_hide_their_origin_end_with_their_attempt(house: Theatre) -> None:
-    """The run was killed in one case, and asked to end in the other."""
+    """The run is killed in one case, and receives a request to end in the other."""
     with house.stage("strays", "sqlite") as stage:
         worker = stage.worker("worker").start()
         stage.wait_for_workers("worker")

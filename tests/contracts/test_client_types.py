@@ -44,7 +44,7 @@ def client_types() -> dict[str, type]:
 
 
 def expected(annotation: Any) -> frozenset[str]:
-    """The JSON types that a value of an annotation may have."""
+    """Return the JSON types that a value of an annotation may have."""
     origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
         return frozenset().union(*map(expected, get_args(annotation)))
@@ -63,7 +63,7 @@ def expected(annotation: Any) -> frozenset[str]:
 
 
 def published(schema: dict[str, Any], schemas: dict[str, Any]) -> frozenset[str]:
-    """The JSON types that a schema allows."""
+    """Return the JSON types that a schema allows."""
     if "$ref" in schema:
         return published(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas)
     if options := schema.get("anyOf") or schema.get("oneOf"):

@@ -41,7 +41,7 @@ def test_import_contracts_hold() -> None:
 
 @pytest.mark.parametrize("package", ["api", "jobs", "worker", "wcl_client"])
 def test_service_packages_import_without_torch(package: str) -> None:
-    """The contract above reads the source; this asks the interpreter, with every module of the package loaded."""
+    """The contract above reads the source; this test imports every module of the package."""
     code = (
         "import importlib, pkgutil, sys\n"
         f"package = importlib.import_module({package!r})\n"

@@ -19,7 +19,7 @@ from tests.docs.shell import DocsService
 
 @pytest.fixture(scope="session")
 def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of coloured noise, 45 images of each to train on, 10 to test."""
+    """Return a folder with two classes of coloured noise: 45 train and 10 test images of each."""
     folder = tmp_path_factory.mktemp("images") / "flowers"
     random = np.random.default_rng(0)
     for split, count in (("train", 45), ("test", 10)):
@@ -34,7 +34,7 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example plugin, built as a wheel and unpacked as an installer does it."""
+    """Build the example plugin as a wheel, and unpack it as an installer does."""
     source = tmp_path_factory.mktemp("plugin") / "source"
     shutil.copytree(ROOT / "examples" / "method_plugin", source)
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
@@ -50,7 +50,7 @@ def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, flowers: Path, plugin_site: Path) -> Iterator[DocsService]:
-    """A running `wcl up` with digits, the flowers and the plugin."""
+    """Yield a running `wcl up` with digits, the flowers and the plugin."""
     started = DocsService(tmp_path_factory.mktemp("docs"), flowers, plugin_site)
     try:
         started.start()

@@ -1,4 +1,4 @@
-"""The commands of the documentation that a test does not run as they stand, each with the reason."""
+"""The commands of the documentation that no test runs as they are, each with the reason."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where to look."""
+        """Return page and line, for messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
     def file_name(self) -> str | None:
-        """The file that the block is, when its first line is a comment with nothing but a name."""
+        """Return the name of the file that the block shows, if its first line is a comment with only a name."""
         first_line = re.match(r"# ([\w-]+\.\w+)\n", self.text)
         return first_line.group(1) if first_line else None
 

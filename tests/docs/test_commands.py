@@ -19,7 +19,7 @@ _FOLLOWED = [page for page in PAGES if any(block.language in ("sh", "python") fo
 
 
 def is_run(command: str) -> bool:
-    """Whether a command of a page is run here; `exceptions` says why the others are not."""
+    """Return whether a command of a page is run here; `exceptions` has the reasons for the others."""
     return command not in NOT_RUN and not command.startswith(tuple(NOT_RUN_PREFIXES))
 
 

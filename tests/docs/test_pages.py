@@ -63,7 +63,7 @@ def _resolves(name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=by_page)
 def test_every_command_stands_in_a_fenced_block(page: Path) -> None:
-    """Other blocks are seen by no test."""
+    """The tests do not read other blocks."""
     assert re.findall(r"^(?: {4}|\t)\s*(?:\./run|wcl|python|curl|docker) .*", prose(page), re.MULTILINE) == []
     assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml", "text"}
 

@@ -161,6 +161,6 @@ def test_a_file_that_no_row_can_claim_is_an_orphan(database: Database) -> None:
 
 
 def test_files_of_an_unknown_job_are_kept(database: Database) -> None:
-    """They may belong to another or an emptied database, and a deletion cannot be undone."""
+    """The files may belong to another or an emptied database, and a deletion cannot be undone."""
     assert orphans(database, new_id(), "1/step-1.safetensors") == []
     assert not rows.rows_of(database, Job)

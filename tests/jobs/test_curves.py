@@ -25,12 +25,12 @@ def curve(database: Database, job_id: str, max_points: int = 1000, name: str = "
 
 
 def report(run: Run, start: int, steps: range, scale: float = 1.0) -> None:
-    """`started` at a step, then one value a step: step * scale + attempt / 1000."""
+    """Report `started` at a step, then one value a step: step * scale + attempt / 1000."""
     run.deliver(rows.started(start), *(rows.metrics(step, loss=step * scale + run.number / 1000) for step in steps))
 
 
 def attempts(database: Database, *parts: tuple[int, range]) -> str:
-    """One job whose attempts started at a step and reported some."""
+    """Return one job whose attempts each started at a step and reported some values."""
     run = Run(database, running(database))
     for number, (start, steps) in enumerate(parts):
         if number:
@@ -152,7 +152,7 @@ Row = tuple[int, str, int, float | None]
 
 
 def points_after(session: Session, job_id: str, after: tuple[int, int], limit: int) -> tuple[list[Row], int, int]:
-    """Up to now."""
+    """Return the points from a cursor up to now."""
     now = changes.now_cursor(session, job_id)
     return curves.points_after(session, job_id, after, now.points, limit)
 
@@ -260,7 +260,7 @@ def part(database: Database, job_id: str, first: int, last: int, max_points: int
 
 @pytest.fixture
 def long_run(database: Database) -> tuple[str, dict[int, float]]:
-    """Two attempts, the second from step 6,001 on, and what each step says in the end."""
+    """Return a job of two attempts, the second from step 6,001 on, and the final value of each step."""
     run = Run(database, running(database))
     values: dict[int, float] = {}
     for start, end in ((0, 7_000), (6_000, 12_000)):

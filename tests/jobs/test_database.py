@@ -139,7 +139,7 @@ def test_concurrent_writers_lose_no_update(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_writer_has_the_lock_before_it_reads(database: Database) -> None:
-    """Otherwise two writers that have both read would refuse each other for ever."""
+    """Otherwise two writers that have both read would block each other for ever."""
     other = sqlite3.connect(str(database.engine.url.database), isolation_level=None, timeout=0)
 
     def change(session: Session) -> None:

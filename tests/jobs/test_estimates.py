@@ -1,4 +1,4 @@
-"""What a run would take is told by the newest one like it."""
+"""Estimates of time and disk from the newest similar run."""
 
 from __future__ import annotations
 

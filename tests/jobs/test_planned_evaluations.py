@@ -1,4 +1,4 @@
-"""Evaluations that a training job asks for: which jobs come to be, when, and never twice."""
+"""Planned evaluations of a training job: which jobs are submitted, when, and never twice."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         @rule()
         def preempt(self) -> None:
-            """A preempted job is preemptible, and gives way to a higher priority that was not itself preempted."""
+            """Preempt a job and compare with the rule: the victim is preemptible and has a lower priority."""
             chosen = database.write(transitions.preempt)
             if chosen is None:
                 return
@@ -383,7 +383,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             assert len(points) == sum(model.points for model in self.models.values())
 
         def teardown(self) -> None:
-            """Events are never removed, so a finding in the middle remains until the end."""
+            """Check the events; they are never removed, so a finding in the middle remains until the end."""
             assert audit.audit(database).findings == []
 
     return Machine

@@ -1,4 +1,4 @@
-"""What clients ask of jobs: submit once, be told what is wrong, change, retry, clone, delete a checkpoint."""
+"""Requests of clients on jobs: submit once, errors, change, retry, clone, delete a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _dataset(database: Database) -> None:
 
 
 def wrong(database: Database, **fields: Any) -> list[str]:
-    """The pointers of everything that is wrong with a job; a plan says the same."""
+    """Return the pointers of all errors of a job; a dry run must return the same."""
     new = new_job(**fields)
     with pytest.raises(Invalid) as by_submit:
         database.write(lambda session: submission.submit(session, new))
@@ -370,7 +370,7 @@ def test_a_checkpoint_is_free_when_those_that_needed_it_have_ended(database: Dat
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 @pytest.mark.parametrize("by", ["retry", "evaluation"])
 def test_a_new_job_cannot_need_a_checkpoint_that_is_being_deleted(database: Database, by: str) -> None:
-    """PostgreSQL only: neither sees what the other has not committed, so one of them has to wait."""
+    """PostgreSQL only: neither transaction sees uncommitted rows of the other, so one of them has to wait."""
     job_id = failed_with_checkpoints(database, 10)
     checkpoint_id = rows.checkpoints(database, job_id)[0].id
     features = {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}

@@ -147,17 +147,17 @@ class Left:
 
     @property
     def has_succeeded(self) -> bool:
-        """Whether the attempt's `end` record says that it succeeded."""
+        """Return whether the attempt's `end` record has the outcome `succeeded`."""
         return bool(self.records) and self.records[-1].get("outcome") == "succeeded"
 
     @property
     def num_steps(self) -> int:
-        """The reported steps."""
+        """Return the number of the reported steps."""
         return len({step for name, step in self.curves if name == "train/loss"})
 
     @property
     def curves(self) -> dict[tuple[str, int], float | None]:
-        """Every reported metric by name and step."""
+        """Return every reported metric by name and step."""
         return curves(self.records)
 
 

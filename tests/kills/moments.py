@@ -151,7 +151,7 @@ def _killing(look: Look) -> Callable[[FrameType, str, Any], None]:
 
 
 def _after(code: CodeType, event: str, is_it: Callable[[dict[str, Any]], bool], count: int) -> Look:
-    """So many events after that event of a function with the right variables."""
+    """Return a look that is true a number of events after an event of a function with the right variables."""
     remaining: int | None = None
 
     def look(frame: FrameType, what: str, _: Any) -> bool:
@@ -170,7 +170,7 @@ def _is_checkpoint(record: Record, step: int) -> bool:
 
 
 def _while_written(step: int, count: int) -> Look:
-    """Before call number `count` of `_CALLS_OF_WRITING`."""
+    """Return a look that is true before call number `count` of `_CALLS_OF_WRITING`."""
     remaining = count
 
     def look(frame: FrameType, what: str, argument: Any) -> bool:
@@ -183,7 +183,7 @@ def _while_written(step: int, count: int) -> Look:
 
 
 def _at_rename(step: int, event: str) -> Look:
-    """Before or after the rename itself, which `Path.replace` calls."""
+    """Return a look that is true before or after the rename itself, which `Path.replace` calls."""
 
     def look(frame: FrameType, what: str, argument: Any) -> bool:
         return what == event and argument is os.replace and _is_writing(frame, step)

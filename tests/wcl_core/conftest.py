@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB where this user may mount one; else the test is skipped."""
+    """Mount a file system of 256 KiB; skip the test if this user cannot mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
     try:

@@ -20,7 +20,7 @@ from wcl_core.training.pretrain import pretrain
 
 
 def gradient(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """Loss, embeddings and the whole gradient of one step in float64."""
+    """Return loss, embeddings and the whole gradient of one step in float64."""
     spec = small.spec(**fields)
     model = sync_batch_norm(small.model(spec), ranks, torch.device("cpu")).double()
     generator = torch.Generator().manual_seed(5)
@@ -55,7 +55,7 @@ def in_float64() -> Iterator[None]:
 
 
 def double_training(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """A whole run in float64."""
+    """Run a whole training in float64."""
     with in_float64():
         return training(ranks, folder, fields)
 
@@ -63,7 +63,7 @@ def double_training(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[
 def training(
     ranks: Ranks, folder: Path, fields: dict[str, Any], stop_rank: int = 0, stop: int = 0, resume: str | None = None
 ) -> dict[str, Any]:
-    """A run; `stop` requests a drain from `stop_rank` after so many steps."""
+    """Run a training; `stop` requests a drain from `stop_rank` after so many steps."""
     steps = [0]
 
     def request(_: list[dict[str, Any]]) -> Request | None:
@@ -84,7 +84,7 @@ def training(
 
 
 def batch_norm(ranks: Ranks, folder: Path, shape: list[int]) -> dict[str, Any]:
-    """Output, gradients and buffers of a batch norm in training mode, then its output in eval mode."""
+    """Return output, gradients and buffers of a batch norm in training mode, then its output in eval mode."""
     generator = torch.Generator().manual_seed(1)
     x = (100 + torch.randn(shape, generator=generator)).requires_grad_()  # a mean far above the deviation
     weight = torch.randn(shape, generator=generator)

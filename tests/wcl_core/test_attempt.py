@@ -43,7 +43,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
 
 
 def spool(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line so far; their numbers have no gap."""
+    """Return every complete line so far; check that their numbers have no gap."""
     path = folder / SPOOL_FILE
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
@@ -102,7 +102,7 @@ class Process:
         self.pipe = os.open(folder / "control", os.O_WRONLY)
 
     def close(self) -> None:
-        """The supervisor is gone."""
+        """Close the pipe, as the end of the supervisor does."""
         if self.pipe >= 0:
             os.close(self.pipe)
             self.pipe = -1
@@ -113,14 +113,14 @@ class Process:
             os.kill(self._number("pid") or 0, signal.SIGKILL)
 
     def status(self, seconds: float = 120) -> int:
-        """The exit code, once it has ended; negative for a signal."""
+        """Return the exit code once the process has ended; negative for a signal."""
         wait_for(lambda: self._number("status") is not None, seconds)
         status = self._number("status")
         assert status is not None
         return status
 
     def end(self) -> dict[str, Any]:
-        """The last word of a process that ends by itself."""
+        """Return the `end` record of a process that ends by itself."""
         assert self.status() == 0, (self.folder / "output.log").read_text()
         return last_word(self.folder)
 
@@ -160,7 +160,7 @@ def start(server: subprocess.Popen[str]) -> Iterator[Callable[..., Process]]:
 
 
 def ends(folder: Path) -> tuple[str, str | None, str]:
-    """The end of an attempt run in this process."""
+    """Run an attempt in this process; return outcome, reason and message of its `end` record."""
     assert run_attempt(folder, None) == 0
     end = spool(folder)[-1]
     assert end["type"] == "end"
@@ -172,7 +172,7 @@ def ends(folder: Path) -> tuple[str, str | None, str]:
 
 @pytest.mark.process
 def test_the_command_runs_from_start_to_end(tmp_path: Path) -> None:
-    """As a supervisor calls it; another process, given the same spec, makes the same bytes."""
+    """The test starts it as a supervisor does; another process with the same spec writes the same bytes."""
     write_run(tmp_path / "a")
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "wcl_core", "attempt", str(tmp_path / "a"), "--control-fd", str(read_end)]
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_fails_the_attempt(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_fails_the_attempt(small_disk: Path) -> None:
-    """A real one of 256 KiB; the network's checkpoints are larger, its records are not."""
+    """The disk is a real one of 256 KiB; the network's checkpoints are larger, its records are not."""
     spec = small.fields(backbone={"width": 16}, heads={"hidden_dim": 64, "output_dim": 32})
     outcome, reason, text = ends(write_run(small_disk / "a", spec=spec))
     assert (outcome, reason) == ("failed", "disk_full")

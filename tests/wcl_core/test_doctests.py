@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the mathematics run and print what they say."""
+"""The examples in the docstrings of the mathematics print the stated output."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 def native(folder: Path, spec: PretrainSpec) -> Path:
-    """A checkpoint of an untrained model with momentum and a generator's state, as a run writes it."""
+    """Return a checkpoint of an untrained model with momentum and a generator's state, as a run writes it."""
     model = small.model(spec)
     with torch.no_grad():
         for buffer in model.buffers():

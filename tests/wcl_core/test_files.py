@@ -48,7 +48,7 @@ class Place:
 
     @property
     def native(self) -> Path:
-        """A native checkpoint, beside the folder."""
+        """Write a native checkpoint beside the folder."""
         path = self.folder.parent / "native.safetensors"
         if not path.exists():
             facts = {"spec": resolve_spec(small.spec()), "step": 8, "epoch": 2}

@@ -39,14 +39,14 @@ def call(*arguments: str | Path) -> int:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """The folder of a finished run of two epochs."""
+    """Return the folder of a finished run of two epochs."""
     spec = small.fields(epochs=2, batch_size=256, backbone={"width": 5}, knn_every_epochs=0)
     assert call("pretrain", write(tmp_path / "spec.yaml", spec), "--output", tmp_path / "run") == 0
     return tmp_path / "run"
 
 
 def test_the_module_runs_by_name_in_a_process_without_any_service(tmp_path: Path) -> None:
-    """As the readme says; no module of the service is loaded for it."""
+    """The command is that of the readme; it loads no module of the service."""
     spec = write(tmp_path / "spec.yaml", small.fields(epochs=2, batch_size=512))
     code = (
         "import runpy, sys; sys.argv[0] = 'wcl_core'\n"

@@ -185,7 +185,7 @@ def test_checkpoints_and_the_end_are_forced_to_the_disk(tmp_path: Path, monkeypa
 
 
 class Disk:
-    """Stands in for `os.write`: takes `room` bytes, then says that the disk is full."""
+    """A replacement of `os.write` that takes `room` bytes and then raises ENOSPC."""
 
     def __init__(self, room: int) -> None:
         self.room = room

@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.int64, torch.bfloat16, torch.uint8, torch.float64
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:
-    """Every data type, sizes that leave the next tensor unaligned, an empty one and a scalar."""
+    """Return every data type, sizes that leave the next tensor unaligned, an empty tensor and a scalar."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         f"{place}/{dtype}": (torch.rand(3, 5, generator=generator) * 9).to(dtype) for place, dtype in enumerate(DTYPES)

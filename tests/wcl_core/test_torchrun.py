@@ -28,7 +28,7 @@ ALONE = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up &
 
 @pytest.fixture
 def loopback_alone() -> tuple[str, ...]:
-    """What a command is started with, so that it sees no network but loopback; else the test is skipped."""
+    """Return a command prefix that hides every network but loopback; skip the test where it does not work."""
     try:
         done = subprocess.run([*ALONE, "true"], capture_output=True)
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def loopback_alone() -> tuple[str, ...]:
 
 
 def test_two_ranks_of_torchrun_make_the_weights_of_one_process(loopback_alone: tuple[str, ...], tmp_path: Path) -> None:
-    """After two steps in float32; to the bit and for more of everything it is `test_distributed`'s."""
+    """The weights agree after two steps in float32; `test_distributed` compares more and to the bit."""
     fields = small.fields(epochs=1, batch_size=716, warmup_epochs=0, knn_every_epochs=0, processes=2)
     (tmp_path / "spec.json").write_text(json.dumps(fields))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]

@@ -33,5 +33,5 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
 
 @pytest.fixture
 def jobs(sqlite_database: Database) -> Jobs:
-    """Jobs of the SQLite database."""
+    """Return the jobs of the SQLite database."""
     return Jobs(sqlite_database)

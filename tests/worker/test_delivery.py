@@ -73,7 +73,7 @@ class Spool:
             return queries.checkpoints(session, self.job_id)
 
     def artifacts(self) -> dict[str, bytes]:
-        """Bytes in the storage by name, each as its row has it."""
+        """Return the bytes in the storage by name, each checked against its row."""
         with self.database.read() as session:
             rows = queries.artifacts(session, self.job_id)
         contents = {row.name: self.storage.path(row.storage_key).read_bytes() for row in rows}
@@ -114,7 +114,7 @@ def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
 
 
 def test_a_second_delivery_of_the_same_spool_changes_nothing(spool: Spool) -> None:
-    """As a worker delivers that takes over the folder of a dead one."""
+    """A worker that takes over the folder of a dead worker delivers the spool again."""
     spool.write_metrics(700)
     first = spool.delivery()
     first.collect()

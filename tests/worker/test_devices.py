@@ -23,7 +23,7 @@ esac
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program on the path that answers as the driver of two GPUs does."""
+    """Put a program on the path that answers as the driver of two GPUs does."""
     program = tmp_path / "nvidia-smi"
     program.write_text(_DRIVER)
     program.chmod(0o755)

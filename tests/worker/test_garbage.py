@@ -25,7 +25,7 @@ from worker.garbage import collect_garbage
 
 @pytest.fixture
 def spool(database: Database, tmp_path: Path) -> Spool:
-    """A running attempt of a job that keeps one checkpoint."""
+    """Return the spool of a running attempt whose job keeps one checkpoint."""
     return Spool(database, tmp_path, SHORT | {"checkpoints": {"keep_last": 1}})
 
 
@@ -38,7 +38,7 @@ def end(spool: Spool) -> None:
 
 
 def recover(spool: Spool, data_dir: Path) -> None:
-    """Recover and collect garbage as a starting worker does."""
+    """Recover attempts and collect garbage, as a starting worker does."""
     recovery.recover(spool.database, spool.storage, Settings(data_dir=data_dir))
     collect_garbage(spool.database, spool.storage, spool.storage.job_ids())
 
@@ -146,7 +146,7 @@ def put(spool: Spool, key: str) -> None:
 
 
 def test_garbage_collection_queries_hundreds_of_jobs_at_once(spool: Spool) -> None:
-    """And it finds the orphan among them, wherever it lies."""
+    """It also finds the orphan among them."""
     others = [f"01a00000-0000-7000-8000-{number:012d}" for number in range(450)]
     for job_id in others:
         put(spool, f"{job_id}/1/step-1.safetensors")

@@ -30,7 +30,7 @@ def row_of(worker: RunningWorker) -> Worker:
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs, preemptible: bool = False, max_seconds: int | None = None) -> str:
-    """A running job with a registered checkpoint."""
+    """Start a job that does not end by itself; wait for its first registered checkpoint."""
     job_id = jobs.submit(ENDLESS, preemptible=preemptible, max_seconds=max_seconds)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the plugin is, for the tests' specs and for the worker's PYTHONPATH."""
+    """Return the folder of the plugin, for the tests' specs and for the worker's PYTHONPATH."""
     poison.install(tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return str(tmp_path / "site")
@@ -91,7 +91,7 @@ def test_a_silent_run_fails_as_stalled(
 
 @pytest.fixture
 def small_memory() -> Iterator[Path]:
-    """A memory control group of 1 GB below this process's own."""
+    """Create a memory control group of 1 GB below the group of this process."""
     if os.getuid() or count_oom_kills() is None:
         pytest.skip("NOT TESTED HERE: a control group for memory needs root and a kernel that counts")
     groups = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
@@ -141,7 +141,7 @@ def test_both_versions_of_control_groups_count(
 
 
 def test_an_endless_log_is_capped_before_it_is_read(tmp_path: Path) -> None:
-    """What comes faster than it is read must not fill the disk; the lines after it still come."""
+    """Output that is written faster than it is read must not fill the disk; later lines are still delivered."""
     path = tmp_path / "output"
     output = Output(path, max_lines=1000, max_bytes=10_000)
     path.write_bytes(b"early\n")

@@ -23,7 +23,7 @@ TWO = {"processes": 2}
 
 
 def ranks(worker: RunningWorker) -> list[psutil.Process]:
-    """The training processes below a worker, the first rank first."""
+    """Return the training processes below a worker, the first rank first."""
     processes = [p for p in psutil.Process(worker.pid).children(recursive=True) if "attempt" in p.cmdline()]
     return sorted(processes, key=lambda process: process.environ()["RANK"])
 

@@ -22,7 +22,7 @@ BYTES = random.Random(0).randbytes(4000)
 
 @pytest.fixture
 def spool(sqlite_database: Database, tmp_path: Path) -> Spool:
-    """A running attempt with checkpoints of steps 5 and 10."""
+    """Return the spool of a running attempt with checkpoints of steps 5 and 10."""
     connection = sqlite_database.engine.raw_connection()
     connection.cursor().execute("PRAGMA synchronous=OFF")  # a thousand commits, and no crash among them
     connection.close()
@@ -74,7 +74,7 @@ def test_every_damage_is_detected_and_the_older_checkpoint_is_used(spool: Spool,
 
 
 def test_a_marked_checkpoint_is_never_read_again(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even when its bytes come back; and each file is hashed once."""
+    """The mark stays when the bytes are restored; each file is hashed once."""
     newest, older = file_of(spool, 10), file_of(spool, 5)
     newest.write_bytes(BYTES[:-1] + b"?" if BYTES[-1:] != b"?" else BYTES[:-1] + b"!")
     hashed: list[Path] = []

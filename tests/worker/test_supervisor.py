@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
-    """A running job with a registered checkpoint."""
+    """Start a job that does not end by itself; wait for its first registered checkpoint."""
     job_id = jobs.submit(ENDLESS)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
@@ -97,7 +97,7 @@ def test_a_killed_run_is_retried_until_the_limit(
 def test_a_restarted_worker_recovers_the_attempt_of_its_killed_process(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
-    """Without waiting for a lease, which here is an hour; the orphaned run had saved its last step and ended."""
+    """It does not wait for the lease of an hour; the orphaned run had saved its last step and ended."""
     worker = start_worker(sqlite_database, WCL_LEASE_SECONDS="3600")
     job_id = start_endless(worker, jobs)
     worker.stop(signal.SIGKILL)
@@ -249,7 +249,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(
 def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
-    """As a quota does, and without root: the run inherits the worker's limit."""
+    """The limit acts as a quota does, and needs no root; the run inherits it from the worker."""
     worker = start_worker(sqlite_database)
     process = psutil.Process(worker.pid)
     unlimited = process.rlimit(psutil.RLIMIT_FSIZE)
@@ -265,7 +265,7 @@ def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
 
 
 def pause_with_checkpoints(database: Database, jobs: Jobs, worker: RunningWorker, count: int) -> list[Checkpoint]:
-    """A paused job with so many checkpoints, newest first."""
+    """Pause a job with so many checkpoints; return them, newest first."""
     job_id = jobs.submit(ENDLESS | {"checkpoints": {"every_epochs": 1}})
     eventually(lambda: jobs.num_checkpoints(job_id) >= count, f"checkpoints\n{worker.log()}")
     database.write(lambda session: transitions.pause(session, job_id))
@@ -275,7 +275,7 @@ def pause_with_checkpoints(database: Database, jobs: Jobs, worker: RunningWorker
 
 
 def start_of_attempt(jobs: Jobs, job_id: str, number: int) -> int:
-    """The step where an attempt began."""
+    """Return the step where an attempt began."""
     started = eventually(
         lambda: [e.data for e in jobs.events(job_id) if e.type == "started" and e.data["attempt"] == number],
         f"the start of attempt {number}",
@@ -313,7 +313,7 @@ def test_a_run_continues_from_an_older_checkpoint_when_the_newest_is_damaged(
 def test_a_job_whose_checkpoints_are_all_damaged_starts_over_and_its_retry_fails(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
-    """A job that began from scratch may begin there again; a retry of it that relies on its checkpoint may not."""
+    """A job that began from scratch may start over; a retry that needs its checkpoint may not."""
     worker = start_worker(sqlite_database)
     checkpoints = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
     job_id = checkpoints[0].job_id

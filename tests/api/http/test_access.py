@@ -35,7 +35,7 @@ OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
 
 
 def guarded(served: Served) -> Iterator[tuple[str, str, str]]:
-    """(method, address, scope) of every route that is not public."""
+    """Yield (method, address, scope) of every route that is not public."""
     for route, scope in classification(served.app).items():
         method, path = route.split(" ", 1)
         if scope != "public":

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a clear 4xx as a problem document, never a 5xx, never a traceback."""
+"""Bad input: every response is a clear 4xx as a problem document, never a 5xx, never a traceback."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ _CLIENTS: dict[int, httpx.Client] = {}
 
 
 def _client(served: Served) -> httpx.Client:
-    """One client for all examples of a property."""
+    """Return one client for all examples of a property."""
     return _CLIENTS.setdefault(id(served), served.client())
 
 

@@ -1,4 +1,4 @@
-"""When a key was last used: told once a minute and key, after the answer, and never at the cost of one."""
+"""The last use of a key: stored once a minute for each key, after the response, and never at its cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def last_used(database: Database, key_id: str) -> int | None:
 
 
 def uses(database: Database) -> list[int | None]:
-    """Of all keys."""
+    """Return the time of the last use of every key."""
     with database.read() as session:
         return list(session.execute(select(Key.last_used_at)).scalars())
 

@@ -1,4 +1,4 @@
-"""Artifacts over REST: listed, served as what they are, by names that are no paths."""
+"""Artifacts over REST: listed, served with their media type, by names that are no paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n pixels"
 
 
 def store(served: Served, run: rows.Run, name: str, content: bytes) -> None:
-    """As a worker does: the file first, then its row."""
+    """Store the file and then its row, as a worker does."""
     record = rows.artifact(name, hashlib.sha256(content).hexdigest())
     key = f"{run.job_id}/{run.number}/{record['sha256'][:16]}-{name}"
     place = served.settings.checkpoints_dir / key

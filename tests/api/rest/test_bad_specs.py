@@ -1,4 +1,4 @@
-"""Specs that could never run are refused before the queue, with the field that is to change and what was expected."""
+"""Specs that can never run are refused before the queue, with the wrong field and the expected value."""
 
 from __future__ import annotations
 

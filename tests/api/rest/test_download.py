@@ -75,7 +75,7 @@ CONDITIONS = st.sampled_from([None, ETAG, f"W/{ETAG}", '"other"', "Tue, 24 Nov 2
 
 
 def expected(header: str, condition: str | None) -> tuple[int, int] | str | None:
-    """The specification once more, written plainly: (first, last), None for the whole file, or `none`."""
+    """Return the range by the specification: (first, last), None for the whole file, or `none`."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.replace(" ", "").lower(), re.ASCII)
     if match is None or condition not in (None, ETAG) or match.group(1) == match.group(2) == "":
         return None
@@ -378,5 +378,5 @@ _CLIENTS: dict[int, httpx.Client] = {}
 
 
 def _client(served: Served) -> httpx.Client:
-    """One client for all examples of a property."""
+    """Return one client for all examples of a property."""
     return _CLIENTS.setdefault(id(served), served.client())

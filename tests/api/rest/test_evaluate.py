@@ -14,7 +14,7 @@ from tests.jobs import rows
 
 
 def trained(served: Served, **fields: Any) -> tuple[str, str]:
-    """(job, checkpoint) of a run that succeeded."""
+    """Return (job, checkpoint) of a run that succeeded."""
     run = rows.Run(served.database, rows.running(served.database, **fields))
     checkpoint = served.checkpoint(native_checkpoint(), run, step=12)
     run.end("succeeded")

@@ -1,4 +1,4 @@
-"""Methods that another distribution brings, at the door: known and validated where installed, refused elsewhere."""
+"""Methods of another distribution at the API: validated where installed, refused elsewhere."""
 
 from __future__ import annotations
 

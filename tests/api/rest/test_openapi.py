@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the routes do."""
+"""The OpenAPI document agrees with the routes."""
 
 from __future__ import annotations
 

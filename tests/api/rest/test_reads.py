@@ -1,4 +1,4 @@
-"""Lists, parts of a job, curves, the catalog: what the client and the page read."""
+"""Reads of the client and the pages: lists, parts of a job, curves, the catalog."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 1
 
 
 def finished_run(database: Database) -> str:
-    """A job in two attempts: the second resumed at step 5."""
+    """Return a job with two attempts, of which the second resumed at step 5."""
     first = rows.Run(database, rows.running(database))
     first.deliver(rows.started(), *(rows.metrics(step, **{"train/loss": 10.0 - step}) for step in range(1, 9)))
     first.deliver(rows.checkpoint(5), rows.log("hello"), rows.end("drained"), output=[(1, "one"), (2, "two")])

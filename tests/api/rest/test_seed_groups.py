@@ -1,4 +1,4 @@
-"""Groups of seeds by REST, and where a job departs from its preset."""
+"""Seed groups by REST, and a job's deviations from its preset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submitting, replaying, planning, changing and steering jobs by REST."""
+"""Submissions, replays, dry runs, changes and requests of jobs by REST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps by REST, on both databases: planned, begun, shown, cancelled, and everything that is wrong with one."""
+"""Sweeps by REST, on both databases: dry runs, creation, reads, cancellation, and errors."""
 
 from __future__ import annotations
 

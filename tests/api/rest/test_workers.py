@@ -1,4 +1,4 @@
-"""Why a job waits, limits, needs, drains and the audit, by REST."""
+"""Causes of waiting, limits, needs, drains and the audit, by REST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams: nothing missed, nothing twice, nothing held, and an end."""
+"""Streams: every message once, no held connections, and an end."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_without_a_cursor_it_starts_from_now(served: Served) -> None:
 def test_a_broken_stream_resumes_without_gap_or_repeat(
     served: Served, tmp_path: Path, batch: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that is cut off after any message and comes back to one of two servers has read everything once."""
+    """The reader is cut off after any message and reconnects to one of two servers."""
     monkeypatch.setattr(feeds, "_BATCH", batch)
     monkeypatch.setattr(feeds, "_KEPT_BYTES", kept_bytes)
     database, chance = served.database, random.Random(7)
@@ -178,7 +178,7 @@ def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyP
 
 
 def test_a_slow_viewer_delays_no_other_and_misses_nothing(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads nothing while far more passes than is kept for it; then it reads everything, once."""
+    """It reads nothing while the server sends more than it keeps for a viewer; then it reads everything, once."""
     monkeypatch.setattr(feeds, "_KEPT_BYTES", 20_000)
     run = rows.Run(small.database, rows.running(small.database))
     run.deliver(rows.started())
@@ -342,7 +342,7 @@ def test_a_stream_of_no_job_is_a_problem(small: Served) -> None:
 
 
 def test_a_list_opens_once_it_was_read(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who fetches the list then misses nothing: what changes later is told."""
+    """A client that then fetches the list misses no later change."""
     opened = threading.Event()
     was_open: list[bool] = []
     real = queries.newest_states

@@ -1,4 +1,4 @@
-"""A real browser in front of a real server; what a page says on its console fails the test."""
+"""A real browser in front of a real server; a message on the console fails the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def find_chromium(playwright: Playwright) -> str:
-    """The system's browser, else Playwright's own; the test is skipped where there is neither."""
+    """Return the system's browser, else Playwright's; skip the test if neither exists."""
     for name in _NAMES:
         if path := shutil.which(name):
             return path
@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 class Visitor:
-    """Browser windows that are signed in, and everything they complained about."""
+    """Browser windows that are signed in, and all errors of their consoles."""
 
     def __init__(self, browser: Browser, site: Site) -> None:
         self._browser, self._site = browser, site

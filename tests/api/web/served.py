@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 
 def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> SampleSheet:
-    """Samples of as many classes as there are colours, each all of its own."""
+    """Return samples of as many classes as there are colours; each class has one colour."""
     rows = [np.full((side, columns * side, 3), colour, dtype=np.uint8) for colour in colours]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, "png")
@@ -101,7 +101,7 @@ class Site:
             return False
 
     def kill(self) -> None:
-        """`kill -9`."""
+        """Kill the server with SIGKILL."""
         assert self._process
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -113,7 +113,7 @@ class Site:
         self.database.dispose()
 
     def session(self, scopes: Sequence[str] = SCOPES) -> str:
-        """A signed-in browser's cookie, the same for all windows of these scopes."""
+        """Return the cookie of a signed-in browser, the same for all windows of these scopes."""
         if (cookie := self._sessions.get(tuple(scopes))) is not None:
             return cookie
         key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
@@ -128,7 +128,7 @@ class Site:
         return str(answer.raise_for_status().json()["url"])
 
     def register(self, classes: Sequence[str] = ("0", "1"), samples: SampleSheet | None = None) -> None:
-        """A worker with the digits."""
+        """Register a worker with the digits."""
         counts = {"train": [719] * len(classes), "test": [180] * len(classes)} if samples else {}
         facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, list(classes), counts)
         facts = replace(facts, sheet=samples)
@@ -154,18 +154,18 @@ class Site:
             return queries.get_job(session, job_id).status
 
     def claim(self) -> PlayedRun:
-        """The best queued job begins."""
+        """Claim the first queued job."""
         claimed = self.try_claim()
         assert claimed is not None
         return claimed
 
     def try_claim(self) -> PlayedRun | None:
-        """As `claim`; None when nothing is queued."""
+        """Claim the first queued job; return None if no job is queued."""
         claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
         return None if claimed is None else PlayedRun(self, claimed.job_id, claimed.number)
 
     def running(self, name: str = "a run", tags: Sequence[str] = ()) -> PlayedRun:
-        """A job of this name that runs; nothing else may be queued."""
+        """Start a job of this name; no other job may be queued."""
         job_id = self.submit(name, tags)
         run = self.claim()
         assert run.job_id == job_id
@@ -193,7 +193,7 @@ class PlayedRun:
         self.tell({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
 
     def losses(self, steps: Sequence[int]) -> None:
-        """One report of the loss for each step, and how far that is."""
+        """Report the loss of each step, then the progress."""
         reports = [{"type": "metrics", "step": step, "values": {"train/loss": 5 - step / 100}} for step in steps]
         self.tell(*reports, self.progress(steps[-1]))
 
@@ -202,7 +202,7 @@ class PlayedRun:
         return {"type": "progress", "phase": "train", "images_per_second": 1234.5, "eta_seconds": 95.0, **facts}
 
     def checkpoint(self, step: int, metrics: dict[str, float] | None = None) -> str:
-        """Register a checkpoint file; its digest."""
+        """Register a checkpoint file; return its digest."""
         content = f"checkpoint {self.job_id} {step}\n".encode() * 500
         key = f"{self.job_id}/{self.number}/step-{step:08d}.safetensors"
         path = self._site.settings.checkpoints_dir / key
@@ -214,7 +214,7 @@ class PlayedRun:
         return digest
 
     def map(self) -> None:
-        """A map of five images, of which one has no label and one class a hostile name."""
+        """Register a map of five images: one has no label, and one class has a hostile name."""
         buffer = io.BytesIO()
         Image.fromarray(np.full((24, 16, 3), 90, dtype=np.uint8)).save(buffer, "png")
         self.artifact("map.png", buffer.getvalue(), "image/png")
@@ -261,7 +261,7 @@ class PlayedRun:
         self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})
 
     def lose(self) -> None:
-        """Its worker goes away; the wait before the next attempt is as if it were over."""
+        """Declare the attempt lost, and end the backoff of its job."""
         write = self._site.database.write
         write(lambda session: transitions.end_attempt(session, self.job_id, self.number, "failed", "worker_lost"))
         make_due(self._site.database)

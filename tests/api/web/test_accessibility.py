@@ -26,7 +26,7 @@ _RUN = """async () => (await axe.run({ resultTypes: ["violations"] })).violation
 
 @pytest.fixture(scope="module")
 def paths(site: Site) -> list[str]:
-    """Every page, with something in every part of it."""
+    """Return the address of every page, with content in each of its parts."""
     failed = site.running("failed", ["a tag"])
     failed.start()
     failed.losses([1, 2])
@@ -79,7 +79,7 @@ def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: st
 
 
 def violations(page: Page) -> list[Any]:
-    """Rule, element and what axe says about it."""
+    """Return rule, element and axe's message of each violation."""
     if page.locator("#charts").count():
         expect(page.locator("#charts figure").first).to_be_visible()
     page.evaluate("() => { for (const part of document.querySelectorAll('details')) part.open = true; }")

@@ -21,7 +21,7 @@ STEPS = 6_000
 
 @pytest.fixture(scope="module")
 def run(site: Site) -> PlayedRun:
-    """It has told a value for each of 6,000 steps, 600 an epoch."""
+    """Return a run that reported a value for each of 6,000 steps, 600 an epoch."""
     played = site.running("a long one")
     played.start()
     for first in range(0, STEPS, 2_000):
@@ -38,7 +38,7 @@ def loss_chart(page: Page) -> Locator:
 
 
 def drag(page: Page, chart: Locator, start: float, end: float) -> None:
-    """Over a part of the plot's width."""
+    """Drag the pointer over a part of the plot's width."""
     box = chart.locator(".u-over").bounding_box()
     assert box
     middle = box["y"] + box["height"] / 2

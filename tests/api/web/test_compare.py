@@ -32,7 +32,7 @@ def submit(site: Site, name: str, **changes: Any) -> str:
 
 
 def trained(site: Site, name: str, **changes: Any) -> str:
-    """A run that succeeded, with a curve and a checkpoint of its last epoch."""
+    """Return the id of a job that succeeded, with a curve and a checkpoint of its last epoch."""
     job_id = submit(site, name, **changes)
     run = site.claim()
     run.start()

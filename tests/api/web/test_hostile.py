@@ -130,7 +130,7 @@ NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg"}
 
 @pytest.fixture(scope="module")
 def addresses(site: Site) -> dict[str, str]:
-    """Every page, with hostile words in every text that a user can write."""
+    """Return the address of every page, with hostile words in every text that a user can write."""
     longest, quote_mark = max(PAYLOADS, key=len), PAYLOADS[23]
     sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]}, name=quote_mark)
     site.database.write(lambda session: sweeps.cancel(session, sweep_id))
@@ -156,7 +156,7 @@ def addresses(site: Site) -> dict[str, str]:
 def test_every_page_shows_hostile_text_as_text(
     visitor: Visitor, site: Site, addresses: dict[str, str], width: int
 ) -> None:
-    """No text becomes markup, the console stays empty, and nothing is wider than the screen."""
+    """No text becomes markup, the console stays empty, and no page is wider than the screen."""
     database = Database("sqlite://")
     routes = classification(create_app(Settings(data_dir=site.settings.data_dir), database))
     shown = {route[4:] for route in routes if route.startswith("GET /") and not route.startswith("GET /v1")}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:
-    """A chart's data: steps, values, and the steps where later attempts began."""
+    """Return a chart's data: steps, values, and the steps where later attempts began."""
     script = """name => {
         const { curves } = document.getElementById("charts");
         const { steps = [], values = [] } = curves?.byName.get(name) ?? {};
@@ -106,7 +106,7 @@ def test_a_hidden_tab_holds_no_connection_and_catches_up(visitor: Visitor, site:
 
 
 def show(page: Page, state: str) -> None:
-    """What the browser says when its reader turns to another tab, or back."""
+    """Send the browser's event for a tab that becomes hidden or visible."""
     script = """state => {
         Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));

@@ -19,7 +19,7 @@ HOSTILE = "<img src=x onerror=pwned=1>"
 
 
 def evaluation(site: Site, trained: PlayedRun, step: int, parent_id: str | None) -> PlayedRun:
-    """A running job that makes a map; one without a parent was submitted by itself."""
+    """Return a running job that makes a map; a job without a parent was submitted separately."""
     checkpoint = next(each for each in site.checkpoints(trained.job_id) if each.step == step)
     sent = {"data": SPEC["data"], "features": {"kind": "checkpoint", "checkpoint_id": checkpoint.id}}
     sent |= {"protocols": ["map"]}
@@ -40,7 +40,7 @@ def trained(site: Site) -> PlayedRun:
 
 @pytest.fixture(scope="module")
 def mapped(site: Site, trained: PlayedRun) -> str:
-    """The address of a map of step 20."""
+    """Return the address of a map of step 20."""
     run = evaluation(site, trained, 20, trained.job_id)
     run.map()
     run.end()
@@ -82,7 +82,7 @@ def test_a_map_can_be_read_without_scripts(visitor: Visitor, mapped: str) -> Non
 
 
 def point_at(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where a point of the map is on the screen, unzoomed."""
+    """Return the place of a point of the map on the screen, without zoom."""
     box = page.locator("#canvas").bounding_box()
     assert box
     unit = min(box["width"], box["height"]) / 2 / 1.06

@@ -32,7 +32,7 @@ _UNNAMED = """() => [...document.querySelectorAll("button, input, select, summar
 
 @pytest.fixture(scope="module")
 def run(site: Site) -> PlayedRun:
-    """A running job with something in every section."""
+    """Return a running job with content in every section."""
     run = site.running("WCL with a rather long name for a narrow screen, " + "w" * 60, ["a-tag-that-is-long" * 3])
     run.start()
     run.tell({"type": "log", "level": "info", "message": "x" * 300}, output=["printed " + "y" * 300])
@@ -175,7 +175,7 @@ def test_keyboards_reach_the_content(visitor: Visitor, site: Site) -> None:
 
 
 def focus(page: Page) -> dict[str, object]:
-    """Where the focus is, and how it shows."""
+    """Return whether the focus is inside the content, and the outline of its element."""
     script = """() => {
         const { activeElement } = document;
         const inside = document.getElementById("content").contains(activeElement);
@@ -244,7 +244,7 @@ def test_colours_differ_in_both_themes() -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.2 contrast ratio."""
+    """Return the contrast ratio of WCAG 2.2."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 

@@ -32,7 +32,7 @@ def value(spec: dict[str, Any]) -> float:
 
 @pytest.fixture(scope="module")
 def ended(site: Site) -> str:
-    """A halving of nine draws, with hostile words wherever a person may write some."""
+    """Return the id of an ended sweep by halving: nine draws, and hostile words in every text that a user can write."""
     parameters = {sweeping.TEMPERATURE: {"min": 0.1, "max": 1, "log": True}, sweeping.RATE: [0.1, 0.05]}
     sweep_id = begin(
         site, parameters, search="halving", trials=9, min_epochs=2, name=HOSTILE, options={"tags": (HOSTILE,)}
@@ -175,7 +175,7 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
 
 
 def test_the_page_shows_the_end_of_a_sweep_by_itself(visitor: Visitor, site: Site) -> None:
-    """Nothing changes but its own row."""
+    """Only the row of the sweep changes."""
     sweep_id = begin(site, {sweeping.TEMPERATURE: [0.2]}, name="ends")
     for _ in range(2):
         run = site.claim()

@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 @pytest.fixture(scope="module")
 def run(site: Site) -> PlayedRun:
-    """It ran for a thousand steps, and its checkpoint has a map."""
+    """Return a run of a thousand steps whose checkpoint has a map."""
     run = site.running("touched")
     run.start()
     run.losses(range(1, 1001))
@@ -26,7 +26,7 @@ def run(site: Site) -> PlayedRun:
 
 
 class Fingers:
-    """Real touches, as the browser's own protocol gives them."""
+    """Real touches, sent by the browser's own protocol."""
 
     def __init__(self, page: Page) -> None:
         self._session = page.context.new_cdp_session(page)
@@ -36,7 +36,7 @@ class Fingers:
         self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
     def go(self, *paths: tuple[Point, Point]) -> None:
-        """Each finger from one place to another, all at once, in ten steps."""
+        """Move all fingers at once, in ten steps."""
         self._send("touchStart", [start for start, _ in paths])
         for step in range(1, 11):
             self._send("touchMove", [_between(start, end, step / 10) for start, end in paths])
@@ -48,7 +48,7 @@ def _between(start: Point, end: Point, share: float) -> Point:
 
 
 def _place(locator: Locator, x: float, y: float) -> Point:
-    """A place of an element by shares of its sides."""
+    """Return a place in an element, given by shares of its sides."""
     box = locator.bounding_box()
     assert box
     return box["x"] + x * box["width"], box["y"] + y * box["height"]

@@ -23,7 +23,7 @@ MIXED, PURE = [0, 0, 0, 0, 0, 5, 5], [0, 0, 0, 3, 3, 3, 3]
 
 @pytest.fixture(scope="module")
 def grouped(site: Site) -> PlayedRun:
-    """A run of two looks that goes on."""
+    """Return a running job that reported weak labels at two epochs."""
     run = site.running("grouped")
     run.start()
     run.monitor_batch(COLOURS, CLASSES, ["cat", HOSTILE])
@@ -37,7 +37,7 @@ def address(run: PlayedRun, query: str = "") -> str:
 
 
 def groups(page: Page) -> list[list[str]]:
-    """The images of each group, in the page's order."""
+    """Return the images of each group, in the page's order."""
     return [
         [thumb.get_attribute("aria-label") or "" for thumb in group.locator("a.thumb").all()]
         for group in page.locator(".group").all()
@@ -49,7 +49,7 @@ def named(*places: int) -> list[str]:
 
 
 def colour_of(thumb: Locator) -> tuple[int, int, int]:
-    """The colour in the middle of what the browser drew."""
+    """Return the colour in the middle of an image as the browser draws it."""
     drawn = np.asarray(Image.open(io.BytesIO(thumb.locator("svg").screenshot())).convert("RGB"))
     red, green, blue = drawn[drawn.shape[0] // 2, drawn.shape[1] // 2]
     return int(red), int(green), int(blue)

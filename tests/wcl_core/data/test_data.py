@@ -104,7 +104,7 @@ def test_the_held_out_files_do_not_depend_on_the_path_of_the_folder(tmp_path: Pa
 
 
 def test_the_digest_sees_content_names_and_classes(tmp_path: Path) -> None:
-    """Each change keeps splits, order and everything else."""
+    """Each case changes one of them and keeps splits and order."""
     write_tree(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2})
     digests = {load(tmp_path)[0].digest}
     write_image(tmp_path / "train" / "a" / "00.png", (99, 0, 0))
@@ -313,7 +313,7 @@ def test_an_unlabelled_folder_beside_train(tmp_path: Path, name: str) -> None:
 
 
 class Fetched:
-    """As torchvision's datasets look once they are on the disk."""
+    """Torchvision's datasets as they are on the disk after a download."""
 
     def __init__(self, root: str, *, train: bool = True, split: str = "", download: bool) -> None:
         is_stl, count = bool(split), 4 if train and split != "test" else 3

@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The calls that hash the files' bytes; young files are accepted."""
+    """Record the calls that hash the files' bytes; accept young files."""
     times: list[Path] = []
     original = folder.files_digest
 
@@ -48,7 +48,7 @@ def test_an_unchanged_folder_is_hashed_once(root: Path, tmp_path: Path, hashed: 
 
 
 def rewrite_with_old_times(root: Path) -> None:
-    """Same size, same modification time: only the time of its status tells."""
+    """Rewrite a file with the same size and modification time; only its status time changes."""
     path = root / "train" / "a" / "00.png"
     before = path.stat()
     content = bytearray(path.read_bytes())

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 
 def write_noise(root: Path, counts: dict[str, int]) -> None:
-    """Images that differ in every pixel."""
+    """Write images that differ in every pixel."""
     generator = np.random.default_rng(0)
     for place, count in counts.items():
         (root / place).mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Several blocks, and a last one that is short."""
+    """Return a packed file of several blocks, of which the last one is short."""
     monkeypatch.setattr(packing, "_BLOCK_BYTES", 1000)
     path = tmp_path / "photos.wclpack"
     pack(photos, path)

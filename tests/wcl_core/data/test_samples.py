@@ -17,7 +17,7 @@ from wcl_core.data.samples import MAX_BYTES, Samples, samples_of_files, samples_
 
 
 def tiles(sheet: Samples | None) -> np.ndarray:
-    """(rows, columns, side, side, 3)"""
+    """Return the tiles as an array (rows, columns, side, side, 3)."""
     assert sheet is not None
     picture = np.asarray(Image.open(io.BytesIO(sheet.png)).convert("RGB"))
     assert picture.shape == (sheet.rows * sheet.side, sheet.columns * sheet.side, 3)
@@ -25,7 +25,7 @@ def tiles(sheet: Samples | None) -> np.ndarray:
 
 
 def numbered(count: int, side: int) -> Tensor:
-    """Images whose colour is their index."""
+    """Return images whose colour is their index."""
     places = torch.arange(count)
     return (
         torch.stack((places % 256, places // 256, places * 0), dim=1)[:, :, None, None].repeat(1, 1, side, side).byte()
@@ -58,7 +58,7 @@ def test_digits_are_shown_as_they_are() -> None:
     ("classes", "layout"), [(1, (1, 8, 48)), (10, (10, 8, 48)), (30, (30, 6, 32)), (1000, (100, 3, 24))]
 )
 def test_the_worst_picture_is_small_enough(classes: int, layout: tuple[int, int, int]) -> None:
-    """Noise, which nothing compresses."""
+    """Noise cannot be compressed."""
     noise = torch.randint(0, 256, (300, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sheet = samples_of_images(noise, torch.arange(300) % min(classes, 100), classes)
 

@@ -43,7 +43,7 @@ def spec_of(**changes: Any) -> EvaluateSpec:
 def map_and_picture(
     folder: Path, data: ImageData, path: Path | None = None, **changes: Any
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """The map's facts and its picture."""
+    """Return the map's facts and its picture."""
     reporter = MemoryReporter()
     assert evaluate(spec_of(**changes), reporter, data=data, checkpoint_path=path, output_dir=folder) == "succeeded"
     kept = {record["name"]: (folder / record["path"]).read_bytes() for record in reporter.of("artifact")}
@@ -52,7 +52,7 @@ def map_and_picture(
 
 
 def clusters() -> FeatureSet:
-    """Four directions with a little noise."""
+    """Return features around four directions, with a little noise."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(4).repeat_interleave(25)
     rows = torch.eye(4, 12)[labels] + 0.1 * torch.randn(100, 12, generator=generator)

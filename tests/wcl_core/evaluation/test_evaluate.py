@@ -46,7 +46,7 @@ def test_knn_is_scikit_learns_with_the_same_votes(k: int, temperature: float) ->
 
 
 def test_knn_votes_at_a_temperature_where_every_weight_underflows() -> None:
-    """exp((cos - 1) / T) is 0 in float32 for each neighbour here; the nearest one still wins."""
+    """exp((cos - 1) / T) is 0 in float32 for each neighbour here; the class of the nearest one still wins."""
     data = small.feature_set(spread=1.5)
     assert knn.knn_top1(data, 5, 1e-4) == knn.knn_top1(data, 1, 0.07)
 
@@ -111,7 +111,7 @@ def test_the_strength_is_chosen_without_the_test_split() -> None:
 
 @pytest.mark.slow
 def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> None:
-    """Few noisy examples of many dimensions: learning from the held-out ones too would fit them closely."""
+    """There are few noisy examples of many dimensions; a fit that includes the held-out ones would overfit them."""
     data = small.feature_set(spread=4.0, per_class=30, dim=20)
     train = ((data.train - data.train.mean(0)) / data.train.std(0)).numpy()
     labels, chosen_values = data.train_labels.numpy(), set()

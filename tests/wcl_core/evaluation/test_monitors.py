@@ -73,7 +73,7 @@ def test_adjusted_mutual_information_is_its_formula_with_the_mean_over_all_permu
 
 
 def test_adjusted_mutual_information_of_random_groups_of_four_is_no_success() -> None:
-    """Where raw NMI says .84."""
+    """The raw NMI of these groups is .84."""
     classes = torch.arange(1000).repeat(2)
     groups = torch.randperm(2000, generator=torch.Generator().manual_seed(0)) // 4
     assert abs(monitors.adjusted_mutual_information(groups, classes)) < 0.05

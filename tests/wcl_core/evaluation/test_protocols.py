@@ -111,7 +111,7 @@ def test_a_protocol_reports_the_measures_of_the_table_in_its_order(name: Protoco
 
 
 def by_hand(data: ImageData, backbone: nn.Module, config: LinearSgdConfig, seed: int) -> Iterator[float]:
-    """Test accuracy after each epoch, with momentum, rate and cosine written out."""
+    """Yield the test accuracy after each epoch, with momentum, rate and cosine written out."""
     features = network_features(backbone, data, CPU)
     head = classifier.new_head(features.train.shape[1], 10, seed)
     velocity = [torch.zeros_like(p) for p in head.parameters()]
@@ -358,7 +358,7 @@ def test_retrieval_lists_neighbours_beside_its_numbers() -> None:
 
 
 def another_dataset() -> ImageData:
-    """Twelve pixels wide, three unequal classes: bright, dark and striped."""
+    """Return images of twelve pixels in three unequal classes: bright, dark and striped."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for count in (40, 15):

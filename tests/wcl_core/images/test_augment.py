@@ -38,7 +38,7 @@ def config(**changes: float) -> AugmentConfig:
 
 
 def images(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
-    """Smooth noise in warm colours, as photographs are: (count, 3, side, side) uint8; a turn of the hue shows."""
+    """Return smooth noise in warm colours, (count, 3, side, side) uint8; a change of the hue is visible."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, side, side, generator=generator)
     coarse = torch.nn.functional.interpolate(noise[:, :, ::4, ::4], size=side, mode="bilinear")
@@ -225,7 +225,7 @@ def test_statistics_are_torchvisions(changes: dict[str, float], theirs: v2.Trans
 
 
 def boxes(x: Tensor) -> Tensor:
-    """Left edge, top edge, width and height of the crop, in shares of the image, read off a coordinate ramp."""
+    """Return left, top, width and height of the crops, in shares of the image, read from a coordinate ramp."""
     horizontal, vertical = x[:, 0], x[:, 1]
     left, right = horizontal.amin(dim=(1, 2)), horizontal.amax(dim=(1, 2))
     top, bottom = vertical.amin(dim=(1, 2)), vertical.amax(dim=(1, 2))

@@ -79,7 +79,7 @@ def naive_swapped(u1: Tensor, u2: Tensor, t: float, detach: bool) -> Tensor:
 
 
 def assert_matches(fast: Callable[..., Tensor], naive: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Value and gradients within |a - b| <= 1e-5 |b| + 1e-7 of the same float32 inputs in float64."""
+    """Check value and gradients: |a - b| <= 1e-5 |b| + 1e-7, for b in float64 from the same float32 inputs."""
     single = [x.clone().requires_grad_() for x in inputs]
     double = [x.double().requires_grad_() for x in inputs]
     value, expected = fast(*single), naive(*double)

@@ -35,7 +35,7 @@ def embedded(seed: int, has_weak: bool, has_crops: bool) -> Embedded:
 
 
 def filled_queue(images: Tensor, seed: int) -> NeighbourQueue:
-    """Half full; it holds other images of the train split and some of the batch's own."""
+    """Return a half-full queue with other images of the train split and some images of the batch."""
     queue = NeighbourQueue(Q, D, torch.device("cpu"))
     others = torch.cat((images[:3], 100 + torch.arange(B - 3)))
     queue.push(unit((B, D), seed + 30), unit((B, D), seed + 31), others, step=1)
@@ -50,7 +50,7 @@ def log_share(anchor: Tensor, keys: list[Tensor], chosen: Tensor, t: float) -> T
 
 
 def plain_labels(rows: Tensor, names: list[int], count: int) -> list[int]:
-    """Smallest member of each connected component, computed by spreading it along edges until nothing changes."""
+    """Return the smallest member of each component; labels spread along edges until no label changes."""
     label = list(range(len(rows)))
     edges = []
     for i in range(count):

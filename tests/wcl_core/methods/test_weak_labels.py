@@ -74,29 +74,29 @@ def random_edges(order: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def one_cycle(order: Tensor, generator: torch.Generator) -> Tensor:
-    """One cycle through all rows, in random order."""
+    """Return one cycle through all rows, in random order."""
     return order.roll(1)[order.argsort()]
 
 
 def cycles(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Several cycles, of very different lengths."""
+    """Return several cycles of very different lengths."""
     bounds = [0, *sorted({len(order) // 2, len(order) // 3, len(order) - len(order) // 7}), len(order)]
     rolled = [order[start:stop].roll(1) for start, stop in pairwise(bounds)]
     return torch.cat(rolled)[order.argsort()]
 
 
 def chain(order: Tensor, generator: torch.Generator) -> Tensor:
-    """The longest chain, which ends in a cycle of two, as with nearest neighbours."""
+    """Return the longest chain; it ends in a cycle of two, as with nearest neighbours."""
     return torch.cat((order[1:2], order[:-1]))[order.argsort()]
 
 
 def chain_to_itself(order: Tensor, generator: torch.Generator) -> Tensor:
-    """A chain that ends in a row that points to itself, as queue rows do."""
+    """Return a chain that ends in a row that points to itself, as queue rows do."""
     return torch.cat((order[:1], order[:-1]))[order.argsort()]
 
 
 def tree(order: Tensor, generator: torch.Generator) -> Tensor:
-    """A binary tree, deep and wide; its root and the root's first child form the cycle."""
+    """Return a binary tree; its root and the root's first child form the cycle."""
     rank = torch.arange(len(order))
     parent = ((rank - 1) // 2).clamp(min=0)
     parent[0] = 1
@@ -104,12 +104,12 @@ def tree(order: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def few_targets(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Many rows point to the same few, as with many duplicates."""
+    """Return rows of which many point to the same few rows, as with many duplicates."""
     return torch.randint(1 + len(order) // 8, order.shape, generator=generator)
 
 
 def pairs(order: Tensor, generator: torch.Generator) -> Tensor:
-    """Pairs and, if the number of rows is odd, one row that points to itself."""
+    """Return pairs and, if the number of rows is odd, one row that points to itself."""
     return order[(torch.arange(len(order)) ^ 1).clamp(max=len(order) - 1)][order.argsort()]
 
 

@@ -43,7 +43,7 @@ def test_each_bound_is_a_sign(name: str) -> None:
 
 
 def constant() -> ImageData:
-    """The same image again and again."""
+    """Return a dataset that repeats one image."""
     data = small.few_digits()
     images = data.train.images[:1].expand(270, -1, -1, -1).contiguous()
     return ImageData(data.name, Split(images, data.train.labels, "0" * 64), data.test, data.classes, data.digest)

@@ -59,7 +59,7 @@ def gradients(
 @pytest.mark.parametrize("batch_norm_views", ["separate", "joint"])
 @pytest.mark.parametrize("crops", [0, 2])
 def test_without_batch_norm_the_gradients_are_those_of_one_pass(method: str, batch_norm_views: str, crops: int) -> None:
-    """In float64, so that nothing but the order of sums differs."""
+    """The computation is in float64, so only the order of sums differs."""
     changes = {
         "method": method,
         "batch_size": 12,
@@ -77,7 +77,7 @@ def test_without_batch_norm_the_gradients_are_those_of_one_pass(method: str, bat
 
 
 def test_one_chunk_is_one_pass_with_batch_norm_too() -> None:
-    """Gradients, and running statistics that were updated once."""
+    """Gradients agree, and running statistics are updated once."""
     spec = {"batch_size": 12, "multi_crop": {"crops": 2}}
     whole = gradients(small.spec(**spec), True, True)
     result = gradients(small.spec(**spec, micro_batch_size=12), True, True)

@@ -1,4 +1,4 @@
-"""What a run shows of its probe: the images, and the groups that its weak labels make of them."""
+"""Reports on the monitor batch: its images, and their groups by weak labels."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def artifact(reporter: MemoryReporter, folder: Path, name: str) -> bytes:
 
 
 def tiles(png: bytes, tile: int, columns: int, count: int) -> torch.Tensor:
-    """The images of a sheet, as a page cuts them out: (count, 3, tile, tile) uint8."""
+    """Return the images of a sheet as a page cuts them out: (count, 3, tile, tile) uint8."""
     picture = np.asarray(Image.open(io.BytesIO(png)))
     places = [(place // columns * tile, place % columns * tile) for place in range(count)]
     return torch.tensor(np.stack([picture[y : y + tile, x : x + tile] for y, x in places])).permute(0, 3, 1, 2)
 
 
 def test_groups_are_the_weak_labels_of_the_images_that_are_shown(tmp_path: Path) -> None:
-    """Computed once more from what others can read: the picture, and the checkpoints of the same moments."""
+    """The test computes them again from public files: the picture, and the checkpoints of the same steps."""
     spec = small.spec(checkpoints={"every_epochs": 1})
     reporter = run(spec, tmp_path)
     facts = json.loads(artifact(reporter, tmp_path, "probe.json"))

@@ -197,7 +197,7 @@ def test_the_spec_selects_the_optimiser(name: str, kind: type[torch.optim.Optimi
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_restored_slots_continue_to_the_same_weights(name: str) -> None:
-    """A twin that takes over weights and slots goes on bit for bit; one without the slots does not."""
+    """A copy with weights and slots continues bit for bit; a copy without the slots does not."""
     spec = small.spec(optimizer=OPTIMIZERS[name])
     first, twin, without = small_network(), small_network(), small_network()
     optimizers = [build_optimizer(spec, model) for model in (first, twin, without)]

@@ -58,7 +58,7 @@ def run(
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Digests of the checkpoints by name."""
+    """Return the digests of the checkpoints by name."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "checkpoints").glob("*"))
     }
