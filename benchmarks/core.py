@@ -20,7 +20,7 @@ from measure.rounds import Row, table
 ITEMS = ("graph", "loss", "views", "stall", "step", "gpu")
 # Measured by hand on 2026-11-25 in CPU time, because the machine was busy.
 WCL_BOUND = """\
-What bounds the WCL step, CPU time on one thread (2026-11-25, least of many): for 128 images in two views the tiny net
+The parts of the WCL step, CPU time on one thread (2026-11-25, least of many): for 128 images in two views the tiny net
 takes 160 ms, a head 7.4, the instance loss 2.0, views 6.1, SGD 0.5. WCL adds a head of its own 7.4 (its products alone
 7.1), the weak-label loss 1.6, labels 0.2 and SGD of that head 0.3: 1.05 times SimCLR at the least. With no cost but the
 head's products it would be 1.04. Two threads share the backbone better than the small products of a head."""

@@ -51,7 +51,7 @@ def views_and_rate() -> Stage:
 
 
 def weak_loss() -> Stage:
-    """Return a stage with weights and ramps of the weak-label loss; for SimCLR two temperatures between the earlier ones."""
+    """Return a stage with weights and ramps of the weak-label loss; for SimCLR two temperatures in between."""
     pairs = [(0.5, 0.2), (1.0, 0.2)]
     wcl = [{"loss.weak_weight": beta, "loss.weak_ramp_fraction": ramp} for beta, ramp in pairs]
     return Stage("weak loss; temperature", {"wcl": wcl, "simclr": [{"loss.temperature": t} for t in (0.17, 0.24)]})

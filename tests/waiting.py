@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, without sleeping longer than it takes."""
+"""Waiting for other processes, without longer sleeps than necessary."""
 
 from __future__ import annotations
 

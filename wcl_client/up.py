@@ -149,7 +149,7 @@ class Child:
             )
         self._started_at = time.monotonic()
 
-    def watch(self, say: Callable[[str], None]) -> None:
+    def watch(self, report: Callable[[str], None]) -> None:
         """Restart the process if it has ended; the wait doubles after each quick failure."""
         if self._has_ended:
             return
@@ -165,11 +165,11 @@ class Child:
             return
         if code == 0 and self._may_end:
             self._has_ended = True
-            say(f"{self.name} was drained and is not started again")
+            report(f"{self.name} was drained and is not started again")
             return
         self.failures += 1
         wait = min(2.0 ** (self.failures - 1), MAX_BACKOFF_SECONDS)
-        say(f"{self.name} ended (exit code {code}); it starts again in {wait:.0f} s, see {self.log_path}")
+        report(f"{self.name} ended (exit code {code}); it starts again in {wait:.0f} s, see {self.log_path}")
         self._process, self._next_start_at = None, now + wait
 
     @property
@@ -203,9 +203,9 @@ class Child:
 class Service:
     """The server and its workers, as child processes."""
 
-    def __init__(self, options: UpOptions, say: Callable[[str], None]) -> None:
+    def __init__(self, options: UpOptions, report: Callable[[str], None]) -> None:
         self.options = options
-        self._say = say
+        self._report = report
         self._stop = False
         logs = options.data_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ class Service:
             while not client.is_ready():
                 if self._stop:
                     return
-                self.server.watch(self._say)
+                self.server.watch(self._report)
                 if self.server.failures >= 3 or time.monotonic() > deadline:
                     raise UpError(
                         f"the server does not start; the end of {self.server.log_path}:\n{self.server.last_lines()}"
@@ -261,7 +261,7 @@ class Service:
         """Restart processes that end, until a stop is requested."""
         while not self._stop:
             for child in self.children:
-                child.watch(self._say)
+                child.watch(self._report)
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -301,7 +301,7 @@ def _page_link(options: UpOptions) -> str:
     return options.url
 
 
-def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
+def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
     """Run the service until SIGINT or SIGTERM.
 
     Raises:
@@ -310,7 +310,7 @@ def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdou
     with locked(options.data_dir):
         if not port_is_free(options.host, options.port):
             raise UpError(f"port {options.port} on {options.host} is in use; choose another one with --port")
-        service = Service(options, say)
+        service = Service(options, report)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, service.request_stop)
         try:
@@ -319,6 +319,6 @@ def run(options: UpOptions, say: Callable[[str], None], out: IO[str] = sys.stdou
                 print(f"Serving {options.url} from {options.data_dir}", file=out)
                 print(f"Open     {_page_link(options)}", file=out, flush=True)
             service.watch()
-            say("stopping; running jobs save a checkpoint and return to the queue")
+            report("stopping; running jobs save a checkpoint and return to the queue")
         finally:
             service.stop()

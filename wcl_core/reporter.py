@@ -167,20 +167,20 @@ class MemoryReporter(Reporter):
     """A reporter that keeps the JSON object of every record in a list.
 
     Args:
-        ask: called after each step with the list; returns a request to end the run, or None.
+        next_request: called after each step with the list; returns a request to end the run, or None.
     """
 
-    def __init__(self, ask: Callable[[list[dict[str, Any]]], Request | None] | None = None) -> None:
+    def __init__(self, next_request: Callable[[list[dict[str, Any]]], Request | None] | None = None) -> None:
         self.records: list[dict[str, Any]] = []
-        self._ask = ask
+        self._next_request = next_request
 
     def emit(self, record: Record) -> None:
         """Append the record."""
         self.records.append(to_json(record))
 
     def request(self) -> Request | None:
-        """Return what `ask` returns."""
-        return self._ask(self.records) if self._ask else None
+        """Return what `next_request` returns."""
+        return self._next_request(self.records) if self._next_request else None
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the records of one type, in order."""

@@ -136,7 +136,7 @@ class JobChange(_Body):
     tags: list[Tag] | None = Field(default=None, max_length=50)
 
     @model_validator(mode="after")
-    def _says_something(self) -> JobChange:
+    def _has_a_field(self) -> JobChange:
         if self.name is None and self.priority is None and self.tags is None:
             raise ValueError("expected at least one of name, priority, tags")
         return self

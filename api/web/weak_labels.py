@@ -134,7 +134,7 @@ class Shown:
         images = self.thumbnails(group.members)
         return sorted(images, key=lambda image: 0 if image.label is None else rank.get(image.label, 0))
 
-    def made_of(self, group: WeakGroup) -> list[tuple[str, int, int]]:
+    def classes_of(self, group: WeakGroup) -> list[tuple[str, int, int]]:
         """Return name, colour and count of each class in a group, the most frequent first."""
         assert self.monitor_batch
         return [

@@ -46,7 +46,7 @@ class Metric(BaseModel):
 
     @field_validator("protocol")
     @classmethod
-    def _is_known(cls, protocol: str) -> str:
+    def _is_a_protocol(cls, protocol: str) -> str:
         if protocol not in MEASURES:
             raise ValueError(_NOT_BY_LOSS)
         return protocol

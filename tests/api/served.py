@@ -1,4 +1,4 @@
-"""A real server in this process: uvicorn on a thread, so that a test may look at its pool, its streams and its rows."""
+"""A real server in this process: uvicorn on a thread, so that a test can read its pool, its streams and its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of every page, sent twice and sent by many threads at once, creates what it creates only once."""
+"""Every form of every page, sent twice and by many threads at once, creates its rows only once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A stand-in for a training run: it writes spool records with the standard library only, so that thousands fit.
 
-What it does is in its spec: `epochs` of three steps, each `log_every_steps` milliseconds long and reporting a value
+Its spec decides its behaviour: `epochs` of three steps, each `log_every_steps` milliseconds long and reporting a value
 that follows from `seed` and step, so that a lost, doubled or foreign point is seen; `threads` names a behaviour.
 """
 

@@ -1,5 +1,6 @@
-"""Downtime cells: one part of a service is away for a while, in one state of a job; each cell comes right, no faster
-than its part comes back and at no cost that it need not have.
+"""Downtime cells: one part of a service is down for a while, in one state of a job.
+
+Each job still ends correctly, soon after the part is back, and loses no attempt without need.
 """
 
 from __future__ import annotations

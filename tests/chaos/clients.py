@@ -77,7 +77,7 @@ class Clients:
         callers: one for each thread.
         seed: of everything that is drawn.
         num_jobs: how many are submitted.
-        num_trainings: how many of them train in earnest.
+        num_trainings: how many of them train with the real training.
         max_waiting: submitters pause while so many have not ended.
     """
 

@@ -1,7 +1,7 @@
 """The promises that rows and files must keep after any faults.
 
-`jobs.audit` replays every event; here the files are read, and what clients were promised is compared with what became
-of it: each accepted job, the job of each key, the value of each step.
+`jobs.audit` replays every event; this module reads the files, and compares the promises to clients
+with the rows: each accepted job, the job of each key, the value of each step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real server and worker processes, forked from one that has everything imported: a start costs milliseconds.
 
-The code that runs is `python -m api` and `python -m worker` as they are; what differs for a test is set before they
-start, in their own process: the training command, the clock, the host's name, the known spec versions.
+The code that runs is `python -m api` and `python -m worker` as they are; a test's changes are set before their start,
+in their own process: the training command, the clock, the host's name, the supported spec versions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Start:
         host: the machine it believes to be on.
         trains: runs the real science instead of the stand-in.
         clock_seconds: how far its wall clock is wrong.
-        spec_versions: those it knows, when not all.
+        spec_versions: those it supports, if not all.
         orphan_seconds: how long it waits for orphaned runs, when not as long as usual.
     """
 

@@ -16,7 +16,7 @@ class Proxy:
     """Forwards connections to a port of the loopback.
 
         mended ──► cut      every connection is reset, new ones too
-               ├─► silent   connections stay open and nothing passes (half-open); what was sent passes when mended
+               ├─► silent   connections stay open and nothing passes (half-open); the sent bytes pass once mended
                └─► slow     each piece takes `seconds` more
 
     `lose_next_answer` is a fault of its own: the next message that holds a word reaches the server, its answer does not

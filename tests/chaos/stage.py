@@ -40,7 +40,7 @@ def spec(seed: int, epochs: int = 2, step_ms: int = 20, behaviour: int | None = 
 
 
 def arm(failpoints: Path, order: str) -> None:
-    """Arm one of a folder's failpoints atomically, so that no process reads half an order."""
+    """Arm one of a folder's failpoints atomically, so that no process reads half a file."""
     beside = failpoints / "armed.part"
     beside.write_text(order)
     beside.rename(failpoints / "armed")

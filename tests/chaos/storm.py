@@ -36,7 +36,7 @@ _SUBMITTERS = 2
 class Size:
     """The size of a round; each of `num_hands` threads injects one fault after another.
 
-    Of the jobs `num_trainings` train in earnest, on a worker more.
+    `num_trainings` of the jobs are real trainings, on one more worker.
     """
 
     num_jobs: int = 500

@@ -1,7 +1,7 @@
 """Every failpoint that a job passes, once with each action; the job must still end correctly.
 
-What there is to try is found by letting lives go by and reading which places they passed, so a new failpoint or a new
-commit is tried as soon as it is written.
+The sweep first runs jobs without faults and records the failpoints that they pass.  So it tries a new failpoint or a
+new commit without further code.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Sweep:
     def try_at(self, place: Place, action: str) -> list[str] | None:
         """Inject one fault at one failpoint; return the problems, or None if the failpoint was not passed again.
 
-        That happens where nodes race for what only one of them does, and with what is done once an hour.
+        That happens where nodes race for one task, and in tasks that run once an hour.
         """
         folder = self._folders[place.node]
         for name in ("fired", "release"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Jobs that no later command of the page waits for go to a pool without workers.
 IDLE_POOL = "--pool idle"
-# What makes commands short or puts them on this test's service and images; applied to every block.
+# Replacements in every block: they shorten commands, or point them to this test's service and images.
 SHORT = {"epochs": 2, "warmup_epochs": 1, "weak_augmentation_epochs": 1}
 SHORTENED = (
     (

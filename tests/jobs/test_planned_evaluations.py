@@ -166,7 +166,7 @@ def test_a_dataset_that_is_gone_is_a_warning_and_stops_nothing(database: Databas
     assert children(database, run.job_id) == []
 
 
-# --- what is wrong with a plan -------------------------------------------------------------------------------------
+# --- errors of a plan ----------------------------------------------------------------------------------------------
 
 
 def refused(database: Database, *plans: dict[str, Any]) -> list[str]:
@@ -189,7 +189,7 @@ def test_a_plan_that_cannot_run_is_refused_at_submission(database: Database) -> 
 
 
 @pytest.mark.parametrize(
-    ("spec", "where", "says"),
+    ("spec", "where", "message"),
     [
         ({"evaluations": [{"when": "best"}]}, ("evaluations",), "knn_every_epochs"),
         ({"evaluations": [{"when": "every"}]}, ("evaluations", 0, "every_epochs"), "needs every_epochs"),
@@ -202,8 +202,8 @@ def test_a_plan_that_cannot_run_is_refused_at_submission(database: Database) -> 
         ({"evaluations": [{"when": "every", "every_epochs": 2, "x": 1}]}, ("evaluations", 0, "x"), ""),
     ],
 )
-def test_a_plan_that_contradicts_the_run_names_its_field(spec: dict[str, Any], where: Any, says: str) -> None:
+def test_a_plan_that_contradicts_the_run_names_its_field(spec: dict[str, Any], where: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         new_job(spec=spec)
     assert [error["loc"] for error in caught.value.errors()] == [where]
-    assert says in caught.value.errors()[0]["msg"]
+    assert message in caught.value.errors()[0]["msg"]

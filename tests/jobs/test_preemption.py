@@ -53,9 +53,9 @@ def test_a_preemptible_job_is_preempted_and_resumes_later(database: Database) ->
     assert run.deliver(rows.started(), rows.checkpoint(7)).preempt
     run.deliver(rows.end("drained"))
 
-    given_way = job(database, run.job_id)
-    assert (given_way.status, given_way.status_reason, given_way.failures) == ("queued", "preempted", 0)
-    assert given_way.preempt_requested_at is None
+    preempted = job(database, run.job_id)
+    assert (preempted.status, preempted.status_reason, preempted.failures) == ("queued", "preempted", 0)
+    assert preempted.preempt_requested_at is None
     assert [event.type for event in rows.events(database, run.job_id)][-2:] == ["checkpoint", "requeued"]
     requested = [event for event in rows.events(database, run.job_id) if event.type == "preempt_requested"]
     assert [event.data for event in requested] == [{"job": urgent}]
@@ -91,15 +91,15 @@ def test_a_lower_priority_in_another_pool_preempts_no_equal_job(database: Databa
     assert preempt(database) is None
 
 
-@pytest.mark.parametrize(("free", "gives_way"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
+@pytest.mark.parametrize(("free", "is_preempted"), [({}, False), ({"datasets": {}}, True), ({"pool": "other"}, True)])
 def test_no_job_is_preempted_while_an_idle_worker_fits(
-    database: Database, free: dict[str, Any], gives_way: bool
+    database: Database, free: dict[str, Any], is_preempted: bool
 ) -> None:
     busy(database)
     register(database, 2, **free)
     submit(database, priority=1)
 
-    assert (preempt(database) is not None) == gives_way
+    assert (preempt(database) is not None) == is_preempted
 
 
 @pytest.mark.parametrize("state", ["draining", "stopped"])

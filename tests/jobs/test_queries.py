@@ -104,7 +104,7 @@ def test_hostile_ids_are_not_found(database: Database, text: str) -> None:
         assert queries.tags(session, [text]) == {text: []}
 
 
-# --- what belongs to a job -----------------------------------------------------------------------------------------
+# --- rows of a job -------------------------------------------------------------------------------------------------
 
 
 def test_events_come_in_order_after_a_number(database: Database) -> None:

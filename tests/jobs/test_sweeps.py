@@ -235,7 +235,7 @@ def test_a_retry_of_its_job_is_not_part_of_the_sweep(database: Database) -> None
     assert (retried.sweep_id, retried.origin) == (None, None)
 
 
-# --- what is wrong ---------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_of_a_trial_points_to_the_parameter(database: Database) -> None:

@@ -115,7 +115,7 @@ class Left:
     """The records and files of an ended attempt.
 
     Attributes:
-        records: what it reported.
+        records: its reported records.
         files: digest of each file that carries a checkpoint's name.
         num_parts: files that were begun and carry none.
         checkpoint: the newest one that was reported.
@@ -165,7 +165,7 @@ def differences(lives: list[Left], whole: Left) -> list[str]:
     """Return the differences between a killed run and an undisturbed one.
 
     Args:
-        lives: what its attempts left, in their order; the last one came to the end.
+        lives: the remains of its attempts, in their order; the last one ended by itself.
         whole: the undisturbed run.
     """
     result = []

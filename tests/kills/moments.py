@@ -2,7 +2,7 @@
 
 A step is some thousand calls of Python and of C functions.  A trap sits in the training process, follows these calls as
 a profiler does and sends SIGKILL to its own process at the one that was drawn; the code under test is as it is.  Only
-ANY_TIME comes from outside, wherever the process then is: in a product, in a system call, on any thread.
+ANY_TIME comes from outside, at any point of the process: in a matrix product, in a system call, on any thread.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Moment:
 def plan(count: int, num_ranks: int, draw: random.Random) -> list[Moment]:
     """Return moments of different kinds, in an order in which one run can pass them all.
 
-    Whatever is killed at a step resumes from before it, but for a checkpoint that was reported; that comes last.
+    A run that is killed at a step resumes from before it, except after a reported checkpoint; that kind comes last.
     """
     moments = [
         Moment(
@@ -201,7 +201,7 @@ def _is_writing(frame: FrameType | None, step: int) -> bool:
 def count_calls(path: Path) -> None:
     """Count the calls of each step in this process's loop, into a file, one number a line.
 
-    A step lasts until the next one or, the last one, until the run has said its last word.
+    A step lasts until the next one; the last step lasts until the `end` record.
     """
     calls: list[int] = []
 

@@ -24,7 +24,7 @@ class Reference:
 
     Attributes:
         variant: its name.
-        whole: what it left.
+        whole: its records and files.
         calls: how many calls each of its steps takes, for each rank.
         step_seconds: how long a step takes, about.
     """

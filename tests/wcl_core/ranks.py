@@ -44,7 +44,7 @@ def worlds() -> Iterator[Worlds]:
 
 
 def _serve() -> None:
-    import sklearn.metrics  # noqa: F401 (what every rank would import by itself, at a second each)
+    import sklearn.metrics  # noqa: F401 (otherwise every rank imports it by itself, at a second each)
     import torch
     import torch._dynamo
 

@@ -28,7 +28,7 @@ METHODS = {
     "wcl-full-gradient-joint": {"loss": {"detach_keys": False, "batch_norm_views": "joint"}},
     "wcl-crops-mates": {"multi_crop": {"crops": 2}, "loss": {"exclude_mates": True, "decoupled": True}},
 }
-# What the learner keeps from step to step: every rank holds all of it, in global order.
+# The state of the learner: every rank has all of it, in global order.
 KEPT: dict[str, Any] = {"queue_size": 128, "momentum_decay": 0.9, "multi_crop": {"crops": 1}}
 
 
@@ -115,7 +115,7 @@ def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path
     """Losses, weights and momentum over eight steps, in float64.
 
     Sums in another order differ by about 1e-12 after them. In float32 a ReLU at its edge or a nearly tied neighbour may
-    fall the other way, which says nothing about ranks and would need a tolerance that hides real errors.
+    fall the other way, which is independent of ranks and would need a tolerance that hides real errors.
     """
     fields = small.fields(**RUN, **changes)
     one = rank_tasks.double_training(SINGLE, tmp_path / "1", fields)

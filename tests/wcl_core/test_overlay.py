@@ -1,4 +1,4 @@
-"""Nested spec dicts: what is laid over them, and how two of them differ."""
+"""Nested spec dicts: overlays, and differences between two of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract between worker and run: spools of earlier versions, its names on both sides, and what it rejects."""
+"""The contract between worker and run: spools of earlier versions, its names on both sides, and refused records."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, value: float)
     writer, tensors = BackgroundWriter(), state()
     tensors["one"].fill_(value)
     writer.start(tmp_path / "one.safetensors", tensors, {})
-    tensors["one"].fill_(0)  # what counts is the state that was copied
+    tensors["one"].fill_(0)  # the copied state counts
     with pytest.raises(NonFiniteStateError):
         writer.finish()
     assert list(tmp_path.iterdir()) == []

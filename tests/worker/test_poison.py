@@ -72,7 +72,7 @@ def test_each_crash_gets_its_reason_and_a_good_job_behind_them_succeeds(
     with sqlite_database.read() as session:
         count = select(func.count()).where(Log.job_id == bad["shout"])
         assert session.execute(count).scalar_one() <= 10_001
-        # Where it stands depends on how fast the run shouts: what is too fast to be read is dropped before the cap.
+        # Its place depends on the speed of the output: lines that arrive too fast are dropped before the cap.
         assert session.execute(count.where(Log.line.contains("dropped"))).scalar_one() >= 1
 
 

@@ -261,7 +261,7 @@ def test_a_nul_in_the_address_is_refused(served: Served) -> None:
         assert_problem(served.client().get(address), 400)
 
 
-# --- what is not the client's fault ----------------------------------------------------------------------------------
+# --- errors of the server --------------------------------------------------------------------------------------------
 
 
 def test_an_outage_of_the_database_is_503(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:

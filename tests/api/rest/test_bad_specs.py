@@ -58,7 +58,7 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
 
 
 @pytest.mark.parametrize(
-    ("changes", "pointer", "says"),
+    ("changes", "pointer", "message"),
     [
         ({"batch_size": 2, "processes": 4}, "/spec/processes", "processes is 4, which does not divide batch_size = 2"),
         (
@@ -86,14 +86,14 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
         ),
     ],
 )
-def test_runs(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
+def test_runs(server: Served, changes: dict[str, Any], pointer: str, message: str) -> None:
     errors = refused(server, "pretrain", DATA | changes)
     assert errors.keys() == {pointer}
-    assert says in errors[pointer]
+    assert message in errors[pointer]
 
 
 @pytest.mark.parametrize(
-    ("changes", "pointer", "says"),
+    ("changes", "pointer", "message"),
     [
         ({"protocols": ["knn"], "knn_k": 2}, "/spec/knn_k", "2 is above half the 3 train images of lynx, the smallest"),
         ({"protocols": ["knn_wide"]}, "/spec/protocols/0", "k = 200, which is above half the 3 train images of lynx"),
@@ -115,10 +115,10 @@ def test_runs(server: Served, changes: dict[str, Any], pointer: str, says: str) 
         ),
     ],
 )
-def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, says: str) -> None:
+def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, message: str) -> None:
     errors = refused(server, "evaluate", NETWORK | changes)
     assert errors.keys() == {pointer}
-    assert says in errors[pointer]
+    assert message in errors[pointer]
 
 
 def test_listed_datasets_have_the_facts_that_limit_a_spec(server: Served) -> None:

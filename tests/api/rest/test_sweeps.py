@@ -138,7 +138,7 @@ LOSS = "a series of the training, such as a loss, cannot rank"
 
 
 @pytest.mark.parametrize(
-    ("change", "pointers", "says"),
+    ("change", "pointers", "message"),
     [
         ({"metric": "train/loss"}, ["/metric"], LOSS),
         ({"metric": {"protocol": "train/loss"}}, ["/metric/protocol"], LOSS),
@@ -192,12 +192,12 @@ LOSS = "a series of the training, such as a loss, cannot rank"
     ],
 )
 def test_errors_point_to_the_wrong_fields(
-    shared: Served, change: dict[str, Any], pointers: list[str], says: str
+    shared: Served, change: dict[str, Any], pointers: list[str], message: str
 ) -> None:
     answer = shared.client().post("/v1/sweeps", json=GRID | change)
 
     body = assert_problem(answer, 422, *pointers)
-    assert says in str(body["errors"]), body["errors"]
+    assert message in str(body["errors"]), body["errors"]
     assert rows.rows_of(shared.database, Sweep) == rows.rows_of(shared.database, Job) == []
 
 

@@ -88,7 +88,7 @@ PAYLOADS = (
     "100%",
     "a_b_c",
     "back\\slash\\",
-    # letters that are not what they seem
+    # letters that look like other letters
     "\u202eabc\u202d xyz",
     "\u2067right to left\u2069",
     "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",

@@ -173,7 +173,7 @@ class Site:
 
 
 class PlayedRun:
-    """Delivers what a training run would report."""
+    """A played training run: it delivers the reports that a real one would."""
 
     def __init__(self, site: Site, job_id: str, number: int) -> None:
         self.job_id, self.number = job_id, number
@@ -181,7 +181,7 @@ class PlayedRun:
         self._seq = 0
         self._output = 0
 
-    def tell(self, *lines: dict[str, Any], output: Sequence[str] = ()) -> None:
+    def report(self, *lines: dict[str, Any], output: Sequence[str] = ()) -> None:
         numbered = [{"seq": self._seq + place, **line} for place, line in enumerate(lines, start=1)]
         self._seq += len(lines)
         printed = [(self._output + place, text) for place, text in enumerate(output, start=1)]
@@ -190,12 +190,12 @@ class PlayedRun:
         write(lambda session: transitions.deliver(session, self.job_id, self.number, delivered(numbered), printed))
 
     def start(self, step: int = 0) -> None:
-        self.tell({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
+        self.report({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
 
     def losses(self, steps: Sequence[int]) -> None:
         """Report the loss of each step, then the progress."""
         reports = [{"type": "metrics", "step": step, "values": {"train/loss": 5 - step / 100}} for step in steps]
-        self.tell(*reports, self.progress(steps[-1]))
+        self.report(*reports, self.progress(steps[-1]))
 
     def progress(self, step: int, total: int = 100) -> dict[str, Any]:
         facts = {"step": step, "total_steps": total, "epoch": step / total * 10, "total_epochs": 10}
@@ -210,7 +210,7 @@ class PlayedRun:
         path.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         facts = {"step": step, "epoch": 1, "path": key, "sha256": digest, "size": len(content)}
-        self.tell({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
+        self.report({"type": "checkpoint", "metrics": metrics or {"train/loss": 1.5}, **facts})
         return digest
 
     def map(self) -> None:
@@ -227,7 +227,7 @@ class PlayedRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         file = {"name": name, "path": key, "sha256": digest, "size": len(content), "media_type": media_type}
-        self.tell({"type": "artifact", **file})
+        self.report({"type": "artifact", **file})
 
     def monitor_batch(
         self, colours: Sequence[tuple[int, int, int]], classes: Sequence[int | None], names: Sequence[str]
@@ -247,7 +247,7 @@ class PlayedRun:
     def groups(self, epoch: int, labels: Sequence[int]) -> None:
         """Deliver the weak labels of the monitor batch, then the metrics."""
         step = 10 * epoch
-        self.tell(
+        self.report(
             {"type": "groups", "epoch": epoch, "step": step, "labels": list(labels)},
             {"type": "metrics", "step": step, "values": {"weak/ami": 0.5}},
         )
@@ -255,10 +255,10 @@ class PlayedRun:
     def evaluation(self, protocol: str, value: float, stderr: float | None = None, **params: Any) -> None:
         identity = {"protocol": protocol, "protocol_version": 1, "metric": "top1", "seed": 0, "params": params}
         digests = {"dataset_digest": DIGEST, "split_digest": "e1" * 32}
-        self.tell({"type": "evaluation", "value": value, "stderr": stderr, "n": 359, **identity, **digests})
+        self.report({"type": "evaluation", "value": value, "stderr": stderr, "n": 359, **identity, **digests})
 
     def end(self, outcome: str = "succeeded", reason: str | None = None, message: str | None = None) -> None:
-        self.tell({"type": "end", "outcome": outcome, "reason": reason, "message": message})
+        self.report({"type": "end", "outcome": outcome, "reason": reason, "message": message})
 
     def lose(self) -> None:
         """Declare the attempt lost, and end the backoff of its job."""

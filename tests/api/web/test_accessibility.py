@@ -47,7 +47,7 @@ def paths(site: Site) -> list[str]:
     measuring.end()
     running = site.running("running")
     running.start()
-    running.tell({"type": "log", "level": "info", "message": "loaded"}, output=["printed"])
+    running.report({"type": "log", "level": "info", "message": "loaded"}, output=["printed"])
     running.losses(range(1, 30))
     site.submit("waits")
     sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]})

@@ -26,8 +26,8 @@ def run(site: Site) -> PlayedRun:
     played.start()
     for first in range(0, STEPS, 2_000):
         steps = range(first + 1, first + 2_001)
-        played.tell(*({"type": "metrics", "step": s, "values": {"train/loss": 5 - s / 1000}} for s in steps))
-    played.tell(played.progress(STEPS, STEPS))
+        played.report(*({"type": "metrics", "step": s, "values": {"train/loss": 5 - s / 1000}} for s in steps))
+    played.report(played.progress(STEPS, STEPS))
     return played
 
 
@@ -118,7 +118,7 @@ def test_sparse_curves_are_not_smoothed(visitor: Visitor, site: Site) -> None:
     played.start()
     losses = [{"type": "metrics", "step": s, "values": {"train/loss": float(s % 2)}} for s in range(1, 101)]
     accuracies = [{"type": "metrics", "step": s, "values": {"eval/knn_top1": s / 200}} for s in (20, 40, 60, 80, 100)]
-    played.tell(*sorted(losses + accuracies, key=lambda report: report["step"]))
+    played.report(*sorted(losses + accuracies, key=lambda report: report["step"]))
     played.end()
     page = visitor.window()
     page.goto(f"/jobs/{played.job_id}?smooth=0.9")

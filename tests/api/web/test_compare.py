@@ -37,10 +37,10 @@ def trained(site: Site, name: str, **changes: Any) -> str:
     run = site.claim()
     run.start()
     run.losses(range(1, 51))
-    run.tell({"type": "metrics", "step": 50, "values": {"eval/knn_top1": 0.5}})
+    run.report({"type": "metrics", "step": 50, "values": {"eval/knn_top1": 0.5}})
     digest = (job_id.replace("-", "") * 2)[:64]
     facts = {"step": 50, "epoch": changes.get("epochs", 10), "path": "x", "sha256": digest, "size": 1, "metrics": {}}
-    run.tell({"type": "checkpoint", **facts})
+    run.report({"type": "checkpoint", **facts})
     run.end()
     return job_id
 
@@ -50,7 +50,7 @@ def measured(site: Site, job_id: str, value: float, dataset: str = DIGEST, **cha
     run = site.claim()
     run.start()
     identity = {"dataset_digest": dataset, "split_digest": "e1" * 32, "seed": 0, "stderr": None, "value": value}
-    run.tell({"type": "evaluation"} | LINEAR | identity | changes)
+    run.report({"type": "evaluation"} | LINEAR | identity | changes)
     run.end()
 
 
@@ -188,7 +188,7 @@ def test_the_leaderboard_shows_the_last_epoch_only(visitor: Visitor, site: Site)
     run = site.claim()
     run.start()
     facts = {"step": 5, "epoch": 3, "path": "x", "sha256": "77" * 32, "size": 1, "metrics": {}}
-    run.tell({"type": "checkpoint", **facts})
+    run.report({"type": "checkpoint", **facts})
     run.end()
     measured(site, job_id, 0.99, protocol="retrieval")
     page = visitor.window()

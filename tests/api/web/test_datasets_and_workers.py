@@ -71,7 +71,7 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
 def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site: Site) -> None:
     run = site.running("trained on digits")
     run.start()
-    run.tell({"type": "metrics", "step": 1, "values": {"eval/knn_top1": 0.875}})
+    run.report({"type": "metrics", "step": 1, "values": {"eval/knn_top1": 0.875}})
     run.checkpoint(1)
     run.end()
     evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, "measured on digits")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 def test_a_long_timeline_has_pages(visitor: Visitor, site: Site) -> None:
     run = site.running("restless")
     run.start()
-    run.tell(*({"type": "warning", "reason": "slow", "message": f"number {n}."} for n in range(1, 601)))
+    run.report(*({"type": "warning", "reason": "slow", "message": f"number {n}."} for n in range(1, 601)))
     run.end()
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{run.job_id}")

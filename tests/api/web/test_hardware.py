@@ -17,14 +17,14 @@ GPU = CPU | {"system/gpu_memory_mib": 3072.0}
 @pytest.mark.parametrize("scripts", [True, False])
 def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor, site: Site, scripts: bool) -> None:
     run = site.running("on a CPU")
-    run.tell({"type": "started", "start_step": 0, "device": "cpu AVX2", "torch": "2.11.0", "threads": 1})
+    run.report({"type": "started", "start_step": 0, "device": "cpu AVX2", "torch": "2.11.0", "threads": 1})
     page = visitor.window(scripts=scripts)
     page.goto(f"/jobs/{run.job_id}")
     section = page.locator("#hardware")
     expect(section).to_contain_text("Metrics appear with the first report.")
 
     for step in (1, 2):
-        run.tell({"type": "metrics", "step": step, "values": {"train/loss": 3.0, **CPU}})
+        run.report({"type": "metrics", "step": step, "values": {"train/loss": 3.0, **CPU}})
     run.end()
     if not scripts:
         page.reload()
@@ -46,15 +46,15 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
 def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None:
     site.submit("on a GPU", processes=2)
     run = site.claim()
-    run.tell({"type": "started", "start_step": 0, "device": "NVIDIA A10", "torch": "2.11.0", "threads": 1})
-    run.tell({"type": "metrics", "step": 1, "values": GPU})
+    run.report({"type": "started", "start_step": 0, "device": "NVIDIA A10", "torch": "2.11.0", "threads": 1})
+    run.report({"type": "metrics", "step": 1, "values": GPU})
     page = visitor.window(scripts=False)
     page.goto(f"/jobs/{run.job_id}")
     sentences = page.locator("#hardware-missing")
     expect(sentences).to_contain_text("GPU utilisation is not available: install nvidia-ml-py")
     expect(sentences).to_contain_text("The metrics are of the first of 2 processes.")
 
-    run.tell({"type": "metrics", "step": 2, "values": GPU | {"system/gpu_percent": 93.0}})
+    run.report({"type": "metrics", "step": 2, "values": GPU | {"system/gpu_percent": 93.0}})
     run.end()
     page.reload()
     expect(sentences).not_to_contain_text("NVML")

@@ -23,7 +23,7 @@ from tests.jobs import sweeping
 
 pytestmark = pytest.mark.timeout(120)
 
-# What a payload would have become had it been markup.
+# The elements that a payload would create as markup.
 TRACES = "script:not([src]), img:not([src^='/jobs/']), iframe, base, style, math, body[onload], [onerror], [onfocus]"
 
 
@@ -60,16 +60,16 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
 def test_a_job_shows_everything_as_text_also_live(visitor: Visitor, site: Site) -> None:
     names = PAYLOADS[:33]  # a page draws sixty charts
     run = site.running("</h1><script>pwned=1</script>")
-    run.tell({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)
-    run.tell({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in names), 1.0)})
+    run.report({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)
+    run.report({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in names), 1.0)})
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     expect(page.locator("figure.chart")).to_have_count(len(names))
 
-    run.tell({"type": "metrics", "step": 2, "values": {f"<img src=x onerror=pwned=1>{n}": 1.0 for n in range(3)}})
+    run.report({"type": "metrics", "step": 2, "values": {f"<img src=x onerror=pwned=1>{n}": 1.0 for n in range(3)}})
     warnings = [{"type": "warning", "reason": payload, "message": payload} for payload in PAYLOADS[-50:]]
-    run.tell(*warnings, output=[f"live {payload}" for payload in PAYLOADS])
+    run.report(*warnings, output=[f"live {payload}" for payload in PAYLOADS])
     run.checkpoint(1, dict.fromkeys(PAYLOADS, 0.5))
     expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
     expect(page.locator("#log-lines .line")).to_have_count(2 * len(PAYLOADS))
@@ -115,7 +115,7 @@ def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> 
     visitor.complaints.clear()  # the browser logs each answer that is an error
 
 
-# What is no page of its own: parts of pages, pictures, what programs ask for.
+# Addresses that are no pages: parts of pages, pictures, and data for programs.
 NO_PAGES = {
     "/healthz",
     "/readyz",
@@ -138,8 +138,8 @@ def addresses(site: Site) -> dict[str, str]:
         claimed.end()
     run = site.running(longest, [longest[:64], quote_mark])
     run.start()
-    run.tell({"type": "metrics", "step": 1, "values": {longest[:100]: 1.0, quote_mark: 2.0}}, output=PAYLOADS)
-    run.tell({"type": "warning", "reason": longest[:64], "message": longest * 20})
+    run.report({"type": "metrics", "step": 1, "values": {longest[:100]: 1.0, quote_mark: 2.0}}, output=PAYLOADS)
+    run.report({"type": "warning", "reason": longest[:64], "message": longest * 20})
     run.checkpoint(1, {longest: 0.5})
     run.end("failed", longest[:64], longest * 20)
     evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, longest)

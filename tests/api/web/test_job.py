@@ -46,7 +46,7 @@ def test_curves_and_progress_grow_live(visitor: Visitor, site: Site) -> None:
     wait_for_steps(page, [10, 20])
 
     run.losses([30, 40])
-    run.tell({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "mine/extra": 3.0}})
+    run.report({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "mine/extra": 3.0}})
 
     wait_for_steps(page, [10, 20, 30, 40])
     chart = page.locator("figure[data-metrics='train/loss']")
@@ -83,7 +83,7 @@ def test_a_killed_server_leaves_neither_gap_nor_repeat(visitor: Visitor, site: S
     wait_for_steps(page, list(range(1, 36)))
     expect(page.locator("#run-summary")).to_contain_text("35 / 100")
     run.end()
-    # The browser says that the connection was refused; nothing else went wrong.
+    # The browser logs only that the connection was refused.
     assert all("ERR_" in complaint for complaint in visitor.complaints), visitor.complaints
     visitor.complaints.clear()
 
@@ -220,19 +220,19 @@ def test_downloads_are_the_registered_bytes(visitor: Visitor, site: Site, tmp_pa
 def test_the_log_follows_and_pauses(visitor: Visitor, site: Site) -> None:
     run = site.running()
     run.start()
-    run.tell({"type": "log", "level": "info", "message": "loaded"}, output=[f"line {n}" for n in range(100)])
+    run.report({"type": "log", "level": "info", "message": "loaded"}, output=[f"line {n}" for n in range(100)])
     page = open_run(visitor, run)
     box = page.locator("#log-lines")
     is_at_end = "box => box.scrollHeight - box.clientHeight - box.scrollTop < 2"
     expect(box.locator(".line")).to_have_count(101)
     assert box.evaluate(is_at_end)
 
-    run.tell(output=["a late line"])
+    run.report(output=["a late line"])
     expect(box).to_contain_text("a late line")
     assert box.evaluate(is_at_end)
     box.evaluate("box => { box.scrollTop = 0; }")
     expect(page.get_by_role("button", name="Follow")).to_have_attribute("aria-pressed", "false")
-    run.tell(output=["a later line"])
+    run.report(output=["a later line"])
     expect(box).to_contain_text("a later line")
     assert not box.evaluate(is_at_end)
     page.get_by_label("Source").select_option("run")
@@ -243,7 +243,7 @@ def test_the_log_follows_and_pauses(visitor: Visitor, site: Site) -> None:
 def test_a_failed_job_shows_the_reason_and_the_remedy(visitor: Visitor, site: Site) -> None:
     run = site.running()
     run.start()
-    run.tell({"type": "metrics", "step": 5, "values": {"train/loss": None}})
+    run.report({"type": "metrics", "step": 5, "values": {"train/loss": None}})
     run.end("failed", "non_finite_loss", "the loss is nan after step 5")
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")

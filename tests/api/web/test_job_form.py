@@ -61,7 +61,7 @@ def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> N
     page.wait_for_url(lambda url: "/jobs/" in url)
     run = site.claim()
     run.start()
-    run.tell({"type": "metrics", "step": 40, "values": {"train/images_per_second": 1572.0}})
+    run.report({"type": "metrics", "step": 40, "values": {"train/images_per_second": 1572.0}})
     run.checkpoint(40)
     run.end()
     page.goto("/submit?preset=wcl-digits")

@@ -92,10 +92,10 @@ def test_evaluations_have_details(visitor: Visitor, site: Site) -> None:
     details = {"examples": [example], "by_class": [0.25, None]}
     facts = {"protocol_version": 2, "seed": 0, "dataset_digest": "d1" * 32, "stderr": None, "n": 359}
     line = {"type": "evaluation", "metric": "recall_at_1", "params": {"relevant": "same class"}, "value": 0.5, **facts}
-    measuring.tell(line | {"protocol": "retrieval", "split_digest": "e1" * 32, "details": details})
+    measuring.report(line | {"protocol": "retrieval", "split_digest": "e1" * 32, "details": details})
     tuned = {"splits": ["5a" * 32, "5b" * 32], "accuracies": [0.8, 0.9]}
     line |= {"metric": "top1", "params": {"share": 0.01}, "stderr": 0.05, "value": 0.85}
-    measuring.tell(line | {"protocol": "semi_supervised", "split_digest": "e2" * 32, "details": tuned})
+    measuring.report(line | {"protocol": "semi_supervised", "split_digest": "e2" * 32, "details": tuned})
     measuring.end()
     page = visitor.window()
     page.goto(f"/jobs/{run.job_id}")

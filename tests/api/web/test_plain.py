@@ -35,9 +35,9 @@ def run(site: Site) -> PlayedRun:
     """Return a running job with content in every section."""
     run = site.running("WCL with a rather long name for a narrow screen, " + "w" * 60, ["a-tag-that-is-long" * 3])
     run.start()
-    run.tell({"type": "log", "level": "info", "message": "x" * 300}, output=["printed " + "y" * 300])
+    run.report({"type": "log", "level": "info", "message": "x" * 300}, output=["printed " + "y" * 300])
     run.losses(range(1, 60))
-    run.tell({"type": "metrics", "step": 60, "values": {"eval/knn_top1": 0.9, "z" * 90: 1.0}})
+    run.report({"type": "metrics", "step": 60, "values": {"eval/knn_top1": 0.9, "z" * 90: 1.0}})
     for step in range(1, 11):
         run.checkpoint(step, {"train/loss": 1.5, "eval/knn_top1": 0.9})
     run.map()

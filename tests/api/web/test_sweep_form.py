@@ -137,7 +137,7 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     expect(page.locator(".trials tbody tr")).to_have_count(4)
     page.locator(".trials .runs a").first.click()
     page.get_by_role("link", name="over this spec").click()
-    # what a sweep has added to its trials is no part of the next one's base
+    # the fields that a sweep adds to its trials are no part of the next base
     assert job(site.database, source).spec["evaluations"] == []
     expect(page.locator("[id='spec.evaluations']")).to_have_value("[]")
     visitor.complaints.clear()  # the browser logs each 422

@@ -160,7 +160,7 @@ def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Sit
         run.start()
         run.evaluation("knn", 0.75) if job(site.database, run.job_id).kind == "evaluate" else run.checkpoint(10)
         run.end()
-    # The server's own reconciler looks too seldom here.
+    # The server's own reconciler polls too seldom here.
     sweeping.advance(site.database, sweep_id)
     expect(page.locator("#trial-0 .trial-state")).to_have_text("finished")
     expect(page.locator("#trial-1 .trial-state")).to_have_text("queued")

@@ -176,7 +176,7 @@ def test_a_file_name_that_is_not_utf8_can_be_read_and_reported(tmp_path: Path) -
 def damage(root: Path, count: int) -> list[str]:
     files = sorted(root.rglob("*.png"))[:count]
     for number, file in enumerate(files):
-        # Cut short, empty, or something else altogether.
+        # Cut short, empty, or another kind of file.
         file.write_bytes([file.read_bytes()[:40], b"", b"no image"][number % 3])
     return [file.relative_to(root).as_posix() for file in files]
 
@@ -283,7 +283,7 @@ def test_seeds_of_different_purposes_differ() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-# --- ImageNet's layout, and what is fetched ------------------------------------------------------------------------
+# --- ImageNet's layout, and downloads ------------------------------------------------------------------------------
 
 
 def test_imagenets_layout(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sheets of samples: each class in its row, spread over its images, never larger than what is announced."""
+"""Sheets of samples: each class in its row, spread over its images, never larger than the limit."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_a_checkpoints_features_are_its_backbones(tmp_path: Path) -> None:
     from_file, untrained = MemoryReporter(), MemoryReporter()
     kind = {"kind": "checkpoint", "checkpoint_id": "0190b5a0-0000-7000-8000-000000000000"}
     evaluate(evaluate_spec(protocols=["knn"], features=kind), from_file, data=data, checkpoint_path=path)
-    # An untrained network of the same seed is what a run starts from.
+    # A run starts from an untrained network of the same seed.
     kind = {"kind": "untrained", "backbone": spec.backbone.model_dump()}
     evaluate(evaluate_spec(protocols=["knn"], features=kind, seed=5), untrained, data=data)
     assert from_file.of("evaluation")[0]["value"] == untrained.of("evaluation")[0]["value"]

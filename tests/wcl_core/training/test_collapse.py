@@ -1,4 +1,4 @@
-"""The rule of collapse: it recognises real collapses, ignores healthy runs, and ends a run as the spec says."""
+"""The rule of collapse: it recognises real collapses, ignores healthy runs, and ends a run according to the spec."""
 
 from __future__ import annotations
 

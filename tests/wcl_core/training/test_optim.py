@@ -215,7 +215,7 @@ def test_restored_slots_continue_to_the_same_weights(name: str) -> None:
     for a, b, c in zip(first.parameters(), twin.parameters(), without.parameters(), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
-    # What came in is not shared: another run may go on from the same tensors.
+    # The restored tensors are copied: another run may continue from the same ones.
     if name == "adamw":
         assert {float(tensor) for key, tensor in slots.items() if key.endswith("/step")} == {2.0}
 
