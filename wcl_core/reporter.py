@@ -179,7 +179,7 @@ class MemoryReporter(Reporter):
         self.records.append(to_json(record))
 
     def request(self) -> Request | None:
-        """Return what `next_request` returns."""
+        """Return the request of `next_request`, if any."""
         return self._next_request(self.records) if self._next_request else None
 
     def of(self, kind: str) -> list[dict[str, Any]]:
