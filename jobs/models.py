@@ -115,9 +115,8 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
     sweep_id: Mapped[str | None] = mapped_column(_Id)
-    origin: Mapped[str | None] = mapped_column(
-        _String(64)
-    )  # its entry in the parent's `evaluations`, or its place in the sweep
+    # Its entry in the parent's `evaluations`, or its place in the sweep.
+    origin: Mapped[str | None] = mapped_column(_String(64))
     preset: Mapped[str | None] = mapped_column(_String(64))
     group_id: Mapped[str | None] = mapped_column(_Id, index=True)  # the seed group
     resume_checkpoint_id: Mapped[str | None] = mapped_column(_Id)
@@ -263,9 +262,8 @@ class Evaluation(Base):
         ),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    features_digest: Mapped[str] = mapped_column(
-        _String(64)
-    )  # the checkpoint's sha256, or the digest of the features' spec
+    # The checkpoint's sha256, or the digest of the features' spec.
+    features_digest: Mapped[str] = mapped_column(_String(64))
     checkpoint_id: Mapped[str | None] = mapped_column(_Id)
     protocol: Mapped[str] = mapped_column(_String(64))
     protocol_version: Mapped[int] = mapped_column(Integer)

@@ -10,19 +10,7 @@ from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound
-from jobs.models import (
-    Artifact,
-    Attempt,
-    Checkpoint,
-    Dataset,
-    Evaluation,
-    Event,
-    Job,
-    JobEvaluation,
-    Log,
-    Tag,
-    Worker,
-)
+from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, JobEvaluation, Log, Tag, Worker
 
 T = TypeVar("T")
 _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type

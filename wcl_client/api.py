@@ -48,8 +48,7 @@ class WclClient(SweepClient):
 
         Without `idempotency_key` the call makes a random key, and retries of this call use it.
         """
-        job: Job = self._create("/v1/jobs", _job_body(kind, spec, options), idempotency_key)
-        return job
+        return self._create(Job, "/v1/jobs", _job_body(kind, spec, options), idempotency_key)
 
     def submit_group(
         self,
@@ -62,13 +61,11 @@ class WclClient(SweepClient):
     ) -> Group:
         """Submit one job for each seed, otherwise as `submit`; the server makes all of them or none."""
         body = _job_body(kind, spec, options) | {"seeds": list(seeds)}
-        group: Group = self._create("/v1/jobs", body, idempotency_key)
-        return group
+        return self._create(Group, "/v1/jobs", body, idempotency_key)
 
     def group(self, group_id: str) -> Group:
         """Return a seed group: its jobs, and each result with mean, deviation and 95 % t-interval over the seeds."""
-        group: Group = self._json("GET", f"/v1/groups/{group_id}")
-        return group
+        return self._json(Group, "GET", f"/v1/groups/{group_id}")
 
     def plan(
         self,
@@ -80,13 +77,11 @@ class WclClient(SweepClient):
     ) -> Json:
         """Return the plan of a submission without submitting it (dry run)."""
         body = _job_body(kind, spec, {"preset": preset}) | ({} if seeds is None else {"seeds": list(seeds)})
-        plan: Json = self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
-        return plan
+        return self._json(Json, "POST", "/v1/jobs", json=body, params={"dry_run": "true"})
 
     def job(self, job_id: str) -> Job:
         """Return a job with its spec."""
-        job: Job = self._json("GET", f"/v1/jobs/{job_id}")
-        return job
+        return self._json(Job, "GET", f"/v1/jobs/{job_id}")
 
     def jobs(
         self,
@@ -114,13 +109,11 @@ class WclClient(SweepClient):
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """Submit a new job that starts from the last good checkpoint of this job; repeatable as `submit`."""
-        job: Job = self._create(f"/v1/jobs/{job_id}/retry", None, idempotency_key)
-        return job
+        return self._create(Job, f"/v1/jobs/{job_id}/retry", None, idempotency_key)
 
     def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
         """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`."""
-        job: Job = self._create(f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
-        return job
+        return self._create(Job, f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
 
     def evaluate(
         self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
@@ -132,20 +125,17 @@ class WclClient(SweepClient):
             spec: an EvaluateSpec without `features`; by default it uses the training data.
             idempotency_key: as for `submit`.
         """
-        job: Job = self._create(f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
-        return job
+        return self._create(Job, f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
 
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
     ) -> Job:
         """Change the name or the tags of a job, or the priority of a waiting job."""
         values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
-        job: Job = self._json("PATCH", f"/v1/jobs/{job_id}", json=_without_none(values))
-        return job
+        return self._json(Job, "PATCH", f"/v1/jobs/{job_id}", json=_without_none(values))
 
     def _action(self, job_id: str, verb: str) -> Job:
-        job: Job = self._json("POST", f"/v1/jobs/{job_id}/{verb}")
-        return job
+        return self._json(Job, "POST", f"/v1/jobs/{job_id}/{verb}")
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None, poll_seconds: float = 1.0) -> Job:
         """Poll a job until its status is final, and return it.
@@ -166,33 +156,28 @@ class WclClient(SweepClient):
 
     def events(self, job_id: str) -> list[Json]:
         """Return the first 1,000 events of a job, in order."""
-        events: list[Json] = self._items(f"/v1/jobs/{job_id}/events")
-        return events
+        return self._items(Json, f"/v1/jobs/{job_id}/events")
 
     def attempts(self, job_id: str) -> list[Json]:
         """Return the attempts of a job, in order."""
-        attempts: list[Json] = self._items(f"/v1/jobs/{job_id}/attempts")
-        return attempts
+        return self._items(Json, f"/v1/jobs/{job_id}/attempts")
 
     def logs(self, job_id: str) -> list[Json]:
         """Return the last 500 lines that the training runs of a job wrote."""
-        lines: list[Json] = self._items(f"/v1/jobs/{job_id}/logs")
-        return lines
+        return self._items(Json, f"/v1/jobs/{job_id}/logs")
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return the registered checkpoints of a job, ordered by step."""
-        checkpoints: list[Checkpoint] = self._items(f"/v1/jobs/{job_id}/checkpoints")
+        checkpoints = self._items(Checkpoint, f"/v1/jobs/{job_id}/checkpoints")
         return sorted(checkpoints, key=lambda checkpoint: checkpoint["step"])
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         """Return a checkpoint."""
-        checkpoint: Checkpoint = self._json("GET", f"/v1/checkpoints/{checkpoint_id}")
-        return checkpoint
+        return self._json(Checkpoint, "GET", f"/v1/checkpoints/{checkpoint_id}")
 
     def artifacts(self, job_id: str) -> list[Artifact]:
         """Return the artifacts of a job: small files for display that its run wrote."""
-        artifacts: list[Artifact] = self._items(f"/v1/jobs/{job_id}/artifacts")
-        return artifacts
+        return self._items(Artifact, f"/v1/jobs/{job_id}/artifacts")
 
     def artifact(self, job_id: str, name: str) -> bytes:
         """Return the content of an artifact."""
@@ -201,13 +186,11 @@ class WclClient(SweepClient):
     def weak_groups(self, job_id: str, *, epoch: int | None = None) -> WeakGroups:
         """Return the weak-label groups of the monitor batch at the end of an epoch, by default the last one."""
         params = {} if epoch is None else {"epoch": epoch}
-        groups: WeakGroups = self._json("GET", f"/v1/jobs/{job_id}/groups", params=params)
-        return groups
+        return self._json(WeakGroups, "GET", f"/v1/jobs/{job_id}/groups", params=params)
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
         """Return the numbers that a job measured."""
-        evaluations: list[Evaluation] = self._items(f"/v1/jobs/{job_id}/evaluations")
-        return evaluations
+        return self._items(Evaluation, f"/v1/jobs/{job_id}/evaluations")
 
     def metrics(
         self,
@@ -228,8 +211,8 @@ class WclClient(SweepClient):
             to_step: the last step.
         """
         query = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
-        series: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(query))["series"]
-        return series
+        response = self._json(Json, "GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(query))
+        return list(response["series"])
 
     def download(
         self,
@@ -285,13 +268,11 @@ class WclClient(SweepClient):
 
     def datasets(self) -> list[Dataset]:
         """Return the datasets that workers announced."""
-        datasets: list[Dataset] = self._items("/v1/datasets")
-        return datasets
+        return self._items(Dataset, "/v1/datasets")
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset; `samples` is the address and the layout of a picture of its images."""
-        dataset: Dataset = self._json("GET", f"/v1/datasets/{quote(name, safe='')}")
-        return dataset
+        return self._json(Dataset, "GET", f"/v1/datasets/{quote(name, safe='')}")
 
     def dataset_samples(self, name: str) -> bytes:
         """Return a PNG with some images of each class."""
@@ -299,27 +280,23 @@ class WclClient(SweepClient):
 
     def presets(self) -> Json:
         """Return the presets: `{"items": [...]}` with name, kind, description and spec."""
-        presets: Json = self._json("GET", "/v1/presets")
-        return presets
+        return self._json(Json, "GET", "/v1/presets")
 
     def workers(self) -> list[Worker]:
         """Return the workers, live ones first."""
-        workers: list[Worker] = self._items("/v1/workers")
-        return workers
+        return self._items(Worker, "/v1/workers")
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
-        worker: Worker = self._json("POST", f"/v1/workers/{worker_id}/drain")
-        return worker
+        return self._json(Worker, "POST", f"/v1/workers/{worker_id}/drain")
 
     def audit(self) -> Json:
         """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""
-        report: Json = self._json("GET", "/v1/audit")
-        return report
+        return self._json(Json, "GET", "/v1/audit")
 
     def sign_in_link(self) -> str:
         """Return a new one-time link that signs a browser in."""
-        return str(self._json("POST", "/v1/sign-in-links")["url"])
+        return str(self._json(Json, "POST", "/v1/sign-in-links")["url"])
 
     def is_ready(self) -> bool:
         """Return whether the server responds and reaches its database."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 from uuid import uuid4
 
 import httpx
@@ -15,6 +15,8 @@ from wcl_client.address import find_address
 from wcl_client.errors import Unreachable, api_error
 from wcl_client.responses import Json
 from wcl_client.sse import Message, parse
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -41,17 +43,16 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
-    def _create(self, path: str, body: Json | None, idempotency_key: str | None) -> Any:
+    def _create(self, form: type[T], path: str, body: Json | None, idempotency_key: str | None) -> T:
         """Send a POST with an idempotency key and up to 3 retries, and return the created object."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        return self._json("POST", path, json=body, headers=headers, retries=3)
+        return self._json(form, "POST", path, json=body, headers=headers, retries=3)
 
-    def _items(self, path: str) -> Any:
+    def _items(self, _form: type[T], path: str) -> list[T]:
         """Return the items of a list without pages."""
-        return self._json("GET", path)["items"]
+        return cast(list[T], self._json(Json, "GET", path)["items"])
 
     def _newest(self, path: str, limit: int, **filters: str | None) -> list[Any]:
         """Return the first `limit` items of a list with pages; a filter that is None is left out."""
@@ -59,15 +60,16 @@ class Connection:
         params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
         params["limit"] = min(limit, 100)
         while True:
-            page = self._json("GET", path, params=params)
+            page = self._json(Json, "GET", path, params=params)
             items += page["items"]
             params["cursor"] = page["next_cursor"]
             if not params["cursor"] or len(items) >= limit:
                 return items[:limit]
 
-    def _json(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> Any:
+    def _json(self, _form: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
+        """Send a request and return the JSON of the response, typed as `_form` and not checked."""
         response = self._response(method, path, retries=retries, **request)
-        return response.json() if response.content else {}
+        return cast(T, response.json() if response.content else {})
 
     def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
         """Send a request; retry after a connection error, by default only a GET."""

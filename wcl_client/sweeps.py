@@ -21,18 +21,15 @@ class SweepClient(Connection):
             body: `name`, `search`, `parameters`, `metric` and the other fields of `POST /v1/sweeps`.
             idempotency_key: by default a new random key.
         """
-        sweep: Json = self._create("/v1/sweeps", dict(body), idempotency_key)
-        return sweep
+        return self._create(Json, "/v1/sweeps", dict(body), idempotency_key)
 
     def plan_sweep(self, body: Mapping[str, Any]) -> Json:
         """Return the trials, rungs and jobs of a sweep without submitting it (dry run)."""
-        plan: Json = self._json("POST", "/v1/sweeps", json=dict(body), params={"dry_run": "true"})
-        return plan
+        return self._json(Json, "POST", "/v1/sweeps", json=dict(body), params={"dry_run": "true"})
 
     def sweep(self, sweep_id: str) -> Json:
         """Return a sweep; `table` holds its trials with their jobs and values."""
-        sweep: Json = self._json("GET", f"/v1/sweeps/{sweep_id}")
-        return sweep
+        return self._json(Json, "GET", f"/v1/sweeps/{sweep_id}")
 
     def sweeps(self, *, status: str | None = None, limit: int = 50) -> list[Json]:
         """Return the newest sweeps, at most `limit`; `status` may hold several states, separated by commas."""
@@ -66,5 +63,4 @@ class SweepClient(Connection):
 
     def cancel_sweep(self, sweep_id: str) -> Json:
         """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
-        sweep: Json = self._json("POST", f"/v1/sweeps/{sweep_id}/cancel")
-        return sweep
+        return self._json(Json, "POST", f"/v1/sweeps/{sweep_id}/cancel")

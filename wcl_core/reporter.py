@@ -22,7 +22,6 @@ from typing import IO, Any, Literal, TextIO
 
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import (
-    OUTCOME_OF,
     ArtifactRecord,
     CheckpointRecord,
     EndRecord,
@@ -41,20 +40,6 @@ from wcl_core.protocol import (
     storable,
     to_json,
 )
-
-__all__ = [
-    "OUTCOME_OF",
-    "ConsoleReporter",
-    "MediaType",
-    "MemoryReporter",
-    "NullReporter",
-    "Outcome",
-    "Phase",
-    "Record",
-    "Reporter",
-    "Request",
-    "SpoolReporter",
-]
 
 _RESERVED_BYTES = 32_768
 

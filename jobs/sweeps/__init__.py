@@ -13,17 +13,8 @@ from its modules.
 from __future__ import annotations
 
 from jobs.sweeps.metric import MEASURES, Direction, Metric
-from jobs.sweeps.new_sweep import (
-    HELD_OUT_SHARE,
-    MAX_RUNS,
-    NewSweep,
-    Search,
-    designed,
-    held_out_share,
-    plan,
-    submit,
-)
-from jobs.sweeps.progress import Step, advance, cancel, design_of, due, next_step
+from jobs.sweeps.new_sweep import HELD_OUT_SHARE, MAX_RUNS, NewSweep, Search, designed, held_out_share, plan, submit
+from jobs.sweeps.progress import advance, cancel, due
 from jobs.sweeps.space import MAX_TRIALS, Range, Values
 from jobs.sweeps.space import pointer as parameter_pointer
 from jobs.sweeps.standings import (
@@ -36,7 +27,7 @@ from jobs.sweeps.standings import (
     trial_counts,
     values_at,
 )
-from jobs.sweeps.trial_results import Run, TrialResult, TrialResults, trial_results
+from jobs.sweeps.trial_results import Run, TrialResult, trial_results
 from jobs.sweeps.trials import Design, Place, located
 
 __all__ = [
@@ -53,13 +44,10 @@ __all__ = [
     "Run",
     "Search",
     "Standing",
-    "Step",
     "TrialResult",
-    "TrialResults",
     "Values",
     "advance",
     "cancel",
-    "design_of",
     "designed",
     "due",
     "get_sweep",
@@ -68,7 +56,6 @@ __all__ = [
     "list_sweeps",
     "located",
     "newest_states",
-    "next_step",
     "parameter_pointer",
     "plan",
     "standings",

@@ -15,7 +15,8 @@ from wcl_core.distributed import Ranks
 from wcl_core.methods.objective import INSTANCE, Weights, objective
 from wcl_core.methods.views import Views
 from wcl_core.networks.batch_norm import sync_batch_norm
-from wcl_core.reporter import MemoryReporter, Request
+from wcl_core.protocol import Request
+from wcl_core.reporter import MemoryReporter
 from wcl_core.training.pretrain import pretrain
 
 

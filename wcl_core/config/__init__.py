@@ -15,10 +15,10 @@ Import from this package, not from its modules; `overlay` is the exception.
 
 from __future__ import annotations
 
-from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, Features, PixelFeatures, UntrainedFeatures
-from wcl_core.config.fields import DatasetName, Seed
+from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, PixelFeatures
+from wcl_core.config.fields import Seed
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation
-from wcl_core.config.methods import MethodOptions, method_names, method_title, options_of, why_no_weak_labels
+from wcl_core.config.methods import MethodOptions, method_title, options_of, why_no_weak_labels
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
 from wcl_core.config.protocols import (
@@ -28,9 +28,7 @@ from wcl_core.config.protocols import (
     EvaluationPlan,
     FewLabelsClassifier,
     LinearSgdConfig,
-    Measure,
     Protocol,
-    ProtocolFacts,
     ProtocolSettings,
     SemiSupervisedConfig,
     measure_title,
@@ -51,32 +49,26 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointFeatures",
     "DataConfig",
-    "DatasetName",
     "EvaluateSpec",
     "EvaluationPlan",
-    "Features",
     "FewLabelsClassifier",
     "HeadConfig",
     "Kind",
     "LinearSgdConfig",
     "LossConfig",
-    "Measure",
     "MethodOptions",
     "MultiCropConfig",
     "OptimizerConfig",
     "PixelFeatures",
     "PretrainSpec",
     "Protocol",
-    "ProtocolFacts",
     "ProtocolSettings",
     "Seed",
     "SemiSupervisedConfig",
     "Spec",
-    "UntrainedFeatures",
     "held_out_count",
     "is_transformer",
     "measure_title",
-    "method_names",
     "method_title",
     "options_of",
     "parse_spec",

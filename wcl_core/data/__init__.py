@@ -16,7 +16,6 @@ Random views are made in `wcl_core.images`.
 
 from __future__ import annotations
 
-from wcl_core.data.builtin import BUILTIN
 from wcl_core.data.held_out import with_held_out
 from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split
 from wcl_core.data.label_lists import with_label_lists
@@ -25,7 +24,6 @@ from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
 from wcl_core.data.samples import Samples
 
 __all__ = [
-    "BUILTIN",
     "DataError",
     "DatasetKind",
     "Description",

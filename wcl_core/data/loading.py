@@ -13,15 +13,7 @@ from torch import Tensor
 from wcl_core.data.builtin import load_builtin
 from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, list_files, load_folder
-from wcl_core.data.images import (
-    DataError,
-    DatasetKind,
-    Description,
-    ImageData,
-    LabelList,
-    class_counts,
-    split_counts,
-)
+from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, LabelList, class_counts, split_counts
 from wcl_core.data.label_lists import index_digest, read_label_list
 from wcl_core.data.packed import describe_packed, load_packed, packed_train_labels
 from wcl_core.data.samples import samples_of_images

@@ -16,12 +16,6 @@ _HELD_OUT_SHARE = 0.1
 _MAX_ITERATIONS = 200
 
 
-def linear_top1(features: FeatureSet, seed: int) -> tuple[float, float]:
-    """Return the test accuracy in 0..1 and the chosen C; see `linear_classes`."""
-    predicted, strength = linear_classes(features, seed)
-    return top1(predicted, features.test_labels), strength
-
-
 def linear_classes(features: FeatureSet, seed: int) -> tuple[Tensor, float]:
     """Train a linear classifier on all train labels, and predict the classes of the test split.
 

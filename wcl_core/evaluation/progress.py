@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from wcl_core.reporter import Reporter, Request
+from wcl_core.protocol import Request
+from wcl_core.reporter import Reporter
 
 _REPORT_SECONDS = 1.0
 

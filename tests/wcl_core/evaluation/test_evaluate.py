@@ -21,6 +21,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import EvaluateSpec, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation import features, few_labels, knn, linear
+from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate, untrained_backbone
@@ -76,6 +77,11 @@ def test_knn_refuses_a_k_above_half_of_the_smallest_class() -> None:
 # --- linear --------------------------------------------------------------------------------------------------------
 
 
+def _linear_top1(data: FeatureSet, seed: int) -> tuple[float, float]:
+    predicted, strength = linear.linear_classes(data, seed)
+    return top1(predicted, data.test_labels), strength
+
+
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 1e2])
 def test_a_fit_is_scikit_learns_logistic_regression(strength: float) -> None:
     data = small.feature_set(spread=1.5)
@@ -91,7 +97,7 @@ def test_a_fit_is_scikit_learns_logistic_regression(strength: float) -> None:
 
 def test_linear_accuracy_is_scikit_learns_at_the_chosen_strength() -> None:
     data = small.feature_set(spread=1.5, per_class=60)
-    accuracy, strength = linear.linear_top1(data, seed=0)
+    accuracy, strength = _linear_top1(data, seed=0)
     assert strength in linear.STRENGTHS
     mean, deviation = data.train.mean(0), data.train.std(0)
     reference = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
@@ -105,7 +111,7 @@ def test_the_strength_is_chosen_without_the_test_split() -> None:
     chosen = set()
     for shift in range(4):
         labels = (data.test_labels + shift) % 4
-        chosen.add(linear.linear_top1(FeatureSet(data.train, data.train_labels, data.test, labels), seed=0)[1])
+        chosen.add(_linear_top1(FeatureSet(data.train, data.train_labels, data.test, labels), seed=0)[1])
     assert len(chosen) == 1
 
 
@@ -122,7 +128,7 @@ def test_the_strength_is_the_smallest_of_the_best_on_the_held_out_tenth() -> Non
             reference = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
             reference.fit(train[~held_out], labels[~held_out])
             scores.append(reference.score(train[held_out], labels[held_out]))
-        chosen = linear.linear_top1(data, seed)[1]
+        chosen = _linear_top1(data, seed)[1]
         assert chosen == linear.STRENGTHS[scores.index(max(scores))]
         chosen_values.add(chosen)
     assert len(chosen_values) > 1
@@ -139,15 +145,15 @@ def test_scale_and_offset_of_a_feature_do_not_matter() -> None:
     data = small.feature_set(spread=1.5)
     scale = torch.tensor([1.0, 1e3, 1e-2, 5.0, 1.0, 1.0])
     moved = FeatureSet(data.train * scale + 7, data.train_labels, data.test * scale + 7, data.test_labels)
-    accuracy, _ = linear.linear_top1(data, seed=0)
-    assert linear.linear_top1(moved, seed=0)[0] == pytest.approx(accuracy, abs=1.5 / len(data.test))
+    accuracy, _ = _linear_top1(data, seed=0)
+    assert _linear_top1(moved, seed=0)[0] == pytest.approx(accuracy, abs=1.5 / len(data.test))
     constant = FeatureSet(
         torch.cat([data.train, torch.full((len(data.train), 1), 3.0)], 1),
         data.train_labels,
         torch.cat([data.test, torch.full((len(data.test), 1), 3.0)], 1),
         data.test_labels,
     )
-    assert linear.linear_top1(constant, seed=0)[0] == pytest.approx(accuracy, abs=1.5 / len(data.test))
+    assert _linear_top1(constant, seed=0)[0] == pytest.approx(accuracy, abs=1.5 / len(data.test))
 
 
 # --- few labels ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec
 from wcl_core.images.augment import normalised
 from wcl_core.methods.weak_labels import weak_labels
-from wcl_core.reporter import MemoryReporter, Request
+from wcl_core.protocol import Request
+from wcl_core.reporter import MemoryReporter
 from wcl_core.training.pretrain import pretrain
 
 

@@ -19,7 +19,8 @@ from wcl_core.config import PretrainSpec
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluation.run import load_backbone, untrained_backbone
 from wcl_core.presets import presets
-from wcl_core.reporter import MemoryReporter, Outcome, Request
+from wcl_core.protocol import Outcome, Request
+from wcl_core.reporter import MemoryReporter
 from wcl_core.schedule import learning_rate
 from wcl_core.training import pretrain as pretrain_module
 from wcl_core.training import run_metrics
