@@ -225,9 +225,13 @@ def test_a_page_shows_that_its_session_ended(visitor: Visitor, site: Site) -> No
     visitor.complaints.clear()  # the browser logs the refused requests
 
 
+# A token, or a class that sets --mark, with its colours in both themes.
+COLOUR = r"(?:--|\.)(\w[\w-]*)(?: \{ --mark)?: light-dark\((#\w{6}), (#\w{6})\)"
+
+
 def test_colours_differ_in_both_themes() -> None:
     css = (STATIC / "style" / "tokens.css").read_text()
-    tokens = {name: pair for name, *pair in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)}
+    tokens = {name: pair for name, *pair in re.findall(COLOUR, css)}
     texts = ("text", "text-2", "text-3", "accent", "good", "bad", "warn")
     pairs = [(text, ground) for text in texts for ground in ("ground", "surface", "sunken")]
     pairs += [("on-accent", "accent"), ("on-accent", "accent-strong"), ("accent-strong", "accent-soft")]

@@ -12,7 +12,7 @@ const place = document.getElementById("charts");
 const view = new View(document.getElementById("chart-tools"), viewed);
 const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   id: link.dataset.job,
-  token: `--configuration-${link.dataset.configuration}`,
+  link,
   name: `${link.closest("li").querySelector("h2").textContent}, ${link.textContent}`,
   facts: { stepsPerEpoch: Number(link.dataset.stepsPerEpoch), batchSize: Number(link.dataset.batchSize), times: [] },
   series: new Map(),
@@ -70,7 +70,7 @@ class Chart extends PlotFigure {
   series() {
     return this.lines.map((member) => ({
       label: member.name,
-      stroke: () => colour(member.token),
+      stroke: () => colour("--mark", member.link),
       width: 1.5,
       points: { show: () => isSparse(this.points(member).length, perLine), size: 4 },
     }));
@@ -99,7 +99,7 @@ class Chart extends PlotFigure {
   }
 
   legend() {
-    return this.lines.map(({ name, token }) => ({ label: name, token }));
+    return this.lines.map(({ name, link }) => ({ label: name, token: "--mark", element: link }));
   }
 
   rows() {

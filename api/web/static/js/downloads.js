@@ -41,8 +41,8 @@ export function savePicture(title, lines, plot, colour) {
   context.fillText(title, 12 * scale, head / 2);
   let x = 12 * scale + context.measureText(title).width + 18 * scale;
   context.font = `${12 * scale}px system-ui, sans-serif`;
-  for (const { label, token } of lines) {
-    context.fillStyle = colour(token);
+  for (const { label, token, element } of lines) {
+    context.fillStyle = colour(token, element);
     context.fillText(label, x, head / 2);
     x += context.measureText(label).width + 14 * scale;
   }

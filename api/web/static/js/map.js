@@ -34,14 +34,16 @@ function choices() {
 }
 
 function colours() {
-  const legend = document.getElementById("map-legend");
-  const resolved = (token) => {
-    legend.style.color = `var(${token})`;
-    return getComputedStyle(legend).color;
+  const swatch = document.createElement("i");
+  document.getElementById("map-legend").append(swatch);
+  const resolved = (token, className = "") => {
+    swatch.className = className;
+    swatch.style.color = `var(${token})`;
+    return getComputedStyle(swatch).color;
   };
-  const tokens = ["--text-3", ...Array.from({ length: 10 }, (_, number) => `--class-${number + 1}`)];
-  const palette = { classes: tokens.map(resolved), faded: resolved("--line"), text: resolved("--text"), links: resolved("--text-2") };
-  legend.style.color = "";
+  const classes = Array.from({ length: 10 }, (_, number) => resolved("--mark", `class-${number + 1}`));
+  const palette = { classes: [resolved("--text-3"), ...classes], faded: resolved("--line"), text: resolved("--text"), links: resolved("--text-2") };
+  swatch.remove();
   return palette;
 }
 

@@ -9,8 +9,7 @@ const MIN_DRAG = 5; // pixels; less is a click
 const SPARSE = 40; // points of a series, below which each point is drawn and the line is not smoothed
 
 /** Resolve a colour of the style sheet for a canvas. */
-export function colour(name) {
-  const element = document.getElementById("charts");
+export function colour(name, element = document.getElementById("charts")) {
   const before = element.style.color;
   element.style.color = `var(${name})`;
   const resolved = getComputedStyle(element).color;
