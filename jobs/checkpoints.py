@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, ColumnElement, and_, cast, null, or_, select,
 from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, NotFound, existing
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
 from jobs.status import TERMINAL
 from wcl_core.config import PretrainSpec, parse_spec
@@ -46,7 +46,6 @@ class CheckpointRef:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointRef:
-        """Return the reference to a row."""
         return cls(checkpoint.id, checkpoint.step, checkpoint.storage_key, checkpoint.sha256, checkpoint.size)
 
 
@@ -100,10 +99,7 @@ def pin(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
     """
     exists = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
     statement = update(Checkpoint).where(*exists).values(pinned=is_pinned).returning(Checkpoint)
-    checkpoint = session.execute(statement).scalar_one_or_none()
-    if checkpoint is None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id}")
-    return checkpoint
+    return existing(session.execute(statement).scalar_one_or_none(), f"checkpoint {checkpoint_id}")
 
 
 def delete(session: Session, checkpoint_id: str) -> Checkpoint:

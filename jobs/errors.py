@@ -10,6 +10,9 @@ Superseded   internal: the attempt is no longer open, so its supervisor has to s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class JobsError(Exception):
 class NotFound(JobsError):  # noqa: N818 (named after the HTTP response)
     status_code = 404
     title = "Not found"
+
+
+def existing(row: T | None, name: str) -> T:
+    """Return the row; raise `NotFound` if there is none."""
+    if row is None:
+        raise NotFound(f"there is no {name}")
+    return row
 
 
 class Conflict(JobsError):  # noqa: N818

@@ -119,7 +119,6 @@ def by_session(session: Session, token: str) -> Principal | None:
 
 
 def end_session(session: Session, token: str) -> None:
-    """End a browser session."""
     session.execute(delete(SignInToken).where(SignInToken.hash == _hash(token)))
 
 

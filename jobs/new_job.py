@@ -59,7 +59,6 @@ class NewJob:
 
 
 def kind_of(job: Job) -> Kind:
-    """Return the kind of a job's spec."""
     return "pretrain" if job.kind == "pretrain" else "evaluate"
 
 

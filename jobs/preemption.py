@@ -30,7 +30,6 @@ class Preemption:
 
 
 def choose(session: Session) -> Preemption | None:
-    """Return the next preemption, or None."""
     running = _preemptible(session)
     if not running:
         return None
@@ -45,7 +44,8 @@ def choose(session: Session) -> Preemption | None:
             if attempt.worker_id in fitting and job.priority < waiting.priority
         ]
         if victims:
-            return Preemption(_cheapest(victims).id, waiting.id)
+            cheapest, _ = min(victims, key=lambda pair: (pair[0].priority, -pair[1].started_at))
+            return Preemption(cheapest.id, waiting.id)
     return None
 
 
@@ -73,7 +73,3 @@ def _waiting(session: Session, lowest: int) -> Sequence[Job]:
         .limit(_MAX_WAITING)
     )
     return session.execute(statement).scalars().all()
-
-
-def _cheapest(victims: Sequence[tuple[Job, Attempt]]) -> Job:
-    return min(victims, key=lambda pair: (pair[0].priority, -pair[1].started_at))[0]

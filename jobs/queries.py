@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from jobs.errors import FieldError, Invalid, NotFound
+from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, JobEvaluation, Log, Tag, Worker
 
 T = TypeVar("T")
@@ -24,16 +24,14 @@ class Page(Generic[T]):
     next_cursor: str | None
 
 
-def get_job(session: Session, job_id: str) -> Job:
-    """Return one job.
+def get_job(session: Session, job_id: str, *, lock: bool = False) -> Job:
+    """Return one job, locked against changes if requested.
 
     Raises:
         NotFound: there is no such job.
     """
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    return job
+    row = session.get(Job, job_id, with_for_update={"key_share": True} if lock else None)
+    return existing(row, f"job {job_id}")
 
 
 def list_jobs(
@@ -79,7 +77,6 @@ def list_jobs(
 
 
 def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Return the tags by job id."""
     by_job: dict[str, list[str]] = {job_id: [] for job_id in job_ids}
     rows = session.execute(select(Tag.job_id, Tag.tag).where(Tag.job_id.in_(job_ids)).order_by(Tag.tag))
     for job_id, tag in rows:
@@ -181,7 +178,6 @@ def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
 
 
 def datasets(session: Session) -> list[Dataset]:
-    """Return all datasets, by name."""
     return list(session.execute(select(Dataset).order_by(Dataset.name)).scalars())
 
 
@@ -191,10 +187,8 @@ def get_dataset(session: Session, name: str) -> Dataset:
     Raises:
         NotFound: no worker has announced a dataset of this name.
     """
-    dataset = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
-    if dataset is None:
-        raise NotFound(f"there is no dataset {name}")
-    return dataset
+    row = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+    return existing(row, f"dataset {name}")
 
 
 def counts_by_status(session: Session) -> dict[str, Any]:

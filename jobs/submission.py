@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints
+from jobs import checkpoints, queries
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.eligibility import fits, takes_jobs
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict
 from jobs.estimates import estimate
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
@@ -115,7 +115,7 @@ def change(
         NotFound: there is no such job.
         Conflict: the priority of a job that no longer waits.
     """
-    job = _existing(session, job_id, lock=True)
+    job = queries.get_job(session, job_id, lock=True)
     values: dict[str, Any] = {}
     if name is not None:
         values["name"] = name
@@ -142,7 +142,7 @@ def retry(session: Session, job_id: str, created_by: str | None) -> Job:
         NotFound: there is no such job.
         Conflict: the job has neither failed nor been cancelled.
     """
-    job = _existing(session, job_id)
+    job = queries.get_job(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
     copy = _copy(session, job, created_by, _resume_point(session, job))
@@ -164,7 +164,7 @@ def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: 
         NotFound: there is no such job.
         pydantic.ValidationError, Invalid: the spec with the overrides is invalid.
     """
-    job = _existing(session, job_id)
+    job = queries.get_job(session, job_id)
     return submit(session, _copy(session, job, created_by, None, merged(job.spec_sent, overrides)))
 
 
@@ -185,10 +185,3 @@ def _copy(
         preset=job.preset,
         **options_of(job),
     )
-
-
-def _existing(session: Session, job_id: str, *, lock: bool = False) -> Job:
-    job = session.get(Job, job_id, with_for_update={"key_share": True} if lock else None)
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    return job

@@ -63,7 +63,6 @@ def _producer(broker_url: str) -> Celery:
 
 
 def send(settings: Settings, pool: str) -> None:
-    """Send one wake-up to one pool."""
     app = _producer(settings.broker_url)
     failpoint("wake_up.before_publish", error=ConnectionError)
     app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)

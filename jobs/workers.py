@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.database import now_ms
 from jobs.datasets import DatasetFacts, announce
 from jobs.eligibility import WorkerFacts
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, existing
 from jobs.models import Worker
 
 
@@ -72,9 +72,8 @@ def drain(session: Session, worker_id: str) -> Worker:
         NotFound: there is no such worker.
         Conflict: it has stopped.
     """
-    worker = session.get(Worker, worker_id, with_for_update=True)  # against a claim that is under way
-    if worker is None:
-        raise NotFound(f"there is no worker {worker_id}")
+    row = session.get(Worker, worker_id, with_for_update=True)  # against a claim that is under way
+    worker = existing(row, f"worker {worker_id}")
     if worker.state == "stopped":
         raise Conflict("the worker has already stopped")
     if worker.drain_requested_at is None:

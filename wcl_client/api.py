@@ -172,7 +172,6 @@ class WclClient(SweepClient):
         return sorted(checkpoints, key=lambda checkpoint: checkpoint["step"])
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
-        """Return a checkpoint."""
         return self._json(Checkpoint, "GET", f"/v1/checkpoints/{checkpoint_id}")
 
     def artifacts(self, job_id: str) -> list[Artifact]:

@@ -24,7 +24,6 @@ class Column:
     param_value: int | None = None
 
     def is_about(self, entry: Evaluation) -> bool:
-        """Return whether an evaluation belongs to this column."""
         return entry["protocol"] == self.protocol and (
             self.param is None or entry["params"].get(self.param) == self.param_value
         )

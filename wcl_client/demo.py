@@ -46,7 +46,6 @@ class DemoData:
 
     @property
     def preset(self) -> str:
-        """The name of the preset to train with."""
         return "digits-cpu" if self.name == "digits" else "cifar10-cpu"
 
     @property

@@ -31,7 +31,6 @@ def styled_status(status: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON to stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -71,7 +70,6 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def job_table(job: Job) -> Table:
-    """Return a table with a row for each fact of a job."""
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -177,7 +175,6 @@ def _params(params: Mapping[str, Any]) -> str:
 
 
 def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each sweep."""
     names = (Column("id", no_wrap=True), "name", "search", "dataset", "status", "trials", "metric", "best", "created")
     table = Table(*names, box=None, header_style="bold")
     for sweep in sweeps:
@@ -196,7 +193,6 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def sweep_table(sweep: Mapping[str, Any]) -> Table:
-    """Return a table with a row for each fact of a sweep."""
     best = sweep.get("best")
     metric = sweep["metric"]
     facts = [
@@ -266,7 +262,6 @@ def print_weak_groups(weak_groups: WeakGroups) -> None:
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
-    """Return a table with a row for each checkpoint."""
     table = Table("id", "step", "epoch", "size", "sha256", box=None, header_style="bold")
     for checkpoint in checkpoints:
         table.add_row(

@@ -88,7 +88,6 @@ class _FactsColumn(ProgressColumn):
     """The facts of a job: loss, images per second and remaining time."""
 
     def render(self, task: Task) -> Text:
-        """Return the text of the column."""
         return Text("  ".join(task.fields.get("facts", ())), style="dim")
 
 

@@ -50,7 +50,6 @@ class UpOptions:
 
     @property
     def url(self) -> str:
-        """The URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -80,7 +79,6 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a free port."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
@@ -178,7 +176,6 @@ class Child:
         return self._process.pid if self._process else None
 
     def is_running(self) -> bool:
-        """Return whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def terminate(self) -> None:
@@ -194,7 +191,6 @@ class Child:
             self._process.wait()
 
     def last_lines(self, count: int = 15) -> str:
-        """Return the last lines of the log file."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
         return ""
@@ -224,12 +220,10 @@ class Service:
 
     @property
     def children(self) -> list[Child]:
-        """The server and all workers."""
         return [self.server, *self.workers]
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a stop was requested."""
         return self._stop
 
     def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:

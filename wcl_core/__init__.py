@@ -37,25 +37,21 @@ __all__ = [
 ]
 
 _MODULES = {
-    "LARS": "training.optim",
-    "components": "methods.weak_labels",
-    "evaluate": "evaluation.run",
-    "nearest_neighbours": "methods.weak_labels",
-    "nt_xent": "methods.losses",
-    "param_groups": "training.optim",
-    "pretrain": "training.pretrain",
-    "swapped_weak_label_loss": "methods.losses",
-    "weak_label_loss": "methods.losses",
-    "weak_labels": "methods.weak_labels",
+    "evaluation.run": ("evaluate",),
+    "methods.losses": ("nt_xent", "swapped_weak_label_loss", "weak_label_loss"),
+    "methods.weak_labels": ("components", "nearest_neighbours", "weak_labels"),
+    "training.optim": ("LARS", "param_groups"),
+    "training.pretrain": ("pretrain",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 if not TYPE_CHECKING:  # type checkers read the imports above, and report a name that does not exist
 
     def __getattr__(name: str) -> Any:
         """Load a public name on its first use."""
-        if name not in _MODULES:
+        if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
         return globals()[name]
 
 

@@ -214,7 +214,6 @@ def _cancelled_by_interrupt() -> Iterator[Callable[[], Request | None]]:
 
 
 def _read_spec(kind: Kind, path: Path) -> Spec:
-    """Read a spec from JSON or YAML."""
     import yaml
 
     text = path.read_text()

@@ -44,7 +44,8 @@ def backbone_file(native: Path, out: Path) -> None:
     with native.open("rb") as source:
         header, base = _read_header(source)
         try:
-            facts = _facts(json.loads(header["__metadata__"]["wcl"]))
+            metadata = json.loads(header["__metadata__"]["wcl"])
+            facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
             # In the source's order, which keeps every tensor aligned to its type.
             entries = sorted(
                 ((name, entry) for name, entry in header.items() if name.startswith(_PREFIX)),
@@ -76,10 +77,6 @@ def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ExportError("not a safetensors file")
     return header, 8 + length
-
-
-def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
 
 
 def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> bytes:

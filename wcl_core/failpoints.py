@@ -45,7 +45,8 @@ def failpoint(name: str, of: Any = None, error: Callable[[str], Exception] | Non
 def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
     with (folder / "reached").open("a") as file:
         file.write(name + "\n")
-    if _is_in(folder / "failing", name):
+    failing = folder / "failing"
+    if failing.exists() and name in failing.read_text().split():
         raise error(f"failpoint {name}")
     try:
         armed, action, *seconds = (folder / "armed").read_text().split()
@@ -62,10 +63,6 @@ def _reach(folder: Path, name: str, error: Callable[[str], Exception]) -> None:
         deadline = time.monotonic() + float(seconds[0])
         while time.monotonic() < deadline and not (folder / "release").exists():
             time.sleep(_POLL_SECONDS)
-
-
-def _is_in(path: Path, name: str) -> bool:
-    return path.exists() and name in path.read_text().split()
 
 
 def _disk_full(text: str) -> OSError:

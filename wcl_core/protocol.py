@@ -230,7 +230,6 @@ class StartedRecord(_Record):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The facts of the environment."""
         return self.__pydantic_extra__
 
 
@@ -442,7 +441,6 @@ class MonitorBatchFacts(_Model):
         return labels if len(labels) == len(self.classes) else None
 
     def name_of(self, label: int) -> str:
-        """Return the name of a class."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 

@@ -160,7 +160,6 @@ class MemoryReporter(Reporter):
         self._next_request = next_request
 
     def emit(self, record: Record) -> None:
-        """Append the record."""
         self.records.append(to_json(record))
 
     def request(self) -> Request | None:
@@ -193,7 +192,6 @@ class ConsoleReporter(Reporter):
         print(f"{record.type:<10} {text}", file=self._stream or sys.stderr, flush=True)
 
     def request(self) -> Request | None:
-        """Return the latest request."""
         return self._request()
 
 
@@ -243,7 +241,6 @@ class SpoolReporter(Reporter):
             os.fsync(self._descriptor)
 
     def request(self) -> Request | None:
-        """Return the latest request."""
         return self._request()
 
     def _write(self) -> None:

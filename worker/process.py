@@ -66,7 +66,7 @@ class TrainingProcess:
                 self._ranks.append(
                     subprocess.Popen(
                         [*COMMAND, str(folder), "--control-fd", str(read_end)],
-                        env=_environment(self.mark) | (_rank_environment(rank, num_ranks) if num_ranks > 1 else {}),
+                        env=module_environment() | {MARK: self.mark} | _rank_environment(rank, num_ranks),
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -144,7 +144,9 @@ def _worst(codes: list[int | None]) -> int | None:
 
 
 def _rank_environment(rank: int, num_ranks: int) -> dict[str, str]:
-    """Return a rank's environment: its place, loopback only, and its share of the machine's cores."""
+    """Return a rank's environment: its place, loopback only, and its share of the cores; empty for a single rank."""
+    if num_ranks == 1:
+        return {}
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -222,7 +224,3 @@ def module_environment() -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _environment(mark: str) -> dict[str, str]:
-    return module_environment() | {MARK: mark}

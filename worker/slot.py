@@ -44,7 +44,6 @@ class Slot:
         return self._is_open.is_set()
 
     def is_busy(self) -> bool:
-        """Return whether a thread works in the slot."""
         return self._busy.locked()
 
     def has_work(self) -> bool:

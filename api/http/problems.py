@@ -127,7 +127,6 @@ class Problem:
         return cls(500, "Internal error", f"the server failed; its log explains error {number}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the problem document."""
         document: dict[str, Any] = {"type": "about:blank", "title": self.title, "status": self.status}
         document["detail"] = self.detail[:MAX_DETAIL]
         if self.errors:
@@ -137,7 +136,6 @@ class Problem:
         return document
 
     def response(self) -> JSONResponse:
-        """Return the problem document as a response."""
         return JSONResponse(self.to_json(), self.status, self.headers, MEDIA_TYPE)
 
 

@@ -124,7 +124,6 @@ class JobResponse(JobSummary):
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
-    """Return a job as a list shows it."""
     return JobSummary.of(row, **_beside_columns(row, tags))
 
 
@@ -194,7 +193,6 @@ class ArtifactResponse(Response):
 
 
 def artifact(row: Artifact) -> ArtifactResponse:
-    """Return an artifact with its links."""
     here = f"/v1/jobs/{row.job_id}"
     return ArtifactResponse.of(row, links={"self": f"{here}/artifacts/{row.name}", "job": here})
 
@@ -231,7 +229,6 @@ def series(name: str, points: Sequence[CurvePoint]) -> Json:
 
 
 def step_time(sample: StepTime) -> Json:
-    """Return a step with the time of its report."""
     return {"step": sample.step, "at": iso(sample.at), "attempt": sample.attempt}
 
 
@@ -261,7 +258,6 @@ class CheckpointResponse(Response):
 
 
 def checkpoint(row: Checkpoint) -> CheckpointResponse:
-    """Return a checkpoint with its links."""
     here = f"/v1/checkpoints/{row.id}"
     links = {"self": here, "job": f"/v1/jobs/{row.job_id}", "native": f"{here}/download?kind=native"}
     if row.kind == TRAINING:
@@ -298,7 +294,6 @@ class DatasetResponse(Response):
 
 
 def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
-    """Return a dataset with the layout of its picture."""
     address = f"/v1/datasets/{quote(row.name, safe='')}/samples.png"
     samples = None if sheet is None else SamplesResponse.of(sheet, png=address)
     return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples)

@@ -132,7 +132,7 @@ def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
         min_epochs=body.min_epochs,
         rungs=None if body.rungs is None else tuple(body.rungs),
         max_parallel=body.max_parallel,
-        options=_options(body),
+        options=options_of(body) | {"tags": list(dict.fromkeys(body.tags))},
         preset=body.preset,
         created_by=created_by,
     )
@@ -194,10 +194,6 @@ def _metric(metric: Metric) -> Metric:
     if data is None or "held_out_share" in data.model_fields_set:
         return metric
     return metric.model_copy(update={"data": data.model_copy(update={"held_out_share": HELD_OUT_SHARE})})
-
-
-def _options(body: SweepBody) -> dict[str, Any]:
-    return options_of(body) | {"tags": list(dict.fromkeys(body.tags))}
 
 
 def _check_specs(design: Design) -> None:

@@ -105,12 +105,10 @@ class SweepPage(Response):
 
 
 def summary(sweep: Sweep, trials: int) -> SweepSummary:
-    """Return a sweep as a list shows it."""
     return SweepSummary.of(sweep, **_beside_columns(sweep, trials))
 
 
 def response(sweep: Sweep, table: Sequence[Standing]) -> SweepResponse:
-    """Return a sweep with its trials."""
     leader = sweeps.leader(sweep, table)
     best = None
     if leader is not None and leader.value is not None:

@@ -83,7 +83,6 @@ class DatasetList:
 
 
 def dataset_list(session: Session) -> DatasetList:
-    """Return all datasets, by name."""
     sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
     views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
     return DatasetList(views, database_time(session))

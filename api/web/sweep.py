@@ -119,7 +119,6 @@ class SweepView:
 
     @property
     def metric(self) -> str:
-        """The metric in words."""
         chosen = self.sweep.metric["settings"].items()
         words = settings({name: value[0] if isinstance(value, list) else value for name, value in chosen})
         name = f"{protocol_facts(self.sweep.metric['protocol']).title}, {measure_title(self.sweep.metric['name'])}"

@@ -55,7 +55,6 @@ class Pool:
 
     @property
     def slots(self) -> list[str]:
-        """The state of each slot."""
         return ["busy"] * self.busy + ["idle"] * self.free + ["draining"] * self.draining
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.errors import NotFound
+from jobs.errors import existing
 from jobs.models import Sweep, SweepTrial
 from jobs.queries import Page
 from jobs.status import Status
@@ -54,10 +54,7 @@ def get_sweep(session: Session, sweep_id: str) -> Sweep:
     Raises:
         NotFound: there is no such sweep.
     """
-    sweep = session.get(Sweep, sweep_id)
-    if sweep is None:
-        raise NotFound(f"there is no sweep {sweep_id}")
-    return sweep
+    return existing(session.get(Sweep, sweep_id), f"sweep {sweep_id}")
 
 
 def list_sweeps(
@@ -82,7 +79,6 @@ def newest_states(session: Session, limit: int = 50) -> dict[str, tuple[str, int
 
 
 def trial_counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, int]:
-    """Return the number of trials by sweep."""
     statement = select(SweepTrial.sweep_id, func.count()).where(SweepTrial.sweep_id.in_(sweep_ids))
     return {row[0]: row[1] for row in session.execute(statement.group_by(SweepTrial.sweep_id))}
 

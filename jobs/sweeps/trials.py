@@ -32,7 +32,6 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, origin: str) -> Place:
-        """Parse the `origin` of a job."""
         return cls(*map(int, origin.split("/")[1::2]))
 
 

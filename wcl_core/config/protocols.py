@@ -58,7 +58,6 @@ class ProtocolFacts:
     num_values_fields: str = ""
 
     def is_main(self, measure: str) -> bool:
-        """Return whether a measure is the main one."""
         return bool(self.measures) and self.measures[0].name == measure
 
     def is_higher_better(self, measure: str) -> bool:

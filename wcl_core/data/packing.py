@@ -124,7 +124,6 @@ class _BlockWriter:
         self._current, self._room = hashlib.sha256(), _BLOCK_BYTES
 
     def write(self, data: bytes) -> None:
-        """Append bytes."""
         self._file.write(data)
         rest = memoryview(data)
         while len(rest):

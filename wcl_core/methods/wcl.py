@@ -39,7 +39,6 @@ class WCL(SimCLR):
             self._queue.push(embedded.first[WEAK], embedded.second[WEAK], batch.images, batch.step)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors of the queue."""
         return {} if self._queue is None else {f"queue/{name}": rows for name, rows in self._queue.state().items()}
 
     def load(self, part: Callable[[str], dict[str, Tensor]]) -> None:

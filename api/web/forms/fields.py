@@ -56,7 +56,6 @@ class SpecForm:
 
     @property
     def pointers(self) -> set[str]:
-        """The pointers of all fields of the form."""
         return {entry.pointer for entry in spec_form.fields(self.kind)} | {f"/{name}" for name in _OPTIONS}
 
     def placed(self, errors: Sequence[FieldError]) -> dict[str, str]:

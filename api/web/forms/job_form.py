@@ -57,7 +57,6 @@ class Form(SpecForm):
 
     @property
     def pointers(self) -> set[str]:
-        """The pointers of all fields of the form."""
         return super().pointers | {"/seeds"}
 
     @property

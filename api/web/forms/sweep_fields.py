@@ -43,7 +43,6 @@ class Row:
 
     @classmethod
     def of(cls, typed: Mapping[str, str], place: int) -> Row:
-        """Return the row at a place of the form."""
         field, how, values, low, high = (
             typed.get(f"row.{place}.{name}", "").strip() for name in ("field", "how", "values", "min", "max")
         )
@@ -122,7 +121,6 @@ class SweepForm(SpecForm):
 
     @property
     def pointers(self) -> set[str]:
-        """The pointers of all fields of the form."""
         own = {f"/{name}" for name in SweepBody.model_fields if name not in ("spec", "preset", "kind")}
         return (super().pointers - {"/spec/seed"}) | own | {"/metric/settings"} | {row.pointer for row in self.rows}
 
