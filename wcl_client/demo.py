@@ -212,9 +212,6 @@ class Demo:
         )
 
 
-# ---- the service under the demo
-
-
 @contextmanager
 def _service(data: DemoData, data_dir: Path, console: Console) -> Iterator[WclClient]:
     """Yield a client of the service in `data_dir`; start the service if none runs, and stop it at the end."""

@@ -70,9 +70,6 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def job_table(job: Job) -> Table:
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
     facts: list[tuple[str, Any]] = [
         ("id", job["id"]),
         ("name", job.get("name")),
@@ -93,6 +90,14 @@ def job_table(job: Job) -> Table:
         ("page", (job.get("links") or {}).get("page")),
     ]
     facts += [(name, f"{value:.4g}") for name, value in sorted((job.get("latest_metrics") or {}).items()) if value]
+    return _facts_table(facts)
+
+
+def _facts_table(facts: Sequence[tuple[str, Any]]) -> Table:
+    """Return a table with a row for each fact, without facts that are None or empty; a status has markup."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
     for name, value in facts:
         if value not in (None, ""):
             table.add_row(name, str(value) if name == "status" else escape(str(value)))
@@ -207,13 +212,7 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
         ("best", f"trial {best['trial']}, {share(best['value'])}: {_params(best['settings'])}" if best else None),
         ("page", sweep["links"]["page"]),
     ]
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in facts:
-        if value:
-            table.add_row(name, str(value) if name == "status" else escape(str(value)))
-    return table
+    return _facts_table(facts)
 
 
 def measured_on(sweep: Mapping[str, Any]) -> str:

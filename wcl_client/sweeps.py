@@ -12,8 +12,6 @@ from wcl_client.responses import TERMINAL, Json
 
 
 class SweepClient(Connection):
-    """The part of `WclClient` for sweeps."""
-
     def submit_sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
         """Submit a sweep and return it; a repeated call with the same `idempotency_key` returns the first sweep.
 

@@ -68,8 +68,7 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         traceback.print_exc()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
         if rank > 0:
-            failure = Failure(outcome=outcome, reason=classify(error), message=describe(error))
-            files.write_bytes(folder / failure_file(rank), failure.model_dump_json().encode())
+            _leave_failure(folder / failure_file(rank), outcome, classify(error), describe(error))
         else:
             reporter.end(outcome, classify(error), describe(error))
         if "RANK" in os.environ:
@@ -84,6 +83,11 @@ def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _leave_failure(path: Path, outcome: Outcome, reason: FailureReason, message: str) -> None:
+    failure = Failure(outcome=outcome, reason=reason, message=message)
+    files.write_bytes(path, failure.model_dump_json().encode())
 
 
 def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcome:

@@ -85,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _after(options.max_seconds - settings.drain_seconds, drain)
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
     try:
-        if options.once:
-            _work_once(slot)
-        else:
+        if not options.once:
             app.run(app.make_app(settings, slot, draining), settings)
+        elif not slot.work_once():
+            log.info("no waiting job fits this worker")
         was_requested = options.once or draining.is_set()
     finally:
         draining.set()
@@ -109,11 +109,6 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
         expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
         parser.error(f"argument --max-seconds: {options.max_seconds:g} is too short; {expected} (WCL_DRAIN_SECONDS)")
     return options
-
-
-def _work_once(slot: Slot) -> None:
-    if not slot.work_once():
-        log.info("no waiting job fits this worker")
 
 
 def _start(name: str, work: Callable[[], None]) -> None:

@@ -21,8 +21,6 @@ _MIN_FREE_BYTES = 1 << 20
 
 
 class AttemptEnd(NamedTuple):
-    """The end of an attempt."""
-
     outcome: Outcome
     reason: str | None
     message: str | None

@@ -82,8 +82,6 @@ class Frame:
 
 @dataclass(frozen=True)
 class JobPoll:
-    """The result of one poll of a job."""
-
     mark: Mark
     frame: Frame | None
     job: dict[str, Any]

@@ -83,8 +83,6 @@ class _EventStream(StreamingResponse):
 
 
 class JobStream(_EventStream):
-    """The stream of one job, from a cursor on."""
-
     def __init__(self, streams: Streams, key_id: str, job_id: str, cursor: Cursor, with_logs: bool) -> None:
         super().__init__(streams, key_id)
         self._job_id, self._cursor, self._with_logs = job_id, cursor, with_logs
@@ -96,8 +94,6 @@ class JobStream(_EventStream):
 
 
 class ListStream(_EventStream):
-    """The stream with hints for lists."""
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = self._streams.watcher
         with self._streams.slot(self._key_id), watcher.list(self._key_id) as feed:

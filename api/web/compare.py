@@ -109,18 +109,12 @@ def _jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
     return [by_id.get(job_id) or queries.get_job(session, job_id) for job_id in job_ids]
 
 
-# --- specs -----------------------------------------------------------------------------------------------------------
-
-
 def _differences(chosen: Sequence[Configuration]) -> Iterator[Difference]:
     tables = [dict(leaves(each.spec)) for each in chosen]
     for field in dict.fromkeys(name for table in tables for name in table):
         values = [table.get(field) for table in tables]
         if any(value != values[0] for value in values):
             yield Difference(field, values)
-
-
-# --- evaluations -----------------------------------------------------------------------------------------------------
 
 
 def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
@@ -130,9 +124,6 @@ def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [Row(m, names.get(m.dataset_digest, f"{m.dataset_digest[:12]}…"), results) for m, results in table.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.measure.rule != "last epoch", row.measure.title))
-
-
-# --- fairness --------------------------------------------------------------------------------------------------------
 
 
 def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
@@ -175,9 +166,6 @@ def _protocols(rows: Sequence[Row]) -> Iterator[str]:
             yield f"Different settings: no two configurations were measured with the same settings of {title}."
         elif not whole:
             yield f"Not every configuration was measured with the same settings of {title}."
-
-
-# --- routes ----------------------------------------------------------------------------------------------------------
 
 
 @router.get("/compare")

@@ -206,9 +206,6 @@ def _missing(names: Collection[str], device: str, processes: int) -> list[str]:
     return sentences
 
 
-# --- routes ----------------------------------------------------------------------------------------------------------
-
-
 @router.get("/jobs/{job_id}")
 def job_page(request: Request, job_id: str, reader: Reader, database: TheDatabase) -> Response:
     """Return the page of a job."""

@@ -33,8 +33,6 @@ KINDS = ("pretrain", "evaluate")
 
 @dataclass(frozen=True)
 class Filters:
-    """The filters in the address."""
-
     status: tuple[str, ...] = ()
     kind: str = ""
     tag: str = ""

@@ -178,7 +178,9 @@ def map_page(
     choices = Choices(layout if layout in LAYOUTS else "tsne", colour if colour in COLOURS else "class", only, image)
     with database.read() as session:
         run = job.run(session, job_id)
-        facts, source = _facts_of(session, job_id), _source(session, run.job)
+        artifacts = queries.artifacts(session, job_id)
+        source = _source(session, run.job)
+    facts = next((each for each in artifacts if each.name == MAP_FACTS), None)
     embedding_map = _read_map(storage, facts)
     context: dict[str, Any] = {
         "run": run,
@@ -191,11 +193,6 @@ def map_page(
         "sections": job.sections(run, f"/jobs/{job_id}"),
     }
     return page(request, "map.html", now=run.now, **context)
-
-
-def _facts_of(session: Session, job_id: str) -> Artifact | None:
-    """Return the artifact with the facts of a job's map."""
-    return next((artifact for artifact in queries.artifacts(session, job_id) if artifact.name == MAP_FACTS), None)
 
 
 def _read_map(storage: Storage, facts: Artifact | None) -> MapFacts | None:

@@ -226,9 +226,6 @@ def _key(sweep: Sweep, sort: str) -> Callable[[Standing], Any]:
     return lambda each: None if each.measured is None else (sign * each.measured.rung, each.value)
 
 
-# --- routes ----------------------------------------------------------------------------------------------------------
-
-
 @router.get("/sweeps/{sweep_id}")
 def sweep_page(request: Request, sweep_id: str, view: _View, reader: Reader, database: TheDatabase) -> Response:
     """Return the page of a sweep."""

@@ -122,7 +122,8 @@ class LARS(Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        updates = list(torch._foreach_add(_gradients(params), params, alpha=group["weight_decay"]))
+        gradients = [p.grad for p in params if p.grad is not None]
+        updates = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if group["adapt"]:
             torch._foreach_mul_(updates, _scales(params, updates, group["trust_coefficient"], group["eps"]))
         velocities = [self._velocity(p, update) for p, update in zip(params, updates, strict=True)]
@@ -137,10 +138,6 @@ class LARS(Optimizer):
             state["momentum"] = torch.zeros_like(update)
         velocity: Tensor = state["momentum"]
         return velocity
-
-
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
 
 
 def _scales(params: list[Tensor], updates: list[Tensor], trust_coefficient: float, eps: float) -> list[Tensor]:

@@ -142,9 +142,6 @@ def numbers(typed: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, 
     return {name: number(text) for name, text in values.items() if text not in ("", defaults[name])}
 
 
-# --- typed values as a request ---------------------------------------------------------------------------------------
-
-
 def body_of(model: type[M], values: Mapping[str, Any]) -> M:
     """Return the validated body of a request with this JSON.
 

@@ -50,8 +50,6 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class Form(SpecForm):
-    """The form of a job, with its dry run."""
-
     plan: dict[str, Any] | None = None
     deviations: list[PresetDeviation] | None = None
 
@@ -84,9 +82,6 @@ class Form(SpecForm):
 
 def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-# --- requests --------------------------------------------------------------------------------------------------------
 
 
 @router.get("/submit")

@@ -94,8 +94,6 @@ def _value(text: str, entry: spec_form.Field | None) -> Any:
 
 @dataclass(frozen=True)
 class SweepForm(SpecForm):
-    """The form of a sweep, with its dry run."""
-
     plan: dict[str, Any] | None = None
     more_rows: int = 0
 
