@@ -27,7 +27,6 @@ def create_once(
     Args:
         database: where both rows are stored.
         owner: id of the API key that sends the request; each owner has idempotency keys of its own.
-        key: the idempotency key.
         request: JSON values that identify the request.
         model: the class of the created row.
         create: adds the row; runs within the transaction, and again if the transaction is retried.

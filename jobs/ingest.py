@@ -92,7 +92,6 @@ def store(
 
     Args:
         session: a writing transaction, behind the fence.
-        job_id, number: the attempt.
         records: in the order of the spool.
         output: numbered lines of stdout and stderr.
 

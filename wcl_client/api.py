@@ -203,7 +203,6 @@ class WclClient(SweepClient):
         """Return the curves of a job: `{name, points: [{step, value, min, max, attempt}]}` for each series.
 
         Args:
-            job_id: the job's id.
             keys: names of series; by default all.
             max_points: limit on the points of a series; a point then stands for several steps.
             from_step: the first step; a shorter range comes in more detail.
@@ -224,8 +223,6 @@ class WclClient(SweepClient):
         """Download a checkpoint's file and verify its checksum; continue an interrupted download of an earlier call.
 
         Args:
-            checkpoint_id: the checkpoint's id.
-            target: the file to write.
             kind: `native`, or `backbone` for the weights under torchvision's names.
             on_bytes: called with the received and the total number of bytes.
 
@@ -242,7 +239,6 @@ class WclClient(SweepClient):
         """Yield the messages of a job's stream until the job ends; reconnect after a broken connection.
 
         Args:
-            job_id: the job's id.
             last_id: the id of the last received message; the stream continues after it.
             patience_seconds: how long the server may be unreachable before `Unreachable` is raised.
         """

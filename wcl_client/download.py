@@ -66,8 +66,6 @@ def download(
 
     Args:
         http: the HTTP client, with base URL and key.
-        url: the address of the file.
-        target: the file to write.
         check: raises for an error response.
         on_bytes: called with the received and the total number of bytes.
 

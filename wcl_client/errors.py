@@ -87,7 +87,6 @@ def api_error(status: int, body: Any, fallback: str) -> ApiError:
     """Return the exception for an error response.
 
     Args:
-        status: the HTTP status.
         body: the decoded JSON; None if the response holds none.
         fallback: the title if the body has none.
     """

@@ -39,7 +39,6 @@ class SweepClient(Connection):
         """Yield the sweep now and after each change, until it ends.
 
         Args:
-            sweep_id: the sweep's id.
             poll_seconds: pause between two requests.
             patience_seconds: how long the server may be unreachable before `Unreachable` is raised.
         """

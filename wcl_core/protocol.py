@@ -155,9 +155,7 @@ class RunFile(_Model):
     """The run file: the input of a run, written by its worker.
 
     Attributes:
-        job_id, attempt: the attempt.
         host: name of the machine; only a worker of the same machine recovers the folder.
-        kind, spec: the job's.
         dataset: where its images are.
         resume: the checkpoint file that training continues from.
         evaluated: the checkpoint file to evaluate.

@@ -44,8 +44,6 @@ class Delivery:
 
     Args:
         database, storage, settings: the service.
-        folder: the attempt's folder.
-        job_id, number: the attempt.
 
     Attributes:
         has_ended: whether the `end` record is delivered.

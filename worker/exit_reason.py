@@ -31,7 +31,6 @@ def exit_reason(code: int, folder: Path, oom_kills: int | None) -> AttemptEnd:
 
     Args:
         code: the exit code, negative for a signal.
-        folder: the attempt's folder.
         oom_kills: result of `count_oom_kills` before the run.
     """
     if shutil.disk_usage(folder).free < _MIN_FREE_BYTES:

@@ -27,7 +27,6 @@ def run_file(database: Database, storage: Storage, claim: Claim, source: Source)
 
     Args:
         database, storage: the service.
-        claim: the attempt.
         source: the job's dataset on this worker.
 
     Raises:

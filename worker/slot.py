@@ -18,7 +18,6 @@ class Slot:
     """The loop that claims and supervises jobs until no waiting job fits; wake-ups and polls start it.
 
     Args:
-        database: the service's.
         facts: the properties of this worker that a job must match.
         supervisor: runs one claimed attempt.
         draining: set when no further job may be claimed.

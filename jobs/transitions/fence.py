@@ -45,7 +45,6 @@ def deliver(
 
     Args:
         session: a writing transaction.
-        job_id, number: the attempt.
         records: of the spool in order, without a gap; none to renew only.
         output: numbered lines of stdout and stderr.
         max_failures: infrastructure failures that end the job.

@@ -57,7 +57,6 @@ def request(session: Session, job_id: str, verb: str, **data: str) -> None:
 
     Args:
         session: a writing transaction.
-        job_id: the job.
         verb: cancel, pause or preempt.
         **data: of the event.
 

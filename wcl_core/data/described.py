@@ -31,7 +31,6 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
 
     Args:
         name: name of the dataset.
-        root: the folder.
         cache: the cache file, created or replaced. If it cannot be read or written, the folder is hashed.
 
     Raises:

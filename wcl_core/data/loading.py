@@ -34,7 +34,6 @@ def load(
 
     Args:
         name: its name; for a builtin one of `BUILTIN` or of an installed plugin.
-        kind: the kind of the dataset.
         path: the folder or the packed file; for a builtin an optional cache folder.
         image_size: side in pixels. Each image is scaled until its shorter side has this length, then centre-cropped; a
             packed file has its size already.
@@ -64,7 +63,6 @@ def describe(
 
     Args:
         name: its name.
-        kind: the kind of the dataset.
         path: as for `load`.
         cache: a file that keeps the description of a folder until anything in the folder changes.
         lists: fixed lists of train images, by name.

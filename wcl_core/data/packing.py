@@ -31,7 +31,6 @@ def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float
     Args:
         name: name of the dataset, for messages.
         folder: a tree in one of the layouts of `wcl_core.data.folder`.
-        out: the file to write.
         size: side of the stored images, in pixels; the shorter side is scaled to it, then centre-cropped.
         max_corrupt_share: the largest share of undecodable files that is tolerated; these files are left out.
         reporter: receives a warning for each undecodable file, up to a limit.

@@ -55,7 +55,6 @@ def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: 
     """Return the picture of a folder; only the shown files are decoded, and an undecodable file is a black tile.
 
     Args:
-        root: the folder.
         files: path below the folder, and label, of each image.
         num_classes: as for `samples_of_images`.
     """

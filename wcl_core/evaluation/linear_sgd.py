@@ -57,7 +57,6 @@ def linear_sgd(
         config: epochs, batch and augmentation.
         image_size: side of the crops, in pixels.
         seed: seed of head, order and crops.
-        device: the device to compute on.
         progress: receives the progress, and may interrupt.
     """
     batch_size = min(config.batch_size, len(data.train))

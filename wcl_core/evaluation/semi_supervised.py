@@ -102,7 +102,6 @@ def semi_supervised(
         labelled: (n,) int64 train indices, for each of `config.splits` splits or for a single one.
         image_size: side of the crops, in pixels.
         seed: seed of heads, order and crops.
-        device: the device to compute on.
         progress: receives the progress, and may interrupt.
         done: the shares of the whole protocol that are done before and after this call.
     """

@@ -44,7 +44,6 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     Args:
         num_features: number of channels.
-        ranks: the ranks.
     """
 
     def __init__(self, num_features: int, ranks: Ranks, **options: Any) -> None:

@@ -27,7 +27,6 @@ class Learner:
     """The network under training, and the state that its loss needs from step to step.
 
     Args:
-        config: the spec of the run.
         method: the method of the run; its heads are the model's.
         build: returns the freshly initialised model on its device; called a second time for the momentum encoder.
         is_bfloat16: whether networks run under bfloat16 autocast.
@@ -57,7 +56,6 @@ class Learner:
 
         Args:
             views: this rank's part of the global batch.
-            batch: the global batch.
         """
         cache = self._cache(views)
         embedded = self._whole(self._embed(self.model, views) if cache is None else cache.embedded)

@@ -55,7 +55,6 @@ class MonitorBatch:
 
     Args:
         spec: its seed chooses the images; at most 512, and at most a global batch.
-        train: the train split.
         device: of the model.
     """
 

@@ -44,7 +44,6 @@ class Saver:
     """The writer, reporter and reader of the checkpoints of one run.
 
     Args:
-        config: the spec of the run.
         learner: its state is saved and loaded.
         optimizer: its slots are part of the state.
         dataset: its digest is saved, so that no run resumes with other images.
