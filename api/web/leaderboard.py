@@ -105,18 +105,14 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
     newest = list(session.execute(statement).scalars())
     table: dict[Measure, list[Entry]] = {}
     for configuration, measure, result in measured(session, configurations_of(newest)):
-        if (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol) and _is_headline(measure):
+        is_of_tab = (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol)
+        if is_of_tab and not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
             table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
     boards = [_board(measure, entries, tab) for measure, entries in table.items()]
     facts = protocol_facts(tab.protocol)
     return sorted(
         boards, key=lambda board: (board.measure.rule != "last epoch", not facts.is_main(board.measure.metric))
     )
-
-
-def _is_headline(measure: Measure) -> bool:
-    """Return whether the last or a selected checkpoint was measured, and not one of an earlier epoch."""
-    return not measure.rule.startswith("epoch ")
 
 
 def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:

@@ -10,8 +10,6 @@ A sweep and its trials are rows; its jobs are ordinary ones that carry the sweep
 from its modules.
 """
 
-from __future__ import annotations
-
 from jobs.sweeps.metric import MEASURES, Direction, Metric
 from jobs.sweeps.new_sweep import HELD_OUT_SHARE, MAX_RUNS, NewSweep, Search, designed, held_out_share, plan, submit
 from jobs.sweeps.progress import advance, cancel, due

@@ -18,8 +18,6 @@ fence at the start of `deliver` rejects every later write.
 Import from this package, not from its modules.
 """
 
-from __future__ import annotations
-
 from jobs.transitions.claims import Claim, claim, is_claimable
 from jobs.transitions.fence import Requests, deliver, end_attempt, reap
 from jobs.transitions.observers import has_blocked, preempt, unblock

@@ -13,8 +13,6 @@ datasets by registered name, never a path, a URL or an expression.
 Import from this package, not from its modules; `overlay` is the exception.
 """
 
-from __future__ import annotations
-
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, PixelFeatures
 from wcl_core.config.fields import Seed
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation

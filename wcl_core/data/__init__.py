@@ -14,8 +14,6 @@
 Random views are made in `wcl_core.images`.
 """
 
-from __future__ import annotations
-
 from wcl_core.data.held_out import with_held_out
 from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split
 from wcl_core.data.label_lists import with_label_lists
