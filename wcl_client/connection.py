@@ -45,12 +45,12 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def _create(self, form: type[T], path: str, body: Json | None, idempotency_key: str | None) -> T:
+    def _create(self, response_type: type[T], path: str, body: Json | None, idempotency_key: str | None) -> T:
         """Send a POST with an idempotency key and up to 3 retries, and return the created object."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        return self._json(form, "POST", path, json=body, headers=headers, retries=3)
+        return self._json(response_type, "POST", path, json=body, headers=headers, retries=3)
 
-    def _items(self, _form: type[T], path: str) -> list[T]:
+    def _items(self, _response_type: type[T], path: str) -> list[T]:
         """Return the items of a list without pages."""
         return cast(list[T], self._json(Json, "GET", path)["items"])
 
@@ -66,8 +66,8 @@ class Connection:
             if not params["cursor"] or len(items) >= limit:
                 return items[:limit]
 
-    def _json(self, _form: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
-        """Send a request and return the JSON of the response, typed as `_form` and not checked."""
+    def _json(self, _response_type: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
+        """Send a request and return the JSON of the response, typed as `_response_type` and not checked."""
         response = self._response(method, path, retries=retries, **request)
         return cast(T, response.json() if response.content else {})
 
