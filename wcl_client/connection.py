@@ -50,7 +50,7 @@ class Connection:
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
         return self._json(response_type, "POST", path, json=body, headers=headers, retries=3)
 
-    def _items(self, _response_type: type[T], path: str) -> list[T]:
+    def _items(self, _type: type[T], path: str) -> list[T]:
         """Return the items of a list without pages."""
         return cast(list[T], self._json(Json, "GET", path)["items"])
 
@@ -66,8 +66,8 @@ class Connection:
             if not params["cursor"] or len(items) >= limit:
                 return items[:limit]
 
-    def _json(self, _response_type: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
-        """Send a request and return the JSON of the response, typed as `_response_type` and not checked."""
+    def _json(self, _type: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
+        """Send a request and return the JSON of the response, typed as `_type` and not checked."""
         response = self._response(method, path, retries=retries, **request)
         return cast(T, response.json() if response.content else {})
 
