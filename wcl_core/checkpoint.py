@@ -2,8 +2,10 @@
 
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
     optimizer/<parameter>/<slot>      the optimiser's state of that parameter, see `wcl_core.training.optim`
-    metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch and the
-                                      environment that exact resume depends on (device, build, memory format)
+    metrics/window                    sums of the losses since the last log
+    metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch, the
+                                      environment that exact resume depends on (device, build, memory format), and the
+                                      rest of the metrics' state
 
 Times, attempts and parents are not in the file; the database holds them. `wcl_core.training.saving` decides on the
 content of a state, and `export` on the content of an exported backbone.

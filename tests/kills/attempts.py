@@ -146,14 +146,19 @@ class Left:
         )
 
     @property
-    def has_succeeded(self) -> bool:
-        """Return whether the attempt's `end` record has the outcome `succeeded`."""
-        return bool(self.records) and self.records[-1].get("outcome") == "succeeded"
+    def outcome(self) -> str | None:
+        """Return the outcome in the attempt's `end` record; None if it was killed."""
+        return self.records[-1].get("outcome") if self.records else None
 
     @property
-    def num_steps(self) -> int:
-        """Return the number of the reported steps."""
+    def num_points(self) -> int:
+        """Return the number of the reported points of the loss."""
         return len({step for name, step in self.curves if name == "train/loss"})
+
+    def is_extra(self, name: str, whole: Left) -> bool:
+        """Return whether a file is the checkpoint of an orderly stop, at a step where an undisturbed run has none."""
+        is_of_stop = self.checkpoint is not None and name == self.checkpoint.name
+        return is_of_stop and self.outcome in ("drained", "paused") and name not in whole.files
 
     @property
     def curves(self) -> dict[tuple[str, int], float | None]:
@@ -162,7 +167,7 @@ class Left:
 
 
 def differences(lives: list[Left], whole: Left) -> list[str]:
-    """Return the differences between a killed run and an undisturbed one.
+    """Return the differences between a stopped run and an undisturbed one.
 
     Args:
         lives: the remains of its attempts, in their order; the last one ended by itself.
@@ -171,7 +176,7 @@ def differences(lives: list[Left], whole: Left) -> list[str]:
     result = []
     for number, left in enumerate(lives):
         for name, digest in left.files.items():
-            if whole.files.get(name) != digest:
+            if whole.files.get(name) != digest and not left.is_extra(name, whole):
                 result.append(f"attempt {number}: {name} has other bytes")
         for (name, step), value in left.curves.items():
             if (name, step) not in whole.curves or whole.curves[name, step] != value:

@@ -1,4 +1,4 @@
-"""The moments at which a run is killed, and the trap that kills it there.
+"""The moments at which a run is stopped, and the trap that stops it there: by SIGKILL, or by a request.
 
 A step is some thousand calls of Python and of C functions.  A trap sits in the training process, follows these calls as
 a profiler does and sends SIGKILL to its own process at the one that was drawn; the code under test is as it is.  Only
@@ -19,8 +19,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from tests.kills.variants import STEPS, STEPS_PER_EPOCH, WARM_UP_STEPS
-from wcl_core import checkpoint, reporter
-from wcl_core.protocol import CheckpointRecord, Record
+from wcl_core import attempt, checkpoint, reporter
+from wcl_core.protocol import CheckpointRecord, Record, Request
 from wcl_core.training import pretrain
 
 ANY_TIME = "any time, from outside"
@@ -32,6 +32,8 @@ PART_FILE = "while a checkpoint is written"
 BEFORE_RENAME = "checkpoint written, not renamed"
 BEFORE_REPORT = "checkpoint renamed, not reported"
 REPORTED = "checkpoint just reported"
+DRAINED = "drained"
+PAUSED = "paused"
 # In the order in which a run passes them at equal steps.
 KINDS = (
     ANY_TIME,
@@ -43,29 +45,36 @@ KINDS = (
     BEFORE_RENAME,
     BEFORE_REPORT,
     REPORTED,
+    DRAINED,
+    PAUSED,
 )
+REQUESTS: dict[str, Request] = {DRAINED: "drain", PAUSED: "pause"}  # of the kinds that are no kills
 _OF_CHECKPOINTS = (PART_FILE, BEFORE_RENAME, BEFORE_REPORT, REPORTED)
 
 _EDGES = tuple(range(STEPS_PER_EPOCH, STEPS, STEPS_PER_EPOCH))
+_WITHIN = [step for step in range(1, STEPS) if step % STEPS_PER_EPOCH]
 # The steps that a moment is drawn from. An edge is an epoch's last step with the measurements after it, or the next.
+# Orderly stops have steps of their own, because the run resumes after the step and never stops there again.
 _STEPS: dict[str, tuple[int, ...]] = {
     ANY_TIME: tuple(range(1, STEPS - 1)),
     FIRST_STEPS: (1, 2),
     WARM_UP: tuple(range(3, WARM_UP_STEPS + 1)),
     EPOCH_EDGE: tuple(edge + after for edge in _EDGES for after in (0, 1)),
     LAST_STEP: (STEPS,),
+    DRAINED: tuple(_WITHIN[::2]),
+    PAUSED: tuple(_WITHIN[1::2]),
 } | dict.fromkeys(_OF_CHECKPOINTS, (*_EDGES, STEPS))
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The moment at which a run is killed.
+    """The moment at which a run is stopped.
 
     Attributes:
         kind: one of `KINDS`.
         step: from 1; the step that is being taken, or whose checkpoint is being written.
         place: where within it, in [0, 1).
-        rank: whose process is killed.
+        rank: whose process is killed; the first one receives requests.
     """
 
     kind: str
@@ -80,14 +89,15 @@ class Moment:
 def plan(count: int, num_ranks: int, draw: random.Random) -> list[Moment]:
     """Return moments of different kinds, in an order in which one run can pass them all.
 
-    A run that is killed at a step resumes from before it, except after a reported checkpoint; that kind comes last.
+    A run that is killed at a step resumes from before it, except after a reported checkpoint; that kind comes last, with
+    orderly stops.
     """
     moments = [
         Moment(
             kind,
             draw.choice(_STEPS[kind]),
             draw.random(),
-            0 if kind in _OF_CHECKPOINTS else draw.randrange(num_ranks),
+            0 if kind in (*_OF_CHECKPOINTS, *REQUESTS) else draw.randrange(num_ranks),
         )
         for kind in draw.sample(KINDS, count)
     ]
@@ -109,14 +119,16 @@ _CALLS_OF_WRITING = ("write", "update", "write", "update", "flush", "fsync")
 
 
 def set_trap(moment: Moment, calls: list[int]) -> None:
-    """Kill this process at the moment, of any kind but ANY_TIME.
+    """Kill this process at the moment, or request its stop; of any kind but ANY_TIME.
 
     Args:
         moment: when.
         calls: how many calls each step takes on this rank, from `count_calls`.
     """
     step = moment.step
-    if moment.kind == PART_FILE:
+    if moment.kind in REQUESTS:
+        _request_after(step, REQUESTS[moment.kind])
+    elif moment.kind == PART_FILE:
         _follow_writer(_while_written(step, int(moment.place * len(_CALLS_OF_WRITING))))
     elif moment.kind == BEFORE_RENAME:
         _follow_writer(_at_rename(step, "c_call"))
@@ -132,6 +144,19 @@ def set_trap(moment: Moment, calls: list[int]) -> None:
         _follow_loop(
             _after(_STEP, "call", lambda names: names["self"].step == step - 1, int(moment.place * calls[step - 1]))
         )
+
+
+def _request_after(step: int, request: Request) -> None:
+    """Let the control pipe hold the request from the end of the step on."""
+    train_step, requested = pretrain._Run._train_step, list[Request]()
+
+    def train(run: pretrain._Run, *arguments: Any) -> None:
+        train_step(run, *arguments)
+        if run.step == step:
+            requested.append(request)
+
+    pretrain._Run._train_step = train  # type: ignore[method-assign]
+    attempt.Control.request = lambda _: requested[0] if requested else None  # type: ignore[method-assign]
 
 
 def _follow_loop(look: Look) -> None:

@@ -1,4 +1,4 @@
-"""A run that is killed many times, and the undisturbed run that it has to equal."""
+"""A run that is stopped many times, and the undisturbed run that it has to equal."""
 
 from __future__ import annotations
 
@@ -53,46 +53,46 @@ class Reference:
 
 def _undisturbed(attempt: Attempt) -> Left:
     codes, left = attempt.wait(), Left.by(attempt)
-    if any(codes) or not left.has_succeeded:
+    if any(codes) or left.outcome != "succeeded":
         raise RuntimeError(f"an undisturbed attempt failed, {codes}: {attempt.output()}")
     return left
 
 
 @dataclass
 class KilledRun:
-    """A run that was killed several times.
+    """A run that was stopped several times.
 
     Attributes:
         number: its place; together with the seed it decides all its moments.
         variant: its name.
-        kills: the moments at which it was killed.
+        stops: the moments at which it was killed or asked to stop.
         resumed_at: the step of the checkpoint that was resumed from after each of them; 0 without one.
         missed: a moment from outside that it outran, or none.
         num_parts: files that kills left half written.
-        steps_again: steps that were taken more than once.
+        points_again: points of the loss that were reported more than once.
         differences: from the undisturbed run; empty if all is well.
     """
 
     number: int
     variant: str
-    kills: list[Moment] = field(default_factory=list)
+    stops: list[Moment] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)
     missed: list[Moment] = field(default_factory=list)
     num_parts: int = 0
-    steps_again: int = 0
+    points_again: int = 0
     differences: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         moments = "; ".join(
-            f"{moment}, then resumed at {step}" for moment, step in zip(self.kills, self.resumed_at, strict=True)
+            f"{moment}, then resumed at {step}" for moment, step in zip(self.stops, self.resumed_at, strict=True)
         )
         verdict = "equal" if not self.differences else "DIFFERENT: " + "; ".join(self.differences[:5])
         missed = f"; missed {self.missed[0]}" if self.missed else ""
-        return f"run {self.number}, {self.variant}, {verdict}\n    killed {moments}{missed}"
+        return f"run {self.number}, {self.variant}, {verdict}\n    stopped {moments}{missed}"
 
 
 def killed_run(number: int, reference: Reference, seed: int, most: int, folder: Path) -> KilledRun:
-    """Kill a run at most `most` times, let it end, and compare; the folder stays only if something differs."""
+    """Stop a run at most `most` times, let it end, and compare; the folder stays only if something differs."""
     draw = random.Random(f"{seed}:{number}")
     spec = fields(reference.variant)
     moments = plan(draw.randint(_FEWEST_KILLS, _MOST_KILLS), spec.get("processes", 1), draw)[:most]
@@ -104,16 +104,16 @@ def killed_run(number: int, reference: Reference, seed: int, most: int, folder: 
         codes, left = attempt.wait(), Left.by(attempt)
         lives.append(left)
         resume = left.checkpoint or resume
-        if moment is not None and -signal.SIGKILL in codes:
-            run.kills.append(moment)
+        if moment is not None and (-signal.SIGKILL in codes or left.outcome in ("drained", "paused")):
+            run.stops.append(moment)
             run.resumed_at.append(max(life.step for life in lives))
             continue
-        if any(codes) or not left.has_succeeded:
+        if any(codes) or left.outcome != "succeeded":
             run.differences.append(f"attempt {place} failed, {codes}: {attempt.output()}")
         run.missed += [moment] if moment else []
         break
     run.num_parts = sum(left.num_parts for left in lives)
-    run.steps_again = sum(left.num_steps for left in lives) - STEPS
+    run.points_again = sum(left.num_points for left in lives) - reference.whole.num_points
     run.differences += differences(lives, reference.whole)
     if not run.differences:
         shutil.rmtree(folder)
@@ -129,8 +129,13 @@ def _trap(moment: Moment | None, reference: Reference) -> Callable[[int], None]:
 
 
 def _kill_from_outside(attempt: Attempt, moment: Moment, step_seconds: float) -> None:
-    """Kill the attempt within the step after the reported one."""
-    while attempt.last_step() < moment.step - 1 and not attempt.is_over():
+    """Kill the attempt at about the moment's step, counted from the step that it has reported last."""
+    last, since = -1, time.monotonic()
+    while not attempt.is_over():
+        if (step := attempt.last_step()) != last:
+            last, since = step, time.monotonic()
+        remaining = moment.step - 1 - last + moment.place
+        if last >= 0 and time.monotonic() - since >= remaining * step_seconds:
+            break
         time.sleep(_LOOK_SECONDS)
-    time.sleep(moment.place * step_seconds)
     attempt.kill()

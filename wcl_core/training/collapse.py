@@ -56,17 +56,19 @@ class CollapseWatch:
     - `embedding/rankme` below 1.2 (rows in one direction give 1);
     - `weak/component_share` below 0.05 (healthy graphs have about 1/4).
 
-    A value that is absent or not finite is no sign; losses that are not finite have their own rule.  The count starts
-    again with every attempt.
+    A value that is absent or not finite is no sign; losses that are not finite have their own rule.
+
+    Attributes:
+        signs_in_a_row: the count, which a checkpoint stores, so that it continues after a resume.
     """
 
     def __init__(self) -> None:
-        self._count = 0
+        self.signs_in_a_row = 0
 
     @property
     def is_new(self) -> bool:
         """Whether the last check was exactly the third sign in a row."""
-        return self._count == CHECKS
+        return self.signs_in_a_row == CHECKS
 
     def check(self, values: Mapping[str, float]) -> str | None:
         """Count one check.
@@ -75,10 +77,10 @@ class CollapseWatch:
             A description of the collapse, from the third sign in a row on; None before.
         """
         signs = collapse_signs(values)
-        self._count = self._count + 1 if signs else 0
-        if self._count < CHECKS:
+        self.signs_in_a_row = self.signs_in_a_row + 1 if signs else 0
+        if self.signs_in_a_row < CHECKS:
             return None
-        return f"the representation has collapsed: {', '.join(signs)}, in {self._count} checks in a row"
+        return f"the representation has collapsed: {', '.join(signs)}, in {self.signs_in_a_row} checks in a row"
 
 
 def collapse_signs(values: Mapping[str, float]) -> list[str]:

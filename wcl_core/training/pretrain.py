@@ -1,9 +1,9 @@
 """The training loop, top to bottom: evaluate, save, step, log.
 
 Data order and augmentation are functions of (seed, epoch, step), and the loop never draws from torch's global
-generator.  So the state of a run is the learner's state (model, momentum encoder, queue), the optimiser's state and the
-step.  On an equal device, build and thread count, an interrupted run therefore ends with the same bytes as an
-uninterrupted one.
+generator.  So the state of a run is the learner's state (model, momentum encoder, queue), the optimiser's state, the
+metrics' state and the step.  On an equal device, build and thread count, an interrupted run therefore ends with the
+same bytes and metrics as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from wcl_core.protocol import (
 )
 from wcl_core.reporter import NullReporter, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate
-from wcl_core.training.collapse import CollapseError, CollapseWatch, non_finite_error
+from wcl_core.training.collapse import CollapseError, non_finite_error
 from wcl_core.training.learner import Learner
 from wcl_core.training.monitor_batch import MonitorBatch
 from wcl_core.training.optim import build_optimizer, warning_of
-from wcl_core.training.run_metrics import Clock, Hardware, Window, weak_label_metrics
+from wcl_core.training.run_metrics import Clock, Hardware, MetricState, weak_label_metrics
 from wcl_core.training.saving import Saver, environment
 from wcl_core.training.view_maker import ViewMaker
 
@@ -115,10 +115,12 @@ class _Run:
         self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
         self.optimizer = build_optimizer(config, self.model)
         self.facts = environment(self.device, ranks)
+        self.metrics = MetricState()
         self.saver = Saver(
             config,
             self.learner,
             self.optimizer,
+            self.metrics,
             dataset,
             reporter,
             output_dir,
@@ -129,9 +131,7 @@ class _Run:
         self.images = Rows(split, self.device, ranks)
         self.view_maker = ViewMaker(config, ranks, self._memory_format)
         self.labels = split.labels.to(self.device)
-        self.latest: dict[str, float] = {}
-        self.window = Window()
-        self.monitor_batch, self.collapse = MonitorBatch(config, dataset.train, self.device), CollapseWatch()
+        self.monitor_batch = MonitorBatch(config, dataset.train, self.device)
         self.clock, self.hardware = Clock(self.step, config.batch_size), Hardware(self.device)
 
     def _network(self) -> Model:
@@ -212,8 +212,8 @@ class _Run:
         self.optimizer.step()
         self.learner.follow()
         self.step += 1
-        self.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
-        self.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
+        self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
+        self.metrics.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
             self._log(rate, loss, self.labels[index])
         if self.clock.is_due():
@@ -226,7 +226,7 @@ class _Run:
 
     def _log(self, rate: float, loss: Loss, classes: Tensor) -> None:
         """Report the means of the window, read from the device once; they are equal on all ranks."""
-        total, *terms = self.window.means()
+        total, *terms = self.metrics.window.means()
         values = {f"{TRAIN_PREFIX}{name}": mean for name, mean in zip(loss.terms, terms, strict=True)}
         values |= {TRAIN_LOSS: total, LEARNING_RATE: rate}
         if loss.labels is not None:
@@ -235,7 +235,7 @@ class _Run:
         if speed := self.clock.window_images_per_second(self.step):
             values[IMAGES_PER_SECOND] = speed
         values |= self.hardware.due()
-        self.latest |= {TRAIN_LOSS: total}
+        self.metrics.latest |= {TRAIN_LOSS: total}
         self.reporter.metrics(self.step, values)
         if total - total != 0:  # NaN or infinite
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
@@ -251,8 +251,8 @@ class _Run:
         self._progress("evaluate")
         with self.clock.stopped():
             features = network_features(self.model.backbone, self.dataset, self.device)
-            self.latest[KNN_TOP1] = knn_top1(features, k, _KNN_TEMPERATURE)
-        self.reporter.metrics(self.step, {KNN_TOP1: self.latest[KNN_TOP1]})
+            self.metrics.latest[KNN_TOP1] = knn_top1(features, k, _KNN_TEMPERATURE)
+        self.reporter.metrics(self.step, {KNN_TOP1: self.metrics.latest[KNN_TOP1]})
 
     def _keep_monitor_batch(self) -> None:
         """Keep the images of the monitor batch; at every start, because an earlier attempt may have lost them."""
@@ -269,6 +269,7 @@ class _Run:
         if not self.ranks.agreed(collapse is not None) or self.config.on_collapse == "warn":
             return
         if self.config.on_collapse == "pause":
+            self.metrics.collapse.signs_in_a_row = 0  # the user decides; a resume gets as many checks again
             self._save()
             self.saver.register()
             raise CollapseError(collapse or "", "paused")
@@ -280,7 +281,7 @@ class _Run:
         if measured.labels is not None:  # before the metrics, so that a reader of the metrics finds the weak labels
             self.reporter.weak_labels(epoch=epoch, step=self.step, labels=measured.labels.tolist())
         self.reporter.metrics(self.step, measured.values)
-        if (collapse := self.collapse.check(measured.values)) and self.collapse.is_new:
+        if (collapse := self.metrics.collapse.check(measured.values)) and self.metrics.collapse.is_new:
             self.reporter.warning("collapse", collapse)
         return collapse
 
@@ -289,7 +290,7 @@ class _Run:
             return
         self._progress("save")
         with self.clock.stopped():
-            self.saver.save(self.step, self.step // self.steps_per_epoch, self.latest)
+            self.saver.save(self.step, self.step // self.steps_per_epoch)
 
     def _progress(self, phase: Any) -> None:
         speed = self.clock.images_per_second(self.step)

@@ -1,6 +1,7 @@
 """The metrics that a run reports beside its losses: means between two logs, speed, weak labels, use of the machine.
 
 Window              means of scalars over the steps since the last log
+MetricState         the state from which later metrics follow, part of every checkpoint
 weak_label_metrics  `weak/...` of one batch
 Clock               images per second of training
 Hardware            `system/...` of this process and its GPU
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from wcl_core.protocol import (
     PROCESS_MEMORY_MIB,
     VIEW_AGREEMENT,
 )
+from wcl_core.training.collapse import CollapseWatch
 
 _PROGRESS_SECONDS = 1.0
 HARDWARE_SECONDS = 5.0
@@ -35,23 +38,69 @@ _MEBIBYTE = 1 << 20
 
 
 class Window:
-    """Sums of scalars since the last log, kept on the device, so that adding a step does not wait for it."""
+    """Sums of scalars since the last log, kept on the device, so that adding a step does not wait for it.
+
+    Attributes:
+        total: (K,) float64 sums; None before the first step of a run.
+        steps: the number of added steps.
+    """
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
+        self.total: Tensor | None = None
+        self.steps = 0
 
     def add(self, values: Tensor) -> None:
         """Add the (K,) scalars of one step."""
-        self._sum = values.double() if self._sum is None else self._sum + values
-        self._count += 1
+        if self.total is None or self.total.shape != values.shape:  # the first step, or a plugin has changed its terms
+            self.total, self.steps = torch.zeros_like(values, dtype=torch.float64), 0
+        self.total = self.total.to(values.device) + values
+        self.steps += 1
 
     def means(self) -> list[float]:
         """Read the K means from the device and start a new window."""
-        assert self._sum is not None
-        means: list[float] = (self._sum / self._count).tolist()
-        self._sum, self._count = None, 0
+        assert self.total is not None
+        means: list[float] = (self.total / self.steps).tolist()
+        self.total, self.steps = torch.zeros_like(self.total), 0
         return means
+
+
+class MetricState:
+    """The state from which later metrics follow; a checkpoint stores it beside the weights.
+
+    Attributes:
+        latest: the latest values, which a checkpoint's record reports.
+        window: the losses since the last log.
+        collapse: the count of signs of collapse.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self.window = Window()
+        self.collapse = CollapseWatch()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint, below `metrics/`."""
+        return {} if self.window.total is None else {"metrics/window": self.window.total}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the metadata of a checkpoint."""
+        return {
+            "latest": dict(self.latest),
+            "window_steps": self.window.steps,
+            "collapse_signs": self.collapse.signs_in_a_row,
+        }
+
+    def load(self, part: Callable[[str], dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Restore the state from a checkpoint; one of an older version stores none of it.
+
+        Args:
+            part: returns the tensors of the checkpoint below a prefix.
+            facts: as `facts` returned them; empty in an older checkpoint.
+        """
+        self.latest.update(facts.get("latest", {}))
+        self.window.total = part("metrics/").get("window")
+        self.window.steps = facts.get("window_steps", 0)
+        self.collapse.signs_in_a_row = facts.get("collapse_signs", 0)
 
 
 def weak_label_metrics(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[str, float]:

@@ -23,6 +23,7 @@ from wcl_core.reporter import Reporter
 from wcl_core.training.collapse import non_finite_error
 from wcl_core.training.learner import Learner
 from wcl_core.training.optim import load_state, state_of
+from wcl_core.training.run_metrics import MetricState
 
 # A resumed run may change these fields: they change no weight, and the number of ranks is part of the environment.
 _FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})
@@ -44,8 +45,7 @@ class Saver:
     """The writer, reporter and reader of the checkpoints of one run.
 
     Args:
-        learner: its state is saved and loaded.
-        optimizer: its slots are part of the state.
+        learner, optimizer, metrics: their states are saved and loaded.
         dataset: its digest is saved, so that no run resumes with other images.
         reporter: receives every checkpoint whose file is complete.
         output_dir: files go to its folder `checkpoints`.
@@ -61,6 +61,7 @@ class Saver:
         config: PretrainSpec,
         learner: Learner,
         optimizer: Optimizer,
+        metrics: MetricState,
         dataset: ImageData,
         reporter: Reporter,
         output_dir: Path,
@@ -68,7 +69,8 @@ class Saver:
         *,
         is_first: bool,
     ) -> None:
-        self._config, self._learner, self._optimizer, self._dataset = config, learner, optimizer, dataset
+        self._config, self._dataset = config, dataset
+        self._learner, self._optimizer, self._metrics = learner, optimizer, metrics
         self._reporter, self._output_dir, self._facts, self._is_first = reporter, output_dir, facts, is_first
         self._writer = checkpoint.BackgroundWriter()
         self._unregistered: dict[str, Any] = {}
@@ -79,26 +81,26 @@ class Saver:
         keep = self._config.checkpoints
         return epoch % keep.every_epochs == 0 or epoch == self._config.epochs or (keep.first_epoch and epoch == 1)
 
-    def save(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
+    def save(self, step: int, epoch: int) -> None:
         """Copy the state and start writing it in the background."""
         self.register()
         name = f"{CHECKPOINTS_FOLDER}/step-{step:08d}.safetensors"
         if self._is_first:
             self._writer.start(self._output_dir / name, self._state(), self._metadata(step, epoch))
         self.saved_step = step
-        self._unregistered = {"step": step, "epoch": epoch, "file": name, "metrics": dict(metrics)}
+        self._unregistered = {"step": step, "epoch": epoch, "file": name, "metrics": dict(self._metrics.latest)}
 
     def register(self) -> None:
         """Wait until the checkpoint that is being written, if any, is complete, and report it.
 
         Raises:
-            NonFiniteLossError: when its weights are not finite; then no file is written.
+            NonFiniteLossError: when its weights or losses are not finite; then no file is written.
         """
         try:
             written = self._writer.finish()
         except checkpoint.NonFiniteStateError as error:
             step = self._unregistered["step"]
-            message = f"weights are not finite after step {step}; no checkpoint was written"
+            message = f"weights or losses are not finite after step {step}; no checkpoint was written"
             raise non_finite_error(self._config, message) from error
         if written is not None:
             self._reporter.checkpoint(**self._unregistered, sha256=written.sha256, size=written.size)
@@ -125,6 +127,7 @@ class Saver:
         _check_same_run(path, saved, self._config, self._dataset)
         self._learner.load(saved.part)
         load_state(self._optimizer, self._learner.model, saved.part("optimizer/"), memory_format)
+        self._metrics.load(saved.part, saved.metadata.get("metrics", {}))
         then, now = saved.metadata["environment"], self._facts
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
             self._reporter.warning(
@@ -135,7 +138,7 @@ class Saver:
         return int(saved.metadata["step"])
 
     def _state(self) -> dict[str, Tensor]:
-        tensors = self._learner.state()
+        tensors = self._learner.state() | self._metrics.tensors()
         slots = state_of(self._optimizer, self._learner.model)
         return tensors | {f"optimizer/{name}": slot for name, slot in slots.items()}
 
@@ -146,6 +149,7 @@ class Saver:
             "step": step,
             "epoch": epoch,
             "environment": self._facts,
+            "metrics": self._metrics.facts(),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_a_collapse_ends_the_run_according_to_the_spec(tmp_path: Path, action: s
     assert caught.value.outcome == outcome
     # The third check is after the third epoch, of four steps; a pause writes a checkpoint.
     assert [record["step"] for record in reporter.of("checkpoint")] == ([12] if action == "pause" else [])
+
+
+def attempts(folder: Path, action: str) -> list[MemoryReporter]:
+    """Run on constant images, drained after every epoch, until the run ends by itself."""
+    spec = small.spec(**RUN, on_collapse=action)
+    reporters: list[MemoryReporter] = []
+    resume: Path | None = None
+    while not reporters or reporters[-1].of("checkpoint")[-1]["step"] < 24:
+        reporter = MemoryReporter(lambda records: "drain" if any(r["type"] == "metrics" for r in records) else None)
+        reporters.append(reporter)
+        here = folder / str(len(reporters))
+        with contextlib.suppress(CollapseError):
+            pretrain(spec, reporter, dataset=constant(), output_dir=here, resume=resume)
+        resume = sorted((here / "checkpoints").glob("*"))[-1]
+    return reporters
+
+
+def test_the_count_of_signs_continues_after_a_resume(tmp_path: Path) -> None:
+    reporters = attempts(tmp_path, "warn")
+
+    assert len(reporters) == 6, "an epoch each"
+    assert [warnings(reporter) for reporter in reporters] == [[], [], ["collapse"], [], [], []]
+
+
+def test_a_job_that_is_resumed_after_a_collapse_gets_three_checks_again(tmp_path: Path) -> None:
+    reporters = attempts(tmp_path, "pause")
+
+    assert [warnings(reporter) for reporter in reporters] == [[], [], ["collapse"], [], [], ["collapse"]]
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])

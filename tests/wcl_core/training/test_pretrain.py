@@ -140,6 +140,70 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bytes(tmp_path: Path) ->
     assert {name: joined[name] for name in expected} == expected
 
 
+def stopped_after(spec: PretrainSpec, folder: Path, steps: int, resume: Path | None) -> MemoryReporter:
+    """Drain a run after so many steps of its own; unlike `run`, this does not depend on the logs."""
+    remaining = [steps + 1]  # the run also asks before its first step
+
+    def ask(_: list[dict[str, Any]]) -> Request | None:
+        remaining[0] -= 1
+        return "drain" if remaining[0] <= 0 else None
+
+    reporter = MemoryReporter(ask)
+    pretrain(spec, reporter, dataset=small.few_digits(), output_dir=folder, resume=resume)
+    return reporter
+
+
+@pytest.mark.parametrize("log_every_steps", [3, 5, 100])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_metrics_after_a_resume_are_those_of_an_uninterrupted_run(
+    tmp_path: Path, log_every_steps: int, steps: int
+) -> None:
+    """Stop after every step or every other one, within and at the edge of a log window."""
+    spec = small.spec(log_every_steps=log_every_steps, micro_batch_size=32)
+    _, whole = run(spec, tmp_path / "whole")
+    resume, records = None, []
+    while not (tmp_path / f"{TOTAL_STEPS}").exists():
+        folder = tmp_path / str((0 if resume is None else checkpoint.read(resume).metadata["step"]) + steps)
+        records += stopped_after(spec, folder, steps, resume).records
+        resume = last_file(folder)
+
+    assert small.curves(records) == small.curves(whole.records)
+    assert [(r["step"], r["metrics"]) for r in records if r["type"] == "checkpoint"][-1] == (
+        TOTAL_STEPS,
+        whole.of("checkpoint")[-1]["metrics"],
+    )
+    assert files(tmp_path / str(TOTAL_STEPS)).items() <= files(tmp_path / "whole").items()
+
+
+def test_the_metrics_of_a_checkpoint_survive_a_resume(tmp_path: Path) -> None:
+    """The loss was logged before the resume, and the next checkpoint reports it."""
+    spec = small.spec(log_every_steps=5)
+    _, whole = run(spec, tmp_path / "whole")
+    stopped_after(spec, tmp_path / "a", 6, None)
+    after = stopped_after(spec, tmp_path / "b", 2, last_file(tmp_path / "a"))
+
+    expected = next(record for record in whole.of("checkpoint") if record["step"] == 8)
+    assert after.of("checkpoint")[0]["metrics"] == expected["metrics"]
+    assert expected["metrics"].keys() == {"train/loss", "eval/knn_top1"}
+
+
+def test_a_checkpoint_of_an_older_version_resumes_without_the_state_of_metrics(tmp_path: Path) -> None:
+    spec = small.spec(log_every_steps=5)
+    run(spec, tmp_path / "whole")
+    stopped_after(spec, tmp_path / "a", 3, None)
+    saved = checkpoint.read(last_file(tmp_path / "a"))
+    older = tmp_path / "older.safetensors"
+    tensors = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith("metrics/")}
+    checkpoint.write(older, tensors, {name: value for name, value in saved.metadata.items() if name != "metrics"})
+
+    outcome, after = run(spec, tmp_path / "b", resume=older)
+
+    assert outcome == "succeeded"
+    assert after.of("warning") == []
+    last = last_file(tmp_path / "whole").name
+    assert files(tmp_path / "b")[last] == files(tmp_path / "whole")[last]
+
+
 def test_a_crash_resumes_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a request nothing is saved, so the steps since the last checkpoint are repeated."""
     spec = small.spec()
@@ -212,7 +276,8 @@ def test_all_state_that_changes_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert model["backbone.bn1.running_mean"].abs().max() > 0
     weights = {name for name in model if "running_" not in name and "num_batches" not in name}
     assert {name.removesuffix("/momentum") for name in saved.part("optimizer/")} == weights
-    assert saved.metadata.keys() == {"format_version", "spec", "dataset_digest", "step", "epoch", "environment"}
+    expected = {"format_version", "spec", "dataset_digest", "step", "epoch", "environment", "metrics"}
+    assert saved.metadata.keys() == expected
     assert (saved.metadata["step"], saved.metadata["epoch"]) == (TOTAL_STEPS, EPOCHS)
 
 
