@@ -89,8 +89,8 @@ class Moment:
 def plan(count: int, num_ranks: int, draw: random.Random) -> list[Moment]:
     """Return moments of different kinds, in an order in which one run can pass them all.
 
-    A run that is killed at a step resumes from before it, except after a reported checkpoint; that kind comes last, with
-    orderly stops.
+    A run that is killed at a step resumes from before it, except after a reported checkpoint; that kind comes last,
+    with orderly stops.
     """
     moments = [
         Moment(

@@ -283,6 +283,39 @@ GUARDS = (
         ("tests/wcl_core/data/test_held_out.py::test_held_out_images_are_not_trained_on",),
     ),
     Guard(
+        "the losses since the last log survive a resume",
+        "wcl_core/training/run_metrics.py",
+        '        self.window.total = part("metrics/").get("window")\n',
+        "",
+        (
+            "tests/wcl_core/training/test_pretrain.py::test_metrics_after_a_resume_are_those_of_an_uninterrupted_run[1-3]",
+        ),
+    ),
+    Guard(
+        "the latest metrics survive a resume",
+        "wcl_core/training/run_metrics.py",
+        '        self.latest.update(facts.get("latest", {}))\n',
+        "",
+        ("tests/wcl_core/training/test_pretrain.py::test_the_metrics_of_a_checkpoint_survive_a_resume",),
+    ),
+    Guard(
+        "the count of signs of collapse survives a resume",
+        "wcl_core/training/run_metrics.py",
+        '        self.collapse.signs_in_a_row = facts.get("collapse_signs", 0)\n',
+        "",
+        ("tests/wcl_core/training/test_collapse.py::test_the_count_of_signs_continues_after_a_resume",),
+    ),
+    Guard(
+        "a user who resumes after a collapse gets three checks",
+        "wcl_core/training/pretrain.py",
+        "            self.metrics.collapse.signs_in_a_row = 0  # a user who resumes gets as many checks again\n",
+        "",
+        (
+            "tests/wcl_core/training/test_collapse.py"
+            "::test_a_job_that_is_resumed_after_a_collapse_gets_three_checks_again",
+        ),
+    ),
+    Guard(
         "an artifact's name is not a path",
         "worker/delivery.py",
         "if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):",

@@ -269,7 +269,7 @@ class _Run:
         if not self.ranks.agreed(collapse is not None) or self.config.on_collapse == "warn":
             return
         if self.config.on_collapse == "pause":
-            self.metrics.collapse.signs_in_a_row = 0  # the user decides; a resume gets as many checks again
+            self.metrics.collapse.signs_in_a_row = 0  # a user who resumes gets as many checks again
             self._save()
             self.saver.register()
             raise CollapseError(collapse or "", "paused")
