@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -14,36 +16,48 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 from sqlalchemy.exc import DBAPIError
 
 from api.app import create_app
-from api.http import hosts
+from api.http import descriptors, hosts
 from api.rest import exports
 from jobs import keys
 from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, Settings, read_settings
 from wcl_core import failpoints
 from wcl_core.files import write_bytes
 
 _GRACE_SECONDS = 5
+_BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
+
+log = logging.getLogger("api")
 
 
 class StartError(Exception):
-    """The server cannot start; the message names the remedy."""
+    """The server cannot start now; the message names the reason, which may be over at the next try."""
+
+
+class Misconfigured(StartError):  # noqa: N818 (named as the state of the settings)
+    """The server cannot start until a user has changed something; the message names it."""
 
 
 def main() -> int:
-    """Serve until SIGINT or SIGTERM; return 0 after an orderly end, 1 with a line on stderr after an error."""
+    """Serve until SIGINT, SIGTERM or SIGHUP.
+
+    Returns:
+        0 after an orderly end.  After an error, with a line on stderr: 1 if a later start may succeed, `EX_CONFIG` if
+        only a user can fix it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal ends the server in order
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        serve(Settings())
-    except (StartError, SettingsError, ValidationError) as error:
+        serve(read_settings())
+    except (StartError, InvalidSettings) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return os.EX_CONFIG if isinstance(error, Misconfigured | InvalidSettings) else 1
     return 0
 
 
@@ -51,11 +65,14 @@ def serve(settings: Settings) -> None:
     """Migrate, bind, announce, and serve.
 
     Raises:
-        StartError: there is no key, the database does not respond, or the address is in use.
+        StartError: there is no key, the database does not respond, the data folder cannot be used, or the address is
+            in use.
     """
     if failpoints.is_armed() and not hosts.is_loopback(settings.host):
-        raise StartError(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
+        raise Misconfigured(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
+    descriptors.raise_limit()
     database = Database(settings.resolved_database_url)
+    _ensure_folder(settings.data_dir)
     _migrate(database)
     _ensure_keys(settings, database)
     listener = _listener(settings)
@@ -82,6 +99,15 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
         super().__init__(config)
         self._stopping = stopping
+        self._starvation = descriptors.Starvation()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._starvation.handle)
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._starvation.check()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         del sig, frame
@@ -94,11 +120,29 @@ def _run(settings: Settings, database: Database, listener: socket.socket) -> Non
     app = create_app(settings, database)
     # No access log: the address of a sign-in link holds its token.
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        backlog=_BACKLOG,
     )
     gc.collect()
     gc.freeze()  # imported objects live for ever; scanning them at each collection would dominate large responses
     _Server(config, app.state.stopping).run(sockets=[listener])
+
+
+def _ensure_folder(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if data_dir.is_file():
+            raise Misconfigured(f"the data folder {data_dir} is a file, expected a folder (WCL_DATA_DIR)") from error
+        raise _unusable(data_dir, error) from error
+
+
+def _unusable(data_dir: Path, error: OSError) -> StartError:
+    return StartError(f"the data folder {data_dir} cannot be used: {error.strerror or error} (WCL_DATA_DIR)")
 
 
 def _migrate(database: Database) -> None:
@@ -112,12 +156,14 @@ def _migrate(database: Database) -> None:
 
 def _ensure_keys(settings: Settings, database: Database) -> None:
     if hosts.is_loopback(settings.host):
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        keys.ensure_local(database, settings.data_dir / "key")
+        try:
+            keys.ensure_local(database, settings.data_dir / "key")
+        except OSError as error:
+            raise _unusable(settings.data_dir, error) from error
         return
     with database.read() as session:
         if not keys.has_keys(session):
-            raise StartError(
+            raise Misconfigured(
                 f"{settings.host} is reachable from other machines, and there is no key yet; "
                 "make one with `python -m jobs create-key NAME`"
             )
@@ -132,8 +178,12 @@ def _listener(settings: Settings) -> socket.socket:
 
 def _announce(settings: Settings, database: Database, url: str) -> None:
     announcement = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
-    write_bytes(settings.data_dir / "server.json", announcement.encode())
-    print(f"Serving {url}", flush=True)
+    try:
+        write_bytes(settings.data_dir / "server.json", announcement.encode())
+    except OSError as error:  # a full disk does not end the service
+        log.warning("clients cannot find this server by its data folder: %s", error.strerror)
+    with contextlib.suppress(OSError):  # the log file may be on the full disk
+        print(f"Serving {url}", flush=True)
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only on a terminal: a file with the output would keep the token.
         print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)

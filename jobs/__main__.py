@@ -10,14 +10,14 @@ from jobs import keys
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.errors import JobsError
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 on success, or 1 with a line on stderr."""
     options = _parser().parse_args(arguments)
-    database = Database(Settings().resolved_database_url)
     try:
+        database = Database(read_settings().resolved_database_url)
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(secret)
         if options.command == "audit":
             return _audit(database)
-    except JobsError as error:
+    except (JobsError, InvalidSettings) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

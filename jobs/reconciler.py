@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
 from jobs.database import Database, is_outage, now_ms
+from jobs.fault_log import FaultLog
 from jobs.models import Attempt, IdempotencyKey, Worker
 from jobs.settings import Settings
 from jobs.wake_up import WakeUpSender
@@ -98,19 +99,19 @@ class Reconciler:
         self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)
         self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
         self._next_housekeeping = 0.0
+        self._sweep_faults: dict[str, FaultLog] = {}  # of those that cannot advance
 
     def run(self, stop: threading.Event) -> None:
         """Poll until `stop`; an outage of the database only makes a poll fail."""
+        faults = FaultLog(log, "the poll of the reconciler")
         while not stop.wait(self._settings.look_seconds):
             try:
                 self.poll()
+                faults.succeeded()
             except Exception as error:  # the thread is never restarted, so it has to survive every error
                 self._attempts.reset()
                 self._workers.reset()
-                if is_outage(error):
-                    log.warning("the database does not respond; polling again in %g s", self._settings.look_seconds)
-                else:
-                    log.exception("a poll of the reconciler failed")
+                faults.failed(error)
 
     def poll(self) -> None:
         """Reap lost attempts, mark lost workers, advance blocked jobs and sweeps, preempt, wake up, clean up."""
@@ -165,10 +166,12 @@ class Reconciler:
             try:
                 while self._database.write(partial(sweeps.advance, sweep_id=sweep_id)).begin:
                     pass
+                self._sweep_faults.pop(sweep_id, None)
             except Exception as error:  # a sweep that fails here, as without its plugin, must not end the poll
                 if is_outage(error):
                     raise
-                log.exception("sweep %s cannot advance", sweep_id)
+                faults = self._sweep_faults.setdefault(sweep_id, FaultLog(log, f"the advance of sweep {sweep_id}"))
+                faults.failed(error)
 
     def _clean_up(self, session: Session) -> None:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)

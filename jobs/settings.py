@@ -5,9 +5,13 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import URL
+
+
+class InvalidSettings(Exception):  # noqa: N818 (named as the state of the settings)
+    """Environment variables have wrong values; the message names each in one line."""
 
 
 class Settings(BaseSettings):
@@ -95,3 +99,23 @@ class Settings(BaseSettings):
     @property
     def exports_dir(self) -> Path:
         return self.data_dir.absolute() / "exports"
+
+
+def read_settings() -> Settings:
+    """Return the settings of the environment.
+
+    Raises:
+        InvalidSettings: a variable has a wrong value.
+    """
+    try:
+        return Settings()
+    except SettingsError as error:
+        variable = _variable(str(error).split('"')[1])  # the message quotes the field first
+        raise InvalidSettings(f"{variable}: expected JSON; {error.__cause__}") from error
+    except ValidationError as error:
+        wrong = [f"{_variable(str(each['loc'][0]))}: {each['msg']}" for each in error.errors(include_url=False)]
+        raise InvalidSettings("; ".join(wrong)) from error
+
+
+def _variable(name: str) -> str:
+    return f"WCL_{name.upper()}"

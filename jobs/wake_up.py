@@ -15,8 +15,9 @@ from celery import Celery
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs.database import Database, is_outage
+from jobs.database import Database
 from jobs.eligibility import is_due, takes_jobs
+from jobs.fault_log import FaultLog
 from jobs.models import Job, Worker
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
@@ -69,7 +70,7 @@ def send(settings: Settings, pool: str) -> None:
     failpoint("wake_up.after_publish", error=ConnectionError)
 
 
-def send_where_needed(database: Database, settings: Settings) -> None:
+def send_where_needed(database: Database, settings: Settings, faults: FaultLog | None = None) -> None:
     """Send wake-ups to pools that have both a due job and an idle worker, at most one for each idle worker.
 
     A broker that does not respond only costs time: idle workers poll the database themselves.
@@ -83,8 +84,14 @@ def send_where_needed(database: Database, settings: Settings) -> None:
             for _ in range(count):
                 send(settings, pool)
         except Exception as error:  # brokers raise what their clients raise
-            log.warning("the broker refused a wake-up: %s", error)
+            (faults or _faults()).failed(error, f"the broker refused a wake-up: {error}")
             return
+    if faults is not None:
+        faults.succeeded()
+
+
+def _faults() -> FaultLog:
+    return FaultLog(log, "the sending of wake-ups")
 
 
 class WakeUpSender:
@@ -98,6 +105,7 @@ class WakeUpSender:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
         self._is_sending = threading.Lock()
+        self._faults = _faults()
 
     def start(self) -> None:
         """Start `send_where_needed` on a thread, unless the previous call still waits for the broker."""
@@ -106,12 +114,9 @@ class WakeUpSender:
 
     def _send(self) -> None:
         try:
-            send_where_needed(self._database, self._settings)
+            send_where_needed(self._database, self._settings, self._faults)
         except Exception as error:  # the next poll sends again
-            if is_outage(error):
-                log.warning("no wake-up was sent: the database does not respond")
-            else:
-                log.exception("sending wake-ups failed")
+            self._faults.failed(error)
         finally:
             self._is_sending.release()
 

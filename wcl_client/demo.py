@@ -6,6 +6,7 @@ start the service ─► train WCL and SimCLR (same seed) ─► evaluate four s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -25,9 +26,10 @@ from wcl_client.address import find_address
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
 from wcl_client.output import size
+from wcl_client.processes import die_with_parent, module_environment
 from wcl_client.progress import watch
 from wcl_client.responses import Evaluation, Job
-from wcl_client.up import die_with_parent, free_port, module_environment
+from wcl_client.up import free_port
 
 START_SECONDS = 90.0
 DATASET_SECONDS = 180.0
@@ -62,7 +64,9 @@ def choose_data(text: str) -> DemoData:
     """
     if text in ("digits", "cifar10"):
         return DemoData(text)
-    folder = Path(text).expanduser()
+    folder = Path(text)
+    with contextlib.suppress(RuntimeError):  # this user has no home folder
+        folder = folder.expanduser()
     if not folder.is_dir():
         raise DemoError(f"--data {text}: expected digits, cifar10, or the path of an image folder")
     name = re.sub(r"[^a-z0-9_.-]+", "-", folder.resolve().name.lower()).strip("-._") or "images"

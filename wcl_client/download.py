@@ -70,8 +70,23 @@ def download(
         on_bytes: called with the received and the total number of bytes.
 
     Raises:
-        TransferError: the connection kept breaking, or the bytes do not match the ETag's sha256.
+        TransferError: the connection kept breaking, the bytes do not match the ETag's sha256, or the file cannot be
+            written.
     """
+    try:
+        return _download(http, url, target, check, on_bytes)
+    except OSError as error:  # a full disk, for example
+        reason = f"{target} cannot be written: {error.strerror or error}"
+        raise TransferError(f"{reason}. What was received is kept; run again to continue") from error
+
+
+def _download(
+    http: httpx.Client,
+    url: str,
+    target: Path,
+    check: Callable[[httpx.Response], None],
+    on_bytes: Callable[[int, int], None] | None,
+) -> Downloaded:
     head = http.head(url)
     check(head)
     etag, size = head.headers["etag"], int(head.headers["content-length"])

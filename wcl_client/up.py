@@ -1,7 +1,7 @@
 """`wcl up`: starts, watches, restarts and stops a server and its workers on this machine.
 
-    starting ──ready──► serving ──signal──► stopping (at most 30 s) ──► stopped
-       └── the server ends three times before it is ready ──► UpError
+    starting ──ready──► serving ──Ctrl-C, SIGTERM, SIGHUP──► stopping (at most 30 s) ──► stopped
+       └────────────────┴── the server refuses to start: only a user can fix it ──► UpError
 
 This module does not import the service. It starts processes: `python -m api` and `python -m worker`.
 """
@@ -9,13 +9,11 @@ This module does not import the service. It starts processes: `python -m api` an
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +22,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
+
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
+from wcl_client.processes import DRAINED_EXIT, Child, Refused, adopt_orphans, descendants, module_environment
 
 STOP_SECONDS = 28.0
-READY_SECONDS = 60.0
-MAX_BACKOFF_SECONDS = 30.0
-STABLE_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
+SLOW_SECONDS = 60.0
+_ORPHAN_SECONDS = 7.0  # a run ends by itself within 5 s of its worker
+_SAME_PRESS_SECONDS = 0.5  # a wrapper such as `uv run` passes on a Ctrl-C that the terminal has sent already
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "the terminal was closed (SIGHUP)"}
 
 
 class UpError(WclError):
@@ -50,6 +51,7 @@ class UpOptions:
 
     @property
     def url(self) -> str:
+        """The URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -59,10 +61,9 @@ def locked(data_dir: Path) -> Iterator[None]:
     """Hold the lock of the data folder: one `wcl up` at a time may use its SQLite database.
 
     Raises:
-        UpError: another process holds the lock.
+        UpError: another process holds the lock, or the folder cannot be used.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "up.lock").open("a+") as file:
+    with _lock_file(data_dir) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -72,13 +73,27 @@ def locked(data_dir: Path) -> Iterator[None]:
                 f"{data_dir} is in use by another `wcl up` (process {owner}). "
                 "Stop that process, or choose another folder with --data-dir"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # the disk may be full; the lock holds without the number
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 
+def _lock_file(data_dir: Path) -> IO[str]:
+    """Make the data folder if needed, and open its lock file."""
+    try:
+        (data_dir / "logs").mkdir(parents=True, exist_ok=True)
+        return (data_dir / "up.lock").open("a+")
+    except OSError as error:
+        reason = "it is a file, expected a folder" if data_dir.is_file() else error.strerror
+        raise UpError(
+            f"the data folder {data_dir} cannot be used: {reason}. "
+            "Make it a folder that you can write to, or choose another one with --data-dir"
+        ) from error
+
+
 def free_port(host: str = "127.0.0.1") -> int:
+    """Return a free port."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
@@ -97,176 +112,121 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def die_with_parent() -> None:
-    """End this child process when its parent is killed; on Linux only, elsewhere the child continues."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def module_environment() -> dict[str, str]:
-    """Return an environment in which `python -m` runs this installation's packages, not those of the working folder.
-
-    A user's folder may hold its own `api` or `worker.py`.
-    """
-    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
-    return dict(os.environ) | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-
-
-class Child:
-    """One process of the service, with its restarts and its log file.
-
-    With `may_end` the process is not restarted after exit code 0, for example a drained worker.
-    """
-
-    def __init__(
-        self, name: str, command: list[str], environment: dict[str, str], log_path: Path, *, may_end: bool = False
-    ) -> None:
-        self.name = name
-        self._may_end = may_end
-        self._has_ended = False
-        self.log_path = log_path
-        self._command = command
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._next_start_at = 0.0
-        self.failures = 0
-
-    def start(self) -> None:
-        """Start the process; its output goes to the log file."""
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # In its own session the child gets no Ctrl-C: `wcl up` gets it and stops each child in order.
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        self._started_at = time.monotonic()
-
-    def watch(self, report: Callable[[str], None]) -> None:
-        """Restart the process if it has ended; the wait doubles after each quick failure."""
-        if self._has_ended:
-            return
-        now = time.monotonic()
-        if self._process is None:
-            if now >= self._next_start_at:
-                self.start()
-            return
-        code = self._process.poll()
-        if code is None:
-            if now - self._started_at > STABLE_SECONDS:
-                self.failures = 0
-            return
-        if code == 0 and self._may_end:
-            self._has_ended = True
-            report(f"{self.name} was drained and is not started again")
-            return
-        self.failures += 1
-        wait = min(2.0 ** (self.failures - 1), MAX_BACKOFF_SECONDS)
-        report(f"{self.name} ended (exit code {code}); it starts again in {wait:.0f} s, see {self.log_path}")
-        self._process, self._next_start_at = None, now + wait
-
-    @property
-    def pid(self) -> int | None:
-        """The process id; None if the process has not started."""
-        return self._process.pid if self._process else None
-
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        if self._process and self.is_running():
-            self._process.terminate()
-
-    def kill(self) -> None:
-        """Kill the process and the rest of its process group."""
-        if self._process:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def last_lines(self, count: int = 15) -> str:
-        with contextlib.suppress(OSError):
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
-        return ""
-
-
 class Service:
     """The server and its workers, as child processes."""
 
     def __init__(self, options: UpOptions, report: Callable[[str], None]) -> None:
         self.options = options
         self._report = report
-        self._stop = False
+        self._signals: list[tuple[int, float]] = []  # and the time of each
+        self._num_answered = 0
+        self._ends_at_once = False
         logs = options.data_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
         base = _environment(options)
-        self.server = Child("server", [sys.executable, "-m", "api"], base, logs / "server.log")
+        self.server = Child("the server", [sys.executable, "-m", "api"], base, logs / "server.log")
         self.workers = [
             Child(
                 f"worker {number}",
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-m", "worker", "--drained-exit", str(DRAINED_EXIT)],
                 base | ({"WCL_WORKER_NAME": f"{socket.gethostname()}-{number}"} if options.workers > 1 else {}),
                 logs / f"worker-{number}.log",
-                may_end=True,
             )
             for number in range(1, options.workers + 1)
         ]
 
     @property
     def children(self) -> list[Child]:
+        """The server and all workers."""
         return [self.server, *self.workers]
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop
+        """Whether a stop was requested."""
+        return bool(self._signals)
 
-    def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        """Request a stop; usable as a signal handler."""
-        self._stop = True
+    def handle_signals(self) -> None:
+        """Let Ctrl-C, SIGTERM and a closed terminal stop the service; under `nohup` it outlives its terminal."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append((number, time.monotonic()))  # printing in a handler could interrupt another print
+
+    def _answer_signals(self) -> None:
+        """Say what each signal does; a second Ctrl-C ends everything at once."""
+        for number, at in self._signals[self._num_answered :]:
+            name = _SIGNALS.get(signal.Signals(number), signal.Signals(number).name)
+            if self._num_answered == 0:
+                limit = f"at most {STOP_SECONDS:.0f} s; Ctrl-C again ends at once"
+                self._report(f"{name}: stopping; running jobs save a checkpoint and return to the queue ({limit})")
+            elif number == signal.SIGINT and not self._ends_at_once and at - self._signals[0][1] > _SAME_PRESS_SECONDS:
+                self._ends_at_once = True
+                self._report(
+                    f"{name} again: ending at once; running jobs continue from their last checkpoint next time"
+                )
+            else:
+                self._report(f"{name} again: already {'ending' if self._ends_at_once else 'stopping'}")
+            self._num_answered += 1
 
     def start(self) -> None:
-        """Start the server, wait until it has migrated the database and is ready, then start the workers.
+        """Start the server and wait until it has migrated the database and is ready, however long that takes.
 
         Raises:
-            UpError: the server ended three times, or is not ready after 60 s.
+            UpError: the server refuses to start.
         """
-        self.server.start()
-        deadline = time.monotonic() + READY_SECONDS
+        slow_at = time.monotonic() + SLOW_SECONDS
         with WclClient(self.options.url) as client:
-            while not client.is_ready():
-                if self._stop:
-                    return
-                self.server.watch(self._report)
-                if self.server.failures >= 3 or time.monotonic() > deadline:
-                    raise UpError(
-                        f"the server does not start; the end of {self.server.log_path}:\n{self.server.last_lines()}"
-                    )
+            while not self.is_stopping and not (self.server.is_running() and client.is_ready()):
+                self._watch(self.server)
+                if time.monotonic() > slow_at:
+                    slow_at = float("inf")
+                    self._report(f"the server is not ready after {SLOW_SECONDS:.0f} s; see {self.server.log_path}")
                 time.sleep(0.1)
-        for worker in self.workers:
-            worker.start()
 
     def watch(self) -> None:
-        """Restart processes that end, until a stop is requested."""
-        while not self._stop:
+        """Start the workers, and restart processes that end, until a stop is requested.
+
+        Raises:
+            UpError: the server refuses to start again.
+        """
+        while not self.is_stopping:
             for child in self.children:
-                child.watch(self._report)
+                self._watch(child)
             time.sleep(0.2)
 
+    def _watch(self, child: Child) -> None:
+        try:
+            child.watch(self._report)
+        except Refused as error:
+            if child is self.server:
+                raise UpError(f"the server cannot start: {error}") from error
+            self._report(f"{child.name} cannot start: {error}; it is not started again")
+
     def stop(self) -> None:
-        """Terminate all processes, and kill those that still run after 28 s; running jobs return to the queue."""
+        """Stop all processes; kill those that still run after 28 s or at a second Ctrl-C, and leave no orphan."""
+        adopt_orphans()
         for child in self.children:
             child.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline and any(child.is_running() for child in self.children):
-            time.sleep(0.1)
+        self._wait_while(lambda: not self._ends_at_once and any(map(Child.is_running, self.children)), STOP_SECONDS)
+        late = [child.name for child in self.children if child.is_running()]
+        if late and not self._ends_at_once:
+            self._report(f"{' and '.join(late)} did not stop within {STOP_SECONDS:.0f} s and will be killed")
         for child in self.children:
             child.kill()
+        self._wait_while(descendants, _ORPHAN_SECONDS)
+        for process in descendants():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._report("stopped")
+
+    def _wait_while(self, condition: Callable[[], object], seconds: float) -> None:
+        """Wait for at most so long while the condition holds, and answer signals meanwhile."""
+        deadline = time.monotonic() + seconds
+        self._answer_signals()
+        while condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self._answer_signals()
 
 
 def _environment(options: UpOptions) -> dict[str, str]:
@@ -295,24 +255,35 @@ def _page_link(options: UpOptions) -> str:
     return options.url
 
 
+def _announcer(options: UpOptions, report: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a function that says a message and keeps it in a log: the terminal may be closed, or its disk full."""
+
+    def announce(message: str) -> None:
+        with contextlib.suppress(OSError), (options.data_dir / "logs" / "up.log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        with contextlib.suppress(OSError):
+            report(message)
+
+    return announce
+
+
 def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
-    """Run the service until SIGINT or SIGTERM.
+    """Run the service until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
-        UpError: the data folder or the port is in use, or the server does not start.
+        UpError: the data folder or the port cannot be used, or the server refuses to start.
     """
     with locked(options.data_dir):
         if not port_is_free(options.host, options.port):
             raise UpError(f"port {options.port} on {options.host} is in use; choose another one with --port")
-        service = Service(options, report)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, service.request_stop)
+        service = Service(options, _announcer(options, report))
+        service.handle_signals()
         try:
             service.start()
             if not service.is_stopping:
-                print(f"Serving {options.url} from {options.data_dir}", file=out)
-                print(f"Open     {_page_link(options)}", file=out, flush=True)
+                with contextlib.suppress(OSError):  # the terminal may be closed
+                    print(f"Serving {options.url} from {options.data_dir}", file=out)
+                    print(f"Open     {_page_link(options)}", file=out, flush=True)
             service.watch()
-            report("stopping; running jobs save a checkpoint and return to the queue")
         finally:
             service.stop()

@@ -23,9 +23,10 @@ from sqlalchemy.exc import DBAPIError
 from jobs import workers
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
+from jobs.fault_log import FaultLog
 from jobs.models import Worker
 from jobs.reconciler import Reconciler
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage
 from wcl_core.config import SPEC_VERSIONS
 from worker import app, datasets, process, recovery
@@ -42,7 +43,11 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker; return 0 after a requested stop, also when jobs have failed."""
-    settings = Settings()
+    try:
+        settings = read_settings()
+    except InvalidSettings as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_CONFIG
     options = _options(arguments, settings)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
@@ -73,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
         signal.signal(number, lambda *_: drain())
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
+        signal.signal(signal.SIGHUP, lambda *_: drain())
     ticker = Ticker(database, settings, facts.id, slot, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
     # These threads do not wait for the broker, so the worker works without one.
@@ -95,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slot.wait(settings.drain_seconds)
         stop.set()
         _mark_stopped(database, facts.id)
+    if ticker.has_drained:
+        return int(options.drained_exit)
     return 0 if was_requested else 1  # `wcl up` and service managers restart a worker that ends with 1
 
 
@@ -104,6 +113,9 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
         "--once", action="store_true", help="run at most one job, then exit; exit at once if no job waits"
     )
     parser.add_argument("--max-seconds", type=float, help="stop in an orderly way before this time is over")
+    parser.add_argument(
+        "--drained-exit", type=int, default=0, metavar="CODE", help="exit code after a drain that a user requested"
+    )
     options = parser.parse_args(arguments)
     if options.max_seconds is not None and not options.max_seconds > settings.drain_seconds:
         expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
@@ -123,16 +135,15 @@ def _after(seconds: float, act: Callable[[], None]) -> None:
 
 def _wait_for_tables(database: Database) -> None:
     """Wait until the server or `python -m jobs migrate` has made the tables."""
-    is_waiting = False
+    faults = FaultLog(log, "the first read of the database")
     while True:
         try:
             with database.read() as session:
                 session.execute(select(Worker.id).limit(1)).first()
+            faults.succeeded()
             return
         except DBAPIError as error:
-            if not is_waiting:
-                log.warning("waiting for the database and its tables: %s", error.orig)
-            is_waiting = True
+            faults.failed(error, f"waiting for the database and its tables ({str(error.orig).splitlines()[0]})")
             time.sleep(1)
 
 

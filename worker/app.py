@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -52,7 +53,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
 
 def run(app: Celery, settings: Settings) -> None:
     """Consume messages until SIGTERM, SIGINT or `stop`; return when the slot is empty."""
-    worker = app.Worker(
+    worker = _worker_class(app)(
         hostname=f"{settings.worker_name}@wcl",
         pool="threads",
         concurrency=1,
@@ -64,6 +65,18 @@ def run(app: Celery, settings: Settings) -> None:
         without_heartbeat=True,
     )
     worker.start()
+
+
+def _worker_class(app: Celery) -> type[Any]:
+    """Return Celery's worker without its own handler of SIGHUP, which would replace the process by another one."""
+
+    class Worker(app.Worker):  # type: ignore[misc]
+        def install_platform_tweaks(self, worker: Any) -> None:
+            handler = signal.getsignal(signal.SIGHUP)
+            super().install_platform_tweaks(worker)
+            signal.signal(signal.SIGHUP, handler)
+
+    return Worker
 
 
 def stop() -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs import transitions
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
+from jobs.fault_log import FaultLog
 from jobs.models import Attempt
 from jobs.settings import Settings
 from jobs.status import Reason
@@ -35,15 +36,17 @@ _KILL_SECONDS = 10.0
 def recover_all(database: Database, storage: Storage, settings: Settings, are_gone: Callable[[], None]) -> None:
     """Repeat `recover` until the database has taken everything; for a thread of its own."""
     backoff = Backoff(settings.lease_seconds)
+    faults = FaultLog(log, "the recovery of earlier attempts of this host")
     while True:
         try:
             recover(database, storage, settings, are_gone)
+            faults.succeeded()
             return
         except DBAPIError as error:
             if not is_outage(error):
                 log.exception("earlier attempts of this host cannot be recovered; each ends with its lease")
                 return
-            log.warning("earlier attempts of this host are not recovered yet: %s", error.orig)
+            faults.failed(error)
         time.sleep(backoff.pause())
 
 

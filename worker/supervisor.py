@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs import transitions
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
+from jobs.fault_log import FaultLog
 from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
@@ -118,6 +119,7 @@ class _OpenAttempt:
     def __init__(self, database: Database, settings: Settings, draining: threading.Event, claim: Claim) -> None:
         self._database, self._settings, self._draining = database, settings, draining
         self.job_id, self._number = claim.job_id, claim.number
+        self._faults = FaultLog(log, f"job {claim.job_id}: the renewal or end of its attempt")
 
     def renew_during(self, work: BackgroundWork[Any]) -> Request | None:
         """Renew the attempt until the work is done; return early when a request ends the attempt.
@@ -140,12 +142,14 @@ class _OpenAttempt:
 
     def _renew(self) -> Request | None:
         try:
-            return _request_of(self._database.write(lambda s: transitions.deliver(s, self.job_id, self._number, [])))
+            requests = self._database.write(lambda s: transitions.deliver(s, self.job_id, self._number, []))
         except DBAPIError as error:
             if not is_outage(error):
                 raise
-            log.warning("job %s: its attempt is not renewed: %s", self.job_id, error.orig)
+            self._faults.failed(error)
             return None
+        self._faults.succeeded()
+        return _request_of(requests)
 
     def end(self, end: AttemptEnd) -> None:
         """End the attempt as soon as the database takes it.
@@ -166,7 +170,7 @@ class _OpenAttempt:
             except DBAPIError as error:
                 if not is_outage(error):
                     raise
-                log.warning("job %s: its end is not stored yet: %s", self.job_id, error.orig)
+                self._faults.failed(error)
             backoff.wait()
 
 
@@ -186,6 +190,7 @@ class _Run:
         self._settings, self._draining = settings, draining
         self._oom_kills = oom_kills
         self._backoff = Backoff(settings.lease_seconds)
+        self._faults = FaultLog(log, f"job {attempt.job_id}: the delivery of its records")
         self._next_renewal = 0.0
         self._next_delivery = 0.0
         self._kill_at: float | None = None
@@ -246,12 +251,14 @@ class _Run:
         except DBAPIError as error:
             if not is_outage(error):
                 raise
-            log.warning("job %s: records are not delivered yet: %s", self._attempt.job_id, error.orig)
+            self._faults.failed(error)
             return None
-        if (obstacle := self._delivery.obstacle) is not None:
-            if is_full(obstacle):
-                raise obstacle
-            log.warning("job %s: a checkpoint is not stored yet: %s", self._attempt.job_id, obstacle)
+        if (obstacle := self._delivery.obstacle) is None:
+            self._faults.succeeded()
+        elif is_full(obstacle):
+            raise obstacle
+        else:
+            self._faults.failed(obstacle)
         return requests
 
     def _is_silent(self) -> bool:

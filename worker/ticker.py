@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from jobs import wake_up, workers
-from jobs.database import Database, is_outage
+from jobs.database import Database
+from jobs.fault_log import FaultLog
 from jobs.settings import Settings
 from worker.slot import Slot
 
@@ -27,6 +28,9 @@ class Ticker:
         slot: where jobs run.
         drain: called once, when a user has requested that this worker drains.
         polls: whether to poll for work.
+
+    Attributes:
+        has_drained: whether a user has requested that this worker drains.
     """
 
     def __init__(
@@ -41,34 +45,30 @@ class Ticker:
     ) -> None:
         self._database, self._settings, self._worker_id, self._slot = database, settings, worker_id, slot
         self._drain, self._polls = drain, polls
-        self._has_drained = False
+        self.has_drained = False
         self._next_heartbeat = 0.0
         self._next_poll = 0.0
         self._has_sent_wake_up = False
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop`; an outage of the database only makes a tick fail."""
+        heartbeats, polls = FaultLog(log, "the heartbeat of the worker"), FaultLog(log, "the poll for work")
         while not stop.wait(_TICK_SECONDS):
-            try:
-                self._tick(time.monotonic())
-            except Exception as error:  # the thread must survive every error, since nothing restarts it
-                if is_outage(error):
-                    log.warning("the database does not respond")
-                else:
-                    log.exception("a tick failed")
+            now = time.monotonic()
+            if now >= self._next_heartbeat:
+                self._next_heartbeat = now + self._settings.look_seconds
+                _try(self._heartbeat, heartbeats)
+            if self._polls and self._slot.is_open() and now >= self._next_poll:
+                # Jitter, so that a hundred workers that started together do not poll together.
+                self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
+                _try(self._poll, polls)
 
-    def _tick(self, now: float) -> None:
-        if now >= self._next_heartbeat:
-            self._next_heartbeat = now + self._settings.look_seconds
-            must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id))
-            if must_drain and not self._has_drained:
-                log.info("a user has requested that this worker drains")
-                self._has_drained = True
-                self._drain()
-        if self._polls and self._slot.is_open() and now >= self._next_poll:
-            # Jitter, so that a hundred workers that started together do not poll together.
-            self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
-            self._poll()
+    def _heartbeat(self) -> None:
+        must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id))
+        if must_drain and not self.has_drained:
+            log.info("a user has requested that this worker drains")
+            self.has_drained = True
+            self._drain()
 
     def _poll(self) -> None:
         if self._slot.is_busy() or not self._slot.has_work():
@@ -79,3 +79,12 @@ class Ticker:
         else:
             # No wake-up has started the job since the last poll: the broker is away, or its consumer sleeps.
             threading.Thread(target=self._slot.work, name="slot", daemon=True).start()
+
+
+def _try(act: Callable[[], None], faults: FaultLog) -> None:
+    """Act; the thread must survive every error, since nothing restarts it."""
+    try:
+        act()
+        faults.succeeded()
+    except Exception as error:
+        faults.failed(error)

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
 
 from jobs.database import Database
+from jobs.fault_log import FaultLog
 from jobs.models import Checkpoint
 from jobs.storage import sha256_of
 from wcl_core.export import backbone_file
@@ -59,12 +59,14 @@ def sweep(database: Database, folder: Path) -> None:
 
 def keep_swept(database: Database, folder: Path, stop: threading.Event) -> None:
     """Collect garbage at once and every few minutes until `stop`; runs on a thread of its own."""
+    faults = FaultLog(log, "the removal of exports of deleted checkpoints")
     is_over = False
     while not is_over:
         try:
             sweep(database, folder)
-        except (OSError, DBAPIError) as error:
-            log.warning("exports of deleted checkpoints cannot be removed yet: %s", error)
+            faults.succeeded()
+        except Exception as error:  # nothing restarts the thread
+            faults.failed(error)
         is_over = stop.wait(_SWEEP_SECONDS)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.http import descriptors
 from api.http.problems import TooMany
 from api.streams import feeds
 from api.streams.watcher import Watcher
@@ -45,8 +46,9 @@ class Streams:
         """
         if self._open[key_id] >= _MAX_STREAMS_PER_KEY:
             raise TooMany(f"this key has {_MAX_STREAMS_PER_KEY} open streams, the maximum; close one first")
-        if self.count >= _MAX_STREAMS:
-            raise TooMany(f"this server has {_MAX_STREAMS} open streams, the maximum; try again later")
+        most = min(_MAX_STREAMS, descriptors.limit() // 2)  # other requests need descriptors, too
+        if self.count >= most:
+            raise TooMany(f"this server has {most} open streams, the maximum; try again later")
         self._open[key_id] += 1
         try:
             yield

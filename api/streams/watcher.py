@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from api.streams.feeds import Feed, JobFeed, JobPoll, ListFeed
 from jobs import changes, keys
 from jobs.database import Database, is_outage
+from jobs.fault_log import FaultLog
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Watcher:
         self._poll_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._threads = anyio.CapacityLimiter(_READERS)
+        self._faults = FaultLog(log, "the poll of the streams")
 
     @property
     def kept_bytes(self) -> int:
@@ -157,15 +159,17 @@ class Watcher:
                 reading.cancel()
                 return False
         try:
-            return self._publish(reading.result(), lists)
+            has_more = self._publish(reading.result(), lists)
         except Exception as error:
             if not is_outage(error):
                 raise
-            log.warning("the database does not respond the streams; polling again")
+            self._faults.failed(error)
             if lists is not None and not lists.is_ready:
                 lists.error = error
                 lists.close()
             return False
+        self._faults.succeeded()
+        return has_more
 
     def _publish(self, result: _Poll, lists: ListFeed | None) -> bool:
         if result.states is not None and lists is not None:

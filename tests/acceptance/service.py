@@ -51,6 +51,12 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start `wcl up`, and wait until it serves."""
+        self.spawn()
+        eventually(self._serves, f"the start of the service\n{self.log_path.read_text(errors='replace')}\n", 60)
+
+    def spawn(self) -> None:
+        """Start `wcl up`."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
@@ -59,7 +65,6 @@ class Service:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True
             )
-        eventually(self._serves, f"the start of the service\n{self.log_path.read_text(errors='replace')}\n", 60)
 
     def _serves(self) -> bool:
         assert self._process

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from api.http import hosts
@@ -181,7 +184,7 @@ def test_it_ends_soon_although_streams_and_downloads_are_open(start: Start, numb
 def test_an_open_address_without_a_key_is_refused(start: Start, host: str) -> None:
     server = start(WCL_HOST=host)
 
-    assert server.process.wait(timeout=60) == 1
+    assert server.process.wait(timeout=60) == os.EX_CONFIG
     assert "python -m jobs create-key" in server.words
     assert "Traceback" not in server.words
     assert server.announced == {}
@@ -222,9 +225,9 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
 def test_a_wrong_setting_is_reported(start: Start, settings: dict[str, str]) -> None:
     server = start(**settings)
 
-    assert server.process.wait(timeout=60) == 1
-    assert "Traceback" not in server.words
-    assert "error" in server.words
+    assert server.process.wait(timeout=60) == os.EX_CONFIG
+    assert len(server.words.splitlines()) == 1
+    assert server.words.startswith(f"error: {next(iter(settings))}: ")
 
 
 def test_an_unreachable_database_is_reported(start: Start) -> None:
@@ -234,6 +237,42 @@ def test_an_unreachable_database_is_reported(start: Start) -> None:
     assert "the database does not respond" in server.words
     assert "Traceback" not in server.words
     assert "hidden" not in server.words
+
+
+def test_a_data_folder_that_is_a_file_is_said(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("no folder")
+    server = start()
+
+    assert server.process.wait(timeout=60) == os.EX_CONFIG
+    assert server.words == f"error: the data folder {tmp_path / 'data'} is a file, expected a folder (WCL_DATA_DIR)\n"
+
+
+def test_without_file_descriptors_it_logs_one_line_and_recovers(start: Start) -> None:
+    server = start().ready()
+    process = psutil.Process(server.process.pid)
+    before = len(server.words.splitlines())
+    limit = process.num_fds() + 20
+    process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
+    port = int(server.url.rpartition(":")[2])
+
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+        eventually(lambda: "no connection can be accepted" in server.words, "the line", 10)
+        time.sleep(4)  # asyncio tries again each second
+
+    eventually(lambda: "connections are accepted again" in server.words, "the recovery", 20)
+    server.ready()
+    lines = server.words.splitlines()[before:]
+    assert len(lines) < 10, server.words
+    assert sum("accept" in line for line in lines) == 2
+
+
+def test_it_has_as_many_descriptors_as_the_system_allows(start: Start) -> None:
+    process = psutil.Process(start().ready().process.pid)
+
+    soft, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == min(hard, 65_536)
 
 
 def test_it_ends_although_a_download_stands_still(start: Start) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import eventually
-from wcl_client.up import Child, UpError, UpOptions, free_port, locked, module_environment, port_is_free
+from wcl_client import processes
+from wcl_client.processes import DRAINED_EXIT, Child, Refused, module_environment
+from wcl_client.up import UpError, UpOptions, free_port, locked, port_is_free
 
 pytestmark = pytest.mark.process
 
@@ -55,15 +57,15 @@ def test_a_killed_child_is_restarted_after_a_pause(tmp_path: Path) -> None:
     )
 
     assert len(messages) == 1
-    assert "exit code -9" in messages[0]
+    assert "was killed by SIGKILL" in messages[0]
     child.kill()
 
 
-def test_a_drained_worker_is_not_restarted_and_a_failed_one_is(tmp_path: Path) -> None:
-    for code, comes_back in ((0, False), (1, True)):
+def test_a_drained_worker_is_not_restarted_and_a_stopped_or_failed_one_is(tmp_path: Path) -> None:
+    for code, comes_back in ((DRAINED_EXIT, False), (0, True), (1, True)):
         messages: list[str] = []
         command = [sys.executable, "-c", f"raise SystemExit({code})"]
-        child = Child("worker", command, dict(os.environ), tmp_path / "log", may_end=True)
+        child = Child("worker", command, dict(os.environ), tmp_path / "log")
         child.start()
 
         eventually(lambda child=child, messages=messages: (child.watch(messages.append), messages)[1], "its end", 30)  # type: ignore[misc]
@@ -88,10 +90,62 @@ def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
     assert "no" in child.last_lines()
 
 
+def test_an_error_that_only_a_user_can_fix_is_not_tried_again(tmp_path: Path) -> None:
+    code = f"print('an older line'); print('error: the port is wrong'); raise SystemExit({os.EX_CONFIG})"
+    child = Child("worker", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
+    child.start()
+
+    with pytest.raises(Refused, match="^the port is wrong$"):
+        eventually(lambda: child.watch(pytest.fail), "the refusal", 10)
+
+    assert child.is_over
+    child.watch(pytest.fail)
+
+
+def test_an_end_that_repeats_is_said_once_and_a_new_cause_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MAX_BACKOFF_SECONDS", 0.01)
+    (tmp_path / "code").write_text("1")
+    code = f"import pathlib; raise SystemExit(int(pathlib.Path({str(tmp_path / 'code')!r}).read_text()))"
+    child = Child("worker", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
+    messages: list[str] = []
+
+    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three ends", 30)
+    (tmp_path / "code").write_text("2")
+    eventually(lambda: (child.watch(messages.append), child.failures == 6)[1], "three more", 30)
+
+    assert [message.split(" (")[0] for message in messages] == [f"worker ended with exit code {n}" for n in (1, 2)]
+
+
+def test_a_child_that_cannot_be_started_waits_and_starts_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MAX_BACKOFF_SECONDS", 0.01)
+    messages: list[str] = []
+    child = Child("worker", SLEEPER, dict(os.environ), tmp_path / "absent" / "log")
+
+    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three failures", 10)
+    assert len(messages) == 1
+    assert "worker cannot be started: [Errno 2] No such file or directory" in messages[0]
+
+    (tmp_path / "absent").mkdir()
+    eventually(lambda: (child.watch(messages.append), child.is_running())[1], "the start", 10)
+    child.kill()
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+
+    for folder, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "below", "Not a directory")):
+        with pytest.raises(UpError, match=f"{folder} cannot be used: {reason}"), locked(folder):
+            pytest.fail("locked")
+
+
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     """`kill -9` of `wcl up` leaves no server behind (Linux)."""
     code = (
-        "import os, sys, time, pathlib; from wcl_client.up import Child\n"
+        "import os, sys, time, pathlib; from wcl_client.processes import Child\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "child = Child('x', command, dict(os.environ), pathlib.Path(sys.argv[1]))\n"
         "child.start(); print(child.pid, flush=True); time.sleep(600)"

@@ -13,8 +13,8 @@ from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.output import out, print_json
+from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
-from wcl_client.up import module_environment
 
 app = typer.Typer()
 worker = typer.Typer(help="Run a worker on this machine, or drain a worker.", invoke_without_command=True)

@@ -42,7 +42,7 @@ def load_builtin(name: str, cache: Path | None, image_size: int | None) -> Image
     Raises:
         DataError: there is no such dataset, its download failed, or its plugin failed.
     """
-    source = _source(name, cache or Path.home() / ".cache" / "wcl")
+    source = _source(name, cache)
     parts = [*source.train, *source.test, *(source.unlabelled or ())]
     unlabelled = None if source.unlabelled is None else _resized(*source.unlabelled, image_size)
     return ImageData(
@@ -55,14 +55,21 @@ def load_builtin(name: str, cache: Path | None, image_size: int | None) -> Image
     )
 
 
-def _source(name: str, cache: Path) -> Source:
+def _source(name: str, cache: Path | None) -> Source:
     if name == "digits":
         return _digits()
     if name in BUILTIN:
-        return _fetched(name, cache)
+        return _fetched(name, cache or _user_cache(name))
     if name in (installed := plugins.names("wcl.datasets")):
-        return _of_plugin(name, cache)
+        return _of_plugin(name, cache or _user_cache(name))
     raise DataError(f"there is no builtin dataset {name}; expected one of {', '.join(BUILTIN + installed)}")
+
+
+def _user_cache(name: str) -> Path:
+    try:
+        return Path.home() / ".cache" / "wcl"
+    except RuntimeError as error:
+        raise DataError(f"dataset {name}: this user has no home folder to keep its files in; set HOME") from error
 
 
 def _of_plugin(name: str, cache: Path) -> Source:

@@ -18,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from api.http import descriptors
 from api.streams import feeds, responses, watcher
 from jobs import changes, keys, queries, sweeps, transitions
 from jobs.changes import Cursor
@@ -332,6 +333,15 @@ def test_a_key_holds_only_so_many_streams(small: Served, monkeypatch: pytest.Mon
     assert assert_problem(refused, 429)
     assert refused.headers["retry-after"]
     assert "this server" in assert_problem(full, 429)["detail"]
+
+
+def test_streams_leave_file_descriptors_for_other_requests(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "limit", lambda: 3)
+
+    with listening(small.client("read"), "/v1/stream"):
+        refused = small.client("read").get("/v1/stream")
+
+    assert "this server has 1 open streams" in assert_problem(refused, 429)["detail"]
 
 
 def test_a_stream_of_no_job_is_a_problem(small: Served) -> None:

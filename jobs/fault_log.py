@@ -1,0 +1,62 @@
+"""The log of an activity that fails for a while: a line when it begins to fail, for each new cause, and at the end."""
+
+from __future__ import annotations
+
+import logging
+
+from jobs.database import is_outage
+
+
+class FaultLog:
+    """A log that stays short while a loop fails again and again for one cause.
+
+    Args:
+        log: where the lines go.
+        activity: a noun phrase for the first words of each line, such as "the poll of the reconciler".
+    """
+
+    def __init__(self, log: logging.Logger, activity: str) -> None:
+        self._log, self._activity = log, activity
+        self._cause: tuple[object, ...] | None = None
+
+    def failed(self, error: BaseException, reason: str | None = None) -> None:
+        """Log a failure, unless the last one had the same cause; only an unexpected error gets a traceback.
+
+        Args:
+            error: its type and place tell causes apart.
+            reason: for an error that is expected here.
+        """
+        cause = (type(error), *_place(error))
+        if cause == self._cause:
+            return
+        self._cause = cause
+        if reason is not None:
+            pass
+        elif is_outage(error):
+            reason = f"the database does not respond ({_first_line(getattr(error, 'orig', None) or error)})"
+        elif isinstance(error, OSError):
+            reason = _first_line(error)
+        else:
+            self._log.error("%s fails and is repeated", self._activity, exc_info=error)
+            return
+        self._log.warning("%s fails and is repeated: %s", self._activity, reason)
+
+    def succeeded(self) -> None:
+        """Log that the activity works again, if its last try failed."""
+        if self._cause is not None:
+            self._cause = None
+            self._log.info("%s works again", self._activity)
+
+
+def _place(error: BaseException) -> tuple[object, ...]:
+    """Return where an unexpected error was raised; messages of the others vary with ports and times."""
+    if is_outage(error) or isinstance(error, OSError):
+        return (getattr(error, "errno", None),)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return () if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
