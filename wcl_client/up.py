@@ -51,7 +51,6 @@ class UpOptions:
 
     @property
     def url(self) -> str:
-        """The URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -162,9 +161,7 @@ class Service:
                 self._report(f"{name}: stopping; running jobs save a checkpoint and return to the queue ({limit})")
             elif number == signal.SIGINT and not self._ends_at_once and at - self._signals[0][1] > _SAME_PRESS_SECONDS:
                 self._ends_at_once = True
-                self._report(
-                    f"{name} again: ending at once; running jobs continue from their last checkpoint next time"
-                )
+                self._report(f"{name} again: ending at once; the next start continues running jobs")
             else:
                 self._report(f"{name} again: already {'ending' if self._ends_at_once else 'stopping'}")
             self._num_answered += 1

@@ -16,7 +16,6 @@ import pytest
 from tests.acceptance.service import LONG_SPEC, ROOT, Service, submit_when_ready
 from tests.chaos.proxy import Proxy
 from tests.waiting import eventually
-from wcl_client.processes import descendants
 from wcl_client.up import free_port
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
@@ -163,11 +162,3 @@ def _start_during(service: Service, condition: Callable[[], bool], act: Callable
     eventually(condition, f"the condition\n{service.words()}", 120)
     act()
     eventually(service._serves, "the start", 90)
-
-
-def test_no_descendant_is_counted_twice() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    assert [each.pid for each in descendants()].count(child.pid) == 1
-    child.kill()
-    eventually(lambda: child.pid not in [each.pid for each in descendants()], "a zombie is no descendant", 10)
-    child.wait()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.waiting import eventually
 from wcl_client import processes
-from wcl_client.processes import DRAINED_EXIT, Child, Refused, module_environment
+from wcl_client.processes import DRAINED_EXIT, Child, Refused, descendants, module_environment
 from wcl_client.up import UpError, UpOptions, free_port, locked, port_is_free
 
 pytestmark = pytest.mark.process
@@ -187,3 +187,11 @@ def test_modules_of_the_working_folder_are_never_run(tmp_path: Path) -> None:
 
     assert "the wrong one" not in done.stdout
     assert "wcl" in done.stdout
+
+
+def test_no_descendant_is_counted_twice() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert [each.pid for each in descendants()].count(child.pid) == 1
+    child.kill()
+    eventually(lambda: child.pid not in [each.pid for each in descendants()], "a zombie is no descendant", 10)
+    child.wait()
