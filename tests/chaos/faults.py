@@ -5,17 +5,22 @@ Some are shorter than a lease, which must cost nothing, and some longer, which m
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import psycopg
 import redis
+from sqlalchemy import make_url
 
 from jobs import wake_up
 from jobs.settings import Settings
@@ -58,9 +63,9 @@ class Faults:
     def one(self) -> tuple[str, str]:
         """Inject one fault and remove it; return its kind and its target."""
         kind = self._draw.choice(self._kinds)
-        if kind in _OF_SERVERS_BELOW:
+        if kind in _OF_STAGES:
             with self._stage.lock:
-                _OF_SERVERS_BELOW[kind](self)
+                _OF_STAGES[kind](self)
             return kind, "all"
         requested = [target for target in self._targets if self._fits(kind, target)]
         target = self._draw.choice(requested)
@@ -69,12 +74,15 @@ class Faults:
         return kind, target.name
 
     def _can(self, kind: str) -> bool:
-        if kind in _OF_SERVERS_BELOW:
-            return self._stage.postgres is not None
+        if kind in _OF_STAGES:
+            is_on_sqlite = self._stage.postgres is None
+            return kind in _OF_FILES or is_on_sqlite == (kind in _OF_SQLITE)
         return any(self._fits(kind, target) for target in self._targets)
 
     def _fits(self, kind: str, target: Target) -> bool:
         is_worker = target.node.start_as.module == "worker"
+        if kind == "copied folder" and self._stage.postgres is not None:
+            return False  # a copy of a worker's folder alone would share the database
         return (is_worker or kind not in _OF_WORKERS) and (target.proxy is not None or kind not in _OF_NETWORKS)
 
     def _hold(self, span: tuple[float, float]) -> None:
@@ -126,6 +134,53 @@ class Faults:
         hours = self._draw.choice((-24, -1, 1, 24))
         target.node.start_as = replace(target.node.start_as, clock_seconds=3600.0 * hours)
         target.node.start()
+
+    # --- folders ---
+
+    def _give_foreign_storage(self, target: Target) -> None:
+        """Restart a worker with another folder in place of the checkpoints, as with a mount that is missing."""
+        link = Path(target.node.start_as.environment["WCL_DATA_DIR"]) / "checkpoints"
+        foreign = self._stage.folder / f"foreign-{target.name}"
+        foreign.mkdir(exist_ok=True)
+        for storage in (foreign, self._stage.checkpoints_dir):
+            target.node.end(signal.SIGTERM)
+            link.unlink()
+            link.symlink_to(storage)
+            target.node.start()
+            self._hold(_BRIEF)
+
+    def _start_copy(self, target: Target) -> None:
+        """Copy a worker's folder and its database, and run a worker on the copies beside the original."""
+        data_dir = Path(target.node.start_as.environment["WCL_DATA_DIR"])
+        copy = self._stage.folder / f"copy-{time.monotonic_ns()}"
+        with suppress(shutil.Error):  # files vanish while they are copied
+            shutil.copytree(data_dir, copy, symlinks=True, ignore=shutil.ignore_patterns("failpoints", "checkpoints"))
+        with suppress(shutil.Error):
+            shutil.copytree(self._stage.checkpoints_dir, copy / "checkpoints", ignore=shutil.ignore_patterns(".*.part"))
+        database = copy / "wcl.sqlite3"
+        with sqlite3.connect(self._sqlite_file()) as source, sqlite3.connect(database) as backup:
+            source.backup(backup)
+        environment = target.node.start_as.environment | {
+            "WCL_DATA_DIR": str(copy),
+            "WCL_DATABASE_URL": f"sqlite:///{database}",
+        }
+        node = Node(replace(target.node.start_as, environment=environment, log=copy / "log")).start()
+        self._hold(_LONG)
+        node.end(signal.SIGKILL)
+
+    def _flip_bit(self) -> None:
+        """Flip one bit of a stored checkpoint."""
+        files = [path for path in self._stage.checkpoints_dir.rglob("step-*") if path.is_file()]
+        if not files:
+            return
+        path = self._draw.choice(files)
+        self._stage.flipped.add(path.relative_to(self._stage.checkpoints_dir).as_posix())
+        with suppress(FileNotFoundError), path.open("r+b") as file:  # retention may delete the file meanwhile
+            place = self._draw.randrange(os.fstat(file.fileno()).st_size)
+            file.seek(place)
+            (byte,) = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << self._draw.randrange(8)]))
 
     # --- networks ---
 
@@ -192,6 +247,43 @@ class Faults:
         self._hold(self._either())
         self._stage.postgres.start()
 
+    def _make_postgres_read_only(self) -> None:
+        """Turn the whole server read-only, as after a failover."""
+        with psycopg.connect(self._postgres_url(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            connection.execute("SELECT pg_reload_conf()")
+            try:
+                self._hold(self._either())
+            finally:
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
+
+    def _postgres_url(self) -> str:
+        return make_url(self._stage.url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def _lock_sqlite(self) -> None:
+        """Hold SQLite's write lock."""
+        connection = sqlite3.connect(self._sqlite_file(), isolation_level=None, timeout=LEASE)
+        with closing(connection), suppress(sqlite3.OperationalError):  # the service may hold the lock itself
+            connection.execute("BEGIN IMMEDIATE")
+            self._hold(self._either())
+
+    def _sqlite_file(self) -> Path:
+        return Path(make_url(self._stage.url).database or "")
+
+    def _break_redis(self) -> None:
+        """Let Redis answer with errors: no memory is left, or the workers have no right to use their queues."""
+        with redis.Redis.from_url(self._stage.settings["WCL_BROKER_URL"]) as client, suppress(redis.ConnectionError):
+            if self._draw.random() < 0.5:
+                client.config_set("maxmemory", 1)
+            else:
+                client.execute_command("ACL", "SETUSER", "default", "-brpop", "-lpush", "-publish")
+            try:
+                self._hold(self._either())
+            finally:
+                client.config_set("maxmemory", 0)
+                client.execute_command("ACL", "SETUSER", "default", "+@all")
+
     def _kill_redis(self) -> None:
         assert self._stage.redis
         self._stage.redis.end(signal.SIGKILL)
@@ -217,6 +309,8 @@ _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {
     "SIGSTOP, SIGCONT of training": Faults._stop_training,
     "SIGTERM": Faults._terminate,
     "wrong clock": Faults._skew_clock,
+    "foreign storage": Faults._give_foreign_storage,
+    "copied folder": Faults._start_copy,
     "network cut": Faults._cut,
     "half-open connections": Faults._silence,
     "slow network": Faults._slow,
@@ -225,12 +319,26 @@ _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {
     "kill at a failpoint": Faults._kill_at_failpoint,
     "hang at a failpoint": Faults._hang_at_failpoint,
 }
-_OF_WORKERS = {"kill machine", "kill training", "SIGSTOP, SIGCONT of training", "wrong clock", "disk full"}
+_OF_WORKERS = {
+    "kill machine",
+    "kill training",
+    "SIGSTOP, SIGCONT of training",
+    "wrong clock",
+    "disk full",
+    "foreign storage",
+    "copied folder",
+}
 _OF_NETWORKS = {"network cut", "half-open connections", "slow network", "answer lost after commit"}
-_OF_SERVERS_BELOW: dict[str, Callable[[Faults], None]] = {
+_OF_STAGES: dict[str, Callable[[Faults], None]] = {
+    "flipped bit": Faults._flip_bit,
+    "locked SQLite": Faults._lock_sqlite,
+    "read-only PostgreSQL": Faults._make_postgres_read_only,
     "restart of PostgreSQL": Faults._restart_postgres,
+    "errors of Redis": Faults._break_redis,
     "kill of Redis": Faults._kill_redis,
     "FLUSHALL": Faults._flush_redis,
     "doubled wake-ups": Faults._send_wake_ups,
 }
-_KINDS = [*_OF_NODES, *_OF_SERVERS_BELOW]
+_OF_FILES = {"flipped bit"}
+_OF_SQLITE = {"locked SQLite"}
+_KINDS = [*_OF_NODES, *_OF_STAGES]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -37,10 +37,15 @@ class Accepted:
 
 
 class Ledger:
-    """Reads all rows and files once; `problems` has a line for each broken promise."""
+    """Reads all rows and files once; `problems` has a line for each broken promise.
 
-    def __init__(self, database: Database, checkpoints_dir: Path) -> None:
-        self._folder = checkpoints_dir
+    Args:
+        database, checkpoints_dir: the service.
+        flipped: storage keys of files that a fault has damaged.
+    """
+
+    def __init__(self, database: Database, checkpoints_dir: Path, flipped: Collection[str] = ()) -> None:
+        self._folder, self._flipped = checkpoints_dir, flipped
         self._findings = [f"{each.job_id}: {each.message}" for each in audit(database).findings]
         with database.read() as session:
             self.jobs: dict[str, Any] = {row.id: row for row in session.execute(select(Job)).scalars()}
@@ -71,6 +76,10 @@ class Ledger:
         """Return the attempts that were declared lost."""
         return [row for rows in self._attempts.values() for row in rows if row.end_reason == "worker_lost"]
 
+    def killed(self) -> list[Any]:
+        """Return the attempts whose training process was killed."""
+        return [row for rows in self._attempts.values() for row in rows if row.end_reason == "killed"]
+
     def counts(self) -> Counter[str]:
         """Return the number of jobs by status."""
         return Counter(job.status for job in self.jobs.values())
@@ -85,8 +94,10 @@ class Ledger:
     def _of_files(self, job: Any) -> Iterator[str]:
         for row in self._checkpoints[job.id]:
             path = self._folder / row.storage_key
-            if row.deleted_at is not None:
+            if row.deleted_at is not None or row.storage_key in self._flipped:
                 continue
+            if row.damaged_at is not None:
+                yield f"{job.id}: checkpoint {row.storage_key} is marked as damaged and was never damaged"
             if not path.is_file():
                 yield f"{job.id}: the file of checkpoint {row.storage_key} is missing"
             elif hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:

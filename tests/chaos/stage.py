@@ -55,6 +55,7 @@ class Stage:
         url: the database as the tests reach it.
         settings: of every process.
         postgres, redis: the servers, where there are such.
+        flipped: storage keys of the files whose bits a fault has flipped.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Stage:
     redis: servers.Server | None = None
     nodes: list[Node] = field(default_factory=list)
     proxies: list[Proxy] = field(default_factory=list)
+    flipped: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)

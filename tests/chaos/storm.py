@@ -202,9 +202,14 @@ class Storm:
                 self.stage.database.write(partial(transitions.resume, job_id=job_id))
 
     def _outcome(self, clients: Clients, seconds: float) -> Outcome:
-        ledger = Ledger(self.stage.database, self.stage.checkpoints_dir)
+        ledger = Ledger(self.stage.database, self.stage.checkpoints_dir, self.stage.flipped)
         accepted = clients.accepted()
         problems = ledger.problems(accepted)
+        problems += [
+            f"{each.job_id}: the training process of attempt {each.number} of {each.worker_name} was killed"
+            for each in ledger.killed()
+            if not self._had_fault(each)
+        ]
         problems += [surprise for caller in clients.callers for surprise in caller.surprises]
         if not clients.are_done():
             problems.append(f"only {len(accepted)} of {self.size.num_jobs} jobs were accepted")
@@ -225,18 +230,22 @@ class Storm:
 
     def _reaped_by_mistake(self, ledger: Ledger) -> list[str]:
         """Return attempts that were declared lost without a fault at their worker for two leases."""
-        result = []
-        for attempt in ledger.reaped():
-            ended_at = attempt.ended_at / 1000
-            guilty = any(
-                hit.whom == attempt.worker_name
-                and hit.began_at <= ended_at
-                and hit.ended_at >= max(attempt.started_at / 1000, ended_at - 2 * LEASE)
-                for hit in self._hits
-            )
-            if not guilty:
-                result.append(f"{attempt.job_id}: attempt {attempt.number} of {attempt.worker_name} was taken for lost")
-        return result
+        return [
+            f"{each.job_id}: attempt {each.number} of {each.worker_name} was taken for lost"
+            for each in ledger.reaped()
+            if not self._had_fault(each)
+        ]
+
+    def _had_fault(self, attempt: Any) -> bool:
+        """Return whether a fault met the attempt's worker in the last two leases before its end."""
+        ended_at = attempt.ended_at / 1000
+        return any(
+            hit.whom == attempt.worker_name
+            and hit.kind != "copied folder"
+            and hit.began_at <= ended_at
+            and hit.ended_at >= max(attempt.started_at / 1000, ended_at - 2 * LEASE)
+            for hit in self._hits
+        )
 
 
 def _started(act: Any, places: Any) -> list[threading.Thread]:
