@@ -16,15 +16,17 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
 from api.app import create_app
 from api.http import descriptors, hosts
 from api.rest import exports
-from jobs import keys
+from jobs import keys, storage_id
 from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
+from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core import failpoints
 from wcl_core.files import write_bytes
 
@@ -65,15 +67,21 @@ def serve(settings: Settings) -> None:
     """Migrate, bind, announce, and serve.
 
     Raises:
-        StartError: there is no key, the database does not respond, the data folder cannot be used, or the address is
-            in use.
+        StartError: there is no key, the database does not respond, the data folder cannot be used, the storage is not
+            the database's, or the address is in use.
     """
     if failpoints.is_armed() and not hosts.is_loopback(settings.host):
         raise Misconfigured(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
     descriptors.raise_limit()
     database = Database(settings.resolved_database_url)
+    storage = LocalStorage(settings.checkpoints_dir)
     _ensure_folder(settings.data_dir)
-    _migrate(database)
+    try:
+        storage_id.refuse_new_database(settings)
+        _migrate(database)
+        storage_id.connect(database, storage)
+    except StorageUnavailable as error:
+        raise StartError(str(error)) from error
     _ensure_keys(settings, database)
     listener = _listener(settings)
     url = hosts.url_of(listener)
@@ -85,7 +93,7 @@ def serve(settings: Settings) -> None:
     sweeping = (database, settings.exports_dir, stop)
     threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
     try:
-        _run(settings, database, listener)
+        _run(create_app(settings, database, storage), listener, stop)
     finally:
         stop.set()
         _withdraw(settings.data_dir / "server.json")
@@ -116,8 +124,8 @@ class _Server(uvicorn.Server):
         self._stopping.set()
 
 
-def _run(settings: Settings, database: Database, listener: socket.socket) -> None:
-    app = create_app(settings, database)
+def _run(app: FastAPI, listener: socket.socket, stop: threading.Event) -> None:
+    threading.Thread(target=app.state.storage_watch.run, args=[stop], daemon=True, name="storage").start()
     # No access log: the address of a sign-in link holds its token.
     config = uvicorn.Config(
         app,

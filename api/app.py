@@ -13,19 +13,20 @@ from starlette.exceptions import HTTPException
 from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, classification
 from api.http.middleware import Middleware
+from api.rest.stored_files import StorageWatch
 from api.streams.responses import Streams
 from api.web.pages import NAVIGATION
 from api.web.render import error_response
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import Settings
-from jobs.storage import LocalStorage
+from jobs.storage import LocalStorage, Storage
 
 _STATIC = Path(__file__).parent / "web" / "static"
 
 
-def create_app(settings: Settings, database: Database) -> FastAPI:
-    """Return the web process's application.
+def create_app(settings: Settings, database: Database, storage: Storage | None = None) -> FastAPI:
+    """Return the web process's application; its storage is the settings' folder by default.
 
     `app.state` holds `settings`, `database`, `storage`, `navigation` (of the pages), and `stopping`, an event that ends
     the open `streams`.
@@ -36,7 +37,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app = FastAPI(title="WCL service", version="1", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.database = database
-    app.state.storage = LocalStorage(settings.checkpoints_dir)
+    app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
+    app.state.storage_watch = StorageWatch(database, app.state.storage)
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION

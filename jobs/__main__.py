@@ -1,4 +1,7 @@
-"""Commands for operators that work on the database directly: `python -m jobs migrate | create-key NAME | audit`."""
+"""Commands for operators that work on the database directly.
+
+python -m jobs migrate | create-key NAME | audit | adopt-storage
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs import keys
+from jobs import keys, storage_id
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.settings import InvalidSettings, read_settings
+from jobs.storage import LocalStorage, StorageUnavailable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 on success, or 1 with a line on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        database = Database(read_settings().resolved_database_url)
+        settings = read_settings()
+        database = Database(settings.resolved_database_url)
+        if options.command != "adopt-storage":
+            storage_id.refuse_new_database(settings)
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")
@@ -25,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(secret)
         if options.command == "audit":
             return _audit(database)
-    except (JobsError, InvalidSettings) as error:
+        if options.command == "adopt-storage":
+            print(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
+    except (JobsError, InvalidSettings, StorageUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -52,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser(
         "audit", help="replay the events of all jobs and compare them with the rows; exits with 1 on a finding"
+    )
+    commands.add_parser(
+        "adopt-storage",
+        help="declare that the folder `checkpoints` in WCL_DATA_DIR holds this database's files, as after a restored "
+        "backup; restart the service afterwards",
     )
     return parser
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, ColumnElement, and_, cast, null, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
@@ -27,8 +27,9 @@ BEST_METRIC = KNN_TOP1
 
 
 def is_good() -> ColumnElement[bool]:
-    """Return the condition for a checkpoint that a run may start from: of kind training, not deleted, not damaged."""
-    return and_(Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None))
+    """Return the condition for a checkpoint that a run may start from: of kind training, kept, not seen with a flaw."""
+    is_intact = and_(Checkpoint.damaged_at.is_(None), Checkpoint.missing_at.is_(None))
+    return and_(Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None), is_intact)
 
 
 # --- queries -------------------------------------------------------------------------------------------------------
@@ -47,6 +48,15 @@ class CheckpointRef:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointRef:
         return cls(checkpoint.id, checkpoint.step, checkpoint.storage_key, checkpoint.sha256, checkpoint.size)
+
+    @property
+    def job_id(self) -> str:
+        """The job that wrote it."""
+        return self.storage_key.partition("/")[0]
+
+    def describe(self) -> str:
+        """Return the checkpoint's name for messages."""
+        return f"checkpoint {self.id} of step {self.step}"
 
 
 def good(session: Session, job_id: str) -> list[Checkpoint]:
@@ -74,6 +84,31 @@ def resume_point(session: Session, job_id: str) -> CheckpointRef | None:
     statement = select(Checkpoint).where(Checkpoint.id == started_from, is_good())
     checkpoint = session.execute(statement).scalar_one_or_none()
     return CheckpointRef.of(checkpoint) if checkpoint else None
+
+
+def missing(session: Session, job_id: str) -> list[CheckpointRef]:
+    """Return the checkpoints that a run of the job could start from if their file were not missing, best first.
+
+    These are the job's own ones, newest first, then the one that the job itself was started from.
+    """
+    started_from = select(Job.resume_checkpoint_id).where(Job.id == job_id).scalar_subquery()
+    is_missing = and_(Checkpoint.missing_at.is_not(None), Checkpoint.damaged_at.is_(None))
+    statement = select(Checkpoint).where(
+        or_(Checkpoint.job_id == job_id, Checkpoint.id == started_from),
+        Checkpoint.kind == TRAINING,
+        Checkpoint.deleted_at.is_(None),
+        is_missing,
+    )
+    is_own = case((Checkpoint.job_id == job_id, 0), else_=1)
+    ordered = statement.order_by(is_own, Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    return [CheckpointRef.of(row) for row in session.execute(ordered).scalars()]
+
+
+def file_keys(session: Session, job_id: str) -> list[str]:
+    """Return the storage keys of all registered files of a job."""
+    kept = select(Checkpoint.storage_key).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+    artifacts = select(Artifact.storage_key).where(Artifact.job_id == job_id)
+    return list(session.execute(kept.union(artifacts)).scalars())
 
 
 def best_first(newest_first: Sequence[Checkpoint]) -> list[Checkpoint]:

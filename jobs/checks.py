@@ -160,8 +160,8 @@ def _check_features(session: Session, spec: EvaluateSpec) -> list[FieldError]:
     pointer = "/spec/features/checkpoint_id"
     if checkpoint is None or checkpoint.deleted_at is not None:
         return [FieldError(pointer, f"there is no checkpoint {spec.features.checkpoint_id}")]
-    if checkpoint.damaged_at is not None:
-        return [FieldError(pointer, f"the file of checkpoint {checkpoint.id} is damaged or missing")]
+    if checkpoint.flaw is not None:
+        return [FieldError(pointer, f"the file of checkpoint {checkpoint.id} is {checkpoint.flaw}")]
     if checkpoint.kind != TRAINING:
         return [FieldError(pointer, f"{checkpoint.id} holds {checkpoint.kind}, not a network")]
     return []

@@ -38,8 +38,8 @@ class WorkerFacts:
 
 
 def takes_jobs() -> ColumnElement[bool]:
-    """Return the condition for a worker that claims jobs: it is live and has no request to drain."""
-    return and_(Worker.is_live, Worker.drain_requested_at.is_(None))
+    """Return the condition for a worker that claims jobs: it is live, does not drain, and is not unable."""
+    return and_(Worker.is_live, Worker.drain_requested_at.is_(None), Worker.unable.is_(None))
 
 
 def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:

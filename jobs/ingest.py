@@ -245,6 +245,7 @@ def _checkpoint(session: Session, job_id: str, number: int, record: CheckpointRe
             sha256=record.sha256,
             size=record.size,
             metrics=record.metrics,
+            checked_at=now_ms(),  # the worker has read the file back
         )
     )
     planned_evaluations.at_checkpoint(session, job_id, checkpoint_id)

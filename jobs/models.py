@@ -10,7 +10,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
-Project, Worker, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
+Project, Worker, Storage, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
 """
 
 from __future__ import annotations
@@ -219,7 +219,16 @@ class Checkpoint(Base):
     pinned: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now_ms())
     deleted_at: Mapped[int | None]
-    damaged_at: Mapped[int | None]  # its file was missing or changed; the row is kept, but no run starts from it
+    damaged_at: Mapped[int | None]  # its file had other bytes; the row is kept, but nothing is made from it
+    missing_at: Mapped[int | None]  # its file was absent, though other files of its job were there
+    checked_at: Mapped[int | None]  # the last time that its file was read as a whole
+
+    @property
+    def flaw(self) -> str | None:
+        """Why nothing is made from the file: damaged or missing; None for a file that was last seen intact."""
+        if self.damaged_at is not None:
+            return "damaged"
+        return None if self.missing_at is None else "missing"
 
 
 class Artifact(Base):
@@ -304,6 +313,8 @@ class Worker(Base):
     started_at: Mapped[int] = mapped_column(default=now_ms())
     seen_at: Mapped[int] = mapped_column(default=now_ms())
     drain_requested_at: Mapped[int | None]
+    unable: Mapped[str | None] = mapped_column(_String(64))  # why it takes no jobs, for programs; None if it does
+    unable_message: Mapped[str | None] = mapped_column(_Text)  # the same for people
 
     @hybrid_property
     def is_live(self) -> bool:
@@ -314,6 +325,15 @@ class Worker(Base):
     @classmethod
     def _is_live(cls) -> ColumnElement[bool]:
         return cls.state.in_(LIVE_STATES)
+
+
+class Storage(Base):
+    """The id of the storage that holds this database's files (jobs.storage_id)."""
+
+    __tablename__ = "storages"
+    name: Mapped[str] = mapped_column(_String(32), primary_key=True)
+    storage_id: Mapped[str] = mapped_column(_Id)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class Dataset(Base):

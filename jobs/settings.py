@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 
 class InvalidSettings(Exception):  # noqa: N818 (named as the state of the settings)
@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=25, gt=0, description="Time that a stopping worker gives its run to save.")
     max_failures: int = Field(default=3, ge=1, description="Number of infrastructure failures that ends a job.")
 
+    scrub_mib_per_second: float = Field(
+        default=8, ge=0, description="Pace at which a worker re-reads registered checkpoints; 0 switches this off."
+    )
+    scrub_days: float = Field(default=7, ge=0, description="Days within which no checkpoint is re-read.")
+
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     idempotency_hours: float = Field(default=24, gt=0)
 
@@ -71,6 +76,12 @@ class Settings(BaseSettings):
     @property
     def is_sqlite(self) -> bool:
         return self.resolved_database_url.startswith("sqlite")
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The file of the SQLite database; None for another database, or one in memory."""
+        name = make_url(self.resolved_database_url).database if self.is_sqlite else None
+        return None if name in (None, "", ":memory:") else Path(str(name))
 
     @property
     def is_memory_broker(self) -> bool:

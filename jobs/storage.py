@@ -1,30 +1,65 @@
-"""The storage of registered files.  The service makes a key from ids and numbers, never from a user's text."""
+"""The storage of registered files.  The service makes a key from ids and numbers, never from a user's text.
+
+A storage has an id, in its file `storage-id`.  `jobs.storage_id` compares it with the database's, and each operation of
+a storage compares it again, so that nothing is read from, written to or removed from another folder.
+
+Registered bytes leave by two functions: `verified` reads the whole file each time, `Storage.open` only when the file
+was touched since it was last read as a whole.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from jobs.checked_files import CheckedFiles, Damaged, Missing, compare_size
 from wcl_core.failpoints import failpoint
-from wcl_core.files import sync_folder, write_whole
+from wcl_core.files import sync_folder, write_bytes, write_whole
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
+MARKER = "storage-id"  # the file that holds the storage's id
 
 
-class Damaged(Exception):  # noqa: N818 (named as the state of the file)
-    """A registered file is absent, or its bytes are not the registered ones."""
+class StorageUnavailable(OSError):  # noqa: N818
+    """The storage itself cannot be reached, or it is another one, so an absent file is not a missing one."""
 
 
-class StorageUnavailable(FileNotFoundError):  # noqa: N818
-    """The storage itself cannot be reached, so an absent file is not a damaged one."""
+class OutsideStorage(ValueError):  # noqa: N818
+    """A key, or a link in the storage, leads outside its folder."""
 
 
 class Storage(Protocol):
-    """Files by key; each file is whole or absent."""
+    """Files by key; each file is whole or absent.
+
+    Attributes:
+        id: the id that the storage must have; None before `storage_id.connect`, when any folder is accepted.
+
+    All methods but `marker`, `mark` and `check` raise StorageUnavailable when the storage has another id.
+    """
+
+    id: str | None
+
+    def marker(self) -> str | None:
+        """Return the id that the storage has; None without one.
+
+        Raises:
+            StorageUnavailable: the storage does not respond.
+        """
+
+    def mark(self, storage_id: str) -> None:
+        """Give the storage an id."""
+
+    def check(self) -> None:
+        """Return if this is the storage with the id.
+
+        Raises:
+            StorageUnavailable: it is absent, or another one.
+        """
 
     def put(self, source: Path, key: str) -> None:
         """Move a file into the storage; may be repeated after an interruption."""
@@ -34,6 +69,13 @@ class Storage(Protocol):
 
         Raises:
             FileNotFoundError: there is no such file.
+        """
+
+    def open(self, key: str, sha256: str, size: int) -> BinaryIO:
+        """Open a file whose bytes are the registered ones.
+
+        Raises:
+            BadFile: they are not.
         """
 
     def delete(self, key: str) -> None:
@@ -55,8 +97,33 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.id: str | None = None
+        self._checked = CheckedFiles()
+
+    def marker(self) -> str | None:
+        try:
+            return (self.root / MARKER).read_bytes()[:100].decode("ascii", "replace").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageUnavailable(f"the storage folder does not respond: {error.strerror}") from error
+
+    def mark(self, storage_id: str) -> None:
+        write_bytes(self.root / MARKER, f"{storage_id}\n".encode("ascii"))
+
+    def check(self) -> None:
+        if self.id is None or (marker := self.marker()) == self.id:
+            return
+        where = "the storage folder (checkpoints in WCL_DATA_DIR)"
+        if marker is None:
+            raise StorageUnavailable(f"{where} has no file {MARKER}, so it is not the storage; check its mount")
+        raise StorageUnavailable(
+            f"{where} is another storage: its id is {marker}, expected {self.id or 'the one of the database'}; "
+            "check WCL_DATA_DIR and its mount"
+        )
 
     def put(self, source: Path, key: str) -> None:
+        self.check()
         target = self._place(key)
         if not source.exists() and target.exists():
             return
@@ -74,6 +141,7 @@ class LocalStorage:
             sync_folder(folder)
 
     def path(self, key: str) -> Path:
+        self.check()
         place = self._place(key)
         if place.is_file():
             return place
@@ -81,20 +149,27 @@ class LocalStorage:
             raise StorageUnavailable(f"the storage folder is absent or empty, so {key} cannot be read; check its mount")
         raise FileNotFoundError(f"the file of {key} is missing from the storage folder")
 
+    def open(self, key: str, sha256: str, size: int) -> BinaryIO:
+        with _as_bad_file():
+            return self._checked.open(self.path(key), sha256, size)
+
     def delete(self, key: str) -> None:
+        self.check()
         self._place(key).unlink(missing_ok=True)
 
     def job_ids(self) -> Iterator[str]:
+        self.check()
         return (folder.name for folder in self.root.glob("*") if folder.is_dir())
 
     def keys(self, job_id: str) -> Iterator[str]:
+        self.check()
         root = self.root.resolve()  # like `_place`: the folder may be a link to a larger disk
         return (str(path.relative_to(root)) for path in self._place(job_id).glob("*/*") if path.is_file())
 
     def _place(self, key: str) -> Path:
         place = (self.root / key).resolve()
         if not place.is_relative_to(self.root.resolve()):
-            raise ValueError(f"the key {key} leads outside the storage folder")
+            raise OutsideStorage(f"the key {key} leads outside the storage folder")
         return place
 
 
@@ -109,31 +184,43 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verified(storage: Storage, key: str, sha256: str, size: int) -> Path:
-    """Return the local file of a key after comparing its bytes with the registered digest.
+def verified(
+    storage: Storage, key: str, sha256: str, size: int, digest_of: Callable[[Path], str] | None = None
+) -> Path:
+    """Return the local file of a key after reading it and comparing its bytes with the registered digest.
 
     Args:
         storage, key: the storage and the key of the file.
         sha256, size: as registered; the size is compared first, as this is cheap.
+        digest_of: reads the file; `sha256_of` by default.
 
     Raises:
-        Damaged: the file is absent, cannot be read, or has other bytes.
+        Damaged, Missing: the file has other bytes, or is absent.
         StorageUnavailable: the storage itself cannot be reached.
     """
-    try:
+    with _as_bad_file():
         path = storage.path(key)
-        actual = path.stat().st_size
-        if actual != size:
-            raise Damaged(f"its file is damaged: {actual} bytes instead of {size}")
-        if sha256_of(path) != sha256:
+        compare_size(path.stat().st_size, size)
+        if (digest_of or sha256_of)(path) != sha256:
             raise Damaged("its file is damaged: the digest differs")
+    return path
+
+
+@contextmanager
+def _as_bad_file() -> Iterator[None]:
+    """Turn the errors of reading a registered file into the state of the file or of the storage."""
+    try:
+        yield
     except StorageUnavailable:
         raise
+    except OutsideStorage as error:
+        raise Damaged("its file is a link that leads outside the storage folder") from error
+    except FileNotFoundError as error:
+        raise Missing("its file is missing from the storage folder") from error
     except OSError as error:
-        if error.errno not in (None, errno.ENOENT, errno.EIO):  # a network folder that does not respond
+        if error.errno not in (None, errno.EIO):  # a network folder that does not respond
             raise StorageUnavailable(f"the storage folder does not respond: {error.strerror}") from error
         raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
-    return path
 
 
 def is_full(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ class Cause(StrEnum):
     PAUSED = "paused"  # by a user, or until a user has fixed something
     BACKING_OFF = "backing_off"  # its last attempt failed, and its backoff is not over
     NO_WORKER = "no_worker"
+    WORKERS_UNABLE = "workers_unable"  # its pool has workers, and none of them can take jobs
     TOO_FEW_GPUS = "too_few_gpus"
     DATASET_ABSENT = "dataset_absent"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
@@ -89,7 +90,7 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     """Return the first requirement that no worker meets, or else the place in the queue."""
     workers = list(session.execute(select(Worker).where(Worker.pool == job.pool, takes_jobs())).scalars())
     if not workers:
-        return Cause.NO_WORKER, f"no worker of the pool {job.pool} is running"
+        return _on_no_worker(session, job)
     most = max(worker.gpus for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
@@ -99,6 +100,15 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
     return _on_its_turn(workers, ahead)
+
+
+def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
+    statement = select(Worker).where(Worker.pool == job.pool, Worker.is_live, Worker.unable.is_not(None))
+    unable = session.execute(statement.order_by(Worker.id.desc()).limit(1)).scalar_one_or_none()
+    if unable is None:
+        return Cause.NO_WORKER, f"no worker of the pool {job.pool} is running"
+    message = f"no worker of the pool {job.pool} can take jobs; {unable.name}: {unable.unable_message}"
+    return Cause.WORKERS_UNABLE, message
 
 
 def _on_its_turn(workers: Sequence[Worker], ahead: int) -> tuple[Cause, str]:

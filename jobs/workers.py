@@ -6,6 +6,7 @@ No decision about a running job depends on its worker's row.  A requested drain 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -17,12 +18,20 @@ from jobs.errors import Conflict, existing
 from jobs.models import Worker
 
 
+class Unable(NamedTuple):
+    """Why a worker takes no jobs now: a reason for programs, and one sentence for people without a full stop."""
+
+    reason: str
+    message: str
+
+
 def register(
     session: Session,
     worker: WorkerFacts,
     pid: int,
     datasets: Sequence[DatasetFacts],
     memory_bytes: int | None = None,
+    unable: Unable | None = None,
 ) -> None:
     """Add a worker's row and announce its datasets.
 
@@ -32,6 +41,7 @@ def register(
         pid: its process on its own machine.
         datasets: those that it has.
         memory_bytes: the most that a training process can have, of its GPU or of the machine; None where unknown.
+        unable: why it takes no jobs; None if it does.
     """
     session.add(
         Worker(
@@ -44,23 +54,35 @@ def register(
             datasets=dict(worker.datasets),
             spec_versions=[str(version) for version in worker.spec_versions],
             state="idle",
+            **_ability(unable),
         )
     )
     for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
         announce(session, facts)
 
 
-def heartbeat(session: Session, worker_id: str, job_id: str | None) -> bool:
+def heartbeat(session: Session, worker_id: str, job_id: str | None, unable: Unable | None = None) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
+
+    Args:
+        session: a writing transaction.
+        worker_id: the worker.
+        job_id: the job that it runs.
+        unable: why it takes no further job; None if it does.
 
     Returns:
         Whether a user has requested that the worker drains.
     """
     state = "idle" if job_id is None else "busy"
     values = {"heartbeats": Worker.heartbeats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
+    values |= _ability(unable)
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))
     draining = select(Worker.id).where(Worker.id == worker_id, Worker.drain_requested_at.is_not(None))
     return session.execute(draining).first() is not None
+
+
+def _ability(unable: Unable | None) -> dict[str, str | None]:
+    return {"unable": unable and unable.reason, "unable_message": unable and unable.message}
 
 
 def drain(session: Session, worker_id: str) -> Worker:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from wcl_client.connection import check
-from wcl_client.download import Downloaded, download
+from wcl_client.download import Downloaded, checked, download
 from wcl_client.responses import (
     TERMINAL,
     Artifact,
@@ -179,8 +179,13 @@ class WclClient(SweepClient):
         return self._items(Artifact, f"/v1/jobs/{job_id}/artifacts")
 
     def artifact(self, job_id: str, name: str) -> bytes:
-        """Return the content of an artifact."""
-        return self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}").content
+        """Return the content of an artifact.
+
+        Raises:
+            TransferError: the bytes do not match the checksum.
+        """
+        response = self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}")
+        return checked(response.content, response.headers.get("etag", ""))
 
     def weak_groups(self, job_id: str, *, epoch: int | None = None) -> WeakGroups:
         """Return the weak-label groups of the monitor batch at the end of an epoch, by default the last one."""
@@ -211,6 +216,11 @@ class WclClient(SweepClient):
         query = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
         response = self._json(Json, "GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(query))
         return list(response["series"])
+
+    def verify(self, checkpoint_id: str) -> Checkpoint:
+        """Let the server read the whole file of a checkpoint; return the checkpoint with its marks."""
+        checkpoint: Checkpoint = self._json("POST", f"/v1/checkpoints/{checkpoint_id}/verify", timeout=None)
+        return checkpoint
 
     def download(
         self,
@@ -299,6 +309,11 @@ class WclClient(SweepClient):
             return self._http.get("/readyz", timeout=5.0).is_success
         except httpx.HTTPError:
             return False
+
+    def problems(self) -> list[str]:
+        """Return sentences on what a server that is ready cannot do meanwhile, such as serving files."""
+        problems: list[str] = self._json("GET", "/readyz").get("problems", [])
+        return problems
 
 
 def _job_body(kind: JobKind, spec: Mapping[str, Any] | None, options: JobOptions) -> Json:

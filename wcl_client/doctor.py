@@ -7,12 +7,17 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wcl_client.api import WclClient
-from wcl_client.errors import WclError
+from wcl_client.errors import NotFoundError, WclError
+from wcl_client.output import unable_workers
+
+_ALL = 1 << 31  # jobs
+_NO_WORKER = "none is running; start one with `wcl worker`"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,38 @@ class Finding:
 def examine(client: WclClient, data_dir: Path) -> list[Finding]:
     """Run all checks and return their findings: first the machine, then the server."""
     return [_python(), _torch(), _disk(data_dir), *_server(client)]
+
+
+def verify_files(client: WclClient) -> Iterator[Finding]:
+    """Let the server read every registered file; yield a finding for each bad one, and then a summary."""
+    num_files = num_bad = 0
+    for job in client.jobs(limit=_ALL):
+        for checkpoint in client.checkpoints(job["id"]):
+            num_files += 1
+            name = f"checkpoint {checkpoint['id']} of job {job['name']}, step {checkpoint['step']}"
+            if (problem := _problem_of(client, checkpoint["id"])) is not None:
+                num_bad += 1
+                yield Finding("File", False, f"{name}: {problem}")
+        for artifact in client.artifacts(job["id"]):
+            num_files += 1
+            try:
+                client.artifact(job["id"], artifact["name"])
+            except WclError as error:
+                num_bad += 1
+                yield Finding("File", False, f"artifact {artifact['name']} of job {job['name']}: {error}")
+    yield Finding("Files", not num_bad, f"{num_files} read, {num_bad} of them damaged or missing")
+
+
+def _problem_of(client: WclClient, checkpoint_id: str) -> str | None:
+    try:
+        checkpoint = client.verify(checkpoint_id)
+    except NotFoundError:  # deleted meanwhile
+        return None
+    except WclError as error:
+        return str(error)
+    if checkpoint["damaged_at"]:
+        return "its file is damaged"
+    return "its file is missing" if checkpoint["missing_at"] else None
 
 
 def _python() -> Finding:
@@ -65,16 +102,18 @@ def _disk(data_dir: Path) -> Finding:
 def _server(client: WclClient) -> list[Finding]:
     if not client.is_ready():
         return [Finding("Server", False, f"{client.url} does not respond; start it with `wcl up`, or set WCL_URL")]
-    findings = [Finding("Server", True, client.url)]
+    problems = client.problems()
+    findings = [Finding("Server", True, client.url), *(Finding("Storage", False, problem) for problem in problems)]
     try:
         workers, datasets = client.workers(), client.datasets()
     except WclError as error:
         return [*findings, Finding("Key", False, str(error))]
     live = ", ".join(worker["name"] for worker in workers if worker["is_live"])
+    unable = unable_workers(workers)
     names = ", ".join(dataset["name"] for dataset in datasets)
     return [
         *findings,
         Finding("Key", True, "accepted"),
-        Finding("Workers", bool(live), live or "none is running; start one with `wcl worker`"),
+        Finding("Workers", bool(live) and not unable, "; ".join([live, *unable] if live else [_NO_WORKER])),
         Finding("Datasets", bool(names), names or "none; a worker announces them when it starts"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import httpx
 from wcl_client.errors import TransferError
 
 ATTEMPTS = 5
+_DIGEST = re.compile("[0-9a-f]{64}")
+_READ_SECONDS = 600.0  # the server may read a large file as a whole before it sends the first byte
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,11 @@ def _download(
     check: Callable[[httpx.Response], None],
     on_bytes: Callable[[int, int], None] | None,
 ) -> Downloaded:
-    head = http.head(url)
+    head = http.head(url, timeout=httpx.Timeout(30.0, read=_READ_SECONDS))
     check(head)
-    etag, size = head.headers["etag"], int(head.headers["content-length"])
+    etag, size = head.headers.get("etag", ""), int(head.headers["content-length"])
+    if not _DIGEST.fullmatch(_digest_in(etag)):
+        raise TransferError(f"the server names no sha256 of the file (its ETag is {etag[:100]!r}), so it is not kept")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _Partial(target)
     first = have = partial.start(etag)
@@ -137,6 +142,22 @@ def _append(
                     on_bytes(have, size)
 
 
+def checked(content: bytes, etag: str) -> bytes:
+    """Return the content of a response.
+
+    Raises:
+        TransferError: it does not match the ETag's sha256.
+    """
+    if (digest := hashlib.sha256(content).hexdigest()) != _digest_in(etag):
+        raise TransferError(f"the received bytes have sha256 {digest}, expected {etag}; run again")
+    return content
+
+
+def _digest_in(etag: str) -> str:
+    """Return the sha256 in an ETag, also in one that a proxy has made weak or marked as compressed."""
+    return etag.removeprefix("W/").strip('"').split("-")[0].removeprefix("sha256:")
+
+
 def _verify(partial: _Partial, target: Path, etag: str, size: int, first: int) -> Downloaded:
     """Check the size and the checksum, and rename the file to the target; delete it if a check fails."""
     if not partial.path.exists() or partial.path.stat().st_size != size:
@@ -144,8 +165,7 @@ def _verify(partial: _Partial, target: Path, etag: str, size: int, first: int) -
         raise TransferError(f"the server did not send the expected {size} bytes; run again")
     with partial.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    announced = etag.removeprefix("W/").strip('"').split("-")[0].removeprefix("sha256:")
-    if len(announced) == 64 and announced != digest:
+    if (announced := _digest_in(etag)) != digest:
         partial.drop()
         raise TransferError(f"the received bytes have sha256 {digest}, expected {announced}; run again")
     partial.finish(target)

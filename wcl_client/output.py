@@ -113,22 +113,32 @@ def _waiting(job: Job) -> str | None:
 
 
 def workers_table(workers: Sequence[Worker]) -> Table:
-    """Return a table with a row for each worker; its state shows a requested drain."""
+    """Return a table with a row for each worker; its state shows a requested drain, or that it takes no jobs."""
     names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
     table = Table(*names, box=None, header_style="bold")
     for worker in workers:
         drains = worker["is_live"] and worker["drain_requested_at"]
+        is_unable = worker["is_live"] and worker.get("unable")
         table.add_row(
             worker["id"][-12:],
             escape(worker["name"]),
             worker["pool"],
             str(worker["gpus"]),
-            worker["state"] + (", draining" if drains else ""),
+            worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),
             (worker["job_id"] or "")[-12:],
             ", ".join(sorted(worker["datasets"])),
             worker["seen_at"][:19].replace("T", " "),
         )
     return table
+
+
+def unable_workers(workers: Sequence[Worker]) -> list[str]:
+    """Return a sentence for each live worker that takes no jobs."""
+    return [
+        f"{worker['name']} takes no jobs: {worker.get('unable_message')}"
+        for worker in workers
+        if worker["is_live"] and worker.get("unable")
+    ]
 
 
 def _preset(job: Job) -> str | None:
@@ -261,7 +271,7 @@ def print_weak_groups(weak_groups: WeakGroups) -> None:
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
-    table = Table("id", "step", "epoch", "size", "sha256", box=None, header_style="bold")
+    table = Table("id", "step", "epoch", "size", "sha256", "file", box=None, header_style="bold")
     for checkpoint in checkpoints:
         table.add_row(
             checkpoint["id"],
@@ -269,6 +279,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
             str(checkpoint["epoch"]),
             size(checkpoint["size"]),
             checkpoint["sha256"][:16] + "…",
+            "damaged" if checkpoint.get("damaged_at") else "missing" if checkpoint.get("missing_at") else "",
         )
     return table
 

@@ -68,7 +68,7 @@ class Job(TypedDict, total=False):
 
 
 class Checkpoint(TypedDict, total=False):
-    """A registered checkpoint. A pinned one cannot be deleted; no run starts from a damaged one."""
+    """A registered checkpoint. A pinned one cannot be deleted; nothing is made from a damaged or missing file."""
 
     id: str
     job_id: str
@@ -82,6 +82,8 @@ class Checkpoint(TypedDict, total=False):
     pinned: bool
     created_at: str
     damaged_at: str | None
+    missing_at: str | None
+    checked_at: str | None
     links: dict[str, str]
 
 
@@ -154,7 +156,10 @@ class Dataset(TypedDict, total=False):
 
 
 class Worker(TypedDict, total=False):
-    """A worker; `state` is an open string, `is_live` is true while the worker runs."""
+    """A worker; `state` is an open string, `is_live` is true while the worker runs.
+
+    `unable` is the reason why it takes no jobs now, and `unable_message` the same for people; None if it takes jobs.
+    """
 
     id: str
     name: str
@@ -168,6 +173,8 @@ class Worker(TypedDict, total=False):
     started_at: str
     seen_at: str
     drain_requested_at: str | None
+    unable: str | None
+    unable_message: str | None
 
 
 class JobOptions(TypedDict, total=False):

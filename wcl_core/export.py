@@ -14,6 +14,8 @@ This works for a backbone with the `imagenet` stem. For a `small` or `stride2` s
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +25,14 @@ from wcl_core.files import write_whole
 
 _PREFIX = "model/backbone."
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_DIMENSIONS = 64
 _CHUNK_BYTES = 1 << 20
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 
 
 class ExportError(ValueError):
@@ -42,37 +51,75 @@ def backbone_file(native: Path, out: Path) -> None:
         OSError: a file cannot be read or written.
     """
     with native.open("rb") as source:
-        header, base = _read_header(source)
         try:
-            metadata = json.loads(header["__metadata__"]["wcl"])
-            facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
-            # In the source's order, which keeps every tensor aligned to its type.
-            entries = sorted(
-                ((name, entry) for name, entry in header.items() if name.startswith(_PREFIX)),
-                key=lambda named: named[1]["data_offsets"],
+            copy_backbone(source, out)
+        except ExportError as error:
+            raise ExportError(f"{native.name} is no checkpoint: {error}") from error
+
+
+def copy_backbone(source: BinaryIO, out: Path) -> None:
+    """Copy the backbone's tensors from an open file; otherwise as `backbone_file`."""
+    header, base = _read_header(source)
+    try:
+        metadata = json.loads(header.pop("__metadata__")["wcl"])
+        facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ExportError("not a native checkpoint: it has no metadata of one") from error
+    # In the source's order, which keeps every tensor aligned to its type.
+    tensors = _in_order(header, os.fstat(source.fileno()).st_size - base)
+    entries = [(name, entry) for name, entry in tensors if name.startswith(_PREFIX)]
+    if not entries:
+        raise ExportError("not a native checkpoint: it has no backbone")
+
+    def write(target: BinaryIO) -> None:
+        target.write(_new_header(entries, facts))
+        for _, entry in entries:
+            _copy(source, target, base, *entry["data_offsets"])
+
+    write_whole(out, write)
+
+
+def _in_order(header: dict[str, Any], num_bytes: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return the tensors in the order of their bytes, which follow one another without a gap or an overlap.
+
+    Raises:
+        ExportError: they do not, or a tensor's bytes do not fit its type and shape.
+    """
+    for name, entry in header.items():
+        _check_tensor(name, entry)
+    tensors = sorted(header.items(), key=lambda named: named[1]["data_offsets"])
+    end = 0
+    for name, entry in tensors:
+        if entry["data_offsets"][0] != end:
+            raise ExportError(
+                f"damaged or foreign: tensor {name[:100]!r} begins at byte {entry['data_offsets'][0]}, expected {end}"
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{native.name} is not a native checkpoint") from error
-        if not entries:
-            raise ExportError(f"{native.name} is not a native checkpoint")
+        end = entry["data_offsets"][1]
+    if end != num_bytes:
+        raise ExportError(f"damaged or foreign: its tensors have {end} bytes, but the file holds {num_bytes}")
+    return tensors
 
-        def write(target: BinaryIO) -> None:
-            target.write(_new_header(entries, facts))
-            for _, entry in entries:
-                _copy(source, target, base, *entry["data_offsets"])
 
-        write_whole(out, write)
+def _check_tensor(name: str, entry: Any) -> None:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]} if len(
+            shape
+        ) <= _MAX_DIMENSIONS and all(type(n) is int and 0 <= n < 1 << 63 for n in (start, end, *shape)):
+            if end - start == _ITEM_BYTES.get(dtype, 0) * math.prod(shape):
+                return
+    raise ExportError(f"damaged or foreign: the header's entry of tensor {name[:100]!r} is invalid")
 
 
 def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
     """Return the JSON of the header, and the offset of the first tensor byte."""
+    source.seek(0)
     prefix = source.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= _MAX_HEADER_BYTES:
         raise ExportError("not a safetensors file")
     try:
         header = json.loads(source.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError("not a safetensors file") from error
     if not isinstance(header, dict):
         raise ExportError("not a safetensors file")

@@ -20,18 +20,20 @@ from celery.platforms import SecurityWarning
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from jobs import workers
+from jobs import storage_id, workers
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.models import Worker
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
-from jobs.storage import LocalStorage
+from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.config import SPEC_VERSIONS
 from worker import app, datasets, process, recovery
+from worker.ability import Ability, StorageCheck
 from worker.devices import device_bytes, num_gpus
-from worker.garbage import collect_garbage
+from worker.garbage import collect_all_garbage
+from worker.scrub import Scrub
 from worker.slot import Slot
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
@@ -54,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url)
     storage = LocalStorage(settings.checkpoints_dir)
+    try:
+        storage_id.refuse_new_database(settings)
+    except StorageUnavailable as error:
+        log.error("%s", error)
+        return 1
     sources = datasets.find(settings)
     facts = WorkerFacts(
         id=new_id(),
@@ -67,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _wait_for_tables(database)
     announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
-    database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory))
+    storage_check = StorageCheck(database, storage)
+    ability = Ability(storage_check)
+    unable = ability.check()
+    database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory, unable))
     draining, stop = threading.Event(), threading.Event()
-    supervisor = Supervisor(database, storage, settings, sources, draining)
-    slot = Slot(database, facts, supervisor, draining)
+    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch)
+    slot = Slot(database, facts, supervisor, draining, ability)
 
     def drain() -> None:
         draining.set()
@@ -87,14 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
     _start("recovery", lambda: recovery.recover_all(database, storage, settings, slot.open))
-    _start("garbage", lambda: collect_garbage(database, storage, storage.job_ids()))
+    _start("garbage", lambda: collect_all_garbage(database, storage))
+    _start("scrub", lambda: Scrub(database, storage, settings).run(stop))
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
     try:
         if not options.once:
             app.run(app.make_app(settings, slot, draining), settings)
-        elif not slot.work_once():
+        elif not slot.work_once() and ability.unable is None:
             log.info("no waiting job fits this worker")
         was_requested = options.once or draining.is_set()
     finally:

@@ -11,10 +11,11 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from jobs import transitions
+from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.ingest import Delivered, StoredFile
 from jobs.settings import Settings
-from jobs.storage import Damaged, Storage, file_key, verified
+from jobs.storage import Storage, file_key, verified
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import (
@@ -180,7 +181,7 @@ class Delivery:
         try:
             self._storage.put(source, storage_key)
             verified(self._storage, storage_key, record.sha256, record.size)
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, BadFile):
             message = f"{_name_of(record)} is missing or damaged on the disk and was not registered"
             return self._warning(record, f"damaged_{record.type}", message)
         return StoredFile(record, storage_key)

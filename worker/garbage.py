@@ -17,6 +17,14 @@ log = logging.getLogger(__name__)
 _BATCH = 200  # jobs per query
 
 
+def collect_all_garbage(database: Database, storage: Storage) -> None:
+    """Remove the files of all jobs that belong to no row, if the storage is there."""
+    try:
+        collect_garbage(database, storage, storage.job_ids())
+    except OSError as error:
+        log.warning("garbage is not removed: %s", error)
+
+
 def collect_garbage(database: Database, storage: Storage, job_ids: Iterable[str]) -> None:
     """Remove the files of jobs that belong to no row; a file that cannot be removed now stays for the next call."""
     remaining = iter(job_ids)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from functools import partial
 from pathlib import Path
 
-from jobs import damage
+from jobs import checkpoints, damage
+from jobs.checked_files import BadFile, Missing
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
-from jobs.storage import Damaged, Storage, verified
+from jobs.storage import Storage, verified
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import RunFile
@@ -55,29 +57,58 @@ def run_file(database: Database, storage: Storage, claim: Claim, source: Source)
 def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
     """Return the newest good checkpoint file to continue from; None for a run that starts from scratch.
 
-    Each candidate is read once.  A damaged one is marked and reported, and the next older one is tried.  When none is
-    left, a job that started from scratch starts over.
+    Each candidate is read once.  One with a flaw is marked and reported, and the next older one is tried.  A newer one
+    that was marked as missing counts again once its file is there.  When none is left, a job that started from scratch
+    starts over.
 
     Raises:
         MissingCheckpoint: the job is a retry, and no checkpoint to continue from is left.
         Superseded: the attempt has ended.
-        StorageUnavailable: the whole storage is unavailable; its files may be good.
+        StorageUnavailable: the whole storage is unavailable, or none of the job's files is there; they may be good.
     """
+    if (returned := _returned_file(database, storage, claim)) is not None:
+        return returned
     candidate, message = claim.resume, "the checkpoint to continue from is deleted or damaged"
     while candidate is not None:
         try:
             return verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
-        except Damaged as error:
-            message = f"checkpoint {candidate.id} of step {candidate.step}: {error}"
+        except BadFile as flaw:
+            message = f"{candidate.describe()}: {flaw}"
             log.error("job %s: %s", claim.job_id, message)
-        candidate = _next(database, claim, candidate, message)
+            candidate = _next(database, storage, claim, candidate, flaw)
     if claim.must_resume:
         raise MissingCheckpoint(message)
     return None
 
 
-def _next(database: Database, claim: Claim, damaged: CheckpointRef, message: str) -> CheckpointRef | None:
-    return database.write(lambda session: damage.skip(session, claim.job_id, claim.number, damaged, message))
+def _next(
+    database: Database, storage: Storage, claim: Claim, bad: CheckpointRef, flaw: BadFile
+) -> CheckpointRef | None:
+    if isinstance(flaw, Missing):
+        damage.check_not_lost(database, storage, bad.job_id)
+    return database.write(lambda session: damage.skip(session, claim.job_id, claim.number, bad, flaw))
+
+
+def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+    """Return the best file that was missing, is there again, and is better than the one to resume from."""
+
+    def rank(checkpoint: CheckpointRef) -> tuple[bool, int]:
+        return checkpoint.job_id == claim.job_id, checkpoint.step
+
+    with database.read() as session:
+        missing = checkpoints.missing(session, claim.job_id)
+    for candidate in missing:
+        if claim.resume is not None and rank(candidate) <= rank(claim.resume):
+            break
+        try:
+            path = verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
+        except BadFile:
+            continue
+        database.write(
+            partial(damage.mark, job_id=claim.job_id, number=claim.number, checkpoint_id=candidate.id, flaw=None)
+        )
+        return path
+    return None
 
 
 def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
@@ -91,6 +122,9 @@ def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path |
         return None
     try:
         return verified(storage, evaluated.storage_key, evaluated.sha256, evaluated.size)
-    except Damaged as error:
-        database.write(lambda session: damage.mark(session, claim.job_id, claim.number, evaluated))
-        raise MissingCheckpoint(f"checkpoint {evaluated.id}: {error}") from error
+    except BadFile as error:
+        flaw = error
+    if isinstance(flaw, Missing):
+        damage.check_not_lost(database, storage, evaluated.job_id)
+    database.write(lambda session: damage.mark(session, claim.job_id, claim.number, evaluated.id, flaw))
+    raise MissingCheckpoint(f"checkpoint {evaluated.id}: {flaw}") from flaw

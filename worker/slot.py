@@ -9,6 +9,7 @@ from jobs import transitions, workers
 from jobs.database import Database
 from jobs.eligibility import WorkerFacts
 from jobs.transitions import Claim
+from worker.ability import Ability
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -21,15 +22,23 @@ class Slot:
         facts: the properties of this worker that a job must match.
         supervisor: runs one claimed attempt.
         draining: set when no further job may be claimed.
+        ability: whether this worker can take jobs.
 
     Attributes:
         job_id: of the job that runs now.
+        ability: as given.
     """
 
     def __init__(
-        self, database: Database, facts: WorkerFacts, supervisor: Supervisor, draining: threading.Event
+        self,
+        database: Database,
+        facts: WorkerFacts,
+        supervisor: Supervisor,
+        draining: threading.Event,
+        ability: Ability,
     ) -> None:
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
+        self.ability = ability
         self._busy = threading.Lock()
         self._is_open = threading.Event()
         self.job_id: str | None = None
@@ -46,11 +55,13 @@ class Slot:
         return self._busy.locked()
 
     def has_work(self) -> bool:
-        """Return whether a job waits that fits this worker; a read, so frequent polls cost little."""
+        """Return whether a job waits that this worker can take now; a read, so frequent polls cost little."""
         if self._draining.is_set() or not self.is_open():
             return False
         with self._database.read() as session:
-            return transitions.is_claimable(session, self._facts)
+            if not transitions.is_claimable(session, self._facts):
+                return False
+        return self.ability.check() is None  # last: the claim follows
 
     def work(self) -> None:
         """Claim and supervise jobs until none waits; return at once while another thread works in the slot."""
@@ -82,7 +93,7 @@ class Slot:
             self._supervisor.supervise(claim)
         finally:
             self.job_id = None
-        self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None))
+        self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None, self.ability.unable))
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no thread works in the slot."""

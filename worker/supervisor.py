@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from jobs import transitions
+from jobs.damage import LostFiles
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
@@ -56,6 +58,7 @@ class Supervisor:
         database, storage, settings: the service.
         sources: the datasets of this worker by name.
         draining: set when this worker must stop.
+        on_loss: called with the id of a job that ended because none of the files that it needs is in the storage.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class Supervisor:
         settings: Settings,
         sources: dict[str, Source],
         draining: threading.Event,
+        on_loss: Callable[[str, LostFiles], None],
     ) -> None:
         self._database, self._storage, self._settings = database, storage, settings
-        self._sources, self._draining = sources, draining
+        self._sources, self._draining, self._on_loss = sources, draining, on_loss
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
@@ -86,6 +90,8 @@ class Supervisor:
         except Exception as error:  # the folder, the process or a record could not be made: the job gets the reason
             log.exception("job %s: attempt %d failed in the supervisor", claim.job_id, claim.number)
             attempt.end(AttemptEnd("failed", *reason_of(error)))
+            if isinstance(error, LostFiles):
+                self._on_loss(claim.job_id, error)
         clear(folder)
 
     def _run(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> None:

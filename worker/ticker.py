@@ -64,7 +64,8 @@ class Ticker:
                 _try(self._poll, polls)
 
     def _heartbeat(self) -> None:
-        must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id))
+        unable = self._slot.ability.check()
+        must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id, unable))
         if must_drain and not self.has_drained:
             log.info("a user has requested that this worker drains")
             self.has_drained = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import BinaryIO
 
 import anyio.to_thread
@@ -25,24 +24,21 @@ _LONGEST_RANGE = 200
 
 
 def respond(
-    request: Request, path: Path, etag: str, file_name: str, media_type: str = "application/octet-stream"
+    request: Request, file: BinaryIO, etag: str, file_name: str, media_type: str = "application/octet-stream"
 ) -> Response:
-    """Return the response with the part of the file at `path` that the request's headers select.
+    """Return the response with the part of the file that the request's headers select.
 
     Args:
         request: a GET or HEAD with its Range, If-Range and If-None-Match.
-        path: a regular file that does not change.
+        file: a regular file, open; the response closes it, and breaks off if the file changes meanwhile.
         etag: the strong validator, quoted.
         file_name: the name under which a browser saves the file; it consists of ids.
         media_type: a type that a browser may display; it saves `application/octet-stream`.
-
-    Raises:
-        OSError: the file cannot be opened.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if _has_it(request.headers.get("if-none-match"), etag):
+        file.close()
         return Response(status_code=304, headers=headers)
-    file = path.open("rb")
     size = os.fstat(file.fileno()).st_size
     bounds = _bounds(request, etag)
     start, end = (0, size) if bounds is None else _clipped(*bounds, size)
@@ -117,10 +113,17 @@ class _FilePart(StreamingResponse):
 
 async def _chunks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
     await anyio.to_thread.run_sync(file.seek, start)
+    before = _touched(file)
     left = end - start
     while left:
         chunk = await anyio.to_thread.run_sync(file.read, min(left, CHUNK_BYTES))
-        if not chunk:
-            raise OSError("the file was truncated while the server sent it")
+        if not chunk or _touched(file) != before:  # after the read: the chunk is of the bytes that were checked
+            raise OSError("the file changed while the server sent it")
         left -= len(chunk)
         yield chunk
+
+
+def _touched(file: BinaryIO) -> tuple[int, int]:
+    """Return size and time of the last change; not the inode's time, which a deletion changes, too."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns

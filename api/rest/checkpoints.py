@@ -1,9 +1,8 @@
-"""Checkpoints: show, pin, evaluate, delete, download."""
+"""Checkpoints: show, pin, evaluate, delete, download, verify."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,15 +12,15 @@ from api.http import files
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase, TheSettings, TheStorage
 from api.http.idempotency import REPLAYED, TheSubmission
-from api.http.problems import Gone
+from api.http.problems import Gone, Unready
 from api.rest import exports, responses
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.responses import CheckpointResponse, JobResponse
-from jobs import checkpoints, queries, waiting
+from api.rest.stored_files import open_checkpoint
+from jobs import checkpoints, damage, queries, waiting
 from jobs.errors import FieldError, Invalid
-from jobs.models import TRAINING, Checkpoint
-from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.models import TRAINING
+from jobs.storage import StorageUnavailable
 from wcl_core.export import ExportError
 
 log = logging.getLogger(__name__)
@@ -100,21 +99,31 @@ def download(
     """
     with database.read() as session:
         checkpoint = queries.get_checkpoint(session, checkpoint_id)
-    try:
-        path, sha256 = _file(checkpoint, kind, settings, storage)
-        return files.respond(request, path, f'"{sha256}"', f"{checkpoint.id}-{kind}.safetensors")
-    except FileNotFoundError as error:
-        raise Gone(f"checkpoint {checkpoint.id} is registered, but its file is missing on the server") from error
-    except ExportError as error:
-        raise Gone(f"the file of checkpoint {checkpoint.id} is damaged: {error}") from error
-
-
-def _file(checkpoint: Checkpoint, kind: FileKind, settings: Settings, storage: Storage) -> tuple[Path, str]:
-    native = storage.path(checkpoint.storage_key)
-    if (size := native.stat().st_size) != checkpoint.size:
-        raise Gone(f"the file of checkpoint {checkpoint.id} has {size} bytes, registered are {checkpoint.size}")
+    native, sha256 = open_checkpoint(database, storage, checkpoint), checkpoint.sha256
     if kind == "native":
-        return native, checkpoint.sha256
-    if checkpoint.kind != TRAINING:
-        raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])
-    return exports.backbone(settings.exports_dir, native, checkpoint.sha256)
+        return files.respond(request, native, f'"{sha256}"', f"{checkpoint.id}-native.safetensors")
+    with native:
+        if checkpoint.kind != TRAINING:
+            raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])
+        try:
+            backbone, sha256 = exports.backbone(settings.exports_dir, native, sha256)
+        except ExportError as error:
+            raise Gone(f"checkpoint {checkpoint.id} has no backbone: {error}") from error
+    return files.respond(request, backbone, f'"{sha256}"', f"{checkpoint.id}-backbone.safetensors")
+
+
+@router.post("/verify")
+def verify(checkpoint_id: str, principal: Submitter, database: TheDatabase, storage: TheStorage) -> CheckpointResponse:
+    """Read the whole file of a checkpoint, and return the checkpoint with the result.
+
+    Other bytes than the registered ones set `damaged_at`, and a missing file sets `missing_at`; a file that is as
+    registered again takes the mark back.  If none of the job's files is there, the response is 503 and no mark is set.
+    """
+    with database.read() as session:
+        queries.get_checkpoint(session, checkpoint_id)
+    try:
+        damage.verify(database, storage, checkpoint_id)
+    except StorageUnavailable as error:
+        raise Unready(str(error)) from error
+    with database.read() as session:
+        return responses.checkpoint(queries.get_checkpoint(session, checkpoint_id))

@@ -1,4 +1,9 @@
-"""Exported backbones of checkpoints: created at the first request, and stored under the checkpoint's digest."""
+"""Exported backbones of checkpoints: created at the first request, and stored under the digest of the bytes read.
+
+DIGEST.safetensors    the backbone
+DIGEST.sha256         `2`, digest and size of that file; another first word is of an older version, which exported
+                      without a comparison of the checkpoint's bytes
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,16 @@ import logging
 import re
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import select
 
+from jobs.checked_files import CheckedFiles, Damaged, Stamp
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.models import Checkpoint
 from jobs.storage import sha256_of
-from wcl_core.export import backbone_file
+from wcl_core.export import ExportError, copy_backbone
 from wcl_core.files import write_bytes
 
 log = logging.getLogger(__name__)
@@ -21,23 +28,47 @@ log = logging.getLogger(__name__)
 _BATCH = 500  # digests in one query
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SWEEP_SECONDS = 600.0
+_VERSION = "2"
+_EXPORTED = CheckedFiles()
 
 # Two threads of this process must not write the same file; two processes write beside, each under its own name.
 _LOCKS = [threading.Lock() for _ in range(16)]
 
 
-def backbone(folder: Path, native: Path, sha256: str) -> tuple[Path, str]:
-    """Return the exported file of the checkpoint with this digest, and the digest of that file.
+def backbone(folder: Path, native: BinaryIO, sha256: str) -> tuple[BinaryIO, str]:
+    """Return the exported file of a checkpoint, open, and the digest of its bytes.
+
+    Args:
+        folder: where exports are.
+        native: the checkpoint's file, open, whose bytes were just compared with the digest.
+        sha256: the digest.
 
     Raises:
         wcl_core.export.ExportError, OSError: `native` is no checkpoint, or a file cannot be read or written.
     """
     out, noted = _places(folder, sha256)
     with _LOCKS[int(sha256[:2], 16) % len(_LOCKS)]:
-        if not (out.exists() and noted.exists()):
-            backbone_file(native, out)
-            write_bytes(noted, sha256_of(out).encode("ascii"))
-        return out, noted.read_text(encoding="ascii")
+        if (kept := _kept(out, noted)) is not None:
+            return kept
+        noted.unlink(missing_ok=True)
+        before = Stamp.of(native)
+        copy_backbone(native, out)
+        if Stamp.of(native)[:4] != before[:4]:  # not the time of the inode, which a deletion changes, too
+            out.unlink()
+            raise ExportError("its file changed while it was read")
+        write_bytes(noted, f"{_VERSION} {sha256_of(out)} {out.stat().st_size}".encode("ascii"))
+        if (made := _kept(out, noted)) is None:
+            raise OSError(f"the export {out.name} does not have the bytes that were written")
+        return made
+
+
+def _kept(out: Path, noted: Path) -> tuple[BinaryIO, str] | None:
+    """Return a complete export whose bytes are those that were written; None if it has to be made."""
+    try:
+        version, digest, size = noted.read_text(encoding="ascii").split()
+        return (_EXPORTED.open(out, digest, int(size)), digest) if version == _VERSION else None
+    except (FileNotFoundError, ValueError, Damaged):
+        return None
 
 
 def sweep(database: Database, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,16 @@ from api.http.problems import Unready
 from api.rest.responses import Response
 from jobs import queries
 from jobs.models import LIVE_STATES
+from jobs.status import HELD
 
 router = APIRouter(tags=["service"])
 
 
 class Health(Response):
-    """The server is healthy."""
+    """The server is healthy; `problems` are sentences on what it cannot do meanwhile, such as serving files."""
 
     status: str
+    problems: tuple[str, ...] = ()
 
 
 @router.get("/healthz")
@@ -30,12 +33,12 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz")
-def readyz(database: TheDatabase) -> Health:
-    """Return `ok` if the database is reachable and has this version's schema."""
+@router.get("/readyz", response_model_exclude_defaults=True)
+def readyz(request: Request, database: TheDatabase) -> Health:
+    """Return `ok` if the database is reachable and has this version's schema; a storage that is away is a problem."""
     if not database.is_migrated():
         raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
-    return Health(status="ok")
+    return Health(status="ok", problems=tuple(_problems(request)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -45,14 +48,24 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
         jobs = queries.counts_by_status(session)
         workers = queries.workers(session, alive_only=True)
     states = {state: sum(worker.state == state for worker in workers) for state in LIVE_STATES}
+    unable = Counter({str(reason): 0 for reason in HELD})
+    unable.update(worker.unable for worker in workers if worker.unable)
+    is_available = not _problems(request)
     streams = request.app.state.streams.count
     return "".join(
         (
             _gauge("wcl_jobs", "Jobs that have not ended, by status.", "status", jobs),
             _gauge("wcl_workers", "Workers that run, by state.", "state", states),
+            _gauge("wcl_workers_unable", "Workers that run and take no jobs, by reason.", "reason", unable),
+            _gauge("wcl_storage_available", "1 if this process can reach the storage.", None, {"": int(is_available)}),
             _gauge("wcl_streams", "Open event streams of this process.", None, {"": streams}),
         )
     )
+
+
+def _problems(request: Request) -> list[str]:
+    problem = request.app.state.storage_watch.problem
+    return [] if problem is None else [problem]
 
 
 def _gauge(name: str, meaning: str, label: str | None, values: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field
 from api.http import files
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
-from api.http.problems import Gone
 from api.rest import responses
 from api.rest.responses import (
     ArtifactResponse,
@@ -25,6 +24,7 @@ from api.rest.responses import (
     Response,
     SeriesResponse,
 )
+from api.rest.stored_files import open_artifact
 from jobs import curves, queries
 from jobs.errors import FieldError, Invalid
 from jobs.step_times import step_times
@@ -192,8 +192,5 @@ def artifact(
     """Return the file of an artifact, `image/png` or `application/json`; the ETag is the sha256 of the bytes."""
     with database.read() as session:
         row = queries.get_artifact(session, job_id, name)
-    try:
-        path = storage.path(row.storage_key)
-        return files.respond(request, path, f'"{row.sha256}"', f"{row.job_id}-{row.name}", row.media_type)
-    except FileNotFoundError as error:
-        raise Gone(f"artifact {name} of job {job_id} is registered, but its file is missing on the server") from error
+    file = open_artifact(storage, row)
+    return files.respond(request, file, f'"{row.sha256}"', f"{row.job_id}-{row.name}", row.media_type)

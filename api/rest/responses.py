@@ -239,7 +239,9 @@ class CheckpointResponse(Response):
     """A registered checkpoint; `sha256` and `size` are those of the native file.
 
     `kind` is `training`, or `embeddings` for features of a dataset that an evaluation wrote.  `damaged_at` is the time
-    when the service first saw the file missing or changed; no run starts from it.
+    when the service first saw other bytes in the file, and `missing_at` when it first saw the file missing.  Both are
+    null for a file that was last seen intact; nothing is made from another one.  `checked_at` is the last time that the
+    whole file was read.
     """
 
     id: str
@@ -254,6 +256,8 @@ class CheckpointResponse(Response):
     pinned: bool
     created_at: Time
     damaged_at: Time | None
+    missing_at: Time | None
+    checked_at: Time | None
     links: dict[str, str]
 
 
@@ -300,7 +304,11 @@ def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
 
 
 class WorkerResponse(Response):
-    """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs."""
+    """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs.
+
+    `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
+    the same for people; both are null for a worker that takes jobs.
+    """
 
     id: str
     name: str
@@ -314,3 +322,5 @@ class WorkerResponse(Response):
     started_at: Time
     seen_at: Time
     drain_requested_at: Time | None
+    unable: str | None
+    unable_message: str | None

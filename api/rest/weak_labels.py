@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
 from api.rest.responses import Response
+from api.rest.stored_files import read_artifact
 from jobs import queries, weak_labels
 from jobs.errors import FieldError, Invalid
 from jobs.models import Artifact
@@ -106,11 +107,11 @@ def _group(group: WeakGroup, batch: MonitorBatchFacts | None) -> WeakGroupRespon
 
 def read_monitor_batch(storage: Storage, facts: Artifact | None, num_images: int) -> MonitorBatchFacts | None:
     """Return the facts of the monitor batch; None if the file is missing, or describes another number of images."""
-    if facts is None:
+    if facts is None or (content := read_artifact(storage, facts)) is None:
         return None
     try:
-        batch = MonitorBatchFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
-    except (OSError, ValidationError) as error:
+        batch = MonitorBatchFacts.model_validate_json(content)
+    except ValidationError as error:
         log.warning("the monitor batch of job %s cannot be read: %s", facts.job_id, error)
         return None
     return batch if len(batch.indices) == len(batch.classes) == num_images else None

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
+from api.rest.stored_files import read_artifact
 from api.web import job
 from api.web.evaluations import Source
 from api.web.job import Run
@@ -196,12 +197,12 @@ def map_page(
 
 
 def _read_map(storage: Storage, facts: Artifact | None) -> MapFacts | None:
-    """Return the map; None when its file is missing or invalid."""
-    if facts is None:
+    """Return the map; None when its file is missing, damaged or invalid."""
+    if facts is None or (content := read_artifact(storage, facts)) is None:
         return None
     try:
-        return MapFacts.model_validate_json(storage.path(facts.storage_key).read_bytes())
-    except (OSError, ValidationError) as error:
+        return MapFacts.model_validate_json(content)
+    except ValidationError as error:
         log.warning("the map of job %s cannot be read: %s", facts.job_id, error)
         return None
 

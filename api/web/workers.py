@@ -38,8 +38,10 @@ class WorkerView:
 
     @property
     def state(self) -> str:
-        """The state: idle, busy or draining."""
-        return self.worker.state if self.worker.drain_requested_at is None else "draining"
+        """The state: idle, busy, draining, or unable for an idle worker that takes no jobs."""
+        if self.worker.drain_requested_at is not None:
+            return "draining"
+        return "unable" if self.worker.state == "idle" and self.worker.unable else self.worker.state
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Pool:
     busy: int
     free: int
     draining: int
+    unable: int
     gpus: int
     queued: int
 
     @property
     def slots(self) -> list[str]:
-        return ["busy"] * self.busy + ["idle"] * self.free + ["draining"] * self.draining
+        return ["busy"] * self.busy + ["idle"] * self.free + ["draining"] * (self.draining + self.unable)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _pools(session: Session, views: Sequence[WorkerView]) -> list[Pool]:
 def _pool(name: str, views: Sequence[WorkerView], queued: int) -> Pool:
     states = Counter(view.state for view in views)
     gpus = sum(view.worker.gpus for view in views)
-    return Pool(name, states["busy"], states["idle"], states["draining"], gpus, queued)
+    return Pool(name, states["busy"], states["idle"], states["draining"], states["unable"], gpus, queued)
 
 
 @router.get("/workers")

@@ -99,8 +99,8 @@ GUARDS = (
     Guard(
         "a draining worker takes no jobs",
         "jobs/eligibility.py",
-        "return and_(Worker.is_live, Worker.drain_requested_at.is_(None))",
-        "return and_(Worker.is_live)",
+        "Worker.drain_requested_at.is_(None), Worker.unable",
+        "Worker.unable",
         ("tests/jobs/test_eligibility.py::test_a_live_worker_takes_jobs_unless_it_drains",),
     ),
     Guard(

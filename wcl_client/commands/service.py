@@ -12,7 +12,7 @@ from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
-from wcl_client.doctor import examine
+from wcl_client.doctor import examine, verify_files
 from wcl_client.output import err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
 
@@ -72,10 +72,17 @@ def datasets(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Let the server also read every registered file; this takes a while.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check this machine and the server; the exit code is 1 if a check fails."""
     with WclClient.connect() as client:
         findings = examine(client, data_folder())
+        if verify and any(finding.name == "Key" and finding.is_ok for finding in findings):
+            findings += verify_files(client)
     if as_json:
         print_json([finding.__dict__ for finding in findings])
     for finding in () if as_json else findings:

@@ -12,7 +12,7 @@ from wcl_client import output
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
-from wcl_client.output import out, print_json
+from wcl_client.output import err, out, print_json
 from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
 
@@ -26,7 +26,12 @@ def workers(as_json: AsJson = False) -> None:
     """List workers, live ones first."""
     with WclClient.connect() as client:
         rows = client.workers()
-    print_json(rows) if as_json else out.print(output.workers_table(rows))
+    if as_json:
+        print_json(rows)
+        return
+    out.print(output.workers_table(rows))
+    for sentence in output.unable_workers(rows):
+        err.print(sentence, style="red", markup=False, highlight=False)
 
 
 @worker.callback()

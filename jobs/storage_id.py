@@ -1,0 +1,128 @@
+"""The storage that belongs to a database: the storage has an id in a file, and the database keeps the same id.
+
+connect                the first process gives both the id; every later one compares them
+refuse_new_database    no new SQLite database is made beside the files of another one
+adopt                  an operator declares that the folder is this database's storage, as after a restored backup
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs import models
+from jobs.database import Database, new_id
+from jobs.ingest import insert
+from jobs.settings import Settings
+from jobs.storage import LocalStorage, Storage, StorageUnavailable
+
+_NAME = "checkpoints"  # of the only storage
+_SAMPLE = 200  # jobs with files that are looked up in the database
+_ADOPT = "if the files belong to this database, as after a restored backup, run `python -m jobs adopt-storage`"
+
+
+class ForeignStorage(StorageUnavailable):
+    """The storage and the database do not belong together; the message names the remedy."""
+
+
+def connect(database: Database, storage: Storage) -> None:
+    """Set the storage's id to the one of the database, after comparing it with the folder's.
+
+    The first call for a database gives both their id, unless one of them already holds files that the other one does
+    not have.  It may be repeated at any time.
+
+    Raises:
+        StorageUnavailable: the folder is absent, another one, or does not respond.
+    """
+    with database.read() as session:
+        expected = _id_of(session)
+    if expected is None:
+        storage.id = None  # the files of any folder may be listed
+        try:
+            expected = database.write(lambda session: _introduce(session, storage))
+        finally:
+            storage.id = expected or ""  # after a refusal no folder is accepted
+    storage.id = expected
+    try:
+        storage.check()
+    except StorageUnavailable as error:
+        raise ForeignStorage(f"{error}; {_ADOPT}") from error
+
+
+def refuse_new_database(settings: Settings) -> None:
+    """Return unless a new SQLite database would be made beside files of another database.
+
+    Raises:
+        ForeignStorage: there are such files.
+    """
+    file = settings.sqlite_file
+    if file is None or (file.exists() and file.stat().st_size):
+        return
+    storage = LocalStorage(settings.checkpoints_dir)
+    if next(iter(storage.job_ids()), None) is not None:
+        raise ForeignStorage(
+            f"the database {file} is absent or empty, but {settings.checkpoints_dir} holds files of another database; "
+            "set WCL_DATABASE_URL to that database or restore it; "
+            "to keep the files beside a new database, run `python -m jobs adopt-storage`"
+        )
+
+
+def adopt(database: Database, storage: Storage) -> str:
+    """Make the folder this database's storage, whatever both held before; return the id of both."""
+
+    def change(session: Session) -> str:
+        storage_id = storage.marker() or _id_of(session) or new_id()
+        session.execute(insert(session, models.Storage).values(_row(storage_id)).on_conflict_do_nothing())
+        session.execute(update(models.Storage).values(storage_id=storage_id))
+        storage.mark(storage_id)
+        return storage_id
+
+    storage.id = None
+    storage.id = database.write(change)
+    return storage.id
+
+
+def _introduce(session: Session, storage: Storage) -> str:
+    """Insert the id of the storage, and give it one if it has none; a concurrent call waits for the row and reads it.
+
+    A marker without files is what a crash between the two leaves.
+    """
+    marker = storage.marker()
+    storage_id = marker or new_id()
+    row = insert(session, models.Storage).values(_row(storage_id)).on_conflict_do_nothing()
+    if session.execute(row.returning(models.Storage.name)).scalar_one_or_none() is not None:
+        _refuse_strangers(session, storage, marker)
+        if marker is None:
+            storage.mark(storage_id)
+    expected = _id_of(session)
+    assert expected is not None
+    return expected
+
+
+def _refuse_strangers(session: Session, storage: Storage, marker: str | None) -> None:
+    job_ids = list(islice(storage.job_ids(), _SAMPLE))
+    if not job_ids:
+        registered = select(models.Checkpoint.id).where(models.Checkpoint.deleted_at.is_(None)).limit(1)
+        if session.execute(registered).first() is not None:
+            raise ForeignStorage(
+                "the database has registered files, but the storage folder (checkpoints in WCL_DATA_DIR) is absent or "
+                f"empty; check WCL_DATA_DIR and its mount; {_ADOPT}"
+            )
+        return
+    are_known = session.execute(select(models.Job.id).where(models.Job.id.in_(job_ids)).limit(1)).first() is not None
+    if marker is not None or not are_known:
+        raise ForeignStorage(
+            "the storage folder (checkpoints in WCL_DATA_DIR) holds files of another database; set WCL_DATABASE_URL to "
+            f"that database, or WCL_DATA_DIR to another folder; {_ADOPT}"
+        )
+
+
+def _id_of(session: Session) -> str | None:
+    statement = select(models.Storage.storage_id).where(models.Storage.name == _NAME)
+    return session.execute(statement).scalar_one_or_none()
+
+
+def _row(storage_id: str) -> dict[str, str]:
+    return {"name": _NAME, "storage_id": storage_id}

@@ -1,0 +1,102 @@
+"""Whether this worker can take jobs: its checks run before each claim and with each heartbeat.
+
+A check returns why the worker is unable, or None.  It runs on a thread, because a storage that does not respond must
+not hold up heartbeats; a check that takes too long makes the worker unable.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sqlalchemy import select
+
+from jobs import checkpoints, damage, storage_id
+from jobs.damage import LostFiles
+from jobs.database import Database
+from jobs.models import Job
+from jobs.status import Reason, Status
+from jobs.storage import Storage, StorageUnavailable
+from jobs.workers import Unable
+from worker.background import BackgroundWork
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[], Unable | None]
+_CHECK_SECONDS = 5.0
+
+
+class Ability:
+    """The checks of one worker, in order.
+
+    Args:
+        checks: the first one that returns a reason decides.
+
+    Attributes:
+        unable: the result of the last call of `check`.
+    """
+
+    def __init__(self, *checks: Check) -> None:
+        self._checks = checks
+        self._lock = threading.Lock()  # several threads ask
+        self._running: BackgroundWork[Unable | None] | None = None
+        self.unable: Unable | None = None
+
+    def check(self) -> Unable | None:
+        """Run the checks; return why the worker takes no jobs now, or None.
+
+        Raises:
+            DBAPIError: the database does not respond.
+        """
+        with self._lock:
+            before, self.unable = self.unable, self._result()
+            if self.unable is not None and self.unable != before:
+                log.error("this worker takes no jobs: %s", self.unable.message)
+            elif self.unable is None and before is not None:
+                log.info("this worker takes jobs again")
+            return self.unable
+
+    def _result(self) -> Unable | None:
+        hung = self._running is not None
+        work = self._running = self._running or BackgroundWork(self._run)
+        if not work.is_done(0.0 if hung else _CHECK_SECONDS):  # one thread at a time waits for a hung storage
+            return Unable(Reason.STORAGE_UNAVAILABLE, f"a check of the storage takes more than {_CHECK_SECONDS:g} s")
+        self._running = None
+        return work.result() if not hung else self._result()
+
+    def _run(self) -> Unable | None:
+        return next((unable for check in self._checks if (unable := check()) is not None), None)
+
+
+class StorageCheck:
+    """The check of the storage: its id, and the files of jobs that lost all of theirs at once on this worker."""
+
+    def __init__(self, database: Database, storage: Storage) -> None:
+        self._database, self._storage = database, storage
+        self._waiting: dict[str, str] = {}
+
+    def watch(self, job_id: str, lost: LostFiles) -> None:
+        """Take no jobs while this job is paused for want of its files and none of them is in the storage."""
+        self._waiting[job_id] = lost.job_id
+
+    def __call__(self) -> Unable | None:
+        try:
+            storage_id.connect(self._database, self._storage)
+            for job_id, owner in list(self._waiting.items()):
+                if (message := self._loss(job_id, owner)) is not None:
+                    return Unable(Reason.STORAGE_UNAVAILABLE, message)
+                self._waiting.pop(job_id, None)
+        except StorageUnavailable as error:
+            return Unable(Reason.STORAGE_UNAVAILABLE, str(error))
+        return None
+
+    def _loss(self, job_id: str, owner: str) -> str | None:
+        waiting = select(Job.id).where(
+            Job.id == job_id, Job.status == Status.PAUSED, Job.status_reason == Reason.STORAGE_UNAVAILABLE
+        )
+        with self._database.read() as session:
+            keys = checkpoints.file_keys(session, owner)
+            if session.execute(waiting).first() is None:
+                return None
+        return damage.loss(self._storage, owner, keys)

@@ -1,0 +1,109 @@
+"""The scrub: re-reads all registered checkpoints over time, so that decay of a disk is noticed before a file is needed.
+
+Each worker reads at a stated pace, `WCL_SCRUB_MIB_PER_SECOND`; 0 switches its scrub off.  The file that was read
+longest ago comes first, and no file is read twice within `WCL_SCRUB_DAYS`.  Several workers draw from the next files at
+random, so that they rarely read the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import threading
+import time
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs import damage
+from jobs.database import Database, now_ms
+from jobs.fault_log import FaultLog
+from jobs.models import Checkpoint
+from jobs.settings import Settings
+from jobs.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+_IDLE_SECONDS = 60.0  # nothing is due, or the storage is away
+_DAY_MS = 86_400_000
+_DRAWN = 16  # the next files, of which one is drawn
+
+
+class Stopped(Exception):  # noqa: N818
+    """The worker ends while a file is read."""
+
+
+class Scrub:
+    """The scrub of one worker.
+
+    Args:
+        database, storage, settings: the service.
+    """
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._database, self._storage = database, storage
+        self._bytes_per_second = settings.scrub_mib_per_second * (1 << 20)
+        self._age_ms = int(settings.scrub_days * _DAY_MS)
+        self._lost: set[str] = set()  # jobs without any of their files; nothing is known about these files
+
+    def run(self, stop: threading.Event) -> None:
+        """Scrub until `stop`; for a thread of its own."""
+        if not self._bytes_per_second:
+            return
+        faults = FaultLog(log, "the scrub of checkpoints")
+        while not stop.is_set():
+            try:
+                while self.step(stop):
+                    pass
+            except Stopped:
+                return
+            except Exception as error:  # the thread must survive every error, since nothing restarts it
+                faults.failed(error)
+            else:
+                faults.succeeded()
+            stop.wait(_IDLE_SECONDS)
+
+    def step(self, stop: threading.Event) -> bool:
+        """Read the file that was not read for longest; return False if none is due.
+
+        Raises:
+            Stopped: `stop` is set.
+            StorageUnavailable: the storage is away; the file is read in a later round.
+        """
+        self._storage.check()
+        with self._database.read() as session:
+            due = self._due(session)
+        if not due:
+            self._lost.clear()
+            return False
+        checkpoint_id = random.choice(due)
+        try:
+            flaw: Exception | None = damage.verify(
+                self._database, self._storage, checkpoint_id, lambda path: self._digest_of(path, stop)
+            )
+        except damage.LostFiles as lost:
+            self._lost.add(lost.job_id)
+            flaw = lost
+        if flaw is not None:
+            log.error("checkpoint %s: %s", checkpoint_id, flaw)
+        return True
+
+    def _due(self, session: Session) -> list[str]:
+        """Return the checkpoints that were not read for longest, of those that may be read again."""
+        read_at = func.coalesce(Checkpoint.checked_at, 0)
+        may_be_read = (Checkpoint.deleted_at.is_(None), read_at < now_ms() - self._age_ms)
+        due = select(Checkpoint.id).where(*may_be_read, Checkpoint.job_id.not_in(self._lost))
+        return list(session.execute(due.order_by(read_at, Checkpoint.id).limit(_DRAWN)).scalars())
+
+    def _digest_of(self, path: Path, stop: threading.Event) -> str:
+        digest, began, done = hashlib.sha256(), time.monotonic(), 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                done += len(chunk)
+                if stop.wait(max(0.0, began + done / self._bytes_per_second - time.monotonic())):
+                    raise Stopped
+        return digest.hexdigest()
