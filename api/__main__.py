@@ -27,6 +27,7 @@ from jobs.database import Database, is_outage
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.storage_id import ForeignStorage
 from wcl_core import failpoints
 from wcl_core.files import write_bytes
 
@@ -80,6 +81,8 @@ def serve(settings: Settings) -> None:
         storage_id.refuse_new_database(settings)
         _migrate(database)
         storage_id.connect(database, storage)
+    except ForeignStorage as error:
+        raise Misconfigured(str(error)) from error
     except StorageUnavailable as error:
         raise StartError(str(error)) from error
     _ensure_keys(settings, database)

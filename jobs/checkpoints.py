@@ -28,8 +28,8 @@ BEST_METRIC = KNN_TOP1
 
 def is_good() -> ColumnElement[bool]:
     """Return the condition for a checkpoint that a run may start from: of kind training, kept, not seen with a flaw."""
-    is_intact = and_(Checkpoint.damaged_at.is_(None), Checkpoint.missing_at.is_(None))
-    return and_(Checkpoint.kind == TRAINING, Checkpoint.deleted_at.is_(None), is_intact)
+    is_kept, is_undamaged = Checkpoint.deleted_at.is_(None), Checkpoint.damaged_at.is_(None)
+    return and_(Checkpoint.kind == TRAINING, is_kept, is_undamaged, Checkpoint.missing_at.is_(None))
 
 
 # --- queries -------------------------------------------------------------------------------------------------------

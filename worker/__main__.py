@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         storage_id.refuse_new_database(settings)
     except StorageUnavailable as error:
-        log.error("%s", error)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_CONFIG
     sources = datasets.find(settings)
     facts = WorkerFacts(
         id=new_id(),

@@ -27,6 +27,7 @@ from jobs.storage import Storage
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
+_PAUSE_SECONDS = 0.5  # between two files, so that small ones cost the database little
 _IDLE_SECONDS = 60.0  # nothing is due, or the storage is away
 _DAY_MS = 86_400_000
 _DRAWN = 16  # the next files, of which one is drawn
@@ -56,7 +57,7 @@ class Scrub:
         faults = FaultLog(log, "the scrub of checkpoints")
         while not stop.is_set():
             try:
-                while self.step(stop):
+                while self.step(stop) and not stop.wait(_PAUSE_SECONDS):
                     pass
             except Stopped:
                 return

@@ -21,9 +21,14 @@ router = APIRouter(tags=["service"])
 
 
 class Health(Response):
-    """The server is healthy; `problems` are sentences on what it cannot do meanwhile, such as serving files."""
+    """The server is healthy."""
 
     status: str
+
+
+class Readiness(Health):
+    """The server is ready; `problems` are sentences on what it cannot do meanwhile, such as serving files."""
+
     problems: tuple[str, ...] = ()
 
 
@@ -34,11 +39,11 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", response_model_exclude_defaults=True)
-def readyz(request: Request, database: TheDatabase) -> Health:
+def readyz(request: Request, database: TheDatabase) -> Readiness:
     """Return `ok` if the database is reachable and has this version's schema; a storage that is away is a problem."""
     if not database.is_migrated():
         raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
-    return Health(status="ok", problems=tuple(_problems(request)))
+    return Readiness(status="ok", problems=tuple(_problems(request)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -157,6 +157,58 @@ def test_the_local_key_stays_until_it_is_revoked_and_is_then_replaced(start: Sta
         assert client.get("/v1/jobs").status_code == 200
 
 
+def test_a_forgotten_database_url_makes_no_database_beside_files(start: Start, tmp_path: Path) -> None:
+    """The folder belongs to a database elsewhere; server, worker and commands name the setting and make nothing."""
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.sqlite3'}"
+    first = start(WCL_DATABASE_URL=elsewhere).ready()
+    first.stop()
+    (first.data_dir / "checkpoints" / "some-job" / "1").mkdir(parents=True)
+    (first.data_dir / "key").unlink()
+
+    second = start()
+    assert second.process.wait(timeout=60) == os.EX_CONFIG
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+    for arguments in (("worker", "--once"), ("jobs", "migrate"), ("jobs", "create-key", "x")):
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env=clean | {"WCL_DATA_DIR": str(first.data_dir), "WCL_BUILTIN_DATASETS": "[]"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == (os.EX_CONFIG if arguments[0] == "worker" else 1)
+        assert "WCL_DATABASE_URL" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    assert second.words.count("\n") == 1, second.words
+    assert "WCL_DATABASE_URL" in second.words
+    assert not (first.data_dir / "wcl.sqlite3").exists()
+    assert not (first.data_dir / "key").exists()
+    start(WCL_DATABASE_URL=elsewhere).ready()
+
+
+def test_a_server_with_another_folder_does_not_start(start: Start, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
+    start(WCL_DATABASE_URL=url).ready()
+
+    other = start("other", WCL_DATABASE_URL=url)
+
+    assert other.process.wait(timeout=60) == os.EX_CONFIG
+    assert "storage-id" in other.words
+    assert "adopt-storage" in other.words
+    assert "Traceback" not in other.words
+    adopted = subprocess.run(
+        [sys.executable, "-m", "jobs", "adopt-storage"],
+        cwd=ROOT,
+        env=os.environ | {"WCL_DATA_DIR": str(other.data_dir), "WCL_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert adopted.stdout.strip() == (other.data_dir / "checkpoints" / "storage-id").read_text().strip()
+    start("other", WCL_DATABASE_URL=url).ready()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_soon_although_streams_and_downloads_are_open(start: Start, number: int) -> None:
     server = start().ready()

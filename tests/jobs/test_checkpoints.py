@@ -122,7 +122,9 @@ def test_a_resumed_job_starts_from_its_newest_checkpoint(database: Database) -> 
 
 
 @pytest.mark.parametrize(
-    "flaw", [{"deleted_at": 1}, {"damaged_at": 1}, {"kind": EMBEDDINGS}], ids=["deleted", "damaged", "embeddings"]
+    "flaw",
+    [{"deleted_at": 1}, {"damaged_at": 1}, {"missing_at": 1}, {"kind": EMBEDDINGS}],
+    ids=["deleted", "damaged", "missing", "embeddings"],
 )
 def test_only_an_intact_training_checkpoint_is_good(database: Database, flaw: dict[str, Any]) -> None:
     run = Run(database, running(database))

@@ -85,6 +85,22 @@ def test_a_live_worker_takes_jobs_unless_it_drains(database: Database, state: st
     assert taking == ([facts.id] if is_live and not drains else [])
 
 
+def test_an_unable_worker_takes_no_jobs(database: Database) -> None:
+    facts = worker()
+    unable = workers.Unable("storage_unavailable", "its folder is not mounted")
+    database.write(lambda session: workers.register(session, facts, 1, [], unable=unable))
+
+    def taking() -> list[str]:
+        with database.read() as session:
+            return list(session.execute(select(Worker.id).where(eligibility.takes_jobs())).scalars())
+
+    assert taking() == []
+    database.write(lambda session: workers.heartbeat(session, facts.id, None, None))
+    assert taking() == [facts.id]
+    database.write(lambda session: workers.heartbeat(session, facts.id, None, unable))
+    assert taking() == []
+
+
 def behind(database: Database, *needed: str, checkpoint: bool) -> str:
     return submit(database, after=needed, after_checkpoint=frozenset(needed if checkpoint else ()))
 

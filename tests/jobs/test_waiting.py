@@ -85,6 +85,18 @@ def test_a_draining_worker_does_not_count(database: Database) -> None:
     assert explain(database, job_id).cause == Cause.NO_WORKER
 
 
+def test_a_pool_whose_workers_are_unable_says_why(database: Database) -> None:
+    worker_id = register(database)
+    job_id = submit(database)
+    unable = workers.Unable("disk_full", "its disk has 1 MiB free")
+    database.write(lambda session: workers.heartbeat(session, worker_id, None, unable))
+
+    result = explain(database, job_id)
+
+    assert result.cause == Cause.WORKERS_UNABLE
+    assert result.message == "no worker of the pool default can take jobs; worker: its disk has 1 MiB free"
+
+
 def test_the_place_in_the_queue_follows_priority_then_age(database: Database) -> None:
     worker_id = register(database)
     ids = [submit(database, priority=priority) for priority in (0, 5, 0, -1)]

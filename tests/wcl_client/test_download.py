@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -150,6 +151,66 @@ def test_wrong_bytes_never_become_the_file(file_server: FileServer, target: Path
         fetch(file_server, target)
 
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("etag", ['"1234"', 'W/"5f3-17"', f'"{"A" * 64}"'])
+def test_a_file_without_a_digest_is_not_kept(file_server: FileServer, target: Path, etag: str) -> None:
+    file_server.etag = etag
+
+    with pytest.raises(TransferError, match="no sha256"):
+        fetch(file_server, target)
+
+    assert not target.parent.exists() or list(target.parent.iterdir()) == []
+
+
+def test_a_digest_that_a_proxy_marked_is_compared(file_server: FileServer, target: Path) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    file_server.etag = f'W/"{digest}-gzip"'
+    assert fetch(file_server, target).sha256 == digest
+
+    file_server.body = b"x" * len(BODY)
+    with pytest.raises(TransferError, match="sha256"):
+        fetch(file_server, target.with_name("other"))
+    assert not target.with_name("other").exists()
+
+
+def test_a_partial_file_with_wrong_bytes_is_not_kept(file_server: FileServer, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"an older file")
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(b"?" * 1000)
+    part.with_name(part.name + ".etag").write_text(file_server.etag)
+
+    with pytest.raises(TransferError, match="sha256"):
+        fetch(file_server, target)
+
+    assert target.read_bytes() == b"an older file"
+    assert not part.exists()
+    assert fetch(file_server, target).size == len(BODY)
+
+
+def test_a_disk_that_is_full_is_one_sentence(
+    file_server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(wcl_client.download.os, "fsync", full)
+
+    with pytest.raises(TransferError, match="cannot be written: No space left on device"):
+        fetch(file_server, target)
+
+    assert not target.exists()
+    monkeypatch.undo()
+    assert fetch(file_server, target).resumed_from == len(BODY)
+
+
+def test_an_artifact_with_wrong_bytes_is_refused(file_server: FileServer) -> None:
+    with WclClient(file_server.url) as wcl:
+        assert wcl.artifact("job", "probe.png") == BODY
+        file_server.body = b"x" * len(BODY)
+        with pytest.raises(TransferError, match="sha256"):
+            wcl.artifact("job", "probe.png")
 
 
 def test_a_missing_file_is_not_found(file_server: FileServer, target: Path) -> None:

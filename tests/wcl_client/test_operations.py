@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from jobs import workers
 from jobs.models import Job
-from tests.api.served import Served
+from tests.api.rest.test_artifacts import store
+from tests.api.served import Served, native_checkpoint
 from tests.jobs import rows
 from wcl_client.cli import app
 from wcl_client.errors import ConflictError, InvalidError, NotFoundError
@@ -120,6 +121,45 @@ def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     assert wcl("worker", "drain", "000000000003").exit_code == 0
     by_id = {worker["id"][-1]: worker["drain_requested_at"] for worker in printed_json("workers")}  # type: ignore[attr-defined]
     assert [by_id[number] is not None for number in "123"] == [True, False, True]
+
+
+def test_workers_that_take_no_jobs_say_why(server: Served) -> None:
+    unable = workers.Unable("storage_unavailable", "the storage folder [x] is another storage")
+    server.database.write(lambda session: workers.register(session, rows.worker(), 1, [], unable=unable))
+
+    listed = wcl("workers")
+
+    assert "idle, takes no jobs" in listed.stdout
+    assert "worker takes no jobs: the storage folder [x] is another storage" in " ".join(listed.stderr.split())
+
+
+def test_doctor_verifies_every_file(server: Served) -> None:
+    server.database.write(lambda session: workers.register(session, rows.WORKER, 1, []))
+    run = rows.Run(server.database, rows.running(server.database))
+    run.deliver(rows.started())
+    ids = [server.checkpoint(native_checkpoint(), run, step) for step in (1, 2, 3)]
+    store(server, run, "probe.png", b"pixels")
+    assert findings("doctor", "--verify")["Files"] == (True, "4 read, 0 of them damaged or missing")
+    server.file_of(ids[0]).write_bytes(b"other bytes")
+    server.file_of(ids[1]).unlink()
+    next(server.settings.checkpoints_dir.rglob("*-probe.png")).write_bytes(b"pixelz")
+
+    done = wcl("doctor", "--verify")
+
+    assert done.exit_code == 1
+    words = " ".join(done.stdout.split())
+    assert f"checkpoint {ids[0]}" in words
+    assert "step 1: its file is damaged" in words
+    assert "step 2: its file is missing" in words
+    assert "artifact probe.png of job" in words
+    assert "4 read, 3 of them damaged or missing" in words
+    assert [row.flaw for row in rows.checkpoints(server.database, run.job_id)] == ["damaged", "missing", None]
+    assert "Files" not in findings("doctor")
+    assert "damaged" in wcl("checkpoints", run.job_id).stdout
+
+
+def findings(*arguments: str) -> dict[str, tuple[bool, str]]:
+    return {each["name"]: (each["is_ok"], each["detail"]) for each in printed_json(*arguments)}  # type: ignore[attr-defined]
 
 
 def test_the_audit_exits_with_1_when_events_and_rows_differ(server: Served) -> None:

@@ -119,6 +119,44 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_no_file_is_left(tmp_path: P
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    "offsets",
+    [(48, 0), (0, 48, 96), ("0", "48"), (0.0, 48.0), (0, 2**70), (-96, -48), (-48, 0), (0, 12), (48, 96), ()],
+)
+def test_tensors_with_odd_offsets_are_refused(tmp_path: Path, offsets: tuple[object, ...]) -> None:
+    """Negative ones read the header as weights; overlapping ones, and gaps, read another tensor's bytes."""
+    path = native(tmp_path, small.spec())
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    name = next(name for name in header if name.startswith("model/backbone."))
+    header[name]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    with pytest.raises(ExportError, match="foreign"):
+        backbone_file(path, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_over_the_bytes_of_another_one_is_refused(tmp_path: Path) -> None:
+    """Its bytes fit its type and shape, so only the order of all tensors shows it."""
+    path = native(tmp_path, small.spec())
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    names = [name for name in header if name.startswith("model/backbone.") and "weight" in name]
+    sizes = {name: header[name]["data_offsets"][1] - header[name]["data_offsets"][0] for name in names}
+    first, second = next((a, b) for a in names for b in names if a != b and sizes[a] == sizes[b])
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    with pytest.raises(ExportError, match="foreign"):
+        backbone_file(path, tmp_path / "out")
+
+
 @pytest.mark.process
 def test_exporting_needs_no_torch() -> None:
     """The API exports too, and never imports torch."""

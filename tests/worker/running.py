@@ -13,7 +13,7 @@ import psutil
 
 from jobs import queries, submission
 from jobs.database import Database
-from jobs.models import Event, Job
+from jobs.models import Event, Job, Worker
 from jobs.submission import NewJob
 from tests.waiting import eventually
 from wcl_core.config import Kind, parse_spec
@@ -73,6 +73,11 @@ class RunningWorker:
         assert self._process.poll() is None, self.log()
         with self.database.read() as session:
             return any(worker.pid == self.pid and worker.state == "idle" for worker in queries.workers(session))
+
+    def row(self) -> Worker:
+        """Return the worker's row."""
+        with self.database.read() as session:
+            return next(worker for worker in queries.workers(session) if worker.pid == self.pid)
 
     def run_process(self) -> psutil.Process | None:
         """Return the training process below the worker."""

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from jobs import transitions
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.storage import LocalStorage
+from jobs.storage import MARKER, LocalStorage
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT
@@ -30,7 +30,7 @@ def spool(database: Database, tmp_path: Path) -> Spool:
 
 
 def stored(spool: Spool) -> list[str]:
-    return sorted(path.name for path in spool.storage.root.rglob("*") if path.is_file())
+    return sorted(path.name for path in spool.storage.root.rglob("*") if path.is_file() and path.name != MARKER)
 
 
 def end(spool: Spool) -> None:

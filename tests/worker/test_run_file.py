@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from jobs import checkpoints, queries, transitions
+from jobs.damage import LostFiles
 from jobs.database import Database
 from jobs.errors import Superseded
 from jobs.models import Checkpoint
@@ -98,11 +99,42 @@ def test_a_marked_checkpoint_is_never_read_again(spool: Spool, monkeypatch: pyte
 
 def test_without_a_good_one_a_job_starts_over_and_a_retry_fails(spool: Spool) -> None:
     for step in (5, 10):
-        file_of(spool, step).unlink()
+        file_of(spool, step).write_bytes(b"other bytes")
 
     assert begin(spool) is None
     with pytest.raises(MissingCheckpoint):
         begin(spool, must_resume=True)
+
+
+def test_all_files_missing_at_once_are_a_storage_that_is_not_there(spool: Spool) -> None:
+    folder = file_of(spool, 5).parent
+    folder.rename(folder.with_name("elsewhere"))
+
+    for must_resume in (False, True):
+        with pytest.raises(LostFiles, match=spool.job_id):
+            begin(spool, must_resume)
+
+    assert [row.flaw for row in spool.checkpoints()] == [None, None]
+    folder.with_name("elsewhere").rename(folder)
+    assert begin(spool) == file_of(spool, 10)
+
+
+def test_a_missing_file_that_is_there_again_is_resumed_from(spool: Spool) -> None:
+    newest, older = file_of(spool, 10), file_of(spool, 5)
+    newest.rename(newest.with_name("elsewhere"))
+    assert begin(spool) == older
+    assert [row.flaw for row in spool.checkpoints()] == ["missing", None]
+    assert begin(spool) == older
+
+    newest.write_bytes(b"other bytes")
+    assert begin(spool) == older
+    newest.with_name("elsewhere").rename(newest)
+
+    assert begin(spool) == newest
+    assert [row.flaw for row in spool.checkpoints()] == [None, None]
+    with spool.database.read() as session:
+        events = [e.data["reason"] for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
+    assert events == ["missing_checkpoint", "restored_checkpoint"]
 
 
 def test_a_superseded_attempt_marks_nothing(spool: Spool) -> None:
@@ -112,4 +144,4 @@ def test_a_superseded_attempt_marks_nothing(spool: Spool) -> None:
     with pytest.raises(Superseded):
         begin(spool)
 
-    assert [row.damaged_at for row in spool.checkpoints()] == [None, None]
+    assert [row.flaw for row in spool.checkpoints()] == [None, None]

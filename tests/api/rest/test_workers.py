@@ -12,6 +12,8 @@ from jobs.database import new_id
 from jobs.models import Job
 from tests.api.served import SPEC, Served, assert_problem, listening, messages
 from tests.jobs import rows
+from wcl_client.api import WclClient
+from wcl_client.doctor import examine
 
 JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
 
@@ -49,6 +51,29 @@ def test_a_waiting_job_has_a_cause_until_it_runs(served: Served) -> None:
     backing_off = client.get(f"/v1/jobs/{first['id']}").json()["waiting"]
     assert backing_off["cause"] == "backing_off"
     assert backing_off["until"].endswith("Z")
+
+
+def test_an_unable_worker_says_why_everywhere(served: Served) -> None:
+    worker_id = register(served)
+    unable = workers.Unable("storage_unavailable", "the storage folder is <another> storage")
+    served.database.write(lambda session: workers.heartbeat(session, worker_id, None, unable))
+    client = served.client()
+
+    (row,) = client.get("/v1/workers").json()["items"]
+    metrics = client.get("/metrics").text
+    page = served.browser("read").get("/workers").text
+
+    assert (row["unable"], row["unable_message"]) == unable
+    assert 'wcl_workers_unable{reason="storage_unavailable"} 1\n' in metrics
+    assert 'wcl_workers_unable{reason="disk_full"} 0\n' in metrics
+    assert "Takes no jobs: the storage folder is &lt;another&gt; storage." in page
+    assert "1 unable" in page
+    with WclClient(served.url, served.key("read")) as wcl:
+        findings = {finding.name: finding for finding in examine(wcl, served.settings.data_dir)}
+    assert not findings["Workers"].is_ok
+    assert "worker takes no jobs: the storage folder is <another> storage" in findings["Workers"].detail
+    served.database.write(lambda session: workers.heartbeat(session, worker_id, None))
+    assert client.get("/v1/workers").json()["items"][0]["unable"] is None
 
 
 def test_a_stream_has_the_cause_of_waiting_too(small: Served) -> None:

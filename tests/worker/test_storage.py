@@ -1,0 +1,144 @@
+"""Real workers and their storage: another folder, files that are away, and files that decay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from jobs import queries, transitions, waiting
+from jobs.database import Database
+from jobs.models import Job, Storage
+from tests.waiting import eventually
+from tests.worker.conftest import StartWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from tests.worker.test_supervisor import pause_with_checkpoints, start_of_attempt
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
+
+
+def test_a_worker_with_another_folder_takes_nothing_and_says_so(
+    database: Database, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """The right worker's jobs stay as they are, and go on there."""
+    jobs = Jobs(database)
+    right = start_worker(database)
+    newest, *_ = pause_with_checkpoints(database, jobs, right, 2)
+    right.stop()
+    with database.read() as session:
+        storage_id = session.execute(select(Storage.storage_id)).scalar_one()
+    wrong = RunningWorker(database, tmp_path / "other", WCL_WORKER_NAME="far").start()
+    try:
+        eventually(wrong.is_idle, "the start of the wrong worker")
+        database.write(lambda session: transitions.resume(session, newest.job_id))
+        eventually(lambda: "takes no jobs" in wrong.log(), "its log")
+        row = eventually(lambda: row if (row := wrong.row()).unable else None, "its row")
+        with database.read() as session:
+            reason = waiting.explain(session, session.get_one(Job, newest.job_id))
+
+        assert (row.unable, row.state) == ("storage_unavailable", "idle")
+        assert "storage-id" in (row.unable_message or "")
+        assert reason is not None
+        assert reason.cause == "workers_unable"
+        assert "far: the storage folder" in reason.message
+        assert jobs.get(newest.job_id).status == "queued"
+
+        back = start_worker(database)
+        assert start_of_attempt(jobs, newest.job_id, 2) == newest.step
+        assert back.row().unable is None
+    finally:
+        wrong.stop()
+    with database.read() as session:
+        files = queries.checkpoints(session, newest.job_id)
+        assert [row.flaw for row in files] == [None] * len(files)
+        assert session.execute(select(Storage.storage_id)).scalar_one() == storage_id
+    assert not list((tmp_path / "other").glob("checkpoints/*")), "something was written to the wrong folder"
+
+
+def test_a_job_without_any_of_its_files_is_paused_and_its_worker_waits(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    newest, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 2)
+    folder = worker.folder / "checkpoints" / newest.job_id
+    folder.rename(worker.folder / "lost")
+
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+    job = jobs.wait_for(newest.job_id, "paused")
+    eventually(lambda: worker.row().unable == "storage_unavailable", "the worker's word")
+    other = jobs.submit(SHORT)
+    assert newest.job_id in (worker.row().unable_message or "")
+    assert (job.status_reason, job.failures) == ("storage_unavailable", 0)
+    (worker.folder / "lost").rename(folder)
+
+    assert jobs.wait_for(other, "succeeded", "failed").status == "succeeded", "the worker takes jobs again by itself"
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+    assert start_of_attempt(jobs, newest.job_id, 3) == newest.step
+    with sqlite_database.read() as session:
+        assert {row.flaw for row in queries.checkpoints(session, newest.job_id)} == {None}
+
+
+@pytest.mark.long
+def test_a_worker_waits_no_longer_for_a_job_that_is_cancelled(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    newest, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
+    (worker.folder / "checkpoints" / newest.job_id).rename(worker.folder / "lost")
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+    eventually(lambda: worker.row().unable == "storage_unavailable", "the worker's word")
+
+    sqlite_database.write(lambda session: transitions.cancel(session, newest.job_id))
+
+    assert jobs.wait_for(jobs.submit(SHORT), "succeeded", "failed").status == "succeeded"
+
+
+@pytest.mark.long
+def test_a_run_whose_storage_goes_away_loses_nothing(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database)
+    job_id = jobs.submit(ENDLESS)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, "a checkpoint")
+    folder = worker.folder / "checkpoints"
+    folder.rename(worker.folder / "unmounted")
+    before = jobs.num_checkpoints(job_id)
+    eventually(lambda: worker.row().unable, "the worker's word")
+    assert not folder.exists(), "the run's files were written beside the storage"
+
+    (worker.folder / "unmounted").rename(folder)
+
+    eventually(lambda: jobs.num_checkpoints(job_id) > before, "the next checkpoint")
+    with sqlite_database.read() as session:
+        files = queries.checkpoints(session, job_id)
+    steps = sorted(row.step for row in files)
+    assert all((folder / row.storage_key).exists() for row in files)
+    assert [row.flaw for row in files] == [None] * len(files)
+    assert steps == sorted(set(steps))
+    assert jobs.get(job_id).attempt == 1
+
+
+def test_a_file_that_decays_is_found_by_the_scrub_and_its_mark_taken_back(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    settings = {"WCL_SCRUB_DAYS": "0", "WCL_SCRUB_MIB_PER_SECOND": "100"}
+    worker = start_worker(sqlite_database, **settings)
+    job_id = jobs.submit(SHORT)
+    jobs.wait_for(job_id, "succeeded")
+    with sqlite_database.read() as session:
+        newest = queries.checkpoints(session, job_id)[0]
+    place = worker.folder / "checkpoints" / newest.storage_key
+    good = place.read_bytes()
+
+    def flaw() -> str | None:
+        with sqlite_database.read() as session:
+            return queries.get_checkpoint(session, newest.id).flaw
+
+    worker.stop()
+    place.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    worker = start_worker(sqlite_database, **settings)
+    eventually(lambda: flaw() == "damaged", "the mark")
+    place.write_bytes(good)
+    eventually(lambda: flaw() is None, "the end of the mark")
+    assert worker.row().unable is None
