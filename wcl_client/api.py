@@ -219,8 +219,7 @@ class WclClient(SweepClient):
 
     def verify(self, checkpoint_id: str) -> Checkpoint:
         """Let the server read the whole file of a checkpoint; return the checkpoint with its marks."""
-        checkpoint: Checkpoint = self._json("POST", f"/v1/checkpoints/{checkpoint_id}/verify", timeout=None)
-        return checkpoint
+        return self._json(Checkpoint, "POST", f"/v1/checkpoints/{checkpoint_id}/verify", timeout=None)
 
     def download(
         self,
@@ -312,8 +311,7 @@ class WclClient(SweepClient):
 
     def problems(self) -> list[str]:
         """Return sentences on what a server that is ready cannot do meanwhile, such as serving files."""
-        problems: list[str] = self._json("GET", "/readyz").get("problems", [])
-        return problems
+        return list(self._json(Json, "GET", "/readyz").get("problems", []))
 
 
 def _job_body(kind: JobKind, spec: Mapping[str, Any] | None, options: JobOptions) -> Json:
