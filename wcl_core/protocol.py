@@ -101,6 +101,44 @@ PROCESS_MEMORY_MIB: Final = "system/process_memory_mib"
 GPU_PERCENT: Final = "system/gpu_percent"
 GPU_MEMORY_MIB: Final = "system/gpu_memory_mib"
 
+# --- reports on datasets -------------------------------------------------------------------------------------------
+
+
+class Remark(BaseModel):
+    """Files of a dataset with one thing in common: their number, and a few of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    count: int
+    examples: list[str]
+
+
+class DatasetReport(BaseModel):
+    """The result of reading an image folder: what is in it, what is left out, what a user should know.
+
+    Attributes:
+        layout: how the folder is read, as a clause.
+        formats, modes: images by file format and by colour mode.
+        smallest, median, largest: width and height in pixels, ordered by area.
+        unreadable: image files that cannot be read.
+        left_out: files and folders that are not read, by reason.
+        odd: images that are read, by what is unusual about them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    layout: str
+    formats: dict[str, int]
+    modes: dict[str, int]
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    unreadable: int
+    left_out: list[Remark]
+    odd: list[Remark]
+
+
 # --- text and numbers that every database takes --------------------------------------------------------------------
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")

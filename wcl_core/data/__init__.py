@@ -1,9 +1,9 @@
 """Datasets: images as uint8 tensors, in memory or mapped from a packed file, and the order of a run's batches.
 
     builtin    scikit-learn's digits, datasets that torchvision downloads, datasets of plugins
-    folder     a tree of class folders, decoded at each start; `described` keeps its description beside it
+    folder     a tree of class folders: `layout` finds its files, `image_file` reads each; decoded at each start
     packed     such a tree decoded once into one file, which is mapped; `packing` writes it
-    loading    `load` and `describe`, for every kind of dataset
+    loading    `load` and `describe`, for every kind of dataset; `described` caches descriptions
 
     images       the types: ImageData, Split, Description
     label_lists  fixed lists of labelled train images
@@ -11,15 +11,21 @@
     samples      a picture of some images of each class
     order, rows  the images of each step, and their transfer to the device
 
-Random views are made in `wcl_core.images`.
+Random views are made in `wcl_core.images`.  The names here are loaded on first use: most descriptions need no torch.
 """
 
-from wcl_core.data.held_out import with_held_out
-from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split
-from wcl_core.data.label_lists import with_label_lists
-from wcl_core.data.loading import describe, kind_of, load
-from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
-from wcl_core.data.samples import Samples
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wcl_core.data.held_out import with_held_out
+    from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split
+    from wcl_core.data.label_lists import with_label_lists
+    from wcl_core.data.loading import describe, kind_of, load
+    from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
+    from wcl_core.data.samples import Samples
 
 __all__ = [
     "DataError",
@@ -37,3 +43,29 @@ __all__ = [
     "with_held_out",
     "with_label_lists",
 ]
+
+_MODULES = {
+    "DataError": "images",
+    "DatasetKind": "images",
+    "Description": "images",
+    "ImageData": "images",
+    "Samples": "samples",
+    "Split": "images",
+    "derived_seed": "order",
+    "describe": "loading",
+    "epoch_batches": "order",
+    "epoch_order": "order",
+    "kind_of": "loading",
+    "load": "loading",
+    "with_held_out": "held_out",
+    "with_label_lists": "label_lists",
+}
+
+if not TYPE_CHECKING:  # type checkers read the imports above, and report a name that does not exist
+
+    def __getattr__(name: str) -> Any:
+        """Load a name on its first use."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return globals()[name]

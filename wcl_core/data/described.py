@@ -1,8 +1,13 @@
-"""A cache of folder descriptions: hashing a million files is slow, listing them is not.
+"""A cache of descriptions: decoding a million files is slow, listing them is not.
 
-A cached description is valid while the folder's listing (paths, classes, sizes, mtimes and ctimes) stays the same. It
-is stored only if every file was older than three seconds before the hashing began: a file that changes twice within one
-tick of the file system's clock keeps its times.
+The cached description of a folder is valid while its listing (paths, classes, sizes, mtimes and ctimes, and everything
+that is left out) stays the same. It is stored only if every file was older than three seconds before the reading began:
+a file that changes twice within one tick of the file system's clock keeps its times.
+
+The cached description of a builtin dataset is valid for the same versions of its libraries and the same downloaded
+files. Datasets of plugins are not cached, since only the plugin knows when they change.
+
+This module does not import torch, and a cached description needs none.
 """
 
 from __future__ import annotations
@@ -13,17 +18,25 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from wcl_core import files
-from wcl_core.data.folder import describe_folder, folder_samples, list_files
-from wcl_core.data.images import Description
+from wcl_core.data.folder import describe_folder
+from wcl_core.data.image_file import RULES_VERSION
+from wcl_core.data.images import DataError, DatasetKind, Description
+from wcl_core.data.layout import list_files
 from wcl_core.data.samples import Samples
+from wcl_core.protocol import DatasetReport
 
-_VERSION = 1  # of the layouts and of the digest; another version invalidates every cached description
-_KEPT = ("digest", "counts", "classes", "class_counts")
+_VERSION = 3  # of layouts, digest and report; another version invalidates every cached description
+_PLAIN_FIELDS = ("digest", "counts", "classes", "class_counts")
+_FIELDS = {"fingerprint", "samples", "report", *_PLAIN_FIELDS}
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
+_LIBRARIES = {"digits": "scikit-learn", "cifar10": "torchvision", "cifar100": "torchvision", "stl10": "torchvision"}
+BUILTIN = tuple(_LIBRARIES)
 
 
 def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
@@ -31,58 +44,94 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
 
     Args:
         name: name of the dataset.
-        cache: the cache file, created or replaced. If it cannot be read or written, the folder is hashed.
+        cache: the cache file, created or replaced. If it cannot be read or written, the folder is read.
 
     Raises:
         DataError: as `describe_folder`.
     """
     before, newest = _fingerprint(name, root)
-    if (kept := _read(cache, before)) is not None:
-        if "samples" not in kept:  # cached by a version without samples
-            kept["samples"] = _as_json(folder_samples(name, root))
-            _write(cache, kept)
-        facts = {field: kept[field] for field in _KEPT}
-        return Description(
-            name, "folder", **facts | {"classes": tuple(kept["classes"]), "samples": _from_json(kept["samples"])}
-        )
+    if (kept := _read(name, "folder", cache, before)) is not None:
+        return kept
     started_ns = time.time_ns()
     description = describe_folder(name, root)
     if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
-        facts = {field: getattr(description, field) for field in _KEPT}
-        _write(cache, {"fingerprint": before, **facts, "samples": _as_json(description.samples)})
+        _write(cache, before, description)
     return description
 
 
-def _as_json(samples: Samples | None) -> dict[str, Any] | None:
-    return None if samples is None else {**vars(samples), "png": base64.b64encode(samples.png).decode()}
+def describe_builtin_cached(
+    name: str, folder: Path | None, cache: Path, describe: Callable[[], Description]
+) -> Description:
+    """Return what `describe` returns, from the cache if libraries and downloaded files are the same.
 
-
-def _from_json(kept: dict[str, Any] | None) -> Samples | None:
-    return None if kept is None else Samples(**kept | {"png": base64.b64decode(kept["png"])})
+    Args:
+        name: one of `BUILTIN`.
+        folder: of downloaded files; by default `downloads_folder`.
+        cache: the cache file, created or replaced.
+        describe: describes the dataset.
+    """
+    if (kept := _read(name, "builtin", cache, _builtin_fingerprint(name, folder))) is not None:
+        return kept
+    description = describe()
+    _write(cache, _builtin_fingerprint(name, folder), description)  # after the download
+    return description
 
 
 def _fingerprint(name: str, root: Path) -> tuple[str, int]:
     """Return the sha256 of the listing, and the newest time in it, in nanoseconds."""
-    digest = hashlib.sha256(os.fsencode(f"{_VERSION}\0{root.absolute()}\0"))
+    digest = hashlib.sha256(os.fsencode(f"{_VERSION}\0{RULES_VERSION}\0{root.absolute()}\0"))
     newest = 0
-    for which, entries in list_files(name, root).splits.items():
+    listing = list_files(name, root)
+    for which, entries in listing.splits.items():
         for path, label in entries:
-            status = (root / path).stat()
+            status = (listing.root / path).stat()
             newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
             facts = (which, path, label, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             digest.update(os.fsencode("\0".join(map(str, facts)) + "\0"))
+    digest.update(repr((listing.layout, listing.left_out.list(), listing.odd.list())).encode())
     return digest.hexdigest(), newest
 
 
-def _read(cache: Path, fingerprint: str) -> dict[str, Any] | None:
+def downloads_folder(name: str) -> Path:
+    """Return the folder in the user's cache that keeps downloaded files.
+
+    Raises:
+        DataError: the user has no home folder; the message names the dataset.
+    """
     try:
-        kept = json.loads(cache.read_text())
-        is_same = kept["fingerprint"] == fingerprint and set(_KEPT) <= kept.keys()
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path.home() / ".cache" / "wcl"
+    except RuntimeError as error:
+        raise DataError(f"dataset {name}: this user has no home folder to keep its files in; set HOME") from error
+
+
+def _builtin_fingerprint(name: str, folder: Path | None) -> str:
+    facts = [str(_VERSION), name, version(_LIBRARIES[name])]
+    if name != "digits":
+        folder = folder or downloads_folder(name)
+        statuses = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+        facts += [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in statuses]
+    return hashlib.sha256(os.fsencode("\0".join(facts))).hexdigest()
+
+
+def _read(name: str, kind: DatasetKind, cache: Path, fingerprint: str) -> Description | None:
+    """Return the description in the cache; None if it is of something else, or damaged."""
+    try:
+        kept = json.loads(cache.read_text(encoding="utf-8"))
+        if kept["fingerprint"] != fingerprint or kept.keys() != _FIELDS:
+            return None
+        samples = kept["samples"] and Samples(**kept["samples"] | {"png": base64.b64decode(kept["samples"]["png"])})
+        report = kept["report"] and DatasetReport.model_validate(kept["report"])
+        facts = {field: kept[field] for field in _PLAIN_FIELDS} | {"classes": tuple(kept["classes"])}
+        return Description(name, kind, **facts, samples=samples, report=report)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return kept if is_same else None
 
 
-def _write(cache: Path, content: dict[str, Any]) -> None:
+def _write(cache: Path, fingerprint: str, description: Description) -> None:
+    samples, report = description.samples, description.report
+    content: dict[str, Any] = {field: getattr(description, field) for field in _PLAIN_FIELDS}
+    content["fingerprint"] = fingerprint
+    content["samples"] = samples and {**vars(samples), "png": base64.b64encode(samples.png).decode()}
+    content["report"] = report and report.model_dump(mode="json")
     with contextlib.suppress(OSError):
         files.write_bytes(cache, json.dumps(content).encode())

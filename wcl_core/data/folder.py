@@ -1,52 +1,58 @@
-"""A tree of class folders with image files, decoded once into memory.
+"""A tree of class folders with image files: its description, and its images decoded into memory.
 
-    ROOT/train/<class>/<file>   and   ROOT/{test,val,validation}/<class>/<file>     ImageNet's layout
-    ROOT/<class>/<file>         one split only: a fixed fifth of each class, chosen by digest, is the test split
-    ROOT/unlabelled/<file>      beside train/: further images without labels, for pretraining
-
-Files may lie at any depth below a class folder.
+`layout` finds the files, `image_file` reads each of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from wcl_core.data.image_file import RULES_VERSION, SIXTEEN_BITS, Facts, UnreadableError, read_image
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts, tensor_digest
-from wcl_core.data.samples import Samples, samples_of_files
+from wcl_core.data.layout import Entry, Files, Remarks, list_files, shown
+from wcl_core.data.samples import samples_of_files
+from wcl_core.protocol import DatasetReport, storable
 from wcl_core.reporter import Reporter
 
-Entry = tuple[str, int]  # path relative to the root, class index
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
-_TEST_NAMES = ("test", "val", "validation")
-_UNLABELLED_NAMES = ("unlabelled", "unlabeled")
-_MAX_PIXELS = 100_000_000  # an image of more is a decompression bomb, not a photograph
+if TYPE_CHECKING:  # a description never loads torch
+    from torch import Tensor
+
+Pixels = np.ndarray[Any, Any]  # (side, side, 3) uint8
+Read = Callable[[Path], tuple[Facts, Pixels | None]]
+
 _NAMED_CORRUPT_FILES = 20
 _MEMORY_SHARE = 0.5  # share of this machine's memory that decoded images may take
 _AT_ONCE = 1024  # files given to the decoding threads together: a million futures would take much memory
+_NUMBERS = re.compile(r"\d+")
+UNREADABLE = "images that cannot be read"
+NO_TRAIN = "classes without a readable train image"
+ONE_TRAIN = "classes with a single train image"
+NO_TEST = "classes without a test image"
 
 
 @dataclass(frozen=True)
-class Files:
-    """The image files of a folder, by split."""
+class File:
+    """One image file after reading: its facts, or why it cannot be read.
 
-    train: list[Entry]
-    test: list[Entry]
-    classes: tuple[str, ...]
-    unlabelled: list[Entry] = field(default_factory=list)
+    Attributes:
+        entry: path and class.
+        digest: sha256 of the file's bytes.
+    """
 
-    @property
-    def splits(self) -> dict[str, list[Entry]]:
-        """The files by name of the split; `unlabelled` only if it has files."""
-        both = {"train": self.train, "test": self.test}
-        return both | {"unlabelled": self.unlabelled} if self.unlabelled else both
+    entry: Entry
+    digest: bytes
+    facts: Facts | None
+    error: str = ""
 
 
 class Corrupt:
@@ -80,131 +86,127 @@ class Corrupt:
             self._reporter.warning("corrupt_image", f"and {count - _NAMED_CORRUPT_FILES} more files")
 
 
+class Reading:
+    """One pass over all files of a folder: the digest of the folder, and the report on it."""
+
+    def __init__(self, name: str, files: Files) -> None:
+        self._name, self._files = name, files
+        self._digest = hashlib.sha256()
+        self._formats: Counter[str] = Counter()
+        self._modes: Counter[str] = Counter()
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._unreadable, self._notes = Remarks(), Remarks()
+        self._first_error = ""
+
+    def add(self, which: str, file: File) -> None:
+        """Take one file of a split into account, in the order of `Files.splits`.
+
+        The digest covers split, relative path, class and bytes.  Where version 1 of the rules for pixels gave other
+        ones, it covers the version, too: a folder of plain images keeps the digest that it had.
+        """
+        path, label = file.entry
+        self._digest.update(os.fsencode(f"{which}\0{path}\0{label}\0") + file.digest)
+        if file.facts is None or file.facts.has_new_pixels:
+            self._digest.update(f"rules {RULES_VERSION}\0".encode())
+        if file.facts is None:
+            # Without numbers, so that alike files are one remark.
+            self._unreadable.add(f"{UNREADABLE}: {_NUMBERS.sub('…', file.error)}", path)
+            self._first_error = self._first_error or f"{shown(path)}: {file.error}"
+            return
+        self._formats[file.facts.format] += 1
+        self._modes[file.facts.mode] += 1
+        self._sizes[file.facts.width, file.facts.height] += 1
+        for note in file.facts.notes:
+            self._notes.add(note, path)
+
+    @property
+    def digest(self) -> str:
+        """The folder's digest, 64 hex digits."""
+        return self._digest.hexdigest()
+
+    def check_not_empty(self, counts: dict[str, int]) -> None:
+        """Raise if no file of a split can be read.
+
+        Raises:
+            DataError: a split is empty; the message names it.
+        """
+        for which, count in counts.items():
+            if not count:
+                raise DataError(
+                    f"dataset {self._name}: no image file of the {which} split can be decoded; "
+                    f"the first is {self._first_error}"
+                )
+
+    def report(self) -> DatasetReport:
+        """Return the report; some file has been readable."""
+        sizes = sorted(self._sizes, key=lambda size: (size[0] * size[1], size))
+        middle = np.searchsorted(np.cumsum([self._sizes[size] for size in sizes]), self._sizes.total() / 2)
+        unreadable = self._unreadable.list()
+        return DatasetReport(
+            layout=self._files.layout,
+            formats=dict(self._formats.most_common()),
+            modes=dict(self._modes.most_common()),
+            smallest=sizes[0],
+            median=sizes[int(middle)],
+            largest=sizes[-1],
+            unreadable=sum(remark.count for remark in unreadable),
+            left_out=[*unreadable, *self._files.left_out.list()],
+            odd=[*self._notes.list(), *self._files.odd.list()],
+        )
+
+    def warn(self, reporter: Reporter) -> None:
+        """Report a warning if samples were scaled to 8 bits, since that loses information."""
+        for remark in self._notes.list():
+            if remark.text == SIXTEEN_BITS:
+                reporter.warning("scaled_to_8_bits", f"{remark.count} images: {remark.text}")
+
+
 def load_folder(name: str, root: Path, image_size: int, max_corrupt_share: float, reporter: Reporter) -> ImageData:
     """Decode a folder into memory; arguments and errors as `wcl_core.data.load`."""
     files = list_files(name, root)
     _check_memory(name, files, image_size)
-    corrupt = Corrupt(name, files, max_corrupt_share, reporter)
-    splits = {which: _decode(root, entries, image_size, corrupt) for which, entries in files.splits.items()}
+    corrupt, reading = Corrupt(name, files, max_corrupt_share, reporter), Reading(name, files)
+    splits = {which: _decode(files, which, image_size, corrupt, reading) for which in files.splits}
     corrupt.check()
-    check_not_empty(name, {which: len(split) for which, split in splits.items()})
-    digest = files_digest(root, files)
-    return ImageData(name, splits["train"], splits["test"], files.classes, digest, splits.get("unlabelled"))
+    reading.check_not_empty({which: len(split) for which, split in splits.items()})
+    reading.warn(reporter)
+    return ImageData(name, splits["train"], splits["test"], files.classes, reading.digest, splits.get("unlabelled"))
 
 
 def describe_folder(name: str, root: Path) -> Description:
-    """Return counts, classes and digest of a folder; only the sample images are decoded."""
-    files = list_files(name, root)
-    counts = {which: len(entries) for which, entries in files.splits.items()}
-    labels = {which: [label for _, label in files.splits[which]] for which in ("train", "test")}
-    by_class = class_counts(labels, len(files.classes))
-    samples = folder_samples(name, root)
-    return Description(name, "folder", files_digest(root, files), counts, files.classes, by_class, samples=samples)
-
-
-def folder_samples(name: str, root: Path) -> Samples | None:
-    """Return some train images of each class as a picture."""
-    files = list_files(name, root)
-    return samples_of_files(root, files.train, len(files.classes))
-
-
-def check_not_empty(name: str, counts: dict[str, int]) -> None:
-    """Raise if no file of a split can be read.
+    """Return counts, classes, digest and report of a folder; each file is decoded, so damaged ones do not count.
 
     Raises:
-        DataError: a split is empty; the message names it.
+        DataError: as `list_files`, or no image of a split can be read.
     """
-    for which, count in counts.items():
+
+    def read(path: Path) -> tuple[Facts, None]:
+        return read_image(path, 1, is_preview=True)[1], None
+
+    files = list_files(name, root)
+    reading = Reading(name, files)
+    readable: dict[str, list[Entry]] = {}
+    for which, entries in files.splits.items():
+        readable[which] = []
+        for file, _ in _read_all(files.root, entries, read):
+            reading.add(which, file)
+            if file.facts is not None:
+                readable[which].append(file.entry)
+    counts = {which: len(entries) for which, entries in readable.items()}
+    reading.check_not_empty(counts)
+    by_class = class_counts(
+        {which: [label for _, label in readable[which]] for which in ("train", "test")}, len(files.classes)
+    )
+    for count, label in zip(by_class["train"], files.classes, strict=True):
+        if count < 2:
+            files.odd.add((NO_TRAIN, ONE_TRAIN)[count], label)
+    for count, label in zip(by_class["test"], files.classes, strict=True):
         if not count:
-            raise DataError(f"dataset {name}: no image file of the {which} split can be decoded")
-
-
-def list_files(name: str, root: Path) -> Files:
-    """Return the image files of a tree, in the order of their names.
-
-    Raises:
-        DataError: the tree has none of the layouts above.
-    """
-    if not root.is_dir():
-        raise DataError(f"dataset {name}: folder {root} does not exist")
-    files = _two_splits(name, root) if (root / "train").is_dir() else _one_split(root)
-    if not files.train or not files.test:
-        raise DataError(
-            f"dataset {name}: {root} has no image files below class folders; expected {root}/train/CLASS/FILE and "
-            f"{root}/test/CLASS/FILE, or {root}/CLASS/FILE"
-        )
-    return files
-
-
-def _two_splits(name: str, root: Path) -> Files:
-    test_name = next((split for split in _TEST_NAMES if (root / split).is_dir()), None)
-    if test_name is None:
-        raise DataError(
-            f"dataset {name}: {root} has train/ and no test split; expected {' or '.join(_TEST_NAMES)} beside it"
-        )
-    classes = _class_names(root / "train")
-    if extra := set(_class_names(root / test_name)) - set(classes):
-        raise DataError(
-            f"dataset {name}: {test_name}/ has classes that train/ lacks: {', '.join(sorted(extra))}; expected the "
-            "same class folders in both"
-        )
-    unlabelled = [
-        (path, -1) for split in _UNLABELLED_NAMES if (root / split).is_dir() for path in _images(root, root / split)
-    ]
-    train, test = (_class_files(root, root / split, classes) for split in ("train", test_name))
-    return Files(train, test, classes, unlabelled)
-
-
-def _one_split(root: Path) -> Files:
-    classes = _class_names(root)
-    both = _class_files(root, root, classes)
-    held_out = _held_out_files(both, len(classes))
-    train = [entry for entry in both if entry[0] not in held_out]
-    test = [entry for entry in both if entry[0] in held_out]
-    return Files(train, test, classes)
-
-
-def _held_out_files(entries: list[Entry], num_classes: int) -> set[str]:
-    """Return a fifth of each class, by the digest of the paths: equal on every machine, stable under additions."""
-    by_class: list[list[str]] = [[] for _ in range(num_classes)]
-    for path, label in entries:
-        by_class[label].append(path)
-    chosen: set[str] = set()
-    for paths in by_class:
-        paths.sort(key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
-        chosen.update(paths[: max(1, len(paths) // 5)] if len(paths) > 1 else [])
-    return chosen
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
-def _class_files(root: Path, split: Path, classes: tuple[str, ...]) -> list[Entry]:
-    return [(path, label) for label, name in enumerate(classes) for path in _images(root, split / name)]
-
-
-def _images(root: Path, folder: Path) -> list[str]:
-    return [
-        file.relative_to(root).as_posix()
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
-    ]
-
-
-def files_digest(root: Path, files: Files) -> str:
-    """Return the sha256 over split, relative path, class and bytes of every file."""
-
-    def one(entry: Entry) -> bytes:
-        return hashlib.sha256((root / entry[0]).read_bytes()).digest()
-
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor() as pool:
-        for which, entries in files.splits.items():
-            for some in _pieces(entries):
-                for (path, label), content in zip(some, pool.map(one, some), strict=True):
-                    digest.update(os.fsencode(f"{which}\0{path}\0{label}\0") + content)
-    return digest.hexdigest()
+            files.odd.add(NO_TEST, label)
+    samples = samples_of_files(files.root, readable["train"], len(files.classes))
+    return Description(
+        name, "folder", reading.digest, counts, files.classes, by_class, samples=samples, report=reading.report()
+    )
 
 
 def _check_memory(name: str, files: Files, size: int) -> None:
@@ -218,9 +220,11 @@ def _check_memory(name: str, files: Files, size: int) -> None:
         )
 
 
-def _decode(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Split:
+def _decode(files: Files, which: str, size: int, corrupt: Corrupt, reading: Reading) -> Split:
+    import torch
+
     images, read = [], []
-    for image, entry in decoded(root, entries, size, corrupt):
+    for image, entry in decoded(files, which, size, corrupt, reading):
         images.append(image)
         read.append(entry)
     stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
@@ -228,38 +232,37 @@ def _decode(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Sp
     return Split(stacked, targets, tensor_digest(stacked, targets), files=tuple(path for path, _ in read))
 
 
-def decoded(root: Path, entries: list[Entry], size: int, corrupt: Corrupt) -> Iterator[tuple[Tensor, Entry]]:
+def decoded(files: Files, which: str, size: int, corrupt: Corrupt, reading: Reading) -> Iterator[tuple[Tensor, Entry]]:
     """Yield image, (3, size, size) uint8, and entry, in order; a file that cannot be decoded goes to `corrupt`."""
+    import torch
 
-    def one(entry: Entry) -> Tensor | str:
+    def read(path: Path) -> tuple[Facts, Pixels]:
+        image, facts = read_image(path, size)
+        return facts, np.array(image)
+
+    for file, pixels in _read_all(files.root, files.splits[which], read):
+        reading.add(which, file)
+        if pixels is None:
+            corrupt.add(f"{shown(file.entry[0])}: {file.error}")
+        else:
+            yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), file.entry
+
+
+def _read_all(root: Path, entries: Sequence[Entry], read: Read) -> Iterator[tuple[File, Pixels | None]]:
+    """Read and hash files on threads, and yield them in order."""
+
+    def one(entry: Entry) -> tuple[File, Pixels | None]:
+        path, digest = root / entry[0], b""
         try:
-            return _decode_file(root / entry[0], size)
-        except Exception as error:  # image decoders raise anything on damaged bytes
-            # The message is shown to users, who must not learn where the folder lies on this machine.
-            reason = str(error).replace(str(root / entry[0]), entry[0])
-            return f"{entry[0]}: {type(error).__name__}: {reason}"
+            with path.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").digest()
+            facts, pixels = read(path)
+        except UnreadableError as error:
+            return File(entry, digest, None, storable(str(error))), None
+        except OSError as error:
+            return File(entry, digest, None, f"it cannot be opened: {error.strerror}"), None
+        return File(entry, digest, facts), pixels
 
     with ThreadPoolExecutor() as pool:
-        for some in _pieces(entries):
-            for entry, image in zip(some, pool.map(one, some), strict=True):
-                if isinstance(image, str):
-                    corrupt.add(image)
-                else:
-                    yield image, entry
-
-
-def _pieces(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    for start in range(0, len(entries), _AT_ONCE):
-        yield entries[start : start + _AT_ONCE]
-
-
-def _decode_file(path: Path, size: int) -> Tensor:
-    """Decode a file to (3, size, size) uint8: the shorter side is scaled to `size`, then centre crop."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as opened:
-        if opened.width * opened.height > _MAX_PIXELS:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels; expected at most {_MAX_PIXELS} in all")
-        image = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        for start in range(0, len(entries), _AT_ONCE):
+            yield from pool.map(one, entries[start : start + _AT_ONCE])

@@ -6,11 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from wcl_core.data.samples import Samples
+from wcl_core.protocol import DatasetReport
+
+if TYPE_CHECKING:  # a description of a folder never loads torch
+    from torch import Tensor
 
 DatasetKind = Literal["builtin", "folder", "packed"]
 _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
@@ -88,14 +90,15 @@ class LabelList:
 
 @dataclass(frozen=True)
 class Description:
-    """The description of a dataset, made without decoding it.
+    """The description of a dataset, made when it is registered.
 
     Attributes:
-        counts: images by split.
+        counts: readable images by split.
         class_counts: images of each class in label order, of the labelled splits.
         label_lists: fixed lists of train images.
         image_size: side of the stored images, if views cannot be larger.
         samples: some images of each class as a picture; None if there is no picture.
+        report: what is in the image folder; None for a builtin dataset.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Description:
     label_lists: dict[str, LabelList] = field(default_factory=dict)
     image_size: int | None = None
     samples: Samples | None = None
+    report: DatasetReport | None = None
 
 
 def tensor_digest(*tensors: Tensor) -> str:

@@ -1,4 +1,8 @@
-"""Loading and description of a dataset of any kind."""
+"""Loading and description of a dataset of any kind.
+
+Modules that load torch are imported where they are used, because the description of a folder needs none, nor does a
+cached one.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from wcl_core.data.builtin import load_builtin
-from wcl_core.data.described import describe_folder_cached
-from wcl_core.data.folder import describe_folder, list_files, load_folder
-from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, LabelList, class_counts, split_counts
-from wcl_core.data.label_lists import index_digest, read_label_list
-from wcl_core.data.packed import describe_packed, load_packed, packed_train_labels
+from wcl_core.data.described import BUILTIN, describe_builtin_cached, describe_folder_cached
+from wcl_core.data.folder import describe_folder, load_folder
+from wcl_core.data.images import (
+    DataError,
+    DatasetKind,
+    Description,
+    ImageData,
+    LabelList,
+    class_counts,
+    split_counts,
+)
+from wcl_core.data.layout import list_files
 from wcl_core.data.samples import samples_of_images
 from wcl_core.reporter import Reporter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def kind_of(path: Path | None) -> DatasetKind:
@@ -44,8 +55,12 @@ def load(
         DataError: the data is absent, empty or damaged, has too many undecodable files, or does not fit into memory.
     """
     if kind == "builtin":
+        from wcl_core.data.builtin import load_builtin
+
         return load_builtin(name, path, image_size)
     if kind == "packed":
+        from wcl_core.data.packed import load_packed
+
         return load_packed(name, _required(name, path, "packed file"), image_size)
     return load_folder(name, _required(name, path, "folder"), image_size, max_corrupt_share, reporter)
 
@@ -59,12 +74,12 @@ def describe(
 ) -> Description:
     """Return the counts, the classes and the digest that `load` will report.
 
-    Of a folder only the sample images are decoded.
+    Every image of a folder is decoded once, so a damaged one is not counted.
 
     Args:
         name: its name.
         path: as for `load`.
-        cache: a file that keeps the description of a folder until anything in the folder changes.
+        cache: a file that keeps the description until anything changes that it depends on.
         lists: fixed lists of train images, by name.
 
     Raises:
@@ -73,6 +88,8 @@ def describe(
     description = _described(name, kind, path, cache)
     if not lists:
         return description
+    from wcl_core.data.label_lists import index_digest, read_label_list
+
     files, labels = _train_images(name, kind, path)
     indices = {
         list_name: read_label_list(list_name, place, files, labels, description.classes)
@@ -84,6 +101,11 @@ def describe(
 
 def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Tensor]:
     """Return paths and labels of the train images, in the order of the split; only a folder has paths."""
+    import torch
+
+    from wcl_core.data.builtin import load_builtin
+    from wcl_core.data.packed import packed_train_labels
+
     if kind == "packed":
         return (), packed_train_labels(name, _required(name, path, "packed file"))
     if kind == "folder":
@@ -94,14 +116,24 @@ def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequ
 
 def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | None) -> Description:
     if kind == "packed":
+        from wcl_core.data.packed import describe_packed
+
         return describe_packed(name, _required(name, path, "packed file"))
     if kind == "folder":
         folder = _required(name, path, "folder")
         return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
+    if cache is None or name not in BUILTIN:
+        return _describe_builtin(name, path)
+    return describe_builtin_cached(name, path, cache, lambda: _describe_builtin(name, path))
+
+
+def _describe_builtin(name: str, path: Path | None) -> Description:
+    from wcl_core.data.builtin import load_builtin
+
     data = load_builtin(name, path, None)
     counts = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
     samples = samples_of_images(data.train.images, data.train.labels, len(data.classes))
-    return Description(name, kind, data.digest, split_counts(data), data.classes, counts, samples=samples)
+    return Description(name, "builtin", data.digest, split_counts(data), data.classes, counts, samples=samples)
 
 
 def _required(name: str, path: Path | None, noun: str) -> Path:

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
 from wcl_core.data.samples import samples_of_images
+from wcl_core.protocol import DatasetReport
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAGIC = b"WCLPACK1"
 _MAX_HEADER_BYTES = 1 << 28
 _SPLITS = ("train", "test", "unlabelled")  # in the file's order; the last may be absent
@@ -56,6 +58,7 @@ class _Header:
     blocks: tuple[str, ...]
     digest: str
     start: int
+    report: DatasetReport
 
     @property
     def end(self) -> int:
@@ -76,6 +79,7 @@ def load_packed(name: str, path: Path, image_size: int) -> ImageData:
             f"set data.image_size to at most {header.size} or pack the folder again with --size {image_size}"
         )
     _check_blocks(name, path, header)
+    _check_labels(name, path, header)
     splits = {which: _at_side(_map(path, header, which), image_size) for which in header.parts}
     return ImageData(name, splits["train"], splits["test"], header.classes, header.digest, splits.get("unlabelled"))
 
@@ -90,19 +94,39 @@ def _at_side(split: Split, side: int) -> Split:
 def describe_packed(name: str, path: Path) -> Description:
     """Return the description of a packed file; of its images only the samples are read."""
     header = _read_header(name, path)
+    _check_labels(name, path, header)
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     by_class = class_counts(labels, len(header.classes))
     train = _map(path, header, "train")
     samples = samples_of_images(train.images, train.labels, len(header.classes))
     return Description(
-        name, "packed", header.digest, counts, header.classes, by_class, image_size=header.size, samples=samples
+        name,
+        "packed",
+        header.digest,
+        counts,
+        header.classes,
+        by_class,
+        image_size=header.size,
+        samples=samples,
+        report=header.report,
     )
 
 
 def packed_train_labels(name: str, path: Path) -> Tensor:
     """Return the classes of the train images: (N,) int64."""
     return _labels(path, _read_header(name, path), "train")
+
+
+def _check_labels(name: str, path: Path, header: _Header) -> None:
+    """Raise if a label is not the place of a class; the images of the unlabelled split have -1."""
+    for which in header.parts:
+        labels = _labels(path, header, which)
+        low, high = (-1, -1) if which == _SPLITS[2] else (0, len(header.classes) - 1)
+        if int(labels.min()) < low or int(labels.max()) > high:
+            raise DataError(
+                f"dataset {name}: {path} has a label outside of {low} to {high} in its {which} split; pack it again"
+            )
 
 
 def _map(path: Path, header: _Header, which: str) -> Split:
@@ -139,19 +163,27 @@ def _read_header(name: str, path: Path) -> _Header:
                 raise ValueError("its first bytes are not those of a packed dataset")
             text = file.read(length).rstrip(b" ")
             size = os.fstat(file.fileno()).st_size
-        header = _parsed(json.loads(text), hashlib.sha256(text).hexdigest(), 16 + length)
+        fields = json.loads(text)
+        versions = fields["format_version"], fields.get("rules_version", 1)
+        if versions != (FORMAT_VERSION, RULES_VERSION):
+            raise DataError(
+                f"dataset {name}: {path} was packed by other rules for pixels (version {versions[1]}, expected "
+                f"{RULES_VERSION}); pack the folder again: python -m wcl_core pack {name} FOLDER {path.name} "
+                f"--size {fields.get('size')}"
+            )
+        header = _parsed(fields, hashlib.sha256(text).hexdigest(), 16 + length)
     except OSError as error:
         raise DataError(f"dataset {name}: packed file {path}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"dataset {name}: {path} is not a packed dataset: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged or hostile header raises anything, a RecursionError among others
+        raise DataError(f"dataset {name}: {path} is not a packed dataset: {type(error).__name__}: {error}") from error
     if size != header.end:
         raise DataError(f"dataset {name}: {path} has {size} bytes, but its header says {header.end}; pack it again")
     return header
 
 
 def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
-    if fields["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version is {fields['format_version']!r}; expected {FORMAT_VERSION}")
     size, counts = int(fields["size"]), {which: int(fields["counts"][which]) for which in _SPLITS[:2]}
     if _SPLITS[2] in fields["counts"]:
         counts[_SPLITS[2]] = int(fields["counts"][_SPLITS[2]])
@@ -162,13 +194,14 @@ def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
     places = zip(counts.items(), image_offsets, label_offsets, strict=False)
     return _Header(
         size=size,
-        classes=tuple(fields["classes"]),
+        classes=tuple(map(str, fields["classes"])),
         parts={which: _Part(count, images, labels) for (which, count), images, labels in places},
         split_digests={which: str(fields["split_digests"][which]) for which in counts},
         block_bytes=int(fields["block_bytes"]),
         blocks=tuple(fields["blocks"]),
         digest=digest,
         start=start,
+        report=DatasetReport.model_validate(fields["report"]),
     )
 
 

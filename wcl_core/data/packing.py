@@ -9,19 +9,22 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from wcl_core.data.folder import Corrupt, Files, check_not_empty, decoded, files_digest, list_files
+from wcl_core.data.folder import Corrupt, Reading, decoded
+from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import Description, tensor_digest
+from wcl_core.data.layout import Files, list_files
 from wcl_core.data.packed import FORMAT_VERSION, MAGIC, describe_packed, mapped
 from wcl_core.digests import canonical_json
 from wcl_core.files import write_whole
 from wcl_core.reporter import Reporter
 
 _ALIGNMENT = 4096
+_MAX_REPORT_BYTES = 1 << 20  # in ASCII; `Remarks` limits their number and their lengths
 _BLOCK_BYTES = 1 << 26
 
 
@@ -44,38 +47,41 @@ def pack(name: str, folder: Path, out: Path, size: int, max_corrupt_share: float
     """
     files = list_files(name, folder)
     corrupt = Corrupt(name, files, max_corrupt_share, reporter)
-    write_whole(out, lambda file: _write(file, name, folder, files, size, corrupt))
+    reading = Reading(name, files)
+    write_whole(out, lambda file: _write(file, files, size, corrupt, reading))
+    reading.warn(reporter)
     return describe_packed(name, out)
 
 
-def _write(file: BinaryIO, name: str, folder: Path, files: Files, size: int, corrupt: Corrupt) -> None:
-    # The number of decodable images is known only at the end, so the header gets its largest possible size.
+def _write(file: BinaryIO, files: Files, size: int, corrupt: Corrupt, reading: Reading) -> None:
+    # The numbers of images and the report are known only at the end, so the header gets room for the largest ones.
     largest = {which: len(entries) for which, entries in files.splits.items()}
     num_blocks = -(-sum(largest.values()) * (3 * size * size + 4) // _BLOCK_BYTES)
     digests = dict.fromkeys(largest, "0" * 64)
-    text = _header_text(files.classes, size, largest, digests, "0" * 64, ["0" * 64] * num_blocks)
-    start = -(-(16 + len(text)) // _ALIGNMENT) * _ALIGNMENT
+    text = _header_text(files.classes, size, largest, digests, "0" * 64, ["0" * 64] * num_blocks, None)
+    start = -(-(16 + len(text) + _MAX_REPORT_BYTES) // _ALIGNMENT) * _ALIGNMENT
     file.seek(start)
     blocks = _BlockWriter(file)
-    labels = _write_splits(blocks, folder, files, size, corrupt)
+    labels = _write_splits(blocks, files, size, corrupt, reading)
     corrupt.check()
     counts = {which: len(some) for which, some in labels.items()}
-    check_not_empty(name, counts)
+    reading.check_not_empty(counts)
     file.flush()
     digests = _split_digests(Path(file.name), start, size, labels)
-    text = _header_text(files.classes, size, counts, digests, files_digest(folder, files), blocks.finish())
+    report = reading.report().model_dump(mode="json")
+    text = _header_text(files.classes, size, counts, digests, reading.digest, blocks.finish(), report)
     file.seek(0)
     file.write(MAGIC + (start - 16).to_bytes(8, "little") + text.ljust(start - 16))
 
 
 def _write_splits(
-    blocks: _BlockWriter, folder: Path, files: Files, size: int, corrupt: Corrupt
+    blocks: _BlockWriter, files: Files, size: int, corrupt: Corrupt, reading: Reading
 ) -> dict[str, list[int]]:
     """Write the images as they are decoded, never all in memory, then the labels; return the labels by split."""
     labels: dict[str, list[int]] = {}
-    for which, entries in files.splits.items():
+    for which in files.splits:
         labels[which] = []
-        for image, (_, label) in decoded(folder, entries, size, corrupt):
+        for image, (_, label) in decoded(files, which, size, corrupt, reading):
             blocks.write(image.numpy().tobytes())
             labels[which].append(label)
     for some in labels.values():
@@ -100,9 +106,12 @@ def _header_text(
     split_digests: dict[str, str],
     source_digest: str,
     blocks: Sequence[str],
+    report: dict[str, Any] | None,
 ) -> bytes:
     fields = {
         "format_version": FORMAT_VERSION,
+        "rules_version": RULES_VERSION,
+        "report": report,
         "size": size,
         "classes": list(classes),
         "counts": counts,

@@ -1,7 +1,7 @@
 """A picture of some images of each class, small enough to be sent with the description of a dataset.
 
-This module does not import torchvision: the import takes longer than the rest, and every worker makes such pictures
-when it starts.
+This module imports neither torch nor torchvision: the import takes longer than the rest, and every worker makes such
+pictures when it starts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image, ImageOps
-from torch import Tensor
+
+from wcl_core.data.image_file import UnreadableError, read_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BYTES = 200_000
 _MAX_PIXELS = MAX_BYTES - 10_000  # with a palette, a pixel takes one byte at most; the rest is palette and headers
@@ -46,8 +51,8 @@ def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Sampl
         num_classes: number of classes; the picture shows the first hundred. Without classes there is no picture.
     """
     rows, columns, side = _layout(num_classes, images.shape[-1])
-    chosen = _chosen(labels, rows, columns)
-    tiles = [[_tile(_picture(images[place]), side) for place in row] for row in chosen]
+    chosen = _chosen(labels.tolist(), rows, columns)
+    tiles = [[_tile(images[place], side) for place in row] for row in chosen]
     return _drawn(tiles, columns, side)
 
 
@@ -59,14 +64,12 @@ def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: 
         num_classes: as for `samples_of_images`.
     """
     rows, columns, side = _layout(num_classes, None)
-    chosen = _chosen(torch.tensor([label for _, label in files]), rows, columns)
+    chosen = _chosen([label for _, label in files], rows, columns)
 
     def one(place: int) -> Image.Image | None:
         try:
-            with Image.open(root / files[place][0]) as opened:
-                opened.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a reduced size
-                return _tile(opened.convert("RGB"), side)
-        except Exception:  # image decoders raise anything on damaged bytes; training names such files
+            return read_image(root / files[place][0], side, is_preview=True)[0]
+        except UnreadableError:  # the description's report names such files
             return None
 
     with ThreadPoolExecutor() as pool:
@@ -82,10 +85,10 @@ def _layout(num_classes: int, stored: int | None) -> tuple[int, int, int]:
     return rows, columns, side
 
 
-def _chosen(labels: Tensor, rows: int, columns: int) -> list[list[int]]:
+def _chosen(labels: Sequence[int], rows: int, columns: int) -> list[list[int]]:
     """Return the indices of each row's images, spread over the class, as neighbours in a folder often look alike."""
-    ordered, places = labels.sort(stable=True)
-    bounds = torch.searchsorted(ordered, torch.arange(rows + 1)).tolist()
+    places = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(np.sort(labels), np.arange(rows + 1)).tolist()
     chosen = []
     for first, end in pairwise(bounds):
         count = min(end - first, columns)
@@ -93,12 +96,9 @@ def _chosen(labels: Tensor, rows: int, columns: int) -> list[list[int]]:
     return chosen
 
 
-def _picture(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _tile(image: Image.Image, side: int) -> Image.Image:
-    return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+def _tile(image: Tensor, side: int) -> Image.Image:
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
 
 
 def _drawn(tiles: Sequence[Sequence[Image.Image | None]], columns: int, side: int) -> Samples | None:

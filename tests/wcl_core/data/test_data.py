@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from tests.wcl_core import small
 from wcl_core import data
-from wcl_core.data import DataError, folder
+from wcl_core.data import DataError, image_file
 from wcl_core.reporter import MemoryReporter, NullReporter
 
 torch.set_num_threads(1)
@@ -116,14 +116,16 @@ def test_the_digest_sees_content_names_and_classes(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
-def test_a_description_decodes_nothing_and_agrees_with_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_agrees_with_loading(tmp_path: Path) -> None:
+    """Also where a file is damaged: neither counts it."""
     write_tree(tmp_path, {"a": 10, "b": 5})
-    loaded, _ = load(tmp_path)
-    monkeypatch.setattr(folder, "_decode_file", None)
+    damage(tmp_path, 1)
+    loaded, _ = load(tmp_path, 0.1)
     described = data.describe("photos", "folder", tmp_path)
     assert described.digest == loaded.digest
     assert described.counts == {"train": len(loaded.train), "test": len(loaded.test)}
     assert described.classes == loaded.classes
+    assert sum(described.counts.values()) == 14
     builtin = data.describe("digits", "builtin", None)
     assert (builtin.digest, builtin.counts) == (small.digits().digest, {"train": 1433, "test": 364})
 
@@ -220,7 +222,7 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:
 def test_an_image_of_too_many_pixels_counts_as_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, {"a": 5})
     write_image(tmp_path / "a" / "99.png", size=(60, 60))
-    monkeypatch.setattr(folder, "_MAX_PIXELS", 3_000)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 3_000)
     loaded, reporter = load(tmp_path, 0.5)
     assert len(loaded.train) + len(loaded.test) == 5
     assert "99.png" in reporter.of("warning")[0]["message"]
@@ -230,7 +232,7 @@ def test_an_image_of_too_many_pixels_counts_as_corrupt(tmp_path: Path, monkeypat
     ("tree", "message"),
     [
         ({}, "no image files"),
-        ({"train/a": 2}, "no test split; expected test or val or validation"),
+        ({"train/a": 2}, "no test split; expected test or val with class folders"),
         ({"train/a": 2, "test/b": 2}, "test/ has classes that train/ lacks: b"),
         ({"a": 1}, "no image files"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from tests.wcl_core.data.test_data import write_image, write_tree
 from wcl_core import data
-from wcl_core.data import described, folder
+from wcl_core.data import described, folder, loading
 
 
 @pytest.fixture
@@ -23,15 +25,16 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Record the calls that hash the files' bytes; accept young files."""
+    """Record the calls that read and hash the files; accept young files."""
     times: list[Path] = []
-    original = folder.files_digest
+    original = folder.describe_folder
 
-    def files_digest(root: Path, files: folder.Files) -> str:
+    def describe_folder(name: str, root: Path) -> data.Description:
         times.append(root)
-        return original(root, files)
+        return original(name, root)
 
-    monkeypatch.setattr(folder, "files_digest", files_digest)
+    monkeypatch.setattr(described, "describe_folder", describe_folder)
+    monkeypatch.setattr(loading, "describe_folder", describe_folder)
     monkeypatch.setattr(described, "_REST_NS", -(10**18))
     return times
 
@@ -66,6 +69,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "one less": lambda root: (root / "test" / "a" / "00.png").unlink(),
     "split": lambda root: (root / "test").rename(root / "val"),
     "times alone": lambda root: os.utime(root / "test" / "a" / "00.png", ns=(1, 1)),
+    "one more that is left out": lambda root: (root / "train" / "a" / "00.heic").write_bytes(b"none"),
 }
 
 
@@ -125,3 +129,49 @@ def test_with_a_cache_that_cannot_be_written_the_folder_is_hashed(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert describe(root, tmp_path / "file" / "photos.json").counts == {"train": 5, "test": 2}
+
+
+@pytest.mark.process
+def test_a_cached_builtin_dataset_needs_no_torch(tmp_path: Path) -> None:
+    cache = tmp_path / "digits.json"
+    first = data.describe("digits", "builtin", None, cache)
+    program = (
+        "import sys; from wcl_core.data import describe; from pathlib import Path; "
+        "print(describe('digits', 'builtin', None, Path(sys.argv[1])).digest, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(cache)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [first.digest, "False"]
+    assert data.describe("digits", "builtin", None, cache) == first
+
+
+@pytest.mark.parametrize("changed", ["library", "version of the cache"])
+def test_another_version_invalidates_the_cache_of_a_builtin_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    cache = tmp_path / "digits.json"
+    data.describe("digits", "builtin", None, cache)
+    before = cache.read_text()
+    if changed == "library":
+        monkeypatch.setattr(described, "version", lambda name: f"another version of {name}")
+    else:
+        monkeypatch.setattr(described, "_VERSION", 99)
+    data.describe("digits", "builtin", None, cache)
+    assert cache.read_text() != before
+
+
+def test_removed_downloads_invalidate_the_cache(tmp_path: Path) -> None:
+    downloads, cache = tmp_path / "downloads", tmp_path / "cifar10.json"
+    (downloads / "batches").mkdir(parents=True)
+    (downloads / "batches" / "data_batch_1").write_bytes(b"bytes")
+    calls: list[int] = []
+
+    def describe() -> data.Description:
+        calls.append(1)
+        return data.Description("cifar10", "builtin", "0" * 64, {"train": 1, "test": 1}, ("a",), {})
+
+    for _ in range(2):
+        described.describe_builtin_cached("cifar10", downloads, cache, describe)
+    assert len(calls) == 1
+    (downloads / "batches" / "data_batch_1").unlink()
+    described.describe_builtin_cached("cifar10", downloads, cache, describe)
+    assert len(calls) == 2

@@ -77,7 +77,7 @@ def test_a_packed_file_has_the_images_of_its_folder(photos: Path, packed: Path) 
 
 
 def test_loading_decodes_nothing(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_decode_file", None)
+    monkeypatch.setattr(folder, "read_image", None)
     assert len(load(packed).train) == 10
 
 

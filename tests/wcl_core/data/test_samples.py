@@ -94,12 +94,10 @@ def test_cached_samples_equal_new_ones(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(data.described, "_REST_NS", -(10**18))  # the files may be as young as they are
     first = data.describe("tree", "folder", tmp_path / "tree", cache)
     assert first.samples is not None
-    monkeypatch.setattr(samples, "_tile", lambda *_: pytest.fail("an image was decoded again"))
+    monkeypatch.setattr(samples, "read_image", lambda *_, **__: pytest.fail("an image was decoded again"))
 
     assert data.describe("tree", "folder", tmp_path / "tree", cache) == first
     monkeypatch.undo()
     text = cache.read_text()
-    without = text[: text.index(', "samples"')] + "}"
-    cache.write_text(without)  # as it was kept before there were samples
+    cache.write_text(text.replace('"samples"', '"other"'))  # as another version may keep it
     assert data.describe("tree", "folder", tmp_path / "tree", cache) == first
-    assert cache.read_text() == text
