@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
 from sqlalchemy.orm import Session
 
+from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
@@ -210,11 +211,12 @@ def orphans(session: Session, keys: Sequence[str]) -> list[str]:
 
     Args:
         session: a reading transaction; there are two queries.
-        keys: storage keys `JOB/ATTEMPT/NAME` of some hundred jobs at most, listed before this transaction began.
+        keys: storage keys of some hundred jobs at most, listed before this transaction began.
     """
     job_ids = {key.split("/")[0] for key in keys}
-    attempts = select(Attempt.job_id, Attempt.number, Attempt.ended_at).where(Attempt.job_id.in_(job_ids))
-    ended = {f"{job_id}/{number}": ended_at is not None for job_id, number, ended_at in session.execute(attempts)}
+    columns = select(Attempt.job_id, Attempt.number, Attempt.token, Attempt.ended_at)
+    attempts = session.execute(columns.where(Attempt.job_id.in_(job_ids)))
+    ended = {AttemptRef(job_id, number, token).folder: at is not None for job_id, number, token, at in attempts}
     checkpoints = select(Checkpoint.storage_key, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids))
     artifacts = select(Artifact.storage_key, cast(null(), BigInteger)).where(Artifact.job_id.in_(job_ids))
     rows = session.execute(checkpoints.union_all(artifacts))

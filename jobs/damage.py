@@ -16,6 +16,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, transitions
+from jobs.attempts import AttemptRef
 from jobs.checked_files import BadFile, Missing
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database, now_ms
@@ -113,14 +114,14 @@ def loss(storage: Storage, job_id: str, keys: Sequence[str]) -> str | None:
 # --- what an attempt sees ------------------------------------------------------------------------------------------
 
 
-def skip(session: Session, job_id: str, number: int, bad: CheckpointRef, flaw: BadFile) -> CheckpointRef | None:
+def skip(session: Session, attempt: AttemptRef, bad: CheckpointRef, flaw: BadFile) -> CheckpointRef | None:
     """Mark the checkpoint that an attempt could not resume from, and return the next one to try.
 
     The job gets a warning event.
 
     Args:
         session: a writing transaction.
-        job_id, number: the attempt that read it.
+        attempt: the attempt that read it.
         bad: the checkpoint.
         flaw: of its file.
 
@@ -130,22 +131,22 @@ def skip(session: Session, job_id: str, number: int, bad: CheckpointRef, flaw: B
     Raises:
         Superseded: the attempt has ended.
     """
-    transitions.deliver(session, job_id, number, [])  # the fence
+    transitions.deliver(session, attempt, [])  # the fence
     _set_mark(session, bad.id, flaw)
-    following = checkpoints.resume_point(session, job_id)
+    following = checkpoints.resume_point(session, attempt.job_id)
     consequence = f"the run resumes from step {following.step}" if following else "no good checkpoint is left"
-    data = {"reason": _reason(flaw), "attempt": number, "checkpoint": bad.id, "step": bad.step}
-    record(session, job_id, "warning", data | {"message": f"{bad.describe()}: {flaw}; {consequence}"})
+    data = {"reason": _reason(flaw), "attempt": attempt.number, "checkpoint": bad.id, "step": bad.step}
+    record(session, attempt.job_id, "warning", data | {"message": f"{bad.describe()}: {flaw}; {consequence}"})
     return following
 
 
-def mark(session: Session, job_id: str, number: int, checkpoint_id: str, flaw: BadFile | None) -> None:
+def mark(session: Session, attempt: AttemptRef, checkpoint_id: str, flaw: BadFile | None) -> None:
     """Mark a checkpoint that an attempt has read, or take its mark back for the flaw None; as `report`.
 
     Raises:
         Superseded: the attempt has ended.
     """
-    transitions.deliver(session, job_id, number, [])  # the fence
+    transitions.deliver(session, attempt, [])  # the fence
     _change_mark(session, checkpoint_id, flaw)
 
 

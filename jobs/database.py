@@ -67,13 +67,35 @@ def _postgresql_now(element: now_ms, compiler: Any, **options: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
+class queue_place(FunctionElement[int]):  # noqa: N801
+    """The next place in the queue of jobs: a number that the database counts up."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(queue_place, "sqlite")
+def _sqlite_queue_place(element: queue_place, compiler: Any, **options: Any) -> str:
+    del element, compiler, options  # SQLite has no sequences; its writers take turns
+    return "(SELECT coalesce(max(queue_place), 0) + 1 FROM jobs)"
+
+
+@compiles(queue_place, "postgresql")
+def _postgresql_queue_place(element: queue_place, compiler: Any, **options: Any) -> str:
+    del element, compiler, options
+    return "nextval('queue_places')"
+
+
 def database_time(session: Session) -> int:
     """Return the database's time in milliseconds, for ages of times that the database stored."""
     return session.execute(select(now_ms())).scalar_one()
 
 
 def new_id() -> str:
-    """Return a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds and 12 of their fraction, so that ids sort by age."""
+    """Return a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds and 12 of their fraction, so that lists sort by age.
+
+    The times are those of the calling process, so no decision may depend on the order of ids.
+    """
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64
     value |= 0x2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2

@@ -18,8 +18,13 @@ from jobs.status import Status
 
 
 def is_due() -> ColumnElement[bool]:
-    """Return the condition for a job that a worker may claim now: queued, and its backoff is over."""
-    return and_(Job.status == Status.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now_ms()))
+    """Return the condition for a job that a worker may claim now: queued, and its backoff is over.
+
+    A backoff is also over when the database's clock has gone back to before the job's last change: SQLite's clock is
+    that of the machine, and a wait must not last for as long as that clock was wrong.
+    """
+    has_gone_back = Job.updated_at > now_ms()
+    return and_(Job.status == Status.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now_ms(), has_gone_back))
 
 
 # --- workers -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ JobsError ── Invalid       422, a list of wrong fields
           ├─ NotFound      404
           └─ Conflict      409, the job is in another state
 
-Superseded   internal: the attempt is no longer open, so its supervisor has to stop
+Superseded       internal: the attempt is no longer open, so its supervisor has to stop
+RecordsMissing   internal: the database has not stored the records before these, so its supervisor has to repeat them
 """
 
 from __future__ import annotations
@@ -62,3 +63,7 @@ class Invalid(JobsError):  # noqa: N818
 
 class Superseded(Exception):  # noqa: N818
     """The attempt has ended, or another one has started; nothing more of it is stored."""
+
+
+class RecordsMissing(ValueError):  # noqa: N818
+    """The open attempt lacks records that were stored before: a backup of the database was restored."""

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.database import now_ms
+from jobs.database import now_ms, queue_place
 from wcl_core.protocol import storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of checkpoint files; no run starts from embeddings
@@ -89,7 +89,7 @@ class Project(Base):
 class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_claim", "status", "pool", "priority", "id"),
+        Index("ix_jobs_claim", "status", "pool", "priority", "queue_place"),
         Index("ix_jobs_created", "created_at", "id"),
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),
         Index("ix_jobs_sweep", "sweep_id", "origin", unique=True),
@@ -109,6 +109,8 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(Integer, default=0)
     pool: Mapped[str] = mapped_column(_String(64), default="default")
     gpus: Mapped[int] = mapped_column(Integer, default=0)
+    # The order of jobs of equal priority; 0 for a job that a server of an older version has added.
+    queue_place: Mapped[int] = mapped_column(default=queue_place(), server_default=text("0"), index=True)
     dataset_name: Mapped[str] = mapped_column(_String(64))
     dataset_digest: Mapped[str] = mapped_column(_String(64))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
@@ -139,6 +141,7 @@ class Attempt(Base):
     __tablename__ = "attempts"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    token: Mapped[str | None] = mapped_column(_String(32))  # random; None: claimed by a worker of an older version
     worker_id: Mapped[str] = mapped_column(_Id)
     worker_name: Mapped[str] = mapped_column(_String(200))
     started_at: Mapped[int] = mapped_column(default=now_ms())
@@ -147,6 +150,7 @@ class Attempt(Base):
     start_step: Mapped[int | None]
     delivered_seq: Mapped[int] = mapped_column(default=0)
     renewals: Mapped[int] = mapped_column(default=0)
+    ran_ms: Mapped[int | None]  # running time by its worker's monotonic clock; None: of a worker of an older version
     log_seq: Mapped[int] = mapped_column(default=0)
     output_lines: Mapped[int] = mapped_column(default=0)  # number of stdout and stderr lines in the log
     environment: Mapped[dict[str, Any] | None]

@@ -3,7 +3,8 @@
 - Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
 - No job gives way while an idle worker fits the waiting job.
 - No job gives way to a job that was itself preempted, so that two jobs never take turns.
-- At most one job of a pool gives way at a time: the one of lowest priority, and of equal ones the newest attempt.
+- At most one job of a pool gives way at a time: the one of lowest priority, and of equal ones the attempt
+  that has run for the shortest time.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def choose(session: Session) -> Preemption | None:
             if attempt.worker_id in fitting and job.priority < waiting.priority
         ]
         if victims:
-            cheapest, _ = min(victims, key=lambda pair: (pair[0].priority, -pair[1].started_at))
+            cheapest, _ = min(victims, key=lambda pair: (pair[0].priority, pair[1].ran_ms or 0))
             return Preemption(cheapest.id, waiting.id)
     return None
 
@@ -69,7 +70,7 @@ def _waiting(session: Session, lowest: int) -> Sequence[Job]:
             Job.priority > lowest,
             func.coalesce(Job.status_reason, "") != Reason.PREEMPTED,
         )
-        .order_by(Job.priority.desc(), Job.id)
+        .order_by(Job.priority.desc(), Job.queue_place)
         .limit(_MAX_WAITING)
     )
     return session.execute(statement).scalars().all()

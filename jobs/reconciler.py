@@ -22,6 +22,7 @@ from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
+from jobs.attempts import AttemptRef
 from jobs.database import Database, is_outage, now_ms
 from jobs.fault_log import FaultLog
 from jobs.models import Attempt, IdempotencyKey, Worker
@@ -96,7 +97,7 @@ class Reconciler:
         self._wake_ups = WakeUpSender(database, settings) if sends_wake_ups else None
         self._clock = clock
         gap = 2 * settings.look_seconds + 1
-        self._attempts: Watch[tuple[str, int]] = Watch(settings.lease_seconds, gap)
+        self._attempts: Watch[AttemptRef] = Watch(settings.lease_seconds, gap)
         self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
         self._next_housekeeping = 0.0
         self._sweep_faults: dict[str, FaultLog] = {}  # of those that cannot advance
@@ -120,7 +121,7 @@ class Reconciler:
             heartbeats = _heartbeats(session)
         self._prove_writable(attempts, heartbeats)
         for attempt in self._attempts.lost(attempts, self._clock()):
-            self._reap(*attempt, attempts[attempt])
+            self._reap(attempt, attempts[attempt])
         for worker_id in self._workers.lost(heartbeats, self._clock()):
             lost = partial(workers.mark_lost, worker_id=worker_id, heartbeats=heartbeats[worker_id])
             self._database.write(lost)
@@ -139,7 +140,7 @@ class Reconciler:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)
 
-    def _prove_writable(self, attempts: dict[tuple[str, int], int], heartbeats: dict[str, int]) -> None:
+    def _prove_writable(self, attempts: dict[AttemptRef, int], heartbeats: dict[str, int]) -> None:
         """Write to the database before anything is declared lost.
 
         Workers may be silent because they cannot write: a stopped process holds SQLite's lock, or PostgreSQL is
@@ -147,19 +148,18 @@ class Reconciler:
         """
         now = self._clock()
         if (attempt := self._attempts.suspect(attempts, now)) is not None:
-            job_id, number = attempt
-            same = update(Attempt).where(Attempt.job_id == job_id, Attempt.number == number)
+            same = update(Attempt).where(attempt.is_row())
             self._database.write(partial(_execute, same.values(renewals=Attempt.renewals)))
         elif (worker_id := self._workers.suspect(heartbeats, now)) is not None:
             same = update(Worker).where(Worker.id == worker_id)
             self._database.write(partial(_execute, same.values(heartbeats=Worker.heartbeats)))
 
-    def _reap(self, job_id: str, number: int, renewals: int) -> None:
+    def _reap(self, attempt: AttemptRef, renewals: int) -> None:
         reaped = self._database.write(
-            lambda s: transitions.reap(s, job_id, number, renewals, max_failures=self._settings.max_failures)
+            lambda s: transitions.reap(s, attempt, renewals, max_failures=self._settings.max_failures)
         )
         if reaped:
-            log.warning("job %s: attempt %d was not renewed for a lease and is declared lost", job_id, number)
+            log.warning("%s was not renewed for a lease and is declared lost", attempt)
 
     def _advance(self, due_sweeps: list[str]) -> None:
         for sweep_id in due_sweeps:
@@ -183,9 +183,10 @@ def _execute(statement: Update, session: Session) -> None:
     session.execute(statement)
 
 
-def _open_attempts(session: Session) -> dict[tuple[str, int], int]:
-    rows = session.execute(select(Attempt.job_id, Attempt.number, Attempt.renewals).where(Attempt.ended_at.is_(None)))
-    return {(job_id, number): renewals for job_id, number, renewals in rows}
+def _open_attempts(session: Session) -> dict[AttemptRef, int]:
+    columns = select(Attempt.job_id, Attempt.number, Attempt.token, Attempt.renewals)
+    rows = session.execute(columns.where(Attempt.ended_at.is_(None)))
+    return {AttemptRef(job_id, number, token): renewals for job_id, number, token, renewals in rows}
 
 
 def _heartbeats(session: Session) -> dict[str, int]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from jobs.attempts import AttemptRef
 from jobs.checked_files import CheckedFiles, Damaged, Missing, compare_size
 from wcl_core.failpoints import failpoint
 from wcl_core.files import sync_folder, write_bytes, write_whole
@@ -173,9 +174,9 @@ class LocalStorage:
         return place
 
 
-def file_key(job_id: str, attempt: int, file_name: str) -> str:
+def file_key(attempt: AttemptRef, file_name: str) -> str:
     """Return the key of an attempt's file; each attempt has a folder, so it never touches another one's files."""
-    return f"{job_id}/{attempt}/{file_name}"
+    return f"{attempt.folder}/{file_name}"
 
 
 def sha256_of(path: Path) -> str:

@@ -81,7 +81,7 @@ def _on_dependencies(session: Session, job: Job) -> Waiting:
 
 def _num_ahead(session: Session, job: Job) -> int:
     """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
-    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
+    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
     statement = select(func.count()).where(is_due(), Job.pool == job.pool, before)
     return session.execute(statement).scalar_one()
 

@@ -189,11 +189,33 @@ class DatasetSource(_Model):
     lists: dict[str, Path] = {}
 
 
+class Place(_Model):
+    """The place of a folder, which tells it from its copies.
+
+    Attributes:
+        path: digest of its real path.
+        device, inode: of the folder; a restart of the machine may change the number of its device.
+        boot: identifies the time between two starts of the machine.
+    """
+
+    path: str
+    device: int
+    inode: int
+    boot: str
+
+    def is_same(self, other: Place) -> bool:
+        """Return whether both are the same folder."""
+        if self.boot == other.boot:
+            return (self.device, self.inode) == (other.device, other.inode)
+        return (self.path, self.inode) == (other.path, other.inode)
+
+
 class RunFile(_Model):
     """The run file: the input of a run, written by its worker.
 
     Attributes:
         host: name of the machine; only a worker of the same machine recovers the folder.
+        place: of the folder when it was made; no worker recovers a copy of it.
         dataset: where its images are.
         resume: the checkpoint file that training continues from.
         evaluated: the checkpoint file to evaluate.
@@ -201,7 +223,9 @@ class RunFile(_Model):
 
     job_id: str
     attempt: int
+    token: str | None = None
     host: str
+    place: Place | None = None
     kind: Kind
     spec: dict[str, Any]
     dataset: DatasetSource
@@ -210,7 +234,8 @@ class RunFile(_Model):
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
-        write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True).encode())
+        later = {name for name in ("token", "place") if getattr(self, name) is None}  # an older version knows neither
+        write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True, exclude=later).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:

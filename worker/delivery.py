@@ -11,8 +11,10 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from jobs import transitions
+from jobs.attempts import AttemptRef
 from jobs.checked_files import BadFile
 from jobs.database import Database
+from jobs.errors import RecordsMissing
 from jobs.ingest import Delivered, StoredFile
 from jobs.settings import Settings
 from jobs.storage import Storage, file_key, verified
@@ -45,6 +47,7 @@ class Delivery:
 
     Args:
         database, storage, settings: the service.
+        ran_ms: returns the running time of the attempt so far; None for an attempt whose worker died.
 
     Attributes:
         has_ended: whether the `end` record is delivered.
@@ -52,19 +55,29 @@ class Delivery:
     """
 
     def __init__(
-        self, database: Database, storage: Storage, settings: Settings, folder: Path, job_id: str, number: int
+        self,
+        database: Database,
+        storage: Storage,
+        settings: Settings,
+        folder: Path,
+        attempt: AttemptRef,
+        ran_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._database, self._storage, self._settings = database, storage, settings
-        self.folder, self._job_id, self._number = folder, job_id, number
-        self._records = Records(folder / SPOOL_FILE)
-        self._output = Output(folder / OUTPUT_FILE)
+        self.folder, self._attempt, self._job_id, self._ran_ms = folder, attempt, attempt.job_id, ran_ms
+        self._start_over()
+        self._collecting: BackgroundWork[None] | None = None
+        self.has_ended = False
+        self.obstacle: OSError | None = None
+
+    def _start_over(self) -> None:
+        """Read spool and output from their starts; the fence skips the records that are stored."""
+        self._records = Records(self.folder / SPOOL_FILE)
+        self._output = Output(self.folder / OUTPUT_FILE)
         self._pending: deque[Record] = deque()
         self._ready: list[Delivered] = []  # the records before the pending ones; their files are in the storage
         self._pending_output: list[tuple[int, str]] = []
         self._storing: BackgroundWork[StoredFile | WarningRecord] | None = None  # of the first pending record
-        self._collecting: BackgroundWork[None] | None = None
-        self.has_ended = False
-        self.obstacle: OSError | None = None
 
     def collect(self, is_over: bool = False) -> bool:
         """Read what the run has appended, and return whether anything waits for delivery.
@@ -103,7 +116,13 @@ class Delivery:
             has_end = False
         if has_end:
             failpoint("delivery.end")
-        requests = self._database.write(self._change(records, output))
+        try:
+            requests = self._database.write(self._change(records, output))
+        except RecordsMissing as error:
+            log.warning("%s is delivered again from its start: %s", self._attempt, error)
+            if self._storing is None or self._storing.is_done():
+                self._start_over()
+            return self._database.write(self._change([], []))
         del self._ready[: len(records)]
         del self._pending_output[: len(output)]
         self.has_ended = self.has_ended or has_end
@@ -164,8 +183,9 @@ class Delivery:
 
     def _change(self, records: list[Delivered], output: list[tuple[int, str]]) -> Callable[[Session], Requests]:
         def change(session: Session) -> Requests:
+            limit = self._settings.max_failures
             return transitions.deliver(
-                session, self._job_id, self._number, records, output, max_failures=self._settings.max_failures
+                session, self._attempt, records, output, max_failures=limit, ran_ms=self._ran_ms()
             )
 
         return change
@@ -177,7 +197,7 @@ class Delivery:
         source = self.folder / record.file
         # A later artifact of the same name has another key, so each row has its own bytes.
         name = source.name if isinstance(record, CheckpointRecord) else f"{record.sha256[:16]}-{record.name}"
-        storage_key = file_key(self._job_id, self._number, name)
+        storage_key = file_key(self._attempt, name)
         try:
             self._storage.put(source, storage_key)
             verified(self._storage, storage_key, record.sha256, record.size)

@@ -1,4 +1,8 @@
-"""Recovery of attempts whose worker on this host died: their spools are delivered before any lease is over."""
+"""Recovery of attempts whose worker on this host died: their spools are delivered before any lease is over.
+
+Only folders at the place where they were made are recovered.  A copy of a data folder holds copies of attempts whose
+runs may be alive: their processes and rows belong to the original's workers.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from jobs import transitions
+from jobs.attempts import AttemptRef
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
@@ -22,7 +27,7 @@ from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from wcl_core.protocol import RunFile
-from worker.attempt_folder import clear, mark_of, owned
+from worker.attempt_folder import clear, mark_of, owned, place_of
 from worker.backoff import Backoff, renew_seconds
 from worker.delivery import Delivery
 from worker.process import marked
@@ -63,7 +68,7 @@ def recover(
     folders = sorted(settings.attempts_dir.glob("*/*"))
     with ExitStack() as held:
         ours = [folder for folder in folders if _is_of_this_host(folder) and _lock(folder, held)]
-        _wait_for_orphans([mark_of(*_attempt_of(folder)) for folder in ours])
+        _wait_for_orphans([mark_of(_attempt_of(folder), place_of(folder)) for folder in ours])
         are_gone()
         for folder in ours:
             _recover(database, storage, settings, folder)
@@ -83,34 +88,47 @@ def _lock(folder: Path, held: ExitStack) -> bool:
 
 
 def _is_of_this_host(folder: Path) -> bool:
+    """Return whether a folder is of this host and no copy; the reconcilers end the attempts of all others."""
     try:
-        return RunFile.read(folder).host == socket.gethostname()
+        run = RunFile.read(folder)
+        is_of_attempt = AttemptRef(run.job_id, run.attempt, run.token) == _attempt_of(folder)
+        is_original = run.place is not None and run.place.is_same(place_of(folder))
+        return run.host == socket.gethostname() and is_of_attempt and is_original
     except (OSError, ValueError):
-        return False  # without a valid run file the reconcilers end the attempt
+        return False  # it has no valid run file
 
 
-def _attempt_of(folder: Path) -> tuple[str, int]:
-    return folder.parent.name, int(folder.name)
+def _attempt_of(folder: Path) -> AttemptRef:
+    """Return the attempt that a folder is named after.
+
+    Raises:
+        ValueError: the folder is named after none.
+    """
+    number, _, token = folder.name.partition("-")
+    return AttemptRef(folder.parent.name, int(number), token or None)
 
 
 def _has_ended(database: Database, folder: Path) -> bool:
     """Return whether the attempt of a folder is in the database and has ended, so that the folder is of no use."""
-    return folder.exists() and folder.name.isdigit() and _is_open(database, *_attempt_of(folder)) is False
+    try:
+        return folder.exists() and _is_open(database, _attempt_of(folder)) is False
+    except ValueError:
+        return False
 
 
 def _recover(database: Database, storage: Storage, settings: Settings, folder: Path) -> None:
-    job_id, number = _attempt_of(folder)
-    if _is_open(database, job_id, number):
-        delivery = Delivery(database, storage, settings, folder, job_id, number)
+    attempt = _attempt_of(folder)
+    if _is_open(database, attempt):
+        delivery = Delivery(database, storage, settings, folder, attempt)
         try:
             reason = _deliver(delivery, settings)
             if not delivery.has_ended:
-                _end(database, settings, job_id, number, reason)
-            log.warning("job %s: attempt %d lost its worker; its remaining records are stored", job_id, number)
+                _end(database, settings, attempt, reason)
+            log.warning("%s lost its worker; its remaining records are stored", attempt)
         except Superseded:
             delivery.discard()
         except (OSError, ValueError):  # the other folders can still be recovered
-            log.exception("job %s: attempt %d cannot be recovered and ends with its lease", job_id, number)
+            log.exception("%s cannot be recovered and ends with its lease", attempt)
             return
     clear(folder)
 
@@ -128,9 +146,9 @@ def _deliver(delivery: Delivery, settings: Settings) -> Reason:
     return Reason.WORKER_LOST
 
 
-def _is_open(database: Database, job_id: str, number: int) -> bool | None:
+def _is_open(database: Database, attempt: AttemptRef) -> bool | None:
     """Return whether an attempt is open; None when the database has no such attempt."""
-    statement = select(Attempt.ended_at).where(Attempt.job_id == job_id, Attempt.number == number)
+    statement = select(Attempt.ended_at).where(attempt.is_row())
     with database.read() as session:
         row = session.execute(statement).one_or_none()
     return None if row is None else row.ended_at is None
@@ -147,10 +165,10 @@ def _wait_for_orphans(marks: list[str]) -> None:
     psutil.wait_procs(alive, _KILL_SECONDS)
 
 
-def _end(database: Database, settings: Settings, job_id: str, number: int, reason: Reason) -> None:
+def _end(database: Database, settings: Settings, attempt: AttemptRef, reason: Reason) -> None:
     message = "its worker died" if reason is Reason.WORKER_LOST else "its worker died, and the storage is full"
     database.write(
         lambda session: transitions.end_attempt(
-            session, job_id, number, "failed", reason, message, max_failures=settings.max_failures
+            session, attempt, "failed", reason, message, max_failures=settings.max_failures
         )
     )

@@ -15,6 +15,7 @@ from jobs.storage import Storage, verified
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import RunFile
+from worker.attempt_folder import place_of
 from worker.datasets import Source
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,13 @@ class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it become
     """The run cannot start: no checkpoint file that it needs is in the storage as it was registered."""
 
 
-def run_file(database: Database, storage: Storage, claim: Claim, source: Source) -> RunFile:
+def run_file(database: Database, storage: Storage, claim: Claim, source: Source, folder: Path) -> RunFile:
     """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
     Args:
         database, storage: the service.
         source: the job's dataset on this worker.
+        folder: the attempt's folder.
 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
@@ -39,7 +41,9 @@ def run_file(database: Database, storage: Storage, claim: Claim, source: Source)
         {
             "job_id": claim.job_id,
             "attempt": claim.number,
+            "token": claim.attempt.token,
             "host": socket.gethostname(),
+            "place": place_of(folder),
             "kind": claim.kind,
             "spec": claim.spec,
             "dataset": {
@@ -86,7 +90,7 @@ def _next(
 ) -> CheckpointRef | None:
     if isinstance(flaw, Missing):
         damage.check_not_lost(database, storage, bad.job_id)
-    return database.write(lambda session: damage.skip(session, claim.job_id, claim.number, bad, flaw))
+    return database.write(lambda session: damage.skip(session, claim.attempt, bad, flaw))
 
 
 def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
@@ -104,9 +108,7 @@ def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path |
             path = verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
         except BadFile:
             continue
-        database.write(
-            partial(damage.mark, job_id=claim.job_id, number=claim.number, checkpoint_id=candidate.id, flaw=None)
-        )
+        database.write(partial(damage.mark, attempt=claim.attempt, checkpoint_id=candidate.id, flaw=None))
         return path
     return None
 
@@ -126,5 +128,5 @@ def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path |
         flaw = error
     if isinstance(flaw, Missing):
         damage.check_not_lost(database, storage, evaluated.job_id)
-    database.write(lambda session: damage.mark(session, claim.job_id, claim.number, evaluated.id, flaw))
+    database.write(lambda session: damage.mark(session, claim.attempt, evaluated.id, flaw))
     raise MissingCheckpoint(f"checkpoint {evaluated.id}: {flaw}") from flaw

@@ -31,7 +31,7 @@ from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
 from wcl_core.protocol import OUTCOME_OF, Request
-from worker.attempt_folder import clear, mark_of, owned
+from worker.attempt_folder import clear, mark_of, owned, place_of
 from worker.background import BackgroundWork, check_not_stalled
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
@@ -75,20 +75,20 @@ class Supervisor:
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
-        folder = self._settings.attempts_dir / claim.job_id / str(claim.number)
+        folder = self._settings.attempts_dir / claim.attempt.folder
         attempt = _OpenAttempt(self._database, self._settings, self._draining, claim)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with owned(folder) as is_ours:
-                assert is_ours, "an attempt's number is never given twice"
+                assert is_ours, "an attempt's token is never given twice"
                 self._run(attempt, claim, folder)
         except KeepSpool:
-            log.warning("job %s: attempt %d is left to the next worker of this host", claim.job_id, claim.number)
+            log.warning("%s is left to the next worker of this host", claim.attempt)
             return
         except Superseded as error:
             log.warning("%s; its run was stopped", error)
         except Exception as error:  # the folder, the process or a record could not be made: the job gets the reason
-            log.exception("job %s: attempt %d failed in the supervisor", claim.job_id, claim.number)
+            log.exception("%s failed in the supervisor", claim.attempt)
             attempt.end(AttemptEnd("failed", *reason_of(error)))
             if isinstance(error, LostFiles):
                 self._on_loss(claim.job_id, error)
@@ -96,7 +96,7 @@ class Supervisor:
 
     def _run(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> None:
         source = self._sources[claim.dataset_name]
-        reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source))
+        reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source, folder))
         if (request := attempt.renew_during(reading)) is not None:  # before the run has started
             attempt.end(AttemptEnd(OUTCOME_OF[request], None, None))
             return
@@ -106,9 +106,9 @@ class Supervisor:
             attempt.end(AttemptEnd("failed", Reason.MISSING_CHECKPOINT, str(error)))
             return
         oom_kills = count_oom_kills()
-        process = TrainingProcess(folder, mark_of(claim.job_id, claim.number), claim.spec.get("processes", 1))
-        log.info("job %s: attempt %d runs as process %d", claim.job_id, claim.number, process.pid)
-        delivery = Delivery(self._database, self._storage, self._settings, folder, claim.job_id, claim.number)
+        process = TrainingProcess(folder, mark_of(claim.attempt, place_of(folder)), claim.spec.get("processes", 1))
+        log.info("%s runs as process %d", claim.attempt, process.pid)
+        delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)
         try:
             run.follow()
@@ -124,8 +124,13 @@ class _OpenAttempt:
 
     def __init__(self, database: Database, settings: Settings, draining: threading.Event, claim: Claim) -> None:
         self._database, self._settings, self._draining = database, settings, draining
-        self.job_id, self._number = claim.job_id, claim.number
+        self.job_id, self._attempt = claim.job_id, claim.attempt
         self._faults = FaultLog(log, f"job {claim.job_id}: the renewal or end of its attempt")
+        self._began = time.monotonic()
+
+    def ran_ms(self) -> int:
+        """Return the running time of the attempt so far."""
+        return int(1000 * (time.monotonic() - self._began))
 
     def renew_during(self, work: BackgroundWork[Any]) -> Request | None:
         """Renew the attempt until the work is done; return early when a request ends the attempt.
@@ -148,7 +153,7 @@ class _OpenAttempt:
 
     def _renew(self) -> Request | None:
         try:
-            requests = self._database.write(lambda s: transitions.deliver(s, self.job_id, self._number, []))
+            requests = self._database.write(lambda s: transitions.deliver(s, self._attempt, [], ran_ms=self.ran_ms()))
         except DBAPIError as error:
             if not is_outage(error):
                 raise
@@ -168,7 +173,7 @@ class _OpenAttempt:
         while True:
             try:
                 self._database.write(
-                    lambda s: transitions.end_attempt(s, self.job_id, self._number, *end, max_failures=limit)
+                    lambda s: transitions.end_attempt(s, self._attempt, *end, max_failures=limit, ran_ms=self.ran_ms())
                 )
                 return
             except Superseded:

@@ -43,7 +43,7 @@ def fill(url: str, num_jobs: int, num_points: int, num_series: int) -> History:
         _copy_jobs(connection, template.job_id, num_jobs)
         _add_points(connection, run.job_id, num_points)
     run.seq = num_points
-    database.write(lambda session: transitions.deliver(session, run.job_id, run.number, []))
+    database.write(lambda session: transitions.deliver(session, run.attempt, []))
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))

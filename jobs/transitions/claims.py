@@ -9,6 +9,7 @@ from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
+from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import now_ms
 from jobs.eligibility import WorkerFacts, fits_worker, is_due
@@ -19,16 +20,16 @@ from jobs.transitions.status_change import move
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that a worker has claimed, as attempt `number`.
+    """A job that a worker has claimed.
 
     Attributes:
+        attempt: the new attempt.
         resume: the checkpoint to continue from.
         evaluated: the checkpoint to evaluate.
         must_resume: a retry never starts from scratch.
     """
 
-    job_id: str
-    number: int
+    attempt: AttemptRef
     kind: str
     spec: dict[str, Any]
     dataset_name: str
@@ -36,6 +37,16 @@ class Claim:
     resume: CheckpointRef | None
     evaluated: CheckpointRef | None
     must_resume: bool = False
+
+    @property
+    def job_id(self) -> str:
+        """The id of the claimed job."""
+        return self.attempt.job_id
+
+    @property
+    def number(self) -> int:
+        """The number of the new attempt."""
+        return self.attempt.number
 
 
 def is_claimable(session: Session, worker: WorkerFacts) -> bool:
@@ -54,29 +65,28 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
     job_id = session.execute(candidate).scalar_one_or_none()
     if job_id is None:
         return None
-    number = session.execute(select(Job.attempt).where(Job.id == job_id)).scalar_one() + 1
+    attempt = AttemptRef.new(job_id, session.execute(select(Job.attempt).where(Job.id == job_id)).scalar_one() + 1)
     moved = move(
         session,
         job_id,
         frozenset({Status.QUEUED}),
         Status.RUNNING,
         "claimed",
-        data={"attempt": number, "worker": worker.name},
-        attempt=number,
+        data={"attempt": attempt.number, "worker": worker.name},
+        attempt=attempt.number,
         not_before=None,
         progress=None,
         started_at=session.execute(select(Job.started_at).where(Job.id == job_id)).scalar_one() or now_ms(),
     )
     if not moved:
         return None
-    session.add(Attempt(job_id=job_id, number=number, worker_id=worker.id, worker_name=worker.name))
+    session.add(Attempt(**vars(attempt), worker_id=worker.id, worker_name=worker.name, ran_ms=0))
     session.execute(update(Worker).where(Worker.id == worker.id).values(state="busy", job_id=job_id))
     job = session.get_one(Job, job_id)
     evaluated_id = job.spec.get("features", {}).get("checkpoint_id")
     evaluated = session.get(Checkpoint, evaluated_id) if evaluated_id else None
     return Claim(
-        job_id=job_id,
-        number=number,
+        attempt=attempt,
         kind=job.kind,
         spec=job.spec,
         dataset_name=job.dataset_name,
@@ -89,4 +99,4 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
 
 def _fitting(worker: WorkerFacts) -> Select[str]:
     """Return the query for the id of the best due job that fits the worker."""
-    return select(Job.id).where(is_due(), fits_worker(worker)).order_by(Job.priority.desc(), Job.id).limit(1)
+    return select(Job.id).where(is_due(), fits_worker(worker)).order_by(Job.priority.desc(), Job.queue_place).limit(1)

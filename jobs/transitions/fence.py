@@ -9,8 +9,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs import ingest
+from jobs.attempts import AttemptRef
 from jobs.database import now_ms
-from jobs.errors import Superseded
+from jobs.errors import RecordsMissing, Superseded
 from jobs.events import record
 from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, Job
@@ -31,12 +32,12 @@ class Requests:
 
 def deliver(
     session: Session,
-    job_id: str,
-    number: int,
+    attempt: AttemptRef,
     records: Sequence[Delivered],
     output: Sequence[tuple[int, str]] = (),
     *,
     max_failures: int = 3,
+    ran_ms: int | None = None,
 ) -> Requests:
     """Store records and output of an open attempt, and renew it.
 
@@ -48,11 +49,13 @@ def deliver(
         records: of the spool in order, without a gap; none to renew only.
         output: numbered lines of stdout and stderr.
         max_failures: infrastructure failures that end the job.
+        ran_ms: running time of the attempt by its worker's monotonic clock; None keeps the last one.
 
     Raises:
         Superseded: the attempt has ended.
     """
-    records = _fence(session, job_id, number, records)
+    records = _fence(session, attempt, records, ran_ms)
+    job_id, number = attempt.job_id, attempt.number
     end = ingest.store(session, job_id, number, records, output)
     for each in records:
         match each:
@@ -62,7 +65,7 @@ def deliver(
                 data = checkpoint.fields() | {"path": storage_key}
                 record(session, job_id, checkpoint.type, {"attempt": number, **data})
     if end is not None:
-        _close(session, job_id, number, end.reason or end.outcome)
+        _close(session, attempt, end.reason or end.outcome)
         settle(session, job_id, number, end.outcome, end.reason, end.message, max_failures)
     columns = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
     cancel, pause, preempt, max_seconds = session.execute(columns.where(Job.id == job_id)).one()
@@ -74,7 +77,9 @@ def deliver(
     )
 
 
-def _fence(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:
+def _fence(
+    session: Session, attempt: AttemptRef, records: Sequence[Delivered], ran_ms: int | None
+) -> Sequence[Delivered]:
     """Renew the attempt and return the records that are new.
 
     Raises:
@@ -82,28 +87,28 @@ def _fence(session: Session, job_id: str, number: int, records: Sequence[Deliver
     """
     if records and records[-1].seq - records[0].seq != len(records) - 1:
         raise ValueError(f"records between {records[0].seq} and {records[-1].seq} are missing")
-    if _renew(session, job_id, number, records):
+    if _renew(session, attempt, records, ran_ms):
         return records
-    attempt = session.execute(
+    row = session.execute(
         select(Attempt.ended_at, Attempt.delivered_seq)
-        .where(Attempt.job_id == job_id, Attempt.number == number)
+        .where(attempt.is_row())
         .with_for_update()  # a twin of this delivery may be under way
     ).one_or_none()
-    if attempt is None or attempt.ended_at is not None:
-        raise Superseded(f"attempt {number} of job {job_id} has ended")
-    new = [each for each in records if each.seq > attempt.delivered_seq]
-    if new and new[0].seq != attempt.delivered_seq + 1:
-        raise ValueError(f"records after {attempt.delivered_seq} are missing, got {new[0].seq}")
-    if not _renew(session, job_id, number, new):
-        raise Superseded(f"attempt {number} of job {job_id} changed hands")
+    if row is None or row.ended_at is not None:
+        raise Superseded(f"{attempt} has ended")
+    new = [each for each in records if each.seq > row.delivered_seq]
+    if new and new[0].seq != row.delivered_seq + 1:
+        raise RecordsMissing(f"records after {row.delivered_seq} are missing, got {new[0].seq}")
+    if not _renew(session, attempt, new, ran_ms):
+        raise Superseded(f"{attempt} changed hands")
     return new
 
 
-def _renew(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> bool:
+def _renew(session: Session, attempt: AttemptRef, records: Sequence[Delivered], ran_ms: int | None) -> bool:
     statement = (
         update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
-        .values(renewals=Attempt.renewals + 1)
+        .where(attempt.is_row(), Attempt.ended_at.is_(None))
+        .values(renewals=Attempt.renewals + 1, ran_ms=Attempt.ran_ms if ran_ms is None else ran_ms)
     )
     if records:
         first, last = records[0].seq, records[-1].seq
@@ -114,38 +119,42 @@ def _renew(session: Session, job_id: str, number: int, records: Sequence[Deliver
 
 def end_attempt(
     session: Session,
-    job_id: str,
-    number: int,
+    attempt: AttemptRef,
     outcome: str,
     reason: str | None = None,
     message: str | None = None,
     *,
     max_failures: int = 3,
+    ran_ms: int | None = None,
 ) -> None:
     """End an open attempt without an `end` record, since its process was killed, stopped or never started.
+
+    Arguments as for `deliver`.
 
     Raises:
         Superseded: the attempt has ended already.
     """
-    if not _close(session, job_id, number, reason or outcome):
-        raise Superseded(f"attempt {number} of job {job_id} has ended")
-    settle(session, job_id, number, outcome, reason, message, max_failures)
+    if not _close(session, attempt, reason or outcome, ran_ms=ran_ms):
+        raise Superseded(f"{attempt} has ended")
+    settle(session, attempt.job_id, attempt.number, outcome, reason, message, max_failures)
 
 
-def reap(session: Session, job_id: str, number: int, renewals: int, *, max_failures: int = 3) -> bool:
+def reap(session: Session, attempt: AttemptRef, renewals: int, *, max_failures: int = 3) -> bool:
     """End an attempt that was not renewed for a whole lease; return False when it was renewed in the meantime."""
-    if not _close(session, job_id, number, Reason.WORKER_LOST, renewals):
+    if not _close(session, attempt, Reason.WORKER_LOST, renewals=renewals):
         return False
     message = "its worker stopped renewing the attempt"
-    settle(session, job_id, number, "failed", Reason.WORKER_LOST, message, max_failures)
+    settle(session, attempt.job_id, attempt.number, "failed", Reason.WORKER_LOST, message, max_failures)
     return True
 
 
-def _close(session: Session, job_id: str, number: int, reason: str, renewals: int | None = None) -> bool:
+def _close(
+    session: Session, attempt: AttemptRef, reason: str, *, renewals: int | None = None, ran_ms: int | None = None
+) -> bool:
     statement = (
         update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
-        .values(ended_at=now_ms(), end_reason=reason)
+        .where(attempt.is_row(), Attempt.ended_at.is_(None))
+        .values(ended_at=now_ms(), end_reason=reason, ran_ms=Attempt.ran_ms if ran_ms is None else ran_ms)
         .returning(Attempt.number)
     )
     if renewals is not None:

@@ -78,10 +78,9 @@ def settle(
 
 
 def is_over_time(session: Session, job_id: str) -> bool:
-    """Return whether the job's attempts together have run for its `max_seconds`, by the database's clock."""
-    spent = select(func.sum(func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at)).where(
-        Attempt.job_id == job_id
-    )
+    """Return whether the job's attempts together have run for its `max_seconds`, by their workers' monotonic clocks."""
+    by_times = func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at  # of workers of an older version
+    spent = select(func.sum(func.coalesce(Attempt.ran_ms, by_times))).where(Attempt.job_id == job_id)
     limit = select(Job.id).where(Job.id == job_id, Job.max_seconds * 1000 <= spent.scalar_subquery())
     return session.execute(limit).first() is not None
 

@@ -82,7 +82,7 @@ class Served:
     def checkpoint(self, content: bytes, run: rows.Run | None = None, step: int = 1) -> str:
         """Return the id of a registered checkpoint whose file has `content`."""
         run = run or rows.Run(self.database, rows.running(self.database))
-        key = f"{run.job_id}/{run.number}/step-{step}.safetensors"
+        key = f"{run.attempt.folder}/step-{step}.safetensors"
         place = self.settings.checkpoints_dir / key
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)

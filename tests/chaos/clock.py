@@ -1,16 +1,36 @@
-"""A wrong wall clock in one process, for all Python code; C code and the kernel keep the correct time."""
+"""A wrong wall clock in one process, for all Python code and for SQLite; other C code keeps the correct time."""
 
 from __future__ import annotations
 
 import datetime
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine, event
 
-def set_wrong(seconds: float) -> None:
+Offset = Callable[[], float]
+_UNIX_EPOCH_AS_JULIAN_DAY = 2440587.5
+
+
+def read_from(path: Path) -> Offset:
+    """Return an offset that a file holds, in seconds, so that a test can step the clock of another process."""
+    return lambda: float(path.read_text())
+
+
+def step(path: Path, seconds: float) -> None:
+    """Write the file of `read_from`."""
+    beside = path.with_suffix(".part")
+    beside.write_text(str(seconds))
+    beside.replace(path)
+
+
+def set_wrong(seconds: Offset) -> None:
     """Set this process's wall clock wrong, in every module that is loaded, also where a name was imported from one."""
+    _set_sqlite_wrong(time.time, seconds)
     wrong = {id(right): other for right, other in _replacements(seconds)}
     for module in list(sys.modules.values()):
         for name, value in list(vars(module).items()):
@@ -18,12 +38,20 @@ def set_wrong(seconds: float) -> None:
                 setattr(module, name, wrong[id(value)])
 
 
-def _replacements(seconds: float) -> list[tuple[Any, Any]]:
+def _set_sqlite_wrong(now: Callable[[], float], seconds: Offset) -> None:
+    @event.listens_for(Engine, "connect")
+    def configure(connection: Any, record: Any) -> None:
+        del record
+        if isinstance(connection, sqlite3.Connection):
+            wrong = lambda _: (now() + seconds()) / 86_400 + _UNIX_EPOCH_AS_JULIAN_DAY  # noqa: E731
+            connection.create_function("julianday", 1, wrong)
+
+
+def _replacements(seconds: Offset) -> list[tuple[Any, Any]]:
     now, now_ns = time.time, time.time_ns
-    nanoseconds = int(seconds * 1e9)
     return [
-        (now, lambda: now() + seconds),
-        (now_ns, lambda: now_ns() + nanoseconds),
+        (now, lambda: now() + seconds()),
+        (now_ns, lambda: now_ns() + int(seconds() * 1e9)),
         (datetime.datetime, _wrong_datetime(seconds)),
         (datetime.date, _wrong_date(seconds)),
         (time.strftime, _strftime(time.strftime, now, seconds)),
@@ -31,14 +59,14 @@ def _replacements(seconds: float) -> list[tuple[Any, Any]]:
     ]
 
 
-def _of_now(convert: Callable[..., Any], now: Callable[[], float], seconds: float) -> Callable[..., Any]:
+def _of_now(convert: Callable[..., Any], now: Callable[[], float], seconds: Offset) -> Callable[..., Any]:
     """Wrap a function of the time whose default is now."""
-    return lambda at=None: convert(now() + seconds if at is None else at)
+    return lambda at=None: convert(now() + seconds() if at is None else at)
 
 
-def _strftime(strftime: Callable[..., str], now: Callable[[], float], seconds: float) -> Callable[..., str]:
+def _strftime(strftime: Callable[..., str], now: Callable[[], float], seconds: Offset) -> Callable[..., str]:
     localtime = time.localtime
-    return lambda layout, at=None: strftime(layout, localtime(now() + seconds) if at is None else at)
+    return lambda layout, at=None: strftime(layout, localtime(now() + seconds()) if at is None else at)
 
 
 def _passing_for(right: type) -> type:
@@ -54,29 +82,29 @@ def _passing_for(right: type) -> type:
     return Passing
 
 
-def _wrong_datetime(seconds: float) -> type:
-    right, shift = datetime.datetime, datetime.timedelta(seconds=seconds)
+def _wrong_datetime(seconds: Offset) -> type:
+    right, delta = datetime.datetime, datetime.timedelta
 
     class Wrong(right, metaclass=_passing_for(right)):  # type: ignore[misc, valid-type, metaclass]
         @classmethod
         def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
-            return right.now(tz) + shift
+            return right.now(tz) + delta(seconds=seconds())
 
         @classmethod
         def utcnow(cls) -> datetime.datetime:
-            return right.now(datetime.UTC).replace(tzinfo=None) + shift
+            return right.now(datetime.UTC).replace(tzinfo=None) + delta(seconds=seconds())
 
         today = now
 
     return Wrong
 
 
-def _wrong_date(seconds: float) -> type:
-    right, now, shift = datetime.date, datetime.datetime.now, datetime.timedelta(seconds=seconds)
+def _wrong_date(seconds: Offset) -> type:
+    right, now, delta = datetime.date, datetime.datetime.now, datetime.timedelta
 
     class Wrong(right, metaclass=_passing_for(right)):  # type: ignore[misc, valid-type, metaclass]
         @classmethod
         def today(cls) -> datetime.date:
-            return (now() + shift).date()
+            return (now() + delta(seconds=seconds())).date()
 
     return Wrong

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from jobs import transitions
+from jobs.attempts import AttemptRef
 from tests.chaos.processes import Node
 from tests.chaos.stage import Stage, Theatre, arm, spec
 from tests.waiting import eventually
 from wcl_core.protocol import RunFile
+from worker.attempt_folder import mark_of, place_of
 from worker.process import MARK
 
 _ENDLESS = 100_000  # epochs
@@ -32,12 +34,16 @@ def num_heartbeats(stage: Stage, pid: int) -> int:
 def test_a_worker_is_there_at_once_and_takes_no_job_beside_an_orphan(house: Theatre) -> None:
     with house.stage("orphan", "sqlite", **_PATIENT) as stage:
         worker = stage.worker("worker", orphan_seconds=300)
-        folder = attempts_dir(worker) / "left" / "1"
+        attempt = AttemptRef.new("left", 1)
+        folder = attempts_dir(worker) / attempt.folder
         folder.mkdir(parents=True)
-        identity = {"job_id": "left", "attempt": 1, "host": "worker", "kind": "pretrain"}
-        RunFile.model_validate(identity | {"spec": {}, "dataset": {"kind": "builtin"}}).write(folder)
+        place = place_of(folder)
+        identity = {"job_id": "left", "attempt": 1, "token": attempt.token, "host": "worker", "place": place}
+        source = {"kind": "pretrain", "spec": {}, "dataset": {"kind": "builtin"}}
+        RunFile.model_validate(identity | source).write(folder)
         orphan = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(3600)"], env=os.environ | {MARK: "left/1"}
+            [sys.executable, "-c", "import time; time.sleep(3600)"],
+            env=os.environ | {MARK: mark_of(attempt, place)},
         )
         try:
             job_id = stage.submit(spec(1))

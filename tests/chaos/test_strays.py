@@ -18,7 +18,7 @@ def strays(job_id: str, attempt: int) -> list[psutil.Process]:
     result = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            is_of_it = any(word.endswith(f"{job_id}/{attempt}") for word in process.cmdline())
+            is_of_it = any(f"{job_id}/{attempt}-" in word for word in process.cmdline())
             if is_of_it and not process.environ() and process.status() != psutil.STATUS_ZOMBIE:
                 result.append(process)
     return result

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import select, text, update
 
 from jobs import submission, transitions
+from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.ingest import Delivered, StoredFile
@@ -159,8 +160,10 @@ class Run:
     """One attempt as its supervisor has it: numbers the records that it delivers."""
 
     def __init__(self, database: Database, claim: Claim) -> None:
-        self.database, self.job_id, self.number = database, claim.job_id, claim.number
+        self.database, self.attempt = database, claim.attempt
+        self.job_id, self.number = claim.job_id, claim.number
         self.seq = 0
+        self.ran_ms = 0  # by the clock of its worker
 
     def deliver(self, *records: dict[str, Any], output: list[tuple[int, str]] | None = None) -> Requests:
         lines = numbered(records, self.seq + 1)
@@ -170,12 +173,14 @@ class Run:
 
     def send(self, lines: list[dict[str, Any]], output: list[tuple[int, str]] | None = None) -> Requests:
         return self.database.write(
-            lambda session: transitions.deliver(session, self.job_id, self.number, delivered(lines), output or ())
+            lambda session: transitions.deliver(
+                session, self.attempt, delivered(lines), output or (), ran_ms=self.ran_ms
+            )
         )
 
     def end(self, outcome: str, reason: str | None = None, message: str | None = None) -> None:
         self.database.write(
-            lambda session: transitions.end_attempt(session, self.job_id, self.number, outcome, reason, message)
+            lambda session: transitions.end_attempt(session, self.attempt, outcome, reason, message, ran_ms=self.ran_ms)
         )
 
 
@@ -186,6 +191,12 @@ def job(database: Database, job_id: str) -> Job:
 
 def status(database: Database, job_id: str) -> str:
     return job(database, job_id).status
+
+
+def open_attempt(database: Database, job_id: str) -> AttemptRef:
+    """Return the attempt of a running job."""
+    row = attempts(database, job_id)[-1]
+    return AttemptRef(row.job_id, row.number, row.token)
 
 
 def attempts(database: Database, job_id: str) -> list[Attempt]:
@@ -263,8 +274,7 @@ def until_a_statement_waits_for_a_lock(database: Database, or_done: Future[Any] 
 
 
 UNKNOWN_CLAIM = Claim(
-    job_id="00000000-0000-7000-8000-00000000dead",
-    number=1,
+    attempt=AttemptRef("00000000-0000-7000-8000-00000000dead", 1, "0" * 16),
     kind="pretrain",
     spec={},
     dataset_name="digits",

@@ -65,6 +65,31 @@ def test_the_best_checkpoint_stays_for_its_planned_evaluation(database: Database
     assert kept(database, run.job_id) == [1, 3]
 
 
+def pin(database: Database, run: Run, step: int) -> None:
+    database.write(partial(checkpoints.pin, checkpoint_id=id_of(database, run.job_id, step), is_pinned=True))
+
+
+def test_a_pinned_checkpoint_does_not_count_as_one_of_the_latest(database: Database) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=2)))
+    run.deliver(rows.started(), saved(1), saved(2))
+    pin(database, run, 2)
+
+    run.deliver(saved(3))
+    assert kept(database, run.job_id) == [1, 2, 3]
+    run.deliver(saved(4))
+    assert kept(database, run.job_id) == [2, 3, 4]
+
+
+def test_a_pinned_checkpoint_does_not_count_as_the_best(database: Database) -> None:
+    run = Run(database, running(database, spec=keeping(keep_last=1, keep_best=1)))
+    run.deliver(rows.started(), saved(1, 0.9))
+    pin(database, run, 1)
+
+    run.deliver(saved(2, 0.5), saved(3, 0.1))
+
+    assert kept(database, run.job_id) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("need", ["pin", "evaluation", "retry", "damage"])
 def test_retention_keeps_a_needed_checkpoint(database: Database, need: str) -> None:
     run = Run(database, running(database, spec=keeping(keep_last=1)))
@@ -150,16 +175,18 @@ def orphans(database: Database, job_id: str, *names: str) -> list[str]:
 
 def test_a_file_that_no_row_can_claim_is_an_orphan(database: Database) -> None:
     run = Run(database, running(database))
-    there = [{**saved(step), "path": f"{run.job_id}/1/{step}"} for step in (1, 2)]
+    own = run.attempt.folder.removeprefix(f"{run.job_id}/")
+    there = [{**saved(step), "path": f"{run.job_id}/{own}/{step}"} for step in (1, 2)]
     run.deliver(rows.started(), *there)
-    names = ("1/1", "1/2", "1/unregistered", "1/.3.77.part", "2/future", "odd/name")
-    assert orphans(database, run.job_id, *names) == []
+    names = [f"{own}/{name}" for name in ("1", "2", "unregistered", ".3.77.part")]
+    foreign = ("2/future", "odd/name", "1/without-token", "1-ffff/of-another-database")
+    assert orphans(database, run.job_id, *names, *foreign) == []
 
     gone = update(Checkpoint).where(Checkpoint.step == 1).values(deleted_at=1)
     database.write(lambda session: session.execute(gone) and None)
-    assert orphans(database, run.job_id, *names) == ["1/1"]
+    assert orphans(database, run.job_id, *names, *foreign) == [names[0]]
     run.end("failed", "worker_lost")
-    assert orphans(database, run.job_id, *names) == ["1/1", "1/unregistered", "1/.3.77.part"]
+    assert orphans(database, run.job_id, *names, *foreign) == [names[0], *names[2:]]
 
 
 def test_files_of_an_unknown_job_are_kept(database: Database) -> None:

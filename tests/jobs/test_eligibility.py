@@ -69,6 +69,18 @@ def test_a_queued_job_is_due_once_its_backoff_is_over(
     assert (job_id in due) is is_due
 
 
+@pytest.mark.parametrize(("changed", "is_due"), [(-1_000, False), (86_400_000, True)])
+def test_a_backoff_is_over_when_the_clock_has_gone_back(database: Database, changed: int, is_due: bool) -> None:
+    """The job was queued again while the clock was a day ahead, for a backoff of a few seconds."""
+    job_id = rows.job_in(database, Status.QUEUED)
+    values = {"updated_at": now_ms() + changed, "not_before": now_ms() + changed + 4_000}
+    database.write(lambda session: session.execute(update(Job).where(Job.id == job_id).values(values)))
+
+    with database.read() as session:
+        due = session.execute(select(Job.id).where(eligibility.is_due())).scalars().all()
+    assert (job_id in due) is is_due
+
+
 @pytest.mark.parametrize(("state", "is_live"), [("idle", True), ("busy", True), ("stopped", False), ("lost", False)])
 @pytest.mark.parametrize("drains", [False, True])
 def test_a_live_worker_takes_jobs_unless_it_drains(database: Database, state: str, is_live: bool, drains: bool) -> None:

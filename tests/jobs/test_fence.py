@@ -34,7 +34,7 @@ def _damage(run: Run, seq: int) -> object:
     result = CheckpointRef(
         rows.checkpoints(run.database, run.job_id)[0].id, 1, "job/1/step-1.safetensors", rows.SHA, 10
     )
-    return run.database.write(lambda session: damage.skip(session, run.job_id, run.number, result, Damaged("flipped")))
+    return run.database.write(lambda session: damage.skip(session, run.attempt, result, Damaged("flipped")))
 
 
 WRITES: dict[str, Write] = {

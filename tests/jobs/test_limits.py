@@ -24,13 +24,6 @@ def now(database: Database) -> int:
         return session.execute(select(now_ms())).scalar_one()
 
 
-def pass_time(database: Database, run: Run, seconds: float) -> None:
-    """Move the start of the attempt into the past."""
-    began = Attempt.started_at - int(seconds * 1000)
-    earlier = update(Attempt).where(Attempt.job_id == run.job_id, Attempt.number == run.number).values(started_at=began)
-    database.write(lambda session: session.execute(earlier))
-
-
 # --- pauses between attempts ---------------------------------------------------------------------------------------
 
 
@@ -97,9 +90,9 @@ def test_a_failure_of_the_job_itself_is_not_retried(database: Database, reason: 
 
 def test_a_run_at_its_time_limit_saves_a_checkpoint_and_ends(database: Database) -> None:
     run = Run(database, running(database, max_seconds=100))
-    pass_time(database, run, 90)
+    run.ran_ms += 90_000
     assert not run.deliver(rows.started()).timeout
-    pass_time(database, run, 10)
+    run.ran_ms += 10_000
     assert run.deliver(rows.metrics(1, loss=1.0)).timeout
 
     run.deliver(rows.checkpoint(1), rows.end("drained"))
@@ -112,16 +105,36 @@ def test_a_run_at_its_time_limit_saves_a_checkpoint_and_ends(database: Database)
 
 def test_the_time_limit_counts_running_time_only(database: Database) -> None:
     run = Run(database, running(database, max_seconds=100))
-    pass_time(database, run, 60)
+    run.ran_ms += 60_000
     run.end("drained")
     both = update(Attempt).values(started_at=Attempt.started_at - 10**9, ended_at=Attempt.ended_at - 10**9)
     database.write(lambda session: session.execute(both))
     again = Run(database, claim(database))
     assert not again.send([]).timeout
 
-    pass_time(database, again, 40)
+    again.ran_ms += 40_000
 
     assert again.send([]).timeout
+
+
+def test_the_time_limit_counts_the_time_of_the_workers_clock(database: Database) -> None:
+    """The stored times of an attempt may be days apart because a clock stepped."""
+    run = Run(database, running(database, max_seconds=100))
+    began = update(Attempt).values(started_at=Attempt.started_at - 10**9)
+    database.write(lambda session: session.execute(began))
+
+    run.ran_ms += 99_000
+    assert not run.send([]).timeout
+    run.ran_ms += 1_000
+    assert run.send([]).timeout
+
+
+def test_the_time_limit_of_an_older_workers_attempt_counts_its_times(database: Database) -> None:
+    run = Run(database, running(database, max_seconds=100))
+    older = update(Attempt).values(started_at=Attempt.started_at - 100_000, ran_ms=None)
+    database.write(lambda session: session.execute(older))
+
+    assert database.write(lambda session: transitions.deliver(session, run.attempt, [])).timeout
 
 
 @pytest.mark.parametrize(
@@ -139,7 +152,7 @@ def test_a_job_at_its_time_limit_is_not_requeued(
     database: Database, outcome: str, reason: str | None, after: str
 ) -> None:
     run = Run(database, running(database, max_seconds=1))
-    pass_time(database, run, 1)
+    run.ran_ms += 1_000
 
     run.end(outcome, reason)
 
@@ -150,7 +163,7 @@ def test_a_job_at_its_time_limit_is_not_requeued(
 
 def test_a_cancel_wins_over_the_time_limit(database: Database) -> None:
     run = Run(database, running(database, max_seconds=1))
-    pass_time(database, run, 1)
+    run.ran_ms += 1_000
     database.write(lambda session: transitions.cancel(session, run.job_id))
 
     run.end("drained")
@@ -161,7 +174,7 @@ def test_a_cancel_wins_over_the_time_limit(database: Database) -> None:
 def test_without_max_seconds_there_is_no_timeout(database: Database) -> None:
     run = Run(database, claim(database)) if submit(database) else None
     assert run is not None
-    pass_time(database, run, 10**9)
+    run.ran_ms += 1000 * 10**9
 
     assert not run.send([]).timeout
     run.end("drained")

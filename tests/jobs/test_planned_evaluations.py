@@ -111,7 +111,7 @@ def test_a_newer_attempt_that_saves_the_same_step_doubles_nothing(database: Data
 def test_a_superseded_attempt_submits_no_evaluation(database: Database) -> None:
     run = training(database, {"when": "every", "every_epochs": 4, "protocols": ["linear"]}, {"protocols": ["linear"]})
     run.deliver(rows.started())
-    database.write(lambda session: transitions.end_attempt(session, run.job_id, 1, "failed", "worker_lost"))
+    database.write(lambda session: transitions.end_attempt(session, run.attempt, "failed", "worker_lost"))
 
     with pytest.raises(Superseded):
         run.deliver(saved(4), saved(10), rows.end("succeeded"))

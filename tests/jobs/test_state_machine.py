@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from jobs import audit, submission, transitions, workers
 from jobs.database import Database, new_id
@@ -172,9 +172,8 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             """Let the attempt reach its job's limit of running time."""
             if not self.is_open(run):
                 return
-            earlier = Attempt.started_at - MAX_SECONDS * 1000
-            aged = update(Attempt).where(Attempt.job_id == run.job_id, Attempt.number == run.number)
-            database.write(lambda session: session.execute(aged.values(started_at=earlier)))
+            run.ran_ms += MAX_SECONDS * 1000
+            run.send([])
             self.models[run.job_id].is_over_time = self.models[run.job_id].max_seconds is not None
 
         @rule(target=runs)
@@ -199,8 +198,8 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
 
         def claim(self, worker_id: str) -> Run:
             waiting = [
-                (-model.priority, job_id)
-                for job_id, model in self.models.items()
+                (-model.priority, place, job_id)
+                for place, (job_id, model) in enumerate(self.models.items())
                 if model.status is Status.QUEUED and model.is_due and not self.workers[worker_id]
             ]
             claimed = rows.try_claim(database, rows.worker(id=worker_id))
@@ -208,7 +207,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 assert claimed is None
                 return Run(database, rows.UNKNOWN_CLAIM)  # all its writes are superseded
             assert claimed is not None
-            assert claimed.job_id == min(waiting)[1]
+            assert claimed.job_id == min(waiting)[2]
             model = self.models[claimed.job_id]
             model.status, model.attempt, model.reason = Status.RUNNING, model.attempt + 1, None
             assert claimed.number == model.attempt
@@ -282,7 +281,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
         def reap(self, run: Run, stale: bool) -> None:
             result = [each for each in rows.attempts(database, run.job_id) if each.number == run.number]
             renewals = result[0].renewals - stale if result else 0
-            reaped = database.write(lambda s: transitions.reap(s, run.job_id, run.number, renewals))
+            reaped = database.write(lambda s: transitions.reap(s, run.attempt, renewals))
             assert reaped == (self.is_open(run) and not stale)
             if reaped:
                 self.models[run.job_id].settle("failed", Reason.WORKER_LOST)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs.attempts import AttemptRef
 from jobs.storage import LocalStorage, file_key, sha256_of
 
 BYTES = bytes(range(256)) * 5000
@@ -32,12 +33,12 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_put_moves_a_file_and_path_returns_it(store: LocalStorage, source: Path) -> None:
-    key = file_key("job", 2, "step-1.safetensors")
+    key = file_key(AttemptRef("job", 2, "f0"), "step-1.safetensors")
     store.put(source, key)
 
     assert store.path(key).read_bytes() == BYTES
     assert not source.exists()
-    assert names_in(store.root) == ["job/2/step-1.safetensors"]
+    assert names_in(store.root) == ["job/2-f0/step-1.safetensors"]
 
 
 def test_put_may_be_repeated_after_an_interruption(store: LocalStorage, source: Path) -> None:
@@ -88,6 +89,31 @@ def test_a_file_on_another_disk_is_copied(store: LocalStorage, source: Path, mon
     assert names_in(store.root) == ["a/b"]
 
 
+@pytest.mark.parametrize("is_other_disk", [False, True])
+def test_every_folder_above_a_stored_file_is_synced_after_its_rename(
+    store: LocalStorage, source: Path, monkeypatch: pytest.MonkeyPatch, is_other_disk: bool
+) -> None:
+    """After a power cut the disk holds the name of a registered file, and the names of the new folders above it."""
+    if is_other_disk:
+        other_disk(monkeypatch)
+    synced: list[Path] = []
+    replace, fsync = os.replace, os.fsync
+
+    def record_rename(*paths: Any) -> None:
+        replace(*paths)
+        synced.clear()
+
+    def record_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "replace", record_rename)
+    monkeypatch.setattr(os, "fsync", record_sync)
+    store.put(source, "job/1/file")
+
+    assert {store.root / "job" / "1", store.root / "job", store.root} <= set(synced)
+
+
 def test_a_copy_that_fails_leaves_the_source_and_no_part(
     store: LocalStorage, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +158,9 @@ def test_a_folder_is_not_a_file(store: LocalStorage, source: Path) -> None:
 
 
 def test_attempts_have_folders_of_their_own() -> None:
-    assert file_key("j", 1, "f") != file_key("j", 2, "f")
+    attempts = [AttemptRef("j", number, token) for number in (1, 2) for token in ("a", "b", None)]
+
+    assert len({file_key(attempt, "f") for attempt in attempts}) == 6
 
 
 def test_the_digest_is_that_of_the_bytes(source: Path) -> None:
@@ -143,7 +171,7 @@ def test_a_folder_that_is_a_link_lists_its_files_by_key(tmp_path: Path, source: 
     (tmp_path / "larger disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "larger disk")
     store = LocalStorage(tmp_path / "link")
-    key = file_key("job", 2, "step-1.safetensors")
+    key = file_key(AttemptRef("job", 2, "f0"), "step-1.safetensors")
     store.put(source, key)
 
     assert list(store.keys("job")) == [key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import transitions
+from jobs import new_job, transitions
+from jobs.attempts import AttemptRef
 from jobs.database import Database, now_ms
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
@@ -20,7 +22,7 @@ from jobs.models import Attempt, Base, Job, Log, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 from jobs.transitions import fence
 from tests.jobs import rows
-from tests.jobs.rows import Run, at_once, claim, job, job_in, running, status, submit, try_claim, worker
+from tests.jobs.rows import Run, at_once, attempts, claim, job, job_in, running, status, submit, try_claim, worker
 
 NOWHERE = "00000000-0000-7000-8000-00000000dead"
 
@@ -85,14 +87,14 @@ def test_no_attempt_is_open_outside_running(database: Database, before: Status) 
     job_id = job_in(database, before)
     newest = job(database, job_id).attempt
 
+    tokens = {each.number: each.token for each in attempts(database, job_id)}
     for number in (newest, newest + 1):
+        attempt = AttemptRef(job_id, number, tokens.get(number))
         with pytest.raises(Superseded):
-            database.write(lambda session, n=number: transitions.deliver(session, job_id, n, []))  # type: ignore[misc]
+            database.write(lambda session, a=attempt: transitions.deliver(session, a, []))  # type: ignore[misc]
         with pytest.raises(Superseded):
-            database.write(
-                lambda session, n=number: transitions.end_attempt(session, job_id, n, "succeeded")  # type: ignore[misc]
-            )
-        assert not database.write(lambda session, n=number: transitions.reap(session, job_id, n, 0))  # type: ignore[misc]
+            database.write(lambda session, a=attempt: transitions.end_attempt(session, a, "succeeded"))  # type: ignore[misc]
+        assert not database.write(lambda session, a=attempt: transitions.reap(session, a, 0))  # type: ignore[misc]
     assert status(database, job_id) == before
 
 
@@ -161,6 +163,19 @@ def test_infrastructure_failures_end_the_job_at_the_limit(database: Database) ->
 
 
 # --- claims --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are in the opposite order, as if each job came from a server whose clock is further behind."""
+    ids = [f"00000000-0000-7000-8000-{number:012}" for number in (3, 2, 1)]
+    remaining = iter(ids)
+    monkeypatch.setattr(new_job, "new_id", lambda: next(remaining))
+    for _ in ids:
+        submit(database)
+
+    assert [claim(database).job_id for _ in ids] == ids
 
 
 def test_a_claim_takes_priority_then_age(database: Database) -> None:
@@ -264,7 +279,7 @@ def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 def supersede_by_reaping(database: Database, run: Run) -> None:
     renewals = rows.attempts(database, run.job_id)[-1].renewals
-    assert database.write(lambda session: transitions.reap(session, run.job_id, run.number, renewals))
+    assert database.write(lambda session: transitions.reap(session, run.attempt, renewals))
 
 
 def supersede_by_a_successor(database: Database, run: Run) -> None:
@@ -300,7 +315,7 @@ def test_a_superseded_attempt_writes_nothing(
     ):
         with pytest.raises(Superseded):
             send()
-    assert not database.write(lambda session: transitions.reap(session, run.job_id, run.number, 1))
+    assert not database.write(lambda session: transitions.reap(session, run.attempt, 1))
     assert contents(database) == before
 
 
@@ -309,9 +324,13 @@ def test_an_unknown_attempt_writes_nothing(database: Database) -> None:
     before = contents(database)
 
     records = rows.delivered(rows.numbered([rows.log("words")]))
-    for number in (0, 2, -1):
+    for changes in ({"number": 0}, {"number": 2}, {"number": -1}, {"token": "0" * 16}, {"token": None}):
+        attempt = replace(claimed.attempt, **changes)
         with pytest.raises(Superseded):
-            database.write(lambda s, n=number: transitions.deliver(s, claimed.job_id, n, records))  # type: ignore[misc]
+            database.write(lambda s, a=attempt: transitions.deliver(s, a, records))  # type: ignore[misc]
+        with pytest.raises(Superseded):
+            database.write(lambda s, a=attempt: transitions.end_attempt(s, a, "failed"))  # type: ignore[misc]
+        assert not database.write(lambda s, a=attempt: transitions.reap(s, a, 0))  # type: ignore[misc]
     assert contents(database) == before
 
 
@@ -381,12 +400,12 @@ def test_a_concurrent_twin_does_not_supersede_the_attempt(database: Database, mo
     twins: list[Future[object]] = []
     due = [rows.delivered(lines[2:])]  # the second delivery, with the new records
 
-    def renew_after_a_twin(session: Session, job_id: str, number: int, sent: Sequence[Delivered]) -> bool:
+    def renew_after_a_twin(session: Session, attempt: AttemptRef, sent: Sequence[Delivered], ran_ms: int) -> bool:
         if sent in due:
             due.clear()
             twins.append(pool.submit(run.send, lines[2:]))
             rows.until_a_statement_waits_for_a_lock(database, or_done=twins[0])
-        return renew(session, job_id, number, sent)
+        return renew(session, attempt, sent, ran_ms)
 
     monkeypatch.setattr(fence, "_renew", renew_after_a_twin)
     with ThreadPoolExecutor(1) as pool:
@@ -414,17 +433,17 @@ def test_reap_ends_only_an_unrenewed_attempt(database: Database) -> None:
     run = Run(database, running(database))
     run.send([])
 
-    assert not database.write(lambda session: transitions.reap(session, run.job_id, 1, 0))
+    assert not database.write(lambda session: transitions.reap(session, run.attempt, 0))
     assert status(database, run.job_id) == Status.RUNNING
-    assert database.write(lambda session: transitions.reap(session, run.job_id, 1, 1))
+    assert database.write(lambda session: transitions.reap(session, run.attempt, 1))
     assert (job(database, run.job_id).status, job(database, run.job_id).status_reason) == ("queued", "worker_lost")
-    assert not database.write(lambda session: transitions.reap(session, run.job_id, 1, 1))
+    assert not database.write(lambda session: transitions.reap(session, run.attempt, 1))
 
 
 def test_of_many_reapers_one_reaps(database: Database) -> None:
     run = Run(database, running(database))
 
-    reaped = at_once(6, lambda _: database.write(lambda session: transitions.reap(session, run.job_id, 1, 0)))
+    reaped = at_once(6, lambda _: database.write(lambda session: transitions.reap(session, run.attempt, 0)))
 
     assert sorted(reaped) == [False] * 5 + [True]
     assert job(database, run.job_id).failures == 1
@@ -436,7 +455,7 @@ def test_a_renewal_and_a_reaper_never_both_win(database: Database) -> None:
 
         def race(number: int, run: Run = run) -> bool:
             if number:
-                return database.write(lambda session: transitions.reap(session, run.job_id, run.number, 0))
+                return database.write(lambda session: transitions.reap(session, run.attempt, 0))
             try:
                 run.send([])
             except Superseded:
@@ -626,7 +645,7 @@ def test_the_end_of_a_run_and_a_reap_make_one_end(database: Database) -> None:
 
         def race(number: int, run: Run = run) -> bool:
             if number:
-                return database.write(lambda session: transitions.reap(session, run.job_id, run.number, 0))
+                return database.write(lambda session: transitions.reap(session, run.attempt, 0))
             try:
                 run.deliver(rows.started(), rows.end("succeeded"))
             except Superseded:

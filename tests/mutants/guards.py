@@ -64,8 +64,8 @@ GUARDS = (
     Guard(
         "files of an open attempt are not orphans",
         "jobs/checkpoints.py",
-        'ended = {f"{job_id}/{number}": ended_at is not None for',
-        'ended = {f"{job_id}/{number}": True for',
+        "ended = {AttemptRef(job_id, number, token).folder: at is not None for",
+        "ended = {AttemptRef(job_id, number, token).folder: True for",
         ("tests/jobs/test_checkpoints.py::test_a_file_that_no_row_can_claim_is_an_orphan[sqlite]",),
     ),
     Guard(
@@ -83,10 +83,105 @@ GUARDS = (
         ("tests/wcl_core/test_digests.py::test_the_order_of_keys_does_not_change_the_digest",),
     ),
     Guard(
+        "a write names the token of its attempt",
+        "jobs/attempts.py",
+        ", Attempt.token == self.token)",
+        ")",
+        ("tests/jobs/test_transitions.py::test_an_unknown_attempt_writes_nothing[sqlite]",),
+    ),
+    Guard(
+        "files in the storage name the token of their attempt",
+        "jobs/attempts.py",
+        ' + (f"-{self.token}" if self.token else "")',
+        "",
+        (
+            "tests/worker/test_attempt_folder.py::test_attempts_of_one_number_have_tokens_folders_and_marks_of_their_own",
+        ),
+    ),
+    Guard(
+        "a copied folder is not recovered",
+        "worker/recovery.py",
+        "is_original = run.place is not None and run.place.is_same(place_of(folder))",
+        "is_original = run.place is not None",
+        ("tests/worker/test_garbage.py::test_a_copy_of_a_data_folder_recovers_nothing_of_its_original[sqlite]",),
+    ),
+    Guard(
+        "the processes of an attempt name the place of its folder",
+        "worker/attempt_folder.py",
+        'return f"{attempt.folder}@{place.device}:{place.inode}"',
+        "return attempt.folder",
+        ("tests/worker/test_attempt_folder.py::test_a_copy_is_another_place_and_a_moved_folder_is_the_same",),
+    ),
+    Guard(
+        "one supervisor holds an attempt's folder",
+        "worker/attempt_folder.py",
+        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
+        ("tests/worker/test_attempt_folder.py::test_one_supervisor_holds_a_folder",),
+    ),
+    Guard(
+        "a spool is delivered again after a restored backup",
+        "worker/delivery.py",
+        "                self._start_over()\n            return",
+        "                pass\n            return",
+        (
+            "tests/worker/test_delivery.py"
+            "::test_a_backup_that_was_restored_within_an_attempt_is_completed_from_the_spool[sqlite]",
+            "--timeout=30",
+        ),
+    ),
+    Guard(
+        "the queue follows the database's sequence",
+        "jobs/transitions/claims.py",
+        ".order_by(Job.priority.desc(), Job.queue_place)",
+        ".order_by(Job.priority.desc(), Job.id)",
+        (
+            "tests/jobs/test_transitions.py::test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database[sqlite]",
+        ),
+    ),
+    Guard(
+        "a backoff ends when the clock has gone back",
+        "jobs/eligibility.py",
+        "Job.not_before <= now_ms(), has_gone_back))",
+        "Job.not_before <= now_ms()))",
+        ("tests/jobs/test_eligibility.py::test_a_backoff_is_over_when_the_clock_has_gone_back[sqlite]",),
+    ),
+    Guard(
+        "the time limit counts the time of the workers' clocks",
+        "jobs/transitions/outcomes.py",
+        "func.sum(func.coalesce(Attempt.ran_ms, by_times))",
+        "func.sum(by_times)",
+        ("tests/jobs/test_limits.py::test_the_time_limit_counts_the_time_of_the_workers_clock[sqlite]",),
+    ),
+    Guard(
+        "preemption does not compare times of starts",
+        "jobs/preemption.py",
+        "pair[1].ran_ms or 0",
+        "-pair[1].started_at",
+        (
+            "tests/jobs/test_preemption.py"
+            "::test_of_the_lowest_priority_the_attempt_that_ran_shortest_is_preempted[sqlite]",
+        ),
+    ),
+    Guard(
+        "every folder above a stored file is synced",
+        "jobs/storage.py",
+        "            sync_folder(folder)\n",
+        "            pass\n",
+        ("tests/jobs/test_storage.py::test_every_folder_above_a_stored_file_is_synced_after_its_rename[False]",),
+    ),
+    Guard(
+        "a pinned checkpoint does not count as kept",
+        "jobs/checkpoints.py",
+        "for checkpoint in good(session, job_id) if not checkpoint.pinned]",
+        "for checkpoint in good(session, job_id)]",
+        ("tests/jobs/test_checkpoints.py::test_a_pinned_checkpoint_does_not_count_as_one_of_the_latest[sqlite]",),
+    ),
+    Guard(
         "a job is not due before its backoff is over",
         "jobs/eligibility.py",
-        "return and_(Job.status == Status.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now_ms()))",
-        "return and_(Job.status == Status.QUEUED)",
+        ", or_(Job.not_before.is_(None), Job.not_before <= now_ms(), has_gone_back))",
+        ")",
         ("tests/jobs/test_eligibility.py::test_a_queued_job_is_due_once_its_backoff_is_over",),
     ),
     Guard(
@@ -262,10 +357,8 @@ GUARDS = (
     Guard(
         "a superseded attempt writes nothing",
         "jobs/transitions/fence.py",
-        "        .where(Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))\n"
-        "        .values(renewals=Attempt.renewals + 1)",
-        "        .where(Attempt.job_id == job_id, Attempt.number == number)\n"
-        "        .values(renewals=Attempt.renewals + 1)",
+        "        .where(attempt.is_row(), Attempt.ended_at.is_(None))\n        .values(renewals=Attempt.renewals + 1",
+        "        .where(attempt.is_row())\n        .values(renewals=Attempt.renewals + 1",
         ("tests/jobs/test_fence.py::test_a_thousand_writes_of_superseded_attempts_change_nothing[sqlite]",),
     ),
     Guard(

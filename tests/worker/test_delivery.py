@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
 
 from jobs import curves, queries, transitions, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Superseded
-from jobs.models import Attempt
+from jobs.models import Attempt, Checkpoint, Log, Point, Rollup
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from tests.waiting import eventually
@@ -37,7 +38,7 @@ class Spool:
         self.job_id = Jobs(database).submit(spec)
         claim = database.write(lambda session: transitions.claim(session, facts))
         assert claim
-        self.number = claim.number
+        self.ref = claim.attempt
         self._seq = 0
         self.write(type="started", start_step=0)
 
@@ -66,7 +67,7 @@ class Spool:
         return sha256
 
     def delivery(self) -> Delivery:
-        return Delivery(self.database, self.storage, self.settings, self.folder, self.job_id, self.number)
+        return Delivery(self.database, self.storage, self.settings, self.folder, self.ref)
 
     def checkpoints(self) -> list[Any]:
         with self.database.read() as session:
@@ -111,6 +112,31 @@ def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
 
     assert spool.values() == [float(step) for step in range(1234)]
     assert spool.attempt().delivered_seq == 1235
+
+
+def test_a_backup_that_was_restored_within_an_attempt_is_completed_from_the_spool(spool: Spool) -> None:
+    """The attempt is the same one, and the database lacks some of its records."""
+    spool.write_metrics(6)
+    spool.write_checkpoint(5, b"weights")
+    (spool.folder / "output.log").write_text("one\ntwo\n")
+    delivery = spool.delivery()
+    deliver_all(delivery)
+
+    def go_back(session: Session) -> None:
+        session.execute(update(Attempt).values(delivered_seq=4, output_lines=1))
+        for later in (delete(Point).where(Point.seq > 4), delete(Rollup), delete(Checkpoint), delete(Log)):
+            session.execute(later)
+
+    spool.database.write(go_back)
+    spool.write(type="metrics", step=6, values={"train/loss": 6.0})
+    deliver_all(delivery)
+
+    assert spool.values() == [float(step) for step in range(7)]
+    assert [row.step for row in spool.checkpoints()] == [5]
+    assert spool.attempt().delivered_seq == 9
+    assert spool.warnings() == []
+    with spool.database.read() as session:
+        assert [line.line for line in queries.logs(session, spool.job_id)] == ["two"]
 
 
 def test_a_second_delivery_of_the_same_spool_changes_nothing(spool: Spool) -> None:
@@ -191,7 +217,7 @@ def test_a_file_that_was_stored_before_a_crash_is_registered_after_it(spool: Spo
     sha256 = spool.write_checkpoint(5, b"weights")
     spool.storage.put(
         spool.folder / "checkpoints/step-00000005.safetensors",
-        f"{spool.job_id}/{spool.number}/step-00000005.safetensors",
+        f"{spool.ref.folder}/step-00000005.safetensors",
     )
     deliver_all(spool.delivery())
 
@@ -216,7 +242,7 @@ def test_an_undelivered_batch_stays_pending(spool: Spool, monkeypatch: pytest.Mo
 
 
 def test_nothing_of_a_superseded_attempt_is_stored(spool: Spool) -> None:
-    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
     spool.write_metrics(3)
     spool.write_checkpoint(5, b"weights")
     spool.write_artifact("probe.png", b"pixels")
@@ -241,7 +267,7 @@ def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> N
     late = spool.delivery()
     spool.write_checkpoint(10, b"too late")
     late.collect()
-    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
 
     with pytest.raises(Superseded):
         late.send()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,20 @@ import pytest
 from sqlalchemy import event
 
 from jobs import transitions
+from jobs.attempts import AttemptRef
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.storage import MARKER, LocalStorage
+from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT
 from tests.worker.test_delivery import Spool, deliver_all
 from wcl_core.protocol import RunFile
 from worker import recovery
+from worker.attempt_folder import mark_of, place_of
 from worker.garbage import collect_garbage
+from worker.process import MARK, marked
 
 
 @pytest.fixture
@@ -34,7 +41,14 @@ def stored(spool: Spool) -> list[str]:
 
 
 def end(spool: Spool) -> None:
-    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
+
+
+def write_run_file(folder: Path, attempt: AttemptRef, **changes: Any) -> None:
+    """Write the run file as a worker of this host does."""
+    identity = {"job_id": attempt.job_id, "attempt": attempt.number, "token": attempt.token, "kind": "pretrain"}
+    facts = {"host": socket.gethostname(), "place": place_of(folder), "spec": {}, "dataset": {"kind": "builtin"}}
+    RunFile.model_validate(identity | facts | changes).write(folder)
 
 
 def recover(spool: Spool, data_dir: Path) -> None:
@@ -76,7 +90,7 @@ def test_an_unregistered_file_stays_while_its_attempt_may_register_it(spool: Spo
     deliver_all(spool.delivery())
     for name in ("step-00000010.safetensors", ".step-00000015.safetensors.99.part"):
         (tmp_path / "written").write_bytes(b"not registered")
-        spool.storage.put(tmp_path / "written", f"{spool.job_id}/{spool.number}/{name}")
+        spool.storage.put(tmp_path / "written", f"{spool.ref.folder}/{name}")
 
     collect_garbage(spool.database, spool.storage, [spool.job_id])
     assert len(stored(spool)) == 3
@@ -114,7 +128,7 @@ def test_files_of_another_database_are_left_alone(spool: Spool, tmp_path: Path) 
 def test_a_folder_without_a_run_file_is_removed_once_its_attempt_has_ended(spool: Spool, tmp_path: Path) -> None:
     """The worker died between making the folder and writing into it, or lost its disk's last writes."""
     attempts = Settings(data_dir=tmp_path / "data").attempts_dir
-    bare, unknown = attempts / spool.job_id / "1", attempts / "unknown" / "1"
+    bare, unknown = attempts / spool.ref.folder, attempts / "unknown" / "1-0000"
     for folder in (bare, unknown):
         folder.mkdir(parents=True)
 
@@ -128,15 +142,40 @@ def test_a_folder_without_a_run_file_is_removed_once_its_attempt_has_ended(spool
 
 
 def test_a_folder_of_this_host_is_removed_once_its_attempt_has_ended(spool: Spool, tmp_path: Path) -> None:
-    folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.job_id / "1"
+    folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.ref.folder
     folder.mkdir(parents=True)
-    identity = {"job_id": spool.job_id, "attempt": 1, "host": socket.gethostname(), "kind": "pretrain"}
-    RunFile.model_validate(identity | {"spec": {}, "dataset": {"kind": "builtin"}}).write(folder)
+    write_run_file(folder, spool.ref)
     end(spool)
 
     recover(spool, tmp_path / "data")
 
     assert not folder.exists()
+
+
+@pytest.mark.process
+def test_a_copy_of_a_data_folder_recovers_nothing_of_its_original(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy's lock is free, and everything in it names the same attempt, whose run is alive."""
+    monkeypatch.setattr(recovery, "_ORPHAN_SECONDS", 0.2)
+    folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.ref.folder
+    folder.mkdir(parents=True)
+    write_run_file(folder, spool.ref)
+    subprocess.run(["cp", "-a", tmp_path / "data", tmp_path / "copy"], check=True)
+    mark = mark_of(spool.ref, place_of(folder))
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command, env=os.environ | {MARK: mark}) as run:
+        eventually(lambda: list(marked(mark)), "the run")
+
+        recover(spool, tmp_path / "copy")
+        assert run.poll() is None
+        assert rows.attempts(spool.database, spool.job_id)[0].ended_at is None
+
+        recover(spool, tmp_path / "data")
+        assert list(marked(mark)) == []
+    assert rows.attempts(spool.database, spool.job_id)[0].end_reason == "worker_lost"
+    recover(spool, tmp_path / "copy")
+    assert list((tmp_path / "copy").rglob("run.json")) == [], "it is of no use once the attempt has ended"
 
 
 def put(spool: Spool, key: str) -> None:
@@ -150,7 +189,7 @@ def test_garbage_collection_queries_hundreds_of_jobs_at_once(spool: Spool) -> No
     others = [f"01a00000-0000-7000-8000-{number:012d}" for number in range(450)]
     for job_id in others:
         put(spool, f"{job_id}/1/step-1.safetensors")
-    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    put(spool, f"{spool.ref.folder}/step-1.safetensors")
     end(spool)
     statements: list[str] = []
     event.listen(spool.database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
@@ -168,7 +207,7 @@ def test_files_that_cannot_be_removed_do_not_block_the_others(spool: Spool) -> N
                 raise PermissionError("not yours")
             return super().keys(job_id)
 
-    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    put(spool, f"{spool.ref.folder}/step-1.safetensors")
     end(spool)
 
     collect_garbage(spool.database, Broken(spool.storage.root), ["broken"] * 200 + [spool.job_id])
@@ -184,7 +223,7 @@ def test_a_starting_worker_collects_garbage_beside_its_work(
     end(spool)
     settings = Settings(data_dir=tmp_path / "data")
     spool.storage = LocalStorage(settings.checkpoints_dir)
-    put(spool, f"{spool.job_id}/1/step-1.safetensors")
+    put(spool, f"{spool.ref.folder}/step-1.safetensors")
 
     recovery.recover(spool.database, spool.storage, settings)
     assert stored(spool) == ["step-1.safetensors"]

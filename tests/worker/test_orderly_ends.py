@@ -14,7 +14,7 @@ from sqlalchemy import update
 from jobs import queries, transitions, workers
 from jobs.audit import audit
 from jobs.database import Database
-from jobs.models import Attempt, Worker
+from jobs.models import Job, Worker
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, ROOT, SHORT, Jobs, RunningWorker
@@ -98,8 +98,8 @@ def test_a_job_at_its_time_limit_ends_after_a_checkpoint(sqlite_database: Databa
     worker = start_worker(sqlite_database, **PATIENT)
     job_id = start_endless(worker, jobs, max_seconds=3600)
 
-    began = update(Attempt).values(started_at=Attempt.started_at - 3_600_000)  # as if it had run for an hour
-    sqlite_database.write(lambda session: session.execute(began))
+    lowered = update(Job).values(max_seconds=1)  # as if it had run for an hour
+    sqlite_database.write(lambda session: session.execute(lowered))
 
     job = jobs.wait_for(job_id, "failed", "succeeded")
 

@@ -10,10 +10,12 @@ import pytest
 
 from jobs import transitions
 from jobs.database import Database
+from tests.jobs.rows import open_attempt
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 from wcl_core.protocol import PEER_LOST_EXIT, Failure, failure_file
+from worker.attempt_folder import mark_of, place_of
 from worker.exit_reason import read_failure
 from worker.process import _worst, marked
 
@@ -75,11 +77,13 @@ def test_a_killed_rank_ends_the_attempt_and_a_cancel_all_ranks(
 def test_all_ranks_end_with_their_worker(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
     worker = start_worker(sqlite_database)
     job_id = start_endless(worker, jobs)
-    assert len(list(marked(f"{job_id}/1"))) == 2
+    attempt = open_attempt(sqlite_database, job_id)
+    mark = mark_of(attempt, place_of(worker.folder / "attempts" / attempt.folder))
+    assert len(list(marked(mark))) == 2
 
     worker.stop(signal.SIGKILL)
 
-    eventually(lambda: list(marked(f"{job_id}/1")) == [], "the end of every rank", 30)
+    eventually(lambda: list(marked(mark)) == [], "the end of every rank", 30)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ def spool(sqlite_database: Database, tmp_path: Path) -> Spool:
 def begin(spool: Spool, must_resume: bool = False) -> Path | None:
     with spool.database.read() as session:
         resume = checkpoints.resume_point(session, spool.job_id)
-    claim = transitions.Claim(
-        spool.job_id, spool.number, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume
-    )
+    claim = transitions.Claim(spool.ref, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume)
     return run_file.resume_file(spool.database, spool.storage, claim)
 
 
@@ -139,7 +137,7 @@ def test_a_missing_file_that_is_there_again_is_resumed_from(spool: Spool) -> Non
 
 def test_a_superseded_attempt_marks_nothing(spool: Spool) -> None:
     file_of(spool, 10).unlink()
-    spool.database.write(lambda s: transitions.end_attempt(s, spool.job_id, spool.number, "failed", "worker_lost"))
+    spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
 
     with pytest.raises(Superseded):
         begin(spool)

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from jobs import checkpoints, queries, transitions
 from jobs.database import Database
 from jobs.models import Checkpoint, Job, Point, Series
+from tests.jobs.rows import open_attempt
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -123,7 +124,8 @@ def test_a_superseded_run_is_stopped_and_writes_nothing_more(
     run = worker.run_process()
     assert run
 
-    sqlite_database.write(lambda s: transitions.end_attempt(s, job_id, 1, "failed", "bad_data", "ended by the test"))
+    attempt = open_attempt(sqlite_database, job_id)
+    sqlite_database.write(lambda s: transitions.end_attempt(s, attempt, "failed", "bad_data", "ended by the test"))
     num_events, num_checkpoints = len(jobs.events(job_id)), jobs.num_checkpoints(job_id)
     eventually(lambda: not run.is_running(), "the end of the superseded run")
     eventually(worker.is_idle, "the worker's rest")

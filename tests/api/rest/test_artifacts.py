@@ -17,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n pixels"
 def store(served: Served, run: rows.Run, name: str, content: bytes) -> None:
     """Store the file and then its row, as a worker does."""
     record = rows.artifact(name, hashlib.sha256(content).hexdigest())
-    key = f"{run.job_id}/{run.number}/{record['sha256'][:16]}-{name}"
+    key = f"{run.attempt.folder}/{record['sha256'][:16]}-{name}"
     place = served.settings.checkpoints_dir / key
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)

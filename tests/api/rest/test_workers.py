@@ -37,7 +37,7 @@ def test_a_waiting_job_has_a_cause_until_it_runs(served: Served) -> None:
     blocked = client.post("/v1/jobs", json=JOB | {"after": [first["id"]]}).json()["waiting"]
     assert (blocked["cause"], blocked["position"], blocked["needs"]) == ("dependency", None, [first["id"]])
 
-    rows.claim(served.database)
+    attempt = rows.claim(served.database).attempt
 
     assert client.get(f"/v1/jobs/{first['id']}").json()["waiting"] is None
     served.database.write(lambda session: workers.heartbeat(session, rows.WORKER.id, first["id"]))
@@ -45,9 +45,7 @@ def test_a_waiting_job_has_a_cause_until_it_runs(served: Served) -> None:
     assert (waiting["cause"], waiting["position"]) == ("workers_busy", 1)
     raised = client.patch(f"/v1/jobs/{second['id']}", json={"priority": 3}).json()
     assert (raised["priority"], raised["waiting"]["position"]) == (3, 1)
-    rows.Run(served.database, rows.UNKNOWN_CLAIM)
-    database = served.database
-    database.write(lambda session: transitions.end_attempt(session, first["id"], 1, "failed", "killed"))
+    served.database.write(lambda session: transitions.end_attempt(session, attempt, "failed", "killed"))
     backing_off = client.get(f"/v1/jobs/{first['id']}").json()["waiting"]
     assert backing_off["cause"] == "backing_off"
     assert backing_off["until"].endswith("Z")

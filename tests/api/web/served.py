@@ -20,6 +20,7 @@ from PIL import Image
 
 from api.http.auth import SESSION_COOKIE
 from jobs import keys, queries, submission, transitions, workers
+from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.eligibility import WorkerFacts
@@ -162,7 +163,7 @@ class Site:
     def try_claim(self) -> PlayedRun | None:
         """Claim the first queued job; return None if no job is queued."""
         claimed = self.database.write(lambda session: transitions.claim(session, self.worker))
-        return None if claimed is None else PlayedRun(self, claimed.job_id, claimed.number)
+        return None if claimed is None else PlayedRun(self, claimed.attempt)
 
     def running(self, name: str = "a run", tags: Sequence[str] = ()) -> PlayedRun:
         """Start a job of this name; no other job may be queued."""
@@ -175,8 +176,8 @@ class Site:
 class PlayedRun:
     """A played training run: it delivers the reports that a real one would."""
 
-    def __init__(self, site: Site, job_id: str, number: int) -> None:
-        self.job_id, self.number = job_id, number
+    def __init__(self, site: Site, attempt: AttemptRef) -> None:
+        self.attempt, self.job_id, self.number = attempt, attempt.job_id, attempt.number
         self._site = site
         self._seq = 0
         self._output = 0
@@ -187,7 +188,7 @@ class PlayedRun:
         printed = [(self._output + place, text) for place, text in enumerate(output, start=1)]
         self._output += len(output)
         write = self._site.database.write
-        write(lambda session: transitions.deliver(session, self.job_id, self.number, delivered(numbered), printed))
+        write(lambda session: transitions.deliver(session, self.attempt, delivered(numbered), printed))
 
     def start(self, step: int = 0) -> None:
         self.report({"type": "started", "start_step": step, "device": "cpu", "torch": "2.11.0", "threads": 1})
@@ -204,7 +205,7 @@ class PlayedRun:
     def checkpoint(self, step: int, metrics: dict[str, float] | None = None) -> str:
         """Register a checkpoint file; return its digest."""
         content = f"checkpoint {self.job_id} {step}\n".encode() * 500
-        key = f"{self.job_id}/{self.number}/step-{step:08d}.safetensors"
+        key = f"{self.attempt.folder}/step-{step:08d}.safetensors"
         path = self._site.settings.checkpoints_dir / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -222,7 +223,7 @@ class PlayedRun:
 
     def artifact(self, name: str, content: bytes, media_type: str) -> None:
         digest = hashlib.sha256(content).hexdigest()
-        key = f"{self.job_id}/{self.number}/{digest[:16]}-{name}"
+        key = f"{self.attempt.folder}/{digest[:16]}-{name}"
         path = self._site.settings.checkpoints_dir / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -263,5 +264,5 @@ class PlayedRun:
     def lose(self) -> None:
         """Declare the attempt lost, and end the backoff of its job."""
         write = self._site.database.write
-        write(lambda session: transitions.end_attempt(session, self.job_id, self.number, "failed", "worker_lost"))
+        write(lambda session: transitions.end_attempt(session, self.attempt, "failed", "worker_lost"))
         make_due(self._site.database)
