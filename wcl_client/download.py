@@ -91,6 +91,11 @@ def _download(
     on_bytes: Callable[[int, int], None] | None,
 ) -> Downloaded:
     head = http.head(url, timeout=httpx.Timeout(30.0, read=_READ_SECONDS))
+    if head.is_error:  # the response to a HEAD has no body that gives the reason
+        with http.stream("GET", url) as response:
+            if response.is_error:
+                response.read()
+                check(response)
     check(head)
     etag, size = head.headers.get("etag", ""), int(head.headers["content-length"])
     if not _DIGEST.fullmatch(_digest_in(etag)):

@@ -29,7 +29,7 @@ def test_a_server_that_others_reach_refuses_failpoints(tmp_path: Path) -> None:
         [sys.executable, "-m", "api"], cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=60
     )
 
-    assert done.returncode == 1
+    assert done.returncode == os.EX_CONFIG
     assert "FAILPOINTS" in done.stderr
 
 
@@ -58,7 +58,7 @@ def test_jobs_end_correctly_after_any_action_at_a_failpoint(house: Theatre) -> N
         passed = {place.name.split(":")[0] for place in places}
         assert in_source() - passed == {name for name in in_source() if name.startswith(SCIENCE)}
         draw = random.Random(20)
-        must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:once", "error")]
+        must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:create_once", "error")]
         chosen = [(place, action) for place in places for action in ACTIONS if (place.node, place.name, action) in must]
         chosen += [(place, draw.choice(ACTIONS)) for place in draw.sample(_steady(places), 4)]
         result = [problem for place, action in chosen for problem in sweep.try_at(place, action) or []]

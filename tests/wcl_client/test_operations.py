@@ -156,6 +156,9 @@ def test_doctor_verifies_every_file(server: Served) -> None:
     assert [row.flaw for row in rows.checkpoints(server.database, run.job_id)] == ["damaged", "missing", None]
     assert "Files" not in findings("doctor")
     assert "damaged" in wcl("checkpoints", run.job_id).stdout
+    refused = wcl("download", ids[0], "--output", str(server.settings.data_dir / "model"))
+    assert isinstance(refused.exception, ConflictError)
+    assert "its file is damaged" in str(refused.exception)
 
 
 def findings(*arguments: str) -> dict[str, tuple[bool, str]]:
