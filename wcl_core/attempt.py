@@ -110,7 +110,8 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
         return pretrain(spec, reporter, dataset=dataset, output_dir=folder, resume=run.resume, ranks=ranks)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    dataset = data.with_label_lists(dataset, source.lists)
+    used = {name: source.list_digests.get(name) for name in spec.semi_supervised.lists}
+    dataset = data.with_label_lists(dataset, source.lists, used)
     return evaluate(spec, reporter, data=dataset, checkpoint_path=run.evaluated, output_dir=folder)
 
 

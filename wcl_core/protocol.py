@@ -181,12 +181,14 @@ class DatasetSource(_Model):
         path: folder or packed file on this worker; None for a builtin dataset.
         digest: of the content that the job has pinned; None accepts any content.
         lists: files of label lists by name.
+        list_digests: of the content that the worker announced; a list without a digest may have any content.
     """
 
     kind: Literal["builtin", "folder", "packed"]
     path: Path | None = None
     digest: str | None = None
     lists: dict[str, Path] = {}
+    list_digests: dict[str, str] = {}
 
 
 class Place(_Model):

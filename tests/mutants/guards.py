@@ -292,6 +292,37 @@ GUARDS = (
         ("tests/wcl_core/test_export.py::test_a_tensor_over_the_bytes_of_another_one_is_refused",),
     ),
     Guard(
+        "labels of a packed dataset are checked before they are counted",
+        "wcl_core/data/packed.py",
+        "    _check_blocks(name, path, header, _blocks_of_labels(header))\n    _check_labels(",
+        "    _check_labels(",
+        ("tests/wcl_core/data/test_packed.py::test_a_description_is_made_of_checked_bytes[labels]",),
+    ),
+    Guard(
+        "images of a packed dataset are checked before they are shown",
+        "wcl_core/data/packed.py",
+        '    _check_blocks(name, path, header, _blocks_of_images(header, "train", shown))\n',
+        "",
+        ("tests/wcl_core/data/test_packed.py::test_a_description_is_made_of_checked_bytes[sample]",),
+    ),
+    Guard(
+        "a cached description has the bytes that were written",
+        "wcl_core/data/described.py",
+        ' or kept.pop("sha256") != digest_of(kept)',
+        ' or not kept.pop("sha256")',
+        ("tests/wcl_core/data/test_described.py::test_a_wrong_bit_in_the_cache_is_noticed",),
+    ),
+    Guard(
+        "a label list has the announced content",
+        "wcl_core/data/label_lists.py",
+        "if digests.get(name) not in (None, index_digest(index)):",
+        "if False:",
+        (
+            "tests/wcl_core/data/test_label_lists.py::"
+            "test_a_list_that_changed_since_it_was_announced_fails_the_runs_that_use_it[True]",
+        ),
+    ),
+    Guard(
         "a storage has the id of its database",
         "jobs/storage.py",
         "if self.id is None or (marker := self.marker()) == self.id:",

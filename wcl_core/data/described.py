@@ -29,11 +29,12 @@ from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, DatasetKind, Description
 from wcl_core.data.layout import list_files
 from wcl_core.data.samples import Samples
+from wcl_core.digests import digest_of
 from wcl_core.protocol import DatasetReport
 
 _VERSION = 3  # of layouts, digest and report; another version invalidates every cached description
 _PLAIN_FIELDS = ("digest", "counts", "classes", "class_counts")
-_FIELDS = {"fingerprint", "samples", "report", *_PLAIN_FIELDS}
+_FIELDS = {"fingerprint", "samples", "report", "sha256", *_PLAIN_FIELDS}
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
 _LIBRARIES = {"digits": "scikit-learn", "cifar10": "torchvision", "cifar100": "torchvision", "stl10": "torchvision"}
 BUILTIN = tuple(_LIBRARIES)
@@ -117,7 +118,7 @@ def _read(name: str, kind: DatasetKind, cache: Path, fingerprint: str) -> Descri
     """Return the description in the cache; None if it is of something else, or damaged."""
     try:
         kept = json.loads(cache.read_text(encoding="utf-8"))
-        if kept["fingerprint"] != fingerprint or kept.keys() != _FIELDS:
+        if kept["fingerprint"] != fingerprint or kept.keys() != _FIELDS or kept.pop("sha256") != digest_of(kept):
             return None
         samples = kept["samples"] and Samples(**kept["samples"] | {"png": base64.b64decode(kept["samples"]["png"])})
         report = kept["report"] and DatasetReport.model_validate(kept["report"])
@@ -133,5 +134,6 @@ def _write(cache: Path, fingerprint: str, description: Description) -> None:
     content["fingerprint"] = fingerprint
     content["samples"] = samples and {**vars(samples), "png": base64.b64encode(samples.png).decode()}
     content["report"] = report and report.model_dump(mode="json")
+    content["sha256"] = digest_of(content)
     with contextlib.suppress(OSError):
         files.write_bytes(cache, json.dumps(content).encode())

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -73,11 +74,21 @@ def index_digest(index: Tensor) -> str:
     return hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def with_label_lists(data: ImageData, paths: Mapping[str, Path]) -> ImageData:
+def with_label_lists(
+    data: ImageData, paths: Mapping[str, Path], digests: Mapping[str, str | None] = MappingProxyType({})
+) -> ImageData:
     """Return the data with its lists of train images.
 
+    Args:
+        paths: the files by name.
+        digests: the announced `index_digest` of each list; one without may have any content.
+
     Raises:
-        DataError: as `read_label_list`.
+        DataError: as `read_label_list`, or a list names other images than those announced.
     """
     images = (data.train.files, data.train.labels, data.classes)
-    return replace(data, label_lists={name: read_label_list(name, path, *images) for name, path in paths.items()})
+    lists = {name: read_label_list(name, path, *images) for name, path in paths.items()}
+    for name, index in lists.items():
+        if digests.get(name) not in (None, index_digest(index)):
+            raise DataError(f"list {name}: {paths[name]} names other images than at the worker's start; restart it")
+    return replace(data, label_lists=lists)

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
-from wcl_core.data.samples import samples_of_images
+from wcl_core.data.samples import samples_of_images, shown_images
 from wcl_core.protocol import DatasetReport
 
 FORMAT_VERSION = 2
@@ -92,13 +93,19 @@ def _at_side(split: Split, side: int) -> Split:
 
 
 def describe_packed(name: str, path: Path) -> Description:
-    """Return the description of a packed file; of its images only the samples are read."""
+    """Return the description of a packed file; of its images only the samples are read.
+
+    The blocks that hold the labels and the samples are compared with the header.
+    """
     header = _read_header(name, path)
+    _check_blocks(name, path, header, _blocks_of_labels(header))
     _check_labels(name, path, header)
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     by_class = class_counts(labels, len(header.classes))
     train = _map(path, header, "train")
+    shown = shown_images(header.size, train.labels, len(header.classes))
+    _check_blocks(name, path, header, _blocks_of_images(header, "train", shown))
     samples = samples_of_images(train.images, train.labels, len(header.classes))
     return Description(
         name,
@@ -115,7 +122,9 @@ def describe_packed(name: str, path: Path) -> Description:
 
 def packed_train_labels(name: str, path: Path) -> Tensor:
     """Return the classes of the train images: (N,) int64."""
-    return _labels(path, _read_header(name, path), "train")
+    header = _read_header(name, path)
+    _check_blocks(name, path, header, _blocks_of_labels(header))
+    return _labels(path, header, "train")
 
 
 def _check_labels(name: str, path: Path, header: _Header) -> None:
@@ -205,7 +214,25 @@ def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
     )
 
 
-def _check_blocks(name: str, path: Path, header: _Header) -> None:
+def _blocks_of(header: _Header, first: int, end: int) -> Iterable[int]:
+    """Return the numbers of the blocks that hold these bytes, counted from the first byte of the images."""
+    return range(first // header.block_bytes, -(-end // header.block_bytes))
+
+
+def _blocks_of_labels(header: _Header) -> set[int]:
+    parts = header.parts.values()
+    return {number for part in parts for number in _blocks_of(header, part.labels, part.labels + 4 * part.count)}
+
+
+def _blocks_of_images(header: _Header, which: str, places: Iterable[int]) -> set[int]:
+    first, size = header.parts[which].images, 3 * header.size**2
+    starts = (first + place * size for place in places)
+    return {number for start in starts for number in _blocks_of(header, start, start + size)}
+
+
+def _check_blocks(name: str, path: Path, header: _Header, numbers: set[int] | None = None) -> None:
+    """Raise if a block has other bytes than the header says; by default all blocks are read, on all cores."""
+
     def one(number: int) -> str:
         with path.open("rb") as file:
             file.seek(header.start + number * header.block_bytes)
@@ -216,7 +243,8 @@ def _check_blocks(name: str, path: Path, header: _Header) -> None:
         raise DataError(
             f"dataset {name}: {path} has the digests of {len(header.blocks)} blocks, expected {expected}; pack it again"
         )
+    checked = sorted(range(expected) if numbers is None else numbers)
     with ThreadPoolExecutor() as pool:
-        for number, (registered, actual) in enumerate(zip(header.blocks, pool.map(one, range(expected)), strict=True)):
-            if registered != actual:
+        for number, actual in zip(checked, pool.map(one, checked), strict=True):
+            if header.blocks[number] != actual:
                 raise DataError(f"dataset {name}: {path} is damaged in block {number} of {expected}; pack it again")

@@ -56,6 +56,12 @@ def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Sampl
     return _drawn(tiles, columns, side)
 
 
+def shown_images(stored: int, labels: Tensor, num_classes: int) -> list[int]:
+    """Return the places of the images that `samples_of_images` reads; `stored` is their side in pixels."""
+    rows, columns, _ = _layout(num_classes, stored)
+    return [place for row in _chosen(labels.tolist(), rows, columns) for place in row]
+
+
 def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: int) -> Samples | None:
     """Return the picture of a folder; only the shown files are decoded, and an undecodable file is a black tile.
 

@@ -124,6 +124,22 @@ def test_with_a_damaged_cache_the_folder_is_hashed(
     assert json.loads(cache.read_text())["counts"] == {"train": 5, "test": 2}
 
 
+def test_a_wrong_bit_in_the_cache_is_noticed(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+    cache = tmp_path / "photos.json"
+    right = describe(root, cache)
+    text = cache.read_text()
+    for name in ("digest", "counts", "png"):
+        place = text.index(f'"{name}": ') + len(name) + 6
+        place += next(step for step, letter in enumerate(text[place:]) if letter in "123456")
+        cache.write_text(text[:place] + "7" + text[place + 1 :])
+        before = len(hashed)
+
+        assert describe(root, cache) == right
+
+        assert len(hashed) == before + 1, name
+        assert cache.read_text() == text
+
+
 def test_with_a_cache_that_cannot_be_written_the_folder_is_hashed(
     root: Path, tmp_path: Path, hashed: list[Path]
 ) -> None:

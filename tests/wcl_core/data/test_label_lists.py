@@ -169,6 +169,22 @@ def test_fine_tuning_on_a_list_is_trained_several_times_and_names_its_digest(tmp
     assert 0 < result["value"] < 1
 
 
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_list_that_changed_since_it_was_announced_fails_the_runs_that_use_it(tmp_path: Path, is_used: bool) -> None:
+    labels = small.digits().train.labels
+    index = torch.cat([(labels == label).nonzero().flatten()[:2] for label in range(10)]).sort().values
+    (tmp_path / "some.txt").write_text("\n".join(map(str, index.tolist())))
+    tuning = {"semi_supervised": QUICK | {"lists": ["some"]}} if is_used else {"protocols": ["knn"]}
+    source = DIGITS | {"lists": {"some": str(tmp_path / "some.txt")}, "list_digests": {"some": "0" * 64}}
+    write_run(tmp_path / "run", kind="evaluate", spec=EVALUATE | tuning, dataset=source)
+
+    assert run_attempt(tmp_path / "run", None) == 0
+
+    (end,) = of(tmp_path / "run", "end")
+    assert (end["outcome"], end.get("reason")) == (("failed", "bad_data") if is_used else ("succeeded", None))
+    assert not is_used or "other images than at the worker's start" in end["message"]
+
+
 def test_a_list_that_a_worker_lacks_fails_the_run_with_bad_data(tmp_path: Path) -> None:
     spec = EVALUATE | {"semi_supervised": QUICK | {"lists": ["some"]}}
     write_run(tmp_path, kind="evaluate", spec=spec)

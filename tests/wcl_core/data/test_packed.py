@@ -16,6 +16,7 @@ from tests.wcl_core.data.test_data import damage, write_tree
 from wcl_core import data
 from wcl_core.__main__ import main
 from wcl_core.data import DataError, ImageData, folder, packing
+from wcl_core.data import packed as packed_module
 from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.run import untrained_backbone
 from wcl_core.reporter import MemoryReporter, NullReporter
@@ -130,6 +131,40 @@ def test_a_damaged_block_is_named(packed: Path) -> None:
     packed.write_bytes(content)
     with pytest.raises(DataError, match="damaged in block 3 of 4"):
         load(packed)
+
+
+@pytest.mark.parametrize("part", ["labels", "sample"])
+def test_a_description_is_made_of_checked_bytes(packed: Path, part: str) -> None:
+    """A wrong label would be counted, and a wrong image shown."""
+    content = bytearray(packed.read_bytes())
+    start = 16 + int.from_bytes(content[8:16], "little")
+    content[-4 if part == "labels" else start] ^= 1
+    packed.write_bytes(content)
+
+    with pytest.raises(DataError, match="damaged in block"):
+        data.describe("photos", "packed", packed)
+
+
+def test_a_description_reads_no_block_without_a_label_or_a_sample(packed: Path) -> None:
+    """Of a large file, the worker's start reads little."""
+    header = packed_module._read_header("photos", packed)
+    images = set(range(len(header.blocks)))
+    labels = packed_module._blocks_of_labels(header)
+    first = packed_module._blocks_of_images(header, "train", [0])
+
+    assert labels == {len(header.blocks) - 1}
+    assert first == {0}
+    assert packed_module._blocks_of_images(header, "train", range(10)) <= images
+    assert packed_module._blocks_of_images(header, "test", []) == set()
+
+
+def test_a_list_is_read_beside_checked_labels(packed: Path, tmp_path: Path) -> None:
+    content = bytearray(packed.read_bytes())
+    content[-4] ^= 1
+    packed.write_bytes(content)
+
+    with pytest.raises(DataError, match="damaged in block"):
+        packed_module.packed_train_labels("photos", packed)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
