@@ -161,6 +161,14 @@ class Database:
         with self.engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision() == newest
 
+    def place(self) -> str | None:
+        """Return inode and path of the SQLite file, which tell it from its copies; None for other databases."""
+        file = self.engine.url.database if self.url.startswith("sqlite") else None
+        if file in (None, "", ":memory:"):
+            return None
+        path = Path(str(file)).resolve()
+        return f"{path.stat().st_ino} {path}"
+
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from wcl_core.files import sync_folder, write_bytes, write_whole
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
 MARKER = "storage-id"  # the file that holds the storage's id
+OWNER = "storage-owner"  # the file that holds the place of the database that the files belong to
 
 
 class StorageUnavailable(OSError):  # noqa: N818
@@ -61,6 +63,12 @@ class Storage(Protocol):
         Raises:
             StorageUnavailable: it is absent, or another one.
         """
+
+    def owner(self) -> str | None:
+        """Return the `Database.place` that the files belong to; None if it is not noted or this folder is a copy."""
+
+    def set_owner(self, place: str) -> None:
+        """Note the `Database.place` that the files belong to."""
 
     def put(self, source: Path, key: str) -> None:
         """Move a file into the storage; may be repeated after an interruption."""
@@ -111,6 +119,16 @@ class LocalStorage:
 
     def mark(self, storage_id: str) -> None:
         write_bytes(self.root / MARKER, f"{storage_id}\n".encode("ascii"))
+
+    def owner(self) -> str | None:
+        try:
+            inode, _, place = os.fsdecode((self.root / OWNER).read_bytes()).strip().partition(" ")
+            return place if inode == str(self.root.stat().st_ino) else None
+        except OSError:
+            return None
+
+    def set_owner(self, place: str) -> None:
+        write_bytes(self.root / OWNER, os.fsencode(f"{self.root.stat().st_ino} {place}\n"))
 
     def check(self) -> None:
         if self.id is None or (marker := self.marker()) == self.id:

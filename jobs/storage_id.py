@@ -7,7 +7,9 @@ adopt                  an operator declares that the folder is this database's s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -49,6 +51,7 @@ def connect(database: Database, storage: Storage) -> None:
         storage.check()
     except StorageUnavailable as error:
         raise ForeignStorage(f"{error}; {_ADOPT}") from error
+    _check_owner(database, storage)
 
 
 def refuse_new_database(settings: Settings) -> None:
@@ -77,11 +80,44 @@ def adopt(database: Database, storage: Storage) -> str:
         session.execute(insert(session, models.Storage).values(_row(storage_id)).on_conflict_do_nothing())
         session.execute(update(models.Storage).values(storage_id=storage_id))
         storage.mark(storage_id)
+        if (place := database.place()) is not None:
+            storage.set_owner(place)
         return storage_id
 
     storage.id = None
     storage.id = database.write(change)
     return storage.id
+
+
+def _check_owner(database: Database, storage: Storage) -> None:
+    """Note the SQLite file that the storage belongs to.
+
+    A copy of that file has the same ids.  It must not share the storage, where it would remove files that it does not
+    know.
+
+    Raises:
+        ForeignStorage: the database is a copy, and the original is still there.
+    """
+    place, owner = database.place(), storage.owner()
+    if place is None or place == owner:
+        return
+    if owner is not None and _is_there(owner):
+        storage.id = ""  # no folder is accepted
+        raise ForeignStorage(
+            f"the storage folder (checkpoints in WCL_DATA_DIR) belongs to the database {owner.partition(' ')[2]}, and "
+            "this database is a copy of it; give the copy a copy of the folder; "
+            "if the copy replaces the original, run `python -m jobs adopt-storage`"
+        )
+    with suppress(OSError):  # such as a full disk; noted by a later call
+        storage.set_owner(place)
+
+
+def _is_there(place: str) -> bool:
+    inode, _, path = place.partition(" ")
+    try:
+        return str(Path(path).stat().st_ino) == inode
+    except OSError:
+        return False
 
 
 def _introduce(session: Session, storage: Storage) -> str:

@@ -158,6 +158,29 @@ def test_a_worker_on_a_copied_folder_writes_into_no_attempt_of_the_original(hous
         stage.wait_for(job_id, "cancelled")
 
 
+def test_a_worker_on_a_copied_database_removes_no_file_of_the_original(house: Theatre) -> None:
+    """The folder of checkpoints is a link to a larger disk, so original and copy share it."""
+    with house.stage("copied-link", "sqlite") as original:
+        worker = original.worker("worker").start()
+        original.wait_for_workers("worker")
+        job_id = original.submit(spec(1, _ENDLESS, 30))
+        run = training_of(original, worker, job_id, 1)
+        eventually(lambda: num_checkpoints(original, job_id), "a checkpoint")
+        with copied(original, worker) as copy:
+            double = copy.worker("worker", orphan_seconds=1).start()
+            eventually(lambda: [row for row in copy.workers() if row.pid == double.pid and row.unable], "a refusal")
+            eventually(lambda: copy.job(job_id).status == "queued", "the end of the lease of the copied attempt")
+            before = num_checkpoints(original, job_id)
+            eventually(lambda: num_checkpoints(original, job_id) > before + 3, "further checkpoints of the original")
+            assert copy.job(job_id).attempt == 1, "the copy runs a job"
+            double.end(signal.SIGTERM)
+        assert run.is_running()
+        original.database.write(lambda session: transitions.cancel(session, job_id))
+        assert original.wait_for(job_id, "cancelled").failures == 0
+        accepted = Accepted(job_id, 1, _ENDLESS, frozenset({"cancelled"}))
+        assert Ledger(original.database, original.checkpoints_dir).problems([accepted]) == []
+
+
 def backup(source: Path, target: Path) -> None:
     """Copy a SQLite database into another one, as `.backup` and `.restore` do."""
     with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(target, timeout=30)) as written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,70 @@ def test_another_database_than_sqlite_is_not_looked_for_in_the_folder(tmp_path: 
 
     assert settings.sqlite_file is None
     storage_id.refuse_new_database(settings)
+
+
+def copy_of(database: Database, target: Path) -> Database:
+    """Return a copy of a SQLite database, as `cp -a` makes it."""
+    assert database.engine.url.database
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(database.engine.url.database, target)
+    return Database(f"sqlite:///{target}")
+
+
+def test_a_copied_database_does_not_share_the_storage_of_its_original(
+    sqlite_database: Database, storage: LocalStorage, tmp_path: Path
+) -> None:
+    """It would remove the files that the original has registered since the copy."""
+    storage_id.connect(sqlite_database, storage)
+    place = put(storage, "job/1/a")
+    copy = copy_of(sqlite_database, tmp_path / "copy" / "wcl.sqlite3")
+    shared = LocalStorage(storage.root)
+
+    with pytest.raises(ForeignStorage, match="is a copy of it"):
+        storage_id.connect(copy, shared)
+    with pytest.raises(StorageUnavailable):
+        shared.delete("job/1/a")
+    storage_id.connect(sqlite_database, storage)
+    assert storage.path("job/1/a") == place
+
+    storage_id.adopt(copy, shared)
+    storage_id.connect(copy, shared)
+    with pytest.raises(ForeignStorage, match="is a copy of it"):
+        storage_id.connect(sqlite_database, storage)
+    copy.dispose()
+
+
+def test_a_copied_or_moved_data_folder_keeps_its_storage(
+    sqlite_database: Database, storage: LocalStorage, tmp_path: Path
+) -> None:
+    storage_id.connect(sqlite_database, storage)
+    put(storage, "job/1/a")
+    copy = copy_of(sqlite_database, tmp_path / "copy" / "wcl.sqlite3")
+    whole = LocalStorage(shutil.copytree(storage.root, tmp_path / "copy" / "checkpoints"))
+
+    storage_id.connect(copy, whole)
+    whole.delete("job/1/a")
+    storage_id.connect(sqlite_database, storage)
+    assert storage.path("job/1/a").read_bytes() == b"state"
+
+    copy.dispose()
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    moved = Database(f"sqlite:///{tmp_path / 'moved' / 'wcl.sqlite3'}")
+    storage_id.connect(moved, LocalStorage(tmp_path / "moved" / "checkpoints"))
+    moved.dispose()
+
+
+def test_a_database_that_was_moved_by_itself_keeps_its_storage(
+    sqlite_database: Database, storage: LocalStorage, tmp_path: Path
+) -> None:
+    """As from one disk to another: its inode is another one, and the original is gone."""
+    first = copy_of(sqlite_database, tmp_path / "first.sqlite3")
+    storage_id.connect(first, storage)
+    second = copy_of(first, tmp_path / "second.sqlite3")
+    first.dispose()
+    (tmp_path / "first.sqlite3").unlink()
+
+    storage_id.connect(second, storage)
+
+    assert storage.owner() == second.place()
+    second.dispose()

@@ -171,6 +171,20 @@ GUARDS = (
         ("tests/jobs/test_storage.py::test_every_folder_above_a_stored_file_is_synced_after_its_rename[False]",),
     ),
     Guard(
+        "a copied database does not share the storage of its original",
+        "jobs/storage_id.py",
+        "    if owner is not None and _is_there(owner):\n",
+        "    if False:\n",
+        ("tests/jobs/test_storage_id.py::test_a_copied_database_does_not_share_the_storage_of_its_original",),
+    ),
+    Guard(
+        "a copied storage belongs to its own database",
+        "jobs/storage.py",
+        "return place if inode == str(self.root.stat().st_ino) else None",
+        "return place",
+        ("tests/jobs/test_storage_id.py::test_a_copied_or_moved_data_folder_keeps_its_storage",),
+    ),
+    Guard(
         "a pinned checkpoint does not count as kept",
         "jobs/checkpoints.py",
         "for checkpoint in good(session, job_id) if not checkpoint.pinned]",

@@ -17,7 +17,7 @@ from jobs import transitions
 from jobs.attempts import AttemptRef
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.storage import MARKER, LocalStorage
+from jobs.storage import MARKER, OWNER, LocalStorage
 from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -37,7 +37,9 @@ def spool(database: Database, tmp_path: Path) -> Spool:
 
 
 def stored(spool: Spool) -> list[str]:
-    return sorted(path.name for path in spool.storage.root.rglob("*") if path.is_file() and path.name != MARKER)
+    return sorted(
+        path.name for path in spool.storage.root.rglob("*") if path.is_file() and path.name not in (MARKER, OWNER)
+    )
 
 
 def end(spool: Spool) -> None:
