@@ -20,7 +20,7 @@ from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
-from jobs.status import TERMINAL
+from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.protocol import KNN_TOP1
 
@@ -143,15 +143,17 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
 
     Raises:
         NotFound: there is no such checkpoint.
-        Conflict: it is pinned, or an unfinished job needs it.
+        Conflict: it is pinned, or an unfinished job needs it.  A paused job needs only the one that it continues from.
     """
     checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
     if checkpoint is None or checkpoint.deleted_at is not None:
         raise NotFound(f"there is no checkpoint {checkpoint_id}")
     if checkpoint.pinned:
         raise Conflict("the checkpoint is pinned; unpin it first")
+    point = newest(session, checkpoint.job_id)
+    is_spare = point is not None and point.id != checkpoint_id
     needs_it = or_(
-        Job.id == checkpoint.job_id,
+        and_(Job.id == checkpoint.job_id, Job.status != Status.PAUSED) if is_spare else Job.id == checkpoint.job_id,
         Job.resume_checkpoint_id == checkpoint_id,
         Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
     )

@@ -41,6 +41,12 @@ class WorkerFacts:
     datasets: dict[str, str]
     spec_versions: tuple[int, ...]
 
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerFacts:
+        """Return the properties in a worker's row."""
+        versions = tuple(int(version) for version in worker.spec_versions)
+        return cls(worker.id, worker.name, worker.pool, worker.gpus, worker.datasets, versions)
+
 
 def takes_jobs() -> ColumnElement[bool]:
     """Return the condition for a worker that claims jobs: it is live, does not drain, and is not unable."""

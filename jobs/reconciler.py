@@ -1,4 +1,4 @@
-"""Periodic reconciliation: reaps lost attempts, unblocks jobs, requests preemption, advances sweeps, wakes up workers.
+"""Periodic reconciliation: reaps lost attempts, unblocks and resumes jobs, preempts, advances sweeps, wakes up workers.
 
 Reconcilers run in every server and worker.  Each change is guarded, so that several reconcilers may make it at once.
 
@@ -115,7 +115,7 @@ class Reconciler:
                 faults.failed(error)
 
     def poll(self) -> None:
-        """Reap lost attempts, mark lost workers, advance blocked jobs and sweeps, preempt, wake up, clean up."""
+        """Reap lost attempts, mark lost workers, advance jobs that wait and sweeps, preempt, wake up, clean up."""
         with self._database.read() as session:
             attempts = _open_attempts(session)
             heartbeats = _heartbeats(session)
@@ -127,10 +127,13 @@ class Reconciler:
             self._database.write(lost)
         with self._database.read() as session:
             has_blocked = transitions.has_blocked(session)
+            has_held = transitions.has_held(session)
             has_victim = preemption.choose(session) is not None
             due_sweeps = sweeps.due(session)
         if has_blocked:
             self._database.write(transitions.unblock)
+        if has_held:
+            self._database.write(transitions.resume_held)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
             log.info("job %s is requested to give way to job %s", chosen.job_id, chosen.for_job_id)
         self._advance(due_sweeps)

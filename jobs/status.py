@@ -17,7 +17,7 @@ class Status(StrEnum):
     BLOCKED = "blocked"  # waits for another job
     QUEUED = "queued"  # waits for a worker that fits
     RUNNING = "running"  # has exactly one open attempt
-    PAUSED = "paused"  # until a user resumes it
+    PAUSED = "paused"  # until a user resumes it, or a worker has room again
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -61,5 +61,5 @@ class Reason(StrEnum):
 # Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
 INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED})
 
-# A user has to fix these, and then the job continues: it is paused, not failed.
+# These are faults of a worker's disk or storage.  The job is paused, and continues once a worker that fits takes jobs.
 HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE})

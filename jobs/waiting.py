@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.models import Dependency, Job, Worker
-from jobs.status import Status
+from jobs.status import HELD, Status
 
 
 class Cause(StrEnum):
@@ -52,6 +52,8 @@ class Waiting:
 def explain(session: Session, job: Job) -> Waiting | None:
     """Return why the job waits; None when it runs or has ended."""
     if job.status == Status.PAUSED:
+        if job.status_reason in HELD:
+            return Waiting(Cause.PAUSED, "it continues by itself once a worker has room and its storage again")
         return Waiting(Cause.PAUSED, "it is paused; resume it to continue")
     if job.status == Status.BLOCKED:
         return _on_dependencies(session, job)

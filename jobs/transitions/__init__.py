@@ -8,6 +8,7 @@
     pause, resume   queued -> paused -> queued;               sets a request on a running job
     preempt         sets a request on a running job
     unblock         blocked -> queued | failed
+    resume_held     paused -> queued                by a reconciler, when a worker has room or its storage again
 
 An attempt is open while `ended_at` is null.  Every transition out of running ends it in the same transaction, so the
 fence at the start of `deliver` rejects every later write.
@@ -20,7 +21,7 @@ Import from this package, not from its modules.
 
 from jobs.transitions.claims import Claim, claim, is_claimable
 from jobs.transitions.fence import Requests, deliver, end_attempt, reap
-from jobs.transitions.observers import has_blocked, preempt, unblock
+from jobs.transitions.observers import has_blocked, has_held, preempt, resume_held, unblock
 from jobs.transitions.requests import cancel, pause, resume
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "deliver",
     "end_attempt",
     "has_blocked",
+    "has_held",
     "is_claimable",
     "pause",
     "preempt",
     "reap",
     "resume",
+    "resume_held",
     "unblock",
 ]

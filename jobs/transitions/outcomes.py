@@ -51,9 +51,12 @@ def settle(
             Reason.TIMEOUT,
             f"it reached its limit of {job.max_seconds} s (`max_seconds`)",
         )
+    elif reason in HELD and job.pause_requested_at is None:
+        after = Status.PAUSED
+        cleared["not_before"] = now_ms() + wait_ms(_num_held(session, job_id))
     elif is_paused or (may_continue and job.pause_requested_at is not None):
         # A run that pauses by itself gives a reason; a run that pauses on request gives none.
-        after, reason = Status.PAUSED, (reason if is_paused else None) or Reason.USER
+        after, reason = Status.PAUSED, (reason if is_paused and reason not in HELD else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED
     elif may_continue and failures < max_failures:
@@ -77,6 +80,12 @@ def settle(
         planned_evaluations.at_success(session, job_id)
 
 
+def _num_held(session: Session, job_id: str) -> int:
+    """Return how many attempts of the job ended for want of a disk or storage."""
+    held = select(func.count()).where(Attempt.job_id == job_id, Attempt.end_reason.in_(HELD))
+    return session.execute(held).scalar_one()
+
+
 def is_over_time(session: Session, job_id: str) -> bool:
     """Return whether the job's attempts together have run for its `max_seconds`, by their workers' monotonic clocks."""
     by_times = func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at  # of workers of an older version
@@ -90,6 +99,6 @@ _LONGEST_WAIT_SECONDS = 600.0
 
 
 def wait_ms(failures: int) -> int:
-    """Return the backoff after the n-th infrastructure failure: doubling, with jitter, up to ten minutes."""
+    """Return the backoff after the n-th failure of its kind: doubling, with jitter, up to ten minutes."""
     longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 30))
     return int(1000 * random.uniform(longest / 2, longest))
