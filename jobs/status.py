@@ -53,6 +53,7 @@ class Reason(StrEnum):
     BAD_DATA = "bad_data"
     DISK_FULL = "disk_full"
     STORAGE_UNAVAILABLE = "storage_unavailable"  # the storage folder is absent, perhaps not mounted
+    NO_RESOURCES = "no_resources"  # the worker has no free file descriptor, process or memory to start a run
     MISSING_CHECKPOINT = "missing_checkpoint"
     INTERNAL_ERROR = "internal_error"
     UPSTREAM_FAILED = "upstream_failed"
@@ -61,5 +62,5 @@ class Reason(StrEnum):
 # Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
 INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED})
 
-# These are faults of a worker's disk or storage.  The job is paused, and continues once a worker that fits takes jobs.
-HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE})
+# These are faults of a worker, not of the job.  The job is paused, and continues once a worker that fits takes jobs.
+HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE, Reason.NO_RESOURCES})

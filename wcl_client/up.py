@@ -146,7 +146,7 @@ class Service:
     def handle_signals(self) -> None:
         """Let Ctrl-C, SIGTERM and a closed terminal stop the service; under `nohup` it outlives its terminal."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:

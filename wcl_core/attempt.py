@@ -130,6 +130,10 @@ def classify(error: Exception) -> FailureReason:
             return "missing_checkpoint"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return "disk_full"
+        case OSError(errno=errno.EROFS | errno.ESTALE):
+            return "storage_unavailable"
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return "no_resources"
         case _:
             return "internal_error"
 

@@ -43,7 +43,15 @@ Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
 Phase = Literal["load", "train", "evaluate", "save"]
 FailureReason = Literal[
-    "out_of_memory", "non_finite_loss", "collapse", "bad_data", "missing_checkpoint", "disk_full", "internal_error"
+    "out_of_memory",
+    "non_finite_loss",
+    "collapse",
+    "bad_data",
+    "missing_checkpoint",
+    "disk_full",
+    "storage_unavailable",
+    "no_resources",
+    "internal_error",
 ]
 
 REQUEST_LETTERS: dict[Request, bytes] = {"cancel": b"c", "drain": b"d", "pause": b"p"}  # on the control pipe

@@ -31,8 +31,10 @@ from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.config import SPEC_VERSIONS
 from worker import app, datasets, process, recovery
 from worker.ability import Ability, StorageCheck
-from worker.devices import device_bytes, num_gpus
+from worker.datasets import DatasetCheck
+from worker.devices import GpuCheck, device_bytes, num_gpus
 from worker.garbage import collect_all_garbage
+from worker.room import RoomCheck
 from worker.scrub import Scrub
 from worker.slot import Slot
 from worker.supervisor import Supervisor
@@ -75,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
     storage_check = StorageCheck(database, storage)
-    ability = Ability(storage_check)
+    room = RoomCheck(settings)
+    ability = Ability(room, storage_check, DatasetCheck(sources), GpuCheck(facts.gpus))
     unable = ability.check()
     database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory, unable))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch)
-    slot = Slot(database, facts, supervisor, draining, ability)
+    slot = Slot(database, facts, supervisor, draining, ability, room)
 
     def drain() -> None:
         draining.set()

@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import wcl_core
 from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.settings import Settings
+from jobs.workers import Unable
 from wcl_core import plugins
 from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
@@ -32,6 +34,11 @@ class Source:
     path: Path | None
     lists: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The image folder or packed file, if it has one, and the label lists."""
+        return [*([self.path] if self.path else []), *self.lists.values()]
+
 
 def find(settings: Settings) -> dict[str, Source]:
     """Return the datasets of the settings by name; an unusable one is left out, with an error in the log."""
@@ -39,6 +46,20 @@ def find(settings: Settings) -> dict[str, Source]:
     entries += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
     sources = (_describe(*entry, settings) for entry in entries)
     return {source.facts.name: source for source in sources if source is not None}
+
+
+class DatasetCheck:
+    """The check that the images of all datasets are there; a job without them would fail as having bad data."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+
+    def __call__(self) -> Unable | None:
+        """Return why no attempt should start now; the message names no path."""
+        absent = [name for name, source in self._sources.items() if not all(map(Path.exists, source.paths))]
+        if not absent:
+            return None
+        return Unable("dataset_absent", f"files of its dataset {absent[0]} are not there")
 
 
 def _kind_of(path: Path) -> str:

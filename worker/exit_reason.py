@@ -6,8 +6,8 @@ The sources are the exit code, the failure files of the ranks, the disk and the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from typing import NamedTuple
 from jobs.status import Reason
 from jobs.storage import StorageUnavailable, is_full
 from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome
+from worker.room import MIN_FREE_BYTES, free_bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_MIN_FREE_BYTES = 1 << 20
+_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
 class AttemptEnd(NamedTuple):
@@ -33,7 +34,7 @@ def exit_reason(code: int, folder: Path, oom_kills: int | None) -> AttemptEnd:
         code: the exit code, negative for a signal.
         oom_kills: result of `count_oom_kills` before the run.
     """
-    if shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
+    if free_bytes(folder) < MIN_FREE_BYTES:
         return AttemptEnd("failed", Reason.DISK_FULL, "the disk of the worker is full")
     if code < 0:
         return _killed(-code, oom_kills)
@@ -63,6 +64,9 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
         return Reason.DISK_FULL, f"{os.strerror(error.errno or 0)}: the run's folder or the storage of its checkpoints"
     if isinstance(error, StorageUnavailable):
         return Reason.STORAGE_UNAVAILABLE, str(error)
+    if isinstance(error, OSError):  # of the worker's own files and processes: the job can run elsewhere, or later
+        reason = Reason.NO_RESOURCES if error.errno in _NO_RESOURCES else Reason.STORAGE_UNAVAILABLE
+        return reason, f"the worker cannot start or follow the run: {error.strerror or error}"
     return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
 
 

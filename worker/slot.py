@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 
+from sqlalchemy import select
+
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.eligibility import WorkerFacts
+from jobs.models import Attempt
 from jobs.transitions import Claim
 from worker.ability import Ability
+from worker.room import RoomCheck
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -23,6 +27,7 @@ class Slot:
         supervisor: runs one claimed attempt.
         draining: set when no further job may be claimed.
         ability: whether this worker can take jobs.
+        room: the check that learns from the ends of attempts.
 
     Attributes:
         job_id: of the job that runs now.
@@ -36,9 +41,10 @@ class Slot:
         supervisor: Supervisor,
         draining: threading.Event,
         ability: Ability,
+        room: RoomCheck,
     ) -> None:
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
-        self.ability = ability
+        self.ability, self._room = ability, room
         self._busy = threading.Lock()
         self._is_open = threading.Event()
         self.job_id: str | None = None
@@ -93,7 +99,14 @@ class Slot:
             self._supervisor.supervise(claim)
         finally:
             self.job_id = None
+        self._note_end(claim)
         self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None, self.ability.unable))
+
+    def _note_end(self, claim: Claim) -> None:
+        """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""
+        ended = select(Attempt.end_reason).where(Attempt.job_id == claim.job_id, Attempt.number == claim.number)
+        with self._database.read() as session:
+            self._room.note_end(session.execute(ended).scalar_one_or_none())
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no thread works in the slot."""

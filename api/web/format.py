@@ -129,10 +129,15 @@ _EXPLANATIONS = {
     ),
     "bad_data": Explanation("The data is invalid", "Fix the problem that the message names, then retry."),
     "disk_full": Explanation(
-        "The disk is full", "Free disk space on the worker, then resume. The job continues from its last checkpoint."
+        "The disk is full", "Free disk space on the worker. The job then continues from its last checkpoint by itself."
     ),
     "storage_unavailable": Explanation(
-        "The checkpoint folder is missing", "Check that it is mounted on the worker, then resume."
+        "The storage cannot be used",
+        "Check that it is mounted on the worker, and writable. The job then continues by itself.",
+    ),
+    "no_resources": Explanation(
+        "The worker has no free file descriptor, process or memory",
+        "Raise its limits, or end other programs on its machine. The job then continues by itself.",
     ),
     "stalled": Explanation(
         "The process stopped reporting, several times",

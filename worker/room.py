@@ -1,0 +1,82 @@
+"""The check of this worker's disk, and the pause after an attempt that ended for a fault of this worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.settings import Settings
+from jobs.status import HELD, Reason
+from jobs.workers import Unable
+
+MIN_FREE_BYTES = 1 << 20  # a disk with less is full
+_FIRST_PAUSE_SECONDS = 4.0
+_LONGEST_PAUSE_SECONDS = 600.0
+_MORE_ROOM_BYTES = 16 << 20  # ends the pause after a full disk early
+_PAUSED = {
+    Reason.DISK_FULL: "its last job filled the disk",
+    Reason.STORAGE_UNAVAILABLE: "its last job could not use the storage",
+    Reason.NO_RESOURCES: "its last job could not start for want of file descriptors, processes or memory",
+}
+
+
+class RoomCheck:
+    """The check of the folders that attempts write to.
+
+    Free space alone does not tell whether a job fits.  After an attempt that ended for a fault of this worker, the
+    worker takes no job for a pause that doubles with each such end, so that it does not run through the queue.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folders = (settings.attempts_dir, settings.checkpoints_dir)
+        self._clock = clock
+        self._num_faults = 0  # ends in a row
+        self._pause: tuple[Reason, float] | None = None  # the reason and the end
+        self._free_before: int | None = None  # at the beginning of the pause
+
+    def note_end(self, reason: str | None) -> None:
+        """Note why an attempt of this worker ended."""
+        if reason not in HELD:
+            self._num_faults, self._pause = 0, None
+            return
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._num_faults, 30))
+        self._num_faults += 1
+        self._pause, self._free_before = (Reason(reason), self._clock() + pause), None
+
+    def __call__(self) -> Unable | None:
+        """Return why no attempt should start now."""
+        for folder in map(_existing, self._folders):
+            if not os.access(folder, os.W_OK):
+                return Unable(Reason.STORAGE_UNAVAILABLE, f"it cannot write to {folder.name} in its data folder")
+            if free_bytes(folder) < MIN_FREE_BYTES:
+                return Unable(Reason.DISK_FULL, f"the disk of {folder.name} in its data folder is full")
+        return self._after_fault()
+
+    def _after_fault(self) -> Unable | None:
+        if self._pause is None:
+            return None
+        reason, until = self._pause
+        free = min(free_bytes(_existing(folder)) for folder in self._folders)
+        if self._free_before is None:
+            self._free_before = free
+        has_more = reason is Reason.DISK_FULL and free >= self._free_before + _MORE_ROOM_BYTES
+        if has_more or self._clock() >= until:
+            self._pause = None
+            return None
+        return Unable(reason, f"{_PAUSED[reason]}; it tries again after a pause")
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of a folder's disk; 0 without a free inode."""
+    disk = os.statvfs(folder)
+    return 0 if disk.f_files and not disk.f_favail else disk.f_bavail * disk.f_frsize
