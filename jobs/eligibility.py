@@ -12,19 +12,29 @@ from sqlalchemy import ColumnElement, and_, exists, or_, tuple_
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
 from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
-from jobs.status import Status
+from jobs.status import HELD, Status
 
 # --- time ----------------------------------------------------------------------------------------------------------
 
 
 def is_due() -> ColumnElement[bool]:
-    """Return the condition for a job that a worker may claim now: queued, and its backoff is over.
+    """Return the condition for a job that a worker may claim now: queued, and its backoff is over."""
+    return and_(Job.status == Status.QUEUED, _is_backoff_over())
 
-    A backoff is also over when the database's clock has gone back to before the job's last change: SQLite's clock is
-    that of the machine, and a wait must not last for as long as that clock was wrong.
+
+def is_held() -> ColumnElement[bool]:
+    """Return the condition for a job that waits for a worker's disk or storage, and may be tried again."""
+    return and_(Job.status == Status.PAUSED, Job.status_reason.in_(HELD), _is_backoff_over())
+
+
+def _is_backoff_over() -> ColumnElement[bool]:
+    """Return the condition for a backoff that is over.
+
+    It is also over when the database's clock has gone back to before the job's last change: SQLite's clock is that of
+    the machine, and a wait must not last for as long as that clock was wrong.
     """
     has_gone_back = Job.updated_at > now_ms()
-    return and_(Job.status == Status.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now_ms(), has_gone_back))
+    return or_(Job.not_before.is_(None), Job.not_before <= now_ms(), has_gone_back)
 
 
 # --- workers -------------------------------------------------------------------------------------------------------

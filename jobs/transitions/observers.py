@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import preemption
-from jobs.database import now_ms
-from jobs.eligibility import WorkerFacts, fits_worker, is_lost, is_met, takes_jobs
+from jobs.eligibility import WorkerFacts, fits_worker, is_held, is_lost, is_met, takes_jobs
 from jobs.models import DEFAULT_PROJECT, Dependency, Job, Project, Worker
-from jobs.status import HELD, Reason, Status
+from jobs.status import Reason, Status
 from jobs.transitions.requests import request
 from jobs.transitions.status_change import move
 
@@ -53,21 +52,16 @@ _BATCH = 100  # jobs that one transaction resumes
 
 def has_held(session: Session) -> bool:
     """Return whether a job is paused until a worker has room or its storage again, and its backoff is over."""
-    return session.execute(select(Job.id).where(_is_held()).limit(1)).first() is not None
+    return session.execute(select(Job.id).where(is_held()).limit(1)).first() is not None
 
 
 def resume_held(session: Session) -> int:
     """Queue such jobs, as far as a worker that takes jobs fits them; return their number."""
     num_moved = 0
     for worker in session.execute(select(Worker).where(takes_jobs()).order_by(Worker.id)).scalars().all():
-        held = select(Job.id).where(_is_held(), fits_worker(WorkerFacts.of(worker))).order_by(Job.id).limit(_BATCH)
+        held = select(Job.id).where(is_held(), fits_worker(WorkerFacts.of(worker))).order_by(Job.id).limit(_BATCH)
         for job_id in session.execute(held.with_for_update(skip_locked=True)).scalars().all():
             message = "a worker has room and its storage again"
             before = frozenset({Status.PAUSED})
             num_moved += move(session, job_id, before, Status.QUEUED, "resumed", message=message, not_before=None)
     return num_moved
-
-
-def _is_held() -> ColumnElement[bool]:
-    is_over = or_(Job.not_before.is_(None), Job.not_before <= now_ms())
-    return and_(Job.status == Status.PAUSED, Job.status_reason.in_(HELD), is_over)

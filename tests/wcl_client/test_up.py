@@ -72,6 +72,7 @@ def test_a_drained_worker_is_not_restarted_and_a_stopped_or_failed_one_is(tmp_pa
         child.watch(messages.append)
 
         assert len(messages) == 1
+        assert child.is_over != comes_back
         assert ("it starts again" in messages[0]) == comes_back
         assert ("is not started again" in messages[0]) != comes_back
 
