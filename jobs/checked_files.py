@@ -58,6 +58,7 @@ class CheckedFiles:
             while (stamp := Stamp.of(file)) != self._stamps.get((path, sha256)):
                 compare_size(stamp.size, size)
                 started_ns = time.time_ns()
+                file.seek(0)
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise Damaged("its file is damaged: the digest differs")
                 if Stamp.of(file) == stamp:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,42 @@ def test_a_file_of_this_moment_is_read_again(path: Path) -> None:
 
     with pytest.raises(Damaged):
         read(files, path)
+
+
+def test_a_fresh_file_is_not_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, calls = CheckedFiles(), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(checked_files.hashlib, "file_digest", lambda *of: calls.append(of) or digest(*of))
+
+    assert read(files, path) == read(files, path) == BYTES
+
+    assert len(calls) == 2
+
+
+def touched_while_read(monkeypatch: pytest.MonkeyPatch, touch: Callable[[], object]) -> None:
+    """Touch a file once, after its bytes were read and before its times are compared."""
+    digest, touches = hashlib.file_digest, [touch]
+
+    def read_and_touch(*of: Any) -> Any:
+        result = digest(*of)
+        if touches:
+            touches.pop()()
+        return result
+
+    monkeypatch.setattr(checked_files.hashlib, "file_digest", read_and_touch)
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched_while_read(monkeypatch, lambda: path.write_bytes(WRONG))
+
+    with pytest.raises(Damaged):
+        read(CheckedFiles(), path)
+
+
+def test_a_file_that_is_only_touched_while_it_is_read_is_good(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched_while_read(monkeypatch, lambda: path.chmod(0o600))
+
+    assert read(CheckedFiles(), path) == BYTES
 
 
 def test_a_digest_is_remembered_for_its_file_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,16 @@ def test_a_new_database_takes_no_files_of_another_one(database: Database, storag
     assert storage.path("job/1/a").read_bytes() == b"state"
 
 
+def test_a_database_without_an_id_takes_no_storage_with_one(database: Database, storage: LocalStorage) -> None:
+    """The storage has the id of another database, though this one knows its jobs: a backup of an older version."""
+    storage_id.connect(database, storage)
+    put(storage, KEY.format(job=registered(database)))
+    forget(database)
+
+    with pytest.raises(ForeignStorage, match="adopt-storage"):
+        storage_id.connect(database, storage)
+
+
 def test_a_crash_between_marker_and_row_is_mended(database: Database, storage: LocalStorage) -> None:
     storage.mark("00000000-0000-7000-8000-000000000001")
 

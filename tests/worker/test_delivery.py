@@ -279,6 +279,18 @@ def test_a_superseded_attempt_keeps_what_it_registered_before(spool: Spool) -> N
     assert [path.name for path in spool.storage.root.rglob("*.safetensors")] == [Path(row.storage_key).name]
 
 
+def test_all_output_is_stored_before_the_end(spool: Spool) -> None:
+    """After the end nothing can be stored, and one delivery takes only a part of the output."""
+    (spool.folder / "output.log").write_text("".join(f"{number}\n" for number in range(1200)))
+    spool.write(type="end", outcome="succeeded", reason=None, message=None)
+
+    deliver_all(spool.delivery())
+
+    with spool.database.read() as session:
+        lines = queries.logs(session, spool.job_id, limit=2000)
+    assert [line.line for line in lines] == [str(number) for number in range(1200)]
+
+
 def test_an_end_record_is_noticed(spool: Spool) -> None:
     spool.write(type="end", outcome="succeeded", reason=None, message=None)
     delivery = spool.delivery()

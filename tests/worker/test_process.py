@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from tests.waiting import eventually
 from tests.worker.running import ENDLESS
 from wcl_core.protocol import DatasetSource, RunFile
-from worker.process import MARK, TrainingProcess, marked, module_environment
+from worker.process import MARK, TrainingProcess, _kill_all, marked, module_environment
 
 pytestmark = pytest.mark.process
 
@@ -98,6 +100,35 @@ def test_killing_reaches_processes_that_left_for_a_session_of_their_own(folder: 
         other.kill()
         strayed.kill()
         other.wait()
+
+
+_RESTARTING = """
+import subprocess, sys
+while True:
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
+"""
+
+
+def test_processes_that_restart_each_other_are_all_killed() -> None:
+    """The search is slow here, so a process that is killed first would be there again before its parent is killed."""
+    mark = "job/restarting"
+
+    def find_slowly() -> Iterator[psutil.Process]:
+        for process in sorted(marked(mark), key=lambda each: -each.pid):  # children first
+            yield process
+            time.sleep(0.3)
+
+    parent = subprocess.Popen([sys.executable, "-c", _RESTARTING], env=os.environ | {MARK: mark})
+    try:
+        eventually(lambda: len(list(marked(mark))) == 2, "a child")
+
+        _kill_all(find_slowly)
+
+        assert parent.wait(10) == -signal.SIGKILL
+        eventually(lambda: not list(marked(mark)), "the end of the children", 5)
+    finally:
+        for process in marked(mark):
+            process.kill()
 
 
 def test_a_cancel_overrides_and_is_never_overridden(folder: Path) -> None:
