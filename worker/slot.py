@@ -104,7 +104,7 @@ class Slot:
 
     def _note_end(self, claim: Claim) -> None:
         """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""
-        ended = select(Attempt.end_reason).where(Attempt.job_id == claim.job_id, Attempt.number == claim.number)
+        ended = select(Attempt.end_reason).where(claim.attempt.is_row())
         with self._database.read() as session:
             self._room.note_end(session.execute(ended).scalar_one_or_none())
 

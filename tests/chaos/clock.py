@@ -1,4 +1,4 @@
-"""A wrong wall clock in one process, for all Python code and for SQLite; other C code keeps the correct time."""
+"""A wrong wall clock in one process, for all Python code; C code and the kernel keep the correct time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def step(path: Path, seconds: float) -> None:
 
 def set_wrong(seconds: Offset) -> None:
     """Set this process's wall clock wrong, in every module that is loaded, also where a name was imported from one."""
-    _set_sqlite_wrong(time.time, seconds)
     wrong = {id(right): other for right, other in _replacements(seconds)}
     for module in list(sys.modules.values()):
         for name, value in list(vars(module).items()):
@@ -38,13 +37,18 @@ def set_wrong(seconds: Offset) -> None:
                 setattr(module, name, wrong[id(value)])
 
 
-def _set_sqlite_wrong(now: Callable[[], float], seconds: Offset) -> None:
+def set_machine_wrong(seconds: Offset) -> None:
+    """Set this process's wall clock wrong, and the clock that SQLite reads in this process, which is the machine's."""
+    now = time.time
+
     @event.listens_for(Engine, "connect")
     def configure(connection: Any, record: Any) -> None:
         del record
         if isinstance(connection, sqlite3.Connection):
             wrong = lambda _: (now() + seconds()) / 86_400 + _UNIX_EPOCH_AS_JULIAN_DAY  # noqa: E731
             connection.create_function("julianday", 1, wrong)
+
+    set_wrong(seconds)
 
 
 def _replacements(seconds: Offset) -> list[tuple[Any, Any]]:

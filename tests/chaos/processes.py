@@ -52,7 +52,7 @@ class Start:
         host: the machine it believes to be on.
         trains: runs the real science instead of the stand-in.
         clock_seconds: how far its wall clock is wrong.
-        clock_file: a file that holds how far its wall clock is wrong, and that may change.
+        clock_file: a file that holds how far the clock of its machine is wrong, and that may change.
         spec_versions: those it supports, if not all.
         orphan_seconds: how long it waits for orphaned runs, when not as long as usual.
     """
@@ -137,7 +137,7 @@ def _main(start: Start) -> None:
     outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
     if start.clock_file is not None:
-        clock.set_wrong(clock.read_from(start.clock_file))
+        clock.set_machine_wrong(clock.read_from(start.clock_file))
     elif start.clock_seconds:
         clock.set_wrong(lambda: start.clock_seconds)
     main: Any = importlib.import_module(f"{start.module}.__main__")

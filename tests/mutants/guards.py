@@ -227,6 +227,20 @@ GUARDS = (
         ("tests/jobs/test_storage_id.py::test_a_database_without_an_id_takes_no_storage_with_one[sqlite]",),
     ),
     Guard(
+        "a wake-up before the slot is open claims nothing",
+        "worker/slot.py",
+        "if self._draining.is_set() or not self.is_open():",
+        "if self._draining.is_set():",
+        ("tests/worker/test_slot.py::test_a_wake_up_before_the_slot_is_open_claims_nothing",),
+    ),
+    Guard(
+        "the scrub reads no file twice within its interval",
+        "worker/scrub.py",
+        "read_at < now_ms() - self._age_ms)",
+        "read_at < now_ms())",
+        ("tests/worker/test_scrub.py::test_a_file_is_read_again_after_the_interval_only",),
+    ),
+    Guard(
         "a pinned checkpoint does not count as kept",
         "jobs/checkpoints.py",
         "for checkpoint in good(session, job_id) if not checkpoint.pinned]",
