@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from api.app import create_app
 from api.http import descriptors, hosts
 from api.rest import exports
-from jobs import keys, storage_id
+from jobs import keys, schema, storage_id
 from jobs.database import Database, is_outage
+from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
@@ -68,13 +69,13 @@ def serve(settings: Settings) -> None:
     """Migrate, bind, announce, and serve.
 
     Raises:
-        StartError: there is no key, the database does not respond, the data folder cannot be used, the storage is not
-            the database's, or the address is in use.
+        StartError: there is no key, the database or the data folder cannot be used, the storage is not the database's,
+            or the address is in use.
     """
     if failpoints.is_armed() and not hosts.is_loopback(settings.host):
         raise Misconfigured(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
     descriptors.raise_limit()
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.database_connections)
     storage = LocalStorage(settings.checkpoints_dir)
     _ensure_folder(settings.data_dir)
     try:
@@ -162,7 +163,9 @@ def _migrate(database: Database) -> None:
     except DBAPIError as error:
         if not is_outage(error):
             raise
-        raise StartError(f"the database does not respond: {error.orig}") from error
+        raise StartError(describe(error)) from error
+    except schema.Unusable as error:
+        raise Misconfigured(str(error)) from error
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:

@@ -1,6 +1,6 @@
 """Commands for operators that work on the database directly.
 
-python -m jobs migrate | create-key NAME | audit | adopt-storage
+python -m jobs migrate | create-key NAME | audit | check | adopt-storage
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs import keys, storage_id
+from sqlalchemy.exc import DBAPIError
+
+from jobs import keys, schema, storage_id
 from jobs.audit import audit
-from jobs.database import Database
+from jobs.database import Database, is_outage
 from jobs.errors import JobsError
+from jobs.faults import describe
 from jobs.settings import InvalidSettings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 
@@ -25,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         database = Database(settings.resolved_database_url)
         if options.command != "adopt-storage":
             storage_id.refuse_new_database(settings)
+        if options.command == "check":
+            return _check(database)
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")
@@ -37,7 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (JobsError, InvalidSettings, StorageUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except DBAPIError as error:
+        if not is_outage(error):
+            raise
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _check(database: Database) -> int:
+    """Print whether the database is whole and of this version; return 1 if it is of an older one."""
+    schema.check(database)
+    problem = schema.problem(database)
+    print(problem or "ok")
+    return 0 if problem is None else 1
 
 
 def _audit(database: Database) -> int:
@@ -54,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="upgrade the database to the newest version")
+    commands.add_parser("check", help="check that the database is whole and of this version")
     key = commands.add_parser("create-key", help="create a key and print it once")
     key.add_argument("name")
     key.add_argument(

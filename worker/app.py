@@ -1,9 +1,15 @@
-"""The Celery app: one queue, one task, one slot.  A message is only a wake-up."""
+"""The Celery app: one queue, one task, one slot.  A message is only a wake-up.
+
+The broker decides about nothing: whatever it does to Celery's consumer, the worker and its run live, and the ticker
+polls the database.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
@@ -11,7 +17,12 @@ from celery.worker import state
 
 from jobs import wake_up
 from jobs.settings import Settings
+from worker.backoff import Backoff
 from worker.slot import Slot
+
+log = logging.getLogger(__name__)
+
+_STEADY_SECONDS = 15.0  # of a consumer, before wake-ups count as arriving again
 
 
 def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celery:
@@ -51,8 +62,24 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
     return app
 
 
-def run(app: Celery, settings: Settings) -> None:
-    """Consume messages until SIGTERM, SIGINT or `stop`; return when the slot is empty."""
+def run(app: Celery, settings: Settings, draining: threading.Event) -> None:
+    """Consume wake-ups until SIGTERM, SIGINT or `stop`; return when the slot is empty.
+
+    An error of the broker, or a message that Celery cannot read, ends the consumer.  Another one starts after a pause.
+    """
+    consumer_log = _ConsumerLog()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(consumer_log)
+    signals.worker_ready.connect(consumer_log.note_ready, weak=False)
+    backoff = Backoff(settings.lease_seconds)
+    while not draining.is_set():
+        _consume(app, settings)
+        if not draining.is_set():
+            _discard_wake_ups(app, settings)
+            draining.wait(backoff.pause())
+
+
+def _consume(app: Celery, settings: Settings) -> None:
     worker = _worker_class(app)(
         hostname=f"{settings.worker_name}@wcl",
         pool="threads",
@@ -77,6 +104,52 @@ def _worker_class(app: Celery) -> type[Any]:
             signal.signal(signal.SIGHUP, handler)
 
     return Worker
+
+
+def _discard_wake_ups(app: Celery, settings: Settings) -> None:
+    """Empty the queue: a message that has ended the consumer would end it again, and wake-ups are only hints."""
+    with suppress(Exception), app.connection_for_write() as connection:
+        connection.channel().queue_purge(wake_up.queue_of(settings.pool))
+
+
+class _ConsumerLog(logging.Filter):
+    """A filter that logs one line when wake-ups stop arriving, and one when they arrive again.
+
+    It drops Celery's own lines for each retry.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_lost = False
+        self._steady: threading.Timer | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(("celery.worker", "celery.apps", "kombu")):
+            return True
+        args = record.args if isinstance(record.args, tuple) else ()
+        error = next((value for value in args if isinstance(value, BaseException)), None)
+        if error is not None and record.levelno >= logging.WARNING:
+            self._note_lost(error)
+        return not self._is_lost
+
+    def note_ready(self, **facts: Any) -> None:
+        """Note that a consumer listens; a broken broker may accept it, and then refuse its first request."""
+        del facts
+        if self._is_lost:
+            self._steady = threading.Timer(_STEADY_SECONDS, self._note_back)
+            self._steady.daemon = True
+            self._steady.start()
+
+    def _note_lost(self, error: BaseException) -> None:
+        if self._steady is not None:
+            self._steady.cancel()
+        if not self._is_lost:
+            self._is_lost = True
+            log.warning("wake-ups do not arrive (%s: %s); this worker polls the database", type(error).__name__, error)
+
+    def _note_back(self) -> None:
+        self._is_lost = False
+        log.info("wake-ups arrive again")
 
 
 def stop() -> None:

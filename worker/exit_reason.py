@@ -12,6 +12,9 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy.exc import DBAPIError
+
+from jobs.faults import describe
 from jobs.status import Reason
 from jobs.storage import StorageUnavailable, is_full
 from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome
@@ -67,6 +70,8 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, OSError):  # of the worker's own files and processes: the job can run elsewhere, or later
         reason = Reason.NO_RESOURCES if error.errno in _NO_RESOURCES else Reason.STORAGE_UNAVAILABLE
         return reason, f"the worker cannot start or follow the run: {error.strerror or error}"
+    if isinstance(error, DBAPIError):  # its text holds the statement and its values
+        return Reason.INTERNAL_ERROR, f"the database rejected a statement of the worker: {describe(error)}"[:2000]
     return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
 
 

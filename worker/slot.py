@@ -10,6 +10,7 @@ from sqlalchemy import select
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.eligibility import WorkerFacts
+from jobs.fault_log import FaultLog
 from jobs.models import Attempt
 from jobs.transitions import Claim
 from worker.ability import Ability
@@ -17,6 +18,8 @@ from worker.room import RoomCheck
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
 
 
 class Slot:
@@ -47,6 +50,7 @@ class Slot:
         self.ability, self._room = ability, room
         self._busy = threading.Lock()
         self._is_open = threading.Event()
+        self._faults = FaultLog(log, "the claim of jobs")
         self.job_id: str | None = None
 
     def open(self) -> None:
@@ -74,9 +78,9 @@ class Slot:
         if not self._busy.acquire(blocking=False):
             return
         try:
-            while self.has_work():
-                if (claim := self._claim()) is not None:
-                    self._run(claim)
+            with self._faults:  # the next poll tries again
+                while self.has_work():
+                    self._run_next()
         finally:
             self._busy.release()
 
@@ -84,14 +88,27 @@ class Slot:
         """Claim and supervise one job as soon as claims are allowed; return whether there was one."""
         self._is_open.wait()
         with self._busy:
-            while self.has_work():
-                if (claim := self._claim()) is not None:
-                    self._run(claim)
-                    return True
+            while not self._draining.is_set():
+                has_run: bool | None = None
+                with self._faults:
+                    has_run = self._run_one()
+                if has_run is not None:
+                    return has_run
+                self._draining.wait(_RETRY_SECONDS)
         return False
 
-    def _claim(self) -> Claim | None:
-        return self._database.write(lambda session: transitions.claim(session, self._facts))
+    def _run_one(self) -> bool:
+        while self.has_work():
+            if self._run_next():
+                return True
+        return False
+
+    def _run_next(self) -> bool:
+        """Claim the next job and supervise it; return False when another worker has claimed it first."""
+        claim = self._database.write(lambda session: transitions.claim(session, self._facts))
+        if claim is not None:
+            self._run(claim)
+        return claim is not None
 
     def _run(self, claim: Claim) -> None:
         self.job_id = claim.job_id
@@ -99,8 +116,9 @@ class Slot:
             self._supervisor.supervise(claim)
         finally:
             self.job_id = None
-        self._note_end(claim)
-        self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None, self.ability.unable))
+        with FaultLog(log, "the heartbeat after a job"):
+            self._note_end(claim)
+            self._database.write(lambda session: workers.heartbeat(session, self._facts.id, None, self.ability.unable))
 
     def _note_end(self, claim: Claim) -> None:
         """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""

@@ -26,11 +26,12 @@ from jobs.damage import LostFiles
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
+from jobs.faults import Fault, fault_of
 from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from wcl_core.protocol import OUTCOME_OF, Request
+from wcl_core.protocol import OUTCOME_OF, Request, RunFile
 from worker.attempt_folder import clear, mark_of, owned, place_of
 from worker.background import BackgroundWork, check_not_stalled
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
@@ -95,16 +96,11 @@ class Supervisor:
         clear(folder)
 
     def _run(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> None:
-        source = self._sources[claim.dataset_name]
-        reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source, folder))
-        if (request := attempt.renew_during(reading)) is not None:  # before the run has started
-            attempt.end(AttemptEnd(OUTCOME_OF[request], None, None))
+        prepared = self._prepare(attempt, claim, folder)
+        if isinstance(prepared, AttemptEnd):
+            attempt.end(prepared)
             return
-        try:
-            reading.result().write(folder)
-        except MissingCheckpoint as error:
-            attempt.end(AttemptEnd("failed", Reason.MISSING_CHECKPOINT, str(error)))
-            return
+        prepared.write(folder)
         oom_kills = count_oom_kills()
         process = TrainingProcess(folder, mark_of(claim.attempt, place_of(folder)), claim.spec.get("processes", 1))
         log.info("%s runs as process %d", claim.attempt, process.pid)
@@ -117,6 +113,30 @@ class Supervisor:
             raise
         finally:
             process.kill()
+
+    def _prepare(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> RunFile | AttemptEnd:
+        """Return the run file, or the end of an attempt that cannot start; retry during an outage of the database.
+
+        Raises:
+            KeepSpool: the worker must stop first.
+        """
+        source = self._sources[claim.dataset_name]
+        backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
+        faults = FaultLog(log, f"job {claim.job_id}: the preparation of its run")
+        while True:
+            reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source, folder))
+            if (request := attempt.renew_during(reading)) is not None:
+                return AttemptEnd(OUTCOME_OF[request], None, None)
+            prepared: RunFile | None = None
+            try:
+                with faults:
+                    prepared = reading.result()
+            except MissingCheckpoint as error:
+                return AttemptEnd("failed", Reason.MISSING_CHECKPOINT, str(error))
+            if prepared is not None:
+                return prepared
+            attempt.renew()
+            backoff.wait()
 
 
 class _OpenAttempt:
@@ -148,19 +168,19 @@ class _OpenAttempt:
                 request = "drain"
             elif time.monotonic() >= next_renewal:
                 next_renewal = time.monotonic() + pause
-                request = self._renew()
+                request = self.renew()
         return request
 
-    def _renew(self) -> Request | None:
-        try:
+    def renew(self) -> Request | None:
+        """Renew the attempt without records, and return a request that ends it.
+
+        Raises:
+            Superseded: the attempt has ended.
+        """
+        requests: Requests | None = None
+        with self._faults:
             requests = self._database.write(lambda s: transitions.deliver(s, self._attempt, [], ran_ms=self.ran_ms()))
-        except DBAPIError as error:
-            if not is_outage(error):
-                raise
-            self._faults.failed(error)
-            return None
-        self._faults.succeeded()
-        return _request_of(requests)
+        return None if requests is None else _request_of(requests)
 
     def end(self, end: AttemptEnd) -> None:
         """End the attempt as soon as the database takes it.
@@ -263,6 +283,7 @@ class _Run:
             if not is_outage(error):
                 raise
             self._faults.failed(error)
+            self._renew_without_records(error)
             return None
         if (obstacle := self._delivery.obstacle) is None:
             self._faults.succeeded()
@@ -271,6 +292,14 @@ class _Run:
         else:
             self._faults.failed(obstacle)
         return requests
+
+    def _renew_without_records(self, error: DBAPIError) -> None:
+        """Renew the attempt while only its records are refused, as without a right on their table."""
+        if fault_of(error) is Fault.UNREACHABLE:
+            return
+        request = self._attempt.renew()
+        if request is not None and self._process.exit_code() is None:
+            self._request(request, _STOP_SECONDS)
 
     def _is_silent(self) -> bool:
         """Return whether the run has reported nothing for longer than `stall_seconds`."""

@@ -25,12 +25,11 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api.http import field_errors
-from jobs.database import is_outage
 from jobs.errors import FieldError, Invalid, JobsError
+from jobs.faults import describe, detail_of, fault_of
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +118,10 @@ class Problem:
             return cls(error.status_code, title, str(error.detail), headers=error.headers or {})
         if isinstance(error, DataError):
             return cls(422, Invalid.title, "a number or a text is out of the range that can be stored")
-        if is_outage(error) or isinstance(error, PoolTimeout):
-            detail = "the database does not respond; try again"
-            return cls(503, "Database unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
+        if (fault := fault_of(error)) is not None:
+            log.warning("a request failed: %s", describe(error))
+            headers = {"Retry-After": _RETRY_SECONDS} if fault.is_passing else {}
+            return cls(503, "Database unavailable", detail_of(error, fault), headers=headers)
         number = str(uuid.uuid4())
         log.error("error %s", number, exc_info=error)
         return cls(500, "Internal error", f"the server failed; its log explains error {number}")

@@ -13,7 +13,7 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
 from api.rest.responses import Response
-from jobs import queries
+from jobs import queries, schema
 from jobs.models import LIVE_STATES
 from jobs.status import HELD
 
@@ -41,8 +41,8 @@ async def healthz() -> Health:
 @router.get("/readyz", response_model_exclude_defaults=True)
 def readyz(request: Request, database: TheDatabase) -> Readiness:
     """Return `ok` if the database is reachable and has this version's schema; a storage that is away is a problem."""
-    if not database.is_migrated():
-        raise Unready("the database is not at this version's schema; run `python -m jobs migrate`")
+    if (problem := schema.problem(database)) is not None:
+        raise Unready(problem)
     return Readiness(status="ok", problems=tuple(_problems(request)))
 
 

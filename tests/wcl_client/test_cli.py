@@ -77,6 +77,19 @@ def test_doctor_reports_problems_as_json(tmp_path: Path) -> None:
     assert findings["Server"] is False
 
 
+def test_doctor_names_a_damaged_database(tmp_path: Path) -> None:
+    database = tmp_path / "wcl-data" / "wcl.sqlite3"
+    database.parent.mkdir()
+    database.write_bytes(b"no database" * 1000)
+
+    done = wcl("doctor", "--json", cwd=tmp_path, WCL_URL=f"http://127.0.0.1:{free_port()}")
+
+    (detail,) = (finding["detail"] for finding in json.loads(done.stdout) if finding["name"] == "Database")
+    assert done.returncode == 1
+    assert str(database) in detail
+    assert "restore a backup" in detail
+
+
 def test_demo_refuses_unknown_data(tmp_path: Path) -> None:
     done = wcl("demo", "--data", "nothing-here", cwd=tmp_path)
 

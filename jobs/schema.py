@@ -1,0 +1,170 @@
+"""The schema of the database: whether this version of the service can use it, and its migrations.
+
+A database that cannot be used is damaged, of another program, or of a newer version.  Waiting ends none of these, so
+they are no outages: each is refused in one sentence that says what to do.  `jobs.storage_id` refuses a new database
+beside the files of another one.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.exc import DBAPIError
+
+from jobs.errors import JobsError
+from jobs.faults import Fault, describe, fault_of
+
+if TYPE_CHECKING:
+    from jobs.database import Database
+
+_OURS = frozenset({"jobs", "attempts"})  # in every version
+_MIN_BYTES = 512  # SQLite takes a shorter file for a new one
+_CHECK_SECONDS = 5.0  # a reader of SQLite holds up its writers
+
+
+class Unusable(JobsError):  # noqa: N818 (named as the state of the database)
+    """The database cannot be used; the message names the remedy."""
+
+    status_code = 503
+    title = "Database unusable"
+
+
+class _State(Enum):
+    NEW = "no tables"
+    OLDER = "an older schema"
+    CURRENT = "this version's schema"
+    NEWER = "a newer schema"
+    FOREIGN = "tables of another program"
+
+
+def check(database: Database) -> None:
+    """Check that the database is whole and that this version can use or upgrade it.
+
+    The check of a large SQLite file ends after a few seconds, with the parts that it has read.
+
+    Raises:
+        Unusable: it cannot be used.
+        DBAPIError: the database does not respond.
+    """
+    file = _file_of(database)
+    num_bytes = file.stat().st_size if file is not None and file.exists() else 0
+    if 0 < num_bytes < _MIN_BYTES:
+        raise Unusable(f"{file}: {Fault.DAMAGED.sentence} (it has {num_bytes} bytes)")
+    if file is not None and not num_bytes:
+        return
+    try:
+        with database.engine.connect() as connection:
+            if file is not None:
+                _quick_check(connection)
+            state, revision = _state(connection)
+    except DBAPIError as error:
+        if fault_of(error) is not Fault.DAMAGED:
+            raise
+        raise Unusable(f"{_name_of(database)}: {describe(error)}") from error
+    if state in (_State.NEWER, _State.FOREIGN):
+        raise Unusable(_refusal(database, state, revision))
+
+
+def upgrade(database: Database) -> None:
+    """Upgrade the schema to the newest version; several processes may call this at once.
+
+    Raises:
+        Unusable, DBAPIError: as `check`.
+    """
+    from alembic import command
+
+    check(database)
+    config = _alembic_config()
+    config.attributes["database"] = database
+    command.upgrade(config, "head")
+
+
+def problem(database: Database) -> str | None:
+    """Return why this version cannot work with the schema as it is, or None; raise if the database does not respond."""
+    with database.engine.connect() as connection:
+        state, revision = _state(connection)
+    if state is _State.CURRENT:
+        return None
+    if state in (_State.NEW, _State.OLDER):
+        return f"the database has {state.value}, not this version's; run `python -m jobs migrate`"
+    return _refusal(database, state, revision)
+
+
+def _state(connection: Connection) -> tuple[_State, str | None]:
+    from alembic.runtime.migration import MigrationContext
+
+    revision = MigrationContext.configure(connection).get_current_revision()
+    if revision == _newest():
+        return _State.CURRENT, revision
+    names = set(inspect(connection).get_table_names())
+    if revision is None:
+        foreign = names if connection.dialect.name == "sqlite" else names & _OURS
+        return (_State.FOREIGN if foreign - {"alembic_version"} else _State.NEW), revision
+    if revision in _revisions():
+        return _State.OLDER, revision
+    return (_State.NEWER if names >= _OURS else _State.FOREIGN), revision
+
+
+def _refusal(database: Database, state: _State, revision: str | None) -> str:
+    if state is _State.FOREIGN:
+        return f"{_name_of(database)} holds tables of another program. Name another database (WCL_DATABASE_URL)."
+    return (
+        f"{_name_of(database)} was upgraded by a newer version of this service: its schema is {revision}, and this "
+        f"version knows {_newest()}. Install the newer version, or restore the backup from before the upgrade."
+    )
+
+
+def _quick_check(connection: Connection) -> None:
+    """Read a SQLite file for a few seconds; raise as SQLite does if it is damaged."""
+    raw: Any = connection.connection.driver_connection
+    deadline = time.monotonic() + _CHECK_SECONDS
+    raw.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    try:
+        result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    except DBAPIError as error:
+        if fault_of(error) is not Fault.TIMEOUT:
+            raise
+        return
+    finally:
+        raw.set_progress_handler(None, 0)
+    if result != "ok":
+        raise Unusable(f"{connection.engine.url.database}: {Fault.DAMAGED.sentence} ({result.splitlines()[0]})")
+
+
+def _file_of(database: Database) -> Path | None:
+    """Return the file of a SQLite database; None for PostgreSQL."""
+    url = database.engine.url
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _name_of(database: Database) -> str:
+    """Return the file of a SQLite database, or the name of another one, without user and password."""
+    url = database.engine.url
+    return str(_file_of(database) or f"the database {url.database} on {url.host or 'this machine'}")
+
+
+def _newest() -> str | None:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+
+def _revisions() -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    script_location = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", script_location.replace("%", "%%"))  # a % starts a substitution
+    return config
