@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from jobs import transitions
 from jobs.database import Database
+from jobs.models import Attempt
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
@@ -28,6 +30,11 @@ def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
     job_id = jobs.submit(ENDLESS)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
+
+
+def renewals(database: Database, job_id: str) -> int:
+    with database.read() as session:
+        return session.get_one(Attempt, (job_id, 1)).renewals
 
 
 def cut(administrator: psycopg.Connection) -> None:
@@ -80,7 +87,10 @@ def test_a_revoked_right_is_named_and_costs_a_run_nothing(
         job_id = jobs.submit(SHORT)
         missing = "permission denied for table points, for INSERT"
         eventually(lambda: missing in worker.log(), "the name of the right")
-        assert jobs.get(job_id).status == "running"
+        before = renewals(postgres_database, job_id)
+        # Longer than a lease: the attempt is renewed although its records are refused.
+        eventually(lambda: renewals(postgres_database, job_id) > before + 8, "renewals without records")
+        assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == ("running", 1)
         administrator.execute(f"GRANT INSERT ON points TO {ROLE}")
 
         job = jobs.wait_for(job_id, "succeeded", "failed")
@@ -118,8 +128,6 @@ def test_a_checkpoint_that_cannot_be_marked_now_does_not_end_its_job(
     postgres_database: Database, administrator: psycopg.Connection, start_worker: StartWorker
 ) -> None:
     """The newest checkpoint is damaged, and the worker cannot store that yet."""
-    from jobs import transitions
-
     jobs = Jobs(postgres_database)
     worker = start_worker(postgres_database)
     job_id = start_endless(worker, jobs)
