@@ -54,7 +54,7 @@ def test_a_read_only_database_costs_a_run_nothing(
     run = worker.run_process()
     assert run
     name = postgres_database.engine.url.database
-    spool = worker.folder / "attempts" / job_id / "1" / "report.jsonl"
+    (spool,) = (worker.folder / "attempts").rglob("report.jsonl")
 
     administrator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     cut(administrator)

@@ -190,7 +190,7 @@ def test_a_run_loses_nothing_in_an_outage_of_the_database(
     run = worker.run_process()
     assert run
     name = postgres_database.engine.url.database
-    spool = worker.folder / "attempts" / job_id / "1" / "report.jsonl"
+    (spool,) = (worker.folder / "attempts").rglob("report.jsonl")
 
     with psycopg.connect(postgres_server, autocommit=True) as administrator:
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
