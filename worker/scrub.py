@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -102,9 +105,17 @@ class Scrub:
     def _digest_of(self, path: Path, stop: threading.Event) -> str:
         digest, began, done = hashlib.sha256(), time.monotonic(), 0
         with path.open("rb") as file:
+            _forget(file)
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 done += len(chunk)
                 if stop.wait(max(0.0, began + done / self._bytes_per_second - time.monotonic())):
                     raise Stopped
+            _forget(file)
         return digest.hexdigest()
+
+
+def _forget(file: BinaryIO) -> None:
+    """Drop the file from the system's cache: its bytes on the disk count, and others need the memory more."""
+    if sys.platform == "linux":
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -295,7 +296,14 @@ def test_a_file_that_changes_under_a_download_breaks_it_off(small: Served) -> No
                 pass
 
 
-def test_a_failed_measurement_of_the_storage_names_no_folder(served: Served, run: rows.Run) -> None:
+def test_one_module_of_the_server_reads_the_storage() -> None:
+    modules = (Path(__file__).parents[3] / "api").rglob("*.py")
+    readers = {path.name for path in modules if re.search(r"\bstorage\.(open|path)\(", path.read_text())}
+
+    assert readers == {"stored_files.py"}
+
+
+def test_a_refusal_names_no_folder(served: Served, run: rows.Run) -> None:
     checkpoint_id = served.checkpoint(GOOD, run)
     served.file_of(checkpoint_id).unlink()
 
