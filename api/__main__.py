@@ -27,8 +27,7 @@ from jobs.database import Database, is_outage
 from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
-from jobs.storage import LocalStorage, StorageUnavailable
-from jobs.storage_id import ForeignStorage
+from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
 from wcl_core import failpoints
 from wcl_core.files import write_bytes
 

@@ -32,6 +32,10 @@ class StorageUnavailable(OSError):  # noqa: N818
     """The storage itself cannot be reached, or it is another one, so an absent file is not a missing one."""
 
 
+class ForeignStorage(StorageUnavailable):
+    """The storage and the database do not belong together; the message names the remedy."""
+
+
 class OutsideStorage(ValueError):  # noqa: N818
     """A key, or a link in the storage, leads outside its folder."""
 
@@ -135,8 +139,8 @@ class LocalStorage:
             return
         where = "the storage folder (checkpoints in WCL_DATA_DIR)"
         if marker is None:
-            raise StorageUnavailable(f"{where} has no file {MARKER}, so it is not the storage; check its mount")
-        raise StorageUnavailable(
+            raise ForeignStorage(f"{where} has no file {MARKER}, so it is not the storage; check its mount")
+        raise ForeignStorage(
             f"{where} is another storage: its id is {marker}, expected {self.id or 'the one of the database'}; "
             "check WCL_DATA_DIR and its mount"
         )

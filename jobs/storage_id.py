@@ -18,15 +18,11 @@ from jobs import models
 from jobs.database import Database, new_id
 from jobs.ingest import insert
 from jobs.settings import Settings
-from jobs.storage import LocalStorage, Storage, StorageUnavailable
+from jobs.storage import ForeignStorage, LocalStorage, Storage, StorageUnavailable
 
 _NAME = "checkpoints"  # of the only storage
 _SAMPLE = 200  # jobs with files that are looked up in the database
 _ADOPT = "if the files belong to this database, as after a restored backup, run `python -m jobs adopt-storage`"
-
-
-class ForeignStorage(StorageUnavailable):
-    """The storage and the database do not belong together; the message names the remedy."""
 
 
 def connect(database: Database, storage: Storage) -> None:
@@ -36,8 +32,18 @@ def connect(database: Database, storage: Storage) -> None:
     not have.  It may be repeated at any time.
 
     Raises:
-        StorageUnavailable: the folder is absent, another one, or does not respond.
+        ForeignStorage: the folder is absent or another one.
+        StorageUnavailable: it cannot be used, or does not respond.
     """
+    try:
+        _compare(database, storage)
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        raise StorageUnavailable(f"the storage folder cannot be used: {error.strerror or error}") from error
+
+
+def _compare(database: Database, storage: Storage) -> None:
     with database.read() as session:
         expected = _id_of(session)
     if expected is None:
@@ -49,7 +55,7 @@ def connect(database: Database, storage: Storage) -> None:
     storage.id = expected
     try:
         storage.check()
-    except StorageUnavailable as error:
+    except ForeignStorage as error:
         raise ForeignStorage(f"{error}; {_ADOPT}") from error
     _check_owner(database, storage)
 

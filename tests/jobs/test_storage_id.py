@@ -12,8 +12,7 @@ from jobs import models, storage_id
 from jobs.database import Database
 from jobs.models import Checkpoint
 from jobs.settings import Settings
-from jobs.storage import MARKER, LocalStorage, StorageUnavailable
-from jobs.storage_id import ForeignStorage
+from jobs.storage import MARKER, ForeignStorage, LocalStorage, StorageUnavailable
 from tests.jobs import rows
 
 KEY = "{job}/1/step-1.safetensors"
@@ -262,3 +261,20 @@ def test_a_database_that_was_moved_by_itself_keeps_its_storage(
 
     assert storage.owner() == second.place()
     second.dispose()
+
+
+def test_a_folder_that_cannot_be_used_is_not_another_one(database: Database, storage: LocalStorage) -> None:
+    """It may respond later, so nothing is to be adopted."""
+    storage.root.write_bytes(b"a file in place of the folder")
+    with pytest.raises(StorageUnavailable, match="cannot be used") as first:
+        storage_id.connect(database, storage)
+    storage.root.unlink()
+    storage_id.connect(database, storage)
+    (storage.root / MARKER).unlink()
+    (storage.root / MARKER).mkdir()
+    with pytest.raises(StorageUnavailable, match="does not respond") as second:
+        storage_id.connect(database, storage)
+
+    for caught in (first, second):
+        assert not isinstance(caught.value, ForeignStorage)
+        assert "adopt" not in str(caught.value)

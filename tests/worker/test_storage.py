@@ -70,7 +70,7 @@ def test_a_job_without_any_of_its_files_is_paused_and_its_worker_waits(
     job = jobs.wait_for(newest.job_id, "paused")
     eventually(lambda: worker.row().unable == "storage_unavailable", "the worker's word")
     other = jobs.submit(SHORT)
-    assert newest.job_id in (worker.row().unable_message or "")
+    eventually(lambda: newest.job_id in (worker.row().unable_message or ""), "the name of the job")
     assert (job.status_reason, job.failures) == ("storage_unavailable", 0)
     (worker.folder / "lost").rename(folder)
 
