@@ -7,6 +7,7 @@ adopt                  an operator declares that the folder is this database's s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -70,7 +71,7 @@ def refuse_new_database(settings: Settings) -> None:
     if file is None or (file.exists() and file.stat().st_size):
         return
     storage = LocalStorage(settings.checkpoints_dir)
-    if next(iter(storage.job_ids()), None) is not None:
+    if next(_jobs_with_files(storage), None) is not None:
         raise ForeignStorage(
             f"the database {file} is absent or empty, but {settings.checkpoints_dir} holds files of another database; "
             "set WCL_DATABASE_URL to that database or restore it; "
@@ -144,7 +145,7 @@ def _introduce(session: Session, storage: Storage) -> str:
 
 
 def _refuse_strangers(session: Session, storage: Storage, marker: str | None) -> None:
-    job_ids = list(islice(storage.job_ids(), _SAMPLE))
+    job_ids = list(islice(_jobs_with_files(storage), _SAMPLE))
     if not job_ids:
         registered = select(models.Checkpoint.id).where(models.Checkpoint.deleted_at.is_(None)).limit(1)
         if session.execute(registered).first() is not None:
@@ -159,6 +160,13 @@ def _refuse_strangers(session: Session, storage: Storage, marker: str | None) ->
             "the storage folder (checkpoints in WCL_DATA_DIR) holds files of another database; set WCL_DATABASE_URL to "
             f"that database, or WCL_DATA_DIR to another folder; {_ADOPT}"
         )
+
+
+def _jobs_with_files(storage: Storage) -> Iterator[str]:
+    """Return the ids of the jobs with files `JOB/ATTEMPT/NAME`; other folders, such as `lost+found`, are no jobs."""
+    return (
+        job_id for job_id in storage.job_ids() if any(key.split("/")[1].isdecimal() for key in storage.keys(job_id))
+    )
 
 
 def _id_of(session: Session) -> str | None:

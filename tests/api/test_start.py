@@ -163,6 +163,7 @@ def test_a_forgotten_database_url_makes_no_database_beside_files(start: Start, t
     first = start(WCL_DATABASE_URL=elsewhere).ready()
     first.stop()
     (first.data_dir / "checkpoints" / "some-job" / "1").mkdir(parents=True)
+    (first.data_dir / "checkpoints" / "some-job" / "1" / "step-1.safetensors").write_bytes(b"state")
     (first.data_dir / "key").unlink()
 
     second = start()

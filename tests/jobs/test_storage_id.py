@@ -176,8 +176,11 @@ def test_restored_files_without_a_marker_are_adopted(database: Database, storage
 def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, has_files: bool) -> None:
     settings = Settings(data_dir=tmp_path)
     assert settings.sqlite_file == tmp_path / "wcl.sqlite3"
+    for name in ("lost+found", ".snapshot/hourly", "job/1"):
+        (settings.checkpoints_dir / name).mkdir(parents=True)
+    (settings.checkpoints_dir / ".snapshot" / "hourly" / "of the disk").write_bytes(b"")
     if has_files:
-        (settings.checkpoints_dir / "job" / "1").mkdir(parents=True)
+        (settings.checkpoints_dir / "job" / "1" / "step-1.safetensors").write_bytes(b"state")
     if file != "absent":
         settings.sqlite_file.write_bytes(b"" if file == "empty" else b"SQLite format 3\0")
 
@@ -190,7 +193,8 @@ def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, 
 
 def test_another_database_than_sqlite_is_not_looked_for_in_the_folder(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, database_url="postgresql://db.example/wcl")
-    (settings.checkpoints_dir / "job").mkdir(parents=True)
+    (settings.checkpoints_dir / "job" / "1").mkdir(parents=True)
+    (settings.checkpoints_dir / "job" / "1" / "step-1.safetensors").write_bytes(b"state")
 
     assert settings.sqlite_file is None
     storage_id.refuse_new_database(settings)
