@@ -28,7 +28,7 @@ from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
 from jobs.faults import Fault, fault_of
 from jobs.settings import Settings
-from jobs.status import Reason
+from jobs.status import HELD, Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
 from wcl_core.protocol import OUTCOME_OF, Request, RunFile
@@ -89,8 +89,12 @@ class Supervisor:
         except Superseded as error:
             log.warning("%s; its run was stopped", error)
         except Exception as error:  # the folder, the process or a record could not be made: the job gets the reason
-            log.exception("%s failed in the supervisor", claim.attempt)
-            attempt.end(AttemptEnd("failed", *reason_of(error)))
+            reason, message = reason_of(error)
+            if reason in HELD:
+                log.warning("%s ends: %s", claim.attempt, message)
+            else:
+                log.exception("%s failed in the supervisor", claim.attempt)
+            attempt.end(AttemptEnd("failed", reason, message))
             if isinstance(error, LostFiles):
                 self._on_loss(claim.job_id, error)
         clear(folder)

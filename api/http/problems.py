@@ -14,7 +14,9 @@ JobsError (jobs.errors) ── Unreadable        400, the request itself cannot 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +40,9 @@ ErrorRenderer = Callable[[Request, Exception], Response]
 _MAX_ERRORS = 50
 MAX_DETAIL = 1_000
 _RETRY_SECONDS = "5"
+_OF_THE_MACHINE = frozenset(  # a full or read-only disk, no free descriptors or memory
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 class Unreadable(JobsError):  # noqa: N818 (named after the response it becomes)
@@ -122,6 +127,10 @@ class Problem:
             log.warning("a request failed: %s", describe(error))
             headers = {"Retry-After": _RETRY_SECONDS} if fault.is_passing else {}
             return cls(503, "Database unavailable", detail_of(error, fault), headers=headers)
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            log.warning("a request failed: %s", error)
+            detail = f"the server cannot do this now: {os.strerror(error.errno)}"
+            return cls(503, "Server unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
         number = str(uuid.uuid4())
         log.error("error %s", number, exc_info=error)
         return cls(500, "Internal error", f"the server failed; its log explains error {number}")
