@@ -34,22 +34,42 @@ class Disk:
     def make_read_only(self, is_read_only: bool = True) -> None:
         self._remount("ro" if is_read_only else "rw")
 
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
+
     def _remount(self, option: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{option}", self.folder], check=True)
+
+
+class CannotMount(Exception):  # noqa: N818 (named by the reason)
+    """This user may not mount a file system; the message says why."""
+
+
+def mount(folder: Path, size: str) -> Disk:
+    """Mount a file system of this size on a folder.
+
+    Raises:
+        CannotMount: this user may not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise CannotMount("NOT TESTED HERE: a small file system needs the program mount") from error
+    if done.returncode:
+        raise CannotMount(f"NOT TESTED HERE: a small file system needs the right to mount ({done.stderr.strip()})")
+    return Disk(folder)
 
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[Disk]:
     """Mount a file system of this size on a folder; skip the test where this user may not mount one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("NOT TESTED HERE: a small file system needs the program mount")
-    if done.returncode:
-        pytest.skip(f"NOT TESTED HERE: a small file system needs the right to mount ({done.stderr.strip()})")
+        disk = mount(folder, size)
+    except CannotMount as reason:
+        pytest.skip(str(reason))
     try:
-        yield Disk(folder)
+        yield disk
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        disk.unmount()

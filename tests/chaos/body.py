@@ -6,6 +6,7 @@ that follows from `seed` and step, so that a lost, doubled or foreign point is s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,15 @@ class Body:
             litter = [sys.executable, "-I", "-S", "-c", _LITTER, str(self._folder)]
             subprocess.run(litter, env={}, start_new_session=True, check=True)
         threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            self._train()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self._say_last_word()
+        return 0
+
+    def _train(self) -> None:
         saved = step = json.loads(Path(self._resume).read_text())["step"] if self._resume else 0
         self._report("started", start_step=step, device="none")
         total = self._spec["epochs"] * STEPS_PER_EPOCH
@@ -63,7 +74,7 @@ class Body:
             time.sleep(self._spec["log_every_steps"] / 1000)
             step += 1
             if self._spec["threads"] == CRASHES:
-                return 9
+                os._exit(9)
             self._report("metrics", step=step, values={"train/loss": value(self._spec["seed"], step)})
             if step % STEPS_PER_EPOCH == 0:
                 self._save(step)
@@ -71,11 +82,26 @@ class Body:
         if saved < step:
             self._save(step)
         self._report("end", outcome=self._requested_outcome or "succeeded", reason=None, message=None)
-        return 0
+
+    def _say_last_word(self) -> None:
+        """Report the full disk as soon as there is room for a line; a real run keeps room for it."""
+        while True:
+            with suppress(OSError):
+                self._report("end", outcome="failed", reason="disk_full", message="No space left on device")
+                return
+            time.sleep(0.2)
 
     def _report(self, kind: str, **facts: Any) -> None:
         self._seq += 1
-        os.write(self._spool, (json.dumps({"seq": self._seq, "type": kind, **facts}) + "\n").encode())
+        size = os.fstat(self._spool).st_size
+        line = (json.dumps({"seq": self._seq, "type": kind, **facts}) + "\n").encode()
+        try:
+            if os.write(self._spool, line) < len(line):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            os.ftruncate(self._spool, size)
+            self._seq -= 1
+            raise
 
     def _save(self, step: int) -> None:
         content = json.dumps({"seed": self._spec["seed"], "step": step}).encode()

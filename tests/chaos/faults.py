@@ -83,6 +83,8 @@ class Faults:
         is_worker = target.node.start_as.module == "worker"
         if kind == "copied folder" and self._stage.postgres is not None:
             return False  # a copy of a worker's folder alone would share the database
+        if kind == "full file system" and target.name not in self._stage.disks:
+            return False
         return (is_worker or kind not in _OF_WORKERS) and (target.proxy is not None or kind not in _OF_NETWORKS)
 
     def _hold(self, span: tuple[float, float]) -> None:
@@ -181,6 +183,12 @@ class Faults:
             (byte,) = file.read(1)
             file.seek(place)
             file.write(bytes([byte ^ 1 << self._draw.randrange(8)]))
+
+    def _fill_file_system(self, target: Target) -> None:
+        """Fill the disk of a worker's attempts."""
+        filler = self._stage.disks[target.name].fill()
+        self._hold(self._either())
+        filler.unlink()
 
     # --- networks ---
 
@@ -316,6 +324,7 @@ _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {
     "slow network": Faults._slow,
     "answer lost after commit": Faults._lose_answer,
     "disk full": Faults._fill_disk,
+    "full file system": Faults._fill_file_system,
     "kill at a failpoint": Faults._kill_at_failpoint,
     "hang at a failpoint": Faults._hang_at_failpoint,
 }

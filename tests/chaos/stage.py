@@ -24,6 +24,7 @@ from jobs.submission import NewJob
 from tests import servers
 from tests.chaos.processes import STANDIN, Node, Start
 from tests.chaos.proxy import Proxy
+from tests.disks import CannotMount, Disk, mount
 from tests.waiting import eventually
 from wcl_core.config import SPEC_VERSIONS, parse_spec
 
@@ -56,6 +57,7 @@ class Stage:
         settings: of every process.
         postgres, redis: the servers, where there are such.
         flipped: storage keys of the files whose bits a fault has flipped.
+        disks: small disks of workers by their names.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Stage:
     nodes: list[Node] = field(default_factory=list)
     proxies: list[Proxy] = field(default_factory=list)
     flipped: set[str] = field(default_factory=set)
+    disks: dict[str, Disk] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)
@@ -105,6 +108,15 @@ class Stage:
         node.start_as = replace(node.start_as, environment=node.start_as.environment | {"FAILPOINTS": str(folder)})
         return folder
 
+    def give_small_disk(self, node: Node) -> None:
+        """Put a worker's attempts on a small disk of their own, which a fault can fill; without root it gets none."""
+        try:
+            disk = mount(Path(node.start_as.environment["WCL_DATA_DIR"]) / "attempts", "24m")
+        except CannotMount as reason:
+            print(reason)
+        else:
+            self.disks[node.start_as.host] = disk
+
     def submit(self, requested: dict[str, Any]) -> str:
         """Submit a job as a server does."""
         new = NewJob("pretrain", requested, parse_spec("pretrain", requested))
@@ -137,6 +149,8 @@ class Stage:
             node.end(signal.SIGKILL)
         for proxy in self.proxies:
             proxy.close()
+        for disk in self.disks.values():
+            disk.unmount()
         self.database.dispose()
 
     def _node(self, start: Start) -> Node:

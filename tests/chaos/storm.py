@@ -111,6 +111,8 @@ class Storm:
         url, proxy = self.stage.proxied(self.stage.url) if is_proxied else (None, None)
         make = self.stage.server if letter == "s" else partial(self.stage.worker, trains=letter == "t")
         node = make(f"{letter}{place}", url)
+        if letter == "w":
+            self.stage.give_small_disk(node)
         return Target(node, proxy, self.stage.failpoints(node))
 
     def run(self) -> Outcome:

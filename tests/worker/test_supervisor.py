@@ -198,12 +198,14 @@ def test_a_run_loses_nothing_in_an_outage_of_the_database(
         before = spool.stat().st_size
         # Longer than the lease: no process reaches the database, so no reconciler may declare the run lost.
         eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
-        eventually(lambda: worker.log().count("not delivered yet") >= 3, "refused deliveries")
+        eventually(lambda: "the delivery of its records fails and is repeated" in worker.log(), "refused deliveries")
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     delivered = jobs.num_checkpoints(job_id)
     eventually(lambda: jobs.num_checkpoints(job_id) > delivered, "deliveries after the outage")
     assert run.is_running()
+    assert worker.log().count("the delivery of its records fails") == 1
+    assert worker.log().count("the delivery of its records works again") == 1
     assert (jobs.get(job_id).attempt, jobs.get(job_id).failures) == (1, 0)
     postgres_database.write(lambda session: transitions.cancel(session, job_id))
     jobs.wait_for(job_id, "cancelled")
