@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from api.http import bodies
+from api.http.problems import Problem
 from jobs import queries
 from jobs.database import new_id
 from tests.api.served import SPEC, Served, assert_problem
@@ -350,3 +352,13 @@ def test_each_wrong_field_is_named_once_with_what_was_expected(
     details = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
     assert details.keys() == expected.keys()
     assert all(words in details[pointer] for pointer, words in expected.items())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EMFILE])
+def test_a_fault_of_the_servers_machine_is_no_internal_error(number: int, caplog: pytest.LogCaptureFixture) -> None:
+    problem = Problem.of(OSError(number, os.strerror(number), "/a/secret/path"))
+
+    assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
+    assert problem.detail == f"the server cannot do this now: {os.strerror(number)}"
+    assert "Traceback" not in caplog.text
+    assert Problem.of(OSError(errno.ENOENT, "No such file")).status == 500
