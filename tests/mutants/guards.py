@@ -241,6 +241,20 @@ GUARDS = (
         ("tests/worker/test_scrub.py::test_a_file_is_read_again_after_the_interval_only",),
     ),
     Guard(
+        "a folder of another host is not recovered",
+        "worker/recovery.py",
+        "return run.host == socket.gethostname() and is_of_attempt",
+        "return is_of_attempt",
+        ("tests/worker/test_garbage.py::test_a_folder_of_another_host_or_attempt_is_not_recovered[sqlite-changes0]",),
+    ),
+    Guard(
+        "a folder of another attempt is not recovered",
+        "worker/recovery.py",
+        "return run.host == socket.gethostname() and is_of_attempt and",
+        "return run.host == socket.gethostname() and",
+        ("tests/worker/test_garbage.py::test_a_folder_of_another_host_or_attempt_is_not_recovered[sqlite-changes2]",),
+    ),
+    Guard(
         "a pinned checkpoint does not count as kept",
         "jobs/checkpoints.py",
         "for checkpoint in good(session, job_id) if not checkpoint.pinned]",

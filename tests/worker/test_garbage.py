@@ -46,7 +46,7 @@ def end(spool: Spool) -> None:
     spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
 
 
-def write_run_file(folder: Path, attempt: AttemptRef, **changes: Any) -> None:
+def write_run_file(folder: Path, attempt: AttemptRef, /, **changes: Any) -> None:
     """Write the run file as a worker of this host does."""
     identity = {"job_id": attempt.job_id, "attempt": attempt.number, "token": attempt.token, "kind": "pretrain"}
     facts = {"host": socket.gethostname(), "place": place_of(folder), "spec": {}, "dataset": {"kind": "builtin"}}
@@ -152,6 +152,21 @@ def test_a_folder_of_this_host_is_removed_once_its_attempt_has_ended(spool: Spoo
     recover(spool, tmp_path / "data")
 
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"attempt": 2}, {"token": "0" * 16}, {"place": None}])
+def test_a_folder_of_another_host_or_attempt_is_not_recovered(
+    spool: Spool, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """As in a data folder that several machines share, or in a folder that was renamed; its lease ends the attempt."""
+    folder = Settings(data_dir=tmp_path / "data").attempts_dir / spool.ref.folder
+    folder.mkdir(parents=True)
+    write_run_file(folder, spool.ref, **changes)
+
+    recover(spool, tmp_path / "data")
+
+    assert rows.attempts(spool.database, spool.job_id)[0].ended_at is None
+    assert folder.exists()
 
 
 @pytest.mark.process
