@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "adopt-storage",
         help="declare that the folder `checkpoints` in WCL_DATA_DIR holds this database's files, as after a restored "
-        "backup; restart the service afterwards",
+        "backup",
     )
     return parser
 
