@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -326,6 +327,36 @@ def test_it_has_as_many_descriptors_as_the_system_allows(start: Start) -> None:
 
     soft, hard = process.rlimit(psutil.RLIMIT_NOFILE)
     assert soft == min(hard, 65_536)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("DELETE FROM alembic_version; DROP TABLE alembic_version; CREATE TABLE songs (title)", "another program"),
+        ("UPDATE alembic_version SET version_num = '9999'", "newer version"),
+        ("", "restore a backup"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named(
+    start: Start, sqlite_template: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    path = tmp_path / "data" / "wcl.sqlite3"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(sqlite_template.read_bytes())
+    if change:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.executescript(change)
+    else:
+        path.write_bytes(path.read_bytes()[:10_000])
+    before = path.read_bytes()
+
+    server = start()
+
+    assert server.process.wait(timeout=180) == os.EX_CONFIG
+    assert words in server.words
+    assert str(path) in server.words
+    assert len(server.words.splitlines()) == 1, server.words
+    assert path.read_bytes() == before
 
 
 def test_it_ends_although_a_download_stands_still(start: Start) -> None:

@@ -25,7 +25,7 @@ def wcl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         env=clean | {"PYTHONPATH": root} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -88,6 +88,21 @@ def test_doctor_names_a_damaged_database(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert str(database) in detail
     assert "restore a backup" in detail
+
+
+def test_up_ends_with_the_reason_when_its_database_is_damaged(tmp_path: Path) -> None:
+    database = tmp_path / "wcl-data" / "wcl.sqlite3"
+    database.parent.mkdir()
+    database.write_bytes(b"no database" * 1000)
+
+    done = wcl("up", "--port", "0", cwd=tmp_path)
+
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert "the server cannot start" in words
+    assert "restore a backup" in words
+    assert "Traceback" not in words
+    assert "starts again" not in words
 
 
 def test_demo_refuses_unknown_data(tmp_path: Path) -> None:
