@@ -25,6 +25,8 @@ from tests.chaos.stage import Stage, Theatre, spec
 from tests.waiting import eventually
 
 _ENDLESS = 100_000  # epochs
+_STEP_MS = 150
+_LEASE = {"WCL_LEASE_SECONDS": "12"}  # long enough for a busy machine; the copies wait for its end
 
 
 def num_points(stage: Stage, job_id: str) -> int:
@@ -102,11 +104,11 @@ def _copy_database(original: Stage, name: str) -> None:
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_a_copy_on_the_same_host_ends_no_run_of_its_original(house: Theatre, kind: str) -> None:
     """The copy takes the job over as its own attempt 2, while the original's attempts 1 and 2 run beside it."""
-    with house.stage(f"copied-{kind}", kind) as original:
+    with house.stage(f"copied-{kind}", kind, **_LEASE) as original:
         own_storage(original, "worker")
         worker = original.worker("worker").start()
         original.wait_for_workers("worker")
-        job_id = original.submit(spec(1, _ENDLESS, 30))
+        job_id = original.submit(spec(1, _ENDLESS, _STEP_MS))
         first = training_of(original, worker, job_id, 1)
         eventually(lambda: num_checkpoints(original, job_id), "a checkpoint")
         with copied(original, worker) as copy:
@@ -131,10 +133,10 @@ def test_a_copy_on_the_same_host_ends_no_run_of_its_original(house: Theatre, kin
 
 def test_a_worker_on_a_copied_folder_writes_into_no_attempt_of_the_original(house: Theatre) -> None:
     """Both workers share the database, and the copy holds the spool of the original's attempt."""
-    with house.stage("copied-folder", "sqlite") as stage:
+    with house.stage("copied-folder", "sqlite", **_LEASE) as stage:
         worker = stage.worker("worker").start()
         stage.wait_for_workers("worker")
-        job_id = stage.submit(spec(1, _ENDLESS, 30))
+        job_id = stage.submit(spec(1, _ENDLESS, _STEP_MS))
         run = training_of(stage, worker, job_id, 1)
         eventually(lambda: num_checkpoints(stage, job_id), "a checkpoint")
         with suspended(stage, worker):
@@ -160,10 +162,10 @@ def test_a_worker_on_a_copied_folder_writes_into_no_attempt_of_the_original(hous
 
 def test_a_worker_on_a_copied_database_removes_no_file_of_the_original(house: Theatre) -> None:
     """The folder of checkpoints is a link to a larger disk, so original and copy share it."""
-    with house.stage("copied-link", "sqlite") as original:
+    with house.stage("copied-link", "sqlite", **_LEASE) as original:
         worker = original.worker("worker").start()
         original.wait_for_workers("worker")
-        job_id = original.submit(spec(1, _ENDLESS, 30))
+        job_id = original.submit(spec(1, _ENDLESS, _STEP_MS))
         run = training_of(original, worker, job_id, 1)
         eventually(lambda: num_checkpoints(original, job_id), "a checkpoint")
         with copied(original, worker) as copy:
@@ -189,7 +191,7 @@ def backup(source: Path, target: Path) -> None:
 
 def test_a_worker_from_before_a_restored_backup_writes_nothing(house: Theatre) -> None:
     """The backup is of before the claim; the restored job gets another attempt of the same number."""
-    with house.stage("restored", "sqlite") as stage:
+    with house.stage("restored", "sqlite", **_LEASE) as stage:
         database, saved = stage.folder / "wcl.sqlite3", stage.folder / "saved.sqlite3"
         old = stage.worker("old").start()
         stage.wait_for_workers("old")
