@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from wcl_core import plugins
-from wcl_core.data.described import BUILTIN, downloads_folder
 from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
+
+BUILTIN = ("digits", "cifar10", "cifar100", "stl10")
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,17 @@ def _source(name: str, cache: Path | None) -> Source:
     if name == "digits":
         return _digits()
     if name in BUILTIN:
-        return _fetched(name, cache or downloads_folder(name))
+        return _fetched(name, cache or _user_cache(name))
     if name in (installed := plugins.names("wcl.datasets")):
-        return _of_plugin(name, cache or downloads_folder(name))
+        return _of_plugin(name, cache or _user_cache(name))
     raise DataError(f"there is no builtin dataset {name}; expected one of {', '.join(BUILTIN + installed)}")
+
+
+def _user_cache(name: str) -> Path:
+    try:
+        return Path.home() / ".cache" / "wcl"
+    except RuntimeError as error:
+        raise DataError(f"dataset {name}: this user has no home folder to keep its files in; set HOME") from error
 
 
 def _of_plugin(name: str, cache: Path) -> Source:

@@ -1,11 +1,8 @@
-"""A cache of descriptions: decoding a million files is slow, listing them is not.
+"""A cache of folder descriptions: decoding a million files is slow, listing them is not.
 
 The cached description of a folder is valid while its listing (paths, classes, sizes, mtimes and ctimes, and everything
 that is left out) stays the same. It is stored only if every file was older than three seconds before the reading began:
 a file that changes twice within one tick of the file system's clock keeps its times.
-
-The cached description of a builtin dataset is valid for the same versions of its libraries and the same downloaded
-files. Datasets of plugins are not cached, since only the plugin knows when they change.
 
 This module does not import torch, and a cached description needs none.
 """
@@ -18,15 +15,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from wcl_core import files
 from wcl_core.data.folder import describe_folder
 from wcl_core.data.image_file import RULES_VERSION
-from wcl_core.data.images import DataError, DatasetKind, Description
+from wcl_core.data.images import Description
 from wcl_core.data.layout import list_files
 from wcl_core.data.samples import Samples
 from wcl_core.digests import digest_of
@@ -36,8 +31,6 @@ _VERSION = 3  # of layouts, digest and report; another version invalidates every
 _PLAIN_FIELDS = ("digest", "counts", "classes", "class_counts")
 _FIELDS = {"fingerprint", "samples", "report", "sha256", *_PLAIN_FIELDS}
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
-_LIBRARIES = {"digits": "scikit-learn", "cifar10": "torchvision", "cifar100": "torchvision", "stl10": "torchvision"}
-BUILTIN = tuple(_LIBRARIES)
 
 
 def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
@@ -51,30 +44,12 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
         DataError: as `describe_folder`.
     """
     before, newest = _fingerprint(name, root)
-    if (kept := _read(name, "folder", cache, before)) is not None:
+    if (kept := _read(name, cache, before)) is not None:
         return kept
     started_ns = time.time_ns()
     description = describe_folder(name, root)
     if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
         _write(cache, before, description)
-    return description
-
-
-def describe_builtin_cached(
-    name: str, folder: Path | None, cache: Path, describe: Callable[[], Description]
-) -> Description:
-    """Return what `describe` returns, from the cache if libraries and downloaded files are the same.
-
-    Args:
-        name: one of `BUILTIN`.
-        folder: of downloaded files; by default `downloads_folder`.
-        cache: the cache file, created or replaced.
-        describe: describes the dataset.
-    """
-    if (kept := _read(name, "builtin", cache, _builtin_fingerprint(name, folder))) is not None:
-        return kept
-    description = describe()
-    _write(cache, _builtin_fingerprint(name, folder), description)  # after the download
     return description
 
 
@@ -93,28 +68,7 @@ def _fingerprint(name: str, root: Path) -> tuple[str, int]:
     return digest.hexdigest(), newest
 
 
-def downloads_folder(name: str) -> Path:
-    """Return the folder in the user's cache that keeps downloaded files.
-
-    Raises:
-        DataError: the user has no home folder; the message names the dataset.
-    """
-    try:
-        return Path.home() / ".cache" / "wcl"
-    except RuntimeError as error:
-        raise DataError(f"dataset {name}: this user has no home folder to keep its files in; set HOME") from error
-
-
-def _builtin_fingerprint(name: str, folder: Path | None) -> str:
-    facts = [str(_VERSION), name, version(_LIBRARIES[name])]
-    if name != "digits":
-        folder = folder or downloads_folder(name)
-        statuses = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-        facts += [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in statuses]
-    return hashlib.sha256(os.fsencode("\0".join(facts))).hexdigest()
-
-
-def _read(name: str, kind: DatasetKind, cache: Path, fingerprint: str) -> Description | None:
+def _read(name: str, cache: Path, fingerprint: str) -> Description | None:
     """Return the description in the cache; None if it is of something else, or damaged."""
     try:
         kept = json.loads(cache.read_text(encoding="utf-8"))
@@ -123,7 +77,7 @@ def _read(name: str, kind: DatasetKind, cache: Path, fingerprint: str) -> Descri
         samples = kept["samples"] and Samples(**kept["samples"] | {"png": base64.b64decode(kept["samples"]["png"])})
         report = kept["report"] and DatasetReport.model_validate(kept["report"])
         facts = {field: kept[field] for field in _PLAIN_FIELDS} | {"classes": tuple(kept["classes"])}
-        return Description(name, kind, **facts, samples=samples, report=report)
+        return Description(name, "folder", **facts, samples=samples, report=report)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

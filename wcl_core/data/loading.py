@@ -1,7 +1,6 @@
 """Loading and description of a dataset of any kind.
 
-Modules that load torch are imported where they are used, because the description of a folder needs none, nor does a
-cached one.
+Modules that load torch are imported where they are used, because the description of a folder needs none.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from wcl_core.data.described import BUILTIN, describe_builtin_cached, describe_folder_cached
+from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, load_folder
 from wcl_core.data.images import (
     DataError,
@@ -79,7 +78,7 @@ def describe(
     Args:
         name: its name.
         path: as for `load`.
-        cache: a file that keeps the description until anything changes that it depends on.
+        cache: a file that keeps the description of a folder until anything in the folder changes.
         lists: fixed lists of train images, by name.
 
     Raises:
@@ -122,18 +121,12 @@ def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | No
     if kind == "folder":
         folder = _required(name, path, "folder")
         return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
-    if cache is None or name not in BUILTIN:
-        return _describe_builtin(name, path)
-    return describe_builtin_cached(name, path, cache, lambda: _describe_builtin(name, path))
-
-
-def _describe_builtin(name: str, path: Path | None) -> Description:
     from wcl_core.data.builtin import load_builtin
 
     data = load_builtin(name, path, None)
     counts = class_counts({"train": data.train.labels.tolist(), "test": data.test.labels.tolist()}, len(data.classes))
     samples = samples_of_images(data.train.images, data.train.labels, len(data.classes))
-    return Description(name, "builtin", data.digest, split_counts(data), data.classes, counts, samples=samples)
+    return Description(name, kind, data.digest, split_counts(data), data.classes, counts, samples=samples)
 
 
 def _required(name: str, path: Path | None, noun: str) -> Path:

@@ -148,46 +148,10 @@ def test_with_a_cache_that_cannot_be_written_the_folder_is_hashed(
 
 
 @pytest.mark.process
-def test_a_cached_builtin_dataset_needs_no_torch(tmp_path: Path) -> None:
-    cache = tmp_path / "digits.json"
-    first = data.describe("digits", "builtin", None, cache)
+def test_the_description_of_a_folder_needs_no_torch(root: Path) -> None:
     program = (
         "import sys; from wcl_core.data import describe; from pathlib import Path; "
-        "print(describe('digits', 'builtin', None, Path(sys.argv[1])).digest, 'torch' in sys.modules)"
+        "print(describe('photos', 'folder', Path(sys.argv[1])).digest, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(cache)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [first.digest, "False"]
-    assert data.describe("digits", "builtin", None, cache) == first
-
-
-@pytest.mark.parametrize("changed", ["library", "version of the cache"])
-def test_another_version_invalidates_the_cache_of_a_builtin_dataset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
-    cache = tmp_path / "digits.json"
-    data.describe("digits", "builtin", None, cache)
-    before = cache.read_text()
-    if changed == "library":
-        monkeypatch.setattr(described, "version", lambda name: f"another version of {name}")
-    else:
-        monkeypatch.setattr(described, "_VERSION", 99)
-    data.describe("digits", "builtin", None, cache)
-    assert cache.read_text() != before
-
-
-def test_removed_downloads_invalidate_the_cache(tmp_path: Path) -> None:
-    downloads, cache = tmp_path / "downloads", tmp_path / "cifar10.json"
-    (downloads / "batches").mkdir(parents=True)
-    (downloads / "batches" / "data_batch_1").write_bytes(b"bytes")
-    calls: list[int] = []
-
-    def describe() -> data.Description:
-        calls.append(1)
-        return data.Description("cifar10", "builtin", "0" * 64, {"train": 1, "test": 1}, ("a",), {})
-
-    for _ in range(2):
-        described.describe_builtin_cached("cifar10", downloads, cache, describe)
-    assert len(calls) == 1
-    (downloads / "batches" / "data_batch_1").unlink()
-    described.describe_builtin_cached("cifar10", downloads, cache, describe)
-    assert len(calls) == 2
+    done = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [data.describe("photos", "folder", root).digest, "False"]
