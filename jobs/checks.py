@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import TypeVar
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
+from jobs.datasets import why_absent
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
@@ -18,17 +23,23 @@ from wcl_core.config import (
     PretrainSpec,
     ProtocolSettings,
     SemiSupervisedConfig,
+    Spec,
     held_out_count,
+    labels_per_class,
+    largest_k,
 )
 
+_Settings = TypeVar("_Settings", bound=ProtocolSettings)
 
-def check(session: Session, new: NewJob) -> Dataset:
-    """Validate a new job, and return its dataset.
+
+def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
+    """Validate a new job, and return it with its dataset; settings that the client left out fit the smallest class.
 
     Raises:
         Invalid: all invalid fields, each with its pointer.
     """
     errors: list[FieldError] = []
+    new = replace(new, spec=_fitted(session, new.spec))
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
         errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
@@ -39,7 +50,24 @@ def check(session: Session, new: NewJob) -> Dataset:
     if errors:
         raise Invalid(errors)
     assert dataset is not None
-    return dataset
+    return new, dataset
+
+
+def _fitted(session: Session, spec: Spec) -> Spec:
+    """Return the spec with settings of its evaluations that fit their datasets, where none were set."""
+    if isinstance(spec, EvaluateSpec):
+        return _fitted_settings(session, spec, spec.data)
+    plans = tuple(_fitted_settings(session, plan, plan.data or spec.data) for plan in spec.evaluations)
+    return spec.model_copy(update={"evaluations": plans}) if plans != spec.evaluations else spec
+
+
+def _fitted_settings(session: Session, settings: _Settings, data: DataConfig) -> _Settings:
+    dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
+    if dataset is None:
+        return settings
+    smallest, _ = _smallest_class(dataset, data.held_out_share)
+    images = (1 - data.held_out_share) * dataset.counts["train"]
+    return settings.fitted(int(smallest), images, len(dataset.classes))
 
 
 def pretraining_count(dataset: Dataset, data: DataConfig) -> int:
@@ -60,14 +88,29 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
     if dataset is not None and data.held_out_share and dataset.kind == "packed":
         detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
         errors.append(FieldError(f"{pointer}/held_out_share", detail))
+    if dataset is not None and (unreadable := _unreadable(dataset, data.max_corrupt_share)):
+        errors.append(FieldError(f"{pointer}/max_corrupt_share", unreadable))
     if dataset is None:
         names = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
         expected = f"registered are: {', '.join(names)}" if names else "no worker has registered one yet"
+        expected = why_absent(session, data.name) or expected
         errors.append(FieldError(f"{pointer}/name", f"there is no dataset {data.name!r}; {expected}"))
     elif dataset.image_size is not None and data.image_size > dataset.image_size:
         detail = f"{data.image_size} is more than the {dataset.image_size} pixels that {dataset.name} is packed at"
         errors.append(FieldError(f"{pointer}/image_size", detail))
     return dataset
+
+
+def _unreadable(dataset: Dataset, largest_share: float) -> str | None:
+    """Return an error if more image files of a folder cannot be read than the job tolerates."""
+    count = int((dataset.report or {}).get("unreadable", 0)) if dataset.kind == "folder" else 0
+    total = count + sum(dataset.counts.values())
+    if count <= largest_share * total:
+        return None
+    return (
+        f"{count} of {total} image files of {dataset.name} cannot be read, more than {largest_share:g} of them; remove "
+        f"the files, or use at least {math.ceil(1000 * count / total) / 1000:g}"
+    )
 
 
 def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
@@ -108,9 +151,9 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataCon
     errors = []
     smallest, of_classes = _smallest_class(dataset, data.held_out_share)
     protocols = settings.protocols
-    if "knn" in protocols and settings.knn_k > smallest / 2:
+    if "knn" in protocols and settings.knn_k > largest_k(int(smallest)):
         errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
-    if "knn_wide" in protocols and smallest / 2 < WIDE_K:
+    if "knn_wide" in protocols and largest_k(int(smallest)) < WIDE_K:
         here = f"{pointer}/protocols/{protocols.index('knn_wide')}"
         errors.append(FieldError(here, f"knn_wide has k = {WIDE_K}, which is above half {of_classes}"))
     for place, count in enumerate(settings.labels_per_class):
@@ -140,7 +183,7 @@ def _check_semi_supervised(
     smallest, of_classes = _smallest_class(dataset, held_out_share)
     for place, share in enumerate(config.shares):
         images = (1 - held_out_share) * dataset.counts["train"]
-        per_class = max(1, round(share * images / max(1, len(dataset.classes))))
+        per_class = labels_per_class(share, images, len(dataset.classes))
         if per_class > smallest:
             detail = f"{share:g} of the labels is {per_class} a class, more than {of_classes}"
             errors.append(FieldError(f"{pointer}/shares/{place}", detail))

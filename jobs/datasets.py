@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from jobs.database import new_id, now_ms
 from jobs.errors import NotFound
 from jobs.ingest import insert
-from jobs.models import Dataset, DatasetSamples
+from jobs.models import Dataset, DatasetSamples, Worker
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class DatasetFacts:
         label_lists: fixed lists of train images by name, each with its digest and its number of images.
         image_size: side of the stored images, which views cannot exceed; None where any size is possible.
         sheet: some images of each class as a picture.
+        report: a `wcl_core.protocol.DatasetReport`; None for a dataset of no image folder.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DatasetFacts:
     label_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     image_size: int | None = None
     sheet: SampleSheet | None = None
+    report: dict[str, Any] | None = None
 
 
 def announce(session: Session, facts: DatasetFacts) -> None:
@@ -78,6 +80,44 @@ def announce(session: Session, facts: DatasetFacts) -> None:
     statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()}))
     _store_sheet(session, facts.name, facts.sheet)
+
+
+class Refusal(NamedTuple):
+    """A dataset that a live worker refuses, and why."""
+
+    name: str
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """The datasets that live workers still read, and those that they refuse, by name."""
+
+    pending: list[str]
+    refused: list[Refusal]
+
+
+def unsettled(session: Session) -> Unsettled:
+    """Return the datasets that live workers have named and not announced."""
+    workers = session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all()
+    return Unsettled(
+        sorted({name for worker in workers for name in worker.pending_datasets or ()}),
+        sorted(
+            Refusal(name, worker.name, reason)
+            for worker in workers
+            for name, reason in (worker.refused_datasets or {}).items()
+        ),
+    )
+
+
+def why_absent(session: Session, name: str) -> str | None:
+    """Return, as a clause, why no worker has a dataset: a live one still reads it, or refuses it; None if none does."""
+    found = unsettled(session)
+    if name in found.pending:
+        return "a worker is still reading it; try again in a moment"
+    refusal = next((each for each in found.refused if each.name == name), None)
+    return refusal and f"worker {refusal.worker} refuses it: {refusal.reason}"
 
 
 def _store_sheet(session: Session, name: str, sheet: SampleSheet | None) -> None:

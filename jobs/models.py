@@ -310,6 +310,8 @@ class Worker(Base):
     memory_bytes: Mapped[int | None]  # the most that a training process can have, of the GPU or of the machine
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
+    pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads
+    refused_datasets: Mapped[dict[str, Any] | None]  # name -> reason
     spec_versions: Mapped[list[str]]
     state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
     job_id: Mapped[str | None] = mapped_column(_Id)
@@ -352,6 +354,7 @@ class Dataset(Base):
     class_counts: Mapped[dict[str, Any] | None]  # None: announced by a worker of an older version
     label_lists: Mapped[dict[str, Any] | None]
     image_size: Mapped[int | None] = mapped_column(Integer)  # of the stored images, if views cannot be larger
+    report: Mapped[dict[str, Any] | None]  # wcl_core.protocol.DatasetReport; None: of no image folder
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
 

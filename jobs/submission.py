@@ -40,7 +40,7 @@ def submit(session: Session, new: NewJob) -> Job:
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         measured = str(new.spec.features.checkpoint_id)
         checkpoints.hold(session, measured)
-    dataset = check(session, new)
+    new, dataset = check(session, new)
     if measured is not None and new.parent_id is None:
         new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
     return add(session, new, dataset, waits=_has_to_wait(session, new))
@@ -62,7 +62,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     Raises:
         Invalid: as `submit`.
     """
-    dataset = check(session, new)
+    new, dataset = check(session, new)
     fitting = _fitting_workers(session, new, dataset)
     result: dict[str, Any] = {
         "kind": new.kind,

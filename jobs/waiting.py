@@ -9,6 +9,7 @@ from enum import StrEnum
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from jobs.datasets import why_absent
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.models import Dependency, Job, Worker
 from jobs.status import HELD, Status
@@ -98,7 +99,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
         return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
-        return Cause.DATASET_ABSENT, detail
+        reason = why_absent(session, job.dataset_name)
+        return Cause.DATASET_ABSENT, f"{detail}; {reason}" if reason else detail
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
     return _on_its_turn(workers, ahead)

@@ -32,6 +32,7 @@ def register(
     datasets: Sequence[DatasetFacts],
     memory_bytes: int | None = None,
     unable: Unable | None = None,
+    pending: Sequence[str] = (),
 ) -> None:
     """Add a worker's row and announce its datasets.
 
@@ -42,6 +43,7 @@ def register(
         datasets: those that it has.
         memory_bytes: the most that a training process can have, of its GPU or of the machine; None where unknown.
         unable: why it takes no jobs; None if it does.
+        pending: names of the datasets that it still reads; `settle_dataset` follows for each.
     """
     session.add(
         Worker(
@@ -52,6 +54,8 @@ def register(
             memory_bytes=memory_bytes,
             pid=pid,
             datasets=dict(worker.datasets),
+            pending_datasets=list(pending),
+            refused_datasets={},
             spec_versions=[str(version) for version in worker.spec_versions],
             state="idle",
             **_ability(unable),
@@ -59,6 +63,19 @@ def register(
     )
     for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
         announce(session, facts)
+
+
+def settle_dataset(session: Session, worker_id: str, name: str, result: DatasetFacts | str) -> None:
+    """Announce a dataset that a worker has read, or store the reason why the worker refuses it."""
+    worker = session.get(Worker, worker_id, with_for_update=True)
+    if worker is None:
+        return
+    worker.pending_datasets = [each for each in worker.pending_datasets or () if each != name]
+    if isinstance(result, str):
+        worker.refused_datasets = {**(worker.refused_datasets or {}), name: result}
+    else:
+        worker.datasets = {**worker.datasets, name: result.digest}
+        announce(session, result)
 
 
 def heartbeat(session: Session, worker_id: str, job_id: str | None, unable: Unable | None = None) -> bool:

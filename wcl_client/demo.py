@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,10 +27,11 @@ from wcl_client.errors import WclError
 from wcl_client.output import size
 from wcl_client.processes import die_with_parent, module_environment
 from wcl_client.progress import watch
+from wcl_client.registration import START_SECONDS, pending, refusals
 from wcl_client.responses import Evaluation, Job
 from wcl_client.up import free_port
 
-START_SECONDS = 90.0
+SERVICE_SECONDS = 90.0
 DATASET_SECONDS = 180.0
 
 
@@ -69,8 +69,9 @@ def choose_data(text: str) -> DemoData:
         folder = folder.expanduser()
     if not folder.is_dir():
         raise DemoError(f"--data {text}: expected digits, cifar10, or the path of an image folder")
-    name = re.sub(r"[^a-z0-9_.-]+", "-", folder.resolve().name.lower()).strip("-._") or "images"
-    return DemoData(f"{name[:48]}-demo", folder.resolve())
+    from wcl_core.config.fields import proposed_name  # here, as it takes longer than the rest of `wcl`
+
+    return DemoData(f"{proposed_name(folder.resolve().name)[:48]}-demo", folder.resolve())
 
 
 def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, console: Console) -> None:
@@ -263,7 +264,7 @@ def _connected(process: subprocess.Popen[bytes], data_dir: Path, port: int) -> W
     Raises:
         DemoError: the service ended, or is not ready after 90 s.
     """
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + SERVICE_SECONDS
     key_path = data_dir / "key"
     while time.monotonic() < deadline and process.poll() is None:
         if key_path.exists():
@@ -285,13 +286,16 @@ def _wait_for_dataset(client: WclClient, data: DemoData, data_dir: Path) -> None
     Raises:
         DemoError: no worker has the dataset.
     """
-    deadline = time.monotonic() + DATASET_SECONDS
-    while time.monotonic() < deadline:
+    started_at = time.monotonic()
+    while True:
         workers = [worker for worker in client.workers() if worker["is_live"]]
-        if workers and data.name in [dataset["name"] for dataset in client.datasets()]:
+        if any(data.name in worker["datasets"] for worker in workers):
             return
-        if workers and not any(data.name in worker["datasets"] for worker in workers):
-            break  # a worker announces all its datasets when it starts
+        if reasons := [reason for reason in refusals(workers) if reason.startswith(f"dataset {data.name} ")]:
+            raise DemoError(reasons[0])
+        limit = START_SECONDS if workers else DATASET_SECONDS  # a worker names its datasets when it starts
+        if data.name not in pending(workers) and time.monotonic() - started_at > limit:
+            break
         time.sleep(0.3)
     problem = "could not be downloaded" if data.name == "cifar10" else "is not available"
     raise DemoError(

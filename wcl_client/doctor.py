@@ -16,9 +16,11 @@ from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, Unreachable, WclError
 from wcl_client.output import unable_workers
 from wcl_client.processes import module_environment
+from wcl_client.registration import pending, refusals
 
 _ALL = 1 << 31  # jobs
 _CHECK_SECONDS = 60.0
+_NO_DATASET = "none; a worker announces them when it starts"
 _NO_WORKER = "none is running; start one with `wcl worker`"
 
 
@@ -129,10 +131,11 @@ def _server(client: WclClient) -> list[Finding]:
         return [*findings, Finding("Key", False, str(error))]
     live = ", ".join(worker["name"] for worker in workers if worker["is_live"])
     unable = unable_workers(workers)
-    names = ", ".join(dataset["name"] for dataset in datasets)
+    names, refused = ", ".join(dataset["name"] for dataset in datasets), refusals(workers)
+    reading = [f"a worker is still reading {name}" for name in pending(workers)]
     return [
         *findings,
         Finding("Key", True, "accepted"),
         Finding("Workers", bool(live) and not unable, "; ".join([live, *unable] if live else [_NO_WORKER])),
-        Finding("Datasets", bool(names), names or "none; a worker announces them when it starts"),
+        Finding("Datasets", bool(names) and not refused, "; ".join([names or _NO_DATASET, *refused, *reading])),
     ]

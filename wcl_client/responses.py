@@ -141,7 +141,7 @@ class Group(TypedDict, total=False):
 
 
 class Dataset(TypedDict, total=False):
-    """A dataset that a worker announced; `counts` are images by split."""
+    """A dataset that a worker announced; `counts` are images by split, `report` says how its folder was read."""
 
     name: str
     digest: str
@@ -152,12 +152,14 @@ class Dataset(TypedDict, total=False):
     class_counts: dict[str, list[int]] | None
     label_lists: dict[str, Json]
     samples: Json | None
+    report: Json | None
     updated_at: str
 
 
 class Worker(TypedDict, total=False):
     """A worker; `state` is an open string, `is_live` is true while the worker runs.
 
+    `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why it takes no jobs now, and `unable_message` the same for people; None if it takes jobs.
     """
 
@@ -169,6 +171,8 @@ class Worker(TypedDict, total=False):
     is_live: bool
     job_id: str | None
     datasets: dict[str, str]
+    pending_datasets: list[str]
+    refused_datasets: dict[str, str]
     spec_versions: list[str]
     started_at: str
     seen_at: str

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ import psutil
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, adopt_orphans, descendants, module_environment
+from wcl_client.registration import Announcer
 
 STOP_SECONDS = 28.0
 SLOW_SECONDS = 60.0
@@ -116,7 +118,7 @@ class Service:
 
     def __init__(self, options: UpOptions, report: Callable[[str], None]) -> None:
         self.options = options
-        self._report = report
+        self.report = report
         self._signals: list[tuple[int, float]] = []  # and the time of each
         self._num_answered = 0
         self._ends_at_once = False
@@ -158,12 +160,12 @@ class Service:
             name = _SIGNALS.get(signal.Signals(number), signal.Signals(number).name)
             if self._num_answered == 0:
                 limit = f"at most {STOP_SECONDS:.0f} s; Ctrl-C again ends at once"
-                self._report(f"{name}: stopping; running jobs save a checkpoint and return to the queue ({limit})")
+                self.report(f"{name}: stopping; running jobs save a checkpoint and return to the queue ({limit})")
             elif number == signal.SIGINT and not self._ends_at_once and at - self._signals[0][1] > _SAME_PRESS_SECONDS:
                 self._ends_at_once = True
-                self._report(f"{name} again: ending at once; the next start continues running jobs")
+                self.report(f"{name} again: ending at once; the next start continues running jobs")
             else:
-                self._report(f"{name} again: already {'ending' if self._ends_at_once else 'stopping'}")
+                self.report(f"{name} again: already {'ending' if self._ends_at_once else 'stopping'}")
             self._num_answered += 1
 
     def start(self) -> None:
@@ -178,7 +180,7 @@ class Service:
                 self._watch(self.server)
                 if time.monotonic() > slow_at:
                     slow_at = float("inf")
-                    self._report(f"the server is not ready after {SLOW_SECONDS:.0f} s; see {self.server.log_path}")
+                    self.report(f"the server is not ready after {SLOW_SECONDS:.0f} s; see {self.server.log_path}")
                 time.sleep(0.1)
 
     def watch(self) -> None:
@@ -194,11 +196,11 @@ class Service:
 
     def _watch(self, child: Child) -> None:
         try:
-            child.watch(self._report)
+            child.watch(self.report)
         except Refused as error:
             if child is self.server:
                 raise UpError(f"the server cannot start: {error}") from error
-            self._report(f"{child.name} cannot start: {error}; it is not started again")
+            self.report(f"{child.name} cannot start: {error}; it is not started again")
 
     def stop(self) -> None:
         """Stop all processes; kill those that still run after 28 s or at a second Ctrl-C, and leave no orphan."""
@@ -208,14 +210,14 @@ class Service:
         self._wait_while(lambda: not self._ends_at_once and any(map(Child.is_running, self.children)), STOP_SECONDS)
         late = [child.name for child in self.children if child.is_running()]
         if late and not self._ends_at_once:
-            self._report(f"{' and '.join(late)} did not stop within {STOP_SECONDS:.0f} s and will be killed")
+            self.report(f"{' and '.join(late)} did not stop within {STOP_SECONDS:.0f} s and will be killed")
         for child in self.children:
             child.kill()
         self._wait_while(descendants, _ORPHAN_SECONDS)
         for process in descendants():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        self._report("stopped")
+        self.report("stopped")
 
     def _wait_while(self, condition: Callable[[], object], seconds: float) -> None:
         """Wait for at most so long while the condition holds, and answer signals meanwhile."""
@@ -244,12 +246,24 @@ def _environment(options: UpOptions) -> dict[str, str]:
 
 def _page_link(options: UpOptions) -> str:
     """Return a one-time sign-in link; the plain URL if the local key lacks the permission for one."""
-    key = os.environ.get("WCL_KEY")
-    with contextlib.suppress(OSError):
-        key = (options.data_dir / "key").read_text(encoding="utf-8").strip()
-    with contextlib.suppress(WclError), WclClient(options.url, key) as client:
+    with contextlib.suppress(WclError), WclClient(options.url, _key(options)) as client:
         return client.sign_in_link()
     return options.url
+
+
+def _announce_datasets(options: UpOptions, service: Service) -> None:
+    """Start a thread that says what becomes of the datasets; the workers are started afterwards."""
+    client = WclClient(options.url, _key(options))
+    announcer = Announcer(client, options.workers, service.report)
+    with contextlib.suppress(WclError):  # a key that may not read
+        announcer.ignore_present()
+        threading.Thread(target=announcer.run, args=(lambda: service.is_stopping,), daemon=True).start()
+
+
+def _key(options: UpOptions) -> str | None:
+    with contextlib.suppress(OSError):
+        return (options.data_dir / "key").read_text(encoding="utf-8").strip()
+    return os.environ.get("WCL_KEY")
 
 
 def _announcer(options: UpOptions, report: Callable[[str], None]) -> Callable[[str], None]:
@@ -278,6 +292,7 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
         try:
             service.start()
             if not service.is_stopping:
+                _announce_datasets(options, service)
                 with contextlib.suppress(OSError):  # the terminal may be closed
                     print(f"Serving {options.url} from {options.data_dir}", file=out)
                     print(f"Open     {_page_link(options)}", file=out, flush=True)

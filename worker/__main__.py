@@ -62,34 +62,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StorageUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG
-    sources = datasets.find(settings)
+    sources: dict[str, datasets.Source] = {}
     facts = WorkerFacts(
         id=new_id(),
         name=settings.worker_name,
         pool=settings.pool,
         gpus=num_gpus() if settings.gpus is None else settings.gpus,
-        datasets={name: source.facts.digest for name, source in sources.items()},
+        datasets={},
         spec_versions=SPEC_VERSIONS,
     )
     process.adopt_orphans()
-    announced = [source.facts for source in sources.values()]
     memory = device_bytes(facts.gpus)
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
     ability = Ability(room, storage_check, DatasetCheck(sources), GpuCheck(facts.gpus))
 
     def register() -> None:
-        unable = ability.check()
-        database.write(lambda session: workers.register(session, facts, os.getpid(), announced, memory, unable))
+        unable, names = ability.check(), datasets.names(settings)
+        database.write(lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names))
 
     _repeat(register, FaultLog(log, "the registration of this worker"))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch)
     slot = Slot(database, facts, supervisor, draining, ability, room)
+    registration = datasets.Registration(database, settings, facts, sources, draining)
 
     def drain() -> None:
         draining.set()
         app.stop()
+
+    def open_slot() -> None:
+        # An attempt's end kills all descendants of this process, and with them the description of a dataset.
+        registration.is_done.wait()
+        slot.open()
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
         signal.signal(number, lambda *_: drain())
@@ -101,12 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("reconciler", lambda: reconciler.run(stop))
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
-    _start("recovery", lambda: recovery.recover_all(database, storage, settings, slot.open))
+    _start("datasets", registration.run)
+    _start("recovery", lambda: recovery.recover_all(database, storage, settings, lambda: _start("opening", open_slot)))
     _start("garbage", lambda: collect_all_garbage(database, storage))
     _start("scrub", lambda: Scrub(database, storage, settings).run(stop))
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
-    log.info("worker %s in pool %s with %s", facts.name, facts.pool, ", ".join(sources) or "no datasets")
     try:
         if not options.once:
             app.run(app.make_app(settings, slot, draining), settings, draining)

@@ -6,24 +6,33 @@ import base64
 import contextlib
 import json
 import logging
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import wcl_core
+from jobs.database import Database, is_outage
 from jobs.datasets import DatasetFacts, SampleSheet
+from jobs.eligibility import WorkerFacts
 from jobs.settings import Settings
-from jobs.workers import Unable
+from jobs.workers import Unable, settle_dataset
 from wcl_core import plugins
+from wcl_core.config import DATASET_NAME, proposed_name
 from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
+from wcl_core.protocol import storable
+from worker.backoff import Backoff
 from worker.process import module_environment
 
 log = logging.getLogger(__name__)
+
+_STOP_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,9 @@ class Source:
         return [*([self.path] if self.path else []), *self.lists.values()]
 
 
-def find(settings: Settings) -> dict[str, Source]:
-    """Return the datasets of the settings by name; an unusable one is left out, with an error in the log."""
-    entries: list[tuple[str, str, Path | None]] = [(name, "builtin", None) for name in settings.builtin_datasets]
-    entries += [(name, _kind_of(path), path) for name, path in settings.datasets.items()]
-    sources = (_describe(*entry, settings) for entry in entries)
-    return {source.facts.name: source for source in sources if source is not None}
+def names(settings: Settings) -> list[str]:
+    """Return the names of the datasets of the settings, builtin ones first."""
+    return list(dict.fromkeys((*settings.builtin_datasets, *settings.datasets)))
 
 
 class DatasetCheck:
@@ -56,45 +62,142 @@ class DatasetCheck:
 
     def __call__(self) -> Unable | None:
         """Return why no attempt should start now; the message names no path."""
-        absent = [name for name, source in self._sources.items() if not all(map(Path.exists, source.paths))]
+        absent = [name for name, source in list(self._sources.items()) if not all(map(Path.exists, source.paths))]
         if not absent:
             return None
         return Unable("dataset_absent", f"files of its dataset {absent[0]} are not there")
 
 
-def _kind_of(path: Path) -> str:
-    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+def find(settings: Settings, stop: threading.Event) -> Iterator[tuple[str, Source | str]]:
+    """Describe the datasets of the settings, and yield each with its name: the reason instead of one that is refused.
+
+    Args:
+        stop: when it is set, the description that runs is abandoned.
+    """
+    for name in names(settings):
+        if stop.is_set():
+            return
+        path = settings.datasets.get(name)
+        try:
+            result: Source | str = _describe(name, path, settings, stop)
+        except ValueError as error:
+            log.error("dataset %s is refused: %s", name, error)
+            result = _without_paths(str(error), name, settings)
+        except Exception:  # one dataset must not keep the others from being registered
+            log.exception("dataset %s cannot be described", name)
+            result = "it cannot be described; the worker's log has the reason"
+        if not stop.is_set():
+            yield name, result
 
 
-def _describe(name: str, kind: str, path: Path | None, settings: Settings) -> Source | None:
+def _describe(name: str, path: Path | None, settings: Settings, stop: threading.Event) -> Source:
+    """Describe one dataset.
+
+    Raises:
+        ValueError: the dataset is unusable, or no spec can name it.
+    """
+    if not re.search(DATASET_NAME, name):
+        proposal = proposed_name(name)
+        raise ValueError(f"no spec can name it; expected lower-case letters, digits, '.', '_' and '-': {proposal}")
+    kind = "builtin" if path is None else _kind_of(path)
     arguments = [name, kind]
     if path is not None:
         arguments += [str(path), "--cache", str(settings.descriptions_dir / f"{name}.json")]
     lists = settings.label_lists.get(name, {})
     arguments += [f"--list={list_name}={list_path}" for list_name, list_path in lists.items()]
     cache = _builtin_cache(name) if kind == "builtin" and not lists else None
-    try:
-        facts = _read(cache) or _run(arguments, cache)
-    except ValueError as error:
-        log.error("dataset %s is left out: %s", name, error)
-        return None
+    facts = _read(cache) or _run(arguments, cache, stop)
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts.pop("samples")
     sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
     return Source(DatasetFacts(**facts, sheet=sheet), path, lists)
 
 
-def _run(arguments: list[str], cache: Path | None) -> dict[str, Any]:
+def _kind_of(path: Path) -> str:
+    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+
+
+def _without_paths(reason: str, name: str, settings: Settings) -> str:
+    """Return a reason that all users may read: they must not learn where files lie on this machine."""
+    paths = {str(path): f"list {list_name}" for list_name, path in settings.label_lists.get(name, {}).items()}
+    if path := settings.datasets.get(name):
+        paths |= {str(path.absolute()): "the folder", str(path): "the folder"}
+    for place in sorted(paths, key=len, reverse=True):
+        reason = reason.replace(place, paths[place])
+    return storable(reason.removeprefix("error: ").removeprefix(f"dataset {name}: "))
+
+
+class Registration:
+    """The registration of this worker's datasets, one by one: the worker takes jobs once all are read or refused.
+
+    Args:
+        facts: of the worker; its datasets are added.
+        sources: the datasets that can be used, by name; they are added.
+        stop: set when the worker drains.
+
+    Attributes:
+        is_done: set once no dataset is left.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        facts: WorkerFacts,
+        sources: dict[str, Source],
+        stop: threading.Event,
+    ) -> None:
+        self._database, self._settings, self._facts, self._sources = database, settings, facts, sources
+        self._stop = stop
+        self.is_done = threading.Event()
+
+    def run(self) -> None:
+        """Describe and announce each dataset."""
+        try:
+            for name, result in find(self._settings, self._stop):
+                self._settle(name, result)
+        finally:
+            self.is_done.set()
+        found = ", ".join(self._sources) or "no datasets"
+        log.info("worker %s in pool %s with %s", self._facts.name, self._facts.pool, found)
+
+    def _settle(self, name: str, result: Source | str) -> None:
+        """Store the result, as often as an outage of the database makes necessary."""
+        backoff = Backoff(self._settings.lease_seconds)
+        announced = result if isinstance(result, str) else result.facts
+        while not self._stop.is_set():
+            try:
+                self._database.write(lambda session: settle_dataset(session, self._facts.id, name, announced))
+                break
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                self._stop.wait(backoff.pause())
+        if not isinstance(result, str):
+            self._sources[name] = result
+            self._facts.datasets[name] = result.facts.digest
+
+
+def _run(arguments: list[str], cache: Path | None, stop: threading.Event) -> dict[str, Any]:
     """Describe a dataset in a process and keep the description in the cache.
 
     Raises:
         ValueError: the dataset is unusable; the message is the end of what the process wrote to stderr.
     """
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", *arguments]
-    done = subprocess.run(command, env=module_environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(done.stderr.strip()[-1000:])
-    line = done.stdout.strip().splitlines()[-1]
+    process = subprocess.Popen(
+        command, env=module_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    while True:
+        try:
+            output, errors = process.communicate(timeout=_STOP_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                process.kill()
+    if process.returncode:
+        raise ValueError(errors.strip()[-1000:] or f"its description ended with exit code {process.returncode}")
+    line = output.strip().splitlines()[-1]
     if cache is not None:
         with contextlib.suppress(OSError):
             write_bytes(cache, line.encode())

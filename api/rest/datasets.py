@@ -9,25 +9,32 @@ from api.http import files
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.rest import responses
-from api.rest.responses import DatasetResponse, Response
-from jobs import queries
+from api.rest.responses import DatasetResponse, RefusedDataset, Response
+from jobs import datasets, queries
 from jobs.datasets import sheet_layouts, sheet_png
 
 router = APIRouter(prefix="/v1/datasets", tags=["catalog"])
 
 
 class Datasets(Response):
-    """By name."""
+    """By name; beside them those that live workers still read (`pending`) or refuse."""
 
     items: list[DatasetResponse]
+    pending: list[str]
+    refused: list[RefusedDataset]
 
 
 @router.get("")
 def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
-    """List the datasets that workers have announced."""
+    """List the datasets that workers have announced, and those that they still read or refuse."""
     with database.read() as session:
         sheets = sheet_layouts(session)
-        return Datasets(items=[responses.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)])
+        unsettled = datasets.unsettled(session)
+        return Datasets(
+            items=[responses.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)],
+            pending=unsettled.pending,
+            refused=[RefusedDataset.of(each) for each in unsettled.refused],
+        )
 
 
 @router.get("/{name}")

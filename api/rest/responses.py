@@ -19,6 +19,7 @@ from jobs.datasets import SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
 from jobs.step_times import StepTime
 from jobs.waiting import Waiting
+from wcl_core.protocol import DatasetReport
 
 Json = dict[str, Any]
 _JOB_PARTS = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "groups", "evaluations")
@@ -282,7 +283,8 @@ class DatasetResponse(Response):
     """A dataset that a worker announced; `counts` are images by split, `class_counts` those of each class.
 
     `label_lists` are fixed lists of train images that `semi_supervised.lists` may name; `image_size` is the maximum of
-    `data.image_size`, where there is one.
+    `data.image_size`, where there is one. `report` says what the image folder holds, what was left out of it and what
+    is unusual; it is null for a dataset of no image folder.
     """
 
     name: str
@@ -294,7 +296,16 @@ class DatasetResponse(Response):
     class_counts: dict[str, list[int]] | None
     label_lists: dict[str, dict[str, Any]]
     samples: SamplesResponse | None
+    report: DatasetReport | None
     updated_at: Time
+
+
+class RefusedDataset(Response):
+    """A dataset that a live worker refuses, and why."""
+
+    name: str
+    worker: str
+    reason: str
 
 
 def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
@@ -306,6 +317,7 @@ def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
 class WorkerResponse(Response):
     """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs.
 
+    `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
     the same for people; both are null for a worker that takes jobs.
     """
@@ -318,6 +330,8 @@ class WorkerResponse(Response):
     is_live: bool
     job_id: str | None
     datasets: dict[str, str]
+    pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]
+    refused_datasets: Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]
     spec_versions: list[str]
     started_at: Time
     seen_at: Time

@@ -14,7 +14,7 @@ from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.datasets import SheetLayout
+from jobs.datasets import SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
 
 router = APIRouter(include_in_schema=False)
@@ -79,13 +79,14 @@ class DatasetView:
 @dataclass(frozen=True)
 class DatasetList:
     views: list[DatasetView]
+    unsettled: Unsettled
     now: int
 
 
 def dataset_list(session: Session) -> DatasetList:
     sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
     views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
-    return DatasetList(views, database_time(session))
+    return DatasetList(views, datasets.unsettled(session), database_time(session))
 
 
 def dataset_view(row: Dataset, sheet: SheetLayout | None, workers: Sequence[Worker]) -> DatasetView:

@@ -189,7 +189,7 @@ def _checked(session: Session, design: Design) -> Dataset:
     dataset = None
     for trial in range(len(design.trials)):
         try:
-            dataset = check(session, design.job(_at_last_rung(design, trial)))
+            _, dataset = check(session, design.job(_at_last_rung(design, trial)))
         except Invalid as invalid:
             for error in invalid.errors:
                 moved = located(error, design, trial)

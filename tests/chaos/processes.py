@@ -157,4 +157,5 @@ def _prepare_worker(main: Any, start: Start) -> None:
         recovery._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
-        datasets.find = lambda *args: {STANDIN.name: Source(STANDIN, None)}
+        datasets.names = lambda *args: [STANDIN.name]
+        datasets.find = lambda *args: iter([(STANDIN.name, Source(STANDIN, None))])

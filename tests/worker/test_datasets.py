@@ -1,7 +1,8 @@
-"""The datasets of a worker: builtin ones, folders with a cached description, packed files; others are left out."""
+"""The datasets of a worker: builtin ones, folders with a cached description, packed files; others are refused."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,16 @@ from jobs.settings import Settings
 from wcl_core.data.packing import pack
 from wcl_core.reporter import NullReporter
 from worker import datasets
+from worker.datasets import Source
 
 pytestmark = pytest.mark.process
+
+
+def found(settings: Settings) -> dict[str, Source]:
+    """The datasets that are not refused."""
+    results = dict(datasets.find(settings, threading.Event()))
+    assert list(results) == datasets.names(settings)
+    return {name: result for name, result in results.items() if isinstance(result, Source)}
 
 
 @pytest.fixture
@@ -34,16 +43,16 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
     places = {"flat": photos, "packed": packed, "gone": tmp_path / "gone.wclpack", "none": tmp_path / "none"}
     settings = Settings(data_dir=tmp_path / "data", datasets=places)
     commands: list[list[str]] = []
-    original = datasets.subprocess.run
+    original = datasets.subprocess.Popen
 
-    def run(command: list[str], **options: object) -> object:
+    def start(command: list[str], **options: object) -> object:
         commands.append(command)
         return original(command, **options)
 
-    monkeypatch.setattr(datasets.subprocess, "run", run)
+    monkeypatch.setattr(datasets.subprocess, "Popen", start)
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    sources = datasets.find(settings)
+    sources = found(settings)
 
     assert {name: (source.facts.kind, source.path) for name, source in sources.items()} == {
         "digits": ("builtin", None),
@@ -56,14 +65,14 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
     layouts = {name: source.facts.sheet and source.facts.sheet.rows for name, source in sources.items()}
     assert layouts == {"digits": 10, "flat": 2, "packed": 2}
     assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in sources.values())
-    assert "dataset gone is left out" in caplog.text
-    assert "dataset none is left out" in caplog.text
+    assert "dataset gone is refused" in caplog.text
+    assert "dataset none is refused" in caplog.text
     by_name = {command[4]: command for command in commands}
     assert by_name["flat"][-2:] == ["--cache", str(settings.descriptions_dir / "flat.json")]
     assert "--cache" not in by_name["digits"]
 
 
-def test_a_dataset_with_an_invalid_label_list_is_left_out(
+def test_a_dataset_with_an_invalid_label_list_is_refused(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
@@ -72,26 +81,60 @@ def test_a_dataset_with_an_invalid_label_list_is_left_out(
     lists = {"flat": {"some": good}, "other": {"some": bad}, "digits": {}}
     settings = Settings(data_dir=tmp_path / "data", datasets={"flat": photos, "other": photos}, label_lists=lists)
 
-    sources = datasets.find(settings)
+    sources = found(settings)
 
     assert sources.keys() == {"digits", "flat"}
     assert (sources["flat"].lists, sources["flat"].facts.label_lists["some"]["images"]) == ({"some": good}, 2)
     assert sources["flat"].facts.class_counts == {"train": [4, 4], "test": [1, 1]}
     assert sources["digits"].lists == sources["digits"].facts.label_lists == {}
-    assert "dataset other is left out" in caplog.text
+    assert "dataset other is refused" in caplog.text
     assert "list some: line 2: '99' is none of the 8 train images" in caplog.text
 
 
 def test_a_builtin_dataset_is_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    first = datasets.find(Settings(data_dir=tmp_path / "data"))
+    first = found(Settings(data_dir=tmp_path / "data"))
     (cache,) = (tmp_path / ".cache" / "wcl").glob("digits-*.json")
 
-    monkeypatch.setattr(datasets.subprocess, "run", lambda *_, **__: pytest.fail("the dataset was described again"))
-    assert datasets.find(Settings(data_dir=tmp_path / "other")) == first
+    monkeypatch.setattr(datasets.subprocess, "Popen", lambda *_, **__: pytest.fail("the dataset was described again"))
+    assert found(Settings(data_dir=tmp_path / "other")) == first
 
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))
     cache.write_bytes(b"{")
-    assert datasets.find(Settings(data_dir=tmp_path / "data")) == first
+    assert found(Settings(data_dir=tmp_path / "data")) == first
     assert len(cache.read_bytes()) > 1
+
+
+def test_a_refusal_gives_the_reason_without_a_path(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.png").write_bytes((photos / "a" / "0.png").read_bytes())
+    (tmp_path / "list.txt").write_text("x")
+    places = {"flat": tmp_path / "flat", "Upper Case": photos, "listed": photos, "gone": tmp_path / "gone"}
+    lists = {"listed": {"some": tmp_path / "list.txt"}}
+    settings = Settings(data_dir=tmp_path / "data", datasets=places, label_lists=lists, builtin_datasets=["nothing"])
+    refused = {name: result for name, result in datasets.find(settings, threading.Event()) if isinstance(result, str)}
+    assert "1 images and no class folders; expected train/CLASS/FILE" in refused["flat"]
+    assert "no spec can name it; expected lower-case letters" in refused["Upper Case"]
+    assert refused["Upper Case"].endswith("upper-case")
+    assert refused["listed"].startswith("list some: line 1")
+    assert refused["gone"] == "folder the folder does not exist"
+    assert "there is no builtin dataset nothing" in refused["nothing"]
+    assert not any(str(tmp_path) in reason for reason in refused.values())
+    assert not any(reason.startswith(("error", "dataset")) for reason in refused.values())
+
+
+def test_a_description_that_is_abandoned_ends_at_once(photos: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    settings = Settings(data_dir=tmp_path / "data", datasets={"photos": photos}, builtin_datasets=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.sys, "executable", str(_sleeper(tmp_path)))
+        assert list(datasets.find(settings, stop)) == []
+
+
+def _sleeper(folder: Path) -> Path:
+    path = folder / "sleeper"
+    path.write_text("#!/bin/sh\nexec sleep 60\n")
+    path.chmod(0o755)
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
 from wcl_client.output import err, out, print_json
+from wcl_client.registration import pending, refusals, report_lines, summary
 from wcl_client.up import UpOptions, free_port, run
 
 app = typer.Typer()
@@ -34,13 +36,21 @@ def up(
     ] = None,
 ) -> None:
     """Start the server and its workers on this machine; Ctrl-C stops them."""
+    from wcl_core.config.fields import DATASET_NAME, proposed_name  # here, as it takes longer than the rest of `wcl`
+
     folders: dict[str, Path | None] = {}
     for entry in dataset or ():
-        name, equals, folder = entry.partition("=")
-        if entry not in _BUILTIN and (not equals or not Path(folder).exists()):
+        name, equals, path = entry.partition("=")
+        folder = Path(path).expanduser()
+        if entry not in _BUILTIN and not (equals and name and path):
             expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_BUILTIN)}"
-            raise typer.BadParameter(f"--dataset {entry}: expected {expected}, where PATH exists")
-        folders[name] = Path(folder) if folder else None
+            raise typer.BadParameter(f"--dataset {entry}: expected {expected}")
+        if not re.search(DATASET_NAME, name):
+            expected = f"lower-case letters, digits, '.', '_' and '-': --dataset {proposed_name(name)}={path}"
+            raise typer.BadParameter(f"--dataset {entry}: no spec can name {name!r}; expected {expected}")
+        if equals and not folder.exists():
+            raise typer.BadParameter(f"--dataset {entry}: there is no folder or file {folder}")
+        folders[name] = folder if equals else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
     run(options, lambda text: err.print(text, markup=False))
 
@@ -60,15 +70,21 @@ def demo(
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the datasets that workers announced."""
+    """List the datasets that workers announced, what was read of each, and those that workers refuse."""
     with WclClient.connect() as client:
         rows = client.datasets()
+        workers = [] if as_json else client.workers()
     if as_json:
         print_json(rows)
         return
     for dataset in rows:
-        counts = ", ".join(f"{count:,} {split}" for split, count in dataset["counts"].items())
-        out.print(f"[bold]{dataset['name']}[/bold]  {counts}  {len(dataset['classes'])} classes")
+        out.print(f"[bold]{dataset['name']}[/bold]  {summary(dataset)}")
+        for line in report_lines(dataset):
+            out.print(f"  {escape(line)}", soft_wrap=True)
+    for name in pending(workers):
+        out.print(f"[bold]{escape(name)}[/bold]  a worker is still reading it")
+    for refusal in refusals(workers):
+        err.print(f"[red]{escape(refusal)}[/red]", soft_wrap=True)
 
 
 @app.command()

@@ -9,8 +9,9 @@ import typer
 
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_success
-from wcl_client.output import out, print_json
+from wcl_client.output import err, out, print_json
 from wcl_client.references import find_job
+from wcl_client.registration import when_registered
 from wcl_client.responses import JobKind
 from wcl_client.specfile import apply_overrides, read_spec
 
@@ -65,12 +66,17 @@ def submit(
             {"job_id": find_job(client, reference)["id"], "until": "checkpoint"} for reference in after_checkpoint or ()
         ]
         if dry_run:
-            print_json(client.plan(job_kind, body, preset=preset, seeds=numbers))
+            print_json(
+                when_registered(client, lambda: client.plan(job_kind, body, preset=preset, seeds=numbers), err.print)
+            )
             return
         if numbers is None:
-            jobs = [client.submit(job_kind, body, **options)]
+            jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.print)]
         else:
-            group = client.submit_group(job_kind, body, seeds=numbers, **options)
+            seeds_ = numbers
+            group = when_registered(
+                client, lambda: client.submit_group(job_kind, body, seeds=seeds_, **options), err.print
+            )
             jobs = group["items"]
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)

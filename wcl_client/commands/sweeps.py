@@ -13,6 +13,7 @@ from wcl_client.commands.shared import AsJson
 from wcl_client.output import err, out, print_json
 from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
+from wcl_client.registration import when_registered
 from wcl_client.responses import Json
 from wcl_client.specfile import read_spec
 
@@ -43,9 +44,9 @@ def submit(
     body = read_spec(file) | {field: value for field, value in options.items() if value is not None}
     with WclClient.connect() as client:
         if dry_run:
-            print_json(client.plan_sweep(body))
+            print_json(when_registered(client, lambda: client.plan_sweep(body), err.print))
             return
-        new = client.submit_sweep(body)
+        new = when_registered(client, lambda: client.submit_sweep(body), err.print)
         if not as_json:
             out.print(new["id"])
             err.print(f"{new['trials']} trials, measured on {output.measured_on(new)}; see {new['links']['page']}")

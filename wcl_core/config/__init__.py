@@ -14,7 +14,7 @@ Import from this package, not from its modules; `overlay` is the exception.
 """
 
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, PixelFeatures
-from wcl_core.config.fields import Seed
+from wcl_core.config.fields import DATASET_NAME, Seed, proposed_name
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation
 from wcl_core.config.methods import MethodOptions, method_title, options_of, why_no_weak_labels
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
@@ -29,6 +29,8 @@ from wcl_core.config.protocols import (
     Protocol,
     ProtocolSettings,
     SemiSupervisedConfig,
+    labels_per_class,
+    largest_k,
     measure_title,
     protocol_facts,
 )
@@ -36,6 +38,7 @@ from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConf
 from wcl_core.config.versions import SPEC_VERSION, SPEC_VERSIONS, UPCASTERS, Kind, Spec, parse_spec, resolve_spec
 
 __all__ = [
+    "DATASET_NAME",
     "PROTOCOLS",
     "SPEC_VERSION",
     "SPEC_VERSIONS",
@@ -66,10 +69,13 @@ __all__ = [
     "Spec",
     "held_out_count",
     "is_transformer",
+    "labels_per_class",
+    "largest_k",
     "measure_title",
     "method_title",
     "options_of",
     "parse_spec",
+    "proposed_name",
     "protocol_facts",
     "resolve_spec",
     "weak_augmentation",

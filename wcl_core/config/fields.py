@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+DATASET_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+
 DatasetName = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+        pattern=DATASET_NAME,
         description="Registered name of a dataset.",
         examples=["digits"],
     ),
@@ -17,12 +20,17 @@ DatasetName = Annotated[
 ListName = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+        pattern=DATASET_NAME,
         description="Name of a list of labelled images.",
         examples=["official-1"],
     ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation, data order and augmentation.")]
+
+
+def proposed_name(text: str) -> str:
+    """Return a dataset name that is close to a text."""
+    return re.sub(r"[^a-z0-9_.-]+", "-", text.lower()).strip("-._")[:64] or "images"
 
 
 class SpecModel(BaseModel):

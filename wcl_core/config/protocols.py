@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -217,6 +217,35 @@ class ProtocolSettings(SpecModel):
     @classmethod
     def _no_repeats(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
         return without_repeats(values)
+
+    def fitted(self, smallest: int, images: float, num_classes: int) -> Self:
+        """Return settings whose defaults fit a dataset; what was set stays, also if it does not fit.
+
+        Args:
+            smallest: train images of the smallest class.
+            images: train images of all classes.
+        """
+        fitting: dict[str, Any] = {}
+        if "knn_k" not in self.model_fields_set:
+            fitting["knn_k"] = max(1, min(self.knn_k, largest_k(smallest)))
+        if "labels_per_class" not in self.model_fields_set:
+            counts = tuple(count for count in self.labels_per_class if count <= smallest)
+            fitting["labels_per_class"] = counts or self.labels_per_class
+        tuned = self.semi_supervised
+        if "shares" not in tuned.model_fields_set:
+            shares = tuple(share for share in tuned.shares if labels_per_class(share, images, num_classes) <= smallest)
+            fitting["semi_supervised"] = tuned.model_copy(update={"shares": shares or tuned.shares})
+        return self.model_copy(update={name: value for name, value in fitting.items() if value != getattr(self, name)})
+
+
+def largest_k(smallest: int) -> int:
+    """Return the largest k of kNN for a smallest train class of so many images: half of them, but at least 1."""
+    return max(1, smallest // 2) if smallest else 0
+
+
+def labels_per_class(share: float, images: float, num_classes: int) -> int:
+    """Return the labelled images of each class for a share of the labels of so many train images."""
+    return max(1, round(share * images / max(1, num_classes)))
 
 
 def check_lists(tuned: SemiSupervisedConfig | None, data: DataConfig | None) -> None:

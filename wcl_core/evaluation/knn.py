@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wcl_core.config import largest_k
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
 
@@ -23,17 +24,17 @@ def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn
 
     Args:
         features: both splits.
-        k: number of neighbours; at most half of the smallest train class.
+        k: number of neighbours; at most `largest_k` of the smallest train class.
         temperature: T, > 0.
         field: name of the field that k comes from, for the error.
 
     Raises:
         ProtocolError: k is above half of the smallest train class, so votes would be meaningless.
     """
-    if k > features.smallest_class / 2:
+    if k > (limit := largest_k(features.smallest_class)):
         raise ProtocolError(
             f"{field} = {k} is above half of the {features.smallest_class} images of the smallest train class; use at "
-            f"most {features.smallest_class // 2}"
+            f"most {limit}"
         )
     train, test = normalise(features.train), normalise(features.test)
     votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])

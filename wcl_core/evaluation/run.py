@@ -35,7 +35,7 @@ def evaluate(
     """Measure one set of features under the spec's protocols.
 
     Args:
-        spec: features, protocols and their settings.
+        spec: features, protocols and their settings; settings that are not set fit the smallest class.
         reporter: receives each result; its request is read at the start, between protocols and within long ones.
         data: both splits at the spec's image size.
         checkpoint_path: the native checkpoint, if the spec's features come from one.
@@ -53,6 +53,8 @@ def evaluate(
     try:
         progress.reach(0)
         data = with_held_out(data, spec.data.held_out_share)
+        counts = data.train.labels.bincount(minlength=len(data.classes))
+        spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
         subject = _subject(spec, data, checkpoint_path)
         # The share identifies a result, so that it is never compared with a result on the test split.
         held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}

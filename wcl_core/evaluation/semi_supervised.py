@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wcl_core.config import SemiSupervisedConfig
+from wcl_core.config import SemiSupervisedConfig, labels_per_class
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.data.label_lists import index_digest
 from wcl_core.evaluation.accuracy import top1
@@ -67,7 +67,7 @@ def labelled_split(labels: Tensor, share: float, seed: int, number: int) -> Tens
         ProtocolError: a class has too few images.
     """
     num_classes = int(labels.max()) + 1
-    per_class = max(1, round(share * len(labels) / num_classes))
+    per_class = labels_per_class(share, len(labels), num_classes)
     smallest = int(labels.bincount().min())
     if per_class > smallest:
         raise ProtocolError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wcl_core.config import PretrainSpec
+from wcl_core.config import PretrainSpec, largest_k
 from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
@@ -139,6 +139,10 @@ class _Run:
         return model.to(self.device).to(memory_format=self._memory_format)
 
     @property
+    def _smallest_class(self) -> int:
+        return int(self.dataset.train.labels.bincount(minlength=len(self.dataset.classes)).min())
+
+    @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
 
@@ -164,6 +168,8 @@ class _Run:
         )
         if (warning := warning_of(self.config)) is not None:
             self.reporter.warning("unusual_optimizer", warning)
+        if self.config.knn_every_epochs and not self._smallest_class:
+            self.reporter.warning("no_knn", "a class has no train image, so the kNN accuracy is not measured")
         self._progress("train")
         if request := self._request():
             return OUTCOME_OF[request]
@@ -245,7 +251,7 @@ class _Run:
         every = self.config.knn_every_epochs
         if every == 0 or (epoch % every and epoch != self.config.epochs) or not self.ranks.is_first:
             return
-        k = min(_KNN_K, int(self.dataset.train.labels.bincount(minlength=len(self.dataset.classes)).min()) // 2)
+        k = min(_KNN_K, largest_k(self._smallest_class))
         if k < 1:
             return
         self._progress("evaluate")
