@@ -97,6 +97,7 @@ class Reading:
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._unreadable, self._notes = Remarks(), Remarks()
         self._first_error = ""
+        self._by_class = {which: [0] * len(files.classes) for which in ("train", "test")}
 
     def add(self, which: str, file: File) -> None:
         """Take one file of a split into account, in the order of `Files.splits`.
@@ -113,6 +114,8 @@ class Reading:
             self._unreadable.add(f"{UNREADABLE}: {_NUMBERS.sub('…', file.error)}", path)
             self._first_error = self._first_error or f"{shown(path)}: {file.error}"
             return
+        if which in self._by_class:
+            self._by_class[which][label] += 1
         self._formats[file.facts.format] += 1
         self._modes[file.facts.mode] += 1
         self._sizes[file.facts.width, file.facts.height] += 1
@@ -142,6 +145,12 @@ class Reading:
         sizes = sorted(self._sizes, key=lambda size: (size[0] * size[1], size))
         middle = np.searchsorted(np.cumsum([self._sizes[size] for size in sizes]), self._sizes.total() / 2)
         unreadable = self._unreadable.list()
+        classes = Remarks()
+        for name, train, test in zip(self._files.classes, *self._by_class.values(), strict=True):
+            if train < 2:
+                classes.add((NO_TRAIN, ONE_TRAIN)[train], name)
+            if not test:
+                classes.add(NO_TEST, name)
         return DatasetReport(
             layout=self._files.layout,
             formats=dict(self._formats.most_common()),
@@ -151,7 +160,7 @@ class Reading:
             largest=sizes[-1],
             unreadable=sum(remark.count for remark in unreadable),
             left_out=[*unreadable, *self._files.left_out.list()],
-            odd=[*self._notes.list(), *self._files.odd.list()],
+            odd=[*self._notes.list(), *classes.list(), *self._files.odd.list()],
         )
 
     def warn(self, reporter: Reporter) -> None:
@@ -197,12 +206,6 @@ def describe_folder(name: str, root: Path) -> Description:
     by_class = class_counts(
         {which: [label for _, label in readable[which]] for which in ("train", "test")}, len(files.classes)
     )
-    for count, label in zip(by_class["train"], files.classes, strict=True):
-        if count < 2:
-            files.odd.add((NO_TRAIN, ONE_TRAIN)[count], label)
-    for count, label in zip(by_class["test"], files.classes, strict=True):
-        if not count:
-            files.odd.add(NO_TEST, label)
     samples = samples_of_files(files.root, readable["train"], len(files.classes))
     return Description(
         name, "folder", reading.digest, counts, files.classes, by_class, samples=samples, report=reading.report()

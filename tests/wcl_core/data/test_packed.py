@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,45 @@ def test_a_folder_larger_than_the_stated_share_of_memory_is_refused_with_advice(
     assert len(data.load("photos", "folder", photos, 8, 0.0, NullReporter()).train) == 10
     with pytest.raises(DataError, match=r"50% of this machine's.*wcl_core pack photos FOLDER photos.wclpack --size 9"):
         data.load("photos", "folder", photos, 9, 0.0, NullReporter())
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Replace the header of a packed file."""
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[8:16], "little")
+    fields = json.loads(whole[16 : 16 + length])
+    change(fields)
+    path.write_bytes(whole[:16] + json.dumps(fields).encode().ljust(length) + whole[16 + length :])
+
+
+@pytest.mark.parametrize("name", ["format_version", "rules_version"])
+def test_a_file_that_was_packed_by_other_rules_is_refused_with_the_command(packed: Path, name: str) -> None:
+    """Files of version 1 may hold white images of 16 bits, and sideways ones."""
+    rewritten(packed, lambda fields: fields.update({name: 1}))
+    for act in (load, lambda path: data.describe("photos", "packed", path)):
+        with pytest.raises(DataError, match=r"other rules for pixels.*pack photos FOLDER photos.wclpack --size 8"):
+            act(packed)
+
+
+def test_the_report_on_the_folder_is_in_the_packed_file(photos: Path, packed: Path) -> None:
+    assert data.describe("photos", "packed", packed).report == data.describe("photos", "folder", photos).report
+
+
+@pytest.mark.parametrize("label", [77, -1, 2**31 - 1])
+def test_labels_outside_of_the_classes_are_refused(packed: Path, label: int) -> None:
+    content = bytearray(packed.read_bytes())
+    labels = len(content) - 4 * (10 + 4 + 6)
+    content[labels : labels + 4] = label.to_bytes(4, "little", signed=True)
+    packed.write_bytes(content)
+    start = 16 + int.from_bytes(content[8:16], "little")
+    blocks = [hashlib.sha256(content[place : place + 1000]).hexdigest() for place in range(start, len(content), 1000)]
+    rewritten(packed, lambda fields: fields.update(blocks=blocks))
+    with pytest.raises(DataError, match="label outside of 0 to 1 in its train split"):
+        data.describe("photos", "packed", packed)
+
+
+def test_a_header_that_breaks_its_parser_is_damage(packed: Path) -> None:
+    content = b"WCLPACK1" + (200_000).to_bytes(8, "little") + b"[" * 200_000
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match="is not a packed dataset: RecursionError"):
+        load(packed)
