@@ -183,7 +183,7 @@ def test_a_plan_that_cannot_run_is_refused_at_submission(database: Database) -> 
     assert refused(database, {"protocols": ["linear"]}, few | {"data": {"name": "no"}}) == [
         "/spec/evaluations/1/data/name"
     ]
-    assert refused(database, small | {"protocols": ["knn"]}) == ["/spec/evaluations/0/knn_k"]
+    assert refused(database, small | {"protocols": ["knn"], "knn_k": 20}) == ["/spec/evaluations/0/knn_k"]
     assert refused(database, {"protocols": ["linear", "knn_wide"]}) == ["/spec/evaluations/0/protocols/1"]
     assert refused(database, small | few | {"labels_per_class": [1, 11]}) == ["/spec/evaluations/0/labels_per_class/1"]
 

@@ -78,7 +78,11 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
             "/spec/micro_batch_size",
             "expected a divisor of the 8 images of each process",
         ),
-        ({"batch_size": 8, "evaluations": [{"protocols": ["knn"]}]}, "/spec/evaluations/0/knn_k", "3 train images"),
+        (
+            {"batch_size": 8, "evaluations": [{"protocols": ["knn"], "knn_k": 20}]},
+            "/spec/evaluations/0/knn_k",
+            "3 train images",
+        ),
         (
             {"batch_size": 8, "evaluations": [{"protocols": ["semi_supervised"], "semi_supervised": {"lists": ["x"]}}]},
             "/spec/evaluations/0/semi_supervised/lists/0",

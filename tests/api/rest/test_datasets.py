@@ -56,3 +56,86 @@ def test_absent_datasets_and_samples_are_named(small: Served) -> None:
     assert client.get("/v1/datasets/digits").json()["samples"] is None
     for address in ("/v1/datasets/digits/samples.png", "/v1/datasets/none", "/v1/datasets/none/samples.png"):
         assert_problem(client.get(address), 404)
+
+
+REPORT = {
+    "layout": "a fixed fifth of each class is the test split",
+    "formats": {"JPEG": 5},
+    "modes": {"RGB": 5},
+    "smallest": [4, 5],
+    "median": [6, 7],
+    "largest": [8, 9],
+    "unreadable": 1,
+    "left_out": [{"text": "images that cannot be read", "count": 1, "examples": ["a/caf\\xe9.jpg"]}],
+    "odd": [],
+}
+FLOWERS = DatasetFacts(
+    "flowers", "folder", "f" * 64, {"train": 4, "test": 1}, ["a", "b"], {"train": [2, 2], "test": [1, 0]}, report=REPORT
+)
+
+
+def spec(**fields: object) -> dict[str, object]:
+    data = {"name": "flowers", "image_size": 8, **fields}
+    return {"kind": "pretrain", "spec": {"data": data, "batch_size": 4, "backbone": {"name": "tiny"}}}
+
+
+def test_a_report_is_returned_as_it_was_announced(served: Served) -> None:
+    announce(served, FLOWERS)
+    client = served.client("read")
+    assert client.get("/v1/datasets/flowers").json()["report"] == REPORT
+    assert client.get("/v1/datasets").json()["items"][-1]["report"] == REPORT
+
+
+def test_a_refused_dataset_says_why(served: Served) -> None:
+    """In the list, with its worker, and in the answer to a submission: first that it is still read, then the reason."""
+    worker = rows.worker(id=new_id(), datasets={})
+    served.database.write(lambda session: workers.register(session, worker, 1, [], pending=["aster", "flowers"]))
+    client = served.client("read", "submit")
+    listed = client.get("/v1/datasets").json()
+    assert (listed["pending"], listed["refused"]) == (["aster", "flowers"], [])
+    assert "a worker is still reading it" in client.post("/v1/jobs", json=spec()).text
+
+    def settle(name: str, result: DatasetFacts | str) -> None:
+        served.database.write(lambda session: workers.settle_dataset(session, worker.id, name, result))
+
+    settle("flowers", "train/ has 5 images and no class folders")
+    settle("aster", replace(DIGITS, name="aster"))
+    listed = client.get("/v1/datasets").json()
+    refused = [{"name": "flowers", "worker": worker.name, "reason": "train/ has 5 images and no class folders"}]
+    assert ([each["name"] for each in listed["items"]], listed["pending"], listed["refused"]) == (
+        ["digits"],
+        [],
+        refused,
+    )
+    (row,) = client.get("/v1/workers").json()["items"]
+    assert (row["pending_datasets"], row["datasets"]) == ([], {"aster": rows.DIGEST})
+    assert row["refused_datasets"] == {"flowers": refused[0]["reason"]}
+    answer = client.post("/v1/jobs", json=spec())
+    assert answer.status_code == 422
+    assert f"worker {worker.name} refuses it: {refused[0]['reason']}" in answer.text
+
+
+def test_a_job_that_tolerates_too_few_unreadable_images_is_refused_at_once(served: Served) -> None:
+    announce(served, FLOWERS)
+    client = served.client("read", "submit")
+    answer = client.post("/v1/jobs", json=spec())
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/spec/data/max_corrupt_share"
+    assert "1 of 6 image files of flowers cannot be read" in error["detail"]
+    assert "at least 0.167" in error["detail"]
+    assert client.post("/v1/jobs", json=spec(max_corrupt_share=0.167)).status_code == 201
+
+
+def test_defaults_of_evaluations_fit_the_smallest_class(served: Served) -> None:
+    """What was set stays as it was set, and is refused where it does not fit."""
+    announce(served, replace(FLOWERS, report=None, class_counts={"train": [30, 3], "test": [1, 1]}))
+    client = served.client("read", "submit")
+    body = {"kind": "evaluate", "spec": {"data": {"name": "flowers", "image_size": 8}, "features": {"kind": "pixels"}}}
+    job = client.post("/v1/jobs", json=body).json()
+    assert (job["spec"]["knn_k"], job["spec"]["labels_per_class"]) == (1, [1])
+    explicit = {**body, "spec": {**body["spec"], "knn_k": 20}}  # type: ignore[dict-item]
+    assert "/spec/knn_k" in client.post("/v1/jobs", json=explicit).text
+    training = spec()
+    training["spec"]["evaluations"] = [{"protocols": ["knn", "few_labels"]}]  # type: ignore[index]
+    plan = client.post("/v1/jobs", json=training).json()["spec"]["evaluations"][0]
+    assert (plan["knn_k"], plan["labels_per_class"]) == (1, [1])
