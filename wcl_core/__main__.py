@@ -176,6 +176,7 @@ def _print_description(description: data.Description) -> None:
                 "image_size": description.image_size,
                 "label_lists": {name: asdict(entry) for name, entry in description.label_lists.items()},
                 "samples": None if description.samples is None else _samples(description.samples),
+                "report": None if description.report is None else description.report.model_dump(mode="json"),
             }
         )
     )

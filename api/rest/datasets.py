@@ -33,7 +33,7 @@ def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
         return Datasets(
             items=[responses.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)],
             pending=unsettled.pending,
-            refused=[RefusedDataset.of(each) for each in unsettled.refused],
+            refused=[RefusedDataset.model_validate(each) for each in unsettled.refused],
         )
 
 

@@ -62,6 +62,8 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
     assert sources["packed"].facts.counts == sources["flat"].facts.counts == {"train": 8, "test": 2}
     assert sources["packed"].facts.digest != sources["flat"].facts.digest
     assert (sources["packed"].facts.image_size, sources["flat"].facts.image_size) == (8, None)
+    reports = {name: source.facts.report and source.facts.report["formats"] for name, source in sources.items()}
+    assert reports == {"digits": None, "flat": {"PNG": 10}, "packed": {"PNG": 10}}
     layouts = {name: source.facts.sheet and source.facts.sheet.rows for name, source in sources.items()}
     assert layouts == {"digits": 10, "flat": 2, "packed": 2}
     assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in sources.values())
