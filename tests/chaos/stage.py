@@ -132,7 +132,7 @@ class Stage:
 
     def wait_for_workers(self, *names: str) -> None:
         def are_there() -> bool:
-            return set(names) <= {row.name for row in self.workers() if row.is_live}
+            return set(names) <= {row.name for row in self.workers() if row.is_live and not row.pending_datasets}
 
         eventually(are_there, f"the start of {', '.join(names)}")
 

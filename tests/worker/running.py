@@ -72,7 +72,10 @@ class RunningWorker:
         assert self._process
         assert self._process.poll() is None, self.log()
         with self.database.read() as session:
-            return any(worker.pid == self.pid and worker.state == "idle" for worker in queries.workers(session))
+            return any(
+                worker.pid == self.pid and worker.state == "idle" and not worker.pending_datasets
+                for worker in queries.workers(session)
+            )
 
     def row(self) -> Worker:
         """Return the worker's row."""
