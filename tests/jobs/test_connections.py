@@ -67,6 +67,8 @@ def test_the_settings_of_a_transaction_end_with_it(postgres_database: Database) 
         assert session.execute(text("SHOW lock_timeout")).scalar_one() == "10s"
         assert session.execute(text("SHOW statement_timeout")).scalar_one() == "1min"
         assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
+    for _ in range(8):  # a driver prepares a statement that it has sent five times, and forgets it at a rollback
+        postgres_database.write(lambda session: session.execute(select(Dataset.name)).all())
     raw = postgres_database.engine.raw_connection()
     try:
         cursor = raw.cursor()
@@ -98,7 +100,7 @@ def test_pgbouncer_in_transaction_mode(postgres_url: str, query: str) -> None:
         database.write(lambda session: session.execute(update(Dataset).values(kind="0")) and None)
 
         def work(number: int) -> None:
-            for _ in range(12):  # a driver prepares a statement that it has sent five times
+            for _ in range(12):
                 database.write(lambda session: session.execute(update(Dataset).values(kind=Dataset.kind)) and None)
                 with database.read() as session:
                     assert session.execute(select(Dataset.name)).scalar_one() == "digits"
