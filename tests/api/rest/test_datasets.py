@@ -103,7 +103,7 @@ def test_a_refused_dataset_says_why(served: Served) -> None:
     listed = client.get("/v1/datasets").json()
     refused = [{"name": "flowers", "worker": worker.name, "reason": "train/ has 5 images and no class folders"}]
     assert ([each["name"] for each in listed["items"]], listed["pending"], listed["refused"]) == (
-        ["digits"],
+        ["aster", "digits"],
         [],
         refused,
     )
