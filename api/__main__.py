@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import json
 import logging
 import os
@@ -138,6 +139,7 @@ def _run(app: FastAPI, listener: socket.socket, stop: threading.Event) -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
         backlog=_BACKLOG,
     )
+    importlib.import_module("anyio._backends._asyncio")  # the first request would load it: too late without descriptors
     gc.collect()
     gc.freeze()  # imported objects live for ever; scanning them at each collection would dominate large responses
     _Server(config, app.state.stopping).run(sockets=[listener])

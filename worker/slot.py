@@ -105,10 +105,13 @@ class Slot:
 
     def _run_next(self) -> bool:
         """Claim the next job and supervise it; return False when another worker has claimed it first."""
-        claim = self._database.write(lambda session: transitions.claim(session, self._facts))
-        if claim is not None:
-            self._run(claim)
-        return claim is not None
+        if (claim := self._claim()) is None:
+            return False
+        self._run(claim)
+        return True
+
+    def _claim(self) -> Claim | None:
+        return self._database.write(lambda session: transitions.claim(session, self._facts))
 
     def _run(self, claim: Claim) -> None:
         self.job_id = claim.job_id

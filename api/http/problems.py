@@ -17,8 +17,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -40,6 +41,7 @@ ErrorRenderer = Callable[[Request, Exception], Response]
 _MAX_ERRORS = 50
 MAX_DETAIL = 1_000
 _RETRY_SECONDS = "5"
+_QUIET_SECONDS = 60.0
 _OF_THE_MACHINE = frozenset(  # a full or read-only disk, no free descriptors or memory
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
@@ -124,11 +126,11 @@ class Problem:
         if isinstance(error, DataError):
             return cls(422, Invalid.title, "a number or a text is out of the range that can be stored")
         if (fault := fault_of(error)) is not None:
-            log.warning("a request failed: %s", describe(error))
+            _log_fault(fault, describe(error))
             headers = {"Retry-After": _RETRY_SECONDS} if fault.is_passing else {}
             return cls(503, "Database unavailable", detail_of(error, fault), headers=headers)
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-            log.warning("a request failed: %s", error)
+            _log_fault(error.errno, str(error))
             detail = f"the server cannot do this now: {os.strerror(error.errno)}"
             return cls(503, "Server unavailable", detail, headers={"Retry-After": _RETRY_SECONDS})
         number = str(uuid.uuid4())
@@ -146,6 +148,16 @@ class Problem:
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.to_json(), self.status, self.headers, MEDIA_TYPE)
+
+
+_logged_at: dict[Hashable, float] = {}
+
+
+def _log_fault(kind: Hashable, text: str) -> None:
+    """Log why requests fail, at most once a minute for each kind of fault: thousands may meet it."""
+    if time.monotonic() - _logged_at.get(kind, float("-inf")) >= _QUIET_SECONDS:
+        _logged_at[kind] = time.monotonic()
+        log.warning("a request failed: %s; more of this kind are not logged for %g s", text, _QUIET_SECONDS)
 
 
 def _headers(error: JobsError) -> dict[str, str]:

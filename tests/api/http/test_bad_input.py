@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
-from api.http import bodies
+from api.http import bodies, problems
 from api.http.problems import Problem
 from jobs import queries
 from jobs.database import new_id
@@ -362,3 +362,14 @@ def test_a_fault_of_the_servers_machine_is_no_internal_error(number: int, caplog
     assert problem.detail == f"the server cannot do this now: {os.strerror(number)}"
     assert "Traceback" not in caplog.text
     assert Problem.of(OSError(errno.ENOENT, "No such file")).status == 500
+
+
+def test_a_fault_that_many_requests_meet_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(problems, "_logged_at", {})
+    for _ in range(100):
+        Problem.of(OSError(errno.EMFILE, "Too many open files"))
+    Problem.of(OSError(errno.ENOSPC, "No space left on device"))
+
+    assert len(caplog.records) == 2
