@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,11 +99,22 @@ class Service:
         return victim.pid
 
     def stop(self) -> float:
-        """End the service as Ctrl-C does; return the seconds until its end."""
+        """End the service as Ctrl-C does; return the seconds until its end.
+
+        Raises:
+            AssertionError: it did not end within a minute; all its processes are killed then.
+        """
         began = time.monotonic()
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=60)
+            try:
+                self._process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                processes = psutil.Process(self._process.pid).children(recursive=True)
+                for process in (self._process, *processes):
+                    with suppress(psutil.Error):
+                        process.kill()
+                raise AssertionError(f"wcl up did not end within 60 s\n{self.words()}") from None
         return time.monotonic() - began
 
     def words(self) -> str:
