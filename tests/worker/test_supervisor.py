@@ -196,10 +196,13 @@ def test_a_run_loses_nothing_in_an_outage_of_the_database(
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
         before = spool.stat().st_size
-        # Longer than the lease: no process reaches the database, so no reconciler may declare the run lost.
-        eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
-        eventually(lambda: "the delivery of its records fails and is repeated" in worker.log(), "refused deliveries")
-        administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        try:
+            # Longer than the lease: no process reaches the database, so no reconciler may declare the run lost.
+            eventually(lambda: spool.stat().st_size > 3 * before, "reports during the outage")
+            refused = "the delivery of its records fails and is repeated"
+            eventually(lambda: refused in worker.log(), "refused deliveries")
+        finally:  # other tests use this database, too
+            administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     delivered = jobs.num_checkpoints(job_id)
     eventually(lambda: jobs.num_checkpoints(job_id) > delivered, "deliveries after the outage")
