@@ -6,6 +6,7 @@ folder, stored file and process of an attempt names its token.
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from sqlalchemy import ColumnElement, and_
 from jobs.models import Attempt
 
 _TOKEN_BYTES = 8
+_FOLDER = re.compile("[0-9]+(-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class AttemptRef:
     def is_row(self) -> ColumnElement[bool]:
         """Return the condition for the attempt's row."""
         return and_(Attempt.job_id == self.job_id, Attempt.number == self.number, Attempt.token == self.token)
+
+    @staticmethod
+    def is_folder(name: str) -> bool:
+        """Return whether this may be the last part of an attempt's folder."""
+        return _FOLDER.fullmatch(name) is not None
 
     def __str__(self) -> str:
         return f"attempt {self.number} of job {self.job_id}"

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs import models
+from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
 from jobs.ingest import insert
 from jobs.settings import Settings
@@ -165,7 +166,9 @@ def _refuse_strangers(session: Session, storage: Storage, marker: str | None) ->
 def _jobs_with_files(storage: Storage) -> Iterator[str]:
     """Return the ids of the jobs with files `JOB/ATTEMPT/NAME`; other folders, such as `lost+found`, are no jobs."""
     return (
-        job_id for job_id in storage.job_ids() if any(key.split("/")[1].isdecimal() for key in storage.keys(job_id))
+        job_id
+        for job_id in storage.job_ids()
+        if any(AttemptRef.is_folder(key.split("/")[1]) for key in storage.keys(job_id))
     )
 
 

@@ -244,7 +244,10 @@ class RunFile(_Model):
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
-        later = {name for name in ("token", "place") if getattr(self, name) is None}  # an older version knows neither
+        # An older version does not know these fields.
+        later: dict[str, Any] = {name: True for name in ("token", "place") if getattr(self, name) is None}
+        if not self.dataset.list_digests:
+            later["dataset"] = {"list_digests"}
         write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True, exclude=later).encode())
 
     @classmethod

@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from jobs.storage import MARKER, ForeignStorage, LocalStorage, StorageUnavailable
 from tests.jobs import rows
 
-KEY = "{job}/1/step-1.safetensors"
+KEY = "{job}/1-0123456789abcdef/step-1.safetensors"
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, 
         (settings.checkpoints_dir / name).mkdir(parents=True)
     (settings.checkpoints_dir / ".snapshot" / "hourly" / "of the disk").write_bytes(b"")
     if has_files:
-        (settings.checkpoints_dir / "job" / "1" / "step-1.safetensors").write_bytes(b"state")
+        (settings.checkpoints_dir / "job" / "1-0123456789abcdef" / "step-1.safetensors").write_bytes(b"state")
     if file != "absent":
         settings.sqlite_file.write_bytes(b"" if file == "empty" else b"SQLite format 3\0")
 
@@ -193,8 +193,8 @@ def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, 
 
 def test_another_database_than_sqlite_is_not_looked_for_in_the_folder(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, database_url="postgresql://db.example/wcl")
-    (settings.checkpoints_dir / "job" / "1").mkdir(parents=True)
-    (settings.checkpoints_dir / "job" / "1" / "step-1.safetensors").write_bytes(b"state")
+    (settings.checkpoints_dir / "job" / "1-0123456789abcdef").mkdir(parents=True)
+    (settings.checkpoints_dir / "job" / "1-0123456789abcdef" / "step-1.safetensors").write_bytes(b"state")
 
     assert settings.sqlite_file is None
     storage_id.refuse_new_database(settings)

@@ -26,6 +26,7 @@ from tests.wcl_core.data.test_data import write_tree
 from wcl_core import artifacts, attempt, checkpoint, export, files
 from wcl_core.config import resolve_spec
 from wcl_core.data import described, packing
+from wcl_core.data.images import Description
 from wcl_core.protocol import RUN_FILE, DatasetSource, RunFile
 from wcl_core.reporter import MemoryReporter, NullReporter
 
@@ -81,8 +82,8 @@ def export_backbone(place: Place) -> Path:
 
 def note_digest_of_export(place: Place) -> Path:
     digest = "a" * 64
-    (place.folder / f"{digest}.safetensors").write_bytes(place.native.read_bytes())
-    exports.backbone(place.folder, place.native, digest)
+    with place.native.open("rb") as native:
+        exports.backbone(place.folder, native, digest)[0].close()
     return place.folder / f"{digest}.sha256"
 
 
@@ -95,7 +96,8 @@ def pack_folder(place: Place) -> Path:
 
 
 def keep_description(place: Place) -> Path:
-    described._write(place.folder / "photos.json", {"digest": "0"})
+    description = Description("photos", "folder", "0" * 64, {"train": 1}, ("a",), {"train": [1]})
+    described._write(place.folder / "photos.json", "0" * 64, description)
     return place.folder / "photos.json"
 
 

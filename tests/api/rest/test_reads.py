@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jobs import transitions, workers
 from jobs.database import Database
@@ -209,15 +210,17 @@ def test_health_and_readiness_are_public(served: Served) -> None:
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
-def test_a_database_of_another_version_is_not_ready(small: Served) -> None:
-    from sqlalchemy import text
-
-    small.database.write(lambda session: session.execute(text("UPDATE alembic_version SET version_num = '0000'")))
+@pytest.mark.parametrize(
+    ("revision", "remedy"), [("0012_clocks", "python -m jobs migrate"), ("9999_later", "Install the newer version")]
+)
+def test_a_database_of_another_version_is_not_ready(small: Served, revision: str, remedy: str) -> None:
+    change = text("UPDATE alembic_version SET version_num = :revision")
+    small.database.write(lambda session: session.execute(change, {"revision": revision}))
 
     answer = small.bare().get("/readyz")
 
     assert answer.status_code == 503
-    assert "migrate" in answer.json()["detail"]
+    assert remedy in answer.json()["detail"]
 
 
 def test_the_client_submits_waits_and_cancels(served: Served) -> None:
