@@ -392,7 +392,11 @@ def test_a_killed_servers_announcement_is_replaced(start: Start) -> None:
     assert second.announced["pid"] == second.process.pid
 
 
-def test_two_servers_may_start_on_one_database(start: Start, postgres_url: str) -> None:
+def test_two_servers_may_start_on_one_database(start: Start, postgres_url: str, tmp_path: Path) -> None:
+    (tmp_path / "storage").mkdir()
+    for name in ("one", "two"):  # servers of one database share the storage
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "storage")
     url = postgres_url.replace("postgresql+psycopg://", "postgresql://")
     servers = [start(name, WCL_DATABASE_URL=url) for name in ("one", "two")]
 

@@ -176,7 +176,7 @@ def test_restored_files_without_a_marker_are_adopted(database: Database, storage
 def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, has_files: bool) -> None:
     settings = Settings(data_dir=tmp_path)
     assert settings.sqlite_file == tmp_path / "wcl.sqlite3"
-    for name in ("lost+found", ".snapshot/hourly", "job/1"):
+    for name in ("lost+found", ".snapshot/hourly", "job/1-0123456789abcdef"):
         (settings.checkpoints_dir / name).mkdir(parents=True)
     (settings.checkpoints_dir / ".snapshot" / "hourly" / "of the disk").write_bytes(b"")
     if has_files:
