@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from jobs import storage_id
 from jobs.database import Database
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
+from jobs.storage import LocalStorage
 from tests.jobs import rows
 from tests.jobs.rows import at_once
 from tests.jobs.sweeping import advance, entered, halving, places, play, sweep
@@ -109,6 +111,9 @@ def served(database: Database, folder: Path, **settings: str) -> Iterator[subpro
     """Run a server process, killed at the end; its reconciler polls often and reaps no attempt."""
     own = {"WCL_DATA_DIR": str(folder / "data"), "WCL_PORT": str(free_port()), "WCL_LOOK_SECONDS": "0.2"}
     own |= {"WCL_DATABASE_URL": database.url, "WCL_LEASE_SECONDS": "100000"}
+    storage = LocalStorage(folder / "data" / "checkpoints")
+    storage.root.mkdir(parents=True, exist_ok=True)
+    storage_id.adopt(database, storage)  # the rows of these tests have no files
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
