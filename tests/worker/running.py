@@ -107,7 +107,11 @@ class RunningWorker:
         self._process.send_signal(number)
 
     def log(self) -> str:
-        return (self.folder / "worker.log").read_text(errors="replace")[-4000:]
+        """Return the end of the worker's log."""
+        return self.whole_log()[-4000:]
+
+    def whole_log(self) -> str:
+        return (self.folder / "worker.log").read_text(errors="replace")
 
 
 class Jobs:

@@ -133,7 +133,7 @@ def test_a_checkpoint_that_cannot_be_marked_now_does_not_end_its_job(
     job_id = start_endless(worker, jobs)
     postgres_database.write(lambda session: transitions.pause(session, job_id))
     jobs.wait_for(job_id, "paused")
-    newest = max((worker.folder / "checkpoints" / job_id / "1").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+    newest = max((worker.folder / "checkpoints" / job_id).glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
     newest.unlink()
 
     administrator.execute(
