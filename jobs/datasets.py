@@ -113,10 +113,10 @@ def unsettled(session: Session) -> Unsettled:
 
 def why_absent(session: Session, name: str) -> str | None:
     """Return, as a clause, why no worker has a dataset: a live one still reads it, or refuses it; None if none does."""
-    found = unsettled(session)
-    if name in found.pending:
+    datasets = unsettled(session)
+    if name in datasets.pending:
         return "a worker is still reading it; try again in a moment"
-    refusal = next((each for each in found.refused if each.name == name), None)
+    refusal = next((each for each in datasets.refused if each.name == name), None)
     return refusal and f"worker {refusal.worker} refuses it: {refusal.reason}"
 
 

@@ -44,13 +44,13 @@ def _remark(remark: Json) -> str:
 
 def refusals(workers: Iterable[Worker]) -> list[str]:
     """Return a sentence for each dataset that live workers refuse."""
-    found = {
+    worker_of = {
         (name, reason): worker["name"]
         for worker in workers
         if worker["is_live"]
         for name, reason in worker.get("refused_datasets", {}).items()
     }
-    return [f"dataset {name} is refused by {worker}: {reason}" for (name, reason), worker in sorted(found.items())]
+    return [f"dataset {name} is refused by {worker}: {reason}" for (name, reason), worker in sorted(worker_of.items())]
 
 
 def pending(workers: Iterable[Worker]) -> list[str]:

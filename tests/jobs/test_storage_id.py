@@ -161,12 +161,12 @@ def test_an_empty_folder_is_not_the_storage_of_registered_files(database: Databa
 
 def test_restored_files_without_a_marker_are_adopted(database: Database, storage: LocalStorage) -> None:
     storage_id.connect(database, storage)
-    known = storage.id
+    original_id = storage.id
     (storage.root / MARKER).unlink()
     with pytest.raises(ForeignStorage):
         storage_id.connect(database, storage)
 
-    assert storage_id.adopt(database, storage) == known
+    assert storage_id.adopt(database, storage) == original_id
 
     storage_id.connect(database, storage)
 

@@ -84,9 +84,9 @@ def test_datasets_and_doctor_show_the_report_and_the_refusals(server: Served) ->
 
 def test_up_says_once_what_becomes_of_each_dataset_of_its_workers(server: Served) -> None:
     register(server, "of an earlier worker")
-    said: list[str] = []
+    messages: list[str] = []
     with WclClient(server.url, server.key("read")) as client:
-        announcer = Announcer(client, 1, said.append)
+        announcer = Announcer(client, 1, messages.append)
         announcer.ignore_present()
         worker_id = register(server, "flowers", "flat")
         thread = threading.Thread(target=announcer.run, args=(lambda: False,))
@@ -95,7 +95,7 @@ def test_up_says_once_what_becomes_of_each_dataset_of_its_workers(server: Served
         settle(server, worker_id, "flat", "it has 5 images and no class folders")
         thread.join(20)
         assert not thread.is_alive()
-    assert sorted(said) == [
+    assert sorted(messages) == [
         "dataset flat is refused by florist: it has 5 images and no class folders",
         "dataset flowers: 4 train, 1 test, 2 classes",
     ]

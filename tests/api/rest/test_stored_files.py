@@ -38,9 +38,9 @@ BAD = flipped(GOOD)
 
 @pytest.fixture
 def run(served: Served) -> rows.Run:
-    made = rows.Run(served.database, rows.running(served.database))
-    made.deliver(rows.started())
-    return made
+    run = rows.Run(served.database, rows.running(served.database))
+    run.deliver(rows.started())
+    return run
 
 
 def fetch(served: Served, checkpoint_id: str, kind: str) -> httpx.Response:

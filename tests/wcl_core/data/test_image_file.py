@@ -316,13 +316,13 @@ def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
     """An image is opened in one module, and no pickle is read at all."""
     forbidden = {"Image.open", "torch.load", "np.load", "numpy.load", "pickle.load", "pickle.loads", "yaml.load"}
     forbidden |= {"yaml.unsafe_load", "yaml.full_load", "torchvision.io.read_image", "marshal.loads", "shelve.open"}
-    found = {
+    calls = {
         (path.relative_to(REPOSITORY).as_posix(), call)
         for folder in ("wcl_core", "jobs", "api", "worker", "wcl_client")
         for path in (REPOSITORY / folder).rglob("*.py")
         for call in calls_of(ast.parse(path.read_text(encoding="utf-8"))) & forbidden
     }
-    assert found == {("wcl_core/data/image_file.py", "Image.open")}
+    assert calls == {("wcl_core/data/image_file.py", "Image.open")}
 
 
 def bomb(side: int) -> bytes:
