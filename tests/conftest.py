@@ -39,7 +39,7 @@ _STARTED_BY_FIXTURE = {
 }
 _STARTED = ("postgres", "redis", "browser", "server", "process")
 # Folders whose every test starts processes
-_NEVER_FAST = ("acceptance", "chaos", "kills", "mutants", "docs", "examples")
+_NEVER_FAST = ("acceptance", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
