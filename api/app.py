@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from api import rest, streams, web
-from api.http.auth import Failures, KeyUses, classification
+from api.http.auth import Failures, KeyUses, Routes, classification
 from api.http.middleware import Middleware
 from api.rest.stored_files import StorageWatch
 from api.streams.responses import Streams
@@ -51,6 +51,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
         app.add_exception_handler(kind, error_response)
     app.add_middleware(Middleware, settings=settings, database=database, render_error=error_response)
     _refuse_unclassified(app)
+    app.state.routes = Routes(app)
     return app
 
 

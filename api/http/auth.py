@@ -97,9 +97,13 @@ class Scope:
         principal = current_principal(request)
         if principal is None:
             raise Unauthenticated("send a key as `Authorization: Bearer KEY`")
+        self.check(principal)
+        return principal
+
+    def check(self, principal: Principal) -> None:
+        """Raise `Forbidden` for a key without the scope."""
         if self.name != ANY_SCOPE and self.name not in principal.scopes:
             raise Forbidden(f"the key {principal.name!r} has no scope {self.name!r}")
-        return principal
 
 
 read, submit, admin = Depends(Scope("read")), Depends(Scope("submit")), Depends(Scope("admin"))
@@ -122,10 +126,34 @@ def classification(app: FastAPI) -> dict[str, str]:
 
 
 def _scope_of(dependant: Dependant | None) -> str:
-    if dependant is None:
-        return ""
-    names = [inner.call.name for inner in dependant.dependencies if isinstance(inner.call, Scope)]
-    return " ".join(names)
+    return " ".join(scope.name for scope in _scopes_of(dependant))
+
+
+def _scopes_of(dependant: Dependant | None) -> list[Scope]:
+    dependencies = dependant.dependencies if dependant else ()
+    return [inner.call for inner in dependencies if isinstance(inner.call, Scope)]
+
+
+class Routes:
+    """The methods of each path and the scopes that they need, for the decisions before and after a route runs."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._routes = [
+            (route.path_regex, route.methods or {"GET", "HEAD"}, _scopes_of(getattr(route, "dependant", None)))
+            for route in iter_route_contexts(app.routes)
+        ]
+
+    def methods(self, path: str) -> set[str]:
+        """Return the methods that a path has; none for an unknown path."""
+        return {method for regex, methods, _ in self._routes if regex.match(path) for method in methods}
+
+    def check_scope(self, method: str, path: str, principal: Principal) -> None:
+        """Raise `Forbidden` if the route needs a scope that the key lacks, before the request's body is read."""
+        for regex, methods, scopes in self._routes:
+            if method in methods and regex.match(path):
+                for scope in scopes:
+                    scope.check(principal)
+                return
 
 
 # --- wrong keys ------------------------------------------------------------------------------------------------------

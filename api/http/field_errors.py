@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +15,7 @@ from jobs.errors import FieldError
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
 
 E = TypeVar("E", bound=Mapping[str, Any])
+MAX_ERRORS = 50  # of one request; the work for each grows with the number of fields
 _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
 
 
@@ -35,6 +37,7 @@ def of_request(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
 
 def _without_echoes(errors: Sequence[E]) -> list[E]:
     """Drop "too short" of a list whose items were refused: pydantic counts the valid items only."""
+    errors = errors[:MAX_ERRORS]
     return [
         entry
         for entry in errors
@@ -53,6 +56,8 @@ def _field_error(entry: ErrorDetails, model: type[BaseModel], prefix: str) -> Fi
     path, owner = _walk(model, entry["loc"])
     if entry["type"].startswith("union_tag_"):
         path.append(entry["ctx"]["discriminator"].strip("'"))
+    elif entry["type"] == "field_below":
+        path.append(entry["ctx"]["field"])
     return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), _detail(entry, owner))
 
 
@@ -88,7 +93,9 @@ def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
     if entry["type"] == "extra_forbidden":
         if entry["loc"][0] == "method_options":
             return "unknown field; the method has no option of this name"
-        return "unknown field" + (_suggestion(str(entry["loc"][-1]), sorted(owner.model_fields)) if owner else "")
+        return "unknown field" + (
+            _suggestion(str(entry["loc"][-1])[:100], tuple(sorted(owner.model_fields))) if owner else ""
+        )
     if entry["type"] in ("missing", "union_tag_not_found"):
         return "this field is required"
     if entry["type"] == "union_tag_invalid":
@@ -112,8 +119,9 @@ _PARSED = {
 }
 
 
-def _suggestion(name: str, names: list[str]) -> str:
-    if close := difflib.get_close_matches(name[:100], names, n=1):
+@lru_cache(1_000)  # each trial of a sweep may have the same unknown fields
+def _suggestion(name: str, names: tuple[str, ...]) -> str:
+    if close := difflib.get_close_matches(name, names, n=1):
         return f"; did you mean {close[0]!r}?"
     return f"; expected some of {', '.join(names)}"
 

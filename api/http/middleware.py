@@ -1,6 +1,6 @@
 """The middleware that every request passes through before it reaches a route.
 
-host name ─► readable path ─► authentication, unless the path is public ─► body within its limit ─► routes
+host name ─► readable path ─► authentication, unless the path is public ─► scope ─► body within its limit ─► routes
 On the way back it adds security headers to every response and turns exceptions into problems.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import anyio.to_thread
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http import auth, bodies
 from api.http.hosts import Hosts
-from api.http.problems import ErrorRenderer, Misdirected, Unreadable
+from api.http.problems import ErrorRenderer, Misdirected, Problem, Unreadable
 from jobs.database import Database
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
@@ -64,7 +64,13 @@ class Middleware:
         except Exception as error:
             if send.has_started:
                 raise
-            await self._render_error(request, error)(scope, receive, send)
+            await self._response(request, error)(scope, receive, send)
+
+    def _response(self, request: Request, error: Exception) -> Response:
+        try:
+            return self._render_error(request, error)
+        except Exception as failure:  # such as a text that the page cannot show
+            return Problem.of(failure).response()
 
     async def _note_use(self, request: Request) -> None:
         """Store the use of the key after the response, so that the client does not wait for it."""
@@ -73,8 +79,10 @@ class Middleware:
             await anyio.to_thread.run_sync(uses.note, principal.key_id)
 
     async def _body(self, request: Request) -> Receive:
-        if request.method in ("GET", "HEAD"):
+        principal, routes, path = auth.current_principal(request), request.app.state.routes, request.scope["path"]
+        if principal is None or request.method in ("GET", "HEAD") or request.method not in routes.methods(path):
             return request.receive  # nothing reads it
+        routes.check_scope(request.method, path, principal)
         return await bodies.checked(request, self._settings.max_body_bytes)
 
     def _check(self, request: Request) -> None:

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 ErrorRenderer = Callable[[Request, Exception], Response]
-_MAX_ERRORS = 50
 MAX_DETAIL = 1_000
 _RETRY_SECONDS = "5"
 _QUIET_SECONDS = 60.0
@@ -119,7 +118,7 @@ class Problem:
             errors = error.errors if isinstance(error, Invalid) else ()
             return cls(error.status_code, error.title, error.detail, errors, _headers(error))
         if isinstance(error, RequestValidationError):
-            return cls.of(Invalid(field_errors.of_request(error.errors()[:_MAX_ERRORS])))
+            return cls.of(Invalid(field_errors.of_request(error.errors())))
         if isinstance(error, HTTPException):
             title = HTTPStatus(error.status_code).phrase
             return cls(error.status_code, title, str(error.detail), headers=error.headers or {})
@@ -139,15 +138,21 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"type": "about:blank", "title": self.title, "status": self.status}
-        document["detail"] = self.detail[:MAX_DETAIL]
+        document["detail"] = shown(self.detail)
         if self.errors:
             document["errors"] = [
-                {"pointer": error.pointer, "detail": error.detail[:MAX_DETAIL]} for error in self.errors[:_MAX_ERRORS]
+                {"pointer": shown(error.pointer), "detail": shown(error.detail)}
+                for error in self.errors[: field_errors.MAX_ERRORS]
             ]
         return document
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.to_json(), self.status, self.headers, MEDIA_TYPE)
+
+
+def shown(text: str) -> str:
+    """Return the start of a text that may quote the request, without characters that UTF-8 cannot hold."""
+    return text[:MAX_DETAIL].encode(errors="backslashreplace").decode()
 
 
 _logged_at: dict[Hashable, float] = {}

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.http.idempotency import Submission
+from api.rest.job_bodies import checked_spec
 from jobs import queries
 from jobs import submission as service
 from jobs.errors import Conflict, FieldError, Invalid
@@ -53,13 +54,15 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
     Raises:
         NotFound: there is no such checkpoint.
         Conflict: the checkpoint holds no network.
+        Invalid: the body does not fit the data that the checkpoint was trained on.
     """
     checkpoint = queries.get_checkpoint(session, checkpoint_id)
     if checkpoint.kind != TRAINING:
         raise Conflict(f"checkpoint {checkpoint.id} holds {checkpoint.kind}, not a network that could be measured")
     trained = queries.get_job(session, checkpoint.job_id)
     sent = _sent(body, checkpoint.id, trained)
-    spec = parse_spec("evaluate", sent)
+    with checked_spec("evaluate"):
+        spec = parse_spec("evaluate", sent)
     return NewJob(
         kind="evaluate",
         spec_sent=sent,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -171,8 +172,12 @@ def create_retry(submission: Submission, job_id: str) -> Job:
     Raises:
         NotFound, Conflict, Invalid: as `Submission.create` and `jobs.submission.retry`.
     """
-    owner = submission.owner
-    return submission.create(("retry", job_id), Job, lambda session: service.retry(session, job_id, owner))
+
+    def create(session: Session) -> Job:
+        with checked_spec(kind_of(queries.get_job(session, job_id))):
+            return service.retry(session, job_id, submission.owner)
+
+    return submission.create(("retry", job_id), Job, create)
 
 
 def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any]) -> Job:
@@ -183,10 +188,8 @@ def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any])
     """
 
     def create(session: Session) -> Job:
-        try:
+        with checked_spec(kind_of(queries.get_job(session, job_id))):
             return service.clone(session, job_id, overrides, submission.owner)
-        except ValidationError as error:
-            raise Invalid(field_errors.of_spec(error, kind_of(queries.get_job(session, job_id)))) from error
 
     return submission.create(("clone", job_id, overrides), Job, create)
 
@@ -230,7 +233,18 @@ def _new_job(body: JobBody, sent: dict[str, Any], created_by: str, parent_id: st
 
 
 def _parsed(kind: Kind, sent: dict[str, Any]) -> Spec:
-    try:
+    with checked_spec(kind):
         return parse_spec(kind, sent)
+
+
+@contextmanager
+def checked_spec(kind: Kind) -> Iterator[None]:
+    """Turn the refusal of a spec, wherever it was merged, into the errors of the request.
+
+    Raises:
+        Invalid: with pointers below `/spec`.
+    """
+    try:
+        yield
     except ValidationError as error:
         raise Invalid(field_errors.of_spec(error, kind)) from error

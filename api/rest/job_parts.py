@@ -32,6 +32,7 @@ from wcl_core.protocol import ARTIFACT_NAME
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
+_MAX_KEYS = 1_000
 _MAX_NUMBER_DIGITS = 9  # the columns are 32 bits wide
 
 
@@ -160,6 +161,8 @@ def metrics(
     The fewer steps are requested, the more detail is returned, down to each reported point.
     """
     names = [name for name in (keys or "").split(",") if name]
+    if len(names) > _MAX_KEYS:
+        raise Invalid([FieldError("keys", f"expected at most {_MAX_KEYS} names, not {len(names)}")])
     with database.read() as session:
         queries.get_job(session, job_id)
         by_name = curves.metrics(session, job_id, names or None, max_points, from_step, to_step)

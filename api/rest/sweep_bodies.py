@@ -205,5 +205,7 @@ def _check_specs(design: Design) -> None:
             for invalid in field_errors.of_spec(error, "pretrain"):
                 error_here = located(invalid, design, place.trial)
                 errors.setdefault(error_here.pointer, error_here)
+        if len(errors) >= field_errors.MAX_ERRORS:
+            break
     if errors:
         raise Invalid(list(errors.values()))

@@ -17,6 +17,7 @@ from api.http.dependencies import TheDatabase
 from api.http.idempotency import TheFormSubmission
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.job_bodies import create_retry
+from api.web.forms.fields import body_of
 from jobs import checkpoints, transitions
 from jobs.database import Database
 from jobs.errors import Conflict
@@ -49,7 +50,7 @@ def evaluate(
     protocols: Annotated[list[Protocol], Form()] = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
     """Evaluate one of the job's checkpoints; redirect to the page of the new job."""
-    body = EvaluateBody(protocols=tuple(protocols)) if protocols else EvaluateBody()
+    body = body_of(EvaluateBody, {"protocols": protocols} if protocols else {})
     return _see(f"/jobs/{create_evaluation(submission, checkpoint_id, body).id}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from api.http.auth import current_principal
 from api.http.idempotency import one_time_key
-from api.http.problems import MAX_DETAIL, Problem, Unauthenticated
+from api.http.problems import Problem, Unauthenticated, shown
 from api.web import evaluations, format
 from jobs.errors import NotFound
 
@@ -36,6 +36,7 @@ _TITLES = {
     500: "Internal error",
     503: "Database unavailable",
 }
+_HEADERS = {"Allow", "Retry-After"}  # of problems, on pages too
 _LISTS = ("checkpoints", "datasets", "sweeps", "workers")
 
 
@@ -72,17 +73,20 @@ def picture(template: str, **context: Any) -> Response:
 def error_response(request: Request, error: Exception) -> Response:
     """Return the response to an exception: a page where a browser navigates, else a problem document."""
     problem = Problem.of(error)
+    if problem.status == 405:  # the route knows only its own methods, but a path may have several routes
+        methods = request.app.state.routes.methods(request.scope["path"])
+        problem = replace(problem, headers={"Allow": ", ".join(sorted(methods))})
     if "text/html" not in request.headers.get("accept", ""):
         return problem.response()
     if isinstance(error, Unauthenticated):
         response = page(request, "sign_in.html", 401, state="absent")
     else:
         title = _TITLES.get(problem.status, problem.title)
-        detail = problem.detail[:1].upper() + problem.detail[1:MAX_DETAIL]
+        detail = shown(problem.detail[:1].upper() + problem.detail[1:])
         words = {"code": problem.status, "title": title, "detail": detail}
         response = page(request, "error.html", problem.status, **words, back=_back(request, error))
-    if "Retry-After" in problem.headers:
-        response.headers["Retry-After"] = problem.headers["Retry-After"]
+    for name in _HEADERS & problem.headers.keys():
+        response.headers[name] = problem.headers[name]
     return response
 
 

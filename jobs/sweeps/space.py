@@ -84,23 +84,40 @@ def draws(parameters: Parameters, trials: int, seed: int) -> list[Settings]:
     Raises:
         Invalid: the space has fewer distinct settings.
     """
-    distinct: dict[str, Settings] = {}
-    for settings in _drawn(parameters, trials * _TRIES, seed):
-        distinct.setdefault(repr(settings), settings)
+    # Values may be large, so settings are compared by the places of their values in the lists.
+    places = {name: _places(values) for name, values in parameters.items() if not isinstance(values, Range)}
+    size = math.prod(len(set(places[name])) if name in places else trials for name in parameters)
+    distinct: dict[tuple[Any, ...], None] = {}
+    for settings in _drawn(parameters, places, trials * _TRIES if size >= trials else 0, seed):
+        distinct.setdefault(settings)
         if len(distinct) == trials:
-            return list(distinct.values())
-    raise Invalid([FieldError("/trials", f"expected at most {len(distinct)}; the space has no more distinct settings")])
+            return [_settings(parameters, settings) for settings in distinct]
+    size = len(distinct) or size
+    raise Invalid([FieldError("/trials", f"expected at most {size}; the space has no more distinct settings")])
 
 
-def _drawn(parameters: Parameters, count: int, seed: int) -> Iterator[Settings]:
+def _places(values: Values) -> list[int]:
+    """Return for each value the place of the first equal one."""
+    first: dict[str, int] = {}
+    return [first.setdefault(repr(value), place) for place, value in enumerate(values)]
+
+
+def _drawn(
+    parameters: Parameters, places: Mapping[str, list[int]], count: int, seed: int
+) -> Iterator[tuple[float | int, ...]]:
+    """Yield for each parameter the place of the drawn value in its list, or the value drawn from its range."""
     for number in range(count):
         # A text seed is hashed by SHA-512, so each parameter has its own draws, independent of other parameters.
         shares = {name: random.Random(f"{seed}/{name}/{number}").random() for name in parameters}
-        yield {name: _value(values, shares[name]) for name, values in parameters.items()}
+        yield tuple(
+            values.at(shares[name]) if isinstance(values, Range) else places[name][int(shares[name] * len(values))]
+            for name, values in parameters.items()
+        )
 
 
-def _value(values: Values | Range, share: float) -> Any:
-    return values.at(share) if isinstance(values, Range) else values[int(share * len(values))]
+def _settings(parameters: Parameters, drawn: tuple[float | int, ...]) -> Settings:
+    pairs = zip(parameters.items(), drawn, strict=True)
+    return {name: each if isinstance(values, Range) else values[int(each)] for (name, values), each in pairs}
 
 
 def pointer(name: str) -> str:

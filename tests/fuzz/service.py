@@ -33,6 +33,7 @@ class Service:
         self.values = _rows(site, self.client)
         announced = json.loads((site.settings.data_dir / "server.json").read_text())
         self._process = psutil.Process(announced["pid"])
+        self._log = site.settings.data_dir / "server.log"
         self._tally = tally
 
     def judge(self, response: httpx.Response, seconds: float, seed: int, kind: str, shown: str) -> None:
@@ -48,11 +49,15 @@ class Service:
         self._tally.add(str(response.status_code))
         path = response.request.url.path
         if response.status_code >= 500:
-            self._tally.fail(f"{kind}: {response.status_code}", seed, shown)
+            self._tally.fail(f"{kind}: {response.status_code}, {self._last_logged()}", seed, shown)
         elif response.status_code >= 400 and path.startswith("/v1/") and not _is_problem(response):
             self._tally.fail(f"{kind}: {response.status_code} without a problem document", seed, shown)
         if seconds > SLOW_SECONDS:
             self._tally.fail(f"{kind}: over {SLOW_SECONDS:g} s", seed, f"{seconds:.1f} s, {shown}")
+
+    def _last_logged(self) -> str:
+        """Return the last line of the server's log: that of the exception."""
+        return self._log.read_text(errors="replace").rstrip().rpartition("\n")[2][:100]
 
     def send(self, seed: int, kind: str, method: str, address: str, **content: Any) -> httpx.Response | None:
         """Send a request, and judge its response; return None for a request that cannot be written."""

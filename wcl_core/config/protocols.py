@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from wcl_core.config.fields import ListName, Seed, SpecModel, without_repeats
 from wcl_core.config.images import DataConfig
@@ -255,9 +256,11 @@ def check_lists(tuned: SemiSupervisedConfig | None, data: DataConfig | None) -> 
         ValueError: both are set; the message names both fields.
     """
     if tuned is not None and tuned.lists and data is not None and data.held_out_share:
-        raise ValueError(
-            f"held_out_share is {data.held_out_share:g}, which removes train images that semi_supervised.lists may "
-            "name; use 0, or remove the lists"
+        raise PydanticCustomError(
+            "field_below",  # the error of `data` is that of one of its fields
+            "held_out_share is {share}, which removes train images that semi_supervised.lists may name; use 0, or "
+            "remove the lists",
+            {"field": "held_out_share", "share": f"{data.held_out_share:g}"},
         )
 
 

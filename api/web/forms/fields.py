@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -24,6 +25,7 @@ from wcl_core.config.overlay import changed_fields
 FIRST_PRESET = "digits-cpu"
 NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # defaults, as typed
 _OPTIONS = ("name", "pool", "tags", "preemptible", *NUMBERS)
+_INTEGER = re.compile(r"-?[0-9]{1,11}")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -100,7 +102,7 @@ class SpecForm:
 
 
 async def _typed(request: Request) -> dict[str, str]:
-    async with request.form(max_files=0, max_fields=500) as sent:
+    async with request.form(max_files=0, max_fields=bodies.MAX_FORM_FIELDS) as sent:
         return {name: value for name, value in sent.items() if isinstance(value, str)}
 
 
@@ -133,7 +135,7 @@ def parts(text: str) -> list[str]:
 
 def number(text: str) -> Any:
     """Return an integer; any other text stays text, which the validation of the request then refuses."""
-    return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() and len(text) < 12 else text
+    return int(text) if _INTEGER.fullmatch(text) else text
 
 
 def numbers(typed: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from api.http import bodies
 from api.rest.openapi import type_of
+from jobs.errors import JobsError
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
 from wcl_core.config.overlay import with_fields
 
@@ -61,9 +63,11 @@ class Field:
 def json_or_text(text: str) -> Any:
     """Parse text as JSON; malformed JSON stays text, which the validation of the request then refuses."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        value = json.loads(text)
+        bodies.check_values(value)  # the page shows what it has parsed, so it must be able to
+    except (ValueError, RecursionError, JobsError):
         return text
+    return value
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,8 @@ class Row:
 def _values(text: str, entry: spec_form.Field | None) -> list[Any]:
     """Return the values between commas, or those of a JSON list."""
     if entry is None or not entry.is_text:
-        try:
-            values = json.loads(f"[{text}]")
-        except (ValueError, RecursionError):
-            pass
-        else:
+        values = spec_form.json_or_text(f"[{text}]")
+        if isinstance(values, list):
             is_list = len(values) == 1 and isinstance(values[0], list) and not (entry and entry.is_json)
             return list(values[0] if is_list else values)
     return [_value(part, entry) for part in parts(text)]
