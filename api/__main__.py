@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
 from api.app import create_app
-from api.http import descriptors, hosts
+from api.http import connections, descriptors, hosts
 from api.rest import exports
 from jobs import keys, schema, storage_id
 from jobs.database import Database, is_outage
@@ -131,14 +131,7 @@ class _Server(uvicorn.Server):
 def _run(app: FastAPI, listener: socket.socket, stop: threading.Event) -> None:
     threading.Thread(target=app.state.storage_watch.run, args=[stop], daemon=True, name="storage").start()
     # No access log: the address of a sign-in link holds its token.
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        backlog=_BACKLOG,
-    )
+    config = connections.config(app, timeout_graceful_shutdown=_GRACE_SECONDS, backlog=_BACKLOG)
     importlib.import_module("anyio._backends._asyncio")  # the first request would load it: too late without descriptors
     gc.collect()
     gc.freeze()  # imported objects live for ever; scanning them at each collection would dominate large responses

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from safetensors.numpy import save
 
 from api.app import create_app
-from api.http import hosts
+from api.http import connections, hosts
 from api.http.auth import Failures
 from jobs import keys, queries
 from jobs.database import Database
@@ -40,7 +40,7 @@ class Served:
         self.app: FastAPI = create_app(self.settings, database)
         self.listener = hosts.listen("127.0.0.1", 0)
         self.url = hosts.url_of(self.listener)
-        config = uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        config = connections.config(self.app, timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.listener],), daemon=True)
         self._clients: list[httpx.Client] = []
@@ -75,6 +75,10 @@ class Served:
         client = self.bare({"Accept": "text/html"})
         assert client.get(link).status_code == 200
         return client
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     def forget_failures(self) -> None:
         self.app.state.failures = Failures()
