@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from api import rest, streams, web
-from api.http.auth import Failures, KeyUses, Routes, classification
+from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
 from api.http.middleware import Middleware
 from api.rest.stored_files import StorageWatch
 from api.streams.responses import Streams
@@ -19,7 +20,7 @@ from api.web.pages import NAVIGATION
 from api.web.render import error_response
 from jobs.database import Database
 from jobs.errors import JobsError
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, Settings
 from jobs.storage import LocalStorage, Storage
 
 _STATIC = Path(__file__).parent / "web" / "static"
@@ -33,12 +34,14 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
 
     Raises:
         RuntimeError: a route declares no scope.
+        InvalidSettings: the root path begins as paths of the service do.
     """
     app = FastAPI(title="WCL service", version="1", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.database = database
     app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
     app.state.storage_watch = StorageWatch(database, app.state.storage)
+    app.state.session_cookie = session_cookie(app.state.storage.id, database.place())
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION
@@ -51,6 +54,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
         app.add_exception_handler(kind, error_response)
     app.add_middleware(Middleware, settings=settings, database=database, render_error=error_response)
     _refuse_unclassified(app)
+    _refuse_own_root(app, settings.root_path)
     app.state.routes = Routes(app)
     return app
 
@@ -59,3 +63,11 @@ def _refuse_unclassified(app: FastAPI) -> None:
     forgotten = [route for route, scope in classification(app).items() if not scope]
     if forgotten:
         raise RuntimeError(f"routes without a scope (api.http.auth.Reader, Submitter, Admin): {', '.join(forgotten)}")
+
+
+def _refuse_own_root(app: FastAPI, root_path: str) -> None:
+    """Refuse a root path that the service could not tell from its own paths where a proxy has removed it."""
+    first = root_path.split("/")[1:2]
+    own = {getattr(route, "path", "").split("/")[1] for route in iter_route_contexts(app.routes)}
+    if first and first[0] in own:
+        raise InvalidSettings(f"WCL_ROOT_PATH: /{first[0]} is a path of the service; choose another one, such as /wcl")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, delete, or_, select, update
@@ -28,11 +28,12 @@ _PREFIX = "wcl_"
 
 @dataclass(frozen=True)
 class Principal:
-    """The key behind a request, and its scopes."""
+    """The key behind a request, its scopes, and the browser session that the request belongs to."""
 
     key_id: str
     name: str
     scopes: frozenset[str]
+    session: str = ""  # the hash of the browser session's secret, if the request carries one
 
 
 def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str]:
@@ -88,10 +89,13 @@ def has_keys(session: Session) -> bool:
     return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
 
 
-def active(session: Session, key_ids: Collection[str]) -> set[str]:
-    """Return those of the keys that are not revoked."""
-    statement = select(Key.id).where(Key.id.in_(key_ids), Key.revoked_at.is_(None))
-    return set(session.execute(statement).scalars())
+def ended(session: Session, principals: Collection[Principal]) -> set[Principal]:
+    """Return those whose key is revoked, or whose browser session is over."""
+    ids, hashes = {each.key_id for each in principals}, {each.session for each in principals if each.session}
+    keys = set(session.execute(select(Key.id).where(Key.id.in_(ids), Key.revoked_at.is_(None))).scalars())
+    open_sessions = select(SignInToken.hash).where(SignInToken.hash.in_(hashes), SignInToken.expires_at > now_ms())
+    sessions = set(session.execute(open_sessions).scalars()) if hashes else set()
+    return {each for each in principals if each.key_id not in keys or (each.session and each.session not in sessions)}
 
 
 def new_link(session: Session, key_id: str) -> str:
@@ -99,23 +103,23 @@ def new_link(session: Session, key_id: str) -> str:
     return _new_token(session, "link", key_id, LINK_MINUTES * 60_000)
 
 
+def is_link(session: Session, token: str) -> bool:
+    """Return whether the token is of a link that still works."""
+    return session.execute(select(SignInToken.hash).where(*_is_token("link", token))).first() is not None
+
+
 def redeem(session: Session, token: str) -> str | None:
     """Exchange a link's token for a browser session; return None if the token is unknown, used or expired."""
-    statement = (
-        delete(SignInToken)
-        .where(SignInToken.hash == _hash(token), SignInToken.kind == "link", SignInToken.expires_at > now_ms())
-        .returning(SignInToken.key_id)
-    )
+    statement = delete(SignInToken).where(*_is_token("link", token)).returning(SignInToken.key_id)
     key_id = session.execute(statement).scalar_one_or_none()
     return None if key_id is None else _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
 
 
 def by_session(session: Session, token: str) -> Principal | None:
     """Return the key of a browser session; None if the session is unknown or expired, or the key revoked."""
-    owner = select(SignInToken.key_id).where(
-        SignInToken.hash == _hash(token), SignInToken.kind == "session", SignInToken.expires_at > now_ms()
-    )
-    return _principal(session, Key.id.in_(owner))
+    owner = select(SignInToken.key_id).where(*_is_token("session", token))
+    principal = _principal(session, Key.id.in_(owner))
+    return None if principal is None else replace(principal, session=_hash(token))
 
 
 def end_session(session: Session, token: str) -> None:
@@ -147,6 +151,10 @@ def _new_token(session: Session, kind: str, key_id: str, lifetime_ms: int) -> st
     session.add(SignInToken(hash=_hash(token), kind=kind, key_id=key_id, expires_at=now_ms() + lifetime_ms))
     session.flush()
     return token
+
+
+def _is_token(kind: str, token: str) -> tuple[ColumnElement[bool], ...]:
+    return SignInToken.hash == _hash(token), SignInToken.kind == kind, SignInToken.expires_at > now_ms()
 
 
 def _principal(session: Session, *where: ColumnElement[bool]) -> Principal | None:

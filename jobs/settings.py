@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import URL, make_url
 
@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[], description="Further host names that requests may use.")
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        default=[], description="Addresses and networks of reverse proxies whose X-Forwarded-* headers count."
+    )
+    root_path: str = Field(
+        default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", description="Path below which a proxy shows the service."
+    )
 
     worker_name: str = Field(default_factory=socket.gethostname)
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
@@ -66,6 +72,11 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     idempotency_hours: float = Field(default=24, gt=0)
+
+    @field_validator("root_path")
+    @classmethod
+    def _without_last_slash(cls, path: str) -> str:
+        return path.removesuffix("/")
 
     @property
     def resolved_database_url(self) -> str:

@@ -299,6 +299,10 @@ class WclClient(SweepClient):
         """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""
         return self._json(Json, "GET", "/v1/audit")
 
+    def page_link(self, is_terminal: bool) -> str:
+        """Return a sign-in link for a terminal, else the plain URL: a file would keep the link's secret."""
+        return self.sign_in_link() if is_terminal else f"{self.url} (only a terminal shows a sign-in link)"
+
     def sign_in_link(self) -> str:
         """Return a new one-time link that signs a browser in."""
         return str(self._json(Json, "POST", "/v1/sign-in-links")["url"])

@@ -89,7 +89,7 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
         console.print(f"\nFinished in {time.monotonic() - started_at:.0f} s.")
         if keep:
-            console.print(f"Page         [bold]{client.sign_in_link()}[/bold]", soft_wrap=True)
+            console.print(f"Page         [bold]{client.page_link(console.is_terminal)}[/bold]", soft_wrap=True)
             console.print("The service keeps running. Press Ctrl-C to stop it.")
             _wait_for_interrupt()
         else:
@@ -111,7 +111,7 @@ class Demo:
 
     def run(self) -> None:
         """Train, evaluate, print the results and download the checkpoint."""
-        self._console.print(f"Page: [bold]{self._client.sign_in_link()}[/bold]\n", soft_wrap=True)
+        self._console.print(f"Page: [bold]{self._client.page_link(self._console.is_terminal)}[/bold]\n", soft_wrap=True)
         wcl, simclr = self._train()
         rows = self._evaluate(wcl, simclr)
         self._console.print()

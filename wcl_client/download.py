@@ -97,7 +97,7 @@ def _download(
                 response.read()
                 check(response)
     check(head)
-    etag, size = head.headers.get("etag", ""), int(head.headers["content-length"])
+    etag, size = head.headers.get("etag", ""), _size(http, url, head)
     if not _DIGEST.fullmatch(_digest_in(etag)):
         raise TransferError(f"the server names no sha256 of the file (its ETag is {etag[:100]!r}), so it is not kept")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,23 @@ def _download(
     return _verify(partial, target, etag, size, first)
 
 
+def _size(http: httpx.Client, url: str, head: httpx.Response) -> int:
+    """Return the size of the file; some proxies remove it from the response to a HEAD.
+
+    Raises:
+        TransferError: no response names it.
+    """
+    text = head.headers.get("content-length", "")
+    if not text.isdecimal():
+        with http.stream("GET", url, headers={"Accept-Encoding": "identity", "Range": "bytes=0-0"}) as response:
+            is_part = response.status_code == 206
+            text = response.headers.get("content-range", "").rpartition("/")[2] if is_part else ""
+            text = text or response.headers.get("content-length", "")
+    if not text.isdecimal():
+        raise TransferError("no response names the size of the file; a proxy in front of the server may remove it")
+    return int(text)
+
+
 def _append(
     http: httpx.Client,
     url: str,
@@ -131,7 +148,7 @@ def _append(
     # The checksum and the ranges are of the stored bytes, so transfer compression is off.
     headers = {"Accept-Encoding": "identity"}
     if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": etag}
+        headers |= {"Range": f"bytes={start}-", "If-Range": etag.removeprefix("W/")}
     with http.stream("GET", url, headers=headers) as response:
         if response.is_error:
             response.read()

@@ -244,10 +244,10 @@ def _environment(options: UpOptions) -> dict[str, str]:
     return environment
 
 
-def _page_link(options: UpOptions) -> str:
-    """Return a one-time sign-in link; the plain URL if the local key lacks the permission for one."""
+def _page_link(options: UpOptions, out: IO[str]) -> str:
+    """Return a one-time sign-in link on a terminal; the plain URL elsewhere, or if the local key may make no link."""
     with contextlib.suppress(WclError), WclClient(options.url, _key(options)) as client:
-        return client.sign_in_link()
+        return client.page_link(out.isatty())
     return options.url
 
 
@@ -295,7 +295,7 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
                 _announce_datasets(options, service)
                 with contextlib.suppress(OSError):  # the terminal may be closed
                     print(f"Serving {options.url} from {options.data_dir}", file=out)
-                    print(f"Open     {_page_link(options)}", file=out, flush=True)
+                    print(f"Open     {_page_link(options, out)}", file=out, flush=True)
             service.watch()
         finally:
             service.stop()

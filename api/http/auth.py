@@ -7,13 +7,14 @@ routes that do not.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -27,7 +28,7 @@ from jobs.keys import Principal
 
 log = logging.getLogger(__name__)
 
-SESSION_COOKIE = "wcl_session"
+SESSION_COOKIE = "wcl_session"  # the start of the cookie's name
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/sign-in"})
 PUBLIC_FOLDER = "/static/"
 PAUSE_SECONDS = 60.0  # between two stored uses of a key
@@ -35,11 +36,28 @@ _MAX_FAILURES = 20
 _WINDOW_SECONDS = 60.0
 _MAX_CLIENTS = 1_000
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_ORIGIN = re.compile(r"(https?)://([^/?#@\s]+)")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_public(path: str) -> bool:
     """Return whether the path needs no key; public paths give no data about jobs."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
+
+
+def session_cookie(storage_id: str | None, place: str | None) -> str:
+    """Return the name of an instance's session cookie; browsers share cookies among all ports of a host.
+
+    Args:
+        storage_id: the id that the servers of one database share.
+        place: of a SQLite database, which tells it from its copies.
+    """
+    return f"{SESSION_COOKIE}_{hashlib.sha256(f'{storage_id} {place}'.encode()).hexdigest()[:12]}"
+
+
+def session_token(request: Request) -> str | None:
+    """Return the secret in the browser's session cookie."""
+    return request.cookies.get(request.app.state.session_cookie)
 
 
 def current_principal(request: Request) -> Principal | None:
@@ -65,23 +83,36 @@ def authenticate(request: Request, database: Database) -> Principal:
             request.app.state.failures.note(request)
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
-    if not (token := request.cookies.get(SESSION_COOKIE)):
+    if not (token := session_token(request)):
         raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in by a link")
     with database.read() as session:
         principal = keys.by_session(session, token)
     if principal is None:
         raise Unauthenticated("this browser is no longer signed in; open a new sign-in link")
     if request.method not in _SAFE_METHODS and not _is_same_origin(request):
-        raise Forbidden("another site sent this request; a browser may change things only from this server's own pages")
+        raise Forbidden(
+            "another site sent this request; a browser may change things only from this server's own pages "
+            f"(at {str(request.base_url)[:200]}; behind a proxy, WCL_TRUSTED_PROXIES names the proxy)"
+        )
     return principal
 
 
 def _is_same_origin(request: Request) -> bool:
-    """Compare hosts without the scheme: behind a proxy that terminates TLS the server sees another one."""
+    """Return whether a page of the public address sent the request.
+
+    A scheme of `http` may be that of an unnamed proxy that terminates TLS, so only `https` is compared.
+    """
     origin = request.headers.get("origin", "null")  # pages that hide their address send "null", too
     if origin == "null":
         return request.headers.get("sec-fetch-site") == "same-origin"
-    return urlsplit(origin).netloc == request.headers.get("host")
+    if (match := _ORIGIN.fullmatch(origin.lower())) is None:
+        return False
+    scheme, host = match.groups()
+    if scheme == "http" and request.scope["scheme"] == "https":
+        return False
+    default_port = _DEFAULT_PORTS[scheme]
+    public_host = request.headers.get("host", "").lower()
+    return host.removesuffix(default_port) == public_host.removesuffix(default_port)
 
 
 ANY_SCOPE = "any"

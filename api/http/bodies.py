@@ -17,6 +17,7 @@ from starlette.types import Message, Receive
 
 from api.http.field_errors import escaped
 from api.http.problems import TooLarge, TooSlow, Unreadable, WrongMediaType
+from api.http.proxies import route_path
 from jobs.errors import FieldError, Invalid
 
 MAX_DEPTH = 32
@@ -40,7 +41,7 @@ async def checked(request: Request, max_bytes: int) -> Receive:
     _check_length(request, max_bytes)
     body = await _read(request, max_bytes)
     if body:
-        await anyio.to_thread.run_sync(_check, body, kind, request.scope["path"].startswith(_API))
+        await anyio.to_thread.run_sync(_check, body, kind, route_path(request.scope).startswith(_API))
     return _replayed(body, request.receive)
 
 

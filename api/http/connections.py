@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 def config(app: FastAPI, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration with these limits."""
     protocol = cast(Any, partial(Connection, Connections()))
-    return uvicorn.Config(app, http=protocol, log_config=None, access_log=False, server_header=False, **options)
+    options |= {"log_config": None, "access_log": False, "server_header": False}
+    options |= {"proxy_headers": False}  # api.http.proxies reads them, from trusted proxies only
+    return uvicorn.Config(app, http=protocol, **options)
 
 
 class Connections:

@@ -1,6 +1,6 @@
 """The middleware that every request passes through before it reaches a route.
 
-host name ─► readable path ─► authentication, unless the path is public ─► scope ─► body within its limit ─► routes
+public address ─► host ─► readable path ─► authentication, unless the path is public ─► scope ─► body ─► routes
 On the way back it adds security headers to every response and turns exceptions into problems.
 """
 
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.http import auth, bodies
 from api.http.hosts import Hosts
 from api.http.problems import ErrorRenderer, Misdirected, Problem, Unreadable
+from api.http.proxies import Proxies, rooted, route_path
 from jobs.database import Database
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
@@ -40,13 +41,15 @@ class Middleware:
         self._settings = settings
         self._database = database
         self._hosts = Hosts(settings)
+        self._proxies = Proxies(settings)
         self._render_error = render_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._handle(scope, receive, _Sender(scope, send))
+            public = self._proxies.public(scope)
+            await self._handle(public, receive, _Sender(public, send))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -54,7 +57,7 @@ class Middleware:
         request = Request(scope, receive)
         try:
             self._check(request)
-            if not auth.is_public(scope["path"]):  # never request.url, which the Host header has a part in
+            if not auth.is_public(route_path(scope)):  # never request.url, which the Host header has a part in
                 principal = await anyio.to_thread.run_sync(auth.authenticate, request, self._database)
                 scope.setdefault("state", {})["principal"] = principal
             await self._app(scope, await self._body(request), send)
@@ -79,7 +82,7 @@ class Middleware:
             await anyio.to_thread.run_sync(uses.note, principal.key_id)
 
     async def _body(self, request: Request) -> Receive:
-        principal, routes, path = auth.current_principal(request), request.app.state.routes, request.scope["path"]
+        principal, routes, path = auth.current_principal(request), request.app.state.routes, route_path(request.scope)
         if principal is None or request.method in ("GET", "HEAD") or request.method not in routes.methods(path):
             return request.receive  # nothing reads it
         routes.check_scope(request.method, path, principal)
@@ -93,10 +96,10 @@ class Middleware:
 
 
 class _Sender:
-    """A `send` that adds the security headers, and records whether the response has started."""
+    """A `send` that adds the security headers, prefixes redirects, and records whether the response has started."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._is_private = not scope["path"].startswith(auth.PUBLIC_FOLDER)
+        self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
         self.has_started = False
 
@@ -105,6 +108,8 @@ class _Sender:
             failpoint("reply")
             self.has_started = True
             headers = MutableHeaders(scope=message)
+            if "Location" in headers:
+                headers["Location"] = rooted(headers["Location"])
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store" if self._is_private else "no-cache")

@@ -12,8 +12,9 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from api.http.auth import SESSION_COOKIE, Reader, is_public
+from api.http.auth import Reader, is_public
 from api.http.problems import MEDIA_TYPE
+from api.http.proxies import rooted
 from wcl_core.config import EvaluateSpec, PretrainSpec
 
 router = APIRouter(include_in_schema=False)
@@ -52,10 +53,6 @@ _PROBLEM = {
     ],
 }
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-_SECURITY = {
-    "key": {"type": "http", "scheme": "bearer", "description": "A key, `wcl_…`."},
-    "browser": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "From a sign-in link."},
-}
 
 
 @router.get("/openapi.json")
@@ -82,7 +79,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, which the application keeps."""
     if app.openapi_schema is None:
         result = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_DESCRIPTION)
-        _add_components(result)
+        result["servers"] = [{"url": rooted("/").removesuffix("/") or "/"}]
+        _add_components(result, app.state.session_cookie)
         for path, operations in result["paths"].items():
             for operation in operations.values():
                 _complete(path, operation)
@@ -90,7 +88,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _add_components(result: dict[str, Any]) -> None:
+def _add_components(result: dict[str, Any], cookie_name: str) -> None:
     models = [(PretrainSpec, "validation"), (EvaluateSpec, "validation")]
     _, specs = models_json_schema(models, ref_template=_REFERENCE)  # type: ignore[arg-type]
     schemas = result["components"]["schemas"]
@@ -100,7 +98,9 @@ def _add_components(result: dict[str, Any]) -> None:
     references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model, _ in models]
     partial = {"type": "object", "description": "With a preset: only the fields that differ from it."}
     schemas["JobBody"]["properties"]["spec"]["anyOf"] = [*references, partial]
-    result["components"]["securitySchemes"] = _SECURITY
+    cookie = {"type": "apiKey", "in": "cookie", "name": cookie_name, "description": "From a sign-in link."}
+    key = {"type": "http", "scheme": "bearer", "description": "A key, `wcl_…`."}
+    result["components"]["securitySchemes"] = {"key": key, "browser": cookie}
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:

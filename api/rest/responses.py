@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
 from jobs.curves import CurvePoint
 from jobs.datasets import SheetLayout
@@ -135,11 +136,11 @@ def job(row: Job, tags: Sequence[str], why: Waiting | None) -> JobResponse:
 
 
 def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
-    here = f"/v1/jobs/{row.id}"
+    here = rooted(f"/v1/jobs/{row.id}")
     return {
         "tags": list(tags),
         "dataset": {"name": row.dataset_name, "digest": row.dataset_digest},
-        "links": {"self": here, "page": f"/jobs/{row.id}"} | {part: f"{here}/{part}" for part in _JOB_PARTS},
+        "links": {"self": here, "page": rooted(f"/jobs/{row.id}")} | {part: f"{here}/{part}" for part in _JOB_PARTS},
     }
 
 
@@ -194,7 +195,7 @@ class ArtifactResponse(Response):
 
 
 def artifact(row: Artifact) -> ArtifactResponse:
-    here = f"/v1/jobs/{row.job_id}"
+    here = rooted(f"/v1/jobs/{row.job_id}")
     return ArtifactResponse.of(row, links={"self": f"{here}/artifacts/{row.name}", "job": here})
 
 
@@ -263,8 +264,8 @@ class CheckpointResponse(Response):
 
 
 def checkpoint(row: Checkpoint) -> CheckpointResponse:
-    here = f"/v1/checkpoints/{row.id}"
-    links = {"self": here, "job": f"/v1/jobs/{row.job_id}", "native": f"{here}/download?kind=native"}
+    here = rooted(f"/v1/checkpoints/{row.id}")
+    links = {"self": here, "job": rooted(f"/v1/jobs/{row.job_id}"), "native": f"{here}/download?kind=native"}
     if row.kind == TRAINING:
         links["backbone"] = f"{here}/download?kind=backbone"
     return CheckpointResponse.of(row, links=links)
@@ -309,7 +310,7 @@ class RefusedDataset(Response):
 
 
 def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
-    address = f"/v1/datasets/{quote(row.name, safe='')}/samples.png"
+    address = rooted(f"/v1/datasets/{quote(row.name, safe='')}/samples.png")
     samples = None if sheet is None else SamplesResponse.of(sheet, png=address)
     return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from api.http.proxies import rooted
 from api.rest.responses import DatasetVersion, Json, Response, Time
 from jobs import sweeps
 from jobs.models import Sweep
@@ -123,7 +124,7 @@ def _beside_columns(sweep: Sweep, trials: int) -> Json:
         "eta": sweep.eta if sweep.search == "halving" else None,
         "trials": trials,
         "dataset": {"name": sweep.dataset_name, "digest": sweep.dataset_digest},
-        "links": {"self": f"/v1/sweeps/{sweep.id}", "page": f"/sweeps/{sweep.id}"},
+        "links": {"self": rooted(f"/v1/sweeps/{sweep.id}"), "page": rooted(f"/sweeps/{sweep.id}")},
     }
 
 

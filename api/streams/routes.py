@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
@@ -16,6 +17,7 @@ from jobs.changes import Cursor
 
 router = APIRouter(prefix="/v1", tags=["streams"])
 
+MAX_FOLLOWED = 100
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
@@ -47,13 +49,36 @@ def follow_job(
         cursor = now
     if not logs:
         cursor = replace(cursor, log_attempt=now.log_attempt, log_seq=now.log_seq)
-    return JobStream(_streams(request), principal.key_id, job_id, cursor, logs)
+    return JobStream(_streams(request), principal, job_id, cursor, logs)
 
 
 @router.get("/stream", response_class=StreamingResponse, responses=_STREAM)
-def follow_list(request: Request, principal: Reader) -> ListStream:
-    """Follow the lists: `changed` has the ids of jobs that changed, and `sweeps`, if present, those of sweeps."""
-    return ListStream(_streams(request), principal.key_id)
+def follow_list(
+    request: Request,
+    principal: Reader,
+    database: TheDatabase,
+    job: Annotated[
+        list[str],
+        Query(
+            max_length=MAX_FOLLOWED,
+            description="A job to follow as well: its id, or `ID@CURSOR` to resume after the message with that id.",
+        ),
+    ] = [],  # noqa: B006 (FastAPI copies it)
+) -> ListStream:
+    """Follow the lists: `changed` has the ids of jobs that changed, and `sweeps`, if present, those of sweeps.
+
+    With `job`, the stream also carries the messages of these jobs, log lines included.  Each `subject` message has the
+    place of a job in the request, from 0; the job's messages follow it.
+    """
+    with database.read() as session:
+        followed = [_followed(session, text) for text in job]
+    return ListStream(_streams(request), principal, followed)
+
+
+def _followed(session: Session, text: str) -> tuple[str, Cursor]:
+    job_id, _, last_id = text.partition("@")
+    now = changes.now_cursor(session, job_id)
+    return job_id, Cursor.parse(last_id) if last_id else now
 
 
 def _streams(request: Request) -> Streams:

@@ -1,8 +1,8 @@
 """The watcher polls the database for all viewers of this process, while there are any.
 
-A poll is one short transaction, however many viewers there are: it reads which keys are active, which of the watched
-jobs have changed, and their changes.  Each server has its own watcher.  The messages come from the rows only, so
-viewers may move from one server to another.
+A poll is one short transaction, however many viewers there are: it reads which keys and sessions have ended, which of
+the watched jobs have changed, and their changes.  Each server has its own watcher.  The messages come from the rows
+only, so viewers may move from one server to another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from api.streams.feeds import Feed, JobFeed, JobPoll, ListFeed
 from jobs import changes, keys
 from jobs.database import Database, is_outage
 from jobs.fault_log import FaultLog
+from jobs.keys import Principal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,7 +36,7 @@ _READERS = 4
 
 @dataclass(frozen=True)
 class _Poll:
-    revoked: set[str]
+    ended: set[Principal]
     jobs: list[tuple[JobFeed, JobPoll]]
     states: dict[tuple[str, str], object] | None
 
@@ -49,8 +50,8 @@ class Watcher:
         self._jobs: dict[str, JobFeed] = {}
         self._list: ListFeed | None = None
         self._viewers: Counter[Feed] = Counter()
-        self._keys: Counter[str] = Counter()
-        self._revoked: set[str] = set()
+        self._principals: Counter[Principal] = Counter()
+        self._ended: set[Principal] = set()
         self._poll_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._threads = anyio.CapacityLimiter(_READERS)
@@ -63,35 +64,36 @@ class Watcher:
 
     # --- viewers
 
-    def is_revoked(self, key_id: str) -> bool:
-        return key_id in self._revoked
+    def has_ended(self, principal: Principal) -> bool:
+        """Return whether the key is revoked or the browser session is over."""
+        return principal in self._ended
 
     @contextmanager
-    def job(self, job_id: str, key_id: str) -> Iterator[JobFeed]:
+    def job(self, job_id: str, principal: Principal) -> Iterator[JobFeed]:
         """Return the feed of a job, and keep it while it has a viewer."""
         feed = self._jobs.get(job_id)
         if feed is None or feed.is_over or feed.is_closed:  # over: changes after the end start another feed
             feed = self._jobs[job_id] = JobFeed(job_id)
-        with self._viewed(feed, key_id):
+        with self._viewed(feed, principal):
             yield feed
 
     @contextmanager
-    def list(self, key_id: str) -> Iterator[ListFeed]:
+    def list(self, principal: Principal) -> Iterator[ListFeed]:
         """Return the feed of the lists, and keep it while it has a viewer."""
         if self._list is None or self._list.is_closed:
             self._list = ListFeed()
-        with self._viewed(self._list, key_id):
+        with self._viewed(self._list, principal):
             yield self._list
 
     @contextmanager
-    def _viewed(self, feed: Feed, key_id: str) -> Iterator[None]:
+    def _viewed(self, feed: Feed, principal: Principal) -> Iterator[None]:
         self._viewers[feed] += 1
-        self._keys[key_id] += 1
+        self._principals[principal] += 1
         self._start(feed)
         try:
             yield
         finally:
-            self._leave(feed, key_id)
+            self._leave(feed, principal)
 
     def _start(self, feed: Feed) -> None:
         if not feed.is_ready:
@@ -99,9 +101,11 @@ class Watcher:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
 
-    def _leave(self, feed: Feed, key_id: str) -> None:
+    def _leave(self, feed: Feed, principal: Principal) -> None:
         self._viewers -= Counter([feed])  # drops those without any
-        self._keys -= Counter([key_id])
+        self._principals -= Counter([principal])
+        if principal not in self._principals:
+            self._ended.discard(principal)
         if feed in self._viewers:
             return
         if isinstance(feed, JobFeed) and self._jobs.get(feed.job_id) is feed:
@@ -146,12 +150,12 @@ class Watcher:
 
     async def _poll(self) -> bool:
         """Poll once; return whether there is more to read at once."""
-        key_ids = set(self._keys)
+        principals = set(self._principals)
         feeds = [feed for feed in self._jobs.values() if not feed.is_over]
         lists = self._list
         reading = asyncio.create_task(
             anyio.to_thread.run_sync(
-                self._read, lambda session: _poll(session, key_ids, feeds, lists), abandon_on_cancel=True
+                self._read, lambda session: _poll(session, principals, feeds, lists), abandon_on_cancel=True
             )
         )
         while not (await asyncio.wait([reading], timeout=_STOP_CHECK_SECONDS))[0]:
@@ -175,18 +179,18 @@ class Watcher:
         if result.states is not None and lists is not None:
             lists.publish(result.states)
         has_more = [feed.publish(poll) for feed, poll in result.jobs]
-        if result.revoked - self._revoked:
-            self._revoked |= result.revoked
+        if ended := (result.ended & self._principals.keys()) - self._ended:
+            self._ended |= ended
             for feed in self._viewers:
                 feed.announce()
         return any(has_more)
 
 
-def _poll(session: Session, key_ids: set[str], feeds: Sequence[JobFeed], lists: ListFeed | None) -> _Poll:
+def _poll(session: Session, principals: set[Principal], feeds: Sequence[JobFeed], lists: ListFeed | None) -> _Poll:
     marks = changes.marks(session, [feed.job_id for feed in feeds]) if feeds else {}
     polls = [(feed, feed.read(session, marks[feed.job_id])) for feed in feeds if feed.job_id in marks]
     return _Poll(
-        revoked=key_ids - keys.active(session, key_ids),
+        ended=keys.ended(session, principals),
         jobs=[(feed, poll) for feed, poll in polls if poll is not None],
         states=lists.read(session) if lists is not None else None,
     )

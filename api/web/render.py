@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from api.http.auth import current_principal
 from api.http.idempotency import one_time_key
 from api.http.problems import Problem, Unauthenticated, shown
+from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from jobs.errors import NotFound
 
@@ -37,6 +39,11 @@ _TITLES = {
     503: "Database unavailable",
 }
 _HEADERS = {"Allow", "Retry-After"}  # of problems, on pages too
+# Templates and views write addresses without the root path; `page` adds it.  Escaped text holds no quotation mark, so
+# no text of a user matches.
+_ADDRESS = re.compile(
+    r'(?<=\s)((?:href|src|action|formaction|data-facts|data-picture)="|data-request="[A-Z]+ |content="0;url=)/(?!/)'
+)
 _LISTS = ("checkpoints", "datasets", "sweeps", "workers")
 
 
@@ -54,15 +61,17 @@ class NavigationEntry:
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """Render a template; everything in `context` is escaped where it is shown."""
+    """Render a template; everything in `context` is escaped where it is shown, and addresses get the root path."""
     common = {
         "viewer": current_principal(request),
         "navigation": request.app.state.navigation,
-        "here": request.url.path,
+        "here": route_path(request.scope),
         "origin": str(request.base_url).rstrip("/"),
         "now": "",
     }
-    return HTMLResponse(_TEMPLATES.get_template(template).render(common | context), status)
+    rendered = _TEMPLATES.get_template(template).render(common | context)
+    root = rooted("/")
+    return HTMLResponse(_ADDRESS.sub(rf"\g<1>{root}", rendered) if root != "/" else rendered, status)
 
 
 def picture(template: str, **context: Any) -> Response:
@@ -74,7 +83,7 @@ def error_response(request: Request, error: Exception) -> Response:
     """Return the response to an exception: a page where a browser navigates, else a problem document."""
     problem = Problem.of(error)
     if problem.status == 405:  # the route knows only its own methods, but a path may have several routes
-        methods = request.app.state.routes.methods(request.scope["path"])
+        methods = request.app.state.routes.methods(route_path(request.scope))
         problem = replace(problem, headers={"Allow": ", ".join(sorted(methods))})
     if "text/html" not in request.headers.get("accept", ""):
         return problem.response()
@@ -95,5 +104,5 @@ def _back(request: Request, error: Exception) -> tuple[str, str]:
     job_id = request.path_params.get("job_id")
     if job_id and not (isinstance(error, NotFound) and job_id in error.detail):
         return f"/jobs/{quote(job_id, safe='')}", "Back to the job"
-    part = request.url.path.split("/")[1]
+    part = route_path(request.scope).split("/")[1]
     return (f"/{part}", f"All {part}") if part in _LISTS else ("/", "All jobs")

@@ -12,10 +12,12 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api.http.auth import SESSION_COOKIE, AnyKey
+from api.http.auth import AnyKey, session_token
 from api.http.dependencies import TheDatabase
+from api.http.proxies import rooted
 from api.web import render
 from jobs import keys
+from jobs.database import Database
 
 router = APIRouter(include_in_schema=False)
 
@@ -27,32 +29,44 @@ def sign_in(request: Request, database: TheDatabase, token: str = "") -> Respons
     """Redeem a sign-in link and set the session cookie."""
     if not token:
         return _page(request, "absent", 200)
-    request.app.state.failures.check(request)
-    secret = database.write(lambda session: keys.redeem(session, token))
-    if secret is None:
+    secret = _redeem(database, token)
+    if secret is None:  # a valid link always passes, so no client can lock out another one
         request.app.state.failures.note(request)
         return _page(request, "spent", 403)
     response = _page(request, "done", 200)
-    response.set_cookie(
-        SESSION_COOKIE,
-        secret,
-        max_age=keys.SESSION_DAYS * 86_400,
-        path="/",
-        secure=request.url.scheme == "https",
-        httponly=True,
-        samesite="strict",
-    )
+    _set_cookie(request, response, secret, keys.SESSION_DAYS * 86_400)
     return response
+
+
+def _redeem(database: Database, token: str) -> str | None:
+    """Exchange a link's token for a session; a wrong one costs no write."""
+    with database.read() as session:
+        if not keys.is_link(session, token):
+            return None
+    return database.write(lambda session: keys.redeem(session, token))
 
 
 @router.post("/sign-out")
 def sign_out(request: Request, principal: AnyKey, database: TheDatabase) -> Response:
     """End this browser's session."""
-    if secret := request.cookies.get(SESSION_COOKIE):
+    if secret := session_token(request):
         database.write(lambda session: keys.end_session(session, secret))
     response = RedirectResponse("/sign-in", 303)
-    response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
+    _set_cookie(request, response, "", 0)
     return response
+
+
+def _set_cookie(request: Request, response: Response, secret: str, seconds: int) -> None:
+    """Set the session cookie of this instance, or delete it with 0 seconds."""
+    response.set_cookie(
+        request.app.state.session_cookie,
+        secret,
+        max_age=seconds,
+        path=rooted("/").removesuffix("/") or "/",
+        secure=request.scope["scheme"] == "https",
+        httponly=True,
+        samesite="strict",
+    )
 
 
 def _page(request: Request, state: State, status: int) -> Response:

@@ -17,7 +17,6 @@ import httpx
 from measure.history import History
 from playwright.sync_api import Browser, sync_playwright
 
-from api.http.auth import SESSION_COOKIE
 from jobs import keys
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -140,7 +139,8 @@ def _load(browser: Browser, server: Server, path: str, kind: str) -> float:
         f"{server.url}/v1/sign-in-links", headers={"Authorization": f"Bearer {server.key}"}, trust_env=False
     )
     signed_in = httpx.get(link.json()["url"], trust_env=False)
-    context.add_cookies([{"name": SESSION_COOKIE, "value": signed_in.cookies[SESSION_COOKIE], "url": server.url}])
+    name, value = next(iter(signed_in.cookies.items()))
+    context.add_cookies([{"name": name, "value": value, "url": server.url}])
     page = context.new_page()
     page.goto(path, wait_until="commit")
     page.wait_for_selector(_READY[kind], state="attached")

@@ -28,6 +28,7 @@ def test_the_demo_ends_by_itself_with_table_weak_labels_and_checkpoint(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("raw pixels", "untrained", "SimCLR", "WCL", "kNN, k = 20", "chance", "/weak-labels", "sign-in"):
         assert words in done.stdout, words
+    assert "token=" not in done.stdout, "a file with this output would keep the secret of a sign-in link"
     assert "±" in done.stdout
     assert len(list((tmp_path / "data" / "demo").glob("wcl-*-last.safetensors"))) == 1
     assert not _is_served(tmp_path / "data"), "the service was left running"

@@ -29,6 +29,13 @@ def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedPro
     )
 
 
+def test_a_file_with_the_output_of_up_holds_no_sign_in_link(service: Service) -> None:
+    words = service.log_path.read_text()
+
+    assert f"Open     http://127.0.0.1:{service.port}" in words
+    assert "token=" not in words
+
+
 def test_submit_watch_download_by_the_command_line(service: Service, tmp_path: Path) -> None:
     with service.client() as client:
         eventually(client.datasets, "a data set", 60)

@@ -80,6 +80,11 @@ class Served:
     def open_connections(self) -> int:
         return len(self._server.server_state.connections)
 
+    @property
+    def cookie(self) -> str:
+        """The name of the session cookie."""
+        return str(self.app.state.session_cookie)
+
     def forget_failures(self) -> None:
         self.app.state.failures = Failures()
 

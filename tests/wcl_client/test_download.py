@@ -31,6 +31,7 @@ class FileServer:
     etag: str = f'"{hashlib.sha256(BODY).hexdigest()}"'
     breaks_after: list[int] = field(default_factory=list)
     honours_ranges: bool = True
+    sizes_of_heads: bool = True
     ranges: list[str | None] = field(default_factory=list)
     url: str = ""
 
@@ -42,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
-        self._head(200, len(self.file_server.body))
+        self._head(200, len(self.file_server.body) if self.file_server.sizes_of_heads else None)
 
     def do_GET(self) -> None:
         file_server = self.file_server
@@ -59,10 +60,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(rest)
 
-    def _head(self, status: int, length: int) -> None:
+    def _head(self, status: int, length: int | None) -> None:
         self.send_response(status)
         self.send_header("ETag", self.file_server.etag)
-        self.send_header("Content-Length", str(length))
+        if length is not None:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -99,6 +101,14 @@ def test_a_download_has_the_right_bytes_and_leaves_no_partial_file(file_server: 
     assert target.read_bytes() == BODY
     assert done.sha256 == hashlib.sha256(BODY).hexdigest()
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_a_proxy_may_remove_the_size_from_the_response_to_a_head(file_server: FileServer, target: Path) -> None:
+    file_server.sizes_of_heads = False
+
+    fetch(file_server, target)
+
+    assert target.read_bytes() == BODY
 
 
 def test_a_broken_connection_is_resumed_by_range(file_server: FileServer, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -23,7 +24,7 @@ from api.streams import feeds, responses, watcher
 from jobs import changes, keys, queries, sweeps, transitions
 from jobs.changes import Cursor
 from jobs.database import Database
-from jobs.models import Log, Point, Series
+from jobs.models import Log, Point, Series, SignInToken
 from tests.api.served import Served, assert_problem, listening, messages
 from tests.jobs import rows, sweeping
 from tests.waiting import eventually
@@ -286,6 +287,73 @@ def test_a_revoked_key_ends_its_streams(small: Served) -> None:
         next(coming)
         small.database.write(lambda session: keys.revoke(session, key_id))
         assert list(coming) == []
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/jobs/{job_id}/stream", "/v1/stream?job={job_id}"])
+@pytest.mark.parametrize("end", ["sign-out", "expiry"])
+def test_the_end_of_a_session_ends_its_streams_and_no_others(small: Served, path: str, end: str) -> None:
+    job_id = rows.submit(small.database)
+    browser, other, client = small.browser(), small.browser(), small.client("read")
+    path = path.format(job_id=job_id)
+
+    with listening(browser, path) as stream, listening(other, path) as second, listening(client, path) as third:
+        if end == "sign-out":
+            assert browser.post("/sign-out", headers={"Origin": small.url}).status_code == 303
+        else:
+            digest = hashlib.sha256(browser.cookies[small.cookie].encode()).hexdigest()
+            is_this = SignInToken.hash == digest
+            small.database.write(
+                lambda session: session.execute(update(SignInToken).where(is_this).values(expires_at=1))
+            )
+        rest = list(stream)
+        new_id = rows.submit(small.database)
+        for still_open in (second, third) if path == "/v1/stream" else ():
+            assert new_id in next(messages(still_open)).data["changed"]
+
+    assert all(message is None or message.event in ("job", "subject") for message in rest)
+    assert browser.get("/v1/jobs").status_code == 401
+    assert other.get("/v1/jobs").status_code == 200
+
+
+def test_one_stream_carries_the_lists_and_several_jobs(served: Served) -> None:
+    runs = [rows.Run(served.database, rows.running(served.database)) for _ in range(2)]
+    for run in runs:
+        run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+    query = f"job={runs[1].job_id}@0.0.0&job={runs[0].job_id}&job={runs[1].job_id}"
+
+    with listening(served.client("read"), f"/v1/stream?{query}") as stream:
+        coming = messages(stream)
+        received, subjects, subject = [], [], None
+        while len({place for place, _ in received}) < 3:
+            message = next(coming)
+            subject = message.data if message.event == "subject" else subject
+            received += [(subject, message)] if message.event != "subject" and message.id else []
+        runs[0].deliver(rows.metrics(2, loss=0.5), rows.log("a line"), rows.end("succeeded"))
+        while not any(message.event == "end" for _, message in received):
+            message = next(coming)
+            subjects += [message.event] if message.event == "changed" else []
+            subject = message.data if message.event == "subject" else subject
+            received += [(subject, message)] if message.event not in ("subject", "changed") else []
+        rows.submit(served.database)
+        while "changed" not in subjects:
+            subjects.append(next(coming).event)
+
+    by_place = {place: [message for where, message in received if where == place] for place in range(3)}
+    assert points_of(by_place[0]) == [(1, "loss", 1, 1.0)]
+    assert points_of(by_place[1]) == [(1, "loss", 2, 0.5)]
+    assert points_of(by_place[2]) == []
+    assert [line[2] for line in lines_of(by_place[1])] == ["a line"]
+    assert [message.event for message in by_place[1]].count("end") == 1
+    assert all(message.id for each in by_place.values() for message in each)
+
+
+def test_a_shared_stream_of_no_job_or_of_too_many_is_a_problem(small: Served) -> None:
+    job_id = rows.submit(small.database)
+    client = small.client("read")
+
+    assert_problem(client.get("/v1/stream?job=nothing"), 404)
+    assert_problem(client.get(f"/v1/stream?job={job_id}@junk"), 422)
+    assert_problem(client.get("/v1/stream?" + "&".join([f"job={job_id}"] * 101)), 422)
 
 
 def test_a_quiet_stream_sends_heartbeats(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:

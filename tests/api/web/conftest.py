@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
-from api.http.auth import SESSION_COOKIE
 from tests.api.web.served import SCOPES, Site
 
 _QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -75,7 +74,7 @@ class Visitor:
         )
         context.set_default_timeout(15_000)
         self._contexts.append(context)
-        context.add_cookies([{"name": SESSION_COOKIE, "value": self._site.session(scopes), "url": self._site.url}])
+        context.add_cookies([{"name": self._site.cookie, "value": self._site.session(scopes), "url": self._site.url}])
         page = context.new_page()
         self._listen(page)
         page.goto("/")

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from api.http.auth import SESSION_COOKIE
+from api.http.auth import session_cookie
 from jobs import keys, queries, submission, transitions, workers
 from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
@@ -119,8 +119,14 @@ class Site:
             return cookie
         key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
         link = self.sign_in_link(key)
-        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[SESSION_COOKIE]
+        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[self.cookie]
         return cookie
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session cookie."""
+        storage_id = (self.settings.checkpoints_dir / "storage-id").read_text().strip()
+        return session_cookie(storage_id, self.database.place())
 
     def sign_in_link(self, key: str | None = None) -> str:
         key = key or (self.settings.data_dir / "key").read_text().strip()

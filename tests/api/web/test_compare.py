@@ -9,7 +9,6 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from api.http.auth import SESSION_COOKIE
 from api.web.published import references
 from jobs import submission, workers
 from jobs.database import new_id
@@ -120,7 +119,7 @@ def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> Non
 
 def test_invalid_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
     ids = [submit(site, f"many {number}", batch_size=16 * number + 16) for number in range(9)]
-    cookies = {SESSION_COOKIE: site.session()}
+    cookies = {site.cookie: site.session()}
     with httpx.Client(base_url=site.url, cookies=cookies, headers={"Accept": "text/html"}, trust_env=False) as client:
         assert client.get("/compare?job=nothing").status_code == 404
         assert client.get("/compare?group=nothing").status_code == 404

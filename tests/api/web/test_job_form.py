@@ -11,7 +11,6 @@ import yaml
 from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select
 
-from api.http.auth import SESSION_COOKIE
 from api.web.forms import spec_form
 from jobs import queries
 from jobs.models import Job
@@ -186,7 +185,7 @@ def test_an_evaluation_is_cloned_with_its_features(visitor: Visitor, site: Site)
 
 
 def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
-    cookies = {SESSION_COOKIE: site.session()}
+    cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
     with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
         text = client.get("/submit").text
@@ -215,7 +214,7 @@ def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
     ],
 )
 def test_invalid_forms_are_shown_with_errors(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
-    cookies = {SESSION_COOKIE: site.session()}
+    cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
     with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
         answer = client.post("/submit", data={"step": "submit"} | body)

@@ -10,7 +10,6 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from api.http.auth import SESSION_COOKIE
 from api.rest.presets import preset_fields
 from api.rest.sweep_bodies import SweepBody, new_sweep
 from api.web.forms.fields import spec_typed
@@ -154,7 +153,7 @@ FORM = {
 
 
 def post(site: Site, *forms: dict[str, str]) -> list[httpx.Response]:
-    cookies = {SESSION_COOKIE: site.session()}
+    cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
     with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
         return [client.post("/sweeps/new", data=form) for form in forms]

@@ -1,6 +1,7 @@
 // The curves of several jobs: one chart per metric, one line per job in the colour of its configuration.
 import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
+import { address } from "./page.js";
 import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
 import { View } from "./view.js";
 
@@ -32,7 +33,7 @@ async function seriesOf(member, isFirst) {
   if (isFirst) query.set("times", "true");
   else if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(axis.step(view.from))));
   if (!isFirst && view.to !== null) query.set("to_step", Math.max(0, Math.ceil(axis.step(view.to))));
-  const response = await fetch(`/v1/jobs/${member.id}/metrics?${query}`);
+  const response = await fetch(address(`/v1/jobs/${member.id}/metrics?${query}`));
   if (!response.ok) throw new Error(`${member.id}: ${response.status}`);
   const { series, times } = await response.json();
   if (times) member.facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);

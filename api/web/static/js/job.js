@@ -5,7 +5,7 @@ import { Chart } from "./charts.js";
 import { Curves } from "./curves.js";
 import { groupsOf } from "./groups.js";
 import { Tail } from "./logs.js";
-import { now, refresh, throttled } from "./page.js";
+import { address, now, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 import { View } from "./view.js";
 
@@ -18,7 +18,7 @@ const jobId = run.dataset.job;
 const place = document.getElementById("charts");
 const title = document.title;
 const tail = new Tail();
-const updateParts = throttled(() => refresh(`/jobs/${jobId}/live`), 800);
+const updateParts = throttled(() => refresh(address(`/jobs/${jobId}/live`)), 800);
 
 // ---- curves
 
@@ -32,9 +32,9 @@ let waiting = []; // points streamed while the curves are loading
 let isDrawing = false;
 let requests = 0; // only the newest request is shown
 
-async function json(address) {
-  const response = await fetch(address);
-  if (!response.ok) throw new Error(`${address}: ${response.status}`);
+async function json(path) {
+  const response = await fetch(address(path));
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
   return response.json();
 }
 
@@ -139,7 +139,7 @@ async function end() {
   await updateParts();
 }
 
-const stream = new Stream(`/v1/jobs/${jobId}/stream?logs=true`, {
+const stream = new Stream(jobId, {
   after: run.dataset.cursor,
   onState: showState,
   onOpen: updateParts,
@@ -170,4 +170,4 @@ if (OVER.has(run.dataset.status)) stream.end();
 
 // ---- buttons
 
-sendForms({ created: ({ id }) => location.assign(`/jobs/${id}`), done: updateParts });
+sendForms({ created: ({ id }) => location.assign(address(`/jobs/${id}`)), done: updateParts });

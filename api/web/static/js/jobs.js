@@ -1,6 +1,6 @@
 // The list of jobs: filters are in the address; the stream announces changes, and the rows are fetched as rendered HTML.
 import "./actions.js";
-import { refresh, throttled } from "./page.js";
+import { address, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 
 const form = document.getElementById("filters");
@@ -12,7 +12,7 @@ function rows() {
 
 async function update() {
   const before = rows();
-  await refresh(`/live${location.search}`);
+  await refresh(address(`/live${location.search}`));
   if (before.size === 0 || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const colour = getComputedStyle(clear).getPropertyValue("--accent-soft");
   for (const [id, row] of rows()) {
@@ -24,13 +24,13 @@ const updateSoon = throttled(update, 800);
 
 // ---- filters
 
-function address() {
+function filtered() {
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value.trim()));
-  return query.size ? `/?${query}` : "/";
+  return address(query.size ? `/?${query}` : "/");
 }
 
 async function apply() {
-  if (address() !== location.pathname + location.search) history.pushState(null, "", address());
+  if (filtered() !== location.pathname + location.search) history.pushState(null, "", filtered());
   shown = location.search;
   clear.hidden = !location.search;
   await update();
@@ -64,4 +64,4 @@ window.addEventListener("popstate", () => {
 
 // The stream announces changes of jobs, not of workers.
 setInterval(() => document.visibilityState === "visible" && updateSoon(), 10_000);
-new Stream("/v1/stream", { on: { changed: updateSoon }, onState: showState, onOpen: updateSoon });
+new Stream("", { on: { changed: updateSoon }, onState: showState, onOpen: updateSoon });

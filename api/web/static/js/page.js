@@ -1,6 +1,12 @@
 // Used by every page: theme switch, ages that update, copy buttons, messages, and refreshing in place.
 import { morph } from "./morph.js";
 
+/** The address of a path of the service; a proxy may show the service below a root path. */
+export function address(path) {
+  const { pathname, search, hash } = new URL(`../..${path}`, import.meta.url);
+  return pathname + search + hash;
+}
+
 // ---- theme
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -99,10 +105,10 @@ document.addEventListener("click", async (event) => {
 // ---- refreshing
 
 /** Fetch the parts of this page that change, and replace them. */
-export async function refresh(address) {
-  const response = await fetch(address);
+export async function refresh(page) {
+  const response = await fetch(page);
   if (response.status === 401) location.reload(); // shows the sign-in page
-  if (!response.ok) throw new Error(`${address}: ${response.status}`);
+  if (!response.ok) throw new Error(`${page}: ${response.status}`);
   place(await response.text());
 }
 

@@ -1,16 +1,43 @@
-// Server-sent events that survive restarts of the server.  A hidden page disconnects, since browsers allow six
-// connections to a server.
+// Server-sent events that survive restarts of the server.  A hidden page disconnects; visible ones share a connection.
+import { Hub } from "./hub.js";
 
-const RETRY_MS = 2000;
+/** Return a function that follows a subject, or nothing if it is null; `receive` gets the messages of the hub. */
+function connection(receive) {
+  let subject = null;
+  let send = null;
+  const useOwnHub = () => {
+    const hub = new Hub();
+    let follower = null;
+    send = () => {
+      if (follower) hub.remove(follower);
+      follower = subject && { ...subject, send: receive };
+      if (follower) hub.add(follower);
+    };
+    send();
+  };
+  try {
+    const worker = new SharedWorker(new URL("./stream-worker.js", import.meta.url), { type: "module" });
+    worker.onerror = useOwnHub;
+    worker.port.onmessage = ({ data }) => receive(data);
+    send = () => worker.port.postMessage(subject);
+  } catch {
+    useOwnHub(); // some browsers have no shared workers
+  }
+  return (followed) => {
+    subject = followed;
+    send();
+  };
+}
 
 export class Stream {
   /**
-   * @param {string} path
+   * @param {string} job the id of a job; empty for the lists
    * @param {object} options `after`: continue after this event; `on`: handlers by event name; `onState`: called
    *   with "live", "lost" or "over"; `onOpen`: called on every connection, and when one was refused.
    */
-  constructor(path, { after = "", on = {}, onState = () => {}, onOpen = () => {} }) {
-    Object.assign(this, { path, after, on, onState, onOpen, source: null, isOver: false });
+  constructor(job, { after = "", on = {}, onState = () => {}, onOpen = () => {} }) {
+    Object.assign(this, { job, after, on, onState, onOpen, isConnected: false, isOver: false });
+    this.follow = connection((message) => this.receive(message));
     document.addEventListener("visibilitychange", () => this.check());
     window.addEventListener("pagehide", () => this.disconnect());
     window.addEventListener("pageshow", () => this.check());
@@ -18,40 +45,22 @@ export class Stream {
   }
 
   check() {
-    if (this.isOver || document.visibilityState === "hidden") this.disconnect();
-    else if (!this.source) this.connect();
+    if (this.isOver || document.visibilityState === "hidden") return this.disconnect();
+    if (!this.isConnected) this.follow({ job: this.job, after: this.after });
+    this.isConnected = true;
   }
 
-  connect() {
-    const address = new URL(this.path, location.href);
-    if (this.after) address.searchParams.set("last_event_id", this.after);
-    const source = (this.source = new EventSource(address));
-    source.addEventListener("open", () => {
-      this.onState("live");
-      this.onOpen();
-    });
-    source.addEventListener("error", () => this.lost(source));
-    for (const [name, handle] of Object.entries(this.on)) {
-      source.addEventListener(name, (event) => {
-        this.after = event.lastEventId || this.after;
-        handle(JSON.parse(event.data));
-      });
-    }
-  }
-
-  /** The browser repeats a broken connection, with Last-Event-ID; this method repeats a refused one. */
-  lost(source) {
-    if (this.source !== source || this.isOver) return;
-    this.onState("lost");
-    if (source.readyState !== EventSource.CLOSED) return;
-    this.disconnect();
-    this.onOpen(); // checks whether this browser is still signed in
-    setTimeout(() => this.check(), RETRY_MS);
+  receive({ state, name, data, after }) {
+    if (!this.isConnected) return;
+    if (state) this.onState(state === "live" ? "live" : "lost");
+    if (state === "live" || state === "refused") this.onOpen(); // shows whether this browser is still signed in
+    if (after) this.after = after;
+    if (name) this.on[name]?.(JSON.parse(data));
   }
 
   disconnect() {
-    this.source?.close();
-    this.source = null;
+    if (this.isConnected) this.follow(null);
+    this.isConnected = false;
   }
 
   end() {

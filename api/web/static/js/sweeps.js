@@ -1,6 +1,6 @@
 // The page of a sweep: updated by the stream; lines and rows highlight each other, and axes filter trials.
 import { sendForms } from "./actions.js";
-import { refresh, throttled } from "./page.js";
+import { address, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 
 const sweep = document.getElementById("sweep");
@@ -138,7 +138,7 @@ function drawBrushes() {
 // ---- live
 
 async function update() {
-  await refresh(`/sweeps/${sweep.dataset.sweep}/live${location.search}`);
+  await refresh(address(`/sweeps/${sweep.dataset.sweep}/live${location.search}`));
   if (brushes.size) show();
   if (isOver()) showState("over");
 }
@@ -151,7 +151,7 @@ const updateSoon = throttled(update, 1500);
 sendForms({ done: updateSoon });
 if (!isOver()) {
   // The stream announces changes of all jobs and sweeps.
-  new Stream("/v1/stream", {
+  new Stream("", {
     on: { changed: () => isOver() || updateSoon() },
     onState: (state) => isOver() || showState(state),
     onOpen: updateSoon,

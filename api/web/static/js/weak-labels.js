@@ -37,7 +37,7 @@ page.addEventListener("keydown", (event) => {
 
 // ---- stream
 
-const stream = new Stream(`/v1/jobs/${page.dataset.job}/stream`, {
+const stream = new Stream(page.dataset.job, {
   after: page.dataset.cursor,
   onState: showState,
   onOpen: update,
