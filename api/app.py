@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -41,7 +42,10 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.database = database
     app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
     app.state.storage_watch = StorageWatch(database, app.state.storage)
-    app.state.session_cookie = session_cookie(app.state.storage.id, database.place())
+    place = None
+    with suppress(FileNotFoundError):  # before the first migration
+        place = database.place()
+    app.state.session_cookie = session_cookie(app.state.storage.id, place)
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION
