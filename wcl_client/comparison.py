@@ -6,7 +6,7 @@ No network and no files here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -29,12 +29,19 @@ class Column:
         )
 
 
-COLUMNS = (
-    Column("1 label per class", "few_labels", "labels_per_class", 1),
-    Column("5 labels per class", "few_labels", "labels_per_class", 5),
-    Column("linear, all labels", "linear"),
-    Column("kNN, k = 20", "knn", "k", 20),
-)
+def columns(rows: Iterable[Sequence[Evaluation]]) -> list[Column]:
+    """Return the columns of what was measured; the numbers of labels and neighbours fit the smallest class."""
+    entries = [entry for evaluations in rows for entry in evaluations]
+    labels = _values(entries, "few_labels", "labels_per_class")
+    return [
+        *(Column(f"{n} label{'s' if n > 1 else ''} per class", "few_labels", "labels_per_class", n) for n in labels),
+        Column("linear, all labels", "linear"),
+        *(Column(f"kNN, k = {k}", "knn", "k", k) for k in _values(entries, "knn", "k")),
+    ]
+
+
+def _values(entries: Iterable[Evaluation], protocol: str, param: str) -> list[int]:
+    return sorted({entry["params"][param] for entry in entries if entry["protocol"] == protocol})
 
 
 @dataclass(frozen=True)
@@ -66,16 +73,17 @@ def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
 
 def table(rows: Mapping[str, Sequence[Evaluation]]) -> Table:
     """Return a table of top-1 accuracy ± standard error: a row for each set of features, a column for each protocol."""
-    result = Table("features", *(column.title for column in COLUMNS), title="Top-1 accuracy ± standard error")
+    shown = columns(rows.values())
+    result = Table("features", *(column.title for column in shown), title="Top-1 accuracy ± standard error")
     for name, evaluations in rows.items():
-        result.add_row(name, *(str(score(evaluations, column) or "–") for column in COLUMNS))
+        result.add_row(name, *(str(score(evaluations, column) or "–") for column in shown))
     return result
 
 
 def differences(ours: Sequence[Evaluation], other: Sequence[Evaluation]) -> list[str]:
     """Return for each column the difference of `ours` to `other`, and whether it exceeds twice the standard error."""
     lines = []
-    for column in COLUMNS:
+    for column in columns((ours, other)):
         a, b = score(ours, column), score(other, column)
         if a is None or b is None:
             continue
@@ -84,7 +92,7 @@ def differences(ours: Sequence[Evaluation], other: Sequence[Evaluation]) -> list
             lines.append(f"{gap}, the standard error is unknown")
             continue
         noise = 2 * math.hypot(a.stderr, b.stderr)
-        if abs(a.value - b.value) < noise:
+        if abs(a.value - b.value) <= noise:
             lines.append(f"{gap}, within noise (± {100 * noise:.1f})")
         else:
             lines.append(f"{gap}, {'better' if a.value > b.value else 'worse'} beyond noise (± {100 * noise:.1f})")

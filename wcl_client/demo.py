@@ -27,7 +27,7 @@ from wcl_client.errors import WclError
 from wcl_client.output import size
 from wcl_client.processes import die_with_parent, module_environment
 from wcl_client.progress import watch
-from wcl_client.registration import START_SECONDS, pending, refusals
+from wcl_client.registration import START_SECONDS, pending, refusals, report_lines, summary
 from wcl_client.responses import Evaluation, Job
 from wcl_client.up import free_port
 
@@ -86,6 +86,10 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _service(chosen, data_dir, console) as client:
         _wait_for_dataset(client, chosen, data_dir)
+        if chosen.folder:
+            dataset = client.dataset(chosen.name)
+            lines = [f"Dataset {chosen.name}: {summary(dataset)}", *report_lines(dataset)]
+            console.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
         Demo(client, chosen, data_dir / "demo", epochs, console).run()
         console.print(f"\nFinished in {time.monotonic() - started_at:.0f} s.")
         if keep:

@@ -172,6 +172,25 @@ def test_a_negative_difference_beyond_noise_is_worse() -> None:
     assert "worse beyond noise" in comparison.differences(ours, other)[0]
 
 
+def test_equal_values_without_any_spread_are_within_noise() -> None:
+    entries = [evaluation("knn", 1.0, None, 21, k=1)]
+
+    assert comparison.differences(entries, entries) == ["kNN, k = 1: +0.0 points, within noise (± 0.0)"]
+
+
+def test_the_columns_are_those_that_were_measured() -> None:
+    """On a dataset whose smallest class has few images, the evaluation takes fewer labels and neighbours."""
+    entries = [
+        evaluation("few_labels", 0.6, 0.01, labels_per_class=1),
+        evaluation("linear", 0.9, None),
+        evaluation("knn", 0.8, None, k=3),
+    ]
+
+    titles = [column.title for column in comparison.columns([entries, entries])]
+
+    assert titles == ["1 label per class", "linear, all labels", "kNN, k = 3"]
+
+
 def test_without_a_standard_error_a_difference_is_not_judged() -> None:
     entries = [evaluation("linear", 0.9, None)]
 
