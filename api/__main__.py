@@ -31,6 +31,7 @@ from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
 from wcl_core import failpoints
 from wcl_core.files import write_bytes
+from wcl_core.text import log_to_stderr, write_error, write_line
 
 _GRACE_SECONDS = 5
 _BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
@@ -53,14 +54,14 @@ def main() -> int:
         0 after an orderly end.  After an error, with a line on stderr: 1 if a later start may succeed, `EX_CONFIG` if
         only a user can fix it.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal ends the server in order
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         serve(read_settings())
     except (StartError, InvalidSettings) as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(str(error))
         return os.EX_CONFIG if isinstance(error, Misconfigured | InvalidSettings) else 1
     return 0
 
@@ -191,10 +192,10 @@ def _announce(settings: Settings, database: Database, url: str) -> None:
     except OSError as error:  # a full disk does not end the service
         log.warning("clients cannot find this server by its data folder: %s", error.strerror)
     with contextlib.suppress(OSError):  # the log file may be on the full disk
-        print(f"Serving {url}", flush=True)
+        write_line(f"Serving {url}")
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only on a terminal: a file with the output would keep the token.
-        print(f"Open    {_sign_in_link(settings, database, url)}", flush=True)
+        write_line(f"Open    {_sign_in_link(settings, database, url)}")
 
 
 def _sign_in_link(settings: Settings, database: Database, url: str) -> str:

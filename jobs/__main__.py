@@ -18,6 +18,7 @@ from jobs.errors import JobsError
 from jobs.faults import describe
 from jobs.settings import InvalidSettings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from wcl_core.text import write_error, write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,18 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "create-key":
             scopes = options.scopes.split(",")
             secret = database.write(lambda session: keys.create(session, options.name, scopes)[1])
-            print(secret)
+            write_line(secret)
         if options.command == "audit":
             return _audit(database)
         if options.command == "adopt-storage":
-            print(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
+            write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
     except (JobsError, InvalidSettings, StorageUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(str(error))
         return 1
     except DBAPIError as error:
         if not is_outage(error):
             raise
-        print(f"error: {describe(error)}", file=sys.stderr)
+        write_error(describe(error))
         return 1
     return 0
 
@@ -54,7 +55,7 @@ def _check(database: Database) -> int:
     """Print whether the database is whole and of this version; return 1 if it is of an older one."""
     schema.check(database)
     problem = schema.problem(database)
-    print(problem or "ok")
+    write_line(problem or "ok")
     return 0 if problem is None else 1
 
 
@@ -62,9 +63,9 @@ def _audit(database: Database) -> int:
     """Print the findings of the audit; return 1 if there are any."""
     report = audit(database)
     for finding in report.findings:
-        print(f"{finding.job_id} {finding.rule}: {finding.message}")
+        write_line(f"{finding.job_id} {finding.rule}: {finding.message}")
     counts = f"{report.jobs} jobs, {report.attempts} attempts, {report.events} events"
-    print(f"{counts}: {len(report.findings)} findings", file=sys.stderr)
+    write_line(f"{counts}: {len(report.findings)} findings", sys.stderr)
     return 1 if report.findings else 0
 
 

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
-from urllib.parse import quote
 
 import httpx
 
-from wcl_client.connection import check
+from wcl_client.connection import check, part
 from wcl_client.download import Downloaded, checked, download
 from wcl_client.errors import Unreachable, WclError
 from wcl_client.responses import (
@@ -66,7 +65,7 @@ class WclClient(SweepClient):
 
     def group(self, group_id: str) -> Group:
         """Return a seed group: its jobs, and each result with mean, deviation and 95 % t-interval over the seeds."""
-        return self._json(Group, "GET", f"/v1/groups/{group_id}")
+        return self._json(Group, "GET", f"/v1/groups/{part(group_id)}")
 
     def plan(
         self,
@@ -82,7 +81,7 @@ class WclClient(SweepClient):
 
     def job(self, job_id: str) -> Job:
         """Return a job with its spec."""
-        return self._json(Job, "GET", f"/v1/jobs/{job_id}")
+        return self._json(Job, "GET", f"/v1/jobs/{part(job_id)}")
 
     def jobs(
         self,
@@ -110,11 +109,11 @@ class WclClient(SweepClient):
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """Submit a new job that starts from the last good checkpoint of this job; repeatable as `submit`."""
-        return self._create(Job, f"/v1/jobs/{job_id}/retry", None, idempotency_key)
+        return self._create(Job, f"/v1/jobs/{part(job_id)}/retry", None, idempotency_key)
 
     def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
         """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`."""
-        return self._create(Job, f"/v1/jobs/{job_id}/clone", {"spec": dict(spec or {})}, idempotency_key)
+        return self._create(Job, f"/v1/jobs/{part(job_id)}/clone", {"spec": dict(spec or {})}, idempotency_key)
 
     def evaluate(
         self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
@@ -126,17 +125,17 @@ class WclClient(SweepClient):
             spec: an EvaluateSpec without `features`; by default it uses the training data.
             idempotency_key: as for `submit`.
         """
-        return self._create(Job, f"/v1/checkpoints/{checkpoint_id}/evaluate", dict(spec or {}), idempotency_key)
+        return self._create(Job, f"/v1/checkpoints/{part(checkpoint_id)}/evaluate", dict(spec or {}), idempotency_key)
 
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
     ) -> Job:
         """Change the name or the tags of a job, or the priority of a waiting job."""
         values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
-        return self._json(Job, "PATCH", f"/v1/jobs/{job_id}", json=_without_none(values))
+        return self._json(Job, "PATCH", f"/v1/jobs/{part(job_id)}", json=_without_none(values))
 
     def _action(self, job_id: str, verb: str) -> Job:
-        return self._json(Job, "POST", f"/v1/jobs/{job_id}/{verb}")
+        return self._json(Job, "POST", f"/v1/jobs/{part(job_id)}/{verb}")
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None, poll_seconds: float = 1.0) -> Job:
         """Poll a job until its status is final, and return it.
@@ -157,27 +156,27 @@ class WclClient(SweepClient):
 
     def events(self, job_id: str) -> list[Json]:
         """Return the first 1,000 events of a job, in order."""
-        return self._items(Json, f"/v1/jobs/{job_id}/events")
+        return self._items(Json, f"/v1/jobs/{part(job_id)}/events")
 
     def attempts(self, job_id: str) -> list[Json]:
         """Return the attempts of a job, in order."""
-        return self._items(Json, f"/v1/jobs/{job_id}/attempts")
+        return self._items(Json, f"/v1/jobs/{part(job_id)}/attempts")
 
     def logs(self, job_id: str) -> list[Json]:
         """Return the last 500 lines that the training runs of a job wrote."""
-        return self._items(Json, f"/v1/jobs/{job_id}/logs")
+        return self._items(Json, f"/v1/jobs/{part(job_id)}/logs")
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return the registered checkpoints of a job, ordered by step."""
-        checkpoints = self._items(Checkpoint, f"/v1/jobs/{job_id}/checkpoints")
+        checkpoints = self._items(Checkpoint, f"/v1/jobs/{part(job_id)}/checkpoints")
         return sorted(checkpoints, key=lambda checkpoint: checkpoint["step"])
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
-        return self._json(Checkpoint, "GET", f"/v1/checkpoints/{checkpoint_id}")
+        return self._json(Checkpoint, "GET", f"/v1/checkpoints/{part(checkpoint_id)}")
 
     def artifacts(self, job_id: str) -> list[Artifact]:
         """Return the artifacts of a job: small files for display that its run wrote."""
-        return self._items(Artifact, f"/v1/jobs/{job_id}/artifacts")
+        return self._items(Artifact, f"/v1/jobs/{part(job_id)}/artifacts")
 
     def artifact(self, job_id: str, name: str) -> bytes:
         """Return the content of an artifact.
@@ -185,17 +184,17 @@ class WclClient(SweepClient):
         Raises:
             TransferError: the bytes do not match the checksum.
         """
-        response = self._response("GET", f"/v1/jobs/{job_id}/artifacts/{name}")
+        response = self._response("GET", f"/v1/jobs/{part(job_id)}/artifacts/{part(name)}")
         return checked(response.content, response.headers.get("etag", ""))
 
     def weak_groups(self, job_id: str, *, epoch: int | None = None) -> WeakGroups:
         """Return the weak-label groups of the monitor batch at the end of an epoch, by default the last one."""
         params = {} if epoch is None else {"epoch": epoch}
-        return self._json(WeakGroups, "GET", f"/v1/jobs/{job_id}/groups", params=params)
+        return self._json(WeakGroups, "GET", f"/v1/jobs/{part(job_id)}/groups", params=params)
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
         """Return the numbers that a job measured."""
-        return self._items(Evaluation, f"/v1/jobs/{job_id}/evaluations")
+        return self._items(Evaluation, f"/v1/jobs/{part(job_id)}/evaluations")
 
     def metrics(
         self,
@@ -215,12 +214,12 @@ class WclClient(SweepClient):
             to_step: the last step.
         """
         query = {"max_points": max_points, "from_step": from_step, "to_step": to_step, "keys": ",".join(keys) or None}
-        response = self._json(Json, "GET", f"/v1/jobs/{job_id}/metrics", params=_without_none(query))
+        response = self._json(Json, "GET", f"/v1/jobs/{part(job_id)}/metrics", params=_without_none(query))
         return list(response["series"])
 
     def verify(self, checkpoint_id: str) -> Checkpoint:
         """Let the server read the whole file of a checkpoint; return the checkpoint with its marks."""
-        return self._json(Checkpoint, "POST", f"/v1/checkpoints/{checkpoint_id}/verify", timeout=None)
+        return self._json(Checkpoint, "POST", f"/v1/checkpoints/{part(checkpoint_id)}/verify", timeout=None)
 
     def download(
         self,
@@ -239,7 +238,7 @@ class WclClient(SweepClient):
         Raises:
             TransferError: the connection kept breaking, or the bytes do not match the checksum.
         """
-        url = f"/v1/checkpoints/{checkpoint_id}/download?kind={kind}"
+        url = f"/v1/checkpoints/{part(checkpoint_id)}/download?kind={kind}"
         try:
             return download(self._http, url, target, check, on_bytes)
         except httpx.TransportError as error:
@@ -277,11 +276,11 @@ class WclClient(SweepClient):
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset; `samples` is the address and the layout of a picture of its images."""
-        return self._json(Dataset, "GET", f"/v1/datasets/{quote(name, safe='')}")
+        return self._json(Dataset, "GET", f"/v1/datasets/{part(name)}")
 
     def dataset_samples(self, name: str) -> bytes:
         """Return a PNG with some images of each class."""
-        return self._response("GET", f"/v1/datasets/{quote(name, safe='')}/samples.png").content
+        return self._response("GET", f"/v1/datasets/{part(name)}/samples.png").content
 
     def presets(self) -> Json:
         """Return the presets: `{"items": [...]}` with name, kind, description and spec."""
@@ -293,7 +292,7 @@ class WclClient(SweepClient):
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
-        return self._json(Worker, "POST", f"/v1/workers/{worker_id}/drain")
+        return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/drain")
 
     def audit(self) -> Json:
         """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""

@@ -17,25 +17,33 @@ With `--json` a command prints one JSON value to stdout; everything else goes to
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.markup import escape
+from typer import TyperException
+from typer.main import get_command
 
+from wcl_client.address import data_folder, find_address
 from wcl_client.commands import checkpoints, jobs, service, submission, sweeps, workers
 from wcl_client.errors import (
     ApiError,
     ConflictError,
     DeniedError,
+    InvalidAddress,
     InvalidError,
     NotFoundError,
     TransferError,
     Unreachable,
     WclError,
 )
-from wcl_client.output import err
 from wcl_client.specfile import SpecFileError
+from wcl_client.terminal import Styled, be_robust, closed_pipe, err, flush, write
+from wcl_core.text import visible
 
 app = typer.Typer(
     name="wcl",
@@ -49,7 +57,7 @@ app = typer.Typer(
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        typer.echo(f"wcl {version('wcl-service')}")
+        write(f"wcl {version('wcl-service')}")
         raise typer.Exit
 
 
@@ -73,30 +81,60 @@ _EXIT_CODES: list[tuple[type[WclError], int]] = [
     (TransferError, 7),
     (InvalidError, 2),
     (ApiError, 1),
+    (InvalidAddress, 2),
     (WclError, 1),
 ]
 
 
 def main() -> None:
     """Run the command line; the docstring of this module lists the exit codes."""
+    be_robust()
+    sys.exit(run(sys.argv[1:]))
+
+
+_command = cache(lambda: get_command(app))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; an error of any kind is printed as one message."""
     try:
-        app(prog_name="wcl")
+        code = _command().main(list(arguments), prog_name="wcl", standalone_mode=False)
+        flush()
+    except TyperException as error:
+        return _fail(visible(error.format_message()), error.exit_code)
     except SpecFileError as error:
-        _fail(str(error), 2)
+        return _fail(visible(str(error)), 2)
     except WclError as error:
-        _fail(_advice(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
-    except KeyboardInterrupt:
-        _fail("interrupted; submitted jobs continue", 130)
+        return _fail(_advice(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+    except BrokenPipeError:  # `wcl jobs | head -1`
+        return closed_pipe()
+    except OSError as error:
+        return _fail(f"{error.filename or 'the machine'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:  # a defect: its place helps those who mend it, and a traceback helps nobody else
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return _fail(f"unexpected {type(error).__name__} in {where}: {error}. Please report this defect of wcl.", 1)
+    if code == 130:
+        return _fail("interrupted; submitted jobs continue", 130)
+    return int(code or 0)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]error:[/red] {escape(message)}")
-    sys.exit(code)
+def _fail(message: str, code: int) -> int:
+    if message:  # a command without arguments has printed its help
+        err.say(Styled("error:", "red"), f" {message}")
+    return code
 
 
 def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable):
         return f"{error}\nStart the service with `wcl up`, or set WCL_URL and WCL_KEY for another one."
     if isinstance(error, DeniedError):
+        if find_address().is_key_withheld:
+            return (
+                f"{error}\nWCL_KEY was not sent: {data_folder() / 'server.json'} names the server, and no process of "
+                "this user listens there. Set WCL_URL to the address of the server that the key is for."
+            )
         return f"{error}\nSet WCL_KEY to a valid key. For the local service, the key is read from its data folder."
     return str(error)

@@ -9,9 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from wcl_client.responses import Evaluation
+from wcl_client.terminal import Rows
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ def score(evaluations: Sequence[Evaluation], column: Column) -> Score | None:
     return None
 
 
-def table(rows: Mapping[str, Sequence[Evaluation]]) -> Table:
+def table(rows: Mapping[str, Sequence[Evaluation]]) -> Rows:
     """Return a table of top-1 accuracy ± standard error: a row for each set of features, a column for each protocol."""
     shown = columns(rows.values())
-    result = Table("features", *(column.title for column in shown), title="Top-1 accuracy ± standard error")
+    result = Rows("features", *(column.title for column in shown), title="Top-1 accuracy ± standard error")
     for name, evaluations in rows.items():
-        result.add_row(name, *(str(score(evaluations, column) or "–") for column in shown))
+        result.add(name, *(str(score(evaluations, column) or "–") for column in shown))
     return result
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
 
-from wcl_client.address import find_address
-from wcl_client.errors import Unreachable, api_error
+from wcl_client.address import checked_key, checked_url, find_address
+from wcl_client.errors import ForeignServer, InvalidAddress, InvalidError, NotFoundError, Unreachable, api_error
 from wcl_client.responses import Json
 from wcl_client.sse import Message, parse
+from wcl_core.text import Secret
 
 T = TypeVar("T")
 
@@ -22,11 +27,23 @@ T = TypeVar("T")
 class Connection:
     """The base of `WclClient`: an HTTP client with one server's address and key; a context manager."""
 
-    def __init__(self, url: str, key: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, key: str | Secret | None = None, *, timeout_seconds: float = 30.0) -> None:
+        """Make a connection; nothing is sent yet.
+
+        Raises:
+            InvalidAddress: the URL or the key cannot be one.
+        """
+        secret = checked_key(key)
+        headers = {"Authorization": f"Bearer {secret.reveal()}"} if secret else {}
+        self.url = checked_url(url)
         # trust_env off: a proxy from the environment must not see a loopback server's key.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_seconds,
+            trust_env=False,
+            verify=_certificates() if self.url.startswith("https:") else False,  # loading them takes a while
+        )
 
     @classmethod
     def connect(cls, data_dir: Path | None = None) -> Self:
@@ -52,7 +69,7 @@ class Connection:
 
     def _items(self, _type: type[T], path: str) -> list[T]:
         """Return the items of a list without pages."""
-        return cast(list[T], self._json(Json, "GET", path)["items"])
+        return cast(list[T], self._page(path)["items"])
 
     def _newest(self, path: str, limit: int, **filters: str | None) -> list[Any]:
         """Return the first `limit` items of a list with pages; a filter that is None is left out."""
@@ -60,24 +77,53 @@ class Connection:
         params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
         params["limit"] = min(limit, 100)
         while True:
-            page = self._json(Json, "GET", path, params=params)
+            page = self._page(path, params)
             items += page["items"]
-            params["cursor"] = page["next_cursor"]
+            params["cursor"] = page.get("next_cursor")
             if not params["cursor"] or len(items) >= limit:
                 return items[:limit]
 
     def _json(self, _type: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
-        """Send a request and return the JSON of the response, typed as `_type` and not checked."""
+        """Send a request and return the JSON object of the response, typed as `_type`.
+
+        Raises:
+            ForeignServer: the response holds no JSON object, so it is not of this service.
+        """
         response = self._response(method, path, retries=retries, **request)
-        return cast(T, response.json() if response.content else {})
+        try:
+            value = response.json() if response.content else {}
+        except (ValueError, RecursionError) as error:
+            raise ForeignServer(f"{self.url} sent no JSON; expected a WCL server there") from error
+        has_id = "id" in getattr(_type, "__annotations__", ())
+        if not isinstance(value, dict) or (has_id and not isinstance(value.get("id"), str)):
+            raise ForeignServer(f"{self.url} sent JSON of another kind; expected a WCL server there")
+        return cast(T, value)
+
+    def _page(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
+        """Return a list of objects, as `_json` does."""
+        page = self._json(Json, "GET", path, params=params)
+        items = page.get("items")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ForeignServer(f"{self.url} sent no list of objects; expected a WCL server there")
+        return page
 
     def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
         """Send a request; retry after a connection error, by default only a GET."""
+        try:
+            # Half surrogates of a command line travel as JSON escapes, so that the server names the field.
+            if (body := request.pop("json", None)) is not None:
+                request["content"] = json.dumps(body, allow_nan=False).encode()
+                request["headers"] = {"Content-Type": "application/json"} | (request.get("headers") or {})
+            prepared = self._http.build_request(method, path, **request)
+        except (ValueError, TypeError, RecursionError, httpx.InvalidURL) as error:
+            raise InvalidError(400, "Not sent", f"the request cannot be written: {error}") from error
         tries = 1 + (retries if retries is not None else 3 if method == "GET" else 0)
         for attempt in range(1, tries + 1):
             try:
-                response = self._http.request(method, path, **request)
+                response = self._http.send(prepared)
                 break
+            except httpx.DecodingError as error:
+                raise ForeignServer(f"{self.url} sent a body that cannot be decoded: {error}") from error
             except httpx.TransportError as error:
                 if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
                     raise self._unreachable(error) from error
@@ -92,11 +138,44 @@ class Connection:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         # The server sends a heartbeat every 15 s; after three missed ones the connection is dead.
         timeout = httpx.Timeout(10.0, read=50.0)
-        with self._http.stream("GET", f"/v1/jobs/{job_id}/stream", headers=headers, timeout=timeout) as response:
+        with self._http.stream("GET", f"/v1/jobs/{part(job_id)}/stream", headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
             check(response)
             yield from parse(response.iter_lines())
+
+
+def part(text: str) -> str:
+    """Return a text as one part of a path.
+
+    Raises:
+        NotFoundError: no object has such a name.
+    """
+    if text in ("", ".", ".."):
+        raise NotFoundError(404, "Not found", f"nothing has the id {text!r}")
+    return quote(text, safe="", errors="replace")
+
+
+def _certificates() -> ssl.SSLContext:
+    """Return the certificate authorities that a server's certificate may come from.
+
+    `SSL_CERT_FILE` and `SSL_CERT_DIR` name private ones, as for other programs; they replace the public ones.
+
+    Raises:
+        InvalidAddress: a variable names no certificates.
+    """
+    file, folder = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+    if not file and not folder:
+        context = httpx.create_ssl_context(trust_env=False)
+        context.load_default_certs()  # of the system, beside those of the library
+        return context
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=file, capath=folder)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError; a NUL or an odd character is a ValueError
+        reason = f"{file or folder} cannot be read as certificates: {getattr(error, 'strerror', None) or error}"
+        raise InvalidAddress(f"{'SSL_CERT_FILE' if file else 'SSL_CERT_DIR'}: {reason}") from error
+    return context
 
 
 def check(response: httpx.Response) -> None:

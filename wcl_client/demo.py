@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from wcl_client import comparison
 from wcl_client.address import find_address
 from wcl_client.api import WclClient
@@ -29,6 +27,7 @@ from wcl_client.processes import die_with_parent, module_environment
 from wcl_client.progress import watch
 from wcl_client.registration import START_SECONDS, pending, refusals, report_lines, summary
 from wcl_client.responses import Evaluation, Job
+from wcl_client.terminal import Terminal, bold
 from wcl_client.up import free_port
 
 SERVICE_SECONDS = 90.0
@@ -74,7 +73,7 @@ def choose_data(text: str) -> DemoData:
     return DemoData(f"{proposed_name(folder.resolve().name)[:48]}-demo", folder.resolve())
 
 
-def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, console: Console) -> None:
+def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, terminal: Terminal) -> None:
     """Run the demo and print each step.
 
     Raises:
@@ -84,42 +83,39 @@ def run_demo(data: str, data_dir: Path, *, keep: bool, epochs: int | None, conso
     chosen = choose_data(data)
     # SIGTERM acts as Ctrl-C, so that the service is stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _service(chosen, data_dir, console) as client:
+    with _service(chosen, data_dir, terminal) as client:
         _wait_for_dataset(client, chosen, data_dir)
         if chosen.folder:
             dataset = client.dataset(chosen.name)
-            lines = [f"Dataset {chosen.name}: {summary(dataset)}", *report_lines(dataset)]
-            console.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
-        Demo(client, chosen, data_dir / "demo", epochs, console).run()
-        console.print(f"\nFinished in {time.monotonic() - started_at:.0f} s.")
+            terminal.say("\n  ".join([f"Dataset {chosen.name}: {summary(dataset)}", *report_lines(dataset)]))
+        Demo(client, chosen, data_dir / "demo", epochs, terminal).run()
+        terminal.say(f"\nFinished in {time.monotonic() - started_at:.0f} s.")
         if keep:
-            console.print(f"Page         [bold]{client.page_link(console.is_terminal)}[/bold]", soft_wrap=True)
-            console.print("The service keeps running. Press Ctrl-C to stop it.")
+            terminal.say("Page         ", bold(client.page_link(terminal.is_terminal)))
+            terminal.say("The service keeps running. Press Ctrl-C to stop it.")
             _wait_for_interrupt()
         else:
-            console.print(
-                f"To see these runs in the browser: [bold]wcl up --data-dir {data_dir}[/bold]", soft_wrap=True
-            )
+            terminal.say("To see these runs in the browser: ", bold(f"wcl up --data-dir {data_dir}"))
 
 
 class Demo:
     """The steps of the demo, in their order."""
 
-    def __init__(self, client: WclClient, data: DemoData, folder: Path, epochs: int | None, console: Console) -> None:
+    def __init__(self, client: WclClient, data: DemoData, folder: Path, epochs: int | None, terminal: Terminal) -> None:
         self._client = client
         self._data = data
         self._folder = folder
         self._epochs = epochs
-        self._console = console
+        self._terminal = terminal
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
         """Train, evaluate, print the results and download the checkpoint."""
-        self._console.print(f"Page: [bold]{self._client.page_link(self._console.is_terminal)}[/bold]\n", soft_wrap=True)
+        self._terminal.say("Page: ", bold(self._client.page_link(self._terminal.is_terminal)), "\n")
         wcl, simclr = self._train()
         rows = self._evaluate(wcl, simclr)
-        self._console.print()
-        self._console.print(comparison.table(rows))
+        self._terminal.say("")
+        self._terminal.show(comparison.table(rows))
         self._print_differences(rows)
         self._print_weak_labels(wcl)
         self._download(wcl)
@@ -127,7 +123,7 @@ class Demo:
     # ---- training
 
     def _train(self) -> list[Job]:
-        self._console.print("[bold]Training[/bold] WCL and SimCLR: same seed, same data order, same views")
+        self._terminal.say(bold("Training"), " WCL and SimCLR: same seed, same data order, same views")
         preset = self._data.preset
         jobs = [
             self._client.submit("pretrain", self._spec(method), preset=preset, name=name, tags=("demo",))
@@ -157,7 +153,7 @@ class Demo:
         Raises:
             DemoError: a job did not succeed.
         """
-        ended = watch(self._client, jobs, self._console)
+        ended = watch(self._client, jobs, self._terminal)
         for job in ended:
             if job["status"] != "succeeded":
                 reason = job["status_message"] or job["status_reason"] or "no reason given"
@@ -167,8 +163,8 @@ class Demo:
     # ---- evaluation
 
     def _evaluate(self, wcl: Job, simclr: Job) -> dict[str, list[Evaluation]]:
-        self._console.print(
-            "\n[bold]Evaluating[/bold] four sets of features with the same protocols and the same labels"
+        self._terminal.say(
+            "\n", bold("Evaluating"), " four sets of features with the same protocols and the same labels"
         )
         features: dict[str, dict[str, Any]] = {
             "raw pixels": {"kind": "pixels"},
@@ -193,41 +189,39 @@ class Demo:
         return self._client.checkpoints(job["id"])[-1]["id"]
 
     def _print_differences(self, rows: dict[str, list[Evaluation]]) -> None:
-        self._console.print("WCL minus SimCLR (one seed each; noise is twice the combined standard error):")
+        self._terminal.say("WCL minus SimCLR (one seed each; noise is twice the combined standard error):")
         for line in comparison.differences(rows["WCL"], rows["SimCLR"]):
-            self._console.print(f"  {line}")
-        self._console.print("One seed does not show which method is better. Compare several seeds.")
+            self._terminal.say(f"  {line}")
+        self._terminal.say("One seed does not show which method is better. Compare several seeds.")
 
     # ---- weak labels
 
     def _print_weak_labels(self, wcl: Job) -> None:
         groups = self._client.weak_groups(wcl["id"])
         first = self._client.weak_groups(wcl["id"], epoch=groups["epochs"][0])
-        self._console.print("\n[bold]Weak labels[/bold]: share of pairs with one weak label that have the same class")
+        self._terminal.say("\n", bold("Weak labels"), ": share of pairs with one weak label that have the same class")
         rows = {
             f"epoch {first['epoch']}": first["pair_precision"],
             f"epoch {groups['epoch']}": groups["pair_precision"],
             "chance": groups["pair_precision_chance"],
         }
         for name, precision in rows.items():
-            self._console.print(f"  {name:<9} {'–' if precision is None else f'{precision:.1%}'}")
-        self._console.print(f"  images    {self._client.url}/jobs/{wcl['id']}/weak-labels", soft_wrap=True)
+            self._terminal.say(f"  {name:<9} {'–' if precision is None else f'{precision:.1%}'}")
+        self._terminal.say(f"  images    {self._client.url}/jobs/{wcl['id']}/weak-labels")
 
     def _download(self, job: Job) -> None:
         target = self._folder / f"wcl-{job['id'][-8:]}-last.safetensors"
         path = self._client.download(self._last_checkpoint(job), target).path
-        self._console.print(
-            f"Checkpoint   {path.resolve()} ({size(path.stat().st_size)}, sha256 verified)", soft_wrap=True
-        )
+        self._terminal.say(f"Checkpoint   {path.resolve()} ({size(path.stat().st_size)}, sha256 verified)")
 
 
 @contextmanager
-def _service(data: DemoData, data_dir: Path, console: Console) -> Iterator[WclClient]:
+def _service(data: DemoData, data_dir: Path, terminal: Terminal) -> Iterator[WclClient]:
     """Yield a client of the service in `data_dir`; start the service if none runs, and stop it at the end."""
     address = find_address(data_dir)
     running = WclClient(address.url, address.key)
     if running.is_ready() and (os.environ.get("WCL_URL") or (data_dir / "server.json").exists()):
-        console.print(f"Using the service at {address.url}")
+        terminal.say(f"Using the service at {address.url}")
         with running:
             yield running
         return
@@ -236,7 +230,7 @@ def _service(data: DemoData, data_dir: Path, console: Console) -> Iterator[WclCl
     process = _start(data, data_dir, port)
     try:
         with _connected(process, data_dir, port) as client:
-            console.print(f"Service started at {client.url}, data in {data_dir.resolve()}")
+            terminal.say(f"Service started at {client.url}, data in {data_dir.resolve()}")
             yield client
     finally:
         process.terminate()

@@ -1,7 +1,9 @@
 """Exceptions of the client.
 
 WclError
+ ├─ InvalidAddress       the address or the key of the server cannot be one
  ├─ Unreachable          no server responds at the address
+ ├─ ForeignServer        something else than this service responds there
  ├─ ApiError             the server responded with problem+json
  │   ├─ NotFoundError    404
  │   ├─ InvalidError     400, 413, 415, 422: names each wrong field
@@ -15,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from wcl_core.text import visible
+
 
 @dataclass(frozen=True)
 class FieldProblem:
@@ -26,6 +30,14 @@ class FieldProblem:
 
 class WclError(Exception):
     """Base of all errors of this client."""
+
+
+class InvalidAddress(WclError):  # noqa: N818 - the state is the name
+    """The address or the key of the server cannot be one."""
+
+
+class ForeignServer(WclError):  # noqa: N818 - the state is the name
+    """Something else than this service responds at the address."""
 
 
 class Unreachable(WclError):  # noqa: N818 - the state is the name
@@ -47,10 +59,11 @@ class ApiError(WclError):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        head = f"{self.title} ({self.status})"
+        head = f"{visible(self.title)} ({self.status})"
         if self.errors:  # `detail` repeats the errors in one line
-            return "\n".join([head, *(f"  {problem.pointer or '/'}: {problem.detail}" for problem in self.errors)])
-        return f"{head}: {self.detail}" if self.detail and self.detail != self.title else head
+            lines = (f"  {visible(problem.pointer) or '/'}: {visible(problem.detail)}" for problem in self.errors)
+            return "\n".join([head, *lines])
+        return f"{head}: {visible(self.detail)}" if self.detail and self.detail != self.title else head
 
 
 class NotFoundError(ApiError):

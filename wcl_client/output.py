@@ -1,4 +1,4 @@
-"""Output in the terminal: tables, or JSON."""
+"""Tables of jobs, sweeps, workers and results."""
 
 from __future__ import annotations
 
@@ -6,32 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-
 from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups, Worker
-
-COLOURS = {
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "running": "cyan",
-    "paused": "yellow",
-}
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def styled_status(status: str) -> str:
-    """Return a status with the markup of its colour."""
-    colour = COLOURS.get(status)
-    return f"[{colour}]{status}[/{colour}]" if colour else status
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+from wcl_client.terminal import Rows, out, status
 
 
 def size(num_bytes: float) -> str:
@@ -51,30 +27,29 @@ def progress_text(job: Job) -> str:
     return f"{progress['step'] / progress['total_steps']:.0%}"
 
 
-def jobs_table(jobs: Sequence[Job]) -> Table:
+def jobs_table(jobs: Sequence[Job]) -> Rows:
     """Return a table with a row for each job; it shows the end of the id, which every command accepts."""
-    names = (Column("id", no_wrap=True), "name", "kind", "dataset", "status", "progress", "created")
-    table = Table(*names, box=None, header_style="bold")
+    table = Rows("id", "name", "kind", "dataset", "status", "progress", "created", whole=("id",))
     for job in jobs:
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
-        table.add_row(
+        table.add(
             job["id"][-12:],
-            escape(job.get("name") or ""),
+            job.get("name") or "",
             job["kind"],
-            escape(str((job.get("dataset") or {}).get("name") or "")),
-            styled_status(job["status"]) + reason,
+            str((job.get("dataset") or {}).get("name") or ""),
+            status(job["status"] + reason),
             progress_text(job),
             job["created_at"][:19].replace("T", " "),
         )
     return table
 
 
-def job_table(job: Job) -> Table:
+def job_table(job: Job) -> Rows:
     facts: list[tuple[str, Any]] = [
         ("id", job["id"]),
         ("name", job.get("name")),
         ("kind", job["kind"]),
-        ("status", styled_status(job["status"])),
+        ("status", status(job["status"])),
         ("reason", job.get("status_reason")),
         ("message", job.get("status_message")),
         ("waiting", _waiting(job)),
@@ -93,14 +68,12 @@ def job_table(job: Job) -> Table:
     return _facts_table(facts)
 
 
-def _facts_table(facts: Sequence[tuple[str, Any]]) -> Table:
-    """Return a table with a row for each fact, without facts that are None or empty; a status has markup."""
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
+def _facts_table(facts: Sequence[tuple[str, Any]]) -> Rows:
+    """Return a table with a row for each fact, without facts that are None or empty."""
+    table = Rows()
     for name, value in facts:
         if value not in (None, ""):
-            table.add_row(name, str(value) if name == "status" else escape(str(value)))
+            table.add(name, value)
     return table
 
 
@@ -112,16 +85,15 @@ def _waiting(job: Job) -> str | None:
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
 
 
-def workers_table(workers: Sequence[Worker]) -> Table:
+def workers_table(workers: Sequence[Worker]) -> Rows:
     """Return a table with a row for each worker; its state shows a requested drain, or that it takes no jobs."""
-    names = (Column("id", no_wrap=True), "name", "pool", "gpus", "state", "job", "datasets", "seen")
-    table = Table(*names, box=None, header_style="bold")
+    table = Rows("id", "name", "pool", "gpus", "state", "job", "datasets", "seen", whole=("id",))
     for worker in workers:
         drains = worker["is_live"] and worker["drain_requested_at"]
         is_unable = worker["is_live"] and worker.get("unable")
-        table.add_row(
+        table.add(
             worker["id"][-12:],
-            escape(worker["name"]),
+            worker["name"],
             worker["pool"],
             str(worker["gpus"]),
             worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),
@@ -150,11 +122,11 @@ def _preset(job: Job) -> str | None:
     return f"{name} (deviations: {len(deviations)})" if deviations else f"{name} (no deviations)"
 
 
-def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
+def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Rows:
     """Return a table of the fields that differ from the job's preset."""
-    table = Table("field", "preset", "this job", box=None, header_style="bold", title="Deviations from the preset")
+    table = Rows("field", "preset", "this job", title="Deviations from the preset")
     for entry in deviations:
-        table.add_row(entry["pointer"], escape(_json_text(entry["preset"])), escape(_json_text(entry["job"])))
+        table.add(entry["pointer"], _json_text(entry["preset"]), _json_text(entry["job"]))
     return table
 
 
@@ -162,13 +134,12 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def group_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
     """Return a table of the results over the seeds, with the 95 % t-interval of the mean."""
-    names = ("protocol", "parameters", "metric", "epoch", "seeds", "mean", "deviation", "95 % interval")
-    table = Table(*names, box=None, header_style="bold")
+    table = Rows("protocol", "parameters", "metric", "epoch", "seeds", "mean", "deviation", "95 % interval")
     for entry in results:
         interval = entry["interval"]
-        table.add_row(
+        table.add(
             entry["protocol"],
             _params(entry["params"]),
             entry["metric"],
@@ -189,16 +160,15 @@ def _params(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in params.items())
 
 
-def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
-    names = (Column("id", no_wrap=True), "name", "search", "dataset", "status", "trials", "metric", "best", "created")
-    table = Table(*names, box=None, header_style="bold")
+def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Rows:
+    table = Rows("id", "name", "search", "dataset", "status", "trials", "metric", "best", "created", whole=("id",))
     for sweep in sweeps:
-        table.add_row(
+        table.add(
             sweep["id"][-12:],
-            escape(sweep["name"]),
+            sweep["name"],
             sweep["search"],
             sweep["dataset"]["name"],
-            styled_status(sweep["status"]),
+            status(sweep["status"]),
             str(sweep["trials"]),
             f"{sweep['metric']['protocol']} {sweep['metric']['name']}",
             share(sweep["best_value"]),
@@ -207,13 +177,13 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def sweep_table(sweep: Mapping[str, Any]) -> Table:
+def sweep_table(sweep: Mapping[str, Any]) -> Rows:
     best = sweep.get("best")
     metric = sweep["metric"]
     facts = [
         ("id", sweep["id"]),
         ("name", sweep["name"]),
-        ("status", styled_status(sweep["status"])),
+        ("status", status(sweep["status"])),
         ("message", sweep["status_message"]),
         ("search", sweep["search"]),
         ("metric", f"{metric['protocol']} {metric['name']}, {sweep['direction']}d"),
@@ -231,16 +201,16 @@ def measured_on(sweep: Mapping[str, Any]) -> str:
     return f"{share:.0%} of train, held out" if share else "the test split, so the best value is optimistic"
 
 
-def trials_table(sweep: Mapping[str, Any]) -> Table:
+def trials_table(sweep: Mapping[str, Any]) -> Rows:
     """Return a table of trials: those at the last rung first, and the best of each rung first."""
     names = list(dict.fromkeys(name for trial in sweep["table"] for name in trial["settings"]))
     rungs = [f"{rung['epochs']} epochs" if rung["epochs"] else "value" for rung in sweep["rungs"]]
-    table = Table("trial", *names, *rungs, "state", box=None, header_style="bold")
+    table = Rows("trial", *names, *rungs, "state")
     sign = 1 if sweep["direction"] == "minimize" else -1
     for trial in sorted(sweep["table"], key=lambda trial: _place(trial, sign)):
         values = [rung["value"] for rung in trial["rungs"]] + [None] * (len(rungs) - len(trial["rungs"]))
-        settings = [escape(_json_text(trial["settings"][name])) for name in names]
-        table.add_row(str(trial["number"]), *settings, *map(share, values), trial["state"])
+        settings = [_json_text(trial["settings"][name]) for name in names]
+        table.add(str(trial["number"]), *settings, *map(share, values), trial["state"])
     return table
 
 
@@ -257,23 +227,23 @@ def share(value: float | None) -> str:
 def print_weak_groups(weak_groups: WeakGroups) -> None:
     """Print a summary line and a table with a row for each weak-label group."""
     if weak_groups["epoch"] is None:
-        out.print("no groups: the run has not reported weak labels yet, or its method makes none")
+        out.say("no groups: the run has not reported weak labels yet, or its method makes none")
         return
     precision, chance = weak_groups["pair_precision"], weak_groups["pair_precision_chance"]
     of_pairs = "" if precision is None else f", pair precision {share(precision)} (chance {share(chance)})"
     counts = f"{weak_groups['num_groups']} groups of {weak_groups['num_images']} images"
-    out.print(f"epoch {weak_groups['epoch']}: {counts}{of_pairs}")
-    table = Table("images", "precision", "true classes", box=None, header_style="bold")
+    out.say(f"epoch {weak_groups['epoch']}: {counts}{of_pairs}")
+    table = Rows("images", "precision", "true classes")
     for group in weak_groups["groups"]:
         classes = ", ".join(f"{name} ({count})" for name, count in (group["classes"] or {}).items())
-        table.add_row(str(len(group["places"])), share(group["pair_precision"]), escape(classes))
-    out.print(table)
+        table.add(str(len(group["places"])), share(group["pair_precision"]), classes)
+    out.show(table)
 
 
-def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
-    table = Table("id", "step", "epoch", "size", "sha256", "file", box=None, header_style="bold")
+def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
+    table = Rows("id", "step", "epoch", "size", "sha256", "file")
     for checkpoint in checkpoints:
-        table.add_row(
+        table.add(
             checkpoint["id"],
             str(checkpoint["step"]),
             str(checkpoint["epoch"]),
@@ -284,10 +254,10 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
     return table
 
 
-def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
+def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
     """Return a table with a row for each measured number, with its standard error."""
-    table = Table("protocol", "parameters", "metric", "value", box=None, header_style="bold")
+    table = Rows("protocol", "parameters", "metric", "value")
     for entry in evaluations:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
-        table.add_row(entry["protocol"], _params(entry["params"]), entry["metric"], f"{entry['value']:.2%}{error}")
+        table.add(entry["protocol"], _params(entry["params"]), entry["metric"], f"{share(entry['value'])}{error}")
     return table

@@ -7,16 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn
-from rich.text import Text
-
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
-from wcl_client.output import share, styled_status
+from wcl_client.output import share
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
+from wcl_client.terminal import Terminal, status
 
 _SETTLED = ("measured", "failed")
 
@@ -84,32 +80,12 @@ class JobView:
         return facts
 
 
-class _FactsColumn(ProgressColumn):
-    """The facts of a job: loss, images per second and remaining time."""
-
-    def render(self, task: Task) -> Text:
-        return Text("  ".join(task.fields.get("facts", ())), style="dim")
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=28),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[state]}"),
-        TextColumn("{task.fields[epoch]}"),
-        _FactsColumn(),
-        console=console,
-    )
-
-
 class Watcher:
     """The display of jobs until all have ended; each job has its own thread."""
 
-    def __init__(self, client: WclClient, jobs: Sequence[Job], console: Console) -> None:
+    def __init__(self, client: WclClient, jobs: Sequence[Job], terminal: Terminal) -> None:
         self._client = client
-        self._console = console
+        self._terminal = terminal
         self.views = [JobView(job) for job in jobs]
         self._errors: list[WclError] = []
         self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
@@ -122,7 +98,7 @@ class Watcher:
         """
         for thread in self._threads:
             thread.start()
-        if self._console.is_terminal:
+        if self._terminal.is_terminal:
             self._show_bars()
         else:
             self._print_lines()
@@ -146,14 +122,15 @@ class Watcher:
             thread.join(seconds / len(self._threads))
 
     def _show_bars(self) -> None:
-        with _bars(self._console) as bars:
-            tasks = [bars.add_task(_title(view), total=1.0, state="", epoch="", facts=()) for view in self.views]
+        with self._terminal.job_bars() as bars:
+            numbers = [bars.add(_title(view), total=1.0) for view in self.views]
             ended = False
             while not ended:
                 ended = self._has_ended()
-                for task, view in zip(tasks, self.views, strict=True):
-                    state = styled_status(view.job["status"])
-                    bars.update(task, completed=view.fraction, state=state, epoch=view.epoch, facts=view.facts)
+                for number, view in zip(numbers, self.views, strict=True):
+                    state = status(view.job["status"])
+                    facts = "  ".join(view.facts)
+                    bars.update(number, completed=view.fraction, state=state, epoch=view.epoch, facts=facts)
                 self._join(0.2)
 
     def _print_lines(self) -> None:
@@ -167,29 +144,29 @@ class Watcher:
                 if printed.get(view.job["id"]) != state:
                     printed[view.job["id"]] = state
                     parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]
-                    self._console.print(f"{_title(view)}: {'  '.join(part for part in parts if part)}", highlight=False)
+                    self._terminal.say(f"{_title(view)}: {'  '.join(part for part in parts if part)}")
             self._join(0.3)
 
 
 def _title(view: JobView) -> str:
-    return escape(view.job.get("name") or f"{view.job['kind']} {view.job['id'][-8:]}")
+    return view.job.get("name") or f"{view.job['kind']} {view.job['id'][-8:]}"
 
 
-def watch(client: WclClient, jobs: Sequence[Job], console: Console) -> list[Job]:
+def watch(client: WclClient, jobs: Sequence[Job], terminal: Terminal) -> list[Job]:
     """Show the progress of jobs until all have ended, and return the ended jobs."""
-    return Watcher(client, jobs, console).run()
+    return Watcher(client, jobs, terminal).run()
 
 
-def watch_sweep(client: WclClient, sweep_id: str, console: Console) -> Json:
+def watch_sweep(client: WclClient, sweep_id: str, terminal: Terminal) -> Json:
     """Print a line for each trial that is measured or fails, and return the ended sweep."""
     printed: set[tuple[int, int]] = set()
     sweep: Json = {}
-    with console.status("") as line:
+    with terminal.status() as line:
         for sweep in client.follow_sweep(sweep_id):
             for trial_and_rung, text in _results(sweep):
                 if trial_and_rung not in printed:
                     printed.add(trial_and_rung)
-                    console.print(text, highlight=False, markup=False)
+                    terminal.say(text)
             line.update(f"{len(printed)} of {sum(rung['trials'] for rung in sweep['rungs'])} results")
     return sweep
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wcl_client.connection import Connection
+from wcl_client.connection import Connection, part
 from wcl_client.errors import Unreachable
 from wcl_client.responses import TERMINAL, Json
 
@@ -27,7 +27,7 @@ class SweepClient(Connection):
 
     def sweep(self, sweep_id: str) -> Json:
         """Return a sweep; `table` holds its trials with their jobs and values."""
-        return self._json(Json, "GET", f"/v1/sweeps/{sweep_id}")
+        return self._json(Json, "GET", f"/v1/sweeps/{part(sweep_id)}")
 
     def sweeps(self, *, status: str | None = None, limit: int = 50) -> list[Json]:
         """Return the newest sweeps, at most `limit`; `status` may hold several states, separated by commas."""
@@ -60,4 +60,4 @@ class SweepClient(Connection):
 
     def cancel_sweep(self, sweep_id: str) -> Json:
         """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
-        return self._json(Json, "POST", f"/v1/sweeps/{sweep_id}/cancel")
+        return self._json(Json, "POST", f"/v1/sweeps/{part(sweep_id)}/cancel")

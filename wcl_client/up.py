@@ -29,6 +29,7 @@ from wcl_client.api import WclClient
 from wcl_client.errors import WclError
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, adopt_orphans, descendants, module_environment
 from wcl_client.registration import Announcer
+from wcl_client.terminal import write
 
 STOP_SECONDS = 28.0
 SLOW_SECONDS = 60.0
@@ -294,8 +295,8 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
             if not service.is_stopping:
                 _announce_datasets(options, service)
                 with contextlib.suppress(OSError):  # the terminal may be closed
-                    print(f"Serving {options.url} from {options.data_dir}", file=out)
-                    print(f"Open     {_page_link(options, out)}", file=out, flush=True)
+                    write(f"Serving {options.url} from {options.data_dir}", out)
+                    write(f"Open     {_page_link(options, out)}", out)
             service.watch()
         finally:
             service.stop()

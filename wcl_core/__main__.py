@@ -20,6 +20,7 @@ from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.protocol import Outcome, Request
 from wcl_core.reporter import ConsoleReporter
+from wcl_core.text import visible_json, write_error, write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for item in error.errors():
             field = ".".join(map(str, item["loc"])) or "spec"
-            print(f"error: {field}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            write_error(f"{field}: {item['msg'].removeprefix('Value error, ')}")
         return 1
     except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(str(error))
         return 1
     return code
 
@@ -165,20 +166,22 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _print_description(description: data.Description) -> None:
-    print(
-        json.dumps(
-            {
-                "name": description.name,
-                "kind": description.kind,
-                "digest": description.digest,
-                "counts": description.counts,
-                "classes": description.classes,
-                "class_counts": description.class_counts,
-                "image_size": description.image_size,
-                "label_lists": {name: asdict(entry) for name, entry in description.label_lists.items()},
-                "samples": None if description.samples is None else _samples(description.samples),
-                "report": None if description.report is None else description.report.model_dump(mode="json"),
-            }
+    write_line(
+        visible_json(
+            json.dumps(
+                {
+                    "name": description.name,
+                    "kind": description.kind,
+                    "digest": description.digest,
+                    "counts": description.counts,
+                    "classes": description.classes,
+                    "class_counts": description.class_counts,
+                    "image_size": description.image_size,
+                    "label_lists": {name: asdict(entry) for name, entry in description.label_lists.items()},
+                    "samples": None if description.samples is None else _samples(description.samples),
+                    "report": None if description.report is None else description.report.model_dump(mode="json"),
+                }
+            )
         )
     )
 

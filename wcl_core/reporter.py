@@ -40,6 +40,7 @@ from wcl_core.protocol import (
     storable,
     to_json,
 )
+from wcl_core.text import write_line
 
 _RESERVED_BYTES = 32_768
 
@@ -189,7 +190,7 @@ class ConsoleReporter(Reporter):
             return
         fields = {"step": record.step, **record.values} if isinstance(record, MetricsRecord) else record.fields()
         text = "  ".join(f"{name}={_brief(value)}" for name, value in fields.items() if value is not None)
-        print(f"{record.type:<10} {text}", file=self._stream or sys.stderr, flush=True)
+        write_line(f"{record.type:<10} {text}", self._stream or sys.stderr)
 
     def request(self) -> Request | None:
         return self._request()

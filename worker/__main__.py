@@ -28,6 +28,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.config import SPEC_VERSIONS
+from wcl_core.text import log_to_stderr, write_error
 from worker import app, datasets, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
@@ -41,18 +42,16 @@ from worker.ticker import Ticker
 
 log = logging.getLogger("worker")
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker; return 0 after a requested stop, also when jobs have failed."""
     try:
         settings = read_settings()
     except InvalidSettings as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(str(error))
         return os.EX_CONFIG
     options = _options(arguments, settings)
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    log_to_stderr()
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url, settings.database_connections)
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         storage_id.refuse_new_database(settings)
     except StorageUnavailable as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(str(error))
         return os.EX_CONFIG
     sources: dict[str, datasets.Source] = {}
     facts = WorkerFacts(

@@ -33,6 +33,27 @@ def run_tool(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(1)",
+        "from rich.console import Console",
+        "import rich.markup",
+        "import typer\n\ntyper.echo(1)",
+        'import sys\n\nsys.stderr.write("")',
+        "import logging\n\nlogging.basicConfig()",
+    ],
+)
+@pytest.mark.parametrize("folder", ["wcl_client/commands", "wcl_core", "jobs", "api", "worker"])
+def test_the_linter_forbids_another_way_to_the_terminal(folder: str, code: str) -> None:
+    command = [str(BIN / "ruff"), "check", "--select", "T20,TID251", "--stdin-filename", f"{folder}/example.py", "-"]
+
+    done = subprocess.run(command, input=code + "\n", cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search("T201|TID251", done.stdout)
+
+
 def test_import_contracts_hold() -> None:
     done = run_tool("lint-imports")
 

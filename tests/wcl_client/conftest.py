@@ -10,7 +10,7 @@ import pytest
 from jobs.database import Database
 from tests.api.served import Served
 from tests.jobs import rows
-from wcl_client import output
+from wcl_client import terminal
 
 
 @pytest.fixture
@@ -21,6 +21,6 @@ def server(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.Monkey
     served.start()
     monkeypatch.setenv("WCL_URL", served.url)
     monkeypatch.setenv("WCL_KEY", served.key())
-    monkeypatch.setattr(output.out, "_width", 200)
+    monkeypatch.setattr(terminal.out._console, "_width", 200)
     yield served
     served.stop()

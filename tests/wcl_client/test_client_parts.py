@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 import pytest
 
 from wcl_client import comparison
-from wcl_client.address import DEFAULT_URL, find_address
-from wcl_client.errors import ConflictError, DeniedError, InvalidError, NotFoundError, api_error
+from wcl_client.address import DEFAULT_URL, Address, find_address
+from wcl_client.api import WclClient
+from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
 from wcl_client.progress import JobView, duration
 from wcl_client.responses import Evaluation
 from wcl_client.specfile import SpecFileError, apply_overrides, read_spec
 from wcl_client.sse import Message, parse
+from wcl_core.text import Secret
 
 
 def test_an_sse_message_has_event_id_and_json_data() -> None:
@@ -43,7 +47,7 @@ class TestAddress:
 
         address = find_address(tmp_path)
 
-        assert (address.url, address.key) == ("http://127.0.0.1:9123", "wcl_local")
+        assert (address.url, address.key) == ("http://127.0.0.1:9123", Secret("wcl_local"))
 
     def test_the_local_key_never_goes_to_another_server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123", "pid": 1}')
@@ -52,7 +56,92 @@ class TestAddress:
 
         assert find_address(tmp_path).key is None
 
-    @pytest.mark.parametrize("content", ["", "not json", "[]", "null"])
+    @pytest.mark.parametrize("url", ["http://elsewhere.example:80", "http://127.0.0.1:1", "http://[::1]:1"])
+    @pytest.mark.parametrize("pid", [1, "own", None, -1, "x", 1 << 70])
+    def test_a_key_of_the_environment_goes_to_no_server_that_only_a_file_names(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, pid: object
+    ) -> None:
+        announced = {"url": url, "pid": os.getpid() if pid == "own" else pid}
+        (tmp_path / "server.json").write_text(json.dumps(announced))
+        monkeypatch.setenv("WCL_KEY", "wcl_mine")
+
+        address = find_address(tmp_path)
+
+        assert (address.url, address.key, address.is_key_withheld) == (url, None, True)
+
+    @pytest.mark.server
+    @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+    def test_a_key_of_the_environment_goes_to_a_server_of_this_user(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, family: int
+    ) -> None:
+        monkeypatch.setenv("WCL_KEY", "wcl_mine")
+        with socket.socket(family) as listener:
+            listener.bind((host, 0))
+            listener.listen()
+            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
+
+            assert find_address(tmp_path) == Address(url, Secret("wcl_mine"))
+
+    def test_a_key_of_the_environment_goes_to_the_address_of_the_environment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "server.json").write_text('{"url": "http://elsewhere.example:80"}')
+        monkeypatch.setenv("WCL_KEY", " wcl_mine\r\n")
+        monkeypatch.setenv("WCL_URL", " https://mine.example/wcl/\n")
+
+        assert find_address(tmp_path) == Address("https://mine.example/wcl", Secret("wcl_mine"))
+
+    @pytest.mark.parametrize("key", ["wcl_se cret", "wcl_secr\net", "wcl_sécret", "wcl_secret\0", "wcl_\udcffsecret"])
+    def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        with pytest.raises(InvalidAddress, match="WCL_KEY has a character at place") as error:
+            WclClient("http://127.0.0.1:1", key)
+
+        assert "cret" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "x",
+            "ftp://x",
+            "http://",
+            "http://[",
+            "http://a:99999",
+            "http://a:b",
+            "//a",
+            "http://a b",
+            "http://a\nb",
+            "http://a?b=c",
+            "http://a#b",
+            "http://\x1b[31m",
+            "http://" + "a" * 300000,
+            "http://\udcff",
+            "https:a",
+        ],
+    )
+    def test_a_malformed_address_is_refused_by_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+    ) -> None:
+        monkeypatch.setenv("WCL_URL", url)
+
+        with pytest.raises(InvalidAddress, match="^WCL_URL is ") as error:
+            find_address(tmp_path)
+
+        assert len(str(error.value)) < 1_000
+
+    def test_a_password_in_an_address_is_not_shown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WCL_URL", "https://me:hunter2@mine.example")
+
+        with pytest.raises(InvalidAddress, match="WCL_URL holds a user name or a password") as error:
+            find_address(tmp_path)
+
+        assert "hunter2" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "content", ["", "not json", "[]", "null", '{"url": 5}', '{"url": "http://["}', "[" * 90_000]
+    )
     def test_a_broken_server_file_means_the_default(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "server.json").write_text(content)
 
@@ -86,7 +175,9 @@ def test_overrides_reach_into_the_spec() -> None:
     assert spec == {"data": {"name": "digits", "image_size": 8}, "method": "simclr", "threads": None}
 
 
-@pytest.mark.parametrize("override", ["epochs", "=3", "data.name.x=3"])
+@pytest.mark.parametrize(
+    "override", ["epochs", "=3", "data.name.x=3", "a=1e400", "a=[NaN]", "a=-Infinity", "a." * 9000 + "b=1"]
+)
 def test_a_bad_override_is_refused(override: str) -> None:
     with pytest.raises(SpecFileError):
         apply_overrides({"data": {"name": "digits"}}, [override])
@@ -101,12 +192,80 @@ def test_spec_files(tmp_path: Path, name: str, text: str) -> None:
     assert read_spec(tmp_path / name) == {"epochs": 3}
 
 
-@pytest.mark.parametrize(("name", "text"), [("s.json", "{"), ("s.yaml", "a: [1"), ("s.yaml", "- 1"), ("s.json", "3")])
+_BOMB = "a0: &a0 [x]\n" + "\n".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(9))
+BAD_SPECS = [
+    ("s.yaml", _BOMB),
+    ("s.yaml", "[" * 100_000),
+    ("s.json", "[" * 100_000),
+    ("s.yaml", "a: " + "9" * 5_000),
+    ("s.json", '{"a": ' + "9" * 5_000 + "}"),
+    ("s.yaml", "a: \x00"),
+    ("s.yaml", "a: \x1b[31m"),
+    ("s.yaml", "a: !!binary x"),
+    ("s.yaml", "a: !!float x"),
+    ("s.yaml", "a: !!int x"),
+    ("s.yaml", "a: !!bool x"),
+    ("s.yaml", "a: !!timestamp x\n? !!float y\n: 1"),
+    ("s.yaml", "%YAML 9.9\n---\na: 1"),
+    ("s.yaml", "a: *b"),
+    ("s.yaml", "--- 1\n--- 2"),
+    ("s.yaml", ""),
+    ("s.json", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("s.json", "{"), ("s.yaml", "a: [1"), ("s.yaml", "- 1"), ("s.json", "3"), *BAD_SPECS]
+)
 def test_a_bad_spec_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
 
-    with pytest.raises(SpecFileError, match=name):
+    with pytest.raises(SpecFileError, match=name) as error:
         read_spec(tmp_path / name)
+
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: .inf", "a is inf; expected a finite number"),
+        ("a:\n  b: -.INF", "a.b is -inf"),
+        ("a: 1.0e+400", "a is inf"),
+        ("epochs: 010", r"010 has two readings as a number; write it in decimals \(line 1\)"),
+        ("a: 1:30", "1:30 has two readings"),
+        ("a: 1_000", "1_000 has two readings"),
+        ("epochs: 1\nseed: 2\nepochs: 3", r"the key epochs occurs 2 times; expected once \(line 1\)"),
+        ("010: 1", "010 has two readings"),
+        ("8: 1", "the key 8; expected text"),
+        ("null: 1", "the key None; expected text"),
+        ("a: !!set {b, c}", "a is a set"),
+        ("a: &a [*a]", "nested too deeply"),
+        ("a: 1\n? [b]\n: c", "line 2"),
+    ],
+)
+def test_a_yaml_file_has_one_reading(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+
+    with pytest.raises(SpecFileError, match=words):
+        read_spec(tmp_path / "s.yaml")
+
+
+def test_a_json_file_with_a_key_twice_or_an_infinite_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.json").write_text('{"a": {"b": 1, "b": 2}}')
+    (tmp_path / "infinite.json").write_text('{"a": 1e400}')
+
+    with pytest.raises(SpecFileError, match="the key b occurs 2 times"):
+        read_spec(tmp_path / "twice.json")
+    with pytest.raises(SpecFileError, match="a is inf"):
+        read_spec(tmp_path / "infinite.json")
+
+
+def test_plain_yaml_keeps_its_values(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("a: &x {b: -3, c: 2020-01-02, é: [0, 1.5, true, null]}\nd: {<<: *x, b: 4}")
+
+    below = {"b": -3, "c": "2020-01-02", "é": [0, 1.5, True, None]}
+    assert read_spec(tmp_path / "s.yaml") == {"a": below, "d": below | {"b": 4}}
 
 
 def test_a_spec_file_that_is_not_text_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, Unreachable
 from wcl_client.progress import watch
+from wcl_client.terminal import Terminal
 from wcl_client.up import free_port
 
 pytestmark = pytest.mark.server
@@ -110,7 +111,7 @@ def test_watching_shows_progress_and_the_final_status(script: Script, is_termina
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=160, no_color=True)
 
     with WclClient(script.url) as client:
-        ended = watch(client, [client.job("j") | {"status": "running"}], console)  # type: ignore[list-item]
+        ended = watch(client, [client.job("j") | {"status": "running"}], Terminal(console))  # type: ignore[list-item]
 
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert [job["status"] for job in ended] == ["succeeded"]

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from tests.api.served import Served
 from tests.jobs import rows
-from wcl_client import output
 from wcl_client.cli import app
 
 
@@ -36,10 +35,9 @@ def test_seeds_submit_a_seed_group_with_results(server: Served) -> None:
     assert shown == by_job
     assert [job["status"] for job in shown["items"]] == ["succeeded"] * 2
     assert shown["results"][0]["mean"] == 0.5
-    with output.out.capture() as text:
-        output.out.print(output.group_table(shown["results"]))
-    assert "50.00%" in text.get()
-    assert "-267.66% to 367.66%" in text.get()
+    table = wcl("group", group["group_id"]).stdout
+    assert "50.00%" in table
+    assert "-267.66% to 367.66%" in table
 
 
 def test_show_lists_the_deviations_from_the_preset(server: Served) -> None:

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, JobId, Overrides
 from wcl_client.download import Downloaded
-from wcl_client.output import err, out, print_json
 from wcl_client.references import find_checkpoint, find_job
 from wcl_client.responses import FileKind
 from wcl_client.specfile import apply_overrides
+from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
 CheckpointId = Annotated[
@@ -28,7 +27,7 @@ def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints by step."""
     with WclClient.connect() as client:
         rows = client.checkpoints(find_job(client, job)["id"])
-    print_json(rows) if as_json else out.print(output.checkpoints_table(rows))
+    print_json(rows) if as_json else out.show(output.checkpoints_table(rows))
 
 
 @app.command()
@@ -44,7 +43,7 @@ def evaluate(
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
     with WclClient.connect() as client:
         job = client.evaluate(find_checkpoint(client, reference), spec)
-    print_json(job) if as_json else out.print(job["id"])
+    print_json(job) if as_json else out.say(job["id"])
 
 
 @app.command()
@@ -62,18 +61,17 @@ def download(
     with WclClient.connect() as client:
         file = _download(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
     facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
-    print_json(facts) if as_json else out.print(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+    print_json(facts) if as_json else out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
 
 
 def _download(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
     """Download with a progress bar into a file, or into a folder under a name made of id and kind."""
     name = f"{checkpoint_id}-{kind}.safetensors"
     path = target / name if target and target.is_dir() else target or Path(name)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task(path.name, total=None)
+    with err.download_bars() as bars:
+        number = bars.add(path.name)
 
         def show(received: int, total: int) -> None:
-            bars.update(task, completed=received, total=total)
+            bars.update(number, completed=received, total=total)
 
         return client.download(checkpoint_id, path, kind=kind, on_bytes=show)

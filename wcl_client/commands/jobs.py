@@ -11,10 +11,10 @@ from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
-from wcl_client.output import out, print_json
 from wcl_client.references import find_job
 from wcl_client.responses import Job
 from wcl_client.specfile import apply_overrides
+from wcl_client.terminal import out, print_json
 
 app = typer.Typer()
 
@@ -36,7 +36,7 @@ def jobs(
     """List jobs, newest first."""
     with WclClient.connect() as client:
         rows = client.jobs(status=status, kind=kind, tag=tag, q=query, limit=limit)
-    print_json(rows) if as_json else out.print(output.jobs_table(rows))
+    print_json(rows) if as_json else out.show(output.jobs_table(rows))
 
 
 @app.command()
@@ -48,11 +48,11 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({**job, "evaluations": evaluations})
         return
-    out.print(output.job_table(job))
+    out.show(output.job_table(job))
     if deviations := job.get("deviations"):
-        out.print(output.deviations_table(deviations))
+        out.show(output.deviations_table(deviations))
     if evaluations:
-        out.print(output.evaluations_table(evaluations))
+        out.show(output.evaluations_table(evaluations))
 
 
 @app.command()
@@ -74,9 +74,9 @@ def group(
     if as_json:
         print_json(seed_group)
         return
-    out.print(output.jobs_table(seed_group["items"]))
+    out.show(output.jobs_table(seed_group["items"]))
     if seed_group["results"]:
-        out.print(output.group_table(seed_group["results"]))
+        out.show(output.group_table(seed_group["results"]))
 
 
 @app.command()
@@ -115,7 +115,7 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
         print_json(lines)
         return
     for line in lines:
-        print(line["line"])
+        out.say(line["line"])
 
 
 @app.command()
@@ -140,9 +140,7 @@ def _request(reference: str, action: Callable[[WclClient, str], Job], note: str,
     """Send a request for a job and print its status; a job that still runs gets the note."""
     with WclClient.connect() as client:
         job = action(client, find_job(client, reference)["id"])
-    print_json(job) if as_json else out.print(
-        f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}"
-    )
+    print_json(job) if as_json else out.say(f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}")
 
 
 @app.command()
@@ -150,7 +148,7 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
     """Submit a new job that continues from the last checkpoint of a failed or cancelled job."""
     with WclClient.connect() as client:
         new = client.retry(find_job(client, job)["id"])
-    print_json(new) if as_json else out.print(new["id"])
+    print_json(new) if as_json else out.say(new["id"])
 
 
 @app.command()
@@ -159,7 +157,7 @@ def clone(job: JobId, overrides: Overrides = None, as_json: AsJson = False) -> N
     spec = apply_overrides({}, overrides or ())
     with WclClient.connect() as client:
         new = client.clone(find_job(client, job)["id"], spec)
-    print_json(new) if as_json else out.print(new["id"])
+    print_json(new) if as_json else out.say(new["id"])
 
 
 @app.command()
@@ -177,4 +175,4 @@ def change(
         raise typer.BadParameter("expected at least one of --name, --priority, --tag")
     with WclClient.connect() as client:
         changed = client.change(find_job(client, job)["id"], name=name, priority=priority, tags=tag)
-    print_json(changed) if as_json else out.print(output.job_table(changed))
+    print_json(changed) if as_json else out.show(output.job_table(changed))

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
-from wcl_client.output import err, out, print_json
 from wcl_client.registration import pending, refusals, report_lines, summary
+from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
 
 app = typer.Typer()
@@ -52,7 +51,7 @@ def up(
             raise typer.BadParameter(f"--dataset {entry}: there is no folder or file {folder}")
         folders[name] = folder if equals else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
-    run(options, lambda text: err.print(text, markup=False))
+    run(options, err.say)
 
 
 @app.command()
@@ -65,7 +64,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(min=2, help="Number of epochs, instead of the preset's.")] = None,
 ) -> None:
     """Train WCL and SimCLR on real images, evaluate both, check the weak labels, download the checkpoint."""
-    run_demo(data, data_dir or data_folder(), keep=keep, epochs=epochs, console=out)
+    run_demo(data, data_dir or data_folder(), keep=keep, epochs=epochs, terminal=out)
 
 
 @app.command()
@@ -78,13 +77,13 @@ def datasets(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     for dataset in rows:
-        out.print(f"[bold]{dataset['name']}[/bold]  {summary(dataset)}")
+        out.say(bold(dataset["name"]), f"  {summary(dataset)}")
         for line in report_lines(dataset):
-            out.print(f"  {escape(line)}", soft_wrap=True)
+            out.say(f"  {line}")
     for name in pending(workers):
-        out.print(f"[bold]{escape(name)}[/bold]  a worker is still reading it")
+        out.say(bold(name), "  a worker is still reading it")
     for refusal in refusals(workers):
-        err.print(f"[red]{escape(refusal)}[/red]", soft_wrap=True)
+        err.say(Styled(refusal, "red"))
 
 
 @app.command()
@@ -102,8 +101,8 @@ def doctor(
     if as_json:
         print_json([finding.__dict__ for finding in findings])
     for finding in () if as_json else findings:
-        mark = "[green]ok[/green]  " if finding.is_ok else "[red]no[/red]  "
-        out.print(f"{mark}[bold]{finding.name}[/bold]  {escape(finding.detail)}")
+        mark = Styled("ok", "green") if finding.is_ok else Styled("no", "red")
+        out.say(mark, "  ", bold(finding.name), f"  {finding.detail}")
     if not all(finding.is_ok for finding in findings):
         raise typer.Exit(1)
 
@@ -117,8 +116,8 @@ def audit(as_json: AsJson = False) -> None:
         print_json(report)
     else:
         for finding in report["findings"]:
-            err.print(f"{finding['job_id']} [red]{finding['rule']}[/red] {escape(finding['message'])}")
+            err.say(f"{finding['job_id']} ", Styled(finding["rule"], "red"), f" {finding['message']}")
         counts = f"{report['jobs']:,} jobs, {report['attempts']:,} attempts, {report['events']:,} events"
-        out.print(f"{counts}: {len(report['findings'])} findings")
+        out.say(f"{counts}: {len(report['findings'])} findings")
     if report["findings"]:
         raise typer.Exit(1)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from wcl_client.api import WclClient
-from wcl_client.output import err, out
 from wcl_client.progress import watch
 from wcl_client.responses import Job
+from wcl_client.terminal import err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a unique beginning or end of an id, or `last`.")]
@@ -30,6 +29,6 @@ def require_success(jobs: list[Job]) -> None:
     failed = [job for job in jobs if job["status"] != "succeeded"]
     for job in failed:
         reason = job["status_message"] or job["status_reason"] or "no reason given"
-        err.print(f"{job['id']} {job['status']}: {escape(reason)}")
+        err.say(f"{job['id']} {job['status']}: {reason}")
     if failed:
         raise typer.Exit(1)

@@ -9,11 +9,11 @@ import typer
 
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_success
-from wcl_client.output import err, out, print_json
 from wcl_client.references import find_job
 from wcl_client.registration import when_registered
 from wcl_client.responses import JobKind
 from wcl_client.specfile import apply_overrides, read_spec
+from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
 
@@ -67,23 +67,23 @@ def submit(
         ]
         if dry_run:
             print_json(
-                when_registered(client, lambda: client.plan(job_kind, body, preset=preset, seeds=numbers), err.print)
+                when_registered(client, lambda: client.plan(job_kind, body, preset=preset, seeds=numbers), err.say)
             )
             return
         if numbers is None:
-            jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.print)]
+            jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
         else:
             seeds_ = numbers
             group = when_registered(
-                client, lambda: client.submit_group(job_kind, body, seeds=seeds_, **options), err.print
+                client, lambda: client.submit_group(job_kind, body, seeds=seeds_, **options), err.say
             )
             jobs = group["items"]
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
         if numbers is None:
-            print_json(jobs[0]) if as_json else out.print(jobs[0]["id"])
+            print_json(jobs[0]) if as_json else out.say(jobs[0]["id"])
         else:
-            print_json(group | {"items": jobs}) if as_json else out.print(group["group_id"])
+            print_json(group | {"items": jobs}) if as_json else out.say(group["group_id"])
         if follow:
             require_success(jobs)
 

@@ -10,12 +10,12 @@ import typer
 from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
-from wcl_client.output import err, out, print_json
 from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
 from wcl_client.registration import when_registered
 from wcl_client.responses import Json
 from wcl_client.specfile import read_spec
+from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
 sweep = typer.Typer(help="Search over the fields of a spec: grid, random or successive halving.", no_args_is_help=True)
@@ -44,12 +44,12 @@ def submit(
     body = read_spec(file) | {field: value for field, value in options.items() if value is not None}
     with WclClient.connect() as client:
         if dry_run:
-            print_json(when_registered(client, lambda: client.plan_sweep(body), err.print))
+            print_json(when_registered(client, lambda: client.plan_sweep(body), err.say))
             return
-        new = when_registered(client, lambda: client.submit_sweep(body), err.print)
+        new = when_registered(client, lambda: client.submit_sweep(body), err.say)
         if not as_json:
-            out.print(new["id"])
-            err.print(f"{new['trials']} trials, measured on {output.measured_on(new)}; see {new['links']['page']}")
+            out.say(new["id"])
+            err.say(f"{new['trials']} trials, measured on {output.measured_on(new)}; see {new['links']['page']}")
         if follow:
             _follow(client, new, as_json)
             return
@@ -60,7 +60,7 @@ def submit(
 def _follow(client: WclClient, sweep: Json, as_json: bool) -> None:
     """Print each result until the sweep ends, and exit with code 1 if the sweep does not succeed."""
     ended = watch_sweep(client, sweep["id"], err if as_json else out)
-    print_json(ended) if as_json else out.print(output.sweep_table(ended))
+    print_json(ended) if as_json else out.show(output.sweep_table(ended))
     if ended["status"] != "succeeded":
         raise typer.Exit(1)
 
@@ -76,7 +76,7 @@ def list_sweeps(
     """List sweeps, newest first."""
     with WclClient.connect() as client:
         rows = client.sweeps(status=status, limit=limit)
-    print_json(rows) if as_json else out.print(output.sweeps_table(rows))
+    print_json(rows) if as_json else out.show(output.sweeps_table(rows))
 
 
 @sweep.command()
@@ -87,8 +87,8 @@ def show(reference: SweepId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(shown)
         return
-    out.print(output.sweep_table(shown))
-    out.print(output.trials_table(shown))
+    out.show(output.sweep_table(shown))
+    out.show(output.trials_table(shown))
 
 
 @sweep.command()
@@ -103,4 +103,4 @@ def cancel(reference: SweepId, as_json: AsJson = False) -> None:
     """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
     with WclClient.connect() as client:
         cancelled = client.cancel_sweep(find_sweep(client, reference)["id"])
-    print_json(cancelled) if as_json else out.print(f"{cancelled['id']} {cancelled['status']}")
+    print_json(cancelled) if as_json else out.say(f"{cancelled['id']} {cancelled['status']}")

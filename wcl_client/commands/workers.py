@@ -12,9 +12,9 @@ from wcl_client import output
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
-from wcl_client.output import err, out, print_json
 from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
+from wcl_client.terminal import Styled, err, out, print_json
 
 app = typer.Typer()
 worker = typer.Typer(help="Run a worker on this machine, or drain a worker.", invoke_without_command=True)
@@ -29,9 +29,9 @@ def workers(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    out.print(output.workers_table(rows))
+    out.show(output.workers_table(rows))
     for sentence in output.unable_workers(rows):
-        err.print(sentence, style="red", markup=False, highlight=False)
+        err.say(Styled(sentence, "red"))
 
 
 @worker.callback()
@@ -63,4 +63,4 @@ def drain(
     """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
     with WclClient.connect() as client:
         drained = client.drain_worker(find_worker(client, reference)["id"])
-    print_json(drained) if as_json else out.print(f"{drained['name']} {drained['state']}, drain requested")
+    print_json(drained) if as_json else out.say(f"{drained['name']} {drained['state']}, drain requested")

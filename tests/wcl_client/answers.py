@@ -1,0 +1,137 @@
+"""Answers of a server that does not exist, for tests of all that the command line prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+ID = str(UUID(int=7))
+TIME = "2026-11-27T10:00:00.000000Z"
+
+
+def answer(path: str, text: Callable[[], str]) -> Any:
+    """Return the JSON of a path; `text` gives each text that a user, a worker or a file can choose."""
+    if path.endswith("/logs"):
+        return {"items": [{"line": text()} for _ in range(3)]}
+    if path.endswith("/checkpoints"):
+        return {"items": [checkpoint()]}
+    if path.endswith("/artifacts"):
+        return {"items": [{"name": text()}]}
+    if path.endswith("/evaluations"):
+        return {"items": [evaluation(text)]}
+    if path.endswith("/groups"):
+        return weak_groups(text)
+    if path.startswith("/v1/groups/"):
+        seeds = {"seeds": [0, 1], "mean": 0.5, "deviation": 0.1, "interval": None, "epoch": None, "selection": text()}
+        result = {"protocol": text(), "metric": text(), "params": {text(): text()}} | seeds
+        return {"group_id": ID, "items": [job(text)], "results": [result]}
+    if path == "/v1/workers":
+        return {"items": [worker(text)]}
+    if path.endswith("/drain"):
+        return worker(text)
+    if path == "/v1/datasets":
+        return {"items": [dataset(text)]}
+    if path == "/v1/audit":
+        finding = {"job_id": text(), "rule": text(), "message": text()}
+        return {"jobs": 1, "attempts": 1, "events": 1, "findings": [finding]}
+    if path == "/v1/sweeps":
+        return {"items": [sweep(text)], "next_cursor": None}
+    if path.startswith("/v1/sweeps/"):
+        return sweep(text)
+    if path == "/v1/jobs":
+        return {"items": [job(text)], "next_cursor": None}
+    if path == "/readyz":
+        return {"problems": [text()]}
+    return job(text)
+
+
+def job(text: Callable[[], str]) -> dict[str, Any]:
+    return {
+        "id": ID,
+        "group_id": ID,
+        "name": text(),
+        "kind": text(),
+        "status": "failed",
+        "status_reason": text(),
+        "status_message": text(),
+        "waiting": {"message": text(), "cause": text(), "position": 3, "until": text()},
+        "dataset": {"name": text()},
+        "preset": text(),
+        "deviations": [{"pointer": text(), "preset": text(), "job": text()}],
+        "tags": [text(), text()],
+        "latest_metrics": {text(): 0.5, text(): None},
+        "created_at": TIME,
+        "links": {"page": text()},
+    }
+
+
+def evaluation(text: Callable[[], str]) -> dict[str, Any]:
+    return {"protocol": text(), "params": {text(): text()}, "metric": text(), "value": None, "stderr": 0.1}
+
+
+def checkpoint() -> dict[str, Any]:
+    return {"id": ID, "step": 1, "epoch": 1, "size": 5, "sha256": "0" * 64}
+
+
+def weak_groups(text: Callable[[], str]) -> dict[str, Any]:
+    groups = [{"places": [1, 2], "pair_precision": 0.5, "classes": {text(): 2}}]
+    counts = {"num_groups": 1, "num_images": 2, "pair_precision": 0.5, "pair_precision_chance": None}
+    return {"epoch": 1, "epochs": [1], "groups": groups} | counts
+
+
+def worker(text: Callable[[], str]) -> dict[str, Any]:
+    return {
+        "id": ID,
+        "name": text(),
+        "pool": text(),
+        "gpus": 0,
+        "state": text(),
+        "is_live": True,
+        "job_id": None,
+        "datasets": {text(): text()},
+        "pending_datasets": [text()],
+        "refused_datasets": {text(): text()},
+        "drain_requested_at": None,
+        "unable": text(),
+        "unable_message": text(),
+        "seen_at": TIME,
+    }
+
+
+def dataset(text: Callable[[], str]) -> dict[str, Any]:
+    remark = {"count": 3, "text": text(), "examples": [text()]}
+    sizes = {name: [8, 8] for name in ("smallest", "median", "largest")}
+    report = {"formats": {text(): 3}, "modes": {text(): 3}, "layout": text(), "left_out": [remark], "odd": [remark]}
+    return {"name": text(), "counts": {text(): 3}, "classes": [text()], "report": report | sizes}
+
+
+def sweep(text: Callable[[], str]) -> dict[str, Any]:
+    rung = {"rung": 0, "epochs": 2, "trials": 1, "state": "measured", "value": 0.5}
+    return {
+        "id": ID,
+        "name": text(),
+        "search": text(),
+        "dataset": {"name": text()},
+        "status": "failed",
+        "status_message": text(),
+        "trials": 1,
+        "metric": {"protocol": text(), "name": text()},
+        "direction": "maximize",
+        "held_out_share": 0.2,
+        "best_value": 0.5,
+        "best": {"trial": 1, "value": 0.5, "settings": {text(): text()}},
+        "rungs": [rung],
+        "table": [{"number": 1, "settings": {"a": text()}, "rungs": [rung], "state": text()}],
+        "created_at": TIME,
+        "links": {"page": text()},
+    }
+
+
+def response(method: str, path: str, value: Any, status: int = 200) -> httpx.Response:
+    """Return the answer to a request; its JSON may hold half surrogates."""
+    content = json.dumps(value).encode()
+    return httpx.Response(status, content=content, request=httpx.Request(method, f"http://127.0.0.1{path}"))

@@ -1,0 +1,83 @@
+"""Text from outside: hidden characters as escapes, secrets as stars."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from wcl_core.text import Secret, VisibleFormatter, visible, visible_json, visible_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain [b]text[/b] é 猫 👩‍👩‍👧", "plain [b]text[/b] é 猫 👩‍👩‍👧"),
+        ("\x1b]0;owned\x07", r"\x1b]0;owned\x07"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("abc\u202edcba\u2066", r"abc\u202edcba\u2066"),
+        ("\ud800 \u2028", r"\ud800 \u2028"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
+def test_hidden_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(shown) == shown
+
+
+def test_lines_keep_their_ends() -> None:
+    assert visible_lines("a\n\tb\r\x1b") == "a\n\tb" r"\r\x1b"
+
+
+def test_no_hidden_character_is_left() -> None:
+    everything = "".join(map(chr, range(0x3000))) + "".join(map(chr, range(0xD800, 0xE000)))
+
+    shown = visible(everything)
+
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\u2066]", shown)
+    shown.encode()  # no half surrogate is left
+
+
+def test_json_stays_the_same_value() -> None:
+    value = {"a\x1b\u202e": ["\x9b", "\U000e0041", "é\n", "\ud800"]}
+
+    text = visible_json(json.dumps(value, ensure_ascii=False, indent=2))
+
+    assert json.loads(text) == value
+    assert visible_lines(text) == text
+
+
+def test_a_log_line_cannot_be_forged() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(VisibleFormatter("%(levelname)s %(message)s"))
+    log = logging.Logger("test")
+    log.addHandler(handler)
+
+    log.warning("no dataset %s", "x\nERROR forged\x1b[2J")
+    try:
+        raise ValueError("a\x1b[31m")
+    except ValueError:
+        log.exception("failed")
+
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == r"WARNING no dataset x\nERROR forged\x1b[2J"
+    assert lines[1] == "ERROR failed"
+    assert lines[-1] == r"ValueError: a\x1b[31m"
+
+
+class _Settings(BaseModel):
+    key: Secret
+
+
+def test_a_secret_is_shown_by_its_name_only() -> None:
+    secret = Secret("wcl_abc")
+
+    assert f"{secret} {secret!r} {_Settings(key='wcl_abc')} {[secret]}" == "*** *** key=*** [***]"  # type: ignore[arg-type]
+    assert secret.reveal() == "wcl_abc"
+    assert _Settings(key=secret).key == secret

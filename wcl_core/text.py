@@ -1,0 +1,101 @@
+"""Text from outside, made safe to show: control characters as escapes, secrets as stars.  Standard library only."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import IO, Any
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+# Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters.
+_HIDDEN = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff{_BIDIRECTIONAL}\ud800-\udfff\U000e0000-\U000e007f"
+_IN_A_LINE = re.compile(f"[{_HIDDEN}]")
+_IN_LINES = re.compile(f"(?![\n\t])[{_HIDDEN}]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def visible(text: str) -> str:
+    """Return one line of text in which each character that a terminal or a reader would not show is an escape."""
+    return _IN_A_LINE.sub(_escape, text)
+
+
+def visible_lines(text: str) -> str:
+    """Return text as `visible` does; line ends and tabs stay."""
+    return _IN_LINES.sub(_escape, text)
+
+
+def visible_json(text: str) -> str:
+    """Return a JSON document in which each hidden character is a JSON escape; its line ends stay."""
+    return _IN_LINES.sub(_json_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
+    code = ord(character)
+    if character in _SHORT:
+        return _SHORT[character]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    units = match.group().encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def write_line(text: str, stream: IO[str] | None = None) -> None:
+    """Print one line with hidden characters as escapes, by default to stdout."""
+    print(visible(text), file=stream, flush=True)
+
+
+def write_error(text: str) -> None:
+    """Print the line that says why a program ends."""
+    write_line(f"error: {text}", sys.stderr)
+
+
+class VisibleFormatter(logging.Formatter):
+    """A formatter of log lines that no text from outside can split, forge or hide."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name in logging)
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the name in logging)
+        return visible_lines(super().formatException(ei))
+
+
+def log_to_stderr() -> None:
+    """Write the log of this process to stderr, with hidden characters as escapes."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class Secret:
+    """A key or an address with a password, which no message, log line or traceback shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, for the one place that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        from pydantic_core import core_schema  # the client does not need pydantic
+
+        text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+        return core_schema.union_schema([core_schema.is_instance_schema(cls), text])
