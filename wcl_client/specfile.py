@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 _MAX_BYTES = 4_000_000
 _MAX_VALUES = 100_000
@@ -81,8 +81,11 @@ def _read_yaml(text: str) -> Any:
                 )
             return super().construct_yaml_int(node)
 
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: loader.construct_yaml_int(node))
-    Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_yaml_str(node))
+        yaml_constructors: ClassVar[dict[str | None, Any]] = yaml.SafeLoader.yaml_constructors | {
+            "tag:yaml.org,2002:int": construct_yaml_int,
+            "tag:yaml.org,2002:timestamp": yaml.SafeLoader.construct_yaml_str,
+        }
+
     try:
         return yaml.load(text, Loader)  # noqa: S506 (a safe loader)
     except yaml.MarkedYAMLError as error:
