@@ -953,11 +953,7 @@ GUARDS = (
         "wcl_client/terminal.py",
         "visible_json(json.dumps(value, indent=2, ensure_ascii=not is_unicode))",
         "json.dumps(value, indent=2, ensure_ascii=not is_unicode)",
-        (
-            "tests/wcl_client/test_terminal.py::test_no_text_of_a_server_is_markup_or_reaches_the_terminal_as_a_command",
-            "-k",
-            "logs",
-        ),
+        ("tests/wcl_client/test_terminal.py::test_no_text_of_a_server_is_markup_or_reaches_the_terminal_as_a_command",),
     ),
     Guard(
         "a log line is made visible",
