@@ -968,7 +968,7 @@ GUARDS = (
         "if url is None and key and local and not _is_own_server(",
         "if False and not _is_own_server(",
         (
-            "tests/wcl_client/test_client_parts.py::TestAddress::test_a_key_of_the_environment_goes_to_no_server_that_only_a_file_names",
+            "tests/wcl_client/test_client_parts.py::test_a_key_of_the_environment_goes_to_no_server_that_only_a_file_names",
         ),
     ),
     Guard(
@@ -976,7 +976,7 @@ GUARDS = (
         "wcl_client/address.py",
         'if not "!" <= character <= "~":',
         "if False:",
-        ("tests/wcl_client/test_client_parts.py::TestAddress::test_a_key_that_cannot_be_one_is_refused_and_not_shown",),
+        ("tests/wcl_client/test_client_parts.py::test_a_key_that_cannot_be_one_is_refused_and_not_shown",),
     ),
     Guard(
         "a key of a spec file occurs once",

@@ -33,119 +33,121 @@ def test_an_incomplete_sse_message_is_dropped() -> None:
     assert list(parse(["event: progress", 'data: {"step": 5}'])) == []
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.usefixtures("clean_environment")
-class TestAddress:
-    def test_local_files_name_server_and_key(self, tmp_path: Path) -> None:
-        (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123/", "pid": 1}')
-        (tmp_path / "key").write_text("wcl_local\n")
+def test_local_files_name_server_and_key(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123/", "pid": 1}')
+    (tmp_path / "key").write_text("wcl_local\n")
 
-        address = find_address(tmp_path)
+    address = find_address(tmp_path)
 
-        assert (address.url, address.key) == ("http://127.0.0.1:9123", Secret("wcl_local"))
+    assert (address.url, address.key) == ("http://127.0.0.1:9123", Secret("wcl_local"))
 
-    def test_the_local_key_never_goes_to_another_server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123", "pid": 1}')
-        (tmp_path / "key").write_text("wcl_local")
-        monkeypatch.setenv("WCL_URL", "http://elsewhere.example:80")
 
-        assert find_address(tmp_path).key is None
+def test_the_local_key_never_goes_to_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123", "pid": 1}')
+    (tmp_path / "key").write_text("wcl_local")
+    monkeypatch.setenv("WCL_URL", "http://elsewhere.example:80")
 
-    @pytest.mark.parametrize("url", ["http://elsewhere.example:80", "http://127.0.0.1:1", "http://[::1]:1"])
-    @pytest.mark.parametrize("pid", [1, "own", None, -1, "x", 1 << 70])
-    def test_a_key_of_the_environment_goes_to_no_server_that_only_a_file_names(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, pid: object
-    ) -> None:
-        announced = {"url": url, "pid": os.getpid() if pid == "own" else pid}
-        (tmp_path / "server.json").write_text(json.dumps(announced))
-        monkeypatch.setenv("WCL_KEY", "wcl_mine")
+    assert find_address(tmp_path).key is None
 
-        address = find_address(tmp_path)
 
-        assert (address.url, address.key, address.is_key_withheld) == (url, None, True)
+@pytest.mark.parametrize("url", ["http://elsewhere.example:80", "http://127.0.0.1:1", "http://[::1]:1"])
+@pytest.mark.parametrize("pid", [1, "own", None, -1, "x", 1 << 70])
+def test_a_key_of_the_environment_goes_to_no_server_that_only_a_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, pid: object
+) -> None:
+    announced = {"url": url, "pid": os.getpid() if pid == "own" else pid}
+    (tmp_path / "server.json").write_text(json.dumps(announced))
+    monkeypatch.setenv("WCL_KEY", "wcl_mine")
 
-    @pytest.mark.server
-    @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-    def test_a_key_of_the_environment_goes_to_a_server_of_this_user(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, family: int
-    ) -> None:
-        monkeypatch.setenv("WCL_KEY", "wcl_mine")
-        with socket.socket(family) as listener:
-            listener.bind((host, 0))
-            listener.listen()
-            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-            (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    address = find_address(tmp_path)
 
-            assert find_address(tmp_path) == Address(url, Secret("wcl_mine"))
+    assert (address.url, address.key, address.is_key_withheld) == (url, None, True)
 
-    def test_a_key_of_the_environment_goes_to_the_address_of_the_environment(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "server.json").write_text('{"url": "http://elsewhere.example:80"}')
-        monkeypatch.setenv("WCL_KEY", " wcl_mine\r\n")
-        monkeypatch.setenv("WCL_URL", " https://mine.example/wcl/\n")
 
-        assert find_address(tmp_path) == Address("https://mine.example/wcl", Secret("wcl_mine"))
+@pytest.mark.server
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_key_of_the_environment_goes_to_a_server_of_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, family: int
+) -> None:
+    monkeypatch.setenv("WCL_KEY", "wcl_mine")
+    with socket.socket(family) as listener:
+        listener.bind((host, 0))
+        listener.listen()
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
 
-    @pytest.mark.parametrize("key", ["wcl_se cret", "wcl_secr\net", "wcl_sécret", "wcl_secret\0", "wcl_\udcffsecret"])
-    def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-    ) -> None:
-        with pytest.raises(InvalidAddress, match="WCL_KEY has a character at place") as error:
-            WclClient("http://127.0.0.1:1", key)
+        assert find_address(tmp_path) == Address(url, Secret("wcl_mine"))
 
-        assert "cret" not in str(error.value)
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "x",
-            "ftp://x",
-            "http://",
-            "http://[",
-            "http://a:99999",
-            "http://a:b",
-            "//a",
-            "http://a b",
-            "http://a\nb",
-            "http://a?b=c",
-            "http://a#b",
-            "http://\x1b[31m",
-            "http://" + "a" * 300000,
-            "http://\udcff",
-            "https:a",
-        ],
-    )
-    def test_a_malformed_address_is_refused_by_name(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
-    ) -> None:
-        monkeypatch.setenv("WCL_URL", url)
+def test_a_key_of_the_environment_goes_to_the_address_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server.json").write_text('{"url": "http://elsewhere.example:80"}')
+    monkeypatch.setenv("WCL_KEY", " wcl_mine\r\n")
+    monkeypatch.setenv("WCL_URL", " https://mine.example/wcl/\n")
 
-        with pytest.raises(InvalidAddress, match="^WCL_URL is ") as error:
-            find_address(tmp_path)
+    assert find_address(tmp_path) == Address("https://mine.example/wcl", Secret("wcl_mine"))
 
-        assert len(str(error.value)) < 1_000
 
-    def test_a_password_in_an_address_is_not_shown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("WCL_URL", "https://me:hunter2@mine.example")
+@pytest.mark.parametrize("key", ["wcl_se cret", "wcl_secr\net", "wcl_sécret", "wcl_secret\0", "wcl_\udcffsecret"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    with pytest.raises(InvalidAddress, match="WCL_KEY has a character at place") as error:
+        WclClient("http://127.0.0.1:1", key)
 
-        with pytest.raises(InvalidAddress, match="WCL_URL holds a user name or a password") as error:
-            find_address(tmp_path)
+    assert "cret" not in str(error.value)
 
-        assert "hunter2" not in str(error.value)
 
-    @pytest.mark.parametrize(
-        "content", ["", "not json", "[]", "null", '{"url": 5}', '{"url": "http://["}', "[" * 90_000]
-    )
-    def test_a_broken_server_file_means_the_default(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "server.json").write_text(content)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "x",
+        "ftp://x",
+        "http://",
+        "http://[",
+        "http://a:99999",
+        "http://a:b",
+        "//a",
+        "http://a b",
+        "http://a\nb",
+        "http://a?b=c",
+        "http://a#b",
+        "http://\x1b[31m",
+        "http://" + "a" * 300000,
+        "http://\udcff",
+        "https:a",
+    ],
+)
+def test_a_malformed_address_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("WCL_URL", url)
 
-        assert find_address(tmp_path).url == DEFAULT_URL
+    with pytest.raises(InvalidAddress, match="^WCL_URL is ") as error:
+        find_address(tmp_path)
+
+    assert len(str(error.value)) < 1_000
+
+
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCL_URL", "https://me:hunter2@mine.example")
+
+    with pytest.raises(InvalidAddress, match="WCL_URL holds a user name or a password") as error:
+        find_address(tmp_path)
+
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "not json", "[]", "null", '{"url": 5}', '{"url": "http://["}', "[" * 90_000])
+def test_a_broken_server_file_means_the_default(tmp_path: Path, content: str) -> None:
+    (tmp_path / "server.json").write_text(content)
+
+    assert find_address(tmp_path).url == DEFAULT_URL
 
 
 @pytest.mark.parametrize(
