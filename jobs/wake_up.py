@@ -64,7 +64,7 @@ def _producer(broker_url: str) -> Celery:
 
 
 def send(settings: Settings, pool: str) -> None:
-    app = _producer(settings.broker_url)
+    app = _producer(settings.broker_url.reveal())
     failpoint("wake_up.before_publish", error=ConnectionError)
     app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)
     failpoint("wake_up.after_publish", error=ConnectionError)

@@ -98,4 +98,7 @@ class Secret:
         from pydantic_core import core_schema  # the client does not need pydantic
 
         text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
-        return core_schema.union_schema([core_schema.is_instance_schema(cls), text])
+        return core_schema.union_schema(
+            [core_schema.is_instance_schema(cls), text],
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )

@@ -31,7 +31,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
     Messages are acknowledged early and carry no result.  The database alone decides which job runs where, so a lost,
     doubled or forged wake-up changes nothing.
     """
-    app = Celery("wcl", broker=settings.broker_url, set_as_current=False)
+    app = Celery("wcl", broker=settings.broker_url.reveal(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -47,7 +47,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=wake_up.transport_options(settings.broker_url),
+        broker_transport_options=wake_up.transport_options(settings.broker_url.reveal()),
     )
 
     @app.task(name=wake_up.TASK)  # type: ignore[untyped-decorator]

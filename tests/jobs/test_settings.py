@@ -5,9 +5,121 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from sqlalchemy import make_url
 
 from jobs.database import Database
-from jobs.settings import Settings
+from jobs.settings import InvalidSettings, Settings, read_settings
+from wcl_core.text import Secret
+
+ODD = (
+    *("", " ", "x", "0", "-1", "1.5", "1e400", "-1e400", "inf", "-.inf", "nan", "1e308", "010", "0x10", "1_000", "٣"),
+    *(
+        "9" * 5_000,
+        "[]",
+        "{}",
+        "null",
+        "true",
+        '"',
+        "[",
+        "[" * 100_000,
+        '{"a": 1}',
+        '{"a": {"b": 1}}',
+        '{"a": 1, "a": 2}',
+    ),
+    *(
+        "[1e400]",
+        '["\\ud800"]',
+        "\udcff",
+        "é",
+        "\x1b[31m",
+        "\r\n",
+        "../..",
+        "/dev/null",
+        "~nobody/x",
+        "http://[",
+        "::1",
+    ),
+    *(
+        "sqlite:///",
+        "sqlite://",
+        "postgresql://",
+        "postgres://a/b",
+        "redis://",
+        "redis://:a/b@h",
+        "amqp://",
+        "a" * 100_000,
+    ),
+    *("postgresql://u:se#cret@h/d", "postgresql://u:se/cret@h/d", "postgresql://u:se@cret@h/d", "postgresql://[::1/d"),
+    *(
+        "postgresql://u:secret@h:x/d",
+        "postgresql://u:secret@h:99999/d",
+        "postgresql://u:se?cret@h/d",
+        "mysql://u:secret@h/d",
+    ),
+)
+VARIABLES = tuple(f"WCL_{name.upper()}" for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_each_setting_takes_an_odd_value_or_names_itself_in_one_line(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = []
+    for value in ODD:
+        monkeypatch.setenv(variable, value)
+        try:
+            settings = read_settings()
+        except InvalidSettings as error:
+            problems.append(str(error))
+        else:
+            if "URL" in variable:
+                assert "cret" not in repr(settings)
+            if variable in ("WCL_DATA_DIR", "WCL_DATABASE_URL", "WCL_DATABASE_PASSWORD"):
+                Database(settings.resolved_database_url)
+
+    assert problems
+    for problem in problems:
+        assert problem.startswith((f"{variable}: ", "a variable WCL_* holds"))
+        assert "\n" not in problem
+        assert "cret" not in problem
+        assert len(problem) < 1_000
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:s#ecret@h/d", "postgresql://u:a/b@h/d", "redis://:50%zecret@h"])
+def test_a_password_with_a_meaning_in_urls_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "WCL_BROKER_URL" if url.startswith("redis") else "WCL_DATABASE_URL"
+    monkeypatch.setenv(variable, url)
+
+    with pytest.raises(InvalidSettings, match=f"^{variable}: user name or password hold characters") as error:
+        read_settings()
+
+    assert "ecret" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "password", ["s#p@ss", "a/b", "50%41off", "q?x", "é \"'$", " a ", "[", ":", "%", "\\", "x" * 2_000]
+)
+def test_the_compose_file_takes_any_password(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+    for service in ("migrate", "api", "worker"):
+        for name, value in compose["services"][service]["environment"].items():
+            monkeypatch.setenv(name, value.replace("${POSTGRES_PASSWORD:?set POSTGRES_PASSWORD}", password))
+
+        url = make_url(read_settings().resolved_database_url)
+
+        assert (url.password, url.host, url.database, url.username) == (password, "postgres", "wcl", "wcl")
+        assert url.get_backend_name() == "postgresql"
+
+
+def test_no_text_of_the_settings_shows_a_secret() -> None:
+    settings = Settings(
+        database_url="postgresql://u:hidden@h/d", database_password=Secret("hidden"), broker_url="redis://:hidden@h"
+    )
+
+    assert "hidden" not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+    assert settings.broker_url == Secret("redis://:hidden@h")
 
 
 @pytest.mark.parametrize("name", ["plain", "what?", "100%25", "a#b c", "日本"])
