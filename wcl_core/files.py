@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -67,6 +68,33 @@ def write_whole(
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write a file whole, as `write_whole` does, from bytes in memory."""
     write_whole(path, lambda file: file.write(content), mode=mode)
+
+
+def open_regular(path: Path, mode: Literal["rb", "r+b", "ab"] = "rb") -> BinaryIO:
+    """Open a file that another program may have replaced: a link is not followed, and a FIFO is not waited for.
+
+    Raises:
+        OSError: it is absent, or no regular file.
+    """
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    file = open(path, mode, opener=lambda name, usual: os.open(name, usual | flags, 0o666))  # noqa: SIM115 (returned)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "expected a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file as `open_regular` opens it.
+
+    Raises:
+        OSError: it is absent, no regular file, or larger than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes", str(path))
+    return content
 
 
 def sync_folder(folder: Path) -> None:

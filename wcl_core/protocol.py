@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections.abc import Sized
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -28,14 +28,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from wcl_core.config import Kind
-from wcl_core.files import write_bytes
+from wcl_core.files import read_regular, write_bytes
 
 # --- requests and outcomes -----------------------------------------------------------------------------------------
 
@@ -68,6 +67,10 @@ OUTPUT_FILE: Final = "output.log"  # stdout and stderr of all ranks
 FAILURE_FILES: Final = "failure-*.json"  # glob of `failure_file`
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 ARTIFACTS_FOLDER: Final = "artifacts"
+
+
+_OWN_FILES = (RUN_FILE, SPOOL_FILE, OUTPUT_FILE)
+_MAX_JSON_BYTES = 16 << 20  # of the files that a worker reads as a whole
 
 
 def failure_file(rank: int) -> str:
@@ -147,6 +150,14 @@ class DatasetReport(BaseModel):
     odd: list[Remark]
 
 
+# --- limits of records -------------------------------------------------------------------------------------------
+
+MAX_DEPTH: Final = 32  # of nested JSON
+MAX_FILE_NAME: Final = 200  # characters
+MAX_METRICS: Final = 1_000  # in one record
+MAX_LABELS: Final = 10_000
+MAX_MESSAGE: Final = 10_000  # characters; a longer message is cut
+
 # --- text and numbers that every database takes --------------------------------------------------------------------
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -158,11 +169,16 @@ def storable(text: str) -> str:
 
 
 def storable_json(value: Any) -> Any:
-    """Return a JSON value that every database takes: text is `storable`, and a number that is not finite is null."""
+    """Return a JSON value that every database and reader takes.
+
+    Text is `storable`.  A number that is not finite, and an integer of more than 64 bits, is null.
+    """
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 63 else None
     if isinstance(value, dict):
         return {storable(name): storable_json(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -170,10 +186,54 @@ def storable_json(value: Any) -> Any:
     return value
 
 
+def _bounded_json(value: Any) -> Any:
+    """Return a storable JSON value that every program can write again.
+
+    Raises:
+        ValueError: it is nested too deeply.
+    """
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    return storable_json(value)
+
+
+def _depth(value: Any) -> int:
+    levels, entries = 0, [value]
+    while levels <= MAX_DEPTH and (
+        entries := [
+            entry
+            for each in entries
+            if isinstance(each, dict | list)
+            for entry in (each.values() if isinstance(each, dict) else each)
+        ]
+    ):
+        levels += 1
+    return levels
+
+
+def _inside(file: str) -> str:
+    """Return the place of a run's file.
+
+    Raises:
+        ValueError: it is outside of the run's folder, or a file of the worker.
+    """
+    place = PurePosixPath(file)
+    if place.is_absolute() or ".." in place.parts or "\0" in file or str(place) in (".", *_OWN_FILES):
+        raise ValueError("expected a file below the run's folder")
+    return file
+
+
 _Int64 = Annotated[int, Field(ge=0, lt=1 << 63)]  # of a database's integer column
-_Number: TypeAlias = int | float
-_JsonValue = Annotated[Any, AfterValidator(storable_json)]
-_JsonObject = Annotated[dict[str, Any], AfterValidator(storable_json)]
+_Int32 = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Label = Annotated[int, Field(ge=-1, lt=1 << 31)]
+_Number = Annotated[int | float, Field(ge=0, le=1e18)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]
+_Name = Annotated[str, Field(max_length=64)]
+_CutName = Annotated[str, AfterValidator(lambda text: text[:64])]  # of a record that must not get lost
+_Message = Annotated[str, AfterValidator(lambda text: text[:MAX_MESSAGE])]
+_File = Annotated[str, Field(max_length=MAX_FILE_NAME), AfterValidator(_inside)]
+_JsonValue = Annotated[Any, AfterValidator(_bounded_json)]
+_JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_json)]
 
 # --- the run file --------------------------------------------------------------------------------------------------
 
@@ -259,7 +319,7 @@ class RunFile(_Model):
             ValueError: a field is missing or invalid.
         """
         try:
-            return cls.model_validate_json((folder / RUN_FILE).read_bytes())
+            return cls.model_validate_json(read_regular(folder / RUN_FILE, _MAX_JSON_BYTES))
         except ValidationError as error:
             raise ValueError(f"{RUN_FILE}: {describe_problems(error)}") from error
 
@@ -268,8 +328,18 @@ class Failure(_Model):
     """The failure of a rank other than the first one, in its `failure_file`."""
 
     outcome: Outcome
-    reason: str | None
-    message: str
+    reason: _CutName | None
+    message: _Message
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the failure file of a rank.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a field is missing or invalid.
+        """
+        return cls.model_validate_json(read_regular(path, _MAX_JSON_BYTES))
 
 
 # --- records of the spool ------------------------------------------------------------------------------------------
@@ -312,7 +382,7 @@ class MetricsRecord(_Record):
 
     type: Literal["metrics"] = "metrics"
     step: _Int64
-    values: dict[str, float | None]
+    values: dict[str, float | None] = Field(max_length=MAX_METRICS)
 
 
 class ProgressRecord(_Record):
@@ -325,7 +395,7 @@ class ProgressRecord(_Record):
     total_epochs: _Number
     images_per_second: _Number | None = None
     eta_seconds: _Number | None = None
-    phase: str
+    phase: _Name
 
 
 class CheckpointRecord(_Record):
@@ -340,9 +410,9 @@ class CheckpointRecord(_Record):
 
     type: Literal["checkpoint"] = "checkpoint"
     step: _Int64
-    epoch: _Int64
-    file: str = Field(validation_alias="path", serialization_alias="path")
-    sha256: str
+    epoch: _Int32
+    file: _File = Field(validation_alias="path", serialization_alias="path")
+    sha256: _Sha256
     size: _Int64
     metrics: _JsonObject
     kind: Literal["training", "embeddings"] = "training"
@@ -366,8 +436,8 @@ class ArtifactRecord(_Record):
 
     type: Literal["artifact"] = "artifact"
     name: str
-    file: str = Field(validation_alias="path", serialization_alias="path")
-    sha256: str
+    file: _File = Field(validation_alias="path", serialization_alias="path")
+    sha256: _Sha256
     size: _Int64
     media_type: str
 
@@ -386,9 +456,9 @@ class WeakLabelRecord(_Record):
     """Weak labels of the monitor batch after an epoch, in the order of its picture."""
 
     type: Literal["groups"] = "groups"
-    epoch: _Int64
+    epoch: _Int32
     step: _Int64
-    labels: list[int]
+    labels: list[_Label] = Field(max_length=MAX_LABELS)
 
 
 class EvaluationRecord(_Record):
@@ -401,16 +471,16 @@ class EvaluationRecord(_Record):
     """
 
     type: Literal["evaluation"] = "evaluation"
-    protocol: str
-    protocol_version: _Int64
-    dataset_digest: str
-    split_digest: str
+    protocol: _Name
+    protocol_version: _Int32
+    dataset_digest: _Name
+    split_digest: _Name
     params: _JsonObject
     seed: _Int64
-    metric: str
+    metric: _Name
     value: float
     stderr: float | None = None
-    n: NonNegativeInt
+    n: _Int64
     details: _JsonObject | None = None
 
 
@@ -418,16 +488,16 @@ class WarningRecord(_Record):
     """A problem that does not end the run."""
 
     type: Literal["warning"] = "warning"
-    reason: str
-    message: str
+    reason: _CutName
+    message: _Message
 
 
 class LogRecord(_Record):
     """A line for people."""
 
     type: Literal["log"] = "log"
-    level: str
-    message: str
+    level: _CutName
+    message: _Message
 
 
 class EndRecord(_Record):
@@ -438,9 +508,9 @@ class EndRecord(_Record):
     """
 
     type: Literal["end"] = "end"
-    outcome: str
-    reason: str | None = None
-    message: str | None = None
+    outcome: _CutName
+    reason: _CutName | None = None
+    message: _Message | None = None
 
 
 Record: TypeAlias = (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jobs.attempts import AttemptRef
 from wcl_core.failpoints import failpoint
+from wcl_core.files import open_regular
 from wcl_core.protocol import Place
 
 LOCK_FILE = "supervisor.lock"
@@ -41,7 +42,7 @@ def mark_of(attempt: AttemptRef, place: Place) -> str:
 @contextmanager
 def owned(folder: Path) -> Iterator[bool]:
     """Lock an attempt's folder; yield False while another living supervisor holds the lock."""
-    with (folder / LOCK_FILE).open("a") as file:
+    with open_regular(folder / LOCK_FILE, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

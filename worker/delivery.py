@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +21,7 @@ from jobs.database import Database
 from jobs.errors import RecordsMissing
 from jobs.ingest import Delivered, StoredFile
 from jobs.settings import Settings
-from jobs.storage import Storage, file_key, verified
+from jobs.storage import Storage, StorageUnavailable, file_key, verified
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import (
@@ -36,6 +40,7 @@ from worker.spool import Output, Records
 log = logging.getLogger(__name__)
 
 _BATCH = 500
+_BAD_PLACE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES})  # waiting changes nothing
 _FILE_SECONDS = 0.2  # wait for a file; most are in the storage by then
 
 
@@ -69,6 +74,7 @@ class Delivery:
         self._collecting: BackgroundWork[None] | None = None
         self.has_ended = False
         self.obstacle: OSError | None = None
+        self._refused_since: float | None = None  # by a monotonic clock
 
     def _start_over(self) -> None:
         """Read spool and output from their starts; the fence skips the records that are stored."""
@@ -89,7 +95,7 @@ class Delivery:
             self._pending += self._records.new(is_over)
         if len(self._pending_output) < _BATCH:
             self._pending_output += self._output.new(is_over)
-        return bool(self._ready or self._pending or self._pending_output)
+        return bool(self._ready or self._pending or self._pending_output or (is_over and self._records.has_more()))
 
     def is_storing(self, seconds: float = 0.0) -> bool:
         """Wait for at most `seconds`, and return whether a file is still on its way into the storage."""
@@ -104,11 +110,13 @@ class Delivery:
         Raises:
             Superseded: the attempt has ended.
             DBAPIError: the database rejects the batch now; all of it stays pending.
-            StorageUnavailable: a file has waited for the storage for longer than a run may be silent.
+            StorageUnavailable: a file has waited for the storage, or was refused by it, for longer than a run may be
+                silent.
         """
         if self._storing is not None and not self._storing.is_done():
             check_not_stalled(self._storing, self._settings)
         self._prepare()
+        self._check_obstacle()
         records, output = self._ready[:], self._pending_output[:_BATCH]
         has_end = bool(records) and isinstance(records[-1], EndRecord)
         if has_end and len(self._pending_output) > _BATCH:
@@ -171,6 +179,13 @@ class Delivery:
         except OSError as error:
             self.obstacle = error
 
+    def _check_obstacle(self) -> None:
+        now = time.monotonic()
+        self._refused_since = None if self.obstacle is None else self._refused_since or now
+        if self._refused_since is not None and now - self._refused_since > self._settings.stall_seconds:
+            reason = os.strerror(self.obstacle.errno) if self.obstacle and self.obstacle.errno else self.obstacle
+            raise StorageUnavailable(f"the storage has refused a file for {now - self._refused_since:.0f} s: {reason}")
+
     def _with_file(self, record: Record) -> Delivered | None:
         """Return a record whose file, if any, is in the storage; None while the file is on its way."""
         if not isinstance(record, CheckpointRecord | ArtifactRecord):
@@ -195,6 +210,8 @@ class Delivery:
         if isinstance(record, ArtifactRecord) and (refusal := record.refusal()):
             return self._warning(record, "refused_artifact", f"{_name_of(record)} was not kept: {refusal}")
         source = self.folder / record.file
+        if (refusal := _refusal(source, self.folder)) is not None:
+            return self._warning(record, f"refused_{record.type}", f"{_name_of(record)} was not kept: {refusal}")
         # A later artifact of the same name has another key, so each row has its own bytes.
         name = source.name if isinstance(record, CheckpointRecord) else f"{record.sha256[:16]}-{record.name}"
         storage_key = file_key(self._attempt, name)
@@ -209,6 +226,21 @@ class Delivery:
     def _warning(self, record: Record, reason: str, message: str) -> WarningRecord:
         log.error("job %s: %s", self._job_id, message)
         return WarningRecord(seq=record.seq, reason=reason, message=message)
+
+
+def _refusal(source: Path, folder: Path) -> str | None:
+    """Return the reason to reject a run's file; None for one that is in the run's folder, or absent."""
+    try:
+        is_file = stat.S_ISREG(source.lstat().st_mode)
+    except FileNotFoundError:
+        return None  # an earlier delivery may have moved it
+    except OSError as error:
+        if error.errno not in _BAD_PLACE:
+            raise
+        return f"its place is not usable ({error.strerror})"
+    real, root = os.path.realpath(source.parent), os.path.realpath(folder)
+    is_inside = real == root or real.startswith(root + os.sep)
+    return None if is_file and is_inside else "expected a regular file in the run's folder"
 
 
 def _is_checkpoint(record: Delivered) -> bool:

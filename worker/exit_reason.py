@@ -54,7 +54,7 @@ def read_failure(folder: Path) -> AttemptEnd | None:
     """Return the failure that a rank other than the first one left; None when no rank left one."""
     for path in sorted(folder.glob(FAILURE_FILES)):
         with contextlib.suppress(OSError, ValueError):
-            failure = Failure.model_validate_json(path.read_bytes())
+            failure = Failure.read(path)
             rank = path.stem.replace("failure-", "rank ")
             return AttemptEnd(failure.outcome, failure.reason, f"{rank}: {failure.message}")
     return None

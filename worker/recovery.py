@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -30,12 +30,14 @@ from wcl_core.protocol import RunFile
 from worker.attempt_folder import clear, mark_of, owned, place_of
 from worker.backoff import Backoff, renew_seconds
 from worker.delivery import Delivery
+from worker.exit_reason import reason_of
 from worker.process import marked
 
 log = logging.getLogger(__name__)
 
 _ORPHAN_SECONDS = 15.0  # a run ends by itself within 5 s of its supervisor
 _KILL_SECONDS = 10.0
+_MAX_DIGITS = 9  # of an attempt's number
 
 
 def recover_all(database: Database, storage: Storage, settings: Settings, are_gone: Callable[[], None]) -> None:
@@ -71,19 +73,36 @@ def recover(
         _wait_for_orphans([mark_of(_attempt_of(folder), place_of(folder)) for folder in ours])
         are_gone()
         for folder in ours:
-            _recover(database, storage, settings, folder)
+            with _only_this(folder):
+                _recover(database, storage, settings, folder)
     for folder in folders:
-        if _has_ended(database, folder):
-            with ExitStack() as held:
-                if _lock(folder, held):
-                    clear(folder)
+        with _only_this(folder):
+            _clear_ended(database, folder)
+
+
+@contextmanager
+def _only_this(folder: Path) -> Iterator[None]:
+    """Let a folder cost only itself: its content is data of a run, and it may raise anything.
+
+    Raises:
+        DBAPIError: the database could not do its work, which concerns all folders.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_outage(error):
+            raise
+        log.exception("%s cannot be recovered; its attempt ends with its lease", folder)
 
 
 def _lock(folder: Path, held: ExitStack) -> bool:
     """Lock a folder until the stack is closed; return False when a supervisor owns it or has just cleared it."""
     try:
         return held.enter_context(owned(folder))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        log.error("%s cannot be locked and is left alone: %s", folder, error.strerror or error)
         return False
 
 
@@ -105,15 +124,21 @@ def _attempt_of(folder: Path) -> AttemptRef:
         ValueError: the folder is named after none.
     """
     number, _, token = folder.name.partition("-")
+    if not AttemptRef.is_folder(folder.name) or len(number) > _MAX_DIGITS:
+        raise ValueError(f"{folder.name!r} is not the folder of an attempt")
     return AttemptRef(folder.parent.name, int(number), token or None)
 
 
-def _has_ended(database: Database, folder: Path) -> bool:
-    """Return whether the attempt of a folder is in the database and has ended, so that the folder is of no use."""
+def _clear_ended(database: Database, folder: Path) -> None:
+    """Remove a folder whose attempt is in the database and has ended."""
     try:
-        return folder.exists() and _is_open(database, _attempt_of(folder)) is False
+        has_ended = folder.exists() and _is_open(database, _attempt_of(folder)) is False
     except ValueError:
-        return False
+        return
+    if has_ended:
+        with ExitStack() as held:
+            if _lock(folder, held):
+                clear(folder)
 
 
 def _recover(database: Database, storage: Storage, settings: Settings, folder: Path) -> None:
@@ -121,29 +146,39 @@ def _recover(database: Database, storage: Storage, settings: Settings, folder: P
     if _is_open(database, attempt):
         delivery = Delivery(database, storage, settings, folder, attempt)
         try:
-            reason = _deliver(delivery, settings)
+            reason, message = _deliver(delivery, settings)
             if not delivery.has_ended:
-                _end(database, settings, attempt, reason)
+                _end(database, settings, attempt, reason, message)
             log.warning("%s lost its worker; its remaining records are stored", attempt)
         except Superseded:
             delivery.discard()
-        except (OSError, ValueError):  # the other folders can still be recovered
-            log.exception("%s cannot be recovered and ends with its lease", attempt)
-            return
     clear(folder)
 
 
-def _deliver(delivery: Delivery, settings: Settings) -> Reason:
-    """Deliver all that the storage takes, and return the reason of an attempt without an `end` record."""
+def _deliver(delivery: Delivery, settings: Settings) -> tuple[Reason, str]:
+    """Deliver all that the storage takes, and return reason and message of an attempt without an `end` record.
+
+    Raises:
+        Superseded: the attempt has ended.
+        DBAPIError: the database could not do its work.
+    """
     backoff = Backoff(settings.lease_seconds)
-    while delivery.collect(is_over=True):
-        delivery.send()
-        if delivery.obstacle is not None:
-            if is_full(delivery.obstacle):
-                return Reason.DISK_FULL
-            time.sleep(backoff.pause())
-        delivery.is_storing(renew_seconds(settings.lease_seconds))
-    return Reason.WORKER_LOST
+    try:
+        while delivery.collect(is_over=True):
+            delivery.send()
+            if delivery.obstacle is not None:
+                if is_full(delivery.obstacle):
+                    return Reason.DISK_FULL, "its worker died, and the storage is full"
+                time.sleep(backoff.pause())
+            delivery.is_storing(renew_seconds(settings.lease_seconds))
+    except Superseded:
+        raise
+    except Exception as error:  # a record that cannot be stored ends its attempt, as under a living supervisor
+        if is_outage(error):
+            raise
+        log.exception("%s: its records cannot be stored", delivery.folder)
+        return reason_of(error)
+    return Reason.WORKER_LOST, "its worker died"
 
 
 def _is_open(database: Database, attempt: AttemptRef) -> bool | None:
@@ -165,8 +200,7 @@ def _wait_for_orphans(marks: list[str]) -> None:
     psutil.wait_procs(alive, _KILL_SECONDS)
 
 
-def _end(database: Database, settings: Settings, attempt: AttemptRef, reason: Reason) -> None:
-    message = "its worker died" if reason is Reason.WORKER_LOST else "its worker died, and the storage is full"
+def _end(database: Database, settings: Settings, attempt: AttemptRef, reason: Reason, message: str) -> None:
     database.write(
         lambda session: transitions.end_attempt(
             session, attempt, "failed", reason, message, max_failures=settings.max_failures

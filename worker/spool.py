@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from wcl_core.files import open_regular
 from wcl_core.protocol import Record, WarningRecord, parse_record
 
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 20
+_MAX_PROBLEMS = 1_000  # that are kept; a spool with more invalid lines in a row is not worth a warning for each
 
 
 class Tail:
@@ -41,7 +43,7 @@ class Tail:
 
     def _read(self) -> bytes:
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK_BYTES)
         except FileNotFoundError:
@@ -86,10 +88,15 @@ class Records:
             try:
                 records += self._numbered(parse_record(line))
             except ValueError as error:
-                self._problems.append(str(error))
+                if len(self._problems) < _MAX_PROBLEMS:
+                    self._problems.append(str(error)[:1_000])
         if is_over and not lines and self._problems:
             records.append(self._warning())
         return records
+
+    def has_more(self) -> bool:
+        """Return whether a part of the spool is unread, as after many invalid lines."""
+        return self._tail.unread() > 0
 
     def _numbered(self, record: Record) -> list[Record]:
         """Return the record, after a warning for each number that invalid lines before it have lost.
@@ -145,7 +152,7 @@ class Output:
         """Empty the file when it is too large, read or not; the run continues to append to it."""
         if self._tail.size() > self._max_bytes:
             self._num_dropped += self._tail.unread()
-            with self._path.open("r+b") as file:
+            with open_regular(self._path, "r+b") as file:
                 file.truncate(0)
             self._tail.restart()
 

@@ -13,7 +13,10 @@ import time
 
 from tests.fuzz.tally import Tally
 
-FUZZERS = ("pages",)
+FUZZERS = (
+    "pages",
+    "spool",
+)
 
 
 def main() -> int:

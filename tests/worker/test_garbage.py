@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,16 +13,15 @@ import pytest
 from sqlalchemy import event
 
 from jobs import transitions
-from jobs.attempts import AttemptRef
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.storage import MARKER, OWNER, LocalStorage
 from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
+from tests.worker.leftovers import write_run_file
 from tests.worker.running import SHORT
 from tests.worker.test_delivery import Spool, deliver_all
-from wcl_core.protocol import RunFile
 from worker import recovery
 from worker.attempt_folder import mark_of, place_of
 from worker.garbage import collect_garbage
@@ -44,13 +42,6 @@ def stored(spool: Spool) -> list[str]:
 
 def end(spool: Spool) -> None:
     spool.database.write(lambda s: transitions.end_attempt(s, spool.ref, "failed", "worker_lost"))
-
-
-def write_run_file(folder: Path, attempt: AttemptRef, /, **changes: Any) -> None:
-    """Write the run file as a worker of this host does."""
-    identity = {"job_id": attempt.job_id, "attempt": attempt.number, "token": attempt.token, "kind": "pretrain"}
-    facts = {"host": socket.gethostname(), "place": place_of(folder), "spec": {}, "dataset": {"kind": "builtin"}}
-    RunFile.model_validate(identity | facts | changes).write(folder)
 
 
 def recover(spool: Spool, data_dir: Path) -> None:

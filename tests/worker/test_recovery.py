@@ -1,0 +1,141 @@
+"""Recovery of attempts whose worker died: what it reads is data of a run, and one bad folder costs only itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.database import Database
+from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, valid_records
+from wcl_core.protocol import RUN_FILE, SPOOL_FILE
+from worker import recovery
+from worker.attempt_folder import LOCK_FILE
+from worker.backoff import Backoff
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def left(database: Database, tmp_path: Path) -> Leftovers:
+    return Leftovers(database, tmp_path)
+
+
+def recover_beside_a_good_one(left: Leftovers, spoil: Callable[[Path, list[dict[str, Any]]], list[bytes]]) -> Any:
+    """Recover two attempts, of which `spoil` has changed the first; return the job of that one."""
+    bad, good = left.attempt(), left.attempt()
+    if bad.job_id > good.job_id:  # a recovery takes the folders in their order
+        bad, good = good, bad
+    left.write_spool(good, lines_of(valid_records(left.folder(good))))
+    lines = spoil(left.folder(bad), valid_records(left.folder(bad)))
+    if not (left.folder(bad) / SPOOL_FILE).exists():
+        left.write_spool(bad, lines)
+
+    recovery.recover(left.database, left.storage, left.settings)
+
+    assert left.job(good).status == "succeeded"
+    assert left.precious.read_bytes() == PRECIOUS
+    assert left.foreign_files() == []
+    return left.job(bad)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"5",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 200_000,
+        b'{"seq": 2, "type": "log", "level": "info", "message": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"seq": 2, "type": "started", "start_step": 0, "x": ' + b"[" * 150 + b"]" * 150 + b"}",
+        b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 5_000 + b"}}",
+        b'{"seq": 2, "type": "metrics", "step": 1e30, "values": {"a": 1}}',
+        b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 400 + b"}}",
+        b"x" * 3_000_000,
+        b"\n" * 5_000,
+    ],
+    ids=lambda junk: f"{junk[:12]!r}-{len(junk)}",
+)
+def test_a_junk_line_costs_a_warning(left: Leftovers, junk: bytes) -> None:
+    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        del folder
+        lines = lines_of(records)
+        return [lines[0], junk, *lines[2:]]
+
+    job = recover_beside_a_good_one(left, spoil)
+
+    assert (job.status, job.latest_metrics["train/loss"]) == ("succeeded", 1.5)
+
+
+@pytest.mark.parametrize("place", ["absolute", "above", "link", "link to a folder", "long", "long names", "folder"])
+def test_a_file_outside_of_the_folder_is_not_taken(left: Leftovers, place: str) -> None:
+    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        places = {
+            "absolute": str(left.precious),
+            "above": os.path.relpath(left.precious, folder),
+            "link": "linked",
+            "link to a folder": "outside/precious",
+            "long": "a" * 5_000,
+            "long names": "ä" * 190,
+            "folder": "checkpoints",
+        }
+        (folder / "linked").symlink_to(left.precious)
+        (folder / "outside").symlink_to(left.precious.parent)
+        for record in records:
+            if "path" in record:
+                record |= {"path": places[place], "size": len(PRECIOUS), "sha256": hashlib.sha256(PRECIOUS).hexdigest()}
+        return lines_of(records)
+
+    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+
+
+def _make_fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [_make_fifo, _make_folder])
+@pytest.mark.parametrize("name", [SPOOL_FILE, RUN_FILE, LOCK_FILE])
+def test_a_bad_folder_costs_only_itself(left: Leftovers, name: str, make: Callable[[Path], None]) -> None:
+    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        make(folder / name)
+        return lines_of(records)
+
+    assert recover_beside_a_good_one(left, spoil).status in ("running", "paused")  # it ends with its lease
+
+
+def test_a_record_that_the_database_refuses_ends_its_job(left: Leftovers) -> None:
+    """A training job measures no checkpoint, so no row can name the features of an evaluation."""
+    evaluation = {"type": "evaluation", "protocol": "knn", "protocol_version": 1, "dataset_digest": "d"}
+    evaluation |= {"split_digest": "s", "params": {}, "seed": 0, "metric": "top1", "value": 1.0, "n": 10}
+
+    job = recover_beside_a_good_one(left, lambda _, records: lines_of([*records[:1], {"seq": 2} | evaluation]))
+
+    assert (job.status, job.status_reason) == ("failed", "internal_error")
+
+
+def test_a_storage_that_refuses_a_file_for_ever_holds_no_job(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Leftovers(database, tmp_path, stall_seconds=0.2)
+    monkeypatch.setattr(Backoff, "pause", lambda _: 0.1)
+    attempt = left.attempt()
+    left.write_spool(attempt, lines_of(valid_records(left.folder(attempt))))
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(left.storage, "put", refuse)
+    recovery.recover(left.database, left.storage, left.settings)
+
+    assert (left.job(attempt).status, left.job(attempt).status_reason) == ("paused", "storage_unavailable")
