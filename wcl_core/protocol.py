@@ -153,6 +153,7 @@ class DatasetReport(BaseModel):
 # --- limits of records -------------------------------------------------------------------------------------------
 
 MAX_DEPTH: Final = 32  # of nested JSON
+_NESTS = (dict, list)
 MAX_FILE_NAME: Final = 200  # characters
 MAX_METRICS: Final = 1_000  # in one record
 MAX_LABELS: Final = 10_000
@@ -169,16 +170,11 @@ def storable(text: str) -> str:
 
 
 def storable_json(value: Any) -> Any:
-    """Return a JSON value that every database and reader takes.
-
-    Text is `storable`.  A number that is not finite, and an integer of more than 64 bits, is null.
-    """
+    """Return a JSON value that every database takes: text is `storable`, and a number that is not finite is null."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, int):
-        return value if -(1 << 63) <= value < 1 << 63 else None
     if isinstance(value, dict):
         return {storable(name): storable_json(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -187,28 +183,20 @@ def storable_json(value: Any) -> Any:
 
 
 def _bounded_json(value: Any) -> Any:
-    """Return a storable JSON value that every program can write again.
+    """Return a storable JSON value that every program can read and write again.
 
     Raises:
-        ValueError: it is nested too deeply.
+        ValueError: it is nested too deeply, or has an integer of more than 64 bits.
     """
-    if _depth(value) > MAX_DEPTH:
+    entries = [value]
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(entry, int) and not -(1 << 63) <= entry < 1 << 63 for entry in entries):
+            raise ValueError("expected integers of at most 64 bits")
+        containers = [each.values() if isinstance(each, dict) else each for each in entries if isinstance(each, _NESTS)]
+        entries = [entry for entries_of_one in containers for entry in entries_of_one]
+    if entries:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return storable_json(value)
-
-
-def _depth(value: Any) -> int:
-    levels, entries = 0, [value]
-    while levels <= MAX_DEPTH and (
-        entries := [
-            entry
-            for each in entries
-            if isinstance(each, dict | list)
-            for entry in (each.values() if isinstance(each, dict) else each)
-        ]
-    ):
-        levels += 1
-    return levels
 
 
 def _inside(file: str) -> str:

@@ -252,3 +252,24 @@ def test_a_failing_sync_of_the_folder_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", fail_on_folders)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         files.write_bytes(tmp_path / "file", b"content")
+
+
+def test_a_link_a_folder_and_a_fifo_are_no_regular_files(tmp_path: Path) -> None:
+    for name in ("folder", "fifo", "link", "whole"):
+        path = tmp_path / name
+        match name:
+            case "folder":
+                path.mkdir()
+            case "fifo":
+                os.mkfifo(path)
+            case "link":
+                (tmp_path / "target").write_bytes(OLD)
+                path.symlink_to(tmp_path / "target")
+            case "whole":
+                path.write_bytes(OLD)
+                assert files.read_regular(path, len(OLD)) == OLD
+                with pytest.raises(OSError, match="at most 3 bytes"):
+                    files.read_regular(path, 3)
+                continue
+        with pytest.raises(OSError, match=name):
+            files.open_regular(path)

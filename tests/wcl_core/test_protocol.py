@@ -129,3 +129,41 @@ def test_the_contract_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def _nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"type": "started", "start_step": 0, "x": _nested(40)},
+        {"type": "started", "start_step": 0, "x": [{"y": 10**30}]},
+        {"type": "metrics", "step": 0, "values": {f"n{number}": 0.0 for number in range(1_001)}},
+        {"type": "progress", "step": 0, "total_steps": 0, "epoch": 10**400, "total_epochs": 0, "phase": "load"},
+        {"type": "groups", "epoch": 1 << 31, "step": 0, "labels": []},
+        {"type": "groups", "epoch": 0, "step": 0, "labels": [1 << 31]},
+        *(
+            {"type": "checkpoint", "step": 0, "epoch": 0, "path": path, "sha256": "ab", "size": 1, "metrics": {}}
+            for path in ("/etc/hostname", "../x", "a/../../x", "", ".", "a" * 201, "report.jsonl", "./run.json")
+        ),
+        {"type": "checkpoint", "step": 0, "epoch": 0, "path": "a", "sha256": "../..", "size": 1, "metrics": {}},
+    ],
+    ids=lambda record: json.dumps(record)[:60],
+)
+def test_a_record_beyond_a_limit_is_refused(record: dict[str, Any]) -> None:
+    field = "path|sha256|labels|epoch|x|values"
+    with pytest.raises(ValueError, match=f"^[a-z]+[.]({field})"):
+        parse_record(json.dumps({"seq": 1} | record).encode())
+
+
+def test_text_of_a_record_that_must_not_get_lost_is_cut() -> None:
+    end = {"seq": 1, "type": "end", "outcome": "failed", "reason": "a" * 500, "message": "b" * 20_000}
+
+    assert parse_record(json.dumps(end).encode()) == protocol.EndRecord(
+        seq=1, outcome="failed", reason="a" * 64, message="b" * 10_000
+    )
