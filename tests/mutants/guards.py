@@ -634,9 +634,9 @@ GUARDS = (
     Guard(
         "the JSON of a spool stays as earlier versions wrote it",
         "wcl_core/protocol.py",
-        '    file: str = Field(validation_alias="path", serialization_alias="path")\n'
-        "    sha256: str\n    size: _Int64\n    metrics: _JsonObject\n",
-        "    file: str\n    sha256: str\n    size: _Int64\n    metrics: _JsonObject\n",
+        '    file: _File = Field(validation_alias="path", serialization_alias="path")\n'
+        "    sha256: _Sha256\n    size: _Int64\n    metrics: _JsonObject\n",
+        "    file: _File\n    sha256: _Sha256\n    size: _Int64\n    metrics: _JsonObject\n",
         ("tests/wcl_core/test_protocol.py::test_records_of_an_earlier_version_are_read_and_written_unchanged",),
     ),
     Guard(
