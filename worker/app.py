@@ -17,6 +17,7 @@ from celery.worker import state
 
 from jobs import wake_up
 from jobs.settings import Settings
+from worker import broker
 from worker.backoff import Backoff
 from worker.slot import Slot
 
@@ -46,6 +47,8 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
+        broker_transport=broker.transport_of(settings),
+        worker_consumer=broker.Consumer,
         broker_connection_max_retries=None,
         broker_transport_options=wake_up.transport_options(settings.broker_url.reveal()),
     )

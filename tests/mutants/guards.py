@@ -99,6 +99,20 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a message that is no wake-up is dropped before Celery reads it",
+        "worker/broker.py",
+        "                reduce(message)\n",
+        "                pass\n",
+        ("tests/worker/test_broker_faults.py::test_a_message_that_is_no_wake_up_is_dropped_and_counted",),
+    ),
+    Guard(
+        "an envelope that cannot be read ends no consumer",
+        "worker/broker.py",
+        "        except Exception as error:  # the message is in no queue any more\n",
+        "        except ZeroDivisionError as error:\n",
+        ("tests/worker/test_broker_faults.py::test_a_message_that_is_no_wake_up_is_dropped_and_counted",),
+    ),
+    Guard(
         "a copied folder is not recovered",
         "worker/recovery.py",
         "is_original = run.place is not None and run.place.is_same(place_of(folder))",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from tests import servers
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, Jobs
+from worker.broker import Dropped
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.redis]
 
@@ -96,36 +96,71 @@ def message(body: str, **headers: object) -> str:
     )
 
 
+def envelope(**changes: object) -> str:
+    """A wake-up with other fields of its envelope; None removes one."""
+    fields = json.loads(message("[[], {}, {}]")) | changes
+    return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+
+def properties(**changes: object) -> dict[str, object]:
+    sent: dict[str, object] = json.loads(message("[[], {}, {}]"))["properties"]
+    return sent | changes
+
+
+_ANY = "[[], {}, {}]"
 UNREADABLE = (
-    message("null"),
-    message("{}"),
-    message("7"),
-    message("[[], {}, {}]", timelimit="x", retries=0),
-    message("[[], {}, {}]", id=["a"]),
-    "5",
-    "[]",
-    "",
-    "{",
+    *(message(body) for body in ("null", "{}", "7", "[]", "[1]", "[[], [], []]", "[" * 100_000, '"x"', "", "x")),
+    *(message(_ANY, id=value) for value in (["a"], None, 7, "a", {}, "\x1b[31m" * 5)),
+    *(message(_ANY, task=value) for value in (["a"], None, 7, "other.task", {}, "celery.backend_cleanup")),
+    *(message(_ANY, expires=value) for value in ("x", ["a"], 1e400, "9" * 400, {})),
+    message(_ANY, compression="zlib"),
+    *(envelope(headers=value) for value in (None, [], "x", 5, {})),
+    *(envelope(body=value) for value in (None, 5, [], {}, "%%%")),
+    *(envelope(**{"content-type": value}) for value in (None, "application/x-python-serialize", "x", [], 5)),
+    *(envelope(properties=value) for value in (None, [], 5, {})),
+    envelope(properties=properties(body_encoding="x")),
+    envelope(properties=properties(delivery_tag=["a"])),
+    envelope(properties=properties(delivery_tag=None)),
+    envelope(properties=properties(delivery_info=None)),
+    envelope(properties=properties(delivery_info=[])),
+    *("5", "[]", "", "{", "null", "not json", "[" * 100_000, "{}", '"x"', "NaN"),
+)
+# Celery reads these of a message, and the guard does not.
+HARMLESS = (
+    *(envelope(**{"content-encoding": value}) for value in ("punycode", "x", [], 5)),
+    message(_ANY, timelimit="x", retries=0),
+    message(_ANY, retries="x", eta="x", group=["a"], root_id=5, chain="x"),
+    message('[[], {}, {"chord": 5, "callbacks": ["x"], "chain": [7]}]'),
+    envelope(properties=properties(priority="x", correlation_id=[], reply_to=5)),
 )
 
 
-def test_a_message_that_celery_cannot_read_ends_no_worker(
+def test_a_message_that_is_no_wake_up_is_dropped_and_counted(
     sqlite_database: Database, start_worker: StartWorker, broker: tuple[redis.Redis, str]
 ) -> None:
+    """No consumer ends, so the wake-up that is sent after the messages is heard, and nothing comes back."""
     client, url = broker
     worker = start_worker(sqlite_database, WCL_BROKER_URL=url)
     queue = f"wcl:{wake_up.queue_of('default')}"
 
-    for unreadable in UNREADABLE:
-        received = worker.whole_log().count("succeeded")
-        client.lpush(queue, unreadable)
-        eventually(lambda: client.llen(queue) == 0, "its end")
+    client.lpush(queue, *UNREADABLE, *HARMLESS, message(_ANY))  # the worker takes them in this order
+    expected = len(HARMLESS) + 1
+    eventually(lambda: worker.whole_log().count("succeeded") == expected, "the last wake-up")
 
-        def hears_another(received: int = received) -> bool:  # a wake-up is discarded while no consumer listens
-            client.lpush(queue, message("[[], {}, {}]"))
-            time.sleep(1)
-            return worker.whole_log().count("succeeded") > received
-
-        eventually(hears_another, f"a wake-up after {unreadable!r}")
-        assert worker.is_idle()
+    assert client.llen(queue) == 0
+    assert client.hlen("wcl:unacked") == 0
+    assert "dropped a message of the broker that is no wake-up" in worker.whole_log()
+    assert LOST not in worker.whole_log()
     assert worker.stop() == 0
+    assert client.llen(queue) == 0
+
+
+def test_a_dropped_message_is_counted_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    counter = Dropped(lambda: now[0])
+    for second in range(0, 130, 10):
+        now[0] = float(second)
+        counter.add(ValueError("x"))
+
+    assert counter.count == 13
+    assert [record.args[-1] for record in caplog.records if record.args] == [1, 7, 13]

@@ -1,0 +1,150 @@
+"""The guard between the broker and Celery: only wake-ups pass, and anything else is dropped and counted.
+
+A broker is shared by whoever can write into it, and a message that Celery cannot read ends its consumer and comes
+back to the next one.  So nothing of a message is used but its name, its id and its time of expiry.
+
+    Redis ── Channel: reads the envelope ──► Consumer: reads the headers and the body ──► Celery's strategy
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.transport import redis, virtual
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError, TimeoutError
+
+from jobs import wake_up
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 60.0
+_BODY = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+
+
+class _WakeUp(BaseModel):
+    """The headers of a wake-up that are used."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    task: str = Field(pattern=f"^{re.escape(wake_up.TASK)}$")
+    id: str = Field(pattern="^[0-9a-f-]{36}$")
+    expires: AwareDatetime | None = Field(default=None, strict=False)
+
+
+class Dropped:
+    """The number of messages that were dropped, and a line in the log for them, at most once a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.count = 0
+        self._clock = clock
+        self._next_line = clock()
+
+    def add(self, error: Exception) -> None:
+        """Count one message."""
+        self.count += 1
+        if self._clock() >= self._next_line:
+            self._next_line = self._clock() + _LOG_SECONDS
+            reason = type(error).__name__
+            log.warning("dropped a message of the broker that is no wake-up (%s); %d so far", reason, self.count)
+
+
+dropped = Dropped()
+_ERRORS_OF_REDIS = (OSError, Empty, ConnectionError, BusyLoadingError, AuthenticationError, TimeoutError, ResponseError)
+
+
+class Message(virtual.Message):  # type: ignore[misc]
+    """A message that is never decompressed: a few bytes could fill the memory."""
+
+    def __init__(self, payload: Any, channel: Any = None, **fields: Any) -> None:
+        if payload["headers"].get("compression"):
+            raise ValueError("it is compressed")
+        super().__init__(payload, channel, **fields)
+
+
+class Channel(redis.Channel):
+    """A channel of Redis that drops an envelope that cannot be read."""
+
+    Message = Message
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            return bool(super()._brpop_read(**options))  # type: ignore[no-untyped-call]
+        except _ERRORS_OF_REDIS:
+            raise
+        except Exception as error:  # the message is in no queue any more
+            dropped.add(error)
+            return True
+
+
+class Transport(redis.Transport):
+    """Redis with the guarded channel."""
+
+    Channel = Channel
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """A consumer that hands Celery only wake-ups, in the form in which the server sends them."""
+
+    def create_task_handler(self, **options: Any) -> Callable[[Any], Any]:
+        handle = super().create_task_handler(**options)
+
+        def on_message(message: Any) -> None:
+            try:
+                reduce(message)
+            except Exception as error:  # a message may raise anything, a RecursionError among others
+                dropped.add(error)
+                message.ack()
+            else:
+                handle(message)
+
+        return on_message
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Drop a message that kombu cannot read."""
+        dropped.add(exc)
+        message.ack()
+
+
+def reduce(message: Any) -> None:
+    """Reduce a message to what is used of a wake-up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    headers = _WakeUp.model_validate(message.headers)
+    if message.content_type != "application/json" or json.loads(message.body)[:2] != _BODY[:2]:
+        raise ValueError("its body is not that of a wake-up")
+    expires = None if headers.expires is None else headers.expires.isoformat()
+    message.headers = {
+        "lang": "py",
+        "task": headers.task,
+        "id": headers.id,
+        "root_id": headers.id,
+        "parent_id": None,
+        "group": None,
+        "eta": None,
+        "expires": expires,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": "()",
+        "kwargsrepr": "{}",
+        "ignore_result": True,
+    }
+    message.body, message.content_encoding = json.dumps(_BODY), "utf-8"
+    message.delivery_info = {"exchange": "", "routing_key": ""}
+    message.properties = {"correlation_id": headers.id, "reply_to": "", "delivery_info": message.delivery_info}
+
+
+def transport_of(settings: Settings) -> str | None:
+    """Return the transport of a worker's broker; None for the one that its URL names."""
+    is_redis = settings.broker_url.startswith(("redis://", "rediss://"))
+    return f"{__name__}:{Transport.__name__}" if is_redis else None
