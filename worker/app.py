@@ -32,6 +32,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
     Messages are acknowledged early and carry no result.  The database alone decides which job runs where, so a lost,
     doubled or forged wake-up changes nothing.
     """
+    broker.install()
     app = Celery("wcl", broker=settings.broker_url.reveal(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -47,7 +48,6 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
-        broker_transport=broker.transport_of(settings),
         worker_consumer=broker.Consumer,
         broker_connection_max_retries=None,
         broker_transport_options=wake_up.transport_options(settings.broker_url.reveal()),

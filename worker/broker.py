@@ -17,12 +17,11 @@ from queue import Empty
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
-from kombu.transport import redis, virtual
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 
 from jobs import wake_up
-from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +60,13 @@ dropped = Dropped()
 _ERRORS_OF_REDIS = (OSError, Empty, ConnectionError, BusyLoadingError, AuthenticationError, TimeoutError, ResponseError)
 
 
-class Message(virtual.Message):  # type: ignore[misc]
+class Message(virtual.Message):
     """A message that is never decompressed: a few bytes could fill the memory."""
 
     def __init__(self, payload: Any, channel: Any = None, **fields: Any) -> None:
         if payload["headers"].get("compression"):
             raise ValueError("it is compressed")
-        super().__init__(payload, channel, **fields)
+        super().__init__(payload, channel, **fields)  # type: ignore[no-untyped-call]
 
 
 class Channel(redis.Channel):
@@ -144,7 +143,6 @@ def reduce(message: Any) -> None:
     message.properties = {"correlation_id": headers.id, "reply_to": "", "delivery_info": message.delivery_info}
 
 
-def transport_of(settings: Settings) -> str | None:
-    """Return the transport of a worker's broker; None for the one that its URL names."""
-    is_redis = settings.broker_url.startswith(("redis://", "rediss://"))
-    return f"{__name__}:{Transport.__name__}" if is_redis else None
+def install() -> None:
+    """Let every connection of this process to Redis use the guarded channel, whatever the form of its URL."""
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
