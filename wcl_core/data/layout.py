@@ -224,7 +224,7 @@ class _Listing:
             raise self._error(f"it has {names} but no train/; expected {_EXPECTED}")
         count = len(self._level(roles["train"]).images)
         raise self._error(
-            f"{self._place(roles['train'])} has {count} images and no class folders; expected {_EXPECTED}. "
+            f"{self._place(roles['train'])} has {_images(count)} and no class folders; expected {_EXPECTED}. "
             "Images without classes can lie in one class folder"
         )
 
@@ -233,7 +233,10 @@ class _Listing:
         if not labelled:
             flat = [f"{self._place(roles[role])} has no class folders" for role in ("test", "val") if role in roles]
             reason = f" ({'; '.join(flat)})" if flat else ""
-            raise self._error(f"it has train/ and no test split{reason}; expected test or val with class folders")
+            raise self._error(
+                f"it has train/ and no test split{reason}; expected test or val with class "
+                "folders, or no train/ and the class folders in its place; a fifth of each class is then the test split"
+            )
         chosen = labelled[0]
         for role in {"test", "val"} & roles.keys() - {chosen}:
             reason = "is the test split" if role in labelled else "has the class folders that it lacks"
@@ -262,7 +265,7 @@ class _Listing:
         test = [entry for entry in both if entry[0] in held_out]
         if level.images and not level.folders:
             raise self._error(
-                f"it has {len(level.images)} images and no class folders; expected {_EXPECTED}. "
+                f"it has {_images(len(level.images))} and no class folders; expected {_EXPECTED}. "
                 "Images without classes can lie in one class folder"
             )
         return self._result(train, test, classes, "a fixed fifth of each class is the test split")
@@ -393,6 +396,10 @@ class _Listing:
 
 def _last(folder: str) -> str:
     return folder.rsplit("/", 1)[-1]
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _role(folder: str) -> str | None:
