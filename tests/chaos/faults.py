@@ -24,6 +24,7 @@ from sqlalchemy import make_url
 
 from jobs import wake_up
 from jobs.settings import Settings
+from tests.chaos import clock
 from tests.chaos.processes import Node
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import SCALED, Stage, arm
@@ -131,11 +132,10 @@ class Faults:
         target.node.end(signal.SIGTERM)
         target.node.start()
 
-    def _skew_clock(self, target: Target) -> None:
-        target.node.end(signal.SIGTERM)
-        hours = self._draw.choice((-24, -1, 1, 24))
-        target.node.start_as = replace(target.node.start_as, clock_seconds=3600.0 * hours)
-        target.node.start()
+    def _step_clock(self, target: Target) -> None:
+        """Step the wall clock of a process that runs; it stays wrong, also over restarts, until the next step."""
+        assert target.node.start_as.clock_file
+        clock.step(target.node.start_as.clock_file, 3600.0 * self._draw.choice((-24, -1, 0, 1, 24)))
 
     # --- folders ---
 
@@ -316,7 +316,7 @@ _OF_NODES: dict[str, Callable[[Faults, Target], None]] = {
     "SIGSTOP, SIGCONT": Faults._stop_and_continue,
     "SIGSTOP, SIGCONT of training": Faults._stop_training,
     "SIGTERM": Faults._terminate,
-    "wrong clock": Faults._skew_clock,
+    "stepping clock": Faults._step_clock,
     "foreign storage": Faults._give_foreign_storage,
     "copied folder": Faults._start_copy,
     "network cut": Faults._cut,
@@ -332,7 +332,6 @@ _OF_WORKERS = {
     "kill machine",
     "kill training",
     "SIGSTOP, SIGCONT of training",
-    "wrong clock",
     "disk full",
     "foreign storage",
     "copied folder",

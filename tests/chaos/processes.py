@@ -52,7 +52,8 @@ class Start:
         host: the machine it believes to be on.
         trains: runs the real science instead of the stand-in.
         clock_seconds: how far its wall clock is wrong.
-        clock_file: a file that holds how far the clock of its machine is wrong, and that may change.
+        clock_file: a file that holds how far its wall clock is wrong, and that may change while it runs.
+        machine_clock_file: the same for the clock of its machine, which SQLite reads, too.
         spec_versions: those it supports, if not all.
         orphan_seconds: how long it waits for orphaned runs, when not as long as usual.
     """
@@ -64,6 +65,7 @@ class Start:
     trains: bool = False
     clock_seconds: float = 0.0
     clock_file: Path | None = None
+    machine_clock_file: Path | None = None
     spec_versions: tuple[int, ...] | None = None
     orphan_seconds: float | None = None
 
@@ -136,8 +138,10 @@ def _main(start: Start) -> None:
     # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
     outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
-    if start.clock_file is not None:
-        clock.set_machine_wrong(clock.read_from(start.clock_file))
+    if start.machine_clock_file is not None:
+        clock.set_machine_wrong(clock.read_from(start.machine_clock_file))
+    elif start.clock_file is not None:
+        clock.set_wrong(clock.read_from(start.clock_file))
     elif start.clock_seconds:
         clock.set_wrong(lambda: start.clock_seconds)
     main: Any = importlib.import_module(f"{start.module}.__main__")

@@ -20,6 +20,7 @@ from jobs import transitions
 from jobs.errors import Conflict
 from jobs.models import Job
 from jobs.status import TERMINAL, Status
+from tests.chaos import clock
 from tests.chaos.clients import Caller, Clients
 from tests.chaos.faults import LEASE, Faults, Target
 from tests.chaos.ledger import Ledger
@@ -110,7 +111,9 @@ class Storm:
         is_proxied = self.stage.postgres is not None and place % 2 == 1
         url, proxy = self.stage.proxied(self.stage.url) if is_proxied else (None, None)
         make = self.stage.server if letter == "s" else partial(self.stage.worker, trains=letter == "t")
-        node = make(f"{letter}{place}", url)
+        clock_file = self.stage.folder / f"clock-{letter}{place}"
+        clock.step(clock_file, 0)
+        node = make(f"{letter}{place}", url, clock_file=clock_file)
         if letter == "w":
             self.stage.give_small_disk(node)
         return Target(node, proxy, self.stage.failpoints(node))

@@ -108,7 +108,7 @@ def test_a_stepping_clock_neither_ends_a_run_nor_prolongs_a_wait(house: Theatre)
     with house.stage("clocks-step", "sqlite", WCL_LEASE_SECONDS="60") as stage:
         clock_file = stage.folder / "clock"
         clock.step(clock_file, 0)
-        worker = stage.worker("worker", clock_file=clock_file).start()
+        worker = stage.worker("worker", machine_clock_file=clock_file).start()
         stage.wait_for_workers("worker")
         requested = spec(1, 100_000, 30)
         new = NewJob("pretrain", requested, parse_spec("pretrain", requested), max_seconds=3600)
