@@ -14,6 +14,7 @@ import time
 from tests.fuzz.tally import Tally
 
 FUZZERS = (
+    "rest",
     "pages",
     "spool",
 )

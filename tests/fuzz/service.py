@@ -70,6 +70,9 @@ class Service:
         began = time.monotonic()
         try:
             response = self.client.send(request)
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):
+            self._tally.add("not sent")
+            return None
         except httpx.HTTPError as error:
             self._tally.add(type(error).__name__)
             self._tally.fail(f"{kind}: {type(error).__name__}", seed, shown)
