@@ -16,6 +16,7 @@ from tests.fuzz.tally import Tally
 FUZZERS = (
     "rest",
     "pages",
+    "payloads",
     "spool",
 )
 

@@ -93,7 +93,9 @@ class Service:
 
 
 def _is_problem(response: httpx.Response) -> bool:
-    return response.headers.get("content-type") == "application/problem+json"
+    """Return whether an error is a problem document, or the page that a browser asked for."""
+    is_page = "text/html" in response.request.headers.get("accept", "")
+    return is_page or response.headers.get("content-type") == "application/problem+json"
 
 
 @contextmanager
