@@ -13,7 +13,7 @@ from tests.fuzz.service import Service, service
 from tests.fuzz.tally import Tally
 
 COUNT = 40_000
-SLICE = 400
+SLICE = 300
 # Numbers, dates and ids that parsers of Python read in ways that their callers do not expect
 ODD = (
     *(

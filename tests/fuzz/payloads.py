@@ -19,7 +19,7 @@ from wcl_core.config.overlay import leaves, with_fields
 from wcl_core.presets import presets
 
 COUNT = 8_400
-SLICE = 600
+SLICE = 300
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 2**63, 10**300, -(10**300), 0.5, -0.0, 1e-320, 1e308),
     *("", " ", "a", "null", "NaN", "-1", "1e400", "\x00", "\ud800", "\U0010ffff", "x" * 3_000, "../..", "http://["),

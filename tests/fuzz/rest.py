@@ -23,7 +23,7 @@ from tests.fuzz.service import Service, service
 from tests.fuzz.tally import Tally
 
 COUNT = 60_000
-SLICE = 300
+SLICE = 150
 BATCH = 25
 _ENDLESS = "/stream"
 _CHECKS: list[Any] = [
