@@ -181,6 +181,8 @@ def _ensure_keys(settings: Settings, database: Database) -> None:
 def _listener(settings: Settings) -> socket.socket:
     try:
         return hosts.listen(settings.host, settings.port)
+    except (UnicodeError, TypeError) as error:
+        raise Misconfigured("WCL_HOST is no host name") from error
     except OSError as error:
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
 

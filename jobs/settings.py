@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         description="The most connections to PostgreSQL that a process opens; callers wait for one.",
     )
     broker_url: Secret = Field(default=Secret("memory://localhost"), description="memory://localhost or redis://…")
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[], description="Further host names that requests may use.")
     trusted_proxies: list[IPvAnyNetwork] = Field(
@@ -207,6 +207,7 @@ def read_settings() -> Settings:
         wrong = [
             f"{_variable(str(each['loc'][0]))}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False, include_input=False)
+            if each["type"] != "default_factory_not_called"  # it depends on a variable that is wrong
         ]
         raise InvalidSettings("; ".join(wrong)) from None  # the cause holds the values
     except RecursionError as error:

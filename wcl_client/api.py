@@ -15,6 +15,7 @@ from wcl_client.errors import Unreachable, WclError
 from wcl_client.responses import (
     TERMINAL,
     Artifact,
+    Audit,
     Checkpoint,
     Dataset,
     Evaluation,
@@ -294,9 +295,9 @@ class WclClient(SweepClient):
         """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
         return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/drain")
 
-    def audit(self) -> Json:
+    def audit(self) -> Audit:
         """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""
-        return self._json(Json, "GET", "/v1/audit")
+        return self._json(Audit, "GET", "/v1/audit")
 
     def page_link(self, is_terminal: bool) -> str:
         """Return a sign-in link for a terminal, else the plain URL: a file would keep the link's secret."""

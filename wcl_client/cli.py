@@ -16,6 +16,7 @@ With `--json` a command prints one JSON value to stdout; everything else goes to
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -86,6 +87,9 @@ _EXIT_CODES: list[tuple[type[WclError], int]] = [
 ]
 
 
+_MOST = 2_000  # characters of an error
+
+
 def main() -> None:
     """Run the command line; the docstring of this module lists the exit codes."""
     be_robust()
@@ -113,6 +117,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:  # a defect: its place helps those who mend it, and a traceback helps nobody else
+        if "_WCL_COMPLETE" in os.environ:  # a shell asks for completions and shows no errors
+            return 1
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         return _fail(f"unexpected {type(error).__name__} in {where}: {error}. Please report this defect of wcl.", 1)
@@ -123,7 +129,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     if message:  # a command without arguments has printed its help
-        err.say(Styled("error:", "red"), f" {message}")
+        err.say(Styled("error:", "red"), f" {message if len(message) <= _MOST else message[:_MOST] + '…'}")
     return code
 
 

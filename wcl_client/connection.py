@@ -6,7 +6,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -17,7 +17,7 @@ import httpx
 
 from wcl_client.address import checked_key, checked_url, find_address
 from wcl_client.errors import ForeignServer, InvalidAddress, InvalidError, NotFoundError, Unreachable, api_error
-from wcl_client.responses import Json
+from wcl_client.responses import Json, Page
 from wcl_client.sse import Message, parse
 from wcl_core.text import Secret
 
@@ -69,7 +69,7 @@ class Connection:
 
     def _items(self, _type: type[T], path: str) -> list[T]:
         """Return the items of a list without pages."""
-        return cast(list[T], self._page(path)["items"])
+        return cast(list[T], self._json(Page, "GET", path)["items"])
 
     def _newest(self, path: str, limit: int, **filters: str | None) -> list[Any]:
         """Return the first `limit` items of a list with pages; a filter that is None is left out."""
@@ -77,7 +77,7 @@ class Connection:
         params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
         params["limit"] = min(limit, 100)
         while True:
-            page = self._page(path, params)
+            page = self._json(Page, "GET", path, params=params)
             items += page["items"]
             params["cursor"] = page.get("next_cursor")
             if not params["cursor"] or len(items) >= limit:
@@ -94,18 +94,9 @@ class Connection:
             value = response.json() if response.content else {}
         except (ValueError, RecursionError) as error:
             raise ForeignServer(f"{self.url} sent no JSON; expected a WCL server there") from error
-        has_id = "id" in getattr(_type, "__annotations__", ())
-        if not isinstance(value, dict) or (has_id and not isinstance(value.get("id"), str)):
+        if not _is_like(value, _type):
             raise ForeignServer(f"{self.url} sent JSON of another kind; expected a WCL server there")
         return cast(T, value)
-
-    def _page(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
-        """Return a list of objects, as `_json` does."""
-        page = self._json(Json, "GET", path, params=params)
-        items = page.get("items")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise ForeignServer(f"{self.url} sent no list of objects; expected a WCL server there")
-        return page
 
     def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
         """Send a request; retry after a connection error, by default only a GET."""
@@ -143,6 +134,17 @@ class Connection:
                 response.read()
             check(response)
             yield from parse(response.iter_lines())
+
+
+def _is_like(value: object, kind: type) -> bool:
+    """Return whether a decoded JSON value can be of a kind: an object, with the id or the lists that its type names."""
+    names = getattr(kind, "__annotations__", {})
+    lists = [value.get(name) for name in ("items", "findings") if name in names] if isinstance(value, dict) else []
+    return (
+        isinstance(value, dict)
+        and ("id" not in names or isinstance(value.get("id"), str))
+        and all(isinstance(each, list) and all(isinstance(item, dict) for item in each) for each in lists)
+    )
 
 
 def part(text: str) -> str:

@@ -93,7 +93,7 @@ def _torch() -> Finding:
 
 
 def _disk(data_dir: Path) -> Finding:
-    folder = data_dir.resolve()
+    folder = data_dir.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -6,12 +6,28 @@ A test compares them with the published schema. A newer server may send fields t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 Json = dict[str, Any]
 JobKind = Literal["pretrain", "evaluate"]
 FileKind = Literal["native", "backbone"]
+
+
+class Page(TypedDict):
+    """A list, or a part of one; `next_cursor` is absent for a list without pages."""
+
+    items: list[Json]
+    next_cursor: NotRequired[str | None]
+
+
+class Audit(TypedDict):
+    """The result of replaying the events of all jobs."""
+
+    jobs: int
+    attempts: int
+    events: int
+    findings: list[Json]
 
 
 class Progress(TypedDict):

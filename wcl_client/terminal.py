@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from rich.text import Text
 
 from wcl_core.text import visible, visible_json, visible_lines
 
+_SIZE = re.compile("[1-9][0-9]{0,3}")  # rich would fail for other numbers
 _COLOURS = {
     "succeeded": "green",
     "failed": "red",
@@ -229,11 +231,22 @@ def closed_pipe() -> int:
 
 
 def be_robust() -> None:
-    """Let the streams show a character that their encoding lacks as an escape, rather than end the command."""
+    """Let an odd terminal end no command: neither its encoding, whose gaps become escapes, nor its size."""
+    for name in _wrong_sizes():
+        del os.environ[name]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
-out = Terminal(Console(highlight=False, markup=False, emoji=False))
-err = Terminal(Console(stderr=True, highlight=False, markup=False, emoji=False))
+def _wrong_sizes() -> list[str]:
+    """Return the variables whose size of the terminal cannot be one."""
+    return [name for name in ("COLUMNS", "LINES") if not _SIZE.fullmatch(os.environ.get(name, "80"))]
+
+
+def _console(is_stderr: bool) -> Console:
+    environment = {name: value for name, value in os.environ.items() if name not in _wrong_sizes()}
+    return Console(stderr=is_stderr, highlight=False, markup=False, emoji=False, _environ=environment)
+
+
+out, err = Terminal(_console(False)), Terminal(_console(True))

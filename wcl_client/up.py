@@ -9,6 +9,7 @@ This module does not import the service. It starts processes: `python -m api` an
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ from wcl_client.errors import WclError
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, adopt_orphans, descendants, module_environment
 from wcl_client.registration import Announcer
 from wcl_client.terminal import write
+from wcl_core.text import visible_lines
 
 STOP_SECONDS = 28.0
 SLOW_SECONDS = 60.0
@@ -94,24 +96,30 @@ def _lock_file(data_dir: Path) -> IO[str]:
         ) from error
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a free port."""
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """Return a port that the server can bind; for port 0 a free one.
 
-
-def port_is_free(host: str, port: int) -> bool:
-    """Return whether the server can bind the port."""
+    Raises:
+        UpError: the port is in use, or the host is no address of this machine.
+    """
+    if not host.strip():
+        raise UpError("--host is empty; expected an address of this machine, such as 127.0.0.1, ::1 or 0.0.0.0")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        # The server sets the same option: a port in TIME_WAIT is free.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family) as listener:
+            # The server sets the same option: a port in TIME_WAIT is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
-        except OSError:
-            return False
-    return True
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UpError(f"port {port} on {host} is in use; choose another one with --port") from error
+        raise UpError(
+            f"the server cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Choose an address of this machine with --host, or another port with --port"
+        ) from error
+    except (UnicodeError, TypeError) as error:  # the latter for bytes that are no text
+        raise UpError(f"--host {host[:100]} is no host name; expected an address of this machine") from error
 
 
 class Service:
@@ -238,11 +246,20 @@ def _environment(options: UpOptions) -> dict[str, str]:
     }
     folders = {name: str(path.resolve()) for name, path in options.datasets.items() if path}
     if folders:
-        from_settings = json.loads(environment.get("WCL_DATASETS") or "{}")
-        environment["WCL_DATASETS"] = json.dumps(from_settings | folders)
+        environment["WCL_DATASETS"] = json.dumps(_datasets(environment.get("WCL_DATASETS") or "{}") | folders)
     if builtins := [name for name, path in options.datasets.items() if not path]:
         environment["WCL_BUILTIN_DATASETS"] = json.dumps(["digits", *builtins])
     return environment
+
+
+def _datasets(setting: str) -> dict[str, object]:
+    try:
+        value = json.loads(setting)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UpError('WCL_DATASETS: expected a JSON object from name to folder, such as {"birds": "/data/birds"}')
+    return value
 
 
 def _page_link(options: UpOptions, out: IO[str]) -> str:
@@ -272,7 +289,7 @@ def _announcer(options: UpOptions, report: Callable[[str], None]) -> Callable[[s
 
     def announce(message: str) -> None:
         with contextlib.suppress(OSError), (options.data_dir / "logs" / "up.log").open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible_lines(message)}\n")
         with contextlib.suppress(OSError):
             report(message)
 
@@ -286,8 +303,7 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
         UpError: the data folder or the port cannot be used, or the server refuses to start.
     """
     with locked(options.data_dir):
-        if not port_is_free(options.host, options.port):
-            raise UpError(f"port {options.port} on {options.host} is in use; choose another one with --port")
+        free_port(options.host, options.port)
         service = Service(options, _announcer(options, report))
         service.handle_signals()
         try:

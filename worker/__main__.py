@@ -137,9 +137,10 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
         "--drained-exit", type=int, default=0, metavar="CODE", help="exit code after a drain that a user requested"
     )
     options = parser.parse_args(arguments)
-    if options.max_seconds is not None and not options.max_seconds > settings.drain_seconds:
+    if options.max_seconds is not None and not settings.drain_seconds < options.max_seconds <= threading.TIMEOUT_MAX:
         expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
-        parser.error(f"argument --max-seconds: {options.max_seconds:g} is too short; {expected} (WCL_DRAIN_SECONDS)")
+        problem = "too short" if options.max_seconds <= settings.drain_seconds else "no time that can be waited for"
+        parser.error(f"argument --max-seconds: {options.max_seconds:g} is {problem}; {expected} (WCL_DRAIN_SECONDS)")
     return options
 
 

@@ -97,7 +97,6 @@ def test_no_text_of_a_server_is_markup_or_reaches_the_terminal_as_a_command(
 
 
 def test_brackets_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, wcl: Wcl) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr("wcl_client.terminal.out._console", Console(width=400, markup=False, emoji=False))
     serve(monkeypatch, lambda: "[wip] a[/tmp/x] :smile:")
 

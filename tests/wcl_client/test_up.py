@@ -14,7 +14,7 @@ import pytest
 from tests.waiting import eventually
 from wcl_client import processes
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, descendants, module_environment
-from wcl_client.up import UpError, UpOptions, free_port, locked, port_is_free
+from wcl_client.up import UpError, UpOptions, free_port, locked
 
 pytestmark = pytest.mark.process
 
@@ -169,11 +169,24 @@ def is_alive(pid: int) -> bool:
 
 def test_a_port_in_use_is_not_free() -> None:
     port = free_port()
-    assert port_is_free("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert not port_is_free("127.0.0.1", port)
+        with pytest.raises(UpError, match=f"port {port} on 127.0.0.1 is in use; choose another one with --port"):
+            free_port("127.0.0.1", port)
+
+
+def test_a_free_port_of_an_ipv6_address() -> None:
+    assert 0 < free_port("::1") < 1 << 16
+
+
+@pytest.mark.parametrize(
+    "host", ["nosuch.invalid", "300.1.1.1", "192.0.2.1", "::g", "", " ", "a" * 300, "é" * 70, "[::1]"]
+)
+def test_a_host_that_is_no_address_of_this_machine_is_named(host: str) -> None:
+    with pytest.raises(UpError, match="address of this machine"):
+        free_port(host)
 
 
 def test_url_of_an_ipv6_address() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,7 @@ def up(
     folders: dict[str, Path | None] = {}
     for entry in dataset or ():
         name, equals, path = entry.partition("=")
-        folder = Path(path).expanduser()
+        folder = _expanded(path)
         if entry not in _BUILTIN and not (equals and name and path):
             expected = f"NAME=PATH of an image folder or a packed file, or {', '.join(_BUILTIN)}"
             raise typer.BadParameter(f"--dataset {entry}: expected {expected}")
@@ -52,6 +53,13 @@ def up(
         folders[name] = folder if equals else None
     options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
     run(options, err.say)
+
+
+def _expanded(path: str) -> Path:
+    """Return a path with the home folder of a user in place of `~`, if there is one."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 @app.command()

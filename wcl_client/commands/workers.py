@@ -48,7 +48,7 @@ def run_worker(
     if context.invoked_subcommand is not None:
         return
     options = (["--once"] if once else []) + ([] if max_seconds is None else ["--max-seconds", str(max_seconds)])
-    environment = module_environment() | {"WCL_DATA_DIR": str(data_folder().resolve())}
+    environment = module_environment() | {"WCL_DATA_DIR": str(data_folder().absolute())}
     # The worker replaces this process, so that the signals of a batch system reach it.
     os.execve(sys.executable, [sys.executable, "-m", "worker", *options], environment)  # noqa: S606 (a list, no shell)
 

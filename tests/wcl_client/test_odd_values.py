@@ -1,0 +1,236 @@
+"""Every option, argument and variable of the command line with odd values: one clear line, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.main import get_command
+
+from jobs.settings import InvalidSettings, read_settings
+from tests.wcl_client.answers import ID, answer
+from wcl_client import cli, up
+from wcl_client.demo import choose_data
+from wcl_client.up import UpOptions
+from worker.__main__ import _options
+
+ROOT = Path(__file__).parents[2]
+ODD = (
+    *("", " ", "-", "--", ".", "..", "/", "~", "~nobody/x", "/dev/null", "/dev/zero", "/proc/self/mem", "a/../../b"),
+    *("0", "-1", "1.5", "010", "1e400", "nan", "inf", "9" * 30, "9" * 5_000, "٣", "²", "1_000"),
+    *(
+        "last",
+        ID,
+        ID[:-1] + "/",
+        "?" * 36,
+        "../" * 12,
+        "[/b]",
+        "[bold]",
+        "%s{0}",
+        "a=b",
+        "=",
+        "a=1e400",
+        "a." * 30 + "=1",
+    ),
+    *(
+        'a={"b": 1, "b": 2}',
+        "a=" + "[" * 100_000,
+        "x=/",
+        "x=~nobody",
+        "é猫",
+        "\udcff",
+        "a\nb",
+        "\r",
+        "\x1b]0;owned\x07",
+        "\u202e",
+    ),
+    *("a" * 5_000, "a,b", "0,1", "cifar10", "native", "evaluate", "http://[", "::1", "nosuch.invalid", "'\"`$(id)"),
+)
+URLS = ("http://[", "http://a:99999", "ftp://x", "//", "x", "http://\udcff", "http://a@b", "http://" + "a" * 100_000)
+# A value that the other parameters of a command have meanwhile, where a default does not do.
+USUAL = {"spec": "SPEC", "file": "SPEC", "reference": ID, "job": ID, "jobs": ID, "group_id": ID, "preset": "digits-cpu"}
+
+
+def _parameters() -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Yield the name, the command and each parameter that takes a value."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+        for parameter in command.params:
+            if not getattr(parameter, "is_flag", False):
+                yield path, command, parameter
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, (*path, name))
+
+    yield from walk(get_command(cli.app), ())
+
+
+PARAMETERS = [each for each in _parameters() if each[2].name not in ("install_completion", "show_completion")]
+
+
+@pytest.fixture(autouse=True)
+def without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let each request be written and answered without a network, and let no command start a process."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.method == "HEAD":
+            return httpx.Response(404)
+        path = request.url.path
+        if request.method == "POST" and path in ("/v1/jobs", "/v1/sweeps"):  # what is made, rather than a list
+            made = answer(path, lambda: "text")
+            return httpx.Response(200, json=made | made["items"][0])
+        return httpx.Response(200, json=answer(path, lambda: "text"))
+
+    client = partial(httpx.Client, transport=httpx.MockTransport(respond))
+    monkeypatch.setattr("wcl_client.connection.httpx.Client", client)
+    monkeypatch.setattr("wcl_client.api.WclClient.follow", lambda _self, _id: iter(()))
+    for check in ("_python", "_torch"):
+        monkeypatch.setattr(f"wcl_client.doctor.{check}", lambda: cli_finding())
+    monkeypatch.setattr("wcl_client.doctor._database", lambda _folder: [])
+    monkeypatch.setattr("wcl_client.commands.service.run", _prepare)
+    monkeypatch.setattr("wcl_client.commands.service.run_demo", lambda data, *_, **__: choose_data(data))
+    monkeypatch.setattr("wcl_client.commands.workers.os.execve", _parse_worker)
+    for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR", "WCL_DATASETS", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "spec.yaml").write_text("epochs: 1")
+    monkeypatch.chdir(tmp_path)
+
+
+def cli_finding() -> Any:
+    from wcl_client.doctor import Finding
+
+    return Finding("Python", True, "3")
+
+
+def _prepare(options: UpOptions, _report: object) -> None:
+    """Do what `wcl up` does before it starts a process."""
+    with up.locked(options.data_dir):
+        up.free_port(options.host, options.port)
+        up._environment(options)
+
+
+def _parse_worker(_program: str, arguments: list[str], _environment: dict[str, str]) -> None:
+    with suppress(InvalidSettings):
+        _options(arguments[3:], read_settings())
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """Run a command in this process, and return what it says; it may fail, with one clear message."""
+    try:
+        code = cli.run(arguments)
+    except SystemExit as end:  # of the worker's parser
+        code = int(str(end.code))
+    printed = capsys.readouterr()
+    said = printed.err.splitlines()
+    shown = (arguments, code, printed.err[:2_000])
+    assert 0 <= code <= 7, shown
+    assert not any(words in printed.err for words in ("Traceback", "unexpected", "object at 0x")), shown
+    if code not in (0, 1):  # 1 is also the end of a job that is watched
+        assert said, shown
+        assert "error: " in printed.err, shown
+    assert len(printed.err) < 5_000, shown
+    return said
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("path", "command", "parameter"),
+    PARAMETERS,
+    ids=[f"{' '.join(path)} {parameter.name}" for path, _, parameter in PARAMETERS],
+)
+def test_each_option_and_argument_takes_an_odd_value_or_is_named(
+    path: tuple[str, ...],
+    command: Any,
+    parameter: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    others = [
+        USUAL[other.name].replace("SPEC", str(tmp_path / "spec.yaml"))
+        for other in command.params
+        if other is not parameter and other.param_type_name == "argument" and other.required
+    ]
+    option = [] if parameter.param_type_name == "argument" else [max(parameter.opts, key=len)]
+    extra = ["--preset", "digits-cpu"] if path == ("submit",) and parameter.name not in ("preset", "spec") else []
+
+    for value in ODD:
+        value_in_place = [f"{option[0]}={value}"] if option else ["--", value]
+        said = lines_of(capsys, *path, *extra, *(others if option else []), *value_in_place)
+        assert len(said) < 12, (value, said)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "variable", ["WCL_URL", "WCL_KEY", "WCL_DATA_DIR", "WCL_DATASETS", "SSL_CERT_FILE", "SSL_CERT_DIR", "HOME"]
+)
+@pytest.mark.parametrize("command", [("jobs",), ("doctor",), ("up", "--port", "0", "--dataset", "a=/"), ("worker",)])
+def test_each_variable_of_the_client_takes_an_odd_value_or_is_named(
+    variable: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable.startswith("SSL"):
+        monkeypatch.setenv("WCL_URL", "https://127.0.0.1:1")
+    for value in (*ODD, *URLS):
+        monkeypatch.setenv(variable, value)
+        lines_of(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"null", b"[]", b"5", b'"x"', b"{}", b'{"items": 5}', b'{"items": [5]}', b"[" * 100_000, b"\xff"],
+)
+@pytest.mark.parametrize("command", [("jobs",), ("workers",), ("datasets",), ("show", ID), ("group", ID), ("audit",)])
+def test_another_server_is_named(
+    body: bytes, command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=body))
+    monkeypatch.setattr("wcl_client.connection.httpx.Client", partial(httpx.Client, transport=transport))
+
+    said = lines_of(capsys, *command)
+
+    assert len(said) == 1
+    assert "expected a WCL server there" in said[0]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("PYTHONIOENCODING=ascii wcl show '\u00e9'", 3),
+        ("PYTHONIOENCODING=ascii wcl --help >/dev/null", 0),
+        ("LC_ALL=C PYTHONUTF8=0 wcl submit '\u732b.yaml'", 2),
+        ("wcl --version >/dev/full", 1),
+        ("wcl --help >/dev/full", 1),
+        ("wcl --version >&-", 0),
+        ("wcl --help 2>&-", 0),
+        ("mkdir gone; cd gone; rmdir ../gone; wcl jobs", 3),
+        ("env -u HOME wcl --help", 0),
+        ("COLUMNS=\u00b2 LINES=x wcl --help", 0),
+        ("COLUMNS=999999999999 TERM='\x1b' wcl --help", 0),
+        ("_WCL_COMPLETE=x wcl", None),
+        ("_WCL_COMPLETE=complete_bash COMP_WORDS='\"' COMP_CWORD=x wcl", None),
+        ("TMPDIR=/none TZ=/x LANG=xx wcl --help", 0),
+        ("ulimit -n 4; wcl --help", None),
+    ],
+)
+def test_an_odd_machine_ends_no_command_with_a_traceback(script: str, code: int | None, tmp_path: Path) -> None:
+    wcl = tmp_path / "bin" / "wcl"
+    wcl.parent.mkdir()
+    wcl.write_text(f'#!/bin/sh\nexec {sys.executable} -m wcl_client "$@"\n')
+    wcl.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+    environment |= {"PATH": f"{wcl.parent}:{environment['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"WCL_URL": "http://127.0.0.1:1"}
+
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert "Traceback" not in done.stderr
+    assert "unexpected" not in done.stderr
+    if code is not None:
+        assert done.returncode == code, done.stderr
