@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -17,11 +17,18 @@ import httpx
 
 from wcl_client.address import checked_key, checked_url, find_address
 from wcl_client.errors import ForeignServer, InvalidAddress, InvalidError, NotFoundError, Unreachable, api_error
-from wcl_client.responses import Json, Page
+from wcl_client.responses import Json
 from wcl_client.sse import Message, parse
 from wcl_core.text import Secret
 
 T = TypeVar("T")
+
+
+class Page(TypedDict):
+    """A list, or a part of one; `next_cursor` is absent for a list without pages."""
+
+    items: list[Json]
+    next_cursor: NotRequired[str | None]
 
 
 class Connection:

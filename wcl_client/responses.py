@@ -6,19 +6,12 @@ A test compares them with the published schema. A newer server may send fields t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 Json = dict[str, Any]
 JobKind = Literal["pretrain", "evaluate"]
 FileKind = Literal["native", "backbone"]
-
-
-class Page(TypedDict):
-    """A list, or a part of one; `next_cursor` is absent for a list without pages."""
-
-    items: list[Json]
-    next_cursor: NotRequired[str | None]
 
 
 class Audit(TypedDict):

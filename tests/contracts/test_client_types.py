@@ -24,6 +24,7 @@ RESPONSES = {
     "Group": "GroupResponse",
     "Dataset": "DatasetResponse",
     "Worker": "WorkerResponse",
+    "Audit": "Audit",
 }
 REQUESTS = {"JobOptions": "JobBody"}
 UNPUBLISHED = {"Progress"}  # OpenAPI publishes the latest progress report as an object without named fields
