@@ -12,7 +12,7 @@ from tests.api.web.payloads import PAYLOADS
 from tests.fuzz.service import Service, service
 from tests.fuzz.tally import Tally
 
-COUNT = 40_000
+COUNT = 65_000
 SLICE = 300
 # Numbers, dates and ids that parsers of Python read in ways that their callers do not expect
 ODD = (

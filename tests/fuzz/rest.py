@@ -22,7 +22,7 @@ from schemathesis.specs.openapi import checks
 from tests.fuzz.service import Service, service
 from tests.fuzz.tally import Tally
 
-COUNT = 60_000
+COUNT = 30_000
 SLICE = 150
 BATCH = 25
 _ENDLESS = "/stream"
