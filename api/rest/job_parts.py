@@ -11,7 +11,7 @@ from pydantic import Field
 
 from api.http import files
 from api.http.auth import Reader
-from api.http.dependencies import TheDatabase, TheStorage
+from api.http.dependencies import FileSlot, TheDatabase, TheStorage
 from api.rest import responses
 from api.rest.responses import (
     ArtifactResponse,
@@ -190,7 +190,13 @@ def artifacts(job_id: str, principal: Reader, database: TheDatabase) -> Artifact
 @router.head("/artifacts/{name}", include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=HttpResponse)
 def artifact(
-    job_id: str, name: _ArtifactName, request: Request, principal: Reader, database: TheDatabase, storage: TheStorage
+    job_id: str,
+    name: _ArtifactName,
+    request: Request,
+    principal: Reader,
+    database: TheDatabase,
+    storage: TheStorage,
+    slot: FileSlot,
 ) -> HttpResponse:
     """Return the file of an artifact, `image/png` or `application/json`; the ETag is the sha256 of the bytes."""
     with database.read() as session:

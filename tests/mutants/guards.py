@@ -1058,4 +1058,11 @@ GUARDS = (
         '    if False:\n        raise ValueError(f"nested',
         ("tests/wcl_core/test_protocol.py::test_a_record_beyond_a_limit_is_refused",),
     ),
+    Guard(
+        "requests that read files are few at a time",
+        "api/http/dependencies.py",
+        "asyncio.Semaphore(12)",
+        "asyncio.Semaphore(1_000)",
+        ("tests/api/http/test_bounds.py::test_requests_that_read_files_leave_threads_for_others",),
+    ),
 )

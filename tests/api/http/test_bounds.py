@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -278,6 +280,25 @@ def test_letters_of_a_search_are_counted(small: Served) -> None:
     with others_answered(small):
         assert small.client().get("/v1/jobs", params={"q": "%_\\" * 66}).status_code == 200
         assert_problem(small.client().get("/v1/jobs", params={"q": "%" * 201}), 422, "q")
+
+
+def test_requests_that_read_files_leave_threads_for_others(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, storage, is_read = small.checkpoint(b"weights"), small.app.state.storage, threading.Event()
+    opened = storage.open
+
+    def slow(*arguments: Any) -> Any:
+        assert is_read.wait(30)
+        return opened(*arguments)
+
+    monkeypatch.setattr(storage, "open", slow)
+    client = small.client()
+    with ThreadPoolExecutor(60) as pool:
+        requests = [pool.submit(client.get, f"/v1/checkpoints/{checkpoint}/download") for _ in range(60)]
+        with others_answered(small):
+            time.sleep(1)
+        is_read.set()
+
+        assert {request.result().status_code for request in requests} == {200}
 
 
 # --- answers to errors -----------------------------------------------------------------------------------------------
