@@ -30,7 +30,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
 from wcl_core import failpoints
-from wcl_core.files import write_bytes
+from wcl_core.files import PRIVATE_UMASK, write_bytes
 from wcl_core.text import log_to_stderr, write_error, write_line
 
 _GRACE_SECONDS = 5
@@ -217,4 +217,5 @@ def _withdraw(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_UMASK)
     sys.exit(main())

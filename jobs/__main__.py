@@ -6,6 +6,7 @@ python -m jobs migrate | create-key NAME | audit | check | adopt-storage
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from jobs.errors import JobsError
 from jobs.faults import describe
 from jobs.settings import InvalidSettings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import write_error, write_line
 
 
@@ -91,4 +93,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_UMASK)
     sys.exit(main())

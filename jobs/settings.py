@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     label_lists: dict[str, dict[str, Path]] = Field(
         default={}, description="Fixed lists of labelled train images, by dataset and by their own names."
     )
+    run_environment: list[str] = Field(
+        default=[], description="Further environment variables that training and describing processes get, by name."
+    )
     builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
 
     lease_seconds: float = Field(

@@ -302,6 +302,7 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
     Raises:
         UpError: the data folder or the port cannot be used, or the server refuses to start.
     """
+    os.umask(0o077)  # for this process and its children: other accounts of the machine read no file of the service
     with locked(options.data_dir):
         free_port(options.host, options.port)
         service = Service(options, _announcer(options, report))

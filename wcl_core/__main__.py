@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from pydantic import ValidationError
 
 from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
+from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
 from wcl_core.reporter import ConsoleReporter
 from wcl_core.text import visible_json, write_error, write_line
@@ -26,6 +28,7 @@ from wcl_core.text import visible_json, write_error, write_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 for success, 1 for a failure with a line on stderr, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
+    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch sees the cores of the machine
     try:
         code: int = options.run(options)
     except ValidationError as error:

@@ -14,11 +14,14 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Final, Literal, TypeVar
 from uuid import uuid4
 
 Step = Literal["fsync", "rename", "sync_folder"]
 _Written = TypeVar("_Written")
+
+
+PRIVATE_UMASK: Final = 0o077  # of the service's processes: other accounts of the machine read none of their files
 
 
 def write_whole(

@@ -28,6 +28,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.config import SPEC_VERSIONS
+from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import log_to_stderr, write_error
 from worker import app, datasets, process, recovery
 from worker.ability import Ability, StorageCheck
@@ -173,4 +174,5 @@ def _mark_stopped(database: Database, worker_id: str) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_UMASK)
     sys.exit(main())

@@ -106,7 +106,7 @@ def _describe(name: str, path: Path | None, settings: Settings, stop: threading.
     lists = settings.label_lists.get(name, {})
     arguments += [f"--list={list_name}={list_path}" for list_name, list_path in lists.items()]
     cache = _builtin_cache(name) if kind == "builtin" and not lists else None
-    facts = _read(cache) or _run(arguments, cache, stop)
+    facts = _read(cache) or _run(arguments, cache, stop, settings.run_environment)
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts.pop("samples")
     sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
@@ -178,7 +178,7 @@ class Registration:
             self._facts.datasets[name] = result.facts.digest
 
 
-def _run(arguments: list[str], cache: Path | None, stop: threading.Event) -> dict[str, Any]:
+def _run(arguments: list[str], cache: Path | None, stop: threading.Event, environment: list[str]) -> dict[str, Any]:
     """Describe a dataset in a process and keep the description in the cache.
 
     Raises:
@@ -186,7 +186,12 @@ def _run(arguments: list[str], cache: Path | None, stop: threading.Event) -> dic
     """
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", *arguments]
     process = subprocess.Popen(
-        command, env=module_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        command,
+        env=module_environment(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     while True:
         try:

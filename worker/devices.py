@@ -10,9 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable
 
-import psutil
-
 from jobs.workers import Unable
+from wcl_core.limits import memory_bytes
 from worker.background import BackgroundWork
 
 _TIMEOUT_SECONDS = 30
@@ -35,10 +34,11 @@ def device_bytes(gpus: int) -> int | None:
         gpus: number of GPUs of the worker.
 
     Returns:
-        The memory of the largest visible GPU, or of the machine without GPUs; None when the driver does not respond.
+        The memory of the largest visible GPU; without GPUs that of the machine, or of this worker's control group if
+        that is less; None when the driver does not respond.
     """
     if gpus == 0:
-        return int(psutil.virtual_memory().total)
+        return memory_bytes()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     options = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
     listing = _nvidia_smi(*options, *([f"--id={visible}"] if visible else []))

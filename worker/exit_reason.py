@@ -17,10 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from jobs.faults import describe
 from jobs.status import Reason
 from jobs.storage import StorageUnavailable, is_full
+from wcl_core import limits
 from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome
 from worker.room import MIN_FREE_BYTES, free_bytes
 
-_CGROUPS = Path("/sys/fs/cgroup")
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
@@ -86,7 +86,7 @@ def _killed(number: int, oom_kills: int | None) -> AttemptEnd:
     return AttemptEnd("failed", Reason.KILLED, f"the training process was killed by {name}{hint}")
 
 
-def count_oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
+def count_oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Count the processes of this process's control group that the kernel has killed for lack of memory.
 
     Both versions of control groups count them: 2 in `memory.events`, 1 in `memory.oom_control`.
@@ -98,18 +98,8 @@ def count_oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = _
     Returns:
         None without a counter.
     """
-    try:
-        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return None
-    for _, controllers, group in groups:
-        if controllers == "":
-            mount, name = root, "memory.events"
-        elif "memory" in controllers.split(","):
-            mount, name = root / "memory", "memory.oom_control"
-        else:
-            continue
-        for folder in (mount / group.lstrip("/"), mount):  # a container may see only its own group, as the root
+    for folder in limits.groups("memory", membership, root):
+        for name in ("memory.events", "memory.oom_control"):
             if (count := _read_count(folder / name)) is not None:
                 return count
     return None

@@ -5,20 +5,29 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
 import wcl_core
 from wcl_core.failpoints import failpoint
+from wcl_core.limits import num_cores
 from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, REQUEST_LETTERS, Request
 
 COMMAND = (sys.executable, "-m", "wcl_core", "attempt")  # and the folder
 MARK = "WCL_ATTEMPT"  # environment variable
+# The system, the interpreter, and the libraries that compute or fetch a dataset.
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|VIRTUAL_ENV|FAILPOINTS"
+    r"|PYTHON\w+|LD_\w+|DYLD_\w+|MALLOC_\w+|OMP_\w+|GOMP_\w+|KMP_\w+|MKL_\w+|OPENBLAS_\w+|BLIS_\w+|NUMEXPR_\w+"
+    r"|TORCH\w+|PYTORCH_\w+|TRITON_\w+|CUDA_\w+|CUBLAS_\w+|CUDNN_\w+|NVIDIA_\w+|NCCL_\w+|GLOO_\w+"
+    r"|HIP_\w+|HSA_\w+|ROCR_\w+|MIOPEN_\w+|SSL_CERT_FILE|SSL_CERT_DIR|(?i:https?_proxy|all_proxy|no_proxy)"
+)
 _TERMINATE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
@@ -37,13 +46,15 @@ class TrainingProcess:
         folder: the attempt's folder with `run.json`.
         mark: identifies the attempt in the environment of every process.
         num_ranks: processes that train together.
+        environment: names of further environment variables that the run gets.
 
     Attributes:
         requested: the request that was sent to the run.
     """
 
-    def __init__(self, folder: Path, mark: str, num_ranks: int = 1) -> None:
+    def __init__(self, folder: Path, mark: str, num_ranks: int = 1, environment: Iterable[str] = ()) -> None:
         self.mark = mark
+        self._environment = module_environment(environment)
         self.requested: Request | None = None
         self._pipes: list[int] = []
         self._ranks: list[subprocess.Popen[bytes]] = []
@@ -66,7 +77,7 @@ class TrainingProcess:
                 self._ranks.append(
                     subprocess.Popen(
                         [*COMMAND, str(folder), "--control-fd", str(read_end)],
-                        env=module_environment() | {MARK: self.mark} | _rank_environment(rank, num_ranks),
+                        env=self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks),
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -153,7 +164,7 @@ def _rank_environment(rank: int, num_ranks: int) -> dict[str, str]:
         "WORLD_SIZE": str(num_ranks),
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_ranks)),
+        "OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)),
     }
 
 
@@ -214,9 +225,16 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def module_environment() -> dict[str, str]:
-    """Return an environment in which `python -m wcl_core` is this installation, without settings and secrets."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+def module_environment(further: Iterable[str] = ()) -> dict[str, str]:
+    """Return an environment in which `python -m wcl_core` is this installation, with listed variables only.
+
+    A plugin reads its environment, and the worker's holds settings, passwords and tokens.
+
+    Args:
+        further: names that an operator has listed.
+    """
+    clean = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+    clean |= {name: os.environ[name] for name in further if name in os.environ}
     here = str(Path(wcl_core.__file__).parents[1])
     inherited = clean.get("PYTHONPATH")
     return clean | {

@@ -106,7 +106,8 @@ class Supervisor:
             return
         prepared.write(folder)
         oom_kills = count_oom_kills()
-        process = TrainingProcess(folder, mark_of(claim.attempt, place_of(folder)), claim.spec.get("processes", 1))
+        mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
+        process = TrainingProcess(folder, mark, claim.spec.get("processes", 1), environment)
         log.info("%s runs as process %d", claim.attempt, process.pid)
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)

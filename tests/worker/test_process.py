@@ -143,3 +143,36 @@ def test_a_cancel_overrides_and_is_never_overridden(folder: Path) -> None:
         assert records(folder)[-1]["outcome"] == "cancelled"
     finally:
         process.kill()
+
+
+def test_a_run_gets_listed_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = (
+        "PGPASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "WCL_DATABASE_PASSWORD",
+        "WCL_KEY",
+        "GITHUB_TOKEN",
+        "A",
+    )
+    needed = ("CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "OMP_PROC_BIND", "https_proxy", "NO_PROXY", "LC_ALL", "TORCH_HOME")
+    for name in (*secrets, *needed):
+        monkeypatch.setenv(name, "x")
+
+    passed = module_environment(["A", "absent"])
+
+    assert passed.keys() & set(secrets) == {"A"}
+    assert passed.keys() >= set(needed)
+    assert passed["PATH"] == os.environ["PATH"]
+
+
+def test_a_running_process_has_no_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "x")
+    process = TrainingProcess(folder, "job/1", environment=["LISTED"])
+    try:
+        environment = psutil.Process(process.pid).environ()
+    finally:
+        process.kill()
+
+    assert "PGPASSWORD" not in environment
+    assert environment[MARK] == "job/1"

@@ -21,6 +21,7 @@ from wcl_core.data.image_file import RULES_VERSION, SIXTEEN_BITS, Facts, Unreada
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts, tensor_digest
 from wcl_core.data.layout import Entry, Files, Remarks, list_files, shown
 from wcl_core.data.samples import samples_of_files
+from wcl_core.limits import memory_bytes, num_threads
 from wcl_core.protocol import DatasetReport, storable
 from wcl_core.reporter import Reporter
 
@@ -214,11 +215,11 @@ def describe_folder(name: str, root: Path) -> Description:
 
 def _check_memory(name: str, files: Files, size: int) -> None:
     needed = sum(map(len, files.splits.values())) * 3 * size * size
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory_bytes()
     if needed > _MEMORY_SHARE * memory:
         raise DataError(
             f"dataset {name}: its images take {needed / 2**30:.1f} GiB at data.image_size = {size}, more than "
-            f"{_MEMORY_SHARE:.0%} of this machine's {memory / 2**30:.1f} GiB; pack it once "
+            f"{_MEMORY_SHARE:.0%} of the {memory / 2**30:.1f} GiB that this process may use; pack it once "
             f"(python -m wcl_core pack {name} FOLDER {name}.wclpack --size {size}) and register the packed file"
         )
 
@@ -266,6 +267,6 @@ def _read_all(root: Path, entries: Sequence[Entry], read: Read) -> Iterator[tupl
             return File(entry, digest, None, f"it cannot be opened: {error.strerror}"), None
         return File(entry, digest, facts), pixels
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         for start in range(0, len(entries), _AT_ONCE):
             yield from pool.map(one, entries[start : start + _AT_ONCE])

@@ -30,6 +30,7 @@ from torch import Tensor
 from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
 from wcl_core.data.samples import samples_of_images, shown_images
+from wcl_core.limits import num_threads
 from wcl_core.protocol import DatasetReport
 
 FORMAT_VERSION = 2
@@ -244,7 +245,7 @@ def _check_blocks(name: str, path: Path, header: _Header, numbers: set[int] | No
             f"dataset {name}: {path} has the digests of {len(header.blocks)} blocks, expected {expected}; pack it again"
         )
     checked = sorted(range(expected) if numbers is None else numbers)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         for number, actual in zip(checked, pool.map(one, checked), strict=True):
             if header.blocks[number] != actual:
                 raise DataError(f"dataset {name}: {path} is damaged in block {number} of {expected}; pack it again")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from wcl_core.data.image_file import UnreadableError, read_image
+from wcl_core.limits import num_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,7 @@ def samples_of_files(root: Path, files: Sequence[tuple[str, int]], num_classes: 
         except UnreadableError:  # the description's report names such files
             return None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         tiles = [list(pool.map(one, row)) for row in chosen]
     return _drawn(tiles, columns, side)
 

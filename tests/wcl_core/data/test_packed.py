@@ -254,10 +254,9 @@ def test_the_verb_packs_and_describes(photos: Path, tmp_path: Path, capsys: pyte
 def test_a_folder_larger_than_the_stated_share_of_memory_is_refused_with_advice(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 20 * 3 * 8 * 8}
-    monkeypatch.setattr(folder.os, "sysconf", memory.__getitem__)
+    monkeypatch.setattr(folder, "memory_bytes", lambda: 2 * 20 * 3 * 8 * 8)
     assert len(data.load("photos", "folder", photos, 8, 0.0, NullReporter()).train) == 10
-    with pytest.raises(DataError, match=r"50% of this machine's.*wcl_core pack photos FOLDER photos.wclpack --size 9"):
+    with pytest.raises(DataError, match=r"50% of the .* GiB that.*wcl_core pack photos FOLDER photos.wclpack --size 9"):
         data.load("photos", "folder", photos, 9, 0.0, NullReporter())
 
 
