@@ -186,6 +186,41 @@ def pgbouncer(postgres_url: str) -> Iterator[str]:
             yield url
 
 
+@contextmanager
+def nginx(site: str, port: int) -> Iterator[None]:
+    """Start an nginx with one `server` block that listens on the port."""
+    program = find_program("nginx")
+    account = Account(None, None)
+    with _folder(account) as folder:
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        places = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+        head = f"user {pwd.getpwuid(os.getuid()).pw_name};\npid {folder}/pid;\nevents {{}}\n"
+        lines = f"{head}http {{\naccess_log off;\n{places}{site}\n}}\n"
+        (folder / "nginx.conf").write_text(lines)
+        words = ["-p", str(folder), "-c", "nginx.conf", "-e", "error.log", "-g", "daemon off;"]
+        server = Server([str(program), *words], account, folder, signal.SIGTERM, lambda: _accepts(port))
+        with _running(server):
+            yield
+
+
+def certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """Return a new self-signed certificate for a host and 127.0.0.1, and its key."""
+    paths = folder / "certificate.pem", folder / "key.pem"
+    names = f"subjectAltName=DNS:{host},IP:127.0.0.1"
+    options = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command = [find_program("openssl"), "req", *options, "-subj", f"/CN={host}", "-addext", names]
+    subprocess.run([*command, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
+    return paths
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 def _within_reach(program: Path, account: Account, folder: Path) -> Path:
     """Copy the environment's PostgreSQL, because another account may not be allowed to read root's files."""
     if account.uid is None or not program.is_relative_to(_PROGRAMS.resolve()):

@@ -27,6 +27,7 @@ SHORTENED = (
 
 _STARTED = "the fixture `service` starts the service with the same options on a free port"
 _MACHINES = "it needs PostgreSQL, Redis or further machines; tests/acceptance runs this mode"
+_PROXY = "tests/api/web/test_nginx.py starts a server with these variables behind nginx"
 _DOCKER = "it needs Docker; tests/contracts checks the files with linters"
 _BENCHMARKS = "it takes most of an hour; tests/benchmarks runs the measurements at small sizes"
 _ENVIRONMENT = "it makes the environment that this test runs in"
@@ -47,6 +48,9 @@ NOT_RUN = {
     "export WCL_DATABASE_URL=postgresql://wcl:PASSWORD@db.example/wcl": _MACHINES,
     "export WCL_BROKER_URL=redis://redis.example:6379/0": _MACHINES,
     "export WCL_DATA_DIR=/shared/wcl": _MACHINES,
+    "export WCL_ALLOWED_HOSTS='[\"wcl.example\"]'": _PROXY,
+    "export WCL_TRUSTED_PROXIES='[\"127.0.0.1\"]'": _PROXY,
+    "export WCL_ROOT_PATH=/wcl": _PROXY,
     "WCL_HOST=0.0.0.0 WCL_ALLOWED_HOSTS='[\"wcl.example\"]' python -m api": _MACHINES,
     'CUDA_VISIBLE_DEVICES=0 WCL_WORKER_NAME=node1-gpu0 WCL_DATASETS=\'{"flowers": "/data/flowers"}\' '
     "python -m worker": _MACHINES,

@@ -65,7 +65,7 @@ def _resolves(name: str) -> bool:
 def test_every_command_stands_in_a_fenced_block(page: Path) -> None:
     """The tests do not read other blocks."""
     assert re.findall(r"^(?: {4}|\t)\s*(?:\./run|wcl|python|curl|docker) .*", prose(page), re.MULTILINE) == []
-    assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml", "text"}
+    assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml", "text", "nginx"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_page)

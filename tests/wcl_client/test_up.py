@@ -13,12 +13,22 @@ import pytest
 
 from tests.waiting import eventually
 from wcl_client import processes
+from wcl_client.api import WclClient
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, descendants, module_environment
 from wcl_client.up import UpError, UpOptions, free_port, locked
 
 pytestmark = pytest.mark.process
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def test_only_a_terminal_gets_a_sign_in_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WclClient, "sign_in_link", lambda client: "the link")
+
+    with WclClient("http://127.0.0.1:1") as client:
+        assert client.page_link(is_terminal=True) == "the link"
+        assert "the link" not in client.page_link(is_terminal=False)
+        assert client.page_link(is_terminal=False).startswith("http://127.0.0.1:1 ")
 
 
 def test_one_owner_of_a_data_folder(tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ def sheet(colours: Sequence[tuple[int, int, int]], columns: int, side: int) -> S
 class Site:
     """`python -m api` as a process, with a database that the test writes to beside it, as a worker would."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, **environment: str) -> None:
         self.settings = Settings(data_dir=data_dir, port=free_port())
+        self._environment = environment
         self.database = Database(self.settings.resolved_database_url)
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,7 +86,7 @@ class Site:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         # The played attempts are not renewed, and must not be reaped either.
         own = {"WCL_DATA_DIR": str(self.settings.data_dir), "WCL_PORT": str(self.settings.port)}
-        own["WCL_LEASE_SECONDS"] = "100000"
+        own |= {"WCL_LEASE_SECONDS": "100000"} | self._environment
         log = (self.settings.data_dir / "server.log").open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own, stdout=log, stderr=log

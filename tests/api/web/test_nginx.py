@@ -1,0 +1,216 @@
+"""A real nginx with TLS and a path in front of a real server, as docs/operating.md shows it, and a real browser."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests import servers
+from tests.api.web.served import Site
+from tests.docs.pages import ROOT, blocks
+from tests.waiting import eventually
+from wcl_client.api import WclClient
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+HOST = "localhost"
+VARIANTS = {
+    "as documented": {},
+    "removes the path": {"proxy_pass http://127.0.0.1:8000;": "proxy_pass http://127.0.0.1:8000/;"},
+    "HTTP/1.0, gzip, weak ETags": {
+        "proxy_http_version 1.1;": "proxy_http_version 1.0; gzip on; gzip_types *; gzip_min_length 1;"
+    },
+    "passes the host on": {"proxy_http_version 1.1;": "proxy_http_version 1.1; proxy_set_header Host $host;"},
+}
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """A server behind nginx, at a public URL."""
+
+    site: Site
+    url: str
+    certificate: Path
+
+    def http(self, local_address: str = "127.0.0.1", **headers: str) -> httpx.Client:
+        """Return a client that connects from an address of the loopback network."""
+        tls = ssl.create_default_context(cafile=str(self.certificate))
+        transport = httpx.HTTPTransport(verify=tls, local_address=local_address)
+        return httpx.Client(base_url=self.url, headers=headers, transport=transport, timeout=20)
+
+    def client(self) -> WclClient:
+        key = (self.site.settings.data_dir / "key").read_text().strip()
+        client = WclClient(self.url, key)
+        client._http = self.http(Authorization=f"Bearer {key}")  # with this test's certificate
+        return client
+
+
+@contextmanager
+def behind_nginx(folder: Path, changes: dict[str, str], **environment: str) -> Iterator[Proxied]:
+    """Yield a server behind nginx with the documented configuration, changed in the given places."""
+    port = servers.free_port()
+    site = Site(folder, WCL_ALLOWED_HOSTS=f'["{HOST}"]', WCL_ROOT_PATH="/wcl", **environment)
+    certificate, key = servers.certificate(folder, HOST)
+    site.database.migrate()
+    site.register()
+    site.start()
+    places = {
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "wcl.example;": f"{HOST};",
+        "/etc/ssl/wcl.example.pem": str(certificate),
+        "/etc/ssl/wcl.example.key": str(key),
+        "127.0.0.1:8000": f"127.0.0.1:{site.settings.port}",
+    }
+    text = documented()
+    for before, after in (changes | places).items():
+        assert before in text, before
+        text = text.replace(before, after)
+    try:
+        with servers.nginx(text, port):
+            yield Proxied(site, f"https://{HOST}:{port}/wcl", certificate)
+    finally:
+        site.stop()
+
+
+def documented() -> str:
+    """Return the configuration of docs/operating.md."""
+    (block,) = (block for block in blocks(ROOT / "docs" / "operating.md") if block.language == "nginx")
+    return block.text
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    with behind_nginx(
+        tmp_path_factory.mktemp("nginx"), VARIANTS[request.param], WCL_TRUSTED_PROXIES='["127.0.0.1"]'
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(ignore_https_errors=True, reduced_motion="reduce")
+    context.set_default_timeout(20_000)
+    yield context
+    context.close()
+
+
+def signed_in(context: BrowserContext, proxied: Proxied) -> tuple[Page, list[str]]:
+    """Return a window on the list of jobs, and what its console complains about."""
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda failed: complaints.append(f"{failed.url}: {failed.failure}"))
+    with proxied.client() as client:
+        link = client.sign_in_link()
+    assert link.startswith(f"{proxied.url}/sign-in?token=")
+    page.goto(link)
+    page.wait_for_url(f"{proxied.url}/")
+    return page, complaints
+
+
+def test_a_browser_uses_every_page_through_nginx(proxied: Proxied, context: BrowserContext) -> None:
+    site = proxied.site
+    run = site.running("behind a proxy")
+    run.start()
+    run.losses([1, 2])
+    run.checkpoint(2)
+    page, complaints = signed_in(context, proxied)
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    (cookie,) = context.cookies()
+    assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, True, "Strict", "/wcl")
+
+    for name in ("Sweeps", "Compare", "Leaderboard", "Checkpoints", "Datasets", "Workers", "Jobs"):
+        page.get_by_role("navigation", name="Main").get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        assert page.url.startswith(f"{proxied.url}/"), page.url
+    page.get_by_role("link", name="behind a proxy").first.click()
+    page.wait_for_url(f"{proxied.url}/jobs/{run.job_id}")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    run.losses([3])
+    script = "() => document.getElementById('charts').curves?.byName.get('train/loss')?.steps"
+    eventually(lambda: page.evaluate(script) == [1, 2, 3], "the curve with the new point", 10)
+
+    page.get_by_text("Cancel…").click()
+    page.get_by_role("button", name="Cancel this job").click()
+    expect(page.locator("#run-summary")).to_contain_text("cancelling")
+    run.end("cancelled")
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(lambda url: "/wcl/jobs/" in url and run.job_id not in url)
+    site.claim().end()
+    page.go_back()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="native").first.click()
+    assert b"checkpoint" in download.value.path().read_bytes()
+    complaints = [text for text in complaints if "ERR_ABORTED" not in text]  # the download, and pages that were left
+    assert complaints == []
+
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in", exact=True)).to_be_visible()
+    assert page.url == f"{proxied.url}/sign-in"
+    assert context.cookies() == []
+
+
+def test_eight_windows_work_through_nginx(proxied: Proxied, context: BrowserContext) -> None:
+    run = proxied.site.running("in eight windows")
+    run.start()
+    run.losses([1])
+    first, _ = signed_in(context, proxied)
+    pages = [first, *(context.new_page() for _ in range(7))]
+    for page in pages:
+        page.goto(f"{proxied.url}/jobs/{run.job_id}")
+    for page in pages:
+        expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    run.end()
+
+
+def test_the_client_works_through_nginx(proxied: Proxied, tmp_path: Path) -> None:
+    run = proxied.site.running("for the client")
+    run.start()
+    run.losses([1, 2])
+    digest = run.checkpoint(2)
+    with proxied.client() as client:
+        checkpoint = client.checkpoints(run.job_id)[0]
+        done = client.download(checkpoint["id"], tmp_path / "whole")
+        (tmp_path / "half.part").write_bytes((tmp_path / "whole").read_bytes()[:1000])
+        (tmp_path / "half.part.etag").write_text(f'"{digest}"')
+        began = time.monotonic()
+        messages = client.follow(run.job_id)
+        next(message for message in messages if message is not None)
+        run.end()
+        last = list(messages)[-1]
+    assert done.sha256 == digest
+    assert last is not None
+    assert last.event == "end"
+    assert time.monotonic() - began < 10, "nginx holds events back"
+
+
+def test_addresses_of_clients_that_lie_do_not_count(proxied: Proxied) -> None:
+    """The proxy of this machine is named, so the client uses another address of the loopback network."""
+    with proxied.http(Authorization="Bearer wcl_wrong", local_address="127.0.0.2") as http:
+        answers = [http.get("/v1/jobs", headers={"X-Forwarded-For": f"203.0.113.{n}"}).status_code for n in range(22)]
+        redirect = http.get(
+            "https://" + proxied.url.split("/")[2] + "/wcl", headers={"X-Forwarded-Host": "evil.example"}
+        )
+
+    assert answers[-1] == 429
+    assert redirect.status_code == 301
+    assert "evil" not in redirect.headers["location"]
+
+
+def test_a_browser_behind_an_unnamed_proxy_is_told_the_setting(tmp_path: Path) -> None:
+    with behind_nginx(tmp_path, {}) as proxied, proxied.client() as client, proxied.http(Accept="text/html") as http:
+        token = re.sub(".*token=", "", client.sign_in_link())
+        assert "secure" not in http.get(f"/sign-in?token={token}").headers["set-cookie"].lower()
+        answer: Any = http.post("/submit", headers={"Origin": proxied.url.removesuffix("/wcl")})
+
+    assert answer.status_code == 403
+    assert "WCL_TRUSTED_PROXIES" in answer.text
