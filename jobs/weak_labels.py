@@ -1,6 +1,6 @@
-"""Weak labels of a run's monitor batch: when they were reported, and the groups that they form.
+"""Weak labels of a run: their quality while it trains, and the groups that they form in its monitor batch.
 
-The images are artifacts of the run: a picture, and its facts (`protocol.MonitorBatchFacts`).
+The images of the monitor batch are artifacts of the run: a picture, and its facts (`protocol.MonitorBatchFacts`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,69 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Attempt, Grouping
+from jobs.models import Attempt, Grouping, Job
+from wcl_core.protocol import COMPONENTS, LARGEST_SHARE, PAIR_PRECISION, PAIR_PRECISION_CHANCE, VIEW_AGREEMENT
+
+# Bounds of noisy weak labels [D], see docs/method.md.
+MIN_PAIR_PRECISION = 0.3
+MIN_VIEW_AGREEMENT = 0.1
+MAX_LARGEST_SHARE = 0.2
+# Neighbours are poor at the start of every run; the share of the epochs before the first judgement.
+_UNJUDGED_SHARE = 0.2
+_ADVICE = "Train the same spec with method simclr and compare: with such labels WCL was no better than SimCLR."
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality of a run's weak labels in its latest report; a value that was not reported is None.
+
+    Attributes:
+        components: of a batch.
+        largest_share: share of the batch that is in its largest component.
+        view_agreement: adjusted Rand index of the labels by the two views.
+        pair_precision: share of the pairs with one weak label that are of one class; it needs true classes.
+        pair_precision_chance: the same for random pairs.
+        warning: why the labels are mostly noise, and what to do; None while they are not, or it is too early to say.
+    """
+
+    components: float | None
+    largest_share: float | None
+    view_agreement: float | None
+    pair_precision: float | None
+    pair_precision_chance: float | None
+    warning: str | None
+
+
+def quality(job: Job) -> Quality | None:
+    """Return the quality of a job's weak labels; None if it has reported none."""
+    latest = job.latest_metrics or {}
+    if VIEW_AGREEMENT not in latest:
+        return None
+    progress = job.progress or {}
+    is_early = (progress.get("epoch") or 0) < _UNJUDGED_SHARE * (progress.get("total_epochs") or 0)
+    return Quality(
+        components=latest.get(COMPONENTS),
+        largest_share=latest.get(LARGEST_SHARE),
+        view_agreement=latest.get(VIEW_AGREEMENT),
+        pair_precision=latest.get(PAIR_PRECISION),
+        pair_precision_chance=latest.get(PAIR_PRECISION_CHANCE),
+        warning=None if is_early else _warning(latest),
+    )
+
+
+def _warning(latest: dict[str, float | None]) -> str | None:
+    precision, chance = latest.get(PAIR_PRECISION), latest.get(PAIR_PRECISION_CHANCE)
+    agreement, largest = latest.get(VIEW_AGREEMENT), latest.get(LARGEST_SHARE)
+    if precision is not None:  # the true classes decide, where they are known
+        if precision >= MIN_PAIR_PRECISION:
+            return None
+        beside = "" if chance is None else f" (chance {chance:.1%})"
+        return f"Only {precision:.1%} of the pairs with one weak label are of one class{beside}. {_ADVICE}"
+    if agreement is not None and agreement < MIN_VIEW_AGREEMENT:
+        return f"The weak labels of the two views agree by {agreement:.1%} only. {_ADVICE}"
+    if largest is not None and largest > MAX_LARGEST_SHARE:
+        return f"{largest:.1%} of a batch has the same weak label. {_ADVICE}"
+    return None
 
 
 class Moment(NamedTuple):

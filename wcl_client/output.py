@@ -55,6 +55,8 @@ def job_table(job: Job) -> Rows:
         ("waiting", _waiting(job)),
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
+        ("weak labels", _weak_labels(job)),
+        ("warning", (job.get("weak_labels") or {}).get("warning")),
         ("attempt", job.get("attempt")),
         ("seed group", job.get("group_id")),
         ("preset", _preset(job)),
@@ -83,6 +85,20 @@ def _waiting(job: Job) -> str | None:
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
+
+
+def _weak_labels(job: Job) -> str | None:
+    """Return the quality of a job's weak labels as a phrase; None if it has reported none."""
+    if not (quality := job.get("weak_labels")):
+        return None
+    parts = [
+        ("components", "{:.0f} components"),
+        ("largest_share", "largest {:.1%} of a batch"),
+        ("view_agreement", "view agreement {:.1%}"),
+        ("pair_precision", "pair precision {:.1%}"),
+        ("pair_precision_chance", "chance {:.1%}"),
+    ]
+    return ", ".join(text.format(quality[name]) for name, text in parts if quality.get(name) is not None)
 
 
 def workers_table(workers: Sequence[Worker]) -> Rows:

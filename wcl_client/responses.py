@@ -74,6 +74,7 @@ class Job(TypedDict, total=False):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: Json | None
+    weak_labels: Json | None
 
 
 class Checkpoint(TypedDict, total=False):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
+from jobs import weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
@@ -108,11 +109,28 @@ class WaitingResponse(Response):
     needs: list[str]
 
 
+class WeakLabelQuality(Response):
+    """The quality of a run's weak labels in its latest report; a value that was not reported is null.
+
+    `components` are those of a batch, and `largest_share` is the share of the batch in the largest one.
+    `view_agreement` is the adjusted Rand index of the labels by the two views.  `pair_precision` is the share of the
+    pairs with one weak label that are of one class, and `pair_precision_chance` that of random pairs.  `warning` says
+    why the labels are mostly noise and what to do; it is null if they are not, and in the first fifth of the epochs.
+    """
+
+    components: float | None
+    largest_share: float | None
+    view_agreement: float | None
+    pair_precision: float | None
+    pair_precision_chance: float | None
+    warning: str | None
+
+
 class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
     `deviations` are the fields that differ from the job's preset; null without a preset.  `waiting` is null once the
-    job runs or has ended.
+    job runs or has ended.  `weak_labels` is null until a run reports weak labels.
     """
 
     spec_version: int
@@ -123,6 +141,7 @@ class JobResponse(JobSummary):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: WaitingResponse | None
+    weak_labels: WeakLabelQuality | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -132,7 +151,9 @@ def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
 def job(row: Job, tags: Sequence[str], why: Waiting | None) -> JobResponse:
     """Return a job with its spec, and with the reason why it waits."""
     deviations = preset_deviations(row.preset, row.spec)
-    return JobResponse.of(row, **_beside_columns(row, tags), deviations=deviations, waiting=why)
+    quality = weak_labels.quality(row)
+    beside = _beside_columns(row, tags)
+    return JobResponse.of(row, **beside, deviations=deviations, waiting=why, weak_labels=quality)
 
 
 def _beside_columns(row: Job, tags: Sequence[str]) -> Json:

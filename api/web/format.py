@@ -48,7 +48,9 @@ def metric(value: Any, name: str = "") -> str:
 
 def is_share(name: str) -> bool:
     """Return whether the metric of this name lies between zero and one."""
-    return name.endswith(("_top1", "top1", "pair_precision", "pair_precision_chance", "view_agreement"))
+    return name.endswith(
+        ("_top1", "top1", "pair_precision", "pair_precision_chance", "view_agreement", "largest_share")
+    )
 
 
 def duration(seconds: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.models import Job
 from jobs.status import TERMINAL, Status
+from jobs.weak_labels import Quality, quality
 
 _NO_PROGRESS = dict.fromkeys(
     ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase")
@@ -49,6 +50,11 @@ class JobView:
     @property
     def metrics(self) -> dict[str, Any]:
         return self.job.latest_metrics or {}
+
+    @property
+    def weak_labels(self) -> Quality | None:
+        """The quality of the weak labels; None until the run has reported some."""
+        return quality(self.job)
 
     @property
     def actions(self) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from jobs import weak_labels as jobs_weak_labels
 from jobs.database import Database
-from jobs.weak_labels import Moment, weak_groups
+from jobs.weak_labels import Moment, Quality, weak_groups
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, claim, running
 from wcl_core.methods import weak_labels
@@ -64,6 +64,63 @@ def test_groups_and_their_precision_equal_those_of_wcl_core(seed: int) -> None:
     assert [len(group.members) for group in result] == sorted((len(group.members) for group in result), reverse=True)
     assert jobs_weak_labels.pair_precision(result) == pytest.approx(float(weak_labels.pair_precision(labels, classes)))
     assert jobs_weak_labels.chance(classes.tolist()) == pytest.approx(float(weak_labels.pair_precision_chance(classes)))
+
+
+NAMES = ("components", "largest_share", "view_agreement", "pair_precision", "pair_precision_chance")
+GOOD = {"components": 90.0, "largest_share": 0.05, "view_agreement": 0.3, "pair_precision": 0.5}
+
+
+def quality_of(database: Database, epoch: float, **values: float | None) -> Quality | None:
+    add_dataset(database)
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.progress(10, epoch=epoch, total_epochs=50))
+    run.deliver(rows.metrics(10, **{f"weak/{name}": value for name, value in values.items()}))
+    return jobs_weak_labels.quality(rows.job(database, run.job_id))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "values", "warning"),
+    [
+        (25, {}, None),
+        (25, {"pair_precision": 0.3}, None),
+        (
+            25,
+            {"pair_precision": 0.055, "pair_precision_chance": 0.012},
+            "Only 5.5% of the pairs with one weak label are of one class (chance 1.2%). ",
+        ),
+        (25, {"pair_precision": 0.299}, "Only 29.9% of the pairs with one weak label are of one class."),
+        (10, {"pair_precision": 0.055}, "Only 5.5% of the pairs"),
+        (9.9, {"pair_precision": 0.055}, None),
+        (
+            25,
+            {"largest_share": 0.9, "view_agreement": 0.0},
+            None,
+        ),  # true classes are known, and say that the labels are good
+        (25, {"pair_precision": None, "largest_share": 0.2}, None),
+        (25, {"pair_precision": None, "largest_share": 0.23}, "23.0% of a batch has the same weak label"),
+        (25, {"pair_precision": None, "view_agreement": 0.1}, None),
+        (25, {"pair_precision": None, "view_agreement": 0.08}, "The weak labels of the two views agree by 8.0% only."),
+        (25, {"pair_precision": None, "view_agreement": None}, None),
+        (9.9, {"pair_precision": None, "largest_share": 0.23}, None),
+        (25, {"pair_precision": None, "largest_share": None}, None),
+    ],
+)
+def test_noisy_weak_labels_are_warned_of(
+    database: Database, epoch: float, values: dict[str, float | None], warning: str | None
+) -> None:
+    quality = quality_of(database, epoch, **{**GOOD, **values})
+
+    assert quality is not None
+    assert [getattr(quality, name) for name in NAMES] == [{**GOOD, **values}.get(name) for name in NAMES]
+    if warning is None:
+        assert quality.warning is None
+    else:
+        assert (quality.warning or "").startswith(warning)
+        assert "method simclr" in (quality.warning or "")
+
+
+def test_a_run_without_weak_labels_has_no_quality(database: Database) -> None:
+    assert quality_of(database, 25, other=1.0) is None
 
 
 def test_without_classes_there_is_no_precision() -> None:

@@ -589,6 +589,13 @@ GUARDS = (
         ("tests/jobs/test_transitions.py::test_a_request_changes_the_status_or_is_refused",),
     ),
     Guard(
+        "weak labels are not judged in the first epochs",
+        "jobs/weak_labels.py",
+        "warning=None if is_early else _warning(latest)",
+        "warning=_warning(latest)",
+        ("tests/jobs/test_weak_labels.py::test_noisy_weak_labels_are_warned_of",),
+    ),
+    Guard(
         "weak labels of an attempt end at the resume step of the next one",
         "jobs/weak_labels.py",
         "all(each.step <= start for number, start in starts if number > each.attempt)",

@@ -27,6 +27,24 @@ def test_groups_of_an_epoch_with_their_classes(server: Served) -> None:
     assert wrong.exit_code != 0
 
 
+def test_show_reports_the_quality_of_the_weak_labels(server: Served) -> None:
+    run = rows.Run(server.database, rows.running(server.database))
+    run.deliver(rows.started(), rows.progress(50, epoch=1))
+    assert "weak labels" not in wcl("show", run.job_id).stdout
+    latest = {"components": 125.0, "largest_share": 0.23, "view_agreement": 0.21, "pair_precision": 0.055}
+    run.deliver(rows.metrics(50, **{f"weak/{name}": value for name, value in latest.items()}))
+
+    shown = " ".join(wcl("show", run.job_id).stdout.split())
+    assert "125 components, largest 23.0% of a batch, view agreement 21.0%, pair precision 5.5%" in shown
+    assert "Only 5.5% of the pairs with one weak label are of one class." in shown
+    assert "Train the same spec with method simclr" in shown
+
+    run.deliver(rows.metrics(60, **{"weak/pair_precision": 0.5, "weak/pair_precision_chance": 0.1}))
+    shown = " ".join(wcl("show", run.job_id).stdout.split())
+    assert "pair precision 50.0%, chance 10.0%" in shown
+    assert "method simclr" not in shown
+
+
 def test_a_run_without_weak_labels_has_no_groups(server: Served) -> None:
     job_id = rows.submit(server.database)
 

@@ -227,6 +227,19 @@ def pair_precision_chance(classes: Tensor) -> Tensor:
     return (_num_same_label(classes) + 1).mean() / classes.shape[0]
 
 
+@torch.no_grad()
+def largest_share(labels: Tensor) -> Tensor:
+    """Return the share of the rows that are in the largest component.
+
+    Args:
+        labels: (B,) weak labels.
+
+    Returns:
+        A float64 scalar tensor in (0, 1].
+    """
+    return (_num_same_label(labels).max() + 1) / labels.shape[0]
+
+
 def _num_same_label(labels: Tensor) -> Tensor:
     """Return the number of other rows with each row's label, (B,) float64, exact."""
     ordered = labels.sort().values

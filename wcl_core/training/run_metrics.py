@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wcl_core.methods.weak_labels import pair_precision, pair_precision_chance, view_agreement
+from wcl_core.methods.weak_labels import largest_share, pair_precision, pair_precision_chance, view_agreement
 from wcl_core.protocol import (
     COMPONENTS,
     CPU_PERCENT,
     GPU_MEMORY_MIB,
     GPU_PERCENT,
+    LARGEST_SHARE,
     PAIR_PRECISION,
     PAIR_PRECISION_CHANCE,
     PROCESS_MEMORY_MIB,
@@ -114,6 +115,7 @@ def weak_label_metrics(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[s
     """
     values = {
         COMPONENTS: torch.tensor(float(len(y1.unique())), dtype=torch.float64, device=y1.device),
+        LARGEST_SHARE: (largest_share(y1) + largest_share(y2)) / 2,
         VIEW_AGREEMENT: view_agreement(y1, y2),
     }
     if classes is not None:

@@ -56,6 +56,20 @@ def test_the_groups_of_an_epoch(served: Served) -> None:
     assert first["pair_precision"] == pytest.approx((3 * (1 / 3) + 2 * 1) / 5)
 
 
+def test_a_job_reports_the_quality_of_its_weak_labels(small: Served) -> None:
+    run = rows.Run(small.database, rows.running(small.database))
+    client = small.client("read")
+    assert client.get(f"/v1/jobs/{run.job_id}").json()["weak_labels"] is None
+    values = {"components": 125.0, "largest_share": 0.23, "view_agreement": 0.21, "pair_precision": 0.055}
+    latest = {f"weak/{name}": value for name, value in values.items()}
+    run.deliver(rows.started(), rows.progress(50, epoch=1), rows.metrics(50, **latest))
+
+    quality = client.get(f"/v1/jobs/{run.job_id}").json()["weak_labels"]
+
+    assert quality.pop("warning").startswith("Only 5.5% of the pairs")
+    assert quality == {**values, "pair_precision_chance": None}
+
+
 @pytest.mark.parametrize(
     "facts", [None, {"nonsense": True}, FACTS | {"indices": [1], "classes": [0]}], ids=["absent", "nonsense", "others"]
 )

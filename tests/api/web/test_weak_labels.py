@@ -55,6 +55,40 @@ def colour_of(thumb: Locator) -> tuple[int, int, int]:
     return int(red), int(green), int(blue)
 
 
+def report_quality(run: PlayedRun, step: int, values: dict[str, float]) -> None:
+    metrics = {f"weak/{name}": value for name, value in values.items()}
+    run.report({"type": "metrics", "step": step, "values": metrics}, run.progress(step))
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_the_page_of_a_run_warns_of_noisy_weak_labels(visitor: Visitor, site: Site, scripts: bool) -> None:
+    run = site.running("with noisy weak labels")
+    run.start()
+    page = visitor.window(scripts=scripts)
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("#label-quality")).to_have_count(0)
+    values = {"components": 125.0, "largest_share": 0.23, "view_agreement": 0.21}
+    noisy = values | {"pair_precision": 0.055, "pair_precision_chance": 0.012}
+
+    report_quality(run, 50, noisy)
+    if not scripts:
+        page.reload()
+    figures = page.locator("#label-quality")
+    expect(figures).to_contain_text("Pair precision5.5% chance 1.2%")
+    for text in ("View agreement21.0%", "Components125", "Largest component23.0% of a batch"):
+        expect(figures).to_contain_text(text)
+    warning = page.locator("#noisy-labels")
+    expect(warning).to_contain_text("The weak labels are mostly noise. Only 5.5% of the pairs")
+    expect(warning).to_contain_text("Train the same spec with method simclr and compare")
+
+    report_quality(run, 60, noisy | {"pair_precision": 0.5})
+    if not scripts:
+        page.reload()
+    expect(figures).to_contain_text("Pair precision50.0% chance 1.2%")
+    expect(warning).to_have_count(0)
+    run.end()
+
+
 def test_every_group_shows_its_own_images_and_their_classes(visitor: Visitor, grouped: PlayedRun) -> None:
     page = visitor.window()
     page.goto(address(grouped, "?epoch=1"))

@@ -23,6 +23,7 @@ from wcl_core.methods.weak_labels import (
     coarser_labels,
     components,
     k_nearest_neighbours,
+    largest_share,
     nearest_neighbours,
     pair_precision,
     pair_precision_chance,
@@ -305,6 +306,12 @@ def test_pair_precision_is_the_mean_share(pair: tuple[list[int], list[int]]) -> 
             shares.append(sum(classes[j] == classes[i] for j in mates) / len(mates))
     value = pair_precision(torch.tensor(labels), torch.tensor(classes))
     assert value.isnan() if not shares else value.item() == pytest.approx(sum(shares) / len(shares))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-3, 5), min_size=1, max_size=30))
+def test_largest_share_is_that_of_the_most_frequent_label(labels: list[int]) -> None:
+    assert largest_share(torch.tensor(labels)).item() == max(map(labels.count, labels)) / len(labels)
 
 
 def test_chance_is_the_sum_of_squared_shares() -> None:

@@ -417,6 +417,7 @@ def test_each_metric_is_reported_at_its_steps(tmp_path: Path) -> None:
         "train/loss_weak",
         "train/lr",
         "weak/components",
+        "weak/largest_share",
         "weak/view_agreement",
         "weak/pair_precision",
         "weak/pair_precision_chance",
@@ -430,6 +431,7 @@ def test_each_metric_is_reported_at_its_steps(tmp_path: Path) -> None:
         rate = learning_rate(step - 1, TOTAL_STEPS, STEPS_PER_EPOCH, 0.06 * 64 / 256)
         assert curves["train/lr", step] == pytest.approx(rate)
         assert 2 <= curves["weak/components", step] <= 32
+        assert 2 / 64 <= curves["weak/largest_share", step] <= 1
 
 
 def test_a_window_is_the_mean_of_its_steps(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ const GROUPS = [
     isShare: true,
   },
   { title: "Components", about: "Weak labels per batch", lines: [["weak/components", "components"]] },
+  {
+    title: "Largest component",
+    about: "Share of a batch with the most frequent weak label",
+    lines: [["weak/largest_share", "share"]],
+    isShare: true,
+  },
   { title: "Learning rate", lines: [["train/lr", "rate"]] },
   { title: "Images per second", lines: [["train/images_per_second", "images/s"]], isHardware: true },
   {
