@@ -11,7 +11,7 @@ import httpx
 
 from wcl_client.connection import check, part
 from wcl_client.download import Downloaded, checked, download
-from wcl_client.errors import Unreachable, WclError
+from wcl_client.errors import WclError
 from wcl_client.responses import (
     TERMINAL,
     Artifact,
@@ -316,7 +316,7 @@ class WclClient(SweepClient):
         try:
             check(self._http.get("/readyz", timeout=5.0))
         except httpx.HTTPError as error:
-            return Unreachable(f"{self.url} does not respond: {error}")
+            return self._unreachable(error)
         except WclError as error:
             return error
         return None

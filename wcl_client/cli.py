@@ -134,7 +134,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _advice(error: WclError) -> str:
-    if isinstance(error, Unreachable):
+    if isinstance(error, Unreachable) and "certificate" not in str(error):
         return f"{error}\nStart the service with `wcl up`, or set WCL_URL and WCL_KEY for another one."
     if isinstance(error, DeniedError):
         if find_address().is_key_withheld:

@@ -129,7 +129,10 @@ class Connection:
         check(response)
         return response
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            advice = "Set SSL_CERT_FILE to the certificates of the authority that the server's certificate is from"
+            return Unreachable(f"the certificate of {self.url} is not trusted: {error}. {advice}")
         return Unreachable(f"{self.url} does not respond: {error}")
 
     def _stream(self, job_id: str, last_id: str | None) -> Iterator[Message | None]:
