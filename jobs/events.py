@@ -9,10 +9,13 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
 from jobs.models import Event, Job
+from wcl_core.text import without_paths
 
 
 def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    """Append an event that does not change the status."""
+    """Append an event that does not change the status; its message names no path of this machine."""
+    if isinstance(message := data.get("message"), str):
+        data = data | {"message": without_paths(message)}
     statement = (
         update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1, updated_at=now_ms())
     ).returning(Job.event_seq)

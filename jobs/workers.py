@@ -16,6 +16,7 @@ from jobs.datasets import DatasetFacts, announce
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, existing
 from jobs.models import Worker
+from wcl_core.text import without_paths
 
 
 class Unable(NamedTuple):
@@ -99,7 +100,7 @@ def heartbeat(session: Session, worker_id: str, job_id: str | None, unable: Unab
 
 
 def _ability(unable: Unable | None) -> dict[str, str | None]:
-    return {"unable": unable and unable.reason, "unable_message": unable and unable.message}
+    return {"unable": unable and unable.reason, "unable_message": unable and without_paths(unable.message)}
 
 
 def drain(session: Session, worker_id: str) -> Worker:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import IO, Any
 
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -12,6 +14,10 @@ _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _HIDDEN = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff{_BIDIRECTIONAL}\ud800-\udfff\U000e0000-\U000e007f"
 _IN_A_LINE = re.compile(f"[{_HIDDEN}]")
 _IN_LINES = re.compile(f"(?![\n\t])[{_HIDDEN}]")
+_ROOT = re.compile(r"(?<![\w:/.~-])/(?=[^\s/])")  # the start of an absolute path, and not of a URL's
+_GONE = re.compile(r"/([^\s/]+)/[^\s'\",;:)\]}>]+")
+_AFTER_PATH = re.compile(r"[\s'\",;:)\]}>]|\.(?=\s|$)")
+_LONGEST_PATH, _MOST_PLACES = 5_000, 100
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -41,6 +47,31 @@ def _escape(match: re.Match[str]) -> str:
 def _json_escape(match: re.Match[str]) -> str:
     units = match.group().encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def without_paths(text: str) -> str:
+    """Return a message in which each absolute path of this machine is its last part alone.
+
+    A path may hold spaces: the longest piece that exists counts.  A path that is gone counts up to the next space.
+    """
+    shown, at = "", 0
+    for start in _ROOT.finditer(text):
+        if start.start() < at:
+            continue
+        path = next((end for end in _ends(text, start.start()) if os.path.lexists(text[start.start() : end])), None)
+        if path is None:
+            gone = _GONE.match(text, start.start())
+            path = gone.end() if gone and os.path.lexists(f"/{gone.group(1)}") else None
+        if path is not None and (name := text[start.start() : path].rstrip("/").rpartition("/")[2]):
+            shown, at = shown + text[at : start.start()] + name, path
+    return shown + text[at:]
+
+
+def _ends(text: str, start: int) -> Iterator[int]:
+    """Yield where a path that starts there may end, the furthest place first."""
+    rest = text[start : start + _LONGEST_PATH].partition("\n")[0]
+    places = [match.start() for match in _AFTER_PATH.finditer(rest)][:_MOST_PLACES]
+    yield from (start + place for place in reversed([*places, len(rest)]))
 
 
 def write_line(text: str, stream: IO[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from wcl_core.config import DATASET_NAME, proposed_name
 from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
+from wcl_core.text import without_paths
 from worker.backoff import Backoff
 from worker.process import module_environment
 
@@ -124,7 +125,7 @@ def _without_paths(reason: str, name: str, settings: Settings) -> str:
         paths |= {str(path.absolute()): "the folder", str(path): "the folder"}
     for place in sorted(paths, key=len, reverse=True):
         reason = reason.replace(place, paths[place])
-    return storable(reason.removeprefix("error: ").removeprefix(f"dataset {name}: "))
+    return storable(without_paths(reason).removeprefix("error: ").removeprefix(f"dataset {name}: "))
 
 
 class Registration:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.database import now_ms
 from jobs.models import Event, Job
 from jobs.status import TERMINAL, Status
+from wcl_core.text import without_paths
 
 
 def move(
@@ -25,6 +26,7 @@ def move(
     **values: Any,
 ) -> bool:
     """Change the status if it is one of `before`, and append the event; return whether it changed."""
+    message = message and without_paths(message)
     if after in TERMINAL:
         values["ended_at"] = now_ms()
     statement = (

@@ -1170,4 +1170,18 @@ GUARDS = (
         "verify=False",
         ("tests/wcl_client/test_private_authority.py::test_a_certificate_of_another_authority_is_refused",),
     ),
+    Guard(
+        "the message of a status names no path",
+        "jobs/transitions/status_change.py",
+        "message = message and without_paths(message)",
+        "message = message and str(message)",
+        ("tests/jobs/test_messages.py::test_no_message_of_a_run_names_a_path_of_its_machine",),
+    ),
+    Guard(
+        "the message of an event names no path",
+        "jobs/events.py",
+        'data = data | {"message": without_paths(message)}',
+        'data = data | {"message": message}',
+        ("tests/jobs/test_messages.py::test_no_message_of_a_run_names_a_path_of_its_machine",),
+    ),
 )

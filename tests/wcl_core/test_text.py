@@ -6,11 +6,12 @@ import io
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from wcl_core.text import Secret, VisibleFormatter, visible, visible_json, visible_lines
+from wcl_core.text import Secret, VisibleFormatter, visible, visible_json, visible_lines, without_paths
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,45 @@ def test_a_secret_is_shown_by_its_name_only() -> None:
     assert f"{secret} {secret!r} {_Settings(key='wcl_abc')} {[secret]}" == "*** *** key=*** [***]"  # type: ignore[arg-type]
     assert secret.reveal() == "wcl_abc"
     assert _Settings(key=secret).key == secret
+
+
+@pytest.mark.parametrize("folder", ["data", "my data", "a: b, c", "it's"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot read {}/x.jpg: not an image", "cannot read x.jpg: not an image"),
+        ("FileNotFoundError: [Errno 2] No such file: '{}/x.jpg'", "FileNotFoundError: [Errno 2] No such file: 'x.jpg'"),
+        ("{}/x.jpg", "x.jpg"),
+        ("{}/x.jpg.", "x.jpg."),
+        ("from {}/x.jpg to {}/x.jpg", "from x.jpg to x.jpg"),
+        ("see {}/x.jpg\nand more", "see x.jpg\nand more"),
+    ],
+)
+def test_a_message_names_no_path_of_the_machine(tmp_path: Path, folder: str, text: str, shown: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "x.jpg").touch()
+
+    assert without_paths(text.replace("{}", str(tmp_path / folder))) == shown
+
+
+def test_a_path_that_is_gone_is_no_path_either(tmp_path: Path) -> None:
+    assert without_paths(f"{tmp_path}/gone/x.jpg: absent") == "x.jpg: absent"
+    assert without_paths(f"({tmp_path}/gone)") == "(gone)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "/spec/knn_k: 20 is above half",
+            "http://127.0.0.1:8000/tmp/x",
+            "3/4 of 1/2",
+            "train/cat/x.jpg",
+            "a / b",
+            "/",
+        ),
+        *("POST /v1/jobs", "//", "/ /", "", "km/h", "~/x", "../tmp/x", "/no-such-root/x/y"),
+    ],
+)
+def test_other_text_with_slashes_stays(text: str) -> None:
+    assert without_paths(text) == text
