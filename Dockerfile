@@ -9,7 +9,8 @@ ENV PYTHONUNBUFFERED=1 \
 RUN groupadd --system --gid 10001 wcl \
     && useradd --system --uid 10001 --gid wcl --home-dir /app --no-create-home wcl \
     && mkdir -p /app /data \
-    && chown wcl:wcl /app /data
+    && chown wcl:wcl /app /data \
+    && chmod 700 /data
 
 WORKDIR /app
 

@@ -131,7 +131,8 @@ def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]
     offset = 0
     for name, entry in entries:
         start, end = entry["data_offsets"]
-        header[name.removeprefix(_PREFIX)] = {**entry, "data_offsets": [offset, offset + end - start]}
+        known = {field: entry[field] for field in entry if field in ("dtype", "shape", "data_offsets")}
+        header[name.removeprefix(_PREFIX)] = known | {"data_offsets": [offset, offset + end - start]}
         offset += end - start
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes

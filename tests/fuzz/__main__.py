@@ -18,6 +18,9 @@ FUZZERS = (
     "pages",
     "payloads",
     "spool",
+    "images",
+    "checkpoints",
+    "packs",
 )
 
 

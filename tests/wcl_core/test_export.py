@@ -163,3 +163,18 @@ def test_exporting_needs_no_torch() -> None:
     code = "import sys; import wcl_core.export; sys.exit('torch' in sys.modules)"
     root = Path(checkpoint.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_header_loses_fields_that_are_none_of_the_format(tmp_path: Path) -> None:
+    path = native(tmp_path, small.spec())
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    for name in header.keys() - {"__metadata__"}:
+        header[name]["further"] = 10**400  # no other reader of the format takes this number
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    backbone_file(path, tmp_path / "backbone.safetensors")
+
+    assert load_file(tmp_path / "backbone.safetensors")

@@ -36,6 +36,7 @@ from wcl_core.protocol import DatasetReport
 FORMAT_VERSION = 2
 MAGIC = b"WCLPACK1"
 _MAX_HEADER_BYTES = 1 << 28
+_MAX_BLOCK_BYTES = 1 << 30
 _SPLITS = ("train", "test", "unlabelled")  # in the file's order; the last may be absent
 
 
@@ -199,6 +200,8 @@ def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
         counts[_SPLITS[2]] = int(fields["counts"][_SPLITS[2]])
     if min(size, *counts.values(), int(fields["block_bytes"])) < 1:
         raise ValueError("its header has an empty split")
+    if int(fields["block_bytes"]) > _MAX_BLOCK_BYTES:
+        raise ValueError(f"its blocks have {fields['block_bytes']} bytes; expected at most {_MAX_BLOCK_BYTES}")
     image_offsets = list(itertools.accumulate((3 * size * size * count for count in counts.values()), initial=0))
     label_offsets = itertools.accumulate((4 * count for count in counts.values()), initial=image_offsets[-1])
     places = zip(counts.items(), image_offsets, label_offsets, strict=False)

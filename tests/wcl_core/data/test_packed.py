@@ -300,3 +300,9 @@ def test_a_header_that_breaks_its_parser_is_damage(packed: Path) -> None:
     packed.write_bytes(content)
     with pytest.raises(DataError, match="is not a packed dataset: RecursionError"):
         load(packed)
+
+
+def test_a_header_with_endless_blocks_is_refused(packed: Path) -> None:
+    rewritten(packed, lambda fields: fields.update(block_bytes=10**30, blocks=["0" * 64]))
+    with pytest.raises(DataError, match="expected at most 1073741824"):
+        data.describe("photos", "packed", packed)
