@@ -7,6 +7,7 @@ and `run(count, seed, tally)`.  Case number n has the seed `seed + n`, so that `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 import time
@@ -38,11 +39,12 @@ def main() -> int:
 
 
 def fuzz(name: str, count: int | None, seed: int) -> Tally:
-    """Run one fuzzer, and print its results."""
+    """Run one fuzzer, and print its results; those so far when a user interrupts it."""
     fuzzer = importlib.import_module(f"tests.fuzz.{name}")
     began = time.monotonic()
     tally = Tally()
-    fuzzer.run(fuzzer.COUNT if count is None else count, seed, tally)
+    with contextlib.suppress(KeyboardInterrupt):
+        fuzzer.run(fuzzer.COUNT if count is None else count, seed, tally)
     print(f"{name}, seed {seed}, {time.monotonic() - began:.0f} s: {tally.text()}", flush=True)
     return tally
 
