@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
-from api.http.dependencies import file_slots
+from api.http.dependencies import heavy_slots
 from api.http.middleware import Middleware
 from api.rest.stored_files import StorageWatch
 from api.streams.responses import Streams
@@ -47,7 +47,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     with suppress(FileNotFoundError):  # before the first migration
         place = database.place()
     app.state.session_cookie = session_cookie(app.state.storage.id, place)
-    app.state.file_slots = file_slots()
+    app.state.heavy_slots = heavy_slots()
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION

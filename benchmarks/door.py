@@ -161,7 +161,9 @@ def expensive(client: httpx.Client) -> dict[str, Callable[[], httpx.Response]]:
         name: lambda at=address, content=content, headers=headers: client.post(at, content=content, headers=headers)  # type: ignore[misc]
         for name, (address, content, headers) in bodies.items()
     }
-    requests["a comparison of 40 jobs"] = lambda: client.get("/compare", params={"job": ["x"] * 40})
+    group = {"kind": "pretrain", "preset": "digits-cpu", "seeds": list(range(32))}
+    group_id = client.post("/v1/jobs", json=group).raise_for_status().json()["group_id"]
+    requests["a comparison of 32 jobs"] = lambda: client.get("/compare", params={"group": group_id})
     requests["a search of 200 letters"] = lambda: client.get("/v1/jobs", params={"q": "%_" * 100})
     return requests
 

@@ -25,17 +25,17 @@ async def _storage(request: Request) -> Storage:
     return cast(Storage, request.app.state.storage)
 
 
-async def _file_slot(request: Request) -> AsyncIterator[None]:
-    async with request.app.state.file_slots:
+async def _heavy_slot(request: Request) -> AsyncIterator[None]:
+    async with request.app.state.heavy_slots:
         yield
 
 
-def file_slots() -> asyncio.Semaphore:
-    """Return the slots of requests that read whole files; the other threads serve requests that do not."""
+def heavy_slots() -> asyncio.Semaphore:
+    """Return the slots of requests that read whole files or all rows; other threads serve all other requests."""
     return asyncio.Semaphore(12)
 
 
 TheDatabase = Annotated[Database, Depends(_database)]
 TheSettings = Annotated[Settings, Depends(_settings)]
 TheStorage = Annotated[Storage, Depends(_storage)]
-FileSlot = Annotated[None, Depends(_file_slot, scope="function")]  # given back before the response is sent
+HeavySlot = Annotated[None, Depends(_heavy_slot, scope="function")]  # given back before the response is sent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.http.auth import Admin
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import HeavySlot, TheDatabase
 from api.rest.responses import Response
 from jobs import audit
 
@@ -30,6 +30,6 @@ class Audit(Response):
 
 
 @router.get("")
-def audit_all(principal: Admin, database: TheDatabase) -> Audit:
+def audit_all(principal: Admin, database: TheDatabase, slot: HeavySlot) -> Audit:
     """Replay the events of all jobs, and compare the results with the stored state."""
     return Audit.of(audit.audit(database))

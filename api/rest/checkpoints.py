@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool
 
 from api.http import files
 from api.http.auth import Reader, Submitter
-from api.http.dependencies import FileSlot, TheDatabase, TheSettings, TheStorage
+from api.http.dependencies import HeavySlot, TheDatabase, TheSettings, TheStorage
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.http.problems import Gone, Unready
 from api.rest import exports, responses
@@ -91,7 +91,7 @@ def download(
     database: TheDatabase,
     settings: TheSettings,
     storage: TheStorage,
-    slot: FileSlot,
+    slot: HeavySlot,
     kind: FileKind = "native",
 ) -> Response:
     """Return a checkpoint's file: `native` with all states, or `backbone` with the weights under torchvision's names.
@@ -115,7 +115,7 @@ def download(
 
 @router.post("/verify")
 def verify(
-    checkpoint_id: str, principal: Submitter, database: TheDatabase, storage: TheStorage, slot: FileSlot
+    checkpoint_id: str, principal: Submitter, database: TheDatabase, storage: TheStorage, slot: HeavySlot
 ) -> CheckpointResponse:
     """Read the whole file of a checkpoint, and return the checkpoint with the result.
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from api.http import files
 from api.http.auth import Reader
-from api.http.dependencies import FileSlot, TheDatabase, TheStorage
+from api.http.dependencies import HeavySlot, TheDatabase, TheStorage
 from api.rest import responses
 from api.rest.responses import (
     ArtifactResponse,
@@ -196,7 +196,7 @@ def artifact(
     principal: Reader,
     database: TheDatabase,
     storage: TheStorage,
-    slot: FileSlot,
+    slot: HeavySlot,
 ) -> HttpResponse:
     """Return the file of an artifact, `image/png` or `application/json`; the ETag is the sha256 of the bytes."""
     with database.read() as session:

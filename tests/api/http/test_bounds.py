@@ -278,7 +278,7 @@ def test_points_and_names_of_curves_are_counted(small: Served, parameter: str, e
 
 def test_letters_of_a_search_are_counted(small: Served) -> None:
     with others_answered(small):
-        assert small.client().get("/v1/jobs", params={"q": "%_\\" * 66}).status_code == 200
+        assert small.client().get("/v1/jobs", params={"q": "%_" * 100}).status_code == 200
         assert_problem(small.client().get("/v1/jobs", params={"q": "%" * 201}), 422, "q")
 
 
