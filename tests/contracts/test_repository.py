@@ -126,12 +126,13 @@ def test_every_runtime_dependency_is_locked() -> None:
     assert names <= {name.lower() for name in locked}
 
 
-def test_every_guarantee_names_tests_that_exist() -> None:
-    """A row of GUARANTEES.md names its proof as `path::name`."""
-    lines = (ROOT / "GUARANTEES.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| promise ")]
+@pytest.mark.parametrize(("page", "least"), [("GUARANTEES.md", 60), ("SECURITY.md", 15)])
+def test_every_guarantee_names_tests_that_exist(page: str, least: int) -> None:
+    """A row of a table of promises or rules names its proof as `path::name`."""
+    tables = re.findall(r"^\| (?:promise|rule) \|.*\n\|---.*\n((?:\|.*\n)+)", (ROOT / page).read_text(), re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()]
 
-    assert len(rows) > 60
+    assert len(rows) > least
     for row in rows:
         proofs = re.findall(r"`(tests/[^`:]+)::([^`]+)`", row)
         assert proofs, f"no test named: {row}"

@@ -37,6 +37,7 @@ NOT_RUN = {
     "./run demo": "tests/acceptance/test_demo.py runs `wcl demo`",
     "./run test": "it would run this test again",
     "./run lint": "tests/contracts runs the import contracts; the rest is no test",
+    "./run audit": "it asks a package registry about every requirement",
     ".ci/run": "it would run this test again",
     "./run up": _STARTED,
     "wcl up": _STARTED,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +27,7 @@ from wcl_client.api import WclClient
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 HOST = "localhost"
-VARIANTS = {
+_VARIANTS = {
     "as documented": {},
     "removes the path": {"proxy_pass http://127.0.0.1:8000;": "proxy_pass http://127.0.0.1:8000/;"},
     "HTTP/1.0, gzip, weak ETags": {
@@ -31,6 +35,8 @@ VARIANTS = {
     },
     "passes the host on": {"proxy_http_version 1.1;": "proxy_http_version 1.1; proxy_set_header Host $host;"},
 }
+DOCUMENTED = pytest.mark.parametrize("proxied", ["as documented"], indirect=True)
+ALL = pytest.mark.parametrize("proxied", _VARIANTS, indirect=True)
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,29 @@ class Proxied:
         transport = httpx.HTTPTransport(verify=tls, local_address=local_address)
         return httpx.Client(base_url=self.url, headers=headers, transport=transport, timeout=20)
 
-    def client(self) -> WclClient:
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of a user on another machine, with the certificate as a private authority."""
         key = (self.site.settings.data_dir / "key").read_text().strip()
-        client = WclClient(self.url, key)
-        client._http = self.http(Authorization=f"Bearer {key}")  # with this test's certificate
-        return client
+        return {"WCL_URL": self.url, "WCL_KEY": key, "SSL_CERT_FILE": str(self.certificate)}
+
+    @contextmanager
+    def client(self) -> Iterator[WclClient]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            client = WclClient.connect()
+        with client:
+            yield client
+
+    def wcl(self, *arguments: str, folder: Path) -> str:
+        """Return the output of a command."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        command = [sys.executable, "-m", "wcl_client", *arguments]
+        environment = clean | self.environment | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
 
 @contextmanager
@@ -87,10 +111,10 @@ def documented() -> str:
     return block.text
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module")
 def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     with behind_nginx(
-        tmp_path_factory.mktemp("nginx"), VARIANTS[request.param], WCL_TRUSTED_PROXIES='["127.0.0.1"]'
+        tmp_path_factory.mktemp("nginx"), _VARIANTS[request.param], WCL_TRUSTED_PROXIES='["127.0.0.1"]'
     ) as server:
         yield server
 
@@ -117,6 +141,7 @@ def signed_in(context: BrowserContext, proxied: Proxied) -> tuple[Page, list[str
     return page, complaints
 
 
+@ALL
 def test_a_browser_uses_every_page_through_nginx(proxied: Proxied, context: BrowserContext) -> None:
     site = proxied.site
     run = site.running("behind a proxy")
@@ -159,6 +184,7 @@ def test_a_browser_uses_every_page_through_nginx(proxied: Proxied, context: Brow
     assert context.cookies() == []
 
 
+@DOCUMENTED
 def test_eight_windows_work_through_nginx(proxied: Proxied, context: BrowserContext) -> None:
     run = proxied.site.running("in eight windows")
     run.start()
@@ -172,6 +198,7 @@ def test_eight_windows_work_through_nginx(proxied: Proxied, context: BrowserCont
     run.end()
 
 
+@ALL
 def test_the_client_works_through_nginx(proxied: Proxied, tmp_path: Path) -> None:
     run = proxied.site.running("for the client")
     run.start()
@@ -193,6 +220,25 @@ def test_the_client_works_through_nginx(proxied: Proxied, tmp_path: Path) -> Non
     assert time.monotonic() - began < 10, "nginx holds events back"
 
 
+@DOCUMENTED
+def test_the_command_line_works_through_nginx(proxied: Proxied, tmp_path: Path) -> None:
+    run = proxied.site.running("for the command line")
+    run.start()
+    run.losses([1, 2])
+    digest = run.checkpoint(2)
+    run.end()
+
+    listed = json.loads(proxied.wcl("jobs", "--json", folder=tmp_path))
+    downloaded = json.loads(proxied.wcl("download", run.job_id, "-o", "file", "--json", folder=tmp_path))
+    shown = proxied.wcl("show", run.job_id, folder=tmp_path)
+
+    assert run.job_id in [job["id"] for job in listed]
+    assert downloaded["sha256"] == digest
+    assert f"/wcl/jobs/{run.job_id}" in shown
+    assert proxied.wcl("watch", run.job_id, folder=tmp_path)
+
+
+@DOCUMENTED
 def test_addresses_of_clients_that_lie_do_not_count(proxied: Proxied) -> None:
     """The proxy of this machine is named, so the client uses another address of the loopback network."""
     with proxied.http(Authorization="Bearer wcl_wrong", local_address="127.0.0.2") as http:
