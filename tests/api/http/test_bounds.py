@@ -165,6 +165,14 @@ def test_bytes_of_a_body_are_counted(small: Served, size: int, status: int) -> N
         assert_problem(small.client().post("/v1/jobs", content=f'{{"name": "{text}"}}', headers=JSON), status)
 
 
+@pytest.mark.parametrize(("depth", "status"), [(bodies.MAX_DEPTH, 422), (bodies.MAX_DEPTH + 1, 413), (100_000, 413)])
+def test_levels_of_a_body_are_counted(small: Served, depth: int, status: int) -> None:
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        with others_answered(small):
+            body = opening * depth + "1" + closing * depth
+            assert_problem(small.client().post("/v1/jobs", content=body, headers=JSON), status)
+
+
 @pytest.mark.parametrize("place", ["", "spec"])
 def test_of_many_unknown_fields_the_first_are_named(small: Served, place: str) -> None:
     unknown = {f"epoch_{number}_of_the_training_run": 1 for number in range(9_000)}
