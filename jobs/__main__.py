@@ -20,7 +20,7 @@ from jobs.faults import describe
 from jobs.settings import InvalidSettings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.files import PRIVATE_UMASK
-from wcl_core.text import write_error, write_line
+from wcl_core.text import Arguments, write_error, write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def _audit(database: Database) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
+    parser = Arguments(prog="python -m jobs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="upgrade the database to the newest version")
     commands.add_parser("check", help="check that the database is whole and of this version")

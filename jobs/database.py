@@ -154,10 +154,15 @@ class Database:
         """Upgrade the schema to the newest version; several processes may call this at once.
 
         Raises:
-            Unusable: the database is damaged, of another program, or of a newer version of this service.
+            Unusable: its folder cannot be made, or it is damaged, of another program,
+                or of a newer version of this service.
         """
         if self.url.startswith("sqlite") and (file := self.engine.url.database):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise schema.Unusable(f"the folder of the database {file} cannot be made: {reason}") from error
         schema.upgrade(self)
 
     def is_migrated(self) -> bool:

@@ -19,6 +19,7 @@ from jobs.database import Database, new_id, now_ms
 from jobs.errors import FieldError, Invalid, NotFound
 from jobs.models import Key, SignInToken
 from wcl_core.files import write_bytes
+from wcl_core.text import visible
 
 SCOPES = ("read", "submit", "admin")
 LINK_MINUTES = 15
@@ -43,8 +44,10 @@ def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str
         (its row, the secret, which is not stored).
 
     Raises:
-        Invalid: a scope is unknown, or there is none.
+        Invalid: a scope is unknown, or there is none; or the name cannot be one.
     """
+    if not 0 < len(name) <= 200 or visible(name) != name:
+        raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
     if not scopes or not set(scopes) <= set(SCOPES):
         raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
     secret = _PREFIX + secrets.token_urlsafe(32)

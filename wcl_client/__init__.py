@@ -1,6 +1,7 @@
 """The typed Python client and the `wcl` command line.
 
-The client talks REST only. Of the project it imports only `wcl_core.config` and `wcl_core.text`.
+The client talks REST only. Of the project it imports only `wcl_core.config`, `wcl_core.spec_files` and
+`wcl_core.text`.
 
     from wcl_client import WclClient
 

@@ -42,8 +42,8 @@ from wcl_client.errors import (
     Unreachable,
     WclError,
 )
-from wcl_client.specfile import SpecFileError
 from wcl_client.terminal import Styled, be_robust, closed_pipe, err, flush, write
+from wcl_core.spec_files import SpecFileError
 from wcl_core.text import visible
 
 app = typer.Typer(

@@ -22,7 +22,8 @@ from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
 from wcl_core.reporter import ConsoleReporter
-from wcl_core.text import visible_json, write_error, write_line
+from wcl_core.spec_files import read_spec
+from wcl_core.text import Arguments, visible_json, write_error, write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m wcl_core", description=__doc__)
+    parser = Arguments(prog="python -m wcl_core", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = verbs.add_parser("pretrain", help="train a backbone by a spec file (.yaml or .json)")
@@ -224,19 +225,7 @@ def _cancelled_by_interrupt() -> Iterator[Callable[[], Request | None]]:
 
 
 def _read_spec(kind: Kind, path: Path) -> Spec:
-    import yaml
-
-    text = path.read_text()
-    try:
-        if path.suffix == ".json":
-            content: Any = json.loads(text)
-        else:
-            content = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: the file holds no fields; expected a mapping of the spec's fields")
-    return parse_spec(kind, content)
+    return parse_spec(kind, read_spec(path))
 
 
 def _exit_code(outcome: Outcome) -> int:

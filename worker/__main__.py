@@ -29,7 +29,7 @@ from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
-from wcl_core.text import log_to_stderr, write_error
+from wcl_core.text import Arguments, log_to_stderr, write_error
 from worker import app, datasets, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser = Arguments(prog="python -m worker", description=__doc__)
     parser.add_argument(
         "--once", action="store_true", help="run at most one job, then exit; exit at once if no job waits"
     )

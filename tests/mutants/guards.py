@@ -1029,7 +1029,7 @@ GUARDS = (
     ),
     Guard(
         "a key of a spec file occurs once",
-        "wcl_client/specfile.py",
+        "wcl_core/spec_files.py",
         'if count > 1 and name != "<<":',
         "if False:",
         ("tests/wcl_client/test_client_parts.py::test_a_yaml_file_has_one_reading",),

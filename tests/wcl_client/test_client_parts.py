@@ -18,8 +18,9 @@ from wcl_client.api import WclClient
 from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
 from wcl_client.progress import JobView, duration
 from wcl_client.responses import Evaluation
-from wcl_client.specfile import SpecFileError, apply_overrides, read_spec
+from wcl_client.specfile import apply_overrides
 from wcl_client.sse import Message, parse
+from wcl_core.spec_files import SpecFileError, read_spec
 from wcl_core.text import Secret
 
 

@@ -155,8 +155,8 @@ def test_a_folder_of_images_is_trained_on(tmp_path: Path) -> None:
             ["error: there is no builtin dataset nothing", "digits, cifar10"],
         ),
         ("spec.yaml", small.fields(batch_size=5000), ["error: batch_size is 5000, but the train split"]),
-        ("spec.yaml", [1, 2], ["spec.yaml: the file holds no fields; expected a mapping"]),
-        ("spec.json", "text", ["spec.json: the file holds no fields; expected a mapping"]),
+        ("spec.yaml", [1, 2], ["spec.yaml: expected a mapping of fields, but the file holds a list"]),
+        ("spec.json", "text", ["spec.json: expected a mapping of fields, but the file holds a str"]),
     ],
 )
 def test_bad_input_is_one_line_a_field(

@@ -12,8 +12,9 @@ from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_s
 from wcl_client.references import find_job
 from wcl_client.registration import when_registered
 from wcl_client.responses import JobKind
-from wcl_client.specfile import apply_overrides, read_spec
+from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
+from wcl_core.spec_files import read_spec
 
 app = typer.Typer()
 

@@ -14,8 +14,8 @@ from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
 from wcl_client.registration import when_registered
 from wcl_client.responses import Json
-from wcl_client.specfile import read_spec
 from wcl_client.terminal import err, out, print_json
+from wcl_core.spec_files import read_spec
 
 app = typer.Typer()
 sweep = typer.Typer(help="Search over the fields of a spec: grid, random or successive halving.", no_args_is_help=True)
