@@ -73,7 +73,7 @@ def run(app: Celery, settings: Settings, draining: threading.Event) -> None:
     consumer_log = _ConsumerLog()
     for handler in logging.getLogger().handlers:
         handler.addFilter(consumer_log)
-    signals.worker_ready.connect(consumer_log.note_ready, weak=False)
+    broker.listening.connect(consumer_log.note_ready, weak=False)
     backoff = Backoff(settings.lease_seconds)
     while not draining.is_set():
         _consume(app, settings)

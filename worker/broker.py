@@ -13,9 +13,11 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import Any
 
+from celery.utils.dispatch import Signal
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -26,6 +28,7 @@ from jobs import wake_up
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 60.0
+_RETRY_SECONDS = 5  # the longest pause between two tries to connect
 _BODY = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
 
@@ -57,6 +60,7 @@ class Dropped:
 
 
 dropped = Dropped()
+listening = Signal(name="listening")  # a consumer has a connection and waits for messages
 _ERRORS_OF_REDIS = (OSError, Empty, ConnectionError, BusyLoadingError, AuthenticationError, TimeoutError, ResponseError)
 
 
@@ -106,6 +110,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 handle(message)
 
         return on_message
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect to the broker; after a long outage, listen again within seconds and not within half a minute."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=_RETRY_SECONDS)
+        return super().ensure_connected(conn)
+
+    def on_ready(self) -> None:
+        """Send `listening`; Celery's own `worker_ready` is not sent again after it has reconnected by itself."""
+        super().on_ready()
+        listening.send(sender=self)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Drop a message that kombu cannot read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -77,6 +78,26 @@ def test_a_broker_that_refuses_costs_a_run_nothing(
     assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == ("running", 1)
     assert worker.stop() == 0
     assert (worker.log().count(LOST), worker.log().count(BACK)) == (1, 1)
+
+
+@pytest.mark.long
+def test_a_worker_listens_again_after_each_of_many_faults(
+    sqlite_database: Database, start_worker: StartWorker, broker: tuple[redis.Redis, str]
+) -> None:
+    """The last fault is a long one, after which the pauses between two tries have grown."""
+    client, url = broker
+    worker = start_worker(sqlite_database, WCL_BROKER_URL=url)
+    for number, fault in enumerate(FAULTS, 1):
+        client.lpush(f"wcl:{wake_up.queue_of('default')}", *UNREADABLE)
+        for words in FAULTS[fault]:
+            client.execute_command(*words)
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        eventually(lambda count=number: worker.whole_log().count(LOST) == count, f"the line of {fault}")
+        time.sleep(45 if number == len(FAULTS) else 5)
+        for words in CURES[fault]:
+            client.execute_command(*words)
+        eventually(lambda count=number: worker.whole_log().count(BACK) == count, f"the end of {fault}", 40)
+    assert "Traceback" not in worker.whole_log()
 
 
 def message(body: str, **headers: object) -> str:
