@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wcl_core.data.images import Split
 from wcl_core.distributed import SINGLE, Ranks
+from wcl_core.transfer import send
 
 _RESIDENT_BYTES = 1 << 31  # a mapped split of at most this size is copied to the device as a whole
 _NUM_BUFFERS = 3  # one is being filled, one is being copied, and the step of one still runs
@@ -49,10 +50,10 @@ class Rows:
                 ready or nearly ready.
         """
         if not self.is_streamed:
-            return self._images[self._own(index).to(self._device)]
+            return self._images[send(self._own(index), self._device)]
         if self._next is not None and self._next[0] is index:
             return self._buffers.on_device(self._next[1].result())
-        return self._images[self._own(index)].to(self._device)
+        return send(self._images[self._own(index)], self._device)
 
     def _own(self, index: Tensor) -> Tensor:
         return index[self._ranks.own(len(index))]

@@ -27,6 +27,7 @@ from wcl_core.config import AugmentConfig
 from wcl_core.data import derived_seed
 from wcl_core.distributed import SINGLE, Ranks
 from wcl_core.images.view_parameters import Draws, ViewParameters
+from wcl_core.transfer import constant
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -165,7 +166,7 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     sixth = distance.copysign_(side).add_(shift[:, None, None, None], alpha=6)
     sixth.sub_((sixth / 6).floor_(), alpha=6)  # remainder(6) is several times slower on a CPU
     # Red is 1 around 0 and 6, green around 2, blue around 4, each falling to 0 over a sixth.
-    turned: Tensor = (sixth - x.new_tensor((3.0, 2.0, 4.0)).view(1, 3, 1, 1)).abs_()
+    turned: Tensor = (sixth - constant((3.0, 2.0, 4.0), x).view(1, 3, 1, 1)).abs_()
     turned[:, 0].sub_(1)
     turned[:, 1:].neg_().add_(2)
     return torch.addcmul(low, turned.clamp_(0, 1), chroma)
@@ -185,6 +186,6 @@ def _gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 def _normalise(x: Tensor) -> Tensor:
     """Normalise by ImageNet's mean and deviation, in place."""
-    mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
-    std = x.new_tensor(STD).view(1, 3, 1, 1)
+    mean = constant(MEAN, x).view(1, 3, 1, 1)
+    std = constant(STD, x).view(1, 3, 1, 1)
     return x.sub_(mean).div_(std)

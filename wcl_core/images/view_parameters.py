@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wcl_core.config import AugmentConfig
 from wcl_core.distributed import SINGLE, Ranks
+from wcl_core.transfer import send
 
 _BLUR_SIGMA = (0.1, 2.0)
 _ASPECT = (3 / 4, 4 / 3)
@@ -98,7 +99,7 @@ class ViewParameters:
 
     def to(self, device: torch.device) -> ViewParameters:
         """Return the parameters with their values on the device, without waiting for it."""
-        return ViewParameters(_send(self.values, device), self.masks, self.has_turns)
+        return ViewParameters(send(self.values, device), self.masks, self.has_turns)
 
     def part(self, rows: slice) -> ViewParameters:
         """Return the parameters of some consecutive samples."""
@@ -107,12 +108,7 @@ class ViewParameters:
     def rows(self) -> list[Tensor]:
         """Return the samples of each mask as indices on the device, in one transfer."""
         counts, index = self.masks.sum(dim=1).tolist(), self.masks.nonzero()[:, 1].contiguous()
-        return list(torch.split(_send(index, self.values.device), counts))
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """Return the values on the device, without waiting for it."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+        return list(torch.split(send(index, self.values.device), counts))
 
 
 def _crops(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float) -> Tensor:

@@ -45,6 +45,7 @@ from wcl_core.training.optim import build_optimizer, warning_of
 from wcl_core.training.run_metrics import Clock, Hardware, MetricState, weak_label_metrics
 from wcl_core.training.saving import Saver, environment
 from wcl_core.training.view_maker import ViewMaker
+from wcl_core.transfer import send
 
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
 _KNN_K = 20
@@ -208,7 +209,7 @@ class _Run:
     def _train_step(self, index: Tensor, epoch: int) -> None:
         config = self.config
         views = self.view_maker.views(self.images[index], epoch, self.step)
-        index = index.to(self.device)
+        index = send(index, self.device)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learner.gradients(views, Batch(index, self.step, self.total_steps))

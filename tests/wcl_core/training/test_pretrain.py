@@ -521,7 +521,7 @@ def spoil(step: int, what: str) -> Callable[[Any, Any, int], None]:
         if self.step == step:
             with torch.no_grad():
                 parameters = dict(self.model.named_parameters())
-                parameters[what].view(-1)[0] = math.nan
+                parameters[what][(0,) * parameters[what].ndim] = math.nan
 
     return train_step
 
