@@ -242,4 +242,11 @@ def _sqlite_engine(url: str) -> Engine:
         is_write = connection.get_execution_options().get("wcl_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
 
+    @event.listens_for(engine, "reset")
+    def reset(connection: sqlite3.Connection, record: Any, state: Any) -> None:
+        # A COMMIT that readers have delayed for too long leaves its transaction open, with its locks, and SQLAlchemy
+        # takes it for ended.  The next user of the connection could not begin another one.
+        del record, state
+        connection.rollback()
+
     return engine

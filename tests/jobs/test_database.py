@@ -200,6 +200,27 @@ def test_an_open_reader_delays_a_commit_and_loses_nothing(database: Database) ->
     assert kind_of(database) == "later"
 
 
+def test_a_commit_that_a_reader_delays_for_too_long_is_run_again(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite leaves the transaction open whose COMMIT has failed."""
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 100)
+    database = Database(sqlite_database.url)
+    reader = sqlite3.connect(database.engine.url.database or "", isolation_level=None, check_same_thread=False)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM datasets").fetchall()
+    timer = threading.Timer(0.5, reader.rollback)
+    timer.start()
+
+    add_dataset(database, "late")
+    timer.join()
+    reader.close()
+
+    with database.read() as session:
+        assert session.execute(select(Dataset.name)).scalars().all() == ["late"]
+    database.dispose()
+
+
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_deadlock_is_run_again(database: Database) -> None:
     add_dataset(database, name="other")
