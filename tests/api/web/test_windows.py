@@ -48,8 +48,8 @@ def test_eight_windows_share_one_stream(visitor: Visitor, site: Site) -> None:
         run.losses([2, 3])
     for page in pages[1:]:
         eventually(lambda page=page: steps(page) == [1, 2, 3], "all points in every window", 10)
-    name = site.submit("a job of another window") and "a job of another window"
-    expect(first.get_by_text(name).first).to_be_visible()
+    site.submit("a job of another window", pool="idle")
+    expect(first.get_by_text("a job of another window").first).to_be_visible()
 
     for page in pages[:5]:  # the windows that stay go on without a gap
         page.close()
@@ -62,6 +62,21 @@ def test_eight_windows_share_one_stream(visitor: Visitor, site: Site) -> None:
     eventually(lambda: open_streams(site) == 0, "no stream without windows", 10)
     for run in runs:
         run.end()
+
+
+def test_a_browser_without_shared_workers_has_live_pages(visitor: Visitor, site: Site) -> None:
+    run = site.running("without a shared worker")
+    run.start()
+    run.losses([1])
+    page = visitor.window()
+    page.add_init_script("delete window.SharedWorker")
+
+    page.goto(f"/jobs/{run.job_id}")
+    page.wait_for_selector(LIVE, state="attached")
+    run.losses([2])
+    eventually(lambda: steps(page) == [1, 2], "the new point", 10)
+    run.end()
+    page.wait_for_selector("#connection[data-state=over]", state="attached")
 
 
 def test_signing_out_in_one_window_signs_all_windows_out(browser: Browser, site: Site) -> None:
