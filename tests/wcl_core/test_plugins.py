@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,12 @@ def test_a_dataset_that_cannot_be_loaded_is_named(site_packages: Path, tmp_path:
         data.load("broken-stripes", "builtin", tmp_path, 8, 0.0, NullReporter())
 
 
+needs_timm = pytest.mark.skipif(
+    not entry_points(group="wcl.backbones", name="timm"), reason="this project is not installed, so timm is no plugin"
+)
+
+
+@needs_timm
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "size"), [("resnet10t", 32), ("vit_tiny_patch16_224", 48)])
 def test_a_spec_names_one_of_timms_networks(variant: str, size: int) -> None:
@@ -153,6 +160,7 @@ def test_a_spec_names_one_of_timms_networks(variant: str, size: int) -> None:
     assert network(torch.randn(2, 3, size, size)).shape == (2, network.feature_dim)
 
 
+@needs_timm
 def test_a_network_that_timm_lacks_is_named() -> None:
     with pytest.raises(PluginError, match=r"backbone\.variant no-such-net"):
         build_backbone(BackboneConfig(name="timm", variant="no-such-net"), 32)

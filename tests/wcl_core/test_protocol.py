@@ -12,6 +12,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+pytest.importorskip("jobs", reason="the service is not here")
+
 from jobs.status import Reason, Status
 from wcl_core import protocol
 from wcl_core.protocol import FailureReason, MapFacts, MonitorBatchFacts, Outcome, RunFile, parse_record, to_json

@@ -18,6 +18,7 @@ from tests.wcl_core import small
 from wcl_core import checkpoint
 from wcl_core.config import EvaluateSpec, parse_spec
 from wcl_core.data import ImageData
+from wcl_core.distributed import SINGLE, device_of
 from wcl_core.evaluation.embedding_map import chosen, layout, nearest, principal
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
@@ -135,10 +136,11 @@ def test_a_checkpoint_is_mapped_with_its_weak_labels(tmp_path: Path) -> None:
     saved = checkpoint.read(path)
     model = small.model(saved.spec)
     model.load_state_dict(saved.part("model/"))
-    model.eval()
+    model.eval().to(device := device_of(SINGLE))
     with torch.no_grad():
-        rows = model.backbone(normalised(data.train.images[index]))
-        labels = weak_labels(model.heads(rows)[model.labels_head or ""])
+        rows = model.backbone(normalised(data.train.images[index].to(device)))
+        labels = weak_labels(model.heads(rows)[model.labels_head or ""]).cpu()
+        rows = rows.cpu()
     assert (torch.tensor(facts["components"])[:, None] == torch.tensor(facts["components"])).equal(
         labels[:, None] == labels
     )

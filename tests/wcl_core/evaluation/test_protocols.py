@@ -32,6 +32,7 @@ from wcl_core.config import (
     resolve_spec,
 )
 from wcl_core.data import ImageData, Split
+from wcl_core.distributed import SINGLE, device_of
 from wcl_core.evaluation import (
     accuracy,
     classifier,
@@ -420,7 +421,8 @@ def test_embeddings_are_all_features_of_both_splits_in_one_file(tmp_path: Path) 
     assert [r["protocol"] for r in reporter.of("evaluation")] == ["knn"]
     tensors = load_file(path)
     assert spec.features.kind == "untrained"
-    features = network_features(untrained_backbone(spec.features.backbone, 3), data, CPU)
+    device = device_of(SINGLE)
+    features = network_features(untrained_backbone(spec.features.backbone, 3).to(device), data, device)
     for split, values, labels in (
         ("train", features.train, data.train.labels),
         ("test", features.test, data.test.labels),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_ten_steps_never_wait_for_the_gpu(options: dict[str, Any], tmp_path: Path) -> None:
@@ -36,13 +50,10 @@ def test_ten_steps_never_wait_for_the_gpu(options: dict[str, Any], tmp_path: Pat
     size, epochs = len(run.images), range(small.EPOCHS)
     indices = [(index, epoch) for epoch in epochs for index in epoch_batches(size, spec.batch_size, spec.seed, epoch)]
     run._train_step(*indices[0])  # allocates the state of the optimiser
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         for index, epoch in islice(indices, 1, 11):
             run._train_step(index, epoch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        run.saver.close()
+    run.saver.close()
     assert run.step == 11
 
 
