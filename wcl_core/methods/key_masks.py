@@ -41,13 +41,9 @@ class ByIndex:
         return values.scatter_(1, self.index[rows], -torch.inf)
 
     def positives(self, labels: Tensor, keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
-        total = keys.new_zeros(len(labels), keys.shape[1])
-        count = torch.zeros_like(labels)
-        for index in self.index.unbind(1):
-            same = key_labels[index] == labels
-            total = total + torch.where(same[:, None], keys[index], 0.0)
-            count = count + same.long()
-        return total, count
+        same = key_labels[self.index] == labels[:, None]
+        total = torch.where(same[..., None], keys[self.index], 0.0).sum(1)
+        return total, same.sum(1)
 
 
 @dataclass(frozen=True)

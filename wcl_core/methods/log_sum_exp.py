@@ -5,6 +5,7 @@ All losses are built on it.  A `KeyMask` hides keys from an anchor.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,11 +60,13 @@ class _TiledLogSumExp(torch.autograd.Function):
         gradient = torch.empty_like(anchors) if is_closed else None
         scaled, columns = (anchors / temperature).to(dtype), keys.to(dtype)
         for rows in _tiles(anchors, keys):
-            weights, top = _softmax(scaled, columns, excluded, rows)
-            top_logits = (anchors[rows] * keys.index_select(0, top)).sum(1) / temperature
-            normaliser[rows] = _normaliser(weights, top, top_logits)
+            tile = _tile(scaled, columns, excluded, rows)
+            top_keys = keys.index_select(0, tile.top).masked_fill_(tile.is_alone, 0.0)
+            top_logits = (anchors[rows] * top_keys).sum(1, keepdim=True) / temperature
+            log_sum = top_logits + tile.others.log1p()
+            normaliser[rows] = log_sum.masked_fill_(tile.is_alone, -torch.inf).squeeze(1)
             if gradient is not None:
-                gradient[rows] = (weights @ columns).to(gradient.dtype) / temperature
+                gradient[rows] = (tile.ratios @ columns + top_keys) / ((1 + tile.others) * temperature)
         ctx.temperature, ctx.excluded, ctx.dtype = temperature, excluded, dtype
         ctx.save_for_backward(*((gradient,) if is_closed else (None, anchors, keys)))
         return normaliser
@@ -79,7 +82,9 @@ class _TiledLogSumExp(torch.autograd.Function):
         scaled, columns = (anchors / ctx.temperature).to(ctx.dtype), keys.to(ctx.dtype)
         with full_float32(grad.device.type):  # the settings of the forward pass do not reach the backward pass
             for rows in _tiles(anchors, keys):
-                weights = _softmax(scaled, columns, ctx.excluded, rows)[0].mul_(grad[rows, None])
+                tile = _tile(scaled, columns, ctx.excluded, rows)
+                weights = tile.ratios.scatter_(1, tile.top[:, None], (~tile.is_alone).to(ctx.dtype))
+                weights.mul_(grad[rows, None] / (1 + tile.others))
                 grad_anchors[rows] = (weights @ columns).to(keys.dtype) / ctx.temperature
                 grad_keys += weights.T @ scaled[rows]
         return grad_anchors, grad_keys, None, None, None
@@ -89,8 +94,8 @@ def _tile_dtype(anchors: Tensor, keys: Tensor, temperature: float) -> torch.dtyp
     """Return float64 for small batches, where a loss may be tiny and its gradient large, and float32 for large ones.
 
     In float32, dot products of unit rows have errors of about 1e-7, so logits of 1e-7 / t and gradients of
-    1e-7 / (t^2 B), which is below the tolerance.  A small loss stays exact, because `_normaliser` takes the largest
-    logit of a row in float64.
+    1e-7 / (t^2 B), which is below the tolerance.  A small loss stays exact, because the largest logit of a row is
+    taken in float64.
     """
     is_large = len(anchors) * len(keys) >= FLOAT32_FROM_PAIRS and temperature >= FLOAT32_MIN_TEMPERATURE
     return torch.float32 if is_large else torch.float64
@@ -102,10 +107,30 @@ def _tiles(anchors: Tensor, keys: Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(anchors))) for start in range(0, len(anchors), size)]
 
 
-def _softmax(scaled: Tensor, keys: Tensor, excluded: KeyMask | None, rows: slice) -> tuple[Tensor, Tensor]:
-    """Return the softmax weight of each key, (R, K), and each anchor's heaviest key, (R,).
+@dataclass(frozen=True)
+class _Tile:
+    """R anchors against all keys, relative to the largest logit of each anchor.
 
-    Hidden keys are set to -inf before the softmax; subtracting them afterwards would give NaN at small t.
+    The largest logit itself is left out of `others`.  If a loss is small, it equals about `others`, which 1 + others
+    would round away.
+
+    Attributes:
+        ratios: (R, K), exp(logit - largest logit); 0 for hidden keys and for the anchor's largest.
+        top: (R,) int64, the key with the largest logit.
+        others: (R, 1) float64, the sum of the ratios.
+        is_alone: (R, 1) bool, whether an anchor sees no key; its ratios are 0.
+    """
+
+    ratios: Tensor
+    top: Tensor
+    others: Tensor
+    is_alone: Tensor
+
+
+def _tile(scaled: Tensor, keys: Tensor, excluded: KeyMask | None, rows: slice) -> _Tile:
+    """Return the ratios of a tile.
+
+    Hidden keys are set to -inf before the exponential; subtracting them afterwards would give NaN at small t.
 
     Args:
         scaled: (B, D) anchors divided by t.
@@ -114,25 +139,9 @@ def _softmax(scaled: Tensor, keys: Tensor, excluded: KeyMask | None, rows: slice
         rows: the R anchors of this tile.
     """
     logits = scaled[rows] @ keys.T
-    if excluded is None:
-        return logits.softmax(1), logits.argmax(1)
-    peak, top = excluded.hide_(logits, rows).max(1)
-    # An anchor without a visible key gets weights 0, not NaN; the finite logit changes no other row.
-    is_alone = (peak == -torch.inf)[:, None]
-    logits.scatter_(1, top[:, None], torch.where(is_alone, 0.0, peak[:, None]))
-    weights = logits.softmax(1)
-    return weights.scatter_(1, top[:, None], weights.gather(1, top[:, None]).masked_fill_(is_alone, 0.0)), top
-
-
-def _normaliser(weights: Tensor, top: Tensor, top_logits: Tensor) -> Tensor:
-    """Return the logsumexp of each row, (R,) float64, from its weights and its largest logit; -inf without a key.
-
-    If the loss is small, it equals about the sum of all weights but the heaviest.  That sum is exact, while 1 minus the
-    heaviest weight is rounded away.
-    """
-    share = weights.gather(1, top[:, None])
-    others = weights.scatter_(1, top[:, None], 0.0).sum(1).double()
-    weights.scatter_(1, top[:, None], share)
-    heaviest = share[:, 0].double()
-    log_share = torch.where(heaviest > 0.5, torch.log1p(-others), heaviest.log())
-    return torch.where(heaviest == 0, -torch.inf, top_logits - log_share)
+    if excluded is not None:
+        excluded.hide_(logits, rows)
+    peak, top = logits.max(1, keepdim=True)
+    # The finite peak of an anchor without a visible key gives it ratios 0, not NaN; it changes no other row.
+    ratios = logits.sub_(peak.clamp(min=torch.finfo(logits.dtype).min)).exp_().scatter_(1, top, 0.0)
+    return _Tile(ratios, top.squeeze(1), ratios.sum(1, keepdim=True).double(), peak == -torch.inf)

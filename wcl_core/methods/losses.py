@@ -35,6 +35,9 @@ from wcl_core.methods.log_sum_exp import tiled_log_sum_exp
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.precision import full_float32
 
+# Up to this many pairs on a GPU, the positives are averaged by a matrix product.
+SMALL_GPU_PAIRS = 1024 * 1024
+
 
 def nt_xent(
     z1: Tensor,
@@ -187,13 +190,17 @@ def weak_label_loss(
         anchors = u.double()
         all_keys = (keys.detach() if detach_keys else keys).double()
         normaliser = tiled_log_sum_exp(anchors, all_keys, hidden, temperature, is_exact=u.dtype == torch.float64)
-        mean, count = _positive_mean(labels, all_keys, key_labels, hidden)
+        is_small = u.is_cuda and len(u) * len(keys) <= SMALL_GPU_PAIRS
+        positive_mean = dense_positive_mean if is_small else segment_positive_mean
+        mean, has_positive = positive_mean(labels, all_keys, key_labels, hidden)
         loss = normaliser - (anchors * mean).sum(1) / temperature
-        return as_output(torch.where(count > 0, loss, 0.0).mean(), u)
+        return as_output(torch.where(has_positive, loss, 0.0).mean(), u)
 
 
-def _positive_mean(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: KeyMask | None) -> tuple[Tensor, Tensor]:
-    """Return the mean of each anchor's positives, (B, D), and their number, (B,).
+def segment_positive_mean(
+    labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: KeyMask | None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of each anchor's positives, (B, D), 0 without one, and whether it has any, (B,).
 
     Hidden keys are subtracted from the sum over the whole label; in float64 this costs no visible precision.
     """
@@ -201,7 +208,22 @@ def _positive_mean(labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: K
     if excluded is not None:
         removed, num_removed = excluded.positives(labels, keys, key_labels)
         total, count = total - removed, count - num_removed
-    return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], 0.0), count
+    return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], 0.0), count > 0
+
+
+def dense_positive_mean(
+    labels: Tensor, keys: Tensor, key_labels: Tensor, excluded: KeyMask | None
+) -> tuple[Tensor, Tensor]:
+    """Return the same as `segment_positive_mean` in a third of its calls, with a (B, K) matrix of shares.
+
+    The calls cost more than the work for small batches on a GPU.
+    """
+    shares = torch.where(labels[:, None] == key_labels, 0.0, -torch.inf)
+    if excluded is not None:
+        excluded.hide_(shares, slice(None))
+    shares = shares.softmax(1, dtype=keys.dtype)  # 1/|P(i)| for each positive; NaN for an anchor without one
+    is_alone = shares[:, :1].isnan()
+    return shares.masked_fill_(is_alone, 0.0) @ keys, ~is_alone.squeeze(1)
 
 
 def _as_key_mask(excluded: Tensor | KeyMask | None) -> KeyMask | None:

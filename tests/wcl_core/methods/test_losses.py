@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wcl_core.methods import log_sum_exp, weak_labels
-from wcl_core.methods.key_masks import ByImage
-from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
+from wcl_core.methods.key_masks import ByImage, ByIndex, ByMask, KeyMask
+from wcl_core.methods.losses import (
+    dense_positive_mean,
+    nt_xent,
+    segment_positive_mean,
+    swapped_weak_label_loss,
+    weak_label_loss,
+)
 
 torch.set_num_threads(1)
 
@@ -207,6 +213,28 @@ def test_separate_keys_and_key_masks(count: int, num_keys: int, seed: int, as_ma
         u,
         keys,
     )
+
+
+@pytest.mark.parametrize(
+    "excluded",
+    [
+        None,
+        ByIndex(torch.stack((torch.arange(40), torch.arange(20, 60)), dim=1)),
+        ByMask(torch.rand(40, 60, generator=torch.Generator().manual_seed(1)) < 0.7),
+        ByImage(torch.arange(40) % 20, torch.cat((torch.arange(50) % 20, torch.full((10,), -1)))),
+    ],
+    ids=["none", "index", "mask", "image"],
+)
+def test_both_forms_average_the_same_positives(excluded: KeyMask | None) -> None:
+    """A GPU takes the dense form for small batches."""
+    keys = rows(60, 8, 0).double().requires_grad_()
+    key_labels = torch.cat((torch.arange(50) % 15, torch.arange(100, 110)))  # those of empty keys occur once
+    forms = [form(key_labels[:40], keys, key_labels, excluded) for form in (dense_positive_mean, segment_positive_mean)]
+    (dense, dense_any), (segments, segments_any) = forms
+    assert torch.equal(dense_any, segments_any)
+    torch.testing.assert_close(dense, segments, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad((mean * keys[:40].detach()).sum(), keys)[0] for mean in (dense, segments)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-14)
 
 
 def dense_weak(u: Tensor, keys: Tensor, labels: Tensor, t: float) -> Tensor:
