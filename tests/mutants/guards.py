@@ -1147,14 +1147,14 @@ GUARDS = (
         "jobs/keys.py",
         "not in keys or (each.session and each.session not in sessions)}",
         "not in keys}",
-        ("tests/api/streams/test_streams.py::test_the_end_of_a_session_ends_its_streams_and_no_others",),
+        ("tests/api/streams/test_streams.py::test_the_end_of_a_session_ends_its_streams_and_no_others", "--timeout=20"),
     ),
     Guard(
         "an expired session ends its streams",
         "jobs/keys.py",
         "SignInToken.hash.in_(hashes), SignInToken.expires_at > now_ms())",
         "SignInToken.hash.in_(hashes))",
-        ("tests/api/streams/test_streams.py::test_the_end_of_a_session_ends_its_streams_and_no_others",),
+        ("tests/api/streams/test_streams.py::test_the_end_of_a_session_ends_its_streams_and_no_others", "--timeout=20"),
     ),
     Guard(
         "a cookie's name is of one instance",
