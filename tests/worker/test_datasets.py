@@ -116,7 +116,7 @@ def test_a_refusal_gives_the_reason_without_a_path(photos: Path, tmp_path: Path)
     lists = {"listed": {"some": tmp_path / "list.txt"}}
     settings = Settings(data_dir=tmp_path / "data", datasets=places, label_lists=lists, builtin_datasets=["nothing"])
     refused = {name: result for name, result in datasets.find(settings, threading.Event()) if isinstance(result, str)}
-    assert "1 images and no class folders; expected train/CLASS/FILE" in refused["flat"]
+    assert "1 image and no class folders; expected train/CLASS/FILE" in refused["flat"]
     assert "no spec can name it; expected lower-case letters" in refused["Upper Case"]
     assert refused["Upper Case"].endswith("upper-case")
     assert refused["listed"].startswith("list some: line 1")
