@@ -59,19 +59,30 @@ def own_storage(stage: Stage, name: str) -> None:
 @contextmanager
 def suspended(stage: Stage, worker: Node) -> Iterator[None]:
     """Suspend a worker at a moment at which it holds no lock of the database."""
-    journal = stage.folder / "wcl.sqlite3-journal"
 
     def is_suspended() -> bool:
         worker.send(signal.SIGSTOP)
         eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, "a suspended worker")
-        if not journal.exists() or journal.stat().st_size == 0:
+        if stage.postgres is not None or is_unlocked(stage.folder / "wcl.sqlite3"):
             return True
         worker.send(signal.SIGCONT)
         return False
 
-    eventually(is_suspended, "a moment without a transaction")
-    yield
-    worker.send(signal.SIGCONT)
+    try:
+        eventually(is_suspended, "a moment without a transaction")
+        yield
+    finally:
+        worker.send(signal.SIGCONT)
+
+
+def is_unlocked(database: Path) -> bool:
+    """Return whether no process reads or writes a SQLite file; a backup into it would wait for ever."""
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+        return True
 
 
 @contextmanager
