@@ -51,6 +51,7 @@ def photograph(sign_in_link: str, address: str, output: Path, height: int) -> No
         browser = playwright.chromium.launch(executable_path=path, args=["--disable-gpu", *sandbox])
         page = browser.new_page(viewport={"width": 1200, "height": height}, reduced_motion="reduce")
         page.goto(sign_in_link)
+        page.wait_for_url(lambda url: "/sign-in" not in url)  # the link leads to the first page
         page.goto(address)
         page.wait_for_selector("canvas")
         page.wait_for_timeout(1500)  # all charts in sight are drawn

@@ -31,6 +31,7 @@ from tests.api.served import SPEC
 from tests.jobs import rows
 from tests.waiting import eventually
 from wcl_client.address import find_address
+from wcl_core.text import Secret
 
 pytestmark = pytest.mark.process
 
@@ -121,7 +122,7 @@ def test_a_local_server_makes_a_key_that_only_its_owner_reads(start: Start) -> N
     address_ = find_address(server.data_dir)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert (address_.url, address_.key) == (server.url, path.read_text().strip())
+    assert (address_.url, address_.key) == (server.url, Secret(path.read_text().strip()))
     with server.client() as client:
         assert client.get("/v1/keys").status_code == 200
         assert client.get(client.post("/v1/sign-in-links").json()["url"]).status_code == 200

@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 
 from wcl_core.data import image_file
 from wcl_core.data.image_file import UnreadableError, read_image
+from wcl_core.spec_files import SpecFileError, read_spec
 
 Colour = tuple[int, int, int]
 SIDE = 8
@@ -313,7 +314,7 @@ def calls_of(tree: ast.AST) -> set[str]:
 
 
 def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
-    """An image is opened in one module, and no pickle is read at all."""
+    """An image is opened in one module, a spec file by a loader of plain values, and no pickle is read at all."""
     forbidden = {"Image.open", "torch.load", "np.load", "numpy.load", "pickle.load", "pickle.loads", "yaml.load"}
     forbidden |= {"yaml.unsafe_load", "yaml.full_load", "torchvision.io.read_image", "marshal.loads", "shelve.open"}
     calls = {
@@ -322,7 +323,14 @@ def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
         for path in (REPOSITORY / folder).rglob("*.py")
         for call in calls_of(ast.parse(path.read_text(encoding="utf-8"))) & forbidden
     }
-    assert calls == {("wcl_core/data/image_file.py", "Image.open")}
+    assert calls == {("wcl_core/data/image_file.py", "Image.open"), ("wcl_core/spec_files.py", "yaml.load")}
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd", "!!python/tuple [1]"])
+def test_a_spec_file_makes_no_object(tag: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(f"epochs: {tag}\n")
+    with pytest.raises(SpecFileError, match="python"):
+        read_spec(tmp_path / "spec.yaml")
 
 
 def bomb(side: int) -> bytes:
