@@ -72,8 +72,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, text: Callable[[], str]) -> None:
 
 
 @pytest.fixture
-def wcl(capsys: pytest.CaptureFixture[str]) -> Wcl:
+def wcl(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wcl:
     """Run a command in this process; return its exit code and what it prints to stdout and stderr."""
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))  # not the folder of a service that this user runs
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.run(arguments)
