@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+
 from tests.wcl_client.answers import ID
 
 ODD = (
@@ -35,3 +39,20 @@ ODD = (
     ),
     *("a" * 5_000, "a,b", "0,1", "cifar10", "native", "evaluate", "http://[", "::1", "nosuch.invalid", "'\"`$(id)"),
 )
+
+
+def check_odd_values(
+    main: Callable[[Sequence[str]], int],
+    command: Sequence[str],
+    values: Iterable[str],
+    printed: pytest.CaptureFixture[str],
+) -> None:
+    """Run a command with each value in place of VALUE: it works, or it says in one line why not."""
+    for value in values:
+        try:
+            code = main([part.replace("VALUE", value) for part in command])
+        except SystemExit as end:
+            code = int(str(end.code))
+        err = printed.readouterr().err
+        assert code in (0, 1, 2), value
+        assert code == 0 or "error: " in err, value

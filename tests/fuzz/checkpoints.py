@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,13 @@ def run(count: int, seed: int, tally: Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="wcl-fuzz-") as name:
         folder = Path(name)
         valid = _valid(folder)
-        at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for each in range(seed, seed + count):
-            generator = random.Random(each)
-            path = folder / "mutated.safetensors"
-            path.write_bytes(_mutated(generator, valid))
-            _read(path, each, tally)
-            _export(path, folder / "backbone.safetensors", each, tally)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first) << 10
-        if grown > _MAX_GROWTH:
-            tally.fail("memory grows", seed, f"{grown >> 20} MiB")
+        with tally.memory_within(_MAX_GROWTH, seed):
+            for each in range(seed, seed + count):
+                generator = random.Random(each)
+                path = folder / "mutated.safetensors"
+                path.write_bytes(_mutated(generator, valid))
+                _read(path, each, tally)
+                _export(path, folder / "backbone.safetensors", each, tally)
 
 
 def _valid(folder: Path) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import random
-import resource
 import tarfile
 import tempfile
 import time
@@ -29,14 +28,14 @@ _MAX_GROWTH = 1_500 << 20  # bytes; an image of 100 million pixels, with a copy 
 def run(count: int, seed: int, tally: Tally) -> None:
     """Read `count` mutated files."""
     valid = _valid()
-    at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory(prefix="wcl-fuzz-") as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="wcl-fuzz-") as folder,
+        warnings.catch_warnings(),
+        tally.memory_within(_MAX_GROWTH, seed),
+    ):
         warnings.simplefilter("ignore")  # of decoders, about damaged bytes
         for each in range(seed, seed + count):
             _case(Path(folder), valid, each, tally)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first) << 10
-    if grown > _MAX_GROWTH:
-        tally.fail("memory grows", seed, f"{grown >> 20} MiB")
 
 
 def _case(folder: Path, valid: dict[str, bytes], seed: int, tally: Tally) -> None:

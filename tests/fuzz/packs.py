@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,19 @@ def run(count: int, seed: int, tally: Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="wcl-fuzz-") as name:
         folder = Path(name)
         valid = _valid(folder)
-        at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for each in range(seed, seed + count):
-            path = folder / "mutated.wclpack"
-            path.unlink(missing_ok=True)  # an earlier case may have mapped it
-            path.write_bytes(_mutated(random.Random(each), valid))
-            for use in (_describe, _load):
-                try:
-                    use(path, each, tally)
-                    tally.add(use.__name__.removeprefix("_"))
-                except DataError:
-                    tally.add("refused")
-                except Exception as error:
-                    tally.fail(f"{use.__name__.removeprefix('_')}: {type(error).__name__}", each, str(error))
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first) << 10
-        if grown > _MAX_GROWTH:
-            tally.fail("memory grows", seed, f"{grown >> 20} MiB")
+        with tally.memory_within(_MAX_GROWTH, seed):
+            for each in range(seed, seed + count):
+                path = folder / "mutated.wclpack"
+                path.unlink(missing_ok=True)  # an earlier case may have mapped it
+                path.write_bytes(_mutated(random.Random(each), valid))
+                for use in (_describe, _load):
+                    try:
+                        use(path, each, tally)
+                        tally.add(use.__name__.removeprefix("_"))
+                    except DataError:
+                        tally.add("refused")
+                    except Exception as error:
+                        tally.fail(f"{use.__name__.removeprefix('_')}: {type(error).__name__}", each, str(error))
 
 
 def _describe(path: Path, seed: int, tally: Tally) -> None:

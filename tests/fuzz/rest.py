@@ -45,8 +45,8 @@ def run(count: int, seed: int, tally: Tally) -> None:
     """Send `count` requests."""
     with service(tally) as served:
         schema = schemathesis.openapi.from_dict(served.client.get("/openapi.json").json())
-        found = [result.ok() for result in schema.get_all_operations()]
-        operations = [operation for operation in found if not operation.path.endswith(_ENDLESS)]
+        documented = [result.ok() for result in schema.get_all_operations()]
+        operations = [operation for operation in documented if not operation.path.endswith(_ENDLESS)]
         cases = served.cases(count, seed)
         for first in itertools.count(seed, BATCH):
             generator = random.Random(first)

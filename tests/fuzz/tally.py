@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -34,6 +37,15 @@ class Tally:
         """
         self.failures[kind] += 1
         self.first.setdefault(kind, f"seed {seed}: {shown[:500]}")
+
+    @contextmanager
+    def memory_within(self, most: int, seed: int) -> Iterator[None]:
+        """Count a failure if the peak memory of this process grows by more bytes."""
+        at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first) << 10
+        if grown > most:
+            self.fail("memory grows", seed, f"{grown >> 20} MiB")
 
     def text(self) -> str:
         """Return the counts, and one line for each kind of failure."""

@@ -20,7 +20,7 @@ from tests.jobs import rows
 from tests.jobs.rows import at_once
 
 
-def create(database: Database, *scopes: str, name: str = "somebody") -> tuple[str, str]:
+def create(database: Database, *scopes: str, name: str = "colleague") -> tuple[str, str]:
     """Create a key and return (id, secret)."""
     key, secret = database.write(lambda session: keys.create(session, name, scopes or ("read",)))
     return key.id, secret
@@ -46,7 +46,7 @@ def signed_in(database: Database, key_id: str) -> str:
 def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
     key_id, secret = create(database, "submit", "read", "read")
 
-    assert find(database, secret) == Principal(key_id, "somebody", frozenset({"read", "submit"}))
+    assert find(database, secret) == Principal(key_id, "colleague", frozenset({"read", "submit"}))
     for wrong in ("", "wcl_", secret + "x", secret[:-1], secret.upper(), hashlib.sha256(secret.encode()).hexdigest()):
         assert find(database, wrong) is None
 
@@ -93,7 +93,7 @@ def test_a_revoked_key_is_refused_at_once(database: Database) -> None:
     with database.read() as session:
         assert [key.revoked_at is not None for key in keys.list_keys(session)] == [False, True]
         assert keys.has_keys(session)
-        owners = [Principal(key, "somebody", frozenset()) for key in (key_id, keys.list_keys(session)[0].id)]
+        owners = [Principal(key, "colleague", frozenset()) for key in (key_id, keys.list_keys(session)[0].id)]
         assert keys.ended(session, owners) == {owners[0]}
 
 
@@ -115,7 +115,7 @@ def test_a_link_works_once(database: Database) -> None:
     (token,) = [answer for answer in answers if answer is not None]
     principal = by_session(database, token)
     assert principal is not None
-    assert replace(principal, session="") == Principal(key_id, "somebody", frozenset({"read", "admin"}))
+    assert replace(principal, session="") == Principal(key_id, "colleague", frozenset({"read", "admin"}))
     assert principal.session
     assert token not in principal.session
     assert by_session(database, link) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import main
-from tests.odd import ODD
+from tests.odd import ODD, check_odd_values
 
 
 @pytest.mark.parametrize("command", [["create-key", "VALUE"], ["create-key", "name", "--scopes=VALUE"], ["VALUE"]])
@@ -16,14 +16,7 @@ def test_each_argument_takes_an_odd_value_or_is_named(
 ) -> None:
     monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
     monkeypatch.delenv("WCL_DATABASE_URL", raising=False)
-    for value in ODD:
-        try:
-            code = main([part.replace("VALUE", value) for part in command])
-        except SystemExit as end:
-            code = int(str(end.code))
-        printed = capsys.readouterr()
-        assert code in (0, 1, 2), value
-        assert code == 0 or "error: " in printed.err, value
+    check_odd_values(main, command, ODD, capsys)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_where_all_connections_are_busy_a_new_one_is_refused(few: Served) -> Non
             assert is_closed(refused)
 
 
-def test_idle_and_slow_connections_keep_nobody_waiting(small: Served) -> None:
+def test_idle_and_slow_connections_keep_no_client_waiting(small: Served) -> None:
     """A small version of `benchmarks/door.py`, without its times."""
     with ExitStack() as stack:
         held = [stack.enter_context(closing(connect(small))) for _ in range(200)]

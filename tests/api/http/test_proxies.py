@@ -219,10 +219,10 @@ def test_every_address_has_the_root_path(proxied: Served, prefix: str) -> None:
     for path in ("/", f"/jobs/{job_id}", "/submit", "/sweeps", "/workers", "/datasets", "/docs", "/nowhere"):
         text = browser.get(f"{prefix}{path}").text
         addresses = re.findall(r'(?:href|src|action|formaction)="(/[^"]*)"|data-request="[A-Z]+ (/[^"]*)"', text)
-        found = {one or other for one, other in addresses}
-        assert len(found) > 10
-        assert {address for address in found if not address.startswith("/wcl/")} == set(), path
-        for address in found:
+        rooted = {one or other for one, other in addresses}
+        assert len(rooted) > 10
+        assert {address for address in rooted if not address.startswith("/wcl/")} == set(), path
+        for address in rooted:
             if address.startswith("/wcl/static/"):
                 assert browser.get(address).status_code == 200, address
     submitted = browser.post(f"{prefix}/v1/jobs", json=JOB)
