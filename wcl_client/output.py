@@ -66,7 +66,8 @@ def job_table(job: Job) -> Rows:
         ("ended", job.get("ended_at")),
         ("page", (job.get("links") or {}).get("page")),
     ]
-    facts += [(name, f"{value:.4g}") for name, value in sorted((job.get("latest_metrics") or {}).items()) if value]
+    metrics = sorted((job.get("latest_metrics") or {}).items())
+    facts += [(name, f"{value:.4g}") for name, value in metrics if value is not None]
     return _facts_table(facts)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wcl_client import comparison
+from wcl_client import comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
 from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
@@ -20,6 +20,7 @@ from wcl_client.progress import JobView, duration
 from wcl_client.responses import Evaluation
 from wcl_client.specfile import apply_overrides
 from wcl_client.sse import Message, parse
+from wcl_client.terminal import out
 from wcl_core.spec_files import SpecFileError, read_spec
 from wcl_core.text import Secret
 
@@ -32,6 +33,16 @@ def test_an_sse_message_has_event_id_and_json_data() -> None:
 
 def test_an_incomplete_sse_message_is_dropped() -> None:
     assert list(parse(["event: progress", 'data: {"step": 5}'])) == []
+
+
+def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"collapsed_share": 0.0, "kept": 0.25, "missing": None}
+    out.show(output.job_table({"id": "1", "kind": "pretrain", "status": "running", "latest_metrics": metrics}))  # type: ignore[typeddict-item]
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["collapsed_share", "0"] in lines
+    assert ["kept", "0.25"] in lines
+    assert not any("missing" in line for line in lines)
 
 
 @pytest.fixture(autouse=True)
