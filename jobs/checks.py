@@ -97,6 +97,7 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
         errors.append(FieldError(f"{pointer}/name", f"there is no dataset {data.name!r}; {expected}"))
     elif dataset.image_size is not None and data.image_size > dataset.image_size:
         detail = f"{data.image_size} is more than the {dataset.image_size} pixels that {dataset.name} is packed at"
+        detail += f"; use at most {dataset.image_size}"
         errors.append(FieldError(f"{pointer}/image_size", detail))
     return dataset
 
@@ -116,7 +117,7 @@ def _unreadable(dataset: Dataset, largest_share: float) -> str | None:
 def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
     errors: list[FieldError] = []
     if dataset is not None and spec.batch_size > (images := pretraining_count(dataset, spec.data)):
-        detail = f"{spec.batch_size} is more than the {images} train images of {dataset.name}"
+        detail = f"{spec.batch_size} is more than the {images} train images of {dataset.name}; use at most {images}"
         errors.append(FieldError("/spec/batch_size", detail))
     for place, plan in enumerate(spec.evaluations):
         pointer = f"/spec/evaluations/{place}"
@@ -144,6 +145,8 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
     name = "multi_crop/crops" if spec.multi_crop.crops else "batch_size"
     needed, most = (f"{size / 2**30:.1f} GiB" for size in (spec.view_bytes, max(shares)))
     detail = f"the views of a step take {needed} in each process, but the workers of this pool have at most {most}"
+    if not spec.multi_crop.crops:
+        detail += f"; use at most {int(spec.batch_size * max(shares) / spec.view_bytes)}"
     return [FieldError(f"/spec/{name}", detail)]
 
 

@@ -25,7 +25,7 @@ from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name, kind_of, options_of
 from jobs.status import Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
-from wcl_core.config.overlay import merged
+from wcl_core.config.overlay import overlaid
 
 
 def submit(session: Session, new: NewJob) -> Job:
@@ -165,7 +165,9 @@ def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: 
         pydantic.ValidationError, Invalid: the spec with the overrides is invalid.
     """
     job = queries.get_job(session, job_id)
-    return submit(session, _copy(session, job, created_by, None, merged(job.spec_sent, overrides)))
+    # Lengths are shares of the epochs, which the client may have left to the default.
+    base = {name: job.spec[name] for name in ("epochs",) if name in overrides and name in job.spec} | job.spec_sent
+    return submit(session, _copy(session, job, created_by, None, overlaid(base, overrides)))
 
 
 def _copy(

@@ -30,7 +30,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from jobs.new_job import NewJob, default_name, kind_of, options_of
 from wcl_core.config import Kind, Seed, Spec, parse_spec
-from wcl_core.config.overlay import merged
+from wcl_core.config.overlay import overlaid
 
 _MAX_NAME = 200
 MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
@@ -200,7 +200,7 @@ def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> li
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
-    sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
+    sent = body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
     if body.seeds is None:
         return [_new_job(body, sent, created_by, parent_id)]
     if "seed" in body.spec:

@@ -12,7 +12,7 @@ from api.http.auth import Reader
 from api.http.field_errors import escaped
 from jobs.errors import FieldError, Invalid
 from wcl_core.config import Kind, resolve_spec
-from wcl_core.config.overlay import differences
+from wcl_core.config.overlay import differences, shaped_like
 from wcl_core.presets import described_presets, presets
 
 router = APIRouter(prefix="/v1/presets", tags=["catalog"])
@@ -66,9 +66,16 @@ class PresetDeviation(TypedDict):
 
 
 def preset_deviations(name: str | None, spec: dict[str, Any]) -> list[PresetDeviation] | None:
-    """Return every field of a resolved spec that differs from the preset; None if there is no such preset."""
+    """Return every field of a resolved spec that differs from the preset; None if there is no such preset.
+
+    A field that follows another one, such as the warm-up the epochs, differs only if it has another value.
+    """
     preset = None if name is None else presets().get(name)
-    return None if preset is None else between(resolve_spec(preset), spec)
+    if preset is None:
+        return None
+    fields = resolve_spec(preset)
+    own = {each["pointer"] for each in between(shaped_like(fields, spec), spec)}
+    return [each for each in between(fields, spec) if each["pointer"] in own]
 
 
 def between(preset: dict[str, Any], spec: dict[str, Any]) -> list[PresetDeviation]:

@@ -29,7 +29,7 @@ from jobs.sweeps import (
     located,
     parameter_pointer,
 )
-from wcl_core.config.overlay import merged
+from wcl_core.config.overlay import overlaid
 
 _EXAMPLE: dict[str, Any] = {
     "name": "temperature and rate",
@@ -115,7 +115,7 @@ def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
         Invalid: all invalid fields, each with its pointer.
     """
     _check_search(body)
-    sent = body.spec if body.preset is None else merged(preset_fields(body.preset, body.kind), body.spec)
+    sent = body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
     if body.seeds is not None and "seed" in body.spec:
         raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, the seeds of each trial")])
     new = NewSweep(

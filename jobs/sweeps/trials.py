@@ -13,9 +13,7 @@ from jobs.sweeps.halving import Rung
 from jobs.sweeps.metric import Metric
 from jobs.sweeps.space import Settings
 from wcl_core.config import PretrainSpec, parse_spec
-from wcl_core.config.overlay import with_fields
-
-_WITH_THE_EPOCHS = ("warmup_epochs", "weak_augmentation_epochs")
+from wcl_core.config.overlay import followed, overlaid, with_fields
 
 
 class Place(NamedTuple):
@@ -51,9 +49,11 @@ class Design:
 
     def fields(self, place: Place) -> dict[str, Any]:
         """Return the spec of a run, as a client would send it."""
-        fields = with_fields(self.base, self.trials[place.trial])
+        base = {"epochs": epochs_of(self.base)} | self.base  # lengths are shares of it
+        settings = self.trials[place.trial]
+        fields = with_fields(followed(base, settings), settings)
         if (epochs := self.rungs[place.rung].epochs) is not None:
-            fields = _as_long_as(fields, epochs)
+            fields = overlaid(fields, {"epochs": epochs})
         plans = [*fields.get("evaluations", ()), self.metric.plan]
         return fields | {"seed": place.seed, "evaluations": plans}
 
@@ -108,19 +108,6 @@ def epochs_of(base: dict[str, Any]) -> int:
     if not isinstance(epochs, int) or epochs < 1:
         raise Invalid([FieldError("/spec/epochs", "expected a whole number above 0")])
     return epochs
-
-
-def _as_long_as(fields: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """Return the spec with another number of epochs; warm-up and similar fields keep their share of the run."""
-    whole = epochs_of(fields)
-    scaled = {name: fields[name] * epochs / whole for name in _WITH_THE_EPOCHS if _is_number(fields.get(name))}
-    if "weak_augmentation_epochs" in scaled:
-        scaled["weak_augmentation_epochs"] = int(scaled["weak_augmentation_epochs"])
-    return fields | scaled | {"epochs": epochs}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def located(error: FieldError, design: Design, trial: int) -> FieldError:

@@ -33,6 +33,13 @@ GUARDS = (
         ("tests/jobs/test_checkpoints.py::test_only_an_intact_training_checkpoint_is_good[sqlite-deleted]",),
     ),
     Guard(
+        "lengths keep their share of the run",
+        "wcl_core/config/overlay.py",
+        'moved = _lengths(base, values.get("epochs"))',
+        "moved: dict[str, Any] = {}",
+        ("tests/wcl_core/test_overlay.py::test_a_changed_spec_keeps_its_shape",),
+    ),
+    Guard(
         "a damaged checkpoint is not good",
         "jobs/checkpoints.py",
         "is_kept, is_undamaged, Checkpoint.missing_at",

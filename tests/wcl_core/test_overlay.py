@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wcl_core.config.overlay import blocking_parent, changed_fields, differences, leaves, merged, with_fields
+from wcl_core.config.overlay import (
+    blocking_parent,
+    changed_fields,
+    changes_from,
+    differences,
+    leaves,
+    merged,
+    overlaid,
+    with_fields,
+)
 
 _VALUES = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=2))
 _SPECS = st.recursive(
@@ -94,3 +103,55 @@ def test_changed_fields_laid_over_the_base_give_the_spec(base: dict[str, Any], c
 @given(_SPECS)
 def test_leaves_set_one_by_one_give_the_spec(spec: dict[str, Any]) -> None:
     assert with_fields({}, dict(leaves(spec))) == spec
+
+
+# --- fields that follow others ---------------------------------------------------------------------------------------
+
+RUN = {
+    "epochs": 200,
+    "warmup_epochs": 10,
+    "weak_augmentation_epochs": 15,
+    "backbone": {"name": "tiny", "stem": "small", "width": 16},
+    "method": "plugin",
+    "method_options": {"gamma": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"epochs": 6}, {"warmup_epochs": 0.3, "weak_augmentation_epochs": 0}),
+        ({"epochs": 400}, {"warmup_epochs": 20, "weak_augmentation_epochs": 30}),
+        ({"epochs": 200}, {}),
+        ({"epochs": 6, "warmup_epochs": 10}, {"weak_augmentation_epochs": 0}),
+        ({"epochs": "six"}, {}),
+        ({"epochs": True}, {}),
+        ({"backbone": {"name": "resnet18"}}, {"backbone": {"name": "resnet18", "stem": "small", "width": 64}}),
+        (
+            {"backbone": {"name": "resnet18", "width": 8}},
+            {"backbone": {"name": "resnet18", "stem": "small", "width": 8}},
+        ),
+        ({"backbone": {"name": "tiny"}}, {}),
+        ({"backbone": {"stem": "stride2"}}, {}),
+        ({"method": "wcl"}, {"method_options": {}}),
+    ],
+)
+def test_a_changed_spec_keeps_its_shape(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    spec = overlaid(RUN, changes)
+
+    assert spec == merged(RUN, changes) | expected
+    assert overlaid(RUN, changes_from(RUN, spec)) == spec
+
+
+def test_changes_leave_out_the_fields_that_follow() -> None:
+    assert changes_from(RUN, overlaid(RUN, {"epochs": 6, "seed": 1})) == {"epochs": 6, "seed": 1}
+
+
+def test_lengths_of_a_spec_without_epochs_stay() -> None:
+    assert overlaid({"warmup_epochs": 10}, {"epochs": 6}) == {"warmup_epochs": 10, "epochs": 6}
+
+
+def test_features_of_another_kind_have_their_own_fields_only() -> None:
+    base = {"features": {"kind": "checkpoint", "checkpoint_id": "x"}, "protocols": ["knn"]}
+
+    assert overlaid(base, {"features": {"kind": "pixels"}}) == {"features": {"kind": "pixels"}, "protocols": ["knn"]}

@@ -86,7 +86,7 @@ class BackboneConfig(SpecModel):
         if is_transformer(self.name) and image_size % self.patch_size:
             raise ValueError(
                 f"backbone.patch_size is {self.patch_size}, which does not divide data.image_size = {image_size}; "
-                "change one of them"
+                f"{_fitting_patches(image_size)}"
             )
 
     @field_validator("width")
@@ -97,6 +97,13 @@ class BackboneConfig(SpecModel):
                 f"width is {width}, but {name} has a width of 64; leave it out, or choose the tiny backbone"
             )
         return width
+
+
+def _fitting_patches(image_size: int) -> str:
+    sides = [side for side in range(2, min(64, image_size // 2) + 1) if image_size % side == 0]
+    if not sides:
+        return f"use an image_size of {16 * max(1, round(image_size / 16))}"
+    return f"use a patch_size of {min(sides, key=lambda side: abs(side - 16))}"
 
 
 class HeadConfig(SpecModel):

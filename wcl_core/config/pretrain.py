@@ -127,7 +127,8 @@ class PretrainSpec(SpecModel):
     def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
         if (batch_size := info.data.get("batch_size", 0)) % processes:
             raise ValueError(
-                f"processes is {processes}, which does not divide batch_size = {batch_size}; change one of them"
+                f"processes is {processes}, which does not divide batch_size = {batch_size}; "
+                f"use a batch_size of {_multiple(batch_size, processes)}"
             )
         return processes
 
@@ -218,7 +219,10 @@ class PretrainSpec(SpecModel):
         if queue_size == 0:
             return queue_size
         if queue_size % (batch_size := info.data.get("batch_size", 1)):
-            raise ValueError(f"queue_size is {queue_size}; expected a multiple of batch_size = {batch_size}")
+            raise ValueError(
+                f"queue_size is {queue_size}; expected a multiple of batch_size = {batch_size}, "
+                f"such as {_multiple(queue_size, batch_size)}"
+            )
         check_ability(info.data.get("method"), "weak_labels", "queue_size")
         if (loss := info.data.get("loss")) and loss.finch_level != 1:
             raise ValueError(f"queue_size is {queue_size}, but loss.finch_level is 2; use 0, or a finch_level of 1")
@@ -242,7 +246,14 @@ class PretrainSpec(SpecModel):
         batch_size = info.data.get("batch_size")
         part = batch_size // info.data.get("processes", 1) if batch_size else 0
         if micro_batch_size is not None and part % micro_batch_size:
+            largest = max(size for size in range(1, min(micro_batch_size, part) + 1) if part % size == 0)
             raise ValueError(
-                f"micro_batch_size is {micro_batch_size}; expected a divisor of the {part} images of each process"
+                f"micro_batch_size is {micro_batch_size}; expected a divisor of the {part} images of each process, "
+                f"such as {largest}"
             )
         return micro_batch_size
+
+
+def _multiple(number: int, factor: int) -> int:
+    """Return the multiple of `factor` that is closest to a number, and not 0."""
+    return max(1, (number + factor // 2) // factor) * factor

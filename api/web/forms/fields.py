@@ -20,7 +20,7 @@ from jobs import queries
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from wcl_core.config import Kind
-from wcl_core.config.overlay import changed_fields
+from wcl_core.config.overlay import changed_fields, changes_from, followed, leaves, merged
 
 FIRST_PRESET = "digits-cpu"
 NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # defaults, as typed
@@ -82,8 +82,20 @@ class SpecForm:
     @property
     def spec_request(self) -> dict[str, Any]:
         """The spec of the request; with a preset only the fields that differ from it."""
-        spec = spec_form.read(self.kind, self.typed)
-        return changed_fields(spec, self.base) if self.preset and self.base is not None else spec
+        spec = merged(spec_form.read(self.kind, self.typed), self._moved)
+        return changes_from(self.base, spec) if self.preset and self.base is not None else spec
+
+    @property
+    def _moved(self) -> dict[str, Any]:
+        """The fields that the user left alone and that follow a changed one."""
+        if (start := self.source.spec if self.source else self.base) is None:
+            return {}
+        changes = changed_fields(spec_form.read(self.kind, self.typed), start)
+        return changed_fields(followed(start, dict(leaves(changes))), start)
+
+    def follows(self, entry: spec_form.Field) -> str | None:
+        """Return the value of a field that follows a changed one; None if it has its typed value."""
+        return entry.shown(self._moved) or None
 
     @property
     def options_request(self) -> dict[str, Any]:

@@ -76,12 +76,14 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     expect(plan).to_contain_text("Same as wcl-digits")
 
     field(page, "epochs").fill("7")
-    expect(hint(page, "warmup_epochs")).to_contain_text("number")  # 6 of 7 epochs is possible
+    expect(hint(page, "warmup_epochs")).to_have_text("becomes 0.7")  # a tenth of the run, as in the preset
     expect(hint(page, "epochs")).to_have_text("preset: 60")
     expect(plan).to_contain_text("1 field changed from wcl-digits")
     field(page, "epochs").fill("5")
-    expect(hint(page, "warmup_epochs")).to_contain_text("warmup_epochs is 6, but epochs is 5; use fewer than 5")
-    expect(plan).to_contain_text("2 errors to correct")
+    field(page, "warmup_epochs").fill("9")
+    expect(hint(page, "warmup_epochs")).to_contain_text("warmup_epochs is 9, but epochs is 5; use fewer than 5")
+    expect(plan).to_contain_text("1 error to correct")
+    field(page, "warmup_epochs").fill("6")
     field(page, "epochs").fill("many")
     expect(hint(page, "epochs")).to_contain_text("expected an integer")
     field(page, "epochs").fill("60")
