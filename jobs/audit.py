@@ -156,7 +156,7 @@ class _Replay:
                 )
             if event.type == "checkpoint":
                 self.saved.add((event.data["attempt"], event.data["step"]))
-        if (after := event.data.get("status")) is not None:
+        elif (after := event.data.get("status")) is not None:  # the others hold facts of the run by any name
             yield from self._move(event, after)
 
     def _move(self, event: Event, after: str) -> _Problems:

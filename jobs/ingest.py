@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints, planned_evaluations
 from jobs.database import new_id, now_ms
 from jobs.models import (
+    TRAINING,
     Artifact,
     Attempt,
     Checkpoint,
@@ -45,6 +46,7 @@ from wcl_core.protocol import (
 ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per bucket
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
+_CHECKPOINTS_OF = {"pretrain": TRAINING, "evaluate": "embeddings"}  # kinds of checkpoints by kind of job
 T = TypeVar("T")
 
 
@@ -83,6 +85,43 @@ def insert(session: Session, table: type[Any]) -> Any:
     """Return the INSERT of the database's dialect, which has ON CONFLICT."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     return dialect.insert(table)
+
+
+def fitting(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:
+    """Return the records, with a warning in place of each one that does not fit its attempt.
+
+    A record is data of a run: one that no run of this kind writes, or a second checkpoint of a step, is refused and
+    costs the attempt nothing else.
+    """
+    files = [each.record for each in records if isinstance(each, StoredFile)]
+    steps = {file.step for file in files if isinstance(file, CheckpointRecord)}
+    if not steps and not any(isinstance(each, EvaluationRecord | WeakLabelRecord) for each in records):
+        return records
+    kind = session.execute(select(Job.kind).where(Job.id == job_id)).scalar_one()
+    of_attempt = select(Checkpoint.step).where(Checkpoint.job_id == job_id, Checkpoint.attempt == number)
+    registered = set(session.execute(of_attempt.where(Checkpoint.step.in_(steps))).scalars())
+    return [_fitting(each, kind, registered) for each in records]
+
+
+def _fitting(delivered: Delivered, kind: str, registered: set[int]) -> Delivered:
+    """Return a record or the warning that replaces it; a fitting checkpoint is added to the registered steps."""
+    record = delivered.record if isinstance(delivered, StoredFile) else delivered
+    problem: str | None = None
+    match record:
+        case CheckpointRecord() if record.kind != _CHECKPOINTS_OF[kind]:
+            problem = f"a job of kind {kind} registers no checkpoint of kind {record.kind}"
+        case CheckpointRecord() if record.step in registered:
+            problem = f"its attempt has registered a checkpoint of step {record.step} before"
+        case CheckpointRecord():
+            registered.add(record.step)
+        case EvaluationRecord() if kind != "evaluate":
+            problem = f"a job of kind {kind} measures no checkpoint"
+        case WeakLabelRecord() if kind != "pretrain":
+            problem = f"a job of kind {kind} has no weak labels"
+    if problem is None:
+        return delivered
+    message = f"record {record.seq} of the run, of type {record.type}, is refused: {problem}"
+    return WarningRecord(seq=record.seq, reason=f"refused_{record.type}", message=message)
 
 
 def store(

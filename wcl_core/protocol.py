@@ -403,7 +403,7 @@ class CheckpointRecord(_Record):
     file: _File = Field(validation_alias="path", serialization_alias="path")
     sha256: _Sha256
     size: _Int64
-    metrics: _JsonObject
+    metrics: dict[str, float | None] = Field(max_length=MAX_METRICS)
     kind: Literal["training", "embeddings"] = "training"
 
     def fields(self) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class Delivery:
         self._pending: deque[Record] = deque()
         self._ready: list[Delivered] = []  # the records before the pending ones; their files are in the storage
         self._pending_output: list[tuple[int, str]] = []
+        self._digests: dict[str, str] = {}  # of the stored checkpoints, by the name of their file
+        self._has_read_end = False
         self._storing: BackgroundWork[StoredFile | WarningRecord] | None = None  # of the first pending record
 
     def collect(self, is_over: bool = False) -> bool:
@@ -91,11 +93,22 @@ class Delivery:
         Args:
             is_over: the run has ended, and its files are read to their very end.
         """
-        if len(self._pending) < _BATCH:
-            self._pending += self._records.new(is_over)
+        if len(self._pending) < _BATCH and not self._has_read_end:
+            self._take(self._records.new(is_over))
         if len(self._pending_output) < _BATCH:
             self._pending_output += self._output.new(is_over)
-        return bool(self._ready or self._pending or self._pending_output or (is_over and self._records.has_more()))
+        return bool(self._ready or self._pending or self._pending_output or (is_over and self._has_more()))
+
+    def _take(self, records: list[Record]) -> None:
+        """Let records wait for their delivery, up to the end of the run; nothing can be stored after it."""
+        for record in records:
+            self._pending.append(record)
+            if isinstance(record, EndRecord):
+                self._has_read_end = True
+                return
+
+    def _has_more(self) -> bool:
+        return not self._has_read_end and self._records.has_more()
 
     def is_storing(self, seconds: float = 0.0) -> bool:
         """Wait for at most `seconds`, and return whether a file is still on its way into the storage."""
@@ -215,12 +228,16 @@ class Delivery:
         # A later artifact of the same name has another key, so each row has its own bytes.
         name = source.name if isinstance(record, CheckpointRecord) else f"{record.sha256[:16]}-{record.name}"
         storage_key = file_key(self._attempt, name)
+        if self._digests.get(name, record.sha256) != record.sha256:
+            problem = "another checkpoint has the name of its file"
+            return self._warning(record, f"refused_{record.type}", f"{_name_of(record)} was not kept: {problem}")
         try:
             self._storage.put(source, storage_key)
             verified(self._storage, storage_key, record.sha256, record.size)
         except (FileNotFoundError, BadFile):
             message = f"{_name_of(record)} is missing or damaged on the disk and was not registered"
             return self._warning(record, f"damaged_{record.type}", message)
+        self._digests[name] = record.sha256
         return StoredFile(record, storage_key)
 
     def _warning(self, record: Record, reason: str, message: str) -> WarningRecord:

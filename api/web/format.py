@@ -8,8 +8,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from markupsafe import Markup, escape
+
 from jobs.models import Job
 from wcl_core.config import method_title
+from wcl_core.text import visible_json, visible_lines
 
 NOTHING = "–"
 
@@ -208,11 +211,23 @@ def clock(at: int) -> str:
 
 
 def pretty_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Format JSON in lines; hidden characters are escapes of JSON, so a copy has the same value."""
+    return visible_json(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def compact_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Format JSON in one line, as `pretty_json` does."""
+    return visible_json(json.dumps(value, ensure_ascii=False))
+
+
+def as_typed(value: Any) -> Markup:
+    """Return the value of a form's field with every character that was typed: a form returns what it was given."""
+    return escape(value)
+
+
+def visible_text(value: Any) -> Any:
+    """Return the text of a value with hidden characters as escapes; markup of the templates stays as it is."""
+    return value if hasattr(value, "__html__") else visible_lines(str(value))
 
 
 def steps_per_epoch(job: Job) -> str:
@@ -229,6 +244,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "clock": clock,
     "json": pretty_json,
     "compact_json": compact_json,
+    "as_typed": as_typed,
     "percent": percent,
     "metric": metric,
     "duration": duration,

@@ -24,6 +24,7 @@ _TEMPLATES = Environment(
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
+    finalize=format.visible_text,
     undefined=StrictUndefined,
     auto_reload=False,
 )
@@ -61,7 +62,10 @@ class NavigationEntry:
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """Render a template; everything in `context` is escaped where it is shown, and addresses get the root path."""
+    """Render a template.
+
+    Text in `context` is escaped where it is shown, with hidden characters visible.  Addresses get the root path.
+    """
     common = {
         "viewer": current_principal(request),
         "navigation": request.app.state.navigation,

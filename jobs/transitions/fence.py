@@ -56,11 +56,12 @@ def deliver(
     """
     records = _fence(session, attempt, records, ran_ms)
     job_id, number = attempt.job_id, attempt.number
+    records = ingest.fitting(session, job_id, number, records)
     end = ingest.store(session, job_id, number, records, output)
     for each in records:
         match each:
             case StartedRecord() | WarningRecord():
-                record(session, job_id, each.type, {"attempt": number, **each.fields()})
+                record(session, job_id, each.type, {**each.fields(), "attempt": number})
             case StoredFile(CheckpointRecord() as checkpoint, storage_key):
                 data = checkpoint.fields() | {"path": storage_key}
                 record(session, job_id, checkpoint.type, {"attempt": number, **data})

@@ -15,7 +15,7 @@ from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
-from jobs.models import Attempt, Job
+from jobs.models import Attempt, Event, Job
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from tests.worker.running import SHORT, Jobs
@@ -73,6 +73,12 @@ class Leftovers:
             row = session.execute(select(Attempt.ended_at).where(attempt.is_row())).one()
         return row.ended_at is not None
 
+    def warnings(self, job_id: str) -> list[str]:
+        """Return the reasons of the job's warnings."""
+        with self.database.read() as session:
+            events = session.execute(select(Event.data).filter_by(job_id=job_id, type="warning").order_by(Event.seq))
+            return [data["reason"] for data in events.scalars()]
+
     def foreign_files(self) -> list[str]:
         """Return the stored files that are not those of `valid_records`."""
         files = [path for path in self.storage.root.rglob("*") if path.is_file() or path.is_symlink()]
@@ -119,6 +125,11 @@ def valid_records(folder: Path) -> list[dict[str, Any]]:
         {"type": "end", "outcome": "succeeded", "reason": None, "message": None},
     ]
     return [{"seq": seq} | record for seq, record in enumerate(records, 1)]
+
+
+def renumbered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records in this order, with the numbers of a valid spool."""
+    return [record | {"seq": seq} for seq, record in enumerate(records, 1)]
 
 
 def lines_of(records: list[dict[str, Any]]) -> list[bytes]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from jobs import checkpoints, ingest
+from jobs.audit import audit
 from jobs.database import Database
-from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, valid_records
-from wcl_core.protocol import RUN_FILE, SPOOL_FILE
+from jobs.ingest import Delivered
+from jobs.storage import verified
+from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, renumbered, valid_records
+from wcl_core.protocol import RUN_FILE, SPOOL_FILE, WarningRecord
 from worker import recovery
 from worker.attempt_folder import LOCK_FILE
 from worker.backoff import Backoff
@@ -114,14 +120,89 @@ def test_a_bad_folder_costs_only_itself(left: Leftovers, name: str, make: Callab
     assert recover_beside_a_good_one(left, spoil).status in ("running", "paused")  # it ends with its lease
 
 
-def test_a_record_that_the_database_refuses_ends_its_job(left: Leftovers) -> None:
-    """A training job measures no checkpoint, so no row can name the features of an evaluation."""
-    evaluation = {"type": "evaluation", "protocol": "knn", "protocol_version": 1, "dataset_digest": "d"}
-    evaluation |= {"split_digest": "s", "params": {}, "seed": 0, "metric": "top1", "value": 1.0, "n": 10}
+def test_a_record_that_the_database_refuses_ends_its_job(left: Leftovers, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ingest.store
 
-    job = recover_beside_a_good_one(left, lambda _, records: lines_of([*records[:1], {"seq": 2} | evaluation]))
+    def refuse(session: Session, job_id: str, number: int, records: Sequence[Delivered], *rest: Any) -> Any:
+        if any(isinstance(record, WarningRecord) and record.reason == "refuse me" for record in records):
+            session.execute(text("INSERT INTO jobs (id) VALUES (NULL)"))
+        return store(session, job_id, number, records, *rest)
+
+    monkeypatch.setattr(ingest, "store", refuse)
+    warning = {"seq": 2, "type": "warning", "reason": "refuse me", "message": ""}
+    job = recover_beside_a_good_one(left, lambda _, records: lines_of([*records[:1], warning]))
 
     assert (job.status, job.status_reason) == ("failed", "internal_error")
+
+
+_EVALUATION = {"type": "evaluation", "protocol": "knn", "protocol_version": 1, "dataset_digest": "d"}
+_EVALUATION |= {"split_digest": "s", "params": {}, "seed": 0, "metric": "top1", "value": 1.0, "n": 10}
+
+
+def test_a_record_of_another_kind_of_job_is_refused(left: Leftovers) -> None:
+    def spoil(_: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        embeddings = [record | {"kind": "embeddings"} for record in records if record["type"] == "checkpoint"]
+        return lines_of(renumbered([*records[:3], _EVALUATION, *embeddings, *records[3:]]))
+
+    job = recover_beside_a_good_one(left, spoil)
+
+    assert job.status == "succeeded"
+    assert left.warnings(job.id) == ["refused_evaluation", "refused_checkpoint", "collapse"]
+
+
+def test_a_record_that_occurs_twice_costs_nothing(left: Leftovers) -> None:
+    """Only a checkpoint is of one step; of all other records the values are added, or the last one counts."""
+    job = recover_beside_a_good_one(
+        left, lambda _, records: lines_of(renumbered([each for record in records[:-1] for each in (record, record)]))
+    )
+
+    assert job.status == "queued"  # its worker died, and no `end` record says how it ended
+    assert left.warnings(job.id) == ["collapse", "collapse", "refused_checkpoint"]
+
+
+def test_another_file_of_one_name_replaces_no_checkpoint(left: Leftovers) -> None:
+    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        (folder / "again").mkdir()
+        name = "step-00000005.safetensors"
+        (folder / "again" / name).write_bytes(b"other")
+        again = {"step": 6, "path": f"again/{name}", "size": 5, "sha256": hashlib.sha256(b"other").hexdigest()}
+        checkpoint = next(record for record in records if record["type"] == "checkpoint")
+        return lines_of(renumbered([*records[:-1], checkpoint | again, records[-1]]))
+
+    job = recover_beside_a_good_one(left, spoil)
+
+    assert (job.status, left.warnings(job.id)) == ("succeeded", ["collapse", "refused_checkpoint"])
+    with left.database.read() as session:
+        newest = checkpoints.newest(session, job.id)
+    assert newest
+    assert newest.step == 5
+    verified(left.storage, newest.storage_key, newest.sha256, newest.size)
+
+
+def test_records_after_the_end_are_not_read(left: Leftovers) -> None:
+    def spoil(_: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        failed = {"type": "end", "outcome": "failed", "reason": "bad_data", "message": "no"}
+        return lines_of(renumbered([*records, *records[:4], failed]))
+
+    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_record_that_comes_first_ends_no_job(left: Leftovers, place: int) -> None:
+    def spoil(_: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        return lines_of(renumbered([records[place], *records[:place], *records[place + 1 :]]))
+
+    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+
+
+def test_facts_of_a_run_are_no_facts_of_its_job(left: Leftovers) -> None:
+    """A run may call a fact of its machine as it likes; the events of the job stay in order."""
+    names = {"attempt": 99, "status": "succeeded", "reason": 5, "message": ["x"], "devices": 7, "device": {"a": 1}}
+
+    job = recover_beside_a_good_one(left, lambda _, records: lines_of([records[0] | names, *records[1:]]))
+
+    assert job.status == "succeeded"
+    assert audit(left.database).findings == []
 
 
 def test_a_storage_that_refuses_a_file_for_ever_holds_no_job(

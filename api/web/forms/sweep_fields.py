@@ -12,6 +12,7 @@ from api.web.forms import spec_form
 from api.web.forms.fields import SpecForm, number, numbers, parts
 from jobs.errors import FieldError
 from jobs.sweeps import HELD_OUT_SHARE, MEASURES, Search, parameter_pointer
+from wcl_core.text import visible_json
 
 MAX_ROWS = 16
 FIRST_ROWS = 2
@@ -133,7 +134,7 @@ class SweepForm(SpecForm):
     @property
     def json(self) -> str:
         """The body of the request, in the format of a file for the command line."""
-        return _json(self.request)
+        return visible_json(_json(self.request))
 
 
 def _json(value: Any, depth: int = 0) -> str:

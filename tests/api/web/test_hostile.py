@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -20,17 +22,32 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.payloads import PAYLOADS
 from tests.api.web.served import Site, sheet
 from tests.jobs import sweeping
+from wcl_core.text import visible_lines
 
 pytestmark = pytest.mark.timeout(120)
 
 # The elements that a payload would create as markup.
 TRACES = "script:not([src]), img:not([src^='/jobs/']), iframe, base, style, math, body[onload], [onerror], [onfocus]"
+# The texts of a page, and those of its attributes, in which a reader would not see each character.
+HIDDEN = r"""() => {
+  const hidden = /(?![\n\t])[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/;
+  const texts = [document.title];
+  const walker = document.createTreeWalker(document, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (!node.attributes) texts.push(node.parentElement.nodeName === "TEXTAREA" ? "" : node.nodeValue);
+    else for (const name of ["title", "aria-label", "alt", "placeholder"]) texts.push(node.getAttribute(name) ?? "");
+  }
+  return texts.filter((text) => hidden.test(text));
+}"""
+SCRIPTS = Path(__file__).parents[3] / "api/web/static/js"
 
 
 def assert_inert(page: Page, visitor: Visitor) -> None:
     assert page.evaluate("typeof pwned") == "undefined"
     assert page.locator(TRACES).count() == 0
     assert page.locator("a[href^='javascript' i]").count() == 0
+    assert page.evaluate(HIDDEN) == []
     assert visitor.complaints == []
 
 
@@ -42,7 +59,7 @@ def test_the_list_shows_names_and_tags_as_text(visitor: Visitor, site: Site) -> 
     names = page.locator("td.name a.named").all_text_contents()
     page.goto(page.get_by_role("link", name="Older").get_attribute("href") or "")
     names += page.locator("td.name a.named").all_text_contents()
-    assert sorted(names) == sorted(payload.replace("\r\n", "\n") for payload in PAYLOADS)
+    assert sorted(names) == sorted(map(visible_lines, PAYLOADS))
     assert_inert(page, visitor)
     page.goto(page.locator("a.tag").first.get_attribute("href") or "")
     expect(page.locator("#list tbody tr")).to_have_count(1)
@@ -82,7 +99,7 @@ def test_a_job_shows_everything_as_text_also_live(visitor: Visitor, site: Site) 
     assert_inert(page, visitor)
     page.goto(f"/jobs/{run.job_id}")
     expect(page.locator("figure.chart")).to_have_count(len(names) + 3)
-    assert set(names) <= set(page.locator("figure.chart h3").all_text_contents())
+    assert {visible_lines(name) for name in names} <= set(page.locator("figure.chart h3").all_text_contents())
     assert_inert(page, visitor)
 
 
@@ -101,6 +118,74 @@ def test_workers_and_datasets_show_text(visitor: Visitor, site: Site) -> None:
         page.goto(path)
         expect(page.locator("main")).to_contain_text("<svg onload=pwned=1>")
         assert_inert(page, visitor)
+
+
+def test_scripts_show_hidden_characters_as_python_does(visitor: Visitor) -> None:
+    """Each character is compared for which the two could differ."""
+    codes = [*range(0x3000), *range(0xD700, 0x10100), *range(0xDFF00, 0xE1100)]
+    page = visitor.window()
+    shown = page.evaluate(
+        """async (codes) => {
+          const { visible } = await import(new URL("/static/js/text.js", location.href));
+          const shown = codes.map((code) => visible(String.fromCodePoint(code)));
+          return shown.map((text) => text.isWellFormed() ? text : "");
+        }""",
+        codes,
+    )
+    assert dict(zip(codes, shown, strict=True)) == {code: visible_lines(chr(code)) for code in codes}
+    # Two halves of one character are that character, and no half is hidden by the other one.
+    assert page.evaluate(
+        """async () => {
+          const { visible } = await import(new URL("/static/js/text.js", location.href));
+          return visible("\ud83c\udfc1 \udfc1\ud83c a\u202eb");
+        }"""
+    ) == visible_lines("\U0001f3c1 \udfc1\ud83c a\u202eb")
+
+
+# What shows text, with what is written there.
+SHOWS = re.compile(
+    r"""(?:\.(?:textContent|title|alt|ariaLabel|placeholder|nodeValue|text)\s*\+?=(?!=)\s*
+      |setAttribute\("(?:aria-label|aria-description|title|alt|placeholder)",\s*|fillText\()(?P<content>.+)""",
+    re.VERBOSE,
+)
+# Visible, a literal, or (in morph.js) text of a page that the server has rendered.
+VISIBLE = re.compile(r"""visible\(|"[^"]*"[;)]|to\.nodeValue;""")
+AS_HTML = re.compile(
+    r"innerHTML|outerHTML|insertAdjacent|createContextualFragment|document\.write|innerText|createTextNode"
+)
+
+
+def test_scripts_show_text_through_one_function() -> None:
+    """A script assigns a text, a title or a label only from `visible`, or from a literal."""
+    sources = {path.name: path.read_text().splitlines() for path in sorted(SCRIPTS.glob("*.js"))}
+    lines = [(name, line.strip()) for name, source in sources.items() for line in source if "//" not in line[:4]]
+    shows = [(name, line, match["content"]) for name, line in lines for match in SHOWS.finditer(line)]
+    assert len(shows) > 20
+    assert [(name, line) for name, line, content in shows if not VISIBLE.match(content)] == []
+    assert [(name, line) for name, line in lines if AS_HTML.search(line)] == []
+
+
+def test_a_form_keeps_what_was_typed(visitor: Visitor, site: Site) -> None:
+    """A value is shown again as it was typed, while its error shows each hidden character."""
+    typed = "b\u202ea\u200fb\u2066"
+    page = visitor.window()
+    page.goto(f"/?q={quote(typed)}&tag={quote(typed)}")
+    assert page.locator("input[name=q]").input_value() == typed
+    assert page.locator("input[name=tag]").input_value() == typed
+    page.goto("/submit?preset=wcl-digits")
+    box = page.locator("[name='spec.batch_size']")
+    box.fill(typed)
+    expect(page.locator("[id='message-spec.batch_size']")).to_contain_text("integer")
+    page.locator("button[name=step][value=submit]").click()  # the browser gets a new page
+    expect(page.locator("[id='message-spec.batch_size']")).to_contain_text("integer")
+    assert box.input_value() == typed
+    assert page.evaluate(HIDDEN) == []
+    page.goto("/sweeps/new?preset=wcl-digits")
+    values = page.locator("[name='row.0.values']")
+    values.fill(typed)
+    page.locator("button[name=step][value=submit]").click()
+    assert values.input_value() == typed
+    visitor.complaints.clear()  # the browser logs each answer that is an error
 
 
 @pytest.mark.parametrize("scripts", [True, False])

@@ -1,7 +1,8 @@
 // The charts of a job: one plot per group of metrics, updated with its curves.
 import { AXES } from "./axes.js";
 import { number, percent } from "./format.js";
-import { PlotFigure, colour, faded, isSparse, smoothed, text } from "./plot.js";
+import { PlotFigure, colour, faded, isSparse, smoothed } from "./plot.js";
+import { text, visible } from "./text.js";
 
 const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value behind a smoothed line
 
@@ -76,7 +77,7 @@ export class Chart extends PlotFigure {
       ctx.stroke();
       const half = ctx.measureText(`attempt ${attempt}`).width / 2;
       if (x - half < free) continue;
-      ctx.fillText(`attempt ${attempt}`, x, bbox.top - 4 * devicePixelRatio);
+      ctx.fillText(visible(`attempt ${attempt}`), x, bbox.top - 4 * devicePixelRatio);
       free = x + half + 6 * devicePixelRatio;
     }
     ctx.restore();
@@ -106,7 +107,7 @@ export class Chart extends PlotFigure {
     const where = at === null || !xs.length ? "" : AXES[this.view.x].format(xs[at]);
     if (where) this.readout.prepend(text("span", where, "quiet"));
     const summary = parts.map(({ label, text: value }) => `${label} ${value}`).join(", ");
-    this.canvas.setAttribute("aria-label", `${this.title}: ${summary}${where && ` at ${where}`}`);
+    this.canvas.setAttribute("aria-label", visible(`${this.title}: ${summary}${where && ` at ${where}`}`));
   }
 
   /** The step replaces the label while a cursor is shown, so that nothing moves. */

@@ -3,6 +3,7 @@ import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
 import { address } from "./page.js";
 import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
+import { visible } from "./text.js";
 import { View } from "./view.js";
 
 const MAX_POINTS = 1000; // per chart, shared by its lines
@@ -51,7 +52,7 @@ class Chart extends PlotFigure {
     this.figure.dataset.metrics = name;
     this.figure.dataset.lines = String(lines.length);
     const latest = lines.map((member) => `${member.name} ${this.format(member.series.get(name).at(-1).value)}`);
-    this.canvas.setAttribute("aria-label", `${name}, latest: ${latest.join("; ")}`);
+    this.canvas.setAttribute("aria-label", visible(`${name}, latest: ${latest.join("; ")}`));
     this.draw();
   }
 
@@ -96,7 +97,7 @@ class Chart extends PlotFigure {
     const index = this.cursor;
     const value = at && index !== null ? this.plot.data[at][index] : null;
     const where = value == null ? "" : AXES[view.x].format(this.plot.data[0][index]);
-    this.readout.textContent = where && `${this.lines[at - 1].name}: ${this.format(value)} at ${where}`;
+    this.readout.textContent = visible(where && `${this.lines[at - 1].name}: ${this.format(value)} at ${where}`);
   }
 
   legend() {

@@ -1,4 +1,5 @@
 // Saves a chart as a CSV table or a PNG picture.
+import { visible } from "./text.js";
 
 function save(blob, name) {
   const link = document.createElement("a");
@@ -38,13 +39,13 @@ export function savePicture(title, lines, plot, colour) {
   context.textBaseline = "middle";
   context.font = `600 ${13 * scale}px system-ui, sans-serif`;
   context.fillStyle = colour("--text");
-  context.fillText(title, 12 * scale, head / 2);
-  let x = 12 * scale + context.measureText(title).width + 18 * scale;
+  context.fillText(visible(title), 12 * scale, head / 2);
+  let x = 12 * scale + context.measureText(visible(title)).width + 18 * scale;
   context.font = `${12 * scale}px system-ui, sans-serif`;
   for (const { label, token, element } of lines) {
     context.fillStyle = colour(token, element);
-    context.fillText(label, x, head / 2);
-    x += context.measureText(label).width + 14 * scale;
+    context.fillText(visible(label), x, head / 2);
+    x += context.measureText(visible(label)).width + 14 * scale;
   }
   context.drawImage(source, 0, head);
   canvas.toBlob((blob) => blob && save(blob, fileName(title, "png")));

@@ -7,6 +7,7 @@ import { groupsOf } from "./groups.js";
 import { Tail } from "./logs.js";
 import { address, now, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
+import { visible } from "./text.js";
 import { View } from "./view.js";
 
 const MAX_POINTS = 500; // per series, for a chart about 400 pixels wide
@@ -103,7 +104,7 @@ function draw() {
     const state = document.getElementById("charts-state");
     state.hidden = groups.some((group) => !group.isHardware);
     for (const id of ["charts-hint", "chart-tools"]) document.getElementById(id).hidden = !state.hidden;
-    state.textContent = OVER.has(run.dataset.status) ? "No metrics were reported." : "Curves appear with the first report.";
+    state.textContent = visible(OVER.has(run.dataset.status) ? "No metrics were reported." : "Curves appear with the first report.");
     drawAll(groups.filter((group) => !group.isHardware), place);
     drawAll(groups.filter((group) => group.isHardware), document.getElementById("hardware-charts"));
   });
@@ -135,7 +136,7 @@ function isOver(job) {
 
 async function end() {
   stream.end();
-  document.title = `${run.dataset.status} · ${title}`;
+  document.title = visible(`${run.dataset.status} · ${title}`);
   await updateParts();
 }
 
@@ -154,7 +155,7 @@ const stream = new Stream(jobId, {
     },
     progress: ({ step, total_steps, total_epochs }) => {
       if (total_steps && total_epochs) facts.stepsPerEpoch = total_steps / total_epochs;
-      if (total_steps) document.title = `${Math.floor((100 * step) / total_steps)}% · ${title}`;
+      if (total_steps) document.title = visible(`${Math.floor((100 * step) / total_steps)}% · ${title}`);
       updateParts();
     },
     metrics: take,

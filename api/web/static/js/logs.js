@@ -1,4 +1,5 @@
 // The live tail of the log, fed by the job's stream.
+import { text, visible } from "./text.js";
 
 const MAX_LINES = 2000;
 
@@ -53,16 +54,9 @@ function line({ stream, attempt, line: content, at }) {
   const row = document.createElement("div");
   row.className = `line ${stream}`;
   row.dataset.stream = stream;
-  const time = document.createElement("time");
-  time.dateTime = time.title = at;
-  time.textContent = at.slice(11, 19);
-  row.append(time, cell("attempt", attempt), cell("text", content));
+  const time = text("time", at.slice(11, 19));
+  time.dateTime = at;
+  time.title = visible(at);
+  row.append(time, text("span", attempt, "attempt"), text("span", content, "text"));
   return row;
-}
-
-function cell(className, content) {
-  const element = document.createElement("span");
-  element.className = className;
-  element.textContent = content;
-  return element;
 }

@@ -2,6 +2,7 @@
 // address; the page that the server renders for an address is put in place without leaving it.
 import { follow } from "./fingers.js";
 import { refresh, notify, throttled } from "./page.js";
+import { visible } from "./text.js";
 
 const REACH = 14; // distance from the pointer, in pixels, within which a point is selected
 const RADIUS = 3.2;
@@ -115,7 +116,7 @@ function point(place) {
     thumbnail.width = thumbnail.height = tile;
     const from = [(place % columns) * tile, Math.floor(place / columns) * tile, tile, tile];
     if (picture.complete && picture.naturalWidth) thumbnail.getContext("2d").drawImage(picture, ...from, 0, 0, tile, tile);
-    tip.querySelector("span").textContent = nameOf(place);
+    tip.querySelector("span").textContent = visible(nameOf(place));
     const [x, y] = placed(choices().points[place]);
     const left = x + 14 + tip.offsetWidth > canvas.clientWidth ? x - 14 - tip.offsetWidth : x + 14;
     const top = Math.min(Math.max(0, y - tip.offsetHeight / 2), canvas.clientHeight - tip.offsetHeight);

@@ -1,5 +1,6 @@
 // Used by every page: theme switch, ages that update, copy buttons, messages, and refreshing in place.
 import { morph } from "./morph.js";
+import { visible } from "./text.js";
 
 /** The address of a path of the service; a proxy may show the service below a root path. */
 export function address(path) {
@@ -56,7 +57,7 @@ export function now() {
 function tick() {
   for (const time of document.querySelectorAll("time.age, time.ago")) {
     const shown = age(now() - Date.parse(time.dateTime));
-    time.textContent = time.className === "age" || shown === "now" ? shown : `${shown} ago`;
+    time.textContent = visible(time.className === "age" || shown === "now" ? shown : `${shown} ago`);
   }
 }
 
@@ -83,7 +84,7 @@ const toast = document.getElementById("toast");
 let toastTimer = 0;
 
 export function notify(text) {
-  toast.textContent = text;
+  toast.textContent = visible(text);
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => (toast.textContent = ""), 6000);
 }

@@ -4,6 +4,7 @@ import { AXES } from "./axes.js";
 import { savePicture, saveTable } from "./downloads.js";
 import { follow } from "./fingers.js";
 import { short } from "./format.js";
+import { text, visible } from "./text.js";
 
 const MIN_DRAG = 5; // pixels; less is a click
 const SPARSE = 40; // points of a series, below which each point is drawn and the line is not smoothed
@@ -19,13 +20,6 @@ export function colour(name, element = document.getElementById("charts")) {
 
 export function faded(name, share) {
   return colour(name).replace(/^rgb\((.*)\)$/, `rgba($1, ${share})`);
-}
-
-export function text(tag, content, className = "") {
-  const element = document.createElement(tag);
-  element.textContent = content;
-  element.className = className;
-  return element;
 }
 
 /** Exponential moving average without the bias of its start; gaps stay gaps. */
@@ -77,7 +71,7 @@ export class PlotFigure {
     this.figure = text("figure", "", "chart panel");
     this.caption = this.figure.appendChild(text("figcaption", "", "split"));
     const title = this.caption.appendChild(text("h3", this.title, "cut"));
-    title.title = this.about ?? this.title;
+    title.title = visible(this.about ?? this.title);
     this.readout = this.caption.appendChild(document.createElement("p"));
     this.canvas = this.figure.appendChild(text("div", "", "canvas"));
     this.canvas.tabIndex = 0;
@@ -97,7 +91,7 @@ export class PlotFigure {
     for (const [label, act] of [["CSV", () => this.saveTable()], ["PNG", () => this.savePicture()]]) {
       const button = foot.appendChild(text("button", label, "button quiet"));
       button.type = "button";
-      button.setAttribute("aria-label", `${this.title} as ${label}`);
+      button.setAttribute("aria-label", visible(`${this.title} as ${label}`));
       button.addEventListener("click", act);
     }
     return foot;
@@ -111,7 +105,7 @@ export class PlotFigure {
     this.plot = new window.uPlot(this.options(), this.data(), this.canvas);
     this.watch ??= new ResizeObserver(() => this.resize());
     this.watch.observe(this.canvas);
-    this.below.textContent = AXES[this.view.x].label + (this.hasHidden ? "; positive values only" : "");
+    this.below.textContent = visible(AXES[this.view.x].label + (this.hasHidden ? "; positive values only" : ""));
     this.read();
   }
 

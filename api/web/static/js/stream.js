@@ -1,5 +1,6 @@
 // Server-sent events that survive restarts of the server.  A hidden page disconnects; visible ones share a connection.
 import { Hub } from "./hub.js";
+import { visible } from "./text.js";
 
 /** Return a function that follows a subject, or nothing if it is null; `receive` gets the messages of the hub. */
 function connection(receive) {
@@ -74,5 +75,5 @@ export class Stream {
 export function showState(state) {
   const shown = document.getElementById("connection");
   shown.dataset.state = state;
-  shown.firstElementChild.textContent = { live: "live", lost: "reconnecting", over: "" }[state];
+  shown.firstElementChild.textContent = visible({ live: "live", lost: "reconnecting", over: "" }[state]);
 }

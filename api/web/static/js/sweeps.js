@@ -2,6 +2,7 @@
 import { sendForms } from "./actions.js";
 import { address, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
+import { visible } from "./text.js";
 
 const sweep = document.getElementById("sweep");
 const brushes = new Map(); // axis -> [from, to] in pixels of the drawing
@@ -21,11 +22,11 @@ function of(trial) {
 function point(trial) {
   for (const each of sweep.querySelectorAll(".pointed")) each.classList.remove("pointed");
   const readout = document.getElementById("readout");
-  readout.textContent = readout.dataset.hint;
+  readout.textContent = visible(readout.dataset.hint);
   if (trial === undefined) return;
   for (const each of of(trial)) {
     each.classList.add("pointed");
-    if (each.nodeName === "path") readout.textContent = each.querySelector("title").textContent;
+    if (each.nodeName === "path") readout.textContent = visible(each.querySelector("title").textContent);
   }
 }
 
@@ -120,8 +121,8 @@ function show() {
   }
   drawBrushes();
   const readout = document.getElementById("readout");
-  if (brushes.size) readout.textContent = `${kept.size} of ${lines().length} trials; press Escape to show all`;
-  else readout.textContent = readout.dataset.hint;
+  if (brushes.size) readout.textContent = visible(`${kept.size} of ${lines().length} trials; press Escape to show all`);
+  else readout.textContent = visible(readout.dataset.hint);
 }
 
 function drawBrushes() {
