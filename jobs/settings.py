@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     run_environment: list[str] = Field(
         default=[], description="Further environment variables that training and describing processes get, by name."
     )
+    standby: bool = Field(
+        default=True,
+        description="Keep a process that has imported PyTorch and forks each run; it holds about 500 MB. Linux only.",
+    )
     builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
 
     lease_seconds: float = Field(

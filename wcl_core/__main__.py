@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import base64
 import gc
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from pydantic import ValidationError
@@ -194,12 +196,17 @@ def _samples(samples: data.Samples) -> dict[str, Any]:
     return {**vars(samples), "png": base64.b64encode(samples.png).decode()}
 
 
-def _attempt(options: argparse.Namespace) -> int:
+def _attempt(options: argparse.Namespace) -> NoReturn:
     gc.disable()  # the imports make a million objects that stay; collecting meanwhile takes a quarter of the start
     from wcl_core.attempt import run_attempt
 
     gc.enable()
-    return run_attempt(options.folder, options.control_fd)
+    code = run_attempt(options.folder, options.control_fd)
+    # Everything is stored.  The interpreter would take a second to free its objects, and the worker waits for the end.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _load(spec: Spec, path: Path | None) -> data.ImageData:

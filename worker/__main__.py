@@ -38,6 +38,7 @@ from worker.garbage import collect_all_garbage
 from worker.room import RoomCheck
 from worker.scrub import Scrub
 from worker.slot import Slot
+from worker.standby import Standby
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return os.EX_CONFIG
     options = _options(arguments, settings)
     log_to_stderr()
+    process.adopt_orphans()
+    standby = _standby(settings, options)  # before any thread, and before slower parts of the start
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url, settings.database_connections)
@@ -71,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datasets={},
         spec_versions=SPEC_VERSIONS,
     )
-    process.adopt_orphans()
     memory = device_bytes(facts.gpus)
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     _repeat(register, FaultLog(log, "the registration of this worker"))
     draining, stop = threading.Event(), threading.Event()
-    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch)
+    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, standby)
     slot = Slot(database, facts, supervisor, draining, ability, room)
     registration = datasets.Registration(database, settings, facts, sources, draining)
 
@@ -122,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draining.set()
         slot.wait(settings.drain_seconds)
         stop.set()
+        if standby is not None:
+            standby.stop()
         _mark_stopped(database, facts.id)
     if ticker.has_drained:
         return int(options.drained_exit)
@@ -143,6 +147,13 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
         problem = "too short" if options.max_seconds <= settings.drain_seconds else "no time that can be waited for"
         parser.error(f"argument --max-seconds: {options.max_seconds:g} is {problem}; {expected} (WCL_DRAIN_SECONDS)")
     return options
+
+
+def _standby(settings: Settings, options: argparse.Namespace) -> Standby | None:
+    """Return the standby process, unless a setting switches it off or at most one run would use it."""
+    if not settings.standby or options.once or not process.adopts_orphans():
+        return None
+    return Standby(process.module_environment(settings.run_environment))
 
 
 def _start(name: str, work: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The training process of one attempt: its start by command, requests through a pipe, and its end with all children."""
+"""The training process of one attempt: its start, requests through a pipe, and its end with all children."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -18,9 +19,10 @@ import wcl_core
 from wcl_core.failpoints import failpoint
 from wcl_core.limits import num_cores
 from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, REQUEST_LETTERS, Request
+from wcl_core.standby import MARK
+from worker.standby import Process, Standby
 
 COMMAND = (sys.executable, "-m", "wcl_core", "attempt")  # and the folder
-MARK = "WCL_ATTEMPT"  # environment variable
 # The system, the interpreter, and the libraries that compute or fetch a dataset.
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|VIRTUAL_ENV|FAILPOINTS"
@@ -47,17 +49,26 @@ class TrainingProcess:
         mark: identifies the attempt in the environment of every process.
         num_ranks: processes that train together.
         environment: names of further environment variables that the run gets.
+        standby: forks the ranks, so that they do not import everything again; None starts them by command.
 
     Attributes:
         requested: the request that was sent to the run.
     """
 
-    def __init__(self, folder: Path, mark: str, num_ranks: int = 1, environment: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mark: str,
+        num_ranks: int = 1,
+        environment: Iterable[str] = (),
+        standby: Standby | None = None,
+    ) -> None:
         self.mark = mark
+        self._standby = standby
         self._environment = module_environment(environment)
         self.requested: Request | None = None
         self._pipes: list[int] = []
-        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._ranks: list[Process] = []
         self._failure: int | None = None  # the exit code that explains most
         self._others_end_at: float | None = None
         try:
@@ -70,21 +81,15 @@ class TrainingProcess:
             raise
 
     def _start(self, folder: Path, rank: int, num_ranks: int) -> None:
+        environment = self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks)
         read_end, write_end = os.pipe()
         self._pipes.append(write_end)
         try:
             with (folder / OUTPUT_FILE).open("ab") as output:
-                self._ranks.append(
-                    subprocess.Popen(
-                        [*COMMAND, str(folder), "--control-fd", str(read_end)],
-                        env=self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks),
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=(read_end,),
-                        start_new_session=True,
-                    )
-                )
+                process: Process | None = None
+                if self._standby is not None:
+                    process = self._standby.run(["attempt", str(folder)], environment, output, read_end)
+                self._ranks.append(process or _by_command(folder, environment, output, read_end))
         finally:
             os.close(read_end)
 
@@ -134,18 +139,36 @@ class TrainingProcess:
         _kill_all(self._members)
         for rank in self._ranks:
             rank.wait()
-        _reap_orphans({rank.pid for rank in self._ranks})
+        _reap_orphans(self._own | {rank.pid for rank in self._ranks})
 
     def _members(self) -> Iterator[psutil.Process]:
         """Yield the processes of the attempt; where this process adopts orphans, all its descendants belong to it."""
         yield from marked(self.mark)
-        if _adopts_orphans():
-            yield from filter(_is_alive, psutil.Process().children(recursive=True))
+        if adopts_orphans():
+            descendants = psutil.Process().children(recursive=True)
+            yield from (each for each in descendants if each.pid not in self._own and _is_alive(each))
+
+    @property
+    def _own(self) -> set[int]:
+        """The child processes of this process that belong to no attempt."""
+        return set() if self._standby is None else {self._standby.pid}
 
     def close(self) -> None:
         """Close the pipes; a run that is still alive stops by itself."""
         while self._pipes:
             os.close(self._pipes.pop())
+
+
+def _by_command(folder: Path, environment: dict[str, str], output: BinaryIO, control: int) -> Process:
+    return subprocess.Popen(
+        [*COMMAND, str(folder), "--control-fd", str(control)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=(control,),
+        start_new_session=True,
+    )
 
 
 def _worst(codes: list[int | None]) -> int | None:
@@ -178,7 +201,7 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _adopts_orphans() -> bool:
+def adopts_orphans() -> bool:
     value = ctypes.c_int(0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
@@ -202,11 +225,11 @@ def _kill_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
             process.kill()
 
 
-def _reap_orphans(ranks: set[int]) -> None:
-    """Read the exit codes of adopted orphans, so that none stays a zombie; the ranks' own are already read."""
-    if _adopts_orphans():
+def _reap_orphans(others: set[int]) -> None:
+    """Read the exit codes of adopted orphans, so that none stays a zombie, but not those of other processes."""
+    if adopts_orphans():
         for child in psutil.Process().children():
-            if child.pid not in ranks:
+            if child.pid not in others:
                 with contextlib.suppress(psutil.Error):
                     child.wait(_KILL_SECONDS)
 

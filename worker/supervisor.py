@@ -40,6 +40,7 @@ from worker.delivery import Delivery
 from worker.exit_reason import AttemptEnd, count_oom_kills, exit_reason, reason_of
 from worker.process import TrainingProcess
 from worker.run_file import MissingCheckpoint, run_file
+from worker.standby import Standby
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ _EXIT_SECONDS = 10.0  # between a run's `end` record and its exit
 _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
 _LEAVE_SECONDS = 4.0  # of that: to return the job, even when not everything is registered
+_STANDBY_SECONDS = 60.0  # for the imports of a standby process that has just started
 _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
@@ -60,6 +62,7 @@ class Supervisor:
         sources: the datasets of this worker by name.
         draining: set when this worker must stop.
         on_loss: called with the id of a job that ended because none of the files that it needs is in the storage.
+        standby: forks the runs; None starts them by command.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class Supervisor:
         sources: dict[str, Source],
         draining: threading.Event,
         on_loss: Callable[[str, LostFiles], None],
+        standby: Standby | None = None,
     ) -> None:
-        self._database, self._storage, self._settings = database, storage, settings
+        self._database, self._storage, self._settings, self._standby = database, storage, settings, standby
         self._sources, self._draining, self._on_loss = sources, draining, on_loss
 
     def supervise(self, claim: Claim) -> None:
@@ -107,7 +111,7 @@ class Supervisor:
         prepared.write(folder)
         oom_kills = count_oom_kills()
         mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
-        process = TrainingProcess(folder, mark, claim.spec.get("processes", 1), environment)
+        process = TrainingProcess(folder, mark, claim.spec.get("processes", 1), environment, self._standby)
         log.info("%s runs as process %d", claim.attempt, process.pid)
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)
@@ -129,7 +133,7 @@ class Supervisor:
         backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
         faults = FaultLog(log, f"job {claim.job_id}: the preparation of its run")
         while True:
-            reading = BackgroundWork(lambda: run_file(self._database, self._storage, claim, source, folder))
+            reading = BackgroundWork(lambda: self._ready_run_file(claim, source, folder))
             if (request := attempt.renew_during(reading)) is not None:
                 return AttemptEnd(OUTCOME_OF[request], None, None)
             prepared: RunFile | None = None
@@ -142,6 +146,12 @@ class Supervisor:
                 return prepared
             attempt.renew()
             backoff.wait()
+
+    def _ready_run_file(self, claim: Claim, source: Source, folder: Path) -> RunFile:
+        prepared = run_file(self._database, self._storage, claim, source, folder)
+        if self._standby is not None:
+            self._standby.wait(_STANDBY_SECONDS)
+        return prepared
 
 
 class _OpenAttempt:

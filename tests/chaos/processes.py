@@ -160,6 +160,7 @@ def _prepare_worker(main: Any, start: Start) -> None:
     if start.orphan_seconds is not None:
         recovery._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:
+        os.environ["WCL_STANDBY"] = "off"  # it would fork the real science
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
         datasets.names = lambda *args: [STANDIN.name]
         datasets.find = lambda *args: iter([(STANDIN.name, Source(STANDIN, None))])

@@ -241,6 +241,27 @@ GUARDS = (
         ("tests/jobs/test_storage_id.py::test_a_copied_or_moved_data_folder_keeps_its_storage",),
     ),
     Guard(
+        "a run that the worker has given up does nothing",
+        "wcl_core/standby.py",
+        "if os.read(gate, len(GO)) != GO:",
+        "if not gate:",
+        ("tests/worker/test_standby.py::test_a_run_that_the_worker_has_given_up_does_nothing",),
+    ),
+    Guard(
+        "a run is not forked from imports that are out of date",
+        "wcl_core/standby.py",
+        "if installed == sorted(_installed()) and ",
+        "if ",
+        ("tests/worker/test_standby.py::test_a_standby_process_that_cannot_start_a_run_is_replaced",),
+    ),
+    Guard(
+        "the end of an attempt leaves the standby process alone",
+        "worker/process.py",
+        "if each.pid not in self._own and ",
+        "if ",
+        ("tests/worker/test_standby.py::test_it_ends_with_its_worker_and_no_attempt_ends_it",),
+    ),
+    Guard(
         "processes are suspended before the first one is killed",
         "worker/process.py",
         "                process.suspend()\n",

@@ -1,0 +1,205 @@
+"""The standby process: it has imported everything that a run needs, and forks a run for each request of its worker.
+
+    worker ── request, descriptors ──► standby ── fork ──► child ── fork ──► run
+           ◄────── the run's id ──────┘                    exits at once
+
+The worker adopts the orphaned run, so it waits for it and reads its exit code as for a child that it started itself.
+The run waits for a byte on its first descriptor: a worker that has given up closes the pipe, and the run exits.
+
+A run's environment and command line are written over those that the standby was started with.  Other processes then
+read a run's own from /proc, as its worker does to find it by its mark.  Linux only.  The module itself imports neither
+torch nor anything else of the project, so that the worker can import it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+READY, REFUSED, GO = b"ready", b"refused", b"go"
+MARK = "WCL_ATTEMPT"  # the environment variable that identifies the attempt
+ROOM = "-" * 8192  # as a value and as an argument at the start, it makes room for a run's own
+_THREADS = "OMP_NUM_THREADS"
+# Variables that no library reads at its import; the number of threads can be set later.
+LATE = frozenset(
+    {
+        MARK,
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "GLOO_SOCKET_IFNAME",
+        "NCCL_SOCKET_IFNAME",
+        "CUDA_VISIBLE_DEVICES",
+        _THREADS,
+    }
+)
+_MOST_BYTES = 1 << 17  # of a request
+_DESCRIPTORS = 3
+_DIGITS = 32
+_METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
+_MODULES = (
+    "wcl_core.__main__",
+    "wcl_core.attempt",
+    "wcl_core.data.builtin",
+    "wcl_core.data.packed",
+    "numpy",
+    "sklearn.datasets",
+    "sklearn.manifold",
+    "sklearn.metrics",
+    "threadpoolctl",
+    "torchvision.datasets",
+    "torchvision.transforms.v2.functional",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for a run; its descriptors are the pipe that the run waits on, the output, and the control pipe.
+
+    Attributes:
+        arguments: of `python -m wcl_core`, without the number of the control pipe.
+        environment: all variables of the run.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+    def encoded(self) -> bytes:
+        """Return the request as a message."""
+        return json.dumps(asdict(self)).encode()
+
+
+def main(descriptor: int) -> int:
+    """Import, then fork runs until the worker ends; in a run, return the exit code of its command."""
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    memory = Memory()
+    memory.write([sys.executable, "-m", "wcl_core.standby"], os.environ)
+    gc.disable()  # the imports make a million objects that stay; collecting meanwhile takes a quarter of the time
+    for name in _MODULES:
+        import_module(name)
+    gc.freeze()  # a collection would copy the pages that all runs share
+    gc.enable()
+    arguments = serve(connection, memory)
+    if arguments is None:
+        return 0
+    code: int = import_module("wcl_core.__main__").main(arguments)
+    return code
+
+
+def serve(connection: socket.socket, memory: Memory) -> list[str] | None:
+    """Fork a run for each request; return its arguments in the run, and None once the worker has ended."""
+    installed = sorted(_installed())
+    reply = READY
+    while True:
+        try:
+            connection.send(reply)
+        except BrokenPipeError:
+            return None
+        message, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _DESCRIPTORS)
+        if not message:
+            return None
+        request = Request(**json.loads(message))
+        reply = REFUSED
+        # A new process would have imported a distribution that has been installed or changed since.
+        if installed == sorted(_installed()) and memory.has_room(request.environment):
+            reader, writer = os.pipe()
+            if (child := os.fork()) == 0:
+                connection.close()
+                return _run(memory, request, descriptors, writer)
+            os.close(writer)
+            os.waitpid(child, 0)
+            reply = os.read(reader, _DIGITS) or REFUSED
+            os.close(reader)
+        for each in descriptors:
+            os.close(each)
+
+
+def _run(memory: Memory, request: Request, descriptors: Sequence[int], writer: int) -> list[str]:
+    """Fork the run and exit; in the run, return its arguments once the worker lets it go."""
+    gate, output, control = descriptors
+    arguments = [*request.arguments, "--control-fd", str(control)]
+    # Before the fork, so that the run has its own mark from its first moment.
+    memory.write([sys.executable, "-m", "wcl_core", *arguments], request.environment)
+    if run := os.fork():
+        os.write(writer, str(run).encode())
+        os._exit(0)
+    os.close(writer)
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    if os.read(gate, len(GO)) != GO:
+        os._exit(0)
+    os.close(gate)
+    _apply(request.environment)
+    sys.argv = [str(Path(__file__).with_name("__main__.py")), *arguments]
+    return arguments
+
+
+def _apply(environment: Mapping[str, str]) -> None:
+    """Set what a new process has after its imports: its variables, its numbers of threads and its random states."""
+    threads = environment.get(_THREADS)
+    if threads is not None and threads != os.environ.get(_THREADS):
+        import_module("threadpoolctl").threadpool_limits(int(threads))
+        import_module("torch").set_num_threads(int(threads))
+    os.environ.clear()
+    os.environ.update(environment)
+    import_module("numpy").random.seed()  # Python's own generator seeds itself after a fork
+
+
+def _installed() -> Iterator[tuple[str, int]]:
+    """Yield the metadata of the installed distributions, with the times of their last changes."""
+    for place in filter(os.path.isdir, sys.path):
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.endswith(_METADATA):
+                    yield entry.path, entry.stat().st_mtime_ns
+
+
+class Memory:
+    """The memory where other processes read the command line and the environment of this process.
+
+    The constructor moves the variables elsewhere: the C library reads them where the kernel has put them.
+    """
+
+    def __init__(self) -> None:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        self._command, self._environment = ((int(fields[n]), int(fields[n + 1])) for n in (45, 47))
+        variables = dict(os.environ)
+        variables.pop(MARK, None)
+        os.environ.clear()
+        ctypes.CDLL(None).clearenv()
+        os.environ.update(variables)
+
+    def has_room(self, environment: Mapping[str, str]) -> bool:
+        """Return whether an environment fits."""
+        start, end = self._environment
+        return len(_block(_pairs(environment))) < end - start
+
+    def write(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Replace the command line, which is cut off if it is too long, and the environment."""
+        for (start, end), strings in ((self._command, command), (self._environment, _pairs(environment))):
+            content = _block(strings)[: end - start - 1]
+            ctypes.memset(start, 0, end - start)
+            ctypes.memmove(start, content, len(content))
+
+
+def _pairs(environment: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in environment.items()]
+
+
+def _block(strings: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(each) + b"\0" for each in strings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
