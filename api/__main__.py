@@ -1,4 +1,4 @@
-"""`python -m api`: one server, configured by environment variables (jobs.settings)."""
+"""`python -m api`: one server, configured by the environment variables `WCL_*` that docs/operating.md lists."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -31,7 +32,7 @@ from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
 from wcl_core import failpoints
 from wcl_core.files import PRIVATE_UMASK, write_bytes
-from wcl_core.text import log_to_stderr, write_error, write_line
+from wcl_core.text import Arguments, log_to_stderr, write_error, write_line
 
 _GRACE_SECONDS = 5
 _BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
@@ -47,13 +48,14 @@ class Misconfigured(StartError):  # noqa: N818 (named as the state of the settin
     """The server cannot start until a user has changed something; the message names it."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP.
 
     Returns:
         0 after an orderly end.  After an error, with a line on stderr: 1 if a later start may succeed, `EX_CONFIG` if
         only a user can fix it.
     """
+    Arguments(prog="python -m api", description=__doc__).parse_args(arguments)
     log_to_stderr()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal ends the server in order

@@ -239,8 +239,8 @@ def _service(data: DemoData, data_dir: Path, terminal: Terminal) -> Iterator[Wcl
 
 def _start(data: DemoData, data_dir: Path, port: int) -> subprocess.Popen[bytes]:
     workers = min(2, os.cpu_count() or 1)
-    command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(data_dir), "--port", str(port)]
-    command += ["--workers", str(workers)]
+    command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(data_dir)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
     if data.name != "digits":
         command += ["--dataset", f"{data.name}={data.folder}" if data.folder else data.name]
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import psutil
 
@@ -33,7 +33,8 @@ from wcl_client.registration import Announcer
 from wcl_client.terminal import write
 from wcl_core.text import visible_lines
 
-STOP_SECONDS = 28.0
+STOP_SECONDS = 28.0  # at least
+_AFTER_DRAIN_SECONDS = 3.0  # of a worker's stop, beside the time for its run
 SLOW_SECONDS = 60.0
 _ORPHAN_SECONDS = 7.0  # a run ends by itself within 5 s of its worker
 _SAME_PRESS_SECONDS = 0.5  # a wrapper such as `uv run` passes on a Ctrl-C that the terminal has sent already
@@ -131,6 +132,7 @@ class Service:
         self._signals: list[tuple[int, float]] = []  # and the time of each
         self._num_answered = 0
         self._ends_at_once = False
+        self.stop_seconds = _stop_seconds()
         logs = options.data_dir / "logs"
         base = _environment(options)
         self.server = Child("the server", [sys.executable, "-m", "api"], base, logs / "server.log")
@@ -138,7 +140,7 @@ class Service:
             Child(
                 f"worker {number}",
                 [sys.executable, "-m", "worker", "--drained-exit", str(DRAINED_EXIT)],
-                base | ({"WCL_WORKER_NAME": f"{socket.gethostname()}-{number}"} if options.workers > 1 else {}),
+                base | ({"WCL_WORKER_NAME": f"{_worker_name()}-{number}"} if options.workers > 1 else {}),
                 logs / f"worker-{number}.log",
             )
             for number in range(1, options.workers + 1)
@@ -168,7 +170,7 @@ class Service:
         for number, at in self._signals[self._num_answered :]:
             name = _SIGNALS.get(signal.Signals(number), signal.Signals(number).name)
             if self._num_answered == 0:
-                limit = f"at most {STOP_SECONDS:.0f} s; Ctrl-C again ends at once"
+                limit = f"at most {self.stop_seconds:.0f} s; Ctrl-C again ends at once"
                 self.report(f"{name}: stopping; running jobs save a checkpoint and return to the queue ({limit})")
             elif number == signal.SIGINT and not self._ends_at_once and at - self._signals[0][1] > _SAME_PRESS_SECONDS:
                 self._ends_at_once = True
@@ -212,14 +214,16 @@ class Service:
             self.report(f"{child.name} cannot start: {error}; it is not started again")
 
     def stop(self) -> None:
-        """Stop all processes; kill those that still run after 28 s or at a second Ctrl-C, and leave no orphan."""
+        """Stop all processes; kill those that run for too long or at a second Ctrl-C, and leave no orphan."""
         adopt_orphans()
         for child in self.children:
             child.terminate()
-        self._wait_while(lambda: not self._ends_at_once and any(map(Child.is_running, self.children)), STOP_SECONDS)
+        self._wait_while(
+            lambda: not self._ends_at_once and any(map(Child.is_running, self.children)), self.stop_seconds
+        )
         late = [child.name for child in self.children if child.is_running()]
         if late and not self._ends_at_once:
-            self.report(f"{' and '.join(late)} did not stop within {STOP_SECONDS:.0f} s and will be killed")
+            self.report(f"{' and '.join(late)} did not stop within {self.stop_seconds:.0f} s and will be killed")
         for child in self.children:
             child.kill()
         self._wait_while(descendants, _ORPHAN_SECONDS)
@@ -246,20 +250,44 @@ def _environment(options: UpOptions) -> dict[str, str]:
     }
     folders = {name: str(path.resolve()) for name, path in options.datasets.items() if path}
     if folders:
-        environment["WCL_DATASETS"] = json.dumps(_datasets(environment.get("WCL_DATASETS") or "{}") | folders)
+        environment["WCL_DATASETS"] = json.dumps(
+            _json_setting("WCL_DATASETS", {}, 'object from name to folder, such as {"birds": "/data/birds"}') | folders
+        )
     if builtins := [name for name, path in options.datasets.items() if not path]:
-        environment["WCL_BUILTIN_DATASETS"] = json.dumps(["digits", *builtins])
+        others = _json_setting("WCL_BUILTIN_DATASETS", ["digits"], 'list of names, such as ["digits", "cifar10"]')
+        environment["WCL_BUILTIN_DATASETS"] = json.dumps(list(dict.fromkeys([*map(str, others), *builtins])))
     return environment
 
 
-def _datasets(setting: str) -> dict[str, object]:
+T = TypeVar("T", list[Any], dict[str, Any])
+
+
+def _json_setting(name: str, default: T, expected: str) -> T:
+    """Return the JSON of a variable to which an option adds.
+
+    Raises:
+        UpError: it is JSON of another type, or none.
+    """
     try:
-        value = json.loads(setting)
+        value = json.loads(os.environ[name]) if os.environ.get(name, "").strip() else default
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise UpError('WCL_DATASETS: expected a JSON object from name to folder, such as {"birds": "/data/birds"}')
+    if not isinstance(value, type(default)):
+        raise UpError(f"{name}: expected a JSON {expected}")
     return value
+
+
+def _worker_name() -> str:
+    return os.environ.get("WCL_WORKER_NAME", "").strip() or socket.gethostname()
+
+
+def _stop_seconds() -> float:
+    """Return the time for a stop: that of a worker which gives its run `WCL_DRAIN_SECONDS`."""
+    with contextlib.suppress(ValueError):
+        drain = float(os.environ.get("WCL_DRAIN_SECONDS") or 0)
+        if STOP_SECONDS < drain + _AFTER_DRAIN_SECONDS < float("inf"):
+            return drain + _AFTER_DRAIN_SECONDS
+    return STOP_SECONDS  # the server refuses a value that is no number
 
 
 def _page_link(options: UpOptions, out: IO[str]) -> str:

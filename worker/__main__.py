@@ -47,12 +47,15 @@ log = logging.getLogger("worker")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker; return 0 after a requested stop, also when jobs have failed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
         settings = read_settings()
     except InvalidSettings as error:
         write_error(str(error))
         return os.EX_CONFIG
-    options = _options(arguments, settings)
+    if problem := _time_problem(options.max_seconds, settings):
+        parser.error(problem)
     log_to_stderr()
     process.adopt_orphans()
     standby = _standby(settings, options)  # before any thread, and before slower parts of the start
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if was_requested else 1  # `wcl up` and service managers restart a worker that ends with 1
 
 
-def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = Arguments(prog="python -m worker", description=__doc__)
     parser.add_argument(
         "--once", action="store_true", help="run at most one job, then exit; exit at once if no job waits"
@@ -141,12 +144,16 @@ def _options(arguments: Sequence[str] | None, settings: Settings) -> argparse.Na
     parser.add_argument(
         "--drained-exit", type=int, default=0, metavar="CODE", help="exit code after a drain that a user requested"
     )
-    options = parser.parse_args(arguments)
-    if options.max_seconds is not None and not settings.drain_seconds < options.max_seconds <= threading.TIMEOUT_MAX:
-        expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
-        problem = "too short" if options.max_seconds <= settings.drain_seconds else "no time that can be waited for"
-        parser.error(f"argument --max-seconds: {options.max_seconds:g} is {problem}; {expected} (WCL_DRAIN_SECONDS)")
-    return options
+    return parser
+
+
+def _time_problem(max_seconds: float | None, settings: Settings) -> str | None:
+    """Return why a worker cannot stop within this time; None if it can."""
+    if max_seconds is None or settings.drain_seconds < max_seconds <= threading.TIMEOUT_MAX:
+        return None
+    expected = f"expected more than the {settings.drain_seconds:g} s that an orderly stop may take"
+    problem = "too short" if max_seconds <= settings.drain_seconds else "no time that can be waited for"
+    return f"argument --max-seconds: {max_seconds:g} is {problem}; {expected} (WCL_DRAIN_SECONDS)"
 
 
 def _standby(settings: Settings, options: argparse.Namespace) -> Standby | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -73,6 +74,29 @@ def test_service_packages_import_without_torch(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
+
+
+PROGRAMS = ("api", "jobs", "wcl_core", "worker")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_prints_its_help_and_refuses_other_arguments(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped argument starts nothing; help needs no right settings."""
+    monkeypatch.setenv("WCL_PORT", "x")
+    main = importlib.import_module(f"{program}.__main__").main
+    for arguments, code in ((["--help"], 0), (["--nonsense"], 2), (["nonsense"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == code
+        assert f"usage: python -m {program}" in "".join(capsys.readouterr())
+
+
+def test_every_program_is_tested() -> None:
+    """The client's is in tests/wcl_client; programs of the tests have tests of their own."""
+    packages = {path.relative_to(ROOT).parts[0] for path in tracked_files() if path.name == "__main__.py"}
+    assert packages == {*PROGRAMS, "wcl_client", "tests"}
 
 
 def test_compose_file_is_valid() -> None:

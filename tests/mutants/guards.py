@@ -1047,6 +1047,20 @@ GUARDS = (
         ("tests/wcl_core/test_text.py::test_a_log_line_cannot_be_forged",),
     ),
     Guard(
+        "an unknown argument starts no server",
+        "api/__main__.py",
+        'Arguments(prog="python -m api", description=__doc__).parse_args(arguments)',
+        "pass",
+        ("tests/contracts/test_repository.py::test_every_program_prints_its_help_and_refuses_other_arguments[api]",),
+    ),
+    Guard(
+        "`wcl up` heeds the settings of its environment",
+        "wcl_client/commands/service.py",
+        'envvar="WCL_PORT", ',
+        "",
+        ("tests/wcl_client/test_up.py::test_settings_of_the_environment_hold_for_up",),
+    ),
+    Guard(
         "a page shows hidden characters as escapes",
         "api/web/render.py",
         "finalize=format.visible_text,",

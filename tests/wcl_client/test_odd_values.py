@@ -21,7 +21,7 @@ from tests.wcl_client.answers import ID, answer
 from wcl_client import cli, up
 from wcl_client.demo import choose_data
 from wcl_client.up import UpOptions
-from worker.__main__ import _options
+from worker.__main__ import _parser, _time_problem
 
 ROOT = Path(__file__).parents[2]
 BELOW = [value for value in ODD if ".." not in value and value not in ("/", "~")]  # `wcl up` makes these folders
@@ -89,7 +89,7 @@ def _prepare(options: UpOptions, _report: object) -> None:
 
 def _parse_worker(_program: str, arguments: list[str], _environment: dict[str, str]) -> None:
     with suppress(InvalidSettings):
-        _options(arguments[3:], read_settings())
+        _time_problem(_parser().parse_args(arguments[3:]).max_seconds, read_settings())
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import eventually
-from wcl_client import processes
+from wcl_client import cli, processes
 from wcl_client.api import WclClient
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, descendants, module_environment
-from wcl_client.up import UpError, UpOptions, free_port, locked
+from wcl_client.up import Service, UpError, UpOptions, free_port, locked
 
 pytestmark = pytest.mark.process
 
@@ -201,6 +202,32 @@ def test_a_host_that_is_no_address_of_this_machine_is_named(host: str) -> None:
 
 def test_url_of_an_ipv6_address() -> None:
     assert UpOptions(Path(), host="::1", port=80).url == "http://[::1]:80"
+
+
+def test_settings_of_the_environment_hold_for_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option has precedence over its variable, or adds to it."""
+    started: list[UpOptions] = []
+    monkeypatch.setattr("wcl_client.commands.service.run", lambda options, _: started.append(options))
+    variables = {"WCL_HOST": "127.0.0.2", "WCL_PORT": "8123", "WCL_DATA_DIR": str(tmp_path / "data")}
+    variables |= {"WCL_BUILTIN_DATASETS": '["stl10", "mine"]', "WCL_DATASETS": '{"a": "/a", "b": "/b"}'}
+    for name, value in (variables | {"WCL_WORKER_NAME": "node", "WCL_DRAIN_SECONDS": "90"}).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "new").mkdir()
+
+    assert cli.run(["up"]) == 0
+    folder = f"b={tmp_path / 'new'}"
+    assert cli.run(["up", "--host=::1", "--port=1", "--workers=2", "--dataset=cifar10", f"--dataset={folder}"]) == 0
+
+    from_variables, from_options = started
+    assert (from_variables.host, from_variables.port) == ("127.0.0.2", 8123)
+    assert from_variables.data_dir == tmp_path / "data"
+    assert (from_options.host, from_options.port) == ("::1", 1)
+    service = Service(from_options, pytest.fail)
+    assert service.stop_seconds == 93
+    environments = [child._environment for child in service.children]
+    assert [json.loads(each["WCL_BUILTIN_DATASETS"]) for each in environments] == [["stl10", "mine", "cifar10"]] * 3
+    assert json.loads(environments[0]["WCL_DATASETS"]) == {"a": "/a", "b": str(tmp_path / "new")}
+    assert [each["WCL_WORKER_NAME"] for each in environments] == ["node", "node-1", "node-2"]
 
 
 def test_modules_of_the_working_folder_are_never_run(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ _BUILTIN = ("cifar10", "cifar100", "stl10")
 @app.command()
 def up(
     data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")] = 8000,
+    host: Annotated[str, typer.Option(envvar="WCL_HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="WCL_PORT", min=0, max=65535, help="The port to listen on; 0 chooses a free one.")
+    ] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers; each runs one job at a time.")] = 1,
     dataset: Annotated[
         list[str] | None,
