@@ -25,11 +25,12 @@ from api.app import create_app
 from api.http import connections, descriptors, hosts
 from api.rest import exports
 from jobs import keys, schema, storage_id
-from jobs.database import Database, is_outage
+from jobs.database import Database, Signal, is_outage
 from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
+from jobs.wake_up import WakeUpSender
 from wcl_core import failpoints
 from wcl_core.files import PRIVATE_UMASK, write_bytes
 from wcl_core.text import Arguments, log_to_stderr, write_error, write_line
@@ -95,8 +96,11 @@ def serve(settings: Settings) -> None:
     _announce(settings, database, url)
     stop = threading.Event()
     reconciler = Reconciler(database, settings, sends_wake_ups=True)
+    database.on(Signal.DUE, WakeUpSender(database, settings).start)
+    database.on(Signal.MET, reconciler.nudge)
     thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
     thread.start()
+    threading.Thread(target=reconciler.run_nudged, args=(stop,), daemon=True, name="nudged").start()
     sweeping = (database, settings.exports_dir, stop)
     threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
     try:

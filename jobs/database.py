@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -107,6 +108,18 @@ def new_id() -> str:
     return str(UUID(int=value))
 
 
+class Signal(Enum):
+    """A change that others wait for: `Database.on` calls its listeners right after the commit."""
+
+    DUE = "due"  # a job is queued
+    MET = "met"  # a job has ended or has a checkpoint: the needs of other jobs may be met
+
+
+def signal(session: Session, name: Signal) -> None:
+    """Mark a transaction."""
+    session.info.setdefault(Signal, set()).add(name)
+
+
 class Database:
     """Short reads and retried writes over one engine.
 
@@ -123,6 +136,7 @@ class Database:
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._writes = self.engine.execution_options(wcl_write=True)
+        self._listeners: list[tuple[Signal, Callable[[], None]]] = []
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -143,12 +157,34 @@ class Database:
                     failpoint("commit.before", change, _lost_connection)
                     session.commit()
                     failpoint("commit.after", change, _lost_connection)
-                    return result
+                self._call_listeners(session)
+                return result
             except DBAPIError as error:
                 if attempt == _MAX_TRIES or fault_of(error) is not Fault.BUSY:
                     raise
             time.sleep(random.uniform(0, 0.02 * 2**attempt))
         raise AssertionError("unreachable")
+
+    def on(self, signal: Signal, act: Callable[[], None]) -> None:
+        """Call `act` after each commit of this process that carries the signal, on the thread of the writer.
+
+        `act` must return at once and raise nothing.
+        """
+        self._listeners.append((signal, act))
+
+    def _call_listeners(self, session: Session) -> None:
+        signals = session.info.get(Signal, ())
+        for signal, act in self._listeners:
+            if signal in signals:
+                act()
+
+    def changes(self) -> Callable[[], bool] | None:
+        """Return a function that tells whether any process has written since its last call; None for PostgreSQL.
+
+        The function reads one number, and takes 10 us.  Only one thread may call it.
+        """
+        file = self.engine.url.database if self.url.startswith("sqlite") else None
+        return None if file in (None, "", ":memory:") else _Changes(Path(str(file)))
 
     def migrate(self) -> None:
         """Upgrade the schema to the newest version; several processes may call this at once.
@@ -180,6 +216,25 @@ class Database:
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+
+class _Changes:
+    """A connection of its own: a connection does not count its own commits as changes."""
+
+    def __init__(self, file: Path) -> None:
+        self._address = f"{file.absolute().as_uri()}?mode=rw"
+        self._connection: sqlite3.Connection | None = None
+        self._version: int | None = None
+
+    def __call__(self) -> bool:
+        try:
+            if self._connection is None:
+                self._connection = sqlite3.connect(self._address, uri=True, timeout=0.0, check_same_thread=False)
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:  # a writer is at work, and the next call sees its change
+            return False
+        before, self._version = self._version, version
+        return bool(version != before)
 
 
 def _lost_connection(text: str) -> OperationalError:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, planned_evaluations
-from jobs.database import new_id, now_ms
+from jobs.database import Signal, new_id, now_ms, signal
 from jobs.models import (
     TRAINING,
     Artifact,
@@ -287,6 +287,7 @@ def _checkpoint(session: Session, job_id: str, number: int, record: CheckpointRe
             checked_at=now_ms(),  # the worker has read the file back
         )
     )
+    signal(session, Signal.MET)
     planned_evaluations.at_checkpoint(session, job_id, checkpoint_id)
     checkpoints.expire(session, job_id)  # last, so that an evaluation just submitted keeps its checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from jobs.database import new_id
+from jobs.database import Signal, new_id, signal
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
@@ -88,6 +88,8 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
         for other in dict.fromkeys(new.after)
     )
     session.flush()
+    if not waits:
+        signal(session, Signal.DUE)
     return job
 
 

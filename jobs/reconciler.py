@@ -32,6 +32,7 @@ from jobs.wake_up import WakeUpSender
 log = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 600.0
+_STOP_SECONDS = 0.5
 T = TypeVar("T", bound=Hashable)
 
 
@@ -100,6 +101,7 @@ class Reconciler:
         self._attempts: Watch[AttemptRef] = Watch(settings.lease_seconds, gap)
         self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
         self._next_housekeeping = 0.0
+        self._is_nudged = threading.Event()
         self._sweep_faults: dict[str, FaultLog] = {}  # of those that cannot advance
 
     def run(self, stop: threading.Event) -> None:
@@ -114,6 +116,22 @@ class Reconciler:
                 self._workers.reset()
                 faults.failed(error)
 
+    def nudge(self) -> None:
+        """Let `run_nudged` advance jobs that wait for others: the needs of some may be met."""
+        self._is_nudged.set()
+
+    def run_nudged(self, stop: threading.Event) -> None:
+        """Advance jobs that wait for others right after each nudge, until `stop`; a poll repeats what fails here."""
+        faults = FaultLog(log, "the advance of waiting jobs")
+        while not stop.is_set():
+            if self._is_nudged.wait(_STOP_SECONDS):
+                self._is_nudged.clear()
+                try:
+                    self._advance_waiting()
+                    faults.succeeded()
+                except Exception as error:
+                    faults.failed(error)
+
     def poll(self) -> None:
         """Reap lost attempts, mark lost workers, advance jobs that wait and sweeps, preempt, wake up, clean up."""
         with self._database.read() as session:
@@ -125,23 +143,28 @@ class Reconciler:
         for worker_id in self._workers.lost(heartbeats, self._clock()):
             lost = partial(workers.mark_lost, worker_id=worker_id, heartbeats=heartbeats[worker_id])
             self._database.write(lost)
+        self._advance_waiting()
         with self._database.read() as session:
-            has_blocked = transitions.has_blocked(session)
             has_held = transitions.has_held(session)
             has_victim = preemption.choose(session) is not None
-            due_sweeps = sweeps.due(session)
-        if has_blocked:
-            self._database.write(transitions.unblock)
         if has_held:
             self._database.write(transitions.resume_held)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
             log.info("job %s is requested to give way to job %s", chosen.job_id, chosen.for_job_id)
-        self._advance(due_sweeps)
         if self._wake_ups is not None:
             self._wake_ups.start()
         if self._clock() >= self._next_housekeeping:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)
+
+    def _advance_waiting(self) -> None:
+        """Advance what waits for other jobs: dependent jobs and sweeps."""
+        with self._database.read() as session:
+            has_blocked = transitions.has_blocked(session)
+            due_sweeps = sweeps.due(session)
+        if has_blocked:
+            self._database.write(transitions.unblock)
+        self._advance(due_sweeps)
 
     def _prove_writable(self, attempts: dict[AttemptRef, int], heartbeats: dict[str, int]) -> None:
         """Write to the database before anything is declared lost.

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 TASK = "wcl.work"
 EXPIRES_SECONDS = 30
 _CONNECT_SECONDS = 2
+_MEMORY_POLL_SECONDS = 0.02
 _THREAD_NAME = "wake-up"
 
 
@@ -36,9 +37,9 @@ def queue_of(pool: str) -> str:
 
 
 def transport_options(broker_url: str) -> dict[str, Any]:
-    """Return the broker options that server and worker share; a memory broker has none."""
+    """Return the broker options that server and worker share."""
     if broker_url.startswith("memory"):
-        return {}
+        return {"polling_interval": _MEMORY_POLL_SECONDS}
     return {
         "global_keyprefix": "wcl:",
         "socket_timeout": 10,
@@ -51,7 +52,7 @@ def transport_options(broker_url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _producer(broker_url: str) -> Celery:
-    app = Celery("wcl", broker=broker_url)
+    app = Celery("wcl", broker=broker_url, set_as_current=False)
     # Without a limit of retries kombu would wait for an absent broker for ever.
     few_retries = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
     app.conf.update(
@@ -104,21 +105,31 @@ class WakeUpSender:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
+        self._is_needed = threading.Event()
         self._is_sending = threading.Lock()
         self._faults = _faults()
 
     def start(self) -> None:
-        """Start `send_where_needed` on a thread, unless the previous call still waits for the broker."""
-        if not self._settings.is_memory_broker and self._is_sending.acquire(blocking=False):
+        """Start `send_where_needed` on a thread; while an earlier call waits for the broker, it runs after that."""
+        if not self._settings.is_memory_broker:
+            self._is_needed.set()
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        if self._is_sending.acquire(blocking=False):
             threading.Thread(target=self._send, daemon=True, name=_THREAD_NAME).start()
 
     def _send(self) -> None:
         try:
-            send_where_needed(self._database, self._settings, self._faults)
+            while self._is_needed.is_set():
+                self._is_needed.clear()
+                send_where_needed(self._database, self._settings, self._faults)
         except Exception as error:  # the next poll sends again
             self._faults.failed(error)
         finally:
             self._is_sending.release()
+        if self._is_needed.is_set():  # set after the last look at it
+            self._start_thread()
 
 
 def _counts_by_pool(session: Session) -> dict[str, int]:

@@ -20,13 +20,14 @@ from celery.platforms import SecurityWarning
 from sqlalchemy.exc import DBAPIError
 
 from jobs import storage_id, workers
-from jobs.database import Database, new_id
+from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.wake_up import WakeUpSender
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, log_to_stderr, write_error
@@ -107,8 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGHUP, lambda *_: drain())
     ticker = Ticker(database, settings, facts.id, slot, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
+    database.on(Signal.DUE, ticker.poll_soon)
+    database.on(Signal.DUE, WakeUpSender(database, settings).start)
+    database.on(Signal.MET, reconciler.nudge)
     # These threads do not wait for the broker, so the worker works without one.
     _start("reconciler", lambda: reconciler.run(stop))
+    _start("nudged", lambda: reconciler.run_nudged(stop))
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
     _start("datasets", registration.run)

@@ -16,7 +16,7 @@ from worker.slot import Slot
 
 log = logging.getLogger(__name__)
 
-_TICK_SECONDS = 0.2
+_TICK_SECONDS = 0.05
 
 
 class Ticker:
@@ -52,16 +52,22 @@ class Ticker:
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop`; an outage of the database only makes a tick fail."""
+        has_changed = self._database.changes() or (lambda: False)
         heartbeats, polls = FaultLog(log, "the heartbeat of the worker"), FaultLog(log, "the poll for work")
         while not stop.wait(_TICK_SECONDS):
             now = time.monotonic()
             if now >= self._next_heartbeat:
                 self._next_heartbeat = now + self._settings.look_seconds
                 _try(self._heartbeat, heartbeats)
-            if self._polls and self._slot.is_open() and now >= self._next_poll:
+            is_due = has_changed() or now >= self._next_poll
+            if self._polls and self._slot.is_open() and is_due:
                 # Jitter, so that a hundred workers that started together do not poll together.
                 self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
                 _try(self._poll, polls)
+
+    def poll_soon(self) -> None:
+        """Poll for work with the next tick."""
+        self._next_poll = 0.0
 
     def _heartbeat(self) -> None:
         unable = self._slot.ability.check()

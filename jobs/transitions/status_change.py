@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs.database import now_ms
+from jobs.database import Signal, now_ms, signal
 from jobs.models import Event, Job
 from jobs.status import TERMINAL, Status
 from wcl_core.text import without_paths
@@ -48,6 +48,10 @@ def move(
     facts = {"status": after, "reason": reason, "message": message} | (data or {})
     session.add(Event(job_id=job_id, seq=seq, type=event, data={k: v for k, v in facts.items() if v is not None}))
     session.flush()
+    if after is Status.QUEUED:
+        signal(session, Signal.DUE)
+    elif after in TERMINAL:
+        signal(session, Signal.MET)
     return True
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.clients import Caller
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.processes import Node
@@ -49,6 +51,19 @@ def test_without_a_broker_a_job_is_accepted_and_its_worker_finds_it(house: Theat
             assert job_id
             assert caller.num_retries == 0, "the first answer was no 201"
             assert_undisturbed(stage, Accepted(job_id, 1, 2, _SUCCEEDED, "alone"))
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_a_submission_starts_its_job_without_a_poll(house: Theatre, kind: str) -> None:
+    """With SQLite the worker notices the commit, otherwise the server sends a wake-up."""
+    never = {"WCL_LOOK_SECONDS": "1000", "WCL_CLAIM_SECONDS": "1000"}
+    with house.stage(f"at-once-{kind}", kind, **never) as stage, caller_of(stage.server("server").start()) as caller:
+        stage.worker("worker").start()
+        stage.wait_for_workers("worker")
+        for number in (1, 2):
+            job_id = caller.submit(spec(number), str(number))
+            assert job_id
+            stage.wait_for(job_id, "succeeded")
 
 
 def test_a_broker_that_is_killed_under_a_run_costs_it_nothing(house: Theatre) -> None:

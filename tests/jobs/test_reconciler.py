@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import select, text, update
 
 from jobs import transitions, workers
-from jobs.database import Database, now_ms
+from jobs.database import Database, Signal, now_ms
 from jobs.models import IdempotencyKey, Worker
 from jobs.reconciler import Reconciler, Watch
 from jobs.settings import Settings
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, running, status, submit
+from tests.waiting import eventually
 
 LEASE, POLL_SECONDS = 60.0, 5.0
 
@@ -313,6 +314,25 @@ def test_a_poll_unblocks_jobs(database: Database, reconciler: Reconciler) -> Non
     needed.end("succeeded")
     reconciler.poll()
     assert status(database, waiting) == Status.QUEUED
+
+
+def test_a_job_behind_another_one_is_queued_right_after_its_end(
+    database: Database, clock: Clock, tmp_path: Path
+) -> None:
+    rows.add_dataset(database)
+    reconciler, stop = make(database, clock, tmp_path), threading.Event()
+    database.on(Signal.MET, reconciler.nudge)
+    first = running(database)
+    blocked = submit(database, after=(first.job_id,))
+    thread = threading.Thread(target=reconciler.run_nudged, args=[stop])
+    thread.start()
+    try:
+        Run(database, first).end("succeeded")
+        eventually(lambda: status(database, blocked) == "queued", "the second job")
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_poll_deletes_old_idempotency_keys(database: Database, reconciler: Reconciler, clock: Clock) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from jobs import wake_up, workers
-from jobs.database import Database, new_id, now_ms
+from jobs import transitions, wake_up, workers
+from jobs.database import Database, Signal, new_id, now_ms
 from jobs.models import Job
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
@@ -138,6 +139,74 @@ def test_each_poll_sends_wake_ups_again(database: Database, broker: redis.Redis,
     for count in (1, 2):
         reconciler.poll()
         eventually(lambda: num_wake_ups(broker)["default"] == count and not is_sending(), "a wake-up")  # noqa: B023
+
+
+def test_a_wake_up_that_is_needed_while_another_is_sent_is_sent_after_it(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, calls = threading.Event(), threading.Event(), []
+
+    def send(*_: object) -> None:
+        calls.append(1)
+        begun.set()
+        may_end.wait(10)
+
+    monkeypatch.setattr(wake_up, "send_where_needed", send)
+    sender = wake_up.WakeUpSender(database, settings)
+    sender.start()
+    begun.wait(10)
+    for _ in range(3):
+        sender.start()
+    may_end.set()
+
+    eventually(lambda: not is_sending(), "the end of the wake-ups")
+    assert len(calls) == 2
+
+
+def test_a_commit_that_queues_a_job_is_signalled(database: Database) -> None:
+    signals: list[str] = []
+    database.on(Signal.DUE, lambda: signals.append("due"))
+    database.on(Signal.MET, lambda: signals.append("met"))
+    rows.add_dataset(database)
+
+    first = submit(database)
+    blocked = submit(database, after=(first,))
+    assert signals == ["due"], "a job that waits for another one is not due"
+
+    database.write(lambda session: transitions.pause(session, first))
+    database.write(lambda session: transitions.resume(session, first))
+    assert signals == ["due", "due"]
+
+    with pytest.raises(RuntimeError):
+        database.write(_fail_after(lambda session: transitions.cancel(session, first)))
+    assert len(signals) == 2, "nothing was committed"
+
+    database.write(lambda session: transitions.cancel(session, first))
+    assert signals[2:] == ["met"]
+    database.write(transitions.unblock)
+    assert rows.status(database, blocked) == "failed"
+
+
+def _fail_after(change: Callable[[Session], None]) -> Callable[[Session], None]:
+    def both(session: Session) -> None:
+        change(session)
+        raise RuntimeError
+
+    return both
+
+
+def test_changes_of_any_process_are_noticed_on_sqlite(sqlite_database: Database) -> None:
+    has_changed = sqlite_database.changes()
+    assert has_changed is not None
+    assert has_changed(), "the changes before the first call"
+    assert not has_changed()
+
+    rows.add_dataset(sqlite_database)
+
+    assert has_changed()
+    with sqlite_database.read() as session:
+        session.execute(select(Job.id)).all()
+    assert not has_changed()
 
 
 def test_without_a_broker_no_wake_up_is_sent(database: Database, tmp_path: Path) -> None:

@@ -241,6 +241,13 @@ GUARDS = (
         ("tests/jobs/test_storage_id.py::test_a_copied_or_moved_data_folder_keeps_its_storage",),
     ),
     Guard(
+        "a job that is queued again is signalled",
+        "jobs/transitions/status_change.py",
+        "        signal(session, Signal.DUE)\n",
+        "        pass\n",
+        ("tests/jobs/test_wake_up.py::test_a_commit_that_queues_a_job_is_signalled[sqlite]",),
+    ),
+    Guard(
         "a run that the worker has given up does nothing",
         "wcl_core/standby.py",
         "if os.read(gate, len(GO)) != GO:",
