@@ -1,6 +1,7 @@
 """Connections: a time for each phase of a connection, and limits on their number, by address and in all.
 
-uvicorn closes a connection that stays idle after a response.  It lacks these limits:
+uvicorn closes a connection that stays idle after a response.  It lacks these limits
+(a trusted proxy has the limit in all only; it limits its own clients):
 
 waits for a request ── 10 s until its headers are complete, however slowly they come; at a limit of connections, the
                        longest waiting one makes room for the new one
@@ -24,6 +25,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http import descriptors
+from api.http.proxies import Proxies
 
 HEAD_SECONDS = 10.0
 SEND_SECONDS = 20.0
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 
 def config(app: FastAPI, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration with these limits."""
-    protocol = cast(Any, partial(Connection, Connections()))
+    proxies = Proxies(app.state.settings)
+    protocol = cast(Any, partial(Connection, Connections(is_proxy=proxies.is_trusted)))
     options |= {"log_config": None, "access_log": False, "server_header": False}
     options |= {"proxy_headers": False}  # api.http.proxies reads them, from trusted proxies only
     return uvicorn.Config(app, http=protocol, **options)
@@ -51,11 +54,17 @@ class Connections:
     Args:
         most: connections in all; half of them from one address.  By default, as many as the file descriptors allow.
         clock: monotonic seconds.
+        is_proxy: whether an address is that of a trusted proxy, whose connections are those of many clients.
     """
 
-    def __init__(self, most: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        is_proxy: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._most = most or min(_MOST, descriptors.limit() * 3 // 4)
-        self.clock = clock
+        self.clock, self._is_proxy = clock, is_proxy
         self._open: set[Connection] = set()
         self._by_address: defaultdict[str, set[Connection]] = defaultdict(set)
         # In the order in which they began to wait
@@ -72,7 +81,8 @@ class Connections:
         self._open.add(connection)
         self._by_address[connection.address].add(connection)
         self.wait(connection)
-        if len(self._by_address[connection.address]) > self._most // 2:
+        is_full = len(self._by_address[connection.address]) > self._most // 2
+        if is_full and not self._is_proxy(connection.address):
             next(iter(self._waiting_by_address[connection.address])).end()
         elif len(self._open) > self._most:
             next(iter(self._waiting)).end()

@@ -59,6 +59,11 @@ class Proxies:
             result["headers"] = [(b"host", hosts[0].encode("latin-1")), *others]
         return result
 
+    def is_trusted(self, host: str) -> bool:
+        """Return whether a setting names the proxy of this address."""
+        address = _address(host)
+        return address is not None and self._trusts(address)
+
     def _is_below_root(self, path: str) -> bool:
         return path == self.root_path or path.startswith(f"{self.root_path}/")
 

@@ -120,6 +120,22 @@ def test_a_bad_folder_costs_only_itself(left: Leftovers, name: str, make: Callab
     assert recover_beside_a_good_one(left, spoil).status in ("running", "paused")  # it ends with its lease
 
 
+def test_an_error_of_a_folder_costs_only_itself(left: Leftovers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is none that a reader of the folder expects."""
+    clear = recovery.clear
+
+    def spoil(spoiled: Path, records: list[dict[str, Any]]) -> list[bytes]:
+        def fail(folder: Path) -> None:
+            if folder == spoiled:
+                raise RecursionError("unexpected")
+            clear(folder)
+
+        monkeypatch.setattr(recovery, "clear", fail)
+        return lines_of(records)
+
+    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+
+
 def test_a_record_that_the_database_refuses_ends_its_job(left: Leftovers, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ingest.store
 

@@ -18,6 +18,7 @@ from jobs.database import Database
 from tests.api.served import Served, listening
 from tests.waiting import eventually
 
+PROXY = "127.0.0.99"
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SENT = {
     "nothing": b"",
@@ -97,9 +98,9 @@ def test_a_response_that_lasts_is_not_cut(quick: None, small: Served, monkeypatc
 
 @pytest.fixture
 def few(sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """Yield a server that takes 20 connections, 10 from each address."""
+    """Yield a server that takes 20 connections, 10 from each address but that of its proxy."""
     monkeypatch.setattr(connections, "_MOST", 20)
-    server = Served(sqlite_database, tmp_path / "data")
+    server = Served(sqlite_database, tmp_path / "data", trusted_proxies=[f"{PROXY}/32"])
     server.start()
     yield server
     server.stop()
@@ -116,6 +117,19 @@ def test_at_the_limit_of_an_address_the_longest_waiting_makes_room(few: Served) 
         assert other.recv(4096).startswith(b"HTTP/1.1 200")
         idle[-1].sendall(HEAD + b"\r\n")
         assert idle[-1].recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.server
+def test_a_trusted_proxy_has_the_limit_of_all_only(few: Served) -> None:
+    """Its connections are those of many clients."""
+    with ExitStack() as stack:
+        idle = [stack.enter_context(closing(connect(few, PROXY))) for _ in range(20)]
+        for connection in idle:
+            connection.sendall(HEAD + b"\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        stack.enter_context(closing(connect(few, PROXY)))
+        assert is_closed(idle[0])
+        assert is_answered(few)
 
 
 @pytest.mark.server
