@@ -1,9 +1,13 @@
 """One attempt of a job, in a folder that a worker made: `run.json` in, `report.jsonl` and checkpoints out.
 
 The worker holds the only write end of a control pipe; each of several ranks has a pipe of its own.  A byte on it is a
-request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker is gone; this process then ends within
-a few seconds, also in the middle of a step.  Every failure becomes an `end` record with a reason.  A process that ends
-without an `end` record was killed.
+request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker is gone.
+
+    request ──► the work ends at its next `stop.check`, or, in training, saves after the step
+            └─► a second later, a run that owes no save is ended in the middle of its work
+    pipe ends ──► as for a drain; a few seconds later the process ends in any case
+
+Every failure becomes an `end` record with a reason.  A process that ends without an `end` record was killed.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +33,7 @@ from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
 from wcl_core.protocol import (
     ORPHANED_EXIT,
+    OUTCOME_OF,
     PEER_LOST_EXIT,
     REQUEST_LETTERS,
     SPOOL_FILE,
@@ -38,10 +45,12 @@ from wcl_core.protocol import (
     failure_file,
 )
 from wcl_core.reporter import NullReporter, Reporter, SpoolReporter
+from wcl_core.stop import Interrupted, interruptible
 from wcl_core.training.collapse import StoppedError
 from wcl_core.training.pretrain import pretrain
 
 _ORPHAN_SECONDS = 5.0
+_HEAR_SECONDS = 1.0  # between a request and the end of a run that owes no save
 # torch has no exception of its own for these: the CPU's allocator, and libraries on a full GPU.
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA out of memory|STATUS_ALLOC_FAILED")
 _REQUEST_OF: dict[bytes, Request] = {letter: request for request, letter in REQUEST_LETTERS.items()}
@@ -57,13 +66,18 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
     """
     control = Control(control_fd)
     rank = int(os.environ.get("RANK", "0"))
-    reporter = SpoolReporter(folder / SPOOL_FILE, control.request) if rank == 0 else NullReporter()
+    reporter: Reporter = NullReporter()
+    if rank == 0:
+        reporter = spool = SpoolReporter(folder / SPOOL_FILE, control.request)
+        control.on_request(lambda request: spool.abandon(OUTCOME_OF[request], 0))
     try:
         with joined(rendezvous=folder / "rendezvous") as ranks:
             outcome = _run(RunFile.read(folder), folder, reporter, ranks)
     except PeerLostError:
         traceback.print_exc()
         _exit(PEER_LOST_EXIT)
+    except Interrupted as interrupted:
+        reporter.end(OUTCOME_OF[interrupted.request])
     except Exception as error:  # every failure becomes the job's reason
         traceback.print_exc()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
@@ -94,14 +108,15 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
     spec = parse_spec(run.kind, run.spec)
     reporter.progress(step=0, total_steps=0, epoch=0, total_epochs=0, phase="load")
     source = run.dataset
-    dataset = data.load(
-        spec.data.name,
-        source.kind,
-        source.path,
-        spec.data.image_size,
-        spec.data.max_corrupt_share,
-        reporter,
-    )
+    with interruptible(reporter.request):
+        dataset = data.load(
+            spec.data.name,
+            source.kind,
+            source.path,
+            spec.data.image_size,
+            spec.data.max_corrupt_share,
+            reporter,
+        )
     if source.digest not in (None, dataset.digest):
         raise data.DataError(
             f"dataset {dataset.name}: its content has changed since the job was submitted; register it again"
@@ -154,19 +169,36 @@ class Control:
 
     def __init__(self, descriptor: int | None) -> None:
         self._request: Request | None = None
+        self._abandon: Callable[[Request], None] = lambda _: None
         if descriptor is not None:
             threading.Thread(target=self._listen, args=(descriptor,), daemon=True, name="control").start()
 
     def request(self) -> Request | None:
         return self._request
 
+    def on_request(self, abandon: Callable[[Request], None]) -> None:
+        """Call `abandon` with the latest request again and again while there is one, from a second after the first."""
+        self._abandon = abandon
+
     def _listen(self, descriptor: int) -> None:
         # A descriptor that cannot be read counts as closed: without a worker this process must not stay.
         with contextlib.suppress(OSError):
             while byte := os.read(descriptor, 1):
-                self._request = _REQUEST_OF.get(byte, self._request)
+                if (request := _REQUEST_OF.get(byte)) is not None:
+                    self._take(request)
         # The worker is gone: the run saves a checkpoint if it can, and stops even if the loop hangs.
-        self._request = self._request or "drain"
+        self._take(self._request or "drain")
         timer = threading.Timer(_ORPHAN_SECONDS, os._exit, args=(ORPHANED_EXIT,))
         timer.daemon = True
         timer.start()
+
+    def _take(self, request: Request) -> None:
+        if self._request is None:
+            threading.Thread(target=self._enforce, daemon=True, name="enforce").start()
+        self._request = request
+
+    def _enforce(self) -> None:
+        while True:  # the run may owe a save now and none later
+            time.sleep(_HEAR_SECONDS)
+            if self._request is not None:
+                self._abandon(self._request)

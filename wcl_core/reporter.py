@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
@@ -46,7 +47,14 @@ _RESERVED_BYTES = 32_768
 
 
 class Reporter:
-    """Base class; a subclass implements `emit`."""
+    """Base class; a subclass implements `emit`.
+
+    Attributes:
+        owes_save: whether the run has finished steps that no reported checkpoint holds.  A request ends a run that owes
+            no save at once, whatever it does.
+    """
+
+    owes_save = False
 
     def emit(self, record: Record) -> None:
         """Take one record."""
@@ -205,7 +213,8 @@ class SpoolReporter(Reporter):
 
     The kernel has a line when `emit` returns, so the line survives a crash of the process.  A checkpoint and the end
     must also survive a crash of the machine, so `emit` forces them to the disk.  When the disk is full, the unwritten
-    rest comes before the next record, so no line is ever torn; a reserved file makes room for the end.
+    rest comes before the next record, so no line is ever torn; a reserved file makes room for the end.  Several threads
+    may call `emit`; the first `end` is the last record.
 
     Args:
         path: the spool; it must not exist yet.
@@ -215,7 +224,9 @@ class SpoolReporter(Reporter):
     def __init__(self, path: Path, request: Callable[[], Request | None] = lambda: None) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._request = request
+        self._lock = threading.Lock()
         self._seq = 0
+        self._has_ended = False
         self._unwritten = b""
         self._reserve = _reserve(path.parent)
 
@@ -226,6 +237,18 @@ class SpoolReporter(Reporter):
             OSError: the disk is full; a later call writes the rest.
             ValueError, TypeError: the record holds what JSON cannot hold.
         """
+        with self._lock:
+            self._append(record)
+
+    def abandon(self, outcome: Outcome, exit_code: int) -> None:
+        """Report the end in place of the working thread, and exit; do nothing if the run owes a save or has ended."""
+        with self._lock:  # and keep it: the other thread reports nothing more
+            if not self.owes_save and not self._has_ended:
+                self._append(EndRecord(outcome=outcome))
+                os._exit(exit_code)
+
+    def _append(self, record: Record) -> None:
+        self._has_ended = isinstance(record, EndRecord)
         line = json.dumps({"seq": self._seq + 1, **to_json(record)}, separators=(",", ":"), allow_nan=False) + "\n"
         self._seq += 1
         self._unwritten += line.encode()

@@ -12,8 +12,11 @@ _LAST_SECONDS = 4.0  # of retries once the worker drains
 
 
 def renew_seconds(lease_seconds: float) -> float:
-    """Return the pause between two renewals of an attempt; several fit into a lease, so one of them may fail."""
-    return min(3.0, lease_seconds / 6)
+    """Return the pause between two renewals of an attempt; several fit into a lease, so one of them may fail.
+
+    A renewal also brings the requests of users, which are to be heard within two seconds.
+    """
+    return min(1.0, lease_seconds / 6)
 
 
 class KeepSpool(Exception):  # noqa: N818 (an instruction)

@@ -331,7 +331,8 @@ class _Run:
 
     def _request(self, request: Request, grace_seconds: float) -> None:
         self._process.request(request)
-        kill_at = time.monotonic() + grace_seconds
+        # A run that has reported nothing still imports: it hears no request, and there is nothing to save.
+        kill_at = time.monotonic() + (grace_seconds if self._delivery.spool_bytes() else 0)
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def _deliver_rest(self) -> bool:
@@ -354,7 +355,7 @@ class _Run:
         if self._is_late() and self._delivery.collect(is_over=True):
             return AttemptEnd("drained", None, "the worker had to stop before everything of the run was stored")
         if self._was_killed and self._process.requested:
-            message = "the run did not stop in time and was killed"
+            message = "the run did not stop in time and was killed" if self._delivery.spool_bytes() else None
             return AttemptEnd(OUTCOME_OF[self._process.requested], None, message)
         if self._has_stalled:
             limit = self._settings.stall_seconds

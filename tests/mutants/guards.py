@@ -40,6 +40,32 @@ GUARDS = (
         ("tests/wcl_core/test_overlay.py::test_a_changed_spec_keeps_its_shape",),
     ),
     Guard(
+        "a run that owes a save is not ended in the middle of a step",
+        "wcl_core/reporter.py",
+        "if not self.owes_save and not self._has_ended:",
+        "if not self._has_ended:",
+        ("tests/wcl_core/test_attempt.py::test_a_run_that_owes_a_save_is_not_ended_by_a_request",),
+    ),
+    Guard(
+        "a run that owes no save is ended in the middle of its work",
+        "wcl_core/attempt.py",
+        "self._abandon(self._request)",
+        "pass",
+        (
+            "tests/wcl_core/test_attempt.py::test_a_request_ends_a_phase_that_has_nothing_to_save[loading]",
+            "--timeout=30",
+        ),
+    ),
+    Guard(
+        "an interrupted measurement is made by the next attempt",
+        "wcl_core/training/pretrain.py",
+        "if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:",
+        "if True:",
+        (
+            "tests/wcl_core/training/test_pretrain.py::test_a_request_ends_a_long_measurement_which_the_next_attempt_makes",
+        ),
+    ),
+    Guard(
         "a damaged checkpoint is not good",
         "jobs/checkpoints.py",
         "is_kept, is_undamaged, Checkpoint.missing_at",

@@ -25,7 +25,7 @@ from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.protocol import ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, RunFile
-from wcl_core.reporter import NullReporter
+from wcl_core.reporter import NullReporter, SpoolReporter
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
 
@@ -216,14 +216,87 @@ def test_without_a_supervisor_a_run_saves_and_stops(tmp_path: Path, start: Calla
 
 @pytest.mark.parametrize("hang", ["time.sleep(600)", "[0 for _ in iter(int, 1) if 0]"], ids=["sleeping", "busy"])
 def test_without_a_supervisor_even_a_hanging_run_ends(tmp_path: Path, start: Callable[..., Process], hang: str) -> None:
-    code = f"import time\nfrom wcl_core import data\ndata.load = lambda *_: {hang}"
+    code = f"""
+import time
+from wcl_core.training.pretrain import _Run
+def hang(self, rate, loss, classes):
+    self.reporter.log("hangs")
+    {hang}
+_Run._log = hang  # after the step, which is not saved
+"""
     process = start(write_run(tmp_path / "a"), code)
-    wait_for(lambda: of(tmp_path / "a", "progress"))
+    wait_for(lambda: of(tmp_path / "a", "log"))
     process.close()
     closed_at = time.monotonic()
     assert process.status(attempt._ORPHAN_SECONDS + 10) == ORPHANED_EXIT
     assert time.monotonic() - closed_at > attempt._ORPHAN_SECONDS - 1  # it had its time to save
     assert of(tmp_path / "a", "end") == []
+
+
+# --- requests in phases that have nothing to save --------------------------------------------------------------------
+
+PHASES = {
+    "loading": ("wcl_core.data.load", {}),
+    "first step": ("wcl_core.training.learner.Learner.gradients", {}),
+    "measurement of the untrained network": ("wcl_core.training.pretrain.network_features", {"knn_every_epochs": 1}),
+    "linear features": ("wcl_core.evaluation.run._subject", None),
+    "linear": ("wcl_core.evaluation.linear.fit", None),
+    "knn": ("wcl_core.evaluation.knn.knn_top1", None),
+    "map": ("wcl_core.evaluation.embedding_map._tsne", None),
+    "embed": ("wcl_core.checkpoint.write", None),
+}
+PIXELS = {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}}
+ENDLESS = """
+import importlib, time
+*path, owner, name = {place!r}.split(".")
+try:
+    owner = importlib.import_module(".".join([*path, owner]))
+except ImportError:
+    owner = getattr(importlib.import_module(".".join(path)), owner)
+def endless(*_, **__):
+    open({folder!r} + "/reached", "w").close()
+    time.sleep(600)
+setattr(owner, name, endless)
+"""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_request_ends_a_phase_that_has_nothing_to_save(
+    tmp_path: Path, start: Callable[..., Process], phase: str
+) -> None:
+    place, changes = PHASES[phase]
+    folder = tmp_path / "a"
+    run = {"kind": "evaluate", "spec": PIXELS | {"protocols": [phase.partition(" ")[0]]}}
+    run = run if changes is None else {"kind": "pretrain", "spec": small.fields(**changes)}
+    process = start(write_run(folder, **run), ENDLESS.format(place=place, folder=str(folder)))
+    wait_for((folder / "reached").exists)
+
+    os.write(process.pipe, b"c")
+
+    assert process.end()["outcome"] == "cancelled"
+    assert of(folder, "checkpoint") == []
+
+
+def test_a_run_that_owes_a_save_is_not_ended_by_a_request(tmp_path: Path) -> None:
+    reporter = SpoolReporter(tmp_path / SPOOL_FILE)
+    reporter.owes_save = True
+
+    reporter.abandon("cancelled", 3)  # would end this process
+
+    reporter.owes_save = False
+    reporter.end("succeeded")
+    reporter.abandon("cancelled", 3)
+    assert last_word(tmp_path)["outcome"] == "succeeded"
+
+
+def test_a_run_that_loses_its_supervisor_while_it_loads_ends(tmp_path: Path, start: Callable[..., Process]) -> None:
+    folder = tmp_path / "a"
+    process = start(write_run(folder), ENDLESS.format(place="wcl_core.data.load", folder=str(folder)))
+    wait_for((folder / "reached").exists)
+
+    process.close()
+
+    assert process.end()["outcome"] == "drained"
 
 
 def test_a_killed_process_leaves_complete_lines_and_a_checkpoint_to_continue_from(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from jobs import checkpoints, queries, transitions
 from jobs.database import Database
 from jobs.errors import Invalid
 from jobs.models import Checkpoint, Job, Point, Series
+from jobs.settings import Settings
+from jobs.transitions import Requests
 from tests.disks import mounted
 from tests.jobs.rows import open_attempt
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from worker import supervisor
+from worker.exit_reason import AttemptEnd
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,6 +50,37 @@ def test_a_job_runs_to_its_end_and_leaves_no_folder(
     assert jobs.num_checkpoints(job_id) == 2
     eventually(worker.is_idle, "the worker's rest")
     assert list((worker.folder / "attempts").iterdir()) == []
+
+
+def test_a_run_that_still_imports_is_ended_at_once_by_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class StandIn:
+        """A process that hears nothing, its records, of which there are none, and the attempt."""
+
+        has_ended, obstacle, requested, job_id, was_killed = False, None, None, "job", False
+        collect = is_storing = spool_bytes = cap_output = lambda *_, **__: 0
+
+        def exit_code(self) -> int | None:
+            return -9 if self.was_killed else None
+
+        def send(self) -> Requests:
+            return Requests(cancel=True, pause=False, preempt=False)
+
+        def request(self, request: str) -> None:
+            self.requested = request
+
+        def kill(self) -> None:
+            self.was_killed = True
+
+        def end(self, end: AttemptEnd) -> None:
+            ends.append(end)
+
+    ends: list[AttemptEnd] = []
+    monkeypatch.setattr(supervisor, "_STOP_SECONDS", 3600.0)
+    one: Any = StandIn()
+
+    supervisor._Run(one, Settings(), threading.Event(), one, one, None).follow()
+
+    assert ends == [AttemptEnd("cancelled", None, None)]
 
 
 def test_pause_resume_cancel(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:

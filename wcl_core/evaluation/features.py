@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wcl_core.data import ImageData, Split
 from wcl_core.images.augment import normalised
+from wcl_core.stop import check
 
 _BATCH_SIZE = 512
 
@@ -54,6 +55,9 @@ def pixel_features(data: ImageData) -> FeatureSet:
 @torch.no_grad()
 def pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
     """Return a network's outputs for a split, (N, D) float32 on the CPU; the caller sets training or eval mode."""
-    starts = range(0, len(split), _BATCH_SIZE)
-    chunks = (split.plain(slice(start, start + _BATCH_SIZE)).to(device) for start in starts)
-    return torch.cat([backbone(normalised(images)).float().cpu() for images in chunks])
+    chunks = []
+    for start in range(0, len(split), _BATCH_SIZE):
+        check()
+        images = split.plain(slice(start, start + _BATCH_SIZE)).to(device)
+        chunks.append(backbone(normalised(images)).float().cpu())
+    return torch.cat(chunks)

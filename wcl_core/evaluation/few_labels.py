@@ -15,6 +15,7 @@ from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.linear import classes, fit, standard
 from wcl_core.methods.heads import normalise
+from wcl_core.stop import check
 
 VERSION = 1
 LINEAR_STRENGTH = 1.0
@@ -55,6 +56,7 @@ def few_labels_top1(
     predict = {"nearest_class_mean": _nearest_class_mean, "linear": _linear}[classifier](features)
     scores = []
     for draw in range(draws):
+        check()
         index = draw_labelled(features.train_labels, labels_per_class, seed, draw)
         scores.append(top1(predict(index), features.test_labels))
     values = torch.tensor(scores, dtype=torch.float64)

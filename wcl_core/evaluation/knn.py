@@ -8,9 +8,11 @@ from torch import Tensor
 from wcl_core.config import largest_k
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
+from wcl_core.stop import check
 
 VERSION = 1
 _ROWS = 1024
+_MOST_VALUES = 2**26  # of the train features times the rows: about a second on a few cores
 
 
 class ProtocolError(ValueError):
@@ -37,12 +39,14 @@ def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn
             f"most {limit}"
         )
     train, test = normalise(features.train), normalise(features.test)
-    votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(_ROWS)])
+    size = min(_ROWS, max(16, _ROWS * _MOST_VALUES // max(1, train.numel())))
+    votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(size)])
     return float((votes.argmax(dim=1) == features.test_labels).double().mean())
 
 
 def _votes(queries: Tensor, train: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
     """Return the sums of the neighbours' weights by class: (Q, C) float32."""
+    check()
     similarity, index = (queries @ train.T).topk(k, dim=1)
     # Subtract the largest cosine, a common factor: then no weight overflows, and at a small T not all become 0.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()

@@ -9,6 +9,7 @@ from torch import Tensor
 from wcl_core.data import derived_seed
 from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.features import FeatureSet
+from wcl_core.stop import check
 
 VERSION = 1
 STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 5))
@@ -57,6 +58,7 @@ def fit(x: Tensor, labels: Tensor, strength: float, start: Tensor | None = None)
     )
 
     def closure() -> Tensor:
+        check()
         optimizer.zero_grad()
         loss = F.cross_entropy(_logits(x, weights), labels) + weights[:-1].square().sum() / (2 * strength * len(x))
         loss.backward()

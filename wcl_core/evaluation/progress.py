@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import time
 
-from wcl_core.protocol import Request
 from wcl_core.reporter import Reporter
+from wcl_core.stop import check
 
 _REPORT_SECONDS = 1.0
-
-
-class Interrupted(Exception):  # noqa: N818 (the effect of a request, no error)
-    """A request stopped the run in the middle of a protocol; this protocol reports nothing."""
-
-    def __init__(self, request: Request) -> None:
-        super().__init__(request)
-        self.request: Request = request
 
 
 class Progress:
     """The progress in parts of equal weight: the features are the first part, then each protocol is one.
 
     Args:
-        reporter: receives the progress, and holds the request.
+        reporter: receives the progress.
         total: number of parts.
     """
 
@@ -38,8 +30,8 @@ class Progress:
             Interrupted: there is a request to stop, and parts remain.
         """
         self._done = done
-        if done < self._total and (request := self._reporter.request()):
-            raise Interrupted(request)
+        if done < self._total:
+            check()
         self._report(0.0)
 
     def tick(self, share: float) -> None:
@@ -48,8 +40,7 @@ class Progress:
         Raises:
             Interrupted: there is a request to stop.
         """
-        if request := self._reporter.request():
-            raise Interrupted(request)
+        check()
         if time.monotonic() - self._reported_at >= _REPORT_SECONDS:
             self._report(share)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.methods.heads import normalise
+from wcl_core.stop import check
 
 VERSION = 1
 SHOWN_NEIGHBOURS = 5
@@ -44,6 +45,7 @@ def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
     train, test = normalise(features.train), normalise(features.test)
     firsts, precisions, tops = [], [], []
     for queries, labels in zip(test.split(_ROWS), features.test_labels.split(_ROWS), strict=True):
+        check()
         order = (queries @ train.T).argsort(dim=1, descending=True, stable=True)
         hits = features.train_labels[order] == labels[:, None]
         firsts.append(hits[:, :SHOWN_NEIGHBOURS])

@@ -17,11 +17,12 @@ from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluation.embedding_map import keep_map
 from wcl_core.evaluation.features import network_features, pixel_features
-from wcl_core.evaluation.progress import Interrupted, Progress
+from wcl_core.evaluation.progress import Progress
 from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.protocol import OUTCOME_OF, Outcome
 from wcl_core.reporter import Reporter
+from wcl_core.stop import Interrupted, interruptible
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         spec: features, protocols and their settings; settings that are not set fit the smallest class.
-        reporter: receives each result; its request is read at the start, between protocols and within long ones.
+        reporter: receives each result; its request ends the evaluation at the next `stop.check`.
         data: both splits at the spec's image size.
         checkpoint_path: the native checkpoint, if the spec's features come from one.
         output_dir: the folder for the file of `embed`, which is reported as a checkpoint of kind `embeddings`, and for
@@ -49,40 +50,47 @@ def evaluate(
         checkpoint.CheckpointError: the checkpoint is missing or damaged.
         knn.ProtocolError: a protocol cannot measure this data.
     """
-    progress = Progress(reporter, len(spec.protocols) + 1)
     try:
-        progress.reach(0)
-        data = with_held_out(data, spec.data.held_out_share)
-        counts = data.train.labels.bincount(minlength=len(data.classes))
-        spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
-        subject = _subject(spec, data, checkpoint_path)
-        # The share identifies a result, so that it is never compared with a result on the test split.
-        held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
-        for done, protocol in enumerate(spec.protocols, start=1):
-            progress.reach(done)
-            if protocol == "embed":
-                _embed(spec, data, subject, reporter, _folder(protocol, output_dir))
-                continue
-            if protocol == "map":
-                folder = _folder(protocol, output_dir)
-                keep_map(reporter, folder, spec, data, subject.features, checkpoint_path)
-                continue
-            for result in results(protocol, spec, data, subject, progress):
-                reporter.evaluation(
-                    {
-                        "dataset_digest": data.digest,
-                        "split_digest": data.test.digest,
-                        "seed": spec.seed,
-                        "n": len(data.test),
-                        "stderr": None,
-                        **result,
-                        "params": result["params"] | held_out,
-                    }
-                )
-        progress.reach(len(spec.protocols) + 1)
+        with interruptible(reporter.request):
+            _measure(spec, reporter, data, checkpoint_path, output_dir)
     except Interrupted as interrupted:
         return OUTCOME_OF[interrupted.request]
     return "succeeded"
+
+
+def _measure(
+    spec: EvaluateSpec, reporter: Reporter, data: ImageData, checkpoint_path: Path | None, output_dir: Path | None
+) -> None:
+    progress = Progress(reporter, len(spec.protocols) + 1)
+    progress.reach(0)
+    data = with_held_out(data, spec.data.held_out_share)
+    counts = data.train.labels.bincount(minlength=len(data.classes))
+    spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
+    subject = _subject(spec, data, checkpoint_path)
+    # The share identifies a result, so that it is never compared with a result on the test split.
+    held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
+    for done, protocol in enumerate(spec.protocols, start=1):
+        progress.reach(done)
+        if protocol == "embed":
+            _embed(spec, data, subject, reporter, _folder(protocol, output_dir))
+            continue
+        if protocol == "map":
+            folder = _folder(protocol, output_dir)
+            keep_map(reporter, folder, spec, data, subject.features, checkpoint_path)
+            continue
+        for result in results(protocol, spec, data, subject, progress):
+            reporter.evaluation(
+                {
+                    "dataset_digest": data.digest,
+                    "split_digest": data.test.digest,
+                    "seed": spec.seed,
+                    "n": len(data.test),
+                    "stderr": None,
+                    **result,
+                    "params": result["params"] | held_out,
+                }
+            )
+    progress.reach(len(spec.protocols) + 1)
 
 
 def _folder(protocol: str, output_dir: Path | None) -> Path:

@@ -9,7 +9,8 @@ same bytes and metrics as an uninterrupted one.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from wcl_core.protocol import (
 )
 from wcl_core.reporter import NullReporter, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate
+from wcl_core.stop import Interrupted, interruptible
 from wcl_core.training.collapse import CollapseError, non_finite_error
 from wcl_core.training.learner import Learner
 from wcl_core.training.monitor_batch import MonitorBatch
@@ -50,6 +52,7 @@ from wcl_core.transfer import send
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
 _KNN_K = 20
 _KNN_TEMPERATURE = 0.07
+_MEASURE_SECONDS = 1.0  # a measurement that takes no longer is never ended
 
 
 def pretrain(
@@ -74,7 +77,8 @@ def pretrain(
 
     Returns:
         `succeeded`, or the outcome of a request, after writing a checkpoint of the last step unless no step was taken.
-        A request during the last step comes too late, and the run has succeeded.
+        A request ends a long kNN measurement after an epoch; the run that resumes there measures first.  A request
+        during the last step comes too late, and the run has succeeded, unless it ends the last measurement.
 
     Raises:
         DataError: when the train split has fewer images than one batch.
@@ -175,28 +179,47 @@ class _Run:
         if request := self._request():
             return OUTCOME_OF[request]
         self._keep_monitor_batch()
-        if self.step == 0:
-            self._evaluate(epoch=0)
+        if not self._measured_before_start() and (request := self._request()):
+            return OUTCOME_OF[request]
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             for index in self._batches(epoch):
                 self._train_step(index, epoch)
                 is_epoch_end = self.step % self.steps_per_epoch == 0
-                if is_epoch_end:
-                    # Before a request is handled, because a run that resumes here starts with the next epoch.
-                    self._evaluate(epoch + 1)
-                    self._monitor(epoch + 1)
+                # Before a request is handled, because a run that resumes here starts with the next epoch.
+                is_measured = self._measured(epoch + 1) if is_epoch_end else self.step < self.total_steps
                 request = self._request()
                 if request or (is_epoch_end and self.saver.is_due(epoch + 1)):
                     self._save()
                 else:
                     self.saver.register_if_written()
-                if request and self.step < self.total_steps:
+                if request and (self.step < self.total_steps or not is_measured):
                     self.saver.register()
                     return OUTCOME_OF[request]
+                self.reporter.owes_save = self.step != self.saver.registered_step
         self._save()  # also if the run resumed from its last step, so that its result is in this folder
         self.saver.register()
         self._progress("train")
         return "succeeded"
+
+    def _measured_before_start(self) -> bool:
+        """Measure the untrained network, or an epoch whose measurement was ended; return False if a request ends it."""
+        if self.step == 0:
+            return self._evaluate(epoch=0)
+        epoch, steps = divmod(self.step, self.steps_per_epoch)
+        if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:
+            return True
+        if not self._measured(epoch):
+            return False
+        if self.saver.is_due(epoch):
+            self._save()
+        return True
+
+    def _measured(self, epoch: int) -> bool:
+        """Measure after an epoch; return False if a request has ended the measurement."""
+        if not self._evaluate(epoch):
+            return False
+        self._monitor(epoch)
+        return True
 
     def _request(self) -> Request | None:
         return _REQUESTS[self.ranks.agreed(_REQUESTS.index(self.reporter.request()))]
@@ -219,6 +242,7 @@ class _Run:
         self.optimizer.step()
         self.learner.follow()
         self.step += 1
+        self.reporter.owes_save = True
         self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
         self.metrics.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
@@ -247,19 +271,34 @@ class _Run:
         if total - total != 0:  # NaN or infinite
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
 
-    def _evaluate(self, epoch: int) -> None:
-        """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the start and at the end."""
+    def _is_knn_due(self, epoch: int) -> bool:
         every = self.config.knn_every_epochs
-        if every == 0 or (epoch % every and epoch != self.config.epochs) or not self.ranks.is_first:
-            return
-        k = min(_KNN_K, largest_k(self._smallest_class))
-        if k < 1:
-            return
+        return bool(every and (epoch % every == 0 or epoch == self.config.epochs) and self._knn_k >= 1)
+
+    @property
+    def _knn_k(self) -> int:
+        return min(_KNN_K, largest_k(self._smallest_class))
+
+    def _evaluate(self, epoch: int) -> bool:
+        """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the start and at the end.
+
+        Returns:
+            False on every rank if a request has ended the measurement.
+        """
+        if not self._is_knn_due(epoch):
+            return True
+        return not self.ranks.agreed(self.ranks.is_first and not self._report_knn())
+
+    def _report_knn(self) -> bool:
         self._progress("evaluate")
-        with self.clock.stopped():
-            features = network_features(self.model.backbone, self.dataset, self.device)
-            self.metrics.latest[KNN_TOP1] = knn_top1(features, k, _KNN_TEMPERATURE)
+        try:
+            with self.clock.stopped(), interruptible(_after(_MEASURE_SECONDS, self.reporter.request)):
+                features = network_features(self.model.backbone, self.dataset, self.device)
+                self.metrics.latest[KNN_TOP1] = knn_top1(features, self._knn_k, _KNN_TEMPERATURE)
+        except Interrupted:
+            return False
         self.reporter.metrics(self.step, {KNN_TOP1: self.metrics.latest[KNN_TOP1]})
+        return True
 
     def _keep_monitor_batch(self) -> None:
         """Keep the images of the monitor batch; at every start, because an earlier attempt may have lost them."""
@@ -311,3 +350,9 @@ class _Run:
             images_per_second=speed,
             eta_seconds=eta,
         )
+
+
+def _after(seconds: float, request: Callable[[], Request | None]) -> Callable[[], Request | None]:
+    """Return a function that returns no request until so many seconds have passed."""
+    begins_at = time.monotonic() + seconds
+    return lambda: request() if time.monotonic() >= begins_at else None

@@ -54,6 +54,7 @@ class Saver:
 
     Attributes:
         saved_step: step of the last saved state; -1 before the first one.
+        registered_step: step of the last reported checkpoint.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Saver:
         self._reporter, self._output_dir, self._facts, self._is_first = reporter, output_dir, facts, is_first
         self._writer = checkpoint.BackgroundWriter()
         self._unregistered: dict[str, Any] = {}
-        self.saved_step = -1
+        self.saved_step = self.registered_step = -1
 
     def is_due(self, epoch: int) -> bool:
         """Return whether the spec requires a checkpoint after `epoch` epochs."""
@@ -102,6 +103,7 @@ class Saver:
             step = self._unregistered["step"]
             message = f"weights or losses are not finite after step {step}; no checkpoint was written"
             raise non_finite_error(self._config, message) from error
+        self.registered_step = self.saved_step
         if written is not None:
             self._reporter.checkpoint(**self._unregistered, sha256=written.sha256, size=written.size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ from wcl_core.evaluation import (
 )
 from wcl_core.evaluation.classifier import Recipe
 from wcl_core.evaluation.embedding import write_embeddings
-from wcl_core.evaluation.features import FeatureSet, network_features
+from wcl_core.evaluation.features import FeatureSet, network_features, pixel_features
 from wcl_core.evaluation.knn import ProtocolError
-from wcl_core.evaluation.progress import Interrupted, Progress
+from wcl_core.evaluation.progress import Progress
 from wcl_core.evaluation.run import evaluate, untrained_backbone
 from wcl_core.reporter import MemoryReporter
+from wcl_core.stop import Interrupted, interruptible
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -195,8 +196,24 @@ def test_a_request_stops_a_long_protocol_which_reports_nothing() -> None:
     spec = evaluate_spec(protocols=["linear_sgd"], linear_sgd={"epochs": 1000, "batch_size": 32})
     assert evaluate(spec, reporter, data=small.few_digits()) == "cancelled"
     assert reporter.of("evaluation") == []
-    with pytest.raises(Interrupted):
-        Progress(MemoryReporter(lambda _: "drain"), 2).tick(0.5)
+
+
+LOOPS: dict[str, Callable[[FeatureSet], object]] = {
+    "knn": lambda features: knn.knn_top1(features, 1, 0.1),
+    "linear": lambda features: linear.linear_classes(features, 0),
+    "few_labels": lambda features: few_labels.few_labels_top1(features, 1, 2, 0),
+    "retrieval": lambda features: retrieval.retrieval(features, 1),
+    "features": lambda _: network_features(torch.nn.Flatten(), small.few_digits(), torch.device("cpu")),
+    "progress": lambda _: Progress(MemoryReporter(), 2).tick(0.5),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_request_ends_each_long_loop(loop: str) -> None:
+    features = pixel_features(small.few_digits())
+    LOOPS[loop](features)  # without a request, also where one would be heard
+    with interruptible(lambda: "drain"), pytest.raises(Interrupted):
+        LOOPS[loop](features)
 
 
 # --- few labels ----------------------------------------------------------------------------------------------------

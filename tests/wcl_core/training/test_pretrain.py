@@ -386,6 +386,27 @@ def test_a_request_during_the_last_step_comes_too_late(tmp_path: Path) -> None:
     assert [record["step"] for record in reporter.of("checkpoint")] == [4, 8, 12]
 
 
+def test_a_request_ends_a_long_measurement_which_the_next_attempt_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain_module, "_MEASURE_SECONDS", 0.0)
+    spec = small.spec()
+    _, whole = run(spec, tmp_path / "whole")
+    records, resume = [], None
+    for name, step in (("a", 4), ("b", TOTAL_STEPS)):  # after the first epoch, and after the last one
+        outcome, reporter = run(spec, tmp_path / name, resume=resume, stop=(step, "drain"))
+        resume = last_file(tmp_path / name)
+        assert outcome == "drained"
+        assert checkpoint.read(resume).metadata["step"] == step
+        records += reporter.records
+    outcome, reporter = run(spec, tmp_path / "c", resume=resume)
+
+    assert outcome == "succeeded"
+    assert small.curves(records + reporter.records) == small.curves(whole.records)
+    last = last_file(tmp_path / "whole").name
+    assert files(tmp_path / "c")[last] == files(tmp_path / "whole")[last]
+
+
 # --- reports -------------------------------------------------------------------------------------------------------
 
 
