@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
-from jobs.models import Attempt, Checkpoint, Event, Job, Log, Point, Series
+from jobs.models import Attempt, AttemptDevice, Checkpoint, Event, Job, Log, Point, Series
 from jobs.status import INFRASTRUCTURE, LEGAL, TERMINAL, Status
 
 _BATCH = 200
@@ -50,6 +50,7 @@ class _Ledger:
     checkpoints: Sequence[Checkpoint]
     last_point: dict[int, int]
     last_log: dict[int, int]
+    devices: Sequence[AttemptDevice] = ()
 
 
 def audit(database: Database) -> Report:
@@ -75,6 +76,7 @@ def check(ledger: _Ledger) -> list[Finding]:
     problems = [*replay.run(ledger.events)]
     problems += _of_the_row(ledger.job, replay, len(ledger.events))
     problems += _of_the_attempts(ledger, replay)
+    problems += _of_the_devices(ledger)
     problems += _of_the_deliveries(ledger, replay)
     return [Finding(ledger.job.id, rule, message) for rule, message in problems]
 
@@ -90,6 +92,7 @@ def _read(session: Session, after: str) -> list[_Ledger]:
         session.execute(select(Attempt).where(Attempt.job_id.in_(ids)).order_by(Attempt.number)).scalars()
     )
     checkpoints = _by_job(session.execute(select(Checkpoint).where(Checkpoint.job_id.in_(ids))).scalars())
+    devices = _by_job(session.execute(select(AttemptDevice).where(AttemptDevice.job_id.in_(ids))).scalars())
     points = _last_by_attempt(
         session.execute(
             select(Series.job_id, Point.attempt, func.max(Point.seq))
@@ -106,7 +109,15 @@ def _read(session: Session, after: str) -> list[_Ledger]:
         )
     )
     return [
-        _Ledger(job, events[job.id], attempts[job.id], checkpoints[job.id], points[job.id], logs[job.id])
+        _Ledger(
+            job,
+            events[job.id],
+            attempts[job.id],
+            checkpoints[job.id],
+            points[job.id],
+            logs[job.id],
+            devices[job.id],
+        )
         for job in jobs
     ]
 
@@ -206,6 +217,19 @@ def _of_the_attempts(ledger: _Ledger, replay: _Replay) -> _Problems:
     lost = sum(attempt.end_reason in INFRASTRUCTURE for attempt in ledger.attempts)
     if ledger.job.failures != lost:
         yield "failures", f"the row counts {ledger.job.failures} infrastructure failures, but there were {lost}"
+
+
+def _of_the_devices(ledger: _Ledger) -> _Problems:
+    """Yield devices that an ended attempt still holds, or an open one has released, or that are too few or too many."""
+    for attempt in ledger.attempts:
+        devices = [each for each in ledger.devices if each.attempt == attempt.number]
+        held = [each.device for each in devices if each.released_at is None]
+        if held and attempt.ended_at is not None:
+            yield "devices", f"attempt {attempt.number} has ended, but holds {', '.join(held)}"
+        elif len(held) < len(devices) and attempt.ended_at is None:
+            yield "devices", f"attempt {attempt.number} is open, but has released a device"
+        if devices and len(devices) != ledger.job.gpus:
+            yield "devices", f"attempt {attempt.number} has {len(devices)} devices, but the job needs {ledger.job.gpus}"
 
 
 def _of_the_deliveries(ledger: _Ledger, replay: _Replay) -> _Problems:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, tuple_
 
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
+from jobs.devices import Device, Free, of_worker, working
 from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
 from jobs.status import HELD, Status
 
@@ -42,20 +43,36 @@ def _is_backoff_over() -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """The properties of a worker: pool, GPUs, datasets (name to digest) and the spec versions that it can run."""
+    """The properties of a worker: pool, devices, datasets (name to digest) and the spec versions that it can run.
+
+    Attributes:
+        cpu_slots: number of attempts without devices that it runs at once.
+    """
 
     id: str
     name: str
     pool: str
-    gpus: int
+    devices: tuple[Device, ...]
     datasets: dict[str, str]
     spec_versions: tuple[int, ...]
+    cpu_slots: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """The number of its working devices."""
+        return len(working(self.devices))
+
+    @property
+    def all_free(self) -> Free:
+        """All that it offers, as if it ran no attempt."""
+        return Free(working(self.devices), self.cpu_slots)
 
     @classmethod
     def of(cls, worker: Worker) -> WorkerFacts:
         """Return the properties in a worker's row."""
         versions = tuple(int(version) for version in worker.spec_versions)
-        return cls(worker.id, worker.name, worker.pool, worker.gpus, worker.datasets, versions)
+        devices = of_worker(worker)
+        return cls(worker.id, worker.name, worker.pool, devices, worker.datasets, versions, worker.cpu_slots or 0)
 
 
 def takes_jobs() -> ColumnElement[bool]:
@@ -71,6 +88,12 @@ def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
         tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
         Job.spec_version.in_(worker.spec_versions),
     )
+
+
+def fits_free(free: Free) -> ColumnElement[bool]:
+    """Return the condition for a job that the free part of a worker holds; `Free.holds` decides the same."""
+    on_devices = and_(Job.gpus > 0, Job.gpus <= len(free.devices))
+    return or_(on_devices, Job.gpus == 0) if free.cpu_slots > 0 else on_devices
 
 
 def fits(worker: Worker, job: Job) -> bool:

@@ -1,6 +1,7 @@
 """The tables.  Times are integer milliseconds since 1970 by the database's clock; ids are UUIDv7 strings.
 
 Job ─┬─ Attempt          one execution each; the open one is the lease and the fence
+     │    └─ AttemptDevice   a device that it uses or has used
      ├─ Event            append-only, numbered per job
      ├─ Series ─┬─ Point     every metric value as reported
      │          └─ Rollup    buckets of 8, 64, … steps for charts
@@ -23,6 +24,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -154,6 +156,27 @@ class Attempt(Base):
     log_seq: Mapped[int] = mapped_column(default=0)
     output_lines: Mapped[int] = mapped_column(default=0)  # number of stdout and stderr lines in the log
     environment: Mapped[dict[str, Any] | None]
+
+
+class AttemptDevice(Base):
+    """A device of an attempt; no two attempts use one device at a time."""
+
+    __tablename__ = "attempt_devices"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),
+        Index(
+            "uq_attempt_devices_in_use",
+            "device",
+            unique=True,
+            sqlite_where=text("released_at IS NULL"),
+            postgresql_where=text("released_at IS NULL"),
+        ),
+    )
+    job_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    device: Mapped[str] = mapped_column(_String(128), primary_key=True)  # its UUID
+    place: Mapped[int] = mapped_column(Integer)  # among the devices of the attempt, from 0
+    released_at: Mapped[int | None]  # the end of the attempt; None while it uses the device
 
 
 class Event(Base):
@@ -306,7 +329,9 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200))
     pool: Mapped[str] = mapped_column(_String(64))
-    gpus: Mapped[int] = mapped_column(Integer)
+    gpus: Mapped[int] = mapped_column(Integer)  # number of its working devices
+    devices: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))  # jobs.devices.Device
+    cpu_slots: Mapped[int | None] = mapped_column(Integer)  # attempts without devices; None: of an older version
     memory_bytes: Mapped[int | None]  # the most that a training process can have, of the GPU or of the machine
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest

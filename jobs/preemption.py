@@ -1,20 +1,22 @@
-"""Preemption: the choice of a running job that gives way to a waiting job of higher priority.
+"""Preemption: the choice of running jobs that give way to a waiting job of higher priority.
 
 - Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
-- No job gives way while an idle worker fits the waiting job.
+- No job gives way while a worker that fits the waiting job has room for it.
 - No job gives way to a job that was itself preempted, so that two jobs never take turns.
-- At most one job of a pool gives way at a time: the one of lowest priority, and of equal ones the attempt
-  that has run for the shortest time.
+- In a pool, jobs give way to one waiting job at a time.  They are as few as suffice, all of one worker; of several
+  choices those of lowest priority, and of equal ones the attempts that have run for the shortest time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from jobs.devices import Free, free_of
 from jobs.eligibility import fits, is_due, takes_jobs
 from jobs.models import Attempt, Job, Worker
 from jobs.status import Reason, Status
@@ -24,30 +26,65 @@ _MAX_WAITING = 100  # the first ones of the queue; jobs behind them wait in any 
 
 @dataclass(frozen=True)
 class Preemption:
-    """The job that gives way, and the one it gives way to."""
+    """The jobs that give way, and the one they give way to."""
 
-    job_id: str
+    job_ids: tuple[str, ...]
     for_job_id: str
 
 
+@dataclass(frozen=True)
+class _Victim:
+    """A running job that may give way."""
+
+    priority: int
+    ran_ms: int
+    job_id: str
+    size: int  # number of its devices, or one CPU slot
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.priority, self.ran_ms
+
+
 def choose(session: Session) -> Preemption | None:
+    """Return the jobs that should give way now, or None."""
     running = _preemptible(session)
     if not running:
         return None
-    workers = list(session.execute(select(Worker).where(takes_jobs())).scalars())
+    workers = list(session.execute(select(Worker).where(takes_jobs()).order_by(Worker.id)).scalars())
+    free = free_of(session, workers)
     for waiting in _waiting(session, lowest=min(job.priority for job, _ in running)):
-        fitting = {worker.id for worker in workers if fits(worker, waiting)}
-        if any(worker.state == "idle" for worker in workers if worker.id in fitting):
+        fitting = [worker.id for worker in workers if fits(worker, waiting)]
+        if any(free[worker_id].holds(waiting.gpus) for worker_id in fitting):
             continue
-        victims = [
-            (job, attempt)
-            for job, attempt in running
-            if attempt.worker_id in fitting and job.priority < waiting.priority
-        ]
-        if victims:
-            cheapest, _ = min(victims, key=lambda pair: (pair[0].priority, pair[1].ran_ms or 0))
-            return Preemption(cheapest.id, waiting.id)
+        choices = [_fewest(_victims(running, worker_id, waiting), free[worker_id], waiting) for worker_id in fitting]
+        if possible := [victims for victims in choices if victims]:
+            cheapest = min(possible, key=lambda victims: (len(victims), [each.cost for each in victims]))
+            return Preemption(tuple(each.job_id for each in cheapest), waiting.id)
     return None
+
+
+def _victims(running: Sequence[tuple[Job, Attempt]], worker_id: str, waiting: Job) -> list[_Victim]:
+    """Return the jobs of a worker whose end would help the waiting job, the cheapest first."""
+    victims = [
+        _Victim(job.priority, attempt.ran_ms or 0, job.id, max(1, job.gpus))
+        for job, attempt in running
+        if attempt.worker_id == worker_id
+        and job.priority < waiting.priority
+        and bool(job.gpus) == bool(waiting.gpus)  # CPU slots and devices do not replace each other
+    ]
+    return sorted(victims, key=lambda victim: victim.cost)
+
+
+def _fewest(victims: Sequence[_Victim], free: Free, waiting: Job) -> Sequence[_Victim]:
+    """Return the fewest victims that suffice, the cheapest ones of several choices; none if all do not suffice."""
+    missing = max(1, waiting.gpus - len(free.devices)) if waiting.gpus else 1
+    largest = sorted((each.size for each in victims), reverse=True)
+    for count in range(1, len(victims) + 1):
+        if sum(largest[:count]) >= missing:
+            choices = combinations(victims, count)  # in the order of their costs
+            return next(chosen for chosen in choices if sum(each.size for each in chosen) >= missing)
+    return ()
 
 
 def _preemptible(session: Session) -> list[tuple[Job, Attempt]]:

@@ -18,14 +18,14 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import Update, delete, select, update
+from sqlalchemy import Update, delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
 from jobs.attempts import AttemptRef
 from jobs.database import Database, is_outage, now_ms
 from jobs.fault_log import FaultLog
-from jobs.models import Attempt, IdempotencyKey, Worker
+from jobs.models import Attempt, AttemptDevice, IdempotencyKey, Worker
 from jobs.settings import Settings
 from jobs.wake_up import WakeUpSender
 
@@ -150,7 +150,7 @@ class Reconciler:
         if has_held:
             self._database.write(transitions.resume_held)
         if has_victim and (chosen := self._database.write(transitions.preempt)):
-            log.info("job %s is requested to give way to job %s", chosen.job_id, chosen.for_job_id)
+            log.info("requested to give way to job %s: job %s", chosen.for_job_id, ", ".join(chosen.job_ids))
         if self._wake_ups is not None:
             self._wake_ups.start()
         if self._clock() >= self._next_housekeeping:
@@ -203,6 +203,14 @@ class Reconciler:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)
         session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < oldest))
         keys.expire(session)
+        # A server of an older version has ended these attempts, and knows no devices.
+        of_ended = exists().where(
+            Attempt.job_id == AttemptDevice.job_id,
+            Attempt.number == AttemptDevice.attempt,
+            Attempt.ended_at.is_not(None),
+        )
+        held = update(AttemptDevice).where(AttemptDevice.released_at.is_(None), of_ended)
+        session.execute(held.values(released_at=now_ms()))
 
 
 def _execute(statement: Update, session: Session) -> None:

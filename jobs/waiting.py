@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,6 +9,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.datasets import why_absent
+from jobs.devices import free_of
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.models import Dependency, Job, Worker
 from jobs.status import HELD, Status
@@ -103,7 +103,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
         return Cause.DATASET_ABSENT, f"{detail}; {reason}" if reason else detail
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
-    return _on_its_turn(workers, ahead)
+    free = free_of(session, workers)
+    return _on_its_turn(sum(free[worker.id].holds(job.gpus) for worker in workers), ahead)
 
 
 def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
@@ -115,9 +116,8 @@ def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
     return Cause.WORKERS_UNABLE, message
 
 
-def _on_its_turn(workers: Sequence[Worker], ahead: int) -> tuple[Cause, str]:
-    num_idle = sum(worker.state == "idle" for worker in workers)
-    if num_idle > ahead:
+def _on_its_turn(num_with_room: int, ahead: int) -> tuple[Cause, str]:
+    if num_with_room > ahead:
         return Cause.ABOUT_TO_START, "an idle worker is about to claim it"
     if ahead:
         return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
+from jobs.devices import free_of
 from jobs.eligibility import is_due, takes_jobs
 from jobs.fault_log import FaultLog
 from jobs.models import Job, Worker
@@ -72,7 +74,7 @@ def send(settings: Settings, pool: str) -> None:
 
 
 def send_where_needed(database: Database, settings: Settings, faults: FaultLog | None = None) -> None:
-    """Send wake-ups to pools that have both a due job and an idle worker, at most one for each idle worker.
+    """Send wake-ups to pools that have a due job and a worker with room for it, at most one for each such worker.
 
     A broker that does not respond only costs time: idle workers poll the database themselves.
     """
@@ -133,8 +135,13 @@ class WakeUpSender:
 
 
 def _counts_by_pool(session: Session) -> dict[str, int]:
-    waiting = select(Job.pool, func.count()).where(is_due()).group_by(Job.pool)
-    idle = select(Worker.pool, func.count()).where(takes_jobs(), Worker.state == "idle").group_by(Worker.pool)
-    num_idle = dict(session.execute(idle).all())
-    jobs = session.execute(waiting).all()
-    return {pool: min(count, num_idle[pool]) for pool, count in jobs if num_idle.get(pool)}
+    """Return the number of wake-ups for each pool: workers with room for one of its due jobs, but no more than jobs."""
+    waiting: dict[str, Counter[int]] = defaultdict(Counter)  # numbers of jobs by pool and by the GPUs that they need
+    for pool, gpus, count in session.execute(
+        select(Job.pool, Job.gpus, func.count()).where(is_due()).group_by(Job.pool, Job.gpus)
+    ):
+        waiting[pool][gpus] = count
+    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool.in_(waiting))).scalars().all()
+    free = free_of(session, workers)
+    able = Counter(each.pool for each in workers if any(map(free[each.id].holds, waiting[each.pool])))
+    return {pool: min(count, waiting[pool].total()) for pool, count in able.items()}

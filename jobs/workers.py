@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
 from jobs.datasets import DatasetFacts, announce
+from jobs.devices import Device, working
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, existing
 from jobs.models import Worker
@@ -52,6 +53,8 @@ def register(
             name=worker.name,
             pool=worker.pool,
             gpus=worker.gpus,
+            devices=[device.as_json() for device in worker.devices],
+            cpu_slots=worker.cpu_slots,
             memory_bytes=memory_bytes,
             pid=pid,
             datasets=dict(worker.datasets),
@@ -79,14 +82,21 @@ def settle_dataset(session: Session, worker_id: str, name: str, result: DatasetF
         announce(session, result)
 
 
-def heartbeat(session: Session, worker_id: str, job_id: str | None, unable: Unable | None = None) -> bool:
+def heartbeat(
+    session: Session,
+    worker_id: str,
+    job_id: str | None,
+    unable: Unable | None = None,
+    devices: Sequence[Device] | None = None,
+) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
     Args:
         session: a writing transaction.
         worker_id: the worker.
-        job_id: the job that it runs.
+        job_id: the job that it runs; of several, the one that it has run for the longest time.
         unable: why it takes no further job; None if it does.
+        devices: as they are now; None leaves those of the row.
 
     Returns:
         Whether a user has requested that the worker drains.
@@ -94,6 +104,8 @@ def heartbeat(session: Session, worker_id: str, job_id: str | None, unable: Unab
     state = "idle" if job_id is None else "busy"
     values = {"heartbeats": Worker.heartbeats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
     values |= _ability(unable)
+    if devices is not None:
+        values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))
     draining = select(Worker.id).where(Worker.id == worker_id, Worker.drain_requested_at.is_not(None))
     return session.execute(draining).first() is not None

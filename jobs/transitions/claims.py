@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import now_ms
-from jobs.eligibility import WorkerFacts, fits_worker, is_due
-from jobs.models import Attempt, Checkpoint, Job, Worker
+from jobs.devices import Free, in_use
+from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_due
+from jobs.models import Attempt, AttemptDevice, Checkpoint, Job, Worker
 from jobs.status import Status
 from jobs.transitions.status_change import move
 
@@ -27,6 +28,7 @@ class Claim:
         resume: the checkpoint to continue from.
         evaluated: the checkpoint to evaluate.
         must_resume: a retry never starts from scratch.
+        devices: UUIDs of the devices that the attempt holds; none for a job that needs none.
     """
 
     attempt: AttemptRef
@@ -37,6 +39,7 @@ class Claim:
     resume: CheckpointRef | None
     evaluated: CheckpointRef | None
     must_resume: bool = False
+    devices: tuple[str, ...] = ()
 
     @property
     def job_id(self) -> str:
@@ -49,30 +52,44 @@ class Claim:
         return self.attempt.number
 
 
-def is_claimable(session: Session, worker: WorkerFacts) -> bool:
-    """Return whether a due job fits the worker; another worker may still claim it first."""
-    return session.execute(_fitting(worker)).first() is not None
+def is_claimable(session: Session, worker: WorkerFacts, free: Free | None = None) -> bool:
+    """Return whether a due job fits the free part of the worker; another worker may still claim it first."""
+    return session.execute(_fitting(worker, _unused(session, worker, free))).first() is not None
 
 
-def claim(session: Session, worker: WorkerFacts) -> Claim | None:
-    """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains."""
+def claim(session: Session, worker: WorkerFacts, free: Free | None = None) -> Claim | None:
+    """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains.
+
+    The attempt and the devices that it holds are one transaction.  A unique index rejects it if another worker has
+    taken one of the devices in the meantime.
+
+    Args:
+        session: a writing transaction.
+        worker: its properties.
+        free: the part of the worker that none of its attempts uses; by default all of it.
+
+    Raises:
+        IntegrityError: another attempt holds one of the devices.
+    """
     # Locked until the commit: a concurrent drain request takes effect after this claim.
     draining = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
     if session.execute(draining).scalar_one_or_none() is not None:
         return None
     # SQLite has no row locks and ignores this; its writers take turns.
-    candidate = _fitting(worker).with_for_update(skip_locked=True)
+    free = _unused(session, worker, free)
+    candidate = _fitting(worker, free).with_for_update(skip_locked=True)
     job_id = session.execute(candidate).scalar_one_or_none()
     if job_id is None:
         return None
-    attempt = AttemptRef.new(job_id, session.execute(select(Job.attempt).where(Job.id == job_id)).scalar_one() + 1)
+    before, gpus = session.execute(select(Job.attempt, Job.gpus).where(Job.id == job_id)).one()
+    attempt, devices = AttemptRef.new(job_id, before + 1), free.devices[:gpus]
     moved = move(
         session,
         job_id,
         frozenset({Status.QUEUED}),
         Status.RUNNING,
         "claimed",
-        data={"attempt": attempt.number, "worker": worker.name},
+        data={"attempt": attempt.number, "worker": worker.name} | ({"devices": list(devices)} if devices else {}),
         attempt=attempt.number,
         not_before=None,
         progress=None,
@@ -81,7 +98,14 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
     if not moved:
         return None
     session.add(Attempt(**vars(attempt), worker_id=worker.id, worker_name=worker.name, ran_ms=0))
-    session.execute(update(Worker).where(Worker.id == worker.id).values(state="busy", job_id=job_id))
+    session.flush()  # the rows of its devices refer to it
+    session.add_all(
+        AttemptDevice(job_id=job_id, attempt=attempt.number, device=device, place=place)
+        for place, device in enumerate(devices)
+    )
+    session.flush()
+    oldest = func.coalesce(Worker.job_id, job_id)
+    session.execute(update(Worker).where(Worker.id == worker.id).values(state="busy", job_id=oldest))
     job = session.get_one(Job, job_id)
     evaluated_id = job.spec.get("features", {}).get("checkpoint_id")
     evaluated = session.get(Checkpoint, evaluated_id) if evaluated_id else None
@@ -94,9 +118,17 @@ def claim(session: Session, worker: WorkerFacts) -> Claim | None:
         resume=checkpoints.resume_point(session, job_id),
         evaluated=CheckpointRef.of(evaluated) if evaluated else None,
         must_resume=job.resume_checkpoint_id is not None,
+        devices=devices,
     )
 
 
-def _fitting(worker: WorkerFacts) -> Select[str]:
-    """Return the query for the id of the best due job that fits the worker."""
-    return select(Job.id).where(is_due(), fits_worker(worker)).order_by(Job.priority.desc(), Job.queue_place).limit(1)
+def _unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
+    """Return the free part of the worker without devices that the database gives to another attempt."""
+    free = free or worker.all_free
+    return free.without(in_use(session, free.devices))
+
+
+def _fitting(worker: WorkerFacts, free: Free) -> Select[str]:
+    """Return the query for the id of the best due job that fits the free part of the worker."""
+    fitting = select(Job.id).where(is_due(), fits_worker(worker), fits_free(free))
+    return fitting.order_by(Job.priority.desc(), Job.queue_place).limit(1)

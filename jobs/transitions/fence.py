@@ -14,7 +14,7 @@ from jobs.database import now_ms
 from jobs.errors import RecordsMissing, Superseded
 from jobs.events import record
 from jobs.ingest import Delivered, StoredFile
-from jobs.models import Attempt, Job
+from jobs.models import Attempt, AttemptDevice, Job
 from jobs.status import Reason
 from jobs.transitions.outcomes import is_over_time, settle
 from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
@@ -152,6 +152,7 @@ def reap(session: Session, attempt: AttemptRef, renewals: int, *, max_failures: 
 def _close(
     session: Session, attempt: AttemptRef, reason: str, *, renewals: int | None = None, ran_ms: int | None = None
 ) -> bool:
+    """End the attempt and release its devices; return False if it has ended, or was renewed since `renewals`."""
     statement = (
         update(Attempt)
         .where(attempt.is_row(), Attempt.ended_at.is_(None))
@@ -161,4 +162,8 @@ def _close(
     if renewals is not None:
         statement = statement.where(Attempt.renewals == renewals)
     result = session.execute(statement, execution_options={"synchronize_session": False})
-    return result.scalar_one_or_none() is not None
+    if result.scalar_one_or_none() is None:
+        return False
+    its = (AttemptDevice.job_id == attempt.job_id, AttemptDevice.attempt == attempt.number)
+    session.execute(update(AttemptDevice).where(*its, AttemptDevice.released_at.is_(None)).values(released_at=now_ms()))
+    return True

@@ -14,11 +14,11 @@ from jobs.transitions.status_change import move
 
 
 def preempt(session: Session) -> preemption.Preemption | None:
-    """Request that a running job gives way to a waiting one, if necessary; reconcilers take turns at it."""
+    """Request that running jobs give way to a waiting one, if necessary; reconcilers take turns at it."""
     session.execute(select(Project.id).where(Project.id == DEFAULT_PROJECT).with_for_update())
     chosen = preemption.choose(session)
-    if chosen is not None:
-        request(session, chosen.job_id, "preempt", job=chosen.for_job_id)
+    for job_id in chosen.job_ids if chosen is not None else ():
+        request(session, job_id, "preempt", job=chosen.for_job_id)
     return chosen
 
 

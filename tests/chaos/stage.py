@@ -231,6 +231,6 @@ def _migrate(url: str) -> None:
 
 def _announce(session: Session) -> None:
     """Register a worker that has stopped again."""
-    facts = WorkerFacts(new_id(), "gone", "default", 0, {STANDIN.name: STANDIN.digest}, SPEC_VERSIONS)
+    facts = WorkerFacts(new_id(), "gone", "default", (), {STANDIN.name: STANDIN.digest}, SPEC_VERSIONS)
     workers.register(session, facts, 1, [STANDIN])
     workers.stop(session, facts.id)

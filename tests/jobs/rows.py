@@ -16,6 +16,7 @@ from sqlalchemy import select, text, update
 from jobs import submission, transitions
 from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
+from jobs.devices import Device
 from jobs.eligibility import WorkerFacts
 from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
@@ -56,14 +57,20 @@ WORKER = WorkerFacts(
     id="00000000-0000-7000-8000-0000000000aa",
     name="worker",
     pool="default",
-    gpus=0,
+    devices=(),
     datasets={"digits": DIGEST},
     spec_versions=(1,),
 )
 
 
-def worker(**changes: Any) -> WorkerFacts:
-    return replace(WORKER, **changes)
+def worker(*, gpus: int | None = None, **changes: Any) -> WorkerFacts:
+    """Return the properties of a worker, with so many devices of its own."""
+    facts = replace(WORKER, **changes)
+    return facts if gpus is None else replace(facts, devices=devices(gpus, facts.id))
+
+
+def devices(count: int, owner: str = "gpu") -> tuple[Device, ...]:
+    return tuple(Device(f"{owner}-{index}", index, "Stand-in") for index in range(count))
 
 
 def claim(database: Database, facts: WorkerFacts = WORKER) -> Claim:

@@ -49,7 +49,7 @@ def test_a_preemptible_job_is_preempted_and_resumes_later(database: Database) ->
     run = busy(database)
     urgent = submit(database, priority=1)
 
-    assert preempt(database) == Preemption(run.job_id, urgent)
+    assert preempt(database) == Preemption((run.job_id,), urgent)
     assert run.deliver(rows.started(), rows.checkpoint(7)).preempt
     run.deliver(rows.end("drained"))
 
@@ -115,7 +115,7 @@ def test_a_worker_that_takes_no_jobs_is_not_freed(database: Database, state: str
 def test_a_preempted_job_preempts_no_other(database: Database) -> None:
     high, low = busy(database, 1, priority=5), busy(database, 2, priority=1)
     urgent = submit(database, priority=9)
-    assert preempt(database) == Preemption(low.job_id, urgent)
+    assert preempt(database) == Preemption((low.job_id,), urgent)
     low.end("drained")
     assert status(database, low.job_id) == Status.QUEUED
     database.write(lambda session: session.execute(update(Job).where(Job.id == low.job_id).values(priority=7)))
@@ -133,11 +133,11 @@ def test_one_job_is_preempted_at_a_time(database: Database) -> None:
     assert first is not None
 
     assert preempt(database) is None
-    next(run for run in runs if run.job_id == first.job_id).end("drained")
+    next(run for run in runs if (run.job_id,) == first.job_ids).end("drained")
     claim(database, worker(id="00000000-0000-7000-8000-000000000001"))
     second = preempt(database)
     assert second is not None
-    assert {first.job_id, second.job_id} == {run.job_id for run in runs}
+    assert {*first.job_ids, *second.job_ids} == {run.job_id for run in runs}
 
 
 def test_many_reconcilers_preempt_one_job(database: Database) -> None:
@@ -161,7 +161,7 @@ def test_of_the_lowest_priority_the_attempt_that_ran_shortest_is_preempted(datab
         database.write(lambda session, began=began: session.execute(began))  # type: ignore[misc]
     urgent = submit(database, priority=2)
 
-    assert preempt(database) == Preemption(runs[2].job_id, urgent)
+    assert preempt(database) == Preemption((runs[2].job_id,), urgent)
 
 
 def test_a_cancel_wins_over_preemption(database: Database) -> None:
@@ -173,3 +173,49 @@ def test_a_cancel_wins_over_preemption(database: Database) -> None:
     run.end("drained")
 
     assert status(database, run.job_id) == Status.CANCELLED
+
+
+def gpu_runs(database: Database, *sizes: tuple[int, int]) -> list[Run]:
+    """Start a preemptible job for each (GPUs, priority) on one worker of eight devices."""
+    facts = register(database, gpus=8)
+    runs = []
+    for place, (gpus, priority) in enumerate(sizes):
+        submit(database, gpus=gpus, priority=priority, preemptible=True)
+        run = Run(database, claim(database, facts))
+        run.ran_ms = 1000 - place
+        run.send([])
+        runs.append(run)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("gpus", "victims"),
+    [
+        (1, None),  # one device is free
+        (2, [3]),  # the youngest of the lowest priority
+        (3, [2]),  # one job of two devices, not two of one
+        (4, [1]),  # one job, although two of lower priority would do
+        (6, [1, 2]),
+        (8, [0, 1, 2, 3]),
+    ],
+)
+def test_as_few_jobs_as_suffice_give_way(database: Database, gpus: int, victims: list[int] | None) -> None:
+    runs = gpu_runs(database, (1, 0), (3, 1), (2, 0), (1, 0))
+    urgent = submit(database, priority=2, gpus=gpus)
+
+    chosen = preempt(database)
+
+    expected = victims and Preemption(tuple(sorted(runs[place].job_id for place in victims)), urgent)
+    assert (chosen and Preemption(tuple(sorted(chosen.job_ids)), chosen.for_job_id)) == expected
+    assert preempt(database) is None, "for one waiting job at a time"
+
+
+def test_a_job_without_devices_frees_none(database: Database) -> None:
+    facts = register(database, gpus=1)
+    busy_slot = submit(database, preemptible=True)
+    assert claim(database, facts).job_id == busy_slot
+    submit(database, gpus=1)
+    assert claim(database, facts).devices
+    submit(database, priority=1, gpus=1)
+
+    assert preempt(database) is None

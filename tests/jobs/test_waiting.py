@@ -98,13 +98,13 @@ def test_a_pool_whose_workers_are_unable_says_why(database: Database) -> None:
 
 
 def test_the_place_in_the_queue_follows_priority_then_age(database: Database) -> None:
-    worker_id = register(database)
+    register(database)
+    rows.running(database)
     ids = [submit(database, priority=priority) for priority in (0, 5, 0, -1)]
     elsewhere = submit(database, pool="elsewhere", priority=9)
     backing_off = submit(database, priority=9)
     later = update(Job).where(Job.id == backing_off).values(not_before=now_ms() + 3_600_000)
     database.write(lambda session: session.execute(later))
-    database.write(lambda session: workers.heartbeat(session, worker_id, "busy with another"))
 
     result = [explain(database, job_id) for job_id in ids]
 

@@ -45,15 +45,12 @@ def num_wake_ups(broker: redis.Redis) -> dict[str, int]:
     return lengths
 
 
-def add_worker(database: Database, pool: str = "default", job_id: str | None = None) -> None:
+def add_worker(database: Database, pool: str = "default", *, is_busy: bool = False) -> None:
     facts = worker(id=new_id(), pool=pool)
-
-    def add(session: object) -> None:
-        workers.register(session, facts, 1, [])  # type: ignore[arg-type]
-        if job_id:
-            workers.heartbeat(session, facts.id, job_id)  # type: ignore[arg-type]
-
-    database.write(add)
+    database.write(lambda session: workers.register(session, facts, 1, []))
+    if is_busy:
+        rows.submit(database, pool=pool, priority=1)
+        rows.claim(database, facts)
 
 
 def test_each_idle_worker_gets_at_most_one_wake_up(database: Database, broker: redis.Redis, settings: Settings) -> None:
@@ -65,7 +62,7 @@ def test_each_idle_worker_gets_at_most_one_wake_up(database: Database, broker: r
         add_worker(database)
     for _ in range(4):
         add_worker(database, pool="big")
-    add_worker(database, job_id=new_id())
+    add_worker(database, is_busy=True)
 
     wake_up.send_where_needed(database, settings)
 

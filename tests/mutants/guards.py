@@ -239,7 +239,7 @@ GUARDS = (
         "preemption does not compare times of starts",
         "jobs/preemption.py",
         "pair[1].ran_ms or 0",
-        "-pair[1].started_at",
+        "-attempt.started_at",
         (
             "tests/jobs/test_preemption.py"
             "::test_of_the_lowest_priority_the_attempt_that_ran_shortest_is_preempted[sqlite]",

@@ -44,7 +44,7 @@ class Leftovers:
         self.storage = LocalStorage(self.settings.checkpoints_dir)
         self.precious = folder / "precious"
         self.precious.write_bytes(PRECIOUS)
-        self._worker = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
+        self._worker = WorkerFacts(new_id(), "w", "default", (), {"digits": "d" * 64}, (1,))
         dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
         database.write(lambda session: workers.register(session, self._worker, 1, [dataset]))
 

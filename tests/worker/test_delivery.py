@@ -32,7 +32,7 @@ class Spool:
         (self.folder / "checkpoints").mkdir(parents=True)
         self.storage = LocalStorage(folder / "storage")
         self.settings = Settings(data_dir=folder / "data")
-        facts = WorkerFacts(new_id(), "w", "default", 0, {"digits": "d" * 64}, (1,))
+        facts = WorkerFacts(new_id(), "w", "default", (), {"digits": "d" * 64}, (1,))
         dataset = DatasetFacts("digits", "builtin", "d" * 64, {"train": 1437, "test": 360}, list("0123456789"))
         database.write(lambda session: workers.register(session, facts, 1, [dataset]))
         self.job_id = Jobs(database).submit(spec)

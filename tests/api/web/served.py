@@ -80,7 +80,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._sessions: dict[tuple[str, ...], str] = {}
-        self.worker = WorkerFacts(new_id(), "box-1", "default", 0, {"digits": DIGEST}, (1,))
+        self.worker = WorkerFacts(new_id(), "box-1", "default", (), {"digits": DIGEST}, (1,))
 
     def start(self) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}

@@ -153,7 +153,7 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
     datasets = {"imagenet": "1a" * 32, "cifar10-jpeg": "1b" * 32, "cifar10": "1c" * 32}
     for name, digest in datasets.items():
         facts = DatasetFacts(name, "folder", digest, {"train": 1000, "test": 359}, ["0", "1"])
-        worker = WorkerFacts(new_id(), f"with {name}", "default", 0, {name: digest}, (1,))
+        worker = WorkerFacts(new_id(), f"with {name}", "default", (), {name: digest}, (1,))
         site.database.write(lambda session, w=worker, f=facts: workers.register(session, w, 1, [f]))  # type: ignore[misc]
     better, worse = trained(site, "better", seed=41), trained(site, "worse", seed=41, batch_size=64)
     for job_id, value in ((better, 0.69), (worse, 0.4)):

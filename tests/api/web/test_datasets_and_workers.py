@@ -17,6 +17,7 @@ from jobs.eligibility import WorkerFacts
 from jobs.models import Worker
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, Site, sheet
+from tests.jobs import rows
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -104,7 +105,10 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
 def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, scripts: bool) -> None:
     pool = f"pool-{scripts}".lower()
     facts = DatasetFacts("digits", "builtin", DIGEST, {"train": 1438, "test": 359}, ["0", "1"])
-    busy, idle, ended = (announce(site, facts, name=name, pool=pool, gpus=2) for name in ("busy", "idle", "ended"))
+    busy, idle, ended = (
+        announce(site, facts, name=name, pool=pool, devices=rows.devices(2, f"{pool}-{name}"))
+        for name in ("busy", "idle", "ended")
+    )
     site.database.write(lambda session: workers.stop(session, ended.id))
     site.worker = replace(busy, datasets={"digits": DIGEST})
     job_id = site.submit("what it does", pool=pool)

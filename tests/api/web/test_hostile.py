@@ -110,7 +110,7 @@ def test_workers_and_datasets_show_text(visitor: Visitor, site: Site) -> None:
         facts = DatasetFacts(payload[:64], payload[:16], "ab" * 32, {payload: 3}, list(PAYLOADS), counts)
         if "/" not in payload:  # which no address of a dataset has
             facts = replace(facts, sheet=samples)
-        worker = WorkerFacts(new_id(), payload, "default", 0, {payload[:64]: "ab" * 32}, (1,))
+        worker = WorkerFacts(new_id(), payload, "default", (), {payload[:64]: "ab" * 32}, (1,))
         site.database.write(lambda session, w=worker, f=facts: workers.register(session, w, 1, [f]))  # type: ignore[misc]
     page = visitor.window()
     assert_inert(page, visitor)

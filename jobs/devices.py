@@ -1,0 +1,118 @@
+"""Devices of workers: GPUs, or stand-ins for them, and which of them no attempt uses.
+
+A device belongs to at most one open attempt: `attempt_devices` holds a row for each use, and a unique index over the
+rows that are not released.  The claim adds the rows, and the end of the attempt releases them (`jobs.transitions`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from jobs.models import Attempt, AttemptDevice, Worker
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as its worker announces it.
+
+    Attributes:
+        uuid: names the device in the whole installation.
+        index: place on its machine.
+        name: the model, for people.
+        memory_bytes: of the device; None where unknown.
+        problem: why it takes no work, one sentence without a full stop; None if it works.
+        load: share of the last second in which it computed, from 0 to 1; None where unknown.
+        memory_used: bytes in use; None where unknown.
+        temperature: in degrees Celsius; None where unknown.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    memory_bytes: int | None = None
+    problem: str | None = None
+    load: float | None = None
+    memory_used: int | None = None
+    temperature: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> Device:
+        """Return the device of a row; a newer worker may announce further fields."""
+        return cls(**{each.name: data[each.name] for each in fields(cls) if each.name in data})
+
+
+@dataclass(frozen=True)
+class Free:
+    """The part of a worker that no attempt uses.
+
+    Attributes:
+        devices: UUIDs, in the order in which they are given out.
+        cpu_slots: number of attempts without devices that may start.
+    """
+
+    devices: tuple[str, ...]
+    cpu_slots: int
+
+    def holds(self, gpus: int) -> bool:
+        """Return whether an attempt that needs so many devices can start now."""
+        return len(self.devices) >= gpus if gpus else self.cpu_slots > 0
+
+    def without(self, used: Collection[str]) -> Free:
+        """Return the same without these devices."""
+        return Free(tuple(uuid for uuid in self.devices if uuid not in used), self.cpu_slots)
+
+
+def of_worker(worker: Worker) -> tuple[Device, ...]:
+    """Return the devices of a worker's row; those of a worker of an older version have no UUIDs of their own."""
+    if worker.devices is None:
+        return tuple(Device(f"{worker.id}/{index}", index, "GPU") for index in range(worker.gpus))
+    return tuple(map(Device.of_json, worker.devices))
+
+
+def working(devices: Iterable[Device]) -> tuple[str, ...]:
+    """Return the UUIDs of the devices without a problem."""
+    return tuple(device.uuid for device in devices if device.problem is None)
+
+
+def in_use(session: Session, uuids: Collection[str]) -> set[str]:
+    """Return those of the devices that an open attempt uses, of any worker."""
+    used = select(AttemptDevice.device).where(AttemptDevice.released_at.is_(None), AttemptDevice.device.in_(uuids))
+    return set(session.execute(used).scalars()) if uuids else set()
+
+
+def free_of(session: Session, workers: Sequence[Worker]) -> dict[str, Free]:
+    """Return the free part of each worker by its id; a worker of an older version runs one attempt at a time."""
+    devices = {worker.id: working(of_worker(worker)) for worker in workers}
+    used = in_use(session, [uuid for uuids in devices.values() for uuid in uuids])
+    busy = _busy_cpu_slots(session)
+    result = {}
+    for worker in workers:
+        if worker.cpu_slots is None:
+            result[worker.id] = Free(devices[worker.id], 1) if worker.state == "idle" else Free((), 0)
+        else:
+            result[worker.id] = Free(devices[worker.id], max(0, worker.cpu_slots - busy[worker.id])).without(used)
+    return result
+
+
+def _busy_cpu_slots(session: Session) -> Counter[str]:
+    """Return the number of open attempts without devices by worker."""
+    has_devices = exists().where(AttemptDevice.job_id == Attempt.job_id, AttemptDevice.attempt == Attempt.number)
+    return Counter(session.execute(select(Attempt.worker_id).where(Attempt.ended_at.is_(None), ~has_devices)).scalars())
+
+
+def by_attempt(session: Session, job_id: str) -> dict[int, list[str]]:
+    """Return the devices of each attempt of a job by the attempt's number."""
+    rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id).order_by(AttemptDevice.place)
+    result: dict[int, list[str]] = defaultdict(list)
+    for row in session.execute(rows).scalars():
+        result[row.attempt].append(row.device)
+    return result
