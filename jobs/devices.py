@@ -62,6 +62,10 @@ class Free:
     devices: tuple[str, ...]
     cpu_slots: int
 
+    @property
+    def is_empty(self) -> bool:
+        return not self.devices and self.cpu_slots == 0
+
     def holds(self, gpus: int) -> bool:
         """Return whether an attempt that needs so many devices can start now."""
         return len(self.devices) >= gpus if gpus else self.cpu_slots > 0

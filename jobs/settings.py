@@ -57,6 +57,15 @@ class Settings(BaseSettings):
     gpus: int | None = Field(
         default=None, ge=0, le=1_024, description="GPUs that this worker offers; by default all visible ones."
     )
+    devices: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_024,
+        description="Stand-ins that this worker offers in place of GPUs, for tests and trials: runs train on the CPU.",
+    )
+    cpu_slots: int = Field(
+        default=1, ge=0, le=1_024, description="Attempts without GPUs that this worker runs at once, beside its GPUs."
+    )
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
     label_lists: dict[str, dict[str, Path]] = Field(
         default={}, description="Fixed lists of labelled train images, by dataset and by their own names."

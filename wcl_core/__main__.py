@@ -19,7 +19,7 @@ from typing import Any, NoReturn, get_args
 import torch
 from pydantic import ValidationError
 
-from wcl_core import data
+from wcl_core import data, orphans
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
@@ -197,6 +197,7 @@ def _samples(samples: data.Samples) -> dict[str, Any]:
 
 
 def _attempt(options: argparse.Namespace) -> NoReturn:
+    orphans.adopt()  # a process that the run leaves behind stays below it, apart from those of other runs
     gc.disable()  # the imports make a million objects that stay; collecting meanwhile takes a quarter of the start
     from wcl_core.attempt import run_attempt
 

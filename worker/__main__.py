@@ -28,22 +28,24 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from jobs.wake_up import WakeUpSender
+from wcl_core import orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, log_to_stderr, write_error
-from worker import app, datasets, process, recovery
+from worker import app, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
-from worker.devices import GpuCheck, device_bytes, num_gpus
 from worker.garbage import collect_all_garbage
 from worker.room import RoomCheck
 from worker.scrub import Scrub
-from worker.slot import Slot
+from worker.slots import Slots
 from worker.standby import Standby
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
 log = logging.getLogger("worker")
+
+_END_SECONDS = 15.0  # of an attempt that drains, beside the time of its run: to kill it, and to remove its folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem := _time_problem(options.max_seconds, settings):
         parser.error(problem)
     log_to_stderr()
-    process.adopt_orphans()
+    orphans.adopt()
     standby = _standby(settings, options)  # before any thread, and before slower parts of the start
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -69,19 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StorageUnavailable as error:
         write_error(str(error))
         return os.EX_CONFIG
+    try:
+        machine = devices.find(settings)
+    except devices.TooFewDevices as error:
+        write_error(str(error))
+        return os.EX_CONFIG
     sources: dict[str, datasets.Source] = {}
     facts = WorkerFacts(
         id=new_id(),
         name=settings.worker_name,
         pool=settings.pool,
-        gpus=num_gpus() if settings.gpus is None else settings.gpus,
+        devices=machine.devices,
         datasets={},
         spec_versions=SPEC_VERSIONS,
+        cpu_slots=machine.cpu_slots,
     )
-    memory = device_bytes(facts.gpus)
+    memory = machine.most_memory_bytes
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
-    ability = Ability(room, storage_check, DatasetCheck(sources), GpuCheck(facts.gpus))
+    ability = Ability(room, storage_check, DatasetCheck(sources))
 
     def register() -> None:
         unable, names = ability.check(), datasets.names(settings)
@@ -89,24 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     _repeat(register, FaultLog(log, "the registration of this worker"))
     draining, stop = threading.Event(), threading.Event()
-    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, standby)
-    slot = Slot(database, facts, supervisor, draining, ability, room)
+    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
+    slots = Slots(database, facts, supervisor, draining, ability, room, machine)
     registration = datasets.Registration(database, settings, facts, sources, draining)
 
     def drain() -> None:
         draining.set()
         app.stop()
 
-    def open_slot() -> None:
-        # An attempt's end kills all descendants of this process, and with them the description of a dataset.
+    def open_slots() -> None:
         registration.is_done.wait()
-        slot.open()
+        slots.open()
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
         signal.signal(number, lambda *_: drain())
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
         signal.signal(signal.SIGHUP, lambda *_: drain())
-    ticker = Ticker(database, settings, facts.id, slot, drain, polls=not options.once)
+    ticker = Ticker(database, settings, facts.id, slots, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
     database.on(Signal.DUE, ticker.poll_soon)
     database.on(Signal.DUE, WakeUpSender(database, settings).start)
@@ -117,20 +124,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
     _start("datasets", registration.run)
-    _start("recovery", lambda: recovery.recover_all(database, storage, settings, lambda: _start("opening", open_slot)))
+    _start("recovery", lambda: recovery.recover_all(database, storage, settings, lambda: _start("opening", open_slots)))
     _start("garbage", lambda: collect_all_garbage(database, storage))
     _start("scrub", lambda: Scrub(database, storage, settings).run(stop))
     if options.max_seconds is not None:
         _after(options.max_seconds - settings.drain_seconds, drain)
     try:
         if not options.once:
-            app.run(app.make_app(settings, slot, draining), settings, draining)
-        elif not slot.work_once() and ability.unable is None:
+            app.run(app.make_app(settings, slots, draining), settings, draining)
+        elif not slots.work_once() and ability.unable is None:
             log.info("no waiting job fits this worker")
         was_requested = options.once or draining.is_set()
     finally:
         draining.set()
-        slot.wait(settings.drain_seconds)
+        slots.wait(settings.drain_seconds + _END_SECONDS)
         stop.set()
         if standby is not None:
             standby.stop()
@@ -163,7 +170,7 @@ def _time_problem(max_seconds: float | None, settings: Settings) -> str | None:
 
 def _standby(settings: Settings, options: argparse.Namespace) -> Standby | None:
     """Return the standby process, unless a setting switches it off or at most one run would use it."""
-    if not settings.standby or options.once or not process.adopts_orphans():
+    if not settings.standby or options.once or not orphans.are_adopted():
         return None
     return Standby(process.module_environment(settings.run_environment))
 

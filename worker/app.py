@@ -1,4 +1,4 @@
-"""The Celery app: one queue, one task, one slot.  A message is only a wake-up.
+"""The Celery app: one queue, one task.  A message is only a wake-up.
 
 The broker decides about nothing: whatever it does to Celery's consumer, the worker and its run live, and the ticker
 polls the database.
@@ -19,14 +19,14 @@ from jobs import wake_up
 from jobs.settings import Settings
 from worker import broker
 from worker.backoff import Backoff
-from worker.slot import Slot
+from worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
 _STEADY_SECONDS = 15.0  # of a consumer, before wake-ups count as arriving again
 
 
-def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celery:
+def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Celery:
     """Return the Celery app of this worker; its stop signal sets `draining` at once.
 
     Messages are acknowledged early and carry no result.  The database alone decides which job runs where, so a lost,
@@ -55,7 +55,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
 
     @app.task(name=wake_up.TASK)  # type: ignore[untyped-decorator]
     def work() -> None:
-        slot.work()
+        slots.work()
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**facts: Any) -> None:
@@ -66,7 +66,7 @@ def make_app(settings: Settings, slot: Slot, draining: threading.Event) -> Celer
 
 
 def run(app: Celery, settings: Settings, draining: threading.Event) -> None:
-    """Consume wake-ups until SIGTERM, SIGINT or `stop`; return when the slot is empty.
+    """Consume wake-ups until SIGTERM, SIGINT or `stop`; return when the consumer has ended.
 
     An error of the broker, or a message that Celery cannot read, ends the consumer.  Another one starts after a pause.
     """

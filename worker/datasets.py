@@ -28,6 +28,7 @@ from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
 from wcl_core.text import without_paths
+from worker import children
 from worker.backoff import Backoff
 from worker.process import module_environment
 
@@ -186,13 +187,15 @@ def _run(arguments: list[str], cache: Path | None, stop: threading.Event, enviro
         ValueError: the dataset is unusable; the message is the end of what the process wrote to stderr.
     """
     command = [sys.executable, "-m", "wcl_core", "describe-dataset", *arguments]
-    process = subprocess.Popen(
-        command,
-        env=module_environment(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
+    process = children.start(
+        lambda: subprocess.Popen(
+            command,
+            env=module_environment(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
     )
     while True:
         try:
@@ -201,6 +204,7 @@ def _run(arguments: list[str], cache: Path | None, stop: threading.Event, enviro
         except subprocess.TimeoutExpired:
             if stop.is_set():
                 process.kill()
+    children.forget(process.pid)
     if process.returncode:
         raise ValueError(errors.strip()[-1000:] or f"its description ended with exit code {process.returncode}")
     line = output.strip().splitlines()[-1]

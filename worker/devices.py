@@ -1,97 +1,172 @@
-"""The devices of this machine: the number of GPUs that a worker may use, and the memory of one.
+"""The devices that this worker gives out, and the share of the machine that a run gets.
 
-`nvidia-smi` queries the driver, because torch would occupy GPU memory for the whole life of the worker.
+Devices are the GPUs of the machine (`worker.nvml`), or stand-ins on the CPU for tests and trials (`WCL_DEVICES`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import subprocess
-import time
-from collections.abc import Callable
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from jobs.workers import Unable
-from wcl_core.limits import memory_bytes
+from jobs.devices import Device
+from jobs.settings import Settings
+from wcl_core.digests import digest_of
+from wcl_core.limits import memory_bytes, num_cores
 from worker.background import BackgroundWork
+from worker.nvml import Nvml, Unavailable
 
-_TIMEOUT_SECONDS = 30
-_CHECK_SECONDS = 60.0
-_PATIENCE_SECONDS = 2.0  # of a check; a driver that takes longer is asked in the background
+log = logging.getLogger(__name__)
 
-
-def num_gpus() -> int:
-    """Return the number of GPUs that this process may use."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    listing = _nvidia_smi("-L")
-    return 0 if listing is None else len(listing.splitlines())
+Source = Callable[[], tuple[Device, ...]]
+_PATIENCE_SECONDS = 2.0  # of a caller; a driver that takes longer is read in the background
+_SILENCE_SECONDS = 30.0  # a driver that takes longer does not respond
 
 
-def device_bytes(gpus: int) -> int | None:
-    """Return the most memory that a training process can have, in bytes.
-
-    Args:
-        gpus: number of GPUs of the worker.
-
-    Returns:
-        The memory of the largest visible GPU; without GPUs that of the machine, or of this worker's control group if
-        that is less; None when the driver does not respond.
-    """
-    if gpus == 0:
-        return memory_bytes()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    options = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    listing = _nvidia_smi(*options, *([f"--id={visible}"] if visible else []))
-    try:
-        return max(int(line) for line in (listing or "").split()) << 20
-    except ValueError:
-        return None
+class TooFewDevices(Exception):  # noqa: N818 (named as what is wrong with the settings)
+    """The settings offer more GPUs than there are."""
 
 
-class GpuCheck:
-    """The check that the GPUs still respond, every minute, on a worker whose driver responded at its start.
+@dataclass(frozen=True)
+class Share:
+    """The part of the machine that a run gets.
 
-    Args:
-        gpus: that the worker offers.
-        count: returns how many respond, or None without an answer of the driver.
-        clock: monotonic seconds.
+    Attributes:
+        visible: value of `CUDA_VISIBLE_DEVICES`; None leaves that of the worker.
+        threads: CPU threads of all its processes together; None for all cores.
     """
 
-    def __init__(
-        self,
-        gpus: int,
-        count: Callable[[], int | None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._count, self._clock = count or _num_responding, clock
-        self._expected = (self._count() or 0) if gpus else 0
-        self._next_at = clock() + _CHECK_SECONDS
-        self._counting: BackgroundWork[int | None] | None = None
-        self._unable: Unable | None = None
-
-    def __call__(self) -> Unable | None:
-        """Return the result of the last count; a count runs beside, since the driver may take long."""
-        if self._expected and self._counting is None and self._clock() >= self._next_at:
-            self._counting = BackgroundWork(self._count)
-        if self._counting is not None and self._counting.is_done(_PATIENCE_SECONDS):
-            number = self._counting.result() or 0
-            self._counting, self._next_at = None, self._clock() + _CHECK_SECONDS
-            is_short = number < self._expected
-            message = f"{self._expected - number} of its {self._expected} GPUs do not respond"
-            self._unable = Unable("gpu_unavailable", message) if is_short else None
-        return self._unable
+    visible: str | None = None
+    threads: int | None = None
 
 
-def _num_responding() -> int | None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    listing = _nvidia_smi("--query-gpu=index", "--format=csv,noheader", *([f"--id={visible}"] if visible else []))
-    return None if listing is None else len(listing.splitlines())
+class Machine:
+    """The devices of a worker, as they were last read, and the CPU slots beside them.
+
+    Args:
+        source: reads the devices.
+        cpu_slots: number of attempts without devices that run at once.
+        visible: how a run sees each device, by UUID; None if this worker does not decide which GPUs a run sees.
+
+    Attributes:
+        devices: as they were last read.
+    """
+
+    def __init__(self, source: Source, cpu_slots: int, visible: dict[str, str] | None) -> None:
+        self._source, self.cpu_slots, self._visible = source, cpu_slots, visible
+        self._locks: dict[str, int] = {}  # their descriptors by UUID
+        self._reading: BackgroundWork[tuple[Device, ...]] | None = None
+        self._lock = threading.Lock()  # the heartbeat and supervisors read
+        self.devices = tuple(map(self._owned, source()))
+        self._units = len(self.devices) + cpu_slots
+        if others := [str(device.index) for device in self.devices if device.uuid not in self._locks]:
+            log.error("another worker of this machine has the GPUs %s", ", ".join(others))
+
+    @property
+    def most_memory_bytes(self) -> int | None:
+        """The most memory that a training process can have, of its GPU or of the machine; None where unknown."""
+        if not self.devices:
+            return memory_bytes()
+        return max((device.memory_bytes for device in self.devices if device.memory_bytes is not None), default=None)
+
+    def read(self) -> tuple[Device, ...]:
+        """Read the devices again and return them; a driver that takes long makes them broken, and blocks no caller."""
+        with self._lock:
+            self._reading = self._reading or BackgroundWork(self._source)
+            if self._reading.is_done(_PATIENCE_SECONDS):
+                reading, self._reading = self._reading, None
+                read = {device.uuid: device for device in reading.result()}
+                gone = "its driver no longer lists it"
+                now = (read.get(each.uuid, replace(each, problem=gone)) for each in self.devices)
+                self.devices = tuple(map(self._owned, now))
+            elif self._reading.seconds() > _SILENCE_SECONDS:
+                self.devices = tuple(replace(each, problem="its driver does not respond") for each in self.devices)
+            return self.devices
+
+    def problem(self, uuids: Sequence[str]) -> str | None:
+        """Return a sentence without a full stop that names the broken ones of these devices; None if all work."""
+        broken = [each for each in self.devices if each.problem and each.uuid in uuids]
+        return "; ".join(f"GPU {each.index} ({each.name}): {each.problem}" for each in broken) or None
+
+    def share(self, uuids: Sequence[str]) -> Share:
+        """Return the share of a run with these devices: they alone are visible, and its part of the cores.
+
+        The part does not depend on other runs, so that a job has the same number of threads in each attempt.
+        """
+        visible = None if self._visible is None else ",".join(filter(None, map(self._visible.get, uuids)))
+        units = len(uuids) or 1
+        threads = None if units >= self._units else max(1, num_cores() * units // self._units)
+        return Share(visible, threads)
+
+    def _owned(self, device: Device) -> Device:
+        """Return the device, with a problem while another worker of this machine has it."""
+        if device.uuid not in self._locks:
+            if (lock := _lock(device.uuid)) is None:
+                return replace(device, problem="another worker of this machine has it")
+            self._locks[device.uuid] = lock
+        return device
 
 
-def _nvidia_smi(*options: str) -> str | None:
-    command = ["nvidia-smi", *options]
+def find(settings: Settings) -> Machine:
+    """Return the devices that this worker offers by its settings.
+
+    Raises:
+        TooFewDevices: the settings offer more GPUs than the machine has.
+    """
+    cpu_slots = settings.cpu_slots
+    if settings.devices is not None:
+        owner = digest_of([socket.gethostname(), str(settings.attempts_dir), settings.worker_name])[:16]
+        stand_ins = tuple(
+            Device(f"stand-in-{owner}-{index}", index, "Stand-in on the CPU") for index in range(settings.devices)
+        )
+        return Machine(lambda: stand_ins, cpu_slots, dict.fromkeys((each.uuid for each in stand_ins), ""))
+    if settings.gpus == 0:
+        return Machine(tuple, cpu_slots, {})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+        nvml = Nvml(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except Unavailable as error:
+        return _unnamed(settings.gpus or 0, cpu_slots, str(error))
+    offered = nvml.read()[: settings.gpus]
+    if len(offered) < (settings.gpus or 0):
+        raise TooFewDevices(f"WCL_GPUS is {settings.gpus}, but this worker sees {len(offered)}; use at most that")
+    uuids = [device.uuid for device in offered]
+
+    def read() -> tuple[Device, ...]:
+        return tuple(device for device in nvml.read() if device.uuid in uuids)
+
+    return Machine(read, cpu_slots, {uuid: uuid for uuid in uuids})
+
+
+def _unnamed(count: int, cpu_slots: int, reason: str) -> Machine:
+    """Return so many GPUs without NVML, such as those of another maker; the system numbers them."""
+    if count == 0:
+        log.info("this worker offers no GPU (%s)", reason)
+        return Machine(tuple, cpu_slots, None)
+    listed = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+    entries = listed or [str(index) for index in range(count)]
+    if len(entries) < count:
+        raise TooFewDevices(f"WCL_GPUS is {count}, but CUDA_VISIBLE_DEVICES names {len(entries)}; use at most that")
+    host, named = socket.gethostname()[:63], entries[:count]
+    devices = tuple(Device(f"{host}-gpu-{entry}"[:128], index, "GPU") for index, entry in enumerate(named))
+    visible = {device.uuid: entry for device, entry in zip(devices, named, strict=True)}
+    return Machine(lambda: devices, cpu_slots, visible)
+
+
+def _lock(uuid: str) -> int | None:
+    """Lock a device on this machine while the returned descriptor is open; return None if another worker has it.
+
+    The lock is a name in the kernel's abstract socket namespace: it needs no folder that all accounts may write to, and
+    the kernel frees it however the process ends.
+    """
+    lock = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            lock.bind("\0wcl-device-" + digest_of(uuid))
+        except OSError:
+            lock.close()
+            return None
+    return lock.detach()

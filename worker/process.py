@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import subprocess
@@ -20,6 +19,8 @@ from wcl_core.failpoints import failpoint
 from wcl_core.limits import num_cores
 from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, REQUEST_LETTERS, Request
 from wcl_core.standby import MARK
+from worker import children
+from worker.devices import Share
 from worker.standby import Process, Standby
 
 COMMAND = (sys.executable, "-m", "wcl_core", "attempt")  # and the folder
@@ -33,7 +34,6 @@ _PASSED_ON = re.compile(
 _TERMINATE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
-_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 class TrainingProcess:
@@ -50,6 +50,7 @@ class TrainingProcess:
         num_ranks: processes that train together.
         environment: names of further environment variables that the run gets.
         standby: forks the ranks, so that they do not import everything again; None starts them by command.
+        share: the part of the machine that the run gets.
 
     Attributes:
         requested: the request that was sent to the run.
@@ -62,10 +63,14 @@ class TrainingProcess:
         num_ranks: int = 1,
         environment: Iterable[str] = (),
         standby: Standby | None = None,
+        share: Share | None = None,
     ) -> None:
-        self.mark = mark
+        self.mark, share = mark, share or Share()
         self._standby = standby
         self._environment = module_environment(environment)
+        if share.visible is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = share.visible
+        self._threads = share.threads
         self.requested: Request | None = None
         self._pipes: list[int] = []
         self._ranks: list[Process] = []
@@ -81,7 +86,7 @@ class TrainingProcess:
             raise
 
     def _start(self, folder: Path, rank: int, num_ranks: int) -> None:
-        environment = self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks)
+        environment = self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks, self._threads)
         read_end, write_end = os.pipe()
         self._pipes.append(write_end)
         try:
@@ -139,19 +144,17 @@ class TrainingProcess:
         _kill_all(self._members)
         for rank in self._ranks:
             rank.wait()
-        _reap_orphans(self._own | {rank.pid for rank in self._ranks})
+            children.forget(rank.pid)
+        _reap_orphans()
 
     def _members(self) -> Iterator[psutil.Process]:
-        """Yield the processes of the attempt; where this process adopts orphans, all its descendants belong to it."""
+        """Yield the processes of the attempt, those that ended runs have left behind, and all their descendants."""
         yield from marked(self.mark)
-        if adopts_orphans():
-            descendants = psutil.Process().children(recursive=True)
-            yield from (each for each in descendants if each.pid not in self._own and _is_alive(each))
-
-    @property
-    def _own(self) -> set[int]:
-        """The child processes of this process that belong to no attempt."""
-        return set() if self._standby is None else {self._standby.pid}
+        ranks = [rank.pid for rank in self._ranks if rank.poll() is None]
+        for pid in [*ranks, *(each.pid for each in children.left_behind())]:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                yield from filter(_is_alive, [process, *process.children(recursive=True)])
 
     def close(self) -> None:
         """Close the pipes; a run that is still alive stops by itself."""
@@ -160,14 +163,16 @@ class TrainingProcess:
 
 
 def _by_command(folder: Path, environment: dict[str, str], output: BinaryIO, control: int) -> Process:
-    return subprocess.Popen(
-        [*COMMAND, str(folder), "--control-fd", str(control)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        pass_fds=(control,),
-        start_new_session=True,
+    return children.start(
+        lambda: subprocess.Popen(
+            [*COMMAND, str(folder), "--control-fd", str(control)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(control,),
+            start_new_session=True,
+        )
     )
 
 
@@ -177,35 +182,24 @@ def _worst(codes: list[int | None]) -> int | None:
     return min(failures, key=lambda code: (code > 0, code == PEER_LOST_EXIT), default=None)
 
 
-def _rank_environment(rank: int, num_ranks: int) -> dict[str, str]:
-    """Return a rank's environment: its place, loopback only, and its share of the cores; empty for a single rank."""
+def _rank_environment(rank: int, num_ranks: int, threads: int | None = None) -> dict[str, str]:
+    """Return a rank's environment: its share of the threads, and of several ranks its place, and loopback only.
+
+    Args:
+        rank: from 0.
+        num_ranks: of the run.
+        threads: of the run; None for all cores.  A single rank then takes them by itself.
+    """
+    share = {"OMP_NUM_THREADS": str(max(1, (threads or num_cores()) // num_ranks))}
     if num_ranks == 1:
-        return {}
-    return {
+        return share if threads else {}
+    return share | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_ranks),
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)),
     }
-
-
-def adopt_orphans() -> None:
-    """Become the parent of all processes that a run leaves behind, so that the worker finds each of them.
-
-    A process can clear its environment and with it the mark, but it cannot leave its ancestors.  This needs no
-    privilege.  On systems other than Linux only the mark identifies processes.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def adopts_orphans() -> bool:
-    value = ctypes.c_int(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
-    return bool(value.value)
 
 
 def _kill_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
@@ -225,13 +219,11 @@ def _kill_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
             process.kill()
 
 
-def _reap_orphans(others: set[int]) -> None:
-    """Read the exit codes of adopted orphans, so that none stays a zombie, but not those of other processes."""
-    if adopts_orphans():
-        for child in psutil.Process().children():
-            if child.pid not in others:
-                with contextlib.suppress(psutil.Error):
-                    child.wait(_KILL_SECONDS)
+def _reap_orphans() -> None:
+    """Read the exit codes of adopted orphans, so that none stays a zombie."""
+    for child in children.left_behind():
+        with contextlib.suppress(psutil.Error):
+            child.wait(_KILL_SECONDS)
 
 
 def marked(*marks: str) -> Iterator[psutil.Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -36,14 +37,22 @@ class RoomCheck:
         self._folders = (settings.attempts_dir, settings.checkpoints_dir)
         self._clock = clock
         self._num_faults = 0  # ends in a row
+        self._fault_at = -math.inf  # the last of them
         self._pause: tuple[Reason, float] | None = None  # the reason and the end
         self._free_before: int | None = None  # at the beginning of the pause
 
-    def note_end(self, reason: str | None) -> None:
-        """Note why an attempt of this worker ended."""
+    def note_end(self, reason: str | None, began: float = math.inf) -> None:
+        """Note why an attempt of this worker ended.
+
+        Args:
+            reason: of its end.
+            began: by the clock.  The good end of an attempt that ran during a fault says nothing about the next job.
+        """
         if reason not in HELD:
-            self._num_faults, self._pause = 0, None
+            if began >= self._fault_at:
+                self._num_faults, self._pause = 0, None
             return
+        self._fault_at = self._clock()
         pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._num_faults, 30))
         self._num_faults += 1
         self._pause, self._free_before = (Reason(reason), self._clock() + pause), None

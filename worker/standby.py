@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 
 from wcl_core import standby
 from wcl_core.standby import GO, LATE, MARK, READY, REFUSED, ROOM, Request
+from worker import children
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Standby:
     def _start(self) -> None:
         self._socket, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with end:
-            self._process = start(end, self._environment)
+            self._process = children.start(lambda: start(end, self._environment))
         self._is_ready = False
 
     @property
@@ -159,7 +160,10 @@ class Standby:
             return None
         with self._lock:
             try:
-                return self._fork(Request(arguments, dict(environment)), output, control) if self._wait(0.0) else None
+                if not self._wait(0.0):
+                    return None
+                request = Request(arguments, dict(environment))
+                return children.start(lambda: self._fork(request, output, control))
             except (OSError, ValueError) as error:
                 self._replace(error)
                 return None
@@ -200,6 +204,7 @@ class Standby:
         self._socket.close()
         self._process.kill()
         self._process.wait()
+        children.forget(self._process.pid)
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:

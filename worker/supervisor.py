@@ -37,6 +37,7 @@ from worker.background import BackgroundWork, check_not_stalled
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
+from worker.devices import Machine
 from worker.exit_reason import AttemptEnd, count_oom_kills, exit_reason, reason_of
 from worker.process import TrainingProcess
 from worker.run_file import MissingCheckpoint, run_file
@@ -55,13 +56,14 @@ _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
 class Supervisor:
-    """The supervisor of claimed attempts, one at a time.
+    """The supervisor of claimed attempts, several at a time, each on a thread of its own.
 
     Args:
         database, storage, settings: the service.
         sources: the datasets of this worker by name.
         draining: set when this worker must stop.
         on_loss: called with the id of a job that ended because none of the files that it needs is in the storage.
+        machine: the devices of this worker.
         standby: forks the runs; None starts them by command.
     """
 
@@ -73,9 +75,11 @@ class Supervisor:
         sources: dict[str, Source],
         draining: threading.Event,
         on_loss: Callable[[str, LostFiles], None],
+        machine: Machine,
         standby: Standby | None = None,
     ) -> None:
-        self._database, self._storage, self._settings, self._standby = database, storage, settings, standby
+        self._database, self._storage, self._settings = database, storage, settings
+        self._machine, self._standby = machine, standby
         self._sources, self._draining, self._on_loss = sources, draining, on_loss
 
     def supervise(self, claim: Claim) -> None:
@@ -111,7 +115,8 @@ class Supervisor:
         prepared.write(folder)
         oom_kills = count_oom_kills()
         mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
-        process = TrainingProcess(folder, mark, claim.spec.get("processes", 1), environment, self._standby)
+        share, num_ranks = self._machine.share(claim.devices), claim.spec.get("processes", 1)
+        process = TrainingProcess(folder, mark, num_ranks, environment, self._standby, share)
         log.info("%s runs as process %d", claim.attempt, process.pid)
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)

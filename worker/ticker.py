@@ -12,7 +12,7 @@ from jobs import wake_up, workers
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.settings import Settings
-from worker.slot import Slot
+from worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Ticker:
     Args:
         database, settings: the service.
         worker_id: the worker that the heartbeats are of.
-        slot: where jobs run.
+        slots: where jobs run.
         drain: called once, when a user has requested that this worker drains.
         polls: whether to poll for work.
 
@@ -38,12 +38,12 @@ class Ticker:
         database: Database,
         settings: Settings,
         worker_id: str,
-        slot: Slot,
+        slots: Slots,
         drain: Callable[[], None],
         *,
         polls: bool = True,
     ) -> None:
-        self._database, self._settings, self._worker_id, self._slot = database, settings, worker_id, slot
+        self._database, self._settings, self._worker_id, self._slots = database, settings, worker_id, slots
         self._drain, self._polls = drain, polls
         self.has_drained = False
         self._next_heartbeat = 0.0
@@ -60,7 +60,7 @@ class Ticker:
                 self._next_heartbeat = now + self._settings.look_seconds
                 _try(self._heartbeat, heartbeats)
             is_due = has_changed() or now >= self._next_poll
-            if self._polls and self._slot.is_open() and is_due:
+            if self._polls and self._slots.is_open() and is_due:
                 # Jitter, so that a hundred workers that started together do not poll together.
                 self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
                 _try(self._poll, polls)
@@ -70,22 +70,24 @@ class Ticker:
         self._next_poll = 0.0
 
     def _heartbeat(self) -> None:
-        unable = self._slot.ability.check()
-        must_drain = self._database.write(lambda s: workers.heartbeat(s, self._worker_id, self._slot.job_id, unable))
+        unable, devices = self._slots.ability.check(), self._slots.machine.read()
+        must_drain = self._database.write(
+            lambda s: workers.heartbeat(s, self._worker_id, self._slots.job_id, unable, devices)
+        )
         if must_drain and not self.has_drained:
             log.info("a user has requested that this worker drains")
             self.has_drained = True
             self._drain()
 
     def _poll(self) -> None:
-        if self._slot.is_busy() or not self._slot.has_work():
+        if not self._slots.has_work():
             self._has_sent_wake_up = False
         elif self._settings.is_memory_broker and not self._has_sent_wake_up:
             self._has_sent_wake_up = True
             wake_up.send(self._settings, self._settings.pool)
         else:
             # No wake-up has started the job since the last poll: the broker is away, or its consumer sleeps.
-            threading.Thread(target=self._slot.work, name="slot", daemon=True).start()
+            threading.Thread(target=self._slots.work, name="slots", daemon=True).start()
 
 
 def _try(act: Callable[[], None], faults: FaultLog) -> None:

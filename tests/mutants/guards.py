@@ -338,10 +338,10 @@ GUARDS = (
     ),
     Guard(
         "a wake-up before the slot is open claims nothing",
-        "worker/slot.py",
-        "if self._draining.is_set() or not self.is_open():",
-        "if self._draining.is_set():",
-        ("tests/worker/test_slot.py::test_a_wake_up_before_the_slot_is_open_claims_nothing",),
+        "worker/slots.py",
+        "if self._draining.is_set() or not self.is_open() or",
+        "if self._draining.is_set() or",
+        ("tests/worker/test_slots.py::test_a_wake_up_before_the_slots_are_open_claims_nothing",),
     ),
     Guard(
         "the scrub reads no file twice within its interval",
@@ -602,7 +602,7 @@ GUARDS = (
     ),
     Guard(
         "an unable worker claims no job",
-        "worker/slot.py",
+        "worker/slots.py",
         "return self.ability.check() is None",
         "return True",
         ("tests/worker/test_storage.py::test_a_worker_with_another_folder_takes_nothing_and_says_so[sqlite]",),
@@ -805,10 +805,10 @@ GUARDS = (
     ),
     Guard(
         "a worker counts only the GPUs that it may use",
-        "worker/devices.py",
-        'if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:',
-        'if (visible := os.environ.get("NONE")) is not None:',
-        ("tests/worker/test_devices.py::test_only_visible_gpus_count",),
+        "worker/nvml.py",
+        "    if visible is None:\n",
+        "    if visible is not None:\n",
+        ("tests/worker/test_devices.py::test_only_visible_devices_are_offered",),
     ),
     Guard(
         "an invalid record does not block the next ones",

@@ -1,61 +1,241 @@
-"""Devices of the machine, with a stand-in for `nvidia-smi`."""
+"""The devices of a worker and the share of a run.
+
+No card is needed: `Driver` answers as the functions of NVML do by its documentation, and stand-ins need no driver.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from worker.devices import device_bytes, num_gpus
+from jobs.devices import Device, working
+from jobs.settings import Settings
+from wcl_core.limits import num_cores
+from worker import devices
+from worker.devices import Machine, TooFewDevices
+from worker.nvml import Nvml, Unavailable
 
-pytestmark = pytest.mark.process
-
-_DRIVER = """#!/bin/sh
-case "$*" in
-  -L) echo "GPU 0: A"; echo "GPU 1: B" ;;
-  *--id=1*) echo 40000 ;;
-  *--query-gpu=memory.total*) echo 80000; echo 40000 ;;
-esac
-"""
+GIB = 1 << 30
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program on the path that answers as the driver of two GPUs does."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(_DRIVER)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return program
+class NvmlError(Exception):
+    pass
 
 
-def test_the_driver_lists_the_gpus_and_their_memory(driver: Path) -> None:
-    assert (num_gpus(), device_bytes(2)) == (2, 80000 << 20)
+class NotFound(NvmlError):  # noqa: N818 (as NVML names it)
+    pass
 
 
-@pytest.mark.parametrize(("visible", "count"), [("1", 1), ("0,1", 2), ("", 0), ("-1", 0)])
-def test_only_visible_gpus_count(driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+class Driver:
+    """NVML of a machine with two GPUs, of which the second is split into two MIG instances if `is_split`."""
 
-    assert num_gpus() == count
+    NVMLError, NVMLError_NotFound = NvmlError, NotFound
+    NVML_DEVICE_MIG_ENABLE, NVML_TEMPERATURE_GPU = 1, 0
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+    nvmlEventTypeXidCriticalError = 8  # noqa: N815
+
+    def __init__(self, *, is_split: bool = False) -> None:
+        self.is_split = is_split
+        self.lost: set[str] = set()
+        self.ecc_errors = {"GPU-a": 0, "GPU-b": 3}
+        self.xids: list[tuple[str, int]] = []
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return ("GPU-a", "GPU-b")[index]
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
+        return handle
+
+    def nvmlDeviceGetName(self, handle: str) -> bytes:  # noqa: N802
+        return b"NVIDIA H100"  # older versions return bytes
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        if handle == "GPU-a":
+            raise NvmlError("Not Supported")
+        return [int(self.is_split), 0]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: str) -> int:  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: str, index: int) -> str:  # noqa: N802
+        if index not in (0, 2):
+            raise NotFound
+        return f"MIG-{index}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+        if handle in self.lost:
+            raise NvmlError("GPU is lost")
+        return SimpleNamespace(total=(10 if handle.startswith("MIG") else 80) * GIB, used=GIB)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
+        if handle.startswith("MIG"):
+            raise NvmlError("Not Supported")
+        return SimpleNamespace(gpu=35)
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
+        return 51
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: str, kind: int, counter: int) -> int:  # noqa: N802
+        return self.ecc_errors[handle]
+
+    def nvmlEventSetCreate(self) -> object:  # noqa: N802
+        return object()
+
+    def nvmlDeviceRegisterEvents(self, handle: str, kinds: int, events: object) -> None:  # noqa: N802
+        pass
+
+    def nvmlEventSetWait_v2(self, events: object, milliseconds: int) -> Any:  # noqa: N802
+        if not self.xids:
+            raise NvmlError("Timeout")
+        device, xid = self.xids.pop(0)
+        return SimpleNamespace(device=device, eventData=xid)
 
 
-def test_the_memory_is_that_of_a_visible_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-
-    assert device_bytes(1) == 40000 << 20
+def uuids(read: tuple[Device, ...]) -> list[str]:
+    return [device.uuid for device in read]
 
 
-@pytest.mark.parametrize("answer", ["exit 9", "echo no number"])
-def test_without_a_driver_there_is_no_gpu_and_no_memory_of_one(driver: Path, answer: str) -> None:
-    driver.write_text(f"#!/bin/sh\n{answer}\n")
+def test_a_gpu_is_announced_with_its_memory_load_and_temperature() -> None:
+    first, _ = Nvml(None, Driver()).read()
 
-    assert device_bytes(1) is None
-    assert num_gpus() == (0 if "exit" in answer else 1)
+    assert first == Device("GPU-a", 0, "NVIDIA H100", 80 * GIB, None, 0.35, GIB, 51)
 
 
-def test_without_gpus_the_memory_is_the_machines(driver: Path) -> None:
-    assert device_bytes(0) == psutil.virtual_memory().total
+def test_a_split_gpu_is_as_many_devices_as_it_has_instances() -> None:
+    read = Nvml(None, Driver(is_split=True)).read()
+
+    assert uuids(read) == ["GPU-a", "MIG-0", "MIG-2"]
+    assert read[1] == Device("MIG-0", 1, "NVIDIA H100", 10 * GIB, None, None, GIB, 51)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []),
+        ("-1", []),
+        ("1", ["MIG-0", "MIG-2"]),
+        ("MIG-2,0", ["MIG-2", "GPU-a"]),
+        (" GPU-a , 0", ["GPU-a"]),
+        ("0,7,1", ["GPU-a"]),  # CUDA ignores all entries after a wrong one
+        ("MIG-,0", []),  # two devices begin so
+    ],
+)
+def test_only_visible_devices_are_offered(visible: str, expected: list[str]) -> None:
+    assert uuids(Nvml(visible, Driver(is_split=True)).read()) == expected
+
+
+def test_a_broken_device_is_not_offered() -> None:
+    driver = Driver()
+    nvml = Nvml(None, driver)
+    driver.xids = [("GPU-a", 31), ("GPU-b", 13)]  # a fault of the program that ran
+    assert len(working(nvml.read())) == 2, "errors from before the start of the worker do not count"
+
+    driver.lost = {"GPU-b"}
+    assert [device.problem for device in nvml.read()] == [None, "NVML: GPU is lost"]
+    driver.lost = set()
+    assert len(working(nvml.read())) == 2
+    driver.ecc_errors["GPU-b"] += 1
+    driver.xids = [("GPU-a", 79)]
+    expected = ["its driver reports Xid 79", "its memory has an uncorrected ECC error"]
+    assert [device.problem for device in nvml.read()] == expected
+    assert [device.problem for device in nvml.read()] == expected, "until the worker is restarted"
+
+
+def test_without_the_library_or_a_driver_nvml_is_unavailable() -> None:
+    class Absent(Driver):
+        def nvmlInit(self) -> None:  # noqa: N802
+            raise NvmlError("Driver Not Loaded")
+
+    for library in (None, Absent()):
+        with pytest.raises(Unavailable):
+            Nvml(None, library)
+
+
+# --- stand-ins and shares ------------------------------------------------------------------------------------------
+
+
+def stand_ins(tmp_path: Path, **settings: Any) -> Machine:
+    return devices.find(Settings(data_dir=tmp_path, **settings))
+
+
+def unlock(machine: Machine) -> None:
+    """Free the devices, as when the machine's worker ends."""
+    while machine._locks:
+        os.close(machine._locks.popitem()[1])
+
+
+def test_a_run_sees_its_devices_only_and_gets_its_share_of_the_cores(tmp_path: Path) -> None:
+    pair = (Device("GPU-a", 0, "H100"), Device("GPU-b", 1, "H100"))
+    visible = {device.uuid: device.uuid for device in pair}
+    machine = Machine(lambda: pair, 1, visible)
+    third = max(1, num_cores() // 3)
+
+    assert machine.share(["GPU-b"]) == devices.Share("GPU-b", third)
+    assert machine.share(["GPU-a", "GPU-b"]) == devices.Share("GPU-a,GPU-b", max(1, num_cores() * 2 // 3))
+    assert machine.share([]) == devices.Share("", third)
+    on_cpu = stand_ins(tmp_path, devices=4)
+    assert on_cpu.share(uuids(on_cpu.devices[:2])).visible == ""
+    assert stand_ins(tmp_path, gpus=0).share([]) == devices.Share("", None)
+
+
+def test_two_workers_of_a_machine_share_no_device(tmp_path: Path) -> None:
+    first, second = stand_ins(tmp_path, devices=2), stand_ins(tmp_path, devices=3)
+    other = stand_ins(tmp_path, devices=2, worker_name="another")
+
+    assert (len(working(first.devices)), len(working(other.devices))) == (2, 2)
+    assert [device.problem for device in second.devices] == ["another worker of this machine has it"] * 2 + [None]
+    unlock(first)
+    assert len(working(second.read())) == 3
+
+
+def test_a_driver_that_takes_long_makes_devices_broken_and_blocks_no_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "_SILENCE_SECONDS", 0.0)
+    answers = [(Device("slow", 0, "H100"),)]
+    waiting = threading.Event()
+
+    def read() -> tuple[Device, ...]:
+        if len(answers) > 1:
+            waiting.wait(30)
+        answers.append(answers[0])
+        return answers[0]
+
+    machine = Machine(read, 1, {})
+    assert machine.read()[0].problem == "its driver does not respond"
+    waiting.set()
+    while machine.read()[0].problem:
+        pass
+    assert machine.problem(["slow"]) is None
+
+
+def test_gpus_without_nvml_are_those_that_the_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(visible: str | None) -> Nvml:
+        raise Unavailable("no driver")
+
+    monkeypatch.setattr(devices, "Nvml", absent)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    machine = stand_ins(tmp_path, gpus=2)
+
+    assert machine.share(uuids(machine.devices[1:])).visible == "5"
+    assert stand_ins(tmp_path).devices == ()
+    assert stand_ins(tmp_path).share([]) == devices.Share(None, None), "the run sees what the worker sees"
+    with pytest.raises(TooFewDevices, match="WCL_GPUS is 3, but CUDA_VISIBLE_DEVICES names 2"):
+        stand_ins(tmp_path, gpus=3)
+
+
+def test_the_memory_of_a_run_is_that_of_its_gpu_or_of_the_machine(tmp_path: Path) -> None:
+    assert stand_ins(tmp_path, gpus=0).most_memory_bytes == psutil.virtual_memory().total
+    nvml = Nvml(None, Driver(is_split=True))
+    assert Machine(nvml.read, 1, {}).most_memory_bytes == 80 * GIB

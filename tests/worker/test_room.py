@@ -20,7 +20,6 @@ from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT, Jobs, RunningWorker
 from worker import room
 from worker.datasets import DatasetCheck, Source
-from worker.devices import GpuCheck
 from worker.room import RoomCheck
 
 pytestmark = pytest.mark.timeout(300)
@@ -99,28 +98,15 @@ def test_a_data_set_that_is_gone_is_named_without_its_path(tmp_path: Path) -> No
     assert "secret" not in unable.message
 
 
-def test_gpus_that_no_longer_respond_are_counted(clock: Clock) -> None:
-    counts: list[int | None] = [4, 4, None, 3, 4]
-    check = GpuCheck(4, lambda: counts.pop(0), clock)
-    results = []
-    for _ in range(4):
-        clock.now += 61
-        results.append(check())
+def test_the_good_end_of_an_attempt_that_ran_during_the_fault_ends_no_pause(check: RoomCheck, clock: Clock) -> None:
+    before = clock.now - 1
+    check.note_end("disk_full")
 
-    assert [unable and unable.message for unable in results] == [
-        None,
-        "4 of its 4 GPUs do not respond",
-        "1 of its 4 GPUs do not respond",
-        None,
-    ]
-
-
-def test_a_machine_without_a_driver_at_the_start_is_not_asked_again(clock: Clock) -> None:
-    for gpus in (0, 2):
-        counts: list[int | None] = [None]
-        check = GpuCheck(gpus, lambda counts=counts: counts.pop(0), clock)  # type: ignore[misc]
-        clock.now += 1000
-        assert check() is None
+    check.note_end("succeeded", before)
+    assert check() is not None
+    clock.now += 4
+    check.note_end("succeeded", clock.now)
+    assert check() is None
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ _WORKER = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
 from wcl_core.protocol import RunFile
+from wcl_core import orphans
 from worker import process, standby
-process.adopt_orphans()
+orphans.adopt()
 folder = Path(sys.argv[1])
 environment = process.module_environment()
 """

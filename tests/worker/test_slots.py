@@ -1,0 +1,132 @@
+"""The slots: as many attempts at once as devices and CPU slots hold, none before they are open or while draining."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from jobs import workers
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.status import Reason
+from jobs.transitions import Claim
+from jobs.workers import Unable
+from tests.jobs import rows
+from tests.jobs.rows import Run
+from tests.waiting import eventually
+from worker.ability import Ability
+from worker.devices import Machine
+from worker.room import RoomCheck
+from worker.slots import Slots
+from worker.supervisor import Supervisor
+
+
+class Attempts:
+    """A supervisor that only keeps its attempts open, each until the test ends it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.claims: list[Claim] = []
+        self._ends: dict[str, threading.Event] = {}
+        self.most = 0  # attempts at once
+
+    @property
+    def jobs(self) -> list[str]:
+        return [claim.job_id for claim in self.claims]
+
+    def supervise(self, claim: Claim) -> None:
+        end = self._ends[claim.job_id] = threading.Event()
+        self.claims.append(claim)
+        self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
+        assert end.wait(30)
+        Run(self._database, claim).end("succeeded")
+
+    def end(self, job_id: str) -> None:
+        self._ends[job_id].set()
+
+
+def make_slots(
+    database: Database, data_dir: Path, *checks: Any, gpus: int = 0, cpu_slots: int = 1
+) -> tuple[Slots, Attempts, threading.Event]:
+    attempts, draining = Attempts(database), threading.Event()
+    rows.add_dataset(database)
+    devices = rows.devices(gpus, str(data_dir))
+    facts = rows.worker(devices=devices, cpu_slots=cpu_slots)
+    database.write(lambda session: workers.register(session, facts, 1, []))
+    room = RoomCheck(Settings(data_dir=data_dir))
+    machine = Machine(lambda: devices, cpu_slots, dict.fromkeys((each.uuid for each in devices), ""))
+    slots = Slots(database, facts, cast(Supervisor, attempts), draining, Ability(*checks), room, machine)
+    return slots, attempts, draining
+
+
+def test_a_wake_up_before_the_slots_are_open_claims_nothing(sqlite_database: Database, tmp_path: Path) -> None:
+    """A run of an earlier worker of this host may still be alive."""
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path)
+    job_id = rows.submit(sqlite_database)
+
+    slots.work()
+    assert attempts.jobs == []
+    slots.open()
+    slots.work()
+
+    eventually(lambda: attempts.jobs == [job_id], "the claim")
+    attempts.end(job_id)
+    slots.wait(30)
+
+
+@pytest.mark.parametrize("obstacle", ["drains", "unable"])
+def test_a_worker_that_drains_or_is_unable_claims_nothing(
+    sqlite_database: Database, tmp_path: Path, obstacle: str
+) -> None:
+    unable = Unable(Reason.DISK_FULL, "full") if obstacle == "unable" else None
+    slots, attempts, draining = make_slots(sqlite_database, tmp_path, lambda: unable)
+    job_id = rows.submit(sqlite_database)
+    slots.open()
+    if obstacle == "drains":
+        draining.set()
+
+    slots.work()
+
+    assert attempts.jobs == []
+    assert rows.status(sqlite_database, job_id) == "queued"
+
+
+def test_attempts_run_at_once_until_devices_and_cpu_slots_are_in_use(sqlite_database: Database, tmp_path: Path) -> None:
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, gpus=4, cpu_slots=2)
+    ids = [rows.submit(sqlite_database, gpus=gpus) for gpus in (2, 1, 0, 2, 1, 0, 0)]
+    slots.open()
+
+    slots.work()
+    eventually(lambda: len(attempts.claims) == 5, "five claims")
+    assert set(attempts.jobs) == {ids[place] for place in (0, 1, 2, 4, 5)}
+    devices = [device for claim in attempts.claims for device in claim.devices]
+    assert len(devices) == len(set(devices)) == 4
+    assert slots.free().is_empty
+    assert not slots.has_work()
+    assert slots.job_id == ids[0]
+
+    for job_id in (ids[2], ids[1], ids[0]):  # the end of an attempt claims the next job without a wake-up
+        attempts.end(job_id)
+    eventually(lambda: len(attempts.claims) == 7, "all claims")
+    for job_id in ids:
+        if job_id not in (ids[0], ids[1], ids[2]):
+            attempts.end(job_id)
+    slots.wait(30)
+    assert {rows.status(sqlite_database, job_id) for job_id in ids} == {"succeeded"}
+
+
+def test_without_devices_a_worker_runs_one_job_at_a_time(sqlite_database: Database, tmp_path: Path) -> None:
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path)
+    ids = [rows.submit(sqlite_database) for _ in range(2)]
+    slots.open()
+
+    for job_id in ids:
+        slots.work()
+        eventually(lambda job_id=job_id: attempts.jobs[-1:] == [job_id], "the claim")  # type: ignore[misc]
+        attempts.end(job_id)
+    slots.wait(30)
+
+    assert attempts.most == 1

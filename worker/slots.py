@@ -1,0 +1,177 @@
+"""The slots: the one place where this worker claims jobs, as many at a time as its devices and CPU slots hold."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from jobs import transitions, workers
+from jobs.database import Database
+from jobs.devices import Free, working
+from jobs.eligibility import WorkerFacts
+from jobs.fault_log import FaultLog
+from jobs.models import Attempt
+from jobs.transitions import Claim
+from worker.ability import Ability
+from worker.devices import Machine
+from worker.room import RoomCheck
+from worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+
+class Slots:
+    """Claims jobs until no waiting job fits, and supervises each on a thread; wake-ups, polls and ends start it.
+
+    Args:
+        facts: the properties of this worker that a job must match.
+        supervisor: runs one claimed attempt.
+        draining: set when no further job may be claimed.
+        ability: whether this worker can take jobs.
+        room: the check that learns from the ends of attempts.
+        machine: the devices that attempts get.
+
+    Attributes:
+        ability, machine: as given.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        facts: WorkerFacts,
+        supervisor: Supervisor,
+        draining: threading.Event,
+        ability: Ability,
+        room: RoomCheck,
+        machine: Machine,
+    ) -> None:
+        self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
+        self.ability, self._room, self.machine = ability, room, machine
+        self._running: list[Claim] = []  # the oldest first
+        self._changed = threading.Condition()  # guards the list
+        self._claiming = threading.Lock()
+        self._is_requested = threading.Event()  # a look at the queue, which another thread may be about to end
+        self._is_open = threading.Event()
+        self._faults = FaultLog(log, "the claim of jobs")
+
+    def open(self) -> None:
+        """Allow claims, once no run of an earlier worker of this host is alive."""
+        self._is_open.set()
+
+    def is_open(self) -> bool:
+        """Return whether claims are allowed."""
+        return self._is_open.is_set()
+
+    @property
+    def job_id(self) -> str | None:
+        """The id of the job that has run here for the longest time; None if none runs."""
+        with self._changed:
+            return self._running[0].job_id if self._running else None
+
+    def free(self) -> Free:
+        """Return the working devices and the CPU slots that no attempt of this worker uses."""
+        with self._changed:
+            used = {device for claim in self._running for device in claim.devices}
+            num_others = sum(not claim.devices for claim in self._running)
+        return Free(working(self.machine.devices), max(0, self.machine.cpu_slots - num_others)).without(used)
+
+    def has_work(self) -> bool:
+        """Return whether a job waits that this worker can take now; a read, so frequent polls cost little."""
+        free = self.free()
+        if self._draining.is_set() or not self.is_open() or free.is_empty:
+            return False
+        with self._database.read() as session:
+            if not transitions.is_claimable(session, self._present_facts(), free):
+                return False
+        return self.ability.check() is None  # last: the claim follows
+
+    def work(self) -> None:
+        """Claim and start jobs until none fits; return at once while another thread claims, which then looks again."""
+        self._is_requested.set()
+        while self._is_requested.is_set() and self._claiming.acquire(blocking=False):
+            try:
+                self._is_requested.clear()
+                with self._faults:  # the next poll tries again
+                    while self.has_work():
+                        self._start_next()
+            finally:
+                self._claiming.release()
+
+    def work_once(self) -> bool:
+        """Claim and supervise one job as soon as claims are allowed; return whether there was one."""
+        self._is_open.wait()
+        while not self._draining.is_set():
+            has_run: bool | None = None
+            with self._faults:
+                has_run = self._run_one()
+            if has_run is not None:
+                return has_run
+            self._draining.wait(_RETRY_SECONDS)
+        return False
+
+    def _run_one(self) -> bool:
+        while self.has_work():
+            if (claim := self._claim()) is not None:
+                self._run(claim)
+                return True
+        return False
+
+    def _start_next(self) -> None:
+        """Claim the next job and start a thread that supervises it, unless another worker has claimed it first."""
+        if (claim := self._claim()) is not None:
+            thread = threading.Thread(target=self._run_and_look, args=(claim,), name=f"job {claim.job_id}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no thread left: this one supervises, and claims nothing meanwhile
+                self._run(claim)
+
+    def _claim(self) -> Claim | None:
+        free, facts = self.free(), self._present_facts()
+        try:
+            claim = self._database.write(lambda session: transitions.claim(session, facts, free))
+        except IntegrityError:
+            log.warning("another worker has taken a device of this one; no job is claimed now")
+            return None
+        if claim is not None:
+            with self._changed:
+                self._running.append(claim)
+        return claim
+
+    def _present_facts(self) -> WorkerFacts:
+        return replace(self._facts, devices=self.machine.devices)
+
+    def _run_and_look(self, claim: Claim) -> None:
+        self._run(claim)
+        self.work()
+
+    def _run(self, claim: Claim) -> None:
+        began = time.monotonic()
+        try:
+            self._supervisor.supervise(claim)
+        finally:
+            with self._changed:
+                self._running.remove(claim)
+                self._changed.notify_all()
+        with FaultLog(log, "the heartbeat after a job"):
+            self._note_end(claim, began)
+            self._database.write(
+                lambda session: workers.heartbeat(session, self._facts.id, self.job_id, self.ability.unable)
+            )
+
+    def _note_end(self, claim: Claim, began: float) -> None:
+        """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""
+        ended = select(Attempt.end_reason).where(claim.attempt.is_row())
+        with self._database.read() as session:
+            self._room.note_end(session.execute(ended).scalar_one_or_none(), began)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for at most `seconds` until no attempt runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, seconds)
