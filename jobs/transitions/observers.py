@@ -17,8 +17,9 @@ def preempt(session: Session) -> preemption.Preemption | None:
     """Request that running jobs give way to a waiting one, if necessary; reconcilers take turns at it."""
     session.execute(select(Project.id).where(Project.id == DEFAULT_PROJECT).with_for_update())
     chosen = preemption.choose(session)
-    for job_id in chosen.job_ids if chosen is not None else ():
-        request(session, job_id, "preempt", job=chosen.for_job_id)
+    if chosen is not None:
+        for job_id in chosen.job_ids:
+            request(session, job_id, "preempt", job=chosen.for_job_id)
     return chosen
 
 

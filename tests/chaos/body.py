@@ -6,6 +6,7 @@ that follows from `seed` and step, so that a lost, doubled or foreign point is s
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -120,4 +121,5 @@ class Body:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # it adopts its orphans, as a real run does
     sys.exit(Body(Path(sys.argv[1]), int(sys.argv[3])).run())

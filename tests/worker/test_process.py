@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.waiting import eventually
-from tests.worker.running import ENDLESS
+from tests.worker.running import ENDLESS, ROOT
 from wcl_core.protocol import DatasetSource, RunFile
 from worker.process import MARK, TrainingProcess, _kill_all, marked, module_environment
 
@@ -176,3 +176,65 @@ def test_a_running_process_has_no_secret(folder: Path, monkeypatch: pytest.Monke
 
     assert "PGPASSWORD" not in environment
     assert environment[MARK] == "job/1"
+
+
+# A worker with two runs, in a process of its own, since it adopts orphans.  Each leaves a process without its mark.
+_TWO_RUNS = """
+import json, signal, sys, time
+from pathlib import Path
+import psutil
+from tests.waiting import eventually
+from wcl_core import orphans
+from worker import process
+_RUN = '''
+import os, pathlib, subprocess, sys, time
+from wcl_core import orphans
+orphans.adopt()
+if os.fork() == 0:
+    stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)
+    (pathlib.Path(sys.argv[1]) / "new").write_text(str(stray.pid))
+    (pathlib.Path(sys.argv[1]) / "new").rename(pathlib.Path(sys.argv[1]) / "stray")
+    os._exit(0)
+os.wait()
+time.sleep(600)
+'''
+process.COMMAND = (sys.executable, "-c", _RUN)
+orphans.adopt()
+
+def begin(name):
+    folder = Path(sys.argv[1]) / name
+    folder.mkdir()
+    run = process.TrainingProcess(folder, name)
+    eventually((folder / "stray").exists, "a process that the run leaves behind")
+    return run, int((folder / "stray").read_text())
+
+(one, of_one), (two, of_two) = begin("one"), begin("two")
+one.kill()
+facts = [psutil.pid_exists(of_one), psutil.pid_exists(of_two), two.exit_code()]
+psutil.Process(two.pid).kill()
+eventually(lambda: two.exit_code() is not None, "the end of the run")
+three, of_three = begin("three")
+facts.append(psutil.pid_exists(of_two))
+three.kill()
+facts += [psutil.pid_exists(pid) for pid in (of_two, of_three)]
+two.kill()
+print(json.dumps(facts))
+"""
+
+
+def test_the_end_of_a_run_kills_what_it_leaves_behind_and_no_other_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _TWO_RUNS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    # Of a run that has ended, the process is killed at the next end of an attempt.
+    assert json.loads(done.stdout.splitlines()[-1]) == [False, True, None, True, False, False], done.stderr
+
+
+def test_a_run_adopts_its_orphans(tmp_path: Path) -> None:
+    code = """
+from wcl_core import attempt, orphans
+from wcl_core.__main__ import main
+attempt.run_attempt = lambda *_: 7 if orphans.are_adopted() else 8
+main(["attempt", "x"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 7

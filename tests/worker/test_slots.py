@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from jobs import workers
+from jobs import transitions, workers
 from jobs.database import Database
+from jobs.errors import Superseded
 from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.transitions import Claim
@@ -42,7 +44,8 @@ class Attempts:
         self.claims.append(claim)
         self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
         assert end.wait(30)
-        Run(self._database, claim).end("succeeded")
+        with suppress(Superseded):
+            Run(self._database, claim).end("succeeded")
 
     def end(self, job_id: str) -> None:
         self._ends[job_id].set()
@@ -130,3 +133,21 @@ def test_without_devices_a_worker_runs_one_job_at_a_time(sqlite_database: Databa
     slots.wait(30)
 
     assert attempts.most == 1
+
+
+def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Database, tmp_path: Path) -> None:
+    """The attempt ends in the database before the run has exited."""
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, gpus=1, cpu_slots=0)
+    first = rows.submit(sqlite_database, gpus=1)
+    slots.open()
+    slots.work()
+    eventually(lambda: attempts.jobs == [first], "the claim")
+    sqlite_database.write(lambda session: transitions.end_attempt(session, attempts.claims[0].attempt, "drained"))
+
+    assert not slots.has_work()
+
+    attempts.end(first)
+    eventually(lambda: attempts.jobs == [first, first], "the next claim")
+    assert attempts.claims[1].devices == attempts.claims[0].devices
+    attempts.end(first)
+    slots.wait(30)
