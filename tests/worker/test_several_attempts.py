@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import psutil
@@ -22,8 +23,9 @@ def runs(worker: RunningWorker) -> dict[str, psutil.Process]:
     """Return the training processes of the worker by the job that each is of."""
     result = {}
     for process in psutil.Process(worker.pid).children(recursive=True):
-        if "attempt" in (command := process.cmdline()):
-            result[command[command.index("attempt") + 1].split("/")[-2]] = process
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "attempt" in (command := process.cmdline()):
+                result[command[command.index("attempt") + 1].split("/")[-2]] = process
     return result
 
 
