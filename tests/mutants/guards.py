@@ -238,7 +238,7 @@ GUARDS = (
     Guard(
         "preemption does not compare times of starts",
         "jobs/preemption.py",
-        "pair[1].ran_ms or 0",
+        "attempt.ran_ms or 0",
         "-attempt.started_at",
         (
             "tests/jobs/test_preemption.py"
