@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.processes import Forked, fork_children, outside
 from tests.waiting import eventually
 from wcl_client.api import WclClient
 from wcl_client.responses import Job
@@ -41,7 +41,9 @@ LONG_SPEC: dict[str, Any] = SHORT_SPEC | {
 
 
 class Service:
-    """One `wcl up` with its server, its worker and their runs."""
+    """One `wcl up` with its server, its worker and their runs, forked unless they are started by command."""
+
+    is_forked = True
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
@@ -49,7 +51,7 @@ class Service:
         self.log_path = data_dir / "up.log"
         self.options: list[str] = []  # further ones of `wcl up`
         self._settings = {"WCL_LOOK_SECONDS": "0.5", "WCL_LEASE_SECONDS": "4", "WCL_CLAIM_SECONDS": "1"} | settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start `wcl up`, and wait until it serves."""
@@ -59,12 +61,15 @@ class Service:
     def spawn(self) -> None:
         """Start `wcl up`."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(self.data_dir), "--port", str(self.port)]
-        command += self.options
+        arguments = ["up", "--data-dir", str(self.data_dir), "--port", str(self.port), *self.options]
+        environment = outside() | self._settings
+        if self.is_forked:
+            self._process = Forked("wcl_client", environment, self.log_path, arguments, fork_children)
+            return
+        command = [sys.executable, "-m", "wcl_client", *arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=clean | self._settings, stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
     def _serves(self) -> bool:
@@ -77,8 +82,7 @@ class Service:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that a shell needs to use this service by `wcl`."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        return clean | {"WCL_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT)}
+        return outside() | {"WCL_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT)}
 
     def process(self, *words: str) -> psutil.Process | None:
         """Return the oldest process below `wcl up` whose command line has `-m` and all of `words`."""

@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.service import LONG_SPEC, ROOT, Service, submit_when_ready
 from tests.chaos.proxy import Proxy
+from tests.processes import Forked
 from tests.waiting import eventually
 from wcl_client.up import free_port
 
@@ -34,7 +35,7 @@ def start_job(service: Service) -> str:
     return job_id
 
 
-def process_of(service: Service) -> subprocess.Popen[bytes]:
+def process_of(service: Service) -> Forked | subprocess.Popen[bytes]:
     assert service._process
     return service._process
 
@@ -104,6 +105,7 @@ def test_a_closed_terminal_stops_the_service_in_order(small_service: Service, nu
 
 def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
     service = Service(tmp_path / "data")
+    service.is_forked = False  # a command inherits which signals are ignored
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         service.start()

@@ -1,44 +1,32 @@
-"""Real server and worker processes, forked from one that has everything imported: a start costs milliseconds.
+"""The processes of a service under faults, which may be started many times.
 
-The code that runs is `python -m api` and `python -m worker` as they are; a test's changes are set before their start,
-in their own process: the training command, the clock, the host's name, the supported spec versions.
+A test's changes are set before their start, in their own process: the training command, the clock, the host's name,
+the supported spec versions.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import multiprocessing
 import os
-import random
 import signal
 import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from jobs.datasets import DatasetFacts
 from jobs.transitions import outcomes
 from tests.chaos import clock
+from tests.processes import Forked, outside
+from wcl_core import config
 
 BODY = Path(__file__).with_name("body.py")
 # The dataset of stand-in bodies.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
 _REAL_LEASE_SECONDS = 60
-_PR_SET_PDEATHSIG = 1
-_PRELOADED = [
-    "tests.chaos.processes",
-    "worker.__main__",
-    "api.__main__",
-    "psycopg",
-    "celery.apps.worker",
-    "alembic.command",
-]
 
 
 @dataclass(frozen=True)
@@ -70,47 +58,38 @@ class Start:
     orphan_seconds: float | None = None
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
-
-
 @dataclass
 class Node:
     """One process of the service, which may be restarted many times."""
 
     start_as: Start
     starts: int = 0
-    _process: ForkServerProcess | None = field(default=None, repr=False)
+    _process: Forked | None = field(default=None, repr=False)
 
     def start(self) -> Node:
         self.start_as.log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = _context().Process(target=_main, args=(self.start_as,))
-        self._process.start()
+        start = self.start_as
+        self._process = Forked(start.module, outside() | start.environment, start.log, prepare=partial(_prepare, start))
         self.starts += 1
         return self
 
     @property
     def pid(self) -> int:
         assert self._process is not None
-        assert self._process.pid is not None
         return self._process.pid
 
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.is_alive()
+        return self._process is not None and self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        if self.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def end(self, number: signal.Signals = signal.SIGKILL, seconds: float = 60) -> None:
         """Send a signal and wait for the end."""
         self.send(number)
         if self._process is not None:
-            self._process.join(seconds)
-            assert not self._process.is_alive(), f"{self.start_as.host} outlived {number.name}"
+            self._process.wait(seconds)
 
     def trainings(self) -> list[psutil.Process]:
         """Return its training processes."""
@@ -124,17 +103,8 @@ class Node:
         return ""
 
 
-def _main(start: Start) -> None:
-    """Run `python -m MODULE` in the new process."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the tests
-    random.seed()
-    log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    for name in [name for name in os.environ if name.startswith("WCL_")]:
-        del os.environ[name]
-    os.environ |= start.environment
-    importlib.import_module("wcl_core.failpoints")._FOLDER = start.environment.get("FAILPOINTS")  # type: ignore[attr-defined]
+def _prepare(start: Start) -> None:
+    """Make the changes in the new process."""
     # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
     outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
@@ -144,19 +114,16 @@ def _main(start: Start) -> None:
         clock.set_wrong(clock.read_from(start.clock_file))
     elif start.clock_seconds:
         clock.set_wrong(lambda: start.clock_seconds)
-    main: Any = importlib.import_module(f"{start.module}.__main__")
     if start.module == "worker":
-        _prepare_worker(main, start)
-    sys.argv = [start.module]
-    sys.exit(main.main())
+        _prepare_worker(start)
 
 
-def _prepare_worker(main: Any, start: Start) -> None:
+def _prepare_worker(start: Start) -> None:
     from worker import datasets, process, recovery
     from worker.datasets import Source
 
     if start.spec_versions is not None:
-        main.SPEC_VERSIONS = start.spec_versions
+        config.SPEC_VERSIONS = start.spec_versions  # type: ignore[assignment]
     if start.orphan_seconds is not None:
         recovery._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:

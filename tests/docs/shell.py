@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.acceptance.service import Service
 from tests.docs.exceptions import IDLE_POOL, SHORT, SHORTENED
 from tests.docs.pages import ROOT, Block
+from tests.processes import outside
 from tests.waiting import eventually
 from wcl_client.errors import WclError
 
@@ -22,7 +23,9 @@ _CALM = {"WCL_LEASE_SECONDS": "60", "OMP_NUM_THREADS": "1"}
 
 
 class DocsService(Service):
-    """`wcl up --dataset flowers=FOLDER` with two workers and the example plugin."""
+    """`wcl up --dataset flowers=FOLDER` with two workers and the example plugin, by command as its readers start it."""
+
+    is_forked = False
 
     def __init__(self, folder: Path, flowers: Path, plugin_site: Path) -> None:
         super().__init__(folder / "data", PYTHONPATH=str(plugin_site), **_CALM)
@@ -101,7 +104,7 @@ class Reader:
         self._variables = {name: value for name, value in variables if value}
 
     def _environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        clean = outside()
         path = os.pathsep.join([str(Path(sys.executable).parent), clean["PATH"]])
         return clean | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
 

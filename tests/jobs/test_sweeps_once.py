@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +19,10 @@ from jobs.storage import LocalStorage
 from tests.jobs import rows
 from tests.jobs.rows import at_once
 from tests.jobs.sweeping import advance, entered, halving, places, play, sweep
+from tests.processes import Forked, outside
 from tests.waiting import eventually
 from wcl_client.up import free_port
 
-ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"temperatures": 4, "eta": 2, "min_epochs": 4}  # 4, 2 and 1 trials
 
 
@@ -107,18 +104,14 @@ def test_a_server_killed_during_promotion_loses_and_doubles_no_job(
 
 
 @contextmanager
-def served(database: Database, folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+def served(database: Database, folder: Path, **settings: str) -> Iterator[Forked]:
     """Run a server process, killed at the end; its reconciler polls often and reaps no attempt."""
     own = {"WCL_DATA_DIR": str(folder / "data"), "WCL_PORT": str(free_port()), "WCL_LOOK_SECONDS": "0.2"}
     own |= {"WCL_DATABASE_URL": database.url, "WCL_LEASE_SECONDS": "100000"}
     storage = LocalStorage(folder / "data" / "checkpoints")
     storage.root.mkdir(parents=True, exist_ok=True)
     storage_id.adopt(database, storage)  # the rows of these tests have no files
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own | settings, stdout=log, stderr=log
-        )
+    process = Forked("api", outside() | own | settings, folder / "server.log")
     try:
         yield process
     finally:

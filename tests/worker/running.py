@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +12,10 @@ from jobs import queries, submission
 from jobs.database import Database
 from jobs.models import Event, Job, Worker
 from jobs.submission import NewJob
+from tests.processes import Forked, outside
 from tests.waiting import eventually
 from wcl_core.config import Kind, parse_spec
 
-ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 
 SHORT: dict[str, Any] = {
@@ -48,19 +45,12 @@ class RunningWorker:
             "WCL_LEASE_SECONDS": "4",
             "WCL_CLAIM_SECONDS": "0.5",
         } | settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
 
     def start(self) -> RunningWorker:
         self.folder.mkdir(parents=True, exist_ok=True)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        with (self.folder / "worker.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker", *self.options],
-                cwd=ROOT,
-                env=clean | self._settings,
-                stdout=log,
-                stderr=log,
-            )
+        log = self.folder / "worker.log"
+        self._process = Forked("worker", outside() | self._settings, log, self.options)
         return self
 
     @property
@@ -96,9 +86,7 @@ class RunningWorker:
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40) -> int:
         """Send a signal and wait; return the exit code."""
-        assert self._process
-        if self._process.poll() is None:
-            self._process.send_signal(number)
+        self.send(number)
         return self.wait(seconds)
 
     def send(self, number: signal.Signals) -> None:

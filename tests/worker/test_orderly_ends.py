@@ -15,9 +15,10 @@ from jobs import queries, transitions, workers
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import Job, Worker
+from tests.processes import ROOT
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, ROOT, SHORT, Jobs, RunningWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.running import ROOT, SHORT
+from tests.processes import ROOT
+from tests.worker.running import SHORT
 from wcl_core.protocol import DatasetSource, RunFile
 
 pytestmark = pytest.mark.process

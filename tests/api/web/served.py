@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +24,11 @@ from jobs.eligibility import WorkerFacts
 from jobs.models import Checkpoint
 from jobs.settings import Settings
 from tests.jobs.rows import delivered, make_due
+from tests.processes import Forked, outside
 from tests.waiting import eventually
 from wcl_client.up import free_port
 from wcl_core.config import parse_spec
 
-ROOT = Path(__file__).parents[3]
 DIGEST = "d1" * 32
 SCOPES = ("read", "submit", "admin")
 SPEC: dict[str, Any] = {
@@ -78,20 +75,15 @@ class Site:
         self._environment = environment
         self.database = Database(self.settings.resolved_database_url)
         self.url = f"http://127.0.0.1:{self.settings.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._sessions: dict[tuple[str, ...], str] = {}
         self.worker = WorkerFacts(new_id(), "box-1", "default", (), {"digits": DIGEST}, (1,))
 
     def start(self) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
         # The played attempts are not renewed, and must not be reaped either.
         own = {"WCL_DATA_DIR": str(self.settings.data_dir), "WCL_PORT": str(self.settings.port)}
         own |= {"WCL_LEASE_SECONDS": "100000"} | self._environment
-        log = (self.settings.data_dir / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "api"], cwd=ROOT, env=clean | own, stdout=log, stderr=log
-        )
-        log.close()
+        self._process = Forked("api", outside() | own, self.settings.data_dir / "server.log")
         eventually(self._is_up, f"the start of the server ({self.settings.data_dir}/server.log)", 40)
 
     def _is_up(self) -> bool:
