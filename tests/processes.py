@@ -29,6 +29,7 @@ from unittest import mock
 
 import wcl_client.processes
 import worker.standby
+from jobs.transitions import outcomes
 from wcl_core import standby
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,7 @@ _PRELOADED = [
     *standby._MODULES,
 ]
 _start_standby = worker.standby.start
+_FIRST_WAIT_SECONDS, _LEASE_SECONDS = outcomes._FIRST_WAIT_SECONDS, 60.0
 
 
 class Forked:
@@ -140,6 +142,9 @@ def _execute(
     standby.Memory().write([sys.executable, "-m", module, *arguments], environment)
     standby._apply(environment)
     importlib.import_module("wcl_core.failpoints")._FOLDER = environment.get("FAILPOINTS")  # type: ignore[attr-defined]
+    # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
+    scale = float(environment.get("WCL_LEASE_SECONDS", _LEASE_SECONDS)) / _LEASE_SECONDS
+    outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS * min(1.0, scale)
     worker.standby.start = _fork_standby
     if prepare is not None:
         prepare()

@@ -18,7 +18,6 @@ from pathlib import Path
 import psutil
 
 from jobs.datasets import DatasetFacts
-from jobs.transitions import outcomes
 from tests.chaos import clock
 from tests.processes import Forked, outside
 from wcl_core import config
@@ -26,7 +25,6 @@ from wcl_core import config
 BODY = Path(__file__).with_name("body.py")
 # The dataset of stand-in bodies.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
-_REAL_LEASE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,6 @@ class Node:
 
 def _prepare(start: Start) -> None:
     """Make the changes in the new process."""
-    # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
-    outcomes._FIRST_WAIT_SECONDS *= float(start.environment["WCL_LEASE_SECONDS"]) / _REAL_LEASE_SECONDS
     socket.gethostname = lambda: start.host
     if start.machine_clock_file is not None:
         clock.set_machine_wrong(clock.read_from(start.machine_clock_file))

@@ -29,7 +29,7 @@ SHORT: dict[str, Any] = {
     "log_every_steps": 1,
     "checkpoints": {"every_epochs": 1, "first_epoch": True},
 }
-ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epochs": 20, "first_epoch": True}}
+ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epochs": 5, "first_epoch": True}}
 
 
 class RunningWorker:
