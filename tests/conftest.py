@@ -11,6 +11,7 @@ import gc
 import shutil
 import socket
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,8 @@ _STARTED_BY_FIXTURE = {
     "small_disk": "process",  # mounts one
 }
 _STARTED = ("postgres", "redis", "browser", "server", "process")
+# About the seconds of a test that starts such a thing; of another one: a fifth of a second
+_SECONDS = {"process": 8.0, "browser": 2.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
 # Folders whose every test starts processes
 _NEVER_FAST = ("acceptance", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
 
@@ -63,6 +66,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if any(item.get_closest_marker(mark) for mark in (*_STARTED, "long", "slow"))]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
+    if hasattr(config, "workerinput"):
+        _put_slow_files_first(items)
+
+
+def _put_slow_files_first(items: list[pytest.Item]) -> None:
+    """Sort the files by their likely time, so that no process ends with a long one while the others have nothing."""
+    seconds: defaultdict[Path, float] = defaultdict(float)
+    for item in items:
+        seconds[item.path] += max(
+            (_SECONDS[mark.name] for mark in item.iter_markers() if mark.name in _SECONDS), default=0.2
+        )
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:

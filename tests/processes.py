@@ -69,8 +69,9 @@ class Forked:
         prepare: Callable[[], None] | None = None,
     ) -> None:
         output.touch()
+        os.umask(umask := os.umask(0))  # the only way to read it
         self._process = _context().Process(
-            target=_main, args=(module, dict(environment), output, list(arguments), prepare)
+            target=_main, args=(module, dict(environment), output, list(arguments), prepare, umask)
         )
         self._process.start()
         assert self._process.pid
@@ -122,8 +123,10 @@ def _main(
     output: Path,
     arguments: list[str],
     prepare: Callable[[], None] | None,
+    umask: int,
 ) -> None:
     """Run `python -m MODULE` in the new process."""
+    os.umask(umask)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the tests
     os.setsid()
     log, nothing = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)

@@ -35,7 +35,7 @@ SHORT_SPEC: dict[str, Any] = {
     "checkpoints": {"every_epochs": 1, "first_epoch": True},
 }
 LONG_SPEC: dict[str, Any] = SHORT_SPEC | {
-    "epochs": 40,
+    "epochs": 20,
     "backbone": {"name": "tiny", "stem": "small", "width": 16},
 }
 
