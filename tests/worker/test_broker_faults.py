@@ -169,7 +169,7 @@ def test_a_message_that_is_no_wake_up_is_dropped_and_counted(
     eventually(lambda: worker.whole_log().count("succeeded") == expected, "the last wake-up")
 
     assert client.llen(queue) == 0
-    assert client.hlen("wcl:unacked") == 0
+    eventually(lambda: client.hlen("wcl:unacked") == 0, "the acknowledgement of the last wake-up")
     assert "dropped a message of the broker that is no wake-up" in worker.whole_log()
     assert LOST not in worker.whole_log()
     assert worker.stop() == 0
