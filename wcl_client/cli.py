@@ -31,6 +31,7 @@ from typer.main import get_command
 
 from wcl_client.address import data_folder, find_address
 from wcl_client.commands import checkpoints, jobs, service, submission, sweeps, workers
+from wcl_client.connection import Answers
 from wcl_client.errors import (
     ApiError,
     ConflictError,
@@ -88,6 +89,8 @@ _EXIT_CODES: list[tuple[type[WclError], int]] = [
 
 
 _MOST = 2_000  # characters of an error
+# A value of a server is read where it is shown.  One of another form than expected raises one of these there.
+_OF_OTHER_DATA = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 def main() -> None:
@@ -101,6 +104,7 @@ _command = cache(lambda: get_command(app))
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; an error of any kind is printed as one message."""
+    Answers.forget()
     try:
         code = _command().main(list(arguments), prog_name="wcl", standalone_mode=False)
         flush()
@@ -121,6 +125,9 @@ def run(arguments: Sequence[str]) -> int:
             return 1
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
+        if isinstance(error, _OF_OTHER_DATA) and Answers.url is not None:
+            kind = f"{type(error).__name__} in {where}"
+            return _fail(f"{Answers.url} sent JSON of another kind ({kind}); expected a WCL server there", 1)
         return _fail(f"unexpected {type(error).__name__} in {where}: {error}. Please report this defect of wcl.", 1)
     if code == 130:
         return _fail("interrupted; submitted jobs continue", 130)

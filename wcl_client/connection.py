@@ -31,6 +31,17 @@ class Page(TypedDict):
     next_cursor: NotRequired[str | None]
 
 
+class Answers:
+    """The server that has answered a command: where a value of another form than expected comes from."""
+
+    url: str | None = None
+
+    @classmethod
+    def forget(cls) -> None:
+        """Start a new command."""
+        cls.url = None
+
+
 class Connection:
     """The base of `WclClient`: an HTTP client with one server's address and key; a context manager."""
 
@@ -81,14 +92,18 @@ class Connection:
     def _newest(self, path: str, limit: int, **filters: str | None) -> list[Any]:
         """Return the first `limit` items of a list with pages; a filter that is None is left out."""
         items: list[Any] = []
+        cursors: set[Any] = set()
         params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
         params["limit"] = min(limit, 100)
         while True:
             page = self._json(Page, "GET", path, params=params)
             items += page["items"]
-            params["cursor"] = page.get("next_cursor")
-            if not params["cursor"] or len(items) >= limit:
+            params["cursor"] = cursor = page.get("next_cursor")
+            if not cursor or len(items) >= limit:
                 return items[:limit]
+            if cursor in cursors:
+                raise ForeignServer(f"{self.url} sent a page of a list twice; expected a WCL server there")
+            cursors.add(cursor)
 
     def _json(self, _type: type[T], method: str, path: str, *, retries: int | None = None, **request: Any) -> T:
         """Send a request and return the JSON object of the response, typed as `_type`.
@@ -103,6 +118,7 @@ class Connection:
             raise ForeignServer(f"{self.url} sent no JSON; expected a WCL server there") from error
         if not _is_like(value, _type):
             raise ForeignServer(f"{self.url} sent JSON of another kind; expected a WCL server there")
+        Answers.url = self.url
         return cast(T, value)
 
     def _response(self, method: str, path: str, *, retries: int | None = None, **request: Any) -> httpx.Response:
@@ -143,6 +159,9 @@ class Connection:
             if response.is_error:
                 response.read()
             check(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise ForeignServer(f"{self.url} sent no stream of events; expected a WCL server there")
+            Answers.url = self.url
             yield from parse(response.iter_lines())
 
 
@@ -196,6 +215,6 @@ def check(response: httpx.Response) -> None:
         return
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     raise api_error(response.status_code, body, response.reason_phrase)

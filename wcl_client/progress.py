@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wcl_client.api import WclClient
-from wcl_client.errors import WclError
 from wcl_client.output import share
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
@@ -87,7 +86,7 @@ class Watcher:
         self._client = client
         self._terminal = terminal
         self.views = [JobView(job) for job in jobs]
-        self._errors: list[WclError] = []
+        self._errors: list[Exception] = []
         self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
 
     def run(self) -> list[Job]:
@@ -111,7 +110,7 @@ class Watcher:
             for message in self._client.follow(view.job["id"]):
                 view.take(message)
             view.take(Message("job", self._client.job(view.job["id"])))
-        except WclError as error:
+        except Exception as error:  # raised again in the thread that shows the jobs
             self._errors.append(error)
 
     def _has_ended(self) -> bool:

@@ -27,7 +27,7 @@ class _Draft:
         text = "\n".join(self.data)
         try:
             decoded = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             decoded = text
         return Message(self.event, decoded, self.id)
 

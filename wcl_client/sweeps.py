@@ -42,9 +42,9 @@ class SweepClient(Connection):
             poll_seconds: pause between two requests.
             patience_seconds: how long the server may be unreachable before `Unreachable` is raised.
         """
-        latest: Json = {}
+        latest: Json = {"status": None}
         responded_at = time.monotonic()
-        while latest.get("status") not in TERMINAL:
+        while latest["status"] not in TERMINAL:
             try:
                 sweep = self.sweep(sweep_id)
             except Unreachable:
@@ -55,7 +55,7 @@ class SweepClient(Connection):
                 if sweep != latest:
                     latest = sweep
                     yield sweep
-            if latest.get("status") not in TERMINAL:
+            if latest["status"] not in TERMINAL:
                 time.sleep(poll_seconds)
 
     def cancel_sweep(self, sweep_id: str) -> Json:

@@ -1278,6 +1278,13 @@ GUARDS = (
         ("tests/wcl_client/test_download.py::test_a_proxy_may_remove_the_size_from_the_response_to_a_head",),
     ),
     Guard(
+        "a value of another form names the server",
+        "wcl_client/cli.py",
+        "if isinstance(error, _OF_OTHER_DATA) and Answers.url is not None:",
+        "if False:",
+        ("tests/wcl_client/test_odd_values.py::test_an_answer_of_another_form_is_named",),
+    ),
+    Guard(
         "a fault of the machine is one line",
         "wcl_client/cli.py",
         "return _fail(f\"{error.filename or 'the machine'}: {error.strerror or error}\", 1)",

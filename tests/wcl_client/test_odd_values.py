@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +19,14 @@ import pytest
 from typer.main import get_command
 
 from jobs.settings import InvalidSettings, read_settings
+from tests.fuzz import mutations
 from tests.odd import ODD
 from tests.wcl_client.answers import ID, answer
+from tests.wcl_client.test_terminal import COMMANDS
 from wcl_client import cli, up
+from wcl_client.api import WclClient
 from wcl_client.demo import choose_data
+from wcl_client.sse import Message
 from wcl_client.up import UpOptions
 from worker.__main__ import _parser, _time_problem
 
@@ -167,6 +174,68 @@ def test_another_server_is_named(
 
     assert len(said) == 1
     assert "expected a WCL server there" in said[0]
+
+
+MUTATIONS = 15
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, ("retry", ID), ("clone", ID), ("submit", "spec.yaml", "--watch")], ids=" ".join
+)
+def test_an_answer_of_another_form_is_named(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the answers that a command reads is mutated: it is shown, or the server is named in one message."""
+    for seed in range(MUTATIONS):
+        generator = random.Random(f"{command} {seed}")
+        mutated, count = generator.randrange(3), itertools.count()
+
+        def mutate(value: Any, generator: random.Random = generator) -> Any:
+            for _ in range(generator.choice((1, 1, 3))):
+                value = mutations.of_json(generator, value)
+            return value
+
+        def respond(
+            request: httpx.Request, mutated: int = mutated, count: Any = count, mutate: Any = mutate
+        ) -> httpx.Response:
+            value = answer(request.url.path, lambda: "text")
+            if request.method == "POST" and request.url.path == "/v1/jobs":
+                value = value["items"][0]
+            return httpx.Response(200, content=json.dumps(mutate(value) if next(count) == mutated else value).encode())
+
+        def follow(_self: WclClient, _id: str, mutate: Any = mutate) -> Iterator[Message]:
+            progress = {"step": 1, "total_steps": 2, "epoch": 0.5, "total_epochs": 1, "eta_seconds": 5.0}
+            points = {"points": [{"name": "train/loss", "value": 0.5}]}
+            warning = {"type": "warning", "data": {"message": "text"}}
+            sent = {"progress": progress, "metrics": points, "event": warning, "job": answer("/v1/jobs/x", lambda: "t")}
+            yield from (Message(name, mutate(value)) for name, value in sent.items())
+
+        client = partial(httpx.Client, transport=httpx.MockTransport(respond))
+        monkeypatch.setattr("wcl_client.connection.httpx.Client", client)
+        monkeypatch.setattr("wcl_client.api.WclClient.follow", follow)
+        lines_of(capsys, *command)
+
+
+@pytest.mark.parametrize("pages", [b'{"items": [], "next_cursor": "x"}', b'{"items": [{"id": "x"}], "next_cursor": 5}'])
+def test_a_list_that_never_ends_is_named(
+    pages: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=pages))
+    monkeypatch.setattr("wcl_client.connection.httpx.Client", partial(httpx.Client, transport=transport))
+
+    assert "expected a WCL server there" in lines_of(capsys, "jobs")[0]
+
+
+def test_a_stream_of_another_server_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are no streams; the command does not ask again for ever."""
+    monkeypatch.undo()
+    job = answer(f"/v1/jobs/{ID}", lambda: "text") | {"status": "running"}
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, json=job))
+    monkeypatch.setattr("wcl_client.connection.httpx.Client", partial(httpx.Client, transport=transport))
+
+    assert "sent no stream of events" in lines_of(capsys, "watch", ID)[-1]
 
 
 @pytest.mark.process
