@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     cpu_slots: int = Field(
         default=1, ge=0, le=1_024, description="Attempts without GPUs that this worker runs at once, beside its GPUs."
     )
+    hold_seconds: float = Field(
+        default=60,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="Time for which smaller jobs may pass a job that needs more GPUs than are free.",
+    )
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
     label_lists: dict[str, dict[str, Path]] = Field(
         default={}, description="Fixed lists of labelled train images, by dataset and by their own names."

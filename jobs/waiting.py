@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.datasets import why_absent
 from jobs.devices import free_of
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
+from jobs.holding import next_free
 from jobs.models import Dependency, Job, Worker
 from jobs.status import HELD, Status
 
@@ -104,7 +105,30 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
     free = free_of(session, workers)
-    return _on_its_turn(sum(free[worker.id].holds(job.gpus) for worker in workers), ahead)
+    num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
+    cause, message = _on_its_turn(num_with_room, ahead)
+    if job.gpus and not num_with_room:
+        most = max(workers, key=lambda worker: len(free[worker.id].devices))
+        message = (f"{message}; " if ahead else "") + _on_devices(session, job, most, len(free[most.id].devices))
+    return cause, message
+
+
+def _on_devices(session: Session, job: Job, worker: Worker, num_free: int) -> str:
+    """Return which devices a job waits for, and when the worker that has the most free ones has one more."""
+    needed = f"{job.gpus} free GPUs on one machine" if job.gpus > 1 else "a free GPU"
+    seconds = next_free(session, worker.id, 1)
+    if seconds is None:
+        following = "and when the next comes free is not known yet"
+    else:
+        following = f"the next comes free in {_about(seconds)}"
+    return f"it waits for {needed}; {worker.name} has {num_free or 'none'}, {following}"
+
+
+def _about(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {minutes} min" if minutes < 90 else f"about {round(minutes / 60)} h"
 
 
 def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _repeat(register, FaultLog(log, "the registration of this worker"))
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
-    slots = Slots(database, facts, supervisor, draining, ability, room, machine)
+    slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
     registration = datasets.Registration(database, settings, facts, sources, draining)
 
     def drain() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.devices import Free, working
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
+from jobs.holding import PassedOver, passed_over
 from jobs.models import Attempt
 from jobs.transitions import Claim
 from worker.ability import Ability
@@ -37,6 +40,8 @@ class Slots:
         ability: whether this worker can take jobs.
         room: the check that learns from the ends of attempts.
         machine: the devices that attempts get.
+        hold_seconds: for which smaller jobs may pass a job that needs more devices than are free.
+        clock: monotonic seconds.
 
     Attributes:
         ability, machine: as given.
@@ -51,7 +56,11 @@ class Slots:
         ability: Ability,
         room: RoomCheck,
         machine: Machine,
+        hold_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._hold_seconds, self._clock = hold_seconds, clock
+        self._passed_over: tuple[str, float] | None = None  # a job, and since when
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
         self.ability, self._room, self.machine = ability, room, machine
         self._running: list[Claim] = []  # the oldest first
@@ -87,8 +96,9 @@ class Slots:
         free = self.free()
         if self._draining.is_set() or not self.is_open() or free.is_empty:
             return False
+        facts = self._present_facts()
         with self._database.read() as session:
-            if not transitions.is_claimable(session, self._present_facts(), free):
+            if not transitions.is_claimable(session, facts, free, self._held(session, facts, free)):
                 return False
         return self.ability.check() is None  # last: the claim follows
 
@@ -135,7 +145,9 @@ class Slots:
     def _claim(self) -> Claim | None:
         free, facts = self.free(), self._present_facts()
         try:
-            claim = self._database.write(lambda session: transitions.claim(session, facts, free))
+            claim = self._database.write(
+                lambda session: transitions.claim(session, facts, free, self._held(session, facts, free))
+            )
         except IntegrityError:
             log.warning("another worker has taken a device of this one; no job is claimed now")
             return None
@@ -143,6 +155,19 @@ class Slots:
             with self._changed:
                 self._running.append(claim)
         return claim
+
+    def _held(self, session: Session, facts: WorkerFacts, free: Free) -> PassedOver | None:
+        """Return the job that this worker keeps its free devices for, by its own clock; None if there is none yet."""
+        unused = transitions.unused(session, facts, free)
+        if not unused.devices:
+            return None  # no job can pass it
+        if (job := passed_over(session, facts, unused)) is None:
+            self._passed_over = None
+            return None
+        if self._passed_over is None or self._passed_over[0] != job.job_id:
+            self._passed_over = job.job_id, self._clock()
+        is_over = self._clock() - self._passed_over[1] >= self._hold_seconds
+        return job if job.is_urgent or (job.is_here and is_over) else None
 
     def _present_facts(self) -> WorkerFacts:
         return replace(self._facts, devices=self.machine.devices)

@@ -19,7 +19,7 @@ fence at the start of `deliver` rejects every later write.
 Import from this package, not from its modules.
 """
 
-from jobs.transitions.claims import Claim, claim, is_claimable
+from jobs.transitions.claims import Claim, claim, is_claimable, unused
 from jobs.transitions.fence import Requests, deliver, end_attempt, reap
 from jobs.transitions.observers import has_blocked, has_held, preempt, resume_held, unblock
 from jobs.transitions.requests import cancel, pause, resume
@@ -40,4 +40,5 @@ __all__ = [
     "resume",
     "resume_held",
     "unblock",
+    "unused",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
@@ -14,9 +14,12 @@ from jobs.checkpoints import CheckpointRef
 from jobs.database import now_ms
 from jobs.devices import Free, in_use
 from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_due
+from jobs.holding import PassedOver, may_start
 from jobs.models import Attempt, AttemptDevice, Checkpoint, Job, Worker
 from jobs.status import Status
 from jobs.transitions.status_change import move
+
+_MOST_BEHIND = 20  # jobs that a worker looks at for one that ends before the held job starts
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,16 @@ class Claim:
         return self.attempt.number
 
 
-def is_claimable(session: Session, worker: WorkerFacts, free: Free | None = None) -> bool:
+def is_claimable(
+    session: Session, worker: WorkerFacts, free: Free | None = None, held: PassedOver | None = None
+) -> bool:
     """Return whether a due job fits the free part of the worker; another worker may still claim it first."""
-    return session.execute(_fitting(worker, _unused(session, worker, free))).first() is not None
+    return _best(session, worker, unused(session, worker, free), held) is not None
 
 
-def claim(session: Session, worker: WorkerFacts, free: Free | None = None) -> Claim | None:
+def claim(
+    session: Session, worker: WorkerFacts, free: Free | None = None, held: PassedOver | None = None
+) -> Claim | None:
     """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains.
 
     The attempt and the devices that it holds are one transaction.  A unique index rejects it if another worker has
@@ -67,6 +74,7 @@ def claim(session: Session, worker: WorkerFacts, free: Free | None = None) -> Cl
         session: a writing transaction.
         worker: its properties.
         free: the part of the worker that none of its attempts uses; by default all of it.
+        held: the job that the worker keeps its devices for.
 
     Raises:
         IntegrityError: another attempt holds one of the devices.
@@ -75,10 +83,8 @@ def claim(session: Session, worker: WorkerFacts, free: Free | None = None) -> Cl
     draining = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
     if session.execute(draining).scalar_one_or_none() is not None:
         return None
-    # SQLite has no row locks and ignores this; its writers take turns.
-    free = _unused(session, worker, free)
-    candidate = _fitting(worker, free).with_for_update(skip_locked=True)
-    job_id = session.execute(candidate).scalar_one_or_none()
+    free = unused(session, worker, free)
+    job_id = _best(session, worker, free, held)
     if job_id is None:
         return None
     before, gpus = session.execute(select(Job.attempt, Job.gpus).where(Job.id == job_id)).one()
@@ -122,13 +128,21 @@ def claim(session: Session, worker: WorkerFacts, free: Free | None = None) -> Cl
     )
 
 
-def _unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
+def unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
     """Return the free part of the worker without devices that the database gives to another attempt."""
     free = free or worker.all_free
     return free.without(in_use(session, free.devices))
 
 
-def _fitting(worker: WorkerFacts, free: Free) -> Select[str]:
-    """Return the query for the id of the best due job that fits the free part of the worker."""
-    fitting = select(Job.id).where(is_due(), fits_worker(worker), fits_free(free))
-    return fitting.order_by(Job.priority.desc(), Job.queue_place).limit(1)
+def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None) -> str | None:
+    """Return the id of the best due job that fits the free part of the worker, and that may start before the held one.
+
+    The row is locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
+    """
+    fitting = is_due(), fits_worker(worker), fits_free(free)
+    order = Job.priority.desc(), Job.queue_place
+    if held is not None:
+        jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()
+        fitting = (*fitting, Job.id.in_([job.id for job in jobs if may_start(session, job, held)]))
+    best = select(Job.id).where(*fitting).order_by(*order).limit(1)
+    return session.execute(best.with_for_update(skip_locked=True)).scalar_one_or_none()

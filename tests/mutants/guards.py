@@ -330,6 +330,16 @@ GUARDS = (
         ("tests/worker/test_slots.py::test_a_device_is_given_out_again_once_its_run_has_exited",),
     ),
     Guard(
+        "a worker keeps its devices for a job that it has passed over for long",
+        "jobs/holding.py",
+        "_most_seconds(session, job) <= held.seconds",
+        "True",
+        (
+            "tests/jobs/test_holding.py"
+            "::test_a_worker_keeps_its_devices_for_a_large_job_but_not_from_jobs_that_end_before[sqlite]",
+        ),
+    ),
+    Guard(
         "two workers of a machine share no device",
         "worker/devices.py",
         '                return replace(device, problem="another worker of this machine has it")\n',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,7 @@ class Attempts:
 
 
 def make_slots(
-    database: Database, data_dir: Path, *checks: Any, gpus: int = 0, cpu_slots: int = 1
+    database: Database, data_dir: Path, *checks: Any, gpus: int = 0, cpu_slots: int = 1, clock: Any = time.monotonic
 ) -> tuple[Slots, Attempts, threading.Event]:
     attempts, draining = Attempts(database), threading.Event()
     rows.add_dataset(database)
@@ -61,7 +62,7 @@ def make_slots(
     database.write(lambda session: workers.register(session, facts, 1, []))
     room = RoomCheck(Settings(data_dir=data_dir))
     machine = Machine(lambda: devices, cpu_slots, dict.fromkeys((each.uuid for each in devices), ""))
-    slots = Slots(database, facts, cast(Supervisor, attempts), draining, Ability(*checks), room, machine)
+    slots = Slots(database, facts, cast(Supervisor, attempts), draining, Ability(*checks), room, machine, 60, clock)
     return slots, attempts, draining
 
 
@@ -150,4 +151,26 @@ def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Da
     eventually(lambda: attempts.jobs == [first, first], "the next claim")
     assert attempts.claims[1].devices == attempts.claims[0].devices
     attempts.end(first)
+    slots.wait(30)
+
+
+def test_smaller_jobs_pass_a_large_one_for_a_while_only(sqlite_database: Database, tmp_path: Path) -> None:
+    now = [0.0]
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, gpus=2, clock=lambda: now[0])
+    first, large, *small = [rows.submit(sqlite_database, gpus=gpus) for gpus in (1, 2, 1, 1)]
+    slots.open()
+    slots.work()
+    eventually(lambda: attempts.jobs == [first, small[0]], "the claim of a job that passes")
+    now[0] = 61  # by the worker's clock, since it first passed over the large job
+    attempts.end(small[0])
+    eventually(
+        lambda: rows.status(sqlite_database, small[0]) == "succeeded" and len(slots.free().devices) == 1, "its end"
+    )
+    assert not slots.has_work()
+
+    attempts.end(first)
+    eventually(lambda: attempts.jobs[2:] == [large], "the claim of the large job")
+    for job_id in (large, small[1]):
+        eventually(lambda job_id=job_id: job_id in attempts.jobs, "the claim")  # type: ignore[misc]
+        attempts.end(job_id)
     slots.wait(30)

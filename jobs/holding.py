@@ -1,0 +1,122 @@
+"""Devices that a worker keeps free for a large job, so that smaller jobs behind it do not delay it for ever.
+
+A job that needs more devices than are free is passed over: smaller jobs behind it start.  Once a worker has passed over
+the same job for a while, it gives its devices to no job behind it, except to those that end before the large job can
+start.  Of several workers that fit, only the one that lacks the fewest devices does so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session
+
+from jobs.checks import pretraining_count
+from jobs.devices import Free, free_of
+from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
+from jobs.estimates import estimate
+from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
+from jobs.status import Status
+from wcl_core.config import PretrainSpec, parse_spec
+
+_MARGIN = 1.25  # of an estimate from a similar run
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """The first due job that fits a worker and needs more devices than it has free.
+
+    Attributes:
+        is_here: whether this worker lacks the fewest devices for it.
+        is_urgent: whether other jobs of the worker give way to it.
+        seconds: expected time until the worker has enough devices; infinite where unknown.
+    """
+
+    job_id: str
+    priority: int
+    queue_place: int
+    is_here: bool
+    is_urgent: bool
+    seconds: float
+
+
+def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver | None:
+    """Return the job that this worker may have to keep its free devices for."""
+    waiting = select(Job).where(is_due(), fits_worker(worker), Job.gpus > len(free.devices))
+    job = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(1)).scalar_one_or_none()
+    if job is None:
+        return None
+    is_here = _closest(session, job) == worker.id
+    running = _running(session, worker.id)
+    is_urgent = any(each.preempt_requested_at is not None for each, _ in running)
+    seconds = _seconds_until(job.gpus - len(free.devices), [(remaining(each), count) for each, count in running])
+    seconds = math.inf if seconds is None else seconds
+    return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds)
+
+
+def may_start(session: Session, job: Job, held: PassedOver) -> bool:
+    """Return whether a job behind the held one may start: it needs no device, or ends before the held one can start."""
+    if job.gpus == 0 or (job.priority, -job.queue_place) >= (held.priority, -held.queue_place):
+        return True
+    return math.isfinite(held.seconds) and _most_seconds(session, job) <= held.seconds
+
+
+def next_free(session: Session, worker_id: str, missing: int) -> float | None:
+    """Return the seconds until a worker is expected to have so many more free devices; None where unknown."""
+    running = _running(session, worker_id)
+    return _seconds_until(missing, [(remaining(job), count) for job, count in running])
+
+
+def remaining(job: Job) -> float | None:
+    """Return the seconds that a running job still takes by its own report; None if it has not reported any."""
+    seconds = (job.progress or {}).get("eta_seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def _closest(session: Session, job: Job) -> str | None:
+    """Return the id of the worker that lacks the fewest devices for the job; None if one lacks none."""
+    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
+    workers = [worker for worker in workers if fits(worker, job)]
+    free = free_of(session, workers)
+    missing = {worker.id: job.gpus - len(free[worker.id].devices) for worker in workers}
+    closest = min(missing, key=lambda worker_id: (missing[worker_id], worker_id), default=None)
+    return closest if closest is not None and missing[closest] > 0 else None
+
+
+def _running(session: Session, worker_id: str) -> list[tuple[Job, int]]:
+    """Return the jobs that hold devices of a worker, each with their number."""
+    held = (
+        select(Job, AttemptDevice.device)
+        .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+        .join(AttemptDevice, and_(AttemptDevice.job_id == Job.id, AttemptDevice.attempt == Attempt.number))
+        .where(Attempt.worker_id == worker_id, Job.status == Status.RUNNING, AttemptDevice.released_at.is_(None))
+    )
+    counts: dict[str, tuple[Job, int]] = {}
+    for job, _ in session.execute(held):
+        counts[job.id] = (job, counts.get(job.id, (job, 0))[1] + 1)
+    return list(counts.values())
+
+
+def _seconds_until(missing: int, running: list[tuple[float | None, int]]) -> float | None:
+    """Return when so many devices come free, of jobs with their remaining seconds and numbers of devices."""
+    for seconds, count in sorted((seconds, count) for seconds, count in running if seconds is not None):
+        missing -= count
+        if missing <= 0:
+            return seconds
+    return None
+
+
+def _most_seconds(session: Session, job: Job) -> float:
+    """Return the longest that the job is expected to run; infinite where unknown."""
+    if job.max_seconds is not None:
+        return job.max_seconds
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    if job.kind != "pretrain" or dataset is None:
+        return math.inf
+    spec = parse_spec("pretrain", job.spec)
+    assert isinstance(spec, PretrainSpec)
+    steps = pretraining_count(dataset, spec.data) // spec.batch_size * spec.epochs
+    like = estimate(session, spec, job.pool, job.gpus, steps)["like"]
+    return _MARGIN * like["seconds"] if like and like["seconds"] else math.inf
