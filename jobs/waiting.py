@@ -108,8 +108,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
     cause, message = _on_its_turn(num_with_room, ahead)
     if job.gpus and not num_with_room:
-        most = max(workers, key=lambda worker: len(free[worker.id].devices))
-        message = (f"{message}; " if ahead else "") + _on_devices(session, job, most, len(free[most.id].devices))
+        closest = max(workers, key=lambda worker: len(free[worker.id].devices))
+        message = (f"{message}; " if ahead else "") + _on_devices(session, job, closest, len(free[closest.id].devices))
     return cause, message
 
 

@@ -139,10 +139,10 @@ def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | 
 
     The row is locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
     """
-    fitting = is_due(), fits_worker(worker), fits_free(free)
+    fitting = [is_due(), fits_worker(worker), fits_free(free)]
     order = Job.priority.desc(), Job.queue_place
     if held is not None:
         jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()
-        fitting = (*fitting, Job.id.in_([job.id for job in jobs if may_start(session, job, held)]))
+        fitting.append(Job.id.in_([job.id for job in jobs if may_start(session, job, held)]))
     best = select(Job.id).where(*fitting).order_by(*order).limit(1)
     return session.execute(best.with_for_update(skip_locked=True)).scalar_one_or_none()
