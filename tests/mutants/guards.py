@@ -215,8 +215,8 @@ GUARDS = (
     Guard(
         "the queue follows the database's sequence",
         "jobs/transitions/claims.py",
-        ".order_by(Job.priority.desc(), Job.queue_place)",
-        ".order_by(Job.priority.desc(), Job.id)",
+        "order = Job.priority.desc(), Job.queue_place\n",
+        "order = Job.priority.desc(), Job.id\n",
         (
             "tests/jobs/test_transitions.py::test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database[sqlite]",
         ),
