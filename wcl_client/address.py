@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from wcl_client.errors import InvalidAddress
+from wcl_core.files import read_regular
 from wcl_core.text import Secret
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_MAX_BYTES = 100_000  # of a file in the data folder
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ def data_folder() -> Path:
 def find_address(data_dir: Path | None = None) -> Address:
     """Return `WCL_URL` and `WCL_KEY`; an unset one comes from the data folder of the local server.
 
-    The local key is used only for the local server.  The key of the environment goes to `WCL_URL` and to the default
-    address.  A data folder may come from elsewhere: the address that its file names gets that key only if a process of
-    this user listens there, on loopback.
+    The local key is used only for the local server, and only from a file of the folder itself.  The key of the
+    environment goes to `WCL_URL` and to the default address.  A data folder may come from elsewhere: the address that
+    its file names gets that key only if a process of this user listens there, on loopback.
 
     Raises:
         InvalidAddress: `WCL_URL` or `WCL_KEY` cannot be one.
@@ -139,8 +141,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _read(path: Path) -> str | None:
+    """Return the text of a file in the data folder; None for a link, which may lead to a secret of the user."""
     try:
-        with path.open("rb") as file:
-            return file.read(100_000).decode(errors="replace").strip()
+        return read_regular(path, _MAX_BYTES).decode(errors="replace").strip()
     except OSError:
         return None

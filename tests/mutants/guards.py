@@ -1176,6 +1176,13 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a data folder lends no file of another place",
+        "wcl_client/address.py",
+        "read_regular(path, _MAX_BYTES).decode",
+        "path.read_bytes().decode",
+        ("tests/wcl_client/test_client_parts.py::test_a_data_folder_lends_no_file_of_another_place", "--timeout=20"),
+    ),
+    Guard(
         "a key that cannot be one is refused before it is shown",
         "wcl_client/address.py",
         'if not "!" <= character <= "~":',

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ def test_the_local_key_never_goes_to_another_server(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WCL_URL", "http://elsewhere.example:80")
 
     assert find_address(tmp_path).key is None
+
+
+@pytest.mark.parametrize("name", ["key", "server.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent.parent / "other")])
+def test_a_data_folder_lends_no_file_of_another_place(
+    tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    """A folder from elsewhere could link to a key of the user; a FIFO would keep each command waiting."""
+    (tmp_path / "other").write_text("wcl_other" if name == "key" else '{"url": "http://other.example"}')
+    folder = tmp_path / "wcl-data"
+    folder.mkdir()
+    (folder / "server.json").write_text('{"url": "http://elsewhere.example"}')
+    (folder / "key").write_text("wcl_local")
+    (folder / name).unlink()
+    make(folder / name)
+
+    expected = ("http://elsewhere.example", None) if name == "key" else (DEFAULT_URL, Secret("wcl_local"))
+    address = find_address(folder)
+    assert (address.url, address.key) == expected
 
 
 @pytest.mark.parametrize("url", ["http://elsewhere.example:80", "http://127.0.0.1:1", "http://[::1]:1"])

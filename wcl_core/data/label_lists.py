@@ -36,6 +36,8 @@ def read_label_list(name: str, path: Path, files: Sequence[str], labels: Tensor,
             line names; or a class has no image.
     """
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise DataError(f"list {name}: {path} is no regular file")
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"list {name}: {path} is too large; expected at most {_MAX_BYTES >> 20} MiB")
         lines = path.read_text().splitlines()

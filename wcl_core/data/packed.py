@@ -168,6 +168,8 @@ def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
 
 def _read_header(name: str, path: Path) -> _Header:
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise ValueError("it is no regular file")
         with path.open("rb") as file:
             magic, length = file.read(8), int.from_bytes(file.read(8), "little")
             if magic != MAGIC or not 2 <= length <= _MAX_HEADER_BYTES:

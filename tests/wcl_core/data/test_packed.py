@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from wcl_core import data
 from wcl_core.__main__ import main
 from wcl_core.data import DataError, ImageData, folder, packing
 from wcl_core.data import packed as packed_module
+from wcl_core.data.label_lists import read_label_list
 from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.run import untrained_backbone
 from wcl_core.reporter import MemoryReporter, NullReporter
@@ -125,6 +127,16 @@ def test_a_file_that_is_no_packed_dataset(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"photos: .*other\.wclpack is not a packed dataset"):
         load(path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.wclpack"
+    os.mkfifo(path)
+
+    with pytest.raises(DataError, match="no regular file"):
+        load(path)
+    with pytest.raises(DataError, match="no regular file"):
+        read_label_list("a", path, [], torch.zeros(1, dtype=torch.int64), ["a"])
 
 
 def test_a_damaged_block_is_named(packed: Path) -> None:
