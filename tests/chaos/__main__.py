@@ -1,4 +1,5 @@
-"""`./run chaos`: storms, the failpoint sweep, the downtime cells and the detection of dead workers, for one seed.
+"""`./run chaos`: storms, a machine with four stand-in devices, the failpoint sweep, the downtime cells and the detection
+of dead workers, for one seed.
 
 Finished parts are stored beside the report, so the same command continues after an interruption.
 """
@@ -12,7 +13,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.chaos import cells
+from tests.chaos import cells, gpus
 from tests.chaos.detection import seconds_until_noticed
 from tests.chaos.report import Results
 from tests.chaos.stage import REAL, SCALED, Theatre, theatre
@@ -23,7 +24,7 @@ _RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # The number of faults that a job survives is tested elsewhere.
 _UNBREAKABLE = {"WCL_MAX_FAILURES": "1000000"}
 _DEATHS = 10
-_PARTS = ("storm", "sweep", "cells", "detection")
+_PARTS = ("storm", "gpus", "sweep", "cells", "detection")
 _SWEEPS = {"postgres": ("postgres", False), "sqlite": ("sqlite", False), "training": ("sqlite", True)}
 _TRAININGS_SHARE = 0.01
 _OF_KIND = {"postgres": Size(), "sqlite": Size(num_workers=3, num_servers=1, num_hands=2)}
@@ -68,6 +69,16 @@ def _storm(house: Theatre, results: Results, options: argparse.Namespace) -> Non
         _print_problems(part, outcome.problems)
 
 
+def _gpus(house: Theatre, results: Results, options: argparse.Namespace) -> None:
+    for kind in _OF_KIND:
+        if results.has(part := f"gpus/{kind}"):
+            continue
+        with house.stage(f"gpus-{kind}", kind, **_UNBREAKABLE) as stage:
+            facts = gpus.Round(stage, options.seed).facts()
+        results.add(part, database=kind, **facts)
+        _print_problems(part, facts["problems"])
+
+
 def _sweep(house: Theatre, results: Results, options: argparse.Namespace) -> None:
     for which in options.sweeps:
         kind, trains = _SWEEPS[which]
@@ -110,7 +121,7 @@ def _print_problems(part: str, problems: list[str] | None) -> None:
     print(f"{part}: {'not passed again' if problems is None else problems or 'right'}", flush=True)
 
 
-_DOES = {"storm": _storm, "sweep": _sweep, "cells": _cells, "detection": _detection}
+_DOES = {"storm": _storm, "gpus": _gpus, "sweep": _sweep, "cells": _cells, "detection": _detection}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -71,6 +71,7 @@ class Results:
             + ".",
             "",
             *self._storms(),
+            *self._gpus(),
             *self._sweep(),
             *self._cells(),
             *self._detections(),
@@ -108,6 +109,20 @@ class Results:
         yield f"{sum(faults.values())} faults of {len(faults)} kinds: " + ", ".join(
             f"{kind} {count}" for kind, count in faults.most_common()
         )
+        yield ""
+
+    def _gpus(self) -> Iterator[str]:
+        rounds = self._of("gpus")
+        if not rounds:
+            return
+        yield "## One machine with four stand-in devices"
+        yield ""
+        yield "| database | jobs | attempts | most at once | preempted | kills | seconds |"
+        yield "|---|---|---|---|---|---|---|"
+        for each in rounds:
+            kills = ", ".join(f"{kind} {count}" for kind, count in sorted(each["kills"].items()))
+            facts = f"{each['attempts']} | {each['most_at_once']} | {each['preempted']} | {kills} | {each['seconds']:g}"
+            yield f"| {each['database']} | {sum(each['jobs'].values())} | {facts} |"
         yield ""
 
     def _sweep(self) -> Iterator[str]:

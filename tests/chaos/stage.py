@@ -117,9 +117,9 @@ class Stage:
         else:
             self.disks[node.start_as.host] = disk
 
-    def submit(self, requested: dict[str, Any]) -> str:
+    def submit(self, requested: dict[str, Any], **fields: Any) -> str:
         """Submit a job as a server does."""
-        new = NewJob("pretrain", requested, parse_spec("pretrain", requested))
+        new = NewJob("pretrain", requested, parse_spec("pretrain", requested), **fields)
         return self.database.write(lambda session: submission.submit(session, new)).id
 
     def job(self, job_id: str) -> Job:

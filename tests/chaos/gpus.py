@@ -1,0 +1,219 @@
+"""A round on one machine with four stand-in devices: jobs of 1, 2 and 4 devices, priorities, preemption, kills.
+
+An observer looks at the living runs all the time: no device may be of two of them.  In the end every job has succeeded
+with the right bytes, no large job was starved, and the audit finds nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import func, select
+
+from jobs.audit import audit
+from jobs.models import Attempt, AttemptDevice, Checkpoint, Event, Job
+from jobs.status import TERMINAL, Reason
+from tests.chaos.body import STEPS_PER_EPOCH
+from tests.chaos.processes import Node
+from tests.chaos.stage import Stage, spec
+from tests.waiting import eventually
+
+MACHINE, NUM_DEVICES = "m0", 4
+_SIZES = (1, 1, 1, 2, 2, 4)
+_HOLD_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
+_LIMIT_SECONDS = 1200.0
+
+
+@dataclass
+class Outcome:
+    """The result of a round; `problems` is empty if every promise was kept."""
+
+    jobs: dict[str, int]
+    attempts: int
+    most_at_once: int
+    preempted: int
+    kills: dict[str, int]
+    seconds: float
+    problems: list[str]
+
+
+@dataclass
+class Round:
+    """A round.
+
+    Args:
+        stage: a fresh service.
+        seed: of jobs and faults; the machine decides when they meet.
+        num_jobs: submitted at once.
+        pause_seconds: between two faults.
+        num_faults: of runs and workers.
+    """
+
+    stage: Stage
+    seed: int
+    num_jobs: int = 200
+    pause_seconds: float = 2.0
+    num_faults: int = 40
+    _problems: list[str] = field(default_factory=list)
+    _kills: Counter[str] = field(default_factory=Counter)
+    _most_at_once: int = 0
+
+    def run(self) -> Outcome:
+        began, random_ = time.monotonic(), random.Random(self.seed)
+        offer = {"WCL_DEVICES": str(NUM_DEVICES), "WCL_HOLD_SECONDS": str(_HOLD_SECONDS)}
+        node = self.stage.worker(MACHINE, settings=offer).start()
+        self.stage.wait_for_workers(MACHINE)
+        ids = [self._submit(random_, place) for place in range(self.num_jobs)]
+        is_over = threading.Event()
+        observer = threading.Thread(target=self._observe, args=(is_over,), daemon=True)
+        observer.start()
+        try:
+            self._inject(node, random_)
+            self._restart(node)
+            eventually(lambda: self._num_left() == 0, "the end of all jobs", _LIMIT_SECONDS)
+        finally:
+            is_over.set()
+            observer.join()
+        self._check(ids)
+        with self.stage.database.read() as session:
+            counts = Counter(session.execute(select(Job.status)).scalars())
+            attempts = session.execute(select(func.count()).select_from(Attempt)).scalar_one()
+            preempted = session.execute(
+                select(func.count()).where(
+                    Event.type == "requeued", Event.data["reason"].as_string() == Reason.PREEMPTED
+                )
+            ).scalar_one()
+        seconds = round(time.monotonic() - began, 1)
+        return Outcome(
+            dict(counts), attempts, self._most_at_once, preempted, dict(self._kills), seconds, self._problems
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self.run())
+
+    def _submit(self, random_: random.Random, place: int) -> str:
+        requested = spec(place, epochs=random_.randint(1, 3), step_ms=random_.choice((5, 40, 120)))
+        return self.stage.submit(
+            requested,
+            gpus=random_.choice(_SIZES),
+            priority=random_.randint(0, 2),
+            preemptible=random_.random() < 0.7,
+        )
+
+    # --- faults ----------------------------------------------------------------------------------------------------
+
+    def _inject(self, node: Node, random_: random.Random) -> None:
+        for _ in range(self.num_faults):
+            time.sleep(self.pause_seconds)
+            if self._num_left() == 0:
+                return
+            self._restart(node)
+            kind = random_.choice(("run", "run", "run", "worker killed", "worker stopped"))
+            if kind != "run":
+                node.end(signal.SIGKILL if kind == "worker killed" else signal.SIGTERM)
+            elif not self._kill_run(node, random_):
+                continue
+            self._kills[kind] += 1
+
+    def _restart(self, node: Node) -> None:
+        if not node.is_alive():
+            node.start()
+
+    def _kill_run(self, node: Node, random_: random.Random) -> bool:
+        runs = node.trainings()
+        if runs:
+            try:
+                random_.choice(runs).kill()
+            except psutil.Error:
+                return False
+        return bool(runs)
+
+    def _num_left(self) -> int:
+        with self.stage.database.read() as session:
+            return session.execute(select(func.count()).where(Job.status.not_in(TERMINAL))).scalar_one()
+
+    # --- promises --------------------------------------------------------------------------------------------------
+
+    def _observe(self, is_over: threading.Event) -> None:
+        """Look for living runs that share a device."""
+        seen: dict[str, set[str]] = {}
+        while not is_over.wait(_LOOK_SECONDS):
+            runs = self._living()
+            for folder in runs.keys() - seen.keys():
+                seen[folder] = self._devices(folder)
+            self._most_at_once = max(self._most_at_once, sum(bool(seen[folder]) for folder in runs))
+            users: dict[str, list[str]] = {}
+            for folder in runs:
+                for device in seen[folder]:
+                    users.setdefault(device, []).append(folder)
+            for device, folders in users.items():
+                # All still run, so they ran at once.
+                if len(folders) > 1 and all(_is_alive(runs[folder]) for folder in folders):
+                    self._problems.append(f"{device} is of {', '.join(sorted(folders))} at once")
+
+    def _living(self) -> dict[str, psutil.Process]:
+        """Return the runs of the machine, also those whose worker is dead, by the folder of their attempt."""
+        place = f"{self.stage.folder / MACHINE / 'attempts'}/"
+        runs = {}
+        for process in psutil.process_iter(["cmdline"]):
+            for argument in process.info["cmdline"] or ():
+                if argument.startswith(place) and _is_alive(process):
+                    runs[argument.removeprefix(place)] = process
+        return runs
+
+    def _devices(self, folder: str) -> set[str]:
+        job_id, _, attempt = folder.partition("/")
+        held = select(AttemptDevice.device).where(
+            AttemptDevice.job_id == job_id, AttemptDevice.attempt == int(attempt.partition("-")[0])
+        )
+        with self.stage.database.read() as session:
+            return set(session.execute(held).scalars())
+
+    def _check(self, ids: list[str]) -> None:
+        self._problems += [f"{each.job_id}: {each.message}" for each in audit(self.stage.database).findings]
+        for place, job_id in enumerate(ids):
+            job = self.stage.job(job_id)
+            if job.status != "succeeded":
+                self._problems.append(f"{job_id} is {job.status}: {job.status_message}")
+            elif self._last_file(job_id) != _last_content(place, job.spec["epochs"]):
+                self._problems.append(f"{job_id}: its last checkpoint has other bytes")
+        self._problems += self._starved()
+
+    def _last_file(self, job_id: str) -> bytes:
+        newest = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc()).limit(1)
+        with self.stage.database.read() as session:
+            row = session.execute(newest).scalar_one()
+        content = Path(self.stage.checkpoints_dir / row.storage_key).read_bytes()
+        return content if hashlib.sha256(content).hexdigest() == row.sha256 else b"damaged"
+
+    def _starved(self) -> list[str]:
+        """Return a problem if the jobs of four devices with the highest priority start last."""
+        with self.stage.database.read() as session:
+            started = session.execute(select(Job.priority, Job.gpus).order_by(Job.started_at)).all()
+        places = [place for place, (priority, gpus) in enumerate(started) if (priority, gpus) == (2, NUM_DEVICES)]
+        lesser = [place for place, (priority, _) in enumerate(started) if priority == 0]
+        if places and lesser and max(places) > lesser[len(lesser) // 2]:
+            return [f"a job of {NUM_DEVICES} devices with priority 2 started as number {max(places)} of {len(started)}"]
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _last_content(seed: int, epochs: int) -> bytes:
+    return json.dumps({"seed": seed, "step": epochs * STEPS_PER_EPOCH}).encode()
