@@ -116,8 +116,10 @@ def _unreadable(dataset: Dataset, largest_share: float) -> str | None:
 
 def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | None) -> list[FieldError]:
     errors: list[FieldError] = []
-    if dataset is not None and spec.batch_size > (images := pretraining_count(dataset, spec.data)):
-        detail = f"{spec.batch_size} is more than the {images} train images of {dataset.name}; use at most {images}"
+    if dataset is not None and spec.images_per_step > (images := pretraining_count(dataset, spec.data)):
+        detail = (
+            f"{spec.images_per_step} is more than the {images} train images of {dataset.name}; use at most {images}"
+        )
         errors.append(FieldError("/spec/batch_size", detail))
     for place, plan in enumerate(spec.evaluations):
         pointer = f"/spec/evaluations/{place}"
@@ -146,7 +148,7 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
     needed, most = (f"{size / 2**30:.1f} GiB" for size in (spec.view_bytes, max(shares)))
     detail = f"the views of a step take {needed} in each process, but the workers of this pool have at most {most}"
     if not spec.multi_crop.crops:
-        detail += f"; use at most {int(spec.batch_size * max(shares) / spec.view_bytes)}"
+        detail += f"; use at most {int(spec.images_per_step * max(shares) / spec.view_bytes)}"
     return [FieldError(f"/spec/{name}", detail)]
 
 

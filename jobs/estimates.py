@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Checkpoint, Job
+from jobs.models import Checkpoint, Job, Worker
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, resolve_spec
+from wcl_core.config.memory import SHARE, advice, largest_batch, process_bytes
 from wcl_core.protocol import IMAGES_PER_SECOND
 
 _MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
@@ -30,21 +31,58 @@ _ALIKE = (
 )
 
 
-def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, total_steps: int) -> dict[str, Any]:
+def estimate(
+    session: Session, spec: PretrainSpec, pool: str, gpus: int, total_steps: int | None, images: int
+) -> dict[str, Any]:
     """Estimate memory, time and disk of a run.
 
     Args:
         session: for reading.
         spec, pool, gpus: of the run.
-        total_steps: of the run.
+        total_steps: of the run; None if it has yet to find its batch size.
+        images: training images.
 
     Returns:
-        `view_bytes`: the size of a step's views in each process, a lower bound of its memory.  `like`: None if no
+        `view_bytes`: the size of a step's views in each process, a lower bound of its memory.  `memory`: see `_memory`.
+        `like`: None if no
         similar run has succeeded, else its `job` and `name`, its `images_per_second`, and the estimates that follow
         from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where unknown.
     """
     similar = _newest_alike(session, spec, pool, gpus)
-    return {"view_bytes": spec.view_bytes, "like": similar and _estimates(session, similar, spec, total_steps)}
+    return {
+        "view_bytes": spec.view_bytes,
+        "memory": _memory(session, spec, pool, gpus, images),
+        "like": similar and _estimates(session, similar, spec, total_steps),
+    }
+
+
+def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int) -> dict[str, Any] | None:
+    """Return the memory that a training process needs, and that of the live worker with the most for each process.
+
+    Returns:
+        None if it is unknown, else `process_bytes`; `device_bytes`, of that worker's GPU or of its share of the
+        machine; `on_gpu`; `largest_batch_size`, None if no batch fits; `warning`, None if the run fits.
+    """
+    fitting = (Worker.pool == pool, Worker.gpus >= gpus, Worker.is_live)
+    devices = [
+        (is_gpu, size if is_gpu else size // spec.processes)
+        for size, is_gpu in session.execute(select(Worker.memory_bytes, Worker.gpus > 0).where(*fitting)).all()
+        if size is not None
+    ]
+    if not devices:
+        return None
+    on_gpu, available = max(devices)
+    needed = process_bytes(spec, spec.images_per_step, is_gpu=on_gpu, images=images)
+    if needed is None:
+        return None
+    planned = int(SHARE * available)
+    return {
+        "process_bytes": needed,
+        "device_bytes": available,
+        "on_gpu": on_gpu,
+        "largest_batch_size": largest_batch(spec, planned, is_gpu=on_gpu, images=images) or None,
+        "warning": advice(spec, available, is_gpu=on_gpu, images=images) if needed > available else None,
+    }
 
 
 def _newest_alike(session: Session, spec: PretrainSpec, pool: str, gpus: int) -> Job | None:
@@ -58,7 +96,7 @@ def _alike(spec: dict[str, Any]) -> list[Any]:
     return [spec["data"]["image_size"], spec["optimizer"]["name"], *(spec.get(name) for name in _ALIKE)]
 
 
-def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int) -> dict[str, Any]:
+def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int | None) -> dict[str, Any]:
     speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
     sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
     size = session.execute(sizes).scalar_one_or_none()
@@ -66,7 +104,7 @@ def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int)
         "job": run.id,
         "name": run.name,
         "images_per_second": speed,
-        "seconds": total_steps * spec.batch_size / speed if speed else None,
+        "seconds": total_steps * spec.images_per_step / speed if speed and total_steps is not None else None,
         "disk_bytes": None if size is None else size * _num_kept(spec),
     }
 

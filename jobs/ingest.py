@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -47,6 +47,7 @@ ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per buck
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
 _CHECKPOINTS_OF = {"pretrain": TRAINING, "evaluate": "embeddings"}  # kinds of checkpoints by kind of job
+_SIZES = ("batch_size", "micro_batch_size")  # of a spec that may be `auto`
 T = TypeVar("T")
 
 
@@ -137,6 +138,8 @@ def store(
     Returns:
         The `end` record if there is one.
     """
+    for started in _of(records, StartedRecord):
+        _keep_sizes(session, job_id, started)
     _metrics(session, job_id, number, _of(records, MetricsRecord))
     _logs(session, job_id, number, _of(records, LogRecord), output)
     for record in records:
@@ -167,6 +170,22 @@ def _started(session: Session, job_id: str, number: int, record: StartedRecord) 
         .where(Attempt.job_id == job_id, Attempt.number == number)
         .values(start_step=record.start_step, environment=record.environment)
     )
+
+
+def _keep_sizes(session: Session, job_id: str, started: StartedRecord) -> None:
+    """Replace `auto` in the job's spec by the sizes that its first run has found; later attempts then have them too."""
+    spec: dict[str, Any] = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
+    reported = started.environment
+    found = {name: reported[name] for name in _SIZES if spec.get(name) == "auto" and _is_size(name, reported)}
+    if found:
+        session.execute(update(Job).where(Job.id == job_id).values(spec=spec | found))
+
+
+def _is_size(name: str, reported: Mapping[str, Any]) -> bool:
+    value = reported.get(name, "none")
+    if value is None:
+        return name == "micro_batch_size"
+    return isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 65_536
 
 
 def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRecord]) -> None:

@@ -73,9 +73,14 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
     }
     if isinstance(new.spec, PretrainSpec):
-        steps = pretraining_count(dataset, new.spec.data) // new.spec.batch_size
-        result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
-        result["estimate"] = estimate(session, new.spec, new.pool, new.gpus, result["total_steps"])
+        images = pretraining_count(dataset, new.spec.data)
+        steps = images // new.spec.batch_size if isinstance(new.spec.batch_size, int) else None
+        if steps is not None:
+            result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
+        expected = estimate(session, new.spec, new.pool, new.gpus, result.get("total_steps"), images)
+        result["estimate"] = expected
+        if (memory := expected["memory"]) and memory["warning"]:
+            result["warnings"].append(memory["warning"])
     return result
 
 

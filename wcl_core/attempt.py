@@ -25,9 +25,10 @@ from pathlib import Path
 
 import torch
 
-from wcl_core import data, files
+from wcl_core import data, files, limits
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.config.memory import advice
 from wcl_core.distributed import PeerLostError, Ranks, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
@@ -82,9 +83,9 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         traceback.print_exc()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
         if rank > 0:
-            _leave_failure(folder / failure_file(rank), outcome, classify(error), describe(error))
+            _leave_failure(folder / failure_file(rank), outcome, classify(error), _message(error, folder))
         else:
-            reporter.end(outcome, classify(error), describe(error))
+            reporter.end(outcome, classify(error), _message(error, folder))
         if "RANK" in os.environ:
             _exit(min(rank, 1))
     else:
@@ -151,6 +152,21 @@ def classify(error: Exception) -> FailureReason:
             return "no_resources"
         case _:
             return "internal_error"
+
+
+def _message(error: Exception, folder: Path) -> str:
+    """Return the description of an error; if memory is full, preceded by what was needed and what fits."""
+    text = describe(error)
+    if classify(error) != "out_of_memory":
+        return text
+    with contextlib.suppress(Exception):  # the advice is an extra
+        run = RunFile.read(folder)
+        spec = parse_spec(run.kind, run.spec)
+        is_gpu = torch.cuda.is_available()
+        if isinstance(spec, PretrainSpec):
+            available = torch.cuda.mem_get_info()[1] if is_gpu else limits.memory_bytes() // spec.processes
+            return f"{advice(spec, available, is_gpu=is_gpu)} ({text})"[:2000]
+    return text
 
 
 def describe(error: Exception) -> str:

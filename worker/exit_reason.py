@@ -18,7 +18,9 @@ from jobs.faults import describe
 from jobs.status import Reason
 from jobs.storage import StorageUnavailable, is_full
 from wcl_core import limits
-from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome
+from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.config.memory import advice
+from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
 from worker.room import MIN_FREE_BYTES, free_bytes
 
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
@@ -40,7 +42,7 @@ def exit_reason(code: int, folder: Path, oom_kills: int | None) -> AttemptEnd:
     if free_bytes(folder) < MIN_FREE_BYTES:
         return AttemptEnd("failed", Reason.DISK_FULL, "the disk of the worker is full")
     if code < 0:
-        return _killed(-code, oom_kills)
+        return _killed(-code, oom_kills, folder)
     if (failure := read_failure(folder)) is not None:
         return failure
     if code == PEER_LOST_EXIT:
@@ -75,11 +77,22 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
     return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
 
 
-def _killed(number: int, oom_kills: int | None) -> AttemptEnd:
+def _advice(folder: Path) -> str:
+    """Return what the run needed and what fits, as a further sentence; empty if it is unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        run = RunFile.read(folder)
+        if isinstance(spec := parse_spec(run.kind, run.spec), PretrainSpec):
+            sentence = advice(spec, limits.memory_bytes() // spec.processes, is_gpu=False)
+            return f"; {sentence}" if sentence else ""
+    return ""
+
+
+def _killed(number: int, oom_kills: int | None, folder: Path) -> AttemptEnd:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == signal.SIGKILL and oom_kills is not None:
         if (count_oom_kills() or 0) > oom_kills:
             message = f"the kernel killed the training process ({name}): the memory that this worker may use is full"
+            message += _advice(folder)
             return AttemptEnd("failed", Reason.OUT_OF_MEMORY, message)
         return AttemptEnd("failed", Reason.KILLED, f"the training process was killed by {name}")
     hint = ", perhaps by the kernel for lack of memory" if number == signal.SIGKILL else ""

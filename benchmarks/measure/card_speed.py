@@ -43,14 +43,14 @@ def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
 @contextmanager
 def training(config: PretrainSpec, batches: int = 4) -> Iterator[tuple[_Run, Tensor]]:
     """Yield a run on synthetic images that are in the memory of the GPU, and the index of a batch."""
-    side, count = config.data.image_size, config.batch_size * batches
+    side, count = config.data.image_size, config.images_per_step * batches
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
     split = Split(images, torch.arange(count) % 10, "0" * 64)
     data = ImageData("random", split, split, tuple("0123456789"), "0" * 64)
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(config, NullReporter(), data, Path(folder), None, SINGLE)
         try:
-            yield run, torch.randperm(count, generator=torch.Generator().manual_seed(0))[: config.batch_size]
+            yield run, torch.randperm(count, generator=torch.Generator().manual_seed(0))[: config.images_per_step]
         finally:
             run.saver.close()
 
@@ -63,7 +63,7 @@ def loop(config: PretrainSpec) -> dict[str, Any]:
         def step() -> None:
             run._train_step(index, 0)
 
-        values = times(step, config.batch_size) | {"memory_gib": _peak_gib()}
+        values = times(step, config.images_per_step) | {"memory_gib": _peak_gib()}
         views = milliseconds(lambda: run.view_maker.views(run.images[index], 0, 0))
         return values | {"views_ms": views}
 
@@ -79,13 +79,13 @@ def captured(config: PretrainSpec, *, is_compiled: bool) -> dict[str, Any]:
         for _ in range(COMPARED_STEPS - WARM_UP_STEPS):
             form.replay()
         values["loss"] = float(form.loss.total)
-        values["given_views"] = times(form.replay, config.batch_size)
+        values["given_views"] = times(form.replay, config.images_per_step)
 
         def with_views() -> None:
             form.fill(run.view_maker.views(run.images[index], 0, run.step))
             form.replay()
 
-        values["with_views"] = times(with_views, config.batch_size)
+        values["with_views"] = times(with_views, config.images_per_step)
         values["memory_gib"] = _peak_gib()
     return values | {"eager_loss": _eager_loss(config)}
 

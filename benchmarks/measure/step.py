@@ -94,11 +94,11 @@ def cpu_seconds_per_image(config: PretrainSpec, steps: int) -> float:
     """Return the CPU time between the last two logs, per image; valid on a busy machine too."""
     *_, start, end = _run(config, steps).cpu
     assert config.log_every_steps < steps // config.epochs, "an epoch must not end between the logs"
-    return (end - start) / (config.log_every_steps * config.batch_size)
+    return (end - start) / (config.log_every_steps * config.images_per_step)
 
 
 def _run(config: PretrainSpec, steps: int) -> Stopwatch:
-    side, count = config.data.image_size, config.batch_size * steps // config.epochs
+    side, count = config.data.image_size, config.images_per_step * steps // config.epochs
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
     split = Split(images, torch.arange(count) % 10, "0" * 64)
     data = ImageData("random", split, split, tuple("0123456789"), "0" * 64)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs import submission
-from jobs.database import Database
+from jobs import queries, submission, workers
+from jobs.database import Database, new_id
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, new_job, submit
 
@@ -34,7 +34,11 @@ def test_without_a_similar_run_the_estimate_has_only_the_views(database: Databas
     finish(database, 50.0, "failed", batch_size=250)
 
     # Two views of 3 x 8 x 8 float32.
-    assert estimate(database, batch_size=250) == {"view_bytes": 250 * 2 * 3 * 8 * 8 * 4, "like": None}
+    assert estimate(database, batch_size=250) == {
+        "view_bytes": 250 * 2 * 3 * 8 * 8 * 4,
+        "memory": None,
+        "like": None,
+    }
 
 
 def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
@@ -51,3 +55,45 @@ def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
         database, batch_size=250, epochs=7, checkpoints={"keep_last": 2, "keep_best": 1}, knn_every_epochs=1
     )
     assert kept["like"]["disk_bytes"] == 10 * 3
+
+
+def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) -> None:
+    announced = rows.worker(id=new_id(), gpus=1)
+    database.write(lambda session: workers.register(session, announced, 1, [], 8 * 2**30))
+    large = {"backbone": {"name": "resnet50", "stem": "imagenet"}, "data": {"name": "digits", "image_size": 224}}
+
+    fits, too_large = (estimate(database, batch_size=size, **large)["memory"] for size in (32, 512))
+
+    assert (fits["on_gpu"], fits["device_bytes"], fits["warning"]) == (True, 8 * 2**30, None)
+    assert fits["process_bytes"] < 8 * 2**30 < too_large["process_bytes"]
+    assert 32 < too_large["largest_batch_size"] < 512
+    assert f"use a batch_size of at most {too_large['largest_batch_size']}" in too_large["warning"]
+
+
+def test_a_run_that_finds_its_batch_has_no_number_of_steps(database: Database) -> None:
+    with database.read() as session:
+        plan = submission.plan(session, new_job(spec={"batch_size": "auto"}))
+    assert "total_steps" not in plan
+    assert plan["spec"]["batch_size"] == "auto"
+
+
+def test_found_sizes_stand_in_the_spec_of_the_job_and_of_its_retry(database: Database) -> None:
+    job_id = submit(database, spec={"batch_size": "auto", "micro_batch_size": None})
+    run = Run(database, claim(database))
+    run.deliver(rows.started() | {"batch_size": 96, "micro_batch_size": 7})
+    run.deliver(rows.end("failed"))
+    with database.read() as session:
+        job = queries.get_job(session, job_id)
+        assert (job.spec["batch_size"], job.spec["micro_batch_size"]) == (96, None)
+        assert job.spec_sent["batch_size"] == "auto"
+    again = database.write(lambda session: submission.retry(session, job_id, None).spec)
+    assert again["batch_size"] == 96
+    assert database.write(lambda session: submission.clone(session, job_id, {}, None).spec)["batch_size"] == "auto"
+
+
+@pytest.mark.parametrize("size", ["auto", None, 1, 1.5, "7", True, 70_000])
+def test_no_odd_size_gets_into_a_spec(database: Database, size: Any) -> None:
+    job_id = submit(database, spec={"batch_size": "auto"})
+    Run(database, claim(database)).deliver(rows.started() | {"batch_size": size})
+    with database.read() as session:
+        assert queries.get_job(session, job_id).spec["batch_size"] == "auto"

@@ -66,6 +66,20 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a size that was found is kept after a resume",
+        "wcl_core/training/batch_size.py",
+        "if resume is not None:",
+        "if False:",
+        ("tests/wcl_core/test_memory.py::test_a_run_finds_its_batch_and_keeps_it_after_a_resume",),
+    ),
+    Guard(
+        "only a size replaces auto in the spec of a job",
+        "jobs/ingest.py",
+        'if spec.get(name) == "auto" and _is_size(name, reported)',
+        'if spec.get(name) == "auto"',
+        ("tests/jobs/test_estimates.py::test_no_odd_size_gets_into_a_spec",),
+    ),
+    Guard(
         "a damaged checkpoint is not good",
         "jobs/checkpoints.py",
         "is_kept, is_undamaged, Checkpoint.missing_at",

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from wcl_core.config.fields import Seed, SpecModel
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
@@ -13,6 +23,23 @@ from wcl_core.config.methods import check_ability, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.protocols import EvaluationPlan, check_lists
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
+
+_Number = Annotated[int, Field(ge=2, le=65_536)]
+_NUMBER: TypeAdapter[int] = TypeAdapter(_Number)
+
+
+def _validated(size: Any, _: Any) -> int | Literal["auto"]:
+    """Return a valid size; an invalid one has the error of a number, not one for each member of the union."""
+    if isinstance(size, str) and size == "auto":
+        return "auto"
+    try:
+        return _NUMBER.validate_python(size)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PydanticKnownError(first["type"], first.get("ctx")) from error  # type: ignore[arg-type]
+
+
+Size = Annotated[_Number | Literal["auto"], WrapValidator(_validated)]
 
 
 class PretrainSpec(SpecModel):
@@ -31,11 +58,12 @@ class PretrainSpec(SpecModel):
     data: DataConfig
     seed: Seed = 0
     epochs: int = Field(default=100, ge=1, le=100_000, description="Passes over the train images.")
-    batch_size: int = Field(
+    batch_size: Size = Field(
         default=256,
-        ge=2,
-        le=65_536,
-        description="Images a step, over all processes. An incomplete last batch is dropped.",
+        description=(
+            "Images a step, over all processes. An incomplete last batch is dropped. `auto`: the run finds the largest "
+            "batch that its device holds, at most 4096 and a sixteenth of the images."
+        ),
     )
     backbone: BackboneConfig = BackboneConfig()
     heads: HeadConfig = HeadConfig()
@@ -93,19 +121,30 @@ class PretrainSpec(SpecModel):
     momentum_decay: float | None = Field(
         default=None, ge=0, lt=1, description="Decay of a momentum encoder for keys and weak labels; unset: none."
     )
-    micro_batch_size: int | None = Field(
+    micro_batch_size: Size | None = Field(
         default=None,
-        ge=2,
-        le=65_536,
-        description="Images that a process embeds at a time, to save memory; batch norm then sees these only.",
+        description=(
+            "Images that a process embeds at a time, to save memory; batch norm then sees these only. `auto`: the run "
+            "finds the largest part that its device holds; none if it holds the whole batch."
+        ),
     )
+
+    @property
+    def images_per_step(self) -> int:
+        """The batch size; of a run that has yet to find it, the smallest one."""
+        return self.batch_size if isinstance(self.batch_size, int) else max(2, self.processes)
+
+    @property
+    def chunk_size(self) -> int | None:
+        """The micro-batch size; None for none, and for a run that has yet to find it."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
 
     @property
     def view_bytes(self) -> int:
         """The bytes of a step's views in each process, as float32: a lower bound of the memory that a step needs."""
         crops, side = self.multi_crop, self.data.image_size
         pixels = 2 * side**2 + crops.crops * crops.side(side) ** 2
-        return self.batch_size // self.processes * 3 * 4 * pixels
+        return self.images_per_step // self.processes * 3 * 4 * pixels
 
     @field_validator("method")
     @classmethod
@@ -125,7 +164,8 @@ class PretrainSpec(SpecModel):
     @field_validator("processes")
     @classmethod
     def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
-        if (batch_size := info.data.get("batch_size", 0)) % processes:
+        batch_size = info.data.get("batch_size", "auto")
+        if batch_size != "auto" and batch_size % processes:
             raise ValueError(
                 f"processes is {processes}, which does not divide batch_size = {batch_size}; "
                 f"use a batch_size of {_multiple(batch_size, processes)}"
@@ -194,7 +234,8 @@ class PretrainSpec(SpecModel):
     def _check_multi_crop(cls, multi_crop: MultiCropConfig, info: ValidationInfo) -> MultiCropConfig:
         if multi_crop.crops == 0:
             return multi_crop
-        if multi_crop.neighbours >= (batch_size := info.data.get("batch_size", math.inf)):
+        batch_size = info.data.get("batch_size", "auto")
+        if batch_size != "auto" and multi_crop.neighbours >= batch_size:
             raise ValueError(
                 f"neighbours is {multi_crop.neighbours}, but batch_size is {batch_size}; use fewer than {batch_size}"
             )
@@ -218,7 +259,10 @@ class PretrainSpec(SpecModel):
     def _check_queue(cls, queue_size: int, info: ValidationInfo) -> int:
         if queue_size == 0:
             return queue_size
-        if queue_size % (batch_size := info.data.get("batch_size", 1)):
+        batch_size = info.data.get("batch_size", 1)
+        if batch_size == "auto":
+            raise ValueError(f"queue_size is {queue_size}, but batch_size is auto; use a batch_size of 256")
+        if queue_size % batch_size:
             raise ValueError(
                 f"queue_size is {queue_size}; expected a multiple of batch_size = {batch_size}, "
                 f"such as {_multiple(queue_size, batch_size)}"
@@ -242,10 +286,14 @@ class PretrainSpec(SpecModel):
 
     @field_validator("micro_batch_size")
     @classmethod
-    def _check_micro_batch(cls, micro_batch_size: int | None, info: ValidationInfo) -> int | None:
+    def _check_micro_batch(
+        cls, micro_batch_size: int | Literal["auto"] | None, info: ValidationInfo
+    ) -> int | Literal["auto"] | None:
         batch_size = info.data.get("batch_size")
-        part = batch_size // info.data.get("processes", 1) if batch_size else 0
-        if micro_batch_size is not None and part % micro_batch_size:
+        if batch_size == "auto" and micro_batch_size is not None:
+            raise ValueError(f"micro_batch_size is {micro_batch_size}, but batch_size is auto; use a batch_size of 256")
+        part = batch_size // info.data.get("processes", 1) if isinstance(batch_size, int) else 0
+        if isinstance(micro_batch_size, int) and part % micro_batch_size:
             largest = max(size for size in range(1, min(micro_batch_size, part) + 1) if part % size == 0)
             raise ValueError(
                 f"micro_batch_size is {micro_batch_size}; expected a divisor of the {part} images of each process, "

@@ -91,7 +91,7 @@ class Learner:
         self._method.load(part)
 
     def _cache(self, views: Views) -> GradientCache | None:
-        size = self._config.micro_batch_size
+        size = self._config.chunk_size
         if size is None:
             return None
         joint = self._config.loss.batch_norm_views
@@ -101,7 +101,7 @@ class Learner:
         if self._momentum is None:
             return None
         both = Views(views.first, views.second)
-        chunks = both.chunks(self._config.micro_batch_size or len(both.first))
+        chunks = both.chunks(self._config.chunk_size or len(both.first))
         with torch.no_grad():
             return self._whole(Embedded.joined([self._embed(self._momentum.model, chunk) for chunk in chunks]))
 

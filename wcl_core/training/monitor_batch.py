@@ -59,7 +59,7 @@ class MonitorBatch:
     """
 
     def __init__(self, spec: PretrainSpec, train: Split, device: torch.device) -> None:
-        index = epoch_order(len(train), spec.seed, -1)[: min(spec.batch_size, _MAX_IMAGES)]
+        index = epoch_order(len(train), spec.seed, -1)[: min(spec.images_per_step, _MAX_IMAGES)]
         self._spec, self._images = spec, train.plain(index).to(device)
         self._index, self._classes = index, train.labels[index]
 

@@ -40,6 +40,7 @@ from wcl_core.protocol import (
 from wcl_core.reporter import NullReporter, Reporter
 from wcl_core.schedule import base_learning_rate, learning_rate
 from wcl_core.stop import Interrupted, interruptible
+from wcl_core.training.batch_size import sizes
 from wcl_core.training.collapse import CollapseError, non_finite_error
 from wcl_core.training.learner import Learner
 from wcl_core.training.monitor_batch import MonitorBatch
@@ -102,22 +103,26 @@ class _Run:
     ) -> None:
         dataset = with_held_out(dataset, config.data.held_out_share)
         split = dataset.pretraining
-        if config.batch_size > len(split):
+        self.sizes: dict[str, int | None] = {}
+        if "auto" in (config.batch_size, config.micro_batch_size):
+            self.sizes = sizes(config, len(split), device_of(ranks), ranks, resume)
+            config = PretrainSpec.model_validate(dict(config) | self.sizes)
+        if config.images_per_step > len(split):
             raise DataError(
-                f"batch_size is {config.batch_size}, but the train split of {dataset.name} has {len(split)} images. "
-                f"Use at most {len(split)}."
+                f"batch_size is {config.images_per_step}, but the train split of {dataset.name} has {len(split)} "
+                f"images. Use at most {len(split)}."
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset = config, reporter, dataset
         self.output_dir, self.ranks, self.device = output_dir, ranks, device_of(ranks)
         torch.backends.cudnn.deterministic = True  # for exact resume: convolution gradients may use atomics otherwise
-        self.steps_per_epoch = len(split) // config.batch_size
+        self.steps_per_epoch = len(split) // config.images_per_step
         self.total_steps = self.steps_per_epoch * config.epochs
         self.method = build_method(config)
         self.learner = Learner(config, self.method, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
         self.model = self.learner.model
-        self.base_rate = base_learning_rate(config.optimizer, config.batch_size)
+        self.base_rate = base_learning_rate(config.optimizer, config.images_per_step)
         self.optimizer = build_optimizer(config, self.model)
         self.facts = environment(self.device, ranks)
         self.metrics = MetricState()
@@ -137,7 +142,7 @@ class _Run:
         self.view_maker = ViewMaker(config, ranks, self._memory_format)
         self.labels = split.labels.to(self.device)
         self.monitor_batch = MonitorBatch(config, dataset.train, self.device)
-        self.clock, self.hardware = Clock(self.step, config.batch_size), Hardware(self.device)
+        self.clock, self.hardware = Clock(self.step, config.images_per_step), Hardware(self.device)
 
     def _network(self) -> Model:
         model = sync_batch_norm(Model(self.config, self.method), self.ranks, self.device)
@@ -166,6 +171,7 @@ class _Run:
     def _run(self) -> Outcome:
         self.reporter.started(
             **self.facts,
+            **self.sizes,
             python=platform.python_version(),
             total_steps=self.total_steps,
             total_epochs=self.config.epochs,
@@ -226,7 +232,7 @@ class _Run:
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         start = self.step - epoch * self.steps_per_epoch
-        batches = epoch_batches(len(self.images), self.config.batch_size, self.config.seed, epoch, start)
+        batches = epoch_batches(len(self.images), self.config.images_per_step, self.config.seed, epoch, start)
         return self.images.ahead(batches)
 
     def _train_step(self, index: Tensor, epoch: int) -> None:
@@ -340,7 +346,7 @@ class _Run:
 
     def _progress(self, phase: Any) -> None:
         speed = self.clock.images_per_second(self.step)
-        eta = (self.total_steps - self.step) * self.config.batch_size / speed if speed else None
+        eta = (self.total_steps - self.step) * self.config.images_per_step / speed if speed else None
         self.reporter.progress(
             step=self.step,
             total_steps=self.total_steps,
