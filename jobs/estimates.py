@@ -31,15 +31,17 @@ _ALIKE = (
 )
 
 
-def estimate(
-    session: Session, spec: PretrainSpec, pool: str, gpus: int, total_steps: int | None, images: int
-) -> dict[str, Any]:
+def steps_per_epoch(spec: PretrainSpec, images: int) -> int | None:
+    """Return the steps of an epoch of so many images; None for a run that has yet to find its batch size."""
+    return images // spec.batch_size if isinstance(spec.batch_size, int) else None
+
+
+def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int) -> dict[str, Any]:
     """Estimate memory, time and disk of a run.
 
     Args:
         session: for reading.
         spec, pool, gpus: of the run.
-        total_steps: of the run; None if it has yet to find its batch size.
         images: training images.
 
     Returns:
@@ -49,10 +51,11 @@ def estimate(
         from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where unknown.
     """
     similar = _newest_alike(session, spec, pool, gpus)
+    steps = steps_per_epoch(spec, images)
     return {
         "view_bytes": spec.view_bytes,
         "memory": _memory(session, spec, pool, gpus, images),
-        "like": similar and _estimates(session, similar, spec, total_steps),
+        "like": similar and _estimates(session, similar, spec, None if steps is None else steps * spec.epochs),
     }
 
 

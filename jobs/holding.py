@@ -117,6 +117,5 @@ def _most_seconds(session: Session, job: Job) -> float:
         return math.inf
     spec = parse_spec("pretrain", job.spec)
     assert isinstance(spec, PretrainSpec)
-    steps = pretraining_count(dataset, spec.data) // spec.batch_size * spec.epochs
-    like = estimate(session, spec, job.pool, job.gpus, steps)["like"]
+    like = estimate(session, spec, job.pool, job.gpus, pretraining_count(dataset, spec.data))["like"]
     return _MARGIN * like["seconds"] if like and like["seconds"] else math.inf

@@ -18,7 +18,7 @@ from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.eligibility import fits, takes_jobs
 from jobs.errors import Conflict
-from jobs.estimates import estimate
+from jobs.estimates import estimate, steps_per_epoch
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
@@ -74,10 +74,9 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     }
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
-        steps = images // new.spec.batch_size if isinstance(new.spec.batch_size, int) else None
-        if steps is not None:
+        if (steps := steps_per_epoch(new.spec, images)) is not None:
             result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
-        expected = estimate(session, new.spec, new.pool, new.gpus, result.get("total_steps"), images)
+        expected = estimate(session, new.spec, new.pool, new.gpus, images)
         result["estimate"] = expected
         if (memory := expected["memory"]) and memory["warning"]:
             result["warnings"].append(memory["warning"])
