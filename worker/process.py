@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import BinaryIO
 import psutil
 
 import wcl_core
+from wcl_core import orphans
 from wcl_core.failpoints import failpoint
 from wcl_core.limits import num_cores
 from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, REQUEST_LETTERS, Request
@@ -121,6 +123,22 @@ class TrainingProcess:
                 rank.kill()
         return None
 
+    def wait(self, seconds: float) -> None:
+        """Wait until a rank ends, for at most `seconds`."""
+        running = [rank.pid for rank in self._ranks if rank.poll() is None]
+        if not running:
+            return
+        if not hasattr(os, "pidfd_open"):  # not Linux
+            time.sleep(seconds)
+            return
+        with contextlib.ExitStack() as stack:
+            ends = select.poll()
+            for pid in running:
+                descriptor = os.pidfd_open(pid)
+                stack.callback(os.close, descriptor)
+                ends.register(descriptor, select.POLLIN)
+            ends.poll(1000 * seconds)
+
     def request(self, request: Request) -> None:
         """Request that the run saves and stops; a repetition changes nothing, and a cancel overrides the others.
 
@@ -149,7 +167,8 @@ class TrainingProcess:
 
     def _members(self) -> Iterator[psutil.Process]:
         """Yield the processes of the attempt, those that ended runs have left behind, and all their descendants."""
-        yield from marked(self.mark)
+        if not orphans.are_adopted():  # otherwise it costs a read of every process of the machine
+            yield from marked(self.mark)
         ranks = [rank.pid for rank in self._ranks if rank.poll() is None]
         for pid in [*ranks, *(each.pid for each in children.left_behind())]:
             with contextlib.suppress(psutil.Error):
@@ -214,7 +233,7 @@ def _kill_all(find: Callable[[], Iterator[psutil.Process]]) -> None:
             stopped.add(process.pid)
             with contextlib.suppress(psutil.Error):
                 process.suspend()
-    for process in find():
+    for process in find() if stopped else ():
         with contextlib.suppress(psutil.Error):
             process.kill()
 

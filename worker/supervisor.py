@@ -266,7 +266,7 @@ class _Run:
                 log.warning("job %s: the run has reported nothing for %g s and is killed", self._attempt.job_id, stall)
                 self._has_stalled = True
                 self._process.kill()
-            time.sleep(_POLL_SECONDS)
+            self._process.wait(_POLL_SECONDS)
         if not self._deliver_rest():
             self._attempt.end(self._end_of(code))
 
