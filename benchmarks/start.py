@@ -1,0 +1,246 @@
+"""Benchmark of the way from a submission to the first step, with and without the standby process, and of the queue.
+
+    python benchmarks/start.py [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600]
+
+Runs of digits are real; their first step is the moment at which the first metrics stand in the run's file.  The rates
+and the times to a claim are those of stand-in bodies, which train nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the servers that the tests start
+
+import httpx
+import numpy as np
+from measure.report import save_results, setting
+from PIL import Image
+from sqlalchemy import func, select
+
+from jobs.database import Database
+from jobs.models import Attempt, Job
+from tests.acceptance.service import SHORT_SPEC, Service
+from tests.chaos.stage import REAL, Stage, Theatre, spec, theatre
+
+FOLDERS = 5
+WORKERS = (1, 4)
+RATES = {1: 10, 4: 30}  # the goals, in jobs per second
+_POLL_SECONDS = 0.005
+_SERVICE = {"WCL_LOOK_SECONDS": "5", "WCL_LEASE_SECONDS": "60"}
+
+Row = tuple[str, str, str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of real runs")
+    parser.add_argument("--submissions", type=int, default=100, help="whose time to a claim is measured")
+    parser.add_argument("--jobs", type=int, default=100, help="for each rate")
+    parser.add_argument("--photos", type=int, default=600, help="in each of five folders")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="wcl-start-") as name:
+        folder = Path(name)
+        rows = _runs(folder, options.rounds)
+        print(_table(rows), flush=True)
+        with theatre(folder / "theatre") as house:
+            rows += _claims(house, options.submissions) + _rates(house, options.jobs)
+        print(_table(rows), flush=True)
+        rows += _up(folder, options.photos)
+    print(_table(rows), flush=True)
+    facts = setting() | vars(options) | {"rows": rows}
+    text = f"Load average {facts['load_average'][0]} on {facts['cores']} cores; medians, and the range in brackets."
+    save_results("start", facts, f"{_table(rows)}\n\n{text}")
+
+
+def _table(rows: list[Row]) -> str:
+    head = ["| measured | without the standby process | now | goal |", "|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
+
+
+# --- real runs -----------------------------------------------------------------------------------------------------
+
+
+class Digits:
+    """A service of its own whose jobs are real runs of digits."""
+
+    def __init__(self, data_dir: Path, standby: str) -> None:
+        self.service = Service(data_dir, WCL_STANDBY=standby, **_SERVICE)
+        self.service.start()
+        self._client = self.service.client()
+        self._database = Database(f"sqlite:///{data_dir / 'wcl.sqlite3'}")
+
+    def pair(self) -> tuple[float, float]:
+        """Run two jobs in turn; return the seconds from the claim to the first step, and from end to next step."""
+        first, second = (self._client.submit("pretrain", SHORT_SPEC)["id"] for _ in range(2))
+        first_step, second_step = self._first_step(first), self._first_step(second)
+        return first_step - self._time(first, "started_at"), second_step - self._time(first, "ended_at")
+
+    def _first_step(self, job_id: str) -> float:
+        while True:
+            for spool in (self.service.data_dir / "attempts").glob(f"{job_id}/*/report.jsonl"):
+                if b'"metrics"' in spool.read_bytes():
+                    return time.time()
+            time.sleep(_POLL_SECONDS)
+
+    def _time(self, job_id: str, column: str) -> float:
+        with self._database.read() as session:
+            at = session.execute(select(getattr(Attempt, column)).where(Attempt.job_id == job_id)).scalar_one()
+        return float(at) / 1000
+
+    def wait(self) -> None:
+        """Wait until no job runs."""
+        while _num_open(self._database):
+            time.sleep(0.1)
+
+
+def _runs(folder: Path, rounds: int) -> list[Row]:
+    """Measure both services in turn, so that other load of the machine affects both."""
+    services = {standby: Digits(folder / standby, standby) for standby in ("off", "on")}
+    times: dict[str, list[tuple[float, float]]] = {"off": [], "on": []}
+    try:
+        for number in range(rounds + 1):
+            for standby, digits in services.items():
+                pair = digits.pair()
+                digits.wait()
+                if number:  # the first round reads the libraries from the disk
+                    times[standby].append(pair)
+    finally:
+        for digits in services.values():
+            digits.service.stop()
+    names = ("claim to first step, digits", "end of a job to the first step of the next one, digits")
+    return [
+        (name, *(_seconds([pair[which] for pair in times[standby]]) for standby in ("off", "on")), goal)
+        for which, (name, goal) in enumerate(zip(names, ("1.5 s", "3 s"), strict=True))
+    ]
+
+
+# --- the queue, with stand-in bodies -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _served(house: Theatre, kind: str, num_workers: int) -> Iterator[tuple[Stage, Callable[[int], str]]]:
+    """Yield a service with workers, and a function that submits a job."""
+    settings = {name: value for name, value in REAL.items() if name != "WCL_CLAIM_SECONDS"}
+    with house.stage(f"{kind}-{num_workers}", kind, **settings) as stage:
+        server, names = stage.server("server").start(), [f"worker-{number}" for number in range(num_workers)]
+        for name in names:
+            stage.worker(name).start()
+        stage.wait_for_workers(*names)
+        environment = server.start_as.environment
+        key = (Path(environment["WCL_DATA_DIR"]) / "key").read_text().strip()
+        with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
+
+            def submit(number: int) -> str:
+                body = {"kind": "pretrain", "spec": spec(number, epochs=1, step_ms=1)}
+                response = client.post(f"http://127.0.0.1:{environment['WCL_PORT']}/v1/jobs", json=body)
+                return str(response.raise_for_status().json()["id"])
+
+            stage.wait_for_end(submit(0))
+            yield stage, submit
+
+
+def _claims(house: Theatre, count: int) -> list[Row]:
+    rows = []
+    for kind, name in (("sqlite", "SQLite"), ("postgres", "PostgreSQL and Redis")):
+        with _served(house, kind, 1) as (stage, submit):
+            for number in range(count):
+                time.sleep(random.uniform(0.5, 1.0))
+                stage.wait_for_end(submit(number))
+            waits = select(Attempt.started_at - Job.created_at).join(Job, Job.id == Attempt.job_id)
+            with stage.database.read() as session:
+                seconds = [ms / 1000 for ms in session.execute(waits).scalars()]
+        at = quantiles(seconds, n=100)
+        shown = f"p50 {at[49]:.2f} s, p99 {at[98]:.2f} s"
+        rows.append((f"submission to the claim by an idle worker, {name}", "the same", shown, "p50 0.1 s, p99 0.5 s"))
+    return rows
+
+
+def _rates(house: Theatre, count: int) -> list[Row]:
+    rows = []
+    for num_workers in WORKERS:
+        with _served(house, "postgres", num_workers) as (stage, submit):
+            began = time.monotonic()
+            for number in range(count):
+                submit(number)
+            while _num_open(stage.database):
+                time.sleep(0.05)
+            rate = count / (time.monotonic() - began)
+        name = f"stand-in jobs a second, {num_workers} worker{'s' if num_workers > 1 else ''}, PostgreSQL and Redis"
+        rows.append((name, "the same", f"{rate:.1f}", f"{RATES[num_workers]}"))
+    return rows
+
+
+def _num_open(database: Database) -> int:
+    with database.read() as session:
+        return session.execute(select(func.count()).select_from(Job).where(Job.ended_at.is_(None))).scalar_one()
+
+
+# --- the start of the service --------------------------------------------------------------------------------------
+
+
+def _up(folder: Path, photos: int) -> list[Row]:
+    times = [_up_once(folder, photos, standby) for standby in ("off", "on")]
+    name = f"`wcl up` with {FOLDERS} folders of {photos} photos to"
+    steps = (("the first submission", "3 s"), ("a worker that has read them", "6 s"))
+    return [
+        (f"{name} {step}", *(f"{each[which]:.1f} s" for each in times), goal)
+        for which, (step, goal) in enumerate(steps)
+    ]
+
+
+def _up_once(folder: Path, photos: int, standby: str) -> tuple[float, float]:
+    """Return the seconds from the start to the first accepted submission, and to a worker with all datasets."""
+    service = Service(folder / f"up-{standby}", WCL_STANDBY=standby, **_SERVICE)
+    for number in range(FOLDERS):
+        service.options += ["--dataset", f"photos{number}={_photos(folder / f'photos-{standby}-{number}', photos)}"]
+    began = time.monotonic()
+    try:
+        service.start()
+        client = service.client()
+        accepted: float | None = None
+        while True:
+            if accepted is None and _is_accepted(service):
+                accepted = time.monotonic() - began
+            workers = client.workers()
+            if accepted is not None and workers and not workers[0]["pending_datasets"]:
+                return accepted, time.monotonic() - began
+            time.sleep(0.1)
+    finally:
+        service.stop()
+
+
+def _is_accepted(service: Service) -> bool:
+    body: dict[str, Any] = {"kind": "pretrain", "spec": SHORT_SPEC}
+    key = (service.data_dir / "key").read_text().strip()
+    headers = {"Authorization": f"Bearer {key}"}
+    response = httpx.post(f"http://127.0.0.1:{service.port}/v1/jobs", json=body, headers=headers, trust_env=False)
+    return response.status_code == httpx.codes.CREATED
+
+
+def _photos(folder: Path, count: int) -> Path:
+    """Make a folder of JPEG files of 500x375 pixels in ten classes."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % 10}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
