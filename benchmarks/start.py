@@ -31,6 +31,7 @@ from jobs.database import Database
 from jobs.models import Attempt, Job
 from tests.acceptance.service import SHORT_SPEC, Service
 from tests.chaos.stage import REAL, Stage, Theatre, spec, theatre
+from tests.waiting import eventually
 
 FOLDERS = 5
 WORKERS = (1, 4)
@@ -132,16 +133,18 @@ def _runs(folder: Path, rounds: int) -> list[Row]:
 
 
 @contextmanager
-def _served(house: Theatre, kind: str, num_workers: int) -> Iterator[tuple[Stage, Callable[[int], str]]]:
+def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[tuple[Stage, Callable[[int], str]]]:
     """Yield a service with workers, and a function that submits a job."""
     settings = {name: value for name, value in REAL.items() if name != "WCL_CLAIM_SECONDS"}
-    with house.stage(f"{kind}-{num_workers}", kind, **settings) as stage:
+    with house.stage(name, kind, **settings) as stage:
         server, names = stage.server("server").start(), [f"worker-{number}" for number in range(num_workers)]
-        for name in names:
-            stage.worker(name).start()
+        for each in names:
+            stage.worker(each).start()
         stage.wait_for_workers(*names)
         environment = server.start_as.environment
-        key = (Path(environment["WCL_DATA_DIR"]) / "key").read_text().strip()
+        data_dir = Path(environment["WCL_DATA_DIR"])
+        eventually((data_dir / "server.json").exists, "the start of the server")
+        key = (data_dir / "key").read_text().strip()
         with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
 
             def submit(number: int) -> str:
@@ -156,7 +159,7 @@ def _served(house: Theatre, kind: str, num_workers: int) -> Iterator[tuple[Stage
 def _claims(house: Theatre, count: int) -> list[Row]:
     rows = []
     for kind, name in (("sqlite", "SQLite"), ("postgres", "PostgreSQL and Redis")):
-        with _served(house, kind, 1) as (stage, submit):
+        with _served(house, f"claims-{kind}", kind, 1) as (stage, submit):
             for number in range(count):
                 time.sleep(random.uniform(0.5, 1.0))
                 stage.wait_for_end(submit(number))
@@ -172,7 +175,7 @@ def _claims(house: Theatre, count: int) -> list[Row]:
 def _rates(house: Theatre, count: int) -> list[Row]:
     rows = []
     for num_workers in WORKERS:
-        with _served(house, "postgres", num_workers) as (stage, submit):
+        with _served(house, f"rate-{num_workers}", "postgres", num_workers) as (stage, submit):
             began = time.monotonic()
             for number in range(count):
                 submit(number)

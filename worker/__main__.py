@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(problem)
     log_to_stderr()
     orphans.adopt()
-    standby = _standby(settings, options)  # before any thread, and before slower parts of the start
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url, settings.database_connections)
@@ -96,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         database.write(lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names))
 
     _repeat(register, FaultLog(log, "the registration of this worker"))
+    standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
     slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
