@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 60.0
 _RETRY_SECONDS = 5  # the longest pause between two tries to connect
+_FORGET_EVERY = 10  # of the times at which Celery looks for messages to restore
 _BODY = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
 
@@ -73,10 +74,24 @@ class Message(virtual.Message):
         super().__init__(payload, channel, **fields)  # type: ignore[no-untyped-call]
 
 
+class QoS(redis.QoS):
+    """The record of unacknowledged messages, of which none is sent again.
+
+    A wake-up that its worker did not take costs the time until the next poll.  What lies in the record may be anything.
+    """
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Remove what earlier workers left, now and then."""
+        self._vrestore_count += 1
+        if self._vrestore_count % _FORGET_EVERY == 1:
+            with self.channel.conn_or_acquire() as client:
+                client.delete(self.unacked_key, self.unacked_index_key)
+
+
 class Channel(redis.Channel):
     """A channel of Redis that drops an envelope that cannot be read."""
 
-    Message = Message
+    Message, QoS = Message, QoS
 
     def _brpop_read(self, **options: Any) -> bool:
         try:

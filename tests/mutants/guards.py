@@ -1260,6 +1260,13 @@ GUARDS = (
         ("tests/worker/test_recovery.py::test_facts_of_a_run_are_no_facts_of_its_job[sqlite]",),
     ),
     Guard(
+        "no unacknowledged message is sent again",
+        "worker/broker.py",
+        "Message, QoS = Message, QoS",
+        "Message = Message",
+        ("tests/worker/test_broker_faults.py::test_a_message_that_is_no_wake_up_is_dropped_and_counted",),
+    ),
+    Guard(
         "an error of one folder costs only itself",
         "worker/recovery.py",
         'log.exception("%s cannot be recovered; its attempt ends with its lease", folder)',
@@ -1307,6 +1314,13 @@ GUARDS = (
         "if not text.isdecimal():\n        with http.stream(",
         "if False:\n        with http.stream(",
         ("tests/wcl_client/test_download.py::test_a_proxy_may_remove_the_size_from_the_response_to_a_head",),
+    ),
+    Guard(
+        "a server chooses no place of a download",
+        "wcl_client/commands/checkpoints.py",
+        'if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", checkpoint_id):',
+        "if False:",
+        ("tests/wcl_client/test_odd_values.py::test_a_server_chooses_no_place_of_a_download",),
     ),
     Guard(
         "a value of another form names the server",

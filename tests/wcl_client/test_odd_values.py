@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -214,6 +215,33 @@ def test_an_answer_of_another_form_is_named(
         monkeypatch.setattr("wcl_client.connection.httpx.Client", client)
         monkeypatch.setattr("wcl_client.api.WclClient.follow", follow)
         lines_of(capsys, *command)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", "..", "x\0", "a" * 5_000])
+def test_a_server_chooses_no_place_of_a_download(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id of a checkpoint is a part of the name of the file."""
+    content = b"content"
+    headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Content-Length": str(len(content))}
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if "download" in request.url.path:
+            return httpx.Response(200, content=content, headers=headers)
+        value = answer(request.url.path, lambda: "text")
+        for checkpoint in value.get("items", ()):
+            checkpoint["id"] = name
+        return httpx.Response(200, json=value)
+
+    client = partial(httpx.Client, transport=httpx.MockTransport(respond))
+    monkeypatch.setattr("wcl_client.connection.httpx.Client", client)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    said = lines_of(capsys, "download", ID)
+
+    assert "expected a WCL server there" in said[0]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["spec.yaml"]
 
 
 @pytest.mark.parametrize("pages", [b'{"items": [], "next_cursor": "x"}', b'{"items": [{"id": "x"}], "next_cursor": 5}'])

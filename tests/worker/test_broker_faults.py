@@ -161,6 +161,10 @@ def test_a_message_that_is_no_wake_up_is_dropped_and_counted(
 ) -> None:
     """No consumer ends, so the wake-up that is sent after the messages is heard, and nothing comes back."""
     client, url = broker
+    for number, left in enumerate(("null", "[1]", "[" * 100_000, '"x"', b"\xff", '[{"a": 1}, "", ""]')):
+        client.hset("wcl:unacked", str(number), left)  # as if an earlier worker had not acknowledged it
+        client.zadd("wcl:unacked_index", {str(number): 0})
+    client.rpush("wcl:unacked_mutex", "x")
     worker = start_worker(sqlite_database, WCL_BROKER_URL=url)
     queue = f"wcl:{wake_up.queue_of('default')}"
 

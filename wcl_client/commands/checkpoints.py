@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -11,6 +12,7 @@ from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, JobId, Overrides
 from wcl_client.download import Downloaded
+from wcl_client.errors import ForeignServer
 from wcl_client.references import find_checkpoint, find_job
 from wcl_client.responses import FileKind
 from wcl_client.specfile import apply_overrides
@@ -65,7 +67,13 @@ def download(
 
 
 def _download(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
-    """Download with a progress bar into a file, or into a folder under a name made of id and kind."""
+    """Download with a progress bar into a file, or into a folder under a name made of id and kind.
+
+    Raises:
+        ForeignServer: the server calls its checkpoint by a name that could lead to another folder.
+    """
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", checkpoint_id):
+        raise ForeignServer(f"{client.url} names a checkpoint {checkpoint_id[:100]!r}; expected a WCL server there")
     name = f"{checkpoint_id}-{kind}.safetensors"
     path = target / name if target and target.is_dir() else target or Path(name)
     with err.download_bars() as bars:
