@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import case, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, planned_evaluations
+from jobs import checkpoints, events, planned_evaluations
 from jobs.database import Signal, new_id, now_ms, signal
 from jobs.models import (
     TRAINING,
@@ -46,6 +46,7 @@ from wcl_core.protocol import (
 ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per bucket
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
+MAX_SERIES = 2_000  # of a job: lists of jobs hold the latest value of each
 _CHECKPOINTS_OF = {"pretrain": TRAINING, "evaluate": "embeddings"}  # kinds of checkpoints by kind of job
 _SIZES = ("batch_size", "micro_batch_size")  # of a spec that may be `auto`
 T = TypeVar("T")
@@ -192,11 +193,12 @@ def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRe
     if not records:
         return
     reported = [(record, _values(record)) for record in records]
-    series = _series(session, job_id, {name for _, values in reported for name in values})
+    series = _series(session, job_id, number, {name for _, values in reported for name in values})
     points = [
         {"series_id": series[name], "attempt": number, "step": record.step, "seq": record.seq, "value": value}
         for record, values in reported
         for name, value in values.items()
+        if name in series
     ]
     if not points:
         return
@@ -205,7 +207,7 @@ def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRe
         _merge_rollups(session, rollups)
     latest = dict(session.execute(select(Job.latest_metrics).where(Job.id == job_id)).scalar_one() or {})
     for _, values in reported:
-        latest |= values
+        latest |= {name: value for name, value in values.items() if name in series}
     session.execute(update(Job).where(Job.id == job_id).values(latest_metrics=latest))
 
 
@@ -213,11 +215,21 @@ def _values(record: MetricsRecord) -> dict[str, float | None]:
     return {name[:MAX_SERIES_NAME]: value for name, value in record.values.items()}
 
 
-def _series(session: Session, job_id: str, names: set[str]) -> dict[str, str]:
-    """Return ids by name; missing series are added. A job's attempts deliver one at a time, so there is no race."""
+def _series(session: Session, job_id: str, number: int, names: set[str]) -> dict[str, str]:
+    """Return ids by name; missing series are added, up to `MAX_SERIES` of a job.
+
+    A job's attempts deliver one at a time, so there is no race.
+    """
     rows = session.execute(select(Series.name, Series.id).where(Series.job_id == job_id, Series.name.in_(names)))
     existing: dict[str, str] = dict(rows.all())
     missing = {name: new_id() for name in sorted(names - existing.keys())}
+    if missing:
+        count = session.execute(select(func.count()).where(Series.job_id == job_id)).scalar_one()
+        missing = dict(list(missing.items())[: MAX_SERIES - count])
+        if missing and count + len(missing) == MAX_SERIES:
+            message = f"the run has reported {MAX_SERIES} metrics, the most of a job; further names are not stored"
+            data = {"attempt": number, "reason": "refused_metrics", "message": message}
+            events.record(session, job_id, "warning", data)
     if missing:
         session.execute(insert(session, Series), [{"id": i, "job_id": job_id, "name": n} for n, i in missing.items()])
     return existing | missing

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from jobs.database import Database
 from jobs.ingest import MAX_LOG_LINE, MAX_SERIES_NAME, ROLLUP_WIDTHS
-from jobs.models import Checkpoint, Evaluation, JobEvaluation, Log, Point, Rollup, Series
+from jobs.models import Checkpoint, Evaluation, Event, JobEvaluation, Log, Point, Rollup, Series
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, running, submit
@@ -93,6 +93,21 @@ def naive_rollups(reported: list[tuple[int, float | None]]) -> dict[tuple[int, i
             if value is not None:
                 result.setdefault((level, step // width), []).append(value)
     return {key: (len(v), min(v), max(v), v[0], v[-1]) for key, v in result.items()}
+
+
+def test_names_of_metrics_are_limited(database: Database, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of jobs hold the latest value of each, so a run that invents names would slow down all readers."""
+    monkeypatch.setattr("jobs.ingest.MAX_SERIES", 3)
+    for step in range(1, 5):
+        run.deliver({"type": "metrics", "step": step, "values": {"train/loss": 1.0, f"new/{step}": 1.0}})
+
+    names = {"train/loss", "new/1", "new/2"}
+    with database.read() as session:
+        assert set(session.execute(select(Series.name)).scalars()) == names
+        assert session.execute(select(func.count()).where(Point.step == 4)).scalar_one() == 1
+        warnings = session.execute(select(Event.data).where(Event.type == "warning")).scalars().all()
+    assert set(job(database, run.job_id).latest_metrics or {}) == names
+    assert [data["reason"] for data in warnings] == ["refused_metrics"]
 
 
 def test_rollups_equal_a_naive_computation_over_many_batches(database: Database, run: Run) -> None:
