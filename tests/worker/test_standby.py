@@ -204,6 +204,29 @@ print("{}")
     assert (tmp_path / "forked" / "output.log").read_bytes() == (tmp_path / "command" / "output.log").read_bytes()
 
 
+def test_its_imports_do_not_start_cuda() -> None:
+    """A process that was forked from one that has asked for the GPUs can use none."""
+    code = """
+import importlib, json, torch, wcl_core.standby
+calls = []
+def note(*_):
+    calls.append(1)
+    return 0
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    setattr(torch._C, name, note)
+for name in wcl_core.standby._MODULES:
+    importlib.import_module(name)
+imported = list(calls)
+torch.cuda.is_available()
+print(json.dumps([imported, calls, torch.backends.cuda.is_built()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    imported, afterwards, is_built = json.loads(done.stdout)
+    assert imported == []
+    assert afterwards or not is_built, "the count of GPUs was not noted"
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = sorted((folder / "checkpoints").iterdir())
     assert len(files) == 2
