@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-# Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters.
-_HIDDEN = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff{_BIDIRECTIONAL}\ud800-\udfff\U000e0000-\U000e007f"
+# Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters, and
+# what is no character in XML.
+_HIDDEN = f"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff{_BIDIRECTIONAL}\ud800-\udfff\U000e0000-\U000e007f"
 _IN_A_LINE = re.compile(f"[{_HIDDEN}]")
 _IN_LINES = re.compile(f"(?![\n\t])[{_HIDDEN}]")
 _ROOT = re.compile(r"(?<![\w:/.~-])/(?=[^\s/])")  # the start of an absolute path, and not of a URL's

@@ -24,6 +24,7 @@ from wcl_core.text import Secret, VisibleFormatter, visible, visible_json, visib
         ("abc\u202edcba\u2066", r"abc\u202edcba\u2066"),
         ("\ud800 \u2028", r"\ud800 \u2028"),
         ("\U000e0041", r"\U000e0041"),
+        ("\ufffe\uffff", r"\ufffe\uffff"),
     ],
 )
 def test_hidden_characters_are_shown_as_escapes(text: str, shown: str) -> None:

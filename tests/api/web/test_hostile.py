@@ -188,6 +188,26 @@ def test_a_form_keeps_what_was_typed(visitor: Visitor, site: Site) -> None:
     visitor.complaints.clear()  # the browser logs each answer that is an error
 
 
+def test_a_picture_of_a_curve_is_valid_whatever_its_metric_is_called(visitor: Visitor, site: Site) -> None:
+    """XML holds fewer characters than HTML; a browser shows no picture that is not well-formed."""
+    names = [name for payload in PAYLOADS if (name := payload[:100])]
+    run = site.running("pictures")
+    run.report({"type": "metrics", "step": 1, "values": dict.fromkeys(names, 1.0)})
+    run.report({"type": "metrics", "step": 2, "values": dict.fromkeys(names, 2.0)})
+    page = visitor.window()
+    broken = page.evaluate(
+        """async ([address, names]) => {
+          const texts = names.map(async (name) => (await fetch(`${address}?${new URLSearchParams({ name })}`)).text());
+          const parser = new DOMParser();
+          const isBroken = (text) => parser.parseFromString(text, "image/svg+xml").querySelector("parsererror, script");
+          return (await Promise.all(texts)).filter(isBroken);
+        }""",
+        [f"/jobs/{run.job_id}/curve.svg", names],
+    )
+    run.end()
+    assert broken == []
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> None:
     page = visitor.window(scripts=scripts)

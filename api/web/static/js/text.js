@@ -1,9 +1,10 @@
 // Text from outside: shown with hidden characters as escapes, the same as by `visible_lines` in wcl_core/text.py.
 // Scripts show text through this module only; a test of the scripts enforces it.
 
-// Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters.
+// Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters,
+// and what is no character in XML.
 const HIDDEN =
-  /(?![\n\t])[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
+  /(?![\n\t])[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
 
 /** Return text in which each character that a reader would not see is an escape; line ends and tabs stay. */
 export function visible(text) {
