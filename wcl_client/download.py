@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from wcl_client.errors import TransferError
+from wcl_core.files import refuse_device
 
 ATTEMPTS = 5
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -77,6 +78,7 @@ def download(
             written.
     """
     try:
+        refuse_device(target)
         return _download(http, url, target, check, on_bytes)
     except OSError as error:  # a full disk, for example
         reason = f"{target} cannot be written: {error.strerror or error}"

@@ -46,6 +46,7 @@ def write_whole(
         OSError: the disk is full or read-only. Any error leaves the old file as it was and removes the new one, unless
             the error is the folder's fsync: then the new file has its name already.
     """
+    refuse_device(path)
     new_folders = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name: several threads and processes may write the same file at once.
@@ -66,6 +67,18 @@ def write_whole(
             beside.unlink(missing_ok=True)
         raise
     return result
+
+
+def refuse_device(path: Path) -> None:
+    """Refuse a name that a rename would take from a device, a FIFO or a socket, such as /dev/null of an administrator.
+
+    Raises:
+        OSError: the name is one of these.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a device, a FIFO or a socket; expected the name of a file", str(path))
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:

@@ -1323,6 +1323,13 @@ GUARDS = (
         ("tests/wcl_client/test_download.py::test_a_proxy_may_remove_the_size_from_the_response_to_a_head",),
     ),
     Guard(
+        "no file takes the place of a device",
+        "wcl_core/files.py",
+        "if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):",
+        "if False:",
+        ("tests/wcl_core/test_files.py::test_no_file_takes_the_place_of_a_device",),
+    ),
+    Guard(
         "a server chooses no place of a download",
         "wcl_client/commands/checkpoints.py",
         'if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", checkpoint_id):',

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import httpx
 import pytest
 import torch
 
@@ -25,6 +26,8 @@ from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from tests.wcl_core import small
 from tests.wcl_core.data.test_data import write_tree
+from wcl_client.download import download
+from wcl_client.errors import TransferError
 from wcl_core import artifacts, attempt, checkpoint, export, files
 from wcl_core.config import resolve_spec
 from wcl_core.data import described, packing
@@ -254,6 +257,22 @@ def test_a_failing_sync_of_the_folder_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", fail_on_folders)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         files.write_bytes(tmp_path / "file", b"content")
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path: Path) -> None:
+    """A FIFO stands for /dev/null, whose name an administrator's rename would take for all programs."""
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to(fifo)
+
+    with pytest.raises(OSError, match="a device, a FIFO or a socket"):
+        files.write_bytes(fifo, b"content")
+    with httpx.Client() as client, pytest.raises(TransferError, match="a device, a FIFO or a socket"):
+        download(client, "http://127.0.0.1:1/x", fifo, lambda _: None)
+    files.write_bytes(link, b"content")
+
+    assert stat.S_ISFIFO(fifo.lstat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link"]
 
 
 def test_a_link_a_folder_and_a_fifo_are_no_regular_files(tmp_path: Path) -> None:
