@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
-from jobs.datasets import why_absent
+from jobs.datasets import is_being_read, why_absent
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
@@ -85,6 +85,8 @@ def _left(count: int, held_out_share: float) -> int:
 
 def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[FieldError]) -> Dataset | None:
     dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
+    if dataset is not None and not dataset.digest and not is_being_read(session, data.name):
+        dataset = None  # its names are known, but no worker could read it
     if dataset is not None and data.held_out_share and dataset.kind == "packed":
         detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
         errors.append(FieldError(f"{pointer}/held_out_share", detail))

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -95,6 +96,12 @@ def _postgresql_queue_place(element: queue_place, compiler: Any, **options: Any)
 def database_time(session: Session) -> int:
     """Return the database's time in milliseconds, for ages of times that the database stored."""
     return session.execute(select(now_ms())).scalar_one()
+
+
+def insert(session: Session, table: type[Any]) -> Any:
+    """Return the INSERT of the database's dialect, which has ON CONFLICT."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
 
 
 def new_id() -> str:

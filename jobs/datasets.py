@@ -6,16 +6,17 @@ A sheet has a table of its own, so that lists of datasets never read a picture.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs.database import new_id, now_ms
-from jobs.errors import NotFound
-from jobs.ingest import insert
-from jobs.models import Dataset, DatasetSamples, Worker
+from jobs.database import insert, new_id, now_ms
+from jobs.errors import Conflict, NotFound, existing
+from jobs.models import Dataset, DatasetSamples, Job, Sweep, Worker
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,109 @@ class DatasetFacts:
     report: dict[str, Any] | None = None
 
 
+def list_names(session: Session, name: str, kind: str, listed: Mapping[str, Any]) -> None:
+    """Store a dataset that a worker has listed and not read, so that jobs on it are accepted; a known one stays.
+
+    Args:
+        listed: `counts`, `classes` and `class_counts` by the names of the files.
+    """
+    values = {"id": new_id(), "name": name, "kind": kind, "digest": "", **listed}
+    session.execute(insert(session, Dataset).values(**values).on_conflict_do_nothing(index_elements=["name"]))
+    unread = (Dataset.name == name, Dataset.digest == "")
+    session.execute(update(Dataset).where(*unread).values(**listed, updated_at=now_ms()))
+
+
 def announce(session: Session, facts: DatasetFacts) -> None:
-    """Store a dataset and its sheet; the newest announcement of a name is the version that new jobs pin."""
+    """Store a dataset and its sheet; the newest announcement of a name is the version that new jobs pin.
+
+    Jobs and sweeps that were submitted while the dataset was being read pin this version.
+    """
     values = {name: value for name, value in vars(facts).items() if name not in ("name", "sheet")}
     statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()}))
     _store_sheet(session, facts.name, facts.sheet)
+    for table in (Job, Sweep):
+        unread = (table.dataset_name == facts.name, table.dataset_digest == "")
+        session.execute(update(table).where(*unread).values(dataset_digest=facts.digest))
+
+
+def pinned_digest(session: Session, dataset: Dataset) -> str:
+    """Return the version that a new job pins; empty while a worker reads the dataset and none has this version."""
+    workers = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
+    if any(worker.datasets.get(dataset.name) == dataset.digest for worker in workers):
+        return dataset.digest
+    return "" if _share_read(workers, dataset.name) is not None else dataset.digest
+
+
+def is_being_read(session: Session, name: str) -> bool:
+    """Return whether a live worker reads a dataset."""
+    workers = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
+    return _share_read(workers, name) is not None
+
+
+def _share_read(workers: Sequence[Worker], name: str) -> float | None:
+    """Return the largest share of a dataset that a worker has read so far; None if no worker reads it."""
+    reading = [worker for worker in workers if name in (worker.pending_datasets or ())]
+    return max((float((worker.dataset_shares or {}).get(name, 0.0)) for worker in reading), default=None)
+
+
+class State(StrEnum):
+    """The state of a dataset; clients treat it as an open string."""
+
+    READY = "ready"  # a live worker has it
+    BEING_READ = "being_read"
+    REFUSED = "refused"
+    ABSENT = "absent"  # no live worker has it
+
+
+@dataclass(frozen=True)
+class DatasetState:
+    """The state of a dataset, with the share that is read, and a sentence without a full stop where there is more."""
+
+    state: State
+    share: float | None = None
+    message: str | None = None
+
+
+def states(session: Session) -> dict[str, DatasetState]:
+    """Return the state of each registered dataset by its name."""
+    workers = session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all()
+    rows = session.execute(select(Dataset.name, Dataset.digest)).all()
+    return {name: _state(workers, name, digest) for name, digest in rows}
+
+
+def _state(workers: Sequence[Worker], name: str, digest: str) -> DatasetState:
+    if (share := _share_read(workers, name)) is not None:
+        change = "it is read again, because its folder has changed or the worker starts" if digest else "it is new"
+        return DatasetState(State.BEING_READ, share, f"{share:.0%} of its files are read; {change}")
+    if digest and any(worker.datasets.get(name) == digest for worker in workers):
+        return DatasetState(State.READY)
+    for worker in workers:
+        if reason := (worker.refused_datasets or {}).get(name):
+            return DatasetState(State.REFUSED, message=f"worker {worker.name} refuses it: {reason}")
+    return DatasetState(State.ABSENT, message="no running worker has this version")
+
+
+def read_again(session: Session, name: str) -> Dataset:
+    """Request that the workers read a folder again; files that have not changed are not read.
+
+    Raises:
+        NotFound: no dataset of this name is registered.
+        Conflict: it is no folder.
+    """
+    dataset = existing(
+        session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none(), f"dataset {name}"
+    )
+    if dataset.kind != "folder":
+        raise Conflict(f"{name} is {dataset.kind}; only folders are read again")
+    dataset.reads_requested += 1
+    return dataset
+
+
+def reads_requested(session: Session) -> dict[str, int]:
+    """Return how often users have requested that a folder is read again, by its name."""
+    rows = session.execute(select(Dataset.name, Dataset.reads_requested).where(Dataset.reads_requested > 0))
+    return {row[0]: row[1] for row in rows}
 
 
 class Refusal(NamedTuple):

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import case, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, events, planned_evaluations
-from jobs.database import Signal, new_id, now_ms, signal
+from jobs.database import Signal, insert, new_id, now_ms, signal
 from jobs.models import (
     TRAINING,
     Artifact,
@@ -81,12 +80,6 @@ Delivered: TypeAlias = (
     | EndRecord
     | StoredFile
 )
-
-
-def insert(session: Session, table: type[Any]) -> Any:
-    """Return the INSERT of the database's dialect, which has ON CONFLICT."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
 
 
 def fitting(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:

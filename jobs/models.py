@@ -114,7 +114,7 @@ class Job(Base):
     # The order of jobs of equal priority; 0 for a job that a server of an older version has added.
     queue_place: Mapped[int] = mapped_column(default=queue_place(), server_default=text("0"), index=True)
     dataset_name: Mapped[str] = mapped_column(_String(64))
-    dataset_digest: Mapped[str] = mapped_column(_String(64))
+    dataset_digest: Mapped[str] = mapped_column(_String(64))  # empty until the dataset is read
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     failures: Mapped[int] = mapped_column(Integer, default=0)
     parent_id: Mapped[str | None] = mapped_column(_Id)
@@ -336,6 +336,7 @@ class Worker(Base):
     pid: Mapped[int]
     datasets: Mapped[dict[str, Any]]  # name -> digest
     pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads
+    dataset_shares: Mapped[dict[str, Any] | None]  # name -> share of a pending dataset that it has read
     refused_datasets: Mapped[dict[str, Any] | None]  # name -> reason
     spec_versions: Mapped[list[str]]
     state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
@@ -372,7 +373,7 @@ class Dataset(Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     name: Mapped[str] = mapped_column(_String(64), unique=True)
-    digest: Mapped[str] = mapped_column(_String(64))
+    digest: Mapped[str] = mapped_column(_String(64))  # empty until a worker has read the content
     kind: Mapped[str] = mapped_column(_String(16))
     counts: Mapped[dict[str, Any]]
     classes: Mapped[list[str]]
@@ -380,6 +381,9 @@ class Dataset(Base):
     label_lists: Mapped[dict[str, Any] | None]
     image_size: Mapped[int | None] = mapped_column(Integer)  # of the stored images, if views cannot be larger
     report: Mapped[dict[str, Any] | None]  # wcl_core.protocol.DatasetReport; None: of no image folder
+    reads_requested: Mapped[int] = mapped_column(
+        Integer, server_default=text("0")
+    )  # how often a user had its folder read again
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
 

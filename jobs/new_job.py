@@ -9,6 +9,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from jobs.database import Signal, new_id, signal
+from jobs.datasets import pinned_digest
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
@@ -67,8 +68,12 @@ def options_of(source: Any) -> dict[str, Any]:
     return {name: getattr(source, name) for name in OPTIONS}
 
 
-def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
-    """Add the job's row, tags, dependencies and first event; the job is blocked if it `waits`, else queued."""
+def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest: str | None = None) -> Job:
+    """Add the job's row, tags, dependencies and first event; the job is blocked if it `waits`, else queued.
+
+    Args:
+        digest: the version of the dataset; None for the newest one.
+    """
     status = (Status.BLOCKED if waits else Status.QUEUED).value
     values = {name: getattr(new, name) for name in _COPIED} | {
         "id": new_id(),
@@ -77,7 +82,7 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool) -> Job:
         "spec_version": new.spec.spec_version,
         "spec": resolve_spec(new.spec),
         "dataset_name": dataset.name,
-        "dataset_digest": dataset.digest,
+        "dataset_digest": pinned_digest(session, dataset) if digest is None else digest,
         "event_seq": 1,
     }
     job = session.execute(insert(Job).values(**values).returning(Job)).scalar_one()  # the row as it is stored

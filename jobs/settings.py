@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     label_lists: dict[str, dict[str, Path]] = Field(
         default={}, description="Fixed lists of labelled train images, by dataset and by their own names."
     )
+    cache_dir: Path | None = Field(
+        default=None, description="Decoded images of folders; on a local disk, by default in data_dir."
+    )
+    cache_bytes: int | None = Field(
+        default=None, ge=0, description="Limit of that folder; 0 keeps nothing, by default a quarter of its disk."
+    )
     run_environment: list[str] = Field(
         default=[], description="Further environment variables that training and describing processes get, by name."
     )
@@ -184,6 +190,11 @@ class Settings(BaseSettings):
     def descriptions_dir(self) -> Path:
         """Descriptions of a worker's image folders, from when they were last hashed; local to the worker."""
         return self.data_dir.absolute() / "descriptions"
+
+    @property
+    def resolved_cache_dir(self) -> Path:
+        """Decoded images of folders; workers of one machine share it."""
+        return (self.cache_dir or self.data_dir / "cache").absolute()
 
     @property
     def exports_dir(self) -> Path:

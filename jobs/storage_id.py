@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 
 from jobs import models
 from jobs.attempts import AttemptRef
-from jobs.database import Database, new_id
-from jobs.ingest import insert
+from jobs.database import Database, insert, new_id
 from jobs.settings import Settings
 from jobs.storage import ForeignStorage, LocalStorage, Storage, StorageUnavailable
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints, queries
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
+from jobs.datasets import pinned_digest
 from jobs.eligibility import fits, takes_jobs
 from jobs.errors import Conflict
 from jobs.estimates import estimate, steps_per_epoch
@@ -68,7 +69,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "kind": new.kind,
         "name": new.name or default_name(new.spec),
         "spec": resolve_spec(new.spec),
-        "dataset": {"name": dataset.name, "digest": dataset.digest, "counts": dataset.counts},
+        "dataset": {"name": dataset.name, "digest": pinned_digest(session, dataset), "counts": dataset.counts},
         "workers": fitting,
         "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
     }
@@ -89,7 +90,7 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
         gpus=new.gpus,
         spec_version=new.spec.spec_version,
         dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
+        dataset_digest=pinned_digest(session, dataset),
     )
     return [
         worker.name for worker in session.execute(select(Worker).where(takes_jobs())).scalars() if fits(worker, job)

@@ -8,11 +8,11 @@ from enum import StrEnum
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.datasets import why_absent
+from jobs.datasets import State, states, why_absent
 from jobs.devices import free_of
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
-from jobs.models import Dependency, Job, Worker
+from jobs.models import Dataset, Dependency, Job, Worker
 from jobs.status import HELD, Status
 
 
@@ -26,6 +26,7 @@ class Cause(StrEnum):
     WORKERS_UNABLE = "workers_unable"  # its pool has workers, and none of them can take jobs
     TOO_FEW_GPUS = "too_few_gpus"
     DATASET_ABSENT = "dataset_absent"
+    DATASET_BEING_READ = "dataset_being_read"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
     JOBS_AHEAD = "jobs_ahead"
     WORKERS_BUSY = "workers_busy"  # it is the next job
@@ -99,9 +100,7 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
-        detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
-        reason = why_absent(session, job.dataset_name)
-        return Cause.DATASET_ABSENT, f"{detail}; {reason}" if reason else detail
+        return _on_dataset(session, job)
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
     free = free_of(session, workers)
@@ -129,6 +128,19 @@ def _about(seconds: float) -> str:
     if minutes < 1:
         return "less than a minute"
     return f"about {minutes} min" if minutes < 90 else f"about {round(minutes / 60)} h"
+
+
+def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
+    """Return why no worker has the version of the dataset that the job pins."""
+    state = states(session).get(job.dataset_name)
+    if state is not None and state.state is State.BEING_READ:
+        return Cause.DATASET_BEING_READ, f"{job.dataset_name} is being read: {state.share:.0%}"
+    newest = session.execute(select(Dataset.digest).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
+    if newest and newest != job.dataset_digest:
+        return Cause.DATASET_ABSENT, f"{detail}; the dataset has changed since, and a clone starts on the new version"
+    reason = why_absent(session, job.dataset_name)
+    return Cause.DATASET_ABSENT, f"{detail}; {reason}" if reason else detail
 
 
 def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs.database import now_ms
+from jobs.database import Signal, now_ms, signal
 from jobs.datasets import DatasetFacts, announce
 from jobs.devices import Device, working
 from jobs.eligibility import WorkerFacts
@@ -69,17 +69,35 @@ def register(
         announce(session, facts)
 
 
+def begin_dataset(session: Session, worker_id: str, name: str) -> None:
+    """Note that a worker reads a dataset again; until it has settled it, it has no version of it."""
+    worker = session.get(Worker, worker_id, with_for_update=True)
+    if worker is not None:
+        worker.pending_datasets = [*(each for each in worker.pending_datasets or () if each != name), name]
+        worker.datasets = {each: digest for each, digest in worker.datasets.items() if each != name}
+        worker.refused_datasets = {each: why for each, why in (worker.refused_datasets or {}).items() if each != name}
+
+
+def note_share(session: Session, worker_id: str, name: str, share: float) -> None:
+    """Note the share of a pending dataset that a worker has read."""
+    worker = session.get(Worker, worker_id, with_for_update=True)
+    if worker is not None and name in (worker.pending_datasets or ()):
+        worker.dataset_shares = {**(worker.dataset_shares or {}), name: share}
+
+
 def settle_dataset(session: Session, worker_id: str, name: str, result: DatasetFacts | str) -> None:
     """Announce a dataset that a worker has read, or store the reason why the worker refuses it."""
     worker = session.get(Worker, worker_id, with_for_update=True)
     if worker is None:
         return
     worker.pending_datasets = [each for each in worker.pending_datasets or () if each != name]
+    worker.dataset_shares = {each: share for each, share in (worker.dataset_shares or {}).items() if each != name}
     if isinstance(result, str):
         worker.refused_datasets = {**(worker.refused_datasets or {}), name: result}
     else:
         worker.datasets = {**worker.datasets, name: result.digest}
         announce(session, result)
+        signal(session, Signal.DUE)  # jobs that have waited for the dataset
 
 
 def heartbeat(

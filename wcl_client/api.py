@@ -279,6 +279,10 @@ class WclClient(SweepClient):
         """Return a dataset; `samples` is the address and the layout of a picture of its images."""
         return self._json(Dataset, "GET", f"/v1/datasets/{part(name)}")
 
+    def read_dataset(self, name: str) -> Dataset:
+        """Request that the workers read a folder again; files that have not changed are not read."""
+        return self._json(Dataset, "POST", f"/v1/datasets/{part(name)}/read")
+
     def dataset_samples(self, name: str) -> bytes:
         """Return a PNG with some images of each class."""
         return self._response("GET", f"/v1/datasets/{part(name)}/samples.png").content

@@ -35,7 +35,7 @@ class Finding:
 
 def examine(client: WclClient, data_dir: Path) -> list[Finding]:
     """Run all checks and return their findings: first the machine, then the server."""
-    return [_python(), _torch(), _disk(data_dir), *_database(data_dir), *_server(client)]
+    return [_python(), _torch(), _disk(data_dir), *_cache(data_dir), *_database(data_dir), *_server(client)]
 
 
 def verify_files(client: WclClient) -> Iterator[Finding]:
@@ -101,6 +101,18 @@ def _disk(data_dir: Path) -> Finding:
     if free <= 1 << 30:
         problems.append("at least 1 GiB is needed")
     return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {free / (1 << 30):.1f} GiB free", *problems]))
+
+
+def _cache(data_dir: Path) -> list[Finding]:
+    """Return the size of this machine's cache of decoded datasets, if there is one."""
+    folder = Path(os.environ.get("WCL_CACHE_DIR") or data_dir / "cache")
+    if not folder.is_dir():
+        return []
+    sizes = [path.stat().st_size for path in folder.glob("*.wclpack")]
+    limit = os.environ.get("WCL_CACHE_BYTES")
+    most = f"{int(limit) / (1 << 30):.1f} GiB" if limit and limit.isdecimal() else "a quarter of its disk"
+    size = f"{sum(sizes) / (1 << 30):.1f} GiB of at most {most}"
+    return [Finding("Cache", True, f"{folder}: {len(sizes)} decoded dataset{'s' * (len(sizes) != 1)}, {size}")]
 
 
 def _database(data_dir: Path) -> list[Finding]:

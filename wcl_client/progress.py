@@ -68,9 +68,12 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """The values that are known: loss, images per second, remaining time."""
+        """The values that are known: loss, a dataset's preparation, images per second, remaining time."""
         progress = self.job.get("progress")
         facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        if progress and self.job["status"] == "running" and progress.get("phase") == "prepare":
+            share = progress.get("share")
+            facts.append("waiting for the dataset" if share is None else f"preparing the dataset {share:.0%}")
         speed = progress.get("images_per_second") if progress else None
         if speed and self.job["status"] not in TERMINAL:
             facts.append(f"{speed:,.0f} images/s")
@@ -134,12 +137,14 @@ class Watcher:
 
     def _print_lines(self) -> None:
         """Print a line for each new status and each tenth of the progress, for logs and pipes."""
-        printed: dict[str, tuple[str, int]] = {}
+        printed: dict[str, tuple[str, int, int]] = {}
         ended = False
         while not ended:
             ended = self._has_ended()
             for view in self.views:
-                state = (view.job["status"], int(view.fraction * 10))
+                progress = view.job.get("progress")
+                prepared = (progress.get("share") if progress else None) or 0.0
+                state = (view.job["status"], int(view.fraction * 10), int(prepared * 10))
                 if printed.get(view.job["id"]) != state:
                     printed[view.job["id"]] = state
                     parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]

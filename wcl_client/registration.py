@@ -22,6 +22,14 @@ def summary(dataset: Dataset) -> str:
     return f"{counts}, {len(dataset['classes']):,} class{'es' if len(dataset['classes']) != 1 else ''}"
 
 
+def state_of(dataset: Dataset) -> str:
+    """Return the state of a dataset that cannot be used now, as a clause; empty for others."""
+    if dataset.get("state", "ready") in ("ready", "refused"):  # refusals are listed with their reasons
+        return ""
+    share = dataset.get("read_share")
+    return f", {str(dataset['state']).replace('_', ' ')}" + ("" if share is None else f", {share:.0%}")
+
+
 def report_lines(dataset: Dataset) -> list[str]:
     """Return the report on a dataset's image folder: what is in it, what was left out, what is unusual."""
     if not (report := dataset.get("report")):

@@ -6,7 +6,7 @@ A test compares them with the published schema. A newer server may send fields t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 Json = dict[str, Any]
@@ -33,6 +33,7 @@ class Progress(TypedDict):
     images_per_second: float | None
     eta_seconds: float | None
     phase: str
+    share: NotRequired[float | None]
 
 
 class Job(TypedDict, total=False):
@@ -151,9 +152,15 @@ class Group(TypedDict, total=False):
 
 
 class Dataset(TypedDict, total=False):
-    """A dataset that a worker announced; `counts` are images by split, `report` says how its folder was read."""
+    """A dataset that a worker announced; `counts` are images by split, `report` says how its folder was read.
+
+    `state` is an open string: ready, being_read, refused or absent. `digest` is empty until the files are read.
+    """
 
     name: str
+    state: str
+    read_share: float | None
+    state_message: str | None
     digest: str
     kind: str
     counts: dict[str, int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import base64
 import gc
 import json
 import os
@@ -12,9 +11,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
 import torch
 from pydantic import ValidationError
@@ -23,6 +21,7 @@ from wcl_core import data, orphans
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
+from wcl_core.registration import description_json
 from wcl_core.reporter import ConsoleReporter
 from wcl_core.spec_files import read_spec
 from wcl_core.text import Arguments, visible_json, write_error, write_line
@@ -172,28 +171,7 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _print_description(description: data.Description) -> None:
-    write_line(
-        visible_json(
-            json.dumps(
-                {
-                    "name": description.name,
-                    "kind": description.kind,
-                    "digest": description.digest,
-                    "counts": description.counts,
-                    "classes": description.classes,
-                    "class_counts": description.class_counts,
-                    "image_size": description.image_size,
-                    "label_lists": {name: asdict(entry) for name, entry in description.label_lists.items()},
-                    "samples": None if description.samples is None else _samples(description.samples),
-                    "report": None if description.report is None else description.report.model_dump(mode="json"),
-                }
-            )
-        )
-    )
-
-
-def _samples(samples: data.Samples) -> dict[str, Any]:
-    return {**vars(samples), "png": base64.b64encode(samples.png).decode()}
+    write_line(visible_json(json.dumps(description_json(description))))
 
 
 def _attempt(options: argparse.Namespace) -> NoReturn:

@@ -29,6 +29,7 @@ from wcl_core import data, files, limits
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
+from wcl_core.data.cache import Cache
 from wcl_core.distributed import PeerLostError, Ranks, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
@@ -109,6 +110,8 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
     spec = parse_spec(run.kind, run.spec)
     reporter.progress(step=0, total_steps=0, epoch=0, total_epochs=0, phase="load")
     source = run.dataset
+    if not ranks.is_first:
+        ranks.agreed(0)  # the first rank decodes what is not decoded yet; it alone hears requests
     with interruptible(reporter.request):
         dataset = data.load(
             spec.data.name,
@@ -117,7 +120,11 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
             spec.data.image_size,
             spec.data.max_corrupt_share,
             reporter,
+            cache=None if source.cache is None else Cache(source.cache.folder, source.cache.max_bytes),
+            digest=source.digest,
         )
+    if ranks.is_first:
+        ranks.agreed(0)
     if source.digest not in (None, dataset.digest):
         raise data.DataError(
             f"dataset {dataset.name}: its content has changed since the job was submitted; register it again"

@@ -40,7 +40,7 @@ from wcl_core.files import read_regular, write_bytes
 
 Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
-Phase = Literal["load", "train", "evaluate", "save"]
+Phase = Literal["prepare", "load", "train", "evaluate", "save"]
 FailureReason = Literal[
     "out_of_memory",
     "non_finite_loss",
@@ -231,6 +231,18 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
+class CacheFolder(_Model):
+    """The cache of decoded datasets on this machine.
+
+    Attributes:
+        folder: it is created when it is first used.
+        max_bytes: of all files; None for a quarter of the disk.
+    """
+
+    folder: Path
+    max_bytes: int | None = None
+
+
 class DatasetSource(_Model):
     """The dataset of a run.
 
@@ -239,6 +251,7 @@ class DatasetSource(_Model):
         digest: of the content that the job has pinned; None accepts any content.
         lists: files of label lists by name.
         list_digests: of the content that the worker announced; a list without a digest may have any content.
+        cache: where decoded images of a folder are kept; None decodes them at each start.
     """
 
     kind: Literal["builtin", "folder", "packed"]
@@ -246,6 +259,7 @@ class DatasetSource(_Model):
     digest: str | None = None
     lists: dict[str, Path] = {}
     list_digests: dict[str, str] = {}
+    cache: CacheFolder | None = None
 
 
 class Place(_Model):
@@ -295,8 +309,9 @@ class RunFile(_Model):
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
         later: dict[str, Any] = {name: True for name in ("token", "place") if getattr(self, name) is None}
-        if not self.dataset.list_digests:
-            later["dataset"] = {"list_digests"}
+        empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
+        if empty:
+            later["dataset"] = empty
         write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True, exclude=later).encode())
 
     @classmethod
@@ -375,7 +390,11 @@ class MetricsRecord(_Record):
 
 
 class ProgressRecord(_Record):
-    """The progress of the run; only the latest record matters."""
+    """The progress of the run; only the latest record matters.
+
+    Attributes:
+        share: the finished part of the phase, 0 to 1, if steps and epochs do not show it.
+    """
 
     type: Literal["progress"] = "progress"
     step: _Int64
@@ -385,6 +404,14 @@ class ProgressRecord(_Record):
     images_per_second: _Number | None = None
     eta_seconds: _Number | None = None
     phase: _Name
+    share: _Number | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields; `share` only where there is one."""
+        fields = super().fields()
+        if self.share is None:
+            del fields["share"]
+        return fields
 
 
 class CheckpointRecord(_Record):

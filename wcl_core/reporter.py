@@ -85,8 +85,14 @@ class Reporter:
         phase: Phase,
         images_per_second: float | None = None,
         eta_seconds: float | None = None,
+        share: float | None = None,
     ) -> None:
-        """Report the progress of the run; only the latest report matters."""
+        """Report the progress of the run; only the latest report matters.
+
+        Args:
+            eta_seconds: of the run, or of a phase with a share of its own.
+            share: the finished part of the phase, 0 to 1, if steps and epochs do not show it.
+        """
         self.emit(
             ProgressRecord(
                 step=step,
@@ -96,6 +102,7 @@ class Reporter:
                 images_per_second=None if images_per_second is None else round(images_per_second, 2),
                 eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
                 phase=phase,
+                share=None if share is None else round(share, 4),
             )
         )
 

@@ -36,6 +36,7 @@ from worker import app, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
 from worker.garbage import collect_all_garbage
+from worker.registration import Registration
 from worker.room import RoomCheck
 from worker.scrub import Scrub
 from worker.slots import Slots
@@ -99,14 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draining, stop = threading.Event(), threading.Event()
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
     slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
-    registration = datasets.Registration(database, settings, facts, sources, draining)
+    registration = Registration(database, settings, facts, sources, draining)
 
     def drain() -> None:
         draining.set()
         app.stop()
 
     def open_slots() -> None:
-        registration.is_done.wait()
+        if options.once:  # it ends when no job waits for a dataset that it has
+            registration.is_done.wait()
         slots.open()
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does

@@ -1,4 +1,4 @@
-"""The datasets of this worker; `wcl_core describe-dataset` describes each one, since the worker reads no images."""
+"""The datasets of this worker, as processes of `wcl_core` describe them, since the worker reads no images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import wcl_core
-from jobs.database import Database, is_outage
 from jobs.datasets import DatasetFacts, SampleSheet
-from jobs.eligibility import WorkerFacts
 from jobs.settings import Settings
-from jobs.workers import Unable, settle_dataset
+from jobs.workers import Unable
 from wcl_core import plugins
 from wcl_core.config import DATASET_NAME, proposed_name
 from wcl_core.digests import digest_of
@@ -29,7 +27,6 @@ from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
 from wcl_core.text import without_paths
 from worker import children
-from worker.backoff import Backoff
 from worker.process import module_environment
 
 log = logging.getLogger(__name__)
@@ -70,49 +67,146 @@ class DatasetCheck:
         return Unable("dataset_absent", f"files of its dataset {absent[0]} are not there")
 
 
-def find(settings: Settings, stop: threading.Event) -> Iterator[tuple[str, Source | str]]:
+class Listener:
+    """Receiver of what is known of datasets before they are read whole; the methods are called on any thread."""
+
+    def listed(self, name: str, kind: str, listed: dict[str, Any]) -> None:
+        """Take the counts and classes of a dataset by the names of its files."""
+
+    def read(self, name: str, share: float) -> None:
+        """Take the share of a dataset that is read."""
+
+
+def find(
+    settings: Settings, stop: threading.Event, chosen: Sequence[str] | None = None, listener: Listener | None = None
+) -> Iterator[tuple[str, Source | str]]:
     """Describe the datasets of the settings, and yield each with its name: the reason instead of one that is refused.
+
+    One process lists all folders, and then reads one after the other.
 
     Args:
         stop: when it is set, the description that runs is abandoned.
+        chosen: the names; all by default.
     """
-    for name in names(settings):
-        if stop.is_set():
-            return
-        path = settings.datasets.get(name)
+    chosen = names(settings) if chosen is None else chosen
+    paths = {name: settings.datasets[name] for name in chosen if name in settings.datasets}
+    with _Reader(settings, paths, listener or Listener()) as reader:
+        for name in chosen:
+            if stop.is_set():
+                return
+            try:
+                is_wrong = not re.search(DATASET_NAME, name)
+                if is_wrong:
+                    proposal = proposed_name(name)
+                    expected = f"expected lower-case letters, digits, '.', '_' and '-': {proposal}"
+                    raise ValueError(f"no spec can name it; {expected}")
+                result: Source | str = reader.result(name, stop) if name in paths else _builtin(name, settings, stop)
+            except ValueError as error:
+                log.error("dataset %s is refused: %s", name, error)
+                result = _without_paths(str(error), name, settings)
+            except Exception:  # one dataset must not keep the others from being registered
+                log.exception("dataset %s cannot be described", name)
+                result = "it cannot be described; the worker's log has the reason"
+            if not stop.is_set():
+                yield name, result
+
+
+class _Reader:
+    """The process that reads folders and packed files, and the thread that takes its messages."""
+
+    def __init__(self, settings: Settings, paths: Mapping[str, Path], listener: Listener) -> None:
+        self._settings, self._paths, self._listener = settings, paths, listener
+        self._results: dict[str, dict[str, Any]] = {}
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> _Reader:
+        if self._paths:
+            self._process = children.start(
+                lambda: subprocess.Popen(
+                    [sys.executable, "-m", "wcl_core.registration"],
+                    env=module_environment(self._settings.run_environment),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                )
+            )
+            threading.Thread(target=self._take, args=(self._process,), daemon=True, name="reader").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            children.forget(self._process.pid)
+
+    def _take(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            result: Source | str = _describe(name, path, settings, stop)
-        except ValueError as error:
-            log.error("dataset %s is refused: %s", name, error)
-            result = _without_paths(str(error), name, settings)
-        except Exception:  # one dataset must not keep the others from being registered
-            log.exception("dataset %s cannot be described", name)
-            result = "it cannot be described; the worker's log has the reason"
-        if not stop.is_set():
-            yield name, result
+            with contextlib.suppress(OSError, ValueError):  # it is killed
+                with process.stdin as requests:
+                    requests.writelines(json.dumps(self._request(*each)) + "\n" for each in self._paths.items())
+                with process.stdout as messages:
+                    for line in messages:
+                        self._note(json.loads(line))
+        finally:
+            with self._changed:
+                for name in self._paths.keys() - self._results.keys():
+                    message = "the process that reads it has ended; the worker's log has the reason"
+                    self._results[name] = {"error": message}
+                self._changed.notify_all()
+
+    def _request(self, name: str, path: Path) -> dict[str, Any]:
+        lists = {each: str(place) for each, place in self._settings.label_lists.get(name, {}).items()}
+        cache = str(self._settings.descriptions_dir / f"{name}.json")
+        return {"name": name, "kind": _kind_of(path), "path": str(path), "cache": cache, "lists": lists}
+
+    def _note(self, message: dict[str, Any]) -> None:
+        name = message["name"]
+        if "listed" in message:
+            self._listener.listed(name, _kind_of(self._paths[name]), message["listed"])
+        elif "share" in message:
+            self._listener.read(name, message["share"])
+        else:
+            with self._changed:
+                self._results[name] = message
+                self._changed.notify_all()
+
+    def result(self, name: str, stop: threading.Event) -> Source:
+        """Wait for a dataset's description.
+
+        Raises:
+            ValueError: it is refused, or `stop` is set.
+        """
+        with self._changed:
+            while name not in self._results and not stop.is_set():
+                self._changed.wait(_STOP_SECONDS)
+            message = self._results.get(name, {"error": "the worker stops"})
+        if "error" in message:
+            raise ValueError(message["error"])
+        return _source(name, message["description"], self._paths[name], self._settings)
 
 
-def _describe(name: str, path: Path | None, settings: Settings, stop: threading.Event) -> Source:
-    """Describe one dataset.
-
-    Raises:
-        ValueError: the dataset is unusable, or no spec can name it.
-    """
-    if not re.search(DATASET_NAME, name):
-        proposal = proposed_name(name)
-        raise ValueError(f"no spec can name it; expected lower-case letters, digits, '.', '_' and '-': {proposal}")
-    kind = "builtin" if path is None else _kind_of(path)
-    arguments = [name, kind]
-    if path is not None:
-        arguments += [str(path), "--cache", str(settings.descriptions_dir / f"{name}.json")]
-    lists = settings.label_lists.get(name, {})
-    arguments += [f"--list={list_name}={list_path}" for list_name, list_path in lists.items()]
-    cache = _builtin_cache(name) if kind == "builtin" and not lists else None
-    facts = _read(cache) or _run(arguments, cache, stop, settings.run_environment)
+def _source(name: str, facts: dict[str, Any], path: Path | None, settings: Settings) -> Source:
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts.pop("samples")
     sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
-    return Source(DatasetFacts(**facts, sheet=sheet), path, lists)
+    return Source(DatasetFacts(**facts, sheet=sheet), path, settings.label_lists.get(name, {}))
+
+
+def _builtin(name: str, settings: Settings, stop: threading.Event) -> Source:
+    """Describe a builtin dataset.
+
+    Raises:
+        ValueError: the dataset is unusable.
+    """
+    lists = settings.label_lists.get(name, {})
+    arguments = [name, "builtin", *(f"--list={list_name}={list_path}" for list_name, list_path in lists.items())]
+    cache = None if lists else _builtin_cache(name)
+    facts = _read(cache) or _run(arguments, cache, stop, settings.run_environment)
+    return _source(name, facts, None, settings)
 
 
 def _kind_of(path: Path) -> str:
@@ -127,57 +221,6 @@ def _without_paths(reason: str, name: str, settings: Settings) -> str:
     for place in sorted(paths, key=len, reverse=True):
         reason = reason.replace(place, paths[place])
     return storable(without_paths(reason).removeprefix("error: ").removeprefix(f"dataset {name}: "))
-
-
-class Registration:
-    """The registration of this worker's datasets, one by one: the worker takes jobs once all are read or refused.
-
-    Args:
-        facts: of the worker; its datasets are added.
-        sources: the datasets that can be used, by name; they are added.
-        stop: set when the worker drains.
-
-    Attributes:
-        is_done: set once no dataset is left.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        facts: WorkerFacts,
-        sources: dict[str, Source],
-        stop: threading.Event,
-    ) -> None:
-        self._database, self._settings, self._facts, self._sources = database, settings, facts, sources
-        self._stop = stop
-        self.is_done = threading.Event()
-
-    def run(self) -> None:
-        """Describe and announce each dataset."""
-        try:
-            for name, result in find(self._settings, self._stop):
-                self._settle(name, result)
-        finally:
-            self.is_done.set()
-        found = ", ".join(self._sources) or "no datasets"
-        log.info("worker %s in pool %s with %s", self._facts.name, self._facts.pool, found)
-
-    def _settle(self, name: str, result: Source | str) -> None:
-        """Store the result, as often as an outage of the database makes necessary."""
-        backoff = Backoff(self._settings.lease_seconds)
-        announced = result if isinstance(result, str) else result.facts
-        while not self._stop.is_set():
-            try:
-                self._database.write(lambda session: settle_dataset(session, self._facts.id, name, announced))
-                break
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                self._stop.wait(backoff.pause())
-        if not isinstance(result, str):
-            self._sources[name] = result
-            self._facts.datasets[name] = result.facts.digest
 
 
 def _run(arguments: list[str], cache: Path | None, stop: threading.Event, environment: list[str]) -> dict[str, Any]:

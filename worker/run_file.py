@@ -14,7 +14,7 @@ from jobs.database import Database
 from jobs.storage import Storage, verified
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
-from wcl_core.protocol import RunFile
+from wcl_core.protocol import CacheFolder, RunFile
 from worker.attempt_folder import place_of
 from worker.datasets import Source
 
@@ -25,13 +25,16 @@ class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it become
     """The run cannot start: no checkpoint file that it needs is in the storage as it was registered."""
 
 
-def run_file(database: Database, storage: Storage, claim: Claim, source: Source, folder: Path) -> RunFile:
+def run_file(
+    database: Database, storage: Storage, claim: Claim, source: Source, folder: Path, cache: CacheFolder | None = None
+) -> RunFile:
     """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
     Args:
         database, storage: the service.
         source: the job's dataset on this worker.
         folder: the attempt's folder.
+        cache: of decoded images; None decodes a folder at each start.
 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
@@ -52,6 +55,7 @@ def run_file(database: Database, storage: Storage, claim: Claim, source: Source,
                 "digest": claim.dataset_digest,
                 "lists": source.lists,
                 "list_digests": {name: facts["digest"] for name, facts in source.facts.label_lists.items()},
+                "cache": cache,
             },
             "resume": resume_file(database, storage, claim) if claim.kind == "pretrain" else None,
             "evaluated": evaluated_file(database, storage, claim),

@@ -31,7 +31,7 @@ from jobs.settings import Settings
 from jobs.status import HELD, Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from wcl_core.protocol import OUTCOME_OF, Request, RunFile
+from wcl_core.protocol import OUTCOME_OF, CacheFolder, Request, RunFile
 from worker.attempt_folder import clear, mark_of, owned, place_of
 from worker.background import BackgroundWork, check_not_stalled
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
@@ -153,7 +153,9 @@ class Supervisor:
             backoff.wait()
 
     def _ready_run_file(self, claim: Claim, source: Source, folder: Path) -> RunFile:
-        prepared = run_file(self._database, self._storage, claim, source, folder)
+        limit = self._settings.cache_bytes
+        cache = None if limit == 0 else CacheFolder(folder=self._settings.resolved_cache_dir, max_bytes=limit)
+        prepared = run_file(self._database, self._storage, claim, source, folder, cache)
         if self._standby is not None:
             self._standby.wait(_STANDBY_SECONDS)
         return prepared

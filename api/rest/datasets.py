@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi import Response as HttpResponse
 
 from api.http import files
-from api.http.auth import Reader
+from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
 from api.rest.responses import DatasetResponse, RefusedDataset, Response
@@ -28,10 +28,10 @@ class Datasets(Response):
 def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
     """List the datasets that workers have announced, and those that they still read or refuse."""
     with database.read() as session:
-        sheets = sheet_layouts(session)
+        sheets, states = sheet_layouts(session), datasets.states(session)
         unsettled = datasets.unsettled(session)
         return Datasets(
-            items=[responses.dataset(row, sheets.get(row.name)) for row in queries.datasets(session)],
+            items=[responses.dataset(row, sheets.get(row.name), states[row.name]) for row in queries.datasets(session)],
             pending=unsettled.pending,
             refused=[RefusedDataset.model_validate(each) for each in unsettled.refused],
         )
@@ -41,7 +41,15 @@ def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
 def show(name: str, principal: Reader, database: TheDatabase) -> DatasetResponse:
     """Return one dataset."""
     with database.read() as session:
-        return responses.dataset(queries.get_dataset(session, name), sheet_layouts(session).get(name))
+        row = queries.get_dataset(session, name)
+        return responses.dataset(row, sheet_layouts(session).get(name), datasets.states(session)[name])
+
+
+@router.post("/{name}/read", status_code=202)
+def read_again(name: str, principal: Submitter, database: TheDatabase) -> DatasetResponse:
+    """Request that the workers read a folder again; files that have not changed are not read."""
+    database.write(lambda session: datasets.read_again(session, name))
+    return show(name, principal, database)
 
 
 @router.get("/{name}/samples.png", response_class=HttpResponse, responses={200: {"content": {"image/png": {}}}})

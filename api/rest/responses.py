@@ -17,7 +17,7 @@ from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
 from jobs import weak_labels
 from jobs.curves import CurvePoint
-from jobs.datasets import SheetLayout
+from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
 from jobs.step_times import StepTime
 from jobs.waiting import Waiting
@@ -306,10 +306,15 @@ class DatasetResponse(Response):
 
     `label_lists` are fixed lists of train images that `semi_supervised.lists` may name; `image_size` is the maximum of
     `data.image_size`, where there is one. `report` says what the image folder holds, what was left out of it and what
-    is unusual; it is null for a dataset of no image folder.
+    is unusual; it is null for a dataset of no image folder. `state` is ready, being_read, refused or absent;
+    `read_share` is the share of its files that a worker has read, and `state_message` says more. `digest` is empty
+    until a worker has read the files.
     """
 
     name: str
+    state: str
+    read_share: float | None
+    state_message: str | None
     digest: str
     kind: str
     counts: dict[str, int]
@@ -330,10 +335,11 @@ class RefusedDataset(Response):
     reason: str
 
 
-def dataset(row: Dataset, sheet: SheetLayout | None) -> DatasetResponse:
+def dataset(row: Dataset, sheet: SheetLayout | None, state: DatasetState) -> DatasetResponse:
     address = rooted(f"/v1/datasets/{quote(row.name, safe='')}/samples.png")
     samples = None if sheet is None else SamplesResponse.of(sheet, png=address)
-    return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples)
+    stated = {"state": state.state, "read_share": state.share, "state_message": state.message}
+    return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples, **stated)
 
 
 class WorkerResponse(Response):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
@@ -18,7 +19,7 @@ from api.http.idempotency import TheFormSubmission
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.job_bodies import create_retry
 from api.web.forms.fields import body_of
-from jobs import checkpoints, transitions
+from jobs import checkpoints, datasets, transitions
 from jobs.database import Database
 from jobs.errors import Conflict
 from wcl_core.config import Protocol
@@ -90,6 +91,13 @@ def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabas
     """Pin or unpin the checkpoint; redirect to the checkpoints of its job."""
     checkpoint = database.write(lambda session: checkpoints.pin(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")
+
+
+@router.post("/datasets/{name}/read")
+def read_again(name: str, submitter: Submitter, database: TheDatabase) -> Response:
+    """Request that the workers read a folder again; redirect to its page."""
+    database.write(lambda session: datasets.read_again(session, name))
+    return _see(f"/datasets/{quote(name, safe='')}")
 
 
 def _see(address: str) -> Response:

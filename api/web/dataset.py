@@ -17,6 +17,7 @@ from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
 from jobs.models import Evaluation, Job
+from jobs.status import Status
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,10 +26,15 @@ NEWEST_JOBS = 12
 
 @dataclass(frozen=True)
 class DatasetPage:
-    """A dataset, the newest jobs on any of its versions, and whether this version has evaluations."""
+    """A dataset, the newest jobs on any of its versions, and whether this version has evaluations.
+
+    Attributes:
+        preparing: running jobs that decode the folder.
+    """
 
     view: DatasetView
     runs: list[JobView]
+    preparing: list[JobView]
     is_measured: bool
     now: int
 
@@ -41,11 +47,13 @@ def dataset_page(session: Session, name: str) -> DatasetPage:
     """
     row = queries.get_dataset(session, name)
     workers = queries.workers(session, alive_only=True)
-    newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
+    jobs = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
+    running = [JobView(job, []) for job in session.execute(jobs.where(Job.status == Status.RUNNING)).scalars()]
     measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
     return DatasetPage(
-        dataset_view(row, datasets.sheet_layouts(session).get(name), workers),
-        [JobView(job, []) for job in session.execute(newest).scalars()],
+        dataset_view(row, datasets.states(session)[name], datasets.sheet_layouts(session).get(name), workers),
+        [JobView(job, []) for job in session.execute(jobs).scalars()],
+        [run for run in running if run.progress["phase"] == "prepare" and run.progress["share"] is not None],
         session.execute(measured).first() is not None,
         database_time(session),
     )
@@ -56,4 +64,4 @@ def dataset_route(request: Request, name: str, reader: Reader, database: TheData
     """Return the page of a dataset."""
     with database.read() as session:
         view = dataset_page(session, name)
-    return page(request, "dataset.html", details=view, now=view.now)
+    return page(request, "dataset.html", details=view, now=view.now, may_submit="submit" in reader.scopes)

@@ -14,7 +14,7 @@ from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.datasets import SheetLayout, Unsettled
+from jobs.datasets import DatasetState, SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
 
 router = APIRouter(include_in_schema=False)
@@ -47,6 +47,7 @@ class DatasetView:
     """
 
     row: Dataset
+    state: DatasetState
     sheet: SheetLayout | None
     holders: list[Worker]
     others: list[Worker]
@@ -85,15 +86,18 @@ class DatasetList:
 
 def dataset_list(session: Session) -> DatasetList:
     sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
-    views = [dataset_view(row, sheets.get(row.name), workers) for row in queries.datasets(session)]
+    states = datasets.states(session)
+    views = [dataset_view(row, states[row.name], sheets.get(row.name), workers) for row in queries.datasets(session)]
     return DatasetList(views, datasets.unsettled(session), database_time(session))
 
 
-def dataset_view(row: Dataset, sheet: SheetLayout | None, workers: Sequence[Worker]) -> DatasetView:
+def dataset_view(
+    row: Dataset, state: DatasetState, sheet: SheetLayout | None, workers: Sequence[Worker]
+) -> DatasetView:
     """Return a dataset with those of the live workers that have it."""
     having = [worker for worker in workers if row.name in worker.datasets]
     holders = [worker for worker in having if worker.datasets[row.name] == row.digest]
-    return DatasetView(row, sheet, holders, [worker for worker in having if worker not in holders])
+    return DatasetView(row, state, sheet, holders, [worker for worker in having if worker not in holders])
 
 
 @router.get("/datasets")

@@ -17,7 +17,7 @@ _ENDS = {
     "save": "saving the checkpoint",
 }
 _NO_PROGRESS = dict.fromkeys(
-    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase")
+    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share")
 )
 
 
@@ -58,6 +58,14 @@ class JobView:
             return 1.0
         total = self.progress.get("total_steps")
         return min(1.0, (self.progress["step"] or 0) / total) if total else None
+
+    @property
+    def phase(self) -> str:
+        """What the run does now."""
+        phase, share = self.progress["phase"] or "starting", self.progress["share"]
+        if phase != "prepare":
+            return str(phase)
+        return "waiting for the dataset" if share is None else f"preparing the dataset, {share:.0%}"
 
     @property
     def metrics(self) -> dict[str, Any]:

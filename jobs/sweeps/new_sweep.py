@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs import submission
 from jobs.checks import check
 from jobs.database import new_id
+from jobs.datasets import pinned_digest
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Sweep, SweepTrial
 from jobs.status import Status
@@ -143,7 +144,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
         max_parallel=new.max_parallel,
         options=design.options,
         dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
+        dataset_digest=pinned_digest(session, dataset),
     )
     session.add(sweep)
     session.flush()

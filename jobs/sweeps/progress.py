@@ -87,9 +87,9 @@ def take(session: Session, sweep: Sweep) -> Step:
 
 
 def _begin(session: Session, sweep: Sweep, step: Step) -> None:
-    same = (Dataset.name == sweep.dataset_name, Dataset.digest == sweep.dataset_digest)
-    dataset = session.execute(select(Dataset).where(*same)).scalar_one_or_none()
-    if dataset is None:
+    named = select(Dataset).where(Dataset.name == sweep.dataset_name)
+    dataset = session.execute(named).scalar_one_or_none()
+    if dataset is None or sweep.dataset_digest not in ("", dataset.digest):  # empty while the dataset is being read
         message = f"the dataset {sweep.dataset_name} has changed since the first trials; start a new sweep"
         _end(session, sweep.id, Status.FAILED, status_message=message)
         return
@@ -98,7 +98,7 @@ def _begin(session: Session, sweep: Sweep, step: Step) -> None:
         group = {"group_id": new_id()} if len(sweep.seeds) > 1 else {}
         for seed in sweep.seeds:
             new = design.job(Place(trial, rung, seed), sweep_id=sweep.id, **group)
-            add(session, new, dataset, waits=False)
+            add(session, new, dataset, waits=False, digest=sweep.dataset_digest)
     session.execute(update(Sweep).where(Sweep.id == sweep.id).values(updated_at=now_ms()))
 
 

@@ -126,4 +126,4 @@ def _prepare_worker(start: Start) -> None:
         os.environ["WCL_STANDBY"] = "off"  # it would fork the real science
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
         datasets.names = lambda *args: [STANDIN.name]
-        datasets.find = lambda *args: iter([(STANDIN.name, Source(STANDIN, None))])
+        datasets.find = lambda *args, **more: iter([(STANDIN.name, Source(STANDIN, None))])

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import workers
+from jobs.database import Database
 from jobs.settings import Settings
+from tests.jobs.rows import WORKER
+from tests.waiting import eventually
 from wcl_core.data.packing import pack
 from wcl_core.reporter import NullReporter
-from worker import datasets
+from worker import datasets, registration
 from worker.datasets import Source
+from worker.registration import FolderWatch, Registration
 
 pytestmark = pytest.mark.process
 
@@ -69,9 +75,8 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
     assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in sources.values())
     assert "dataset gone is refused" in caplog.text
     assert "dataset none is refused" in caplog.text
-    by_name = {command[4]: command for command in commands}
-    assert by_name["flat"][-2:] == ["--cache", str(settings.descriptions_dir / "flat.json")]
-    assert "--cache" not in by_name["digits"]
+    assert [command[2] for command in commands] == ["wcl_core.registration", "wcl_core"]  # one process for all folders
+    assert (settings.descriptions_dir / "flat.files").exists()
 
 
 def test_a_dataset_with_an_invalid_label_list_is_refused(
@@ -133,6 +138,63 @@ def test_a_description_that_is_abandoned_ends_at_once(photos: Path, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.sys, "executable", str(_sleeper(tmp_path)))
         assert list(datasets.find(settings, stop)) == []
+
+
+def test_a_reader_that_dies_refuses_what_it_has_not_read(photos: Path, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", datasets={"photos": photos}, builtin_datasets=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.sys, "executable", "false")
+        results = dict(datasets.find(settings, threading.Event()))
+    assert results == {"photos": "the process that reads it has ended; the worker's log has the reason"}
+
+
+def test_a_worker_lists_reads_and_watches_its_folders(
+    photos: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(registration, "_REQUEST_SECONDS", 0.05)
+    settings = Settings(data_dir=tmp_path / "data", datasets={"photos": photos}, builtin_datasets=[])
+    facts, stop = replace(WORKER, datasets={}), threading.Event()
+    database.write(lambda session: workers.register(session, facts, 1, [], pending=["photos"]))
+    calls: list[str] = []
+    listed = registration.rows.list_names
+    monkeypatch.setattr(registration.rows, "list_names", lambda *args: (calls.append(args[1]), listed(*args)))
+    sources: dict[str, Source] = {}
+    registered = Registration(database, settings, facts, sources, stop)
+    thread = threading.Thread(target=registered.run)
+    thread.start()
+    try:
+        assert registered.is_done.wait(60)
+        before = facts.datasets["photos"]
+        assert calls == ["photos"]
+        Image.new("RGB", (9, 9)).save(photos / "a" / "new.png")
+        eventually(lambda: facts.datasets.get("photos") not in (None, before))
+        assert sources["photos"].facts.counts == {"train": 9, "test": 2}
+        database.write(lambda session: registration.rows.read_again(session, "photos").id)
+        eventually(lambda: len(calls) == 3 and "photos" in facts.datasets)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_change_is_noticed_once_the_folder_is_quiet(photos: Path) -> None:
+    clock = [0.0]
+    watch = FolderWatch({"photos": photos}, lambda: clock[0])
+
+    def look() -> list[str]:
+        clock[0] += registration._LOOK_SECONDS
+        return watch.changed()
+
+    assert look() == []
+    (photos / "a" / "new").mkdir()
+    assert look() == []
+    (photos / "a" / "new" / "file").touch()
+    assert look() == []
+    assert watch.changed() == []
+    assert look() == ["photos"]
+    assert look() == []
+    (photos / "a" / "new" / "file").unlink()
+    assert [look(), look()] == [[], ["photos"]]
 
 
 def _sleeper(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
-from wcl_client.registration import pending, refusals, report_lines, summary
+from wcl_client.registration import pending, refusals, report_lines, state_of, summary
 from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
 
@@ -78,19 +78,26 @@ def demo(
 
 
 @app.command()
-def datasets(as_json: AsJson = False) -> None:
-    """List the datasets that workers announced, what was read of each, and those that workers refuse."""
+def datasets(
+    read: Annotated[
+        str | None, typer.Option("--read", metavar="NAME", help="Let the workers read this folder again first.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the datasets that workers announced, their state, what was read of each, and those that workers refuse."""
     with WclClient.connect() as client:
+        if read is not None:
+            client.read_dataset(read)
         rows = client.datasets()
         workers = [] if as_json else client.workers()
     if as_json:
         print_json(rows)
         return
     for dataset in rows:
-        out.say(bold(dataset["name"]), f"  {summary(dataset)}")
+        out.say(bold(dataset["name"]), f"  {summary(dataset)}", state_of(dataset))
         for line in report_lines(dataset):
             out.say(f"  {line}")
-    for name in pending(workers):
+    for name in sorted({*pending(workers)} - {dataset["name"] for dataset in rows}):
         out.say(bold(name), "  a worker is still reading it")
     for refusal in refusals(workers):
         err.say(Styled(refusal, "red"))

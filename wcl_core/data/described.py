@@ -15,10 +15,13 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wcl_core import files
+from wcl_core.data import file_index
+from wcl_core.data.file_index import FileIndex
 from wcl_core.data.folder import describe_folder
 from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import Description
@@ -30,15 +33,19 @@ from wcl_core.protocol import DatasetReport
 _VERSION = 3  # of layouts, digest and report; another version invalidates every cached description
 _PLAIN_FIELDS = ("digest", "counts", "classes", "class_counts")
 _FIELDS = {"fingerprint", "samples", "report", "sha256", *_PLAIN_FIELDS}
-_REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
 
 
-def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
+def describe_folder_cached(
+    name: str, root: Path, cache: Path, tell: Callable[[float], None] = lambda _share: None
+) -> Description:
     """Return what `describe_folder` returns, from the cache if nothing has changed since.
+
+    Of a folder that has changed, only the changed files are read; `file_index` remembers the others.
 
     Args:
         name: name of the dataset.
         cache: the cache file, created or replaced. If it cannot be read or written, the folder is read.
+        tell: as for `describe_folder`.
 
     Raises:
         DataError: as `describe_folder`.
@@ -47,8 +54,12 @@ def describe_folder_cached(name: str, root: Path, cache: Path) -> Description:
     if (kept := _read(name, cache, before)) is not None:
         return kept
     started_ns = time.time_ns()
-    description = describe_folder(name, root)
-    if _fingerprint(name, root)[0] == before and newest + _REST_NS < started_ns:
+    index = FileIndex(cache.with_suffix(".files"), root)
+    try:
+        description = describe_folder(name, root, index, tell)
+    finally:
+        index.close()
+    if _fingerprint(name, root)[0] == before and newest + file_index.REST_NS < started_ns:
         _write(cache, before, description)
     return description
 

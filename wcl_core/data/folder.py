@@ -8,32 +8,42 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from wcl_core.data.image_file import RULES_VERSION, SIXTEEN_BITS, Facts, UnreadableError, read_image
-from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts, tensor_digest
+from wcl_core.data.decoding import Pixels, Wish, read_all, read_file
+from wcl_core.data.image_file import RULES_VERSION, SIXTEEN_BITS, Facts, UnreadableError
+from wcl_core.data.images import (
+    MEMORY_SHARE,
+    DataError,
+    Description,
+    ImageData,
+    Split,
+    class_counts,
+    fits_memory,
+    tensor_digest,
+)
 from wcl_core.data.layout import Entry, Files, Remarks, list_files, shown
 from wcl_core.data.samples import samples_of_files
-from wcl_core.limits import memory_bytes, num_threads
+from wcl_core.limits import memory_bytes
 from wcl_core.protocol import DatasetReport, storable
 from wcl_core.reporter import Reporter
+from wcl_core.stop import check
 
-if TYPE_CHECKING:  # a description never loads torch
-    from torch import Tensor
-
-Pixels = np.ndarray[Any, Any]  # (side, side, 3) uint8
-Read = Callable[[Path], tuple[Facts, Pixels | None]]
+if TYPE_CHECKING:
+    from wcl_core.data.cache import Cache
+    from wcl_core.data.file_index import FileIndex
 
 _NAMED_CORRUPT_FILES = 20
-_MEMORY_SHARE = 0.5  # share of this machine's memory that decoded images may take
-_AT_ONCE = 1024  # files given to the decoding threads together: a million futures would take much memory
+_MAX_CHARACTERS = 1000  # of a message about a file
+_REPORT_SECONDS = 1.0
+_CHECKED_FILES = 16  # between two looks at the requests and the clock
 _NUMBERS = re.compile(r"\d+")
 UNREADABLE = "images that cannot be read"
 NO_TRAIN = "classes without a readable train image"
@@ -56,17 +66,37 @@ class File:
     error: str = ""
 
 
-class Corrupt:
-    """A count of the files that cannot be decoded, and the check that they are not too many."""
+class CorruptFacts(TypedDict):
+    """The files that cannot be decoded: all files, those that cannot, and messages about the first ones."""
 
-    def __init__(self, name: str, files: Files, max_share: float, reporter: Reporter) -> None:
-        self._name, self._max_share, self._reporter = name, max_share, reporter
-        self._total = sum(map(len, files.splits.values()))
-        self._messages: list[str] = []
+    total: int
+    count: int
+    messages: list[str]
+
+
+class Corrupt:
+    """A count of the files that cannot be decoded, and the check that they are not too many.
+
+    Args:
+        total: number of files.
+        facts: the result of `facts` when the folder was decoded earlier.
+    """
+
+    def __init__(
+        self, name: str, total: int, max_share: float, reporter: Reporter, facts: CorruptFacts | None = None
+    ) -> None:
+        self._name, self._total, self._max_share, self._reporter = name, total, max_share, reporter
+        self._count, self._messages = (facts["count"], facts["messages"]) if facts else (0, [])
 
     def add(self, message: str) -> None:
         """Count one more."""
-        self._messages.append(message)
+        self._count += 1
+        if self._count <= _NAMED_CORRUPT_FILES:
+            self._messages.append(message[:_MAX_CHARACTERS])
+
+    def facts(self) -> CorruptFacts:
+        """Return the count and the first messages, for JSON."""
+        return {"total": self._total, "count": self._count, "messages": self._messages}
 
     def check(self) -> None:
         """Report a warning for each file, up to a limit.
@@ -74,17 +104,16 @@ class Corrupt:
         Raises:
             DataError: their share is above the largest tolerated share.
         """
-        count = len(self._messages)
-        for message in self._messages[:_NAMED_CORRUPT_FILES]:
+        for message in self._messages:
             self._reporter.warning("corrupt_image", message)
-        if count > self._max_share * self._total:
+        if self._count > self._max_share * self._total:
             raise DataError(
-                f"dataset {self._name}: {count} of {self._total} image files cannot be decoded, more than "
+                f"dataset {self._name}: {self._count} of {self._total} image files cannot be decoded, more than "
                 f"data.max_corrupt_share = {self._max_share:g} allows; remove the files, or allow more. "
                 f"The first is {self._messages[0]}"
             )
-        if count > _NAMED_CORRUPT_FILES:
-            self._reporter.warning("corrupt_image", f"and {count - _NAMED_CORRUPT_FILES} more files")
+        if self._count > _NAMED_CORRUPT_FILES:
+            self._reporter.warning("corrupt_image", f"and {self._count - _NAMED_CORRUPT_FILES} more files")
 
 
 class Reading:
@@ -166,42 +195,76 @@ class Reading:
 
     def warn(self, reporter: Reporter) -> None:
         """Report a warning if samples were scaled to 8 bits, since that loses information."""
-        for remark in self._notes.list():
-            if remark.text == SIXTEEN_BITS:
-                reporter.warning("scaled_to_8_bits", f"{remark.count} images: {remark.text}")
+        warn_of_scaled(self.num_scaled, reporter)
+
+    @property
+    def num_scaled(self) -> int:
+        """The number of images whose samples were scaled to 8 bits."""
+        return sum(remark.count for remark in self._notes.list() if remark.text == SIXTEEN_BITS)
 
 
-def load_folder(name: str, root: Path, image_size: int, max_corrupt_share: float, reporter: Reporter) -> ImageData:
-    """Decode a folder into memory; arguments and errors as `wcl_core.data.load`."""
+def warn_of_scaled(count: int, reporter: Reporter) -> None:
+    """Report a warning if samples of images were scaled to 8 bits."""
+    if count:
+        reporter.warning("scaled_to_8_bits", f"{count} images: {SIXTEEN_BITS}")
+
+
+def load_folder(
+    name: str,
+    root: Path,
+    image_size: int,
+    max_corrupt_share: float,
+    reporter: Reporter,
+    cache: Cache | None = None,
+    digest: str | None = None,
+) -> ImageData:
+    """Load a folder, mapped from the cache if there is one; arguments and errors as `wcl_core.data.load`."""
+    if cache is not None and digest is not None:
+        from wcl_core.data.prepared import load_prepared
+
+        prepared = load_prepared(name, root, image_size, max_corrupt_share, reporter, cache, digest)
+        if prepared is not None:
+            return prepared
+    return _load_into_memory(name, root, image_size, max_corrupt_share, reporter)
+
+
+def _load_into_memory(
+    name: str, root: Path, image_size: int, max_corrupt_share: float, reporter: Reporter
+) -> ImageData:
     files = list_files(name, root)
     _check_memory(name, files, image_size)
-    corrupt, reading = Corrupt(name, files, max_corrupt_share, reporter), Reading(name, files)
-    splits = {which: _decode(files, which, image_size, corrupt, reading) for which in files.splits}
+    corrupt, reading = Corrupt(name, files.count, max_corrupt_share, reporter), Reading(name, files)
+    images: dict[str, list[Pixels]] = {which: [] for which in files.splits}
+    entries: dict[str, list[Entry]] = {which: [] for which in files.splits}
+    for which, pixels, entry in decoded(files, image_size, corrupt, reading, reporter):
+        images[which].append(pixels)
+        entries[which].append(entry)
+    splits = {which: _split(images.pop(which), entries[which], image_size) for which in files.splits}
     corrupt.check()
     reading.check_not_empty({which: len(split) for which, split in splits.items()})
     reading.warn(reporter)
     return ImageData(name, splits["train"], splits["test"], files.classes, reading.digest, splits.get("unlabelled"))
 
 
-def describe_folder(name: str, root: Path) -> Description:
+def describe_folder(
+    name: str, root: Path, index: FileIndex | None = None, tell: Callable[[float], None] = lambda _share: None
+) -> Description:
     """Return counts, classes, digest and report of a folder; each file is decoded, so damaged ones do not count.
+
+    Args:
+        index: files that have not changed since they were read are not read again.
+        tell: called now and then with the share of files that are read.
 
     Raises:
         DataError: as `list_files`, or no image of a split can be read.
     """
-
-    def read(path: Path) -> tuple[Facts, None]:
-        return read_image(path, 1, is_preview=True)[1], None
-
     files = list_files(name, root)
     reading = Reading(name, files)
-    readable: dict[str, list[Entry]] = {}
-    for which, entries in files.splits.items():
-        readable[which] = []
-        for file, _ in _read_all(files.root, entries, read):
-            reading.add(which, file)
-            if file.facts is not None:
-                readable[which].append(file.entry)
+    readable: dict[str, list[Entry]] = {which: [] for which in files.splits}
+    for which, file, _ in _read_all(files, Wish(None), index, tell):
+        reading.add(which, file)
+        if file.facts is not None:
+            readable[which].append(file.entry)
     counts = {which: len(entries) for which, entries in readable.items()}
     reading.check_not_empty(counts)
     by_class = class_counts(
@@ -214,59 +277,91 @@ def describe_folder(name: str, root: Path) -> Description:
 
 
 def _check_memory(name: str, files: Files, size: int) -> None:
-    needed = sum(map(len, files.splits.values())) * 3 * size * size
-    memory = memory_bytes()
-    if needed > _MEMORY_SHARE * memory:
+    needed = files.count * 3 * size * size
+    if not fits_memory(needed):
         raise DataError(
             f"dataset {name}: its images take {needed / 2**30:.1f} GiB at data.image_size = {size}, more than "
-            f"{_MEMORY_SHARE:.0%} of the {memory / 2**30:.1f} GiB that this process may use; pack it once "
-            f"(python -m wcl_core pack {name} FOLDER {name}.wclpack --size {size}) and register the packed file"
+            f"{MEMORY_SHARE:.0%} of the {memory_bytes() / 2**30:.1f} GiB that this process may use; give the cache of "
+            f"the worker more room (WCL_CACHE_BYTES), or pack the folder once and register the packed file "
+            f"(python -m wcl_core pack {name} FOLDER {name}.wclpack --size {size})"
         )
 
 
-def _decode(files: Files, which: str, size: int, corrupt: Corrupt, reading: Reading) -> Split:
+def _split(images: list[Pixels], entries: list[Entry], size: int) -> Split:
     import torch
 
-    images, read = [], []
-    for image, entry in decoded(files, which, size, corrupt, reading):
-        images.append(image)
-        read.append(entry)
-    stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-    targets = torch.tensor([label for _, label in read], dtype=torch.int64)
-    return Split(stacked, targets, tensor_digest(stacked, targets), files=tuple(path for path, _ in read))
+    stacked = torch.from_numpy(np.stack(images)) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    targets = torch.tensor([label for _, label in entries], dtype=torch.int64)
+    return Split(stacked, targets, tensor_digest(stacked, targets), files=tuple(path for path, _ in entries))
 
 
-def decoded(files: Files, which: str, size: int, corrupt: Corrupt, reading: Reading) -> Iterator[tuple[Tensor, Entry]]:
-    """Yield image, (3, size, size) uint8, and entry, in order; a file that cannot be decoded goes to `corrupt`."""
-    import torch
+class Preparation:
+    """The progress of decoding a folder, reported about once a second, and the requests that end it."""
 
-    def read(path: Path) -> tuple[Facts, Pixels]:
-        image, facts = read_image(path, size)
-        return facts, np.array(image)
+    def __init__(self, files: Files, reporter: Reporter) -> None:
+        self._reporter, self._total = reporter, files.count
+        self._started_at = time.monotonic()
+        self._reported_at = 0.0
+        self._done = 0
 
-    for file, pixels in _read_all(files.root, files.splits[which], read):
+    def count(self) -> None:
+        """Count one more file.
+
+        Raises:
+            Interrupted: there is a request to end the run.
+        """
+        self._done += 1
+        if self._done % _CHECKED_FILES:
+            return
+        check()
+        now = time.monotonic()
+        if now - self._reported_at >= _REPORT_SECONDS:
+            self._reported_at = now
+            left = (now - self._started_at) / self._done * (self._total - self._done)
+            report_preparation(self._reporter, self._done / self._total, left)
+
+
+def report_preparation(reporter: Reporter, share: float | None = None, seconds_left: float | None = None) -> None:
+    """Report how much of the dataset is prepared; None where another process prepares it."""
+    counts = {"step": 0, "total_steps": 0, "epoch": 0, "total_epochs": 0}
+    reporter.progress(**counts, phase="prepare", share=share, eta_seconds=seconds_left)
+
+
+def decoded(
+    files: Files, size: int, corrupt: Corrupt, reading: Reading, reporter: Reporter
+) -> Iterator[tuple[str, Pixels, Entry]]:
+    """Yield split, image and entry, in order; a file that cannot be decoded goes to `corrupt`."""
+    preparation = Preparation(files, reporter)
+    for which, file, pixels in _read_all(files, Wish(size)):
+        preparation.count()
         reading.add(which, file)
         if pixels is None:
             corrupt.add(f"{shown(file.entry[0])}: {file.error}")
         else:
-            yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), file.entry
+            yield which, pixels, file.entry
 
 
-def _read_all(root: Path, entries: Sequence[Entry], read: Read) -> Iterator[tuple[File, Pixels | None]]:
-    """Read and hash files on threads, and yield them in order."""
-
-    def one(entry: Entry) -> tuple[File, Pixels | None]:
-        path, digest = root / entry[0], b""
-        try:
-            with path.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").digest()
-            facts, pixels = read(path)
-        except UnreadableError as error:
-            return File(entry, digest, None, storable(str(error))), None
-        except OSError as error:
-            return File(entry, digest, None, f"it cannot be opened: {error.strerror}"), None
-        return File(entry, digest, facts), pixels
-
-    with ThreadPoolExecutor(num_threads()) as pool:
-        for start in range(0, len(entries), _AT_ONCE):
-            yield from pool.map(one, entries[start : start + _AT_ONCE])
+def _read_all(
+    files: Files, wish: Wish, index: FileIndex | None = None, tell: Callable[[float], None] = lambda _share: None
+) -> Iterator[tuple[str, File, Pixels | None]]:
+    """Yield split, file and pixels of all files, in the order of `Files.splits`; of files of the index no pixels."""
+    entries = [(which, entry) for which, some in files.splits.items() for entry in some]
+    is_known = [index is not None and index.get(path) is not None for _, (path, _) in entries]
+    paths = [path for (_, (path, _)), known in zip(entries, is_known, strict=True) if not known]
+    started_ns, num_read = time.time_ns(), 0
+    reads = read_all(files.root, paths, wish)
+    try:
+        for (which, entry), known in zip(entries, is_known, strict=True):
+            kept = index.get(entry[0]) if index is not None and known else None
+            pixels: Pixels | None = None
+            if kept is None:
+                # A known file may have changed meanwhile.
+                kept, pixels = read_file(files.root / entry[0], wish) if known else next(reads)
+                num_read += 1
+                if index is not None:
+                    index.add(entry[0], kept, started_ns)
+                if num_read % _CHECKED_FILES == 0:
+                    tell(min(1.0, num_read / len(paths)))
+            yield which, File(entry, kept.digest, kept.facts, storable(kept.error)), pixels
+    except UnreadableError as error:
+        raise DataError(f"dataset {files.name}: {error}") from error

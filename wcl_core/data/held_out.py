@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wcl_core.config import held_out_count
-from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
+from wcl_core.data.images import DataError, ImageData, Split, fits_memory, tensor_digest
 from wcl_core.data.order import derived_seed
 
 
@@ -19,18 +19,23 @@ def with_held_out(data: ImageData, share: float) -> ImageData:
     test split itself and the lists of train images are dropped.
 
     Args:
-        data: as loaded, in memory.
+        data: as loaded, in memory or mapped from the cache of decoded folders; the result is in memory.
         share: in [0, 1); 0 changes nothing.
 
     Raises:
-        DataError: the data is mapped from its file, or a class has no image left in one of the splits.
+        DataError: the data is mapped from a packed file or does not fit into memory, or a class has no image left in
+            one of the splits.
     """
     if share == 0:
         return data
-    if data.train.is_mapped:
+    if data.train.is_mapped and not data.train.files:
         raise DataError(
             f"data.held_out_share is {share:g}, but {data.name} is packed, and only images in memory can be held out; "
             "use 0"
+        )
+    if data.train.is_mapped and not fits_memory(data.train.images.nbytes):
+        raise DataError(
+            f"data.held_out_share is {share:g}, but the train images of {data.name} do not fit into memory; use 0"
         )
     is_held = held_out(data.train.labels, share)
     for side in (is_held, ~is_held):
@@ -63,4 +68,5 @@ def held_out(labels: Tensor, share: float) -> Tensor:
 def _part(split: Split, rows: Tensor) -> Split:
     images, labels = split.images[rows], split.labels[rows]
     files = tuple(split.files[row] for row in rows.tolist()) if split.files else ()
-    return replace(split, images=images, labels=labels, digest=tensor_digest(images, labels), files=files)
+    digest = tensor_digest(images, labels)
+    return replace(split, images=images, labels=labels, digest=digest, files=files, is_mapped=False, held=None)

@@ -7,6 +7,7 @@ file.  docs/datasets.md has the table of what is read.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import threading
 import time
@@ -45,7 +46,7 @@ RULES_VERSION: Final = 2  # of the pixels that a file gives; version 1 had no ru
 
 BACKGROUND: Final = (255, 255, 255)  # under transparent pixels
 MAX_BYTES: Final = 1 << 30  # of a file
-MAX_PIXELS: Final = 100_000_000  # of an image, and of all images that a process decodes at one time
+MAX_PIXELS: Final = 100_000_000  # of an image, and of all images that a run decodes at one time
 MAX_SECONDS: Final = 60.0  # of processor time for one image
 _MAX_SCANNED: Final = 4_000_000_000  # pixels times scans of a progressive JPEG
 _MAX_PROFILE_BYTES: Final = 4 << 20
@@ -243,7 +244,36 @@ class _Budget:
                 self._changed.notify_all()
 
 
-_budget = _Budget(MAX_PIXELS)
+class _SharedBudget:
+    """The pixels that several processes of one thread each may decode at one time.
+
+    An image of at most an equal share is decoded beside others, a larger one alone.
+    """
+
+    def __init__(self, num_processes: int, descriptor: int) -> None:
+        self._share, self._descriptor = MAX_PIXELS // num_processes, descriptor
+
+    @contextmanager
+    def reserved(self, pixels: int) -> Iterator[None]:
+        """Wait until so many pixels may be decoded, and hold them."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_SH if pixels <= self._share else fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+
+_budget: _Budget | _SharedBudget = _Budget(MAX_PIXELS)
+
+
+def share_pixels(num_processes: int, descriptor: int) -> None:
+    """Share the bound on pixels with other processes.
+
+    Args:
+        descriptor: of a file that all of them lock; the locks are those of processes.
+    """
+    global _budget
+    _budget = _SharedBudget(num_processes, descriptor)
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------

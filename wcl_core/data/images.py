@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from wcl_core.data.samples import Samples
+from wcl_core.limits import memory_bytes
 from wcl_core.protocol import DatasetReport
 
 if TYPE_CHECKING:  # a description of a folder never loads torch
     from torch import Tensor
 
+    from wcl_core.data.cache import HeldFile
+
 DatasetKind = Literal["builtin", "folder", "packed"]
+MEMORY_SHARE = 0.5  # of this machine's memory that decoded images may take
 _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
 
 
@@ -33,6 +37,7 @@ class Split:
         is_mapped: whether the pixels stay in their file and are read on use.
         files: the path of each image below its folder; empty if the images come from no folder.
         side: side of plain images in pixels, if larger images are stored for the random views.
+        held: the file of the cache that the images are in.
     """
 
     images: Tensor
@@ -41,6 +46,7 @@ class Split:
     is_mapped: bool = False
     files: tuple[str, ...] = ()
     side: int | None = None
+    held: HeldFile | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,6 +117,11 @@ class Description:
     image_size: int | None = None
     samples: Samples | None = None
     report: DatasetReport | None = None
+
+
+def fits_memory(num_bytes: int) -> bool:
+    """Return whether decoded images take at most `MEMORY_SHARE` of the memory that this process may use."""
+    return num_bytes <= MEMORY_SHARE * memory_bytes()
 
 
 def tensor_digest(*tensors: Tensor) -> str:

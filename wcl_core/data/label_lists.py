@@ -12,16 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from wcl_core.data.images import DataError, ImageData
 
+if TYPE_CHECKING:  # a description never loads torch
+    from torch import Tensor
+
+_Index = np.ndarray[Any, np.dtype[np.int64]]
 _MAX_BYTES = 1 << 28
 
 
-def read_label_list(name: str, path: Path, files: Sequence[str], labels: Tensor, classes: Sequence[str]) -> Tensor:
+def read_label_list(name: str, path: Path, files: Sequence[str], labels: _Index, classes: Sequence[str]) -> _Index:
     """Return the indices of the train images that a list names: (n,) int64, ascending.
 
     Args:
@@ -35,6 +39,7 @@ def read_label_list(name: str, path: Path, files: Sequence[str], labels: Tensor,
         DataError: the file is absent, too large, empty or no text; a line names no train image or one that an earlier
             line names; or a class has no image.
     """
+    labels = np.asarray(labels)
     try:
         if path.exists() and not path.is_file():  # a FIFO would be waited for
             raise DataError(f"list {name}: {path} is no regular file")
@@ -56,8 +61,8 @@ def read_label_list(name: str, path: Path, files: Sequence[str], labels: Tensor,
         line_of[place] = number
     if not line_of:
         raise DataError(f"list {name}: {path} names no image; expected one image a line")
-    index = torch.tensor(sorted(line_of))
-    if len(absent := labels[index].bincount(minlength=len(classes)).eq(0).nonzero().flatten()):
+    index = np.array(sorted(line_of), np.int64)
+    if len(absent := np.flatnonzero(np.bincount(labels[index], minlength=len(classes)) == 0)):
         raise DataError(
             f"list {name}: {path} has no image of class {classes[int(absent[0])]}; expected one of each class at least"
         )
@@ -71,9 +76,9 @@ def _places(files: Sequence[str]) -> dict[str, int]:
     return {name: index for index, three in enumerate(names) for name in three if counts[name] == 1}
 
 
-def index_digest(index: Tensor) -> str:
+def index_digest(index: Tensor | _Index) -> str:
     """Return the sha256 of the indices, ascending as little-endian int64: 64 hex digits."""
-    return hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest()
+    return hashlib.sha256(np.asarray(index).astype("<i8").tobytes()).hexdigest()
 
 
 def with_label_lists(
@@ -88,9 +93,11 @@ def with_label_lists(
     Raises:
         DataError: as `read_label_list`, or a list names other images than those announced.
     """
-    images = (data.train.files, data.train.labels, data.classes)
+    import torch
+
+    images = (data.train.files, data.train.labels.numpy(), data.classes)
     lists = {name: read_label_list(name, path, *images) for name, path in paths.items()}
     for name, index in lists.items():
         if digests.get(name) not in (None, index_digest(index)):
             raise DataError(f"list {name}: {paths[name]} names other images than at the worker's start; restart it")
-    return replace(data, label_lists=lists)
+    return replace(data, label_lists={name: torch.from_numpy(index) for name, index in lists.items()})

@@ -87,12 +87,14 @@ class Files:
     """The image files of a folder, by split.
 
     Attributes:
+        name: of the dataset, for messages.
         root: the folder that the paths are relative to.
         classes: names as text, in label order.
         layout: how the folder is read, as a clause.
         left_out, odd: files and folders that are not read, and those that a user should know of.
     """
 
+    name: str
     root: Path
     train: list[Entry]
     test: list[Entry]
@@ -107,6 +109,11 @@ class Files:
         """The files by name of the split; `unlabelled` only if it has files."""
         both = {"train": self.train, "test": self.test}
         return both | {"unlabelled": self.unlabelled} if self.unlabelled else both
+
+    @property
+    def count(self) -> int:
+        """The number of files."""
+        return sum(map(len, self.splits.values()))
 
 
 def list_files(name: str, root: Path) -> Files:
@@ -283,7 +290,7 @@ class _Listing:
             if shown(each) != each:
                 self._odd.add(NAME_NOT_UTF8, each)
         names = tuple(map(shown, classes))
-        return Files(self._root, train, test, names, list(unlabelled), layout, self._left_out, self._odd)
+        return Files(self._name, self._root, train, test, names, list(unlabelled), layout, self._left_out, self._odd)
 
     def _labelled(self, level: _Level, classes: list[str]) -> list[Entry]:
         folders = {_last(folder): folder for folder in level.folders}

@@ -5,11 +5,13 @@ Modules that load torch are imported where they are used, because the descriptio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, load_folder
@@ -27,7 +29,7 @@ from wcl_core.data.samples import samples_of_images
 from wcl_core.reporter import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from wcl_core.data.cache import Cache
 
 
 def kind_of(path: Path | None) -> DatasetKind:
@@ -38,7 +40,15 @@ def kind_of(path: Path | None) -> DatasetKind:
 
 
 def load(
-    name: str, kind: DatasetKind, path: Path | None, image_size: int, max_corrupt_share: float, reporter: Reporter
+    name: str,
+    kind: DatasetKind,
+    path: Path | None,
+    image_size: int,
+    max_corrupt_share: float,
+    reporter: Reporter,
+    *,
+    cache: Cache | None = None,
+    digest: str | None = None,
 ) -> ImageData:
     """Load a dataset.
 
@@ -48,10 +58,13 @@ def load(
         image_size: side in pixels. Each image is scaled until its shorter side has this length, then centre-cropped; a
             packed file has its size already.
         max_corrupt_share: the largest share of undecodable files that is tolerated.
-        reporter: receives a warning for each undecodable file, up to a limit.
+        reporter: receives a warning for each undecodable file, up to a limit, and the progress of decoding a folder.
+        cache: keeps the decoded images of a folder, if its digest is given.
+        digest: of the content that is expected.
 
     Raises:
-        DataError: the data is absent, empty or damaged, has too many undecodable files, or does not fit into memory.
+        DataError: the data is absent, empty or damaged, has too many undecodable files, does not fit into memory, or is
+            in no cache and has other content.
     """
     if kind == "builtin":
         from wcl_core.data.builtin import load_builtin
@@ -61,7 +74,8 @@ def load(
         from wcl_core.data.packed import load_packed
 
         return load_packed(name, _required(name, path, "packed file"), image_size)
-    return load_folder(name, _required(name, path, "folder"), image_size, max_corrupt_share, reporter)
+    folder = _required(name, path, "folder")
+    return load_folder(name, folder, image_size, max_corrupt_share, reporter, cache, digest)
 
 
 def describe(
@@ -70,6 +84,7 @@ def describe(
     path: Path | None,
     cache: Path | None = None,
     lists: Mapping[str, Path] = MappingProxyType({}),
+    tell: Callable[[float], None] = lambda _share: None,
 ) -> Description:
     """Return the counts, the classes and the digest that `load` will report.
 
@@ -80,47 +95,51 @@ def describe(
         path: as for `load`.
         cache: a file that keeps the description of a folder until anything in the folder changes.
         lists: fixed lists of train images, by name.
+        tell: called now and then with the share of a folder's files that are read.
 
     Raises:
         DataError: as `load`.
     """
-    description = _described(name, kind, path, cache)
+    description = _described(name, kind, path, cache, tell)
     if not lists:
         return description
     from wcl_core.data.label_lists import index_digest, read_label_list
 
     files, labels = _train_images(name, kind, path)
     indices = {
-        list_name: read_label_list(list_name, place, files, labels, description.classes)
+        list_name: read_label_list(list_name, place, files, np.array(labels), description.classes)
         for list_name, place in lists.items()
     }
     label_lists = {list_name: LabelList(index_digest(index), len(index)) for list_name, index in indices.items()}
     return replace(description, label_lists=label_lists)
 
 
-def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Tensor]:
+def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequence[str], Sequence[int]]:
     """Return paths and labels of the train images, in the order of the split; only a folder has paths."""
-    import torch
-
-    from wcl_core.data.builtin import load_builtin
-    from wcl_core.data.packed import packed_train_labels
-
     if kind == "packed":
-        return (), packed_train_labels(name, _required(name, path, "packed file"))
+        from wcl_core.data.packed import packed_train_labels
+
+        return (), packed_train_labels(name, _required(name, path, "packed file")).tolist()
     if kind == "folder":
         entries = list_files(name, _required(name, path, "folder")).train
-        return [file for file, _ in entries], torch.tensor([label for _, label in entries])
-    return (), load_builtin(name, path, None).train.labels
+        return [file for file, _ in entries], [label for _, label in entries]
+    from wcl_core.data.builtin import load_builtin
+
+    return (), load_builtin(name, path, None).train.labels.tolist()
 
 
-def _described(name: str, kind: DatasetKind, path: Path | None, cache: Path | None) -> Description:
+def _described(
+    name: str, kind: DatasetKind, path: Path | None, cache: Path | None, tell: Callable[[float], None]
+) -> Description:
     if kind == "packed":
         from wcl_core.data.packed import describe_packed
 
         return describe_packed(name, _required(name, path, "packed file"))
     if kind == "folder":
         folder = _required(name, path, "folder")
-        return describe_folder(name, folder) if cache is None else describe_folder_cached(name, folder, cache)
+        if cache is None:
+            return describe_folder(name, folder, tell=tell)
+        return describe_folder_cached(name, folder, cache, tell)
     from wcl_core.data.builtin import load_builtin
 
     data = load_builtin(name, path, None)

@@ -16,23 +16,27 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from wcl_core.data.cache import HeldFile
 from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
 from wcl_core.data.samples import samples_of_images, shown_images
 from wcl_core.limits import num_threads
 from wcl_core.protocol import DatasetReport
 
+if TYPE_CHECKING:  # a description never loads torch
+    from torch import Tensor
+
+_Array = np.ndarray[Any, Any]
 FORMAT_VERSION = 2
 MAGIC = b"WCLPACK1"
 _MAX_HEADER_BYTES = 1 << 28
@@ -94,6 +98,31 @@ def _at_side(split: Split, side: int) -> Split:
     return replace(split, side=side, digest=hashlib.sha256(f"{split.digest} at {side}".encode()).hexdigest())
 
 
+def load_cached(name: str, path: Path, file: HeldFile, *, is_checked: bool = False) -> tuple[ImageData, dict[str, Any]]:
+    """Map a file of the cache, after checking every byte; also return the fields of its header.
+
+    Args:
+        file: the open file of the path; it is held for as long as the images are used.
+        is_checked: the caller has just written it.
+
+    Raises:
+        DataError: the file is damaged, or of another version.
+    """
+    if sys.platform == "linux":
+        path = Path(f"/proc/self/fd/{file.fileno()}")  # also when another process has replaced it
+    fields: dict[str, Any] = {}
+    header = _read_header(name, path, fields)
+    if not is_checked:
+        _check_blocks(name, path, header)
+    _check_labels(name, path, header)
+    splits = {
+        which: replace(_map(path, header, which), files=tuple(fields["paths"][which]), held=file)
+        for which in header.parts
+    }
+    digest = str(fields["source_digest"])
+    return ImageData(name, splits["train"], splits["test"], header.classes, digest, splits.get("unlabelled")), fields
+
+
 def describe_packed(name: str, path: Path) -> Description:
     """Return the description of a packed file; of its images only the samples are read.
 
@@ -105,10 +134,11 @@ def describe_packed(name: str, path: Path) -> Description:
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     by_class = class_counts(labels, len(header.classes))
-    train = _map(path, header, "train")
-    shown = shown_images(header.size, train.labels, len(header.classes))
+    train = _labels(path, header, "train")
+    shown = shown_images(header.size, train, len(header.classes))
     _check_blocks(name, path, header, _blocks_of_images(header, "train", shown))
-    samples = samples_of_images(train.images, train.labels, len(header.classes))
+    images = _mapped(path, header.start + header.parts["train"].images, _shape(header, "train"))
+    samples = samples_of_images(images, train, len(header.classes))
     return Description(
         name,
         "packed",
@@ -122,7 +152,7 @@ def describe_packed(name: str, path: Path) -> Description:
     )
 
 
-def packed_train_labels(name: str, path: Path) -> Tensor:
+def packed_train_labels(name: str, path: Path) -> _Array:
     """Return the classes of the train images: (N,) int64."""
     header = _read_header(name, path)
     _check_blocks(name, path, header, _blocks_of_labels(header))
@@ -141,32 +171,44 @@ def _check_labels(name: str, path: Path, header: _Header) -> None:
 
 
 def _map(path: Path, header: _Header, which: str) -> Split:
-    part = header.parts[which]
-    images = mapped(path, header.start + part.images, (part.count, 3, header.size, header.size))
-    return Split(images, _labels(path, header, which), header.split_digests[which], is_mapped=True)
+    import torch
+
+    images = mapped(path, header.start + header.parts[which].images, _shape(header, which))
+    labels = torch.from_numpy(_labels(path, header, which))
+    return Split(images, labels, header.split_digests[which], is_mapped=True)
 
 
-def _labels(path: Path, header: _Header, which: str) -> Tensor:
+def _shape(header: _Header, which: str) -> tuple[int, ...]:
+    return (header.parts[which].count, 3, header.size, header.size)
+
+
+def _labels(path: Path, header: _Header, which: str) -> _Array:
     part = header.parts[which]
     with path.open("rb") as file:
         file.seek(header.start + part.labels)
-        return torch.from_numpy(np.frombuffer(file.read(4 * part.count), "<i4").astype(np.int64))
+        return np.frombuffer(file.read(4 * part.count), "<i4").astype(np.int64)
+
+
+def _mapped(path: Path, offset: int, shape: tuple[int, ...]) -> _Array:
+    return np.memmap(path, np.uint8, "r", offset, shape)
 
 
 def mapped(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
     """Return bytes of a file as a read-only uint8 tensor; the bytes are read when they are used."""
-    array = np.memmap(path, np.uint8, "r", offset, shape)
+    import torch
+
     with warnings.catch_warnings():
         # torch has no read-only tensors and warns. A private writable mapping would count as memory of this process,
         # and would fail for files larger than the machine's memory; nothing here writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-        return torch.from_numpy(array)
+        return torch.from_numpy(_mapped(path, offset, shape))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _read_header(name: str, path: Path) -> _Header:
+def _read_header(name: str, path: Path, cached: dict[str, Any] | None = None) -> _Header:
+    """Return the header; for a file of the cache, check the digest of the header, and add all fields to `cached`."""
     try:
         if path.exists() and not path.is_file():  # a FIFO would be waited for
             raise ValueError("it is no regular file")
@@ -176,7 +218,13 @@ def _read_header(name: str, path: Path) -> _Header:
                 raise ValueError("its first bytes are not those of a packed dataset")
             text = file.read(length).rstrip(b" ")
             size = os.fstat(file.fileno()).st_size
+        if cached is not None:
+            text, _, digest = text.rpartition(b"\n")
+            if hashlib.sha256(text).hexdigest().encode() != digest:
+                raise ValueError("its header does not have its digest")
         fields = json.loads(text)
+        if cached is not None:
+            cached |= fields
         versions = fields["format_version"], fields.get("rules_version", 1)
         if versions != (FORMAT_VERSION, RULES_VERSION):
             raise DataError(

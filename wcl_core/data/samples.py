@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +23,7 @@ from wcl_core.limits import num_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+Pixels = np.ndarray[Any, Any]
 MAX_BYTES = 200_000
 _MAX_PIXELS = MAX_BYTES - 10_000  # with a palette, a pixel takes one byte at most; the rest is palette and headers
 _MAX_ROWS = 100
@@ -43,7 +44,7 @@ class Samples:
     side: int
 
 
-def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Samples | None:
+def samples_of_images(images: Tensor | Pixels, labels: Tensor | Pixels, num_classes: int) -> Samples | None:
     """Return the picture of a split in memory or in a mapped file; only the shown images are read.
 
     Args:
@@ -57,7 +58,7 @@ def samples_of_images(images: Tensor, labels: Tensor, num_classes: int) -> Sampl
     return _drawn(tiles, columns, side)
 
 
-def shown_images(stored: int, labels: Tensor, num_classes: int) -> list[int]:
+def shown_images(stored: int, labels: Tensor | Pixels, num_classes: int) -> list[int]:
     """Return the places of the images that `samples_of_images` reads; `stored` is their side in pixels."""
     rows, columns, _ = _layout(num_classes, stored)
     return [place for row in _chosen(labels.tolist(), rows, columns) for place in row]
@@ -103,8 +104,8 @@ def _chosen(labels: Sequence[int], rows: int, columns: int) -> list[list[int]]:
     return chosen
 
 
-def _tile(image: Tensor, side: int) -> Image.Image:
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+def _tile(image: Tensor | Pixels, side: int) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)))
     return ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
 
 

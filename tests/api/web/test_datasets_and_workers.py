@@ -82,13 +82,22 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     old = DatasetFacts("digits", "builtin", "01" * 32, {"train": 1, "test": 1}, ["0"])
     stale = announce(site, old, name="stale")
     site.register()  # the newest announcement is the current version again
+    site.running("prepares digits").report(
+        {"type": "progress", "phase": "prepare", "share": 0.43, "eta_seconds": 20}
+        | dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), 0)
+    )
     page = visitor.window()
     page.goto("/datasets/digits")
 
+    expect(page.locator("#dataset-head")).to_contain_text("prepares digits is preparing the dataset, 43%")
+    expect(page.locator("#dataset-head")).to_contain_text("20 s left")
     rows = page.locator("#runs tbody tr")
-    expect(rows).to_have_count(2)
-    expect(rows.nth(0).get_by_role("link")).to_have_attribute("href", f"/jobs/{evaluation}")
-    expect(rows.nth(1)).to_contain_text("87.5%")
+    expect(rows).to_have_count(3)
+    rows.nth(0).get_by_role("link").click()
+    expect(page.locator("#content")).to_contain_text("Preparing the dataset, 43%… 20 s left")
+    page.go_back()
+    expect(rows.nth(1).get_by_role("link")).to_have_attribute("href", f"/jobs/{evaluation}")
+    expect(rows.nth(2)).to_contain_text("87.5%")
     expect(page.locator("#holders li", has_text="stale")).to_contain_text("other version")
     expect(page.locator("#holders li", has_text="box-1").first).not_to_contain_text("other version")
     page.locator("#content").get_by_role("link", name="Leaderboard").click()

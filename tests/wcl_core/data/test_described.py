@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.wcl_core.data.test_data import write_image, write_tree
-from wcl_core import data
-from wcl_core.data import described, folder, loading
+from wcl_core import data, registration
+from wcl_core.data import decoding, described, file_index, folder, loading, packing
+from wcl_core.reporter import NullReporter
 
 
 @pytest.fixture
@@ -29,13 +32,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     times: list[Path] = []
     original = folder.describe_folder
 
-    def describe_folder(name: str, root: Path) -> data.Description:
+    def describe_folder(name: str, root: Path, *others: Any, **more: Any) -> data.Description:
         times.append(root)
-        return original(name, root)
+        return original(name, root, *others, **more)
 
     monkeypatch.setattr(described, "describe_folder", describe_folder)
     monkeypatch.setattr(loading, "describe_folder", describe_folder)
-    monkeypatch.setattr(described, "_REST_NS", -(10**18))
+    monkeypatch.setattr(file_index, "REST_NS", -(10**18))
     return times
 
 
@@ -93,7 +96,7 @@ def test_another_folder_with_the_same_listing_is_hashed(root: Path, tmp_path: Pa
 def test_a_description_of_young_files_is_not_cached(
     root: Path, tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(described, "_REST_NS", 10**15)
+    monkeypatch.setattr(file_index, "REST_NS", 10**15)
     cache = tmp_path / "photos.json"
     describe(root, cache)
     assert not cache.exists()
@@ -104,7 +107,7 @@ def test_a_description_is_not_cached_if_files_change_during_hashing(
 ) -> None:
     original = described.describe_folder
 
-    def describe_folder(name: str, path: Path) -> data.Description:
+    def describe_folder(name: str, path: Path, *others: Any) -> data.Description:
         description = original(name, path)
         write_image(root / "train" / "a" / "late.png")
         return description
@@ -155,3 +158,109 @@ def test_the_description_of_a_folder_needs_no_torch(root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [data.describe("photos", "folder", root).digest, "False"]
+
+
+# --- the index of files --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the files that are read; accept young files."""
+    names: list[str] = []
+    original = decoding.read_file
+
+    def read_file(path: Path, wish: Any) -> Any:
+        names.append(path.name)
+        return original(path, wish)
+
+    monkeypatch.setattr(decoding, "read_file", read_file)
+    monkeypatch.setattr(file_index, "REST_NS", -(10**18))
+    return names
+
+
+def test_of_a_changed_folder_only_the_changed_files_are_read(root: Path, tmp_path: Path, read: list[str]) -> None:
+    cache = tmp_path / "kept" / "photos.json"
+    describe(root, cache)
+    write_image(root / "train" / "a" / "new.png", (9, 9, 9))
+    write_image(root / "train" / "b" / "deep" / "01.png", (1, 2, 3))
+    (root / "train" / "a" / "02.png").unlink()
+    (root / "test" / "a" / "00.png").write_bytes(b"no image")
+    read.clear()
+
+    again = describe(root, cache)
+
+    assert sorted(read) == ["00.png", "01.png", "new.png"]
+    assert again == data.describe("photos", "folder", root)
+    assert again.counts == {"train": 5, "test": 1}
+
+
+def test_a_reading_that_was_killed_goes_on_where_it_was(
+    root: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "photos.json"
+    monkeypatch.setattr(file_index, "_COMMIT_SECONDS", 0.0)
+    index = file_index.FileIndex(cache.with_suffix(".files"), root)
+    for place in ("train/a/00.png", "train/a/01.png"):
+        index.add(place, decoding.read_file(root / place, decoding.Wish(None))[0], 10**19)
+    del index  # without `close`
+    read.clear()
+
+    described = describe(root, cache)
+
+    assert len(read) == 5
+    assert described == data.describe("photos", "folder", root)
+
+
+@pytest.mark.parametrize("damage", ["bit", "file", "other folder"])
+def test_a_damaged_index_is_not_believed(root: Path, tmp_path: Path, read: list[str], damage: str) -> None:
+    cache = tmp_path / "photos.json"
+    described = describe(root, cache)
+    cache.unlink()
+    index = cache.with_suffix(".files")
+    if damage == "bit":
+        database = sqlite3.connect(index)
+        database.execute("UPDATE files SET digest = zeroblob(32)")
+        database.commit()
+        database.close()
+    elif damage == "file":
+        index.write_bytes(b"no database" * 1000)
+    else:
+        root.rename(tmp_path / "moved")
+        (tmp_path / "photos").symlink_to("moved")
+        root = tmp_path / "moved"
+    read.clear()
+
+    assert describe(root, cache).digest == described.digest
+    assert len(read) == 7
+
+
+@pytest.mark.process
+def test_a_description_loads_no_torch() -> None:
+    code = "import sys, wcl_core.registration, wcl_core.data.packed; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.process
+def test_the_registration_lists_names_before_it_reads_contents(root: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "photos.wclpack"
+    packing.pack("photos", root, packed, 8, 0.0, NullReporter())
+    requests = [
+        {"name": "photos", "kind": "folder", "path": str(root), "cache": str(tmp_path / "c.json"), "lists": {}},
+        {"name": "gone", "kind": "folder", "path": str(tmp_path / "gone"), "cache": str(tmp_path / "d"), "lists": {}},
+        {"name": "packed", "kind": "packed", "path": str(packed), "cache": str(tmp_path / "e"), "lists": {}},
+    ]
+    lines = "\n".join(map(json.dumps, requests))
+    command = [sys.executable, "-m", "wcl_core.registration"]
+    done = subprocess.run(command, input=lines, check=True, capture_output=True, text=True)
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert [(message["name"], sorted(message.keys() - {"name"})) for message in messages] == [
+        ("photos", ["listed"]),
+        ("gone", ["error"]),
+        ("photos", ["description"]),
+        ("packed", ["description"]),
+    ]
+    assert messages[0]["listed"]["counts"] == {"train": 5, "test": 2}
+    for message, kind, path in ((messages[2], "folder", root), (messages[3], "packed", packed)):
+        described = data.describe(message["name"], kind, path)
+        assert message["description"] == json.loads(json.dumps(registration.description_json(described)))

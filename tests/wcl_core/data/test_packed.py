@@ -18,7 +18,7 @@ from tests.wcl_core import small
 from tests.wcl_core.data.test_data import damage, write_tree
 from wcl_core import data
 from wcl_core.__main__ import main
-from wcl_core.data import DataError, ImageData, folder, packing
+from wcl_core.data import DataError, ImageData, decoding, images, packing
 from wcl_core.data import packed as packed_module
 from wcl_core.data.label_lists import read_label_list
 from wcl_core.evaluation.features import network_features, pixel_features
@@ -82,7 +82,7 @@ def test_a_packed_file_has_the_images_of_its_folder(photos: Path, packed: Path) 
 
 
 def test_loading_decodes_nothing(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "read_image", None)
+    monkeypatch.setattr(decoding, "read_image", None)
     assert len(load(packed).train) == 10
 
 
@@ -266,7 +266,7 @@ def test_the_verb_packs_and_describes(photos: Path, tmp_path: Path, capsys: pyte
 def test_a_folder_larger_than_the_stated_share_of_memory_is_refused_with_advice(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "memory_bytes", lambda: 2 * 20 * 3 * 8 * 8)
+    monkeypatch.setattr(images, "memory_bytes", lambda: 2 * 20 * 3 * 8 * 8)
     assert len(data.load("photos", "folder", photos, 8, 0.0, NullReporter()).train) == 10
     with pytest.raises(DataError, match=r"50% of the .* GiB that.*wcl_core pack photos FOLDER photos.wclpack --size 9"):
         data.load("photos", "folder", photos, 9, 0.0, NullReporter())

@@ -91,7 +91,7 @@ def test_cached_samples_equal_new_ones(tmp_path: Path, monkeypatch: pytest.Monke
             (tmp_path / "tree" / split / name).mkdir(parents=True)
             Image.new("RGB", (5, 5), (10, 200, 10)).save(tmp_path / "tree" / split / name / "0.png")
     cache = tmp_path / "tree.json"
-    monkeypatch.setattr(data.described, "_REST_NS", -(10**18))  # the files may be as young as they are
+    monkeypatch.setattr("wcl_core.data.file_index.REST_NS", -(10**18))  # the files may be as young as they are
     first = data.describe("tree", "folder", tmp_path / "tree", cache)
     assert first.samples is not None
     monkeypatch.setattr(samples, "read_image", lambda *_, **__: pytest.fail("an image was decoded again"))

@@ -1,0 +1,199 @@
+"""The cache of decoded datasets: one packed file for each content and size, shared by all processes of a machine.
+
+    DIGEST-SIZE-RULES-DECODER.wclpack    the images; each user holds a shared lock, so that it is not removed meanwhile
+    DIGEST-SIZE-RULES-DECODER.lock       held by the process that writes the file; it goes with it
+
+The digest is that of the folder's content, so the file of another version is another file.  When the room does not
+suffice, the files that were not used for the longest time are removed, but none in use.  This module knows names,
+locks and room; `prepared` writes and reads the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import PIL
+
+from wcl_core.data.image_file import RULES_VERSION
+
+_SUFFIX = ".wclpack"
+_DISK_SHARE = 0.25  # by default
+_FREE_BYTES = 1 << 30  # that the cache leaves on the disk, for checkpoints and the database
+_POLL_SECONDS = 0.1
+
+
+class NoRoomError(Exception):
+    """The cache has no room for a file; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The files of one folder.
+
+    Attributes:
+        folder: it is created when it is first used.
+        max_bytes: of all files; None for a quarter of the disk.
+    """
+
+    folder: Path
+    max_bytes: int | None = None
+
+    def path(self, digest: str, size: int) -> Path:
+        """Return the file of a content and a size, whether or not it exists.
+
+        Other rules or another decoder may give other pixels, so they are part of the name.
+        """
+        return self.folder / f"{digest}-{size}-{RULES_VERSION}-{PIL.__version__}{_SUFFIX}"
+
+    def opened(self, path: Path) -> HeldFile | None:
+        """Return a file, which is not removed while it is held; None if it does not exist."""
+        while True:
+            try:
+                file = HeldFile(path)
+            except FileNotFoundError:
+                return None
+            if _is_at(file, path):
+                os.utime(path)  # the order in which files are removed
+                return file
+            file.close()  # it was removed between opening and locking
+
+    @contextmanager
+    def writing(self, path: Path, wait: Callable[[], None]) -> Iterator[None]:
+        """Hold the right to write a file; what a killed writer has left is removed.
+
+        Args:
+            wait: called again and again while another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self._locked(path, wait)
+        try:
+            self._remove_parts(path)
+            yield
+        finally:
+            if not path.exists():
+                _lock_of(path).unlink(missing_ok=True)
+            lock.close()
+
+    def _locked(self, path: Path, wait: Callable[[], None]) -> BinaryIO:
+        place = _lock_of(path)
+        while True:
+            file = place.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(file, place):
+                    return file
+                file.close()
+            except BlockingIOError:
+                file.close()
+                wait()
+                time.sleep(_POLL_SECONDS)
+
+    def _remove_parts(self, path: Path) -> None:
+        for part in self.folder.glob(f".{path.name}.*.part"):
+            part.unlink(missing_ok=True)
+
+    def make_room(self, needed: int) -> None:
+        """Remove files until there is room for another one, the longest unused first.
+
+        Raises:
+            NoRoomError: too little can be removed.
+        """
+        self._remove_abandoned()
+        disk = os.statvfs(self.folder)
+        limit = self.max_bytes if self.max_bytes is not None else int(_DISK_SHARE * disk.f_blocks * disk.f_frsize)
+        sizes = {file.path: file.size for file in self.files()}
+        free = disk.f_bavail * disk.f_frsize - _FREE_BYTES
+        if needed > limit:
+            raise NoRoomError(f"it needs {_gib(needed)}, more than the limit of {_gib(limit)} (WCL_CACHE_BYTES)")
+        missing = max(sum(sizes.values()) + needed - limit, needed - free)
+        for path in list(sizes):
+            if missing <= 0:
+                return
+            if self._remove(path):
+                missing -= sizes[path]
+        if missing > 0:
+            raise NoRoomError(f"it needs {_gib(needed)}, {_gib(missing)} more than its disk and its files in use leave")
+
+    def files(self) -> list[CachedFile]:
+        """Return all files, the longest unused first."""
+        files = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                files.append(CachedFile(path, status.st_size, status.st_mtime_ns))
+        return sorted(files, key=lambda file: (file.used_at_ns, file.path))
+
+    def _remove(self, path: Path) -> bool:
+        """Remove a file that no process uses; return whether it is gone."""
+        try:
+            with path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        _lock_of(path).unlink(missing_ok=True)
+        return True
+
+    def _remove_abandoned(self) -> None:
+        """Remove the unfinished files of killed writers."""
+        for part in self.folder.glob(f".*{_SUFFIX}.*.part"):
+            path = self.folder / f"{part.name[1 : part.name.index(_SUFFIX)]}{_SUFFIX}"
+            try:
+                with _lock_of(path).open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink(missing_ok=True)
+            except FileNotFoundError:
+                part.unlink(missing_ok=True)
+            except OSError:  # it is being written
+                continue
+
+
+class HeldFile:
+    """A file with a shared lock, open for reading until no object refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    __del__ = close
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    path: Path
+    size: int
+    used_at_ns: int
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name.removesuffix(_SUFFIX)}.lock")
+
+
+def _is_at(file: BinaryIO | HeldFile, path: Path) -> bool:
+    """Return whether an open file still has its name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
