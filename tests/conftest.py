@@ -8,6 +8,7 @@ tests without any of these marks.
 from __future__ import annotations
 
 import gc
+import inspect
 import shutil
 import socket
 import subprocess
@@ -43,7 +44,7 @@ _STARTED = ("postgres", "redis", "browser", "server", "process")
 # About the seconds of a test that starts such a thing; of another one: a fifth of a second
 _SECONDS = {"process": 8.0, "browser": 2.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
 # Folders whose every test starts processes
-_NEVER_FAST = ("acceptance", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
+_NEVER_FAST = ("acceptance", "benchmarks", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,10 +52,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests that start nothing; SQLite only")
 
 
+def pytest_configure() -> None:
+    """Collect no garbage until all tests are collected: hardly anything that is made meanwhile is garbage."""
+    gc.disable()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip the import of folders that have no fast test, with `--fast`."""
     is_never_fast = collection_path.is_dir() and collection_path.name in _NEVER_FAST
     return True if config.getoption("fast") and is_never_fast else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> list[pytest.Item] | None:
+    """With `--fast`, make no items of a function that starts something by its own arguments or its module's mark."""
+    if not collector.config.getoption("fast") or not name.startswith("test_") or not inspect.isfunction(obj):
+        return None
+    marks = getattr(getattr(collector, "obj", None), "pytestmark", [])
+    own = {mark.name for mark in (marks if isinstance(marks, list) else [marks])}
+    arguments = obj.__code__.co_varnames[: obj.__code__.co_argcount]
+    return [] if own & {*_STARTED, "slow"} or _STARTED_BY_FIXTURE.keys() & set(arguments) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -84,6 +101,7 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector the million objects of the imports, which stay: a fifth of the time of the tests."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
@@ -93,7 +111,7 @@ def pytest_unconfigure() -> None:
 
 def _starts(item: pytest.Item) -> set[str]:
     marks = {_STARTED_BY_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in _STARTED_BY_FIXTURE}
-    if set(item.path.parts) & set(_NEVER_FAST):
+    if set(item.path.relative_to(item.config.rootpath).parts) & set(_NEVER_FAST):
         marks.add("process")
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "postgres" in callspec.params.values():

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ import wcl_client.processes
 import worker.standby
 from jobs.transitions import outcomes
 from wcl_core import standby
+from wcl_core.protocol import RunFile
+from wcl_core.reporter import Reporter, SpoolReporter
 
 ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1
@@ -46,6 +49,7 @@ _PRELOADED = [
     *standby._MODULES,
 ]
 _start_standby = worker.standby.start
+_ENDLESS_EPOCHS, _PAUSE_SECONDS = 100_000, 0.02
 _FIRST_WAIT_SECONDS, _LEASE_SECONDS = outcomes._FIRST_WAIT_SECONDS, 60.0
 
 
@@ -58,6 +62,7 @@ class Forked:
         output: the file that its output is appended to.
         arguments: of its command line.
         prepare: changes that a test makes in the process before its start.
+        errors: the file for its stderr, if that is another one.
     """
 
     def __init__(
@@ -67,11 +72,12 @@ class Forked:
         output: Path,
         arguments: Sequence[str] = (),
         prepare: Callable[[], None] | None = None,
+        errors: Path | None = None,
     ) -> None:
         output.touch()
         os.umask(umask := os.umask(0))  # the only way to read it
         self._process = _context().Process(
-            target=_main, args=(module, dict(environment), output, list(arguments), prepare, umask)
+            target=_main, args=(module, dict(environment), (output, errors or output), list(arguments), prepare, umask)
         )
         self._process.start()
         assert self._process.pid
@@ -120,7 +126,7 @@ def _context() -> ForkServerContext:
 def _main(
     module: str,
     environment: dict[str, str],
-    output: Path,
+    outputs: tuple[Path, Path],
     arguments: list[str],
     prepare: Callable[[], None] | None,
     umask: int,
@@ -129,11 +135,10 @@ def _main(
     os.umask(umask)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the tests
     os.setsid()
-    log, nothing = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
-    for descriptor, source in enumerate((nothing, log, log)):
-        os.dup2(source, descriptor)
-    os.close(log)
-    os.close(nothing)
+    for descriptor, path in enumerate((Path(os.devnull), *outputs)):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND if descriptor else os.O_RDONLY)
+        os.dup2(opened, descriptor)
+        os.close(opened)
     os.chdir(ROOT)
     _execute(module, arguments, environment, prepare)
 
@@ -144,6 +149,7 @@ def _execute(
     gc.freeze()  # a collection would copy the memory that all processes share
     standby.Memory().write([sys.executable, "-m", module, *arguments], environment)
     standby._apply(environment)
+    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in {"", *sys.path}]
     importlib.import_module("wcl_core.failpoints")._FOLDER = environment.get("FAILPOINTS")  # type: ignore[attr-defined]
     # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
     scale = float(environment.get("WCL_LEASE_SECONDS", _LEASE_SECONDS)) / _LEASE_SECONDS
@@ -171,7 +177,27 @@ def _fork_standby(end: socket.socket, environment: Mapping[str, str]) -> worker.
     memory = standby.Memory()
     memory.write([sys.executable, "-m", standby.__name__], environment)
     arguments = standby.serve(socket.socket(fileno=end.detach()), memory)
-    os._exit(0 if arguments is None else importlib.import_module("wcl_core.__main__").main(arguments))
+    if arguments is None:
+        os._exit(0)
+    if _is_endless(arguments):
+        _pause_at_each_step()
+    os._exit(importlib.import_module("wcl_core.__main__").main(arguments))
+
+
+def _is_endless(arguments: Sequence[str]) -> bool:
+    with suppress(OSError, ValueError):
+        return arguments[0] == "attempt" and RunFile.read(Path(arguments[1])).spec.get("epochs", 0) >= _ENDLESS_EPOCHS
+    return False
+
+
+def _pause_at_each_step() -> None:
+    """Let an endless run use a part of a core only: it trains for as long as its test waits for something else."""
+
+    def metrics(reporter: Reporter, step: int, values: Mapping[str, float]) -> None:
+        time.sleep(_PAUSE_SECONDS)
+        Reporter.metrics(reporter, step, values)
+
+    SpoolReporter.metrics = metrics  # type: ignore[method-assign]
 
 
 def fork_children() -> None:

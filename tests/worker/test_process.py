@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.processes import ROOT
 from tests.waiting import eventually
-from tests.worker.running import ENDLESS, ROOT
+from tests.worker.running import ENDLESS
 from wcl_core.protocol import DatasetSource, RunFile
 from worker.process import MARK, TrainingProcess, _kill_all, marked, module_environment
 
