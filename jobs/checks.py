@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -33,16 +34,20 @@ _Settings = TypeVar("_Settings", bound=ProtocolSettings)
 
 
 def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
-    """Validate a new job, and return it with its dataset; settings that the client left out fit the smallest class.
+    """Validate a new job, and return it with its dataset and with what the client left out.
+
+    Settings of evaluations fit the smallest class, a job needs one GPU where its pool has any, and a training has a
+    process for each GPU.
 
     Raises:
         Invalid: all invalid fields, each with its pointer.
     """
     errors: list[FieldError] = []
-    new = replace(new, spec=_fitted(session, new.spec))
+    new = replace(new, spec=_fitted(session, new.spec), gpus=default_gpus(session, new))
+    new = replace(new, spec=_with_processes(new.spec, new.gpus or 0, errors))
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
-        errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus, new.spec.processes)
+        errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus or 0, new.spec.processes)
         errors += _check_memory(session, new, new.spec)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, new.spec.data, "/spec") + _check_features(session, new.spec)
@@ -131,6 +136,27 @@ def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | Non
     return errors
 
 
+def default_gpus(session: Session, new: NewJob) -> int:
+    """Return the GPUs of a job: those requested, else one where a running worker of its pool has any."""
+    if new.gpus is not None:
+        return new.gpus
+    has_gpus = select(Worker.id).where(Worker.pool == new.pool, Worker.gpus > 0, Worker.is_live)
+    return int(session.execute(has_gpus.limit(1)).first() is not None)
+
+
+def _with_processes(spec: Spec, gpus: int, errors: list[FieldError]) -> Spec:
+    """Return a training with a process for each GPU, unless it states their number."""
+    if not isinstance(spec, PretrainSpec) or gpus < 2 or "processes" in spec.model_fields_set:
+        return spec
+    try:
+        stated = spec.model_dump(exclude_unset=True) | {"processes": gpus}
+        return type(spec).model_validate(stated)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        errors.append(FieldError("/spec/processes", f"a job with {gpus} GPUs has a process for each; {reason}"))
+        return spec
+
+
 def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
     if gpus == 0 or processes <= gpus:
         return []
@@ -140,7 +166,7 @@ def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
 
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """Return an error if the views of one step alone need more memory than any worker of the pool has."""
-    fitting = (Worker.pool == new.pool, Worker.gpus >= new.gpus, Worker.is_live)
+    fitting = (Worker.pool == new.pool, Worker.gpus >= (new.gpus or 0), Worker.is_live)
     workers = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
     # Without GPUs all processes share the machine's memory.
     shares = [memory / (1 if gpus else spec.processes) for memory, gpus in workers if memory is not None]

@@ -113,6 +113,13 @@ def _busy_cpu_slots(session: Session) -> Counter[str]:
     return Counter(session.execute(select(Attempt.worker_id).where(Attempt.ended_at.is_(None), ~has_devices)).scalars())
 
 
+def users(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
+    """Return the id of the job that uses each device of the workers now, by the device's UUID."""
+    uuids = [device.uuid for worker in workers for device in of_worker(worker)]
+    used = select(AttemptDevice.device, AttemptDevice.job_id).where(AttemptDevice.released_at.is_(None))
+    return dict(session.execute(used.where(AttemptDevice.device.in_(uuids))).all()) if uuids else {}
+
+
 def by_attempt(session: Session, job_id: str) -> dict[int, list[str]]:
     """Return the devices of each attempt of a job by the attempt's number."""
     rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id).order_by(AttemptDevice.place)

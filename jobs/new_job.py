@@ -29,6 +29,7 @@ class NewJob:
 
     Attributes:
         spec_sent: the spec as the client sent it; `spec` is the same, validated.
+        gpus: that each run needs; None: one where the pool has GPUs, else none.
         after: ids of jobs that have to succeed first.
         after_checkpoint: those of `after` of which a checkpoint is enough.
         preemptible: whether the job gives way to a job of higher priority.
@@ -44,7 +45,7 @@ class NewJob:
     name: str | None = None
     priority: int = 0
     pool: str = "default"
-    gpus: int = 0
+    gpus: int | None = None
     tags: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     after_checkpoint: frozenset[str] = frozenset()
@@ -74,6 +75,7 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
     Args:
         digest: the version of the dataset; None for the newest one.
     """
+    assert new.gpus is not None, "the check has chosen it"
     status = (Status.BLOCKED if waits else Status.QUEUED).value
     values = {name: getattr(new, name) for name in _COPIED} | {
         "id": new_id(),

@@ -80,7 +80,7 @@ def _submit(
         name=f"{default_name(evaluation)}, {plan.when} of {job.name}"[:200],
         priority=job.priority,
         pool=job.pool,
-        gpus=job.gpus,
+        gpus=min(1, job.gpus),  # an evaluation computes on one device
         tags=(*tags, f"evaluation:{plan.when}"),
         created_by=job.created_by,
         parent_id=job.id,

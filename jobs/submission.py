@@ -77,7 +77,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         images = pretraining_count(dataset, new.spec.data)
         if (steps := steps_per_epoch(new.spec, images)) is not None:
             result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
-        expected = estimate(session, new.spec, new.pool, new.gpus, images)
+        expected = estimate(session, new.spec, new.pool, new.gpus or 0, images)
         result["estimate"] = expected
         if (memory := expected["memory"]) and memory["warning"]:
             result["warnings"].append(memory["warning"])
@@ -87,7 +87,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
     job = Job(
         pool=new.pool,
-        gpus=new.gpus,
+        gpus=new.gpus or 0,
         spec_version=new.spec.spec_version,
         dataset_name=dataset.name,
         dataset_digest=pinned_digest(session, dataset),

@@ -121,6 +121,26 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
     return table
 
 
+def devices_table(workers: Sequence[Worker]) -> Rows:
+    """Return a table with a row for each device of a live worker."""
+    table = Rows("worker", "gpu", "model", "state", "job", "load", "memory", "temperature")
+    for worker in workers:
+        for device in worker.get("devices", []) if worker["is_live"] else []:
+            load, degrees = device["load"], device["temperature"]
+            used, total = device["memory_used"], device["memory_bytes"]
+            table.add(
+                worker["name"],
+                str(device["index"]),
+                device["name"],
+                device["problem"] or ("busy" if device["job_id"] else "free"),
+                (device["job_id"] or "")[-12:],
+                "" if load is None else f"{load:.0%}",
+                "" if used is None or total is None else f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB",
+                "" if degrees is None else f"{degrees} °C",
+            )
+    return table
+
+
 def unable_workers(workers: Sequence[Worker]) -> list[str]:
     """Return a sentence for each live worker that takes no jobs."""
     return [

@@ -173,8 +173,28 @@ class Dataset(TypedDict, total=False):
     updated_at: str
 
 
+class Device(TypedDict, total=False):
+    """A device of a worker: a GPU, a MIG instance, or a stand-in.
+
+    `problem` says why it gets no job; None if it works. `load` is from 0 to 1, `memory_used` in bytes, `temperature` in
+    degrees Celsius; None where unknown. `job_id` is the job that uses it.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    memory_bytes: int | None
+    problem: str | None
+    load: float | None
+    memory_used: int | None
+    temperature: int | None
+    job_id: str | None
+
+
 class Worker(TypedDict, total=False):
     """A worker; `state` is an open string, `is_live` is true while the worker runs.
+
+    `gpus` is the number of its working devices, `cpu_slots` the number of jobs without GPUs that it runs at once.
 
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why it takes no jobs now, and `unable_message` the same for people; None if it takes jobs.
@@ -187,6 +207,8 @@ class Worker(TypedDict, total=False):
     state: str
     is_live: bool
     job_id: str | None
+    devices: list[Device]
+    cpu_slots: int | None
     datasets: dict[str, str]
     pending_datasets: list[str]
     refused_datasets: dict[str, str]

@@ -30,7 +30,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
 from wcl_core.data.cache import Cache
-from wcl_core.distributed import PeerLostError, Ranks, joined
+from wcl_core.distributed import PeerLostError, Ranks, TooFewGpusError, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
 from wcl_core.protocol import (
@@ -178,7 +178,7 @@ def _message(error: Exception, folder: Path) -> str:
 
 def describe(error: Exception) -> str:
     """Return an error as one line for people, with its type unless the error is one of our own."""
-    ours = StoppedError | data.DataError | ProtocolError | CheckpointError
+    ours = StoppedError | data.DataError | ProtocolError | CheckpointError | TooFewGpusError
     text = str(error) if isinstance(error, ours) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:2000]
 

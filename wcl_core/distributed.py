@@ -36,6 +36,10 @@ class PeerLostError(RuntimeError):
     """A collective failed because another rank is gone: a consequence of that rank's failure, never the cause."""
 
 
+class TooFewGpusError(ValueError):
+    """A run has more processes than the GPUs that it sees."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One process's place among the ranks of a run.
@@ -119,8 +123,16 @@ class _Gather(torch.autograd.Function):
 
 
 def device_of(ranks: Ranks) -> torch.device:
-    """Return a GPU of its own for each rank if there are enough, otherwise the CPU."""
-    if torch.cuda.device_count() < ranks.size:
+    """Return a GPU of its own for each rank, or the CPU where this process sees no GPU.
+
+    Raises:
+        TooFewGpusError: there are GPUs, but fewer than ranks.
+    """
+    count = torch.cuda.device_count()
+    if 0 < count < ranks.size:
+        message = f"{ranks.size} processes need a GPU each, but the run sees {count}; use at most {count} processes"
+        raise TooFewGpusError(f"{message}, or hide the GPUs to train on the CPU")
+    if count == 0:
         return torch.device("cpu")
     return torch.device("cuda", ranks.rank) if ranks.size > 1 else torch.device("cuda")
 

@@ -70,7 +70,7 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
         name=f"{default_name(spec)}, step {checkpoint.step} of {trained.name}"[:_MAX_NAME],
         priority=trained.priority,
         pool=trained.pool,
-        gpus=trained.gpus,
+        gpus=min(1, trained.gpus),  # an evaluation computes on one device
         tags=tuple(queries.tags(session, [trained.id])[trained.id]),
         created_by=created_by,
         parent_id=trained.id,

@@ -90,7 +90,9 @@ class JobOptions(_Body):
     pool: str = Field(
         default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="The pool of workers that may run it."
     )
-    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each run needs.")
+    gpus: int | None = Field(
+        default=None, ge=0, le=64, description="GPUs that each run needs; null: one where the pool has GPUs, else none."
+    )
     tags: list[Tag] = Field(default=[], max_length=50)
     preemptible: bool = Field(default=False, description="Whether a job of higher priority may preempt it.")
     max_seconds: int | None = Field(

@@ -25,7 +25,7 @@ from api.rest.responses import (
     SeriesResponse,
 )
 from api.rest.stored_files import open_artifact
-from jobs import curves, queries
+from jobs import curves, devices, queries
 from jobs.errors import FieldError, Invalid
 from jobs.step_times import step_times
 from wcl_core.protocol import ARTIFACT_NAME
@@ -96,8 +96,12 @@ def attempts(job_id: str, principal: Reader, database: TheDatabase) -> Attempts:
     """List the executions of the job."""
     with database.read() as session:
         queries.get_job(session, job_id)
+        held = devices.by_attempt(session, job_id)
         return Attempts(
-            items=[AttemptResponse.of(row, worker=row.worker_name) for row in queries.attempts(session, job_id)]
+            items=[
+                AttemptResponse.of(row, worker=row.worker_name, devices=held.get(row.number, []))
+                for row in queries.attempts(session, job_id)
+            ]
         )
 
 

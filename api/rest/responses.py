@@ -169,7 +169,7 @@ def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
 
 
 class AttemptResponse(Response):
-    """One execution of a job."""
+    """One execution of a job; `devices` are the UUIDs of those that it holds or has held."""
 
     number: int
     worker: str
@@ -178,6 +178,7 @@ class AttemptResponse(Response):
     end_reason: str | None
     start_step: int | None
     environment: Json | None
+    devices: list[str]
 
 
 def _without_path(data: Any) -> Any:
@@ -342,8 +343,29 @@ def dataset(row: Dataset, sheet: SheetLayout | None, state: DatasetState) -> Dat
     return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples, **stated)
 
 
+class DeviceResponse(Response):
+    """A device of a worker: a GPU, a MIG instance, or a stand-in.
+
+    `problem` says why it gets no job; null if it works.  `load` is the share of the last second in which it computed,
+    `memory_used` is in bytes, `temperature` in degrees Celsius; null where unknown.  `job_id` is the job that uses it.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    memory_bytes: int | None
+    problem: str | None
+    load: float | None
+    memory_used: int | None
+    temperature: int | None
+    job_id: str | None
+
+
 class WorkerResponse(Response):
     """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs.
+
+    `gpus` is the number of its working devices, `cpu_slots` the number of jobs without GPUs that it runs at once; null
+    for a worker of an older version.  `job_id` is the job that it has run for the longest time.
 
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
@@ -357,6 +379,8 @@ class WorkerResponse(Response):
     state: str
     is_live: bool
     job_id: str | None
+    devices: list[DeviceResponse]
+    cpu_slots: int | None
     datasets: dict[str, str]
     pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]
     refused_datasets: Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, Reader
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Response, WorkerResponse
-from jobs import queries, workers
+from jobs import devices, queries, workers
+from jobs.models import Worker
 
 router = APIRouter(prefix="/v1/workers")
 
@@ -22,7 +26,7 @@ class Workers(Response):
 def list_workers(principal: Reader, database: TheDatabase) -> Workers:
     """List the workers."""
     with database.read() as session:
-        return Workers(items=[WorkerResponse.of(row) for row in queries.workers(session)])
+        return Workers(items=_responses(session, queries.workers(session)))
 
 
 @router.post("/{worker_id}/drain", tags=["operations"])
@@ -31,4 +35,14 @@ def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResp
 
     The drain does not count as a failure of the job.  A second request changes nothing.
     """
-    return WorkerResponse.of(database.write(lambda session: workers.drain(session, worker_id)))
+    return database.write(lambda session: _responses(session, [workers.drain(session, worker_id)])[0])
+
+
+def _responses(session: Session, rows: Sequence[Worker]) -> list[WorkerResponse]:
+    jobs = devices.users(session, rows)
+    return [
+        WorkerResponse.of(
+            row, devices=[each.as_json() | {"job_id": jobs.get(each.uuid)} for each in devices.of_worker(row)]
+        )
+        for row in rows
+    ]

@@ -15,9 +15,10 @@ from api.http.auth import Admin, Reader
 from api.http.dependencies import TheDatabase
 from api.web.job_view import JobView
 from api.web.render import page
-from jobs import queries
+from jobs import devices, queries
 from jobs import workers as job_workers
 from jobs.database import database_time
+from jobs.devices import Device
 from jobs.models import Job, Worker
 from jobs.status import Status
 
@@ -25,16 +26,36 @@ router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
+class DeviceView:
+    """A device of a worker, and the job that uses it."""
+
+    device: Device
+    job: Job | None
+
+    @property
+    def state(self) -> str:
+        """The state: broken, busy or free."""
+        return "broken" if self.device.problem else "busy" if self.job else "free"
+
+    @property
+    def memory_share(self) -> float | None:
+        used, total = self.device.memory_used, self.device.memory_bytes
+        return None if used is None or not total else used / total
+
+
+@dataclass(frozen=True)
 class WorkerView:
     """A running worker with its current job.
 
     Attributes:
+        devices: its devices, in the order of their numbers.
         older: names of its datasets of which another version is registered; it cannot run new jobs on them.
     """
 
     worker: Worker
     view: JobView | None
     older: frozenset[str]
+    devices: Sequence[DeviceView] = ()
 
     @property
     def state(self) -> str:
@@ -83,7 +104,8 @@ def worker_list(session: Session) -> WorkerList:
 
 
 def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
-    ids = [worker.job_id for worker in workers if worker.job_id]
+    users = devices.users(session, workers)
+    ids = {worker.job_id for worker in workers if worker.job_id} | set(users.values())
     jobs = {job.id: job for job in session.execute(select(Job).where(Job.id.in_(ids))).scalars()} if ids else {}
     current = {entry.name: entry.digest for entry in queries.datasets(session)}
     return [
@@ -91,6 +113,7 @@ def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
             worker,
             JobView(jobs[worker.job_id], []) if worker.job_id in jobs else None,
             frozenset(name for name, digest in worker.datasets.items() if current.get(name) != digest),
+            [DeviceView(each, jobs.get(users.get(each.uuid, ""))) for each in devices.of_worker(worker)],
         )
         for worker in workers
     ]

@@ -24,6 +24,7 @@ RESPONSES = {
     "Group": "GroupResponse",
     "Dataset": "DatasetResponse",
     "Worker": "WorkerResponse",
+    "Device": "DeviceResponse",
     "Audit": "Audit",
 }
 REQUESTS = {"JobOptions": "JobBody"}

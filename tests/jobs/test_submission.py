@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, queries, submission, transitions
-from jobs.database import Database
+from jobs import checkpoints, queries, submission, transitions, workers
+from jobs.database import Database, new_id
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.idempotency import create_once
 from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag
@@ -396,3 +396,24 @@ def test_a_dataset_that_changed_is_pinned_by_new_jobs_only(database: Database) -
     new = submit(database)
 
     assert [job(database, job_id).dataset_digest for job_id in (old, new)] == [rows.DIGEST, "e" * 64]
+
+
+@pytest.mark.parametrize(("pool", "expected"), [("default", 1), ("cpus", 0), ("absent", 0)])
+def test_a_job_that_states_no_gpus_gets_one_where_its_pool_has_any(
+    database: Database, pool: str, expected: int
+) -> None:
+    for name, count in (("default", 2), ("cpus", 0)):
+        facts = rows.worker(id=new_id(), pool=name, gpus=count)
+        database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+
+    assert job(database, submit(database, pool=pool)).gpus == expected
+    assert job(database, submit(database, pool=pool, gpus=0)).gpus == 0
+
+
+def test_a_training_has_a_process_for_each_gpu_unless_it_states_their_number(database: Database) -> None:
+    def processes(gpus: int, **spec: Any) -> int:
+        return int(job(database, submit(database, spec={"batch_size": 24} | spec, gpus=gpus)).spec["processes"])
+
+    assert [processes(gpus) for gpus in (0, 1, 2, 3)] == [1, 1, 2, 3]
+    assert processes(4, processes=2) == 2
+    assert wrong(database, name="wrong", spec={"batch_size": 24}, gpus=5) == ["/spec/processes"]

@@ -83,6 +83,11 @@ def weak_groups(text: Callable[[], str]) -> dict[str, Any]:
     return {"epoch": 1, "epochs": [1], "groups": groups} | counts
 
 
+def device(text: Callable[[], str]) -> dict[str, Any]:
+    facts = {"uuid": text(), "index": 3, "name": text(), "problem": text(), "job_id": None}
+    return facts | {"memory_bytes": 80 << 30, "memory_used": 1 << 30, "load": 0.35, "temperature": 51}
+
+
 def worker(text: Callable[[], str]) -> dict[str, Any]:
     return {
         "id": ID,
@@ -92,6 +97,7 @@ def worker(text: Callable[[], str]) -> dict[str, Any]:
         "state": text(),
         "is_live": True,
         "job_id": None,
+        "devices": [device(text)],
         "datasets": {text(): text()},
         "pending_datasets": [text()],
         "refused_datasets": {text(): text()},

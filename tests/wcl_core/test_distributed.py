@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.wcl_core import rank_tasks, ranks, small
 from tests.wcl_core.ranks import Worlds
 from wcl_core import checkpoint
-from wcl_core.distributed import SINGLE, Ranks, joined
+from wcl_core.distributed import SINGLE, Ranks, TooFewGpusError, device_of, joined
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +168,19 @@ def test_resuming_with_another_number_of_ranks_gives_a_warning(worlds: Worlds, t
     (warning,) = (record for record in result["records"] if record["type"] == "warning")
     assert warning["reason"] == "resume_environment_changed"
     assert "world_size: 2 -> 1" in warning["message"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "device"), [(0, 2, "cpu"), (1, 1, "cuda"), (2, 2, "cuda:1"), (1, 2, None)]
+)
+def test_more_processes_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, processes: int, device: str | None
+) -> None:
+    """The number of GPUs is a stand-in; the CPU takes all processes only where no GPU is seen."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    last = Ranks(processes - 1, processes)
+    if device is None:
+        with pytest.raises(TooFewGpusError, match="2 processes need a GPU each, but the run sees 1"):
+            device_of(last)
+    else:
+        assert device_of(last) == torch.device(device)

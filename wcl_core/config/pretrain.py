@@ -99,7 +99,7 @@ class PretrainSpec(SpecModel):
         default=1,
         ge=1,
         le=64,
-        description="Processes on one machine that share each batch: one GPU each, or the CPU if GPUs are too few.",
+        description="Processes on one machine that share each batch; unset, one for each GPU, or one on the CPU.",
     )
     monitor_every_epochs: int = Field(
         default=1, ge=0, le=100_000, description="Epochs between measurements of the monitor batch; 0: never."

@@ -23,7 +23,7 @@ from wcl_core.config import Kind
 from wcl_core.config.overlay import changed_fields, changes_from, followed, leaves, merged
 
 FIRST_PRESET = "digits-cpu"
-NUMBERS = {"priority": "0", "gpus": "0", "max_seconds": ""}  # defaults, as typed
+NUMBERS = {"priority": "0", "gpus": "", "max_seconds": ""}  # defaults, as typed
 _OPTIONS = ("name", "pool", "tags", "preemptible", *NUMBERS)
 _INTEGER = re.compile(r"-?[0-9]{1,11}")
 M = TypeVar("M", bound=BaseModel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,3 +151,24 @@ def test_the_audit_finds_a_tampered_row(served: Served) -> None:
 
     findings = client.get("/v1/audit").json()["findings"]
     assert [(finding["job_id"], finding["rule"]) for finding in findings] == [(job_id, "status")]
+
+
+def test_each_device_is_shown_with_its_job(served: Served) -> None:
+    facts = rows.worker(gpus=2)
+    served.database.write(lambda session: workers.register(session, facts, 1, []))
+    job_id = served.client().post("/v1/jobs", json=JOB).json()["id"]
+    rows.claim(served.database, facts)
+    warm = replace(facts.devices[0], load=0.35, memory_used=1, memory_bytes=4, temperature=51)
+    broken = replace(facts.devices[1], problem="its driver reports Xid 79")
+    served.database.write(lambda session: workers.heartbeat(session, facts.id, job_id, devices=(warm, broken)))
+    client = served.client()
+
+    (row,) = client.get("/v1/workers").json()["items"]
+    (attempt,) = client.get(f"/v1/jobs/{job_id}/attempts").json()["items"]
+    page = served.browser("read").get("/workers").text
+
+    assert row["devices"] == [warm.as_json() | {"job_id": job_id}, broken.as_json() | {"job_id": None}]
+    assert (row["gpus"], row["cpu_slots"]) == (1, 1)
+    assert attempt["devices"] == [warm.uuid]
+    for text in ("35.0% busy", "memory 25.0%", "51 °C", "its driver reports Xid 79"):
+        assert text in page
