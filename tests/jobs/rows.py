@@ -43,6 +43,8 @@ def add_dataset(database: Database, name: str = "digits", digest: str = DIGEST, 
 
 def new_job(kind: Kind = "pretrain", spec: dict[str, Any] | None = None, **fields: Any) -> NewJob:
     sent = {"data": {"name": "digits", "image_size": 8}} | (spec or {})
+    if kind == "pretrain" and fields.get("gpus"):
+        sent = {"batch_size": 240} | sent  # for any number of processes up to 6, and 8
     if kind == "evaluate":
         sent = {"features": {"kind": "pixels"}, "protocols": ["linear"]} | sent
     return NewJob(kind=kind, spec_sent=sent, spec=parse_spec(kind, sent), **fields)
