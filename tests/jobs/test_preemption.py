@@ -212,7 +212,7 @@ def test_as_few_jobs_as_suffice_give_way(database: Database, gpus: int, victims:
 
 def test_a_job_without_devices_frees_none(database: Database) -> None:
     facts = register(database, gpus=1)
-    busy_slot = submit(database, preemptible=True)
+    busy_slot = submit(database, gpus=0, preemptible=True)
     assert claim(database, facts).job_id == busy_slot
     submit(database, gpus=1)
     assert claim(database, facts).devices
