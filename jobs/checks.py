@@ -137,11 +137,12 @@ def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | Non
 
 
 def default_gpus(session: Session, new: NewJob) -> int:
-    """Return the GPUs of a job: those requested, else one where a running worker of its pool has any."""
+    """Return the GPUs of a job: those requested, else one for each process where a worker of its pool has any."""
     if new.gpus is not None:
         return new.gpus
     has_gpus = select(Worker.id).where(Worker.pool == new.pool, Worker.gpus > 0, Worker.is_live)
-    return int(session.execute(has_gpus.limit(1)).first() is not None)
+    count = new.spec.processes if isinstance(new.spec, PretrainSpec) else 1
+    return count if session.execute(has_gpus.limit(1)).first() is not None else 0
 
 
 def _with_processes(spec: Spec, gpus: int, errors: list[FieldError]) -> Spec:

@@ -408,6 +408,7 @@ def test_a_job_that_states_no_gpus_gets_one_where_its_pool_has_any(
 
     assert job(database, submit(database, pool=pool)).gpus == expected
     assert job(database, submit(database, pool=pool, gpus=0)).gpus == 0
+    assert job(database, submit(database, pool=pool, spec={"processes": 2})).gpus == 2 * expected
 
 
 def test_a_training_has_a_process_for_each_gpu_unless_it_states_their_number(database: Database) -> None:
