@@ -277,11 +277,12 @@ def test_a_request_ends_a_phase_that_has_nothing_to_save(
     assert of(folder, "checkpoint") == []
 
 
-def test_a_run_that_owes_a_save_is_not_ended_by_a_request(tmp_path: Path) -> None:
+def test_a_run_that_owes_a_save_is_not_ended_by_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"the run is ended with {code}"))
     reporter = SpoolReporter(tmp_path / SPOOL_FILE)
     reporter.owes_save = True
 
-    reporter.abandon("cancelled", 3)  # would end this process
+    reporter.abandon("cancelled", 3)
 
     reporter.owes_save = False
     reporter.end("succeeded")
