@@ -32,6 +32,7 @@ from jobs.models import Attempt, Job
 from tests.acceptance.service import SHORT_SPEC, Service
 from tests.chaos.stage import REAL, Stage, Theatre, spec, theatre
 from tests.waiting import eventually
+from wcl_client.api import WclClient
 
 FOLDERS = 5
 WORKERS = (1, 4)
@@ -82,6 +83,7 @@ class Digits:
         self.service = Service(data_dir, WCL_STANDBY=standby, **_SERVICE)
         self.service.start()
         self._client = self.service.client()
+        eventually(lambda: _has_read_all(self._client), "the worker")
         self._database = Database(f"sqlite:///{data_dir / 'wcl.sqlite3'}")
 
     def pair(self) -> tuple[float, float]:
@@ -218,12 +220,17 @@ def _up_once(folder: Path, photos: int, standby: str) -> tuple[float, float]:
         while True:
             if accepted is None and _is_accepted(service):
                 accepted = time.monotonic() - began
-            workers = client.workers()
-            if accepted is not None and workers and not workers[0]["pending_datasets"]:
+            if accepted is not None and _has_read_all(client):
                 return accepted, time.monotonic() - began
             time.sleep(0.1)
     finally:
         service.stop()
+
+
+def _has_read_all(client: WclClient) -> bool:
+    """Return whether the worker has read all its datasets."""
+    workers = client.workers()
+    return bool(workers) and not workers[0]["pending_datasets"]
 
 
 def _is_accepted(service: Service) -> bool:
