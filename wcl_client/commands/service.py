@@ -29,7 +29,7 @@ def up(
     port: Annotated[
         int, typer.Option(envvar="WCL_PORT", min=0, max=65535, help="The port to listen on; 0 chooses a free one.")
     ] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers; each runs one job at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers; one gives out all GPUs.")] = 1,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
