@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,8 +76,9 @@ class RunningWorker:
     def run_process(self) -> psutil.Process | None:
         """Return the training process below the worker."""
         for process in psutil.Process(self.pid).children(recursive=True):
-            if "attempt" in process.cmdline():
-                return process
+            with suppress(psutil.Error):  # it has ended meanwhile, as the process between the standby and a run does
+                if "attempt" in process.cmdline():
+                    return process
         return None
 
     def wait(self, seconds: float = 240) -> int:
