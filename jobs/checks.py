@@ -34,17 +34,13 @@ _Settings = TypeVar("_Settings", bound=ProtocolSettings)
 
 
 def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
-    """Validate a new job, and return it with its dataset and with what the client left out.
-
-    Settings of evaluations fit the smallest class, a job needs one GPU where its pool has any, and a training has a
-    process for each GPU.
+    """Validate a new job, and return it `completed` and with its dataset.
 
     Raises:
         Invalid: all invalid fields, each with its pointer.
     """
     errors: list[FieldError] = []
-    new = replace(new, spec=_fitted(session, new.spec), gpus=default_gpus(session, new))
-    new = replace(new, spec=_with_processes(new.spec, new.gpus or 0, errors))
+    new = completed(session, new, errors)
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
         errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus or 0, new.spec.processes)
@@ -56,6 +52,16 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
         raise Invalid(errors)
     assert dataset is not None
     return new, dataset
+
+
+def completed(session: Session, new: NewJob, errors: list[FieldError]) -> NewJob:
+    """Return a job with what the client left out; an error is added where that is not possible.
+
+    Settings of evaluations fit the smallest class, a job needs one GPU where its pool has any, and a training has a
+    process for each GPU.
+    """
+    new = replace(new, spec=_fitted(session, new.spec), gpus=default_gpus(session, new))
+    return replace(new, spec=_with_processes(new.spec, new.gpus or 0, errors))
 
 
 def _fitted(session: Session, spec: Spec) -> Spec:

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     WORKER_LOST = "worker_lost"  # its worker stopped renewing the attempt
     KILLED = "killed"  # the training process exited without an `end` record
     STALLED = "stalled"  # the run reported nothing for too long
+    DEVICE_FAILED = "device_failed"  # a GPU of the run broke; the worker offers it no longer
     WORKER_STOPPED = "worker_stopped"  # the worker drained; not a failure
     PREEMPTED = "preempted"  # gave way to a job of higher priority; not a failure
     TIMEOUT = "timeout"  # reached its `max_seconds`
@@ -60,7 +61,7 @@ class Reason(StrEnum):
 
 
 # Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
-INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED})
+INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED, Reason.DEVICE_FAILED})
 
 # These are faults of a worker, not of the job.  The job is paused, and continues once a worker that fits takes jobs.
 HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE, Reason.NO_RESOURCES})

@@ -9,6 +9,8 @@ import contextlib
 import errno
 import os
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,17 +34,17 @@ class AttemptEnd(NamedTuple):
     message: str | None
 
 
-def exit_reason(code: int, folder: Path, oom_kills: int | None) -> AttemptEnd:
+def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None) -> AttemptEnd:
     """Determine how an attempt ended.
 
     Args:
         code: the exit code, negative for a signal.
-        oom_kills: result of `count_oom_kills` before the run.
+        is_oom_kill: result of `OomKills.watch` before the run.
     """
     if free_bytes(folder) < MIN_FREE_BYTES:
         return AttemptEnd("failed", Reason.DISK_FULL, "the disk of the worker is full")
     if code < 0:
-        return _killed(-code, oom_kills, folder)
+        return _killed(-code, is_oom_kill, folder)
     if (failure := read_failure(folder)) is not None:
         return failure
     if code == PEER_LOST_EXIT:
@@ -87,16 +89,42 @@ def _advice(folder: Path) -> str:
     return ""
 
 
-def _killed(number: int, oom_kills: int | None, folder: Path) -> AttemptEnd:
+def _killed(number: int, is_oom_kill: Callable[[], bool] | None, folder: Path) -> AttemptEnd:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    if number == signal.SIGKILL and oom_kills is not None:
-        if (count_oom_kills() or 0) > oom_kills:
+    if number == signal.SIGKILL and is_oom_kill is not None:
+        if is_oom_kill():
             message = f"the kernel killed the training process ({name}): the memory that this worker may use is full"
             message += _advice(folder)
             return AttemptEnd("failed", Reason.OUT_OF_MEMORY, message)
         return AttemptEnd("failed", Reason.KILLED, f"the training process was killed by {name}")
     hint = ", perhaps by the kernel for lack of memory" if number == signal.SIGKILL else ""
     return AttemptEnd("failed", Reason.KILLED, f"the training process was killed by {name}{hint}")
+
+
+class OomKills:
+    """The kernel's kills for lack of memory in the control group of this worker.
+
+    The counter does not name the process.  So the kills up to one explain the end of a single attempt: a run that
+    something else kills meanwhile is retried, which is the smaller error.
+    """
+
+    def __init__(self, count: Callable[[], int | None] | None = None) -> None:
+        self._count = count or count_oom_kills
+        self._explained = 0
+        self._lock = threading.Lock()
+
+    def watch(self) -> Callable[[], bool] | None:
+        """Return a function that tells whether the kernel has killed a process since now; None without a counter."""
+        before = self._count()
+        return None if before is None else lambda: self._explains(before)
+
+    def _explains(self, before: int) -> bool:
+        with self._lock:
+            count = self._count() or 0
+            if count <= max(before, self._explained):
+                return False
+            self._explained = count
+            return True
 
 
 def count_oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:

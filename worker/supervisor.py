@@ -3,7 +3,7 @@
     prepare ──► running ──► the run ends by itself ──► deliver the rest ──► its `end` record decides
                    │
                    ├─ cancel, pause or drain requested ──► it saves and stops, or is killed after a grace time
-                   ├─ silent for too long, or its storage is full ──► killed; the job gets that reason
+                   ├─ silent for too long, its device broken, or its storage full ──► killed; the job gets that reason
                    └─ superseded ──► killed at once; nothing more of it is stored
 
 An outage of the database stops nothing: the run continues to write its spool, which is delivered later.  Slow file
@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.devices import Machine
-from worker.exit_reason import AttemptEnd, count_oom_kills, exit_reason, reason_of
+from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
 from worker.process import TrainingProcess
 from worker.run_file import MissingCheckpoint, run_file
 from worker.standby import Standby
@@ -81,6 +82,7 @@ class Supervisor:
         self._database, self._storage, self._settings = database, storage, settings
         self._machine, self._standby = machine, standby
         self._sources, self._draining, self._on_loss = sources, draining, on_loss
+        self._oom_kills = OomKills()
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
@@ -113,13 +115,14 @@ class Supervisor:
             attempt.end(prepared)
             return
         prepared.write(folder)
-        oom_kills = count_oom_kills()
+        is_oom_kill = self._oom_kills.watch()
         mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
         share, num_ranks = self._machine.share(claim.devices), claim.spec.get("processes", 1)
         process = TrainingProcess(folder, mark, num_ranks, environment, self._standby, share)
         log.info("%s runs as process %d", claim.attempt, process.pid)
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
-        run = _Run(attempt, self._settings, self._draining, process, delivery, oom_kills)
+        broken = partial(self._machine.problem, claim.devices)
+        run = _Run(attempt, self._settings, self._draining, process, delivery, is_oom_kill, broken)
         try:
             run.follow()
         except Superseded:
@@ -237,11 +240,12 @@ class _Run:
         draining: threading.Event,
         process: TrainingProcess,
         delivery: Delivery,
-        oom_kills: int | None,
+        is_oom_kill: Callable[[], bool] | None,
+        broken: Callable[[], str | None],
     ) -> None:
         self._attempt, self._process, self._delivery = attempt, process, delivery
         self._settings, self._draining = settings, draining
-        self._oom_kills = oom_kills
+        self._is_oom_kill, self._broken = is_oom_kill, broken
         self._backoff = Backoff(settings.lease_seconds)
         self._faults = FaultLog(log, f"job {attempt.job_id}: the delivery of its records")
         self._next_renewal = 0.0
@@ -249,7 +253,7 @@ class _Run:
         self._kill_at: float | None = None
         self._leave_at: float | None = None
         self._was_killed = False
-        self._has_stalled = False
+        self._killed_for: AttemptEnd | None = None
         self._last_report: tuple[int, float] = (-1, 0.0)  # size of the spool, and since when
 
     def follow(self) -> None:
@@ -263,10 +267,9 @@ class _Run:
                 log.warning("job %s: the run did not stop in time and is killed", self._attempt.job_id)
                 self._was_killed = True
                 self._process.kill()
-            elif self._is_silent():
-                stall = self._settings.stall_seconds
-                log.warning("job %s: the run has reported nothing for %g s and is killed", self._attempt.job_id, stall)
-                self._has_stalled = True
+            elif (fault := self._fault()) is not None:
+                self._killed_for = fault
+                log.warning("job %s is killed: %s", self._attempt.job_id, fault.message)
                 self._process.kill()
             self._process.wait(_POLL_SECONDS)
         if not self._deliver_rest():
@@ -323,6 +326,15 @@ class _Run:
         if request is not None and self._process.exit_code() is None:
             self._request(request, _STOP_SECONDS)
 
+    def _fault(self) -> AttemptEnd | None:
+        """Return why the run must be killed: one of its devices is broken, or it has stalled; None if neither."""
+        if (problem := self._broken()) is not None:
+            return AttemptEnd("failed", Reason.DEVICE_FAILED, f"the run was killed: {problem}")
+        if self._is_silent():
+            limit = self._settings.stall_seconds
+            return AttemptEnd("failed", Reason.STALLED, f"the run reported nothing for {limit:g} s and was killed")
+        return None
+
     def _is_silent(self) -> bool:
         """Return whether the run has reported nothing for longer than `stall_seconds`."""
         size, now = self._delivery.spool_bytes(), time.monotonic()
@@ -364,10 +376,7 @@ class _Run:
         if self._was_killed and self._process.requested:
             message = "the run did not stop in time and was killed" if self._delivery.spool_bytes() else None
             return AttemptEnd(OUTCOME_OF[self._process.requested], None, message)
-        if self._has_stalled:
-            limit = self._settings.stall_seconds
-            return AttemptEnd("failed", Reason.STALLED, f"the run reported nothing for {limit:g} s and was killed")
-        return exit_reason(code, self._delivery.folder, self._oom_kills)
+        return self._killed_for or exit_reason(code, self._delivery.folder, self._is_oom_kill)
 
 
 def _request_of(requests: Requests) -> Request | None:

@@ -144,6 +144,10 @@ _EXPLANATIONS = {
         "The worker has no free file descriptor, process or memory",
         "Raise its limits, or end other programs on its machine. The job then continues by itself.",
     ),
+    "device_failed": Explanation(
+        "A GPU of its runs broke, several times",
+        "The page of the workers names the GPU and its problem. Retry once another one is free.",
+    ),
     "stalled": Explanation(
         "The process stopped reporting, several times",
         "The log may show where it hangs. WCL_STALL_SECONDS sets how long a worker waits.",

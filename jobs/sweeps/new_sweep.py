@@ -125,7 +125,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
     Raises:
         Invalid: the job of a trial is invalid.
     """
-    dataset = _checked(session, design)
+    dataset, gpus = _checked(session, design)
     sweep = Sweep(
         id=new_id(),
         created_by=new.created_by,
@@ -142,7 +142,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
         eta=new.eta,
         rungs=[asdict(rung) for rung in design.rungs],
         max_parallel=new.max_parallel,
-        options=design.options,
+        options=design.options | {"gpus": gpus},  # the same for all trials, whatever the pool has later
         dataset_name=dataset.name,
         dataset_digest=pinned_digest(session, dataset),
     )
@@ -184,21 +184,22 @@ def held_out_share(base: dict[str, Any], metric: dict[str, Any]) -> float:
     return float(data.get("held_out_share", 0))
 
 
-def _checked(session: Session, design: Design) -> Dataset:
-    """Validate the job of every trial at its last rung and return the dataset."""
+def _checked(session: Session, design: Design) -> tuple[Dataset, int]:
+    """Validate the job of every trial at its last rung; return the dataset, and the number of GPUs of each run."""
     errors: dict[str, FieldError] = {}
-    dataset = None
+    checked = None
     for trial in range(len(design.trials)):
         try:
-            _, dataset = check(session, design.job(_at_last_rung(design, trial)))
+            checked = check(session, design.job(_at_last_rung(design, trial)))
         except Invalid as invalid:
             for error in invalid.errors:
                 moved = located(error, design, trial)
                 errors.setdefault(moved.pointer, moved)
     if errors:
         raise Invalid(list(errors.values()))
-    assert dataset is not None
-    return dataset
+    assert checked is not None
+    new, dataset = checked
+    return dataset, new.gpus or 0
 
 
 def _at_last_rung(design: Design, trial: int) -> Place:

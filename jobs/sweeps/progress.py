@@ -18,6 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs import transitions
+from jobs.checks import completed
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, NotFound
 from jobs.models import Dataset, Job, Sweep, SweepTrial
@@ -98,7 +99,7 @@ def _begin(session: Session, sweep: Sweep, step: Step) -> None:
         group = {"group_id": new_id()} if len(sweep.seeds) > 1 else {}
         for seed in sweep.seeds:
             new = design.job(Place(trial, rung, seed), sweep_id=sweep.id, **group)
-            add(session, new, dataset, waits=False, digest=sweep.dataset_digest)
+            add(session, completed(session, new, []), dataset, waits=False, digest=sweep.dataset_digest)
     session.execute(update(Sweep).where(Sweep.id == sweep.id).values(updated_at=now_ms()))
 
 

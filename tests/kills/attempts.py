@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -94,6 +95,7 @@ class Attempt:
             os.close(read_end)
             return child
         status = 1
+        atexit._clear()  # they would remove the folder of this command
         try:
             for pipe in self._pipes:  # the end of the pipe means that the command has ended
                 os.close(pipe)

@@ -961,6 +961,20 @@ GUARDS = (
         ("tests/worker/test_outages.py::test_a_revoked_right_is_named_and_costs_a_run_nothing",),
     ),
     Guard(
+        "a run on a broken device is killed",
+        "worker/supervisor.py",
+        "if (problem := self._broken()) is not None:",
+        "if (problem := None) is not None:",
+        ("tests/worker/test_supervisor.py::test_a_run_whose_device_breaks_is_killed_and_retried",),
+    ),
+    Guard(
+        "a kill for lack of memory explains the end of one attempt",
+        "worker/exit_reason.py",
+        "            self._explained = count\n",
+        "",
+        ("tests/worker/test_poison.py::test_a_kill_for_lack_of_memory_explains_the_end_of_one_attempt",),
+    ),
+    Guard(
         "a consumer of wake-ups that has ended starts again",
         "worker/app.py",
         "    while not draining.is_set():\n        _consume(app, settings)\n        if not draining.is_set():\n",

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 from tests.worker import poison
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SHORT, Jobs
-from worker.exit_reason import count_oom_kills
+from worker.exit_reason import OomKills, count_oom_kills
 from worker.process import MARK
 from worker.spool import Output
 
@@ -138,6 +138,23 @@ def test_both_versions_of_control_groups_count(
 
     assert count_oom_kills(tmp_path / "membership", tmp_path) == count
     assert count_oom_kills(tmp_path / "absent", tmp_path) is None
+
+
+def test_a_kill_for_lack_of_memory_explains_the_end_of_one_attempt() -> None:
+    """Several attempts run at once, and the kernel's counter does not tell which of them it has killed."""
+    count = 3
+    kills = OomKills(lambda: count)
+    first, second = kills.watch(), kills.watch()
+    assert first
+    assert second
+
+    assert not first(), "the kills before the run are not its own"
+    count = 4
+    assert first()
+    assert not second()
+    count = 5
+    assert second()
+    assert OomKills(lambda: None).watch() is None
 
 
 def test_an_endless_log_is_capped_before_it_is_read(tmp_path: Path) -> None:

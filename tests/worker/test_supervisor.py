@@ -18,6 +18,7 @@ from jobs.database import Database
 from jobs.errors import Invalid
 from jobs.models import Checkpoint, Job, Point, Series
 from jobs.settings import Settings
+from jobs.status import INFRASTRUCTURE, Reason
 from jobs.transitions import Requests
 from tests.disks import mounted
 from tests.jobs.rows import open_attempt
@@ -52,35 +53,54 @@ def test_a_job_runs_to_its_end_and_leaves_no_folder(
     assert list((worker.folder / "attempts").iterdir()) == []
 
 
+class StandIn:
+    """A process that hears nothing, its records, of which there are none, and its attempt."""
+
+    has_ended, obstacle, requested, job_id, was_killed = False, None, None, "job", False
+    collect = is_storing = spool_bytes = cap_output = wait = lambda *_, **__: 0
+
+    def __init__(self, cancel: bool) -> None:
+        self._cancel = cancel
+        self.ends: list[AttemptEnd] = []
+
+    def exit_code(self) -> int | None:
+        return -9 if self.was_killed else None
+
+    def send(self) -> Requests:
+        return Requests(cancel=self._cancel, pause=False, preempt=False)
+
+    def request(self, request: str) -> None:
+        self.requested = request
+
+    def kill(self) -> None:
+        self.was_killed = True
+
+    def end(self, end: AttemptEnd) -> None:
+        self.ends.append(end)
+
+
+def follow(one: Any, problem: str | None = None) -> None:
+    """Follow a run whose devices have the problem."""
+    supervisor._Run(one, Settings(), threading.Event(), one, one, None, lambda: problem).follow()
+
+
 def test_a_run_that_still_imports_is_ended_at_once_by_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    class StandIn:
-        """A process that hears nothing, its records, of which there are none, and the attempt."""
-
-        has_ended, obstacle, requested, job_id, was_killed = False, None, None, "job", False
-        collect = is_storing = spool_bytes = cap_output = lambda *_, **__: 0
-
-        def exit_code(self) -> int | None:
-            return -9 if self.was_killed else None
-
-        def send(self) -> Requests:
-            return Requests(cancel=True, pause=False, preempt=False)
-
-        def request(self, request: str) -> None:
-            self.requested = request
-
-        def kill(self) -> None:
-            self.was_killed = True
-
-        def end(self, end: AttemptEnd) -> None:
-            ends.append(end)
-
-    ends: list[AttemptEnd] = []
     monkeypatch.setattr(supervisor, "_STOP_SECONDS", 3600.0)
-    one: Any = StandIn()
+    one = StandIn(cancel=True)
 
-    supervisor._Run(one, Settings(), threading.Event(), one, one, None).follow()
+    follow(one)
 
-    assert ends == [AttemptEnd("cancelled", None, None)]
+    assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
+def test_a_run_whose_device_breaks_is_killed_and_retried() -> None:
+    one = StandIn(cancel=False)
+
+    follow(one, "GPU 1 (H100): its driver reports Xid 79")
+
+    message = "the run was killed: GPU 1 (H100): its driver reports Xid 79"
+    assert one.ends == [AttemptEnd("failed", Reason.DEVICE_FAILED, message)]
+    assert Reason.DEVICE_FAILED in INFRASTRUCTURE
 
 
 def test_pause_resume_cancel(sqlite_database: Database, jobs: Jobs, start_worker: StartWorker) -> None:
