@@ -12,6 +12,7 @@ import inspect
 import shutil
 import socket
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
@@ -128,6 +129,8 @@ def _nothing_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("this test starts a process or listens on a port: mark it `process` or `server`")
 
+    if (decoding := sys.modules.get("wcl_core.data.decoding")) is not None:
+        monkeypatch.setattr(decoding, "_ALONE_SECONDS", float("inf"))  # on a busy machine it would start processes
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(socket.socket, "listen", refuse)
 

@@ -70,6 +70,6 @@ def _disk_full(text: str) -> OSError:
 
 
 def _name_of(of: Any) -> str:
-    """Return the name of a callable; `Slot._claim` for a lambda in that method."""
+    """Return the name of a callable; `Slots._claim` for a lambda in that method."""
     of = getattr(of, "func", of)  # of a partial
     return str(getattr(of, "__qualname__", type(of).__name__)).split(".<locals>")[0]

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -87,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpu_slots=machine.cpu_slots,
     )
     memory = machine.most_memory_bytes
+    draining, stop = threading.Event(), threading.Event()
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
     ability = Ability(room, storage_check, DatasetCheck(sources))
@@ -95,26 +95,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unable, names = ability.check(), datasets.names(settings)
         database.write(lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names))
 
-    _repeat(register, FaultLog(log, "the registration of this worker"))
-    standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
-    draining, stop = threading.Event(), threading.Event()
-    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
-    slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
-    registration = Registration(database, settings, facts, sources, draining)
-
     def drain() -> None:
         draining.set()
         app.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
+        signal.signal(number, lambda *_: drain())
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
+        signal.signal(signal.SIGHUP, lambda *_: drain())
+    _repeat(register, FaultLog(log, "the registration of this worker"), draining)
+    if draining.is_set():
+        return 0
+    standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
+    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
+    slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
+    registration = Registration(database, settings, facts, sources, draining)
 
     def open_slots() -> None:
         if options.once:  # it ends when no job waits for a dataset that it has
             registration.is_done.wait()
         slots.open()
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over; with `--once` it never does
-        signal.signal(number, lambda *_: drain())
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
-        signal.signal(signal.SIGHUP, lambda *_: drain())
     ticker = Ticker(database, settings, facts.id, slots, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
     database.on(Signal.DUE, ticker.poll_soon)
@@ -187,15 +188,15 @@ def _after(seconds: float, act: Callable[[], None]) -> None:
     timer.start()
 
 
-def _repeat(act: Callable[[], None], faults: FaultLog) -> None:
-    """Act as soon as the database takes it: it may be down, read-only, or without tables yet."""
+def _repeat(act: Callable[[], None], faults: FaultLog, stop: threading.Event) -> None:
+    """Act as soon as the database takes it, unless `stop` is set: it may be down, read-only, or without tables yet."""
     is_done = False
-    while not is_done:
+    while not is_done and not stop.is_set():
         with faults:
             act()
             is_done = True
         if not is_done:
-            time.sleep(1)
+            stop.wait(1)
 
 
 def _mark_stopped(database: Database, worker_id: str) -> None:

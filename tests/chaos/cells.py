@@ -28,7 +28,7 @@ STATES = ("queued", "claiming", "running", "checkpointing", "finishing", "cancel
 _ENDLESS = 100_000  # epochs
 _FULL_DISK = "storage.before_rename storage.after_rename supervisor.run_file"
 _HANG_AT = {  # where a worker is blocked in a state
-    "claiming": "commit.before:Slot._claim",
+    "claiming": "commit.before:Slots._claim",
     "checkpointing": "storage.before_rename",
     "finishing": "delivery.end",
 }

@@ -58,7 +58,7 @@ def test_jobs_end_correctly_after_any_action_at_a_failpoint(house: Theatre) -> N
         passed = {place.name.split(":")[0] for place in places}
         assert in_source() - passed == {name for name in in_source() if name.startswith(SCIENCE)}
         draw = random.Random(20)
-        must = [("worker", "commit.after:Slot._claim", "kill"), ("server", "commit.after:create_once", "error")]
+        must = [("worker", "commit.after:Slots._claim", "kill"), ("server", "commit.after:create_once", "error")]
         chosen = [(place, action) for place in places for action in ACTIONS if (place.node, place.name, action) in must]
         chosen += [(place, draw.choice(ACTIONS)) for place in draw.sample(_steady(places), 4)]
         result = [problem for place, action in chosen for problem in sweep.try_at(place, action) or []]
