@@ -150,8 +150,14 @@ class TrainingProcess:
         with contextlib.suppress(OSError, IndexError):  # the run has just ended
             os.write(self._pipes[0], REQUEST_LETTERS[request])
 
-    def kill(self) -> None:
-        """End the run and every process it started, also those in another process session or environment."""
+    def kill(self, at_once: bool = False) -> None:
+        """End the run and every process it started, also those in another process session or environment.
+
+        Args:
+            at_once: the run gets no time to end by itself, and so to report an end of its own.
+        """
+        for rank in self._ranks if at_once else ():
+            rank.kill()
         self.close()
         for rank in self._ranks:
             rank.terminate()

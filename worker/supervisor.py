@@ -270,7 +270,7 @@ class _Run:
             elif (fault := self._fault()) is not None:
                 self._killed_for = fault
                 log.warning("job %s is killed: %s", self._attempt.job_id, fault.message)
-                self._process.kill()
+                self._process.kill(at_once=True)
             self._process.wait(_POLL_SECONDS)
         if not self._deliver_rest():
             self._attempt.end(self._end_of(code))

@@ -72,7 +72,7 @@ class StandIn:
     def request(self, request: str) -> None:
         self.requested = request
 
-    def kill(self) -> None:
+    def kill(self, at_once: bool = False) -> None:
         self.was_killed = True
 
     def end(self, end: AttemptEnd) -> None:
