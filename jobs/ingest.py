@@ -170,9 +170,9 @@ def _keep_sizes(session: Session, job_id: str, started: StartedRecord) -> None:
     """Replace `auto` in the job's spec by the sizes that its first run has found; later attempts then have them too."""
     spec: dict[str, Any] = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
     reported = started.environment
-    found = {name: reported[name] for name in _SIZES if spec.get(name) == "auto" and _is_size(name, reported)}
-    if found:
-        session.execute(update(Job).where(Job.id == job_id).values(spec=spec | found))
+    sizes = {name: reported[name] for name in _SIZES if spec.get(name) == "auto" and _is_size(name, reported)}
+    if sizes:
+        session.execute(update(Job).where(Job.id == job_id).values(spec=spec | sizes))
 
 
 def _is_size(name: str, reported: Mapping[str, Any]) -> bool:

@@ -75,8 +75,8 @@ class Registration(Listener):
         while not self._stop.wait(_REQUEST_SECONDS):
             with faults:
                 before, requested = requested, self._requested()
-                asked = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
-                if changed := sorted({*asked, *watch.changed()}):
+                read_again = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
+                if changed := sorted({*read_again, *watch.changed()}):
                     self._read_again(changed)
 
     def _requested(self) -> dict[str, int]:

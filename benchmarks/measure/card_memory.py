@@ -49,8 +49,8 @@ def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
 
 def batch_parts() -> dict[str, Callable[[float], dict[str, Any]]]:
     chosen = ("resnet18, 32 px, B=2048", "resnet50, 224 px, B=256", "vit_small, 224 px, B=256")
-    found = {name.rpartition(",")[0]: SHAPES[name] | {"batch_size": "auto"} for name in chosen}
-    return {name: lambda _, changes=changes: searched(spec(**changes)) for name, changes in found.items()} | {
+    searches = {name.rpartition(",")[0]: SHAPES[name] | {"batch_size": "auto"} for name in chosen}
+    return {name: lambda _, changes=changes: searched(spec(**changes)) for name, changes in searches.items()} | {
         "too large": lambda _: too_large(spec(**SHAPES["resnet50, 224 px, B=256"] | {"batch_size": 16_384}))
     }
 
@@ -88,15 +88,15 @@ def searched(config: PretrainSpec) -> dict[str, Any]:
     """Return the time and the result of the search, and the speed of a run with the batch that it found."""
     images = 64 * batch_size.MOST_IMAGES if config.data.image_size <= 32 else 16 * 1024
     start = time.perf_counter()
-    found = batch_size.sizes(config, images, torch.device("cuda"), SINGLE, None)["batch_size"]
+    size = batch_size.sizes(config, images, torch.device("cuda"), SINGLE, None)["batch_size"]
     seconds = time.perf_counter() - start
-    assert found is not None
+    assert size is not None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    reporter = trained(config.model_copy(update={"batch_size": found}), 4 * found)
+    reporter = trained(config.model_copy(update={"batch_size": size}), 4 * size)
     total = torch.cuda.mem_get_info()[1]
     return {
-        "batch_size": found,
+        "batch_size": size,
         "search_s": round(seconds, 1),
         "reserved_of_device": round(torch.cuda.max_memory_reserved() / total, 3),
         "steps": reporter.of("progress")[-1]["step"],

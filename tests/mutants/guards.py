@@ -968,6 +968,13 @@ GUARDS = (
         ("tests/worker/test_supervisor.py::test_a_run_whose_device_breaks_is_killed_and_retried",),
     ),
     Guard(
+        "a run that is killed for a fault reports no end of its own",
+        "worker/supervisor.py",
+        "self._process.kill(at_once=True)",
+        "self._process.kill()",
+        ("tests/worker/test_supervisor.py::test_a_run_whose_device_breaks_is_killed_and_retried",),
+    ),
+    Guard(
         "a kill for lack of memory explains the end of one attempt",
         "worker/exit_reason.py",
         "            self._explained = count\n",

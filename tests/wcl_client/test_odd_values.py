@@ -107,15 +107,15 @@ def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     except SystemExit as end:  # of the worker's parser
         code = int(str(end.code))
     printed = capsys.readouterr()
-    said = printed.err.splitlines()
+    lines = printed.err.splitlines()
     shown = (arguments, code, printed.err[:2_000])
     assert 0 <= code <= 7, shown
     assert not any(words in printed.err for words in ("Traceback", "unexpected", "object at 0x")), shown
     if code not in (0, 1):  # 1 is also the end of a job that is watched
-        assert said, shown
+        assert lines, shown
         assert "error: " in printed.err, shown
     assert len(printed.err) < 5_000, shown
-    return said
+    return lines
 
 
 @pytest.mark.server
@@ -141,8 +141,8 @@ def test_each_option_and_argument_takes_an_odd_value_or_is_named(
 
     for value in ODD if parameter.name != "data_dir" else BELOW:
         value_in_place = [f"{option[0]}={value}"] if option else ["--", value]
-        said = lines_of(capsys, *path, *extra, *(others if option else []), *value_in_place)
-        assert len(said) < 12, (value, said)
+        lines = lines_of(capsys, *path, *extra, *(others if option else []), *value_in_place)
+        assert len(lines) < 12, (value, lines)
 
 
 @pytest.mark.server
@@ -171,10 +171,10 @@ def test_another_server_is_named(
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=body))
     monkeypatch.setattr("wcl_client.connection.httpx.Client", partial(httpx.Client, transport=transport))
 
-    said = lines_of(capsys, *command)
+    lines = lines_of(capsys, *command)
 
-    assert len(said) == 1
-    assert "expected a WCL server there" in said[0]
+    assert len(lines) == 1
+    assert "expected a WCL server there" in lines[0]
 
 
 MUTATIONS = 15
@@ -238,9 +238,9 @@ def test_a_server_chooses_no_place_of_a_download(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    said = lines_of(capsys, "download", ID)
+    lines = lines_of(capsys, "download", ID)
 
-    assert "expected a WCL server there" in said[0]
+    assert "expected a WCL server there" in lines[0]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["spec.yaml"]
 
 

@@ -73,7 +73,7 @@ class StandIn:
         self.requested = request
 
     def kill(self, at_once: bool = False) -> None:
-        self.was_killed = True
+        self.was_killed, self.was_at_once = True, at_once
 
     def end(self, end: AttemptEnd) -> None:
         self.ends.append(end)
@@ -98,6 +98,7 @@ def test_a_run_whose_device_breaks_is_killed_and_retried() -> None:
 
     follow(one, "GPU 1 (H100): its driver reports Xid 79")
 
+    assert one.was_at_once, "a run that had time would report an end of its own"
     message = "the run was killed: GPU 1 (H100): its driver reports Xid 79"
     assert one.ends == [AttemptEnd("failed", Reason.DEVICE_FAILED, message)]
     assert Reason.DEVICE_FAILED in INFRASTRUCTURE
