@@ -30,6 +30,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
 from wcl_core.data.cache import Cache
+from wcl_core.data.images import content_changed
 from wcl_core.distributed import PeerLostError, Ranks, TooFewGpusError, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
@@ -126,9 +127,7 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
     if ranks.is_first:
         ranks.agreed(0)
     if source.digest not in (None, dataset.digest):
-        raise data.DataError(
-            f"dataset {dataset.name}: its content has changed since the job was submitted; register it again"
-        )
+        raise content_changed(dataset.name)
     if isinstance(spec, PretrainSpec):
         return pretrain(spec, reporter, dataset=dataset, output_dir=folder, resume=run.resume, ranks=ranks)
     if spec.threads is not None:

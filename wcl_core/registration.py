@@ -1,4 +1,4 @@
-"""The process that reads the folders and packed files of a worker: names first, then contents, one after the other.
+"""The process that reads a worker's folders, packed files and digits: names first, then contents, one after the other.
 
     worker ── requests, one JSON object a line ──► python -m wcl_core.registration
            ◄── messages, one JSON object a line ──┘
@@ -50,9 +50,13 @@ def description_json(description: Description) -> dict[str, Any]:
 
 
 def main(lines: Iterable[str]) -> None:
-    """Answer requests: objects with `name`, `kind`, `path`, `cache` and `lists`."""
+    """Answer requests: objects with `name`, `kind`, `path` (null for the digits), `cache` and `lists`."""
     requests = [json.loads(line) for line in lines]
-    for request in [request for request in requests if _answer(request, _list)]:
+    for request in requests:
+        if request["kind"] == "builtin":  # it takes no time
+            _answer(request, _read)
+    others = [request for request in requests if request["kind"] != "builtin"]
+    for request in [request for request in others if _answer(request, _list)]:
         _answer(request, _read)
 
 
@@ -92,7 +96,8 @@ def _read(request: dict[str, Any]) -> None:
 
     lists = {name: Path(path) for name, path in request["lists"].items()}
     cache = Path(request["cache"]) if request["kind"] == "folder" else None
-    described = describe(request["name"], request["kind"], Path(request["path"]), cache, lists, tell)
+    path = None if request["path"] is None else Path(request["path"])
+    described = describe(request["name"], request["kind"], path, cache, lists, tell)
     _send(request["name"], description=description_json(described))
 
 

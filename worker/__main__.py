@@ -108,14 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
-    slots = Slots(database, facts, supervisor, draining, ability, room, machine, settings.hold_seconds)
     registration = Registration(database, settings, facts, sources, draining)
-
-    def open_slots() -> None:
-        if options.once:  # it ends when no job waits for a dataset that it has
-            registration.is_done.wait()
-        slots.open()
-
+    hold, changed = settings.hold_seconds, registration.note_changed
+    slots = Slots(database, facts, supervisor, draining, ability, room, machine, hold, on_bad_data=changed)
     ticker = Ticker(database, settings, facts.id, slots, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
     database.on(Signal.DUE, ticker.poll_soon)
@@ -127,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
     _start("datasets", registration.run)
-    _start("recovery", lambda: recovery.recover_all(database, storage, settings, lambda: _start("opening", open_slots)))
+    _start("recovery", lambda: recovery.recover_all(database, storage, settings, slots.open))
     _start("garbage", lambda: collect_all_garbage(database, storage))
     _start("scrub", lambda: Scrub(database, storage, settings).run(stop))
     if options.max_seconds is not None:
@@ -135,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.once:
             app.run(app.make_app(settings, slots, draining), settings, draining)
-        elif not slots.work_once() and ability.unable is None:
+        elif not slots.work_once(registration.is_awaited) and ability.unable is None:
             log.info("no waiting job fits this worker")
         was_requested = options.once or draining.is_set()
     finally:

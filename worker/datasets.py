@@ -32,6 +32,7 @@ from worker.process import module_environment
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 0.2
+_WITHOUT_TORCH = ("digits",)  # builtin datasets that the process for folders describes
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,13 @@ def find(
         chosen: the names; all by default.
     """
     chosen = names(settings) if chosen is None else chosen
-    paths = {name: settings.datasets[name] for name in chosen if name in settings.datasets}
+    builtin = [name for name in chosen if name not in settings.datasets]
+    kept = {name: facts for name in builtin if (facts := _read(_builtin_cache(name, settings))) is not None}
+    paths: dict[str, Path | None] = {
+        name: settings.datasets.get(name)
+        for name in chosen
+        if name in settings.datasets or (name in _WITHOUT_TORCH and name not in kept)
+    }
     with _Reader(settings, paths, listener or Listener()) as reader:
         for name in chosen:
             if stop.is_set():
@@ -100,7 +107,11 @@ def find(
                     proposal = proposed_name(name)
                     expected = f"expected lower-case letters, digits, '.', '_' and '-': {proposal}"
                     raise ValueError(f"no spec can name it; {expected}")
-                result: Source | str = reader.result(name, stop) if name in paths else _builtin(name, settings, stop)
+                if (facts := kept.get(name)) is None:
+                    facts = reader.facts(name, stop) if name in paths else _described(name, settings, stop)
+                    if name in builtin:
+                        _keep(_builtin_cache(name, settings), facts)
+                result: Source | str = _source(name, facts, settings)
             except ValueError as error:
                 log.error("dataset %s is refused: %s", name, error)
                 result = _without_paths(str(error), name, settings)
@@ -112,9 +123,9 @@ def find(
 
 
 class _Reader:
-    """The process that reads folders and packed files, and the thread that takes its messages."""
+    """The process that reads folders, packed files and the digits, and the thread that takes its messages."""
 
-    def __init__(self, settings: Settings, paths: Mapping[str, Path], listener: Listener) -> None:
+    def __init__(self, settings: Settings, paths: Mapping[str, Path | None], listener: Listener) -> None:
         self._settings, self._paths, self._listener = settings, paths, listener
         self._results: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
@@ -158,10 +169,10 @@ class _Reader:
                     self._results[name] = {"error": message}
                 self._changed.notify_all()
 
-    def _request(self, name: str, path: Path) -> dict[str, Any]:
+    def _request(self, name: str, path: Path | None) -> dict[str, Any]:
         lists = {each: str(place) for each, place in self._settings.label_lists.get(name, {}).items()}
         cache = str(self._settings.descriptions_dir / f"{name}.json")
-        return {"name": name, "kind": _kind_of(path), "path": str(path), "cache": cache, "lists": lists}
+        return {"name": name, "kind": _kind_of(path), "path": path and str(path), "cache": cache, "lists": lists}
 
     def _note(self, message: dict[str, Any]) -> None:
         name = message["name"]
@@ -174,7 +185,7 @@ class _Reader:
                 self._results[name] = message
                 self._changed.notify_all()
 
-    def result(self, name: str, stop: threading.Event) -> Source:
+    def facts(self, name: str, stop: threading.Event) -> dict[str, Any]:
         """Wait for a dataset's description.
 
         Raises:
@@ -186,30 +197,21 @@ class _Reader:
             message = self._results.get(name, {"error": "the worker stops"})
         if "error" in message:
             raise ValueError(message["error"])
-        return _source(name, message["description"], self._paths[name], self._settings)
+        description: dict[str, Any] = message["description"]
+        return description
 
 
-def _source(name: str, facts: dict[str, Any], path: Path | None, settings: Settings) -> Source:
+def _source(name: str, facts: dict[str, Any], settings: Settings) -> Source:
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
-    samples = facts.pop("samples")
+    samples = facts["samples"]
     sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
-    return Source(DatasetFacts(**facts, sheet=sheet), path, settings.label_lists.get(name, {}))
+    announced = DatasetFacts(**{key: value for key, value in facts.items() if key != "samples"}, sheet=sheet)
+    return Source(announced, settings.datasets.get(name), settings.label_lists.get(name, {}))
 
 
-def _builtin(name: str, settings: Settings, stop: threading.Event) -> Source:
-    """Describe a builtin dataset.
-
-    Raises:
-        ValueError: the dataset is unusable.
-    """
-    lists = settings.label_lists.get(name, {})
-    arguments = [name, "builtin", *(f"--list={list_name}={list_path}" for list_name, list_path in lists.items())]
-    cache = None if lists else _builtin_cache(name)
-    facts = _read(cache) or _run(arguments, cache, stop, settings.run_environment)
-    return _source(name, facts, None, settings)
-
-
-def _kind_of(path: Path) -> str:
+def _kind_of(path: Path | None) -> str:
+    if path is None:
+        return "builtin"
     return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
 
 
@@ -223,17 +225,18 @@ def _without_paths(reason: str, name: str, settings: Settings) -> str:
     return storable(without_paths(reason).removeprefix("error: ").removeprefix(f"dataset {name}: "))
 
 
-def _run(arguments: list[str], cache: Path | None, stop: threading.Event, environment: list[str]) -> dict[str, Any]:
-    """Describe a dataset in a process and keep the description in the cache.
+def _described(name: str, settings: Settings, stop: threading.Event) -> dict[str, Any]:
+    """Describe a builtin dataset in a process of its own, which loads torch.
 
     Raises:
         ValueError: the dataset is unusable; the message is the end of what the process wrote to stderr.
     """
-    command = [sys.executable, "-m", "wcl_core", "describe-dataset", *arguments]
+    lists = [f"--list={each}={path}" for each, path in settings.label_lists.get(name, {}).items()]
+    command = [sys.executable, "-m", "wcl_core", "describe-dataset", name, "builtin", *lists]
     process = children.start(
         lambda: subprocess.Popen(
             command,
-            env=module_environment(environment),
+            env=module_environment(settings.run_environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -250,12 +253,14 @@ def _run(arguments: list[str], cache: Path | None, stop: threading.Event, enviro
     children.forget(process.pid)
     if process.returncode:
         raise ValueError(errors.strip()[-1000:] or f"its description ended with exit code {process.returncode}")
-    line = output.strip().splitlines()[-1]
+    facts: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return facts
+
+
+def _keep(cache: Path | None, facts: dict[str, Any]) -> None:
     if cache is not None:
         with contextlib.suppress(OSError):
-            write_bytes(cache, line.encode())
-    facts: dict[str, Any] = json.loads(line)
-    return facts
+            write_bytes(cache, json.dumps(facts).encode())
 
 
 def _read(cache: Path | None) -> dict[str, Any] | None:
@@ -266,14 +271,14 @@ def _read(cache: Path | None) -> dict[str, Any] | None:
     return facts
 
 
-def _builtin_cache(name: str) -> Path | None:
+def _builtin_cache(name: str, settings: Settings) -> Path | None:
     """Return the file that caches the description of a builtin dataset, beside the dataset's downloaded files.
 
     Its name changes with the packages that the images come from and with the code that describes them.  Without it,
-    each start of a worker imports PyTorch for a description that never changes.  None: a plugin may return other images
-    each time, or the user has no home folder.
+    each start of a worker starts a process for a description that never changes.  None: a plugin may return other
+    images each time, label lists may change, or the user has no home folder.
     """
-    if name in plugins.names("wcl.datasets"):
+    if settings.label_lists.get(name) or name in plugins.names("wcl.datasets"):
         return None
     code = sorted(
         (file.name, file.stat().st_mtime_ns) for file in (Path(wcl_core.__file__).parent / "data").glob("*.py")

@@ -2,27 +2,31 @@
 
     pending ──► listed: jobs are accepted and wait ──► read: announced, jobs start, or refused with the reason
        ▲                                                 │
-       └── files were added, removed or renamed, or a user has requested it ──┘
+       └── files were added, removed or renamed, a user has requested it, or a run has met other content ──┘
 
-A look at the times of the folders finds a change: cheap, and blind to files that are rewritten in place.
+A look at the times of the folders finds a change: cheap, and blind to files that are rewritten in place.  Datasets that
+a queued job waits for are read first.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import datasets as rows
 from jobs import workers
 from jobs.database import Database, is_outage
-from jobs.eligibility import WorkerFacts
+from jobs.eligibility import WorkerFacts, is_due
 from jobs.fault_log import FaultLog
+from jobs.models import Job
 from jobs.settings import Settings
 from worker import datasets
 from worker.backoff import Backoff
@@ -42,9 +46,6 @@ class Registration(Listener):
         facts: of the worker; its datasets are added and removed.
         sources: the datasets that can be used, by name; they are added.
         stop: set when the worker drains.
-
-    Attributes:
-        is_done: set once each dataset was read or refused.
     """
 
     def __init__(
@@ -57,18 +58,20 @@ class Registration(Listener):
     ) -> None:
         self._database, self._settings, self._facts, self._sources = database, settings, facts, sources
         self._stop = stop
-        self.is_done = threading.Event()
+        self._pending = set(datasets.names(settings))
+        self._met: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Read each dataset, then watch the folders until `stop`."""
-        watch = FolderWatch({name: path for name, path in self._settings.datasets.items() if path.is_dir()})
+        """Read each dataset, then watch the folders and packed files until `stop`."""
+        watch = FolderWatch(self._settings.datasets)
         requested: dict[str, int] = {}
+        first = set[str]()
         try:
             with FaultLog(log, "the requests to read folders again"):
-                requested = self._requested()
-            self._read(None)
+                requested, first = self._requested(), self._awaited()
+            self._read(sorted(datasets.names(self._settings), key=lambda name: name not in first))
         finally:
-            self.is_done.set()
+            self._pending.clear()
         names = ", ".join(self._sources) or "no datasets"
         log.info("worker %s in pool %s with %s", self._facts.name, self._facts.pool, names)
         faults = FaultLog(log, "the look at the folders of datasets")
@@ -76,14 +79,38 @@ class Registration(Listener):
             with faults:
                 before, requested = requested, self._requested()
                 read_again = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
-                if changed := sorted({*read_again, *watch.changed()}):
+                if changed := sorted({*read_again, *watch.changed(), *self._taken()}):
                     self._read_again(changed)
+
+    def note_changed(self, name: str) -> None:
+        """Read a dataset again soon, because a run has met other content than its job pins."""
+        if name in self._settings.datasets:
+            self._met.put(name)
+
+    def _taken(self) -> Iterator[str]:
+        while not self._met.empty():
+            yield self._met.get()
+
+    def is_awaited(self) -> bool:
+        """Return whether a queued job waits for a dataset that is not read yet.
+
+        Raises:
+            DBAPIError: the database does not respond.
+        """
+        pending = set(self._pending)  # before the look at the jobs, as it only shrinks
+        return bool(pending and pending & self._awaited())
+
+    def _awaited(self) -> set[str]:
+        """Return the datasets of the queued jobs of this worker's pool."""
+        with self._database.read() as session:
+            names = select(Job.dataset_name).where(is_due(), Job.pool == self._facts.pool).distinct()
+            return set(session.execute(names).scalars())
 
     def _requested(self) -> dict[str, int]:
         with self._database.read() as session:
             return rows.reads_requested(session)
 
-    def _read(self, names: list[str] | None) -> None:
+    def _read(self, names: list[str]) -> None:
         for name, result in datasets.find(self._settings, self._stop, names, self):
             self._settle(name, result)
 
@@ -106,6 +133,7 @@ class Registration(Listener):
             self._sources[name] = result  # before the row: a claim needs it
             self._facts.datasets[name] = result.facts.digest
         self._write(lambda session: workers.settle_dataset(session, self._facts.id, name, announced))
+        self._pending.discard(name)
 
     def _write(self, act: Callable[[Session], None]) -> None:
         """Write as often as an outage of the database makes necessary."""
@@ -123,7 +151,8 @@ class Registration(Listener):
 class FolderWatch:
     """The times of folders and of all folders below them: files that are added, removed or renamed change them.
 
-    Links are not followed.  A change is reported once the folders have been quiet between two looks.
+    A packed file has a time, too, and one that is not there yet is noticed once it is.  Links are not followed.  A
+    change is reported once the folders have been quiet between two looks.
 
     Args:
         folders: by dataset.

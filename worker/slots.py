@@ -19,6 +19,7 @@ from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.holding import PassedOver, passed_over
 from jobs.models import Attempt
+from jobs.status import Reason
 from jobs.transitions import Claim
 from worker.ability import Ability
 from worker.devices import Machine
@@ -42,6 +43,7 @@ class Slots:
         machine: the devices that attempts get.
         hold_seconds: for which smaller jobs may pass a job that needs more devices than are free.
         clock: monotonic seconds.
+        on_bad_data: called with the name of the dataset of each job that ends so.
 
     Attributes:
         ability, machine: as given.
@@ -58,7 +60,9 @@ class Slots:
         machine: Machine,
         hold_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        on_bad_data: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._on_bad_data = on_bad_data
         self._hold_seconds, self._clock = hold_seconds, clock
         self._passed_over: tuple[str, float] | None = None  # a job, and since when
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
@@ -114,13 +118,18 @@ class Slots:
             finally:
                 self._claiming.release()
 
-    def work_once(self) -> bool:
-        """Claim and supervise one job as soon as claims are allowed; return whether there was one."""
+    def work_once(self, is_awaited: Callable[[], bool] = lambda: False) -> bool:
+        """Claim and supervise one job as soon as claims are allowed; return whether there was one.
+
+        Args:
+            is_awaited: whether a job waits for a dataset that this worker still reads.
+        """
         self._is_open.wait()
         while not self._draining.is_set():
             has_run: bool | None = None
             with self._faults:
-                has_run = self._run_one()
+                may_come = is_awaited()  # before the look at the queue: the dataset may be ready now
+                has_run = self._run_one() or (None if may_come else False)
             if has_run is not None:
                 return has_run
             self._draining.wait(_RETRY_SECONDS)
@@ -194,7 +203,10 @@ class Slots:
         """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""
         ended = select(Attempt.end_reason).where(claim.attempt.is_row())
         with self._database.read() as session:
-            self._room.note_end(session.execute(ended).scalar_one_or_none(), began)
+            reason = session.execute(ended).scalar_one_or_none()
+        self._room.note_end(reason, began)
+        if reason == Reason.BAD_DATA:
+            self._on_bad_data(claim.dataset_name)
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no attempt runs."""

@@ -1071,11 +1071,39 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a folder in which a run meets other content is read again",
+        "worker/slots.py",
+        "        if reason == Reason.BAD_DATA:\n",
+        "        if False:\n",
+        ("tests/worker/test_slots.py::test_the_dataset_of_a_job_that_ends_for_bad_data_is_named",),
+    ),
+    Guard(
+        "a worker for one job waits for the dataset of that job",
+        "worker/slots.py",
+        "self._run_one() or (None if may_come else False)",
+        "self._run_one()",
+        ("tests/worker/test_slots.py::test_a_worker_for_one_job_waits_for_the_dataset_of_a_job_only",),
+    ),
+    Guard(
         "decoded images of the cache are checked",
         "wcl_core/data/packed.py",
         "    if not is_checked:\n        _check_blocks(",
         "    if False:\n        _check_blocks(",
         ("tests/wcl_core/data/test_prepared.py::test_a_damaged_file_is_made_anew[image]",),
+    ),
+    Guard(
+        "a file of the cache that has changed is read again",
+        "wcl_core/data/cache.py",
+        "            return identity == _identity(status) and",
+        "            return True and",
+        ("tests/wcl_core/data/test_prepared.py::test_a_file_is_read_whole_only_once_until_it_changes",),
+    ),
+    Guard(
+        "a copy that preserves times is read again",
+        "wcl_core/data/cache.py",
+        '{status.st_mtime_ns} {status.st_ctime_ns}"',
+        '{status.st_mtime_ns}"',
+        ("tests/wcl_core/data/test_prepared.py::test_a_file_is_read_whole_only_once_until_it_changes",),
     ),
     Guard(
         "the header of a file of the cache is checked",
@@ -1101,8 +1129,8 @@ GUARDS = (
     Guard(
         "a file that was removed while it was opened is not used",
         "wcl_core/data/cache.py",
-        "            if _is_at(file, path):\n                os.utime",
-        "            if True:\n                os.utime",
+        "            if _is_at(file, path):\n                with",
+        "            if True:\n                with",
         ("tests/wcl_core/data/test_prepared.py::test_a_file_that_is_removed_while_it_is_opened_is_not_used",),
     ),
     Guard(

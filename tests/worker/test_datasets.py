@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from jobs import workers
 from jobs.database import Database
 from jobs.settings import Settings
+from tests.jobs import rows
 from tests.jobs.rows import WORKER
 from tests.waiting import eventually
 from wcl_core.data.packing import pack
@@ -75,7 +77,7 @@ def test_each_kind_of_dataset_is_recognised_by_its_path(
     assert all(source.facts.sheet and source.facts.sheet.png.startswith(b"\x89PNG") for source in sources.values())
     assert "dataset gone is refused" in caplog.text
     assert "dataset none is refused" in caplog.text
-    assert [command[2] for command in commands] == ["wcl_core.registration", "wcl_core"]  # one process for all folders
+    assert [command[2] for command in commands] == ["wcl_core.registration"]  # one process for all of them
     assert (settings.descriptions_dir / "flat.files").exists()
 
 
@@ -164,7 +166,7 @@ def test_a_worker_lists_reads_and_watches_its_folders(
     thread = threading.Thread(target=registered.run)
     thread.start()
     try:
-        assert registered.is_done.wait(60)
+        eventually(lambda: "photos" in facts.datasets and not registered.is_awaited())
         before = facts.datasets["photos"]
         assert calls == ["photos"]
         Image.new("RGB", (9, 9)).save(photos / "a" / "new.png")
@@ -172,6 +174,8 @@ def test_a_worker_lists_reads_and_watches_its_folders(
         assert sources["photos"].facts.counts == {"train": 9, "test": 2}
         database.write(lambda session: registration.rows.read_again(session, "photos").id)
         eventually(lambda: len(calls) == 3 and "photos" in facts.datasets)
+        registered.note_changed("photos")  # a run has met other content
+        eventually(lambda: len(calls) == 4 and "photos" in facts.datasets)
     finally:
         stop.set()
         thread.join()
@@ -195,6 +199,42 @@ def test_a_change_is_noticed_once_the_folder_is_quiet(photos: Path) -> None:
     assert look() == []
     (photos / "a" / "new" / "file").unlink()
     assert [look(), look()] == [[], ["photos"]]
+
+
+def test_a_packed_file_that_appears_or_is_replaced_is_noticed(tmp_path: Path) -> None:
+    clock = [0.0]
+    path = tmp_path / "photos.wclpack"
+    watch = FolderWatch({"photos": path}, lambda: clock[0])
+    for content in ("one", "another"):
+        path.write_text(content)
+        os.utime(path, (len(content), len(content)))
+        results = []
+        for _ in range(3):
+            clock[0] += registration._LOOK_SECONDS
+            results.append(watch.changed())
+        assert results == [[], ["photos"], []]
+
+
+def test_datasets_that_a_queued_job_waits_for_are_read_first(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, datasets={"large": tmp_path, "photos": tmp_path}, builtin_datasets=[])
+    rows.add_dataset(database, "photos")
+    registered = Registration(database, settings, replace(WORKER, datasets={}), {}, threading.Event())
+    assert not registered.is_awaited()
+    rows.submit(database, spec={"data": {"name": "photos", "image_size": 8}})
+    assert registered.is_awaited()
+    order: list[str] = []
+
+    def find(_: object, stop: threading.Event, names: list[str], __: object) -> list[object]:
+        order.extend(names)
+        stop.set()
+        return []
+
+    monkeypatch.setattr(datasets, "find", find)
+    registered.run()
+    assert order == ["photos", "large"]
+    assert not registered.is_awaited()
 
 
 def _sleeper(folder: Path) -> Path:

@@ -34,6 +34,7 @@ class Attempts:
         self._database = database
         self.claims: list[Claim] = []
         self._ends: dict[str, threading.Event] = {}
+        self.how: dict[str, tuple[str, ...]] = {}  # the arguments of other ends
         self.most = 0  # attempts at once
 
     @property
@@ -46,14 +47,20 @@ class Attempts:
         self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
         assert end.wait(30)
         with suppress(Superseded):
-            Run(self._database, claim).end("succeeded")
+            Run(self._database, claim).end(*self.how.get(claim.job_id, ("succeeded",)))
 
     def end(self, job_id: str) -> None:
         self._ends[job_id].set()
 
 
 def make_slots(
-    database: Database, data_dir: Path, *checks: Any, gpus: int = 0, cpu_slots: int = 1, clock: Any = time.monotonic
+    database: Database,
+    data_dir: Path,
+    *checks: Any,
+    gpus: int = 0,
+    cpu_slots: int = 1,
+    clock: Any = time.monotonic,
+    **options: Any,
 ) -> tuple[Slots, Attempts, threading.Event]:
     attempts, draining = Attempts(database), threading.Event()
     rows.add_dataset(database)
@@ -62,7 +69,8 @@ def make_slots(
     database.write(lambda session: workers.register(session, facts, 1, []))
     room = RoomCheck(Settings(data_dir=data_dir))
     machine = Machine(lambda: devices, cpu_slots, dict.fromkeys((each.uuid for each in devices), ""))
-    slots = Slots(database, facts, cast(Supervisor, attempts), draining, Ability(*checks), room, machine, 60, clock)
+    supervisor, ability = cast(Supervisor, attempts), Ability(*checks)
+    slots = Slots(database, facts, supervisor, draining, ability, room, machine, 60, clock, **options)
     return slots, attempts, draining
 
 
@@ -134,6 +142,41 @@ def test_without_devices_a_worker_runs_one_job_at_a_time(sqlite_database: Databa
     slots.wait(30)
 
     assert attempts.most == 1
+
+
+def test_a_worker_for_one_job_waits_for_the_dataset_of_a_job_only(sqlite_database: Database, tmp_path: Path) -> None:
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path)
+    slots.open()
+    assert not slots.work_once(lambda: False)
+    looks = iter([True, False])
+    ran: list[bool] = []
+
+    def is_awaited() -> bool:
+        if is_it := next(looks):
+            rows.submit(sqlite_database)  # as if its dataset were ready now
+        return is_it
+
+    thread = threading.Thread(target=lambda: ran.append(slots.work_once(is_awaited)))
+    thread.start()
+    eventually(lambda: attempts.jobs, "the claim")
+    attempts.end(attempts.jobs[0])
+    thread.join()
+    assert ran == [True]
+
+
+def test_the_dataset_of_a_job_that_ends_for_bad_data_is_named(sqlite_database: Database, tmp_path: Path) -> None:
+    names: list[str] = []
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, on_bad_data=names.append)
+    slots.open()
+    for end in (("succeeded",), ("failed", "bad_data", "changed")):
+        job_id = rows.submit(sqlite_database)
+        attempts.how[job_id] = end
+        slots.work()
+        eventually(lambda job_id=job_id: attempts.jobs[-1:] == [job_id], "the claim")  # type: ignore[misc]
+        attempts.end(job_id)
+        slots.wait(30)
+    eventually(lambda: names, "the look at the end")
+    assert names == ["digits"]
 
 
 def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Database, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Datasets: images as uint8 tensors, in memory or mapped from a packed file, and the order of a run's batches.
 
-    builtin    scikit-learn's digits, datasets that torchvision downloads, datasets of plugins
+    builtin    scikit-learn's digits (`digits`), datasets that torchvision downloads, datasets of plugins
     folder     a tree of class folders: `layout` finds its files, `image_file` reads each, `decoding` in processes
     prepared   such a tree decoded once on a machine, and mapped from the `cache`
     packed     such a tree decoded once into one file, which is mapped; `packing` writes it

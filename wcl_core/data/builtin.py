@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from wcl_core import plugins
+from wcl_core.data import digits
 from wcl_core.data.images import DataError, ImageData, Split, tensor_digest
 
-BUILTIN = ("digits", "cifar10", "cifar100", "stl10")
+BUILTIN = (digits.NAME, "cifar10", "cifar100", "stl10")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load_builtin(name: str, cache: Path | None, image_size: int | None) -> Image
 
 
 def _source(name: str, cache: Path | None) -> Source:
-    if name == "digits":
+    if name == digits.NAME:
         return _digits()
     if name in BUILTIN:
         return _fetched(name, cache or _user_cache(name))
@@ -85,15 +86,8 @@ def _of_plugin(name: str, cache: Path) -> Source:
 
 
 def _digits() -> Source:
-    """Return scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 grey levels."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)
-    images, labels = grey[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(bunch.target).long()
-    is_test = _held_out_fifth(labels)
-    classes = tuple(str(digit) for digit in range(10))
-    return Source((images[~is_test], labels[~is_test]), (images[is_test], labels[is_test]), classes)
+    train, test = ((torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in digits.load_digits())
+    return Source(train, test, digits.CLASSES)
 
 
 def _fetched(name: str, root: Path) -> Source:
@@ -119,14 +113,6 @@ def _cifar(split: Any) -> tuple[Tensor, Tensor]:
 def _stl10(split: Any) -> tuple[Tensor, Tensor]:
     """Return images, which are channels-first already, and labels; the unlabelled split's labels are -1."""
     return torch.from_numpy(split.data).contiguous(), torch.from_numpy(split.labels).long()
-
-
-def _held_out_fifth(labels: Tensor) -> Tensor:
-    """Return a mask of every fifth image of each class: (N,) bool."""
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        is_test[(labels == label).nonzero().flatten()[::5]] = True
-    return is_test
 
 
 def _resized(images: Tensor, labels: Tensor, size: int | None) -> Split:

@@ -2,10 +2,15 @@
 
     DIGEST-SIZE-RULES-DECODER.wclpack    the images; each user holds a shared lock, so that it is not removed meanwhile
     DIGEST-SIZE-RULES-DECODER.lock       held by the process that writes the file; it goes with it
+    DIGEST.lock                          of a packed dataset, which lies elsewhere
 
 The digest is that of the folder's content, so the file of another version is another file.  When the room does not
-suffice, the files that were not used for the longest time are removed, but none in use.  This module knows names,
-locks and room; `prepared` writes and reads the files.
+suffice, the files that were not used for the longest time are removed, but none in use.
+
+A lock file's time is that of the last use.  Its text is a mark: every byte of the file was compared with its checksums.
+The mark holds for a day, for this boot of the machine, and for a file with the same inode, size and times, so an open
+reads a large file only now and then.  This module knows names, locks, marks and room; `packed` and `prepared` write and
+read the files.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ _SUFFIX = ".wclpack"
 _DISK_SHARE = 0.25  # by default
 _FREE_BYTES = 1 << 30  # that the cache leaves on the disk, for checkpoints and the database
 _POLL_SECONDS = 0.1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MARK_SECONDS = 86_400.0
 
 
 class NoRoomError(Exception):
@@ -61,9 +68,14 @@ class Cache:
             except FileNotFoundError:
                 return None
             if _is_at(file, path):
-                os.utime(path)  # the order in which files are removed
+                with contextlib.suppress(OSError):
+                    _lock_of(path).touch()  # the order in which files are removed
                 return file
             file.close()  # it was removed between opening and locking
+
+    def mark(self, name: str) -> Mark:
+        """Return the mark of a file: of one in the cache by its name without ending, of a packed one by its digest."""
+        return Mark(self.folder / f"{name}.lock")
 
     @contextmanager
     def writing(self, path: Path, wait: Callable[[], None]) -> Iterator[None]:
@@ -127,8 +139,7 @@ class Cache:
         files = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError):
-                status = path.stat()
-                files.append(CachedFile(path, status.st_size, status.st_mtime_ns))
+                files.append(CachedFile(path, path.stat().st_size, _used_at_ns(path)))
         return sorted(files, key=lambda file: (file.used_at_ns, file.path))
 
     def _remove(self, path: Path) -> bool:
@@ -178,6 +189,36 @@ class HeldFile:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """The note that every byte of a file was compared with its checksums."""
+
+    _place: Path
+
+    def holds(self, status: os.stat_result) -> bool:
+        """Return whether this very file was checked on this boot of the machine, less than a day ago."""
+        with contextlib.suppress(OSError, ValueError):
+            identity, _, checked_at = self._place.read_text().rpartition(" ")
+            return identity == _identity(status) and 0 <= _uptime() - float(checked_at) < _MARK_SECONDS
+        return False
+
+    def set(self, status: os.stat_result) -> None:
+        """Note that a file was checked; `status` is from before the check, in case the file has changed meanwhile."""
+        with contextlib.suppress(OSError):  # also where the machine has no id of its boot
+            text = f"{_identity(status)} {_uptime()}"
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._place.write_text(text)
+
+
+def _identity(status: os.stat_result) -> str:
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # a program can set the first one, not the second
+    return f"{_BOOT_ID.read_text().strip()} {status.st_dev} {status.st_ino} {status.st_size} {times}"
+
+
+def _uptime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
 class CachedFile:
     path: Path
     size: int
@@ -186,6 +227,12 @@ class CachedFile:
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix(_SUFFIX)}.lock")
+
+
+def _used_at_ns(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return _lock_of(path).stat().st_mtime_ns
+    return path.stat().st_mtime_ns
 
 
 def _is_at(file: BinaryIO | HeldFile, path: Path) -> bool:

@@ -6,7 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from wcl_core.data.samples import Samples
 from wcl_core.limits import memory_bytes
@@ -24,6 +26,15 @@ _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
 
 class DataError(ValueError):
     """The data is absent, empty or damaged; the message names the dataset and the reason."""
+
+
+def content_changed(name: str) -> DataError:
+    """Return the error of a job whose version of a dataset is neither at its place nor in the cache."""
+    return DataError(
+        f"dataset {name}: its content has changed since the job was submitted, and the cache does not hold the version "
+        "of the job. The worker reads the dataset again; once `wcl datasets` calls it ready, `wcl clone` starts the "
+        "job on the new version"
+    )
 
 
 @dataclass(frozen=True)
@@ -126,11 +137,16 @@ def fits_memory(num_bytes: int) -> bool:
 
 def tensor_digest(*tensors: Tensor) -> str:
     """Return the sha256 over shape, dtype and bytes of each tensor: 64 hex digits; mapped ones are read in pieces."""
+    return array_digest(*(tensor.numpy() for tensor in tensors))
+
+
+def array_digest(*arrays: np.ndarray[Any, Any]) -> str:
+    """Return what `tensor_digest` returns for equal tensors."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        for rows in tensor.split(_HASHED_ROWS):
-            digest.update(rows.contiguous().numpy().data)
+    for array in arrays:
+        digest.update(f"({array.shape}, torch.{array.dtype})".encode())
+        for first in range(0, len(array), _HASHED_ROWS):
+            digest.update(np.ascontiguousarray(array[first : first + _HASHED_ROWS]).data)
     return digest.hexdigest()
 
 

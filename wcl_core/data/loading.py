@@ -1,6 +1,6 @@
 """Loading and description of a dataset of any kind.
 
-Modules that load torch are imported where they are used, because the description of a folder needs none.
+Modules that load torch are imported where they are used, because descriptions of folders need none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wcl_core.data import digits
 from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, load_folder
 from wcl_core.data.images import (
@@ -59,7 +60,7 @@ def load(
             packed file has its size already.
         max_corrupt_share: the largest share of undecodable files that is tolerated.
         reporter: receives a warning for each undecodable file, up to a limit, and the progress of decoding a folder.
-        cache: keeps the decoded images of a folder, if its digest is given.
+        cache: keeps the decoded images of a folder, if its digest is given; remembers that a packed file was checked.
         digest: of the content that is expected.
 
     Raises:
@@ -73,7 +74,7 @@ def load(
     if kind == "packed":
         from wcl_core.data.packed import load_packed
 
-        return load_packed(name, _required(name, path, "packed file"), image_size)
+        return load_packed(name, _required(name, path, "packed file"), image_size, cache)
     folder = _required(name, path, "folder")
     return load_folder(name, folder, image_size, max_corrupt_share, reporter, cache, digest)
 
@@ -123,6 +124,8 @@ def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequ
     if kind == "folder":
         entries = list_files(name, _required(name, path, "folder")).train
         return [file for file, _ in entries], [label for _, label in entries]
+    if name == digits.NAME:
+        return (), digits.load_digits().train[1].tolist()
     from wcl_core.data.builtin import load_builtin
 
     return (), load_builtin(name, path, None).train.labels.tolist()
@@ -140,6 +143,8 @@ def _described(
         if cache is None:
             return describe_folder(name, folder, tell=tell)
         return describe_folder_cached(name, folder, cache, tell)
+    if name == digits.NAME:
+        return digits.describe_digits()
     from wcl_core.data.builtin import load_builtin
 
     data = load_builtin(name, path, None)

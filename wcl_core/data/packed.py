@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wcl_core.data.cache import HeldFile
+from wcl_core.data.cache import Cache, HeldFile, Mark
 from wcl_core.data.image_file import RULES_VERSION
 from wcl_core.data.images import DataError, Description, ImageData, Split, class_counts
 from wcl_core.data.samples import samples_of_images, shown_images
@@ -73,8 +73,11 @@ class _Header:
         return self.start + max(part.labels + 4 * part.count for part in self.parts.values())
 
 
-def load_packed(name: str, path: Path, image_size: int) -> ImageData:
+def load_packed(name: str, path: Path, image_size: int, cache: Cache | None = None) -> ImageData:
     """Map a packed file, after checking every byte against the header on all cores.
+
+    Args:
+        cache: remembers that the file was checked, so that not every load reads it.
 
     Raises:
         DataError: the file is absent, damaged or of another format, or its images are smaller than `image_size`.
@@ -85,7 +88,7 @@ def load_packed(name: str, path: Path, image_size: int) -> ImageData:
             f"dataset {name}: it is packed at {header.size} pixels, but data.image_size = {image_size}; "
             f"set data.image_size to at most {header.size} or pack the folder again with --size {image_size}"
         )
-    _check_blocks(name, path, header)
+    _check_unless_marked(name, path, header, None if cache is None else cache.mark(header.digest))
     _check_labels(name, path, header)
     splits = {which: _at_side(_map(path, header, which), image_size) for which in header.parts}
     return ImageData(name, splits["train"], splits["test"], header.classes, header.digest, splits.get("unlabelled"))
@@ -98,12 +101,23 @@ def _at_side(split: Split, side: int) -> Split:
     return replace(split, side=side, digest=hashlib.sha256(f"{split.digest} at {side}".encode()).hexdigest())
 
 
+def _check_unless_marked(name: str, path: Path, header: _Header, mark: Mark | None) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"dataset {name}: packed file {path}: {error.strerror}") from error
+    if mark is None or not mark.holds(status):
+        _check_blocks(name, path, header)
+        if mark is not None:
+            mark.set(status)
+
+
 def load_cached(name: str, path: Path, file: HeldFile, *, is_checked: bool = False) -> tuple[ImageData, dict[str, Any]]:
     """Map a file of the cache, after checking every byte; also return the fields of its header.
 
     Args:
         file: the open file of the path; it is held for as long as the images are used.
-        is_checked: the caller has just written it.
+        is_checked: its bytes need no check.
 
     Raises:
         DataError: the file is damaged, or of another version.

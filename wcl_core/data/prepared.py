@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from wcl_core.data.cache import Cache, NoRoomError
 from wcl_core.data.folder import Corrupt, Reading, report_preparation, warn_of_scaled
-from wcl_core.data.images import DataError, ImageData, fits_memory
+from wcl_core.data.images import DataError, ImageData, content_changed, fits_memory
 from wcl_core.data.layout import Files, list_files
 from wcl_core.data.packed import load_cached
 from wcl_core.data.packing import packed_bytes, write_packed
@@ -74,14 +74,18 @@ class _Preparation:
         """Map the file; a damaged one is removed."""
         if (file := self._cache.opened(self._path)) is None:
             return None
+        status, mark = os.fstat(file.fileno()), self._cache.mark(self._path.stem)
+        is_checked = mark.holds(status)
         try:
-            data, fields = load_cached(self._name, self._path, file)
+            data, fields = load_cached(self._name, self._path, file, is_checked=is_checked)
         except DataError:
             self._path.unlink(missing_ok=True)
             file.close()
             message = f"the decoded images of {self._name} are damaged; the folder is decoded again"
             self._reporter.warning("cache_damaged", message)
             return None
+        if not is_checked:
+            mark.set(status)
         facts = fields["corrupt"]
         Corrupt(self._name, facts["total"], self._max_corrupt_share, self._reporter, facts).check()
         warn_of_scaled(fields["num_scaled"], self._reporter)
@@ -97,14 +101,14 @@ class _Preparation:
         reading.warn(self._reporter)
         opened = self._cache.opened(self._path)
         assert opened is not None, "the right to write it is held, so no other process removes it"
-        return load_cached(self._name, self._path, opened, is_checked=True)[0]
+        data = load_cached(self._name, self._path, opened, is_checked=True)[0]
+        self._cache.mark(self._path.stem).set(os.fstat(opened.fileno()))
+        return data
 
     def _write(self, file: BinaryIO, files: Files, corrupt: Corrupt, reading: Reading) -> None:
         write_packed(file, files, self._size, corrupt, reading, self._reporter, is_cached=True)
         if reading.digest != self._digest:
-            raise DataError(
-                f"dataset {self._name}: its content has changed since the job was submitted; register it again"
-            )
+            raise content_changed(self._name)
 
     def _listed(self) -> Files:
         return list_files(self._name, self._root)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.wcl_core.data.test_data import write_image, write_tree
@@ -236,8 +237,16 @@ def test_a_damaged_index_is_not_believed(root: Path, tmp_path: Path, read: list[
 
 @pytest.mark.process
 def test_a_description_loads_no_torch() -> None:
-    code = "import sys, wcl_core.registration, wcl_core.data.packed; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """
+import sys, wcl_core.registration, wcl_core.data.packed
+described = wcl_core.registration.describe("digits", "builtin", None)
+assert not {"torch", "sklearn"} & set(sys.modules)
+print(described.digest, described.counts, described.classes, described.class_counts["test"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    digits = data.load("digits", "builtin", None, 8, 0.0, NullReporter())
+    counts = np.bincount(digits.test.labels).tolist()
+    assert done.stdout.strip() == f"{digits.digest} {{'train': 1433, 'test': 364}} {digits.classes} {counts}"
 
 
 @pytest.mark.process
@@ -248,6 +257,7 @@ def test_the_registration_lists_names_before_it_reads_contents(root: Path, tmp_p
         {"name": "photos", "kind": "folder", "path": str(root), "cache": str(tmp_path / "c.json"), "lists": {}},
         {"name": "gone", "kind": "folder", "path": str(tmp_path / "gone"), "cache": str(tmp_path / "d"), "lists": {}},
         {"name": "packed", "kind": "packed", "path": str(packed), "cache": str(tmp_path / "e"), "lists": {}},
+        {"name": "digits", "kind": "builtin", "path": None, "cache": str(tmp_path / "f"), "lists": {}},
     ]
     lines = "\n".join(map(json.dumps, requests))
     command = [sys.executable, "-m", "wcl_core.registration"]
@@ -255,12 +265,13 @@ def test_the_registration_lists_names_before_it_reads_contents(root: Path, tmp_p
     messages = [json.loads(line) for line in done.stdout.splitlines()]
 
     assert [(message["name"], sorted(message.keys() - {"name"})) for message in messages] == [
+        ("digits", ["description"]),
         ("photos", ["listed"]),
         ("gone", ["error"]),
         ("photos", ["description"]),
         ("packed", ["description"]),
     ]
-    assert messages[0]["listed"]["counts"] == {"train": 5, "test": 2}
-    for message, kind, path in ((messages[2], "folder", root), (messages[3], "packed", packed)):
+    assert messages[1]["listed"]["counts"] == {"train": 5, "test": 2}
+    for message, kind, path in ((messages[3], "folder", root), (messages[4], "packed", packed)):
         described = data.describe(message["name"], kind, path)
         assert message["description"] == json.loads(json.dumps(registration.description_json(described)))

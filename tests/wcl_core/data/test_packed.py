@@ -20,6 +20,7 @@ from wcl_core import data
 from wcl_core.__main__ import main
 from wcl_core.data import DataError, ImageData, decoding, images, packing
 from wcl_core.data import packed as packed_module
+from wcl_core.data.cache import Cache
 from wcl_core.data.label_lists import read_label_list
 from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.run import untrained_backbone
@@ -84,6 +85,21 @@ def test_a_packed_file_has_the_images_of_its_folder(photos: Path, packed: Path) 
 def test_loading_decodes_nothing(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "read_image", None)
     assert len(load(packed).train) == 10
+
+
+def test_a_file_that_was_checked_is_not_read_whole_again(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, checks, check = Cache(tmp_path / "cache"), list[int](), packed_module._check_blocks
+    monkeypatch.setattr(packed_module, "_check_blocks", lambda *args: (checks.append(1), check(*args)))
+    for _ in range(2):
+        data.load("photos", "packed", packed, 8, 0.0, NullReporter(), cache=cache)
+    assert len(checks) == 1
+    spoilt = bytearray(packed.read_bytes())
+    spoilt[-1] ^= 1
+    packed.write_bytes(spoilt)
+    with pytest.raises(DataError, match="is damaged in block"):
+        data.load("photos", "packed", packed, 8, 0.0, NullReporter(), cache=cache)
 
 
 def test_the_description_agrees_with_loading(photos: Path, packed: Path) -> None:

@@ -18,7 +18,8 @@ from tests.wcl_core import small
 from tests.wcl_core.data.test_data import damage
 from tests.wcl_core.data.test_packed import write_noise
 from wcl_core import data
-from wcl_core.data import DataError, ImageData, Split, decoding, packing, prepared
+from wcl_core.data import DataError, ImageData, Split, decoding, packed, packing, prepared
+from wcl_core.data import cache as cache_module
 from wcl_core.data.cache import Cache, NoRoomError
 from wcl_core.data.held_out import with_held_out
 from wcl_core.reporter import MemoryReporter, Reporter
@@ -165,6 +166,48 @@ def test_a_damaged_file_is_made_anew(photos: Path, cache: Cache, place: int | st
     del before
 
 
+def test_a_file_is_read_whole_only_once_until_it_changes(
+    photos: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(photos, cache)
+    path, lock, checks = only_file(cache), only_file(cache).with_suffix(".lock"), list[int]()
+    check = packed._check_blocks
+    monkeypatch.setattr(packed, "_check_blocks", lambda *args: (checks.append(1), check(*args)))
+
+    def num_checks() -> int:
+        checks.clear()
+        load(photos, cache)
+        return len(checks)
+
+    assert num_checks() == 0
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with path.open("r+b") as file:  # the same bytes, then the same times, as a copy that preserves them has
+        first = file.read(1)
+        file.seek(0)
+        file.write(first)
+    os.utime(path, ns=times)
+    assert [num_checks(), num_checks()] == [1, 0]
+    lock.write_text(lock.read_text()[:-3])
+    assert num_checks() == 0
+    lock.write_text(lock.read_text().replace("-", "_"))
+    assert [num_checks(), num_checks()] == [1, 0]
+    monkeypatch.setattr(cache_module, "_MARK_SECONDS", 0.0)
+    assert num_checks() == 1
+    lock.unlink()
+    assert num_checks() == 1
+
+
+def test_a_job_keeps_its_version_after_the_folder_has_changed(photos: Path, cache: Cache) -> None:
+    digest = data.describe("photos", "folder", photos).digest
+    before = load(photos, cache)
+    write_noise(photos, {"train/cat": 40})
+
+    after = data.load("photos", "folder", photos, 8, 0.1, MemoryReporter(), cache=cache, digest=digest)
+
+    assert_same(after, before)
+    assert load(photos, cache).digest != digest
+
+
 def test_a_kill_in_the_middle_costs_nothing_but_time(photos: Path, cache: Cache) -> None:
     pid = os.fork()
     if pid == 0:
@@ -237,7 +280,7 @@ def test_the_longest_unused_files_go_first_and_none_in_use(tmp_path: Path) -> No
     used = cache.opened(paths[1])  # it is now the newest, and in use
     cache.make_room(100)
     assert left(cache) == "bcd"
-    os.utime(paths[1], (0, 0))
+    os.utime(paths[1].with_suffix(".lock"), (0, 0))
     cache.make_room(250)
     assert left(cache) == "b"
     with pytest.raises(NoRoomError, match="more than its disk and its files in use leave"):
