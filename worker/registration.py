@@ -26,7 +26,7 @@ from jobs import workers
 from jobs.database import Database, is_outage
 from jobs.eligibility import WorkerFacts, is_due
 from jobs.fault_log import FaultLog
-from jobs.models import Job
+from jobs.models import Dataset, Job
 from jobs.settings import Settings
 from worker import datasets
 from worker.backoff import Backoff
@@ -92,13 +92,18 @@ class Registration(Listener):
             yield self._met.get()
 
     def is_awaited(self) -> bool:
-        """Return whether a queued job waits for a dataset that is not read yet.
+        """Return whether a dataset that is not read yet is new, or a queued job waits for it.
 
         Raises:
             DBAPIError: the database does not respond.
         """
         pending = set(self._pending)  # before the look at the jobs, as it only shrinks
-        return bool(pending and pending & self._awaited())
+        if not pending:
+            return False
+        with self._database.read() as session:
+            registered = select(Dataset.name).where(Dataset.name.in_(pending), Dataset.digest != "")
+            is_new = len(session.execute(registered).all()) < len(pending)
+        return is_new or bool(pending & self._awaited())
 
     def _awaited(self) -> set[str]:
         """Return the datasets of the queued jobs of this worker's pool."""

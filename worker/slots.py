@@ -122,7 +122,7 @@ class Slots:
         """Claim and supervise one job as soon as claims are allowed; return whether there was one.
 
         Args:
-            is_awaited: whether a job waits for a dataset that this worker still reads.
+            is_awaited: whether this worker must first read a dataset that a job waits for, or that is new.
         """
         self._is_open.wait()
         while not self._draining.is_set():

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
 from jobs import workers
 from jobs.database import Database
+from jobs.models import Dataset
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import WORKER
@@ -220,7 +222,10 @@ def test_datasets_that_a_queued_job_waits_for_are_read_first(
 ) -> None:
     settings = Settings(data_dir=tmp_path, datasets={"large": tmp_path, "photos": tmp_path}, builtin_datasets=[])
     rows.add_dataset(database, "photos")
+    rows.add_dataset(database, "large", digest="")
     registered = Registration(database, settings, replace(WORKER, datasets={}), {}, threading.Event())
+    assert registered.is_awaited()  # `large` is new
+    database.write(lambda session: session.execute(update(Dataset).values(digest=rows.DIGEST)))
     assert not registered.is_awaited()
     rows.submit(database, spec={"data": {"name": "photos", "image_size": 8}})
     assert registered.is_awaited()
