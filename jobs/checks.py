@@ -17,7 +17,9 @@ from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
 from jobs.status import Status
 from wcl_core.config import (
+    PROTOCOLS,
     WIDE_K,
+    WITHOUT_LABELS,
     CheckpointFeatures,
     DataConfig,
     EvaluateSpec,
@@ -98,6 +100,8 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
     dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
     if dataset is not None and not dataset.digest and not is_being_read(session, data.name):
         dataset = None  # its names are known, but no worker could read it
+    if dataset is not None and data.held_out_share and not _has_labels(dataset):
+        errors.append(FieldError(f"{pointer}/held_out_share", f"{dataset.name} has no labels to measure; use 0"))
     if dataset is not None and data.held_out_share and dataset.kind == "packed":
         detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
         errors.append(FieldError(f"{pointer}/held_out_share", detail))
@@ -188,9 +192,15 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
 
 
 def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataConfig, pointer: str) -> list[FieldError]:
+    protocols = settings.protocols
+    if not _has_labels(dataset):
+        return [
+            FieldError(f"{pointer}/protocols/{place}", WITHOUT_LABELS.format(name=dataset.name))
+            for place, protocol in enumerate(protocols)
+            if PROTOCOLS[protocol].measures
+        ]
     errors = []
     smallest, of_classes = _smallest_class(dataset, data.held_out_share)
-    protocols = settings.protocols
     if "knn" in protocols and settings.knn_k > largest_k(int(smallest)):
         errors.append(FieldError(f"{pointer}/knn_k", f"{settings.knn_k} is above half {of_classes}"))
     if "knn_wide" in protocols and largest_k(int(smallest)) < WIDE_K:
@@ -203,6 +213,10 @@ def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataCon
         tuned = settings.semi_supervised
         errors += _check_semi_supervised(tuned, dataset, data.held_out_share, f"{pointer}/semi_supervised")
     return errors
+
+
+def _has_labels(dataset: Dataset) -> bool:
+    return len(dataset.classes) > 1
 
 
 def _smallest_class(dataset: Dataset, held_out_share: float) -> tuple[float, str]:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import Dataset, DatasetSamples, Job, Sweep, Worker
+from wcl_core.config import WITHOUT_LABELS
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ def _share_read(workers: Sequence[Worker], name: str) -> float | None:
     """Return the largest share of a dataset that a worker has read so far; None if no worker reads it."""
     reading = [worker for worker in workers if name in (worker.pending_datasets or ())]
     return max((float((worker.dataset_shares or {}).get(name, 0.0)) for worker in reading), default=None)
+
+
+def note(dataset: Dataset) -> str | None:
+    """Return what labels would add, as a sentence; None for a dataset that has them."""
+    return None if len(dataset.classes) > 1 else f"{WITHOUT_LABELS.format(name=dataset.name)}."
 
 
 class State(StrEnum):

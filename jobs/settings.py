@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         description="Time for which smaller jobs may pass a job that needs more GPUs than are free.",
     )
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
+    datasets_without_labels: list[str] = Field(
+        default=[], description="Names of folders and lists that are read without classes."
+    )
     label_lists: dict[str, dict[str, Path]] = Field(
         default={}, description="Fixed lists of labelled train images, by dataset and by their own names."
     )

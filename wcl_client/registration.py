@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from wcl_client.api import WclClient
-from wcl_client.errors import InvalidError, WclError
-from wcl_client.responses import Dataset, Json, Worker
+from wcl_client.errors import InvalidError, NotFoundError, WclError
+from wcl_client.responses import Dataset, Job, Json, Worker
 
 START_SECONDS = 15.0  # until a worker of a service that has just started is registered
 _POLL_SECONDS = 0.5
@@ -18,8 +18,18 @@ _Result = TypeVar("_Result")
 
 def summary(dataset: Dataset) -> str:
     """Return the numbers of images and classes of a dataset."""
-    counts = ", ".join(f"{count:,} {split}" for split, count in dataset["counts"].items())
+    counts = _counted({split: count for split, count in dataset["counts"].items() if count})
+    if not dataset["classes"]:
+        return f"{counts}, no labels"
     return f"{counts}, {len(dataset['classes']):,} class{'es' if len(dataset['classes']) != 1 else ''}"
+
+
+def dataset_note(client: WclClient, job: Job) -> str:
+    """Return what labels would add to a job's dataset; empty if it has labels, or is registered no more."""
+    try:
+        return client.dataset(job["dataset"]["name"]).get("note") or ""
+    except NotFoundError:
+        return ""
 
 
 def state_of(dataset: Dataset) -> str:

@@ -170,6 +170,7 @@ class Dataset(TypedDict, total=False):
     label_lists: dict[str, Json]
     samples: Json | None
     report: Json | None
+    note: str | None
     updated_at: str
 
 

@@ -123,6 +123,7 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
             reporter,
             cache=None if source.cache is None else Cache(source.cache.folder, source.cache.max_bytes),
             digest=source.digest,
+            has_labels=source.has_labels,
         )
     if ranks.is_first:
         ranks.agreed(0)

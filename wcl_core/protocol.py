@@ -252,6 +252,7 @@ class DatasetSource(_Model):
         lists: files of label lists by name.
         list_digests: of the content that the worker announced; a list without a digest may have any content.
         cache: where decoded images of a folder are kept; None decodes them at each start.
+        has_labels: whether a folder or list may name classes.
     """
 
     kind: Literal["builtin", "folder", "packed"]
@@ -260,6 +261,7 @@ class DatasetSource(_Model):
     lists: dict[str, Path] = {}
     list_digests: dict[str, str] = {}
     cache: CacheFolder | None = None
+    has_labels: bool = True
 
 
 class Place(_Model):
@@ -310,6 +312,7 @@ class RunFile(_Model):
         # An older version does not know these fields.
         later: dict[str, Any] = {name: True for name in ("token", "place") if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
+        empty |= {"has_labels"} if self.dataset.has_labels else set()
         if empty:
             later["dataset"] = empty
         write_bytes(folder / RUN_FILE, self.model_dump_json(by_alias=True, exclude=later).encode())
@@ -581,7 +584,7 @@ class MonitorBatchFacts(_Model):
     """The images of the monitor batch, in the order of the picture's tiles and of the weak labels.
 
     Attributes:
-        indices: places in the train split.
+        indices: places in the train split, or in the unlabelled split of a dataset without labels.
         classes: true classes; null for an image without one.
         class_names: by class.
         tile: side of a tile in pixels.

@@ -4,8 +4,8 @@
            ◄── messages, one JSON object a line ──┘
 
 A message names its dataset, and has one of `listed` (counts and classes by the names of the files), `share` (of the
-files that are read), `description` (as `describe-dataset` prints it) and `error`.  The process never loads torch, gives
-way to other work, and ends when the worker does.
+files that are read), `description` (as `describe-dataset` prints it, with the `path` of its images) and `error`.  The
+process never loads torch, gives way to other work, and ends when the worker does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from wcl_core.data import archive
 from wcl_core.data.images import DataError, Description, class_counts
+from wcl_core.data.kinds import is_archive
 from wcl_core.data.layout import list_files
 from wcl_core.data.loading import describe
 from wcl_core.text import visible_json, write_line
@@ -50,7 +52,7 @@ def description_json(description: Description) -> dict[str, Any]:
 
 
 def main(lines: Iterable[str]) -> None:
-    """Answer requests: objects with `name`, `kind`, `path` (null for the digits), `cache` and `lists`."""
+    """Answer requests: objects with `name`, `kind`, `path` (null for the digits), `cache`, `lists` and `has_labels`."""
     requests = [json.loads(line) for line in lines]
     for request in requests:
         if request["kind"] == "builtin":  # it takes no time
@@ -77,7 +79,8 @@ def _list(request: dict[str, Any]) -> None:
     """Send how many images a folder has by the names of its files."""
     if request["kind"] != "folder":
         return
-    files = list_files(request["name"], Path(request["path"]))
+    request["path"] = str(_place(request))
+    files = list_files(request["name"], Path(request["path"]), has_labels=request.get("has_labels", True))
     labels = {which: [label for _, label in files.splits[which]] for which in ("train", "test")}
     counts = {which: len(entries) for which, entries in files.splits.items()}
     by_class = class_counts(labels, len(files.classes))
@@ -97,8 +100,18 @@ def _read(request: dict[str, Any]) -> None:
     lists = {name: Path(path) for name, path in request["lists"].items()}
     cache = Path(request["cache"]) if request["kind"] == "folder" else None
     path = None if request["path"] is None else Path(request["path"])
-    described = describe(request["name"], request["kind"], path, cache, lists, tell)
-    _send(request["name"], description=description_json(described))
+    has_labels = request.get("has_labels", True)
+    described = describe(request["name"], request["kind"], path, cache, lists, tell, has_labels=has_labels)
+    _send(request["name"], description=description_json(described), path=request["path"])
+
+
+def _place(request: dict[str, Any]) -> Path:
+    """Return where a folder's images are: an archive is unpacked beside the cache of its description."""
+    path = Path(request["path"])
+    if not is_archive(path):
+        return path
+    place = Path(request["cache"]).with_suffix("")
+    return archive.source(request["name"], archive.unpacked(request["name"], path, place))
 
 
 def _send(name: str, **content: Any) -> None:

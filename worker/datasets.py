@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from jobs.workers import Unable
 from wcl_core import plugins
 from wcl_core.config import DATASET_NAME, proposed_name
+from wcl_core.data.kinds import kind_of
 from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
@@ -32,6 +33,7 @@ from worker.process import module_environment
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 0.2
+_APART = ("samples", "place")  # of a description, since they are no facts for other machines
 _WITHOUT_TORCH = ("digits",)  # builtin datasets that the process for folders describes
 
 
@@ -42,6 +44,7 @@ class Source:
     facts: DatasetFacts
     path: Path | None
     lists: dict[str, Path] = field(default_factory=dict)
+    has_labels: bool = True
 
     @property
     def paths(self) -> list[Path]:
@@ -172,12 +175,13 @@ class _Reader:
     def _request(self, name: str, path: Path | None) -> dict[str, Any]:
         lists = {each: str(place) for each, place in self._settings.label_lists.get(name, {}).items()}
         cache = str(self._settings.descriptions_dir / f"{name}.json")
-        return {"name": name, "kind": _kind_of(path), "path": path and str(path), "cache": cache, "lists": lists}
+        facts = {"name": name, "kind": kind_of(path), "path": path and str(path), "cache": cache, "lists": lists}
+        return facts | {"has_labels": name not in self._settings.datasets_without_labels}
 
     def _note(self, message: dict[str, Any]) -> None:
         name = message["name"]
         if "listed" in message:
-            self._listener.listed(name, _kind_of(self._paths[name]), message["listed"])
+            self._listener.listed(name, kind_of(self._paths[name]), message["listed"])
         elif "share" in message:
             self._listener.read(name, message["share"])
         else:
@@ -198,21 +202,17 @@ class _Reader:
         if "error" in message:
             raise ValueError(message["error"])
         description: dict[str, Any] = message["description"]
-        return description
+        return description | {"place": message["path"]}
 
 
 def _source(name: str, facts: dict[str, Any], settings: Settings) -> Source:
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts["samples"]
     sheet = None if samples is None else SampleSheet(**samples | {"png": base64.b64decode(samples["png"])})
-    announced = DatasetFacts(**{key: value for key, value in facts.items() if key != "samples"}, sheet=sheet)
-    return Source(announced, settings.datasets.get(name), settings.label_lists.get(name, {}))
-
-
-def _kind_of(path: Path | None) -> str:
-    if path is None:
-        return "builtin"
-    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
+    announced = DatasetFacts(**{key: value for key, value in facts.items() if key not in _APART}, sheet=sheet)
+    place = facts.get("place")
+    has_labels = name not in settings.datasets_without_labels
+    return Source(announced, place and Path(place), settings.label_lists.get(name, {}), has_labels)
 
 
 def _without_paths(reason: str, name: str, settings: Settings) -> str:

@@ -56,6 +56,7 @@ def run_file(
                 "lists": source.lists,
                 "list_digests": {name: facts["digest"] for name, facts in source.facts.label_lists.items()},
                 "cache": cache,
+                "has_labels": source.has_labels,
             },
             "resume": resume_file(database, storage, claim) if claim.kind == "pretrain" else None,
             "evaluated": evaluated_file(database, storage, claim),

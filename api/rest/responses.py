@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import weak_labels
+from jobs import datasets, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
@@ -309,7 +309,7 @@ class DatasetResponse(Response):
     `data.image_size`, where there is one. `report` says what the image folder holds, what was left out of it and what
     is unusual; it is null for a dataset of no image folder. `state` is ready, being_read, refused or absent;
     `read_share` is the share of its files that a worker has read, and `state_message` says more. `digest` is empty
-    until a worker has read the files.
+    until a worker has read the files. `note` says what labels would add; it is null for a dataset with two classes.
     """
 
     name: str
@@ -325,6 +325,7 @@ class DatasetResponse(Response):
     label_lists: dict[str, dict[str, Any]]
     samples: SamplesResponse | None
     report: DatasetReport | None
+    note: str | None
     updated_at: Time
 
 
@@ -340,7 +341,8 @@ def dataset(row: Dataset, sheet: SheetLayout | None, state: DatasetState) -> Dat
     address = rooted(f"/v1/datasets/{quote(row.name, safe='')}/samples.png")
     samples = None if sheet is None else SamplesResponse.of(sheet, png=address)
     stated = {"state": state.state, "read_share": state.share, "state_message": state.message}
-    return DatasetResponse.of(row, label_lists=row.label_lists or {}, samples=samples, **stated)
+    more = {"label_lists": row.label_lists or {}, "note": datasets.note(row)}
+    return DatasetResponse.of(row, samples=samples, **more, **stated)
 
 
 class DeviceResponse(Response):

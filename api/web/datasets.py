@@ -54,14 +54,26 @@ class DatasetView:
 
     @property
     def splits(self) -> list[tuple[str, int]]:
-        """Number of images by split, train first."""
+        """Number of images by split, train first, without empty splits."""
         rank = {name: place for place, name in enumerate(_SPLITS)}
-        return sorted(self.row.counts.items(), key=lambda entry: (rank.get(entry[0], len(rank)), entry[0]))
+        filled = [entry for entry in self.row.counts.items() if entry[1]]
+        return sorted(filled, key=lambda entry: (rank.get(entry[0], len(rank)), entry[0]))
 
     @property
     def classes(self) -> list[ClassView]:
         """Classes in the order of their labels."""
         return [self._class(label, name) for label, name in enumerate(self.row.classes)]
+
+    @property
+    def unlabelled(self) -> ClassView | None:
+        """The row of samples of a dataset without labels."""
+        if self.row.classes or self.sheet is None:
+            return None
+        return ClassView("unlabelled", None, 0, min(self.sheet.columns, sum(self.row.counts.values())))
+
+    @property
+    def note(self) -> str | None:
+        return datasets.note(self.row)
 
     def _class(self, label: int, name: str) -> ClassView:
         by_split = self.row.class_counts or {}

@@ -19,10 +19,10 @@ from api.web.events import Entry, entries_before
 from api.web.job_view import JobView
 from api.web.picture import drawing
 from api.web.render import page, picture
-from jobs import changes, curves, queries, seed_groups, sweeps
+from jobs import changes, curves, datasets, queries, seed_groups, sweeps
 from jobs.database import database_time
 from jobs.keys import Principal
-from jobs.models import Artifact, Attempt, Checkpoint, Dependency, Job, Log
+from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain
@@ -59,6 +59,7 @@ class Run:
     parent_name: str | None
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
+    note: str | None
     cursor: str
     now: int
 
@@ -98,6 +99,7 @@ def run(session: Session, job_id: str) -> Run:
         parent_name=parent.name if parent else None,
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
+        note=_note(session, job),
         cursor=str(cursor),
         now=database_time(session),
     )
@@ -136,6 +138,12 @@ def _sweep(session: Session, job: Job | None) -> tuple[str, str, int] | None:
         return None
     sweep = sweeps.get_sweep(session, job.sweep_id)
     return sweep.id, sweep.name, Place.of(job.origin or "").trial
+
+
+def _note(session: Session, job: Job) -> str | None:
+    """Return what labels would add to the job's dataset; None if it has labels."""
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    return None if dataset is None else datasets.note(dataset)
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:

@@ -617,7 +617,7 @@ GUARDS = (
     Guard(
         "images of a packed dataset are checked before they are shown",
         "wcl_core/data/packed.py",
-        '    _check_blocks(name, path, header, _blocks_of_images(header, "train", shown))\n',
+        "    _check_blocks(name, path, header, _blocks_of_images(header, which, shown))\n",
         "",
         ("tests/wcl_core/data/test_packed.py::test_a_description_is_made_of_checked_bytes[sample]",),
     ),
@@ -1026,9 +1026,30 @@ GUARDS = (
     Guard(
         "no link leads out of a dataset's folder",
         "wcl_core/data/layout.py",
-        "            if not _holds(self._real_root, target):\n",
+        "            if not holds(self._real_root, target):\n",
         "            if False:\n",
         ("tests/wcl_core/data/test_layout.py::test_links_that_lead_out_are_not_followed",),
+    ),
+    Guard(
+        "no path of a list leads out of its folder",
+        "wcl_core/data/listed.py",
+        "        if not holds(real_root, real):\n",
+        "        if False:\n",
+        ("tests/wcl_core/data/test_listed.py::test_what_is_not_read_is_named",),
+    ),
+    Guard(
+        "no member of an archive is written outside of its folder",
+        "wcl_core/data/archive.py",
+        'or ".." in parts or',
+        "or",
+        ("tests/wcl_core/data/test_archive.py::test_a_path_that_leads_out_makes_an_archive_refused",),
+    ),
+    Guard(
+        "one class gives no accuracy",
+        "wcl_core/data/images.py",
+        "return len(self.classes) > 1",
+        "return len(self.classes) > 0",
+        ("tests/wcl_core/test_without_labels.py::test_one_class_gives_no_accuracy",),
     ),
     Guard(
         "other pixels of the same files have another digest",

@@ -118,14 +118,14 @@ def test_a_builtin_dataset_is_described_once(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_refusal_gives_the_reason_without_a_path(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "flat").mkdir()
-    (tmp_path / "flat" / "a.png").write_bytes((photos / "a" / "0.png").read_bytes())
+    (tmp_path / "only" / "test").mkdir(parents=True)
+    (tmp_path / "only" / "test" / "a.png").write_bytes((photos / "a" / "0.png").read_bytes())
     (tmp_path / "list.txt").write_text("x")
-    places = {"flat": tmp_path / "flat", "Upper Case": photos, "listed": photos, "gone": tmp_path / "gone"}
+    places = {"only": tmp_path / "only", "Upper Case": photos, "listed": photos, "gone": tmp_path / "gone"}
     lists = {"listed": {"some": tmp_path / "list.txt"}}
     settings = Settings(data_dir=tmp_path / "data", datasets=places, label_lists=lists, builtin_datasets=["nothing"])
     refused = {name: result for name, result in datasets.find(settings, threading.Event()) if isinstance(result, str)}
-    assert "1 image and no class folders; expected train/CLASS/FILE" in refused["flat"]
+    assert "it has test/ but no train/; expected images at any depth, CLASS/FILE, or" in refused["only"]
     assert "no spec can name it; expected lower-case letters" in refused["Upper Case"]
     assert refused["Upper Case"].endswith("upper-case")
     assert refused["listed"].startswith("list some: line 1")

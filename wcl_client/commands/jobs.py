@@ -12,6 +12,7 @@ from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
 from wcl_client.references import find_job
+from wcl_client.registration import dataset_note
 from wcl_client.responses import Job
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import out, print_json
@@ -45,10 +46,13 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     with WclClient.connect() as client:
         job = find_job(client, reference)
         evaluations = client.evaluations(job["id"])
+        note = "" if as_json else dataset_note(client, job)
     if as_json:
         print_json({**job, "evaluations": evaluations})
         return
     out.show(output.job_table(job))
+    if note:
+        out.say(note)
     if deviations := job.get("deviations"):
         out.show(output.deviations_table(deviations))
     if evaluations:

@@ -19,6 +19,11 @@ Protocol = Literal[
     "knn", "knn_wide", "linear", "linear_sgd", "few_labels", "semi_supervised", "retrieval", "embed", "map"
 ]
 FewLabelsClassifier = Literal["nearest_class_mean", "linear"]
+WITHOUT_LABELS = (
+    "{name} has no labels, so nothing that compares with them is measured. Labels would add accuracies (kNN, linear, "
+    "few labels), retrieval and the purity of weak labels: give two classes or more as folders, or register a list "
+    "with a column label"
+)
 WIDE_K = 200  # neighbours of knn_wide
 WIDE_TEMPERATURE = 0.1
 
@@ -225,7 +230,11 @@ class ProtocolSettings(SpecModel):
         Args:
             smallest: train images of the smallest class.
             images: train images of all classes.
+            num_classes: with fewer than two there are no labels, and the default is a map.
         """
+        if num_classes < 2:
+            is_set = "protocols" in self.model_fields_set
+            return self if is_set else self.model_copy(update={"protocols": ("map",)})
         fitting: dict[str, Any] = {}
         if "knn_k" not in self.model_fields_set:
             fitting["knn_k"] = max(1, min(self.knn_k, largest_k(smallest)))

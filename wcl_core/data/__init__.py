@@ -1,7 +1,8 @@
 """Datasets: images as uint8 tensors, in memory or mapped from a packed file, and the order of a run's batches.
 
     builtin    scikit-learn's digits (`digits`), datasets that torchvision downloads, datasets of plugins
-    folder     a tree of class folders: `layout` finds its files, `image_file` reads each, `decoding` in processes
+    folder     a tree of images: `layout` finds its files, `image_file` reads each, `decoding` in processes
+    listed     a list of images in place of a tree; `archive` unpacks archives of either
     prepared   such a tree decoded once on a machine, and mapped from the `cache`
     packed     such a tree decoded once into one file, which is mapped; `packing` writes it
     loading    `load` and `describe`, for every kind of dataset; `described` caches descriptions, `file_index` files
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wcl_core.data.held_out import with_held_out
-    from wcl_core.data.images import DataError, DatasetKind, Description, ImageData, Split
+    from wcl_core.data.images import DataError, Description, ImageData, Split
+    from wcl_core.data.kinds import DatasetKind, kind_of
     from wcl_core.data.label_lists import with_label_lists
-    from wcl_core.data.loading import describe, kind_of, load
+    from wcl_core.data.loading import describe, load
     from wcl_core.data.order import derived_seed, epoch_batches, epoch_order
     from wcl_core.data.samples import Samples
 
@@ -47,7 +49,7 @@ __all__ = [
 
 _MODULES = {
     "DataError": "images",
-    "DatasetKind": "images",
+    "DatasetKind": "kinds",
     "Description": "images",
     "ImageData": "images",
     "Samples": "samples",
@@ -56,7 +58,7 @@ _MODULES = {
     "describe": "loading",
     "epoch_batches": "order",
     "epoch_order": "order",
-    "kind_of": "loading",
+    "kind_of": "kinds",
     "load": "loading",
     "with_held_out": "held_out",
     "with_label_lists": "label_lists",

@@ -36,7 +36,12 @@ _FIELDS = {"fingerprint", "samples", "report", "sha256", *_PLAIN_FIELDS}
 
 
 def describe_folder_cached(
-    name: str, root: Path, cache: Path, tell: Callable[[float], None] = lambda _share: None
+    name: str,
+    root: Path,
+    cache: Path,
+    tell: Callable[[float], None] = lambda _share: None,
+    *,
+    has_labels: bool = True,
 ) -> Description:
     """Return what `describe_folder` returns, from the cache if nothing has changed since.
 
@@ -45,30 +50,30 @@ def describe_folder_cached(
     Args:
         name: name of the dataset.
         cache: the cache file, created or replaced. If it cannot be read or written, the folder is read.
-        tell: as for `describe_folder`.
+        tell, has_labels: as for `describe_folder`.
 
     Raises:
         DataError: as `describe_folder`.
     """
-    before, newest = _fingerprint(name, root)
+    before, newest = _fingerprint(name, root, has_labels)
     if (kept := _read(name, cache, before)) is not None:
         return kept
     started_ns = time.time_ns()
-    index = FileIndex(cache.with_suffix(".files"), root)
+    index = FileIndex(cache.with_suffix(".files"), root if root.is_dir() else root.parent)
     try:
-        description = describe_folder(name, root, index, tell)
+        description = describe_folder(name, root, index, tell, has_labels=has_labels)
     finally:
         index.close()
-    if _fingerprint(name, root)[0] == before and newest + file_index.REST_NS < started_ns:
+    if _fingerprint(name, root, has_labels)[0] == before and newest + file_index.REST_NS < started_ns:
         _write(cache, before, description)
     return description
 
 
-def _fingerprint(name: str, root: Path) -> tuple[str, int]:
+def _fingerprint(name: str, root: Path, has_labels: bool) -> tuple[str, int]:
     """Return the sha256 of the listing, and the newest time in it, in nanoseconds."""
     digest = hashlib.sha256(os.fsencode(f"{_VERSION}\0{RULES_VERSION}\0{root.absolute()}\0"))
     newest = 0
-    listing = list_files(name, root)
+    listing = list_files(name, root, has_labels=has_labels)
     for which, entries in listing.splits.items():
         for path, label in entries:
             status = (listing.root / path).stat()

@@ -164,7 +164,7 @@ class Reading:
             DataError: a split is empty; the message names it.
         """
         for which, count in counts.items():
-            if not count:
+            if not count and self._files.splits[which]:
                 raise DataError(
                     f"dataset {self._name}: no image file of the {which} split can be decoded; "
                     f"the first is {self._first_error}"
@@ -217,21 +217,24 @@ def load_folder(
     reporter: Reporter,
     cache: Cache | None = None,
     digest: str | None = None,
+    *,
+    has_labels: bool = True,
 ) -> ImageData:
     """Load a folder, mapped from the cache if there is one; arguments and errors as `wcl_core.data.load`."""
     if cache is not None and digest is not None:
         from wcl_core.data.prepared import load_prepared
 
-        prepared = load_prepared(name, root, image_size, max_corrupt_share, reporter, cache, digest)
+        arguments = (name, root, image_size, max_corrupt_share, reporter, cache, digest)
+        prepared = load_prepared(*arguments, has_labels=has_labels)
         if prepared is not None:
             return prepared
-    return _load_into_memory(name, root, image_size, max_corrupt_share, reporter)
+    files = list_files(name, root, has_labels=has_labels)
+    return _load_into_memory(name, files, image_size, max_corrupt_share, reporter)
 
 
 def _load_into_memory(
-    name: str, root: Path, image_size: int, max_corrupt_share: float, reporter: Reporter
+    name: str, files: Files, image_size: int, max_corrupt_share: float, reporter: Reporter
 ) -> ImageData:
-    files = list_files(name, root)
     _check_memory(name, files, image_size)
     corrupt, reading = Corrupt(name, files.count, max_corrupt_share, reporter), Reading(name, files)
     images: dict[str, list[Pixels]] = {which: [] for which in files.splits}
@@ -247,18 +250,24 @@ def _load_into_memory(
 
 
 def describe_folder(
-    name: str, root: Path, index: FileIndex | None = None, tell: Callable[[float], None] = lambda _share: None
+    name: str,
+    root: Path,
+    index: FileIndex | None = None,
+    tell: Callable[[float], None] = lambda _share: None,
+    *,
+    has_labels: bool = True,
 ) -> Description:
     """Return counts, classes, digest and report of a folder; each file is decoded, so damaged ones do not count.
 
     Args:
         index: files that have not changed since they were read are not read again.
         tell: called now and then with the share of files that are read.
+        has_labels: whether a folder or list may name classes.
 
     Raises:
         DataError: as `list_files`, or no image of a split can be read.
     """
-    files = list_files(name, root)
+    files = list_files(name, root, has_labels=has_labels)
     reading = Reading(name, files)
     readable: dict[str, list[Entry]] = {which: [] for which in files.splits}
     for which, file, _ in _read_all(files, Wish(None), index, tell):
@@ -270,7 +279,8 @@ def describe_folder(
     by_class = class_counts(
         {which: [label for _, label in readable[which]] for which in ("train", "test")}, len(files.classes)
     )
-    samples = samples_of_files(files.root, readable["train"], len(files.classes))
+    shown_files = readable["train"] or [(path, 0) for path, _ in readable["unlabelled"]]
+    samples = samples_of_files(files.root, shown_files, max(1, len(files.classes)))
     return Description(
         name, "folder", reading.digest, counts, files.classes, by_class, samples=samples, report=reading.report()
     )

@@ -23,11 +23,13 @@ def with_held_out(data: ImageData, share: float) -> ImageData:
         share: in [0, 1); 0 changes nothing.
 
     Raises:
-        DataError: the data is mapped from a packed file or does not fit into memory, or a class has no image left in
-            one of the splits.
+        DataError: the data has no labels, is mapped from a packed file or does not fit into memory, or a class has no
+            image left in one of the splits.
     """
     if share == 0:
         return data
+    if not data.has_labels:
+        raise DataError(f"data.held_out_share is {share:g}, but {data.name} has no labels to measure; use 0")
     if data.train.is_mapped and not data.train.files:
         raise DataError(
             f"data.held_out_share is {share:g}, but {data.name} is packed, and only images in memory can be held out; "

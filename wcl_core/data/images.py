@@ -6,10 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wcl_core.data.kinds import DatasetKind
 from wcl_core.data.samples import Samples
 from wcl_core.limits import memory_bytes
 from wcl_core.protocol import DatasetReport
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # a description of a folder never loads torch
 
     from wcl_core.data.cache import HeldFile
 
-DatasetKind = Literal["builtin", "folder", "packed"]
 MEMORY_SHARE = 0.5  # of this machine's memory that decoded images may take
 _HASHED_ROWS = 4096  # a mapped file is read through in pieces, never whole
 
@@ -78,7 +78,7 @@ class ImageData:
     """A dataset: its splits, class names in label order, and the digest of its source.
 
     Attributes:
-        train, test: the labelled splits.
+        train, test: the labelled splits; empty in a dataset without labels.
         unlabelled: further images without labels; pretraining uses them instead of `train`.
         label_lists: fixed lists of train images by name, (n,) int64 indices each; see `label_lists`.
     """
@@ -90,6 +90,16 @@ class ImageData:
     digest: str
     unlabelled: Split | None = None
     label_lists: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether accuracies can be measured: there are two classes at least."""
+        return len(self.classes) > 1
+
+    @property
+    def shown(self) -> Split:
+        """The split that the monitor batch is from: train, or unlabelled in a dataset without labels."""
+        return self.train if len(self.train) or self.unlabelled is None else self.unlabelled
 
     @property
     def pretraining(self) -> Split:

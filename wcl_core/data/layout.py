@@ -2,23 +2,29 @@
 
     ROOT/train/CLASS/FILE   and   ROOT/{test,val}/CLASS/FILE     ImageNet's layout
     ROOT/CLASS/FILE         one split only: a fixed fifth of each class, chosen by digest, is the test split
-    ROOT/unlabelled/FILE    beside train/: further images without labels, for pretraining
+    ROOT/unlabelled/FILE    beside these: further images without labels, for pretraining
+    ROOT/FILE, ROOT/A/FILE  fewer than two classes: all images are unlabelled, and none is held out
 
 Files may lie at any depth below a class folder.  Case does not matter in the names of the splits, and `_ALIASES` has
-their other spellings.  A single folder around such a tree is passed over.  Where a folder may be read in two ways, it
-is refused with both.  docs/datasets.md has the rules for users.
+their other spellings.  A single folder around such a tree is passed over.  Where folders may be splits as well as
+classes, the tree is refused with both readings.  `listed` reads lists of images in place of a tree.
+docs/datasets.md has the rules for users.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from wcl_core.data.image_file import ENDINGS, MAX_BYTES
 from wcl_core.data.images import DataError
+from wcl_core.data.kinds import LISTS
 from wcl_core.protocol import Remark
 
 Entry = tuple[str, int]  # path relative to the root, class index
@@ -34,14 +40,17 @@ _SYSTEM_NAMES = frozenset(
     {"__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
     | {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
-_EXPECTED = "train/CLASS/FILE and test/CLASS/FILE, or CLASS/FILE"
+_EXPECTED = "images at any depth, CLASS/FILE, or train/CLASS/FILE and test/CLASS/FILE"
+SPLIT_MADE = "a fixed fifth of each class is the test split"
 _MAX_WRAPPERS = 8
 _MAX_REMARKS = 20
 _MAX_EXAMPLES = 5
 _MAX_CHARACTERS = 200  # of a remark, and of an example
 
+LEFT_OUT = ".wcl-left-out.json"  # in the folder of an unpacked archive: the remarks of `archive`
 HIDDEN = "hidden files and folders, and those of systems"
 LINK_OUT = "links that lead out of the folder; copy their targets into it"
+LINK_OUT_OF_LIST = "paths that lead out of the folder of the list; put the list into a folder above all images"
 LINK_NOWHERE = "links that lead nowhere"
 LINK_AGAIN = "links to a folder that is read already"
 LINK_READ = "links to folders within the folder, which are read"
@@ -60,12 +69,26 @@ def shown(name: str) -> str:
     return "".join(each if each >= " " and each != "\x7f" else f"\\x{ord(each):02x}" for each in text)
 
 
+_REMARKS = TypeAdapter(list[Remark])
+
+
 class Remarks:
     """Remarks on files, counted by their text, with a few examples of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
+
+    @classmethod
+    def of_archive(cls, folder: Path) -> Remarks:
+        """Return what was left out of an archive that was unpacked around this folder; nothing for another folder."""
+        remarks = cls()
+        if place := next((each for each in (folder, *folder.parents) if each.suffix == ".unpacked"), None):
+            with contextlib.suppress(OSError, ValueError):
+                for each in _REMARKS.validate_json((place / LEFT_OUT).read_bytes()):
+                    remarks._counts[each.text] = each.count
+                    remarks._examples[each.text] = list(each.examples)
+        return remarks
 
     def add(self, text: str, *examples: str) -> None:
         """Count one more file, or several."""
@@ -75,6 +98,11 @@ class Remarks:
         self._counts[text] = self._counts.get(text, 0) + len(examples)
         kept = self._examples.setdefault(text, [])
         kept.extend(shown(each)[:_MAX_CHARACTERS] for each in examples[: _MAX_EXAMPLES - len(kept)])
+
+    def add_all(self, text: str, files: Iterable[tuple[str, object]]) -> None:
+        """Count each file of some; the second part of each does not matter."""
+        if examples := [path for path, _ in files]:
+            self.add(text, *examples)
 
     def list(self) -> list[Remark]:
         """Return them, the most frequent first."""
@@ -106,7 +134,7 @@ class Files:
 
     @property
     def splits(self) -> dict[str, list[Entry]]:
-        """The files by name of the split; `unlabelled` only if it has files."""
+        """The files by name of the split; `unlabelled` only if it has files, the others may then have none."""
         both = {"train": self.train, "test": self.test}
         return both | {"unlabelled": self.unlabelled} if self.unlabelled else both
 
@@ -116,15 +144,23 @@ class Files:
         return sum(map(len, self.splits.values()))
 
 
-def list_files(name: str, root: Path) -> Files:
-    """Return the image files of a tree, in the order of their names.
+def list_files(name: str, root: Path, *, has_labels: bool = True) -> Files:
+    """Return the image files of a tree in the order of their names, or those that a list of images names.
+
+    Args:
+        root: the folder, or a list as `listed` reads it.
+        has_labels: whether folders, or the list, may name classes.
 
     Raises:
-        DataError: the tree has none of the layouts above, or may be read in two ways.
+        DataError: there is no image, or folders may be splits as well as classes.
     """
+    if root.suffix.lower() in LISTS and root.is_file():
+        from wcl_core.data.listed import list_listed
+
+        return list_listed(name, root, has_labels=has_labels)
     if not root.is_dir():
         raise DataError(f"dataset {name}: folder {root} does not exist")
-    return _Listing(name, root).files()
+    return _Listing(name, root, has_labels).files()
 
 
 @dataclass(frozen=True)
@@ -147,10 +183,10 @@ class _Level:
 class _Listing:
     """One reading of a tree.  Paths are text, relative to the root, with slashes; the root itself is empty."""
 
-    def __init__(self, name: str, root: Path) -> None:
-        self._name, self._root = name, root
+    def __init__(self, name: str, root: Path, has_labels: bool) -> None:
+        self._name, self._root, self._has_labels = name, root, has_labels
         self._real_root = os.path.realpath(root)
-        self._left_out, self._odd = Remarks(), Remarks()
+        self._left_out, self._odd = Remarks.of_archive(root), Remarks()
         self._levels: dict[str, _Level] = {}
         self._remarked: set[tuple[str, str]] = set()
 
@@ -158,37 +194,25 @@ class _Listing:
         """Return the files, as `list_files`."""
         level = self._without_wrappers(self._level(""))
         if level.folder:
-            inner = _Listing(self._name, self._root / level.folder)
+            inner = _Listing(self._name, self._root / level.folder, self._has_labels)
             inner._left_out = self._left_out
             files = inner.files()
             return replace(files, layout=f"{files.layout}, in {self._place(level.folder)}")
+        if not self._has_labels:
+            return self._unlabelled([""], "its labels are left out, as requested")
         roles = self._roles(level)
         if self._is_split_by_folders(level, roles):
-            return self._two_splits(level, roles)
-        return self._one_split(level)
+            return self._by_splits(level, roles)
+        return self._by_classes(level, roles)
 
     # --- the layout ---
 
     def _without_wrappers(self, level: _Level) -> _Level:
-        """Return the level of the splits or classes: folders around it are passed over.
-
-        Raises:
-            DataError: the only folder may be a class as well as a folder around the classes.
-        """
-        inner = level
+        """Return the level of the splits, the classes or the images: single folders around it are passed over."""
         for _ in range(_MAX_WRAPPERS):
-            if inner.images or len(inner.folders) != 1 or _role(inner.folders[0]):
+            if level.images or len(level.folders) != 1 or role_of(level.folders[0]):
                 break
-            inner = self._level(inner.folders[0])
-        if inner is level or any(_role(each) == "train" for each in inner.folders):
-            return inner
-        if len(inner.folders) > 1 and not inner.images:
-            inside = ", ".join(shown(_last(each)) for each in inner.folders[:5])
-            raise self._error(
-                f"{self._place(level.folders[0])} is its only folder. It may be the only class, or a folder around the "
-                f"classes {inside}. Register {self._place(inner.folder)} for these classes; for one class, move "
-                "its images directly into its folder"
-            )
+            level = self._level(level.folders[0])
         return level
 
     def _roles(self, level: _Level) -> dict[str, str]:
@@ -199,7 +223,7 @@ class _Listing:
         """
         roles: dict[str, str] = {}
         for folder in level.folders:
-            if (role := _role(folder)) is None:
+            if (role := role_of(folder)) is None:
                 continue
             if role in roles:
                 both = f"{self._place(roles[role])} and {self._place(folder)}"
@@ -211,86 +235,108 @@ class _Listing:
         """Return whether the folders are splits; otherwise they are classes.
 
         Raises:
-            DataError: they may be both, or neither is complete.
+            DataError: they may be both, or there is no train split.
         """
-        others = [folder for folder in level.folders if _role(folder) is None]
+        if not roles.keys() - {"unlabelled"}:
+            return False
+        others = [folder for folder in level.folders if role_of(folder) is None]
         has_classes = {role: bool(self._level(folder).folders) for role, folder in roles.items()}
         names = ", ".join(self._place(folder) for folder in roles.values())
-        other_names = ", ".join(self._place(folder) for folder in others[:5])
         has_labelled_test = has_classes.get("test") or has_classes.get("val")
-        if has_classes.get("train") and (has_labelled_test or not others):
-            return True
-        if not roles:
-            return False
-        if others:
+        if others and not (has_classes.get("train") and has_labelled_test):
+            other_names = ", ".join(self._place(folder) for folder in others[:5])
             raise self._error(
                 f"{names} may be splits, or classes beside {other_names}. For splits, train/ and test/ need class "
                 f"folders, and {other_names} must go; for classes, rename {names}"
             )
         if "train" not in roles:
             raise self._error(f"it has {names} but no train/; expected {_EXPECTED}")
-        count = len(self._level(roles["train"]).images)
-        raise self._error(
-            f"{self._place(roles['train'])} has {_images(count)} and no class folders; expected {_EXPECTED}. "
-            "Images without classes can lie in one class folder"
-        )
+        return True
 
-    def _two_splits(self, level: _Level, roles: dict[str, str]) -> Files:
+    def _by_splits(self, level: _Level, roles: dict[str, str]) -> Files:
+        train = self._level(roles["train"])
+        self._leave_out(BESIDE, [folder for folder in level.folders if role_of(folder) is None])
+        self._leave_out(NO_CLASS, level.images)
         labelled = [role for role in ("test", "val") if role in roles and self._level(roles[role]).folders]
+        if not train.folders or (len(train.folders) == 1 and not labelled):
+            for role in ("test", "val"):
+                if role in roles:
+                    text = f"images of {self._place(roles[role])}, because {self._place(train.folder)} has no classes"
+                    self._left_out.add(text, *self._images(roles[role]))
+            bases = [roles[role] for role in ("train", "unlabelled") if role in roles]
+            return self._unlabelled(bases, self._too_few(train))
+        self._leave_out(NO_CLASS, train.images)
         if not labelled:
-            flat = [f"{self._place(roles[role])} has no class folders" for role in ("test", "val") if role in roles]
-            reason = f" ({'; '.join(flat)})" if flat else ""
-            raise self._error(
-                f"it has train/ and no test split{reason}; expected test or val with class "
-                "folders, or no train/ and the class folders in its place; a fifth of each class is then the test split"
-            )
+            for role in {"test", "val"} & roles.keys():
+                text = f"images of {self._place(roles[role])}, because it has no class folders"
+                self._left_out.add(text, *self._images(roles[role]))
+            return self._split(train, f"{self._place(train.folder)} has the classes; {SPLIT_MADE}", roles)
         chosen = labelled[0]
         for role in {"test", "val"} & roles.keys() - {chosen}:
             reason = "is the test split" if role in labelled else "has the class folders that it lacks"
             text = f"images of {self._place(roles[role])}, because {self._place(roles[chosen])} {reason}"
             self._left_out.add(text, *self._images(roles[role]))
-        self._leave_out(NO_CLASS, level.images)
-        self._leave_out(BESIDE, [folder for folder in level.folders if _role(folder) is None])
-        train, test = self._level(roles["train"]), self._level(roles[chosen])
-        self._leave_out(NO_CLASS, train.images + test.images)
+        test = self._level(roles[chosen])
+        self._leave_out(NO_CLASS, test.images)
         classes = [_last(folder) for folder in train.folders]
         if extra := sorted({_last(folder) for folder in test.folders} - set(classes)):
             raise self._error(
                 f"{self._place(test.folder)} has classes that train/ lacks: {', '.join(map(shown, extra))}; expected "
                 "the same class folders in both"
             )
-        unlabelled = [(path, -1) for path in self._images(roles["unlabelled"])] if "unlabelled" in roles else []
         layout = f"{self._place(train.folder)} is the train split, {self._place(test.folder)} the test split"
-        return self._result(self._labelled(train, classes), self._labelled(test, classes), classes, layout, unlabelled)
+        layout += "; with one class there is no accuracy" if len(classes) == 1 else ""
+        return self._result(
+            self._labelled(train, classes), self._labelled(test, classes), classes, layout, self._further(roles)
+        )
 
-    def _one_split(self, level: _Level) -> Files:
-        self._leave_out(NO_CLASS, level.images if level.folders else ())
+    def _by_classes(self, level: _Level, roles: dict[str, str]) -> Files:
+        classes = replace(level, folders=tuple(folder for folder in level.folders if role_of(folder) is None))
+        if len(classes.folders) < 2:
+            return self._unlabelled([""], self._too_few(classes))
+        if level.images and len(level.images) > sum(len(self._images(folder)) for folder in classes.folders):
+            return self._unlabelled([""], "most of its images lie outside of folders")
+        self._leave_out(NO_CLASS, level.images)
+        return self._split(classes, SPLIT_MADE, roles)
+
+    def _split(self, level: _Level, layout: str, roles: dict[str, str]) -> Files:
+        """Return the classes of a level with a test split that is made here."""
         classes = [_last(folder) for folder in level.folders]
-        both = self._labelled(level, classes)
-        held_out = _held_out_files(both, len(classes))
-        train = [entry for entry in both if entry[0] not in held_out]
-        test = [entry for entry in both if entry[0] in held_out]
-        if level.images and not level.folders:
-            raise self._error(
-                f"it has {_images(len(level.images))} and no class folders; expected {_EXPECTED}. "
-                "Images without classes can lie in one class folder"
-            )
-        return self._result(train, test, classes, "a fixed fifth of each class is the test split")
+        train, test = split_off(self._labelled(level, classes), len(classes))
+        if not test:
+            bases = [level.folder, *([roles["unlabelled"]] if level.folder and "unlabelled" in roles else [])]
+            return self._unlabelled(bases, "no class has two images")
+        return self._result(train, test, classes, layout, self._further(roles))
+
+    def _further(self, roles: dict[str, str]) -> list[Entry]:
+        return [(path, -1) for path in self._images(roles["unlabelled"])] if "unlabelled" in roles else []
+
+    def _too_few(self, level: _Level) -> str:
+        """Return why the folders of a level are no classes."""
+        if level.folders:
+            return f"{self._place(level.folders[0])} is the only class, and accuracy needs two"
+        return "it has no class folders"
+
+    def _unlabelled(self, bases: Sequence[str], reason: str) -> Files:
+        """Return all images below some folders as unlabelled ones."""
+        entries = [(path, -1) for base in bases for path in self._images(base)]
+        return self._result([], [], [], f"images without labels, since {reason}; none is held out", entries)
 
     def _result(
-        self, train: list[Entry], test: list[Entry], classes: list[str], layout: str, unlabelled: Iterable[Entry] = ()
+        self, train: list[Entry], test: list[Entry], classes: list[str], layout: str, unlabelled: list[Entry]
     ) -> Files:
-        if not train or not test:
+        if not (train and test) and not (unlabelled and not classes):
             left_out = "; ".join(f"{each.count} {each.text}" for each in self._left_out.list()[:5])
-            message = (
-                f"it has no image files below class folders in {'test' if train else 'train'}; expected {_EXPECTED}"
-            )
+            where = f" in {'test' if train else 'train'}" if classes else ""
+            message = f"it has no image files{where}; expected {_EXPECTED}"
             raise self._error(message + (f". Left out: {left_out}" if left_out else ""))
+        if classes and unlabelled:
+            layout += "; pretraining uses the unlabelled images only"
         for each in classes:
             if shown(each) != each:
                 self._odd.add(NAME_NOT_UTF8, each)
         names = tuple(map(shown, classes))
-        return Files(self._name, self._root, train, test, names, list(unlabelled), layout, self._left_out, self._odd)
+        return Files(self._name, self._root, train, test, names, unlabelled, layout, self._left_out, self._odd)
 
     def _labelled(self, level: _Level, classes: list[str]) -> list[Entry]:
         folders = {_last(folder): folder for folder in level.folders}
@@ -339,7 +385,7 @@ class _Listing:
                 yield entry.path
             elif not entry.leads_out:
                 real = os.path.realpath(self._root / entry.path) if entry.is_link else ""
-                if entry.is_link and (real in visited or _holds(real, real_base) or _holds(real_base, real)):
+                if entry.is_link and (real in visited or holds(real, real_base) or holds(real_base, real)):
                     self._remark(self._left_out, LINK_AGAIN, entry.path)
                     continue
                 if entry.is_link:
@@ -356,6 +402,8 @@ class _Listing:
             self._remark(self._left_out, NOT_OPENED, folder)
             return
         for each in entries:
+            if each.name == LEFT_OUT:
+                continue
             path = f"{folder}/{each.name}" if folder else each.name
             entry = _Entry(path, each.is_dir(), each.is_symlink())
             if reason := self._reason_to_skip(each):
@@ -366,13 +414,13 @@ class _Listing:
                 yield entry
 
     def _reason_to_skip(self, entry: os.DirEntry[str]) -> str | None:
-        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
+        if is_hidden(entry.name):
             return HIDDEN
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
             if not Path(target).exists():
                 return LINK_NOWHERE
-            if not _holds(self._real_root, target):
+            if not holds(self._real_root, target):
                 return LINK_OUT
         if entry.is_dir():
             return None
@@ -405,21 +453,26 @@ def _last(folder: str) -> str:
     return folder.rsplit("/", 1)[-1]
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
-
-
-def _role(folder: str) -> str | None:
+def role_of(folder: str) -> str | None:
+    """Return the role of a folder or split by its name; None for a class."""
     return _ROLE_OF.get(_last(folder).lower())
 
 
-def _holds(outer: str, inner: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or of an operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def holds(outer: str, inner: str) -> bool:
     """Return whether a real path is another one or lies below it."""
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")
 
 
-def _held_out_files(entries: list[Entry], num_classes: int) -> set[str]:
-    """Return a fifth of each class, by the digest of the paths: equal on every machine, stable under additions."""
+def split_off(entries: list[Entry], num_classes: int) -> tuple[list[Entry], list[Entry]]:
+    """Return the train and test split of labelled files: a fifth of each class is the test split.
+
+    The digests of the paths choose it: equal on every machine, stable under additions.  A class of one file has none.
+    """
     by_class: list[list[str]] = [[] for _ in range(num_classes)]
     for path, label in entries:
         by_class[label].append(path)
@@ -427,4 +480,5 @@ def _held_out_files(entries: list[Entry], num_classes: int) -> set[str]:
     for paths in by_class:
         paths.sort(key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
         chosen.update(paths[: max(1, len(paths) // 5)] if len(paths) > 1 else [])
-    return chosen
+    train = [entry for entry in entries if entry[0] not in chosen]
+    return train, [entry for entry in entries if entry[0] in chosen]

@@ -18,26 +18,19 @@ from wcl_core.data.described import describe_folder_cached
 from wcl_core.data.folder import describe_folder, load_folder
 from wcl_core.data.images import (
     DataError,
-    DatasetKind,
     Description,
     ImageData,
     LabelList,
     class_counts,
     split_counts,
 )
+from wcl_core.data.kinds import DatasetKind
 from wcl_core.data.layout import list_files
 from wcl_core.data.samples import samples_of_images
 from wcl_core.reporter import Reporter
 
 if TYPE_CHECKING:
     from wcl_core.data.cache import Cache
-
-
-def kind_of(path: Path | None) -> DatasetKind:
-    """Return the kind of the dataset at a path: builtin without a path, packed for a file, folder otherwise."""
-    if path is None:
-        return "builtin"
-    return "packed" if path.is_file() or path.suffix == ".wclpack" else "folder"
 
 
 def load(
@@ -50,18 +43,20 @@ def load(
     *,
     cache: Cache | None = None,
     digest: str | None = None,
+    has_labels: bool = True,
 ) -> ImageData:
     """Load a dataset.
 
     Args:
         name: its name; for a builtin one of `BUILTIN` or of an installed plugin.
-        path: the folder or the packed file; for a builtin an optional cache folder.
+        path: the folder, list of images or packed file; for a builtin an optional cache folder.
         image_size: side in pixels. Each image is scaled until its shorter side has this length, then centre-cropped; a
             packed file has its size already.
         max_corrupt_share: the largest share of undecodable files that is tolerated.
         reporter: receives a warning for each undecodable file, up to a limit, and the progress of decoding a folder.
         cache: keeps the decoded images of a folder, if its digest is given; remembers that a packed file was checked.
         digest: of the content that is expected.
+        has_labels: whether a folder or list may name classes.
 
     Raises:
         DataError: the data is absent, empty or damaged, has too many undecodable files, does not fit into memory, or is
@@ -76,7 +71,7 @@ def load(
 
         return load_packed(name, _required(name, path, "packed file"), image_size, cache)
     folder = _required(name, path, "folder")
-    return load_folder(name, folder, image_size, max_corrupt_share, reporter, cache, digest)
+    return load_folder(name, folder, image_size, max_corrupt_share, reporter, cache, digest, has_labels=has_labels)
 
 
 def describe(
@@ -86,6 +81,8 @@ def describe(
     cache: Path | None = None,
     lists: Mapping[str, Path] = MappingProxyType({}),
     tell: Callable[[float], None] = lambda _share: None,
+    *,
+    has_labels: bool = True,
 ) -> Description:
     """Return the counts, the classes and the digest that `load` will report.
 
@@ -97,11 +94,12 @@ def describe(
         cache: a file that keeps the description of a folder until anything in the folder changes.
         lists: fixed lists of train images, by name.
         tell: called now and then with the share of a folder's files that are read.
+        has_labels: as for `load`.
 
     Raises:
         DataError: as `load`.
     """
-    description = _described(name, kind, path, cache, tell)
+    description = _described(name, kind, path, cache, tell, has_labels)
     if not lists:
         return description
     from wcl_core.data.label_lists import index_digest, read_label_list
@@ -132,7 +130,12 @@ def _train_images(name: str, kind: DatasetKind, path: Path | None) -> tuple[Sequ
 
 
 def _described(
-    name: str, kind: DatasetKind, path: Path | None, cache: Path | None, tell: Callable[[float], None]
+    name: str,
+    kind: DatasetKind,
+    path: Path | None,
+    cache: Path | None,
+    tell: Callable[[float], None],
+    has_labels: bool,
 ) -> Description:
     if kind == "packed":
         from wcl_core.data.packed import describe_packed
@@ -141,8 +144,8 @@ def _described(
     if kind == "folder":
         folder = _required(name, path, "folder")
         if cache is None:
-            return describe_folder(name, folder, tell=tell)
-        return describe_folder_cached(name, folder, cache, tell)
+            return describe_folder(name, folder, tell=tell, has_labels=has_labels)
+        return describe_folder_cached(name, folder, cache, tell, has_labels=has_labels)
     if name == digits.NAME:
         return digits.describe_digits()
     from wcl_core.data.builtin import load_builtin

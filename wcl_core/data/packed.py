@@ -148,11 +148,12 @@ def describe_packed(name: str, path: Path) -> Description:
     counts = {which: part.count for which, part in header.parts.items()}
     labels = {which: _labels(path, header, which).tolist() for which in _SPLITS[:2]}
     by_class = class_counts(labels, len(header.classes))
-    train = _labels(path, header, "train")
-    shown = shown_images(header.size, train, len(header.classes))
-    _check_blocks(name, path, header, _blocks_of_images(header, "train", shown))
-    images = _mapped(path, header.start + header.parts["train"].images, _shape(header, "train"))
-    samples = samples_of_images(images, train, len(header.classes))
+    which, num_rows = ("train", len(header.classes)) if counts["train"] else (_SPLITS[2], 1)
+    rows = np.maximum(_labels(path, header, which), 0)  # unlabelled images are one row
+    shown = shown_images(header.size, rows, num_rows)
+    _check_blocks(name, path, header, _blocks_of_images(header, which, shown))
+    images = _mapped(path, header.start + header.parts[which].images, _shape(header, which))
+    samples = samples_of_images(images, rows, num_rows)
     return Description(
         name,
         "packed",
@@ -178,7 +179,7 @@ def _check_labels(name: str, path: Path, header: _Header) -> None:
     for which in header.parts:
         labels = _labels(path, header, which)
         low, high = (-1, -1) if which == _SPLITS[2] else (0, len(header.classes) - 1)
-        if int(labels.min()) < low or int(labels.max()) > high:
+        if len(labels) and (int(labels.min()) < low or int(labels.max()) > high):
             raise DataError(
                 f"dataset {name}: {path} has a label outside of {low} to {high} in its {which} split; pack it again"
             )
@@ -204,6 +205,8 @@ def _labels(path: Path, header: _Header, which: str) -> _Array:
 
 
 def _mapped(path: Path, offset: int, shape: tuple[int, ...]) -> _Array:
+    if not shape[0]:  # an empty range cannot be mapped
+        return np.empty(shape, np.uint8)
     return np.memmap(path, np.uint8, "r", offset, shape)
 
 
@@ -262,7 +265,8 @@ def _parsed(fields: dict[str, Any], digest: str, start: int) -> _Header:
     size, counts = int(fields["size"]), {which: int(fields["counts"][which]) for which in _SPLITS[:2]}
     if _SPLITS[2] in fields["counts"]:
         counts[_SPLITS[2]] = int(fields["counts"][_SPLITS[2]])
-    if min(size, *counts.values(), int(fields["block_bytes"])) < 1:
+    is_labelled = counts["train"] or counts["test"] or not fields["counts"].get(_SPLITS[2])
+    if min(size, int(fields["block_bytes"]), *(counts.values() if is_labelled else ())) < 1:
         raise ValueError("its header has an empty split")
     if int(fields["block_bytes"]) > _MAX_BLOCK_BYTES:
         raise ValueError(f"its blocks have {fields['block_bytes']} bytes; expected at most {_MAX_BLOCK_BYTES}")

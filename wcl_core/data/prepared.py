@@ -28,12 +28,21 @@ _REPORT_SECONDS = 1.0
 
 
 def load_prepared(
-    name: str, root: Path, image_size: int, max_corrupt_share: float, reporter: Reporter, cache: Cache, digest: str
+    name: str,
+    root: Path,
+    image_size: int,
+    max_corrupt_share: float,
+    reporter: Reporter,
+    cache: Cache,
+    digest: str,
+    *,
+    has_labels: bool = True,
 ) -> ImageData | None:
     """Map a folder from the cache; one process decodes it, others wait.
 
     Args:
         digest: of the folder's content.
+        has_labels: whether the folder or list may name classes.
 
     Returns:
         The data; None if the cache has no room.
@@ -42,16 +51,24 @@ def load_prepared(
         DataError: as `wcl_core.data.load`, or the folder has another content.
         OSError: the disk is full, and the images do not fit into memory.
     """
-    return _Preparation(name, root, image_size, max_corrupt_share, reporter, cache, digest).data()
+    return _Preparation(name, root, image_size, max_corrupt_share, reporter, cache, digest, has_labels).data()
 
 
 class _Preparation:
     def __init__(
-        self, name: str, root: Path, size: int, max_corrupt_share: float, reporter: Reporter, cache: Cache, digest: str
+        self,
+        name: str,
+        root: Path,
+        size: int,
+        max_corrupt_share: float,
+        reporter: Reporter,
+        cache: Cache,
+        digest: str,
+        has_labels: bool = True,
     ) -> None:
         self._name, self._root, self._size, self._max_corrupt_share = name, root, size, max_corrupt_share
         self._reporter, self._cache, self._digest = reporter, cache, digest
-        self._path = cache.path(digest, size)
+        self._path, self._has_labels = cache.path(digest, size), has_labels
 
     def data(self) -> ImageData | None:
         try:
@@ -111,7 +128,7 @@ class _Preparation:
             raise content_changed(self._name)
 
     def _listed(self) -> Files:
-        return list_files(self._name, self._root)
+        return list_files(self._name, self._root, has_labels=self._has_labels)
 
     def _warn(self, reason: str) -> None:
         message = f"the images of {self._name} are decoded into memory, since the cache cannot hold them: {reason}"

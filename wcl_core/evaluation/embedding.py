@@ -3,6 +3,7 @@
     train/features, test/features   (N, D) float16, pooled, as computed: neither centred nor normalised
     train/labels, test/labels       (N,) int64 classes
     train/index, test/index         (N,) int64, place of the image in its split
+    unlabelled/...                  in their place for a dataset without labels; its labels are -1
     metadata["wcl"]                 canonical JSON: dataset, classes, features, seed
 
 The file is written and digested like a checkpoint, but no run can start from it.
@@ -27,15 +28,18 @@ FILE_NAME = "embeddings.safetensors"
 
 
 def write_embeddings(path: Path, features: FeatureSet, spec: EvaluateSpec, data: ImageData) -> Written:
-    """Write the features of both splits.
+    """Write the features of both splits, or of the unlabelled split of a dataset without labels.
 
     Raises:
         ProtocolError: a feature is not finite in float16.
         OSError: as `checkpoint.write`.
     """
-    parts = (("train", features.train, features.train_labels), ("test", features.test, features.test_labels))
+    splits = {"train": data.train, "test": data.test}
+    if data.unlabelled is not None and not len(data.train):
+        splits = {"unlabelled": data.unlabelled}
     tensors: dict[str, Tensor] = {}
-    for split, values, labels in parts:
+    for split, images in splits.items():
+        labels, values = images.labels, getattr(features, split)
         half = values.to(torch.float16)
         if not bool(torch.isfinite(half).all()):
             raise ProtocolError(
@@ -47,7 +51,7 @@ def write_embeddings(path: Path, features: FeatureSet, spec: EvaluateSpec, data:
         "protocol_version": VERSION,
         "dataset": data.name,
         "dataset_digest": data.digest,
-        "split_digests": {"train": data.train.digest, "test": data.test.digest},
+        "split_digests": {split: images.digest for split, images in splits.items()},
         "classes": list(data.classes),
         "image_size": spec.data.image_size,
         "features": spec.features.model_dump(mode="json"),

@@ -41,16 +41,17 @@ def keep_map(
     features: FeatureSet,
     checkpoint_path: Path | None,
 ) -> None:
-    """Write the map of the images that `spec.map` selects, as two artifacts.
+    """Write the map of the images that `spec.map` selects, as two artifacts; without labels, of the unlabelled split.
 
     Raises:
         ProtocolError: scikit-learn is not installed, a feature is not finite, or the split has fewer than 3 images.
     """
-    split = getattr(data, spec.map.split)
+    which = spec.map.split if len(data.train) else "unlabelled"
+    split = getattr(data, which)
     index = chosen(len(split), spec.map.images, spec.seed)
-    rows = getattr(features, spec.map.split)[index]
+    rows = getattr(features, which)[index]
     if not bool(torch.isfinite(rows).all()):
-        problem = f"a feature of the {spec.map.split} split is NaN or infinite"
+        problem = f"a feature of the {which} split is NaN or infinite"
         raise ProtocolError(f"protocols: map needs finite features, but {problem}; remove map")
     components = None
     if isinstance(spec.features, CheckpointFeatures) and checkpoint_path is not None:
@@ -60,7 +61,7 @@ def keep_map(
         version=VERSION,
         dataset=data.name,
         dataset_digest=data.digest,
-        split=spec.map.split,
+        split=which,
         split_images=len(split),
         split_digest=split.digest,
         class_names=list(data.classes),

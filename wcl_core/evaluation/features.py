@@ -1,8 +1,12 @@
-"""The cached features that all protocols share: computed once, in eval mode, without augmentation."""
+"""The cached features that all protocols share: computed once, in eval mode, without augmentation.
+
+A dataset without labels has those of its unlabelled split only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +23,16 @@ class FeatureSet:
     """Features and labels of both splits, on the CPU.
 
     Attributes:
-        train, test: (N, D) and (M, D) float32.
+        train, test: (N, D) and (M, D) float32; empty in a dataset without labels.
         train_labels, test_labels: (N,) and (M,) int64.
+        unlabelled: (U, D) float32 of a dataset without labels, otherwise empty.
     """
 
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
+    unlabelled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
     def smallest_class(self) -> int:
@@ -40,16 +46,21 @@ def network_features(backbone: nn.Module, data: ImageData, device: torch.device)
     was_training = backbone.training
     backbone.eval()
     try:
-        train, test = (pooled(backbone, split, device) for split in (data.train, data.test))
+        return _features(data, lambda split: pooled(backbone, split, device))
     finally:
         backbone.train(was_training)
-    return FeatureSet(train, data.train.labels, test, data.test.labels)
 
 
 def pixel_features(data: ImageData) -> FeatureSet:
     """Return the raw pixels, scaled to [0, 1] and flattened: the baseline of every representation."""
-    train, test = (split.plain(slice(None)).flatten(1).float() / 255 for split in (data.train, data.test))
-    return FeatureSet(train, data.train.labels, test, data.test.labels)
+    return _features(data, lambda split: split.plain(slice(None)).flatten(1).float() / 255)
+
+
+def _features(data: ImageData, compute: Callable[[Split], Tensor]) -> FeatureSet:
+    if not len(data.train) and data.unlabelled is not None:
+        none = torch.empty(0, 0)
+        return FeatureSet(none, data.train.labels, none, data.test.labels, compute(data.unlabelled))
+    return FeatureSet(compute(data.train), data.train.labels, compute(data.test), data.test.labels)
 
 
 @torch.no_grad()

@@ -12,11 +12,20 @@ import torch
 from torch import nn
 
 from wcl_core import checkpoint
-from wcl_core.config import BackboneConfig, CheckpointFeatures, EvaluateSpec, PixelFeatures, PretrainSpec
+from wcl_core.config import (
+    PROTOCOLS,
+    WITHOUT_LABELS,
+    BackboneConfig,
+    CheckpointFeatures,
+    EvaluateSpec,
+    PixelFeatures,
+    PretrainSpec,
+)
 from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluation.embedding_map import keep_map
 from wcl_core.evaluation.features import network_features, pixel_features
+from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.progress import Progress
 from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
@@ -48,7 +57,7 @@ def evaluate(
 
     Raises:
         checkpoint.CheckpointError: the checkpoint is missing or damaged.
-        knn.ProtocolError: a protocol cannot measure this data.
+        ProtocolError: a protocol cannot measure this data.
     """
     try:
         with interruptible(reporter.request):
@@ -63,9 +72,11 @@ def _measure(
 ) -> None:
     progress = Progress(reporter, len(spec.protocols) + 1)
     progress.reach(0)
+    _check_labels(spec, data)
     data = with_held_out(data, spec.data.held_out_share)
-    counts = data.train.labels.bincount(minlength=len(data.classes))
-    spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
+    if data.has_labels:
+        counts = data.train.labels.bincount(minlength=len(data.classes))
+        spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
     subject = _subject(spec, data, checkpoint_path)
     # The share identifies a result, so that it is never compared with a result on the test split.
     held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
@@ -91,6 +102,16 @@ def _measure(
                 }
             )
     progress.reach(len(spec.protocols) + 1)
+
+
+def _check_labels(spec: EvaluateSpec, data: ImageData) -> None:
+    """Raise if a protocol needs labels that the data does not have.
+
+    Raises:
+        ProtocolError: there is such a protocol.
+    """
+    if not data.has_labels and (measuring := [each for each in spec.protocols if PROTOCOLS[each].measures]):
+        raise ProtocolError(f"protocols: {measuring[0]} needs labels; {WITHOUT_LABELS.format(name=data.name)}")
 
 
 def _folder(protocol: str, output_dir: Path | None) -> Path:

@@ -1,4 +1,6 @@
-"""The monitor batch: fixed train images that the monitors measure in eval mode at epoch ends.
+"""The monitor batch: fixed images of the train split that the monitors measure in eval mode at epoch ends.
+
+A dataset without labels has no train split; its unlabelled images take their place.
 
 The seed chooses the images.  One view is the plain image; the other is one random view, the same at every epoch [D].
 Nothing here changes the training state or a global random generator, and no rank waits for another.
@@ -55,13 +57,14 @@ class MonitorBatch:
 
     Args:
         spec: its seed chooses the images; at most 512, and at most a global batch.
+        split: the split that they are from.
         device: of the model.
     """
 
-    def __init__(self, spec: PretrainSpec, train: Split, device: torch.device) -> None:
-        index = epoch_order(len(train), spec.seed, -1)[: min(spec.images_per_step, _MAX_IMAGES)]
-        self._spec, self._images = spec, train.plain(index).to(device)
-        self._index, self._classes = index, train.labels[index]
+    def __init__(self, spec: PretrainSpec, split: Split, device: torch.device) -> None:
+        index = epoch_order(len(split), spec.seed, -1)[: min(spec.images_per_step, _MAX_IMAGES)]
+        self._spec, self._images = spec, split.plain(index).to(device)
+        self._index, self._classes = index, split.labels[index]
 
     def keep(self, reporter: Reporter, output_dir: Path, class_names: Sequence[str]) -> None:
         """Keep the images as two artifacts: a picture, and the facts (`MonitorBatchFacts`) of its tiles.
@@ -104,8 +107,10 @@ class MonitorBatch:
         return normalised(self._images), view
 
     def _weak(self, labels: Tensor) -> dict[str, float]:
-        return {
-            COMPONENT_SHARE: monitors.component_share(labels),
+        share = {COMPONENT_SHARE: monitors.component_share(labels)}
+        if len(self._classes.unique()) < 2:
+            return share
+        return share | {
             ADJUSTED_MUTUAL_INFORMATION: monitors.adjusted_mutual_information(labels, self._classes),
         }
 

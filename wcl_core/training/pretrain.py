@@ -71,7 +71,7 @@ def pretrain(
         config: the spec of the run, which is already validated.
         reporter: receives the records, and returns the request to stop, if there is one, after every step.  Only the
             first rank's reporter is used.
-        dataset: both splits at `config.data.image_size`; only monitors read the labels.
+        dataset: its splits at `config.data.image_size`; only monitors read the labels, if it has any.
         output_dir: checkpoints go to `output_dir/checkpoints/step-<n>.safetensors`.
         resume: a checkpoint of a run with the same spec.
         ranks: this process's place among the ranks; all ranks call this function with equal arguments.
@@ -141,7 +141,7 @@ class _Run:
         self.images = Rows(split, self.device, ranks)
         self.view_maker = ViewMaker(config, ranks, self._memory_format)
         self.labels = split.labels.to(self.device)
-        self.monitor_batch = MonitorBatch(config, dataset.train, self.device)
+        self.monitor_batch = MonitorBatch(config, dataset.shown, self.device)
         self.clock, self.hardware = Clock(self.step, config.images_per_step), Hardware(self.device)
 
     def _network(self) -> Model:
@@ -150,6 +150,8 @@ class _Run:
 
     @property
     def _smallest_class(self) -> int:
+        if not self.dataset.has_labels:
+            return 0
         return int(self.dataset.train.labels.bincount(minlength=len(self.dataset.classes)).min())
 
     @property
@@ -179,7 +181,7 @@ class _Run:
         )
         if (warning := warning_of(self.config)) is not None:
             self.reporter.warning("unusual_optimizer", warning)
-        if self.config.knn_every_epochs and not self._smallest_class:
+        if self.config.knn_every_epochs and self.dataset.has_labels and not self._smallest_class:
             self.reporter.warning("no_knn", "a class has no train image, so the kNN accuracy is not measured")
         self._progress("train")
         if request := self._request():
@@ -267,7 +269,7 @@ class _Run:
         values = {f"{TRAIN_PREFIX}{name}": mean for name, mean in zip(loss.terms, terms, strict=True)}
         values |= {TRAIN_LOSS: total, LEARNING_RATE: rate}
         if loss.labels is not None:
-            has_classes = self.dataset.unlabelled is None
+            has_classes = self.dataset.has_labels and self.dataset.unlabelled is None
             values |= weak_label_metrics(*loss.labels, classes if has_classes else None)
         if speed := self.clock.window_images_per_second(self.step):
             values[IMAGES_PER_SECOND] = speed

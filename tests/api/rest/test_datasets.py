@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import httpx
+
 from jobs import workers
 from jobs.database import new_id
 from jobs.datasets import DatasetFacts, SampleSheet
@@ -139,3 +141,30 @@ def test_defaults_of_evaluations_fit_the_smallest_class(served: Served) -> None:
     training["spec"]["evaluations"] = [{"protocols": ["knn", "few_labels"]}]  # type: ignore[index]
     plan = client.post("/v1/jobs", json=training).json()["spec"]["evaluations"][0]
     assert (plan["knn_k"], plan["labels_per_class"]) == (1, [1])
+
+
+def test_a_dataset_without_labels_says_what_they_would_add(served: Served) -> None:
+    counts = {"train": 0, "test": 0, "unlabelled": 400}
+    announce(served, DatasetFacts("photos", "folder", "f" * 64, counts, [], {"train": [], "test": []}))
+    client = served.client("read", "submit")
+    note = client.get("/v1/datasets/photos").json()["note"]
+    assert note.startswith("photos has no labels, so nothing that compares with them is measured. Labels would add")
+    data = {"name": "photos", "image_size": 8}
+
+    def sent(kind: str, **spec: object) -> httpx.Response:
+        return client.post("/v1/jobs", json={"kind": kind, "spec": {"data": data, **spec}})
+
+    trained = sent("pretrain", batch_size=64, evaluations=[{}]).json()
+    assert [plan["protocols"] for plan in trained["spec"]["evaluations"]] == [["map"]]
+    assert_problem(sent("pretrain", batch_size=401), 422, "/spec/batch_size")
+    pixels = {"kind": "pixels"}
+    assert sent("evaluate", features=pixels).json()["spec"]["protocols"] == ["map"]
+    refused = assert_problem(
+        sent("evaluate", features=pixels, protocols=["map", "knn", "linear"]),
+        422,
+        "/spec/protocols/1",
+        "/spec/protocols/2",
+    )
+    assert refused["errors"][0]["detail"] == note.removesuffix(".")
+    data["held_out_share"] = 0.2
+    assert_problem(sent("pretrain", batch_size=64), 422, "/spec/data/held_out_share")

@@ -108,7 +108,7 @@ def test_a_description_is_not_cached_if_files_change_during_hashing(
 ) -> None:
     original = described.describe_folder
 
-    def describe_folder(name: str, path: Path, *others: Any) -> data.Description:
+    def describe_folder(name: str, path: Path, *others: Any, **more: Any) -> data.Description:
         description = original(name, path)
         write_image(root / "train" / "a" / "late.png")
         return description
@@ -265,11 +265,11 @@ def test_the_registration_lists_names_before_it_reads_contents(root: Path, tmp_p
     messages = [json.loads(line) for line in done.stdout.splitlines()]
 
     assert [(message["name"], sorted(message.keys() - {"name"})) for message in messages] == [
-        ("digits", ["description"]),
+        ("digits", ["description", "path"]),
         ("photos", ["listed"]),
         ("gone", ["error"]),
-        ("photos", ["description"]),
-        ("packed", ["description"]),
+        ("photos", ["description", "path"]),
+        ("packed", ["description", "path"]),
     ]
     assert messages[1]["listed"]["counts"] == {"train": 5, "test": 2}
     for message, kind, path in ((messages[3], "folder", root), (messages[4], "packed", packed)):

@@ -13,6 +13,7 @@ from wcl_core import data
 from wcl_core.data import DataError, layout
 from wcl_core.data.layout import Files, list_files
 from wcl_core.protocol import DatasetReport
+from wcl_core.reporter import NullReporter
 
 SPLITS = {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 2}
 
@@ -64,16 +65,8 @@ def test_a_folder_around_the_splits_changes_nothing(tmp_path: Path) -> None:
         ({"train/cat": 2, "bus": 2, "car": 2}, ["train/ may be splits, or classes beside bus/, car/"]),
         ({"train": 2, "bus": 2, "car": 2}, ["train/ may be splits, or classes beside bus/, car/"]),
         ({"cat": 2, "dog": 2, "test": 2}, ["test/ may be splits, or classes beside cat/, dog/"]),
-        ({"unlabelled": 2, "cat": 2}, ["unlabelled/ may be splits, or classes beside cat/"]),
-        (
-            {"pets/cat": 2, "pets/dog": 2},
-            ["pets/ is its only folder", "or a folder around the classes cat"],
-        ),
         ({"test/cat": 2, "val/cat": 2}, ["it has test/, val/ but no train/"]),
-        ({"unlabelled": 5}, ["it has unlabelled/ but no train/"]),
-        ({"train": 5}, ["train/ has 5 images and no class folders"]),
-        ({"train/cat": 2, "val": 5}, ["no test split (val/ has no class folders)"]),
-        ({".": 5}, ["it has 5 images and no class folders", "can lie in one class folder"]),
+        ({"empty": 0}, ["it has no image files; expected images at any depth, CLASS/FILE, or train/CLASS/FILE"]),
     ],
 )
 def test_a_folder_with_two_readings_or_none_is_refused_with_both(
@@ -85,10 +78,77 @@ def test_a_folder_with_two_readings_or_none_is_refused_with_both(
     assert all(reading in str(caught.value) for reading in readings), str(caught.value)
 
 
-def test_a_single_class_may_have_folders_below_it(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"cat/2024/05": 5})
+@pytest.mark.parametrize(
+    ("tree", "count", "reason"),
+    [
+        ({".": 5}, 5, "it has no class folders"),
+        ({"all": 5}, 5, "it has no class folders; none is held out, in all/"),
+        ({"a/b/c": 5}, 5, "in a/b/c/"),
+        ({"unlabelled": 5}, 5, "it has no class folders"),
+        ({"unlabelled/2024": 3, "unlabelled/2025": 2}, 5, "it has no class folders"),
+        ({"unlabelled": 2, "cat": 3}, 5, "cat/ is the only class, and accuracy needs two"),
+        ({"photos/unlabelled": 5}, 5, "in photos/"),
+        ({"train": 5}, 5, "it has no class folders"),
+        ({"train": 5, "test": 2}, 5, "it has no class folders"),
+        ({"train": 3, "unlabelled": 2}, 5, "it has no class folders"),
+        ({"train/cat": 5, "val": 2}, 5, "train/cat/ is the only class"),
+        ({".": 4, "best": 1}, 5, "best/ is the only class"),
+        ({".": 3, "a": 1, "b": 1}, 5, "most of its images lie outside of folders"),
+        ({"a": 1, "b": 1}, 2, "no class has two images"),
+    ],
+)
+def test_images_without_two_classes_are_all_unlabelled_and_none_is_held_out(
+    tmp_path: Path, tree: dict[str, int], count: int, reason: str
+) -> None:
+    write_tree(tmp_path, tree)
     files = list_files("photos", tmp_path)
-    assert (files.classes, len(files.train), len(files.test)) == (("cat",), 4, 1)
+    assert (files.classes, files.train, files.test) == ((), [], [])
+    assert [label for _, label in files.unlabelled] == [-1] * count
+    assert reason in files.layout
+    assert len({path for path, _ in files.unlabelled}) == count
+    in_test = sum(number for name, number in tree.items() if name.split("/")[0] in ("test", "val"))
+    assert sum(left_out(files).values()) == in_test
+
+
+@pytest.mark.parametrize(
+    ("tree", "counts", "layout_text"),
+    [
+        ({"cat": 5, "dog": 10}, {"train": 12, "test": 3}, "a fixed fifth of each class is the test split"),
+        ({"pets/cat": 5, "pets/dog": 5}, {"train": 8, "test": 2}, "the test split, in pets/"),
+        ({"train/cat": 5, "train/dog": 5}, {"train": 8, "test": 2}, "train/ has the classes; a fixed fifth of each"),
+        ({"train/cat": 5, "train/dog": 5, "val": 3}, {"train": 8, "test": 2}, "train/ has the classes; a fixed fifth"),
+        (
+            {"cat": 5, "dog": 5, "unlabelled": 3},
+            {"train": 8, "test": 2, "unlabelled": 3},
+            "pretraining uses the unlabelled images only",
+        ),
+    ],
+)
+def test_a_test_split_that_is_made_here_is_said(
+    tmp_path: Path, tree: dict[str, int], counts: dict[str, int], layout_text: str
+) -> None:
+    write_tree(tmp_path, tree)
+    files = list_files("photos", tmp_path)
+    assert {which: len(entries) for which, entries in files.splits.items()} == counts
+    assert (files.classes, layout_text in files.layout) == (("cat", "dog"), True), files.layout
+
+
+def test_labels_can_be_left_out(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"2024": 3, "2025": 2, "test": 1})
+    files = list_files("photos", tmp_path, has_labels=False)
+    assert (files.classes, len(files.unlabelled), files.count) == ((), 6, 6)
+
+
+def test_a_dataset_without_labels_has_one_split_and_a_row_of_samples(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"2024": 3, "2025": 2})
+    described = data.describe("photos", "folder", tmp_path, has_labels=False)
+    loaded = data.load("photos", "folder", tmp_path, 8, 0.0, NullReporter(), has_labels=False)
+    assert described.counts == {"train": 0, "test": 0, "unlabelled": 5}
+    assert (described.classes, described.class_counts) == ((), {"train": [], "test": []})
+    assert described.samples is not None
+    assert (described.samples.rows, described.digest) == (1, loaded.digest)
+    assert (len(loaded.train), len(loaded.test), len(loaded.pretraining), loaded.has_labels) == (0, 0, 5, False)
+    assert described.digest != data.describe("photos", "folder", tmp_path).digest
 
 
 def test_hidden_and_system_folders_are_no_classes_and_have_no_images(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Lists of images: text files and tables, as people and other programs write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.wcl_core.data.test_data import write_image, write_tree
+from wcl_core import data
+from wcl_core.data import DataError, layout, listed
+from wcl_core.data.layout import Files, list_files
+
+
+def files_of(root: Path, text: str | bytes, name: str = "list.csv") -> Files:
+    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list_files("photos", root / name)
+
+
+def counts(files: Files) -> tuple[int, int, int]:
+    return len(files.train), len(files.test), len(files.unlabelled)
+
+
+def left_out(files: Files) -> dict[str, int]:
+    return {remark.text: remark.count for remark in files.left_out.list()}
+
+
+def table(rows: int, separator: str = ",", header: str = "path,label") -> str:
+    lines = [header, *(f"all/{number:02}.png,{('cat', 'dog')[number % 2]}" for number in range(rows))]
+    return "\n".join(line.replace(",", separator) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        table(10),
+        table(10, ";"),
+        table(10, "\t"),
+        table(10, header="Filename,Category"),
+        table(10, header="\ufeffImage Path,Class"),
+        table(10).replace("\n", "\r\n"),
+        table(10, header="path,label").replace("all/", '"all/').replace(".png", '.png"'),
+        table(10).replace("all/", "all\\"),
+        table(10).replace("all/", "./all/../all/"),
+        table(10).encode("utf-16"),
+        table(10).split("\n", 1)[1],
+    ],
+)
+def test_tables_of_other_programs_are_read(tmp_path: Path, text: str | bytes) -> None:
+    write_tree(tmp_path, {"all": 10})
+    files = files_of(tmp_path, text)
+    assert (files.classes, counts(files)) == (("cat", "dog"), (8, 2, 0))
+    assert "a fixed fifth of each class is the test split" in files.layout
+    assert {path for path, _ in files.train + files.test} == {f"all/{number:02}.png" for number in range(10)}
+    assert left_out(files) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "classes"),
+    [("all/{}.png", ()), ("all/{}.png {}", ("0", "1")), ("all/{}.png\t{}", ("0", "1")), ("all/{}.png,{}", ("0", "1"))],
+)
+def test_text_files_have_a_path_a_line_and_perhaps_a_class(tmp_path: Path, line: str, classes: tuple[str, ...]) -> None:
+    write_tree(tmp_path, {"all": 10})
+    text = "# images\n\n" + "\n".join(line.format(f"{number:02}", number % 2) for number in range(10))
+    files = files_of(tmp_path, text, "images.txt")
+    assert files.classes == classes
+    assert counts(files) == ((8, 2, 0) if classes else (0, 0, 10))
+
+
+def test_names_with_spaces_and_commas_are_paths_in_a_text_file(tmp_path: Path) -> None:
+    for name in ("my photo.png", "a, b.png", "1 2.png"):
+        write_image(tmp_path / name)
+    files = files_of(tmp_path, "my photo.png\na, b.png\n1 2.png", "images.txt")
+    assert [path for path, _ in files.unlabelled] == ["my photo.png", "a, b.png", "1 2.png"]
+
+
+def test_the_splits_of_a_table_count_and_images_without_a_class_are_trained_on(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"all": 10})
+    splits = ["train", "Training", "train", "train", "valid", "test", "test", "unlabelled", "", "other"]
+    labels = ["1", "10", "2", "", "1", "10", "", "", "1", "1"]
+    rows = [f"all/{number:02}.png,{labels[number]},{splits[number]}" for number in range(10)]
+    files = files_of(tmp_path, "\n".join(["path,label,split", *rows]))
+    assert files.classes == ("1", "2", "10")
+    assert files.train == [("all/08.png", 0), ("all/00.png", 0), ("all/01.png", 2), ("all/02.png", 1)]
+    assert files.test == [("all/05.png", 2)]
+    assert [path for path, _ in files.unlabelled] == [f"all/0{number}.png" for number in (8, 0, 1, 2, 3, 7)]
+    assert left_out(files) == {
+        listed.OTHER_SPLIT: 1,
+        "images of the split val, because test is the test split": 1,
+        "images of the split test without a class of train": 1,
+    }
+    assert "2 images without a class are for pretraining" in files.layout
+
+
+def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    write_tree(root, {"all": 4})
+    write_tree(tmp_path, {"private": 2})
+    (root / "all" / "link.png").symlink_to(tmp_path / "private" / "00.png")
+    paths = ["all/00.png", str(root / "all" / "01.png"), "all/00.png", "all/99.png", "", "notes.pdf", "all", "a\0.png"]
+    paths += ["../private/00.png", str(tmp_path / "private" / "01.png"), "all/link.png", "/etc/passwd", "~/x.png"]
+    (root / "notes.pdf").write_bytes(b"none")
+    files = files_of(root, "path,note\n" + "\n".join(f'"{path}",x' for path in paths))
+    assert files.unlabelled == [("all/00.png", -1), ("all/01.png", -1)]
+    assert left_out(files) == {
+        listed.AGAIN: 1,
+        listed.ABSENT: 3,
+        listed.BLANK: 1,
+        "files with the ending .pdf": 1,
+        layout.NOT_REGULAR: 1,
+        layout.LINK_OUT_OF_LIST: 4,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "id,age\n1,2\n", "path\nnone.png\n", "\n\n#\n", b"\xff\xfe", b"\x00\x01\x02"])
+def test_a_list_without_an_image_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises(DataError, match="expected a path a line, or a header with a column path"):
+        files_of(tmp_path, text)
+
+
+def test_one_class_is_no_class(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"all": 5})
+    files = files_of(tmp_path, table(10).replace("dog", "cat"))
+    assert counts(files) == (0, 0, 5)
+    assert "cat is the only class" in files.layout
+
+
+def test_a_list_is_described_and_loaded_like_a_folder(tmp_path: Path) -> None:
+    write_tree(tmp_path / "photos", {"cat": 5, "dog": 5})
+    rows = [f"{name}/0{number}.png,{name}" for name in ("cat", "dog") for number in range(5)]
+    (tmp_path / "photos" / "list.csv").write_text("\n".join(["path,label", *rows]))
+    described = data.describe(
+        "photos", data.kind_of(tmp_path / "photos" / "list.csv"), tmp_path / "photos" / "list.csv"
+    )
+    assert described.kind == "folder"
+    assert described.digest == data.describe("photos", "folder", tmp_path / "photos").digest
+    cached = tmp_path / "cache.json"
+    again = [data.describe("photos", "folder", tmp_path / "photos" / "list.csv", cached).digest for _ in range(2)]
+    assert again == [described.digest] * 2

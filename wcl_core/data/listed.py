@@ -1,0 +1,245 @@
+"""Lists of images: text files with a path a line, and tables (CSV) with paths and optional classes and splits.
+
+    a text file     PATH, or PATH and CLASS with a tab, a comma or a space between them
+    a table         a header names the columns: path; label or class; split.  Separated by commas, semicolons or tabs
+
+Paths are relative to the folder of the list, or absolute paths in it; a path that leads out of this folder is left out,
+as a link is.  Without a column of splits, a fixed fifth of each class is the test split.  Images without a class are
+unlabelled, and pretraining uses them together with the train images.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wcl_core.data.image_file import ENDINGS, MAX_BYTES
+from wcl_core.data.images import DataError
+from wcl_core.data.layout import (
+    LINK_OUT_OF_LIST,
+    NAME_NOT_UTF8,
+    NOT_REGULAR,
+    SPLIT_MADE,
+    TOO_LARGE,
+    Files,
+    Remarks,
+    holds,
+    role_of,
+    shown,
+    split_off,
+)
+
+_MAX_BYTES = 1 << 28
+_PATHS = ("path", "file", "filename", "filepath", "image", "image_path", "img", "img_path", "image_file", "files")
+_LABELS = ("label", "class", "category", "target", "class_name", "labels")
+_SPLITS = ("split", "set", "subset", "partition")
+_EXPECTED = "a path a line, or a header with a column path, and perhaps columns label and split"
+_NOT_WORD = re.compile(r"[^a-z]+")
+
+ABSENT = "files of the list that are not there"
+AGAIN = "files that the list names again"
+OTHER_SPLIT = "files of a split other than train, test, val and unlabelled"
+BLANK = "rows without a path"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a list: the path as written, the class or an empty text, and the role of its split."""
+
+    path: str
+    label: str = ""
+    split: str | None = None
+
+
+@dataclass
+class _Listed:
+    """The files of a list while they are collected: paths relative to the folder, with class names, by split."""
+
+    left_out: Remarks
+    by_split: dict[str | None, list[tuple[str, str]]] = field(default_factory=dict)
+
+
+def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
+    """Return the image files that a list names, in its order.
+
+    Args:
+        name: of the dataset.
+        has_labels: whether classes count.
+
+    Raises:
+        DataError: the list cannot be read, names no column of paths, or no image that is there.
+    """
+    text = _text(name, path)
+    root = path.parent
+    listed = _Listed(Remarks.of_archive(root))
+    seen: set[str] = set()
+    real_root = os.path.realpath(root)
+    for row in _rows(name, path, text):
+        place, reason = _place(root, real_root, row.path)
+        reason = reason or (AGAIN if place in seen else None)
+        reason = reason or (OTHER_SPLIT if row.split == "" else None)
+        if reason:
+            listed.left_out.add(reason, row.path)
+            continue
+        seen.add(place)
+        listed.by_split.setdefault(row.split, []).append((place, row.label if has_labels else ""))
+    if not seen:
+        left_out = "; ".join(f"{each.count} {each.text}" for each in listed.left_out.list()[:5])
+        message = f"dataset {name}: {path} names no image that can be read; expected {_EXPECTED}"
+        raise DataError(message + (f". Left out: {left_out}" if left_out else ""))
+    return _files(name, root, listed)
+
+
+# --- splits and classes ----------------------------------------------------------------------------------------------
+
+
+def _files(name: str, root: Path, listed: _Listed) -> Files:
+    by_split, left_out = listed.by_split, listed.left_out
+    measured = "test" if "test" in by_split else "val"
+    if measured == "test":
+        left_out.add_all("images of the split val, because test is the test split", by_split.pop("val", ()))
+    train = [*by_split.get(None, ()), *by_split.get("train", ())]
+    further = by_split.get("unlabelled", [])
+    classes = sorted({label for _, label in train if label}, key=_order)
+    numbers = {label: number for number, label in enumerate(classes)}
+    labelled = [(place, numbers[label]) for place, label in train if label]
+    test = [(place, numbers[label]) for place, label in by_split.get(measured, ()) if label in numbers]
+    layout = f"a list with the splits {', '.join(each for each in by_split if each)}"
+    if measured not in by_split:
+        labelled, test = split_off(labelled, len(classes))
+        layout = f"a list; {SPLIT_MADE}"
+    if len(classes) < 2 or not test:
+        left_out.add_all(f"images of the split {measured}, which needs classes", by_split.get(measured, ()))
+        layout = f"a list of images without labels, since {_too_few(classes)}; none is held out"
+        unlabelled = [(place, -1) for place, _ in [*train, *further]]
+        return Files(name, root, [], [], (), unlabelled, layout, left_out)
+    others = [each for each in by_split.get(measured, ()) if each[1] not in numbers]
+    left_out.add_all(f"images of the split {measured} without a class of train", others)
+    unlabelled = []
+    if num_without := len(further) + sum(not label for _, label in train):
+        held = {place for place, _ in test}
+        unlabelled = [(place, -1) for place, _ in [*train, *further] if place not in held]
+        layout += f"; {num_without:,} images without a class are for pretraining, together with the train images"
+    odd = Remarks()
+    odd.add_all(NAME_NOT_UTF8, [(each, "") for each in classes if shown(each) != each])
+    return Files(name, root, labelled, test, tuple(map(shown, classes)), unlabelled, layout, left_out, odd)
+
+
+def _too_few(classes: list[str]) -> str:
+    if len(classes) == 1:
+        return f"{shown(classes[0])} is the only class, and accuracy needs two"
+    return "no class has two images" if classes else "it names no classes"
+
+
+def _order(label: str) -> tuple[int, int, str]:
+    """Return the place of a class among others: numbers by value, before words."""
+    is_number = label.isdecimal() and len(label) < 16
+    return (0, int(label), label) if is_number else (1, 0, label)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
+    """Return the path of an image relative to the folder of the list, and why it is left out."""
+    if not path:
+        return path, BLANK
+    found = root / path
+    if "\\" in path and not found.exists():
+        found = root / path.replace("\\", "/")
+    try:
+        real = os.path.realpath(found)
+        if not holds(real_root, real):
+            return path, LINK_OUT_OF_LIST
+        if not found.exists():
+            return path, ABSENT
+        if not found.is_file():
+            return path, NOT_REGULAR
+        if (ending := found.suffix.lower()) not in ENDINGS:
+            return path, f"files with the ending {shown(ending)}" if ending else "files without an ending"
+        if found.stat().st_size > MAX_BYTES:
+            return path, TOO_LARGE
+    except (OSError, ValueError):  # a name that no file can have
+        return path, ABSENT
+    inside = os.path.normpath(real if ".." in found.parts else found)
+    for base in (os.path.normpath(root), real_root):
+        if holds(base, inside):
+            return os.path.relpath(inside, base), None
+    return os.path.relpath(real, real_root), None
+
+
+# --- the text --------------------------------------------------------------------------------------------------------
+
+
+def _text(name: str, path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"dataset {name}: {path} is too large; expected at most {_MAX_BYTES >> 20} MiB")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"dataset {name}: {path} cannot be read: {error.strerror or error}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    # Bytes that are not UTF-8 are those of file names.
+    return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+
+
+def _rows(name: str, path: Path, text: str) -> Iterator[_Row]:
+    """Yield the rows of a list.
+
+    Raises:
+        DataError: it is no table, or has no column of paths.
+    """
+    lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip() and not line.startswith("#")]
+    if not lines:
+        return
+    separator = max(",;\t", key=lines[0].count)
+    try:
+        table = _table(lines, separator)
+    except csv.Error as error:
+        raise DataError(f"dataset {name}: {path} is no table: {error}; expected {_EXPECTED}") from error
+    header = [_NOT_WORD.sub("_", each.strip().lower()).strip("_") for each in table[0]]
+    columns = [next((header.index(each) for each in names if each in header), None) for names in _COLUMNS]
+    if columns[0] is not None:
+        yield from (_row(cells, columns) for cells in table[1:])
+    elif path.suffix.lower() in (".csv", ".tsv"):
+        if len(table[0]) > 2 or not _is_image(path.parent, table[0][0]):
+            raise DataError(f"dataset {name}: the first row of {path} names no column of paths; expected {_EXPECTED}")
+        yield from (_row(cells, [0, 1, None]) for cells in table)
+    else:
+        yield from (_plain(path.parent, line) for line in lines)
+
+
+_COLUMNS = (_PATHS, _LABELS, _SPLITS)
+
+
+def _table(lines: list[str], separator: str) -> list[list[str]]:
+    csv.field_size_limit(_MAX_BYTES)
+    return [cells for cells in csv.reader(lines, delimiter=separator, strict=False) if cells]
+
+
+def _row(cells: list[str], columns: list[int | None]) -> _Row:
+    path, label, split = (cells[each].strip() if each is not None and each < len(cells) else "" for each in columns)
+    return _Row(path, label, (role_of(split) or "") if split else None)
+
+
+def _plain(root: Path, line: str) -> _Row:
+    """Return the row of a text file: its whole line is a path, unless there is a class at its end."""
+    line = line.strip()
+    for separator in ("\t", ",", ";", None):
+        path, *label = line.rsplit(separator, 1)
+        if label and not _is_image(root, line) and _is_image(root, path.strip()):
+            return _Row(path.strip(), label[0].strip())
+    return _Row(line)
+
+
+def _is_image(root: Path, path: str) -> bool:
+    try:
+        return (root / path).suffix.lower() in ENDINGS and (root / path.replace("\\", "/")).is_file()
+    except ValueError:
+        return False
