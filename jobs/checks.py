@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.datasets import is_being_read, why_absent
+from jobs.devices import is_part, of_pool
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
@@ -45,11 +46,10 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
     new = completed(session, new, errors)
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
-        errors += _check_pretrain(session, new.spec, dataset) + _check_gpus(new.gpus or 0, new.spec.processes)
-        errors += _check_memory(session, new, new.spec)
+        errors += _check_pretrain(session, new.spec, dataset) + _check_memory(session, new, new.spec)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, new.spec.data, "/spec") + _check_features(session, new.spec)
-    errors += _check_after(session, new)
+    errors += _check_devices(session, new) + _check_after(session, new)
     if errors:
         raise Invalid(errors)
     assert dataset is not None
@@ -147,12 +147,13 @@ def _check_pretrain(session: Session, spec: PretrainSpec, dataset: Dataset | Non
 
 
 def default_gpus(session: Session, new: NewJob) -> int:
-    """Return the GPUs of a job: those requested, else one for each process where a worker of its pool has any."""
+    """Return the GPUs of a job: those requested, none on the CPU, else one for each process where its pool has any."""
     if new.gpus is not None:
         return new.gpus
-    has_gpus = select(Worker.id).where(Worker.pool == new.pool, Worker.gpus > 0, Worker.is_live)
     count = new.spec.processes if isinstance(new.spec, PretrainSpec) else 1
-    return count if session.execute(has_gpus.limit(1)).first() is not None else 0
+    if new.spec.device == "auto":
+        return count if of_pool(session, new.pool) else 0
+    return count if new.spec.device == "cuda" else 0
 
 
 def _with_processes(spec: Spec, gpus: int, errors: list[FieldError]) -> Spec:
@@ -168,11 +169,23 @@ def _with_processes(spec: Spec, gpus: int, errors: list[FieldError]) -> Spec:
         return spec
 
 
-def _check_gpus(gpus: int, processes: int) -> list[FieldError]:
-    if gpus == 0 or processes <= gpus:
-        return []
-    detail = f"{processes} processes need as many GPUs, but the job has gpus = {gpus}; with 0 GPUs they share the CPU"
-    return [FieldError("/spec/processes", detail)]
+def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
+    """Return an error where `gpus`, `spec.processes` and `spec.device` contradict each other or the pool's GPUs."""
+    gpus, device = new.gpus or 0, new.spec.device
+    if device == "cpu" and gpus:
+        detail = f"gpus is {gpus}, but spec.device is cpu; leave gpus out, or set spec.device to cuda"
+        return [FieldError("/gpus", detail)]
+    if device == "cuda" and not gpus:
+        return [FieldError("/gpus", "gpus is 0, but spec.device is cuda; leave gpus out, or set spec.device to cpu")]
+    if isinstance(new.spec, PretrainSpec) and gpus and new.spec.processes > gpus:
+        detail = f"processes is {new.spec.processes}, but gpus is {gpus}, and each process needs a GPU; use at most "
+        detail += f"{gpus}, set gpus to {new.spec.processes}, or leave gpus out and set spec.device to cpu"
+        return [FieldError("/spec/processes", detail)]
+    devices = of_pool(session, new.pool)
+    if gpus > 1 and devices and all(is_part(device.uuid) for device in devices):
+        detail = f"gpus is {gpus}, but the GPUs of the pool {new.pool} are MIG instances, of which CUDA lets a job use "
+        return [FieldError("/gpus", detail + "one; use 1")]
+    return []
 
 
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:

@@ -63,12 +63,21 @@ class Free:
     cpu_slots: int
 
     @property
+    def most_gpus(self) -> int:
+        """The most devices that one attempt can get now."""
+        return most_gpus(self.devices)
+
+    @property
     def is_empty(self) -> bool:
         return not self.devices and self.cpu_slots == 0
 
     def holds(self, gpus: int) -> bool:
         """Return whether an attempt that needs so many devices can start now."""
-        return len(self.devices) >= gpus if gpus else self.cpu_slots > 0
+        return self.most_gpus >= gpus if gpus else self.cpu_slots > 0
+
+    def take(self, gpus: int) -> tuple[str, ...]:
+        """Return the devices of an attempt that needs so many: the first ones, of several whole GPUs only."""
+        return (_whole(self.devices) if gpus > 1 else self.devices)[:gpus]
 
     def without(self, used: Collection[str]) -> Free:
         """Return the same without these devices."""
@@ -80,6 +89,31 @@ def of_worker(worker: Worker) -> tuple[Device, ...]:
     if worker.devices is None:
         return tuple(Device(f"{worker.id}/{index}", index, "GPU") for index in range(worker.gpus))
     return tuple(map(Device.of_json, worker.devices))
+
+
+def of_pool(session: Session, pool: str) -> list[Device]:
+    """Return the devices of the running workers of a pool; if none runs, of the one that started last.
+
+    They include broken devices: they show for which jobs the machines are meant.
+    """
+    workers = select(Worker).where(Worker.pool == pool)
+    rows = session.execute(workers.where(Worker.is_live)).scalars().all()
+    rows = rows or session.execute(workers.order_by(Worker.id.desc()).limit(1)).scalars().all()
+    return [device for worker in rows for device in of_worker(worker)]
+
+
+def is_part(uuid: str) -> bool:
+    """Return whether a device is a MIG instance: CUDA lets a process see one of them, and no GPU beside it."""
+    return uuid.startswith("MIG-")
+
+
+def _whole(uuids: Iterable[str]) -> tuple[str, ...]:
+    return tuple(uuid for uuid in uuids if not is_part(uuid))
+
+
+def most_gpus(uuids: Collection[str]) -> int:
+    """Return the most of these devices that one attempt can use: all whole GPUs, or one MIG instance."""
+    return len(_whole(uuids)) or min(1, len(uuids))
 
 
 def working(devices: Iterable[Device]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, tuple_
 
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
-from jobs.devices import Device, Free, of_worker, working
+from jobs.devices import Device, Free, most_gpus, of_worker, working
 from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
 from jobs.status import HELD, Status
 
@@ -84,7 +84,7 @@ def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
     """Return the condition for a job that the worker can run; `fits` decides the same about two rows."""
     return and_(
         Job.pool == worker.pool,
-        Job.gpus <= worker.gpus,
+        Job.gpus <= worker.all_free.most_gpus,
         tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
         Job.spec_version.in_(worker.spec_versions),
     )
@@ -92,7 +92,7 @@ def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
 
 def fits_free(free: Free) -> ColumnElement[bool]:
     """Return the condition for a job that the free part of a worker holds; `Free.holds` decides the same."""
-    on_devices = and_(Job.gpus > 0, Job.gpus <= len(free.devices))
+    on_devices = and_(Job.gpus > 0, Job.gpus <= free.most_gpus)
     return or_(on_devices, Job.gpus == 0) if free.cpu_slots > 0 else on_devices
 
 
@@ -108,7 +108,7 @@ def fits(worker: Worker, job: Job) -> bool:
 
 def has_gpus(worker: Worker, job: Job) -> bool:
     """Return whether the worker has as many GPUs as the job needs."""
-    return worker.gpus >= job.gpus
+    return job.gpus <= most_gpus(working(of_worker(worker)))
 
 
 def has_dataset(worker: Worker, job: Job) -> bool:

@@ -44,14 +44,14 @@ class PassedOver:
 
 def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver | None:
     """Return the job that this worker may have to keep its free devices for."""
-    waiting = select(Job).where(is_due(), fits_worker(worker), Job.gpus > len(free.devices))
+    waiting = select(Job).where(is_due(), fits_worker(worker), Job.gpus > free.most_gpus)
     job = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(1)).scalar_one_or_none()
     if job is None:
         return None
     is_here = _closest(session, job) == worker.id
     running = _running(session, worker.id)
     is_urgent = any(each.preempt_requested_at is not None for each, _ in running)
-    seconds = _seconds_until(job.gpus - len(free.devices), [(remaining(each), count) for each, count in running])
+    seconds = _seconds_until(job.gpus - free.most_gpus, [(remaining(each), count) for each, count in running])
     seconds = math.inf if seconds is None else seconds
     return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds)
 
@@ -80,7 +80,7 @@ def _closest(session: Session, job: Job) -> str | None:
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
     workers = [worker for worker in workers if fits(worker, job)]
     free = free_of(session, workers)
-    missing = {worker.id: job.gpus - len(free[worker.id].devices) for worker in workers}
+    missing = {worker.id: job.gpus - free[worker.id].most_gpus for worker in workers}
     closest = min(missing, key=lambda worker_id: (missing[worker_id], worker_id), default=None)
     return closest if closest is not None and missing[closest] > 0 else None
 

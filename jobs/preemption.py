@@ -78,7 +78,7 @@ def _victims(running: Sequence[tuple[Job, Attempt]], worker_id: str, waiting: Jo
 
 def _fewest(victims: Sequence[_Victim], free: Free, waiting: Job) -> Sequence[_Victim]:
     """Return the fewest victims that suffice, the cheapest ones of several choices; none if all do not suffice."""
-    missing = max(1, waiting.gpus - len(free.devices)) if waiting.gpus else 1
+    missing = max(1, waiting.gpus - free.most_gpus) if waiting.gpus else 1
     largest = sorted((each.size for each in victims), reverse=True)
     for count in range(1, len(victims) + 1):
         if sum(largest[:count]) >= missing:

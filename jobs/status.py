@@ -44,7 +44,9 @@ class Reason(StrEnum):
     WORKER_LOST = "worker_lost"  # its worker stopped renewing the attempt
     KILLED = "killed"  # the training process exited without an `end` record
     STALLED = "stalled"  # the run reported nothing for too long
-    DEVICE_FAILED = "device_failed"  # a GPU of the run broke; the worker offers it no longer
+    DEVICE_FAILED = "device_failed"  # a GPU of the run broke or cannot be used; the worker offers it no longer
+    DEVICE_ERROR = "device_error"  # CUDA or NCCL failed, and the cause may be the code or the GPU
+    DEVICE_ASSERT = "device_assert"  # a check in a kernel failed, a fault of the code
     WORKER_STOPPED = "worker_stopped"  # the worker drained; not a failure
     PREEMPTED = "preempted"  # gave way to a job of higher priority; not a failure
     TIMEOUT = "timeout"  # reached its `max_seconds`
@@ -61,7 +63,9 @@ class Reason(StrEnum):
 
 
 # Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
-INFRASTRUCTURE = frozenset({Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED, Reason.DEVICE_FAILED})
+INFRASTRUCTURE = frozenset(
+    {Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED, Reason.DEVICE_FAILED, Reason.DEVICE_ERROR}
+)
 
 # These are faults of a worker, not of the job.  The job is paused, and continues once a worker that fits takes jobs.
 HELD = frozenset({Reason.DISK_FULL, Reason.STORAGE_UNAVAILABLE, Reason.NO_RESOURCES})

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from wcl_core import data, orphans
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
+from wcl_core.device import DeviceError, check
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
 from wcl_core.registration import description_json
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             field = ".".join(map(str, item["loc"])) or "spec"
             write_error(f"{field}: {item['msg'].removeprefix('Value error, ')}")
         return 1
-    except (ValueError, ArithmeticError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, DeviceError) as error:
         write_error(str(error))
         return 1
     return code
@@ -123,24 +124,27 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     spec = _read_spec("pretrain", options.spec)
     assert isinstance(spec, PretrainSpec)
-    dataset = _load(spec, options.data_path)
-    with joined() as ranks, _cancelled_by_interrupt() as request:
-        reporter = ConsoleReporter(request)
-        if spec.processes != ranks.size and ranks.is_first:
-            message = (
-                f"spec.processes is {spec.processes}, but {ranks.size} train; start {spec.processes} with torchrun"
-            )
-            reporter.warning("other_processes", message)
-        arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
-        outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
+    with joined(choice=spec.device) as ranks:  # before the data are read: it checks the device
+        dataset = _load(spec, options.data_path)
+        with _cancelled_by_interrupt() as request:
+            reporter = ConsoleReporter(request)
+            if spec.processes != ranks.size and ranks.is_first:
+                reporter.warning(
+                    "other_processes",
+                    f"spec.processes is {spec.processes}, but {ranks.size} train; start {spec.processes} with torchrun",
+                )
+            arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
+            outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
     return _exit_code(outcome)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from wcl_core.distributed import SINGLE, device_of
     from wcl_core.evaluation.run import evaluate
 
     spec = _read_spec("evaluate", options.spec)
     assert isinstance(spec, EvaluateSpec)
+    check(device_of(SINGLE, spec.device))  # before the data are read
     dataset = data.with_label_lists(_load(spec, options.data_path), dict(options.list))
     reporter = ConsoleReporter()
     return _exit_code(

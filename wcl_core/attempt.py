@@ -26,11 +26,13 @@ from pathlib import Path
 import torch
 
 from wcl_core import data, files, limits
+from wcl_core import device as devices
 from wcl_core.checkpoint import CheckpointError
-from wcl_core.config import PretrainSpec, parse_spec
+from wcl_core.config import PretrainSpec, Spec, parse_spec
 from wcl_core.config.memory import advice
 from wcl_core.data.cache import Cache
 from wcl_core.data.images import content_changed
+from wcl_core.device import CudaReason, DeviceError
 from wcl_core.distributed import PeerLostError, Ranks, TooFewGpusError, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
@@ -40,12 +42,15 @@ from wcl_core.protocol import (
     PEER_LOST_EXIT,
     REQUEST_LETTERS,
     SPOOL_FILE,
+    DeviceFault,
     Failure,
     FailureReason,
     Outcome,
     Request,
     RunFile,
+    device_fault_file,
     failure_file,
+    lost_peer_file,
 )
 from wcl_core.reporter import NullReporter, Reporter, SpoolReporter
 from wcl_core.stop import Interrupted, interruptible
@@ -54,8 +59,12 @@ from wcl_core.training.pretrain import pretrain
 
 _ORPHAN_SECONDS = 5.0
 _HEAR_SECONDS = 1.0  # between a request and the end of a run that owes no save
-# torch has no exception of its own for these: the CPU's allocator, and libraries on a full GPU.
-_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA out of memory|STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator")  # torch has no exception of its own for it
+_OF_CUDA: dict[CudaReason, str] = {
+    "device_failed": "the GPU is broken",
+    "device_assert": "a check in a GPU kernel failed, a fault of the code; with device: cpu the error names the line",
+    "device_error": "CUDA reported an error, of the code or of the GPU; the log has the traceback",
+}
 _REQUEST_OF: dict[bytes, Request] = {letter: request for request, letter in REQUEST_LETTERS.items()}
 
 
@@ -65,7 +74,7 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
     Returns:
         0 when the spool ends with an `end` record, also one of failure.  Under several ranks the first one writes the
         spool.  Another rank that fails leaves a failure file and exits with 1.  A rank that only lost the others exits
-        with `PEER_LOST_EXIT` and leaves nothing, since the worker watches all ranks and knows the cause.
+        with `PEER_LOST_EXIT`; the file that it leaves counts if no rank knows the cause.
     """
     control = Control(control_fd)
     rank = int(os.environ.get("RANK", "0"))
@@ -74,20 +83,28 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         reporter = spool = SpoolReporter(folder / SPOOL_FILE, control.request)
         control.on_request(lambda request: spool.abandon(OUTCOME_OF[request], 0))
     try:
-        with joined(rendezvous=folder / "rendezvous") as ranks:
-            outcome = _run(RunFile.read(folder), folder, reporter, ranks)
-    except PeerLostError:
+        run = RunFile.read(folder)
+        spec = parse_spec(run.kind, run.spec)
+        with joined(rendezvous=folder / "rendezvous", choice=spec.device, held=run.gpus) as ranks:
+            outcome = _run(run, spec, folder, reporter, ranks)
+    except PeerLostError as error:
         traceback.print_exc()
+        reason = "killed" if devices.is_lost_peer(error) else "device_error"
+        _leave(folder / lost_peer_file(rank), Failure(outcome="failed", reason=reason, message=describe(error)))
         _exit(PEER_LOST_EXIT)
     except Interrupted as interrupted:
         reporter.end(OUTCOME_OF[interrupted.request])
     except Exception as error:  # every failure becomes the job's reason
         traceback.print_exc()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
+        reason, message = classify(error), _message(error, folder)
+        if reason == "device_failed":
+            is_whole = isinstance(error, DeviceError) and error.is_whole_machine
+            _leave(folder / device_fault_file(rank), DeviceFault(message=message, is_whole_machine=is_whole))
         if rank > 0:
-            _leave_failure(folder / failure_file(rank), outcome, classify(error), _message(error, folder))
+            _leave(folder / failure_file(rank), Failure(outcome=outcome, reason=reason, message=message))
         else:
-            reporter.end(outcome, classify(error), _message(error, folder))
+            reporter.end(outcome, reason, message)
         if "RANK" in os.environ:
             _exit(min(rank, 1))
     else:
@@ -102,13 +119,11 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-def _leave_failure(path: Path, outcome: Outcome, reason: FailureReason, message: str) -> None:
-    failure = Failure(outcome=outcome, reason=reason, message=message)
-    files.write_bytes(path, failure.model_dump_json().encode())
+def _leave(path: Path, left: Failure | DeviceFault) -> None:
+    files.write_bytes(path, left.model_dump_json().encode())
 
 
-def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcome:
-    spec = parse_spec(run.kind, run.spec)
+def _run(run: RunFile, spec: Spec, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcome:
     reporter.progress(step=0, total_steps=0, epoch=0, total_epochs=0, phase="load")
     source = run.dataset
     if not ranks.is_first:
@@ -135,13 +150,17 @@ def _run(run: RunFile, folder: Path, reporter: Reporter, ranks: Ranks) -> Outcom
         torch.set_num_threads(spec.threads)
     used = {name: source.list_digests.get(name) for name in spec.semi_supervised.lists}
     dataset = data.with_label_lists(dataset, source.lists, used)
-    return evaluate(spec, reporter, data=dataset, checkpoint_path=run.evaluated, output_dir=folder)
+    return evaluate(spec, reporter, data=dataset, checkpoint_path=run.evaluated, output_dir=folder, ranks=ranks)
 
 
 def classify(error: Exception) -> FailureReason:
     """Return the reason of a failed attempt; the service decides by it whether the job is retried."""
+    if devices.is_out_of_memory(error):
+        return "out_of_memory"
+    if (reason := devices.cuda_reason(error)) is not None:
+        return reason
     match error:
-        case torch.OutOfMemoryError() | MemoryError():
+        case MemoryError():
             return "out_of_memory"
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return "out_of_memory"
@@ -169,7 +188,7 @@ def _message(error: Exception, folder: Path) -> str:
     with contextlib.suppress(Exception):  # the advice is an extra
         run = RunFile.read(folder)
         spec = parse_spec(run.kind, run.spec)
-        is_gpu = torch.cuda.is_available()
+        is_gpu = spec.device != "cpu" and torch.cuda.is_available()
         if isinstance(spec, PretrainSpec):
             available = torch.cuda.mem_get_info()[1] if is_gpu else limits.memory_bytes() // spec.processes
             return f"{advice(spec, available, is_gpu=is_gpu)} ({text})"[:2000]
@@ -178,8 +197,13 @@ def _message(error: Exception, folder: Path) -> str:
 
 def describe(error: Exception) -> str:
     """Return an error as one line for people, with its type unless the error is one of our own."""
-    ours = StoppedError | data.DataError | ProtocolError | CheckpointError | TooFewGpusError
-    text = str(error) if isinstance(error, ours) else f"{type(error).__name__}: {error}"
+    ours = StoppedError | data.DataError | ProtocolError | CheckpointError | TooFewGpusError | DeviceError
+    if isinstance(error, ours):
+        text = str(error)
+    elif (reason := devices.cuda_reason(error)) is not None:
+        text = f"{_OF_CUDA[reason]}: {devices.first_line(error)}"
+    else:
+        text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:2000]
 
 

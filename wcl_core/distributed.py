@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from wcl_core import device as devices
+from wcl_core.device import Choice, DeviceError
 
 # Other ranks wait while rank 0 evaluates or saves. The worker or torchrun ends all ranks when one is lost.
 _TIMEOUT = timedelta(hours=6)
@@ -48,11 +51,13 @@ class Ranks:
         rank: from 0; only rank 0 reports and writes files.
         size: number of ranks.
         control: a process group on the CPU for messages between hosts; None if the default group is on the CPU.
+        device: of this process; None for the one that the spec chooses.
     """
 
     rank: int = 0
     size: int = 1
     control: dist.ProcessGroup | None = None
+    device: torch.device | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -122,57 +127,76 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own], None
 
 
-def device_of(ranks: Ranks) -> torch.device:
-    """Return a GPU of its own for each rank, or the CPU where this process sees no GPU.
+def device_of(ranks: Ranks, choice: Choice = "auto", held: int | None = None) -> torch.device:
+    """Return a GPU of its own for each rank, or the CPU where the run computes there.
+
+    Args:
+        ranks: this process's place on its machine.
+        choice: `device` of the spec.
+        held: number of GPUs that the run's worker has given to it; None for a run that no worker has started.
 
     Raises:
+        DeviceError: the run has to use a GPU and cannot.
         TooFewGpusError: there are GPUs, but fewer than ranks.
     """
-    count = torch.cuda.device_count()
-    if 0 < count < ranks.size:
-        message = f"{ranks.size} processes need a GPU each, but the run sees {count}; use at most {count} processes"
-        raise TooFewGpusError(f"{message}, or hide the GPUs to train on the CPU")
+    if ranks.device is not None:
+        return ranks.device
+    count = devices.usable_gpus(choice, held)
     if count == 0:
         return torch.device("cpu")
+    if held and count < min(held, ranks.size):
+        message = f"the run holds {held} GPUs, but PyTorch sees {count} of them"
+        raise DeviceError(f"{message}; nvidia-smi may show the problem", is_whole_machine=False)
+    if count < ranks.size:
+        message = f"{ranks.size} processes need a GPU each, but the run sees {count}; use at most {count} processes"
+        raise TooFewGpusError(f"{message}, or train with device: cpu")
     return torch.device("cuda", ranks.rank) if ranks.size > 1 else torch.device("cuda")
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ, rendezvous: Path | None = None) -> Iterator[Ranks]:
-    """Join the ranks of `RANK` and `WORLD_SIZE`; without them this process is the only rank.
+def joined(
+    environment: Mapping[str, str] = os.environ,
+    rendezvous: Path | None = None,
+    choice: Choice = "auto",
+    held: int | None = None,
+) -> Iterator[Ranks]:
+    """Join the ranks of `RANK` and `WORLD_SIZE`, each on a device that works; without them this is the only rank.
 
     Args:
         environment: the environment variables that torchrun or the worker sets.
         rendezvous: path of a file that does not exist yet, the same for all ranks, through which they meet without a
             network port.  By default they meet at `MASTER_ADDR` and `MASTER_PORT`.
+        choice, held: as for `device_of`.
 
     Raises:
+        DeviceError, TooFewGpusError: the device cannot be used.
         PeerLostError: when the other ranks do not join.
     """
-    size = int(environment.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield SINGLE
-        return
-    rank = int(environment["RANK"])
-    device = device_of(Ranks(rank, size))
-    if device.type == "cuda":
+    rank, size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    here = Ranks(int(environment.get("LOCAL_RANK", rank)), int(environment.get("LOCAL_WORLD_SIZE", size)))
+    device = device_of(here, choice, held)
+    if device.type == "cuda" and size > 1:
         torch.cuda.set_device(device)
+    devices.check(device)
+    if size == 1:
+        yield Ranks(device=device)
+        return
     backend = "nccl" if device.type == "cuda" else "gloo"
     method = f"file://{rendezvous}" if rendezvous else "env://"
     with peers():
         dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=_TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
     assert not isinstance(control, int), "every rank is a member of the group"
-    yield Ranks(rank, size, control)
+    yield Ranks(rank, size, control, device)
     dist.destroy_process_group()  # not after an error, because it may wait for ranks that are gone
 
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Turn every error of a collective into `PeerLostError`, except for running out of memory here."""
+    """Turn every error of a collective into `PeerLostError`, except for those of this rank's own device."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
         raise PeerLostError(f"the other ranks are gone: {error}") from error

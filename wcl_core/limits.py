@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _MEMBERSHIP = Path("/proc/self/cgroup")  # lines ID:CONTROLLERS:PATH
@@ -88,3 +89,15 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None  # "max" or absent
+
+
+def gpu_numbers(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[int]:
+    """Return the numbers of this machine's NVIDIA GPUs, unless they are all hidden from this process.
+
+    The driver's device files name them: PyTorch and NVML list none where the driver does not work.
+    """
+    hidden = environment.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+        return []
+    numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in devices.glob("nvidia*"))
+    return sorted(int(number[1]) for number in numbers if number)

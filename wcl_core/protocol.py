@@ -50,6 +50,9 @@ FailureReason = Literal[
     "disk_full",
     "storage_unavailable",
     "no_resources",
+    "device_failed",
+    "device_error",
+    "device_assert",
     "internal_error",
 ]
 
@@ -65,6 +68,8 @@ RUN_FILE: Final = "run.json"
 SPOOL_FILE: Final = "report.jsonl"
 OUTPUT_FILE: Final = "output.log"  # stdout and stderr of all ranks
 FAILURE_FILES: Final = "failure-*.json"  # glob of `failure_file`
+LOST_PEER_FILES: Final = "lost-peer-*.json"  # glob of `lost_peer_file`
+DEVICE_FAULT_FILES: Final = "device-fault-*.json"  # glob of `device_fault_file`
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 ARTIFACTS_FOLDER: Final = "artifacts"
 
@@ -76,6 +81,16 @@ _MAX_JSON_BYTES = 16 << 20  # of the files that a worker reads as a whole
 def failure_file(rank: int) -> str:
     """Return the name of the file in which a rank other than the first one leaves its `Failure`."""
     return f"failure-{rank}.json"
+
+
+def lost_peer_file(rank: int) -> str:
+    """Return the name of the file of a rank that lost the others: a `Failure` that counts if no rank has another."""
+    return f"lost-peer-{rank}.json"
+
+
+def device_fault_file(rank: int) -> str:
+    """Return the name of the file in which a rank leaves its `DeviceFault`."""
+    return f"device-fault-{rank}.json"
 
 
 # --- artifacts -----------------------------------------------------------------------------------------------------
@@ -294,6 +309,8 @@ class RunFile(_Model):
         dataset: where its images are.
         resume: the checkpoint file that training continues from.
         evaluated: the checkpoint file to evaluate.
+        gpus: number of GPUs that the run holds and has to use, without stand-ins; None if the worker does not decide
+            which GPUs a run sees.
     """
 
     job_id: str
@@ -306,11 +323,12 @@ class RunFile(_Model):
     dataset: DatasetSource
     resume: Path | None = None
     evaluated: Path | None = Field(default=None, validation_alias="checkpoint", serialization_alias="checkpoint")
+    gpus: int | None = None
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
-        later: dict[str, Any] = {name: True for name in ("token", "place") if getattr(self, name) is None}
+        later: dict[str, Any] = {name: True for name in ("token", "place", "gpus") if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
         empty |= {"has_labels"} if self.dataset.has_labels else set()
         if empty:
@@ -341,6 +359,27 @@ class Failure(_Model):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the failure file of a rank.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a field is missing or invalid.
+        """
+        return cls.model_validate_json(read_regular(path, _MAX_JSON_BYTES))
+
+
+class DeviceFault(_Model):
+    """Why a rank could not use its GPU, in its `device_fault_file`; the worker then gives the GPU to no run.
+
+    Attributes:
+        is_whole_machine: whether the cause concerns all GPUs of the machine.
+    """
+
+    message: _Message
+    is_whole_machine: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file of a rank.
 
         Raises:
             OSError: the file cannot be read.

@@ -5,6 +5,7 @@ Devices are the GPUs of the machine (`worker.nvml`), or stand-ins on the CPU for
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,11 +13,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jobs.devices import Device
 from jobs.settings import Settings
 from wcl_core.digests import digest_of
-from wcl_core.limits import memory_bytes, num_cores
+from wcl_core.limits import gpu_numbers, memory_bytes, num_cores
+from wcl_core.protocol import DEVICE_FAULT_FILES, DeviceFault
 from worker.background import BackgroundWork
 from worker.nvml import Nvml, Unavailable
 
@@ -52,8 +55,6 @@ class Machine:
         cpu_slots: number of attempts without devices that run at once.
         visible: how a run sees each device, by UUID; None if this worker does not decide which GPUs a run sees.
 
-    Attributes:
-        devices: as they were last read.
     """
 
     def __init__(self, source: Source, cpu_slots: int, visible: dict[str, str] | None) -> None:
@@ -61,10 +62,16 @@ class Machine:
         self._locks: dict[str, int] = {}  # their descriptors by UUID
         self._reading: BackgroundWork[tuple[Device, ...]] | None = None
         self._lock = threading.Lock()  # the heartbeat and supervisors read
-        self.devices = tuple(map(self._owned, source()))
+        self._taken_out: dict[str, str] = {}  # problems that runs have reported, by UUID
+        self._last_read = tuple(map(self._owned, source()))
         self._units = len(self.devices) + cpu_slots
         if others := [str(device.index) for device in self.devices if device.uuid not in self._locks]:
             log.error("another worker of this machine has the GPUs %s", ", ".join(others))
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices as they were last read, those that were taken out with their problem."""
+        return tuple(replace(each, problem=each.problem or self._taken_out.get(each.uuid)) for each in self._last_read)
 
     @property
     def most_memory_bytes(self) -> int | None:
@@ -81,16 +88,43 @@ class Machine:
                 reading, self._reading = self._reading, None
                 read = {device.uuid: device for device in reading.result()}
                 gone = "its driver no longer lists it"
-                now = (read.get(each.uuid, replace(each, problem=gone)) for each in self.devices)
-                self.devices = tuple(map(self._owned, now))
+                now = (read.get(each.uuid, replace(each, problem=gone)) for each in self._last_read)
+                self._last_read = tuple(map(self._owned, now))
             elif self._reading.seconds() > _SILENCE_SECONDS:
-                self.devices = tuple(replace(each, problem="its driver does not respond") for each in self.devices)
+                silent = "its driver does not respond"
+                self._last_read = tuple(replace(each, problem=silent) for each in self._last_read)
             return self.devices
 
     def problem(self, uuids: Sequence[str]) -> str | None:
-        """Return a sentence without a full stop that names the broken ones of these devices; None if all work."""
-        broken = [each for each in self.devices if each.problem and each.uuid in uuids]
+        """Return a sentence without a full stop that names the broken ones of these devices; None if all work.
+
+        A device that only a run has reported counts as working: other runs that already use it may go on.
+        """
+        broken = [each for each in self._last_read if each.problem and each.uuid in uuids]
         return "; ".join(f"GPU {each.index} ({each.name}): {each.problem}" for each in broken) or None
+
+    def take_out(self, uuids: Sequence[str], problem: str) -> None:
+        """Offer these devices no longer, until this worker is restarted: a run could not use them."""
+        log.error("GPUs are given to no run until this worker is restarted: %s: %s", ", ".join(uuids), problem)
+        self._taken_out |= {uuid: self._taken_out.get(uuid, problem) for uuid in uuids}
+
+    def note_faults(self, uuids: Sequence[str], folder: Path) -> None:
+        """Take out the devices that the ranks of a run report in its folder as broken, or as of no use to any run.
+
+        Args:
+            uuids: those of the run, in the order of its ranks.
+            folder: of the attempt.
+        """
+        for path in sorted(folder.glob(DEVICE_FAULT_FILES)) if uuids else ():
+            with contextlib.suppress(OSError, ValueError):
+                fault, rank = DeviceFault.read(path), int(path.stem.rpartition("-")[2])
+                is_whole = fault.is_whole_machine or rank >= len(uuids)
+                all_uuids = [each.uuid for each in self._last_read]
+                self.take_out(all_uuids if is_whole else uuids[rank : rank + 1], fault.message)
+
+    def num_gpus(self, uuids: Sequence[str]) -> int | None:
+        """Return the number of GPUs that a run with these devices holds; stand-ins are none, None where unknown."""
+        return None if self._visible is None else sum(bool(self._visible.get(uuid)) for uuid in uuids)
 
     def share(self, uuids: Sequence[str]) -> Share:
         """Return the share of a run with these devices: they alone are visible, and its part of the cores.
@@ -129,6 +163,8 @@ def find(settings: Settings) -> Machine:
     try:
         nvml = Nvml(os.environ.get("CUDA_VISIBLE_DEVICES"))
     except Unavailable as error:
+        if settings.gpus is None and (numbers := gpu_numbers()):
+            return _unusable(numbers, cpu_slots, str(error))
         return _unnamed(settings.gpus or 0, cpu_slots, str(error))
     offered = nvml.read()[: settings.gpus]
     if len(offered) < (settings.gpus or 0):
@@ -139,6 +175,15 @@ def find(settings: Settings) -> Machine:
         return tuple(device for device in nvml.read() if device.uuid in uuids)
 
     return Machine(read, cpu_slots, {uuid: uuid for uuid in uuids})
+
+
+def _unusable(numbers: Sequence[int], cpu_slots: int, reason: str) -> Machine:
+    """Return GPUs that the machine has and whose driver does not work, so that no job takes it for one without GPUs."""
+    log.error("the GPUs of this machine cannot be used: %s", reason)
+    problem = f"{reason}; repair the driver, then restart the worker"
+    host = socket.gethostname()[:63]
+    devices = tuple(Device(f"{host}-gpu-{number}", number, "NVIDIA GPU", problem=problem) for number in numbers)
+    return Machine(lambda: devices, cpu_slots, {})
 
 
 def _unnamed(count: int, cpu_slots: int, reason: str) -> Machine:

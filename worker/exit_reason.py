@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from jobs.storage import StorageUnavailable, is_full
 from wcl_core import limits
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
-from wcl_core.protocol import FAILURE_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
+from wcl_core.protocol import FAILURE_FILES, LOST_PEER_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
 from worker.room import MIN_FREE_BYTES, free_bytes
 
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
@@ -48,20 +48,29 @@ def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None)
     if (failure := read_failure(folder)) is not None:
         return failure
     if code == PEER_LOST_EXIT:
-        message = "the ranks of the run lost each other; the log may say why"
-        return AttemptEnd("failed", Reason.KILLED, message)
+        return _lost_peers(folder)
     message = f"the training process ended with exit code {code} and without an end record; its log may say why"
     return AttemptEnd("failed", Reason.INTERNAL_ERROR, message)
 
 
 def read_failure(folder: Path) -> AttemptEnd | None:
     """Return the failure that a rank other than the first one left; None when no rank left one."""
-    for path in sorted(folder.glob(FAILURE_FILES)):
+    return next(_failures(folder, FAILURE_FILES), None)
+
+
+def _failures(folder: Path, files: str) -> Iterator[AttemptEnd]:
+    for path in sorted(folder.glob(files)):
         with contextlib.suppress(OSError, ValueError):
             failure = Failure.read(path)
-            rank = path.stem.replace("failure-", "rank ")
-            return AttemptEnd(failure.outcome, failure.reason, f"{rank}: {failure.message}")
-    return None
+            rank = path.stem.rpartition("-")[2]
+            yield AttemptEnd(failure.outcome, failure.reason, f"rank {rank}: {failure.message}")
+
+
+def _lost_peers(folder: Path) -> AttemptEnd:
+    """Return the end of a run whose ranks have all lost the others: the report of a fault of NCCL, if there is one."""
+    reports = sorted(_failures(folder, LOST_PEER_FILES), key=lambda end: end.reason != Reason.DEVICE_ERROR)
+    message = "the ranks of the run lost each other; the log may say why"
+    return next(iter(reports), AttemptEnd("failed", Reason.KILLED, message))
 
 
 def reason_of(error: Exception) -> tuple[Reason, str]:

@@ -26,7 +26,13 @@ class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it become
 
 
 def run_file(
-    database: Database, storage: Storage, claim: Claim, source: Source, folder: Path, cache: CacheFolder | None = None
+    database: Database,
+    storage: Storage,
+    claim: Claim,
+    source: Source,
+    folder: Path,
+    cache: CacheFolder | None = None,
+    gpus: int | None = None,
 ) -> RunFile:
     """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
@@ -35,6 +41,7 @@ def run_file(
         source: the job's dataset on this worker.
         folder: the attempt's folder.
         cache: of decoded images; None decodes a folder at each start.
+        gpus: number of GPUs that the run holds; None if the worker does not decide which ones it sees.
 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
@@ -60,6 +67,7 @@ def run_file(
             },
             "resume": resume_file(database, storage, claim) if claim.kind == "pretrain" else None,
             "evaluated": evaluated_file(database, storage, claim),
+            "gpus": gpus,
         }
     )
 

@@ -130,6 +130,7 @@ class Supervisor:
             raise
         finally:
             process.kill()
+            self._machine.note_faults(claim.devices, folder)  # before the slots give the devices out again
 
     def _prepare(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> RunFile | AttemptEnd:
         """Return the run file, or the end of an attempt that cannot start; retry during an outage of the database.
@@ -158,7 +159,8 @@ class Supervisor:
     def _ready_run_file(self, claim: Claim, source: Source, folder: Path) -> RunFile:
         limit = self._settings.cache_bytes
         cache = None if limit == 0 else CacheFolder(folder=self._settings.resolved_cache_dir, max_bytes=limit)
-        prepared = run_file(self._database, self._storage, claim, source, folder, cache)
+        gpus = self._machine.num_gpus(claim.devices)
+        prepared = run_file(self._database, self._storage, claim, source, folder, cache, gpus)
         if self._standby is not None:
             self._standby.wait(_STANDBY_SECONDS)
         return prepared

@@ -145,8 +145,16 @@ _EXPLANATIONS = {
         "Raise its limits, or end other programs on its machine. The job then continues by itself.",
     ),
     "device_failed": Explanation(
-        "A GPU of its runs broke, several times",
-        "The page of the workers names the GPU and its problem. Retry once another one is free.",
+        "GPUs of its runs broke or cannot be used",
+        "The page of the workers names each GPU and its problem. Retry once another one is free.",
+    ),
+    "device_error": Explanation(
+        "CUDA failed, several times",
+        "The log has the traceback. If only this job fails so, its code is the cause; if others do, too, a GPU is.",
+    ),
+    "device_assert": Explanation(
+        "A check in a GPU kernel failed",
+        "The code of the run or of a plugin is at fault. With device: cpu the error names the line.",
     ),
     "stalled": Explanation(
         "The process stopped reporting, several times",

@@ -21,6 +21,7 @@ from api.web.picture import drawing
 from api.web.render import page, picture
 from jobs import changes, curves, datasets, queries, seed_groups, sweeps
 from jobs.database import database_time
+from jobs.devices import of_pool
 from jobs.keys import Principal
 from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
@@ -60,6 +61,7 @@ class Run:
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
     note: str | None
+    pool_has_gpus: bool
     cursor: str
     now: int
 
@@ -100,6 +102,7 @@ def run(session: Session, job_id: str) -> Run:
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
         note=_note(session, job),
+        pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
         cursor=str(cursor),
         now=database_time(session),
     )

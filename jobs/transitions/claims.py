@@ -88,7 +88,7 @@ def claim(
     if job_id is None:
         return None
     before, gpus = session.execute(select(Job.attempt, Job.gpus).where(Job.id == job_id)).one()
-    attempt, devices = AttemptRef.new(job_id, before + 1), free.devices[:gpus]
+    attempt, devices = AttemptRef.new(job_id, before + 1), free.take(gpus)
     moved = move(
         session,
         job_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,14 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs import audit, transitions, workers
-from jobs.database import Database
+from jobs.database import Database, new_id
 from jobs.devices import Free, by_attempt, free_of
 from jobs.eligibility import WorkerFacts
 from jobs.models import Attempt, AttemptDevice, Worker
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from tests.jobs import rows
-from tests.jobs.rows import Run, at_once, claim, submit, try_claim, worker
+from tests.jobs.rows import Run, at_once, claim, job, submit, try_claim, worker
 
 FOUR = worker(gpus=4)
 UUIDS = tuple(device.uuid for device in FOUR.devices)
@@ -65,6 +66,23 @@ def test_a_claim_takes_only_devices_that_its_worker_gives_out(database: Database
     assert a_claim(Free((), 0)) is None
     assert a_claim(Free(UUIDS[2:], 0)).devices == UUIDS[2:3]
     assert a_claim(Free(UUIDS[3:], 1)).devices == ()
+
+
+def test_a_job_gets_several_whole_gpus_or_one_mig_instance(database: Database) -> None:
+    names = ("MIG-a", "GPU-b", "MIG-c", "GPU-d")
+    devices = tuple(replace(each, uuid=uuid) for each, uuid in zip(FOUR.devices, names, strict=True))
+    facts = replace(FOUR, id=new_id(), devices=devices)
+    database.write(lambda session: workers.register(session, facts, 2, []))
+    three, two, one, also_one = (submit(database, gpus=gpus) for gpus in (3, 2, 1, 1))
+
+    claims = [claim(database, facts) for _ in range(3)]
+
+    assert [(each.job_id, each.devices) for each in claims] == [
+        (two, ("GPU-b", "GPU-d")),
+        (one, ("MIG-a",)),
+        (also_one, ("MIG-c",)),
+    ]
+    assert job(database, three).status == "queued"
 
 
 ENDS: dict[str, Callable[[Database, Run], Any]] = {

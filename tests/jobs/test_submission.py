@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -409,6 +410,49 @@ def test_a_job_that_states_no_gpus_gets_one_where_its_pool_has_any(
     assert job(database, submit(database, pool=pool)).gpus == expected
     assert job(database, submit(database, pool=pool, gpus=0)).gpus == 0
     assert job(database, submit(database, pool=pool, spec={"processes": 2})).gpus == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("device", "pool", "gpus", "expected"),
+    [
+        ("cpu", "default", None, 0),
+        ("cpu", "default", 0, 0),
+        ("cpu", "default", 2, "/gpus"),
+        ("cuda", "default", None, 2),
+        ("cuda", "default", 0, "/gpus"),
+        ("cuda", "cpus", None, 2),  # it waits for a worker with GPUs
+        ("auto", "broken", None, 2),
+        ("auto", "stopped", None, 2),
+        ("auto", "empty", None, 0),
+        ("auto", "default", 1, "/spec/processes"),
+    ],
+)
+def test_device_gpus_and_processes_do_not_contradict_each_other(
+    database: Database, device: str, pool: str, gpus: int | None, expected: int | str
+) -> None:
+    for name, count in (("default", 2), ("cpus", 0), ("broken", 1), ("stopped", 1)):
+        facts = rows.worker(id=new_id(), pool=name, gpus=count)
+        if name == "broken":
+            facts = replace(facts, devices=tuple(replace(each, problem="Xid 79") for each in facts.devices))
+        database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+        if name == "stopped":
+            database.write(lambda session, facts=facts: workers.stop(session, facts.id))  # type: ignore[misc]
+
+    fields = {"spec": {"device": device, "processes": 2}, "pool": pool, "gpus": gpus}
+    if isinstance(expected, str):
+        assert wrong(database, name="wrong", **fields) == [expected]
+    else:
+        assert job(database, submit(database, **fields)).gpus == expected
+
+
+def test_several_mig_instances_for_one_job_are_refused(database: Database) -> None:
+    """CUDA lets a process see one MIG instance only."""
+    facts = rows.worker(gpus=2)
+    facts = replace(facts, devices=tuple(replace(each, uuid=f"MIG-{each.index}") for each in facts.devices))
+    database.write(lambda session: workers.register(session, facts, 1, []))
+
+    assert wrong(database, name="wrong", gpus=2) == ["/gpus"]
+    assert job(database, submit(database, gpus=1)).gpus == 1
 
 
 def test_a_training_has_a_process_for_each_gpu_unless_it_states_their_number(database: Database) -> None:

@@ -354,6 +354,37 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a run that holds a GPU never trains on the CPU",
+        "wcl_core/device.py",
+        "if not held and choice",
+        "if choice",
+        (
+            "tests/wcl_core/test_device.py::test_no_run_falls_back_to_the_cpu",
+            "tests/wcl_core/test_device.py::test_an_attempt_that_holds_gpus_and_cannot_use_them_trains_nothing",
+        ),
+    ),
+    Guard(
+        "a GPU that a run could not use is given to no run",
+        "worker/devices.py",
+        "problem=each.problem or self._taken_out.get(each.uuid)",
+        "problem=each.problem",
+        ("tests/worker/test_devices.py::test_devices_that_runs_report_are_given_out_no_more",),
+    ),
+    Guard(
+        "a fault of a kernel's code is told apart from a fault of the GPU",
+        "wcl_core/device.py",
+        '        return "device_assert"\n',
+        '        return "device_error"\n',
+        ("tests/wcl_core/test_device.py::test_each_error_of_cuda_has_a_reason",),
+    ),
+    Guard(
+        "a job of several GPUs gets no MIG instance",
+        "jobs/devices.py",
+        "(_whole(self.devices) if gpus > 1 else self.devices)",
+        "(self.devices)",
+        ("tests/jobs/test_devices.py::test_a_job_gets_several_whole_gpus_or_one_mig_instance[sqlite]",),
+    ),
+    Guard(
         "two workers of a machine share no device",
         "worker/devices.py",
         '                return replace(device, problem="another worker of this machine has it")\n',

@@ -48,6 +48,9 @@ def build(config, image_size):
             time.sleep(3600)
         case "cuda-memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        case variant if variant.startswith("cuda-"):
+            text = {"ecc": "uncorrectable ECC error encountered", "assert": "device-side assert triggered"}
+            raise torch.AcceleratorError(f"CUDA error: {text.get(variant[5:], 'unspecified launch failure')}")
         case "eat-memory":
             eaten = []
             while True:

@@ -17,6 +17,7 @@ import pytest
 from jobs.devices import Device, working
 from jobs.settings import Settings
 from wcl_core.limits import num_cores
+from wcl_core.protocol import DeviceFault, device_fault_file
 from worker import devices
 from worker.devices import Machine, TooFewDevices
 from worker.nvml import Nvml, Unavailable
@@ -233,6 +234,42 @@ def test_gpus_without_nvml_are_those_that_the_settings_name(tmp_path: Path, monk
     assert stand_ins(tmp_path).share([]) == devices.Share(None, None), "the run sees what the worker sees"
     with pytest.raises(TooFewDevices, match="WCL_GPUS is 3, but CUDA_VISIBLE_DEVICES names 2"):
         stand_ins(tmp_path, gpus=3)
+
+
+def test_gpus_whose_driver_does_not_work_are_announced_as_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the machine would count as one without GPUs, and jobs would train on its CPU."""
+
+    def absent(visible: str | None) -> Nvml:
+        raise Unavailable("NVML: Driver/library version mismatch")
+
+    monkeypatch.setattr(devices, "Nvml", absent)
+    monkeypatch.setattr(devices, "gpu_numbers", lambda: [0, 1])
+    machine = stand_ins(tmp_path)
+
+    problem = "NVML: Driver/library version mismatch; repair the driver, then restart the worker"
+    assert [device.problem for device in machine.devices] == [problem] * 2
+    assert machine.share([]).visible == ""
+
+
+@pytest.mark.parametrize(("rank", "is_whole_machine", "expected"), [(1, False, [2]), (0, True, [0, 1, 2])])
+def test_devices_that_runs_report_are_given_out_no_more(
+    tmp_path: Path, rank: int, is_whole_machine: bool, expected: list[int]
+) -> None:
+    machine = stand_ins(tmp_path, devices=3)
+    used = uuids(machine.devices[1:])
+    fault = DeviceFault(message="the GPU is broken", is_whole_machine=is_whole_machine)
+    (tmp_path / device_fault_file(rank)).write_text(fault.model_dump_json())
+
+    machine.note_faults(used, tmp_path)
+
+    for _ in range(2):
+        assert [device.index for device in machine.devices if device.problem == fault.message] == expected
+        machine.read()
+    assert machine.problem(used) is None, "runs that already use them may go on"
+    assert machine.num_gpus(used) == 0
+    unlock(machine)
 
 
 def test_the_memory_of_a_run_is_that_of_its_gpu_or_of_the_machine(tmp_path: Path) -> None:

@@ -76,6 +76,22 @@ def test_each_crash_gets_its_reason_and_a_good_job_behind_them_succeeds(
         assert session.execute(count.where(Log.line.contains("dropped"))).scalar_one() >= 1
 
 
+def test_an_error_of_cuda_has_its_reason_and_a_broken_device_is_given_to_no_run(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str
+) -> None:
+    worker = start_worker(sqlite_database, PYTHONPATH=site, WCL_MAX_FAILURES="1", WCL_DEVICES="2")
+    wrong, unclear, broken = (jobs.submit(poisoned(f"cuda-{kind}"), gpus=1) for kind in ("assert", "launch", "ecc"))
+
+    ended = [jobs.wait_for(job_id, "failed", "succeeded") for job_id in (wrong, unclear, broken)]
+
+    assert [job.status_reason for job in ended] == ["device_assert", "device_error", "device_failed"]
+    assert [job.failures for job in ended] == [0, 1, 1], "a fault of the code is not retried"
+    assert ended[2].status_message == "the GPU is broken: CUDA error: uncorrectable ECC error encountered"
+    eventually(lambda: worker.row().gpus == 1, "the heartbeat without the broken device")
+    assert [device["problem"] for device in worker.row().devices or ()].count(ended[2].status_message) == 1
+    assert jobs.wait_for(jobs.submit(SHORT, gpus=1), "failed", "succeeded").status == "succeeded", worker.log()
+
+
 def test_a_silent_run_fails_as_stalled(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, site: str
 ) -> None:

@@ -14,9 +14,9 @@ from tests.jobs.rows import open_attempt
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
-from wcl_core.protocol import PEER_LOST_EXIT, Failure, failure_file
+from wcl_core.protocol import PEER_LOST_EXIT, Failure, failure_file, lost_peer_file
 from worker.attempt_folder import mark_of, place_of
-from worker.exit_reason import read_failure
+from worker.exit_reason import exit_reason, read_failure
 from worker.process import _worst, marked
 
 pytestmark = pytest.mark.timeout(300)
@@ -105,3 +105,12 @@ def test_the_failure_of_another_rank_than_the_first_is_read(tmp_path: Path) -> N
     (tmp_path / failure_file(3)).write_text(failure.model_dump_json())
 
     assert read_failure(tmp_path) == ("failed", "out_of_memory", "rank 3: CUDA out of memory")
+
+
+def test_ranks_that_all_lost_the_others_name_a_fault_of_nccl(tmp_path: Path) -> None:
+    assert exit_reason(PEER_LOST_EXIT, tmp_path, None).reason == "killed"
+    for rank, reason in enumerate(("killed", "device_error", "killed")):
+        failure = Failure(outcome="failed", reason=reason, message=f"NCCL {rank}")
+        (tmp_path / lost_peer_file(rank)).write_text(failure.model_dump_json())
+
+    assert exit_reason(PEER_LOST_EXIT, tmp_path, None) == ("failed", "device_error", "rank 1: NCCL 1")

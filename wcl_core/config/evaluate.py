@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from wcl_core.config.fields import SpecModel
+from wcl_core.config.fields import Device, SpecModel
 from wcl_core.config.images import DataConfig
 from wcl_core.config.network import BackboneConfig
 from wcl_core.config.protocols import ProtocolSettings, check_lists
@@ -42,6 +42,7 @@ class EvaluateSpec(ProtocolSettings):
     spec_version: Literal[1] = 1
     data: DataConfig
     features: Features
+    device: Device = "auto"
     threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads; PyTorch's default unless set.")
 
     @field_validator("data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,15 @@ ListName = Annotated[
         pattern=DATASET_NAME,
         description="Name of a list of labelled images.",
         examples=["official-1"],
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cuda", "cpu"],
+    Field(
+        description=(
+            "`auto`: the job's GPUs, and the CPU for a job without GPUs; `cuda`: GPUs only; `cpu`: the CPU, also on a "
+            "machine with GPUs. A run that cannot use its GPUs fails and never falls back to the CPU."
+        )
     ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="Seed of initialisation, data order and augmentation.")]

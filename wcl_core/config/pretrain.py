@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from wcl_core.config.fields import Seed, SpecModel
+from wcl_core.config.fields import Device, Seed, SpecModel
 from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, weak_augmentation
 from wcl_core.config.methods import check_ability, method_names, options_of
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
@@ -94,6 +94,7 @@ class PretrainSpec(SpecModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
     )
+    device: Device = "auto"
     threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of each training process.")
     processes: int = Field(
         default=1,

@@ -22,6 +22,7 @@ from wcl_core.config import (
     PretrainSpec,
 )
 from wcl_core.data import ImageData, derived_seed, with_held_out
+from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
 from wcl_core.evaluation.embedding_map import keep_map
 from wcl_core.evaluation.features import network_features, pixel_features
@@ -41,6 +42,7 @@ def evaluate(
     data: ImageData,
     checkpoint_path: Path | None = None,
     output_dir: Path | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Outcome:
     """Measure one set of features under the spec's protocols.
 
@@ -51,6 +53,7 @@ def evaluate(
         checkpoint_path: the native checkpoint, if the spec's features come from one.
         output_dir: the folder for the file of `embed`, which is reported as a checkpoint of kind `embeddings`, and for
             the artifacts of `map`.
+        ranks: this process as the only rank, with its device.
 
     Returns:
         `succeeded`, or the outcome of the request that stopped the evaluation.
@@ -58,17 +61,23 @@ def evaluate(
     Raises:
         checkpoint.CheckpointError: the checkpoint is missing or damaged.
         ProtocolError: a protocol cannot measure this data.
+        DeviceError: the evaluation has to use a GPU and cannot.
     """
     try:
         with interruptible(reporter.request):
-            _measure(spec, reporter, data, checkpoint_path, output_dir)
+            _measure(spec, reporter, data, checkpoint_path, output_dir, device_of(ranks, spec.device))
     except Interrupted as interrupted:
         return OUTCOME_OF[interrupted.request]
     return "succeeded"
 
 
 def _measure(
-    spec: EvaluateSpec, reporter: Reporter, data: ImageData, checkpoint_path: Path | None, output_dir: Path | None
+    spec: EvaluateSpec,
+    reporter: Reporter,
+    data: ImageData,
+    checkpoint_path: Path | None,
+    output_dir: Path | None,
+    device: torch.device,
 ) -> None:
     progress = Progress(reporter, len(spec.protocols) + 1)
     progress.reach(0)
@@ -77,7 +86,7 @@ def _measure(
     if data.has_labels:
         counts = data.train.labels.bincount(minlength=len(data.classes))
         spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
-    subject = _subject(spec, data, checkpoint_path)
+    subject = _subject(spec, data, checkpoint_path, device)
     # The share identifies a result, so that it is never compared with a result on the test split.
     held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
     for done, protocol in enumerate(spec.protocols, start=1):
@@ -145,8 +154,7 @@ def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) 
     return build_backbone(config, image_size)
 
 
-def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None) -> Subject:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, device: torch.device) -> Subject:
     if isinstance(spec.features, PixelFeatures):
         return Subject(nn.Flatten(), pixel_features(data), device)
     if isinstance(spec.features, CheckpointFeatures):

@@ -87,6 +87,7 @@ def pretrain(
         NonFiniteLossError: when the loss or the weights are not finite.
         CollapseError: when the representation collapses and `on_collapse` is not `warn`.
         PeerLostError: when another rank is lost.
+        DeviceError, TooFewGpusError: when the run has to use a GPU and cannot.
     """
     return _Run(config, reporter if ranks.is_first else NullReporter(), dataset, output_dir, resume, ranks).run()
 
@@ -105,7 +106,7 @@ class _Run:
         split = dataset.pretraining
         self.sizes: dict[str, int | None] = {}
         if "auto" in (config.batch_size, config.micro_batch_size):
-            self.sizes = sizes(config, len(split), device_of(ranks), ranks, resume)
+            self.sizes = sizes(config, len(split), device_of(ranks, config.device), ranks, resume)
             config = PretrainSpec.model_validate(dict(config) | self.sizes)
         if config.images_per_step > len(split):
             raise DataError(
@@ -115,7 +116,7 @@ class _Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.reporter, self.dataset = config, reporter, dataset
-        self.output_dir, self.ranks, self.device = output_dir, ranks, device_of(ranks)
+        self.output_dir, self.ranks, self.device = output_dir, ranks, device_of(ranks, config.device)
         torch.backends.cudnn.deterministic = True  # for exact resume: convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.images_per_step
         self.total_steps = self.steps_per_epoch * config.epochs

@@ -166,7 +166,9 @@ def test_each_device_is_shown_with_its_job(served: Served) -> None:
     (row,) = client.get("/v1/workers").json()["items"]
     (attempt,) = client.get(f"/v1/jobs/{job_id}/attempts").json()["items"]
     page = served.browser("read").get("/workers").text
+    on_cpu = client.post("/v1/jobs", json=JOB | {"gpus": 0}).json()["id"]
 
+    assert "it runs on the CPU, though its pool has GPUs" in served.browser("read").get(f"/jobs/{on_cpu}").text
     assert row["devices"] == [warm.as_json() | {"job_id": job_id}, broken.as_json() | {"job_id": None}]
     assert (row["gpus"], row["cpu_slots"]) == (1, 1)
     assert attempt["devices"] == [warm.uuid]
