@@ -26,6 +26,7 @@ _ALIKE = (
     "momentum_decay",
     "micro_batch_size",
     "precision",
+    "execution",
     "threads",
     "processes",
 )

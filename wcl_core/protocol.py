@@ -40,7 +40,7 @@ from wcl_core.files import read_regular, write_bytes
 
 Request = Literal["cancel", "drain", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "drained", "paused"]
-Phase = Literal["prepare", "load", "train", "evaluate", "save"]
+Phase = Literal["prepare", "load", "compile", "train", "evaluate", "save"]
 FailureReason = Literal[
     "out_of_memory",
     "non_finite_loss",

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem := _time_problem(options.max_seconds, settings):
         parser.error(problem)
     log_to_stderr()
+    # Runs and the standby process inherit it; a second run of the same network is compiled within seconds.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.resolved_cache_dir / "compiler"))
     orphans.adopt()
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)

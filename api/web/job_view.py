@@ -12,6 +12,7 @@ from jobs.weak_labels import Quality, quality
 # The end of each phase of a run, for which a request waits.
 _ENDS = {
     "load": "stopping the loading of data",
+    "compile": "stopping the compilation",
     "train": "finishing the step",
     "evaluate": "ending the measurement",
     "save": "saving the checkpoint",

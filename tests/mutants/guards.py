@@ -854,6 +854,20 @@ GUARDS = (
         ("tests/wcl_core/test_protocol.py::test_records_of_an_earlier_version_are_read_and_written_unchanged",),
     ),
     Guard(
+        "a compiled step that differs is given up",
+        "wcl_core/training/execution.py",
+        "if math.isfinite(value) and not abs(measured[name] - value) <= TOLERANCES[name] * value:",
+        "if False:",
+        ("tests/wcl_core/training/test_execution.py::test_a_wrong_compiled_step_is_given_up",),
+    ),
+    Guard(
+        "the preparation of captured steps leaves no trace",
+        "wcl_core/training/execution.py",
+        "        yield restore\n    except",
+        "        yield lambda: None\n    except",
+        ("tests/wcl_core/training/test_execution.py::test_a_captured_step_is_the_eager_one_and_resumes_exactly",),
+    ),
+    Guard(
         "held-out images are not trained on",
         "wcl_core/training/pretrain.py",
         "        dataset = with_held_out(dataset, config.data.held_out_share)\n",

@@ -95,6 +95,13 @@ class PretrainSpec(SpecModel):
         default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."
     )
     device: Device = "auto"
+    execution: Literal["auto", "eager", "compiled"] = Field(
+        default="auto",
+        description=(
+            "`compiled`: steps by torch.compile, and on a GPU as one CUDA graph; `auto`: compiled on a GPU, unless the "
+            "run is short or cannot be compiled; the run says why it is eager."
+        ),
+    )
     threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads of each training process.")
     processes: int = Field(
         default=1,
@@ -170,6 +177,10 @@ class PretrainSpec(SpecModel):
             raise ValueError(
                 f"processes is {processes}, which does not divide batch_size = {batch_size}; "
                 f"use a batch_size of {_multiple(batch_size, processes)}"
+            )
+        if processes > 1 and info.data.get("execution") == "compiled":
+            raise ValueError(
+                f"processes is {processes}, but execution is compiled, which is for one process; use auto or eager"
             )
         return processes
 

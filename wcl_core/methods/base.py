@@ -38,12 +38,13 @@ class Batch:
 
     Attributes:
         images: (B,) int64 index of each image of the global batch in the train split.
-        step: number of updates before this one, 0 <= step < total_steps.
+        step: number of updates before this one, 0 <= step < total_steps.  For a method that can be captured also a
+            scalar int64 tensor on the device.
         total_steps: number of updates of the run.
     """
 
     images: Tensor
-    step: int
+    step: int | Tensor
     total_steps: int
 
 
@@ -71,9 +72,12 @@ class Method(ABC):
 
     Attributes:
         labels_head: name of the head whose nearest neighbours give weak labels, which monitors read; None without one.
+        is_capturable: whether `loss` and `follow` can be part of a CUDA graph: their shapes do not depend on values,
+            they read no value back to the host, and they take the step as a tensor.
     """
 
     labels_head: str | None = None
+    is_capturable: bool = False
 
     @property
     @abstractmethod

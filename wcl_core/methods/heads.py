@@ -23,6 +23,21 @@ def normalise(x: Tensor) -> Tensor:
         return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
 
 
+class HiddenLayers(nn.Sequential):
+    """Layers in a row, whose batch norms normalise each view by its own statistics."""
+
+    def forward(self, rows: Tensor, num_views: int = 1) -> Tensor:
+        """Return the rows of the last layer; the linear layers process all views in one product.
+
+        Args:
+            rows: the rows of `num_views` views of equal size, one after the other.
+        """
+        for layer in self:
+            is_by_view = isinstance(layer, _BatchNorm) and num_views > 1
+            rows = torch.cat([layer(view) for view in rows.chunk(num_views)]) if is_by_view else layer(rows)
+        return rows
+
+
 class ProjectionHead(nn.Module):
     """Linear-BN-ReLU-Linear-BN-ReLU-Linear, with a bias in every linear layer and no batch norm at the end. [C]
 
@@ -37,7 +52,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
+        self.hidden = HiddenLayers(
             nn.Linear(in_dim, hidden_dim),
             nn.BatchNorm1d(hidden_dim),
             nn.ReLU(inplace=True),
@@ -52,15 +67,11 @@ class ProjectionHead(nn.Module):
 
         Args:
             features: (B, in_dim) pooled features of the backbone.
-            num_views: number of views of equal size in `features`, one after the other.  Each view is normalised by its
-                own batch statistics; the linear layers process all views in one product.
+            num_views: number of views of equal size in `features`, one after the other.
 
         Returns:
             (B, output_dim) float32 rows of length 1.
         """
-        hidden = features
-        for layer in self.hidden:
-            is_by_view = isinstance(layer, _BatchNorm) and num_views > 1
-            hidden = torch.cat([layer(view) for view in hidden.chunk(num_views)]) if is_by_view else layer(hidden)
+        hidden: Tensor = self.hidden(features, num_views)
         with full_float32(features.device.type):
             return normalise(self.output(hidden.to(self.output.weight.dtype)))

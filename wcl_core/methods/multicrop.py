@@ -90,7 +90,7 @@ def weak_crop_loss(
     temperature: float,
     *,
     own_weight: float,
-    neighbour_weight: float,
+    neighbour_weight: float | Tensor,
     images: Tensor | None = None,
 ) -> Tensor:
     """Return the weak head's part of the multi-crop loss. [D]
@@ -125,7 +125,7 @@ def weak_crop_loss(
         rows = view.detach().double()
         neighbours = (rows[by.index] * by.share[:, :, None]).sum(1)
         target = own_weight * rows[:count] + neighbour_weight * neighbours
-        weight = torch.full((), own_weight + neighbour_weight, dtype=torch.float64, device=crops.device)
+        weight = torch.full((), own_weight, dtype=torch.float64, device=crops.device) + neighbour_weight
         terms.append(_crop_loss(crops, view, target, weight, excluded, temperature))
     return as_output(torch.stack(terms).mean(), crops)
 

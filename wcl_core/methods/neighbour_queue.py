@@ -29,7 +29,7 @@ class NeighbourQueue:
         self.images = torch.full((size,), -1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def push(self, u1: Tensor, u2: Tensor, images: Tensor, step: int) -> None:
+    def push(self, u1: Tensor, u2: Tensor, images: Tensor, step: int | Tensor) -> None:
         """Replace the oldest rows by a batch.
 
         Args:
@@ -39,8 +39,9 @@ class NeighbourQueue:
             step: number of this step in the run; the place of the oldest rows follows from it.
         """
         start = step * len(images) % len(self.images)
-        rows = slice(start, start + len(images))
-        self.u[0, rows], self.u[1, rows], self.images[rows] = u1, u2, images
+        rows = torch.arange(len(images), device=images.device) + start
+        self.u.index_copy_(1, rows, torch.stack((u1, u2)))
+        self.images.index_copy_(0, rows, images)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint keeps."""

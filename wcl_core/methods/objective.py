@@ -33,25 +33,36 @@ INSTANCE, WEAK = "instance_head", "weak_head"
 class Weights:
     """The weights of the terms at one step, after their ramps.
 
+    They are scalar tensors if the step is one, as in a CUDA graph, which keeps numbers of the host as they were.
+
     Attributes:
         weak: beta.
         neighbours: weight of the neighbours in the weak multi-crop term.
         is_ramped: whether beta has reached its final value; only then are same-label images masked among the keys.
     """
 
-    weak: float
-    neighbours: float
-    is_ramped: bool
+    weak: float | Tensor
+    neighbours: float | Tensor
+    is_ramped: bool | Tensor
 
     @staticmethod
-    def at(config: PretrainSpec, step: int, total_steps: int) -> Weights:
+    def at(config: PretrainSpec, step: int | Tensor, total_steps: int) -> Weights:
         """Return the weights of the step after `step` updates."""
         loss, crops = config.loss, config.multi_crop
+        ramp_steps = loss.weak_ramp_fraction * total_steps
         return Weights(
-            weak=weak_weight(step, total_steps, loss.weak_weight, loss.weak_ramp_fraction),
-            neighbours=weak_weight(step, total_steps, 1 - crops.own_share, crops.ramp_fraction),
-            is_ramped=step >= loss.weak_ramp_fraction * total_steps,
+            weak=_ramped(step, total_steps, loss.weak_weight, loss.weak_ramp_fraction),
+            neighbours=_ramped(step, total_steps, 1 - crops.own_share, crops.ramp_fraction),
+            is_ramped=step >= ramp_steps if ramp_steps else True,
         )
+
+
+def _ramped(step: int | Tensor, total_steps: int, weight: float, ramp_fraction: float) -> float | Tensor:
+    """Return `weak_weight` of a step, as a scalar tensor for one that is a tensor and if there is a ramp."""
+    if not isinstance(step, Tensor):
+        return weak_weight(step, total_steps, weight, ramp_fraction)
+    ramp_steps = ramp_fraction * total_steps
+    return (weight * step.double() / ramp_steps).clamp(max=weight) if ramp_steps else weight
 
 
 @dataclass(frozen=True)
@@ -128,17 +139,25 @@ def objective(
         b[INSTANCE],
         config.loss.temperature,
         decoupled=config.loss.decoupled,
-        mask_labels=labels if config.loss.exclude_mates and weights.is_ramped else None,
+        mask_labels=_mask_labels(labels, weights.is_ramped) if config.loss.exclude_mates else None,
         keys=None if keys is None else (key_a[INSTANCE], key_b[INSTANCE]),
     )
     total, weak, crops = instance, torch.zeros_like(instance), torch.zeros_like(instance)
     if around is not None:
         weak = _weak_loss(a, b, around, config, has_own_keys=keys is not None or queue is not None)
-        total = total + weights.weak * weak
+        total = total + (weights.weak * weak).to(weak.dtype)
     if embedded.crops is not None:
         crops = _multi_crop_loss(embedded.crops, (key_a[INSTANCE], key_b[INSTANCE]), around, config, weights)
         total = total + config.multi_crop.weight * crops
     return Objective(total, instance.detach(), weak.detach(), crops.detach(), labels)
+
+
+def _mask_labels(labels: tuple[Tensor, Tensor] | None, is_ramped: bool | Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the labels once beta has reached its final value; before, none, or for a tensor labels without a pair."""
+    if labels is None or not isinstance(is_ramped, Tensor):
+        return labels if is_ramped else None
+    first, second = (torch.where(is_ramped, y, torch.arange(len(y), device=y.device)) for y in labels)
+    return first, second
 
 
 def _neighbourhood(

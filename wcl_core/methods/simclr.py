@@ -17,6 +17,8 @@ from wcl_core.methods.views import Embedded
 class SimCLR(Method):
     """One head and the instance loss; with the options of the spec that do not need weak labels."""
 
+    is_capturable = True
+
     def __init__(self, spec: PretrainSpec) -> None:
         self._spec = spec
         self._queue: NeighbourQueue | None = None

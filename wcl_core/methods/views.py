@@ -19,6 +19,10 @@ class Views:
     second: Tensor
     crops: Tensor | None = None
 
+    def parts(self) -> list[Tensor]:
+        """Return all tensors, in the order of the attributes."""
+        return [part for part in (self.first, self.second, self.crops) if part is not None]
+
     def chunks(self, size: int) -> list[Views]:
         """Return consecutive parts of `size` images each."""
         crops = [None] * (len(self.first) // size) if self.crops is None else self.crops.split(size)

@@ -31,6 +31,10 @@ class Learner:
         build: returns the freshly initialised model on its device; called a second time for the momentum encoder.
         is_bfloat16: whether networks run under bfloat16 autocast.
         gather: maps this rank's rows of some tensors to the rows of the global batch, with gradient; None for one rank.
+
+    Attributes:
+        model: the network; monitors, evaluations and checkpoints read it.
+        encoder: the form of the network that computes the embeddings in training; at first the network itself.
     """
 
     def __init__(
@@ -50,6 +54,16 @@ class Learner:
         self._method = method
         self._method.prepare(next(self.model.parameters()).device)
         self._newest: tuple[Embedded, Batch] | None = None
+        self.embed_by(lambda model: model)
+
+    def embed_by(self, form: Callable[[Model], Model]) -> None:
+        """Compute embeddings by another form of each network from now on; `model` itself stays as it is.
+
+        Args:
+            form: maps a network to one with the same parameters and buffers.
+        """
+        self.encoder = form(self.model)
+        self._key_encoder = None if self._momentum is None else form(self._momentum.model)
 
     def gradients(self, views: Views, batch: Batch) -> Loss:
         """Add the gradient of a batch to the parameters' gradients, and return the loss.
@@ -58,7 +72,7 @@ class Learner:
             views: this rank's part of the global batch.
         """
         cache = self._cache(views)
-        embedded = self._whole(self._embed(self.model, views) if cache is None else cache.embedded)
+        embedded = self._whole(self._embed(self.encoder, views) if cache is None else cache.embedded)
         keys = self._keys(views)
         loss = self._method.loss(embedded, batch, keys)
         loss.total.backward()
@@ -95,15 +109,15 @@ class Learner:
         if size is None:
             return None
         joint = self._config.loss.batch_norm_views
-        return GradientCache(self.model, views, size, joint, is_bfloat16=self._is_bfloat16)
+        return GradientCache(self.encoder, views, size, joint, is_bfloat16=self._is_bfloat16)
 
     def _keys(self, views: Views) -> Embedded | None:
-        if self._momentum is None:
+        if self._key_encoder is None:
             return None
         both = Views(views.first, views.second)
         chunks = both.chunks(self._config.chunk_size or len(both.first))
         with torch.no_grad():
-            return self._whole(Embedded.joined([self._embed(self._momentum.model, chunk) for chunk in chunks]))
+            return self._whole(Embedded.joined([self._embed(self._key_encoder, chunk) for chunk in chunks]))
 
     def _embed(self, model: Model, views: Views) -> Embedded:
         with torch.autocast(views.first.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):

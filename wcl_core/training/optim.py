@@ -129,7 +129,10 @@ class LARS(Optimizer):
         velocities = [self._velocity(p, update) for p, update in zip(params, updates, strict=True)]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, updates)
-        torch._foreach_add_(params, velocities, alpha=-group["lr"])
+        if isinstance(rate := group["lr"], Tensor):
+            torch._foreach_sub_(params, torch._foreach_mul(velocities, rate))
+        else:
+            torch._foreach_add_(params, velocities, alpha=-rate)
 
     def _velocity(self, param: Tensor, update: Tensor) -> Tensor:
         state = self.state[param]
@@ -176,6 +179,15 @@ def build_optimizer(config: PretrainSpec, model: nn.Module) -> Optimizer:
         is_cuda = next(model.parameters()).is_cuda
         return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, fused=True if is_cuda else None)
     return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum)
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Let the optimiser run in a CUDA graph, with a scalar float32 tensor as its rate.
+
+    Of torch's optimisers only the fused forms take such a rate without reading it back to the host.
+    """
+    for group in optimizer.param_groups:
+        group.update({name: True for name in ("fused", "capturable") if name in group})
 
 
 def warning_of(config: PretrainSpec) -> str | None:

@@ -24,7 +24,7 @@ from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.features import network_features
 from wcl_core.evaluation.knn import knn_top1
 from wcl_core.methods import build_method
-from wcl_core.methods.base import Batch, Loss
+from wcl_core.methods.base import Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
 from wcl_core.protocol import (
@@ -42,6 +42,7 @@ from wcl_core.schedule import base_learning_rate, learning_rate
 from wcl_core.stop import Interrupted, interruptible
 from wcl_core.training.batch_size import sizes
 from wcl_core.training.collapse import CollapseError, non_finite_error
+from wcl_core.training.execution import Execution
 from wcl_core.training.learner import Learner
 from wcl_core.training.monitor_batch import MonitorBatch
 from wcl_core.training.optim import build_optimizer, warning_of
@@ -139,6 +140,9 @@ class _Run:
             is_first=ranks.is_first,
         )
         self.step = 0 if resume is None else self.saver.load(resume, self._memory_format)
+        self.execution = Execution(
+            config, self.method, self.learner, self.optimizer, ranks, self.device, self.total_steps
+        )
         self.images = Rows(split, self.device, ranks)
         self.view_maker = ViewMaker(config, ranks, self._memory_format)
         self.labels = split.labels.to(self.device)
@@ -172,8 +176,14 @@ class _Run:
         return outcome
 
     def _run(self) -> Outcome:
+        try:
+            self.prepare()
+        except Interrupted as interrupted:
+            return OUTCOME_OF[interrupted.request]
+        self.saver.compare_environments()
         self.reporter.started(
             **self.facts,
+            **({} if self.execution.reason is None else {"execution_reason": self.execution.reason}),
             **self.sizes,
             python=platform.python_version(),
             total_steps=self.total_steps,
@@ -210,6 +220,19 @@ class _Run:
         self._progress("train")
         return "succeeded"
 
+    def prepare(self) -> None:
+        """Compile the step, if the run is to execute it so, with the shapes of every step; record its form."""
+        if self.execution.form != "eager":
+            self._progress("compile")
+            with self.clock.stopped(), interruptible(self.reporter.request):
+                index = torch.arange(self.config.images_per_step)
+                views = self.view_maker.views(self.images[index], 0, self.step)
+                seconds = self.execution.prepare(views, send(index, self.device))
+            self.reporter.log(f"the preparation of {self.execution.form} steps took {seconds:.0f} s")
+        self.facts["execution"] = self.execution.form
+        if (reason := self.execution.reason) is not None:
+            self.reporter.log(f"steps are {self.execution.form}: {reason}")
+
     def _measured_before_start(self) -> bool:
         """Measure the untrained network, or an epoch whose measurement was ended; return False if a request ends it."""
         if self.step == 0:
@@ -243,13 +266,7 @@ class _Run:
         views = self.view_maker.views(self.images[index], epoch, self.step)
         index = send(index, self.device)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.learner.gradients(views, Batch(index, self.step, self.total_steps))
-        self.ranks.sum_gradients(self.model.parameters())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.learner.follow()
+        loss = self.execution.step(views, index, self.step, rate)
         self.step += 1
         self.reporter.owes_save = True
         self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step

@@ -25,8 +25,10 @@ from wcl_core.training.learner import Learner
 from wcl_core.training.optim import load_state, state_of
 from wcl_core.training.run_metrics import MetricState
 
-# A resumed run may change these fields: they change no weight, and the number of ranks is part of the environment.
-_FREE_FIELDS = frozenset({"processes", "monitor_every_epochs", "on_collapse", "on_non_finite"})
+# A resumed run may change these fields: they change no weight, or are part of the environment.
+_FREE_FIELDS = frozenset({"processes", "execution", "monitor_every_epochs", "on_collapse", "on_non_finite"})
+# Facts that older checkpoints lack.
+_USUAL_FACTS = {"execution": "eager"}
 
 
 def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": ranks.size,
         "channels_last": is_gpu,
+        **_USUAL_FACTS,
     }
 
 
@@ -49,7 +52,7 @@ class Saver:
         dataset: its digest is saved, so that no run resumes with other images.
         reporter: receives every checkpoint whose file is complete.
         output_dir: files go to its folder `checkpoints`.
-        facts: the `environment`.
+        facts: the `environment`; the run may complete it until it calls `compare_environments`.
         is_first: whether this is the first rank, the only one that writes.
 
     Attributes:
@@ -75,6 +78,7 @@ class Saver:
         self._reporter, self._output_dir, self._facts, self._is_first = reporter, output_dir, facts, is_first
         self._writer = checkpoint.BackgroundWriter()
         self._unregistered: dict[str, Any] = {}
+        self._facts_then: dict[str, Any] | None = None
         self.saved_step = self.registered_step = -1
 
     def is_due(self, epoch: int) -> bool:
@@ -117,7 +121,7 @@ class Saver:
         self._writer.close()
 
     def load(self, path: Path, memory_format: torch.memory_format) -> int:
-        """Restore the state from a checkpoint; warn if it was written in another environment.
+        """Restore the state from a checkpoint.
 
         Returns:
             The step of the checkpoint.
@@ -130,14 +134,20 @@ class Saver:
         self._learner.load(saved.part)
         load_state(self._optimizer, self._learner.model, saved.part("optimizer/"), memory_format)
         self._metrics.load(saved.part, saved.metadata.get("metrics", {}))
-        then, now = saved.metadata["environment"], self._facts
+        self._facts_then = _USUAL_FACTS | saved.metadata["environment"]
+        return int(saved.metadata["step"])
+
+    def compare_environments(self) -> None:
+        """Warn if the loaded checkpoint was written in another environment."""
+        then, now = self._facts_then, self._facts
+        if then is None:
+            return
         if changed := [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]:
             self._reporter.warning(
                 "resume_environment_changed",
                 "the result may differ from that of an uninterrupted run, because the environment changed: "
                 + ", ".join(changed),
             )
-        return int(saved.metadata["step"])
 
     def _state(self) -> dict[str, Tensor]:
         tensors = self._learner.state() | self._metrics.tensors()

@@ -1,0 +1,303 @@
+"""The execution of a step: eager, compiled, or compiled and captured.
+
+    eager      the host issues every operation of the step
+    compiled   torch.compile, with static shapes, for the backbone and the hidden layers of the heads
+    captured   the whole compiled step is one CUDA graph: a step copies its inputs to static tensors and replays it
+
+Compiled networks are copies of the modules with the same parameters and buffers.  Monitors and evaluations use the
+modules themselves, so a change to eval mode or another batch size compiles nothing anew.
+
+`Execution.prepare` compiles before the first step of a process and changes no state.  A form that fails, or whose loss
+differs from the eager one, is given up for the eager form, and `reason` says why.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from wcl_core.config import PretrainSpec
+from wcl_core.distributed import Ranks
+from wcl_core.methods.base import Batch, Loss, Method
+from wcl_core.methods.heads import ProjectionHead
+from wcl_core.methods.views import Views
+from wcl_core.networks.model import Model
+from wcl_core.stop import Interrupted, check
+from wcl_core.training.learner import Learner
+from wcl_core.training.optim import make_capturable, state_of
+
+Form = Literal["eager", "compiled", "captured"]
+
+LEAST_STEPS: Final = 1000  # of a run that `auto` compiles: a first compilation takes as long as some hundred steps
+# Loss and gradient of a compiled step may differ by so much: bfloat16 rounds elsewhere, and a neighbour may change.
+TOLERANCES: Final = {"loss": 0.02, "gradient norm": 0.1}
+_WARM_UP_STEPS = 3
+# Without the choices that Inductor makes by measuring, which could differ from process to process.
+_COMPILER: dict[str, Any] = {"options": {"deterministic": True}}
+
+
+class FormError(Exception):
+    """A compiled step is not what the eager step is."""
+
+
+class Step:
+    """One update: gradients, their sum over ranks, the optimiser, then the momentum encoder and the method's state."""
+
+    def __init__(self, learner: Learner, optimizer: Optimizer, ranks: Ranks, total_steps: int) -> None:
+        self._learner, self._optimizer, self._ranks, self._total_steps = learner, optimizer, ranks, total_steps
+
+    def __call__(self, views: Views, images: Tensor, step: int | Tensor, rate: float | Tensor) -> Loss:
+        """Update the network.
+
+        Args:
+            views: this rank's part of the global batch.
+            images: (B,) int64 index of each image of the global batch, on the device.
+            step: number of updates before this one.
+            rate: learning rate.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self.gradients(views, images, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._learner.follow()
+        return loss
+
+    def gradients(self, views: Views, images: Tensor, step: int | Tensor) -> Loss:
+        """Add the gradients over all ranks to the parameters' gradients, and return the loss."""
+        loss = self._learner.gradients(views, Batch(images, step, self._total_steps))
+        self._ranks.sum_gradients(self._learner.model.parameters())
+        return loss
+
+
+class CapturedStep:
+    """A step that reads static inputs, as one CUDA graph.  Each call overwrites the loss that the last one returned.
+
+    Args:
+        step: the step to capture.
+        views, images: inputs with the shapes of every later call.
+        restore: undoes steps that ran before the capture.
+    """
+
+    def __init__(self, step: Step, views: Views, images: Tensor, restore: Callable[[], None]) -> None:
+        device = images.device
+        self._views = Views(*(part.clone() for part in views.parts()))
+        self._images = images.clone()
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._rate = torch.zeros((), device=device)
+        inputs = (self._views, self._images, self._step, self._rate)
+        self._replay, self._loss = capture(lambda: step(*inputs), restore, device)
+
+    def __call__(self, views: Views, images: Tensor, step: int | Tensor, rate: float | Tensor) -> Loss:
+        """Copy the inputs and replay the step; the host waits for nothing."""
+        for static, given in zip(self._views.parts(), views.parts(), strict=True):
+            static.copy_(given)
+        self._images.copy_(images)
+        self._step.fill_(step)
+        self._rate.fill_(rate)
+        self._replay()
+        return self._loss
+
+
+def capture(
+    step: Callable[[], Loss], restore: Callable[[], None], device: torch.device
+) -> tuple[Callable[[], None], Loss]:
+    """Capture a step, which runs a few times first, so that gradients and slots of the optimiser exist.
+
+    Returns:
+        A function that replays the step, and the loss that each replay writes.
+    """
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP_STEPS):
+            step()
+            check()
+    current.wait_stream(side)
+    restore()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    return graph.replay, loss
+
+
+class Execution:
+    """The steps of a run in the form that its spec asks for, or the eager one where that cannot be had.
+
+    Args:
+        config: the spec.
+        method: its method.
+        learner, optimizer: the state that a step changes, after a checkpoint is loaded.
+        ranks: this process's place among the ranks.
+        device: of the training.
+        total_steps: of the run.
+
+    Attributes:
+        form: of the steps; before `prepare`, the one that it will try.
+        reason: why the form is not the one that the spec asks for: on a GPU captured, on a CPU compiled; else None.
+        step: runs a step.
+    """
+
+    def __init__(
+        self,
+        config: PretrainSpec,
+        method: Method,
+        learner: Learner,
+        optimizer: Optimizer,
+        ranks: Ranks,
+        device: torch.device,
+        total_steps: int,
+    ) -> None:
+        self._wish, self._learner, self._optimizer = config.execution, learner, optimizer
+        self._eager = Step(learner, optimizer, ranks, total_steps)
+        self.step: Step | CapturedStep = self._eager
+        self.form: Form = form_of(config, method, device)
+        self.reason: str | None = None
+        if self.form != "eager" and (obstacle := _obstacle(config, ranks, total_steps)) is not None:
+            self.form, self.reason = "eager", obstacle
+        elif self.form == "compiled" and device.type == "cuda":
+            self.reason = f"method {config.method} does not declare that its loss can be captured"
+
+    def prepare(self, views: Views, images: Tensor) -> float:
+        """Compile and capture the step; the state of learner and optimiser is the same afterwards.
+
+        Args:
+            views, images: inputs with the shapes of every step.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            Interrupted: by a request, in an `interruptible` block.
+            torch.OutOfMemoryError: the spec asks for compiled steps, and the memory does not suffice.
+        """
+        start = time.monotonic()
+        if (reason := self._failure(views, images)) is not None:
+            self._fall_back(reason)
+        return time.monotonic() - start
+
+    def _failure(self, views: Views, images: Tensor) -> str | None:
+        """Compile and capture the step; return why that is impossible, or None."""
+        try:
+            self._compile(views, images)
+            if self.form == "captured":
+                self._capture(views, images)
+        except Interrupted:
+            raise
+        except torch.OutOfMemoryError:
+            if self._wish == "compiled":
+                raise
+            return "the compiled step needs more memory than there is"
+        except FormError as error:
+            return str(error)
+        except Exception as error:  # compilers have many errors
+            return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
+        return None
+
+    def _compile(self, views: Views, images: Tensor) -> None:
+        """Compile the networks, and compare their loss with the eager one."""
+        eager = self._measured(views, images)
+        self._learner.embed_by(compiled)
+        measured = self._measured(views, images)
+        for name, value in eager.items():
+            if math.isfinite(value) and not abs(measured[name] - value) <= TOLERANCES[name] * value:
+                raise FormError(f"its {name} is {measured[name]:.6g}, and that of the eager step {value:.6g}")
+        model, encoder = self._learner.model, self._learner.encoder
+        if any(one is not other for one, other in zip(model.buffers(), encoder.buffers(), strict=True)):
+            raise FormError("the network replaces its buffers, but a compiled copy must share them")
+
+    def _measured(self, views: Views, images: Tensor) -> dict[str, float]:
+        """Return loss and gradient norm of a forward and a backward pass, whose effects are undone."""
+        parameters = self._learner.model.parameters()
+        with _kept(self._learner, self._optimizer):
+            loss = self._eager.gradients(views, images, 0).total.detach()
+        norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        values = {"loss": float(loss), "gradient norm": float(torch.stack(norms).norm())}
+        self._optimizer.zero_grad(set_to_none=True)
+        check()
+        return values
+
+    def _capture(self, views: Views, images: Tensor) -> None:
+        make_capturable(self._optimizer)
+        with _kept(self._learner, self._optimizer) as restore:
+            self.step = CapturedStep(self._eager, views, images, restore)
+
+    def _fall_back(self, reason: str) -> None:
+        self.form, self.reason, self.step = "eager", reason, self._eager
+        self._learner.embed_by(lambda model: model)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+def form_of(config: PretrainSpec, method: Method, device: torch.device) -> Form:
+    """Return the form that a spec asks for on a device."""
+    is_gpu = device.type == "cuda"
+    if config.execution == "eager" or (config.execution == "auto" and not is_gpu):
+        return "eager"
+    return "captured" if is_gpu and method.is_capturable else "compiled"
+
+
+def _obstacle(config: PretrainSpec, ranks: Ranks, total_steps: int) -> str | None:
+    """Return why a run cannot be compiled or, under `auto`, should not be; None if there is no reason."""
+    if ranks.size > 1:
+        return "the sums over several processes within batch norm cannot be compiled"
+    if config.execution == "auto" and total_steps < LEAST_STEPS:
+        return f"a run of {total_steps} steps is over before a compilation pays; {LEAST_STEPS} or more are compiled"
+    return None
+
+
+def compiled(model: Model) -> Model:
+    """Return a copy of a model's modules with the same parameters and buffers, whose calls are compiled.
+
+    The last layer of a projection head stays eager: it needs the full float32 that `full_float32` sets at run time.
+    Heads of other methods stay eager too.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in _compilable(twin):
+        module.compile(dynamic=False, **_COMPILER)
+    return twin
+
+
+def _compilable(model: Model) -> Iterator[nn.Module]:
+    yield model.backbone
+    for name in model.head_names:
+        if isinstance(head := model.get_submodule(name), ProjectionHead):
+            yield head.hidden
+
+
+@contextmanager
+def _kept(learner: Learner, optimizer: Optimizer) -> Iterator[Callable[[], None]]:
+    """Restore the state of learner and optimiser in place at the end, and whenever the yielded function is called.
+
+    Slots that the optimiser did not have before become zeros, which is the state that all of them start from.  After an
+    error it loses them, and gets its options back.
+    """
+    tensors = {name: tensor.clone() for name, tensor in learner.state().items()}
+    slots = {name: slot.clone() for name, slot in state_of(optimizer, learner.model).items()}
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def restore() -> None:
+        learner.load(lambda prefix: {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+        for name, slot in state_of(optimizer, learner.model).items():
+            slot.copy_(slots[name]) if name in slots else slot.zero_()
+
+    try:
+        yield restore
+    except BaseException:
+        restore()
+        if not slots:
+            optimizer.state.clear()
+        for group, before in zip(optimizer.param_groups, options, strict=True):
+            group.update(before)
+        raise
+    restore()
