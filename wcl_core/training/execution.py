@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wcl_core.config import PretrainSpec
+from wcl_core.device import cuda_reason, first_line, is_out_of_memory
 from wcl_core.distributed import Ranks
 from wcl_core.methods.base import Batch, Loss, Method
 from wcl_core.methods.heads import ProjectionHead
@@ -178,6 +179,7 @@ class Execution:
         Raises:
             Interrupted: by a request, in an `interruptible` block.
             torch.OutOfMemoryError: the spec asks for compiled steps, and the memory does not suffice.
+            RuntimeError: the GPU is broken.
         """
         start = time.monotonic()
         if (reason := self._failure(views, images)) is not None:
@@ -192,14 +194,16 @@ class Execution:
                 self._capture(views, images)
         except Interrupted:
             raise
-        except torch.OutOfMemoryError:
-            if self._wish == "compiled":
-                raise
-            return "the compiled step needs more memory than there is"
         except FormError as error:
             return str(error)
         except Exception as error:  # compilers have many errors
-            return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
+            if is_out_of_memory(error):
+                if self._wish == "compiled":
+                    raise
+                return "the compiled step needs more memory than there is"
+            if cuda_reason(error) == "device_failed":
+                raise
+            return f"{type(error).__name__}: {first_line(error)}"[:300]
         return None
 
     def _compile(self, views: Views, images: Tensor) -> None:
