@@ -154,6 +154,17 @@ def users(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
     return dict(session.execute(used.where(AttemptDevice.device.in_(uuids))).all()) if uuids else {}
 
 
+def cpu_users(session: Session, workers: Sequence[Worker]) -> dict[str, list[str]]:
+    """Return the ids of the jobs that run without devices now by their worker's id, the oldest first."""
+    has_devices = exists().where(AttemptDevice.job_id == Attempt.job_id, AttemptDevice.attempt == Attempt.number)
+    running = select(Attempt.worker_id, Attempt.job_id).where(Attempt.ended_at.is_(None), ~has_devices)
+    here = running.where(Attempt.worker_id.in_([worker.id for worker in workers])).order_by(Attempt.started_at)
+    result: dict[str, list[str]] = defaultdict(list)
+    for worker_id, job_id in session.execute(here) if workers else ():
+        result[worker_id].append(job_id)
+    return result
+
+
 def by_attempt(session: Session, job_id: str) -> dict[int, list[str]]:
     """Return the devices of each attempt of a job by the attempt's number."""
     rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id).order_by(AttemptDevice.place)

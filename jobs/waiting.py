@@ -1,7 +1,11 @@
-"""The reason why a job waits, and its place in the queue; computed at each read, never stored."""
+"""The reason why a job waits, its place in the queue, and the request that a running job has yet to carry out.
+
+All are computed at each read, and never stored.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,10 +13,10 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
-from jobs.devices import free_of
+from jobs.devices import Free, free_of, most_gpus, of_worker, working
 from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
-from jobs.models import Dataset, Dependency, Job, Worker
+from jobs.models import Attempt, Dataset, Dependency, Event, Job, Worker
 from jobs.status import HELD, Status
 
 
@@ -31,6 +35,20 @@ class Cause(StrEnum):
     JOBS_AHEAD = "jobs_ahead"
     WORKERS_BUSY = "workers_busy"  # it is the next job
     ABOUT_TO_START = "about_to_start"
+    PREEMPTING = "preempting"  # running jobs give way to it
+    WORKERS_DRAINING = "workers_draining"  # the workers that could run it take no further job
+
+
+# The end of each phase of a run, for which a request waits.
+_ENDS = {
+    "prepare": "stopping the preparation of the dataset",
+    "load": "stopping the loading of data",
+    "compile": "stopping the compilation",
+    "train": "finishing the step",
+    "evaluate": "ending the measurement",
+    "save": "saving the checkpoint",
+}
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,54 @@ def explain(session: Session, job: Job) -> Waiting | None:
             Cause.BACKING_OFF, "its last attempt failed; the next one starts after a backoff", until=job.not_before
         )
     ahead = _num_ahead(session, job)
-    cause, message = _on_workers(session, job, ahead)
+    cause, message = _on_preemption(session, job) or _on_workers(session, job, ahead)
     return Waiting(cause, message, position=ahead + 1)
+
+
+def pending(session: Session, job: Job) -> str | None:
+    """Return the request that a running job has yet to carry out, with the work that it waits for; None without one."""
+    if job.status != Status.RUNNING:
+        return None
+    if job.cancel_requested_at is not None:
+        request = "cancelling"
+    elif job.pause_requested_at is not None:
+        request = "pausing"
+    elif job.preempt_requested_at is not None:
+        request = "giving way to a job of higher priority"
+    else:
+        here = and_(Attempt.job_id == job.id, Attempt.number == job.attempt)
+        drains = select(Worker.name).join(Attempt, Attempt.worker_id == Worker.id)
+        worker = session.execute(drains.where(here, Worker.drain_requested_at.is_not(None))).scalar_one_or_none()
+        if worker is None:
+            return None
+        request = f"returning to the queue, because {worker} drains"
+    return f"{request}: {_ENDS.get((job.progress or {}).get('phase', ''), 'stopping the run')}"
+
+
+def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
+    """Return which running jobs give way to the job; None if none does."""
+    giving_way = (
+        select(Job.id, Job.name, Event.data)
+        .join(Event, Event.job_id == Job.id)
+        .where(
+            Job.pool == job.pool,
+            Job.status == Status.RUNNING,
+            Job.preempt_requested_at.is_not(None),
+            Event.type == "preempt_requested",
+        )
+        .order_by(Job.id)
+    )
+    by_id = {job_id: name for job_id, name, data in session.execute(giving_way) if data.get("job") == job.id}
+    names = list(by_id.values())
+    if not names:
+        return None
+    verb = "gives" if len(names) == 1 else "give"
+    return Cause.PREEMPTING, f"{_listed(names)} {verb} way to it: a checkpoint is saved, then it starts"
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _on_dependencies(session: Session, job: Job) -> Waiting:
@@ -95,10 +159,11 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     """Return the first requirement that no worker meets, or else the place in the queue."""
     workers = list(session.execute(select(Worker).where(Worker.pool == job.pool, takes_jobs())).scalars())
     if not workers:
-        return _on_no_worker(session, job)
-    most = max(worker.gpus for worker in workers)
+        return _on_draining(session, job) or _on_no_worker(session, job)
+    most = max(most_gpus(working(of_worker(worker))) for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
-        return Cause.TOO_FEW_GPUS, f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most}"
+        message = f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most} for one job"
+        return _on_draining(session, job) or (Cause.TOO_FEW_GPUS, message)
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         return _on_dataset(session, job)
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
@@ -107,20 +172,37 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
     cause, message = _on_its_turn(num_with_room, ahead)
     if job.gpus and not num_with_room:
-        closest = max(workers, key=lambda worker: len(free[worker.id].devices))
-        message = (f"{message}; " if ahead else "") + _on_devices(session, job, closest, len(free[closest.id].devices))
+        message = (f"{message}; " if ahead else "") + _on_devices(session, job, workers, free)
     return cause, message
 
 
-def _on_devices(session: Session, job: Job, worker: Worker, num_free: int) -> str:
-    """Return which devices a job waits for, and when the worker that has the most free ones has one more."""
+def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:
+    """Return which workers could run the job if they did not drain; None if there are none."""
+    draining = select(Worker).where(Worker.pool == job.pool, Worker.is_live, Worker.drain_requested_at.is_not(None))
+    workers = session.execute(draining.order_by(Worker.name)).scalars()
+    if not (names := [worker.name for worker in workers if has_gpus(worker, job)]):
+        return None
+    ends = "drains and takes" if len(names) == 1 else "drain and take"
+    message = f"{_listed(names)} could run it, but {ends} no further job"
+    return Cause.WORKERS_DRAINING, f"{message}; it waits for another worker of the pool {job.pool}"
+
+
+def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Mapping[str, Free]) -> str:
+    """Return which devices a job waits for, and when each worker that could hold it has one more, the closest first."""
     needed = f"{job.gpus} free GPUs on one machine" if job.gpus > 1 else "a free GPU"
+    closest = sorted(workers, key=lambda worker: (-free[worker.id].most_gpus, worker.name))
+    each = [_on_device(session, worker, free[worker.id].most_gpus) for worker in closest[:_MOST_NAMED]]
+    rest = len(closest) - _MOST_NAMED
+    return "; ".join([f"it waits for {needed}", *each]) + (f"; {rest} more have no more free" if rest > 0 else "")
+
+
+def _on_device(session: Session, worker: Worker, num_free: int) -> str:
     seconds = next_free(session, worker.id, 1)
     if seconds is None:
         following = "and when the next comes free is not known yet"
     else:
         following = f"the next comes free in {_about(seconds)}"
-    return f"it waits for {needed}; {worker.name} has {num_free or 'none'}, {following}"
+    return f"{worker.name} has {num_free or 'none'}, {following}"
 
 
 def _about(seconds: float) -> str:

@@ -53,6 +53,7 @@ def job_table(job: Job) -> Rows:
         ("reason", job.get("status_reason")),
         ("message", job.get("status_message")),
         ("waiting", _waiting(job)),
+        ("pending", job.get("pending")),
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
         ("weak labels", _weak_labels(job)),
@@ -122,7 +123,7 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
 
 
 def devices_table(workers: Sequence[Worker]) -> Rows:
-    """Return a table with a row for each device of a live worker."""
+    """Return a table with a row for each device of a live worker, and for each of its jobs without devices."""
     table = Rows("worker", "gpu", "model", "state", "job", "load", "memory", "temperature")
     for worker in workers:
         for device in worker.get("devices", []) if worker["is_live"] else []:
@@ -138,6 +139,8 @@ def devices_table(workers: Sequence[Worker]) -> Rows:
                 "" if used is None or total is None else f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB",
                 "" if degrees is None else f"{degrees} °C",
             )
+        for job_id in worker.get("cpu_job_ids", []) if worker["is_live"] else []:
+            table.add(worker["name"], "CPU", "", "busy", job_id[-12:], "", "", "")
     return table
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from wcl_client.api import WclClient
+from wcl_client.errors import WclError
 from wcl_client.output import share
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 from wcl_client.terminal import Terminal, status
 
+_REFRESH_SECONDS = 5.0
 _SETTLED = ("measured", "failed")
 
 
@@ -68,12 +72,16 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """The values that are known: loss, a dataset's preparation, images per second, remaining time."""
+        """The known values: loss, preparation of the dataset, pending request, cause of waiting, speed, time left."""
         progress = self.job.get("progress")
         facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
         if progress and self.job["status"] == "running" and progress.get("phase") == "prepare":
             share = progress.get("share")
             facts.append("waiting for the dataset" if share is None else f"preparing the dataset {share:.0%}")
+        if request := self.job.get("pending"):
+            facts.append(request)
+        if self.job["status"] == "queued" and (waiting := self.job.get("waiting")):
+            facts.append(waiting["message"])
         speed = progress.get("images_per_second") if progress else None
         if speed and self.job["status"] not in TERMINAL:
             facts.append(f"{speed:,.0f} images/s")
@@ -90,6 +98,7 @@ class Watcher:
         self._terminal = terminal
         self.views = [JobView(job) for job in jobs]
         self._errors: list[Exception] = []
+        self._next_refresh = 0.0
         self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
 
     def run(self) -> list[Job]:
@@ -123,12 +132,23 @@ class Watcher:
         for thread in self._threads:
             thread.join(seconds / len(self._threads))
 
+    def _refresh(self) -> None:
+        """Read the waiting jobs again now and then: why they wait depends on other jobs, and no message tells."""
+        if time.monotonic() < self._next_refresh:
+            return
+        self._next_refresh = time.monotonic() + _REFRESH_SECONDS
+        for view in self.views:
+            if view.job["status"] == "queued":
+                with suppress(WclError):  # the stream reports a server that is gone
+                    view.take(Message("job", self._client.job(view.job["id"])))
+
     def _show_bars(self) -> None:
         with self._terminal.job_bars() as bars:
             numbers = [bars.add(_title(view), total=1.0) for view in self.views]
             ended = False
             while not ended:
                 ended = self._has_ended()
+                self._refresh()
                 for number, view in zip(numbers, self.views, strict=True):
                     state = status(view.job["status"])
                     facts = "  ".join(view.facts)
@@ -137,14 +157,16 @@ class Watcher:
 
     def _print_lines(self) -> None:
         """Print a line for each new status and each tenth of the progress, for logs and pipes."""
-        printed: dict[str, tuple[str, int, int]] = {}
+        printed: dict[str, tuple[str, int, int, str | None]] = {}
         ended = False
         while not ended:
             ended = self._has_ended()
+            self._refresh()
             for view in self.views:
                 progress = view.job.get("progress")
                 prepared = (progress.get("share") if progress else None) or 0.0
-                state = (view.job["status"], int(view.fraction * 10), int(prepared * 10))
+                request = view.job.get("pending") or (view.job.get("waiting") or {}).get("cause")
+                state = (view.job["status"], int(view.fraction * 10), int(prepared * 10), request)
                 if printed.get(view.job["id"]) != state:
                     printed[view.job["id"]] = state
                     parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]

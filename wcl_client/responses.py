@@ -75,6 +75,7 @@ class Job(TypedDict, total=False):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: Json | None
+    pending: str | None
     weak_labels: Json | None
 
 
@@ -210,6 +211,7 @@ class Worker(TypedDict, total=False):
     job_id: str | None
     devices: list[Device]
     cpu_slots: int | None
+    cpu_job_ids: list[str]
     datasets: dict[str, str]
     pending_datasets: list[str]
     refused_datasets: dict[str, str]

@@ -17,7 +17,7 @@ from api.rest import exports, responses
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.responses import CheckpointResponse, JobResponse
 from api.rest.stored_files import open_checkpoint
-from jobs import checkpoints, damage, queries, waiting
+from jobs import checkpoints, damage, queries
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING
 from jobs.storage import StorageUnavailable
@@ -66,7 +66,7 @@ def evaluate(
     job = create_evaluation(submission, checkpoint_id, body)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     with database.read() as session:
-        return responses.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
+        return responses.job(session, job, queries.tags(session, [job.id])[job.id])
 
 
 @router.delete("", status_code=204)

@@ -18,7 +18,7 @@ from api.rest.job_bodies import CloneBody, JobBody, JobChange
 from api.rest.presets import preset_deviations
 from api.rest.responses import JobResponse, JobSummary, Response
 from api.rest.seed_groups import SubmittedGroup
-from jobs import queries, transitions, waiting
+from jobs import queries, transitions
 from jobs import submission as service
 from jobs.database import Database
 from jobs.models import Job
@@ -159,4 +159,4 @@ def _rendered(database: Database, job: Job) -> JobResponse:
 
 
 def _response(session: Session, job: Job) -> JobResponse:
-    return responses.job(job, queries.tags(session, [job.id])[job.id], waiting.explain(session, job))
+    return responses.job(session, job, queries.tags(session, [job.id])[job.id])

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, weak_labels
+from jobs import datasets, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
 from jobs.step_times import StepTime
-from jobs.waiting import Waiting
 from wcl_core.protocol import DatasetReport
 
 Json = dict[str, Any]
@@ -130,7 +130,9 @@ class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
     `deviations` are the fields that differ from the job's preset; null without a preset.  `waiting` is null once the
-    job runs or has ended.  `weak_labels` is null until a run reports weak labels.
+    job runs or has ended.  `weak_labels` is null until a run reports weak labels.  `pending`
+    is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
+    work that it waits for.
     """
 
     spec_version: int
@@ -141,6 +143,7 @@ class JobResponse(JobSummary):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: WaitingResponse | None
+    pending: str | None
     weak_labels: WeakLabelQuality | None
 
 
@@ -148,12 +151,13 @@ def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
     return JobSummary.of(row, **_beside_columns(row, tags))
 
 
-def job(row: Job, tags: Sequence[str], why: Waiting | None) -> JobResponse:
-    """Return a job with its spec, and with the reason why it waits."""
+def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
+    """Return a job with its spec, with the reason why it waits, and with a pending request."""
     deviations = preset_deviations(row.preset, row.spec)
     quality = weak_labels.quality(row)
     beside = _beside_columns(row, tags)
-    return JobResponse.of(row, **beside, deviations=deviations, waiting=why, weak_labels=quality)
+    why, request = waiting.explain(session, row), waiting.pending(session, row)
+    return JobResponse.of(row, **beside, deviations=deviations, waiting=why, pending=request, weak_labels=quality)
 
 
 def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
@@ -366,8 +370,9 @@ class DeviceResponse(Response):
 class WorkerResponse(Response):
     """A worker; `state` is idle, busy, stopped or lost, and `is_live` whether the worker runs.
 
-    `gpus` is the number of its working devices, `cpu_slots` the number of jobs without GPUs that it runs at once; null
-    for a worker of an older version.  `job_id` is the job that it has run for the longest time.
+    `gpus` is the number of its working devices.  `cpu_slots` is the number of jobs without GPUs that it runs at once,
+    null for a worker of an older version, and `cpu_job_ids` are those that it runs now.  `job_id` is the job that it
+    has run for the longest time.
 
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
@@ -383,6 +388,7 @@ class WorkerResponse(Response):
     job_id: str | None
     devices: list[DeviceResponse]
     cpu_slots: int | None
+    cpu_job_ids: list[str]
     datasets: dict[str, str]
     pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]
     refused_datasets: Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]

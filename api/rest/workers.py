@@ -39,10 +39,12 @@ def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResp
 
 
 def _responses(session: Session, rows: Sequence[Worker]) -> list[WorkerResponse]:
-    jobs = devices.users(session, rows)
+    jobs, on_cpu = devices.users(session, rows), devices.cpu_users(session, rows)
     return [
         WorkerResponse.of(
-            row, devices=[each.as_json() | {"job_id": jobs.get(each.uuid)} for each in devices.of_worker(row)]
+            row,
+            devices=[each.as_json() | {"job_id": jobs.get(each.uuid)} for each in devices.of_worker(row)],
+            cpu_job_ids=on_cpu.get(row.id, []),
         )
         for row in rows
     ]

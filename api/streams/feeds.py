@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from api.rest import responses
 from api.rest.responses import EventResponse, LogResponse
-from jobs import changes, queries, sweeps, waiting
+from jobs import changes, queries, sweeps
 from jobs.changes import Changes, Cursor, Mark
 from jobs.status import TERMINAL
 
@@ -107,7 +107,7 @@ class JobFeed(Feed):
             return None
         row = queries.get_job(session, self.job_id)
         tags = queries.tags(session, [self.job_id])[self.job_id]
-        job = responses.job(row, tags, waiting.explain(session, row)).model_dump()
+        job = responses.job(session, row, tags).model_dump()
         frame = _frame(session, self.job_id, self._head, mark.cursor) if self.is_ready else None
         return JobPoll(mark, frame, job)
 

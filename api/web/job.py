@@ -26,7 +26,7 @@ from jobs.keys import Principal
 from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
-from jobs.waiting import Waiting, explain
+from jobs.waiting import Waiting, explain, pending
 from wcl_core.config import Protocol
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, MAP_FACTS, PROCESS_MEMORY_MIB
 
@@ -60,6 +60,7 @@ class Run:
     parent_name: str | None
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
+    pending: str | None
     note: str | None
     pool_has_gpus: bool
     cursor: str
@@ -101,6 +102,7 @@ def run(session: Session, job_id: str) -> Run:
         parent_name=parent.name if parent else None,
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
+        pending=pending(session, job),
         note=_note(session, job),
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
         cursor=str(cursor),

@@ -9,14 +9,6 @@ from jobs.models import Job
 from jobs.status import TERMINAL, Status
 from jobs.weak_labels import Quality, quality
 
-# The end of each phase of a run, for which a request waits.
-_ENDS = {
-    "load": "stopping the loading of data",
-    "compile": "stopping the compilation",
-    "train": "finishing the step",
-    "evaluate": "ending the measurement",
-    "save": "saving the checkpoint",
-}
 _NO_PROGRESS = dict.fromkeys(
     ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share")
 )
@@ -41,11 +33,6 @@ class JobView:
         if self.job.cancel_requested_at is not None:
             return "cancelling"
         return "pausing" if self.job.pause_requested_at is not None else None
-
-    @property
-    def waits_for(self) -> str:
-        """The work of the run that a request waits for."""
-        return _ENDS.get(self.progress["phase"], "stopping the run")
 
     @property
     def progress(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -49,6 +50,7 @@ class WorkerView:
 
     Attributes:
         devices: its devices, in the order of their numbers.
+        on_cpu: its jobs without devices.
         older: names of its datasets of which another version is registered; it cannot run new jobs on them.
     """
 
@@ -56,6 +58,7 @@ class WorkerView:
     view: JobView | None
     older: frozenset[str]
     devices: Sequence[DeviceView] = ()
+    on_cpu: Sequence[Job] = ()
 
     @property
     def state(self) -> str:
@@ -105,7 +108,8 @@ def worker_list(session: Session) -> WorkerList:
 
 def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
     users = devices.users(session, workers)
-    ids = {worker.job_id for worker in workers if worker.job_id} | set(users.values())
+    on_cpu = devices.cpu_users(session, workers)
+    ids = {worker.job_id for worker in workers if worker.job_id} | set(users.values()) | set(chain(*on_cpu.values()))
     jobs = {job.id: job for job in session.execute(select(Job).where(Job.id.in_(ids))).scalars()} if ids else {}
     current = {entry.name: entry.digest for entry in queries.datasets(session)}
     return [
@@ -114,6 +118,7 @@ def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:
             JobView(jobs[worker.job_id], []) if worker.job_id in jobs else None,
             frozenset(name for name, digest in worker.datasets.items() if current.get(name) != digest),
             [DeviceView(each, jobs.get(users.get(each.uuid, ""))) for each in devices.of_worker(worker)],
+            [jobs[job_id] for job_id in on_cpu.get(worker.id, ())],
         )
         for worker in workers
     ]

@@ -116,6 +116,13 @@ def test_devices_of_jobs_that_give_way_are_kept_at_once(database: Database) -> N
     chosen = database.write(transitions.preempt)
     assert chosen is not None
     assert set(chosen.job_ids) == {each.job_id for each in runs}
+    with database.read() as session:
+        why = waiting.explain(session, session.get_one(Job, urgent))
+        requests = [waiting.pending(session, session.get_one(Job, each.job_id)) for each in runs]
+    assert (why and why.cause, why and why.position) == ("preempting", 1)
+    assert why
+    assert "give way to it" in why.message
+    assert requests == ["giving way to a job of higher priority: stopping the run"] * 2
     runs[0].end("drained")
 
     held = look(database, facts)
@@ -158,3 +165,5 @@ def test_a_job_that_waits_for_devices_says_which_and_when(
 
     assert result is not None
     assert result.message.startswith(expected)
+    following = "a-1 has none, and when the next comes free is not known yet"
+    assert result.message.endswith(f"; {following}"), "the other worker that could hold it"

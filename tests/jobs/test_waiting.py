@@ -82,7 +82,33 @@ def test_a_draining_worker_does_not_count(database: Database) -> None:
 
     database.write(lambda session: workers.drain(session, worker_id))
 
-    assert explain(database, job_id).cause == Cause.NO_WORKER
+    why = explain(database, job_id)
+    assert why.cause == Cause.WORKERS_DRAINING
+    assert why.message.startswith("worker could run it, but drains and takes no further job")
+
+
+@pytest.mark.parametrize(
+    ("verb", "phase", "expected"),
+    [
+        ("cancel", "train", "cancelling: finishing the step"),
+        ("pause", "load", "pausing: stopping the loading of data"),
+        ("drain", "save", "returning to the queue, because worker drains: saving the checkpoint"),
+        (None, "train", None),
+    ],
+)
+def test_a_pending_request_says_what_it_waits_for(
+    database: Database, verb: str | None, phase: str, expected: str | None
+) -> None:
+    worker_id = register(database)
+    run = Run(database, rows.running(database))
+    run.deliver(rows.started(), rows.progress(1, phase=phase))
+    if verb == "drain":
+        database.write(lambda session: workers.drain(session, worker_id))
+    elif verb is not None:
+        database.write(lambda session: getattr(transitions, verb)(session, run.job_id))
+
+    with database.read() as session:
+        assert waiting.pending(session, session.get_one(Job, run.job_id)) == expected
 
 
 def test_a_pool_whose_workers_are_unable_says_why(database: Database) -> None:

@@ -30,7 +30,7 @@ def workers(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     out.show(output.workers_table(rows))
-    if any(row["is_live"] and row.get("devices") for row in rows):
+    if any(row["is_live"] and (row.get("devices") or len(row.get("cpu_job_ids", [])) > 1) for row in rows):
         out.show(output.devices_table(rows))
     for sentence in output.unable_workers(rows):
         err.say(Styled(sentence, "red"))

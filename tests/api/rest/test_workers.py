@@ -169,6 +169,10 @@ def test_each_device_is_shown_with_its_job(served: Served) -> None:
     on_cpu = client.post("/v1/jobs", json=JOB | {"gpus": 0}).json()["id"]
 
     assert "it runs on the CPU, though its pool has GPUs" in served.browser("read").get(f"/jobs/{on_cpu}").text
+    rows.claim(served.database, facts)
+    assert client.get("/v1/workers").json()["items"][0]["cpu_job_ids"] == [on_cpu]
+    assert f'<b>CPU</b> <a class="cut" href="/jobs/{on_cpu}">' in served.browser("read").get("/workers").text
+    assert row["cpu_job_ids"] == []
     assert row["devices"] == [warm.as_json() | {"job_id": job_id}, broken.as_json() | {"job_id": None}]
     assert (row["gpus"], row["cpu_slots"]) == (1, 1)
     assert attempt["devices"] == [warm.uuid]
