@@ -14,10 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from wcl_core import orphans
+
+if __name__ == "__main__":
+    # Before the imports that take seconds.
+    _watch: orphans.ImportWatch | None = orphans.ImportWatch(sys.argv)
+else:
+    _watch = None
+
 import torch
 from pydantic import ValidationError
 
-from wcl_core import data, orphans
+from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
 from wcl_core.device import DeviceError, check
 from wcl_core.limits import num_cores
@@ -184,6 +192,8 @@ def _attempt(options: argparse.Namespace) -> NoReturn:
     from wcl_core.attempt import run_attempt
 
     gc.enable()
+    if _watch is not None:
+        _watch.stop()
     code = run_attempt(options.folder, options.control_fd)
     # Everything is stored.  The interpreter would take a second to free its objects, and the worker waits for the end.
     atexit._run_exitfuncs()

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,8 +58,14 @@ def backbone_file(native: Path, out: Path) -> None:
             raise ExportError(f"{native.name} is no checkpoint: {error}") from error
 
 
-def copy_backbone(source: BinaryIO, out: Path) -> None:
-    """Copy the backbone's tensors from an open file; otherwise as `backbone_file`."""
+def copy_backbone(source: BinaryIO, out: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Copy the backbone's tensors from an open file; otherwise as `backbone_file`.
+
+    Args:
+        source: the native checkpoint.
+        out: the file to write.
+        check: is called for each MiB; an error that it raises ends the copy, and nothing is left of `out`.
+    """
     header, base = _read_header(source)
     try:
         metadata = json.loads(header.pop("__metadata__")["wcl"])
@@ -74,7 +81,8 @@ def copy_backbone(source: BinaryIO, out: Path) -> None:
     def write(target: BinaryIO) -> None:
         target.write(_new_header(entries, facts))
         for _, entry in entries:
-            _copy(source, target, base, *entry["data_offsets"])
+            start, end = entry["data_offsets"]
+            _copy(source, target, base, start, end, check)
 
     write_whole(out, write)
 
@@ -139,10 +147,11 @@ def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]
     return struct.pack("<Q", len(text)) + text
 
 
-def _copy(source: BinaryIO, target: BinaryIO, base: int, start: int, end: int) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, base: int, start: int, end: int, check: Callable[[], None]) -> None:
     source.seek(base + start)
     remaining = end - start
     while remaining:
+        check()
         chunk = source.read(min(remaining, _CHUNK_BYTES))
         if not chunk:
             raise ExportError("the checkpoint is shorter than its header says")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Literal
 
+import anyio.from_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, StrictBool
 
@@ -107,10 +109,16 @@ def download(
         if checkpoint.kind != TRAINING:
             raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])
         try:
-            backbone, sha256 = exports.backbone(settings.exports_dir, native, sha256)
+            backbone, sha256 = exports.backbone(settings.exports_dir, native, sha256, partial(_check_client, request))
         except ExportError as error:
             raise Gone(f"checkpoint {checkpoint.id} has no backbone: {error}") from error
     return files.respond(request, backbone, f'"{sha256}"', f"{checkpoint.id}-backbone.safetensors")
+
+
+def _check_client(request: Request) -> None:
+    """Raise if the client has closed the connection; for threads that serve a request."""
+    if anyio.from_thread.run(request.is_disconnected):
+        raise Unready("the client has closed the connection")
 
 
 @router.post("/verify")

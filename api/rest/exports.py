@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,13 +36,14 @@ _EXPORTED = CheckedFiles()
 _LOCKS = [threading.Lock() for _ in range(16)]
 
 
-def backbone(folder: Path, native: BinaryIO, sha256: str) -> tuple[BinaryIO, str]:
+def backbone(folder: Path, native: BinaryIO, sha256: str, check: Callable[[], None]) -> tuple[BinaryIO, str]:
     """Return the exported file of a checkpoint, open, and the digest of its bytes.
 
     Args:
         folder: where exports are.
         native: the checkpoint's file, open, whose bytes were just compared with the digest.
         sha256: the digest.
+        check: is called again and again while the export is made; an error that it raises ends it.
 
     Raises:
         wcl_core.export.ExportError, OSError: `native` is no checkpoint, or a file cannot be read or written.
@@ -52,7 +54,7 @@ def backbone(folder: Path, native: BinaryIO, sha256: str) -> tuple[BinaryIO, str
             return kept
         noted.unlink(missing_ok=True)
         before = Stamp.of(native)
-        copy_backbone(native, out)
+        copy_backbone(native, out, check)
         if Stamp.of(native)[:4] != before[:4]:  # not the time of the inode, which a deletion changes, too
             out.unlink()
             raise ExportError("its file changed while it was read")

@@ -364,6 +364,20 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a run that loses its worker while it imports ends",
+        "wcl_core/__main__.py",
+        "orphans.ImportWatch(sys.argv)",
+        "None",
+        ("tests/wcl_core/test_attempt.py::test_a_run_that_loses_its_supervisor_while_it_imports_ends",),
+    ),
+    Guard(
+        "an export ends when its client leaves",
+        "api/rest/checkpoints.py",
+        "    if anyio.from_thread.run(request.is_disconnected):\n",
+        "    if anyio.from_thread.run(request.is_disconnected) is None:\n",
+        ("tests/api/rest/test_download.py::test_an_export_ends_when_its_client_leaves",),
+    ),
+    Guard(
         "a GPU that a run could not use is given to no run",
         "worker/devices.py",
         "problem=each.problem or self._taken_out.get(each.uuid)",

@@ -485,5 +485,28 @@ def test_a_pipe_that_cannot_be_read_counts_as_closed(monkeypatch: pytest.MonkeyP
     assert timers[0] == attempt._ORPHAN_SECONDS
 
 
+@pytest.mark.process
+def test_a_run_that_loses_its_supervisor_while_it_imports_ends(tmp_path: Path) -> None:
+    """A run that is started by a command imports PyTorch first; here the import takes for ever."""
+    (tmp_path / "torch.py").write_text(
+        "import pathlib, time\npathlib.Path(__file__).with_name('reached').touch()\ntime.sleep(600)\n"
+    )
+    read_end, write_end = os.pipe()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "wcl_core", "attempt", str(tmp_path), "--control-fd", str(read_end)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        pass_fds=(read_end,),
+    )
+    os.close(read_end)
+    try:
+        wait_for((tmp_path / "reached").exists)
+        assert run.poll() is None
+        os.close(write_end)
+        assert run.wait(30) == ORPHANED_EXIT
+    finally:
+        run.kill()
+        run.wait()
+
+
 def test_a_run_without_a_pipe_gets_no_request() -> None:
     assert attempt.Control(None).request() is None

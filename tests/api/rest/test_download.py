@@ -7,6 +7,7 @@ import os
 import random
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -372,6 +373,26 @@ def test_readers_that_leave_close_the_file(small: Served) -> None:
 
     eventually(lambda: open_files() == [], "the end of the abandoned downloads", 10)
     assert threading.active_count() < 80
+
+
+def test_an_export_ends_when_its_client_leaves(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_ended = threading.Event()
+
+    def endless(native: object, out: Path, check: Callable[[], None]) -> None:
+        try:
+            while True:
+                check()
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(exports, "copy_backbone", endless)
+    checkpoint_id = small.checkpoint(native_checkpoint())
+    with pytest.raises(httpx.ReadTimeout):
+        small.client("read").get(f"/v1/checkpoints/{checkpoint_id}/download?kind=backbone", timeout=0.5)
+
+    assert has_ended.wait(60)
+    monkeypatch.undo()
+    assert small.client("read").get(f"/v1/checkpoints/{checkpoint_id}/download?kind=backbone").status_code == 200
 
 
 _CLIENTS: dict[int, httpx.Client] = {}
