@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
-from jobs.models import Dataset, DatasetSamples, Job, Sweep, Worker
+from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Worker
 from wcl_core.config import WITHOUT_LABELS
 
 
@@ -203,16 +203,23 @@ class Unsettled:
 
 
 def unsettled(session: Session) -> Unsettled:
-    """Return the datasets that live workers have named and not announced."""
+    """Return the datasets that live workers have named and not announced, and those added that none has named."""
     workers = session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all()
     return Unsettled(
-        sorted({name for worker in workers for name in worker.pending_datasets or ()}),
+        sorted({name for worker in workers for name in worker.pending_datasets or ()} | _awaited(session, workers)),
         sorted(
             Refusal(name, worker.name, reason)
             for worker in workers
             for name, reason in (worker.refused_datasets or {}).items()
         ),
     )
+
+
+def _awaited(session: Session, workers: Sequence[Worker]) -> set[str]:
+    """Return the datasets that administrators have added and no worker has named yet."""
+    registered = select(Dataset.name).where(Dataset.name == DatasetSource.name).exists()
+    names = set(session.execute(select(DatasetSource.name).where(~registered)).scalars())
+    return names - {name for worker in workers for name in worker.refused_datasets or ()}
 
 
 def why_absent(session: Session, name: str) -> str | None:

@@ -388,6 +388,18 @@ class Dataset(Base):
     updated_at: Mapped[int] = mapped_column(default=now_ms())
 
 
+class DatasetSource(Base):
+    """A dataset that an administrator added; no response holds its path."""
+
+    __tablename__ = "dataset_sources"
+    name: Mapped[str] = mapped_column(_String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(_Id)  # stays when the dataset gets another name
+    path: Mapped[str] = mapped_column(_Text)
+    has_labels: Mapped[bool]
+    created_by: Mapped[str | None] = mapped_column(_Id)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+
+
 class DatasetSamples(Base):
     """A picture of some images of each class, in a table of its own so that lists never read it."""
 

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         description="Time for which smaller jobs may pass a job that needs more GPUs than are free.",
     )
     datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
+    dataset_roots: list[Path] = Field(
+        default=[Path("/")], description="Folders whose files administrators may add as datasets while the worker runs."
+    )
     datasets_without_labels: list[str] = Field(
         default=[], description="Names of folders and lists that are read without classes."
     )

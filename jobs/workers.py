@@ -78,6 +78,15 @@ def begin_dataset(session: Session, worker_id: str, name: str) -> None:
         worker.refused_datasets = {each: why for each, why in (worker.refused_datasets or {}).items() if each != name}
 
 
+def drop_dataset(session: Session, worker_id: str, name: str) -> None:
+    """Note that a worker has nothing more to do with a dataset, since a user has removed or renamed it."""
+    worker = session.get(Worker, worker_id, with_for_update=True)
+    if worker is not None:
+        worker.pending_datasets = [each for each in worker.pending_datasets or () if each != name]
+        worker.datasets = {each: digest for each, digest in worker.datasets.items() if each != name}
+        worker.refused_datasets = {each: why for each, why in (worker.refused_datasets or {}).items() if each != name}
+
+
 def note_share(session: Session, worker_id: str, name: str, share: float) -> None:
     """Note the share of a pending dataset that a worker has read."""
     worker = session.get(Worker, worker_id, with_for_update=True)

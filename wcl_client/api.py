@@ -283,6 +283,29 @@ class WclClient(SweepClient):
         """Request that the workers read a folder again; files that have not changed are not read."""
         return self._json(Dataset, "POST", f"/v1/datasets/{part(name)}/read")
 
+    def add_dataset(self, name: str, path: str, *, labels: bool = True) -> Json:
+        """Add a dataset, which every worker reads that has this path; needs an administrator's key.
+
+        Args:
+            name: of the dataset in specs.
+            path: absolute, of an image folder, list of images, archive or packed file.
+            labels: whether folders, or the list, may name classes.
+        """
+        return self._json(Json, "POST", "/v1/datasets", json={"name": name, "path": path, "labels": labels})
+
+    def rename_dataset(self, name: str, new_name: str) -> Json:
+        """Rename a dataset that was added; needs an administrator's key."""
+        return self._json(Json, "PATCH", f"/v1/datasets/{part(name)}", json={"name": new_name})
+
+    def remove_dataset(self, name: str) -> None:
+        """Remove a dataset that was added; its files stay; needs an administrator's key."""
+        self._response("DELETE", f"/v1/datasets/{part(name)}")
+
+    def unsettled_datasets(self) -> Json:
+        """Return the datasets that workers still read (`pending`) or refuse (`refused`), with the reasons."""
+        page = self._json(Json, "GET", "/v1/datasets")
+        return {"pending": page.get("pending", []), "refused": page.get("refused", [])}
+
     def dataset_samples(self, name: str) -> bytes:
         """Return a PNG with some images of each class."""
         return self._response("GET", f"/v1/datasets/{part(name)}/samples.png").content

@@ -9,6 +9,7 @@ from typing import TypeVar
 from wcl_client.api import WclClient
 from wcl_client.errors import InvalidError, NotFoundError, WclError
 from wcl_client.responses import Dataset, Job, Json, Worker
+from wcl_client.terminal import Styled, bold, err, out, print_json
 
 START_SECONDS = 15.0  # until a worker of a service that has just started is registered
 _POLL_SECONDS = 0.5
@@ -30,6 +31,24 @@ def dataset_note(client: WclClient, job: Job) -> str:
         return client.dataset(job["dataset"]["name"]).get("note") or ""
     except NotFoundError:
         return ""
+
+
+def list_datasets(client: WclClient, as_json: bool) -> None:
+    """Print the datasets, their state, what was read of each, and those that workers refuse."""
+    rows = client.datasets()
+    if as_json:
+        print_json(rows)
+        return
+    workers = client.workers()
+    awaited = {*pending(workers), *client.unsettled_datasets()["pending"]}
+    for dataset in rows:
+        out.say(bold(dataset["name"]), f"  {summary(dataset)}", state_of(dataset))
+        for line in report_lines(dataset):
+            out.say(f"  {line}")
+    for name in sorted(awaited - {dataset["name"] for dataset in rows}):
+        out.say(bold(name), "  a worker is still reading it" if any(map(_is_live, workers)) else "  no worker runs")
+    for refusal in refusals(workers):
+        err.say(Styled(refusal, "red"))
 
 
 def state_of(dataset: Dataset) -> str:

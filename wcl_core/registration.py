@@ -25,7 +25,7 @@ from typing import Any
 
 from wcl_core.data import archive
 from wcl_core.data.images import DataError, Description, class_counts
-from wcl_core.data.kinds import is_archive
+from wcl_core.data.kinds import is_archive, kind_of
 from wcl_core.data.layout import list_files
 from wcl_core.data.loading import describe
 from wcl_core.text import visible_json, write_line
@@ -52,8 +52,13 @@ def description_json(description: Description) -> dict[str, Any]:
 
 
 def main(lines: Iterable[str]) -> None:
-    """Answer requests: objects with `name`, `kind`, `path` (null for the digits), `cache`, `lists` and `has_labels`."""
+    """Answer requests: objects with `name`, `path` (null for the digits), `cache`, `lists`, `kind` and `has_labels`.
+
+    Without a kind, the path decides.
+    """
     requests = [json.loads(line) for line in lines]
+    for request in requests:
+        request.setdefault("kind", kind_of(request["path"] and Path(request["path"])))
     for request in requests:
         if request["kind"] == "builtin":  # it takes no time
             _answer(request, _read)

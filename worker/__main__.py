@@ -93,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     room = RoomCheck(settings)
     ability = Ability(room, storage_check, DatasetCheck(sources))
 
+    registration = Registration(database, settings, facts, sources, draining)
+
     def register() -> None:
-        unable, names = ability.check(), datasets.names(settings)
+        unable, names = ability.check(), registration.names()
         database.write(lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names))
 
     def drain() -> None:
@@ -110,7 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
     supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
-    registration = Registration(database, settings, facts, sources, draining)
     hold, changed = settings.hold_seconds, registration.note_changed
     slots = Slots(database, facts, supervisor, draining, ability, room, machine, hold, on_bad_data=changed)
     ticker = Ticker(database, settings, facts.id, slots, drain, polls=not options.once)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import wcl_core
@@ -82,7 +83,11 @@ class Listener:
 
 
 def find(
-    settings: Settings, stop: threading.Event, chosen: Sequence[str] | None = None, listener: Listener | None = None
+    settings: Settings,
+    stop: threading.Event,
+    chosen: Sequence[str] | None = None,
+    listener: Listener | None = None,
+    keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Source | str]]:
     """Describe the datasets of the settings, and yield each with its name: the reason instead of one that is refused.
 
@@ -91,6 +96,7 @@ def find(
     Args:
         stop: when it is set, the description that runs is abandoned.
         chosen: the names; all by default.
+        keys: names of the files with descriptions, where these are not the names of the datasets.
     """
     chosen = names(settings) if chosen is None else chosen
     builtin = [name for name in chosen if name not in settings.datasets]
@@ -100,7 +106,7 @@ def find(
         for name in chosen
         if name in settings.datasets or (name in _WITHOUT_TORCH and name not in kept)
     }
-    with _Reader(settings, paths, listener or Listener()) as reader:
+    with _Reader(settings, paths, listener or Listener(), keys) as reader:
         for name in chosen:
             if stop.is_set():
                 return
@@ -128,8 +134,10 @@ def find(
 class _Reader:
     """The process that reads folders, packed files and the digits, and the thread that takes its messages."""
 
-    def __init__(self, settings: Settings, paths: Mapping[str, Path | None], listener: Listener) -> None:
-        self._settings, self._paths, self._listener = settings, paths, listener
+    def __init__(
+        self, settings: Settings, paths: Mapping[str, Path | None], listener: Listener, keys: Mapping[str, str]
+    ) -> None:
+        self._settings, self._paths, self._listener, self._keys = settings, paths, listener, keys
         self._results: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
@@ -174,7 +182,7 @@ class _Reader:
 
     def _request(self, name: str, path: Path | None) -> dict[str, Any]:
         lists = {each: str(place) for each, place in self._settings.label_lists.get(name, {}).items()}
-        cache = str(self._settings.descriptions_dir / f"{name}.json")
+        cache = str(self._settings.descriptions_dir / f"{self._keys.get(name, name)}.json")
         facts = {"name": name, "kind": kind_of(path), "path": path and str(path), "cache": cache, "lists": lists}
         return facts | {"has_labels": name not in self._settings.datasets_without_labels}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs import dataset_sources, workers
 from jobs import datasets as rows
-from jobs import workers
 from jobs.database import Database, is_outage
+from jobs.dataset_sources import Added
 from jobs.eligibility import WorkerFacts, is_due
 from jobs.fault_log import FaultLog
 from jobs.models import Dataset, Job
@@ -58,18 +60,45 @@ class Registration(Listener):
     ) -> None:
         self._database, self._settings, self._facts, self._sources = database, settings, facts, sources
         self._stop = stop
+        self._added: dict[str, Added] = {}
         self._pending = set(datasets.names(settings))
         self._met: queue.SimpleQueue[str] = queue.SimpleQueue()
 
+    def names(self) -> list[str]:
+        """Return the datasets that are to be read: those of the settings, and those that administrators have added.
+
+        Raises:
+            DBAPIError: the database does not respond.
+        """
+        self._added = self._present()
+        names = datasets.names(self._all)
+        self._pending = set(names)
+        return names
+
+    @property
+    def _all(self) -> Settings:
+        """The settings, with the datasets that administrators have added."""
+        without = [each.name for each in self._added.values() if not each.has_labels]
+        changes = {
+            "datasets": {**{name: Path(each.path) for name, each in self._added.items()}, **self._settings.datasets},
+            "datasets_without_labels": [*self._settings.datasets_without_labels, *without],
+        }
+        return self._settings.model_copy(update=changes)
+
+    def _present(self) -> dict[str, Added]:
+        own = datasets.names(self._settings)
+        with self._database.read() as session:
+            return {name: each for name, each in dataset_sources.added(session).items() if name not in own}
+
     def run(self) -> None:
         """Read each dataset, then watch the folders and packed files until `stop`."""
-        watch = FolderWatch(self._settings.datasets)
+        watch = FolderWatch(self._all.datasets)
         requested: dict[str, int] = {}
         first = set[str]()
         try:
             with FaultLog(log, "the requests to read folders again"):
                 requested, first = self._requested(), self._awaited()
-            self._read(sorted(datasets.names(self._settings), key=lambda name: name not in first))
+            self._read(sorted(datasets.names(self._all), key=lambda name: name not in first))
         finally:
             self._pending.clear()
         names = ", ".join(self._sources) or "no datasets"
@@ -77,6 +106,7 @@ class Registration(Listener):
         faults = FaultLog(log, "the look at the folders of datasets")
         while not self._stop.wait(_REQUEST_SECONDS):
             with faults:
+                self._follow(watch)
                 before, requested = requested, self._requested()
                 read_again = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
                 if changed := sorted({*read_again, *watch.changed(), *self._taken()}):
@@ -84,7 +114,7 @@ class Registration(Listener):
 
     def note_changed(self, name: str) -> None:
         """Read a dataset again soon, because a run has met other content than its job pins."""
-        if name in self._settings.datasets:
+        if name in self._all.datasets:
             self._met.put(name)
 
     def _taken(self) -> Iterator[str]:
@@ -115,9 +145,42 @@ class Registration(Listener):
         with self._database.read() as session:
             return rows.reads_requested(session)
 
+    def _follow(self, watch: FolderWatch) -> None:
+        """Take over the datasets that administrators have added, renamed or removed since the last look."""
+        before, present = self._added, self._present()
+        for name in [name for name, each in before.items() if present.get(name) != each]:
+            watch.remove(name)
+            self._facts.datasets.pop(name, None)
+            self._sources.pop(name, None)
+            self._write(lambda session, name=name: workers.drop_dataset(session, self._facts.id, name))  # type: ignore[misc]
+        for gone in {each.id for each in before.values()} - {each.id for each in present.values()}:
+            _remove_descriptions(self._settings.descriptions_dir, gone)
+        self._added = present
+        if new := [name for name, each in present.items() if before.get(name) != each]:
+            for name in new:
+                watch.add(name, Path(present[name].path))
+            self._read_again(new)
+
     def _read(self, names: list[str]) -> None:
-        for name, result in datasets.find(self._settings, self._stop, names, self):
+        absent = {name: why for name in names if (why := self._why_absent(name))}
+        for name, why in absent.items():
+            self._sources.pop(name, None)
+            self._settle(name, why)
+        keys = {name: each.id for name, each in self._added.items()}
+        others = [name for name in names if name not in absent]
+        for name, result in datasets.find(self._all, self._stop, others, self, keys):
             self._settle(name, result)
+
+    def _why_absent(self, name: str) -> str | None:
+        """Return why this worker does not read a dataset that an administrator has added."""
+        if (source := self._added.get(name)) is None:
+            return None
+        if not os.access(source.path, os.R_OK):
+            return "this machine has nothing at its path that the worker's account may read"
+        real = Path(source.path).resolve()
+        if not any(real.is_relative_to(root.resolve()) for root in self._settings.dataset_roots):
+            return "its path is in none of the folders that the settings of this worker allow (WCL_DATASET_ROOTS)"
+        return None
 
     def _read_again(self, names: list[str]) -> None:
         log.info("read again: %s", ", ".join(names))
@@ -127,7 +190,11 @@ class Registration(Listener):
         self._read(names)
 
     def listed(self, name: str, kind: str, listed: dict[str, object]) -> None:
-        self._write(lambda session: rows.list_names(session, name, kind, listed))
+        def store(session: Session) -> None:
+            if self._is_current(session, name):
+                rows.list_names(session, name, kind, listed)
+
+        self._write(store)
 
     def read(self, name: str, share: float) -> None:
         self._write(lambda session: workers.note_share(session, self._facts.id, name, share))
@@ -137,8 +204,21 @@ class Registration(Listener):
         if not isinstance(result, str):
             self._sources[name] = result  # before the row: a claim needs it
             self._facts.datasets[name] = result.facts.digest
-        self._write(lambda session: workers.settle_dataset(session, self._facts.id, name, announced))
+        elif name in self._added:  # its files may be gone, which must not keep this worker from other jobs
+            self._sources.pop(name, None)
+
+        def settle(session: Session) -> None:
+            if self._is_current(session, name):
+                workers.settle_dataset(session, self._facts.id, name, announced)
+            else:
+                workers.drop_dataset(session, self._facts.id, name)
+
+        self._write(settle)
         self._pending.discard(name)
+
+    def _is_current(self, session: Session, name: str) -> bool:
+        """Return whether a dataset is to be announced: a user may have removed it meanwhile."""
+        return name not in self._added or dataset_sources.is_current(session, self._added[name])
 
     def _write(self, act: Callable[[Session], None]) -> None:
         """Write as often as an outage of the database makes necessary."""
@@ -164,13 +244,24 @@ class FolderWatch:
     """
 
     def __init__(self, folders: dict[str, Path], clock: Callable[[], float] = time.monotonic) -> None:
-        self._folders, self._clock = folders, clock
+        self._folders, self._clock = dict(folders), clock
         self._times: dict[str, dict[str, int]] = {}
         self._is_changing: set[str] = set()
         self._next_look = 0.0
-        self.names = list(folders)
-        for name in folders:
-            self._times[name] = self._walk(name)
+        self.names: list[str] = []
+        for name, folder in folders.items():
+            self.add(name, folder)
+
+    def add(self, name: str, folder: Path) -> None:
+        """Watch a further folder."""
+        self._folders[name] = folder
+        self._times[name] = self._walk(name)
+        self.names.append(name)
+
+    def remove(self, name: str) -> None:
+        """Watch a folder no longer."""
+        self.names.remove(name)
+        self._is_changing.discard(name)
 
     def changed(self) -> list[str]:
         """Return the datasets whose folders have changed, each change once; between two looks none."""
@@ -198,6 +289,15 @@ class FolderWatch:
     def _walk(self, name: str) -> dict[str, int]:
         root = str(self._folders[name])
         return {path: _time_of(path) for path in [root, *(each for each, _, _ in os.walk(root))]}
+
+
+def _remove_descriptions(folder: Path, key: str) -> None:
+    """Remove what was kept of a dataset that is removed."""
+    for path in folder.glob(f"{key}.*"):
+        if path.is_dir():  # of an archive
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _time_of(path: str) -> int:

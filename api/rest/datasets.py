@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request
 from fastapi import Response as HttpResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.http import files
-from api.http.auth import Reader, Submitter
+from api.http.auth import Admin, Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
 from api.rest.responses import DatasetResponse, RefusedDataset, Response
-from jobs import datasets, queries
+from jobs import dataset_sources, datasets, queries
 from jobs.datasets import sheet_layouts, sheet_png
 
 router = APIRouter(prefix="/v1/datasets", tags=["catalog"])
+
+
+class NewDataset(BaseModel):
+    """A dataset to add: its name, and the absolute path of its folder, list, archive or packed file on the workers.
+
+    `labels`: whether folders, or the list, may name classes.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "flowers", "path": "/data/flowers"}]}
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    path: Annotated[str, Field(min_length=1, max_length=dataset_sources.MAX_PATH)]
+    labels: bool = True
+
+
+class NewName(BaseModel):
+    """The new name of a dataset."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "flowers-2026"}]})
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class AddedDataset(Response):
+    """A dataset that was added or renamed; workers announce it within seconds.  No response holds its path."""
+
+    name: str
+    has_labels: bool
 
 
 class Datasets(Response):
@@ -35,6 +68,25 @@ def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
             pending=unsettled.pending,
             refused=[RefusedDataset.model_validate(each) for each in unsettled.refused],
         )
+
+
+@router.post("", status_code=202)
+def add(body: NewDataset, principal: Admin, database: TheDatabase) -> AddedDataset:
+    """Add a dataset, which every worker reads that has its path; the service remembers it."""
+    arguments = (body.name, body.path, body.labels, principal.key_id)
+    return AddedDataset.of(database.write(lambda session: dataset_sources.add(session, *arguments)))
+
+
+@router.patch("/{name}")
+def rename(name: str, body: NewName, principal: Admin, database: TheDatabase) -> AddedDataset:
+    """Rename a dataset that was added; jobs that have ended keep the old name."""
+    return AddedDataset.of(database.write(lambda session: dataset_sources.rename(session, name, body.name)))
+
+
+@router.delete("/{name}", status_code=204)
+def remove(name: str, principal: Admin, database: TheDatabase) -> None:
+    """Remove a dataset that was added; its files stay."""
+    database.write(lambda session: dataset_sources.remove(session, name))
 
 
 @router.get("/{name}")

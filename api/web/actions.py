@@ -5,6 +5,7 @@ In browsers with scripts, `static/js/actions.js` sends the same forms to the RES
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
@@ -13,15 +14,16 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
-from api.http.auth import Submitter
+from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import TheFormSubmission
+from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.job_bodies import create_retry
 from api.web.forms.fields import body_of
-from jobs import checkpoints, datasets, transitions
+from jobs import checkpoints, dataset_sources, datasets, transitions
 from jobs.database import Database
-from jobs.errors import Conflict
+from jobs.errors import Conflict, FieldError, Invalid
 from wcl_core.config import Protocol
 
 router = APIRouter(include_in_schema=False)
@@ -91,6 +93,23 @@ def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabas
     """Pin or unpin the checkpoint; redirect to the checkpoints of its job."""
     checkpoint = database.write(lambda session: checkpoints.pin(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")
+
+
+@router.post("/datasets")
+def add_dataset(
+    admin: Admin,
+    database: TheDatabase,
+    name: Annotated[str, Form()] = "",
+    path: Annotated[str, Form()] = "",
+    labels: Annotated[bool, Form()] = False,
+) -> Response:
+    """Add a dataset at a path of this machine; redirect to the list."""
+    body = body_of(NewDataset, {"name": name.strip(), "path": path.strip(), "labels": labels})
+    if not os.access(body.path, os.R_OK):
+        detail = "there is nothing at this path that the server may read; use `wcl dataset add` for a path of a worker"
+        raise Invalid([FieldError("/path", detail)])
+    database.write(lambda session: dataset_sources.add(session, body.name, body.path, body.labels, admin.key_id))
+    return _see("/datasets")
 
 
 @router.post("/datasets/{name}/read")

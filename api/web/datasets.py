@@ -117,4 +117,4 @@ def datasets_page(request: Request, reader: Reader, database: TheDatabase) -> Re
     """Return the page of all datasets."""
     with database.read() as session:
         view = dataset_list(session)
-    return page(request, "datasets.html", list=view, now=view.now)
+    return page(request, "datasets.html", list=view, now=view.now, may_add="admin" in reader.scopes)

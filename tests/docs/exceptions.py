@@ -42,6 +42,8 @@ NOT_RUN = {
     "./run up": _STARTED,
     "wcl up": _STARTED,
     "wcl up --dataset flowers=/data/flowers": _STARTED,
+    "wcl dataset check /data/flowers": "tests/wcl_client/test_dataset_commands.py checks folders",
+    "wcl dataset add flowers /data/flowers": "test_dataset_commands.py adds one; this service has it already",
     "wcl up --workers 2 --dataset flowers=/data/flowers --dataset cifar10": _STARTED,
     "./run bench core": _BENCHMARKS,
     "./run bench methods": _BENCHMARKS,

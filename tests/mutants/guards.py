@@ -1097,6 +1097,20 @@ GUARDS = (
         ("tests/wcl_core/data/test_listed.py::test_what_is_not_read_is_named",),
     ),
     Guard(
+        "a dataset that a job needs is not removed",
+        "jobs/dataset_sources.py",
+        "    _check_unused(session, name)\n    return row\n",
+        "    return row\n",
+        ("tests/jobs/test_dataset_sources.py::test_a_dataset_that_a_job_needs_stays[sqlite]",),
+    ),
+    Guard(
+        "a worker reads added datasets below its roots only",
+        "worker/registration.py",
+        "if not any(real.is_relative_to(root.resolve()) for root in self._settings.dataset_roots):",
+        "if False:",
+        ("tests/worker/test_datasets.py::test_a_worker_follows_what_administrators_add_rename_and_remove[sqlite]",),
+    ),
+    Guard(
         "no member of an archive is written outside of its folder",
         "wcl_core/data/archive.py",
         'or ".." in parts or',

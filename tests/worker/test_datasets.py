@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from jobs import workers
+from jobs import dataset_sources, workers
 from jobs.database import Database
-from jobs.models import Dataset
+from jobs.models import Dataset, Worker
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import WORKER
@@ -231,7 +232,7 @@ def test_datasets_that_a_queued_job_waits_for_are_read_first(
     assert registered.is_awaited()
     order: list[str] = []
 
-    def find(_: object, stop: threading.Event, names: list[str], __: object) -> list[object]:
+    def find(_: object, stop: threading.Event, names: list[str], *__: object) -> list[object]:
         order.extend(names)
         stop.set()
         return []
@@ -247,3 +248,57 @@ def _sleeper(folder: Path) -> Path:
     path.write_text("#!/bin/sh\nexec sleep 60\n")
     path.chmod(0o755)
     return path
+
+
+def test_a_worker_follows_what_administrators_add_rename_and_remove(
+    photos: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is not there, or in a folder that the settings do not allow: it is refused, and costs no job."""
+    monkeypatch.setattr(registration, "_REQUEST_SECONDS", 0.05)
+    (tmp_path / "elsewhere").symlink_to("/etc")
+    settings = Settings(data_dir=tmp_path / "data", builtin_datasets=[], dataset_roots=[tmp_path])
+    facts, stop, sources = replace(WORKER, datasets={}), threading.Event(), dict[str, Source]()
+    registered = Registration(database, settings, facts, sources, stop)
+
+    def add(name: str, path: Path, has_labels: bool = True) -> None:
+        database.write(lambda session: dataset_sources.add(session, name, str(path), has_labels, None))
+
+    def row() -> Worker:
+        with database.read() as session:
+            return session.execute(select(Worker)).scalar_one()
+
+    add("early", photos)
+    names = registered.names()
+    database.write(lambda session: workers.register(session, facts, 1, [], pending=names))
+    thread = threading.Thread(target=registered.run)
+    thread.start()
+    try:
+        eventually(lambda: "early" in row().datasets)
+        with zipfile.ZipFile(tmp_path / "late.zip", "w") as made:
+            for path in photos.rglob("*.png"):
+                made.write(path, path.relative_to(photos))
+        add("late", tmp_path / "late.zip", has_labels=False)
+        add("gone", tmp_path / "gone")
+        add("outside", tmp_path / "elsewhere")
+        eventually(lambda: "late" in row().datasets and len(row().refused_datasets) == 2)
+        assert "nothing at its path" in row().refused_datasets["gone"]
+        assert "WCL_DATASET_ROOTS" in row().refused_datasets["outside"]
+        assert sources["late"].facts.counts == {"train": 0, "test": 0, "unlabelled": 10}
+        assert (sources["late"].has_labels, sources["early"].has_labels) == (False, True)
+        assert datasets.DatasetCheck(sources)() is None
+        kept = sources["late"].path
+        assert kept is not None
+        inode = kept.stat().st_ino
+
+        database.write(lambda session: dataset_sources.rename(session, "late", "later"))
+        eventually(lambda: row().datasets.keys() == {"early", "later"})
+        assert (sources["later"].path, kept.stat().st_ino, "late" in sources) == (kept, inode, False)
+        database.write(lambda session: dataset_sources.remove(session, "later"))
+        database.write(lambda session: dataset_sources.remove(session, "gone"))
+        eventually(lambda: sources.keys() == {"early"} and not kept.exists())
+        assert (row().datasets.keys(), row().refused_datasets.keys()) == ({"early"}, {"outside"})
+        with database.read() as session:
+            assert list(session.execute(select(Dataset.name)).scalars()) == ["early"]
+    finally:
+        stop.set()
+        thread.join()

@@ -14,7 +14,7 @@ from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
-from wcl_client.registration import pending, refusals, report_lines, state_of, summary
+from wcl_client.registration import list_datasets
 from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
 
@@ -33,7 +33,8 @@ def up(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=PATH of an image folder or a packed file, or cifar10, cifar100 or stl10; may be repeated."
+            help="NAME=PATH of an image folder, list, archive or packed file, or cifar10, cifar100 or stl10; may be "
+            "repeated. `wcl dataset add` adds one that the service remembers."
         ),
     ] = None,
 ) -> None:
@@ -88,19 +89,7 @@ def datasets(
     with WclClient.connect() as client:
         if read is not None:
             client.read_dataset(read)
-        rows = client.datasets()
-        workers = [] if as_json else client.workers()
-    if as_json:
-        print_json(rows)
-        return
-    for dataset in rows:
-        out.say(bold(dataset["name"]), f"  {summary(dataset)}", state_of(dataset))
-        for line in report_lines(dataset):
-            out.say(f"  {line}")
-    for name in sorted({*pending(workers)} - {dataset["name"] for dataset in rows}):
-        out.say(bold(name), "  a worker is still reading it")
-    for refusal in refusals(workers):
-        err.say(Styled(refusal, "red"))
+        list_datasets(client, as_json)
 
 
 @app.command()

@@ -15,7 +15,14 @@ Import from this package, not from its modules; `overlay` is the exception.
 
 from wcl_core.config.evaluate import CheckpointFeatures, EvaluateSpec, PixelFeatures
 from wcl_core.config.fields import DATASET_NAME, Seed, proposed_name
-from wcl_core.config.images import AugmentConfig, DataConfig, MultiCropConfig, held_out_count, weak_augmentation
+from wcl_core.config.images import (
+    AugmentConfig,
+    DataConfig,
+    MultiCropConfig,
+    held_out_count,
+    proposed_image_size,
+    weak_augmentation,
+)
 from wcl_core.config.methods import MethodOptions, method_title, options_of, why_no_weak_labels
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
@@ -77,6 +84,7 @@ __all__ = [
     "method_title",
     "options_of",
     "parse_spec",
+    "proposed_image_size",
     "proposed_name",
     "protocol_facts",
     "resolve_spec",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from wcl_core.config.fields import DatasetName, SpecModel
@@ -24,6 +26,16 @@ class DataConfig(SpecModel):
             "not trained on, no classifier learns from them, and the test split itself is not used."
         ),
     )
+
+
+def proposed_image_size(median: Sequence[int]) -> int:
+    """Return the size to train at: the largest usual one that images of the median size fill.
+
+    Args:
+        median: width and height in pixels.
+    """
+    side = min(median)
+    return max((size for size in (32, 64, 96, 128, 160, 224) if size <= side), default=max(8, side - side % 8))
 
 
 def held_out_count(images: int, share: float) -> int:

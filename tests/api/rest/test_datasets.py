@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 
@@ -168,3 +169,38 @@ def test_a_dataset_without_labels_says_what_they_would_add(served: Served) -> No
     assert refused["errors"][0]["detail"] == note.removesuffix(".")
     data["held_out_share"] = 0.2
     assert_problem(sent("pretrain", batch_size=64), 422, "/spec/data/held_out_share")
+
+
+def test_an_administrator_adds_renames_and_removes_a_dataset(served: Served) -> None:
+    client, reader = served.client("admin"), served.client("read", "submit")
+    answers = [client.post("/v1/datasets", json={"name": "photos", "path": "/secret/place", "labels": False})]
+    assert (answers[0].status_code, answers[0].json()) == (202, {"name": "photos", "has_labels": False})
+    assert reader.post("/v1/datasets", json={"name": "more", "path": "/secret/place"}).status_code == 403
+    answers.append(reader.get("/v1/datasets"))
+    assert answers[-1].json()["pending"] == ["photos"]
+    answers.append(client.post("/v1/datasets", json={"name": "photos", "path": "/secret/place"}))
+    assert_problem(answers[-1], 409)
+    assert_problem(client.post("/v1/datasets", json={"name": "B c", "path": "x"}), 422, "/name", "/path")
+    announce(served, DatasetFacts("photos", "folder", "f" * 64, {"train": 0, "test": 0, "unlabelled": 4}, []))
+    answers += [reader.get("/v1/datasets/photos"), reader.get("/datasets"), reader.get("/datasets/photos")]
+    answers.append(client.patch("/v1/datasets/photos", json={"name": "flowers"}))
+    assert answers[-1].json() == {"name": "flowers", "has_labels": False}
+    answers.append(reader.get("/v1/datasets/flowers"))
+    assert [answer.status_code for answer in answers] == [202, 200, 409, 200, 200, 200, 200, 200]
+    assert not any("secret" in answer.text for answer in answers)
+    assert client.delete("/v1/datasets/flowers").status_code == 204
+    assert "flowers" not in reader.get("/v1/datasets").text
+
+
+def test_the_form_adds_a_dataset_at_a_path_that_the_server_may_read(served: Served, tmp_path: Path) -> None:
+    browser = served.browser("admin", "read")
+    assert "Add a dataset" in browser.get("/datasets").text
+    assert "Add a dataset" not in served.browser("read", "submit").get("/datasets").text
+    origin = {"Origin": served.url}
+    fields = {"name": "photos", "path": str(tmp_path)}
+    assert browser.post("/datasets", data=fields | {"path": "/none/at/all"}, headers=origin).status_code == 422
+    answer = browser.post("/datasets", data=fields, headers=origin)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/datasets")
+    page = browser.get("/datasets").text
+    assert "A worker is still reading <b>photos</b>" in page
+    assert str(tmp_path) not in page

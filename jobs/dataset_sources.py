@@ -1,0 +1,172 @@
+"""Datasets that administrators add while the service runs: a name and a path, which every worker that has it reads.
+
+Only workers read the path.  No response of the server holds it, since users must not learn where files lie.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from jobs import workers
+from jobs.database import new_id
+from jobs.datasets import unsettled
+from jobs.errors import Conflict, FieldError, Invalid, NotFound
+from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Worker
+from jobs.status import TERMINAL, Status
+from wcl_core.config import DATASET_NAME, proposed_name
+
+MAX_PATH = 4096
+
+
+@dataclass(frozen=True)
+class Added:
+    """A dataset that an administrator added.
+
+    Attributes:
+        id: stays when the dataset gets another name.
+        path: of a folder, list, archive or packed file, on the workers that have it.
+        has_labels: whether folders, or the list, may name classes.
+    """
+
+    id: str
+    name: str
+    path: str
+    has_labels: bool
+
+
+def added(session: Session) -> dict[str, Added]:
+    """Return the datasets that administrators have added, by name."""
+    rows = session.execute(select(DatasetSource).order_by(DatasetSource.name)).scalars()
+    return {row.name: _added(row) for row in rows}
+
+
+def is_current(session: Session, source: Added) -> bool:
+    """Return whether a dataset is still the added one; until the transaction ends, none removes it."""
+    statement = select(DatasetSource).where(DatasetSource.name == source.name).with_for_update()
+    row = session.execute(statement).scalar_one_or_none()
+    return row is not None and _added(row) == source
+
+
+def add(session: Session, name: str, path: str, has_labels: bool, created_by: str | None) -> Added:
+    """Add a dataset; workers read it within seconds.
+
+    Raises:
+        Invalid: no spec can hold the name, or the path is not absolute.
+        Conflict: there is a dataset of this name.
+    """
+    errors = [FieldError("/name", problem) for problem in _problems_of_name(name)]
+    if not PurePath(path).is_absolute() or "\0" in path:
+        errors.append(FieldError("/path", "expected an absolute path on the machines of the workers"))
+    if errors:
+        raise Invalid(errors)
+    _check_free(session, name)
+    row = DatasetSource(name=name, id=new_id(), path=path, has_labels=has_labels, created_by=created_by)
+    session.add(row)
+    session.flush()
+    return _added(row)
+
+
+def rename(session: Session, name: str, new_name: str) -> Added:
+    """Give an added dataset another name; jobs that have ended keep the old one.
+
+    Raises:
+        Invalid: no spec can hold the new name.
+        NotFound: there is no such dataset.
+        Conflict: it is one of a worker's settings, a job on it has not ended, or there is one of the new name.
+    """
+    if errors := [FieldError("/name", problem) for problem in _problems_of_name(new_name)]:
+        raise Invalid(errors)
+    row = _changeable(session, name)
+    if new_name != name:
+        _check_free(session, new_name)
+        session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name.in_((name, new_name))))
+        session.execute(delete(Dataset).where(Dataset.name == new_name))  # of settings that no worker has any more
+        session.execute(update(Dataset).where(Dataset.name == name).values(name=new_name))
+        row.name = new_name
+        session.flush()
+        _drop_from_workers(session, name)
+    return _added(row)
+
+
+def remove(session: Session, name: str) -> None:
+    """Remove a dataset from the service; its files stay.
+
+    One that only the settings of a worker named is removed once no worker that runs has it.
+
+    Raises:
+        NotFound: there is no such dataset.
+        Conflict: it is one of a worker's settings, or a job on it has not ended.
+    """
+    is_added = session.get(DatasetSource, name) is not None
+    if not is_added and _is_registered(session, name) and not _is_of_a_worker(session, name):
+        _check_unused(session, name)
+    else:
+        session.delete(_changeable(session, name))
+        _drop_from_workers(session, name)
+    session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name == name))
+    session.execute(delete(Dataset).where(Dataset.name == name))
+
+
+def _added(row: DatasetSource) -> Added:
+    return Added(row.id, row.name, row.path, row.has_labels)
+
+
+def _drop_from_workers(session: Session, name: str) -> None:
+    """Take a dataset from the rows of the workers, which notice the change a little later."""
+    for worker_id in session.execute(select(Worker.id).where(Worker.is_live).order_by(Worker.id)).scalars().all():
+        workers.drop_dataset(session, worker_id, name)
+
+
+def _problems_of_name(name: str) -> list[str]:
+    if re.search(DATASET_NAME, name):
+        return []
+    return [f"expected lower-case letters, digits, '.', '_' and '-', such as {proposed_name(name)}"]
+
+
+def _is_registered(session: Session, name: str) -> bool:
+    return session.execute(select(Dataset.id).where(Dataset.name == name)).first() is not None
+
+
+def _is_of_a_worker(session: Session, name: str) -> bool:
+    """Return whether a worker that runs has a dataset, reads it or refuses it."""
+    rows = session.execute(select(Worker).where(Worker.is_live)).scalars()
+    named = {each for worker in rows for each in worker.datasets}
+    state = unsettled(session)
+    return name in named | set(state.pending) | {each.name for each in state.refused}
+
+
+def _check_free(session: Session, name: str) -> None:
+    if session.get(DatasetSource, name) is not None or _is_of_a_worker(session, name):
+        raise Conflict(f"there is a dataset {name}; choose another name, or remove that one first")
+
+
+def _changeable(session: Session, name: str) -> DatasetSource:
+    """Return an added dataset that no job needs."""
+    row = session.get(DatasetSource, name, with_for_update=True)
+    if row is None and (_is_registered(session, name) or _is_of_a_worker(session, name)):
+        raise Conflict(
+            f"{name} is in the settings of a worker (wcl up --dataset, WCL_DATASETS, WCL_BUILTIN_DATASETS), and only "
+            "these change it"
+        )
+    if row is None:
+        raise NotFound(f"there is no dataset {name}")
+    _check_unused(session, name)
+    return row
+
+
+def _check_unused(session: Session, name: str) -> None:
+    open_jobs = select(func.count()).where(Job.dataset_name == name, Job.status.not_in(TERMINAL))
+    count = session.execute(open_jobs).scalar_one()
+    if count:
+        jobs = "1 job has" if count == 1 else f"{count} jobs have"
+        raise Conflict(f"{jobs} not ended on {name}; cancel, or wait")
+    if (
+        session.execute(select(Sweep.id).where(Sweep.dataset_name == name, Sweep.status == Status.RUNNING)).first()
+        is not None
+    ):
+        raise Conflict(f"a sweep on {name} has not ended; cancel it, or wait")

@@ -1,0 +1,75 @@
+"""`wcl dataset`: check folders without a service; add, rename and remove datasets of a running one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import workers
+from jobs.database import new_id
+from jobs.datasets import DatasetFacts
+from tests.api.served import Served
+from tests.jobs import rows
+from tests.wcl_client.test_operations import wcl
+from tests.wcl_core.data.test_data import write_image, write_tree
+from wcl_client.commands import datasets
+
+
+@pytest.mark.process
+def test_check_says_what_a_dataset_would_be(tmp_path: Path) -> None:
+    write_tree(tmp_path / "photos", {"cat": 10, "dog": 5, ".hidden": 2, "one": 1})
+    write_image(tmp_path / "photos" / "cat" / "large.JPG", size=(200, 120))
+    (tmp_path / "photos" / "cat" / "notes.jpg").write_text("none")
+    done = wcl("dataset", "check", str(tmp_path / "photos"))
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    for part in (
+        "14 train, 3 test, 3 classes",
+        "read as: a fixed fifth of each class is the test split",
+        "images: 16 PNG, 1 JPEG; 17 RGB; 12x9 to 200x120 pixels, median 12x9",
+        "left out: 1, images that cannot be read",
+        "left out: 1, hidden files and folders",
+        "note: 1, classes with a single train image: one",
+        "classes (train + test): cat 9 + 2, dog 4 + 1, one 1 + 0",
+        "train at: 8 pixels",
+    ):
+        assert part in text, (part, text)
+    row = json.loads(wcl("dataset", "check", str(tmp_path / "photos"), "--without-labels", "--json").stdout)
+    assert row["counts"] == {"train": 0, "test": 0, "unlabelled": 17}
+
+
+@pytest.mark.process
+def test_check_says_why_a_folder_is_refused(tmp_path: Path) -> None:
+    done = wcl("dataset", "check", str(tmp_path))
+    assert (done.exit_code, "it has no image files" in done.stderr) == (1, True), done.output
+    assert wcl("dataset", "check", str(tmp_path / "gone")).exit_code == 1
+
+
+def test_add_waits_for_a_worker_and_says_what_it_has_read(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = rows.worker(id=new_id(), name="florist", datasets={})
+    server.database.write(lambda session: workers.register(session, worker, 1, []))
+    facts = DatasetFacts("photos", "folder", "f" * 64, {"train": 0, "test": 0, "unlabelled": 400}, [])
+
+    def settle(result: DatasetFacts | str, name: str) -> None:
+        server.database.write(lambda session: workers.settle_dataset(session, worker.id, name, result))
+
+    monkeypatch.setattr(datasets.time, "sleep", lambda _: settle(facts, "photos"))
+    done = wcl("dataset", "add", "photos", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert "400 unlabelled, no labels" in text
+    assert "photos has no labels, so nothing that compares with them is measured" in text
+    assert "a worker reads it" in done.stderr
+
+    monkeypatch.setattr(datasets.time, "sleep", lambda _: settle("this machine has nothing at its path", "gone"))
+    done = wcl("dataset", "add", "gone", str(tmp_path / "gone"))
+    assert (done.exit_code, "florist refuses it: this machine has nothing" in done.stderr) == (1, True), done.output
+
+    assert "400 unlabelled" in wcl("dataset", "list").stdout
+    assert "is now flowers" in wcl("dataset", "rename", "photos", "flowers").stdout
+    assert "400 unlabelled" in wcl("dataset", "show", "flowers").stdout
+    assert "its files stay" in wcl("dataset", "remove", "flowers").stdout
