@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, and_
 from jobs.models import Attempt
 
 _TOKEN_BYTES = 8
-_FOLDER = re.compile("[0-9]+(-[0-9a-f]+)?")
+_FOLDER = re.compile(r"[0-9]+(-[0-9a-f]+)?(\.[0-9]+)?")  # of a further node with its number
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class AttemptRef:
     def folder(self) -> str:
         """`JOB/NUMBER-TOKEN`, the place of its files on its worker and in the storage."""
         return f"{self.job_id}/{self.number}" + (f"-{self.token}" if self.token else "")
+
+    def folder_of(self, node: int) -> str:
+        """Return the place of the files of a node on its worker: workers of one machine may share a data folder."""
+        return f"{self.folder}.{node}" if node else self.folder
 
     def is_row(self) -> ColumnElement[bool]:
         """Return the condition for the attempt's row."""

@@ -228,8 +228,9 @@ def _of_the_devices(ledger: _Ledger) -> _Problems:
             yield "devices", f"attempt {attempt.number} has ended, but holds {', '.join(held)}"
         elif len(held) < len(devices) and attempt.ended_at is None:
             yield "devices", f"attempt {attempt.number} is open, but has released a device"
-        if devices and len(devices) != ledger.job.gpus:
-            yield "devices", f"attempt {attempt.number} has {len(devices)} devices, but the job needs {ledger.job.gpus}"
+        expected = ledger.job.gpus * ledger.job.nodes
+        if devices and len(devices) != expected:
+            yield "devices", f"attempt {attempt.number} has {len(devices)} devices, but the job needs {expected}"
 
 
 def _of_the_deliveries(ledger: _Ledger, replay: _Replay) -> _Problems:

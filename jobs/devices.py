@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.models import Attempt, AttemptDevice, Worker
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Worker
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,43 @@ def free_of(session: Session, workers: Sequence[Worker]) -> dict[str, Free]:
     """Return the free part of each worker by its id; a worker of an older version runs one attempt at a time."""
     devices = {worker.id: working(of_worker(worker)) for worker in workers}
     used = in_use(session, [uuid for uuids in devices.values() for uuid in uuids])
-    busy = _busy_cpu_slots(session)
+    attempts, busy = _open_attempts(session)
     result = {}
     for worker in workers:
         if worker.cpu_slots is None:
             result[worker.id] = Free(devices[worker.id], 1) if worker.state == "idle" else Free((), 0)
+        elif worker.takes_one and attempts[worker.id]:
+            result[worker.id] = Free((), 0)
         else:
             result[worker.id] = Free(devices[worker.id], max(0, worker.cpu_slots - busy[worker.id])).without(used)
     return result
 
 
-def _busy_cpu_slots(session: Session) -> Counter[str]:
-    """Return the number of open attempts without devices by worker."""
+def _open_attempts(session: Session) -> tuple[Counter[str], Counter[str]]:
+    """Return the number of open attempts by worker, and of those without devices; also as a further node of one."""
     has_devices = exists().where(AttemptDevice.job_id == Attempt.job_id, AttemptDevice.attempt == Attempt.number)
-    return Counter(session.execute(select(Attempt.worker_id).where(Attempt.ended_at.is_(None), ~has_devices)).scalars())
+    is_open = Attempt.ended_at.is_(None)
+    further = (
+        select(AttemptNode.worker_id, has_devices).join(Attempt, is_node_of()).where(is_open, AttemptNode.node > 0)
+    )
+    rows = session.execute(select(Attempt.worker_id, has_devices).where(is_open).union_all(further)).all()
+    return Counter(worker for worker, _ in rows), Counter(worker for worker, has_any in rows if not has_any)
+
+
+def is_node_of() -> ColumnElement[bool]:
+    """Return the condition for the nodes of an attempt, in a query over both."""
+    return and_(AttemptNode.job_id == Attempt.job_id, AttemptNode.attempt == Attempt.number)
+
+
+def is_of_worker(worker_id: str) -> ColumnElement[bool]:
+    """Return the condition for devices of a worker, in a query over attempts and their devices."""
+    of_node = and_(
+        AttemptNode.job_id == AttemptDevice.job_id,
+        AttemptNode.attempt == AttemptDevice.attempt,
+        AttemptNode.node == AttemptDevice.node,
+        AttemptNode.worker_id == worker_id,
+    )
+    return or_(and_(Attempt.worker_id == worker_id, AttemptDevice.node == 0), exists().where(of_node))
 
 
 def users(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
@@ -157,17 +180,21 @@ def users(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
 def cpu_users(session: Session, workers: Sequence[Worker]) -> dict[str, list[str]]:
     """Return the ids of the jobs that run without devices now by their worker's id, the oldest first."""
     has_devices = exists().where(AttemptDevice.job_id == Attempt.job_id, AttemptDevice.attempt == Attempt.number)
-    running = select(Attempt.worker_id, Attempt.job_id).where(Attempt.ended_at.is_(None), ~has_devices)
-    here = running.where(Attempt.worker_id.in_([worker.id for worker in workers])).order_by(Attempt.started_at)
+    ids = [worker.id for worker in workers]
+    is_running = (Attempt.ended_at.is_(None), ~has_devices)
+    first = select(Attempt.worker_id, Attempt.job_id, Attempt.started_at).where(*is_running, Attempt.worker_id.in_(ids))
+    further = select(AttemptNode.worker_id, Attempt.job_id, Attempt.started_at).join(Attempt, is_node_of())
+    further = further.where(*is_running, AttemptNode.node > 0, AttemptNode.worker_id.in_(ids))
+    here = first.union_all(further).order_by("started_at")
     result: dict[str, list[str]] = defaultdict(list)
-    for worker_id, job_id in session.execute(here) if workers else ():
+    for worker_id, job_id, _ in session.execute(here) if workers else ():
         result[worker_id].append(job_id)
     return result
 
 
 def by_attempt(session: Session, job_id: str) -> dict[int, list[str]]:
     """Return the devices of each attempt of a job by the attempt's number."""
-    rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id).order_by(AttemptDevice.place)
+    rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id).order_by(AttemptDevice.node, AttemptDevice.place)
     result: dict[int, list[str]] = defaultdict(list)
     for row in session.execute(rows).scalars():
         result[row.attempt].append(row.device)

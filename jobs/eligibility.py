@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, exists, or_, tuple_
+from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
 
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
@@ -47,6 +47,8 @@ class WorkerFacts:
 
     Attributes:
         cpu_slots: number of attempts without devices that it runs at once.
+        address: where runs of other workers reach its runs; None if it takes no job of several nodes.
+        takes_one: whether it ends after one job.
     """
 
     id: str
@@ -56,6 +58,8 @@ class WorkerFacts:
     datasets: dict[str, str]
     spec_versions: tuple[int, ...]
     cpu_slots: int = 1
+    address: str | None = None
+    takes_one: bool = False
 
     @property
     def gpus(self) -> int:
@@ -72,7 +76,17 @@ class WorkerFacts:
         """Return the properties in a worker's row."""
         versions = tuple(int(version) for version in worker.spec_versions)
         devices = of_worker(worker)
-        return cls(worker.id, worker.name, worker.pool, devices, worker.datasets, versions, worker.cpu_slots or 0)
+        return cls(
+            worker.id,
+            worker.name,
+            worker.pool,
+            devices,
+            worker.datasets,
+            versions,
+            worker.cpu_slots or 0,
+            worker.address,
+            worker.takes_one,
+        )
 
 
 def takes_jobs() -> ColumnElement[bool]:
@@ -84,6 +98,7 @@ def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
     """Return the condition for a job that the worker can run; `fits` decides the same about two rows."""
     return and_(
         Job.pool == worker.pool,
+        true() if worker.address is not None else Job.nodes == 1,
         Job.gpus <= worker.all_free.most_gpus,
         tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
         Job.spec_version.in_(worker.spec_versions),
@@ -100,14 +115,20 @@ def fits(worker: Worker, job: Job) -> bool:
     """Return whether the worker can run the job, regardless of whether it is busy."""
     return (
         worker.pool == job.pool
+        and has_address(worker, job)
         and has_gpus(worker, job)
         and has_dataset(worker, job)
         and supports_spec_version(worker, job)
     )
 
 
+def has_address(worker: Worker, job: Job) -> bool:
+    """Return whether the worker can be one of the job's nodes."""
+    return (job.nodes or 1) == 1 or worker.address is not None
+
+
 def has_gpus(worker: Worker, job: Job) -> bool:
-    """Return whether the worker has as many GPUs as the job needs."""
+    """Return whether the worker has as many GPUs as the job needs on each node."""
     return job.gpus <= most_gpus(working(of_worker(worker)))
 
 

@@ -29,6 +29,7 @@ _ALIKE = (
     "execution",
     "threads",
     "processes",
+    "nodes",
 )
 
 

@@ -2,7 +2,8 @@
 
 A job that needs more devices than are free is passed over: smaller jobs behind it start.  Once a worker has passed over
 the same job for a while, it gives its devices to no job behind it, except to those that end before the large job can
-start.  Of several workers that fit, only the one that lacks the fewest devices does so.
+start.  Of several workers that fit, only the one that lacks the fewest devices does so.  For a job of several nodes so
+many workers do so as it has nodes, unless the pool has too few that it could ever start on.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
+from jobs import gangs
 from jobs.checks import pretraining_count
-from jobs.devices import Free, free_of
+from jobs.devices import Free, free_of, is_of_worker
 from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
 from jobs.estimates import estimate
 from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, parse_spec
 
+_MOST_PASSED = 20  # jobs that are looked at for one that the pool has enough workers for
 _MARGIN = 1.25  # of an estimate from a similar run
 
 
@@ -31,7 +34,8 @@ class PassedOver:
     Attributes:
         is_here: whether this worker lacks the fewest devices for it.
         is_urgent: whether other jobs of the worker give way to it.
-        seconds: expected time until the worker has enough devices; infinite where unknown.
+        seconds: expected time until it can start; infinite where unknown.
+        gpus: that it needs on a worker; for none, the worker keeps its CPU slots.
     """
 
     job_id: str
@@ -40,25 +44,41 @@ class PassedOver:
     is_here: bool
     is_urgent: bool
     seconds: float
+    gpus: int = 1
 
 
 def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver | None:
     """Return the job that this worker may have to keep its free devices for."""
-    waiting = select(Job).where(is_due(), fits_worker(worker), Job.gpus > free.most_gpus)
-    job = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(1)).scalar_one_or_none()
+    is_passed = Job.gpus > free.most_gpus
+    if worker.address is not None:
+        is_passed = or_(is_passed, Job.nodes > 1)
+    waiting = select(Job).where(is_due(), fits_worker(worker), is_passed)
+    jobs = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(_MOST_PASSED)).scalars()
+    job = next((each for each in jobs if each.nodes == 1 or len(gangs.able(session, each)) >= each.nodes), None)
     if job is None:
         return None
-    is_here = _closest(session, job) == worker.id
+    missing = _closest(session, job)
     running = _running(session, worker.id)
     is_urgent = any(each.preempt_requested_at is not None for each, _ in running)
-    seconds = _seconds_until(job.gpus - free.most_gpus, [(remaining(each), count) for each, count in running])
-    seconds = math.inf if seconds is None else seconds
-    return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds)
+    own = _seconds_until(job.gpus - free.most_gpus, [(remaining(each), count) for each, count in running])
+    seconds = math.inf if own is None else own
+    if job.nodes > 1:
+        seconds = max((_seconds_of(session, each, count) for each, count in missing.items()), default=0.0)
+    is_here = worker.id in missing
+    return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds, job.gpus)
+
+
+def _seconds_of(session: Session, worker_id: str, missing: int) -> float:
+    """Return the time until a worker is expected to have so many more free devices; infinite where unknown."""
+    if missing <= 0:
+        return 0.0
+    seconds = next_free(session, worker_id, missing)
+    return math.inf if seconds is None else seconds
 
 
 def may_start(session: Session, job: Job, held: PassedOver) -> bool:
-    """Return whether a job behind the held one may start: it needs no device, or ends before the held one can start."""
-    if job.gpus == 0 or (job.priority, -job.queue_place) >= (held.priority, -held.queue_place):
+    """Return whether a job behind the held one may start: it needs other things, or ends before that one can start."""
+    if bool(job.gpus) != bool(held.gpus) or (job.priority, -job.queue_place) >= (held.priority, -held.queue_place):
         return True
     return math.isfinite(held.seconds) and _most_seconds(session, job) <= held.seconds
 
@@ -75,14 +95,22 @@ def remaining(job: Job) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _closest(session: Session, job: Job) -> str | None:
-    """Return the id of the worker that lacks the fewest devices for the job; None if one lacks none."""
+def _closest(session: Session, job: Job) -> dict[str, int]:
+    """Return as many workers as the job has nodes, those that lack the fewest devices, each with their number.
+
+    Returns:
+        The number of missing devices, or of CPU slots, by id; empty if none is missing.
+    """
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
     workers = [worker for worker in workers if fits(worker, job)]
     free = free_of(session, workers)
-    missing = {worker.id: job.gpus - free[worker.id].most_gpus for worker in workers}
-    closest = min(missing, key=lambda worker_id: (missing[worker_id], worker_id), default=None)
-    return closest if closest is not None and missing[closest] > 0 else None
+    missing = {worker.id: _missing(job.gpus, free[worker.id]) for worker in workers}
+    closest = sorted(missing, key=lambda worker_id: (missing[worker_id], worker_id))[: job.nodes]
+    return {each: missing[each] for each in closest} if any(missing[each] > 0 for each in closest) else {}
+
+
+def _missing(gpus: int, free: Free) -> int:
+    return gpus - free.most_gpus if gpus else int(free.cpu_slots == 0)
 
 
 def _running(session: Session, worker_id: str) -> list[tuple[Job, int]]:
@@ -91,7 +119,7 @@ def _running(session: Session, worker_id: str) -> list[tuple[Job, int]]:
         select(Job, AttemptDevice.device)
         .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
         .join(AttemptDevice, and_(AttemptDevice.job_id == Job.id, AttemptDevice.attempt == Attempt.number))
-        .where(Attempt.worker_id == worker_id, Job.status == Status.RUNNING, AttemptDevice.released_at.is_(None))
+        .where(is_of_worker(worker_id), Job.status == Status.RUNNING, AttemptDevice.released_at.is_(None))
     )
     counts: dict[str, tuple[Job, int]] = {}
     for job, _ in session.execute(held):

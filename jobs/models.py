@@ -1,7 +1,8 @@
 """The tables.  Times are integer milliseconds since 1970 by the database's clock; ids are UUIDv7 strings.
 
 Job ─┬─ Attempt          one execution each; the open one is the lease and the fence
-     │    └─ AttemptDevice   a device that it uses or has used
+     │    ├─ AttemptDevice   a device that it uses or has used
+     │    └─ AttemptNode     a worker of an attempt on several machines, and its lease
      ├─ Event            append-only, numbered per job
      ├─ Series ─┬─ Point     every metric value as reported
      │          └─ Rollup    buckets of 8, 64, … steps for charts
@@ -110,7 +111,8 @@ class Job(Base):
     spec: Mapped[dict[str, Any]]
     priority: Mapped[int] = mapped_column(Integer, default=0)
     pool: Mapped[str] = mapped_column(_String(64), default="default")
-    gpus: Mapped[int] = mapped_column(Integer, default=0)
+    gpus: Mapped[int] = mapped_column(Integer, default=0)  # of each node
+    nodes: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # workers that run it together
     # The order of jobs of equal priority; 0 for a job that a server of an older version has added.
     queue_place: Mapped[int] = mapped_column(default=queue_place(), server_default=text("0"), index=True)
     dataset_name: Mapped[str] = mapped_column(_String(64))
@@ -156,6 +158,27 @@ class Attempt(Base):
     log_seq: Mapped[int] = mapped_column(default=0)
     output_lines: Mapped[int] = mapped_column(default=0)  # number of stdout and stderr lines in the log
     environment: Mapped[dict[str, Any] | None]
+    # Of an attempt on several nodes: where its ranks meet (jobs.gangs.Rendezvous), and whether a worker of it drains.
+    rendezvous: Mapped[dict[str, Any] | None]
+    drain_requested_at: Mapped[int | None]
+
+
+class AttemptNode(Base):
+    """A worker of an attempt on several nodes; the first one renews the attempt, each other one its own row."""
+
+    __tablename__ = "attempt_nodes"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),
+        Index("ix_attempt_nodes_worker", "worker_id"),
+    )
+    job_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)  # from 0
+    worker_id: Mapped[str] = mapped_column(_Id)
+    worker_name: Mapped[str] = mapped_column(_String(200))
+    address: Mapped[str] = mapped_column(_String(64))
+    renewals: Mapped[int] = mapped_column(default=0)  # 0: its worker has not begun yet
+    ended_at: Mapped[int | None]  # its ranks have ended well; it needs no renewal
 
 
 class AttemptDevice(Base):
@@ -175,7 +198,8 @@ class AttemptDevice(Base):
     job_id: Mapped[str] = mapped_column(_Id, primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     device: Mapped[str] = mapped_column(_String(128), primary_key=True)  # its UUID
-    place: Mapped[int] = mapped_column(Integer)  # among the devices of the attempt, from 0
+    place: Mapped[int] = mapped_column(Integer)  # among the devices of its node, from 0
+    node: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     released_at: Mapped[int | None]  # the end of the attempt; None while it uses the device
 
 
@@ -334,6 +358,8 @@ class Worker(Base):
     cpu_slots: Mapped[int | None] = mapped_column(Integer)  # attempts without devices; None: of an older version
     memory_bytes: Mapped[int | None]  # the most that a training process can have, of the GPU or of the machine
     pid: Mapped[int]
+    address: Mapped[str | None] = mapped_column(_String(64))  # for jobs of several nodes; None while it takes none
+    takes_one: Mapped[bool] = mapped_column(server_default=false())  # it ends after one job
     datasets: Mapped[dict[str, Any]]  # name -> digest
     pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads
     dataset_shares: Mapped[dict[str, Any] | None]  # name -> share of a pending dataset that it has read

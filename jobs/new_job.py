@@ -82,6 +82,7 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
         "name": new.name or default_name(new.spec),
         "status": status,
         "spec_version": new.spec.spec_version,
+        "nodes": nodes_of(new.spec),
         "spec": resolve_spec(new.spec),
         "dataset_name": dataset.name,
         "dataset_digest": pinned_digest(session, dataset) if digest is None else digest,
@@ -98,6 +99,11 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
     if not waits:
         signal(session, Signal.DUE)
     return job
+
+
+def nodes_of(spec: Spec) -> int:
+    """Return the number of workers that run a job together; an evaluation has one."""
+    return spec.nodes if isinstance(spec, PretrainSpec) else 1
 
 
 def default_name(spec: Spec) -> str:

@@ -1,7 +1,7 @@
 """Preemption: the choice of running jobs that give way to a waiting job of higher priority.
 
 - Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
-- No job gives way while a worker that fits the waiting job has room for it.
+- No job gives way while a worker that fits the waiting job has room for it; for a job of several nodes, so many.
 - No job gives way to a job that was itself preempted, so that two jobs never take turns.
 - In a pool, jobs give way to one waiting job at a time.  They are as few as suffice, all of one worker; of several
   choices those of lowest priority, and of equal ones the attempts that have run for the shortest time.
@@ -16,6 +16,7 @@ from itertools import combinations
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from jobs import gangs
 from jobs.devices import Free, free_of
 from jobs.eligibility import fits, is_due, takes_jobs
 from jobs.models import Attempt, Job, Worker
@@ -53,23 +54,31 @@ def choose(session: Session) -> Preemption | None:
         return None
     workers = list(session.execute(select(Worker).where(takes_jobs()).order_by(Worker.id)).scalars())
     free = free_of(session, workers)
-    for waiting in _waiting(session, lowest=min(job.priority for job, _ in running)):
+    for waiting in _waiting(session, lowest=min(job.priority for job, *_ in running)):
         fitting = [worker.id for worker in workers if fits(worker, waiting)]
-        if any(free[worker_id].holds(waiting.gpus) for worker_id in fitting):
+        with_room = [worker_id for worker_id in fitting if free[worker_id].holds(waiting.gpus)]
+        num_missing = waiting.nodes - len(with_room)
+        if num_missing <= 0:
             continue
-        choices = [_fewest(_victims(running, worker_id, waiting), free[worker_id], waiting) for worker_id in fitting]
-        if possible := [victims for victims in choices if victims]:
-            cheapest = min(possible, key=lambda victims: (len(victims), [each.cost for each in victims]))
-            return Preemption(tuple(each.job_id for each in cheapest), waiting.id)
+        choices = [
+            _fewest(_victims(running, worker_id, waiting), free[worker_id], waiting)
+            for worker_id in fitting
+            if worker_id not in with_room
+        ]
+        possible = [victims for victims in choices if victims]
+        if len(possible) >= num_missing:
+            possible.sort(key=lambda victims: (len(victims), [each.cost for each in victims]))
+            chosen = [each.job_id for victims in possible[:num_missing] for each in victims]
+            return Preemption(tuple(dict.fromkeys(chosen)), waiting.id)
     return None
 
 
-def _victims(running: Sequence[tuple[Job, Attempt]], worker_id: str, waiting: Job) -> list[_Victim]:
+def _victims(running: Sequence[tuple[Job, Attempt, set[str]]], worker_id: str, waiting: Job) -> list[_Victim]:
     """Return the jobs of a worker whose end would help the waiting job, the cheapest first."""
     victims = [
         _Victim(job.priority, attempt.ran_ms or 0, job.id, max(1, job.gpus))
-        for job, attempt in running
-        if attempt.worker_id == worker_id
+        for job, attempt, worker_ids in running
+        if worker_id in worker_ids
         and job.priority < waiting.priority
         and bool(job.gpus) == bool(waiting.gpus)  # CPU slots and devices do not replace each other
     ]
@@ -87,15 +96,19 @@ def _fewest(victims: Sequence[_Victim], free: Free, waiting: Job) -> Sequence[_V
     return ()
 
 
-def _preemptible(session: Session) -> list[tuple[Job, Attempt]]:
-    """Return running jobs that may give way, in pools where no job is giving way already."""
+def _preemptible(session: Session) -> list[tuple[Job, Attempt, set[str]]]:
+    """Return running jobs that may give way, with their workers, in pools where no job is giving way already."""
     giving_way = select(Job.pool).where(Job.status == Status.RUNNING, Job.preempt_requested_at.is_not(None))
     statement = (
         select(Job, Attempt)
         .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
         .where(Job.status == Status.RUNNING, Job.preemptible, Job.pool.not_in(giving_way))
     )
-    return [(job, attempt) for job, attempt in session.execute(statement)]
+    result = []
+    for job, attempt in session.execute(statement).all():
+        nodes = gangs.nodes_of(session, [attempt])[attempt.number] if job.nodes > 1 else []
+        result.append((job, attempt, {attempt.worker_id, *(node.worker_id for node in nodes)}))
+    return result
 
 
 def _waiting(session: Session, lowest: int) -> Sequence[Job]:

@@ -18,14 +18,15 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import Update, delete, exists, select, update
+from sqlalchemy import Update, delete, exists, literal, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
 from jobs.attempts import AttemptRef
 from jobs.database import Database, is_outage, now_ms
+from jobs.devices import is_node_of
 from jobs.fault_log import FaultLog
-from jobs.models import Attempt, AttemptDevice, IdempotencyKey, Worker
+from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, Worker
 from jobs.settings import Settings
 from jobs.wake_up import WakeUpSender
 
@@ -98,7 +99,8 @@ class Reconciler:
         self._wake_ups = WakeUpSender(database, settings) if sends_wake_ups else None
         self._clock = clock
         gap = 2 * settings.look_seconds + 1
-        self._attempts: Watch[AttemptRef] = Watch(settings.lease_seconds, gap)
+        # By attempt and node; the first node renews the attempt itself.
+        self._attempts: Watch[tuple[AttemptRef, int]] = Watch(settings.lease_seconds, gap)
         self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
         self._next_housekeeping = 0.0
         self._is_nudged = threading.Event()
@@ -138,8 +140,8 @@ class Reconciler:
             attempts = _open_attempts(session)
             heartbeats = _heartbeats(session)
         self._prove_writable(attempts, heartbeats)
-        for attempt in self._attempts.lost(attempts, self._clock()):
-            self._reap(attempt, attempts[attempt])
+        for node in self._attempts.lost(attempts, self._clock()):
+            self._reap(*node, attempts[node])
         for worker_id in self._workers.lost(heartbeats, self._clock()):
             lost = partial(workers.mark_lost, worker_id=worker_id, heartbeats=heartbeats[worker_id])
             self._database.write(lost)
@@ -166,23 +168,23 @@ class Reconciler:
             self._database.write(transitions.unblock)
         self._advance(due_sweeps)
 
-    def _prove_writable(self, attempts: dict[AttemptRef, int], heartbeats: dict[str, int]) -> None:
+    def _prove_writable(self, attempts: dict[tuple[AttemptRef, int], int], heartbeats: dict[str, int]) -> None:
         """Write to the database before anything is declared lost.
 
         Workers may be silent because they cannot write: a stopped process holds SQLite's lock, or PostgreSQL is
         read-only.  A failure here, or a long wait, makes this a failed or a missed poll, which resets every wait.
         """
         now = self._clock()
-        if (attempt := self._attempts.suspect(attempts, now)) is not None:
-            same = update(Attempt).where(attempt.is_row())
+        if (node := self._attempts.suspect(attempts, now)) is not None:
+            same = update(Attempt).where(node[0].is_row())
             self._database.write(partial(_execute, same.values(renewals=Attempt.renewals)))
         elif (worker_id := self._workers.suspect(heartbeats, now)) is not None:
             same = update(Worker).where(Worker.id == worker_id)
             self._database.write(partial(_execute, same.values(heartbeats=Worker.heartbeats)))
 
-    def _reap(self, attempt: AttemptRef, renewals: int) -> None:
+    def _reap(self, attempt: AttemptRef, node: int, renewals: int) -> None:
         reaped = self._database.write(
-            lambda s: transitions.reap(s, attempt, renewals, max_failures=self._settings.max_failures)
+            lambda s: transitions.reap(s, attempt, renewals, node=node, max_failures=self._settings.max_failures)
         )
         if reaped:
             log.warning("%s was not renewed for a lease and is declared lost", attempt)
@@ -217,10 +219,15 @@ def _execute(statement: Update, session: Session) -> None:
     session.execute(statement)
 
 
-def _open_attempts(session: Session) -> dict[AttemptRef, int]:
-    columns = select(Attempt.job_id, Attempt.number, Attempt.token, Attempt.renewals)
-    rows = session.execute(columns.where(Attempt.ended_at.is_(None)))
-    return {AttemptRef(job_id, number, token): renewals for job_id, number, token, renewals in rows}
+def _open_attempts(session: Session) -> dict[tuple[AttemptRef, int], int]:
+    """Return the renewals of each node of the open attempts."""
+    names, is_open = (Attempt.job_id, Attempt.number, Attempt.token), Attempt.ended_at.is_(None)
+    first = select(*names, literal(0), Attempt.renewals).where(is_open)
+    further = select(*names, AttemptNode.node, AttemptNode.renewals).join(AttemptNode, is_node_of())
+    rows = session.execute(
+        first.union_all(further.where(is_open, AttemptNode.node > 0, AttemptNode.ended_at.is_(None)))
+    )
+    return {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in rows}
 
 
 def _heartbeats(session: Session) -> dict[str, int]:

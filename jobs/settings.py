@@ -66,6 +66,18 @@ class Settings(BaseSettings):
     cpu_slots: int = Field(
         default=1, ge=0, le=1_024, description="Attempts without GPUs that this worker runs at once, beside its GPUs."
     )
+    node_address: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Address or interface through which this worker trains with others; unset, it takes no such job.",
+    )
+    node_wait_seconds: float = Field(
+        default=600,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="Time for which a worker with --once waits for the other workers of a job of several nodes.",
+    )
     hold_seconds: float = Field(
         default=60,
         ge=0,

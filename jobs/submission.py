@@ -23,7 +23,7 @@ from jobs.estimates import estimate, steps_per_epoch
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
-from jobs.new_job import add, default_name, kind_of, options_of
+from jobs.new_job import add, default_name, kind_of, nodes_of, options_of
 from jobs.status import Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.overlay import overlaid
@@ -88,6 +88,7 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
     job = Job(
         pool=new.pool,
         gpus=new.gpus or 0,
+        nodes=nodes_of(new.spec),
         spec_version=new.spec.spec_version,
         dataset_name=dataset.name,
         dataset_digest=pinned_digest(session, dataset),

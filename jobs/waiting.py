@@ -29,6 +29,7 @@ class Cause(StrEnum):
     NO_WORKER = "no_worker"
     WORKERS_UNABLE = "workers_unable"  # its pool has workers, and none of them can take jobs
     TOO_FEW_GPUS = "too_few_gpus"
+    TOO_FEW_WORKERS = "too_few_workers"  # for a job of several nodes
     DATASET_ABSENT = "dataset_absent"
     DATASET_BEING_READ = "dataset_being_read"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
@@ -160,6 +161,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     workers = list(session.execute(select(Worker).where(Worker.pool == job.pool, takes_jobs())).scalars())
     if not workers:
         return _on_draining(session, job) or _on_no_worker(session, job)
+    if job.nodes > 1:
+        return _on_nodes(session, job, workers, ahead)
     most = max(most_gpus(working(of_worker(worker))) for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         message = f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most} for one job"
@@ -174,6 +177,36 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if job.gpus and not num_with_room:
         message = (f"{message}; " if ahead else "") + _on_devices(session, job, workers, free)
     return cause, message
+
+
+def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: int) -> tuple[Cause, str]:
+    """Return which workers a job of several nodes lacks."""
+    lacks = {worker.name: reason for worker in workers if (reason := _why_no_node(worker, job)) is not None}
+    able = [worker for worker in workers if worker.name not in lacks]
+    if len(able) < job.nodes:
+        message = f"it needs {job.nodes} workers at once; the pool {job.pool} has {len(able) or 'none'} for it"
+        shown = [f"{name} {reason}" for name, reason in sorted(lacks.items())[:_MOST_NAMED]]
+        return Cause.TOO_FEW_WORKERS, ", and ".join([message, *shown])
+    free = free_of(session, able)
+    busy = [worker.name for worker in able if not free[worker.id].holds(job.gpus)]
+    num_with_room = len(able) - len(busy)
+    if num_with_room >= job.nodes:
+        return _on_its_turn(num_with_room // job.nodes, ahead)
+    cause, message = _on_its_turn(0, ahead)
+    each = f" with {job.gpus} free GPUs each" if job.gpus else ""
+    needed = f"it waits for {job.nodes} workers at once{each}; {num_with_room or 'none'} of {len(able)} has room"
+    return cause, (f"{message}; " if ahead else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
+
+
+def _why_no_node(worker: Worker, job: Job) -> str | None:
+    """Return what a worker lacks to be a node of a job, as a clause."""
+    if worker.address is None:
+        return "names no address (WCL_NODE_ADDRESS)"
+    if not has_gpus(worker, job):
+        return f"has {worker.gpus} GPUs, not {job.gpus}"
+    if not has_dataset(worker, job):
+        return f"does not have this version of {job.dataset_name}"
+    return None if supports_spec_version(worker, job) else f"does not support version {job.spec_version} of the spec"
 
 
 def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:

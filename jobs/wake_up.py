@@ -136,12 +136,17 @@ class WakeUpSender:
 
 def _counts_by_pool(session: Session) -> dict[str, int]:
     """Return the number of wake-ups for each pool: workers with room for one of its due jobs, but no more than jobs."""
-    waiting: dict[str, Counter[int]] = defaultdict(Counter)  # numbers of jobs by pool and by the GPUs that they need
-    for pool, gpus, count in session.execute(
-        select(Job.pool, Job.gpus, func.count()).where(is_due()).group_by(Job.pool, Job.gpus)
-    ):
-        waiting[pool][gpus] = count
+    # Numbers of nodes of the waiting jobs by pool, by the GPUs that they need on a worker, and by the job's nodes.
+    waiting: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
+    kinds = (Job.pool, Job.gpus, Job.nodes)
+    for pool, gpus, nodes, count in session.execute(select(*kinds, func.count()).where(is_due()).group_by(*kinds)):
+        waiting[pool][gpus, nodes] = count * nodes
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool.in_(waiting))).scalars().all()
     free = free_of(session, workers)
-    able = Counter(each.pool for each in workers if any(map(free[each.id].holds, waiting[each.pool])))
-    return {pool: min(count, waiting[pool].total()) for pool, count in able.items()}
+    able: dict[str, set[str]] = defaultdict(set)
+    for pool, needs in waiting.items():
+        for gpus, nodes in needs:
+            of_pool = [each for each in workers if each.pool == pool and (nodes == 1 or each.address is not None)]
+            with_room = {each.id for each in of_pool if free[each.id].holds(gpus)}
+            able[pool] |= with_room if len(with_room) >= nodes else set()
+    return {pool: min(len(ids), waiting[pool].total()) for pool, ids in able.items() if ids}

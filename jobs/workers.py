@@ -57,6 +57,7 @@ def register(
             cpu_slots=worker.cpu_slots,
             memory_bytes=memory_bytes,
             pid=pid,
+            takes_one=worker.takes_one,
             datasets=dict(worker.datasets),
             pending_datasets=list(pending),
             refused_datasets={},
@@ -115,6 +116,7 @@ def heartbeat(
     job_id: str | None,
     unable: Unable | None = None,
     devices: Sequence[Device] | None = None,
+    address: str | None = None,
 ) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
@@ -124,12 +126,14 @@ def heartbeat(
         job_id: the job that it runs; of several, the one that it has run for the longest time.
         unable: why it takes no further job; None if it does.
         devices: as they are now; None leaves those of the row.
+        address: for jobs of several nodes; None while it takes none.
 
     Returns:
         Whether a user has requested that the worker drains.
     """
     state = "idle" if job_id is None else "busy"
     values = {"heartbeats": Worker.heartbeats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
+    values |= {"address": address}
     values |= _ability(unable)
     if devices is not None:
         values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}

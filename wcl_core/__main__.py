@@ -136,10 +136,10 @@ def _pretrain(options: argparse.Namespace) -> int:
         dataset = _load(spec, options.data_path)
         with _cancelled_by_interrupt() as request:
             reporter = ConsoleReporter(request)
-            if spec.processes != ranks.size and ranks.is_first:
+            if spec.num_ranks != ranks.size and ranks.is_first:
                 reporter.warning(
                     "other_processes",
-                    f"spec.processes is {spec.processes}, but {ranks.size} train; start {spec.processes} with torchrun",
+                    f"the spec has {spec.num_ranks} ranks, but {ranks.size} train; start so many with torchrun",
                 )
             arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
             outcome = pretrain(spec, reporter, ranks=ranks, **arguments)

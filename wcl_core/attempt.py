@@ -85,7 +85,7 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
     try:
         run = RunFile.read(folder)
         spec = parse_spec(run.kind, run.spec)
-        with joined(rendezvous=folder / "rendezvous", choice=spec.device, held=run.gpus) as ranks:
+        with joined(rendezvous=run.rendezvous or folder / "rendezvous", choice=spec.device, held=run.gpus) as ranks:
             outcome = _run(run, spec, folder, reporter, ranks)
     except PeerLostError as error:
         traceback.print_exc()
@@ -100,7 +100,8 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         reason, message = classify(error), _message(error, folder)
         if reason == "device_failed":
             is_whole = isinstance(error, DeviceError) and error.is_whole_machine
-            _leave(folder / device_fault_file(rank), DeviceFault(message=message, is_whole_machine=is_whole))
+            local = int(os.environ.get("LOCAL_RANK", rank))  # the place of its device on this worker
+            _leave(folder / device_fault_file(local), DeviceFault(message=message, is_whole_machine=is_whole))
         if rank > 0:
             _leave(folder / failure_file(rank), Failure(outcome=outcome, reason=reason, message=message))
         else:
@@ -174,7 +175,7 @@ def classify(error: Exception) -> FailureReason:
             return "disk_full"
         case OSError(errno=errno.EROFS | errno.ESTALE):
             return "storage_unavailable"
-        case OSError(errno=errno.EMFILE | errno.ENFILE):
+        case OSError(errno=errno.EMFILE | errno.ENFILE | errno.EADDRINUSE | errno.EADDRNOTAVAIL):
             return "no_resources"
         case _:
             return "internal_error"

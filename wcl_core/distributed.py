@@ -27,9 +27,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroupGloo
 
 from wcl_core import device as devices
 from wcl_core.device import Choice, DeviceError
+from wcl_core.protocol import Rendezvous
+from wcl_core.rendezvous import Server, Store
 
 # Other ranks wait while rank 0 evaluates or saves. The worker or torchrun ends all ranks when one is lost.
 _TIMEOUT = timedelta(hours=6)
@@ -156,7 +159,7 @@ def device_of(ranks: Ranks, choice: Choice = "auto", held: int | None = None) ->
 @contextmanager
 def joined(
     environment: Mapping[str, str] = os.environ,
-    rendezvous: Path | None = None,
+    rendezvous: Path | Rendezvous | None = None,
     choice: Choice = "auto",
     held: int | None = None,
 ) -> Iterator[Ranks]:
@@ -165,7 +168,8 @@ def joined(
     Args:
         environment: the environment variables that torchrun or the worker sets.
         rendezvous: path of a file that does not exist yet, the same for all ranks, through which they meet without a
-            network port.  By default they meet at `MASTER_ADDR` and `MASTER_PORT`.
+            network port; or where the ranks of several machines meet.  By default they meet at `MASTER_ADDR` and
+            `MASTER_PORT`.
         choice, held: as for `device_of`.
 
     Raises:
@@ -181,14 +185,39 @@ def joined(
     if size == 1:
         yield Ranks(device=device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    method = f"file://{rendezvous}" if rendezvous else "env://"
+    on_cpu, server = "gloo", None
+    if isinstance(rendezvous, Rendezvous):
+        on_cpu = _register_gloo_on(rendezvous.own_address)
+        server = Server(rendezvous) if rank == 0 else None
     with peers():
-        dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=_TIMEOUT)
-        control = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+        means: dict[str, Any] = {"init_method": f"file://{rendezvous}" if rendezvous else "env://"}
+        if isinstance(rendezvous, Rendezvous):
+            means = {"store": Store(rendezvous, _TIMEOUT)}
+        backend = "nccl" if device.type == "cuda" else on_cpu
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=_TIMEOUT, **means)
+        control = dist.new_group(backend=on_cpu, timeout=_TIMEOUT) if backend == "nccl" else None
     assert not isinstance(control, int), "every rank is a member of the group"
     yield Ranks(rank, size, control, device)
+    if server is not None:
+        server.close()
     dist.destroy_process_group()  # not after an error, because it may wait for ranks that are gone
+
+
+def _register_gloo_on(address: str) -> str:
+    """Make gloo listen on one address of this machine, and return the name of that backend.
+
+    By itself gloo takes the first address of an interface.
+    """
+
+    def create(given: Any, _: object) -> ProcessGroupGloo:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+        options._timeout = given.timeout
+        return ProcessGroupGloo(given.store, given.group_rank, given.group_size, options)
+
+    name, kind = "gloo_on_address", dist.ProcessGroup.BackendType.GLOO
+    dist.Backend.register_backend(name, create, extended_api=True, devices=["cpu"], _backend_type=kind)
+    return name
 
 
 @contextmanager

@@ -300,6 +300,21 @@ class Place(_Model):
         return (self.path, self.inode) == (other.path, other.inode)
 
 
+class Rendezvous(_Model):
+    """Where the ranks of several machines meet, and from where this machine communicates.
+
+    Attributes:
+        address, port: of the first rank.
+        secret: that all ranks share.
+        own_address: of this machine; its ranks listen on no other one.
+    """
+
+    address: str
+    port: int
+    secret: str
+    own_address: str
+
+
 class RunFile(_Model):
     """The run file: the input of a run, written by its worker.
 
@@ -311,6 +326,7 @@ class RunFile(_Model):
         evaluated: the checkpoint file to evaluate.
         gpus: number of GPUs that the run holds and has to use, without stand-ins; None if the worker does not decide
             which GPUs a run sees.
+        rendezvous: of ranks on several machines; None for those of one, which meet in the folder.
     """
 
     job_id: str
@@ -324,11 +340,13 @@ class RunFile(_Model):
     resume: Path | None = None
     evaluated: Path | None = Field(default=None, validation_alias="checkpoint", serialization_alias="checkpoint")
     gpus: int | None = None
+    rendezvous: Rendezvous | None = None
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
-        later: dict[str, Any] = {name: True for name in ("token", "place", "gpus") if getattr(self, name) is None}
+        names = ("token", "place", "gpus", "rendezvous")
+        later: dict[str, Any] = {name: True for name in names if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
         empty |= {"has_labels"} if self.dataset.has_labels else set()
         if empty:

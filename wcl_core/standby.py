@@ -34,6 +34,7 @@ LATE = frozenset(
         MARK,
         "RANK",
         "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
         "WORLD_SIZE",
         "GLOO_SOCKET_IFNAME",
         "NCCL_SOCKET_IFNAME",

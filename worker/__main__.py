@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 
 from celery.platforms import SecurityWarning
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
-from jobs import storage_id, workers
+from jobs import storage_id, transitions, workers
 from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
@@ -27,7 +28,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from jobs.wake_up import WakeUpSender
-from wcl_core import orphans
+from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, log_to_stderr, write_error
@@ -77,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except devices.TooFewDevices as error:
         write_error(str(error))
         return os.EX_CONFIG
+    try:
+        network = None if settings.node_address is None else addresses.resolve(settings.node_address)
+    except ValueError as error:
+        write_error(f"WCL_NODE_ADDRESS: {error}")
+        return os.EX_CONFIG
     sources: dict[str, datasets.Source] = {}
     facts = WorkerFacts(
         id=new_id(),
@@ -86,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datasets={},
         spec_versions=SPEC_VERSIONS,
         cpu_slots=machine.cpu_slots,
+        address=network and network[0],
+        takes_one=options.once,
     )
     memory = machine.most_memory_bytes
     draining, stop = threading.Event(), threading.Event()
@@ -111,9 +119,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if draining.is_set():
         return 0
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
-    supervisor = Supervisor(database, storage, settings, sources, draining, storage_check.watch, machine, standby)
-    hold, changed = settings.hold_seconds, registration.note_changed
-    slots = Slots(database, facts, supervisor, draining, ability, room, machine, hold, on_bad_data=changed)
+    supervisor = Supervisor(
+        database, storage, settings, sources, draining, storage_check.watch, machine, standby, network
+    )
+    slots = Slots(
+        database,
+        facts,
+        supervisor,
+        draining,
+        ability,
+        room,
+        machine,
+        settings.hold_seconds,
+        on_bad_data=registration.note_changed,
+        node_wait_seconds=settings.node_wait_seconds,
+    )
+
+    def open_slots() -> None:
+        slots.open()
+        ticker.heartbeat_soon()
+
     ticker = Ticker(database, settings, facts.id, slots, drain, polls=not options.once)
     reconciler = Reconciler(database, settings, sends_wake_ups=False)
     database.on(Signal.DUE, ticker.poll_soon)
@@ -125,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start("ticker", lambda: ticker.run(stop))
     # On threads of their own: their time grows with the history and with the attempts of an earlier worker.
     _start("datasets", registration.run)
-    _start("recovery", lambda: recovery.recover_all(database, storage, settings, slots.open))
+    _start("recovery", lambda: recovery.recover_all(database, storage, settings, open_slots))
     _start("garbage", lambda: collect_all_garbage(database, storage))
     _start("scrub", lambda: Scrub(database, storage, settings).run(stop))
     if options.max_seconds is not None:
@@ -142,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop.set()
         if standby is not None:
             standby.stop()
-        _mark_stopped(database, facts.id)
+        _mark_stopped(database, facts.id, settings.max_failures)
     if ticker.has_drained:
         return int(options.drained_exit)
     return 0 if was_requested else 1  # `wcl up` and service managers restart a worker that ends with 1
@@ -197,9 +222,13 @@ def _repeat(act: Callable[[], None], faults: FaultLog, stop: threading.Event) ->
             stop.wait(1)
 
 
-def _mark_stopped(database: Database, worker_id: str) -> None:
+def _mark_stopped(database: Database, worker_id: str, max_failures: int) -> None:
+    def stop(session: Session) -> None:
+        workers.stop(session, worker_id)  # first: after it, no claim gives this worker a node
+        transitions.leave_nodes(session, worker_id, max_failures=max_failures)
+
     try:
-        database.write(lambda session: workers.stop(session, worker_id))
+        database.write(stop)
     except DBAPIError as error:
         log.warning("cannot store that the worker has stopped: %s", describe(error))
 

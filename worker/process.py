@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,21 +39,37 @@ _KILL_SECONDS = 10.0
 _RANK_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run on several machines.
+
+    Attributes:
+        first: the rank of the first process of this machine.
+        size: number of ranks on all machines.
+        interface: that they communicate through.
+    """
+
+    first: int
+    size: int
+    interface: str
+
+
 class TrainingProcess:
     """`python -m wcl_core attempt FOLDER`, once for each rank; alive until all ranks have ended.
 
     This process holds the only write end of each rank's pipe, so every rank notices its death.  Ranks are started here
     and not by torchrun: its rendezvous listens on every address and unpickles what it receives, its children do not
     inherit a pipe, and it hides the exit codes of the ranks.  The ranks meet through a file in the folder and use
-    loopback.
+    loopback, unless the run is on several machines.
 
     Args:
         folder: the attempt's folder with `run.json`.
         mark: identifies the attempt in the environment of every process.
-        num_ranks: processes that train together.
+        num_ranks: processes that train together on this machine.
         environment: names of further environment variables that the run gets.
         standby: forks the ranks, so that they do not import everything again; None starts them by command.
         share: the part of the machine that the run gets.
+        world: of a run on several machines.
 
     Attributes:
         requested: the request that was sent to the run.
@@ -66,7 +83,9 @@ class TrainingProcess:
         environment: Iterable[str] = (),
         standby: Standby | None = None,
         share: Share | None = None,
+        world: World | None = None,
     ) -> None:
+        self._world = world
         self.mark, share = mark, share or Share()
         self._standby = standby
         self._environment = module_environment(environment)
@@ -88,7 +107,7 @@ class TrainingProcess:
             raise
 
     def _start(self, folder: Path, rank: int, num_ranks: int) -> None:
-        environment = self._environment | {MARK: self.mark} | _rank_environment(rank, num_ranks, self._threads)
+        environment = self._environment | {MARK: self.mark} | self._of_rank(rank, num_ranks)
         read_end, write_end = os.pipe()
         self._pipes.append(write_end)
         try:
@@ -99,6 +118,9 @@ class TrainingProcess:
                 self._ranks.append(process or _by_command(folder, environment, output, read_end))
         finally:
             os.close(read_end)
+
+    def _of_rank(self, rank: int, num_ranks: int) -> dict[str, str]:
+        return _rank_environment(rank, num_ranks, self._threads, self._world)
 
     @property
     def pid(self) -> int:
@@ -207,23 +229,29 @@ def _worst(codes: list[int | None]) -> int | None:
     return min(failures, key=lambda code: (code > 0, code == PEER_LOST_EXIT), default=None)
 
 
-def _rank_environment(rank: int, num_ranks: int, threads: int | None = None) -> dict[str, str]:
-    """Return a rank's environment: its share of the threads, and of several ranks its place, and loopback only.
+def _rank_environment(
+    rank: int, num_ranks: int, threads: int | None = None, world: World | None = None
+) -> dict[str, str]:
+    """Return a rank's environment: its share of the threads, and of several ranks its place and one interface.
 
     Args:
-        rank: from 0.
-        num_ranks: of the run.
+        rank: from 0 on this machine.
+        num_ranks: of the run on this machine.
         threads: of the run; None for all cores.  A single rank then takes them by itself.
+        world: of a run on several machines; ranks of one machine use loopback only.
     """
     share = {"OMP_NUM_THREADS": str(max(1, (threads or num_cores()) // num_ranks))}
-    if num_ranks == 1:
+    if num_ranks == 1 and world is None:
         return share if threads else {}
+    exact = "=" if world else ""  # by itself NCCL takes each interface whose name begins so
+    world = world or World(0, num_ranks, "lo")
     return share | {
-        "RANK": str(rank),
+        "RANK": str(world.first + rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_ranks),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "WORLD_SIZE": str(world.size),
+        "GLOO_SOCKET_IFNAME": world.interface,
+        "NCCL_SOCKET_IFNAME": exact + world.interface,
     }
 
 

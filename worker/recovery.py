@@ -123,7 +123,8 @@ def _attempt_of(folder: Path) -> AttemptRef:
     Raises:
         ValueError: the folder is named after none.
     """
-    number, _, token = folder.name.partition("-")
+    name, _, _ = folder.name.partition(".")  # of a further node with its number
+    number, _, token = name.partition("-")
     if not AttemptRef.is_folder(folder.name) or len(number) > _MAX_DIGITS:
         raise ValueError(f"{folder.name!r} is not the folder of an attempt")
     return AttemptRef(folder.parent.name, int(number), token or None)
@@ -143,7 +144,10 @@ def _clear_ended(database: Database, folder: Path) -> None:
 
 def _recover(database: Database, storage: Storage, settings: Settings, folder: Path) -> None:
     attempt = _attempt_of(folder)
-    if _is_open(database, attempt):
+    if _is_open(database, attempt) and "." in folder.name:
+        with suppress(Superseded):  # the first node delivers the records
+            _end(database, settings, attempt, Reason.WORKER_LOST, "the worker of a node died")
+    elif _is_open(database, attempt):
         delivery = Delivery(database, storage, settings, folder, attempt)
         try:
             reason, message = _deliver(delivery, settings)

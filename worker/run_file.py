@@ -7,11 +7,14 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from jobs import checkpoints, damage
+from sqlalchemy import select
+
+from jobs import checkpoints, damage, gangs
 from jobs.checked_files import BadFile, Missing
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
-from jobs.storage import Storage, verified
+from jobs.models import Checkpoint
+from jobs.storage import Storage, StorageUnavailable, verified
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import CacheFolder, RunFile
@@ -33,6 +36,7 @@ def run_file(
     folder: Path,
     cache: CacheFolder | None = None,
     gpus: int | None = None,
+    rendezvous: gangs.Rendezvous | None = None,
 ) -> RunFile:
     """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
@@ -42,11 +46,16 @@ def run_file(
         folder: the attempt's folder.
         cache: of decoded images; None decodes a folder at each start.
         gpus: number of GPUs that the run holds; None if the worker does not decide which ones it sees.
+        rendezvous: of a further node of several, which resumes from the checkpoint that the first one has chosen.
 
     Raises:
         MissingCheckpoint, Superseded, StorageUnavailable: as `resume_file`.
     """
     failpoint("supervisor.run_file")
+    if rendezvous is not None:
+        resume = chosen_file(database, storage, rendezvous)
+    else:
+        resume = resume_file(database, storage, claim) if claim.kind == "pretrain" else None
     return RunFile.model_validate(
         {
             "job_id": claim.job_id,
@@ -65,11 +74,37 @@ def run_file(
                 "cache": cache,
                 "has_labels": source.has_labels,
             },
-            "resume": resume_file(database, storage, claim) if claim.kind == "pretrain" else None,
+            "resume": resume,
             "evaluated": evaluated_file(database, storage, claim),
             "gpus": gpus,
         }
     )
+
+
+def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous) -> Path | None:
+    """Return the checkpoint file that the first node has chosen for all.
+
+    Raises:
+        StorageUnavailable: this worker does not see the file as it was registered.
+    """
+    if rendezvous.checkpoint_id is None:
+        return None
+    with database.read() as session:
+        chosen = CheckpointRef.of(session.get_one(Checkpoint, rendezvous.checkpoint_id))
+    try:
+        return verified(storage, chosen.storage_key, chosen.sha256, chosen.size)
+    except BadFile as flaw:
+        raise StorageUnavailable(f"another node of the job has read {chosen.describe()}, but here {flaw}") from flaw
+
+
+def id_of(database: Database, storage: Storage, claim: Claim, file: Path | None) -> str | None:
+    """Return the id of the checkpoint with this file, from which an attempt resumes; None for a start from scratch."""
+    if file is None:
+        return None
+    jobs = {claim.job_id} | ({claim.resume.job_id} if claim.resume else set())
+    with database.read() as session:
+        rows = session.execute(select(Checkpoint.id, Checkpoint.storage_key).where(Checkpoint.job_id.in_(jobs))).all()
+    return next(each for each, key in rows if storage.path(key) == file)
 
 
 def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:

@@ -17,6 +17,7 @@ from jobs.database import Database
 from jobs.devices import Free, working
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
+from jobs.gangs import has_gang
 from jobs.holding import PassedOver, passed_over
 from jobs.models import Attempt
 from jobs.status import Reason
@@ -44,6 +45,7 @@ class Slots:
         hold_seconds: for which smaller jobs may pass a job that needs more devices than are free.
         clock: monotonic seconds.
         on_bad_data: called with the name of the dataset of each job that ends so.
+        node_wait_seconds: for which `work_once` waits for the other workers of a job of several nodes.
 
     Attributes:
         ability, machine: as given.
@@ -61,8 +63,10 @@ class Slots:
         hold_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         on_bad_data: Callable[[str], None] = lambda _: None,
+        node_wait_seconds: float = 600.0,
     ) -> None:
         self._on_bad_data = on_bad_data
+        self._node_wait_seconds, self._has_begun = node_wait_seconds, False
         self._hold_seconds, self._clock = hold_seconds, clock
         self._passed_over: tuple[str, float] | None = None  # a job, and since when
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
@@ -88,6 +92,12 @@ class Slots:
         with self._changed:
             return self._running[0].job_id if self._running else None
 
+    @property
+    def address(self) -> str | None:
+        """The address for jobs of several nodes; None while this worker takes none."""
+        is_over = self._facts.takes_one and self._has_begun
+        return self._facts.address if self.is_open() and not self._draining.is_set() and not is_over else None
+
     def free(self) -> Free:
         """Return the working devices and the CPU slots that no attempt of this worker uses."""
         with self._changed:
@@ -102,6 +112,8 @@ class Slots:
             return False
         facts = self._present_facts()
         with self._database.read() as session:
+            if facts.address is not None and transitions.has_node(session, facts.id, free):
+                return True  # whatever this worker lacks, the attempt has begun and gets the reason
             if not transitions.is_claimable(session, facts, free, self._held(session, facts, free)):
                 return False
         return self.ability.check() is None  # last: the claim follows
@@ -121,19 +133,30 @@ class Slots:
     def work_once(self, is_awaited: Callable[[], bool] = lambda: False) -> bool:
         """Claim and supervise one job as soon as claims are allowed; return whether there was one.
 
+        If a job of several nodes waits for other workers, this one waits, too.
+
         Args:
             is_awaited: whether this worker must first read a dataset that a job waits for, or that is new.
         """
         self._is_open.wait()
+        gives_up_at = self._clock() + self._node_wait_seconds
         while not self._draining.is_set():
             has_run: bool | None = None
             with self._faults:
                 may_come = is_awaited()  # before the look at the queue: the dataset may be ready now
-                has_run = self._run_one() or (None if may_come else False)
+                has_run = self._run_one()
+                if not has_run and (may_come or (self._clock() < gives_up_at and self._may_be_node())):
+                    has_run = None
             if has_run is not None:
                 return has_run
             self._draining.wait(_RETRY_SECONDS)
         return False
+
+    def _may_be_node(self) -> bool:
+        if self._facts.address is None:
+            return False
+        with self._database.read() as session:
+            return has_gang(session, self._present_facts())
 
     def _run_one(self) -> bool:
         while self.has_work():
@@ -153,22 +176,26 @@ class Slots:
 
     def _claim(self) -> Claim | None:
         free, facts = self.free(), self._present_facts()
+
+        def take(session: Session) -> Claim | None:
+            node = transitions.begin_node(session, facts.id, free) if facts.address is not None else None
+            return node or transitions.claim(session, facts, free, self._held(session, facts, free))
+
         try:
-            claim = self._database.write(
-                lambda session: transitions.claim(session, facts, free, self._held(session, facts, free))
-            )
+            claim = self._database.write(take)
         except IntegrityError:
             log.warning("another worker has taken a device of this one; no job is claimed now")
             return None
         if claim is not None:
             with self._changed:
                 self._running.append(claim)
+                self._has_begun = True
         return claim
 
     def _held(self, session: Session, facts: WorkerFacts, free: Free) -> PassedOver | None:
         """Return the job that this worker keeps its free devices for, by its own clock; None if there is none yet."""
         unused = transitions.unused(session, facts, free)
-        if not unused.devices:
+        if unused.is_empty or (facts.address is None and not unused.devices):
             return None  # no job can pass it
         if (job := passed_over(session, facts, unused)) is None:
             self._passed_over = None
@@ -196,7 +223,9 @@ class Slots:
         with FaultLog(log, "the heartbeat after a job"):
             self._note_end(claim, began)
             self._database.write(
-                lambda session: workers.heartbeat(session, self._facts.id, self.job_id, self.ability.unable)
+                lambda session: workers.heartbeat(
+                    session, self._facts.id, self.job_id, self.ability.unable, address=self.address
+                )
             )
 
     def _note_end(self, claim: Claim, began: float) -> None:

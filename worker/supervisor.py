@@ -6,6 +6,8 @@
                    ├─ silent for too long, its device broken, or its storage full ──► killed; the job gets that reason
                    └─ superseded ──► killed at once; nothing more of it is stored
 
+A further node of an attempt on several (`worker.nodes`) runs its ranks and delivers nothing: the first node does.
+
 An outage of the database stops nothing: the run continues to write its spool, which is delivered later.  Slow file
 operations run on a thread (`BackgroundWork`), so that the lease is renewed and requests are read meanwhile.
 """
@@ -13,35 +15,39 @@ operations run on a thread (`BackgroundWork`), so that the lease is renewed and 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import transitions
 from jobs.damage import LostFiles
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
 from jobs.faults import Fault, fault_of
+from jobs.gangs import Rendezvous
 from jobs.settings import Settings
 from jobs.status import HELD, Reason
 from jobs.storage import Storage, is_full
 from jobs.transitions import Claim, Requests
-from wcl_core.protocol import OUTCOME_OF, CacheFolder, Request, RunFile
+from wcl_core.addresses import bound
+from wcl_core.protocol import OUTCOME_OF, PEER_LOST_EXIT, CacheFolder, Request, RunFile
 from worker.attempt_folder import clear, mark_of, owned, place_of
-from worker.background import BackgroundWork, check_not_stalled
+from worker.background import BackgroundWork
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.devices import Machine
 from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
-from worker.process import TrainingProcess
-from worker.run_file import MissingCheckpoint, run_file
+from worker.nodes import OpenNode, follow_node
+from worker.open_attempt import OpenAttempt, request_of
+from worker.process import TrainingProcess, World
+from worker.run_file import MissingCheckpoint, id_of, run_file
 from worker.standby import Standby
 
 log = logging.getLogger(__name__)
@@ -53,6 +59,8 @@ _STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or 
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
 _LEAVE_SECONDS = 4.0  # of that: to return the job, even when not everything is registered
 _STANDBY_SECONDS = 60.0  # for the imports of a standby process that has just started
+_CAUSE_SECONDS = 10.0  # for another node, which waits for its other ranks before it reports
+_SECRET_BYTES = 32
 _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
@@ -66,6 +74,7 @@ class Supervisor:
         on_loss: called with the id of a job that ended because none of the files that it needs is in the storage.
         machine: the devices of this worker.
         standby: forks the runs; None starts them by command.
+        network: the address and the interface for runs on several machines; None for a worker that takes none.
     """
 
     def __init__(
@@ -78,7 +87,9 @@ class Supervisor:
         on_loss: Callable[[str, LostFiles], None],
         machine: Machine,
         standby: Standby | None = None,
+        network: tuple[str, str] | None = None,
     ) -> None:
+        self._network = network
         self._database, self._storage, self._settings = database, storage, settings
         self._machine, self._standby = machine, standby
         self._sources, self._draining, self._on_loss = sources, draining, on_loss
@@ -86,8 +97,9 @@ class Supervisor:
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
-        folder = self._settings.attempts_dir / claim.attempt.folder
-        attempt = _OpenAttempt(self._database, self._settings, self._draining, claim)
+        folder = self._settings.attempts_dir / claim.attempt.folder_of(claim.node)
+        kind = OpenNode if claim.node else OpenAttempt
+        attempt = kind(self._database, self._settings, self._draining, claim)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with owned(folder) as is_ours:
@@ -109,20 +121,51 @@ class Supervisor:
                 self._on_loss(claim.job_id, error)
         clear(folder)
 
-    def _run(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> None:
+    def _run(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
         prepared = self._prepare(attempt, claim, folder)
         if isinstance(prepared, AttemptEnd):
             attempt.end(prepared)
             return
-        prepared.write(folder)
+        with ExitStack() as until_end:
+            if claim.num_nodes > 1:
+                prepared = self._with_rendezvous(attempt, claim, prepared, until_end)
+            prepared.write(folder)
+            self._follow(attempt, claim, folder)
+
+    def _with_rendezvous(self, attempt: OpenAttempt, claim: Claim, prepared: RunFile, until_end: ExitStack) -> RunFile:
+        """Return the run file with the place where the ranks meet; the first node chooses it."""
+        assert self._network is not None, "a worker without an address is no node"
+        address, _ = self._network
+        if isinstance(attempt, OpenNode):
+            assert attempt.rendezvous is not None, "the run was prepared with it"
+            return prepared.model_copy(update={"rendezvous": attempt.rendezvous.seen_from(address)})
+        port = until_end.enter_context(bound(address)).getsockname()[1]
+        resume = id_of(self._database, self._storage, claim, prepared.resume)
+        chosen = Rendezvous(address, port, secrets.token_hex(_SECRET_BYTES), resume)
+        attempt.announce(chosen)
+        return prepared.model_copy(update={"rendezvous": chosen.seen_from(address)})
+
+    def _follow(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
+        """Start the run and follow it to its end."""
         is_oom_kill = self._oom_kills.watch()
         mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
         share, num_ranks = self._machine.share(claim.devices), claim.spec.get("processes", 1)
-        process = TrainingProcess(folder, mark, num_ranks, environment, self._standby, share)
+        world: World | None = None
+        if claim.num_nodes > 1 and self._network is not None:
+            world = World(claim.node * num_ranks, claim.num_nodes * num_ranks, self._network[1])
+        process = TrainingProcess(folder, mark, num_ranks, environment, self._standby, share, world)
         log.info("%s runs as process %d", claim.attempt, process.pid)
+        if isinstance(attempt, OpenNode):
+            broken = partial(self._machine.problem, claim.devices)
+            try:
+                follow_node(attempt, self._settings, self._draining, process, folder, is_oom_kill, broken)
+            finally:
+                process.kill()
+                self._machine.note_faults(claim.devices, folder)
+            return
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         broken = partial(self._machine.problem, claim.devices)
-        run = _Run(attempt, self._settings, self._draining, process, delivery, is_oom_kill, broken)
+        run = _Run(attempt, self._settings, self._draining, process, delivery, is_oom_kill, broken, claim.num_nodes > 1)
         try:
             run.follow()
         except Superseded:
@@ -132,7 +175,7 @@ class Supervisor:
             process.kill()
             self._machine.note_faults(claim.devices, folder)  # before the slots give the devices out again
 
-    def _prepare(self, attempt: _OpenAttempt, claim: Claim, folder: Path) -> RunFile | AttemptEnd:
+    def _prepare(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> RunFile | AttemptEnd:
         """Return the run file, or the end of an attempt that cannot start; retry during an outage of the database.
 
         Raises:
@@ -142,7 +185,10 @@ class Supervisor:
         backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
         faults = FaultLog(log, f"job {claim.job_id}: the preparation of its run")
         while True:
-            reading = BackgroundWork(lambda: self._ready_run_file(claim, source, folder))
+            if isinstance(attempt, OpenNode) and not attempt.wait_for_rendezvous():
+                return AttemptEnd("drained", None, None)
+            chosen = attempt.rendezvous if isinstance(attempt, OpenNode) else None
+            reading = BackgroundWork(partial(self._ready_run_file, claim, source, folder, chosen))
             if (request := attempt.renew_during(reading)) is not None:
                 return AttemptEnd(OUTCOME_OF[request], None, None)
             prepared: RunFile | None = None
@@ -156,80 +202,14 @@ class Supervisor:
             attempt.renew()
             backoff.wait()
 
-    def _ready_run_file(self, claim: Claim, source: Source, folder: Path) -> RunFile:
+    def _ready_run_file(self, claim: Claim, source: Source, folder: Path, chosen: Rendezvous | None) -> RunFile:
         limit = self._settings.cache_bytes
         cache = None if limit == 0 else CacheFolder(folder=self._settings.resolved_cache_dir, max_bytes=limit)
         gpus = self._machine.num_gpus(claim.devices)
-        prepared = run_file(self._database, self._storage, claim, source, folder, cache, gpus)
+        prepared = run_file(self._database, self._storage, claim, source, folder, cache, gpus, chosen)
         if self._standby is not None:
             self._standby.wait(_STANDBY_SECONDS)
         return prepared
-
-
-class _OpenAttempt:
-    """Writes of an attempt that carry no records: its renewal and its end."""
-
-    def __init__(self, database: Database, settings: Settings, draining: threading.Event, claim: Claim) -> None:
-        self._database, self._settings, self._draining = database, settings, draining
-        self.job_id, self._attempt = claim.job_id, claim.attempt
-        self._faults = FaultLog(log, f"job {claim.job_id}: the renewal or end of its attempt")
-        self._began = time.monotonic()
-
-    def ran_ms(self) -> int:
-        """Return the running time of the attempt so far."""
-        return int(1000 * (time.monotonic() - self._began))
-
-    def renew_during(self, work: BackgroundWork[Any]) -> Request | None:
-        """Renew the attempt until the work is done; return early when a request ends the attempt.
-
-        Raises:
-            Superseded: the attempt has ended.
-            StorageUnavailable: the work takes too long.
-        """
-        request: Request | None = None
-        pause = renew_seconds(self._settings.lease_seconds)
-        next_renewal = time.monotonic() + pause
-        while request is None and not work.is_done(_POLL_SECONDS):
-            check_not_stalled(work, self._settings)
-            if self._draining.is_set():
-                request = "drain"
-            elif time.monotonic() >= next_renewal:
-                next_renewal = time.monotonic() + pause
-                request = self.renew()
-        return request
-
-    def renew(self) -> Request | None:
-        """Renew the attempt without records, and return a request that ends it.
-
-        Raises:
-            Superseded: the attempt has ended.
-        """
-        requests: Requests | None = None
-        with self._faults:
-            requests = self._database.write(lambda s: transitions.deliver(s, self._attempt, [], ran_ms=self.ran_ms()))
-        return None if requests is None else _request_of(requests)
-
-    def end(self, end: AttemptEnd) -> None:
-        """End the attempt as soon as the database takes it.
-
-        Raises:
-            KeepSpool: the worker must stop first.
-        """
-        backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
-        limit = self._settings.max_failures
-        while True:
-            try:
-                self._database.write(
-                    lambda s: transitions.end_attempt(s, self._attempt, *end, max_failures=limit, ran_ms=self.ran_ms())
-                )
-                return
-            except Superseded:
-                return
-            except DBAPIError as error:
-                if not is_outage(error):
-                    raise
-                self._faults.failed(error)
-            backoff.wait()
 
 
 class _Run:
@@ -237,14 +217,16 @@ class _Run:
 
     def __init__(
         self,
-        attempt: _OpenAttempt,
+        attempt: OpenAttempt,
         settings: Settings,
         draining: threading.Event,
         process: TrainingProcess,
         delivery: Delivery,
         is_oom_kill: Callable[[], bool] | None,
         broken: Callable[[], str | None],
+        has_peers: bool,
     ) -> None:
+        self._has_peers = has_peers
         self._attempt, self._process, self._delivery = attempt, process, delivery
         self._settings, self._draining = settings, draining
         self._is_oom_kill, self._broken = is_oom_kill, broken
@@ -275,7 +257,19 @@ class _Run:
                 self._process.kill(at_once=True)
             self._process.wait(_POLL_SECONDS)
         if not self._deliver_rest():
+            if code == PEER_LOST_EXIT and self._has_peers:
+                self._wait_for_cause()
             self._attempt.end(self._end_of(code))
+
+    def _wait_for_cause(self) -> None:
+        """Give the node whose ranks failed first time to end the attempt with the cause.
+
+        Raises:
+            Superseded: it has.
+        """
+        deadline = time.monotonic() + _CAUSE_SECONDS
+        while time.monotonic() < deadline and not self._draining.wait(_POLL_SECONDS):
+            self._attempt.renew()
 
     def _deliver(self) -> None:
         """Deliver new records, or renew; during an outage of the database, retry later."""
@@ -295,7 +289,7 @@ class _Run:
             self._next_delivery = now + _DELIVER_SECONDS
         if requests is not None:
             self._next_renewal = now + renew_seconds(self._settings.lease_seconds)
-            if (request := _request_of(requests)) is not None:
+            if (request := request_of(requests)) is not None:
                 self._request(request, _STOP_SECONDS)
 
     def _send(self) -> Requests | None:
@@ -379,12 +373,3 @@ class _Run:
             message = "the run did not stop in time and was killed" if self._delivery.spool_bytes() else None
             return AttemptEnd(OUTCOME_OF[self._process.requested], None, message)
         return self._killed_for or exit_reason(code, self._delivery.folder, self._is_oom_kill)
-
-
-def _request_of(requests: Requests) -> Request | None:
-    """Return the request to pass on to the run; a cancel comes first."""
-    if requests.cancel:
-        return "cancel"
-    if requests.pause:
-        return "pause"
-    return "drain" if requests.preempt or requests.timeout else None

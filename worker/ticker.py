@@ -17,6 +17,7 @@ from worker.slots import Slots
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
+_NODE_SECONDS = 1.0  # between two polls of a worker for jobs of several nodes: the first node waits for it
 
 
 class Ticker:
@@ -62,8 +63,17 @@ class Ticker:
             is_due = has_changed() or now >= self._next_poll
             if self._polls and self._slots.is_open() and is_due:
                 # Jitter, so that a hundred workers that started together do not poll together.
-                self._next_poll = now + self._settings.poll_seconds * random.uniform(0.75, 1.25)
+                self._next_poll = now + self._poll_seconds * random.uniform(0.75, 1.25)
                 _try(self._poll, polls)
+
+    @property
+    def _poll_seconds(self) -> float:
+        seconds = self._settings.poll_seconds
+        return seconds if self._settings.node_address is None else min(seconds, _NODE_SECONDS)
+
+    def heartbeat_soon(self) -> None:
+        """Send a heartbeat with the next tick."""
+        self._next_heartbeat = 0.0
 
     def poll_soon(self) -> None:
         """Poll for work with the next tick."""
@@ -72,7 +82,7 @@ class Ticker:
     def _heartbeat(self) -> None:
         unable, devices = self._slots.ability.check(), self._slots.machine.read()
         must_drain = self._database.write(
-            lambda s: workers.heartbeat(s, self._worker_id, self._slots.job_id, unable, devices)
+            lambda s: workers.heartbeat(s, self._worker_id, self._slots.job_id, unable, devices, self._slots.address)
         )
         if must_drain and not self.has_drained:
             log.info("a user has requested that this worker drains")

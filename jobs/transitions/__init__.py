@@ -1,6 +1,7 @@
 """Every change of a job's status, each one guarded statement; no other code assigns a status.
 
     claim           queued  -> running       a new open attempt
+    begin_node      running -> running             a further worker of an attempt on several
     deliver         running -> running, or to the status that follows from an `end` record
     end_attempt     running -> queued | paused | terminal     by the attempt's supervisor
     reap            running -> queued | failed                by a reconciler, when the attempt is not renewed
@@ -13,7 +14,7 @@
 An attempt is open while `ended_at` is null.  Every transition out of running ends it in the same transaction, so the
 fence at the start of `deliver` rejects every later write.
 
-    status_change ── claims, outcomes ── fence
+    status_change ── claims, outcomes ── fence ── nodes
                   └─ requests ── observers
 
 Import from this package, not from its modules.
@@ -21,22 +22,40 @@ Import from this package, not from its modules.
 
 from jobs.transitions.claims import Claim, claim, is_claimable, unused
 from jobs.transitions.fence import Requests, deliver, end_attempt, reap
+from jobs.transitions.nodes import (
+    NodeState,
+    announce_rendezvous,
+    begin_node,
+    end_node,
+    has_node,
+    leave_nodes,
+    renew_node,
+    request_drain,
+)
 from jobs.transitions.observers import has_blocked, has_held, preempt, resume_held, unblock
 from jobs.transitions.requests import cancel, pause, resume
 
 __all__ = [
     "Claim",
+    "NodeState",
     "Requests",
+    "announce_rendezvous",
+    "begin_node",
     "cancel",
     "claim",
     "deliver",
     "end_attempt",
+    "end_node",
     "has_blocked",
     "has_held",
+    "has_node",
     "is_claimable",
+    "leave_nodes",
     "pause",
     "preempt",
     "reap",
+    "renew_node",
+    "request_drain",
     "resume",
     "resume_held",
     "unblock",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints
+from jobs import checkpoints, gangs
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
-from jobs.database import now_ms
+from jobs.database import Signal, now_ms, signal
 from jobs.devices import Free, in_use
 from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_due
+from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
-from jobs.models import Attempt, AttemptDevice, Checkpoint, Job, Worker
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Worker
 from jobs.status import Status
 from jobs.transitions.status_change import move
 
@@ -31,7 +32,9 @@ class Claim:
         resume: the checkpoint to continue from.
         evaluated: the checkpoint to evaluate.
         must_resume: a retry never starts from scratch.
-        devices: UUIDs of the devices that the attempt holds; none for a job that needs none.
+        devices: UUIDs of the devices that the attempt holds on this worker; none for a job that needs none.
+        node: the place of this worker among those of the attempt, from 0.
+        num_nodes: number of workers that run the attempt together.
     """
 
     attempt: AttemptRef
@@ -43,6 +46,8 @@ class Claim:
     evaluated: CheckpointRef | None
     must_resume: bool = False
     devices: tuple[str, ...] = ()
+    node: int = 0
+    num_nodes: int = 1
 
     @property
     def job_id(self) -> str:
@@ -67,8 +72,8 @@ def claim(
 ) -> Claim | None:
     """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains.
 
-    The attempt and the devices that it holds are one transaction.  A unique index rejects it if another worker has
-    taken one of the devices in the meantime.
+    The attempt and the devices that it holds are one transaction, also on several workers.  A unique index rejects it
+    if another worker has taken one of the devices in the meantime.
 
     Args:
         session: a writing transaction.
@@ -87,15 +92,18 @@ def claim(
     job_id = _best(session, worker, free, held)
     if job_id is None:
         return None
-    before, gpus = session.execute(select(Job.attempt, Job.gpus).where(Job.id == job_id)).one()
-    attempt, devices = AttemptRef.new(job_id, before + 1), free.take(gpus)
+    before, gpus, num_nodes = session.execute(select(Job.attempt, Job.gpus, Job.nodes).where(Job.id == job_id)).one()
+    attempt = AttemptRef.new(job_id, before + 1)
+    gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(gpus)),)
+    if num_nodes > 1 and not (gang := gangs.locked(session, session.get_one(Job, job_id), worker, free)):
+        return None
     moved = move(
         session,
         job_id,
         frozenset({Status.QUEUED}),
         Status.RUNNING,
         "claimed",
-        data={"attempt": attempt.number, "worker": worker.name} | ({"devices": list(devices)} if devices else {}),
+        data={"attempt": attempt.number, "worker": worker.name} | _facts_of(gang),
         attempt=attempt.number,
         not_before=None,
         progress=None,
@@ -106,12 +114,46 @@ def claim(
     session.add(Attempt(**vars(attempt), worker_id=worker.id, worker_name=worker.name, ran_ms=0))
     session.flush()  # the rows of its devices refer to it
     session.add_all(
-        AttemptDevice(job_id=job_id, attempt=attempt.number, device=device, place=place)
-        for place, device in enumerate(devices)
+        AttemptDevice(job_id=job_id, attempt=attempt.number, device=device, place=place, node=node)
+        for node, member in enumerate(gang)
+        for place, device in enumerate(member.devices)
     )
+    if num_nodes > 1:
+        _add_nodes(session, attempt, gang)
     session.flush()
-    oldest = func.coalesce(Worker.job_id, job_id)
-    session.execute(update(Worker).where(Worker.id == worker.id).values(state="busy", job_id=oldest))
+    ids, oldest = [member.worker_id for member in gang], func.coalesce(Worker.job_id, job_id)
+    session.execute(update(Worker).where(Worker.id.in_(ids)).values(state="busy", job_id=oldest))
+    return claim_of(session, attempt, gang[0].devices, num_nodes=num_nodes)
+
+
+def _facts_of(gang: tuple[Member, ...]) -> dict[str, Any]:
+    """Return the devices and the workers of several as facts of the event."""
+    devices = [device for member in gang for device in member.devices]
+    workers = [member.worker_name for member in gang]
+    return ({"devices": devices} if devices else {}) | ({"workers": workers} if len(workers) > 1 else {})
+
+
+def _add_nodes(session: Session, attempt: AttemptRef, gang: tuple[Member, ...]) -> None:
+    session.add_all(
+        AttemptNode(
+            job_id=attempt.job_id,
+            attempt=attempt.number,
+            node=node,
+            worker_id=member.worker_id,
+            worker_name=member.worker_name,
+            address=member.address,
+            renewals=0,
+        )
+        for node, member in enumerate(gang)
+    )
+    signal(session, Signal.DUE)  # the other workers
+
+
+def claim_of(
+    session: Session, attempt: AttemptRef, devices: tuple[str, ...], *, node: int = 0, num_nodes: int = 1
+) -> Claim:
+    """Return what a worker needs to run its part of an open attempt."""
+    job_id = attempt.job_id
     job = session.get_one(Job, job_id)
     evaluated_id = job.spec.get("features", {}).get("checkpoint_id")
     evaluated = session.get(Checkpoint, evaluated_id) if evaluated_id else None
@@ -125,13 +167,15 @@ def claim(
         evaluated=CheckpointRef.of(evaluated) if evaluated else None,
         must_resume=job.resume_checkpoint_id is not None,
         devices=devices,
+        node=node,
+        num_nodes=num_nodes,
     )
 
 
 def unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
-    """Return the free part of the worker without devices that the database gives to another attempt."""
+    """Return the free part of the worker without what the database gives to another attempt."""
     free = free or worker.all_free
-    return free.without(in_use(session, free.devices))
+    return gangs.without_given(session, worker, free.without(in_use(session, free.devices)))
 
 
 def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None) -> str | None:
@@ -140,6 +184,8 @@ def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | 
     The row is locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
     """
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
+    if worker.address is not None:
+        fitting.append(or_(Job.nodes == 1, Job.id.in_(gangs.led_by(session, worker, free))))
     order = Job.priority.desc(), Job.queue_place
     if held is not None:
         jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, null, select, update
 from sqlalchemy.orm import Session
 
 from jobs import ingest
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
+from jobs.devices import is_node_of
 from jobs.errors import RecordsMissing, Superseded
 from jobs.events import record
 from jobs.ingest import Delivered, StoredFile
-from jobs.models import Attempt, AttemptDevice, Job
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Job
 from jobs.status import Reason
 from jobs.transitions.outcomes import is_over_time, settle
 from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
@@ -22,12 +23,18 @@ from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests to a running attempt; `timeout` once the job has reached its limit of running time."""
+    """Requests to a running attempt.
+
+    Attributes:
+        timeout: the job has reached its limit of running time.
+        drain: the worker of another node drains.
+    """
 
     cancel: bool
     pause: bool
     preempt: bool
     timeout: bool = False
+    drain: bool = False
 
 
 def deliver(
@@ -68,13 +75,26 @@ def deliver(
     if end is not None:
         _close(session, attempt, end.reason or end.outcome)
         settle(session, job_id, number, end.outcome, end.reason, end.message, max_failures)
-    columns = select(Job.cancel_requested_at, Job.pause_requested_at, Job.preempt_requested_at, Job.max_seconds)
-    cancel, pause, preempt, max_seconds = session.execute(columns.where(Job.id == job_id)).one()
+    return requests_to(session, attempt)
+
+
+def requests_to(session: Session, attempt: AttemptRef) -> Requests:
+    """Return the requests to an attempt."""
+    columns = select(
+        Job.cancel_requested_at,
+        Job.pause_requested_at,
+        Job.preempt_requested_at,
+        Job.max_seconds,
+        Attempt.drain_requested_at,
+    )
+    both = columns.join(Attempt, Attempt.job_id == Job.id).where(attempt.is_row())
+    cancel, pause, preempt, max_seconds, drain = session.execute(both).one()
     return Requests(
         cancel=cancel is not None,
         pause=pause is not None,
         preempt=preempt is not None,
-        timeout=max_seconds is not None and is_over_time(session, job_id),
+        timeout=max_seconds is not None and is_over_time(session, attempt.job_id),
+        drain=drain is not None,
     )
 
 
@@ -140,27 +160,44 @@ def end_attempt(
     settle(session, attempt.job_id, attempt.number, outcome, reason, message, max_failures)
 
 
-def reap(session: Session, attempt: AttemptRef, renewals: int, *, max_failures: int = 3) -> bool:
-    """End an attempt that was not renewed for a whole lease; return False when it was renewed in the meantime."""
-    if not _close(session, attempt, Reason.WORKER_LOST, renewals=renewals):
+def reap(session: Session, attempt: AttemptRef, renewals: int, *, node: int = 0, max_failures: int = 3) -> bool:
+    """End an attempt that was not renewed for a whole lease; return False when it was renewed in the meantime.
+
+    Args:
+        renewals: of the attempt, or of its node.
+        node: the one that was not renewed; the first node renews the attempt.
+    """
+    if not _close(session, attempt, Reason.WORKER_LOST, renewals=renewals, node=node):
         return False
-    message = "its worker stopped renewing the attempt"
+    message = f"the worker of node {node} stopped renewing it" if node else "its worker stopped renewing the attempt"
     settle(session, attempt.job_id, attempt.number, "failed", Reason.WORKER_LOST, message, max_failures)
     return True
 
 
 def _close(
-    session: Session, attempt: AttemptRef, reason: str, *, renewals: int | None = None, ran_ms: int | None = None
+    session: Session,
+    attempt: AttemptRef,
+    reason: str,
+    *,
+    renewals: int | None = None,
+    node: int = 0,
+    ran_ms: int | None = None,
 ) -> bool:
-    """End the attempt and release its devices; return False if it has ended, or was renewed since `renewals`."""
+    """End the attempt and release its devices; return False if it has ended, or its node was renewed since."""
     statement = (
         update(Attempt)
         .where(attempt.is_row(), Attempt.ended_at.is_(None))
-        .values(ended_at=now_ms(), end_reason=reason, ran_ms=Attempt.ran_ms if ran_ms is None else ran_ms)
+        .values(
+            ended_at=now_ms(),
+            end_reason=reason,
+            ran_ms=Attempt.ran_ms if ran_ms is None else ran_ms,
+            rendezvous=null(),
+        )
         .returning(Attempt.number)
     )
     if renewals is not None:
-        statement = statement.where(Attempt.renewals == renewals)
+        is_same = exists().where(is_node_of(), AttemptNode.node == node, AttemptNode.renewals == renewals)
+        statement = statement.where(is_same if node else Attempt.renewals == renewals)
     result = session.execute(statement, execution_options={"synchronize_session": False})
     if result.scalar_one_or_none() is None:
         return False

@@ -41,7 +41,7 @@ def process_bytes(spec: PretrainSpec, batch_size: int, *, is_gpu: bool, images: 
     """
     if spec.backbone.name not in RESIDUAL + TRANSFORMERS or spec.method not in ("wcl", "simclr"):
         return None
-    part = max(1, batch_size // spec.processes)
+    part = max(1, batch_size // spec.num_ranks)
     micro = spec.chunk_size
     item = 2 if spec.precision == "bfloat16" or (spec.precision == "auto" and is_gpu) else 4
     side, crops = spec.data.image_size, spec.multi_crop
@@ -58,19 +58,19 @@ def process_bytes(spec: PretrainSpec, batch_size: int, *, is_gpu: bool, images: 
 
 
 def largest_batch(spec: PretrainSpec, available: int, *, is_gpu: bool, images: int = 0, most: int = 65_536) -> int:
-    """Return the largest `batch_size` that fits into so many bytes for each process, a multiple of `processes`.
+    """Return the largest `batch_size` that fits into so many bytes for each process, a multiple of the processes.
 
     Returns:
         At most `most`; 0 if not even the smallest batch fits, or nothing is known of the backbone.
     """
-    low, high = 0, most // spec.processes
+    low, high = 0, most // spec.num_ranks
     while low < high:
         middle = (low + high + 1) // 2
-        needed = process_bytes(spec, middle * spec.processes, is_gpu=is_gpu, images=images)
+        needed = process_bytes(spec, middle * spec.num_ranks, is_gpu=is_gpu, images=images)
         if needed is None:
             return 0
         low, high = (middle, high) if needed <= available else (low, middle - 1)
-    return low * spec.processes if low * spec.processes >= 2 else 0
+    return low * spec.num_ranks if low * spec.num_ranks >= 2 else 0
 
 
 def advice(spec: PretrainSpec, available: int, *, is_gpu: bool, images: int = 0) -> str | None:

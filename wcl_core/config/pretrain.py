@@ -107,7 +107,13 @@ class PretrainSpec(SpecModel):
         default=1,
         ge=1,
         le=64,
-        description="Processes on one machine that share each batch; unset, one for each GPU, or one on the CPU.",
+        description="Processes on each machine that share each batch; unset, one for each GPU, or one on the CPU.",
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Machines that train together, each with as many GPUs and processes; all start, or none.",
     )
     monitor_every_epochs: int = Field(
         default=1, ge=0, le=100_000, description="Epochs between measurements of the monitor batch; 0: never."
@@ -138,9 +144,14 @@ class PretrainSpec(SpecModel):
     )
 
     @property
+    def num_ranks(self) -> int:
+        """The number of processes on all machines together."""
+        return self.nodes * self.processes
+
+    @property
     def images_per_step(self) -> int:
         """The batch size; of a run that has yet to find it, the smallest one."""
-        return self.batch_size if isinstance(self.batch_size, int) else max(2, self.processes)
+        return self.batch_size if isinstance(self.batch_size, int) else max(2, self.num_ranks)
 
     @property
     def chunk_size(self) -> int | None:
@@ -152,7 +163,7 @@ class PretrainSpec(SpecModel):
         """The bytes of a step's views in each process, as float32: a lower bound of the memory that a step needs."""
         crops, side = self.multi_crop, self.data.image_size
         pixels = 2 * side**2 + crops.crops * crops.side(side) ** 2
-        return self.images_per_step // self.processes * 3 * 4 * pixels
+        return self.images_per_step // self.num_ranks * 3 * 4 * pixels
 
     @field_validator("method")
     @classmethod
@@ -183,6 +194,17 @@ class PretrainSpec(SpecModel):
                 f"processes is {processes}, but execution is compiled, which is for one process; use auto or eager"
             )
         return processes
+
+    @field_validator("nodes")
+    @classmethod
+    def _check_nodes(cls, nodes: int, info: ValidationInfo) -> int:
+        batch_size, processes = info.data.get("batch_size", "auto"), info.data.get("processes", 1)
+        if batch_size != "auto" and batch_size % (nodes * processes):
+            raise ValueError(
+                f"nodes is {nodes} with processes = {processes} on each, which together do not divide batch_size = "
+                f"{batch_size}; use a batch_size of {_multiple(batch_size, nodes * processes)}"
+            )
+        return nodes
 
     @model_validator(mode="before")
     @classmethod
@@ -304,7 +326,8 @@ class PretrainSpec(SpecModel):
         batch_size = info.data.get("batch_size")
         if batch_size == "auto" and micro_batch_size is not None:
             raise ValueError(f"micro_batch_size is {micro_batch_size}, but batch_size is auto; use a batch_size of 256")
-        part = batch_size // info.data.get("processes", 1) if isinstance(batch_size, int) else 0
+        num_ranks = info.data.get("nodes", 1) * info.data.get("processes", 1)
+        part = batch_size // num_ranks if isinstance(batch_size, int) else 0
         if isinstance(micro_batch_size, int) and part % micro_batch_size:
             largest = max(size for size in range(1, min(micro_batch_size, part) + 1) if part % size == 0)
             raise ValueError(

@@ -119,7 +119,7 @@ def _fits_gpu(config: PretrainSpec, device: torch.device) -> Callable[[int, int 
 
 def _step(config: PretrainSpec, part: int, chunk: int | None, device: torch.device) -> None:
     """Train one step of a new network on random views, as one process alone."""
-    config = config.model_copy(update={"batch_size": part, "micro_batch_size": chunk, "processes": 1})
+    config = config.model_copy(update={"batch_size": part, "micro_batch_size": chunk, "processes": 1, "nodes": 1})
     learner = _learner(config, device)
     optimizer = build_optimizer(config, learner.model)
     learner.gradients(_views(config, part, device), Batch(torch.arange(part, device=device), 0, 2))
@@ -155,7 +155,7 @@ def _views(config: PretrainSpec, part: int, device: torch.device) -> Views:
 
 
 def _fits_cpu(config: PretrainSpec, num_images: int, ranks: Ranks) -> Callable[[int, int | None], bool]:
-    available = SHARE * limits.memory_bytes() / ranks.size
+    available = SHARE * limits.memory_bytes() * config.nodes / ranks.size
     static, kept, views = _counted(config)
     static += CPU_OVERHEAD_BYTES + 3 * config.data.image_size**2 * num_images
     return lambda part, chunk: static + kept * (chunk or part) + views * part <= available
@@ -164,7 +164,7 @@ def _fits_cpu(config: PretrainSpec, num_images: int, ranks: Ranks) -> Callable[[
 def _counted(config: PretrainSpec) -> tuple[float, float, float]:
     """Return the bytes that do not depend on the batch, those that an image keeps, and those of its views."""
     count = max(4, _least(config))
-    config = config.model_copy(update={"batch_size": count, "micro_batch_size": None, "processes": 1})
+    config = config.model_copy(update={"batch_size": count, "micro_batch_size": None, "processes": 1, "nodes": 1})
     learner = _learner(config, torch.device("cpu"))
     weights = sum(each.untyped_storage().nbytes() for each in learner.model.parameters())
     own = {each.untyped_storage().data_ptr() for each in (*learner.model.parameters(), *learner.model.buffers())}

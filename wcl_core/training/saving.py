@@ -26,7 +26,7 @@ from wcl_core.training.optim import load_state, state_of
 from wcl_core.training.run_metrics import MetricState
 
 # A resumed run may change these fields: they change no weight, or are part of the environment.
-_FREE_FIELDS = frozenset({"processes", "execution", "monitor_every_epochs", "on_collapse", "on_non_finite"})
+_FREE_FIELDS = frozenset({"processes", "nodes", "execution", "monitor_every_epochs", "on_collapse", "on_non_finite"})
 # Facts that older checkpoints lack.
 _USUAL_FACTS = {"execution": "eager"}
 
@@ -155,8 +155,10 @@ class Saver:
         return tensors | {f"optimizer/{name}": slot for name, slot in slots.items()}
 
     def _metadata(self, step: int, epoch: int) -> dict[str, Any]:
+        # Where the ranks run is no part of the state: equal states have equal bytes on one machine and on several.
+        placed = {"nodes": 1, "processes": 1}
         return {
-            "spec": resolve_spec(self._config),
+            "spec": resolve_spec(self._config) | placed,
             "dataset_digest": self._dataset.digest,
             "step": step,
             "epoch": epoch,

@@ -1,0 +1,152 @@
+"""Gangs: the workers that run one job of several nodes together.
+
+A gang starts as a whole, in one transaction, or not at all.  It is one attempt: the worker with the lowest id claims
+the job for all.  It is the first node, which delivers the records and ends the attempt.  The others find their row in
+`attempt_nodes`, run their part of the ranks, and renew that row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy.orm import Session
+
+from jobs.devices import Free, free_of, is_node_of
+from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
+from wcl_core import protocol
+
+_MOST_WAITING = 20  # gangs that a worker looks at for one that it can start
+
+
+@dataclass(frozen=True)
+class Member:
+    """A worker of a gang, with the devices that the job gets there."""
+
+    worker_id: str
+    worker_name: str
+    address: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a gang meet.
+
+    Attributes:
+        address, port: of the first node.
+        secret: random; each rank proves that it has it before anything else.
+        checkpoint_id: that all nodes resume from; None for a start from scratch.
+    """
+
+    address: str
+    port: int
+    secret: str
+    checkpoint_id: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def seen_from(self, address: str) -> protocol.Rendezvous:
+        """Return what the ranks of a node with this address need."""
+        return protocol.Rendezvous(address=self.address, port=self.port, secret=self.secret, own_address=address)
+
+
+def able(session: Session, job: Job) -> list[Worker]:
+    """Return the workers that can be a node of the job, also busy ones, the lowest id first."""
+    statement = select(Worker).where(takes_jobs(), Worker.pool == job.pool, Worker.address.is_not(None))
+    return [each for each in session.execute(statement.order_by(Worker.id)).scalars() if fits(each, job)]
+
+
+def filled(session: Session, job: Job, own: Mapping[str, Free] | None = None) -> tuple[Member, ...]:
+    """Return the gang that can start the job now, the first node first; none if too few workers have room.
+
+    Args:
+        own: the free part of the calling worker by its id, which knows it better than the database.
+    """
+    workers = able(session, job)
+    free = free_of(session, workers) | dict(own or {})
+    with_room = [each for each in workers if free[each.id].holds(job.gpus)][: job.nodes]
+    if len(with_room) < job.nodes:
+        return ()
+    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(job.gpus)) for each in with_room)
+
+
+def led_by(session: Session, worker: WorkerFacts, free: Free) -> list[str]:
+    """Return the ids of due jobs of several nodes that can start now with this worker as their first node."""
+    waiting = select(Job).where(is_due(), Job.nodes > 1, fits_worker(worker))
+    jobs = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(_MOST_WAITING)).scalars().all()
+    gangs = {job.id: filled(session, job, {worker.id: free}) for job in jobs}
+    return [job_id for job_id, gang in gangs.items() if gang and gang[0].worker_id == worker.id]
+
+
+def has_gang(session: Session, worker: WorkerFacts) -> bool:
+    """Return whether a due job of several nodes waits that the worker could be a node of."""
+    waiting = select(Job.id).where(is_due(), Job.nodes > 1, fits_worker(worker)).limit(1)
+    return session.execute(waiting).first() is not None
+
+
+def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple[Member, ...]:
+    """Lock the workers of the gang that can start the job now, and return it; none if it has changed meanwhile.
+
+    The first node has the lowest id and holds its own lock already, so all workers lock in one order.
+    """
+    gang = filled(session, job, {worker.id: free})
+    ids = [member.worker_id for member in gang]
+    if not gang or ids[0] != worker.id:
+        return ()
+    session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
+    session.expire_all()
+    return gang if filled(session, job, {worker.id: free}) == gang else ()
+
+
+# --- nodes that a worker has not begun yet -------------------------------------------------------------------------
+
+
+def is_given(worker_id: str) -> ColumnElement[bool]:
+    """Return the condition for a node that a worker has been given and has not begun, in a query with its attempt."""
+    return and_(
+        AttemptNode.worker_id == worker_id,
+        AttemptNode.node > 0,
+        AttemptNode.renewals == 0,
+        Attempt.ended_at.is_(None),
+    )
+
+
+def without_given(session: Session, worker: WorkerFacts, free: Free) -> Free:
+    """Return the free part of a worker without what nodes will use that it has been given and has not begun.
+
+    Their devices are in use already.
+    """
+    if worker.address is None:
+        return free
+    given = select(AttemptNode.job_id, AttemptNode.attempt).join(Attempt, is_node_of()).where(is_given(worker.id))
+    nodes = session.execute(given).all()
+    if nodes and worker.takes_one:
+        return Free((), 0)
+    on_cpu = sum(not devices_of(session, job_id, attempt) for job_id, attempt in nodes)
+    return Free(free.devices, max(0, free.cpu_slots - on_cpu))
+
+
+def devices_of(session: Session, job_id: str, attempt: int, node: int | None = None) -> tuple[str, ...]:
+    """Return the devices of an attempt, or of one of its nodes, in order."""
+    rows = select(AttemptDevice.device).where(AttemptDevice.job_id == job_id, AttemptDevice.attempt == attempt)
+    if node is not None:
+        rows = rows.where(AttemptDevice.node == node)
+    return tuple(session.execute(rows.order_by(AttemptDevice.node, AttemptDevice.place)).scalars())
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def nodes_of(session: Session, attempts: Sequence[Attempt]) -> dict[int, list[AttemptNode]]:
+    """Return the nodes of attempts of one job by the attempt's number; none for an attempt on one worker."""
+    result: dict[int, list[AttemptNode]] = {}
+    if attempts:
+        rows = select(AttemptNode).where(AttemptNode.job_id == attempts[0].job_id)
+        for row in session.execute(rows.order_by(AttemptNode.attempt, AttemptNode.node)).scalars():
+            result.setdefault(row.attempt, []).append(row)
+    return result

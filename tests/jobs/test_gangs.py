@@ -1,0 +1,346 @@
+"""Jobs of several nodes: their workers start together or not at all, and end together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs import audit, gangs, holding, preemption, transitions, waiting, wake_up, workers
+from jobs.attempts import AttemptRef
+from jobs.database import Database
+from jobs.devices import Free, free_of
+from jobs.eligibility import WorkerFacts
+from jobs.errors import Superseded
+from jobs.gangs import Rendezvous
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
+from jobs.reconciler import Reconciler
+from jobs.settings import Settings
+from jobs.transitions import Claim
+from tests.jobs import rows
+from tests.jobs.rows import Run, at_once, claim, try_claim, worker
+
+RENDEZVOUS = Rendezvous("127.0.0.1", 4711, "a secret", None)
+
+
+@pytest.fixture(autouse=True)
+def _dataset(database: Database) -> None:
+    rows.add_dataset(database)
+
+
+def register(database: Database, number: int, *, has_address: bool = True, **fields: Any) -> WorkerFacts:
+    """Register a worker that is ready for jobs of several nodes."""
+    address = f"10.0.0.{number}" if has_address else None
+    facts = worker(id=f"00000000-0000-7000-8000-{number:012}", name=f"w{number}", address=address, **fields)
+    database.write(lambda session: workers.register(session, facts, number, []))
+    database.write(lambda session: workers.heartbeat(session, facts.id, None, address=address))
+    return facts
+
+
+def submit(database: Database, nodes: int = 2, **fields: Any) -> str:
+    return rows.submit(database, spec={"nodes": nodes, "batch_size": 240}, **fields)
+
+
+def begin(database: Database, facts: WorkerFacts, free: Free | None = None) -> Claim | None:
+    return database.write(lambda session: transitions.begin_node(session, facts.id, free or facts.all_free))
+
+
+def begun(database: Database, facts: WorkerFacts) -> Claim:
+    result = begin(database, facts)
+    assert result is not None
+    return result
+
+
+def free(database: Database) -> list[Free]:
+    with database.read() as session:
+        every = session.execute(select(Worker).order_by(Worker.id)).scalars().all()
+        return [free_of(session, every)[each.id] for each in every]
+
+
+def renew(database: Database, each: Claim) -> transitions.NodeState:
+    return database.write(lambda session: transitions.renew_node(session, each.attempt, each.node))
+
+
+def test_one_claim_starts_a_job_on_all_its_nodes_with_devices_of_each(database: Database) -> None:
+    first, second = register(database, 1, gpus=2), register(database, 2, gpus=3)
+    job_id = submit(database, gpus=2)
+
+    assert try_claim(database, second) is None  # the worker with the lowest id claims for all
+    leading = claim(database, first)
+    following = begun(database, second)
+
+    assert (leading.node, following.node, leading.num_nodes) == (0, 1, 2)
+    assert following.attempt == leading.attempt
+    assert leading.devices == tuple(device.uuid for device in first.devices)
+    assert following.devices == tuple(device.uuid for device in second.devices[:2])
+    assert free(database) == [Free((), 1), Free((second.devices[2].uuid,), 1)]
+    assert begin(database, second) is None  # once
+    assert rows.events(database, job_id)[-1].data["workers"] == ["w1", "w2"]
+    with database.read() as session:
+        nodes = gangs.nodes_of(session, rows.attempts(database, job_id))[1]
+    assert [(each.worker_name, each.address) for each in nodes] == [("w1", "10.0.0.1"), ("w2", "10.0.0.2")]
+    assert audit.audit(database).findings == []
+
+
+def test_a_gang_that_lacks_a_worker_takes_nothing(database: Database) -> None:
+    first, second = register(database, 1, gpus=2), register(database, 2, gpus=2)
+    register(database, 3, gpus=2, has_address=False)
+    rows.submit(database, gpus=1)
+    Run(database, claim(database, second))
+    submit(database, gpus=2)
+    job_id = rows.submit(database, gpus=1)
+
+    assert claim(database, first).job_id == job_id
+    assert try_claim(database, first) is None
+
+
+def test_a_worker_without_an_address_claims_no_job_of_several_nodes(database: Database) -> None:
+    facts = register(database, 1, has_address=False)
+    register(database, 2)
+    submit(database)
+
+    assert try_claim(database, facts) is None
+
+
+def test_nodes_without_devices_use_a_cpu_slot_each(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    submit(database)
+    rows.submit(database)
+
+    claim(database, first)
+
+    assert free(database) == [Free((), 0), Free((), 0)]
+    assert try_claim(database, second) is None  # it has been given a node, which it begins next
+    assert begin(database, second, Free((), 0)) is None  # an earlier run is about to exit
+    begun(database, second)
+
+
+def test_a_worker_for_one_job_is_given_nothing_else(database: Database) -> None:
+    first, once = register(database, 1, gpus=2), register(database, 2, gpus=2, takes_one=True)
+    submit(database, gpus=1)
+    submit(database, gpus=1)
+    rows.submit(database, gpus=1, priority=-1)
+
+    claim(database, first)
+
+    assert free(database)[1] == Free((), 0)
+    assert try_claim(database, once) is None
+
+
+def test_many_claims_at_once_start_each_gang_as_a_whole(database: Database) -> None:
+    facts = [register(database, number, gpus=2) for number in range(1, 5)]
+    for _ in range(4):
+        submit(database, gpus=1)
+
+    for _ in range(6):
+        at_once(4, lambda number: try_claim(database, facts[number]))
+    for each in facts * 2:
+        begin(database, each)
+
+    with database.read() as session:
+        open_ = session.execute(select(Attempt.job_id).where(Attempt.ended_at.is_(None))).scalars().all()
+        nodes = session.execute(select(AttemptNode.job_id)).scalars().all()
+        devices = session.execute(select(AttemptDevice.device)).scalars().all()
+    assert len(open_) == 4
+    assert sorted(nodes) == sorted([*open_, *open_])
+    assert len(devices) == len(set(devices)) == 8
+    assert audit.audit(database).findings == []
+
+
+def test_further_nodes_learn_where_the_ranks_meet_and_when_the_attempt_ends(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    job_id = submit(database)
+    run = Run(database, claim(database, first))
+    following = begun(database, second)
+    assert renew(database, following).rendezvous is None
+
+    database.write(lambda session: transitions.announce_rendezvous(session, run.attempt, RENDEZVOUS))
+    assert renew(database, following).rendezvous == RENDEZVOUS
+    database.write(lambda session: transitions.cancel(session, job_id))
+    assert renew(database, following).requests.cancel
+
+    run.deliver(rows.started(), rows.end("cancelled"))
+    with pytest.raises(Superseded):
+        renew(database, following)
+    assert rows.attempts(database, job_id)[0].rendezvous is None  # the secret is gone
+    with pytest.raises(Superseded):
+        database.write(lambda session: transitions.announce_rendezvous(session, run.attempt, RENDEZVOUS))
+    assert free(database) == [Free((), 1), Free((), 1)]
+
+
+def test_a_drain_of_one_worker_is_a_request_to_the_attempt(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    job_id = submit(database)
+    run = Run(database, claim(database, first))
+    following = begun(database, second)
+    assert not run.deliver(rows.started()).drain
+
+    database.write(lambda session: transitions.request_drain(session, following.attempt))
+
+    assert run.deliver().drain
+    run.deliver(rows.end("drained"))
+    job = rows.job(database, job_id)
+    assert (job.status, job.status_reason, job.failures) == ("queued", "worker_stopped", 0)
+
+
+def test_a_worker_that_stops_before_it_begins_its_node_returns_the_job(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    job_id = submit(database)
+    claim(database, first)
+
+    database.write(lambda session: transitions.leave_nodes(session, second.id))
+
+    assert rows.status(database, job_id) == "queued"
+    assert begin(database, second) is None
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_node_ends_the_attempt_within_a_lease(database: Database, lost: int) -> None:
+    now = [0.0]
+    reconciler = Reconciler(database, Settings(lease_seconds=60), sends_wake_ups=False, clock=lambda: now[0])
+    facts = [register(database, 1, gpus=1), register(database, 2, gpus=1)]
+    job_id = submit(database, gpus=1)
+    run = Run(database, claim(database, facts[0]))
+    following = begun(database, facts[1])
+    run.deliver(rows.started())
+
+    for _ in range(14):
+        reconciler.poll()
+        assert rows.status(database, job_id) == "running" or now[0] >= 60
+        now[0] += 5
+        for number, each in enumerate(facts):
+            database.write(
+                lambda s, each=each: workers.heartbeat(s, each.id, job_id, address=each.address)  # type: ignore[misc]
+            )
+            if number != lost and rows.status(database, job_id) == "running":
+                run.deliver() if number == 0 else renew(database, following)
+
+    job = rows.job(database, job_id)
+    assert (job.status, job.status_reason, job.failures) == ("queued", "worker_lost", 1)
+    assert "node 1" in (job.status_message or "") if lost else job.status_message
+    with database.read() as session:
+        held = select(AttemptDevice.device).where(AttemptDevice.released_at.is_(None))
+        assert session.execute(held).scalars().all() == []
+
+
+def test_a_node_of_another_attempt_is_not_renewed(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    submit(database)
+    attempt = claim(database, first).attempt
+    following = begun(database, second)
+
+    for other in (AttemptRef(attempt.job_id, 1, "0" * 16), AttemptRef(attempt.job_id, 2, attempt.token)):
+        with pytest.raises(Superseded):
+            database.write(lambda session, other=other: transitions.renew_node(session, other, 1))  # type: ignore[misc]
+    assert renew(database, following)
+
+
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+
+def reason(database: Database, job_id: str) -> tuple[str, str]:
+    with database.read() as session:
+        explained = waiting.explain(session, session.get_one(Job, job_id))
+    assert explained is not None
+    return explained.cause, explained.message
+
+
+def held_by(database: Database, facts: WorkerFacts) -> str | None:
+    """Return the job that a worker keeps its free part for."""
+    with database.read() as session:
+        held = holding.passed_over(session, facts, transitions.unused(session, facts, None))
+    return held.job_id if held and held.is_here else None
+
+
+def test_a_gang_that_cannot_be_filled_says_which_workers_it_lacks(database: Database) -> None:
+    first, _ = register(database, 1, gpus=2), register(database, 2, gpus=1)
+    register(database, 3, gpus=2, has_address=False)
+    job_id = submit(database, gpus=2)
+
+    assert reason(database, job_id) == (
+        "too_few_workers",
+        "it needs 2 workers at once; the pool default has 1 for it, and w2 has 1 GPUs, not 2, "
+        "and w3 names no address (WCL_NODE_ADDRESS)",
+    )
+    assert held_by(database, first) is None  # nothing waits for a job that cannot start
+
+    fourth = register(database, 4, gpus=2)
+    rows.submit(database, gpus=1, priority=1)
+    Run(database, claim(database, fourth))
+    cause, message = reason(database, job_id)
+    assert cause == "workers_busy"
+    assert message == ("it waits for 2 workers at once with 2 free GPUs each; 1 of 2 has room, and it lacks w4")
+
+
+def test_the_closest_workers_keep_their_devices_for_a_gang(database: Database) -> None:
+    facts = [register(database, number, gpus=2) for number in range(1, 4)]
+    for each in facts[1:]:
+        rows.submit(database, gpus=1)
+        Run(database, claim(database, each))
+    rows.submit(database, gpus=1)
+    Run(database, claim(database, facts[2]))
+    large, small = submit(database, gpus=2), rows.submit(database, gpus=1)
+
+    assert [held_by(database, each) for each in facts] == [large, large, None]
+    with database.read() as session:
+        held = holding.passed_over(session, facts[0], transitions.unused(session, facts[0], None))
+    assert database.write(lambda session: transitions.claim(session, facts[0], None, held)) is None
+    assert database.write(lambda session: transitions.claim(session, facts[0], None, None)).job_id == small  # type: ignore[union-attr]
+
+
+def test_workers_keep_their_cpu_slots_for_a_gang_without_devices(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    rows.submit(database)
+    run = Run(database, claim(database, second))
+    gang = submit(database)
+    rows.submit(database)
+
+    assert held_by(database, first) == gang
+    with database.read() as session:
+        held = holding.passed_over(session, first, transitions.unused(session, first, None))
+    assert database.write(lambda session: transitions.claim(session, first, None, held)) is None
+    run.end("succeeded")
+    assert claim(database, first).job_id == gang
+
+
+def test_jobs_on_as_many_workers_as_are_missing_give_way_to_a_gang(database: Database) -> None:
+    facts = [register(database, number, gpus=1) for number in range(1, 4)]
+    lesser = [rows.submit(database, gpus=1, preemptible=True) for _ in facts]
+    runs = [Run(database, claim(database, each)) for each in facts]
+    for ran_ms, run in zip((3, 1, 2), runs, strict=True):
+        run.ran_ms = ran_ms
+        run.deliver(rows.started())
+    urgent = submit(database, gpus=1, priority=5)
+
+    with database.read() as session:
+        chosen = preemption.choose(session)
+
+    assert chosen is not None
+    assert (chosen.for_job_id, sorted(chosen.job_ids)) == (urgent, sorted(lesser[1:]))
+
+
+def test_a_gang_gives_way_as_a_whole_by_any_of_its_workers(database: Database) -> None:
+    first, second = register(database, 1, gpus=1), register(database, 2, gpus=1)
+    gang = submit(database, gpus=1, preemptible=True)
+    run = Run(database, claim(database, first))
+    begun(database, second)
+    rows.submit(database, gpus=1, priority=5)
+
+    database.write(transitions.preempt)
+
+    assert run.deliver(rows.started()).preempt
+    run.deliver(rows.end("drained"))
+    assert (rows.status(database, gang), rows.job(database, gang).status_reason) == ("queued", "preempted")
+    assert free(database) == [Free((first.devices[0].uuid,), 1), Free((second.devices[0].uuid,), 1)]
+
+
+def test_a_pool_is_woken_up_for_a_gang_only_if_enough_workers_have_room(database: Database) -> None:
+    register(database, 1, gpus=1)
+    submit(database, gpus=1)
+    with database.read() as session:
+        assert wake_up._counts_by_pool(session) == {}
+
+    register(database, 2, gpus=1)
+    with database.read() as session:
+        assert wake_up._counts_by_pool(session) == {"default": 2}

@@ -1,0 +1,102 @@
+"""Jobs of several nodes under real workers that reach each other over loopback addresses."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs import queries, transitions
+from jobs.database import Database
+from tests.jobs import rows
+from tests.waiting import eventually
+from tests.worker.conftest import StartWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+
+pytestmark = pytest.mark.timeout(300)
+
+FOUR: dict[str, Any] = SHORT | {"epochs": 4, "batch_size": 356}  # of four steps
+TWO = {"nodes": 2, "processes": 2, "batch_size": 356}
+
+
+def start_node(start_worker: StartWorker, database: Database, number: int) -> RunningWorker:
+    """Start a worker with an address of its own; all share a data folder."""
+    worker = start_worker(database, WCL_NODE_ADDRESS=f"127.0.0.{number}", WCL_WORKER_NAME=f"w{number}")
+    eventually(lambda: worker.row().address, "a worker for jobs of several nodes")
+    return worker
+
+
+def ranks(worker: RunningWorker) -> list[psutil.Process]:
+    return [each for each in psutil.Process(worker.pid).children(recursive=True) if "attempt" in each.cmdline()]
+
+
+def last_file(database: Database, job_id: str) -> tuple[int, str]:
+    with database.read() as session:
+        newest = max(queries.checkpoints(session, job_id), key=lambda each: each.step)
+    return newest.step, newest.sha256
+
+
+def test_two_nodes_end_with_the_bytes_of_one_machine_also_after_the_loss_of_one(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    """Four ranks on one worker, on two, and on two of which one is killed on the way."""
+    first, second = (start_node(start_worker, sqlite_database, number) for number in (2, 3))
+    alone, together = jobs.submit(FOUR | {"processes": 4}), jobs.submit(FOUR | TWO)
+    for job_id in (alone, together):
+        job = jobs.wait_for(job_id, "succeeded", "failed")
+        assert (job.status, job.attempt) == ("succeeded", 1), jobs.log(job_id) + first.log() + second.log()
+
+    disturbed = jobs.submit(FOUR | TWO)
+    eventually(lambda: jobs.num_checkpoints(disturbed) >= 1, "a checkpoint")
+    lost = ranks(second) or [psutil.Process(second.pid)]
+    listening = [each.laddr.ip for rank in ranks(first) + lost for each in _sockets(rank)]
+    second.send(signal.SIGKILL)
+    second.wait()
+    eventually(lambda: jobs.get(disturbed).status == "queued", "the end of the attempt on both")
+    eventually(lambda: not any(map(psutil.Process.is_running, lost)), "the end of orphaned ranks")
+    start_node(start_worker, sqlite_database, 4)
+    job = jobs.wait_for(disturbed, "succeeded", "failed")
+
+    assert (job.status, job.attempt, job.failures) == ("succeeded", 2, 1), jobs.log(disturbed)
+    assert set(listening) <= {"127.0.0.2", "127.0.0.3"}
+    files = [last_file(sqlite_database, job_id) for job_id in (alone, together, disturbed)]
+    assert files[0] == files[1] == files[2]
+    (started, _) = (event for event in jobs.events(disturbed) if event.type == "started")
+    assert started.data["world_size"] == 4
+
+
+def _sockets(process: psutil.Process) -> list[Any]:
+    return [each for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
+
+
+def test_requests_and_failures_of_one_node_act_on_both(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    first, second = (start_node(start_worker, sqlite_database, number) for number in (2, 3))
+    job_id = jobs.submit(ENDLESS | TWO)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{first.log()}")
+
+    ranks(second)[0].kill()
+    eventually(lambda: jobs.get(job_id).attempt == 2, "the second attempt")
+    requeued = next(event for event in jobs.events(job_id) if event.type == "requeued")
+    assert requeued.data["reason"] == "killed"
+    assert "node 1" in requeued.data["message"]
+    assert "SIGKILL" in requeued.data["message"]
+
+    before = jobs.num_checkpoints(job_id)
+    eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress of the second attempt")
+    sqlite_database.write(lambda session: transitions.pause(session, job_id))
+    assert jobs.wait_for(job_id, "paused").status_message is None, "it stopped by itself and was not killed"
+    eventually(lambda: not ranks(first) + ranks(second), "the end of all ranks")
+    sqlite_database.write(lambda session: transitions.resume(session, job_id))
+
+    eventually(lambda: jobs.get(job_id).attempt == 3 and ranks(second), "the third attempt")
+    before = jobs.num_checkpoints(job_id)
+    eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress of the third attempt")
+    assert second.stop() == 0
+    job = jobs.wait_for(job_id, "queued")
+    assert (job.status_reason, job.failures) == ("worker_stopped", 1)
+    eventually(first.is_idle, "the rest of the other worker")
+    rows.submit(sqlite_database)  # the gang lacks a worker, and keeps no other job waiting
