@@ -224,7 +224,7 @@ class _Run:
         delivery: Delivery,
         is_oom_kill: Callable[[], bool] | None,
         broken: Callable[[], str | None],
-        has_peers: bool,
+        has_peers: bool = False,
     ) -> None:
         self._has_peers = has_peers
         self._attempt, self._process, self._delivery = attempt, process, delivery
