@@ -144,9 +144,8 @@ class Slots:
             has_run: bool | None = None
             with self._faults:
                 may_come = is_awaited()  # before the look at the queue: the dataset may be ready now
-                has_run = self._run_one()
-                if not has_run and (may_come or (self._clock() < gives_up_at and self._may_be_node())):
-                    has_run = None
+                may_come |= self._clock() < gives_up_at and self._may_be_node()
+                has_run = self._run_one() or (None if may_come else False)
             if has_run is not None:
                 return has_run
             self._draining.wait(_RETRY_SECONDS)
