@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py --slice speed --slice sync ... [--minutes 9] [--results FILE] [--resume]
 
-speed    the training loop with views, and prototypes of a compiled and captured step, in images/s and ms a step
+speed    the training step with its views, eager and compiled, in images/s and ms a step
 sync     lines of the code that wait for the GPU in a step, for several specs
-graph    components and losses against SciPy and a dense mask, in time, memory and error
-profile  GPU time of a step by category, for the loop and for the prototype
+graph    ten losses of eager and compiled steps; components and losses against SciPy and a dense mask
+profile  GPU time of a step by category, eager and compiled
 tests    the tests of `wcl_core` on this machine
 
 Every slice is a list of parts.  A part that fails is recorded with its error, and the next part runs.  Each part adds
@@ -30,7 +30,7 @@ from measure.slices import Part, run  # noqa: E402
 SLICES: dict[str, Callable[[], dict[str, Part]]] = {
     "speed": card_speed.parts,
     "sync": card_sync.parts,
-    "graph": card_labels.parts,
+    "graph": lambda: card_speed.comparisons() | card_labels.parts(),
     "profile": card_profile.parts,
     "tests": lambda: card_tests.parts(ROOT),
 }

@@ -1,4 +1,4 @@
-"""GPU time of a training step by category of its kernels, for the loop and for the captured prototype."""
+"""GPU time of a training step by category of its kernels, for eager and compiled steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure.card_speed import MANY_STEPS, Captured, training
+from measure.card_speed import FORMS, MANY_STEPS, net, prepared, training
 from measure.step import GPU_RUNS, spec
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,21 +30,15 @@ CATEGORIES = {
 def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
     measures: dict[str, Callable[[float], dict[str, Any]]] = {}
     for changes in GPU_RUNS:
-        config = spec("wcl", **changes, **MANY_STEPS)
-        name = f"wcl, {changes['backbone']['name']}, {changes['side']} px, B={changes['batch_size']}"
-        measures[f"{name}: loop"] = lambda _, config=config: of_loop(config)
-        measures[f"{name}: compiled graph"] = lambda _, config=config: of_captured(config)
+        for form in FORMS:
+            config = spec("wcl", **changes, **MANY_STEPS, execution=form)
+            measures[f"wcl, {net(changes)}: {form}"] = lambda _, config=config: of_run(config)
     return measures
 
 
-def of_loop(config: PretrainSpec) -> dict[str, Any]:
+def of_run(config: PretrainSpec) -> dict[str, Any]:
     with training(config) as (run, index):
-        return by_category(lambda: run._train_step(index, 0))
-
-
-def of_captured(config: PretrainSpec) -> dict[str, Any]:
-    with training(config) as (run, index):
-        return by_category(Captured(run, index, is_compiled=True).replay)
+        return prepared(run) | by_category(lambda: run._train_step(index, 0))
 
 
 def by_category(step: Callable[[], object]) -> dict[str, Any]:

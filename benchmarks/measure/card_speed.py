@@ -1,4 +1,4 @@
-"""The training step on a GPU: the loop as it is, and prototypes of a compiled step and of a step in one CUDA graph."""
+"""The training step on a GPU, eager and compiled: its speed, and the losses of both."""
 
 from __future__ import annotations
 
@@ -17,127 +17,108 @@ from torch import Tensor
 from wcl_core.config import PretrainSpec
 from wcl_core.data import ImageData, Split
 from wcl_core.distributed import SINGLE
-from wcl_core.methods.base import Batch, Loss
-from wcl_core.methods.views import Views
 from wcl_core.reporter import NullReporter
 from wcl_core.training.pretrain import _Run
 
 MANY_STEPS = {"epochs": 10_000, "log_every_steps": 100_000}  # no log and no end within a measurement
-RATE = 0.06  # a captured step keeps the learning rate that it was captured with
-WARM_UP_STEPS = 4
-COMPARED_STEPS = 12  # a form's loss is compared after so many steps on the same views
+RATE = 0.06
+COMPARED_STEPS = 10
+FORMS = ("eager", "compiled")
+OTHER_OPTIONS: dict[str, dict[str, Any]] = {
+    "lars": {"optimizer": {"name": "lars", "learning_rate": 0.3}},
+    "adamw, micro-batches": {"optimizer": {"name": "adamw", "learning_rate": 1e-3}, "micro_batch_size": 128},
+    "momentum encoder, queue": {"momentum_decay": 0.99, "queue_size": 2048},
+    "small crops, ramps": {"multi_crop": {"crops": 2, "image_size": 16}, "loss": {"weak_ramp_fraction": 0.5}},
+}
 
 
 def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
     measures: dict[str, Callable[[float], dict[str, Any]]] = {}
     for changes in GPU_RUNS:
-        net = f"{changes['backbone']['name']}, {changes['side']} px, B={changes['batch_size']}"
         for method in ("wcl", "simclr"):
-            config = spec(method, **changes, **MANY_STEPS)
-            measures[f"{method}, {net}: loop"] = lambda _, config=config: loop(config)
-            measures[f"{method}, {net}: graph"] = lambda _, config=config: captured(config, is_compiled=False)
-            measures[f"{method}, {net}: compiled graph"] = lambda _, config=config: captured(config, is_compiled=True)
+            for form in FORMS:
+                config = spec(method, **changes, **MANY_STEPS, execution=form)
+                measures[f"{method}, {net(changes)}: {form}"] = lambda _, config=config: speed(config)
     return measures
+
+
+def comparisons() -> dict[str, Callable[[float], dict[str, Any]]]:
+    """Return parts that compare the losses of eager and compiled steps, for several options."""
+    small, large = GPU_RUNS
+    configs = {net(small): small, net(large): large} | {name: small | more for name, more in OTHER_OPTIONS.items()}
+    return {
+        f"eager against compiled, {name}": lambda _, changes=changes: compared(spec("wcl", **changes, **MANY_STEPS))
+        for name, changes in configs.items()
+    }
+
+
+def net(changes: dict[str, Any]) -> str:
+    """Return the name of a run's network."""
+    return f"{changes['backbone']['name']}, {changes['side']} px, B={changes['batch_size']}"
 
 
 @contextmanager
 def training(config: PretrainSpec, batches: int = 4) -> Iterator[tuple[_Run, Tensor]]:
     """Yield a run on synthetic images that are in the memory of the GPU, and the index of a batch."""
     side, count = config.data.image_size, config.images_per_step * batches
-    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.arange(count) % 10, "0" * 64)
     data = ImageData("random", split, split, tuple("0123456789"), "0" * 64)
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(config, NullReporter(), data, Path(folder), None, SINGLE)
         try:
-            yield run, torch.randperm(count, generator=torch.Generator().manual_seed(0))[: config.images_per_step]
+            yield run, torch.randperm(count, generator=generator)[: config.images_per_step]
         finally:
             run.saver.close()
 
 
-def loop(config: PretrainSpec) -> dict[str, Any]:
-    """Return the times of the loop's own step, views included."""
+def speed(config: PretrainSpec) -> dict[str, Any]:
+    """Return the times of the run's own step, with its views and with given ones, and of its views alone."""
     torch.cuda.reset_peak_memory_stats()
     with training(config) as (run, index):
-
-        def step() -> None:
-            run._train_step(index, 0)
-
-        values = times(step, config.images_per_step) | {"memory_gib": _peak_gib()}
-        views = milliseconds(lambda: run.view_maker.views(run.images[index], 0, 0))
-        return values | {"views_ms": views}
-
-
-def captured(config: PretrainSpec, *, is_compiled: bool) -> dict[str, Any]:
-    """Return the times of a step in one CUDA graph with static inputs: for given views, and with the loop's views."""
-    torch.cuda.reset_peak_memory_stats()
-    with training(config) as (run, index):
-        start = time.perf_counter()
-        form = Captured(run, index, is_compiled=is_compiled)
-        torch.cuda.synchronize()
-        values: dict[str, Any] = {"preparation_s": round(time.perf_counter() - start, 1)}
-        for _ in range(COMPARED_STEPS - WARM_UP_STEPS):
-            form.replay()
-        values["loss"] = float(form.loss.total)
-        values["given_views"] = times(form.replay, config.images_per_step)
-
-        def with_views() -> None:
-            form.fill(run.view_maker.views(run.images[index], 0, run.step))
-            form.replay()
-
-        values["with_views"] = times(with_views, config.images_per_step)
-        values["memory_gib"] = _peak_gib()
-    return values | {"eager_loss": _eager_loss(config)}
+        facts = prepared(run)
+        on_device = index.to(run.device)
+        views = run.view_maker.views(run.images[index], 0, 0)
+        values = facts | times(lambda: run._train_step(index, 0), config.images_per_step)
+        given = times(lambda: run.execution.step(views, on_device, 1, RATE), config.images_per_step)
+        views_ms = milliseconds(lambda: run.view_maker.views(run.images[index], 0, 0))
+        memory = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return values | {"given_views": given, "views_ms": views_ms, "memory_gib": memory}
 
 
-class Captured:
-    """A step of the learner and the optimiser, captured with static views."""
-
-    def __init__(self, run: _Run, index: Tensor, *, is_compiled: bool) -> None:
-        self._run = run
-        self._batch = Batch(index.to(run.device), 0, 1000)
-        self.views = run.view_maker.views(run.images[index], 0, 0)
-        self.loss: Loss
-        if is_compiled:
-            torch._dynamo.reset()
-            run.model.backbone.compile(dynamic=False)
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            for _ in range(WARM_UP_STEPS):
-                one_step(run, self.views, self._batch)
-        torch.cuda.current_stream().wait_stream(side_stream)
-        run.optimizer.zero_grad(set_to_none=True)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self.loss = one_step(run, self.views, self._batch)
-
-    def fill(self, views: Views) -> None:
-        """Copy other views into the static inputs."""
-        self.views.first.copy_(views.first)
-        self.views.second.copy_(views.second)
-
-    def replay(self) -> None:
-        self._graph.replay()
+def prepared(run: _Run) -> dict[str, Any]:
+    """Compile the run's step if its spec asks for it; return its form, the reason and the time that it took."""
+    start = time.perf_counter()
+    run.prepare()
+    torch.cuda.synchronize()
+    seconds = round(time.perf_counter() - start, 1)
+    return {"form": run.execution.form, "reason": run.execution.reason, "preparation_s": seconds}
 
 
-def one_step(run: _Run, views: Views, batch: Batch) -> Loss:
-    """Run the loop's step for given views, without its metrics."""
-    run.optimizer.zero_grad(set_to_none=True)
-    loss = run.learner.gradients(views, batch)
-    for group in run.optimizer.param_groups:
-        group["lr"] = RATE
-    run.optimizer.step()
-    run.learner.follow()
-    return loss
+def compared(config: PretrainSpec) -> dict[str, Any]:
+    """Return losses and images/s of both forms, and whether two compiled runs end with equal weights."""
+    values: dict[str, Any] = {}
+    weights = []
+    for name, form in (("eager", "eager"), ("compiled", "compiled"), ("compiled again", "compiled")):
+        torch._dynamo.reset()
+        with training(config.model_copy(update={"execution": form})) as (run, index):
+            facts = prepared(run)
+            losses = [_loss(run, index) for _ in range(COMPARED_STEPS)]
+            weights.append([parameter.detach().clone() for parameter in run.model.parameters()])
+            values[name] = facts | {"losses": losses} | times(lambda: run._train_step(index, 0), config.images_per_step)
+    pairs = zip(values["eager"]["losses"], values["compiled"]["losses"], strict=True)
+    values["largest_difference"] = max(abs(one - other) / abs(one) for one, other in pairs)
+    values["is_repeatable"] = all(map(torch.equal, weights[1], weights[2]))
+    return values
 
 
-def _eager_loss(config: PretrainSpec) -> float:
-    with training(config) as (run, index):
-        views, batch = run.view_maker.views(run.images[index], 0, 0), Batch(index.to(run.device), 0, 1000)
-        for _ in range(COMPARED_STEPS):
-            loss = one_step(run, views, batch)
-        return float(loss.total)
+def _loss(run: _Run, index: Tensor) -> float:
+    """Return the loss of a step, which the run's window has added to its sums."""
+    before = 0.0 if run.metrics.window.total is None else float(run.metrics.window.total[0])
+    run._train_step(index, 0)
+    assert run.metrics.window.total is not None
+    return float(run.metrics.window.total[0]) - before
 
 
 def times(step: Callable[[], object], batch_size: int, steps: int = 30) -> dict[str, float]:
@@ -163,7 +144,3 @@ def milliseconds(work: Callable[[], object], repeats: int = 20, warm_up: int = 5
         work()
     torch.cuda.synchronize()
     return round(1000 * (time.perf_counter() - start) / repeats, 3)
-
-
-def _peak_gib() -> float:
-    return round(torch.cuda.max_memory_allocated() / 2**30, 2)

@@ -29,6 +29,7 @@ def outcome(root: Path, deadline: float) -> dict[str, Any]:
         "-q",
         "--tb=short",
         "-rfEs",
+        "--confcutdir=tests/wcl_core",  # the folder above has fixtures of the service
         "-p",
         "no:cacheprovider",
         "-p",
