@@ -199,3 +199,12 @@ def by_attempt(session: Session, job_id: str) -> dict[int, list[str]]:
     for row in session.execute(rows).scalars():
         result[row.attempt].append(row.device)
     return result
+
+
+def by_node(session: Session, job_id: str, attempt: int) -> dict[int, list[str]]:
+    """Return the devices of each node of an attempt by the node's number."""
+    rows = select(AttemptDevice).where(AttemptDevice.job_id == job_id, AttemptDevice.attempt == attempt)
+    result: dict[int, list[str]] = defaultdict(list)
+    for row in session.execute(rows.order_by(AttemptDevice.node, AttemptDevice.place)).scalars():
+        result[row.node].append(row.device)
+    return result

@@ -111,7 +111,7 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
         is_unable = worker["is_live"] and worker.get("unable")
         table.add(
             worker["id"][-12:],
-            worker["name"],
+            worker["name"] + (f" ({address})" if (address := worker.get("address")) else ""),
             worker["pool"],
             str(worker["gpus"]),
             worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),

@@ -48,6 +48,7 @@ class Job(TypedDict, total=False):
     priority: int
     pool: str
     gpus: int
+    nodes: int
     preemptible: bool
     max_seconds: int | None
     tags: list[str]
@@ -211,6 +212,7 @@ class Worker(TypedDict, total=False):
     job_id: str | None
     devices: list[Device]
     cpu_slots: int | None
+    address: str | None
     cpu_job_ids: list[str]
     datasets: dict[str, str]
     pending_datasets: list[str]

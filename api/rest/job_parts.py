@@ -21,11 +21,12 @@ from api.rest.responses import (
     EventResponse,
     Json,
     LogResponse,
+    NodeResponse,
     Response,
     SeriesResponse,
 )
 from api.rest.stored_files import open_artifact
-from jobs import curves, devices, queries
+from jobs import curves, devices, gangs, queries
 from jobs.errors import FieldError, Invalid
 from jobs.step_times import step_times
 from wcl_core.protocol import ARTIFACT_NAME
@@ -95,12 +96,23 @@ def events(
 def attempts(job_id: str, principal: Reader, database: TheDatabase) -> Attempts:
     """List the executions of the job."""
     with database.read() as session:
-        queries.get_job(session, job_id)
-        held = devices.by_attempt(session, job_id)
+        job = queries.get_job(session, job_id)
+        held, rows = devices.by_attempt(session, job_id), queries.attempts(session, job_id)
+        nodes = gangs.nodes_of(session, rows) if job.nodes > 1 else {}
+
+        def node_responses(number: int) -> list[NodeResponse]:
+            parts = devices.by_node(session, job_id, number) if number in nodes else {}
+            return [
+                NodeResponse.of(each, worker=each.worker_name, devices=parts.get(each.node, []))
+                for each in nodes.get(number, ())
+            ]
+
         return Attempts(
             items=[
-                AttemptResponse.of(row, worker=row.worker_name, devices=held.get(row.number, []))
-                for row in queries.attempts(session, job_id)
+                AttemptResponse.of(
+                    row, worker=row.worker_name, devices=held.get(row.number, []), nodes=node_responses(row.number)
+                )
+                for row in rows
             ]
         )
 

@@ -74,6 +74,7 @@ class JobSummary(Response):
     priority: int
     pool: str
     gpus: int
+    nodes: int
     preemptible: bool
     max_seconds: int | None
     tags: list[str]
@@ -172,8 +173,21 @@ def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
 # --- parts of a job --------------------------------------------------------------------------------------------------
 
 
+class NodeResponse(Response):
+    """A worker of an attempt on several, with its address and its devices."""
+
+    node: int
+    worker: str
+    worker_id: str
+    address: str
+    devices: list[str]
+
+
 class AttemptResponse(Response):
-    """One execution of a job; `devices` are the UUIDs of those that it holds or has held."""
+    """One execution of a job; `devices` are the UUIDs of those that it holds or has held, on all its workers.
+
+    `nodes` are its workers if it runs on several; `worker` is the first of them.
+    """
 
     number: int
     worker: str
@@ -183,6 +197,7 @@ class AttemptResponse(Response):
     start_step: int | None
     environment: Json | None
     devices: list[str]
+    nodes: list[NodeResponse]
 
 
 def _without_path(data: Any) -> Any:
@@ -374,6 +389,8 @@ class WorkerResponse(Response):
     null for a worker of an older version, and `cpu_job_ids` are those that it runs now.  `job_id` is the job that it
     has run for the longest time.
 
+    `address` is where runs of other workers reach its runs, null while it takes no job of several nodes.
+
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
     the same for people; both are null for a worker that takes jobs.
@@ -388,6 +405,7 @@ class WorkerResponse(Response):
     job_id: str | None
     devices: list[DeviceResponse]
     cpu_slots: int | None
+    address: str | None
     cpu_job_ids: list[str]
     datasets: dict[str, str]
     pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]

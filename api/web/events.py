@@ -80,7 +80,8 @@ def _submitted(data: Data) -> _Sentence:
 
 
 def _claimed(data: Data) -> _Sentence:
-    return "began", f"Attempt {data.get('attempt')} claimed", f"by {data.get('worker')}"
+    workers = data.get("workers") or [data.get("worker")]
+    return "began", f"Attempt {data.get('attempt')} claimed", f"by {', '.join(map(str, workers))}"
 
 
 def _started(data: Data) -> _Sentence:

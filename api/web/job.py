@@ -19,11 +19,11 @@ from api.web.events import Entry, entries_before
 from api.web.job_view import JobView
 from api.web.picture import drawing
 from api.web.render import page, picture
-from jobs import changes, curves, datasets, queries, seed_groups, sweeps
+from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.keys import Principal
-from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Dependency, Job, Log
+from jobs.models import Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain, pending
@@ -63,6 +63,7 @@ class Run:
     pending: str | None
     note: str | None
     pool_has_gpus: bool
+    nodes: dict[int, list[AttemptNode]]  # of attempts on several workers, by number
     cursor: str
     now: int
 
@@ -104,6 +105,7 @@ def run(session: Session, job_id: str) -> Run:
         waiting=explain(session, job),
         pending=pending(session, job),
         note=_note(session, job),
+        nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
         cursor=str(cursor),
         now=database_time(session),

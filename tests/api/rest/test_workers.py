@@ -178,3 +178,31 @@ def test_each_device_is_shown_with_its_job(served: Served) -> None:
     assert attempt["devices"] == [warm.uuid]
     for text in ("35.0% busy", "memory 25.0%", "51 °C", "its driver reports Xid 79"):
         assert text in page
+
+
+def test_a_job_of_several_nodes_shows_each_worker_with_its_address_and_devices(served: Served) -> None:
+    facts = [rows.worker(id=new_id(), name=name, gpus=1, address=f"10.0.0.{name}") for name in ("7", "8")]
+    for each in facts:
+        served.database.write(lambda session, each=each: workers.register(session, each, 1, []))  # type: ignore[misc]
+        served.database.write(
+            lambda session, each=each: workers.heartbeat(session, each.id, None, address=each.address)  # type: ignore[misc]
+        )
+    client, browser = served.client(), served.browser("read")
+    body = JOB | {"spec": SPEC | {"nodes": 2, "batch_size": 240}, "gpus": 1}
+    job = client.post("/v1/jobs", json=body).json()
+    rows.claim(served.database, facts[0])
+
+    (attempt,) = client.get(f"/v1/jobs/{job['id']}/attempts").json()["items"]
+    nodes = [
+        {"node": node, "worker": each.name, "worker_id": each.id, "address": each.address, "devices": [uuid]}
+        for node, each in enumerate(facts)
+        for uuid in [each.devices[0].uuid]
+    ]
+    assert (job["nodes"], attempt["nodes"]) == (2, nodes)
+    assert attempt["devices"] == [each.devices[0].uuid for each in facts]
+    assert {row["address"] for row in client.get("/v1/workers").json()["items"]} == {"10.0.0.7", "10.0.0.8"}
+    page, of_workers = browser.get(f"/jobs/{job['id']}").text, browser.get("/workers").text
+    assert '<span title="10.0.0.7">7</span>, <span title="10.0.0.8">8</span>' in page
+    assert "by 7, 8" in page
+    assert "10.0.0.8" in of_workers
+    assert of_workers.count(f'href="/jobs/{job["id"]}"') >= 2
