@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
-from jobs.models import Attempt, AttemptDevice, Checkpoint, Event, Job, Log, Point, Series
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Event, Job, Log, Point, Series
 from jobs.status import INFRASTRUCTURE, LEGAL, TERMINAL, Status
 
 _BATCH = 200
@@ -51,6 +51,7 @@ class _Ledger:
     last_point: dict[int, int]
     last_log: dict[int, int]
     devices: Sequence[AttemptDevice] = ()
+    nodes: Sequence[AttemptNode] = ()
 
 
 def audit(database: Database) -> Report:
@@ -77,6 +78,7 @@ def check(ledger: _Ledger) -> list[Finding]:
     problems += _of_the_row(ledger.job, replay, len(ledger.events))
     problems += _of_the_attempts(ledger, replay)
     problems += _of_the_devices(ledger)
+    problems += _of_the_nodes(ledger)
     problems += _of_the_deliveries(ledger, replay)
     return [Finding(ledger.job.id, rule, message) for rule, message in problems]
 
@@ -93,6 +95,7 @@ def _read(session: Session, after: str) -> list[_Ledger]:
     )
     checkpoints = _by_job(session.execute(select(Checkpoint).where(Checkpoint.job_id.in_(ids))).scalars())
     devices = _by_job(session.execute(select(AttemptDevice).where(AttemptDevice.job_id.in_(ids))).scalars())
+    nodes = _by_job(session.execute(select(AttemptNode).where(AttemptNode.job_id.in_(ids))).scalars())
     points = _last_by_attempt(
         session.execute(
             select(Series.job_id, Point.attempt, func.max(Point.seq))
@@ -117,6 +120,7 @@ def _read(session: Session, after: str) -> list[_Ledger]:
             points[job.id],
             logs[job.id],
             devices[job.id],
+            nodes[job.id],
         )
         for job in jobs
     ]
@@ -231,6 +235,15 @@ def _of_the_devices(ledger: _Ledger) -> _Problems:
         expected = ledger.job.gpus * ledger.job.nodes
         if devices and len(devices) != expected:
             yield "devices", f"attempt {attempt.number} has {len(devices)} devices, but the job needs {expected}"
+
+
+def _of_the_nodes(ledger: _Ledger) -> _Problems:
+    """Yield attempts of a job of several nodes that have too few or too many workers, or one twice."""
+    expected = ledger.job.nodes if ledger.job.nodes > 1 else 0
+    for attempt in ledger.attempts:
+        ids = {each.worker_id for each in ledger.nodes if each.attempt == attempt.number}
+        if len(ids) != expected:
+            yield "nodes", f"attempt {attempt.number} has {len(ids)} workers of a gang; expected {expected}"
 
 
 def _of_the_deliveries(ledger: _Ledger, replay: _Replay) -> _Problems:

@@ -55,6 +55,8 @@ class Body:
         self._requested_outcome: str | None = None
 
     def run(self) -> int:
+        if os.environ.get("RANK", "0") != "0":  # on a further node: the first one reports
+            self._listen()
         if self._spec["threads"] == LITTERS:
             litter = [sys.executable, "-I", "-S", "-c", _LITTER, str(self._folder)]
             subprocess.run(litter, env={}, start_new_session=True, check=True)

@@ -1,4 +1,5 @@
-"""A round on one machine with four stand-in devices: jobs of 1, 2 and 4 devices, priorities, preemption, kills.
+"""A round on two machines with stand-in devices: jobs of 1, 2 and 4 devices, some on both machines, with priorities,
+preemption and kills.
 
 An observer looks at the living runs all the time: no device may be of two of them.  In the end every job has succeeded
 with the right bytes, no large job was starved, and the audit finds nothing.
@@ -21,15 +22,16 @@ import psutil
 from sqlalchemy import func, select
 
 from jobs.audit import audit
-from jobs.models import Attempt, AttemptDevice, Checkpoint, Event, Job
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Event, Job
 from jobs.status import TERMINAL, Reason
 from tests.chaos.body import STEPS_PER_EPOCH
 from tests.chaos.processes import Node
 from tests.chaos.stage import Stage, spec
 from tests.waiting import eventually
 
-MACHINE, NUM_DEVICES = "m0", 4
-_SIZES = (1, 1, 1, 2, 2, 4)
+MACHINES = {"m0": 4, "m1": 2}  # with their numbers of devices
+NUM_DEVICES = max(MACHINES.values())
+_SIZES = ((1, 1), (1, 1), (1, 1), (2, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # devices on each machine, and machines
 _HOLD_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
 _LIMIT_SECONDS = 1200.0
@@ -41,6 +43,7 @@ class Outcome:
 
     jobs: dict[str, int]
     attempts: int
+    on_several: int  # of these, on both machines
     most_at_once: int
     preempted: int
     kills: dict[str, int]
@@ -71,16 +74,16 @@ class Round:
 
     def run(self) -> Outcome:
         began, random_ = time.monotonic(), random.Random(self.seed)
-        offer = {"WCL_DEVICES": str(NUM_DEVICES), "WCL_HOLD_SECONDS": str(_HOLD_SECONDS)}
-        node = self.stage.worker(MACHINE, settings=offer).start()
-        self.stage.wait_for_workers(MACHINE)
+        workers = [self._worker(name, number).start() for number, name in enumerate(MACHINES)]
+        self.stage.wait_for_workers(*MACHINES)
         ids = [self._submit(random_, place) for place in range(self.num_jobs)]
         is_over = threading.Event()
         observer = threading.Thread(target=self._observe, args=(is_over,), daemon=True)
         observer.start()
         try:
-            self._inject(node, random_)
-            self._restart(node)
+            self._inject(workers, random_)
+            for node in workers:
+                self._restart(node)
             eventually(lambda: self._num_left() == 0, "the end of all jobs", _LIMIT_SECONDS)
         finally:
             is_over.set()
@@ -89,6 +92,9 @@ class Round:
         with self.stage.database.read() as session:
             counts = Counter(session.execute(select(Job.status)).scalars())
             attempts = session.execute(select(func.count()).select_from(Attempt)).scalar_one()
+            on_several = session.execute(
+                select(func.count()).where(AttemptNode.node > 0, AttemptNode.renewals > 0)
+            ).scalar_one()
             preempted = session.execute(
                 select(func.count()).where(
                     Event.type == "requeued", Event.data["reason"].as_string() == Reason.PREEMPTED
@@ -96,29 +102,44 @@ class Round:
             ).scalar_one()
         seconds = round(time.monotonic() - began, 1)
         return Outcome(
-            dict(counts), attempts, self._most_at_once, preempted, dict(self._kills), seconds, self._problems
+            dict(counts),
+            attempts,
+            on_several,
+            self._most_at_once,
+            preempted,
+            dict(self._kills),
+            seconds,
+            self._problems,
         )
 
     def facts(self) -> dict[str, Any]:
         return asdict(self.run())
 
+    def _worker(self, name: str, number: int) -> Node:
+        offer = {"WCL_DEVICES": str(MACHINES[name]), "WCL_HOLD_SECONDS": str(_HOLD_SECONDS)}
+        return self.stage.worker(name, settings=offer | {"WCL_NODE_ADDRESS": f"127.0.0.{2 + number}"})
+
     def _submit(self, random_: random.Random, place: int) -> str:
+        gpus, nodes = random_.choice(_SIZES)
         requested = spec(place, epochs=random_.randint(1, 3), step_ms=random_.choice((5, 40, 120)))
+        requested |= {"nodes": nodes, "processes": 1}
         return self.stage.submit(
             requested,
-            gpus=random_.choice(_SIZES),
+            gpus=gpus,
             priority=random_.randint(0, 2),
             preemptible=random_.random() < 0.7,
         )
 
     # --- faults ----------------------------------------------------------------------------------------------------
 
-    def _inject(self, node: Node, random_: random.Random) -> None:
+    def _inject(self, workers: list[Node], random_: random.Random) -> None:
         for _ in range(self.num_faults):
             time.sleep(self.pause_seconds)
             if self._num_left() == 0:
                 return
-            self._restart(node)
+            for each in workers:
+                self._restart(each)
+            node = random_.choice(workers)
             kind = random_.choice(("run", "run", "run", "worker killed", "worker stopped"))
             if kind != "run":
                 node.end(signal.SIGKILL if kind == "worker killed" else signal.SIGTERM)
@@ -163,19 +184,23 @@ class Round:
                     self._problems.append(f"{device} is of {', '.join(sorted(folders))} at once")
 
     def _living(self) -> dict[str, psutil.Process]:
-        """Return the runs of the machine, also those whose worker is dead, by the folder of their attempt."""
-        place = f"{self.stage.folder / MACHINE / 'attempts'}/"
+        """Return the runs of the machines, also those whose worker is dead, by the folder of their attempt."""
+        places = [f"{self.stage.folder / name / 'attempts'}/" for name in MACHINES]
         runs = {}
         for process in psutil.process_iter(["cmdline"]):
             for argument in process.info["cmdline"] or ():
-                if argument.startswith(place) and _is_alive(process):
-                    runs[argument.removeprefix(place)] = process
+                for place in places:
+                    if argument.startswith(place) and _is_alive(process):
+                        runs[argument.removeprefix(place)] = process
         return runs
 
     def _devices(self, folder: str) -> set[str]:
         job_id, _, attempt = folder.partition("/")
+        name, _, node = attempt.partition(".")
         held = select(AttemptDevice.device).where(
-            AttemptDevice.job_id == job_id, AttemptDevice.attempt == int(attempt.partition("-")[0])
+            AttemptDevice.job_id == job_id,
+            AttemptDevice.attempt == int(name.partition("-")[0]),
+            AttemptDevice.node == int(node or "0"),
         )
         with self.stage.database.read() as session:
             return set(session.execute(held).scalars())

@@ -1,4 +1,4 @@
-"""A short round on four stand-in devices; `./run chaos gpus` is the long one."""
+"""A short round on two machines with stand-in devices; `./run chaos gpus` is the long one."""
 
 from __future__ import annotations
 
@@ -18,3 +18,4 @@ def test_no_two_runs_share_a_device_and_no_job_starves(house: Theatre, kind: str
     assert outcome.problems == []
     assert outcome.jobs == {"succeeded": 30}
     assert outcome.most_at_once > 1
+    assert outcome.on_several > 0

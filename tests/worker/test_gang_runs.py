@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
 FOUR: dict[str, Any] = SHORT | {"epochs": 4, "batch_size": 356}  # of four steps
 TWO = {"nodes": 2, "processes": 2, "batch_size": 356}
@@ -100,3 +101,23 @@ def test_requests_and_failures_of_one_node_act_on_both(
     assert (job.status_reason, job.failures) == ("worker_stopped", 1)
     eventually(first.is_idle, "the rest of the other worker")
     rows.submit(sqlite_database)  # the gang lacks a worker, and keeps no other job waiting
+
+
+def test_workers_for_one_job_that_start_at_once_become_its_nodes(
+    sqlite_database: Database, jobs: Jobs, tmp_path: Path
+) -> None:
+    """As `srun wcl worker --once` starts them; a third one finds no other job, and ends."""
+    once = [RunningWorker(sqlite_database, tmp_path / "data", WCL_NODE_ADDRESS=f"127.0.0.{n}") for n in (2, 3, 4)]
+    for worker in once:
+        worker.options = ("--once",)
+    once[0].start().wait()  # it announces its dataset, and ends
+    job_id = jobs.submit(SHORT | TWO | {"processes": 1})
+
+    for worker in once[:2]:
+        worker.start()
+    assert [worker.wait() for worker in once[:2]] == [0, 0], once[0].log() + once[1].log()
+
+    job = jobs.get(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1), jobs.log(job_id) + once[0].log()
+    assert once[2].start().wait() == 0
+    assert "no waiting job fits" in once[2].log()
