@@ -184,7 +184,7 @@ def classify(error: Exception) -> FailureReason:
 def _message(error: Exception, folder: Path) -> str:
     """Return the description of an error; if memory is full, preceded by what was needed and what fits."""
     text = describe(error)
-    if classify(error) != "out_of_memory":
+    if classify(error) != "out_of_memory" or isinstance(error, MemoryError):  # torch raises others for tensors
         return text
     with contextlib.suppress(Exception):  # the advice is an extra
         run = RunFile.read(folder)

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,7 @@ def read_all(root: Path, paths: Sequence[str], wish: Wish) -> Iterator[tuple[Rea
         root: the folder that the paths are relative to.
 
     Raises:
-        MemoryError: there is not enough memory, here or in another process.
+        MemoryError: there is not enough memory, here or in another process, or a process was killed twice.
         UnreadableError: a process crashed in the middle of some files; the message names one of them.
     """
     cores, started_at = min(_MAX_PROCESSES, num_cores()), time.monotonic()
@@ -106,19 +107,23 @@ def read_file(path: Path, wish: Wish) -> tuple[Read, Pixels | None]:
     return Read(digest, facts), np.asarray(image).transpose(2, 0, 1) if wish.side else None
 
 
+class _KilledError(MemoryError):
+    """A process was killed: a lack of memory is the usual cause."""
+
+
 class _Processes:
     """The processes, and the threads of this process that talk to them, one each."""
 
     def __init__(self, count: int, root: Path, wish: Wish) -> None:
-        self._wish, self._root = wish, root
+        self._count, self._wish, self._root = count, wish, root
+        self._guard, self._is_over = threading.Lock(), False  # of the list
         self._turns = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `__exit__`)
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decoding")
         self._all: list[_Process] = []
         try:
             for _ in range(count):
-                self._all.append(_Process(count, self._turns, wish))
-                self._idle.put(self._all[-1])
+                self._idle.put(self._started())
         except OSError:
             self.__exit__()
             raise
@@ -127,12 +132,21 @@ class _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._all:
-            process.stop()  # a thread that waits for it gets an error
+        with self._guard:
+            self._is_over = True
+            for process in self._all:
+                process.stop()  # a thread that waits for it gets an error
         self._threads.shutdown(cancel_futures=True)
         for process in self._all:
             process.close()
         self._turns.close()
+
+    def _started(self) -> _Process:
+        with self._guard:
+            if self._is_over:
+                raise _KilledError
+            self._all.append(_Process(self._count, self._turns, self._wish))
+            return self._all[-1]
 
     def read(self, paths: Sequence[str]) -> Iterator[tuple[Read, Pixels | None]]:
         """Yield the files in order; only a few chunks are in memory."""
@@ -146,9 +160,13 @@ class _Processes:
             yield from ahead.popleft().result()
 
     def _chunk(self, paths: Sequence[str]) -> list[tuple[Read, Pixels | None]]:
-        process = self._idle.get()
+        process, places = self._idle.get(), [self._root / path for path in paths]
         try:
-            return process.read([self._root / path for path in paths])
+            try:
+                return process.read(places)
+            except _KilledError:  # once, since another one may be killed for the same reason
+                process = self._started()
+                return process.read(places)
         finally:
             self._idle.put(process)
 
@@ -190,7 +208,7 @@ class _Process:
     def _death(self, paths: Sequence[Path]) -> Exception:
         code = self._process.wait(_STOP_SECONDS)
         if code == -signal.SIGKILL:
-            return MemoryError("a process that decodes images was killed")
+            return _KilledError("a process that decodes images was killed twice; is there too little memory?")
         first, last = paths[0].name, paths[-1].name
         return UnreadableError(f"the decoder crashed (exit code {code}) in one of the files from {first} to {last}")
 

@@ -120,6 +120,30 @@ def test_processes_read_what_one_thread_reads(photos: Path, monkeypatch: pytest.
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("num_kills", [1, 2])
+def test_a_decoder_that_is_killed_is_replaced_once(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, num_kills: int
+) -> None:
+    expected = load(photos, None)
+    monkeypatch.setattr(decoding, "_ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(decoding, "num_cores", lambda: 2)
+    read, reads = decoding._Process.read, list[int]()
+
+    def killed(process: decoding._Process, paths: list[Path]) -> object:
+        if len(reads) < num_kills:
+            process.stop()
+        reads.append(1)
+        return read(process, paths)
+
+    monkeypatch.setattr(decoding._Process, "read", killed)
+    if num_kills == 1:
+        assert_same(load(photos, None), expected)
+        return
+    with pytest.raises(MemoryError, match="was killed twice"):
+        load(photos, None)
+
+
+@pytest.mark.process
 def test_a_crash_of_a_decoder_names_the_files(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_ALONE_SECONDS", 0.0)
     monkeypatch.setattr(decoding, "num_cores", lambda: 2)
