@@ -23,6 +23,11 @@ def is_due() -> ColumnElement[bool]:
     return and_(Job.status == Status.QUEUED, _is_backoff_over())
 
 
+def is_before(job: Job) -> ColumnElement[bool]:
+    """Return the condition for jobs that are claimed before a job: of higher priority, or of the same and older."""
+    return or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
+
+
 def is_held() -> ColumnElement[bool]:
     """Return the condition for a job that waits for a worker's disk or storage, and may be tried again."""
     return and_(Job.status == Status.PAUSED, Job.status_reason.in_(HELD), _is_backoff_over())

@@ -29,7 +29,6 @@ _ALIKE = (
     "execution",
     "threads",
     "processes",
-    "nodes",
 )
 
 
@@ -98,7 +97,12 @@ def _newest_alike(session: Session, spec: PretrainSpec, pool: str, gpus: int) ->
 
 
 def _alike(spec: dict[str, Any]) -> list[Any]:
-    return [spec["data"]["image_size"], spec["optimizer"]["name"], *(spec.get(name) for name in _ALIKE)]
+    return [
+        spec["data"]["image_size"],
+        spec["optimizer"]["name"],
+        *(spec.get(name) for name in _ALIKE),
+        spec.get("nodes", 1),
+    ]
 
 
 def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int | None) -> dict[str, Any]:

@@ -55,32 +55,52 @@ class Rendezvous:
         return protocol.Rendezvous(address=self.address, port=self.port, secret=self.secret, own_address=address)
 
 
+@dataclass(frozen=True)
+class Startable:
+    """Due jobs of several nodes that can start now, as one of their workers sees them.
+
+    Attributes:
+        led: ids of those that this worker starts for all.
+        joined: the first one that another worker starts with this one; its room is for that job.
+    """
+
+    led: tuple[str, ...]
+    joined: Job | None
+
+
 def able(session: Session, job: Job) -> list[Worker]:
     """Return the workers that can be a node of the job, also busy ones, the lowest id first."""
-    statement = select(Worker).where(takes_jobs(), Worker.pool == job.pool, Worker.address.is_not(None))
-    return [each for each in session.execute(statement.order_by(Worker.id)).scalars() if fits(each, job)]
+    return [each for each in _workers(session, job.pool) if fits(each, job)]
 
 
-def filled(session: Session, job: Job, own: Mapping[str, Free] | None = None) -> tuple[Member, ...]:
-    """Return the gang that can start the job now, the first node first; none if too few workers have room.
+def startable(session: Session, worker: WorkerFacts, free: Free) -> Startable:
+    """Return the due jobs of several nodes that can start now with a worker.
 
     Args:
-        own: the free part of the calling worker by its id, which knows it better than the database.
+        free: the free part of the worker, which knows it better than the database.
     """
-    workers = able(session, job)
-    free = free_of(session, workers) | dict(own or {})
-    with_room = [each for each in workers if free[each.id].holds(job.gpus)][: job.nodes]
-    if len(with_room) < job.nodes:
-        return ()
-    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(job.gpus)) for each in with_room)
-
-
-def led_by(session: Session, worker: WorkerFacts, free: Free) -> list[str]:
-    """Return the ids of due jobs of several nodes that can start now with this worker as their first node."""
     waiting = select(Job).where(is_due(), Job.nodes > 1, fits_worker(worker))
     jobs = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(_MOST_WAITING)).scalars().all()
-    gangs = {job.id: filled(session, job, {worker.id: free}) for job in jobs}
-    return [job_id for job_id, gang in gangs.items() if gang and gang[0].worker_id == worker.id]
+    if not jobs:
+        return Startable((), None)
+    workers, room = _with_room(session, worker, free)
+    gangs = [(job, [member.worker_id for member in _filled(job, workers, room)]) for job in jobs]
+    led = tuple(job.id for job, ids in gangs if ids[:1] == [worker.id])
+    return Startable(led, next((job for job, ids in gangs if worker.id in ids[1:]), None))
+
+
+def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple[Member, ...]:
+    """Lock the workers of the gang that can start the job now, and return it; none if it has changed meanwhile.
+
+    The first node has the lowest id and holds its own lock already, so all workers lock in one order.
+    """
+    gang = _filled(job, *_with_room(session, worker, free))
+    ids = [member.worker_id for member in gang]
+    if not gang or ids[0] != worker.id:
+        return ()
+    session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
+    session.expire_all()
+    return gang if _filled(job, *_with_room(session, worker, free)) == gang else ()
 
 
 def has_gang(session: Session, worker: WorkerFacts) -> bool:
@@ -89,18 +109,23 @@ def has_gang(session: Session, worker: WorkerFacts) -> bool:
     return session.execute(waiting).first() is not None
 
 
-def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple[Member, ...]:
-    """Lock the workers of the gang that can start the job now, and return it; none if it has changed meanwhile.
+def _workers(session: Session, pool: str) -> list[Worker]:
+    statement = select(Worker).where(takes_jobs(), Worker.pool == pool, Worker.address.is_not(None))
+    return list(session.execute(statement.order_by(Worker.id)).scalars())
 
-    The first node has the lowest id and holds its own lock already, so all workers lock in one order.
-    """
-    gang = filled(session, job, {worker.id: free})
-    ids = [member.worker_id for member in gang]
-    if not gang or ids[0] != worker.id:
+
+def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[Worker], dict[str, Free]]:
+    """Return the workers of the pool that take part in gangs, the lowest id first, and the free part of each."""
+    workers = _workers(session, worker.pool)
+    return workers, free_of(session, workers) | {worker.id: free}
+
+
+def _filled(job: Job, workers: Sequence[Worker], free: Mapping[str, Free]) -> tuple[Member, ...]:
+    """Return the gang that can start the job now, the first node first; none if too few workers have room."""
+    with_room = [each for each in workers if fits(each, job) and free[each.id].holds(job.gpus)][: job.nodes]
+    if len(with_room) < job.nodes:
         return ()
-    session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
-    session.expire_all()
-    return gang if filled(session, job, {worker.id: free}) == gang else ()
+    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(job.gpus)) for each in with_room)
 
 
 # --- nodes that a worker has not begun yet -------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "spec": resolve_spec(new.spec),
         "dataset": {"name": dataset.name, "digest": pinned_digest(session, dataset), "counts": dataset.counts},
         "workers": fitting,
-        "warnings": [] if fitting else ["no running worker fits; the job would wait for one"],
+        "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
     }
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
@@ -82,6 +82,12 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         if (memory := expected["memory"]) and memory["warning"]:
             result["warnings"].append(memory["warning"])
     return result
+
+
+def _waits_for(nodes: int, num_fitting: int) -> str:
+    if nodes == 1:
+        return "no running worker fits; the job would wait for one"
+    return f"{num_fitting or 'none'} of the running workers fits; the job would wait for {nodes} at once"
 
 
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:

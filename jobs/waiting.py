@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
-from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
+from jobs.eligibility import has_dataset, has_gpus, is_before, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
 from jobs.models import Attempt, Dataset, Dependency, Event, Job, Worker
 from jobs.status import HELD, Status
@@ -151,8 +151,7 @@ def _on_dependencies(session: Session, job: Job) -> Waiting:
 
 def _num_ahead(session: Session, job: Job) -> int:
     """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
-    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
-    statement = select(func.count()).where(is_due(), Job.pool == job.pool, before)
+    statement = select(func.count()).where(is_due(), Job.pool == job.pool, is_before(job))
     return session.execute(statement).scalar_one()
 
 

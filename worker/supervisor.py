@@ -140,10 +140,25 @@ class Supervisor:
             assert attempt.rendezvous is not None, "the run was prepared with it"
             return prepared.model_copy(update={"rendezvous": attempt.rendezvous.seen_from(address)})
         port = until_end.enter_context(bound(address)).getsockname()[1]
-        resume = id_of(self._database, self._storage, claim, prepared.resume)
-        chosen = Rendezvous(address, port, secrets.token_hex(_SECRET_BYTES), resume)
-        attempt.announce(chosen)
+        chosen = self._announced(attempt, claim, prepared, (address, port))
         return prepared.model_copy(update={"rendezvous": chosen.seen_from(address)})
+
+    def _announced(self, attempt: OpenAttempt, claim: Claim, prepared: RunFile, place: tuple[str, int]) -> Rendezvous:
+        """Choose a secret, and announce the rendezvous to the other nodes; retry during an outage of the database.
+
+        Raises:
+            Superseded: the attempt has ended.
+            KeepSpool: the worker must stop first.
+        """
+        backoff = DrainableBackoff(self._draining, self._settings.lease_seconds)
+        faults = FaultLog(log, f"job {claim.job_id}: the announcement of its rendezvous")
+        while True:
+            with faults:
+                resume = id_of(self._database, self._storage, claim, prepared.resume)
+                chosen = Rendezvous(*place, secrets.token_hex(_SECRET_BYTES), resume)
+                attempt.announce(chosen)
+                return chosen
+            backoff.wait()
 
     def _follow(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
         """Start the run and follow it to its end."""

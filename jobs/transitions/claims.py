@@ -13,7 +13,7 @@ from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Signal, now_ms, signal
 from jobs.devices import Free, in_use
-from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_due
+from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_before, is_due
 from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Worker
@@ -185,7 +185,10 @@ def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | 
     """
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
-        fitting.append(or_(Job.nodes == 1, Job.id.in_(gangs.led_by(session, worker, free))))
+        gang = gangs.startable(session, worker, free)
+        fitting.append(or_(Job.nodes == 1, Job.id.in_(gang.led)))
+        if gang.joined is not None:
+            fitting.append(is_before(gang.joined))
     order = Job.priority.desc(), Job.queue_place
     if held is not None:
         jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()

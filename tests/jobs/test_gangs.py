@@ -289,6 +289,20 @@ def test_the_closest_workers_keep_their_devices_for_a_gang(database: Database) -
     assert database.write(lambda session: transitions.claim(session, facts[0], None, None)).job_id == small  # type: ignore[union-attr]
 
 
+def test_a_worker_of_a_gang_that_can_start_takes_no_job_behind_it(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2)
+    gang, behind = submit(database), rows.submit(database)
+    ahead = rows.submit(database, priority=1)
+
+    run = Run(database, claim(database, second))
+    assert run.job_id == ahead
+    run.end("succeeded")
+
+    assert try_claim(database, second) is None
+    assert claim(database, first).job_id == gang
+    assert rows.status(database, behind) == "queued"
+
+
 def test_workers_keep_their_cpu_slots_for_a_gang_without_devices(database: Database) -> None:
     first, second = register(database, 1), register(database, 2)
     rows.submit(database)
