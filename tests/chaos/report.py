@@ -115,14 +115,14 @@ class Results:
         rounds = self._of("gpus")
         if not rounds:
             return
-        yield "## One machine with four stand-in devices"
+        yield "## Two machines with stand-in devices"
         yield ""
-        yield "| database | jobs | attempts | most at once | preempted | kills | seconds |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| database | jobs | attempts | on both machines | most at once | preempted | kills | seconds |"
+        yield "|---|---|---|---|---|---|---|---|"
         for each in rounds:
             kills = ", ".join(f"{kind} {count}" for kind, count in sorted(each["kills"].items()))
-            facts = f"{each['attempts']} | {each['most_at_once']} | {each['preempted']} | {kills} | {each['seconds']:g}"
-            yield f"| {each['database']} | {sum(each['jobs'].values())} | {facts} |"
+            counts = f"{each['attempts']} | {each.get('on_several', 0)} | {each['most_at_once']} | {each['preempted']}"
+            yield f"| {each['database']} | {sum(each['jobs'].values())} | {counts} | {kills} | {each['seconds']:g} |"
         yield ""
 
     def _sweep(self) -> Iterator[str]:

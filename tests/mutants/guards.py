@@ -358,13 +358,6 @@ GUARDS = (
         ("tests/jobs/test_gangs.py::test_further_nodes_learn_where_the_ranks_meet_and_when_the_attempt_ends[sqlite]",),
     ),
     Guard(
-        "a node is begun once",
-        "jobs/gangs.py",
-        "        AttemptNode.renewals == 0,\n",
-        "",
-        ("tests/jobs/test_gangs.py::test_one_claim_starts_a_job_on_all_its_nodes_with_devices_of_each[sqlite]",),
-    ),
-    Guard(
         "a reconciler looks at every node",
         "jobs/reconciler.py",
         "first.union_all(further.where(is_open, AttemptNode.node > 0, AttemptNode.ended_at.is_(None)))",
