@@ -263,7 +263,11 @@ def test_a_gang_that_cannot_be_filled_says_which_workers_it_lacks(database: Data
         "it needs 2 workers at once; the pool default has 1 for it, and w2 has 1 GPUs, not 2, "
         "and w3 names no address (WCL_NODE_ADDRESS)",
     )
+    small = rows.submit(database, gpus=1, priority=1)
+    run = Run(database, claim(database, first))
+    assert run.job_id == small
     assert held_by(database, first) is None  # nothing waits for a job that cannot start
+    run.end("succeeded")
 
     fourth = register(database, 4, gpus=2)
     rows.submit(database, gpus=1, priority=1)
