@@ -940,8 +940,8 @@ GUARDS = (
     Guard(
         "the preparation of captured steps leaves no trace",
         "wcl_core/training/execution.py",
-        "        yield restore\n    except",
-        "        yield lambda: None\n    except",
+        "        raise\n    restore()\n",
+        "        raise\n",
         ("tests/wcl_core/training/test_execution.py::test_a_captured_step_is_the_eager_one_and_resumes_exactly",),
     ),
     Guard(

@@ -237,6 +237,7 @@ _Run._log = hang  # after the step, which is not saved
 
 PHASES = {
     "loading": ("wcl_core.data.load", {}),
+    "compilation": ("wcl_core.training.execution.compiled", {"execution": "compiled"}),
     "first step": ("wcl_core.training.learner.Learner.gradients", {}),
     "measurement of the untrained network": ("wcl_core.training.pretrain.network_features", {"knn_every_epochs": 1}),
     "linear features": ("wcl_core.evaluation.run._subject", None),

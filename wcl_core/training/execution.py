@@ -85,17 +85,16 @@ class CapturedStep:
     Args:
         step: the step to capture.
         views, images: inputs with the shapes of every later call.
-        restore: undoes steps that ran before the capture.
     """
 
-    def __init__(self, step: Step, views: Views, images: Tensor, restore: Callable[[], None]) -> None:
+    def __init__(self, step: Step, views: Views, images: Tensor) -> None:
         device = images.device
         self._views = Views(*(part.clone() for part in views.parts()))
         self._images = images.clone()
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
         inputs = (self._views, self._images, self._step, self._rate)
-        self._replay, self._loss = capture(lambda: step(*inputs), restore, device)
+        self._replay, self._loss = capture(lambda: step(*inputs), device)
 
     def __call__(self, views: Views, images: Tensor, step: int | Tensor, rate: float | Tensor) -> Loss:
         """Copy the inputs and replay the step; the host waits for nothing."""
@@ -108,9 +107,7 @@ class CapturedStep:
         return self._loss
 
 
-def capture(
-    step: Callable[[], Loss], restore: Callable[[], None], device: torch.device
-) -> tuple[Callable[[], None], Loss]:
+def capture(step: Callable[[], Loss], device: torch.device) -> tuple[Callable[[], None], Loss]:
     """Capture a step, which runs a few times first, so that gradients and slots of the optimiser exist.
 
     Returns:
@@ -123,7 +120,6 @@ def capture(
             step()
             check()
     current.wait_stream(side)
-    restore()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = step()
@@ -231,8 +227,8 @@ class Execution:
 
     def _capture(self, views: Views, images: Tensor) -> None:
         make_capturable(self._optimizer)
-        with _kept(self._learner, self._optimizer) as restore:
-            self.step = CapturedStep(self._eager, views, images, restore)
+        with _kept(self._learner, self._optimizer):
+            self.step = CapturedStep(self._eager, views, images)
 
     def _fall_back(self, reason: str) -> None:
         self.form, self.reason, self.step = "eager", reason, self._eager
@@ -279,8 +275,8 @@ def _compilable(model: Model) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _kept(learner: Learner, optimizer: Optimizer) -> Iterator[Callable[[], None]]:
-    """Restore the state of learner and optimiser in place at the end, and whenever the yielded function is called.
+def _kept(learner: Learner, optimizer: Optimizer) -> Iterator[None]:
+    """Restore the state of learner and optimiser in place at the end.
 
     Slots that the optimiser did not have before become zeros, which is the state that all of them start from.  After an
     error it loses them, and gets its options back.
@@ -296,7 +292,7 @@ def _kept(learner: Learner, optimizer: Optimizer) -> Iterator[Callable[[], None]
             slot.copy_(slots[name]) if name in slots else slot.zero_()
 
     try:
-        yield restore
+        yield
     except BaseException:
         restore()
         if not slots:

@@ -53,14 +53,10 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def capture_on_a_cpu(monkeypatch: pytest.MonkeyPatch, quick_compiler: None) -> None:
     """Replace the CUDA graph by a call of the step on its static inputs."""
 
-    def capture(
-        step: Callable[[], Loss], restore: Callable[[], None], device: torch.device
-    ) -> tuple[Callable[[], None], Loss]:
+    def capture(step: Callable[[], Loss], device: torch.device) -> tuple[Callable[[], None], Loss]:
         for _ in range(3):
             step()
-        restore()
         loss = step()
-        restore()
 
         def replay() -> None:
             new = step()
