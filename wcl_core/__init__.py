@@ -6,6 +6,7 @@ The public names, by topic:
     weak labels     weak_labels, nearest_neighbours, components
     optimiser       LARS, param_groups
     whole runs      pretrain, evaluate
+    weights         load_backbone
 
 A name is loaded on its first use, because the service imports `wcl_core.config` and must not load torch by it.  No
 module of this package may have a public name: Python would set it as an attribute here and hide the public object.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wcl_core.evaluation.run import evaluate
     from wcl_core.methods.losses import nt_xent, swapped_weak_label_loss, weak_label_loss
     from wcl_core.methods.weak_labels import components, nearest_neighbours, weak_labels
+    from wcl_core.networks.weights import load_backbone
     from wcl_core.training.optim import LARS, param_groups
     from wcl_core.training.pretrain import pretrain
 
@@ -27,6 +29,7 @@ __all__ = [
     "LARS",
     "components",
     "evaluate",
+    "load_backbone",
     "nearest_neighbours",
     "nt_xent",
     "param_groups",
@@ -40,6 +43,7 @@ _MODULES = {
     "evaluation.run": ("evaluate",),
     "methods.losses": ("nt_xent", "swapped_weak_label_loss", "weak_label_loss"),
     "methods.weak_labels": ("components", "nearest_neighbours", "weak_labels"),
+    "networks.weights": ("load_backbone",),
     "training.optim": ("LARS", "param_groups"),
     "training.pretrain": ("pretrain",),
 }

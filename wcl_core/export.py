@@ -1,14 +1,7 @@
 """Export of a plain backbone from a native checkpoint, for other programs; does not import torch.
 
-The exported file is in safetensors format, with torchvision's parameter names and without a classifier:
-
-    state = safetensors.torch.load_file("backbone.safetensors")
-    network = torchvision.models.resnet18()
-    network.fc = torch.nn.Identity()
-    network.load_state_dict(state)
-
-This works for a backbone with the `imagenet` stem. For a `small` or `stride2` stem, replace `network.conv1` (and
-`network.maxpool`) first.
+The exported file is in safetensors format, with torchvision's parameter names and without a classifier.  Its metadata
+have the lines of Python that load it (`loading_lines`).
 """
 
 from __future__ import annotations
@@ -17,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +21,7 @@ _PREFIX = "model/backbone."
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS = 64
 _CHUNK_BYTES = 1 << 20
+_OF_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -38,6 +32,20 @@ _ITEM_BYTES = {
 
 class ExportError(ValueError):
     """The file is not a native checkpoint; the message gives the reason."""
+
+
+def loading_lines(backbone: Mapping[str, Any], file: str = "backbone.safetensors") -> list[str]:
+    """Return the lines of Python that load an exported backbone: one for every backbone, one for torchvision's own.
+
+    Args:
+        backbone: its part of a spec.
+        file: the name of the file.
+    """
+    lines = [f"network = wcl_core.load_backbone({file!r})"]
+    if backbone.get("stem") == "imagenet" and backbone.get("name") in _OF_TORCHVISION:
+        network = f"network = torchvision.models.{backbone['name']}(); network.fc = torch.nn.Identity()"
+        lines.append(f"{network}; network.load_state_dict(safetensors.torch.load_file({file!r}))")
+    return lines
 
 
 def backbone_file(native: Path, out: Path) -> None:
@@ -69,8 +77,10 @@ def copy_backbone(source: BinaryIO, out: Path, check: Callable[[], None] = lambd
     header, base = _read_header(source)
     try:
         metadata = json.loads(header.pop("__metadata__")["wcl"])
-        facts = {"backbone": metadata["spec"]["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        spec = metadata["spec"]
+        facts = {"backbone": spec["backbone"], "step": metadata["step"], "epoch": metadata["epoch"]}
+        facts |= {"data": {"image_size": spec["data"]["image_size"]}, "load": loading_lines(spec["backbone"])}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ExportError("not a native checkpoint: it has no metadata of one") from error
     # In the source's order, which keeps every tensor aligned to its type.
     tensors = _in_order(header, os.fstat(source.fileno()).st_size - base)

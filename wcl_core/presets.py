@@ -39,7 +39,9 @@ def presets() -> dict[str, PretrainSpec]:
 def described_presets() -> dict[str, Preset]:
     """Return all presets by name, small ones first."""
     wcl = {
-        "wcl-digits": Preset("Handwritten digits of 8x8 pixels: one minute on one CPU thread [D]", _digits()),
+        "wcl-digits": Preset(
+            "Handwritten digits of 8x8 pixels, a tiny backbone of our own: a minute on a CPU [D]", _digits()
+        ),
         "wcl-cifar10": Preset("CIFAR-10 with a ResNet-18 on one GPU, 200 epochs [D]", _cifar10()),
         "wcl-small": Preset("ImageNet with a ResNet-50 on one GPU, batch 256 [D]", _imagenet(100, batch=256)),
     }
@@ -50,7 +52,7 @@ def described_presets() -> dict[str, Preset]:
         wcl[f"wcl-code-{epochs}"] = Preset(code, _as_released(epochs))
     small = {
         "digits-cpu": Preset("For first steps: the same as wcl-digits", _digits()),
-        "cifar10-cpu": Preset("CIFAR-10 with a tiny backbone on a CPU: a quick try, not a result [D]", _cifar10_cpu()),
+        "cifar10-cpu": Preset("CIFAR-10, a tiny backbone of our own, on a CPU: no result [D]", _cifar10_cpu()),
     }
     twins = {name.replace("wcl-", "simclr-", 1): _twin(name, preset) for name, preset in wcl.items()}
     return small | wcl | twins

@@ -28,6 +28,7 @@ from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain, pending
 from wcl_core.config import Protocol
+from wcl_core.export import loading_lines
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, MAP_FACTS, PROCESS_MEMORY_MIB
 
 router = APIRouter(include_in_schema=False)
@@ -70,6 +71,11 @@ class Run:
     @property
     def job(self) -> Job:
         return self.view.job
+
+    @property
+    def loading_lines(self) -> list[str]:
+        """The lines of Python that load the exported backbone."""
+        return loading_lines(self.job.spec.get("backbone", {}))
 
     @property
     def map_job(self) -> str | None:

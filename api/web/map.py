@@ -92,8 +92,10 @@ class Shown:
 
     @property
     def colour(self) -> str:
-        """The requested colouring; by class if the map has no weak labels."""
-        return self.choices.colour if self.map.components else "class"
+        """The requested colouring; by class if the map has no weak labels, by weak label if it has no classes."""
+        if not self.map.components:
+            return "class"
+        return self.choices.colour if self.map.class_names else "weak"
 
     @property
     def points(self) -> list[tuple[float, float]]:

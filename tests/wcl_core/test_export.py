@@ -87,7 +87,13 @@ def test_facts_travel_with_the_weights_and_equal_checkpoints_give_equal_bytes(tm
         facts = json.loads(file.metadata()["wcl"])
         assert file.metadata()["format"] == "pt"
     assert facts["backbone"].items() >= {"name": "tiny", "stem": "small", "width": 4}.items()
-    assert facts == {"backbone": resolve_spec(spec)["backbone"], "step": 8, "epoch": 2}
+    assert facts == {
+        "backbone": resolve_spec(spec)["backbone"],
+        "step": 8,
+        "epoch": 2,
+        "data": {"image_size": 8},
+        "load": ["network = wcl_core.load_backbone('backbone.safetensors')"],
+    }
 
 
 def test_many_threads_may_export_one_checkpoint(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "nt_xent, weak_label_loss, swapped_weak_label_loss, weak_labels, nearest_neighbours, components, "
-    "LARS, param_groups, pretrain, evaluate"
+    "LARS, param_groups, pretrain, evaluate, load_backbone"
 )
 # A class or a function of that name, and not a module.
 CHECK = "\n".join(f"assert callable({name}) and {name}.__name__ == {name!r}" for name in NAMES.split(", "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, cast
@@ -19,6 +20,7 @@ from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 CheckpointId = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's id, or a job, which stands for its last checkpoint.")
 ]
@@ -63,7 +65,30 @@ def download(
     with WclClient.connect() as client:
         file = _download(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
     facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
-    print_json(facts) if as_json else out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+    if as_json:
+        print_json(facts)
+        return
+    out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+    for line in _loading_lines(file.path) if kind == "backbone" else ():
+        out.say(f"  {line}")
+
+
+def _loading_lines(path: Path) -> list[str]:
+    """Return the lines of Python that load an exported backbone, by the metadata of the file."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(min(_MAX_HEADER_BYTES, int.from_bytes(file.read(8), "little"))))
+        lines = json.loads(header["__metadata__"]["wcl"])["load"]
+        return [line.replace("'backbone.safetensors'", repr(str(path))) for line in lines]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # of a server of an older version
+        return []
 
 
 def _download(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:

@@ -16,7 +16,7 @@ import typer
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.errors import NotFoundError
-from wcl_client.registration import list_datasets, report_lines, state_of, summary
+from wcl_client.registration import START_SECONDS, list_datasets, report_lines, state_of, summary
 from wcl_client.responses import Dataset
 from wcl_client.terminal import Styled, bold, err, out, print_json
 
@@ -63,6 +63,7 @@ def _awaited(client: WclClient, name: str) -> Dataset:
         Exit: every worker that runs refuses it, or none runs.
     """
     is_said = False
+    deadline = time.monotonic() + START_SECONDS
     while True:
         state = client.unsettled_datasets()
         if (row := _found(client, name)) is not None and row["state"] == "ready":
@@ -74,7 +75,7 @@ def _awaited(client: WclClient, name: str) -> Dataset:
                 err.say(Styled(f"{each['worker']} refuses it: {each['reason']}", "red"))
             err.say(f"{name} stays added; `wcl dataset remove {name}` takes it away")
             raise typer.Exit(1)
-        if not any(worker["is_live"] for worker in client.workers()):
+        if time.monotonic() > deadline and not any(worker["is_live"] for worker in client.workers()):
             err.say(f"{name} is added, and no worker runs that could read it")
             raise typer.Exit(1)
         if not is_said:

@@ -199,7 +199,7 @@ class _Listing:
             files = inner.files()
             return replace(files, layout=f"{files.layout}, in {self._place(level.folder)}")
         if not self._has_labels:
-            return self._unlabelled([""], "its labels are left out, as requested")
+            return self._unlabelled([""], "its labels are left out as requested")
         roles = self._roles(level)
         if self._is_split_by_folders(level, roles):
             return self._by_splits(level, roles)

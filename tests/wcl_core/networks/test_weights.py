@@ -1,0 +1,73 @@
+"""Every backbone of a weight file loads in one line, with the features that the run had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import safe_open
+
+import wcl_core
+from wcl_core import checkpoint
+from wcl_core.checkpoint import CheckpointError
+from wcl_core.config import parse_spec, resolve_spec
+from wcl_core.export import backbone_file
+from wcl_core.networks.backbones import build_backbone
+
+torch.set_num_threads(1)
+
+BACKBONES: list[dict[str, Any]] = [
+    {"name": "tiny", "width": 4},
+    {"name": "tiny", "width": 8, "stem": "stride2"},
+    {"name": "resnet18", "stem": "small"},
+    {"name": "resnet18", "stem": "imagenet"},
+    {"name": "wide_resnet50_2", "stem": "imagenet"},
+    {"name": "vit_small", "patch_size": 8},
+]
+
+
+@pytest.mark.parametrize("fields", BACKBONES, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_a_backbone_file_loads_in_the_lines_that_it_names(tmp_path: Path, fields: dict[str, Any]) -> None:
+    spec = parse_spec("pretrain", {"data": {"name": "digits", "image_size": 24}, "backbone": fields, "batch_size": 8})
+    torch.manual_seed(0)
+    trained = build_backbone(spec.backbone, 24).eval()  # type: ignore[union-attr]
+    images = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        expected = trained(images)
+    tensors = {f"model/backbone.{name}": value for name, value in trained.state_dict().items()}
+    native = checkpoint.write(
+        tmp_path / "native.safetensors", tensors, {"spec": resolve_spec(spec), "step": 1, "epoch": 1}
+    )
+    backbone_file(native.path, tmp_path / "backbone.safetensors")
+    with safe_open(tmp_path / "backbone.safetensors", framework="pt") as file:
+        lines = json.loads(file.metadata()["wcl"])["load"]
+    assert len(lines) == (2 if fields.get("stem") == "imagenet" else 1)
+    for line in lines:
+        names: dict[str, Any] = {
+            "wcl_core": wcl_core,
+            "torch": torch,
+            "torchvision": torchvision,
+            "safetensors": safetensors,
+        }
+        exec(line.replace("backbone.safetensors", str(tmp_path / "backbone.safetensors")), names)  # noqa: S102
+        with torch.no_grad():
+            assert torch.equal(names["network"].eval()(images), expected), line
+    loaded = wcl_core.load_backbone(native.path)
+    assert (loaded.training, loaded.feature_dim) == (False, expected.shape[1])
+    with torch.no_grad():
+        assert torch.equal(loaded(images), expected)
+
+
+def test_a_file_without_a_backbone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("none")
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "foreign")
+    facts = {"backbone": {"name": "tiny", "width": 4}}
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "other", metadata={"wcl": json.dumps(facts)})
+    for name in ("none", "text", "foreign", "other"):
+        with pytest.raises(CheckpointError, match=str(tmp_path / name)):
+            wcl_core.load_backbone(tmp_path / name)
