@@ -1,6 +1,8 @@
 """A round on two machines with stand-in devices: jobs of 1, 2 and 4 devices, some on both machines, with priorities,
 preemption and kills.
 
+Urgent jobs come later, in waves, while the others hold the devices, so that some of these give way.
+
 An observer looks at the living runs all the time: no device may be of two of them.  In the end every job has succeeded
 with the right bytes, no large job was starved, and the audit finds nothing.
 """
@@ -32,6 +34,10 @@ from tests.waiting import eventually
 MACHINES = {"m0": 4, "m1": 2}  # with their numbers of devices
 NUM_DEVICES = max(MACHINES.values())
 _SIZES = ((1, 1), (1, 1), (1, 1), (2, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # devices on each machine, and machines
+_STEP_MS = (5, 40, 120, 800)
+_URGENT_SIZES = (4, 2)  # of each wave
+_URGENT_PRIORITY = 100
+_FAULTS_BETWEEN_WAVES = 2
 _HOLD_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
 _LIMIT_SECONDS = 1200.0
@@ -61,6 +67,7 @@ class Round:
         num_jobs: submitted at once.
         pause_seconds: between two faults.
         num_faults: of runs and workers.
+        num_waves: of urgent jobs.
     """
 
     stage: Stage
@@ -68,6 +75,7 @@ class Round:
     num_jobs: int = 200
     pause_seconds: float = 2.0
     num_faults: int = 40
+    num_waves: int = 15
     _problems: list[str] = field(default_factory=list)
     _kills: Counter[str] = field(default_factory=Counter)
     _most_at_once: int = 0
@@ -81,7 +89,7 @@ class Round:
         observer = threading.Thread(target=self._observe, args=(is_over,), daemon=True)
         observer.start()
         try:
-            self._inject(workers, random_)
+            self._inject(workers, random_, ids)
             for node in workers:
                 self._restart(node)
             eventually(lambda: self._num_left() == 0, "the end of all jobs", _LIMIT_SECONDS)
@@ -113,7 +121,11 @@ class Round:
         )
 
     def facts(self) -> dict[str, Any]:
-        return asdict(self.run())
+        """Run the round, and return its outcome; a round in which no job gave way shows nothing of preemption."""
+        outcome = asdict(self.run())
+        if not outcome["preempted"]:
+            outcome["problems"].append("no job gave way to an urgent one")
+        return outcome
 
     def _worker(self, name: str, number: int) -> Node:
         offer = {"WCL_DEVICES": str(MACHINES[name]), "WCL_HOLD_SECONDS": str(_HOLD_SECONDS)}
@@ -121,7 +133,7 @@ class Round:
 
     def _submit(self, random_: random.Random, place: int) -> str:
         gpus, nodes = random_.choice(_SIZES)
-        requested = spec(place, epochs=random_.randint(1, 3), step_ms=random_.choice((5, 40, 120)))
+        requested = spec(place, epochs=random_.randint(1, 3), step_ms=random_.choice(_STEP_MS))
         requested |= {"nodes": nodes, "processes": 1}
         return self.stage.submit(
             requested,
@@ -130,11 +142,20 @@ class Round:
             preemptible=random_.random() < 0.7,
         )
 
+    def _submit_urgent(self, ids: list[str]) -> None:
+        """Submit a wave of jobs, of which one needs all devices of the larger machine."""
+        for gpus in _URGENT_SIZES:
+            requested = spec(len(ids), epochs=1, step_ms=5) | {"processes": 1}
+            ids.append(self.stage.submit(requested, gpus=gpus, priority=_URGENT_PRIORITY))
+
     # --- faults ----------------------------------------------------------------------------------------------------
 
-    def _inject(self, workers: list[Node], random_: random.Random) -> None:
-        for _ in range(self.num_faults):
+    def _inject(self, workers: list[Node], random_: random.Random, ids: list[str]) -> None:
+        for number in range(self.num_faults):
             time.sleep(self.pause_seconds)
+            if number % _FAULTS_BETWEEN_WAVES == 0 and number < _FAULTS_BETWEEN_WAVES * self.num_waves:
+                self._submit_urgent(ids)
+                time.sleep(self.pause_seconds)  # some jobs have given way and saved before the next fault
             if self._num_left() == 0:
                 return
             for each in workers:
