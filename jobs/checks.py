@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.datasets import is_being_read, why_absent
-from jobs.devices import is_part, of_pool
+from jobs.devices import is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
@@ -191,9 +191,8 @@ def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
 def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """Return an error if the views of one step alone need more memory than any worker of the pool has."""
     fitting = (Worker.pool == new.pool, Worker.gpus >= (new.gpus or 0), Worker.is_live)
-    workers = session.execute(select(Worker.memory_bytes, Worker.gpus).where(*fitting)).all()
-    # Without GPUs all processes share the machine's memory.
-    shares = [memory / (1 if gpus else spec.processes) for memory, gpus in workers if memory is not None]
+    workers = session.execute(select(Worker).where(*fitting)).scalars()
+    shares = list(filter(None, (process_memory(each, new.gpus or 0, spec.processes) for each in workers)))
     if not shares or spec.view_bytes <= max(shares):
         return []
     name = "multi_crop/crops" if spec.multi_crop.crops else "batch_size"

@@ -91,6 +91,18 @@ def of_worker(worker: Worker) -> tuple[Device, ...]:
     return tuple(map(Device.of_json, worker.devices))
 
 
+def process_memory(worker: Worker, gpus: int, processes: int = 1) -> int | None:
+    """Return the most bytes that a training process can have on a worker; None where unknown.
+
+    A job with GPUs has the memory of a GPU for each process; all processes of a job without GPUs share the machine's.
+    """
+    if gpus == 0:
+        return None if worker.memory_bytes is None else worker.memory_bytes // processes
+    sizes = [each.memory_bytes for each in of_worker(worker) if each.memory_bytes is not None]
+    of_older_version = worker.memory_bytes if worker.devices is None else None
+    return max(sizes, default=of_older_version)
+
+
 def of_pool(session: Session, pool: str) -> list[Device]:
     """Return the devices of the running workers of a pool; if none runs, of the one that started last.
 

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.devices import process_memory
 from jobs.models import Checkpoint, Job, Worker
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, resolve_spec
@@ -68,14 +69,11 @@ def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: 
         machine; `on_gpu`; `largest_batch_size`, None if no batch fits; `warning`, None if the run fits.
     """
     fitting = (Worker.pool == pool, Worker.gpus >= gpus, Worker.is_live)
-    devices = [
-        (is_gpu, size if is_gpu else size // spec.processes)
-        for size, is_gpu in session.execute(select(Worker.memory_bytes, Worker.gpus > 0).where(*fitting)).all()
-        if size is not None
-    ]
-    if not devices:
+    workers = session.execute(select(Worker).where(*fitting)).scalars()
+    available = max(filter(None, (process_memory(each, gpus, spec.processes) for each in workers)), default=None)
+    if available is None:
         return None
-    on_gpu, available = max(devices)
+    on_gpu = gpus > 0
     needed = process_bytes(spec, spec.images_per_step, is_gpu=on_gpu, images=images)
     if needed is None:
         return None

@@ -43,7 +43,7 @@ def register(
         worker: its properties.
         pid: its process on its own machine.
         datasets: those that it has.
-        memory_bytes: the most that a training process can have, of its GPU or of the machine; None where unknown.
+        memory_bytes: of the machine, as far as the worker may use it; None where unknown.
         unable: why it takes no jobs; None if it does.
         pending: names of the datasets that it still reads; `settle_dataset` follows for each.
     """

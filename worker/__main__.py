@@ -31,6 +31,7 @@ from jobs.wake_up import WakeUpSender
 from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
+from wcl_core.limits import memory_bytes
 from wcl_core.text import Arguments, log_to_stderr, write_error
 from worker import app, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         address=network and network[0],
         takes_one=options.once,
     )
-    memory = machine.most_memory_bytes
+    memory = memory_bytes()
     draining, stop = threading.Event(), threading.Event()
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)

@@ -18,7 +18,7 @@ from pathlib import Path
 from jobs.devices import Device
 from jobs.settings import Settings
 from wcl_core.digests import digest_of
-from wcl_core.limits import gpu_numbers, memory_bytes, num_cores
+from wcl_core.limits import gpu_numbers, num_cores
 from wcl_core.protocol import DEVICE_FAULT_FILES, DeviceFault
 from worker.background import BackgroundWork
 from worker.nvml import Nvml, Unavailable
@@ -72,13 +72,6 @@ class Machine:
     def devices(self) -> tuple[Device, ...]:
         """The devices as they were last read, those that were taken out with their problem."""
         return tuple(replace(each, problem=each.problem or self._taken_out.get(each.uuid)) for each in self._last_read)
-
-    @property
-    def most_memory_bytes(self) -> int | None:
-        """The most memory that a training process can have, of its GPU or of the machine; None where unknown."""
-        if not self.devices:
-            return memory_bytes()
-        return max((device.memory_bytes for device in self.devices if device.memory_bytes is not None), default=None)
 
     def read(self) -> tuple[Device, ...]:
         """Read the devices again and return them; a driver that takes long makes them broken, and blocks no caller."""

@@ -61,6 +61,10 @@ class WorkerView:
     on_cpu: Sequence[Job] = ()
 
     @property
+    def gpu_memory(self) -> int | None:
+        return devices.process_memory(self.worker, gpus=1)
+
+    @property
     def state(self) -> str:
         """The state: idle, busy, draining, or unable for an idle worker that takes no jobs."""
         if self.worker.drain_requested_at is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,7 +60,8 @@ def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
 
 def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) -> None:
     announced = rows.worker(id=new_id(), gpus=1)
-    database.write(lambda session: workers.register(session, announced, 1, [], 8 * 2**30))
+    announced = replace(announced, devices=(replace(announced.devices[0], memory_bytes=8 * 2**30),))
+    database.write(lambda session: workers.register(session, announced, 1, [], 64 * 2**30))
     large = {"backbone": {"name": "resnet50", "stem": "imagenet"}, "data": {"name": "digits", "image_size": 224}}
 
     fits, too_large = (estimate(database, batch_size=size, **large)["memory"] for size in (32, 512))
@@ -68,6 +70,9 @@ def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) ->
     assert fits["process_bytes"] < 8 * 2**30 < too_large["process_bytes"]
     assert 32 < too_large["largest_batch_size"] < 512
     assert f"use a batch_size of at most {too_large['largest_batch_size']}" in too_large["warning"]
+
+    on_cpu = estimate(database, batch_size=32, device="cpu", processes=2, **large)["memory"]
+    assert (on_cpu["on_gpu"], on_cpu["device_bytes"]) == (False, 32 * 2**30), "its part of the machine's memory"
 
 
 def test_a_run_that_finds_its_batch_has_no_number_of_steps(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ def server(shared: Served) -> Iterator[Served]:
 
 def announce(database: Database, memory_bytes: int | None, gpus: int = 0, pool: str = "default") -> None:
     facts = rows.worker(id=new_id(), pool=pool, gpus=gpus)
+    facts = replace(facts, devices=tuple(replace(each, memory_bytes=memory_bytes) for each in facts.devices))
     database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], memory_bytes))
 
 

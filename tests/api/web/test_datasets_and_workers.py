@@ -37,7 +37,8 @@ FLOWERS = DatasetFacts(
 def announce(site: Site, *datasets: DatasetFacts, **facts: object) -> WorkerFacts:
     digests = {each.name: each.digest for each in datasets}
     worker = replace(site.worker, id=new_id(), datasets=digests, **facts)  # type: ignore[arg-type]
-    site.database.write(lambda session: workers.register(session, worker, 77, datasets, 8 << 30))
+    worker = replace(worker, devices=tuple(replace(each, memory_bytes=8 << 30) for each in worker.devices))
+    site.database.write(lambda session: workers.register(session, worker, 77, datasets, 64 << 30))
     return worker
 
 
