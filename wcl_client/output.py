@@ -9,6 +9,8 @@ from typing import Any
 from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups, Worker
 from wcl_client.terminal import Rows, out, status
 
+_PHASES = {"load": "loading the dataset", "prepare": "waiting for the dataset", "evaluate": "measuring"}
+
 
 def size(num_bytes: float) -> str:
     """Return a number of bytes with its unit, for example 1.5 MiB."""
@@ -17,6 +19,16 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     raise AssertionError("unreachable")
+
+
+def phase_text(job: Job) -> str | None:
+    """Return the work of a run that is no training; None if it trains, or if its phase has no name here."""
+    progress = job.get("progress")
+    if not progress or job["status"] != "running":
+        return None
+    if progress.get("phase") == "prepare" and (done := progress.get("share")) is not None:
+        return f"preparing the dataset {done:.0%}"
+    return _PHASES.get(progress.get("phase", ""))
 
 
 def progress_text(job: Job) -> str:
@@ -56,6 +68,7 @@ def job_table(job: Job) -> Rows:
         ("pending", job.get("pending")),
         ("dataset", (job.get("dataset") or {}).get("name")),
         ("progress", progress_text(job)),
+        ("now", phase_text(job)),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
         ("attempt", job.get("attempt")),

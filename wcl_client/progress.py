@@ -11,7 +11,7 @@ from typing import Any
 
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
-from wcl_client.output import share
+from wcl_client.output import phase_text, share
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 from wcl_client.terminal import Terminal, status
@@ -72,12 +72,11 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """The known values: loss, preparation of the dataset, pending request, cause of waiting, speed, time left."""
+        """The known values: loss, work beside the training, pending request, cause of waiting, speed, time left."""
         progress = self.job.get("progress")
         facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
-        if progress and self.job["status"] == "running" and progress.get("phase") == "prepare":
-            share = progress.get("share")
-            facts.append("waiting for the dataset" if share is None else f"preparing the dataset {share:.0%}")
+        if phase := phase_text(self.job):
+            facts.append(phase)
         if request := self.job.get("pending"):
             facts.append(request)
         if self.job["status"] == "queued" and (waiting := self.job.get("waiting")):
@@ -156,8 +155,8 @@ class Watcher:
                 self._join(0.2)
 
     def _print_lines(self) -> None:
-        """Print a line for each new status and each tenth of the progress, for logs and pipes."""
-        printed: dict[str, tuple[str, int, int, str | None]] = {}
+        """Print a line for each new status, each tenth of the progress and, before the first step, each new phase."""
+        printed: dict[str, tuple[str | int | None, ...]] = {}
         ended = False
         while not ended:
             ended = self._has_ended()
@@ -166,7 +165,8 @@ class Watcher:
                 progress = view.job.get("progress")
                 prepared = (progress.get("share") if progress else None) or 0.0
                 request = view.job.get("pending") or (view.job.get("waiting") or {}).get("cause")
-                state = (view.job["status"], int(view.fraction * 10), int(prepared * 10), request)
+                phase = progress.get("phase") if progress and not view.fraction else None
+                state = (view.job["status"], int(view.fraction * 10), int(prepared * 10), phase, request)
                 if printed.get(view.job["id"]) != state:
                     printed[view.job["id"]] = state
                     parts = [view.job["status"], f"{view.fraction:.0%}", view.epoch, *view.facts]

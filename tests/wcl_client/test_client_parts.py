@@ -17,8 +17,9 @@ from wcl_client import comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
 from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
+from wcl_client.output import phase_text
 from wcl_client.progress import JobView, duration
-from wcl_client.responses import Evaluation
+from wcl_client.responses import Evaluation, Job, Progress
 from wcl_client.specfile import apply_overrides
 from wcl_client.sse import Message, parse
 from wcl_client.terminal import out
@@ -342,6 +343,26 @@ def test_a_view_of_a_job_is_updated_by_the_stream() -> None:
 
     assert (view.fraction, view.epoch, view.warnings) == (0.5, "epoch 1/2", ["careful"])
     assert view.facts == ["loss 2.500", "9 images/s", "ETA 0:03"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "done", "text"),
+    [
+        ("load", None, "loading the dataset"),
+        ("prepare", None, "waiting for the dataset"),
+        ("prepare", 0.43, "preparing the dataset 43%"),
+        ("evaluate", None, "measuring"),
+        ("train", None, None),
+    ],
+)
+def test_the_work_of_a_run_before_its_first_step_is_named(phase: str, done: float | None, text: str | None) -> None:
+    job: Job = {"id": "x", "kind": "pretrain", "status": "running"}
+    progress = Progress(
+        step=0, total_steps=0, epoch=0.0, total_epochs=0, images_per_second=None, eta_seconds=None, phase=phase
+    )
+    job["progress"] = progress | {"share": done}
+    assert phase_text(job) == text
+    assert JobView(job).facts == ([text] if text else [])
 
 
 def evaluation(protocol: str, value: float, stderr: float | None, n: int | None = None, **params: int) -> Evaluation:
