@@ -270,6 +270,8 @@ class SpoolReporter(Reporter):
         if isinstance(record, CheckpointRecord | EndRecord):
             failpoint("spool.fsync")
             os.fsync(self._descriptor)
+        if self._has_ended and self._reserve is not None:
+            self._reserve.close()
 
     def request(self) -> Request | None:
         return self._request()

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,6 +110,14 @@ def spooled(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[SpoolReporter]:
+    """Yield a reporter that ends with its test."""
+    reporter = SpoolReporter(tmp_path / "report.jsonl")
+    yield reporter
+    reporter.end("cancelled")
+
+
 def test_every_method_makes_one_record_of_its_type() -> None:
     memory = MemoryReporter()
     report_everything(memory)
@@ -125,8 +133,7 @@ def test_the_spool_numbers_its_lines_from_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.jsonl"]
 
 
-def test_a_line_can_be_read_as_soon_as_it_is_reported(tmp_path: Path) -> None:
-    spool = SpoolReporter(tmp_path / "report.jsonl")
+def test_a_line_can_be_read_as_soon_as_it_is_reported(spool: SpoolReporter, tmp_path: Path) -> None:
     for number in range(1, 4):
         spool.log("x" * 10_000)
         assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == list(range(1, number + 1))
@@ -140,8 +147,9 @@ def test_an_existing_spool_is_never_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_becomes_null_with_a_warning(tmp_path: Path, value: float) -> None:
-    spool = SpoolReporter(tmp_path / "report.jsonl")
+def test_a_value_that_is_not_finite_becomes_null_with_a_warning(
+    spool: SpoolReporter, tmp_path: Path, value: float
+) -> None:
     spool.metrics(7, {"train/loss": value, "train/lr": 0.5})
     metrics, warning = spooled(tmp_path / "report.jsonl")
     assert metrics["values"] == {"train/loss": None, "train/lr": 0.5}
@@ -150,8 +158,7 @@ def test_a_value_that_is_not_finite_becomes_null_with_a_warning(tmp_path: Path, 
     assert "train/lr" not in warning["message"]
 
 
-def test_an_invalid_record_leaves_no_gap(tmp_path: Path) -> None:
-    spool = SpoolReporter(tmp_path / "report.jsonl")
+def test_an_invalid_record_leaves_no_gap(spool: SpoolReporter, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finite"):
         spool.evaluation(RESULT | {"value": math.nan})
     with pytest.raises(TypeError):
@@ -161,8 +168,7 @@ def test_an_invalid_record_leaves_no_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["warning", "log", "end"])
-def test_text_is_text_that_every_database_takes(tmp_path: Path, method: str) -> None:
-    spool = SpoolReporter(tmp_path / "report.jsonl")
+def test_text_is_text_that_every_database_takes(spool: SpoolReporter, tmp_path: Path, method: str) -> None:
     text = os.fsdecode(b"caf\xff\0.png") + " é 中 \u2028 \n"
     methods: dict[str, Callable[[], None]] = {
         "warning": lambda: spool.warning("corrupt_image", text),
@@ -175,9 +181,10 @@ def test_text_is_text_that_every_database_takes(tmp_path: Path, method: str) -> 
     line["message"].encode()
 
 
-def test_checkpoints_and_the_end_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_and_the_end_are_forced_to_the_disk(
+    spool: SpoolReporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each after its line was written."""
-    spool = SpoolReporter(tmp_path / "report.jsonl")
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(spooled(tmp_path / "report.jsonl")[-1]["type"]))
     report_everything(spool)
@@ -200,8 +207,9 @@ class Disk:
 
 
 @pytest.mark.parametrize("room", [0, 1, 30])
-def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    spool = SpoolReporter(tmp_path / "report.jsonl")
+def test_a_full_disk_tears_no_line_and_loses_none(
+    spool: SpoolReporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
     spool.log("first")
     disk = Disk(room)
     monkeypatch.setattr(os, "write", disk)
@@ -255,10 +263,12 @@ def test_reported_records_survive_kill_9(tmp_path: Path) -> None:
     assert [line["seq"] for line in spooled(tmp_path / "report.jsonl")] == list(range(1, 101))
 
 
-def test_requests_come_from_outside(tmp_path: Path) -> None:
+def test_requests_come_from_outside(spool: SpoolReporter, tmp_path: Path) -> None:
     assert NullReporter().request() is None
-    assert SpoolReporter(tmp_path / "a").request() is None
-    assert SpoolReporter(tmp_path / "b", lambda: "pause").request() == "pause"
+    assert spool.request() is None
+    asked = SpoolReporter(tmp_path / "b", lambda: "pause")
+    assert asked.request() == "pause"
+    asked.end("paused")
     memory = MemoryReporter(lambda records: "cancel" if len(records) > 1 else None)
     memory.log("one")
     assert memory.request() is None
