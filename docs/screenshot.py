@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from wcl_client import WclClient
 
 _MAX_BYTES = 200_000
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def main() -> None:

@@ -13,16 +13,16 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_
 from tests.api.web.served import SCOPES, Site
 
 _QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def find_chromium(playwright: Playwright) -> str:
-    """Return the system's browser, else Playwright's; skip the test if neither exists."""
+def find_chromium(playwright: Playwright) -> str | None:
+    """Return the system's browser, None for Playwright's own; skip the test if neither exists."""
     for name in _NAMES:
         if path := shutil.which(name):
             return path
     if Path(playwright.chromium.executable_path).exists():
-        return playwright.chromium.executable_path
+        return None  # Playwright chooses its headless shell by itself
     pytest.skip("NO CHROMIUM: the page was not tested; install chromium (or run `playwright install chromium`)")
 
 
