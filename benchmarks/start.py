@@ -141,7 +141,7 @@ def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[
     with house.stage(name, kind, **settings) as stage:
         server, names = stage.server("server").start(), [f"worker-{number}" for number in range(num_workers)]
         for each in names:
-            stage.worker(each).start()
+            stage.worker(each, forks=True).start()
         stage.wait_for_workers(*names)
         environment = server.start_as.environment
         data_dir = Path(environment["WCL_DATA_DIR"])

@@ -82,7 +82,7 @@ Delivered: TypeAlias = (
 )
 
 
-def fitting(session: Session, job_id: str, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:
+def fitting(session: Session, job: Job, number: int, records: Sequence[Delivered]) -> Sequence[Delivered]:
     """Return the records, with a warning in place of each one that does not fit its attempt.
 
     A record is data of a run: one that no run of this kind writes, or a second checkpoint of a step, is refused and
@@ -92,10 +92,9 @@ def fitting(session: Session, job_id: str, number: int, records: Sequence[Delive
     steps = {file.step for file in files if isinstance(file, CheckpointRecord)}
     if not steps and not any(isinstance(each, EvaluationRecord | WeakLabelRecord) for each in records):
         return records
-    kind = session.execute(select(Job.kind).where(Job.id == job_id)).scalar_one()
-    of_attempt = select(Checkpoint.step).where(Checkpoint.job_id == job_id, Checkpoint.attempt == number)
+    of_attempt = select(Checkpoint.step).where(Checkpoint.job_id == job.id, Checkpoint.attempt == number)
     registered = set(session.execute(of_attempt.where(Checkpoint.step.in_(steps))).scalars())
-    return [_fitting(each, kind, registered) for each in records]
+    return [_fitting(each, job.kind, registered) for each in records]
 
 
 def _fitting(delivered: Delivered, kind: str, registered: set[int]) -> Delivered:
@@ -120,21 +119,23 @@ def _fitting(delivered: Delivered, kind: str, registered: set[int]) -> Delivered
 
 
 def store(
-    session: Session, job_id: str, number: int, records: Sequence[Delivered], output: Sequence[tuple[int, str]]
+    session: Session, job: Job, number: int, records: Sequence[Delivered], output: Sequence[tuple[int, str]]
 ) -> EndRecord | None:
     """Store records of every type.
 
     Args:
         session: a writing transaction, behind the fence.
+        job: whose run has reported them.
         records: in the order of the spool.
         output: numbered lines of stdout and stderr.
 
     Returns:
         The `end` record if there is one.
     """
+    job_id = job.id
     for started in _of(records, StartedRecord):
-        _keep_sizes(session, job_id, started)
-    _metrics(session, job_id, number, _of(records, MetricsRecord))
+        _keep_sizes(session, job, started)
+    _metrics(session, job, number, _of(records, MetricsRecord))
     _logs(session, job_id, number, _of(records, LogRecord), output)
     for record in records:
         match record:
@@ -145,7 +146,7 @@ def store(
             case WeakLabelRecord():
                 _weak_labels(session, job_id, number, record)
             case EvaluationRecord():
-                _evaluation(session, job_id, record)
+                _evaluation(session, job, record)
             case StartedRecord():
                 _started(session, job_id, number, record)
     if progress := _of(records, ProgressRecord):
@@ -166,13 +167,12 @@ def _started(session: Session, job_id: str, number: int, record: StartedRecord) 
     )
 
 
-def _keep_sizes(session: Session, job_id: str, started: StartedRecord) -> None:
+def _keep_sizes(session: Session, job: Job, started: StartedRecord) -> None:
     """Replace `auto` in the job's spec by the sizes that its first run has found; later attempts then have them too."""
-    spec: dict[str, Any] = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
     reported = started.environment
-    sizes = {name: reported[name] for name in _SIZES if spec.get(name) == "auto" and _is_size(name, reported)}
+    sizes = {name: reported[name] for name in _SIZES if job.spec.get(name) == "auto" and _is_size(name, reported)}
     if sizes:
-        session.execute(update(Job).where(Job.id == job_id).values(spec=spec | sizes))
+        session.execute(update(Job).where(Job.id == job.id).values(spec=job.spec | sizes))
 
 
 def _is_size(name: str, reported: Mapping[str, Any]) -> bool:
@@ -182,11 +182,11 @@ def _is_size(name: str, reported: Mapping[str, Any]) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 65_536
 
 
-def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRecord]) -> None:
+def _metrics(session: Session, job: Job, number: int, records: list[MetricsRecord]) -> None:
     if not records:
         return
     reported = [(record, _values(record)) for record in records]
-    series = _series(session, job_id, number, {name for _, values in reported for name in values})
+    series = _series(session, job.id, number, {name for _, values in reported for name in values})
     points = [
         {"series_id": series[name], "attempt": number, "step": record.step, "seq": record.seq, "value": value}
         for record, values in reported
@@ -198,10 +198,10 @@ def _metrics(session: Session, job_id: str, number: int, records: list[MetricsRe
     session.execute(insert(session, Point), points)
     if rollups := _rollups(points):
         _merge_rollups(session, rollups)
-    latest = dict(session.execute(select(Job.latest_metrics).where(Job.id == job_id)).scalar_one() or {})
+    latest = dict(job.latest_metrics or {})
     for _, values in reported:
         latest |= {name: value for name, value in values.items() if name in series}
-    session.execute(update(Job).where(Job.id == job_id).values(latest_metrics=latest))
+    session.execute(update(Job).where(Job.id == job.id).values(latest_metrics=latest))
 
 
 def _values(record: MetricsRecord) -> dict[str, float | None]:
@@ -331,10 +331,9 @@ def _weak_labels(session: Session, job_id: str, number: int, record: WeakLabelRe
     session.execute(statement.on_conflict_do_update(index_elements=["job_id", "attempt", "epoch"], set_=values))
 
 
-def _evaluation(session: Session, job_id: str, record: EvaluationRecord) -> None:
+def _evaluation(session: Session, job: Job, record: EvaluationRecord) -> None:
     """Store a value and link it to the job; a value that another job has measured before is only linked."""
-    spec = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
-    features, checkpoint_id = _features_digest(session, spec)
+    features, checkpoint_id = _features_digest(session, job.spec)
     identity = {
         "features_digest": features,
         "params_digest": digest_of(record.params),
@@ -349,7 +348,7 @@ def _evaluation(session: Session, job_id: str, record: EvaluationRecord) -> None
     statement = insert(session, Evaluation).values(id=new_id(), checkpoint_id=checkpoint_id, **identity, **values)
     session.execute(statement.on_conflict_do_nothing())
     evaluation_id = session.execute(select(Evaluation.id).filter_by(**identity)).scalar_one()
-    link = insert(session, JobEvaluation).values(job_id=job_id, evaluation_id=evaluation_id)
+    link = insert(session, JobEvaluation).values(job_id=job.id, evaluation_id=evaluation_id)
     session.execute(link.on_conflict_do_nothing())
 
 

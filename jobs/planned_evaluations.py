@@ -27,8 +27,8 @@ BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
 def at_checkpoint(session: Session, job_id: str, checkpoint_id: str) -> None:
     """Submit the planned evaluations of a checkpoint that was just registered."""
     job = session.get_one(Job, job_id)
-    checkpoint = session.get_one(Checkpoint, checkpoint_id)
     for place, spec, plan in _plans(job):
+        checkpoint = session.get_one(Checkpoint, checkpoint_id)
         if plan.every_epochs is not None and (
             checkpoint.epoch == spec.epochs or (checkpoint.epoch and checkpoint.epoch % plan.every_epochs == 0)
         ):

@@ -154,7 +154,7 @@ def _execute(
     # The backoff after an infrastructure failure is not a setting; here it is scaled with the lease.
     scale = float(environment.get("WCL_LEASE_SECONDS", _LEASE_SECONDS)) / _LEASE_SECONDS
     outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS * min(1.0, scale)
-    worker.standby.start = _fork_standby
+    worker.standby.start = fork_standby
     if prepare is not None:
         prepare()
     sys.argv = [module, *arguments]
@@ -162,8 +162,14 @@ def _execute(
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _fork_standby(end: socket.socket, environment: Mapping[str, str]) -> worker.standby.Process:
-    """Fork the standby process of a worker that has no other threads yet; replace it by a real one later."""
+def fork_standby(
+    end: socket.socket, environment: Mapping[str, str], run: Callable[[list[str]], int] | None = None
+) -> worker.standby.Process:
+    """Fork the standby process of a worker that has no other threads yet; replace it by a real one later.
+
+    Args:
+        run: executes the arguments of a run; the real run by default.
+    """
     if threading.active_count() > 1:
         return _start_standby(end, environment)
     if pid := os.fork():
@@ -179,6 +185,8 @@ def _fork_standby(end: socket.socket, environment: Mapping[str, str]) -> worker.
     arguments = standby.serve(socket.socket(fileno=end.detach()), memory)
     if arguments is None:
         os._exit(0)
+    if run is not None:
+        os._exit(run(arguments))
     if _is_endless(arguments):
         _pause_at_each_step()
     os._exit(importlib.import_module("wcl_core.__main__").main(arguments))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from sqlalchemy import select
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[], Unable | None]
 _CHECK_SECONDS = 5.0
+_COMPARE_SECONDS = 1.0  # between two looks at the database for the storage's id; claims may follow each other faster
 
 
 class Ability:
@@ -75,6 +77,7 @@ class StorageCheck:
     def __init__(self, database: Database, storage: Storage) -> None:
         self._database, self._storage = database, storage
         self._waiting: dict[str, str] = {}
+        self._next_comparison = 0.0
 
     def watch(self, job_id: str, lost: LostFiles) -> None:
         """Take no jobs while this job is paused for want of its files and none of them is in the storage."""
@@ -82,7 +85,11 @@ class StorageCheck:
 
     def __call__(self) -> Unable | None:
         try:
-            storage_id.connect(self._database, self._storage)
+            if time.monotonic() < self._next_comparison:
+                self._storage.check()
+            else:
+                storage_id.connect(self._database, self._storage)
+                self._next_comparison = time.monotonic() + _COMPARE_SECONDS
             for job_id, owner in list(self._waiting.items()):
                 if (message := self._loss(job_id, owner)) is not None:
                     return Unable(Reason.STORAGE_UNAVAILABLE, message)

@@ -6,8 +6,11 @@ child that the worker has not started belongs to no living attempt.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import psutil
@@ -21,6 +24,7 @@ class _Process(Protocol):
 
 
 P = TypeVar("P", bound=_Process)
+_TASKS = Path("/proc/self/task")
 _started: set[int] = set()
 _starting = threading.RLock()
 
@@ -46,4 +50,29 @@ def left_behind() -> list[psutil.Process]:
     if not orphans.are_adopted():
         return []
     with _starting:
-        return [child for child in psutil.Process().children() if child.pid not in _started]
+        left = []
+        for pid in _children() - _started:
+            with suppress(psutil.NoSuchProcess):
+                left.append(psutil.Process(pid))
+        return left
+
+
+def _children() -> set[int]:
+    """Return the ids of the children of this process, where the kernel lists them without a look at every process.
+
+    It may skip a child while another one goes, so two readings in a row must be the same.
+    """
+    if not (_TASKS / str(os.getpid()) / "children").exists():
+        return {child.pid for child in psutil.Process().children()}
+    before, now = None, _read_children()
+    while before != now:
+        before, now = now, _read_children()
+    return now
+
+
+def _read_children() -> set[int]:
+    pids: set[int] = set()
+    for task in _TASKS.iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            pids.update(map(int, (task / "children").read_bytes().split()))
+    return pids

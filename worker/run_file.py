@@ -144,6 +144,8 @@ def _next(
 
 def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
     """Return the best file that was missing, is there again, and is better than the one to resume from."""
+    if claim.number == 1 and claim.resume is None and not claim.must_resume:
+        return None  # the job has no checkpoint yet
 
     def rank(checkpoint: CheckpointRef) -> tuple[bool, int]:
         return checkpoint.job_id == claim.job_id, checkpoint.step

@@ -107,16 +107,18 @@ class Slots:
 
     def has_work(self) -> bool:
         """Return whether a job waits that this worker can take now; a read, so frequent polls cost little."""
-        free = self.free()
-        if self._draining.is_set() or not self.is_open() or free.is_empty:
+        if not self._has_room():
             return False
-        facts = self._present_facts()
+        free, facts = self.free(), self._present_facts()
         with self._database.read() as session:
             if facts.address is not None and transitions.has_node(session, facts.id, free):
                 return True  # whatever this worker lacks, the attempt has begun and gets the reason
             if not transitions.is_claimable(session, facts, free, self._held(session, facts, free)):
                 return False
         return self.ability.check() is None  # last: the claim follows
+
+    def _has_room(self) -> bool:
+        return not self._draining.is_set() and self.is_open() and not self.free().is_empty
 
     def work(self) -> None:
         """Claim and start jobs until none fits; return at once while another thread claims, which then looks again."""
@@ -125,8 +127,8 @@ class Slots:
             try:
                 self._is_requested.clear()
                 with self._faults:  # the next poll tries again
-                    while self.has_work():
-                        self._start_next()
+                    while self._has_room() and (self._start_next() or self.has_work()):
+                        pass
             finally:
                 self._claiming.release()
 
@@ -164,21 +166,26 @@ class Slots:
                 return True
         return False
 
-    def _start_next(self) -> None:
-        """Claim the next job and start a thread that supervises it, unless another worker has claimed it first."""
-        if (claim := self._claim()) is not None:
-            thread = threading.Thread(target=self._run_and_look, args=(claim,), name=f"job {claim.job_id}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # there is no thread left: this one supervises, and claims nothing meanwhile
-                self._run(claim)
+    def _start_next(self) -> bool:
+        """Claim the next job and start a thread that supervises it; return whether there was one."""
+        if (claim := self._claim()) is None:
+            return False
+        thread = threading.Thread(target=self._run_and_look, args=(claim,), name=f"job {claim.job_id}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there is no thread left: this one supervises, and claims nothing meanwhile
+            self._run(claim)
+        return True
 
     def _claim(self) -> Claim | None:
         free, facts = self.free(), self._present_facts()
+        is_able = self.ability.check() is None
 
         def take(session: Session) -> Claim | None:
             node = transitions.begin_node(session, facts.id, free) if facts.address is not None else None
-            return node or transitions.claim(session, facts, free, self._held(session, facts, free))
+            if node is not None or not is_able:
+                return node
+            return transitions.claim(session, facts, free, self._held(session, facts, free))
 
         try:
             claim = self._database.write(take)

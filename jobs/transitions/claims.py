@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, gangs
@@ -64,7 +64,8 @@ def is_claimable(
     session: Session, worker: WorkerFacts, free: Free | None = None, held: PassedOver | None = None
 ) -> bool:
     """Return whether a due job fits the free part of the worker; another worker may still claim it first."""
-    return _best(session, worker, unused(session, worker, free), held) is not None
+    best = _best(session, worker, unused(session, worker, free), held)
+    return session.execute(best.with_only_columns(Job.id)).first() is not None
 
 
 def claim(
@@ -89,13 +90,14 @@ def claim(
     if session.execute(draining).scalar_one_or_none() is not None:
         return None
     free = unused(session, worker, free)
-    job_id = _best(session, worker, free, held)
-    if job_id is None:
+    # Locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
+    best = _best(session, worker, free, held).with_for_update(skip_locked=True)
+    if (job := session.execute(best).scalar_one_or_none()) is None:
         return None
-    before, gpus, num_nodes = session.execute(select(Job.attempt, Job.gpus, Job.nodes).where(Job.id == job_id)).one()
-    attempt = AttemptRef.new(job_id, before + 1)
-    gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(gpus)),)
-    if num_nodes > 1 and not (gang := gangs.locked(session, session.get_one(Job, job_id), worker, free)):
+    job_id, num_nodes = job.id, job.nodes
+    attempt = AttemptRef.new(job_id, job.attempt + 1)
+    gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(job.gpus)),)
+    if num_nodes > 1 and not (gang := gangs.locked(session, job, worker, free)):
         return None
     moved = move(
         session,
@@ -107,7 +109,7 @@ def claim(
         attempt=attempt.number,
         not_before=None,
         progress=None,
-        started_at=session.execute(select(Job.started_at).where(Job.id == job_id)).scalar_one() or now_ms(),
+        started_at=job.started_at or now_ms(),
     )
     if not moved:
         return None
@@ -155,6 +157,7 @@ def claim_of(
     """Return what a worker needs to run its part of an open attempt."""
     job_id = attempt.job_id
     job = session.get_one(Job, job_id)
+    may_resume = attempt.number > 1 or job.resume_checkpoint_id is not None
     evaluated_id = job.spec.get("features", {}).get("checkpoint_id")
     evaluated = session.get(Checkpoint, evaluated_id) if evaluated_id else None
     return Claim(
@@ -163,7 +166,7 @@ def claim_of(
         spec=job.spec,
         dataset_name=job.dataset_name,
         dataset_digest=job.dataset_digest,
-        resume=checkpoints.resume_point(session, job_id),
+        resume=checkpoints.resume_point(session, job_id) if may_resume else None,
         evaluated=CheckpointRef.of(evaluated) if evaluated else None,
         must_resume=job.resume_checkpoint_id is not None,
         devices=devices,
@@ -178,11 +181,8 @@ def unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
     return gangs.without_given(session, worker, free.without(in_use(session, free.devices)))
 
 
-def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None) -> str | None:
-    """Return the id of the best due job that fits the free part of the worker, and that may start before the held one.
-
-    The row is locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
-    """
+def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None) -> Select[Job]:
+    """Return the query of the best due job that fits the free part of the worker and may start before the held one."""
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free)
@@ -193,5 +193,4 @@ def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | 
     if held is not None:
         jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()
         fitting.append(Job.id.in_([job.id for job in jobs if may_start(session, job, held)]))
-    best = select(Job.id).where(*fitting).order_by(*order).limit(1)
-    return session.execute(best.with_for_update(skip_locked=True)).scalar_one_or_none()
+    return select(Job).where(*fitting).order_by(*order).limit(1)

@@ -62,9 +62,11 @@ def deliver(
         Superseded: the attempt has ended.
     """
     records = _fence(session, attempt, records, ran_ms)
-    job_id, number = attempt.job_id, attempt.number
-    records = ingest.fitting(session, job_id, number, records)
-    end = ingest.store(session, job_id, number, records, output)
+    job_id, number, end = attempt.job_id, attempt.number, None
+    if records or output:
+        job = session.get_one(Job, job_id)  # read once: the session finds it again while it is held here
+        records = ingest.fitting(session, job, number, records)
+        end = ingest.store(session, job, number, records, output)
     for each in records:
         match each:
             case StartedRecord() | WarningRecord():
@@ -75,6 +77,7 @@ def deliver(
     if end is not None:
         _close(session, attempt, end.reason or end.outcome)
         settle(session, job_id, number, end.outcome, end.reason, end.message, max_failures)
+        return Requests(cancel=False, pause=False, preempt=False)  # the end has answered them
     return requests_to(session, attempt)
 
 

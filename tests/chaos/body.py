@@ -122,6 +122,11 @@ class Body:
         os._exit(70)  # its supervisor is gone
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
+    """Run the attempt of a command line `… FOLDER --control-fd N`; return its exit code."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # it adopts its orphans, as a real run does
-    sys.exit(Body(Path(sys.argv[1]), int(sys.argv[3])).run())
+    return Body(Path(arguments[-3]), int(arguments[-1])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

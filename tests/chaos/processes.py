@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 
 from jobs.datasets import DatasetFacts
-from tests.chaos import clock
-from tests.processes import Forked, outside
+from tests.chaos import body, clock
+from tests.processes import Forked, fork_standby, outside
 from wcl_core import config
 
-BODY = Path(__file__).with_name("body.py")
+BODY = Path(body.__file__)
 # The dataset of stand-in bodies.
 STANDIN = DatasetFacts("standin", "builtin", "5" * 64, {"train": 100_000, "test": 100}, ["a", "b"])
 
@@ -37,6 +37,7 @@ class Start:
         log: the file its output is appended to.
         host: the machine it believes to be on.
         trains: runs the real science instead of the stand-in.
+        forks: a standby process forks the stand-ins, as it does for real runs; otherwise each is started by command.
         clock_seconds: how far its wall clock is wrong.
         clock_file: a file that holds how far its wall clock is wrong, and that may change while it runs.
         machine_clock_file: the same for the clock of its machine, which SQLite reads, too.
@@ -49,6 +50,7 @@ class Start:
     log: Path
     host: str = "here"
     trains: bool = False
+    forks: bool = False
     clock_seconds: float = 0.0
     clock_file: Path | None = None
     machine_clock_file: Path | None = None
@@ -115,7 +117,7 @@ def _prepare(start: Start) -> None:
 
 
 def _prepare_worker(start: Start) -> None:
-    from worker import datasets, process, recovery
+    from worker import datasets, process, recovery, standby
     from worker.datasets import Source
 
     if start.spec_versions is not None:
@@ -123,7 +125,10 @@ def _prepare_worker(start: Start) -> None:
     if start.orphan_seconds is not None:
         recovery._ORPHAN_SECONDS = start.orphan_seconds
     if not start.trains:
-        os.environ["WCL_STANDBY"] = "off"  # it would fork the real science
+        if start.forks:
+            standby.start = partial(fork_standby, run=body.run)
+        else:
+            os.environ["WCL_STANDBY"] = "off"  # it would fork the real science
         process.COMMAND = (sys.executable, "-I", "-S", str(BODY))
         datasets.names = lambda *args: [STANDIN.name]
         datasets.find = lambda *args, **more: iter([(STANDIN.name, Source(STANDIN, None))])
