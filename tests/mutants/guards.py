@@ -311,8 +311,8 @@ GUARDS = (
     Guard(
         "the end of an attempt leaves other runs alone",
         "worker/children.py",
-        " if child.pid not in _started]",
-        "]",
+        "_children() - _started",
+        "_children()",
         ("tests/worker/test_process.py::test_the_end_of_a_run_kills_what_it_leaves_behind_and_no_other_run",),
     ),
     Guard(
@@ -506,8 +506,8 @@ GUARDS = (
     Guard(
         "a wake-up before the slot is open claims nothing",
         "worker/slots.py",
-        "if self._draining.is_set() or not self.is_open() or",
-        "if self._draining.is_set() or",
+        "return not self._draining.is_set() and self.is_open() and",
+        "return not self._draining.is_set() and",
         ("tests/worker/test_slots.py::test_a_wake_up_before_the_slots_are_open_claims_nothing",),
     ),
     Guard(
@@ -770,9 +770,9 @@ GUARDS = (
     Guard(
         "an unable worker claims no job",
         "worker/slots.py",
-        "return self.ability.check() is None",
-        "return True",
-        ("tests/worker/test_storage.py::test_a_worker_with_another_folder_takes_nothing_and_says_so[sqlite]",),
+        "self._has_room() and self.ability.check() is None and",
+        "self._has_room() and",
+        ("tests/worker/test_slots.py::test_a_worker_that_drains_or_is_unable_claims_nothing[unable]",),
     ),
     Guard(
         "an unable worker takes no jobs",
