@@ -75,8 +75,8 @@ GUARDS = (
     Guard(
         "only a size replaces auto in the spec of a job",
         "jobs/ingest.py",
-        'if spec.get(name) == "auto" and _is_size(name, reported)',
-        'if spec.get(name) == "auto"',
+        'if job.spec.get(name) == "auto" and _is_size(name, reported)',
+        'if job.spec.get(name) == "auto"',
         ("tests/jobs/test_estimates.py::test_no_odd_size_gets_into_a_spec",),
     ),
     Guard(
@@ -471,7 +471,7 @@ GUARDS = (
     Guard(
         "all output is stored before the end",
         "worker/delivery.py",
-        "        if has_end and len(self._pending_output) > _BATCH:\n",
+        "        if end is not None and len(self._pending_output) > _BATCH:\n",
         "        if False:\n",
         ("tests/worker/test_delivery.py::test_all_output_is_stored_before_the_end[sqlite]",),
     ),
