@@ -41,15 +41,13 @@ class Attempts:
     def jobs(self) -> list[str]:
         return [claim.job_id for claim in self.claims]
 
-    def supervise(self, claim: Claim) -> str | None:
+    def supervise(self, claim: Claim) -> None:
         end = self._ends[claim.job_id] = threading.Event()
         self.claims.append(claim)
         self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
         assert end.wait(30)
-        outcome, *reason = self.how.get(claim.job_id, ("succeeded",))
         with suppress(Superseded):
-            Run(self._database, claim).end(outcome, *reason)
-        return reason[0] if reason else None
+            Run(self._database, claim).end(*self.how.get(claim.job_id, ("succeeded",)))
 
     def end(self, job_id: str) -> None:
         self._ends[job_id].set()
