@@ -49,6 +49,7 @@ def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Cel
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         worker_consumer=broker.Consumer,
+        worker_timer_precision=broker.STOP_SECONDS,
         broker_connection_max_retries=None,
         broker_transport_options=wake_up.transport_options(settings.broker_url.reveal()),
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from celery.utils.dispatch import Signal
 from celery.worker.consumer import Consumer as CeleryConsumer
-from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport import TRANSPORT_ALIASES, memory, redis, virtual
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 60.0
 _RETRY_SECONDS = 5  # the longest pause between two tries to connect
+STOP_SECONDS = 0.2  # the longest wait until a consumer in memory, or its timer, hears that the worker stops
 _FORGET_EVERY = 10  # of the times at which Celery looks for messages to restore
 _BODY = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
@@ -109,6 +110,13 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
+class MemoryTransport(memory.Transport):
+    """The queue in memory; Celery looks for a stop only between two waits, and would wait for two seconds each."""
+
+    def drain_events(self, connection: Any, timeout: float | None = None, **_: Any) -> None:
+        super().drain_events(connection, timeout=min(timeout or STOP_SECONDS, STOP_SECONDS))  # type: ignore[no-untyped-call]
+
+
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """A consumer that hands Celery only wake-ups, in the form in which the server sends them."""
 
@@ -173,5 +181,6 @@ def reduce(message: Any) -> None:
 
 
 def install() -> None:
-    """Let every connection of this process to Redis use the guarded channel, whatever the form of its URL."""
+    """Let every connection of this process use the transports of this module, whatever the form of its URL."""
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
+    TRANSPORT_ALIASES["memory"] = f"{__name__}:{MemoryTransport.__name__}"
