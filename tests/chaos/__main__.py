@@ -1,4 +1,4 @@
-"""`./run chaos`: storms, a machine with four stand-in devices, the failpoint sweep, the downtime cells and the
+"""`./run chaos`: storms, two machines with stand-in devices, the failpoint sweep, the downtime cells and the
 detection of dead workers, for one seed.
 
 Finished parts are stored beside the report, so the same command continues after an interruption.
