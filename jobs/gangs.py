@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
+from jobs.attempts import AttemptRef
 from jobs.devices import Free, free_of, is_node_of
 from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
@@ -162,6 +163,17 @@ def devices_of(session: Session, job_id: str, attempt: int, node: int | None = N
     if node is not None:
         rows = rows.where(AttemptDevice.node == node)
     return tuple(session.execute(rows.order_by(AttemptDevice.node, AttemptDevice.place)).scalars())
+
+
+def missing(session: Session, attempt: AttemptRef) -> list[str]:
+    """Return the names of the workers that have not begun their node of an attempt."""
+    late = select(AttemptNode.worker_name).where(
+        AttemptNode.job_id == attempt.job_id,
+        AttemptNode.attempt == attempt.number,
+        AttemptNode.node > 0,
+        AttemptNode.renewals == 0,
+    )
+    return list(session.execute(late.order_by(AttemptNode.node)).scalars())
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

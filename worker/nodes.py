@@ -24,7 +24,7 @@ from jobs.database import is_outage
 from jobs.gangs import Rendezvous
 from jobs.settings import Settings
 from jobs.status import Reason
-from wcl_core.protocol import OUTPUT_FILE, PEER_LOST_EXIT, Request
+from wcl_core.protocol import OUTCOME_OF, OUTPUT_FILE, PEER_LOST_EXIT, Request
 from worker.backoff import renew_seconds
 from worker.exit_reason import AttemptEnd, exit_reason
 from worker.open_attempt import POLL_SECONDS, OpenAttempt
@@ -90,6 +90,26 @@ class OpenNode(OpenAttempt):
             self._faults.failed(error)
             return False
         return True
+
+
+def wait_for_nodes(attempt: OpenAttempt, draining: threading.Event, seconds: float) -> AttemptEnd | None:
+    """Renew an attempt until all its nodes have begun.
+
+    Returns:
+        None, or the end of the attempt: a request, or a worker that has not begun in time, as one that has just died.
+        The latter is no failure of the job.
+
+    Raises:
+        Superseded: the attempt has ended.
+    """
+    deadline = time.monotonic() + seconds
+    while names := attempt.missing_workers():
+        if (request := "drain" if draining.wait(POLL_SECONDS) else attempt.renew()) is not None:
+            return AttemptEnd(OUTCOME_OF[request], None, None)
+        if time.monotonic() > deadline:
+            late = f"{', '.join(names)} did not begin in time"
+            return AttemptEnd("drained", None, f"all workers of the job start it together, and {late}")
+    return None
 
 
 def follow_node(

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import transitions
+from jobs import gangs, transitions
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
@@ -69,6 +69,13 @@ class OpenAttempt:
         with self._faults:
             requests = self._database.write(lambda s: transitions.deliver(s, self.attempt, [], ran_ms=self.ran_ms()))
         return None if requests is None else request_of(requests)
+
+    def missing_workers(self) -> list[str]:
+        """Return the workers that have not begun their node; none during an outage of the database."""
+        names: list[str] = []
+        with self._faults, self._database.read() as session:
+            names = gangs.missing(session, self.attempt)
+        return names
 
     def announce(self, rendezvous: Rendezvous) -> None:
         """Announce to the other nodes where the ranks meet.

@@ -44,7 +44,7 @@ from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.devices import Machine
 from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
-from worker.nodes import OpenNode, follow_node
+from worker.nodes import OpenNode, follow_node, wait_for_nodes
 from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
 from worker.run_file import MissingCheckpoint, id_of, run_file
@@ -60,6 +60,7 @@ _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, a
 _LEAVE_SECONDS = 4.0  # of that: to return the job, even when not everything is registered
 _STANDBY_SECONDS = 60.0  # for the imports of a standby process that has just started
 _CAUSE_SECONDS = 10.0  # for another node, which waits for its other ranks before it reports
+_BEGIN_SECONDS = 20.0  # for the other nodes, whose workers poll each second
 _SECRET_BYTES = 32
 _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
@@ -129,6 +130,9 @@ class Supervisor:
         with ExitStack() as until_end:
             if claim.num_nodes > 1:
                 prepared = self._with_rendezvous(attempt, claim, prepared, until_end)
+                if claim.node == 0 and (end := wait_for_nodes(attempt, self._draining, _BEGIN_SECONDS)) is not None:
+                    attempt.end(end)
+                    return
             prepared.write(folder)
             self._follow(attempt, claim, folder)
 

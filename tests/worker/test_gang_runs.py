@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import signal
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from jobs import queries, transitions
+from jobs import queries, transitions, workers
 from jobs.database import Database
+from jobs.settings import Settings
 from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from worker.nodes import wait_for_nodes
+from worker.open_attempt import OpenAttempt
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
@@ -121,3 +126,25 @@ def test_workers_for_one_job_that_start_at_once_become_its_nodes(
     assert (job.status, job.attempt) == ("succeeded", 1), jobs.log(job_id) + once[0].log()
     assert once[2].start().wait() == 0
     assert "no waiting job fits" in once[2].log()
+
+
+def test_a_worker_that_does_not_begin_costs_no_failure(sqlite_database: Database, tmp_path: Path) -> None:
+    """It may have died right before the claim, and no reconciler knows it yet."""
+    facts = [rows.worker(id=f"00000000-0000-7000-8000-{n:012}", name=f"w{n}", address=f"10.0.0.{n}") for n in (1, 2)]
+    rows.add_dataset(sqlite_database)
+    for each in facts:
+        sqlite_database.write(partial(workers.register, worker=each, pid=1, datasets=[]))
+        sqlite_database.write(partial(workers.heartbeat, worker_id=each.id, job_id=None, address=each.address))
+    job_id = rows.submit(sqlite_database, spec={"nodes": 2, "batch_size": 240})
+    claim, draining = rows.claim(sqlite_database, facts[0]), threading.Event()
+    attempt = OpenAttempt(sqlite_database, Settings(data_dir=tmp_path), draining, claim)
+
+    end = wait_for_nodes(attempt, draining, 0.0)
+    assert end is not None
+    assert (end.outcome, "w2 did not begin" in (end.message or "")) == ("drained", True)
+    sqlite_database.write(lambda session: transitions.begin_node(session, facts[1].id, facts[1].all_free))
+    assert wait_for_nodes(attempt, draining, 0.0) is None
+
+    attempt.end(end)
+    job = rows.job(sqlite_database, job_id)
+    assert (job.status, job.failures) == ("queued", 0)
