@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,12 @@ def start_node(start_worker: StartWorker, database: Database, number: int) -> Ru
 
 
 def ranks(worker: RunningWorker) -> list[psutil.Process]:
-    return [each for each in psutil.Process(worker.pid).children(recursive=True) if "attempt" in each.cmdline()]
+    result = []
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if "attempt" in process.cmdline():
+                result.append(process)
+    return result
 
 
 def last_file(database: Database, job_id: str) -> tuple[int, str]:
