@@ -29,6 +29,7 @@ from jobs.models import Attempt
 from jobs.status import Status
 from tests.api.served import SPEC
 from tests.jobs import rows
+from tests.processes import Forked, outside
 from tests.waiting import eventually
 from wcl_client.address import find_address
 from wcl_core.text import Secret
@@ -43,16 +44,20 @@ class Server:
     """A server process and its output."""
 
     def __init__(self, data_dir: Path, output: int | None = None, **settings: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
+        environment = outside() | {"WCL_DATA_DIR": str(data_dir), "WCL_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings
         self.data_dir = data_dir
         self.log_path = data_dir.with_suffix(f".{time.monotonic_ns()}.log")
+        self.process: Forked | subprocess.Popen[bytes]
+        if output is None:
+            self.process = Forked("api", environment, self.log_path)
+            return
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "api"],
                 cwd=ROOT,
-                env=clean | {"WCL_DATA_DIR": str(data_dir), "WCL_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings,
+                env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log if output is None else output,
+                stdout=output,
                 stderr=log,
             )
 
@@ -228,7 +233,7 @@ def test_it_ends_soon_although_streams_and_downloads_are_open(start: Start, numb
         seconds = server.stop(number)
 
     assert seconds < 5
-    assert server.process.returncode == 0
+    assert server.process.poll() == 0
     assert server.announced == {}
     assert "Traceback" not in server.words
     client.close()
@@ -377,7 +382,7 @@ def test_it_ends_although_a_download_stands_still(start: Start) -> None:
         seconds = server.stop()
 
     assert seconds < 10
-    assert server.process.returncode == 0
+    assert server.process.poll() == 0
     client.close()
     database.dispose()
 
