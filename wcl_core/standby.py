@@ -103,9 +103,9 @@ def serve(connection: socket.socket, memory: Memory) -> list[str] | None:
     while True:
         try:
             connection.send(reply)
-        except BrokenPipeError:
+            message, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _DESCRIPTORS)
+        except ConnectionError:  # a reset where the worker has left the reply unread
             return None
-        message, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _DESCRIPTORS)
         if not message:
             return None
         request = Request(**json.loads(message))

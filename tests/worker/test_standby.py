@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import select
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from tests.processes import ROOT
 from tests.worker.running import SHORT
+from wcl_core import standby
 from wcl_core.protocol import DatasetSource, RunFile
 
 pytestmark = pytest.mark.process
@@ -21,6 +25,7 @@ pytestmark = pytest.mark.process
 _WORKER = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
+from wcl_core import standby
 from wcl_core.protocol import RunFile
 from wcl_core import orphans
 from worker import process, standby
@@ -167,6 +172,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)  # its end closes the pipes
 
     assert json.loads(done.stdout.splitlines()[-1])["alive"], done.stderr
+
+
+def test_it_ends_in_order_when_its_worker_leaves_a_reply_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ThreadPoolExecutor(1) as pool:
+        arguments = pool.submit(standby.serve, theirs, standby.Memory())
+        select.select([ours], [], [], 60)
+        ours.close()
+
+        assert arguments.result(60) is None
 
 
 def test_a_run_has_the_same_bytes_with_and_without_it(tmp_path: Path) -> None:
