@@ -95,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     _list_option(verb)
     verb.set_defaults(run=_describe)
 
+    verb = verbs.add_parser("features", help="write the features of the images of a folder as a table")
+    verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
+    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("out", type=Path, help="a file that ends in .csv or .npy")
+    verb.add_argument("--size", type=int, help="side of the images in pixels; by default that of the training")
+    verb.set_defaults(run=_features)
+
     verb = verbs.add_parser("attempt", help="run one attempt of a job; a worker calls this")
     verb.add_argument("folder", type=Path)
     verb.add_argument("--control-fd", type=int)
@@ -165,6 +172,20 @@ def _export(options: argparse.Namespace) -> int:
 
     backbone_file(options.native, options.out)
     return 0
+
+
+def _features(options: argparse.Namespace) -> int:
+    from wcl_core.evaluation.new_images import write_features
+
+    if options.size is not None and not 8 <= options.size <= 512:
+        raise ValueError(f"--size is {options.size}, expected 8 to 512, the range of data.image_size")
+    count = write_features(options.file, options.folder, options.out, options.size, _say_left_out)
+    write_line(f"{options.out}: features of {count:,} images")
+    return 0
+
+
+def _say_left_out(message: str) -> None:
+    write_line(f"left out: {message}", sys.stderr)
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -71,6 +75,32 @@ def download(
     out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
     for line in _loading_lines(file.path) if kind == "backbone" else ():
         out.say(f"  {line}")
+
+
+@app.command()
+def features(
+    reference: Annotated[
+        str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.")],
+    target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv or .npy.")],
+    size: Annotated[
+        int | None, typer.Option(min=8, max=512, help="Side of the images in pixels; default: that of the training.")
+    ] = None,
+) -> None:
+    """Compute the features of new images on this machine; no image is sent to the server."""
+    with tempfile.TemporaryDirectory(prefix="wcl-features-") as place:
+        file = Path(reference)
+        if not file.is_file():
+            with WclClient.connect() as client:
+                file = _download(client, find_checkpoint(client, reference), Path(place), "backbone").path
+        command = [sys.executable, "-m", "wcl_core", "features", str(file), str(folder), str(target)]
+        done = subprocess.run(
+            [*command, *([f"--size={size}"] if size else [])],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        )
+    if done.returncode:
+        raise typer.Exit(1)
 
 
 def _loading_lines(path: Path) -> list[str]:

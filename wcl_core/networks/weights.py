@@ -50,6 +50,20 @@ def load_backbone(file: str | Path) -> FeatureNetwork:
     return network.eval()
 
 
+def trained_size(file: str | Path) -> int:
+    """Return the side in pixels of the images that a backbone was trained on; 224 if the file does not say it.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get("wcl", "{}"))
+        return int((facts.get("spec") or facts).get("data", {}).get("image_size", 224))
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
 def _image_size(config: BackboneConfig, data: dict[str, Any], weights: dict[str, Tensor]) -> int:
     """Return the side of the images that the network was trained on, by its position embeddings if it has any."""
     if is_transformer(config.name) and "encoder.pos_embedding" in weights:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -13,11 +14,15 @@ import torchvision
 from safetensors import safe_open
 
 import wcl_core
-from wcl_core import checkpoint
+from tests.wcl_core.data.test_data import write_tree
+from wcl_core import checkpoint, data
+from wcl_core.__main__ import main
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import parse_spec, resolve_spec
 from wcl_core.export import backbone_file
+from wcl_core.images.augment import normalised
 from wcl_core.networks.backbones import build_backbone
+from wcl_core.reporter import NullReporter
 
 torch.set_num_threads(1)
 
@@ -71,3 +76,31 @@ def test_a_file_without_a_backbone_is_refused(tmp_path: Path) -> None:
     for name in ("none", "text", "foreign", "other"):
         with pytest.raises(CheckpointError, match=str(tmp_path / name)):
             wcl_core.load_backbone(tmp_path / name)
+
+
+def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spec = parse_spec(
+        "pretrain", {"data": {"name": "digits", "image_size": 8}, "backbone": BACKBONES[0], "batch_size": 8}
+    )
+    torch.manual_seed(0)
+    trained = build_backbone(spec.backbone, 8).eval()  # type: ignore[union-attr]
+    tensors = {f"model/backbone.{name}": value for name, value in trained.state_dict().items()}
+    facts = {"spec": resolve_spec(spec), "step": 1, "epoch": 1}
+    native = checkpoint.write(tmp_path / "native.safetensors", tensors, facts).path
+    write_tree(tmp_path / "photos", {"a": 3, "b/c": 2})
+    (tmp_path / "photos" / "cut.jpg").write_bytes(b"none")
+    for name in ("features.csv", "features.npy"):
+        assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / name)]) == 0
+    printed = capfd.readouterr()
+    assert ("features of 5 images" in printed.out, "cut.jpg" in printed.err) == (True, True)
+    loaded = data.load("photos", "folder", tmp_path / "photos", 8, 1.0, NullReporter(), has_labels=False).pretraining
+    with torch.no_grad():
+        expected = trained(normalised(loaded.images)).numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), expected)
+    assert tuple((tmp_path / "features.txt").read_text().splitlines()) == loaded.files
+    rows = [line.split(",") for line in (tmp_path / "features.csv").read_text().splitlines()]
+    assert rows[0][:3] == ["path", "f0", "f1"]
+    assert tuple(row[0] for row in rows[1:]) == loaded.files
+    np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), expected)
+    assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / "features.parquet")]) == 1
+    assert "expected a name that ends in .csv or .npy" in capfd.readouterr().err
