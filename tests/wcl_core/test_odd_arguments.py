@@ -15,6 +15,7 @@ _TOO_MUCH = ("/", "..", "~", "a/../../b")
 _USUAL = {
     "spec": "absent.yaml",
     "native": "absent.safetensors",
+    "file": "absent.safetensors",
     "out": "out",
     "name": "mine",
     "folder": "absent",
