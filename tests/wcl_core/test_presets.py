@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from wcl_core.config import parse_spec, resolve_spec
+from wcl_core.config.overlay import overlaid, with_fields
 from wcl_core.presets import described_presets, presets
 from wcl_core.schedule import base_learning_rate
 
@@ -61,6 +64,31 @@ def test_the_digits_recipe_has_the_values_of_the_search(method: str) -> None:
         section, field = path.split(".")
         if method == "wcl" or not field.startswith("weak_") or section != "loss":
             assert spec[section][field] == value, path
+
+
+_CHANGES = {
+    "epochs": (1, 6, 1000),
+    "batch_size": (8, 100, 4096),
+    "data.image_size": (8, 32, 224),
+    "backbone.name": ("tiny", "resnet18", "resnet50"),
+    "data.name": ("digits", "cifar10", "photos"),
+    "processes": (1, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_one_changed_field_gives_a_spec_or_names_the_field_to_set(name: str) -> None:
+    base = resolve_spec(presets()[name])
+    for field, values in _CHANGES.items():
+        for value in values:
+            changed = overlaid(base, with_fields({}, {field: value}))
+            try:
+                parse_spec("pretrain", changed)
+            except ValidationError as error:
+                (problem,) = error.errors()
+                advice = re.search(r"use a (\w+) of (\d+)$", problem["msg"])
+                assert advice, problem
+                parse_spec("pretrain", changed | {advice[1]: int(advice[2])})
 
 
 def test_the_rate_follows_the_global_batch() -> None:
