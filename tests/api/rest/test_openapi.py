@@ -80,6 +80,8 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
 
     assert {name.rsplit("/", 1)[1] for name in bodies} == {
         "JobBody",
+        "NewDataset",
+        "NewName",
         "JobChange",
         "CloneBody",
         "CheckpointChange",
