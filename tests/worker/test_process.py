@@ -171,7 +171,8 @@ def test_a_running_process_has_no_secret(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PGPASSWORD", "x")
     process = TrainingProcess(folder, "job/1", environment=["LISTED"])
     try:
-        environment = psutil.Process(process.pid).environ()
+        # The kernel shows it a moment after the start of the program.
+        environment = eventually(psutil.Process(process.pid).environ, "the environment")
     finally:
         process.kill()
 
