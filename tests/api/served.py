@@ -113,7 +113,7 @@ def native_checkpoint() -> bytes:
         "model/head.weight": np.zeros(5, dtype=np.float32),
         "optimizer/conv1/momentum": np.zeros(12, dtype=np.float32),
     }
-    facts = {"spec": {"backbone": {"name": "tiny"}}, "step": 1, "epoch": 1}
+    facts = {"spec": {"backbone": {"name": "tiny"}, "data": {"image_size": 8}}, "step": 1, "epoch": 1}
     content: bytes = save(tensors, {"wcl": json.dumps(facts)})
     return content
 
