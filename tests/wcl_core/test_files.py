@@ -32,7 +32,7 @@ from wcl_core import artifacts, attempt, checkpoint, export, files
 from wcl_core.config import resolve_spec
 from wcl_core.data import described, packing
 from wcl_core.data.images import Description
-from wcl_core.protocol import RUN_FILE, DatasetSource, RunFile
+from wcl_core.protocol import RUN_FILE, DatasetSource, Failure, RunFile
 from wcl_core.reporter import MemoryReporter, NullReporter
 
 OLD = b"the old content"
@@ -72,7 +72,7 @@ def keep_artifact(place: Place) -> Path:
 
 def leave_failure(place: Place) -> Path:
     path = place.folder / "failure-1.json"
-    attempt._leave_failure(path, "failed", "out_of_memory", "no memory is left")
+    attempt._leave(path, Failure(outcome="failed", reason="out_of_memory", message="no memory is left"))
     return path
 
 
@@ -88,7 +88,7 @@ def export_backbone(place: Place) -> Path:
 def note_digest_of_export(place: Place) -> Path:
     digest = "a" * 64
     with place.native.open("rb") as native:
-        exports.backbone(place.folder, native, digest)[0].close()
+        exports.backbone(place.folder, native, digest, lambda: None)[0].close()
     return place.folder / f"{digest}.sha256"
 
 

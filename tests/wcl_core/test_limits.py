@@ -115,12 +115,11 @@ def test_real_groups_limit_the_announcement_the_check_and_the_threads(small_grou
     code = """
 import torch
 from wcl_core.__main__ import main
+from wcl_core import limits
 from wcl_core.data import folder
-from worker.devices import Machine
 from worker.process import _rank_environment
 main(["pretrain", "absent.yaml"])
-most = Machine(tuple, 1, None).most_memory_bytes
-print(most, folder.memory_bytes(), torch.get_num_threads(), _rank_environment(0, 2)["OMP_NUM_THREADS"])
+print(limits.memory_bytes(), folder.memory_bytes(), torch.get_num_threads(), _rank_environment(0, 2)["OMP_NUM_THREADS"])
 """
     enter = " && ".join(f"echo $$ > {folder}/cgroup.procs" for folder in small_group)
     command = ["sh", "-c", f'{enter} && exec "$0" -c "$1"', sys.executable, code]
