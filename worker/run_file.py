@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from sqlalchemy import select
 
 from jobs import checkpoints, damage, gangs
 from jobs.checked_files import BadFile, Missing
@@ -28,6 +27,22 @@ class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it become
     """The run cannot start: no checkpoint file that it needs is in the storage as it was registered."""
 
 
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that an attempt continues from, and its file, which has been read."""
+
+    checkpoint: CheckpointRef
+    file: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run file; and for the first node of several the id of the checkpoint in it, which the other nodes read too."""
+
+    run: RunFile
+    resume_id: str | None
+
+
 def run_file(
     database: Database,
     storage: Storage,
@@ -37,7 +52,7 @@ def run_file(
     cache: CacheFolder | None = None,
     gpus: int | None = None,
     rendezvous: gangs.Rendezvous | None = None,
-) -> RunFile:
+) -> Prepared:
     """Return the run file, after reading each checkpoint file and comparing it with its digest.
 
     Args:
@@ -56,7 +71,7 @@ def run_file(
         resume = chosen_file(database, storage, rendezvous)
     else:
         resume = resume_file(database, storage, claim) if claim.kind == "pretrain" else None
-    return RunFile.model_validate(
+    run = RunFile.model_validate(
         {
             "job_id": claim.job_id,
             "attempt": claim.number,
@@ -74,15 +89,16 @@ def run_file(
                 "cache": cache,
                 "has_labels": source.has_labels,
             },
-            "resume": resume,
+            "resume": resume.file if resume else None,
             "evaluated": evaluated_file(database, storage, claim),
             "gpus": gpus,
         }
     )
+    return Prepared(run, resume.checkpoint.id if resume else None)
 
 
-def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous) -> Path | None:
-    """Return the checkpoint file that the first node has chosen for all.
+def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous) -> Resume | None:
+    """Return the checkpoint that the first node has chosen for all.
 
     Raises:
         StorageUnavailable: this worker does not see the file as it was registered.
@@ -92,23 +108,13 @@ def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvo
     with database.read() as session:
         chosen = CheckpointRef.of(session.get_one(Checkpoint, rendezvous.checkpoint_id))
     try:
-        return verified(storage, chosen.storage_key, chosen.sha256, chosen.size)
+        return Resume(chosen, verified(storage, chosen.storage_key, chosen.sha256, chosen.size))
     except BadFile as flaw:
         raise StorageUnavailable(f"another node of the job has read {chosen.describe()}, but here {flaw}") from flaw
 
 
-def id_of(database: Database, storage: Storage, claim: Claim, file: Path | None) -> str | None:
-    """Return the id of the checkpoint with this file, from which an attempt resumes; None for a start from scratch."""
-    if file is None:
-        return None
-    jobs = {claim.job_id} | ({claim.resume.job_id} if claim.resume else set())
-    with database.read() as session:
-        rows = session.execute(select(Checkpoint.id, Checkpoint.storage_key).where(Checkpoint.job_id.in_(jobs))).all()
-    return next(each for each, key in rows if storage.path(key) == file)
-
-
-def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
-    """Return the newest good checkpoint file to continue from; None for a run that starts from scratch.
+def resume_file(database: Database, storage: Storage, claim: Claim) -> Resume | None:
+    """Return the newest good checkpoint to continue from; None for a run that starts from scratch.
 
     Each candidate is read once.  One with a flaw is marked and reported, and the next older one is tried.  A newer one
     that was marked as missing counts again once its file is there.  When none is left, a job that started from scratch
@@ -124,7 +130,7 @@ def resume_file(database: Database, storage: Storage, claim: Claim) -> Path | No
     candidate, message = claim.resume, "the checkpoint to continue from is deleted or damaged"
     while candidate is not None:
         try:
-            return verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
+            return Resume(candidate, verified(storage, candidate.storage_key, candidate.sha256, candidate.size))
         except BadFile as flaw:
             message = f"{candidate.describe()}: {flaw}"
             log.error("job %s: %s", claim.job_id, message)
@@ -142,8 +148,8 @@ def _next(
     return database.write(lambda session: damage.skip(session, claim.attempt, bad, flaw))
 
 
-def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
-    """Return the best file that was missing, is there again, and is better than the one to resume from."""
+def _returned_file(database: Database, storage: Storage, claim: Claim) -> Resume | None:
+    """Return the best one whose file was missing, is there again, and is better than the one to resume from."""
     if claim.number == 1 and claim.resume is None and not claim.must_resume:
         return None  # the job has no checkpoint yet
 
@@ -160,7 +166,7 @@ def _returned_file(database: Database, storage: Storage, claim: Claim) -> Path |
         except BadFile:
             continue
         database.write(partial(damage.mark, attempt=claim.attempt, checkpoint_id=candidate.id, flaw=None))
-        return path
+        return Resume(candidate, path)
     return None
 
 

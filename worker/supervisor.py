@@ -47,7 +47,7 @@ from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
 from worker.nodes import OpenNode, follow_node, wait_for_nodes
 from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
-from worker.run_file import MissingCheckpoint, id_of, run_file
+from worker.run_file import MissingCheckpoint, Prepared, run_file
 from worker.standby import Standby
 
 log = logging.getLogger(__name__)
@@ -127,27 +127,28 @@ class Supervisor:
         if isinstance(prepared, AttemptEnd):
             attempt.end(prepared)
             return
+        run = prepared.run
         with ExitStack() as until_end:
             if claim.num_nodes > 1:
-                prepared = self._with_rendezvous(attempt, claim, prepared, until_end)
+                run = self._with_rendezvous(attempt, claim, prepared, until_end)
                 if claim.node == 0 and (end := wait_for_nodes(attempt, self._draining, _BEGIN_SECONDS)) is not None:
                     attempt.end(end)
                     return
-            prepared.write(folder)
+            run.write(folder)
             self._follow(attempt, claim, folder)
 
-    def _with_rendezvous(self, attempt: OpenAttempt, claim: Claim, prepared: RunFile, until_end: ExitStack) -> RunFile:
+    def _with_rendezvous(self, attempt: OpenAttempt, claim: Claim, prepared: Prepared, until_end: ExitStack) -> RunFile:
         """Return the run file with the place where the ranks meet; the first node chooses it."""
         assert self._network is not None, "a worker without an address is no node"
         address, _ = self._network
         if isinstance(attempt, OpenNode):
             assert attempt.rendezvous is not None, "the run was prepared with it"
-            return prepared.model_copy(update={"rendezvous": attempt.rendezvous.seen_from(address)})
+            return prepared.run.model_copy(update={"rendezvous": attempt.rendezvous.seen_from(address)})
         port = until_end.enter_context(bound(address)).getsockname()[1]
-        chosen = self._announced(attempt, claim, prepared, (address, port))
-        return prepared.model_copy(update={"rendezvous": chosen.seen_from(address)})
+        chosen = self._announced(attempt, claim, prepared.resume_id, (address, port))
+        return prepared.run.model_copy(update={"rendezvous": chosen.seen_from(address)})
 
-    def _announced(self, attempt: OpenAttempt, claim: Claim, prepared: RunFile, place: tuple[str, int]) -> Rendezvous:
+    def _announced(self, attempt: OpenAttempt, claim: Claim, resume: str | None, place: tuple[str, int]) -> Rendezvous:
         """Choose a secret, and announce the rendezvous to the other nodes; retry during an outage of the database.
 
         Raises:
@@ -158,7 +159,6 @@ class Supervisor:
         faults = FaultLog(log, f"job {claim.job_id}: the announcement of its rendezvous")
         while True:
             with faults:
-                resume = id_of(self._database, self._storage, claim, prepared.resume)
                 chosen = Rendezvous(*place, secrets.token_hex(_SECRET_BYTES), resume)
                 attempt.announce(chosen)
                 return chosen
@@ -194,7 +194,7 @@ class Supervisor:
             process.kill()
             self._machine.note_faults(claim.devices, folder)  # before the slots give the devices out again
 
-    def _prepare(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> RunFile | AttemptEnd:
+    def _prepare(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> Prepared | AttemptEnd:
         """Return the run file, or the end of an attempt that cannot start; retry during an outage of the database.
 
         Raises:
@@ -210,7 +210,7 @@ class Supervisor:
             reading = BackgroundWork(partial(self._ready_run_file, claim, source, folder, chosen))
             if (request := attempt.renew_during(reading)) is not None:
                 return AttemptEnd(OUTCOME_OF[request], None, None)
-            prepared: RunFile | None = None
+            prepared: Prepared | None = None
             try:
                 with faults:
                     prepared = reading.result()
@@ -221,7 +221,7 @@ class Supervisor:
             attempt.renew()
             backoff.wait()
 
-    def _ready_run_file(self, claim: Claim, source: Source, folder: Path, chosen: Rendezvous | None) -> RunFile:
+    def _ready_run_file(self, claim: Claim, source: Source, folder: Path, chosen: Rendezvous | None) -> Prepared:
         limit = self._settings.cache_bytes
         cache = None if limit == 0 else CacheFolder(folder=self._settings.resolved_cache_dir, max_bytes=limit)
         gpus = self._machine.num_gpus(claim.devices)

@@ -16,7 +16,7 @@ from jobs.models import Checkpoint
 from jobs.storage import sha256_of
 from tests.worker.test_delivery import Spool, deliver_all
 from worker import run_file
-from worker.run_file import MissingCheckpoint
+from worker.run_file import MissingCheckpoint, Resume
 
 BYTES = random.Random(0).randbytes(4000)
 
@@ -35,6 +35,10 @@ def spool(sqlite_database: Database, tmp_path: Path) -> Spool:
 
 
 def begin(spool: Spool, must_resume: bool = False) -> Path | None:
+    return resume.file if (resume := chosen(spool, must_resume)) else None
+
+
+def chosen(spool: Spool, must_resume: bool = False) -> Resume | None:
     with spool.database.read() as session:
         resume = checkpoints.resume_point(session, spool.job_id)
     claim = transitions.Claim(spool.ref, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume)
@@ -133,6 +137,18 @@ def test_a_missing_file_that_is_there_again_is_resumed_from(spool: Spool) -> Non
     with spool.database.read() as session:
         events = [e.data["reason"] for e in queries.events_after(session, spool.job_id, 0) if e.type == "warning"]
     assert events == ["missing_checkpoint", "restored_checkpoint"]
+
+
+def test_the_checkpoint_of_the_file_is_the_one_of_its_step_whatever_else_is_missing(spool: Spool) -> None:
+    """The other nodes of an attempt find the file by the id of the checkpoint."""
+    older = file_of(spool, 5)
+    file_of(spool, 10).unlink()
+
+    resume = chosen(spool)
+
+    assert resume
+    assert (resume.file, resume.checkpoint.step) == (older, 5)
+    assert resume.checkpoint.id == next(row.id for row in spool.checkpoints() if row.step == 5)
 
 
 def test_a_superseded_attempt_marks_nothing(spool: Spool) -> None:
