@@ -179,7 +179,7 @@ def joined(
     rank, size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     here = Ranks(int(environment.get("LOCAL_RANK", rank)), int(environment.get("LOCAL_WORLD_SIZE", size)))
     device = device_of(here, choice, held)
-    if device.type == "cuda" and size > 1:
+    if device.type == "cuda" and here.size > 1:  # a lone one has no index
         torch.cuda.set_device(device)
     devices.check(device)
     if size == 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.wcl_core import rank_tasks, ranks, small
 from tests.wcl_core.ranks import Worlds
 from wcl_core import checkpoint
+from wcl_core import device as devices
 from wcl_core.distributed import SINGLE, Ranks, TooFewGpusError, device_of, joined
 
 pytestmark = pytest.mark.slow
@@ -184,3 +185,29 @@ def test_more_processes_than_gpus_are_refused(
             device_of(last)
     else:
         assert device_of(last) == torch.device(device)
+
+
+@pytest.mark.parametrize(("local_size", "chosen"), [(1, []), (2, [torch.device("cuda", 1)])])
+def test_a_node_with_one_gpu_joins_the_ranks_of_other_nodes(
+    monkeypatch: pytest.MonkeyPatch, local_size: int, chosen: list[torch.device]
+) -> None:
+    """CUDA and NCCL are stand-ins; the one of `set_device` refuses a device without an index as the real one does."""
+    indexed: list[torch.device] = []
+
+    def set_device(device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got: {device}")
+        indexed.append(device)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: local_size)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(devices, "check", lambda _: None)
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    environment = {"RANK": str(2 * local_size - 1), "WORLD_SIZE": str(2 * local_size)}
+    local = {"LOCAL_RANK": str(local_size - 1), "LOCAL_WORLD_SIZE": str(local_size)}
+
+    with joined(environment | local) as last:
+        assert (last.rank, last.size) == (2 * local_size - 1, 2 * local_size)
+
+    assert indexed == chosen
