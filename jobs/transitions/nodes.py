@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, exists, select, update
@@ -111,9 +112,8 @@ def leave_nodes(session: Session, worker_id: str, *, max_failures: int = 3) -> N
     given = select(Attempt.job_id, Attempt.number, Attempt.token).join(AttemptNode, is_node_of())
     for job_id, number, token in session.execute(given.where(is_given(worker_id))).all():
         message = "the worker of a node stopped before it began"
-        end_attempt(
-            session, AttemptRef(job_id, number, token), "drained", None, message, max_failures=max_failures, ran_ms=None
-        )
+        with suppress(Superseded):  # the first node has ended it since
+            end_attempt(session, AttemptRef(job_id, number, token), "drained", None, message, max_failures=max_failures)
 
 
 def _update_open(session: Session, attempt: AttemptRef, **values: object) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs import audit, gangs, holding, preemption, transitions, waiting, wake_up, workers
 from jobs.attempts import AttemptRef
@@ -193,6 +194,29 @@ def test_a_worker_that_stops_before_it_begins_its_node_returns_the_job(database:
 
     assert rows.status(database, job_id) == "queued"
     assert begin(database, second) is None
+
+
+def test_an_attempt_that_ends_while_its_node_leaves_it_stops_no_worker_from_stopping(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = register(database, 1), register(database, 2)
+    job_id = submit(database)
+    claim(database, first)
+
+    def end_twice(*arguments: Any, **options: Any) -> None:
+        for _ in range(2):  # once for the first node, whose transaction comes before
+            transitions.end_attempt(*arguments, **options)
+
+    def stop(session: Session) -> None:
+        workers.stop(session, second.id)
+        transitions.leave_nodes(session, second.id)
+
+    monkeypatch.setattr("jobs.transitions.nodes.end_attempt", end_twice)
+    database.write(stop)
+
+    with database.read() as session:
+        assert session.get_one(Worker, second.id).state == "stopped"
+    assert rows.status(database, job_id) == "queued"
 
 
 @pytest.mark.parametrize("lost", [0, 1])
