@@ -22,7 +22,7 @@ from jobs.attempts import AttemptRef
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
-from jobs.models import Attempt
+from jobs.models import Attempt, AttemptNode
 from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.storage import Storage, is_full
@@ -146,7 +146,8 @@ def _recover(database: Database, storage: Storage, settings: Settings, folder: P
     attempt = _attempt_of(folder)
     if _is_open(database, attempt) and "." in folder.name:
         with suppress(Superseded):  # the first node delivers the records
-            _end(database, settings, attempt, Reason.WORKER_LOST, "the worker of a node died")
+            if not _has_ended_well(database, attempt, int(folder.name.rpartition(".")[2])):
+                _end(database, settings, attempt, Reason.WORKER_LOST, "the worker of a node died")
     elif _is_open(database, attempt):
         delivery = Delivery(database, storage, settings, folder, attempt)
         try:
@@ -191,6 +192,13 @@ def _is_open(database: Database, attempt: AttemptRef) -> bool | None:
     with database.read() as session:
         row = session.execute(statement).one_or_none()
     return None if row is None else row.ended_at is None
+
+
+def _has_ended_well(database: Database, attempt: AttemptRef, node: int) -> bool:
+    """Return whether the ranks of a node have ended well, so that its attempt goes on without its worker."""
+    with database.read() as session:
+        row = session.get(AttemptNode, (attempt.job_id, attempt.number, node))
+        return row is not None and row.ended_at is not None
 
 
 def _wait_for_orphans(marks: list[str]) -> None:

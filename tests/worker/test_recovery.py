@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints, ingest
 from jobs.audit import audit
-from jobs.database import Database
+from jobs.database import Database, new_id
 from jobs.ingest import Delivered
+from jobs.models import AttemptNode
 from jobs.storage import verified
-from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, renumbered, valid_records
+from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, renumbered, valid_records, write_run_file
 from wcl_core.protocol import RUN_FILE, SPOOL_FILE, WarningRecord
 from worker import recovery
 from worker.attempt_folder import LOCK_FILE
@@ -193,6 +195,23 @@ def test_another_file_of_one_name_replaces_no_checkpoint(left: Leftovers) -> Non
     assert newest
     assert newest.step == 5
     verified(left.storage, newest.storage_key, newest.sha256, newest.size)
+
+
+@pytest.mark.parametrize("ended_at", [None, 5])
+def test_a_node_that_has_ended_well_does_not_end_its_attempt(left: Leftovers, ended_at: int | None) -> None:
+    attempt = left.attempt()
+    shutil.rmtree(left.folder(attempt))
+    folder = left.settings.attempts_dir / attempt.folder_of(1)
+    folder.mkdir(parents=True)
+    write_run_file(folder, attempt)
+    node = {"node": 1, "worker_id": new_id(), "worker_name": "w1", "address": "127.0.0.1", "renewals": 1}
+    row = AttemptNode(job_id=attempt.job_id, attempt=attempt.number, ended_at=ended_at, **node)
+    left.database.write(lambda session: session.add(row))
+
+    recovery.recover(left.database, left.storage, left.settings)
+
+    assert left.has_ended(attempt) is (ended_at is None)
+    assert not folder.exists()
 
 
 def test_records_after_the_end_are_not_read(left: Leftovers) -> None:
