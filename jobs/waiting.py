@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
 from jobs.eligibility import has_dataset, has_gpus, is_before, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
-from jobs.models import Attempt, Dataset, Dependency, Event, Job, Worker
+from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Event, Job, Worker
 from jobs.status import HELD, Status
 
 
@@ -101,9 +101,14 @@ def pending(session: Session, job: Job) -> str | None:
     elif job.preempt_requested_at is not None:
         request = "giving way to a job of higher priority"
     else:
-        here = and_(Attempt.job_id == job.id, Attempt.number == job.attempt)
-        drains = select(Worker.name).join(Attempt, Attempt.worker_id == Worker.id)
-        worker = session.execute(drains.where(here, Worker.drain_requested_at.is_not(None))).scalar_one_or_none()
+        first = select(Attempt.worker_id).where(Attempt.job_id == job.id, Attempt.number == job.attempt)
+        nodes = select(AttemptNode.worker_id).where(
+            AttemptNode.job_id == job.id, AttemptNode.attempt == job.attempt, AttemptNode.ended_at.is_(None)
+        )
+        drains = select(Worker.name).where(
+            or_(Worker.id.in_(first), Worker.id.in_(nodes)), Worker.drain_requested_at.is_not(None)
+        )
+        worker = session.execute(drains.order_by(Worker.name).limit(1)).scalar_one_or_none()
         if worker is None:
             return None
         request = f"returning to the queue, because {worker} drains"

@@ -185,6 +185,20 @@ def test_a_drain_of_one_worker_is_a_request_to_the_attempt(database: Database) -
     assert (job.status, job.status_reason, job.failures) == ("queued", "worker_stopped", 0)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_job_says_which_of_its_workers_drains(database: Database, number: int) -> None:
+    facts = [register(database, 1), register(database, 2)]
+    job_id = submit(database)
+    claim(database, facts[0])
+    begun(database, facts[1])
+
+    database.write(lambda session: workers.drain(session, facts[number - 1].id))
+
+    with database.read() as session:
+        request = waiting.pending(session, session.get_one(Job, job_id))
+    assert request == f"returning to the queue, because w{number} drains: stopping the run"
+
+
 def test_a_worker_that_stops_before_it_begins_its_node_returns_the_job(database: Database) -> None:
     first, second = register(database, 1), register(database, 2)
     job_id = submit(database)
