@@ -101,6 +101,8 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         if reason == "device_failed":
             is_whole = isinstance(error, DeviceError) and error.is_whole_machine
             local = int(os.environ.get("LOCAL_RANK", rank))  # the place of its device on this worker
+            if isinstance(error, DeviceError) and error.index is not None:
+                local = error.index
             _leave(folder / device_fault_file(local), DeviceFault(message=message, is_whole_machine=is_whole))
         if rank > 0:
             _leave(folder / failure_file(rank), Failure(outcome=outcome, reason=reason, message=message))

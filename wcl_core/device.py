@@ -28,8 +28,10 @@ _REMEDIES = (
         "this PyTorch is built without CUDA; install a build with CUDA",
     ),
     (
-        re.compile(r"too old|insufficient|mismatch|unsupported toolchain|forward compatibility", re.IGNORECASE),
-        "update the driver of the GPU, or install a PyTorch that is built for it; then restart the machine",
+        re.compile(
+            r"no NVIDIA driver|too old|insufficient|mismatch|unsupported toolchain|forward compatibility", re.IGNORECASE
+        ),
+        "install or update the driver of the GPU, or install a PyTorch that is built for it; then restart the machine",
     ),
     (
         re.compile(r"no kernel image", re.IGNORECASE),
@@ -44,11 +46,12 @@ class DeviceError(RuntimeError):
 
     Attributes:
         is_whole_machine: whether the cause concerns all GPUs of the machine, as an old driver does.
+        index: of the broken GPU among those of the run on this machine; None for the one of this process.
     """
 
-    def __init__(self, message: str, *, is_whole_machine: bool) -> None:
+    def __init__(self, message: str, *, is_whole_machine: bool, index: int | None = None) -> None:
         super().__init__(message)
-        self.is_whole_machine = is_whole_machine
+        self.is_whole_machine, self.index = is_whole_machine, index
 
 
 def usable_gpus(choice: Choice, held: int | None = None) -> int:
@@ -74,7 +77,9 @@ def usable_gpus(choice: Choice, held: int | None = None) -> int:
         what = "device is cuda, and the run cannot use a GPU"
     else:
         what = "this machine has a GPU, and the run cannot use it"
-    raise DeviceError(f"{what}: {cause}; {_remedy(cause)}, or train with device: cpu", is_whole_machine=True)
+    message = f"{what}: {cause}; {_remedy(cause) or _OTHERWISE}, or train with device: cpu"
+    # CUDA lists the GPUs before the first one that does not work, so that one is broken.
+    raise DeviceError(message, is_whole_machine=_remedy(cause) is not None, index=0)
 
 
 def check(device: torch.device) -> None:
@@ -92,8 +97,8 @@ def check(device: torch.device) -> None:
         if is_out_of_memory(error):
             raise
         cause = first_line(error)
-        message = f"the run cannot use {device}: {cause}; {_remedy(cause)}, or train with device: cpu"
-        raise DeviceError(message, is_whole_machine=not _BROKEN.search(cause)) from error
+        message = f"the run cannot use {device}: {cause}; {_remedy(cause) or _OTHERWISE}, or train with device: cpu"
+        raise DeviceError(message, is_whole_machine=_remedy(cause) is not None) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -140,5 +145,6 @@ def _initialisation_error() -> str:
     return "PyTorch sees no GPU"
 
 
-def _remedy(cause: str) -> str:
-    return next((remedy for pattern, remedy in _REMEDIES if pattern.search(cause)), _OTHERWISE)
+def _remedy(cause: str) -> str | None:
+    """Return the remedy for a cause that concerns all GPUs of the machine; None for any other."""
+    return next((remedy for pattern, remedy in _REMEDIES if pattern.search(cause)), None)

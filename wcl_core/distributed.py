@@ -149,7 +149,7 @@ def device_of(ranks: Ranks, choice: Choice = "auto", held: int | None = None) ->
         return torch.device("cpu")
     if held and count < min(held, ranks.size):
         message = f"the run holds {held} GPUs, but PyTorch sees {count} of them"
-        raise DeviceError(f"{message}; nvidia-smi may show the problem", is_whole_machine=False)
+        raise DeviceError(f"{message}; nvidia-smi may show the problem", is_whole_machine=False, index=count)
     if count < ranks.size:
         message = f"{ranks.size} processes need a GPU each, but the run sees {count}; use at most {count} processes"
         raise TooFewGpusError(f"{message}, or train with device: cpu")

@@ -89,7 +89,7 @@ def lost_peer_file(rank: int) -> str:
 
 
 def device_fault_file(rank: int) -> str:
-    """Return the name of the file in which a rank leaves its `DeviceFault`."""
+    """Return the name of the file for the `DeviceFault` of the GPU of this rank; each rank may leave it."""
     return f"device-fault-{rank}.json"
 
 

@@ -111,9 +111,9 @@ class Machine:
         for path in sorted(folder.glob(DEVICE_FAULT_FILES)) if uuids else ():
             with contextlib.suppress(OSError, ValueError):
                 fault, rank = DeviceFault.read(path), int(path.stem.rpartition("-")[2])
-                is_whole = fault.is_whole_machine or rank >= len(uuids)
                 all_uuids = [each.uuid for each in self._last_read]
-                self.take_out(all_uuids if is_whole else uuids[rank : rank + 1], fault.message)
+                own = uuids[rank : rank + 1] or uuids
+                self.take_out(all_uuids if fault.is_whole_machine else own, fault.message)
 
     def num_gpus(self, uuids: Sequence[str]) -> int | None:
         """Return the number of GPUs that a run with these devices holds; stand-ins are none, None where unknown."""

@@ -13,9 +13,9 @@ from wcl_core import __main__ as program
 from wcl_core import device as devices
 from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.device import DeviceError, check, usable_gpus
-from wcl_core.distributed import PeerLostError, peers
+from wcl_core.distributed import PeerLostError, Ranks, device_of, peers
 from wcl_core.limits import gpu_numbers
-from wcl_core.protocol import DEVICE_FAULT_FILES, DeviceFault
+from wcl_core.protocol import DEVICE_FAULT_FILES, DeviceFault, device_fault_file
 
 ADVICE = "\nCUDA kernel errors might be asynchronously reported at some other API call."
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {0}, NCCL version 2.28.9\n{1}: it failed"
@@ -103,7 +103,9 @@ def test_no_run_falls_back_to_the_cpu(
     [
         ("CUDA error: no kernel image is available for execution on the device", "install one that is", True),
         ("The NVIDIA driver on your system is too old (found version 11040)", "update the driver", True),
-        ("CUDA unknown error - this may be due to an incorrectly set up environment", "nvidia-smi", True),
+        ("Found no NVIDIA driver on your system", "install or update the driver", True),
+        ("CUDA unknown error - this may be due to an incorrectly set up environment", "nvidia-smi", False),
+        ("CUDA error: unspecified launch failure", "nvidia-smi", False),
         ("CUDA error: uncorrectable ECC error encountered", "nvidia-smi", False),
     ],
 )
@@ -157,6 +159,29 @@ def test_an_attempt_that_holds_gpus_and_cannot_use_them_trains_nothing(
     (path,) = folder.glob(DEVICE_FAULT_FILES)
     assert DeviceFault.read(path) == DeviceFault(message=word["message"], is_whole_machine=True)
     assert not list(folder.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+def test_a_gpu_that_cuda_does_not_list_is_the_only_one_that_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    """CUDA lists the GPUs before the first one that does not work; each rank reports that one, whichever is first."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(devices, "_initialisation_error", lambda: "CUDA unknown error")
+    folder = write_run(tmp_path / "attempt", gpus=3)
+
+    for rank in range(3):
+        with pytest.raises(DeviceError) as caught:
+            device_of(Ranks(rank, 3), held=3)
+        assert (caught.value.index, caught.value.is_whole_machine) == (seen, False)
+
+    def fail(*_: object, **__: object) -> None:
+        raise caught.value
+
+    monkeypatch.setattr("wcl_core.attempt.joined", fail)
+    assert run_attempt(folder, None) == 0
+
+    assert [path.name for path in folder.glob(DEVICE_FAULT_FILES)] == [device_fault_file(seen)]
 
 
 def test_a_lone_machine_with_a_gpu_trains_on_the_cpu_only_if_the_spec_says_so(

@@ -252,7 +252,9 @@ def test_gpus_whose_driver_does_not_work_are_announced_as_broken(
     assert machine.share([]).visible == ""
 
 
-@pytest.mark.parametrize(("rank", "is_whole_machine", "expected"), [(1, False, [2]), (0, True, [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("rank", "is_whole_machine", "expected"), [(1, False, [2]), (2, False, [1, 2]), (0, True, [0, 1, 2])]
+)
 def test_devices_that_runs_report_are_given_out_no_more(
     tmp_path: Path, rank: int, is_whole_machine: bool, expected: list[int]
 ) -> None:
