@@ -84,7 +84,7 @@ def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
         reason = reason or (AGAIN if place in seen else None)
         reason = reason or (OTHER_SPLIT if row.split == "" else None)
         if reason:
-            listed.left_out.add(reason, row.path)
+            listed.left_out.add(reason, _public(root, row.path))
             continue
         seen.add(place)
         listed.by_split.setdefault(row.split, []).append((place, row.label if has_labels else ""))
@@ -93,6 +93,14 @@ def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
         message = f"dataset {name}: {path} names no image that can be read; expected {_EXPECTED}"
         raise DataError(message + (f". Left out: {left_out}" if left_out else ""))
     return _files(name, root, listed)
+
+
+def _public(root: Path, path: str) -> str:
+    """Return a path of a list without folders of this machine: below the list's folder, otherwise its last part."""
+    place = Path(path)
+    if not place.is_absolute():
+        return path
+    return str(place.relative_to(root)) if place.is_relative_to(root) else place.name
 
 
 # --- splits and classes ----------------------------------------------------------------------------------------------

@@ -35,12 +35,15 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
         warn: called with a message for each image that cannot be read.
 
     Raises:
-        ValueError: the ending of `out` is another one.
+        ValueError: the ending of `out` is another one, or the file of names beside it would replace the list.
         CheckpointError: as `load_backbone`.
         DataError: there is no image that can be read.
     """
     if out.suffix.lower() not in ENDINGS:
         raise ValueError(f"{out}: expected a name that ends in {' or '.join(ENDINGS)}")
+    listing = out.with_suffix(".txt")
+    if out.suffix.lower() == ".npy" and listing.exists() and listing.samefile(folder):
+        raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
     network = load_backbone(file)
     paths, rows = [], []
     for names, images in _batches(folder, size or trained_size(file), warn):
@@ -57,7 +60,7 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
         content = io.BytesIO()
         np.save(content, features)
         write_bytes(out, content.getvalue())
-        write_bytes(out.with_suffix(".txt"), "".join(f"{name}\n" for name in names).encode())
+        write_bytes(listing, "".join(f"{name}\n" for name in names).encode())
     return len(paths)
 
 

@@ -110,6 +110,9 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
         layout.NOT_REGULAR: 1,
         layout.LINK_OUT_OF_LIST: 4,
     }
+    shown = {example for remark in files.left_out.list() for example in remark.examples}
+    assert "passwd" in shown, "users of the service see no folder of a worker"
+    assert not [example for example in shown if example.startswith("/")]
 
 
 @pytest.mark.parametrize("text", ["", "id,age\n1,2\n", "path\nnone.png\n", "\n\n#\n", b"\xff\xfe", b"\x00\x01\x02"])

@@ -104,3 +104,7 @@ def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: 
     np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), expected)
     assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / "features.parquet")]) == 1
     assert "expected a name that ends in .csv or .npy" in capfd.readouterr().err
+    (tmp_path / "list.txt").write_text("photos/a/00.png\n")
+    assert main(["features", str(native), str(tmp_path / "list.txt"), str(tmp_path / "list.npy")]) == 1
+    assert "would replace the list" in capfd.readouterr().err
+    assert (tmp_path / "list.txt").read_text() == "photos/a/00.png\n"
