@@ -63,7 +63,8 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
     own = _seconds_until(job.gpus - free.most_gpus, [(remaining(each), count) for each, count in running])
     seconds = math.inf if own is None else own
     if job.nodes > 1:
-        seconds = max((_seconds_of(session, each, count) for each, count in missing.items()), default=0.0)
+        times = (_seconds_of(session, each, count) for each, count in missing.items())
+        seconds = max(times, default=0.0) if job.gpus else math.inf  # the end of jobs without devices is not looked at
     is_here = worker.id in missing
     return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds, job.gpus)
 

@@ -128,17 +128,26 @@ def _proved(plain: socket.socket, secret: str, *, is_server: bool) -> Connection
     Raises:
         AuthenticationError, OSError, EOFError: the other side has not, or not in time.
     """
-    limit = struct.pack("ll", _PROOF_SECONDS, 0)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     connection = Connection(os.dup(plain.fileno()))
+    timer = threading.Timer(_PROOF_SECONDS, _cut, (plain,))  # of all reads together
+    timer.start()
     try:
         for step in (deliver_challenge, answer_challenge) if is_server else (answer_challenge, deliver_challenge):
             step(connection, secret.encode())
+    except AssertionError as error:  # Python 3.11 asserts that a challenge begins as one
+        connection.close()
+        raise AuthenticationError("the other side sent no challenge") from error
     except BaseException:
         connection.close()
         raise
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+    finally:
+        timer.cancel()
     return connection
+
+
+def _cut(plain: socket.socket) -> None:
+    with suppress(OSError):  # it is closed meanwhile
+        plain.shutdown(socket.SHUT_RDWR)
 
 
 class Server:
@@ -171,7 +180,10 @@ class Server:
             try:
                 plain, _ = self._listener.accept()
             except OSError:
-                return  # it was closed
+                if self._listener.fileno() == -1:
+                    return  # it was closed
+                time.sleep(_RETRY_SECONDS)  # there is no descriptor for it now
+                continue
             if self._unproved.acquire(blocking=False):
                 threading.Thread(target=self._serve, args=(plain,), name="rendezvous-rank", daemon=True).start()
             else:

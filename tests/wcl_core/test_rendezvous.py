@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -95,6 +97,39 @@ def test_nothing_of_a_stranger_is_read_and_none_keeps_ranks_waiting(
     assert list(tmp_path.iterdir()) == []
     for each in silent:
         each.close()
+
+
+def test_a_slow_proof_ends_in_time(at: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes soon enough, and all of them would not."""
+    monkeypatch.setattr(rendezvous, "_PROOF_SECONDS", 0.5)
+    with socket.create_connection((at.address, at.port)) as slow:
+        stranger = Connection(os.dup(slow.fileno()))
+        stranger.recv_bytes()
+        slow.sendall((256).to_bytes(4, "big"))
+
+        def send_slowly() -> None:
+            for _ in range(256):
+                slow.sendall(b"x")
+                time.sleep(0.1)
+
+        with pytest.raises(OSError, match="Broken pipe|reset"):
+            send_slowly()
+        stranger.close()
+
+
+def test_a_listener_that_sends_no_challenge_is_no_first_rank() -> None:
+    place = where()
+    with socket.create_server((place.address, place.port)) as listener:
+
+        def answer() -> None:
+            with Connection(listener.accept()[0].detach()) as other:
+                other.send_bytes(b"none")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RendezvousError, match="secret"):
+            Store(place, LIMIT)
+        thread.join()
 
 
 def test_a_request_that_is_none_ends_only_its_connection(at: Rendezvous, tmp_path: Path) -> None:
