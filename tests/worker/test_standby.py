@@ -32,6 +32,7 @@ from worker import process, standby
 orphans.adopt()
 folder = Path(sys.argv[1])
 environment = process.module_environment()
+mark = f"{folder}@2:3"  # no process of another session of the tests has it
 """
 # A standby process without the imports, whose runs write down what they are.
 _LIGHT = """
@@ -72,12 +73,13 @@ def test_a_run_is_a_child_of_the_worker_with_its_own_environment(tmp_path: Path)
     code = """
 waiting = standby.Standby(environment)
 waiting.wait(10)
-own = environment | {process.MARK: "job/1@2:3", "RANK": "0"}
+own = environment | {process.MARK: mark, "RANK": "0"}
 run_, write = run(own)
 seen = psutil.Process(run_.pid)
 facts = {"parent": seen.ppid() == os.getpid(), "environment": seen.environ() == own, "command": seen.cmdline()}
+facts["pid"] = run_.pid
 facts["session"] = os.getsid(run_.pid) == run_.pid
-facts["marked"] = [each.pid for each in process.marked("job/1@2:3")] == [run_.pid]
+facts["marked"] = [each.pid for each in process.marked(mark)]
 facts["polled"] = run_.poll()
 os.close(write)
 facts["code"] = run_.wait(10)
@@ -95,7 +97,7 @@ print(json.dumps(facts))
 
     assert facts["parent"]
     assert facts["session"]
-    assert facts["marked"]
+    assert facts["marked"] == [facts["pid"]]
     assert facts["environment"]
     assert facts["command"][1:5] == ["-m", "wcl_core", "attempt", "x"]
     assert (facts["polled"], facts["code"], facts["killed"]) == (None, 7, -9)
@@ -162,7 +164,7 @@ def test_it_ends_with_its_worker_and_no_attempt_ends_it(tmp_path: Path) -> None:
 waiting = standby.Standby(environment)
 waiting.wait(10)
 process.COMMAND = ("/bin/true",)
-attempt = process.TrainingProcess(folder, "job/1@2:3", standby=waiting)
+attempt = process.TrainingProcess(folder, mark, standby=waiting)
 attempt.kill()
 alive = psutil.Process(waiting.pid).status() != psutil.STATUS_ZOMBIE
 print(json.dumps({"pid": waiting.pid, "alive": alive}), flush=True)
@@ -190,7 +192,7 @@ waiting = standby.Standby(environment)
 waiting.wait(120)
 for name, by in (("forked", waiting), ("command", None)):
     run = RunFile.read(folder / name)
-    attempt = process.TrainingProcess(folder / name, "job/1@2:3", run.spec["processes"], standby=by)
+    attempt = process.TrainingProcess(folder / name, mark, run.spec["processes"], standby=by)
     while attempt.exit_code() is None:
         time.sleep(0.05)
     (folder / name / "code").write_text(str(attempt.exit_code()))
