@@ -367,33 +367,8 @@ class RunFile(_Model):
             raise ValueError(f"{RUN_FILE}: {describe_problems(error)}") from error
 
 
-class Failure(_Model):
-    """The failure of a rank other than the first one, in its `failure_file`."""
-
-    outcome: Outcome
-    reason: _CutName | None
-    message: _Message
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the failure file of a rank.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: a field is missing or invalid.
-        """
-        return cls.model_validate_json(read_regular(path, _MAX_JSON_BYTES))
-
-
-class DeviceFault(_Model):
-    """Why a rank could not use its GPU, in its `device_fault_file`; the worker then gives the GPU to no run.
-
-    Attributes:
-        is_whole_machine: whether the cause concerns all GPUs of the machine.
-    """
-
-    message: _Message
-    is_whole_machine: bool
+class _LeftByRank(_Model):
+    """The content of a file that a rank leaves for the worker."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -404,6 +379,25 @@ class DeviceFault(_Model):
             ValueError: a field is missing or invalid.
         """
         return cls.model_validate_json(read_regular(path, _MAX_JSON_BYTES))
+
+
+class Failure(_LeftByRank):
+    """The failure of a rank other than the first one, in its `failure_file`."""
+
+    outcome: Outcome
+    reason: _CutName | None
+    message: _Message
+
+
+class DeviceFault(_LeftByRank):
+    """Why a rank could not use its GPU, in its `device_fault_file`; the worker then gives the GPU to no run.
+
+    Attributes:
+        is_whole_machine: whether the cause concerns all GPUs of the machine.
+    """
+
+    message: _Message
+    is_whole_machine: bool
 
 
 # --- records of the spool ------------------------------------------------------------------------------------------

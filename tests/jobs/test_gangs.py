@@ -360,6 +360,23 @@ def test_workers_keep_their_cpu_slots_for_a_gang_without_devices(database: Datab
     assert claim(database, first).job_id == gang
 
 
+def test_the_end_of_a_job_with_a_gpu_does_not_say_when_a_gang_without_devices_starts(database: Database) -> None:
+    first, second = register(database, 1), register(database, 2, gpus=1)
+    rows.submit(database, gpus=1)
+    Run(database, claim(database, second)).deliver(rows.started(), rows.progress(1, eta_seconds=36_000))
+    rows.submit(database, gpus=0)
+    Run(database, claim(database, second))
+    gang = submit(database, gpus=0)
+    rows.submit(database, gpus=0, max_seconds=30_000)
+
+    with database.read() as session:
+        held = holding.passed_over(session, first, transitions.unused(session, first, None))
+
+    assert held is not None
+    assert held.job_id == gang
+    assert database.write(lambda session: transitions.claim(session, first, None, held)) is None
+
+
 def test_jobs_on_as_many_workers_as_are_missing_give_way_to_a_gang(database: Database) -> None:
     facts = [register(database, number, gpus=1) for number in range(1, 4)]
     lesser = [rows.submit(database, gpus=1, preemptible=True) for _ in facts]

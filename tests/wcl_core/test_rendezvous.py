@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -115,6 +116,25 @@ def test_a_slow_proof_ends_in_time(at: Rendezvous, monkeypatch: pytest.MonkeyPat
         with pytest.raises(OSError, match="Broken pipe|reset"):
             send_slowly()
         stranger.close()
+
+
+def test_it_accepts_again_after_a_lack_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        has_failed = False
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if not self.has_failed:
+                self.has_failed = True
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr(rendezvous, "bound", lambda *place: Exhausted(fileno=bound(*place).detach()))
+    place = where()
+    server = Server(place)
+    Store(place, LIMIT).set("key", "value")
+
+    assert Store(place, LIMIT).get("key") == b"value"
+    server.close()
 
 
 def test_a_listener_that_sends_no_challenge_is_no_first_rank() -> None:

@@ -266,9 +266,9 @@ def test_reported_records_survive_kill_9(tmp_path: Path) -> None:
 def test_requests_come_from_outside(spool: SpoolReporter, tmp_path: Path) -> None:
     assert NullReporter().request() is None
     assert spool.request() is None
-    asked = SpoolReporter(tmp_path / "b", lambda: "pause")
-    assert asked.request() == "pause"
-    asked.end("paused")
+    other = SpoolReporter(tmp_path / "b", lambda: "pause")
+    assert other.request() == "pause"
+    other.end("paused")
     memory = MemoryReporter(lambda records: "cancel" if len(records) > 1 else None)
     memory.log("one")
     assert memory.request() is None

@@ -157,24 +157,24 @@ def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
     """Return the path of an image relative to the folder of the list, and why it is left out."""
     if not path:
         return path, BLANK
-    found = root / path
-    if "\\" in path and not found.exists():
-        found = root / path.replace("\\", "/")
+    image = root / path
+    if "\\" in path and not image.exists():
+        image = root / path.replace("\\", "/")
     try:
-        real = os.path.realpath(found)
+        real = os.path.realpath(image)
         if not holds(real_root, real):
             return path, LINK_OUT_OF_LIST
-        if not found.exists():
+        if not image.exists():
             return path, ABSENT
-        if not found.is_file():
+        if not image.is_file():
             return path, NOT_REGULAR
-        if (ending := found.suffix.lower()) not in ENDINGS:
+        if (ending := image.suffix.lower()) not in ENDINGS:
             return path, f"files with the ending {shown(ending)}" if ending else "files without an ending"
-        if found.stat().st_size > MAX_BYTES:
+        if image.stat().st_size > MAX_BYTES:
             return path, TOO_LARGE
     except (OSError, ValueError):  # a name that no file can have
         return path, ABSENT
-    inside = os.path.normpath(real if ".." in found.parts else found)
+    inside = os.path.normpath(real if ".." in image.parts else image)
     for base in (os.path.normpath(root), real_root):
         if holds(base, inside):
             return os.path.relpath(inside, base), None
