@@ -41,6 +41,8 @@ ErrorRenderer = Callable[[Request, Exception], Response]
 MAX_DETAIL = 1_000
 _RETRY_SECONDS = "5"
 _QUIET_SECONDS = 60.0
+# Where the framework only repeats the title
+_DETAILS = {404: "there is nothing at this address", 405: "this address does not take this method"}
 _OF_THE_MACHINE = frozenset(  # a full or read-only disk, no free descriptors or memory
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
@@ -121,7 +123,8 @@ class Problem:
             return cls.of(Invalid(field_errors.of_request(error.errors())))
         if isinstance(error, HTTPException):
             title = HTTPStatus(error.status_code).phrase
-            return cls(error.status_code, title, str(error.detail), headers=error.headers or {})
+            detail = _DETAILS.get(error.status_code, title) if error.detail == title else str(error.detail)
+            return cls(error.status_code, title, detail, headers=error.headers or {})
         if isinstance(error, DataError):
             return cls(422, Invalid.title, "a number or a text is out of the range that can be stored")
         if (fault := fault_of(error)) is not None:

@@ -328,6 +328,19 @@ def test_a_problem_can_always_be_sent(error: JobsError) -> None:
     assert len(document.get("errors", ())) <= field_errors.MAX_ERRORS
 
 
+@pytest.mark.parametrize(
+    ("method", "status", "detail"),
+    [("GET", 404, "there is nothing at this address"), ("PUT", 405, "this address does not take this method")],
+)
+def test_an_address_or_a_method_that_does_not_exist_is_said_once(
+    small: Served, method: str, status: int, detail: str
+) -> None:
+    path = "/nothing" if status == 404 else "/v1/jobs"
+    assert assert_problem(small.client().request(method, path), status)["detail"] == detail
+    page = small.client().request(method, path, headers={"Accept": "text/html"}).text
+    assert page.count(detail[0].upper() + detail[1:]) == 1
+
+
 def test_an_error_page_that_fails_is_a_problem(
     small: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
