@@ -7,9 +7,11 @@ because an honest program writes none.  Links and devices are left out, and so i
 from __future__ import annotations
 
 import contextlib
-import glob
+import fcntl
 import json
 import lzma
+import os
+import re
 import shutil
 import stat
 import tarfile
@@ -47,6 +49,8 @@ TWICE = "files that the archive has twice"
 def unpacked(name: str, archive: Path, place: Path) -> Path:
     """Return the folder of an archive's images; they are unpacked if this archive has not been.
 
+    Of several workers with one data folder one unpacks, and the others wait.
+
     Args:
         name: of the dataset, for messages.
         place: the path that the folder's name begins with.  Folders of earlier contents of the archive are removed.
@@ -64,6 +68,12 @@ def unpacked(name: str, archive: Path, place: Path) -> Path:
         return folder
     place.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        lock = os.open(place.parent, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        _remove(place, "unpacking")  # of a process that was killed
         unfinished = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".unpacking", dir=place.parent))
         stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
         try:
@@ -72,16 +82,23 @@ def unpacked(name: str, archive: Path, place: Path) -> Path:
             raise
         except _DAMAGED as error:
             raise DataError(f"dataset {name}: {archive} cannot be unpacked: {error}") from error
-        remove(place)
-        with contextlib.suppress(OSError):  # another worker of this machine was faster
-            unfinished.rename(folder)
+        _remove(place, "unpacked")
+        os.sync()  # a crash of the machine would leave empty files below a name that promises all
+        unfinished.rename(folder)
     return folder
 
 
 def remove(place: Path) -> None:
     """Remove the folders of an archive's images."""
-    for folder in place.parent.glob(f"{glob.escape(place.name)}.*.unpacked"):
-        shutil.rmtree(folder, ignore_errors=True)
+    _remove(place, "unpacked")
+
+
+def _remove(place: Path, ending: str) -> None:
+    # Names of datasets may hold dots: `birds` owns no folder of `birds.small`.
+    name = re.compile(rf"{re.escape(place.name)}\.\w+\.{ending}")
+    for folder in place.parent.iterdir() if place.parent.is_dir() else ():
+        if name.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def source(name: str, folder: Path) -> Path:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,40 @@ def test_another_content_of_an_archive_takes_the_place_of_the_first(tmp_path: Pa
     assert not first.exists()
     archive.remove(tmp_path / "made" / "photos")
     assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_one_of_two_workers_unpacks_and_removes_only_what_is_of_this_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path / "photos", TREE)
+    zipped(tmp_path / "photos", tmp_path / "photos.zip")
+    made = tmp_path / "made"
+    for name in (
+        "photos.killed_1.unpacking",
+        "photos.0123456789abcdef.unpacked",
+        "photos.small.0123456789abcdef.unpacked",
+    ):
+        (made / name).mkdir(parents=True)
+    calls: list[str] = []
+    unpack, has_begun = archive._unpack, threading.Event()
+
+    def slowly(name: str, file: Path, folder: Path) -> None:
+        calls.append(name)
+        has_begun.set()
+        time.sleep(0.3)  # enough for the other one to come to the same place
+        unpack(name, file, folder)
+
+    monkeypatch.setattr(archive, "_unpack", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", made / "photos")
+        assert has_begun.wait(30)
+        second = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", made / "photos")
+        folder = first.result()
+
+    assert second.result() == folder
+    assert calls == ["photos"]
+    names = {path.name for path in made.iterdir()}
+    assert names == {folder.name, "photos.small.0123456789abcdef.unpacked"}
 
 
 def test_a_list_at_the_top_of_an_archive_names_the_classes(tmp_path: Path) -> None:
