@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -46,7 +47,7 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
     new = completed(session, new, errors)
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
-        errors += _check_pretrain(session, new.spec, dataset) + _check_memory(session, new, new.spec)
+        errors += _check_pretrain(session, new.spec, dataset) + _check_workers(session, new, new.spec)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, new.spec.data, "/spec") + _check_features(session, new.spec)
     errors += _check_devices(session, new) + _check_after(session, new)
@@ -188,10 +189,15 @@ def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
     return []
 
 
-def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
-    """Return an error if the views of one step alone need more memory than any worker of the pool has."""
+def _check_workers(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
+    """Return an error for what no live worker of the pool with enough GPUs can do."""
     fitting = (Worker.pool == new.pool, Worker.gpus >= (new.gpus or 0), Worker.is_live)
-    workers = session.execute(select(Worker).where(*fitting)).scalars()
+    workers = session.execute(select(Worker).where(*fitting)).scalars().all()
+    return _check_memory(workers, new, spec) + _check_compiler(workers, spec)
+
+
+def _check_memory(workers: Sequence[Worker], new: NewJob, spec: PretrainSpec) -> list[FieldError]:
+    """Return an error if the views of one step alone need more memory than any of the workers has."""
     shares = list(filter(None, (process_memory(each, new.gpus or 0, spec.processes) for each in workers)))
     if not shares or spec.view_bytes <= max(shares):
         return []
@@ -201,6 +207,16 @@ def _check_memory(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fie
     if not spec.multi_crop.crops:
         detail += f"; use at most {int(spec.images_per_step * max(shares) / spec.view_bytes)}"
     return [FieldError(f"/spec/{name}", detail)]
+
+
+def _check_compiler(workers: Sequence[Worker], spec: PretrainSpec) -> list[FieldError]:
+    """Return an error if compiled steps are asked for, and every worker has said that it cannot compile."""
+    if spec.execution != "compiled" or not workers or any(each.has_compiler is not False for each in workers):
+        return []
+    detail = (
+        "execution is compiled, but no worker of this pool has a compiler; use auto or eager, or install a C and C++ "
+    )
+    return [FieldError("/spec/execution", detail + "compiler and Python's headers there and start the worker again")]
 
 
 def _check_protocols(settings: ProtocolSettings, dataset: Dataset, data: DataConfig, pointer: str) -> list[FieldError]:

@@ -357,6 +357,7 @@ class Worker(Base):
     devices: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))  # jobs.devices.Device
     cpu_slots: Mapped[int | None] = mapped_column(Integer)  # attempts without devices; None: of an older version
     memory_bytes: Mapped[int | None]  # of the machine, as far as the worker may use it
+    has_compiler: Mapped[bool | None]  # for compiled steps; None: of an older version
     pid: Mapped[int]
     address: Mapped[str | None] = mapped_column(_String(64))  # for jobs of several nodes; None while it takes none
     takes_one: Mapped[bool] = mapped_column(server_default=false())  # it ends after one job

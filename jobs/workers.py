@@ -35,6 +35,7 @@ def register(
     memory_bytes: int | None = None,
     unable: Unable | None = None,
     pending: Sequence[str] = (),
+    has_compiler: bool | None = None,
 ) -> None:
     """Add a worker's row and announce its datasets.
 
@@ -46,6 +47,7 @@ def register(
         memory_bytes: of the machine, as far as the worker may use it; None where unknown.
         unable: why it takes no jobs; None if it does.
         pending: names of the datasets that it still reads; `settle_dataset` follows for each.
+        has_compiler: whether its machine has the compiler that compiled steps need; None where unknown.
     """
     session.add(
         Worker(
@@ -56,6 +58,7 @@ def register(
             devices=[device.as_json() for device in worker.devices],
             cpu_slots=worker.cpu_slots,
             memory_bytes=memory_bytes,
+            has_compiler=has_compiler,
             pid=pid,
             takes_one=worker.takes_one,
             datasets=dict(worker.datasets),

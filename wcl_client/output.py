@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wcl_client.responses import Checkpoint, Evaluation, Job, WeakGroups, Worker
+from wcl_client.responses import Checkpoint, Evaluation, Job, Json, WeakGroups, Worker
 from wcl_client.terminal import Rows, out, status
 
-_PHASES = {"load": "loading the dataset", "prepare": "waiting for the dataset", "evaluate": "measuring"}
+_PHASES = {
+    "load": "loading the dataset",
+    "prepare": "waiting for the dataset",
+    "evaluate": "measuring",
+    "compile": "compiling its steps",
+}
 
 
 def size(num_bytes: float) -> str:
@@ -56,7 +61,8 @@ def jobs_table(jobs: Sequence[Job]) -> Rows:
     return table
 
 
-def job_table(job: Job) -> Rows:
+def job_table(job: Job, environment: Json | None = None) -> Rows:
+    """Return a table with a row for each fact of a job; `environment` is that of its newest attempt."""
     facts: list[tuple[str, Any]] = [
         ("id", job["id"]),
         ("name", job.get("name")),
@@ -72,6 +78,8 @@ def job_table(job: Job) -> Rows:
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
         ("attempt", job.get("attempt")),
+        ("device", (environment or {}).get("device")),
+        ("steps are", _form(environment or {})),
         ("seed group", job.get("group_id")),
         ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
@@ -100,6 +108,12 @@ def _waiting(job: Job) -> str | None:
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
+
+
+def _form(environment: Json) -> str | None:
+    """Return how an attempt executes its steps, and why not as its spec asks; None before its run has begun."""
+    form, reason = environment.get("execution"), environment.get("execution_reason")
+    return f"{form}: {reason}" if form and reason else form
 
 
 def _weak_labels(job: Job) -> str | None:

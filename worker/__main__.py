@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         address=network and network[0],
         takes_one=options.once,
     )
-    memory = memory_bytes()
+    memory, compiles = memory_bytes(), devices.has_compiler(machine)
     draining, stop = threading.Event(), threading.Event()
     storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def register() -> None:
         unable, names = ability.check(), registration.names()
-        database.write(lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names))
+        database.write(
+            lambda session: workers.register(session, facts, os.getpid(), (), memory, unable, names, compiles)
+        )
 
     def drain() -> None:
         draining.set()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +138,21 @@ class Machine:
                 return replace(device, problem="another worker of this machine has it")
             self._locks[device.uuid] = lock
         return device
+
+
+def has_compiler(machine: Machine) -> bool:
+    """Return whether steps can be compiled here, by the programs that torch's compiler starts.
+
+    For a CPU it starts a C++ compiler, for a GPU a C compiler that needs Python's headers (Triton).
+    """
+    if machine.num_gpus([device.uuid for device in machine.devices]):
+        headers = Path(sysconfig.get_path("include"), "Python.h")
+        return _has_program("CC", "gcc", "clang") and headers.is_file()
+    return _has_program("CXX", "g++")
+
+
+def _has_program(variable: str, *names: str) -> bool:
+    return any(shutil.which(name) for name in filter(None, (os.environ.get(variable), *names)))
 
 
 def find(settings: Settings) -> Machine:

@@ -47,6 +47,22 @@ def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest
     assert not any("missing" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"execution": "captured"}, "captured"),
+        ({"execution": "eager", "execution_reason": "no C++ compiler"}, "eager: no C++ compiler"),
+        (None, None),
+    ],
+)
+def test_a_job_shows_the_form_of_its_steps_and_why(
+    environment: dict[str, str] | None, expected: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out.show(output.job_table({"id": "1", "kind": "pretrain", "status": "running"}, environment))
+    rows = [line.rstrip().split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "steps are" in line]
+    assert rows == ([["steps", "are", expected]] if expected else [])
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR"):

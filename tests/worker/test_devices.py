@@ -190,6 +190,36 @@ def test_a_run_sees_its_devices_only_and_gets_its_share_of_the_cores(tmp_path: P
     assert stand_ins(tmp_path, gpus=0).share([]) == devices.Share("", None)
 
 
+@pytest.mark.parametrize(
+    ("programs", "has_headers", "on_a_cpu", "on_a_gpu"),
+    [
+        ((), True, False, False),
+        (("g++",), True, True, False),
+        (("gcc",), True, False, True),
+        (("gcc", "g++"), False, True, False),
+        (("my-cc",), True, False, True),
+    ],
+)
+def test_steps_are_compiled_where_the_compilers_programs_are(
+    programs: tuple[str, ...],
+    has_headers: bool,
+    on_a_cpu: bool,
+    on_a_gpu: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "my-cc")
+    monkeypatch.delenv("CXX", raising=False)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda _: str(tmp_path if has_headers else tmp_path / "absent"))
+    gpu = Device("GPU-1", 0, "card")
+    assert devices.has_compiler(Machine(lambda: (), 1, {})) is on_a_cpu
+    assert devices.has_compiler(Machine(lambda: (gpu,), 1, {"GPU-1": "GPU-1"})) is on_a_gpu
+
+
 def test_two_workers_of_a_machine_share_no_device(tmp_path: Path) -> None:
     first, second = stand_ins(tmp_path, devices=2), stand_ins(tmp_path, devices=3)
     other = stand_ins(tmp_path, devices=2, worker_name="another")

@@ -40,10 +40,17 @@ def server(shared: Served) -> Iterator[Served]:
     assert rows.rows_of(shared.database, Job) == []
 
 
-def announce(database: Database, memory_bytes: int | None, gpus: int = 0, pool: str = "default") -> None:
+def announce(
+    database: Database,
+    memory_bytes: int | None,
+    gpus: int = 0,
+    pool: str = "default",
+    has_compiler: bool | None = None,
+) -> None:
     facts = rows.worker(id=new_id(), pool=pool, gpus=gpus)
     facts = replace(facts, devices=tuple(replace(each, memory_bytes=memory_bytes) for each in facts.devices))
-    database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], memory_bytes))
+    known = {"memory_bytes": memory_bytes, "has_compiler": has_compiler}
+    database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], **known))
 
 
 def refused(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> dict[str, str]:
@@ -125,6 +132,20 @@ def test_evaluations(server: Served, changes: dict[str, Any], pointer: str, mess
     errors = refused(server, "evaluate", NETWORK | changes)
     assert errors.keys() == {pointer}
     assert message in errors[pointer]
+
+
+def test_compiled_steps_are_refused_where_no_worker_can_compile(server: Served) -> None:
+    """A worker of an older version says nothing of a compiler; a run falls back there and says so."""
+    spec = DATA | {"batch_size": 8, "execution": "compiled"}
+    announce(server.database, None, pool="bare", has_compiler=False)
+    errors = refused(server, "pretrain", spec, pool="bare")
+    assert list(errors) == ["/spec/execution"]
+    assert "no worker of this pool has a compiler; use auto or eager, or install" in errors["/spec/execution"]
+    assert accepted(server, "pretrain", spec | {"execution": "auto"}, pool="bare")
+    assert accepted(server, "pretrain", spec, pool="older"), "no worker is live there"
+    for pool, has_compiler in (("older", None), ("bare", True)):
+        announce(server.database, None, pool=pool, has_compiler=has_compiler)
+        assert accepted(server, "pretrain", spec, pool=pool)
 
 
 def test_listed_datasets_have_the_facts_that_limit_a_spec(server: Served) -> None:
