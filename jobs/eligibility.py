@@ -5,7 +5,9 @@ Each condition of a query is beside the function that decides the same for loade
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
 
@@ -23,7 +25,20 @@ def is_due() -> ColumnElement[bool]:
     return and_(Job.status == Status.QUEUED, _is_backoff_over())
 
 
-def is_before(job: Job) -> ColumnElement[bool]:
+QUEUE_ORDER = (Job.priority.desc(), Job.queue_place)  # in which jobs are claimed
+
+
+class Place(Protocol):
+    """A job's place in the queue."""
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def queue_place(self) -> int: ...
+
+
+def is_before(job: Place) -> ColumnElement[bool]:
     """Return the condition for jobs that are claimed before a job: of higher priority, or of the same and older."""
     return or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
 
@@ -94,6 +109,29 @@ class WorkerFacts:
         )
 
 
+class Needs(NamedTuple):
+    """The columns of a job that decide which workers can run it; jobs with equal ones fit the same workers."""
+
+    pool: str
+    gpus: int
+    nodes: int
+    dataset_name: str
+    dataset_digest: str
+    spec_version: int
+
+    @classmethod
+    def of(cls, job: Job) -> Needs:
+        return cls(*(getattr(job, name) for name in cls._fields))
+
+
+NEEDS = tuple(getattr(Job, name) for name in Needs._fields)
+
+
+def has_needs(needs: Collection[Needs]) -> ColumnElement[bool]:
+    """Return the condition for a job with some of these needs."""
+    return tuple_(*NEEDS).in_(list(needs))
+
+
 def takes_jobs() -> ColumnElement[bool]:
     """Return the condition for a worker that claims jobs: it is live, does not drain, and is not unable."""
     return and_(Worker.is_live, Worker.drain_requested_at.is_(None), Worker.unable.is_(None))
@@ -116,7 +154,7 @@ def fits_free(free: Free) -> ColumnElement[bool]:
     return or_(on_devices, Job.gpus == 0) if free.cpu_slots > 0 else on_devices
 
 
-def fits(worker: Worker, job: Job) -> bool:
+def fits(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker can run the job, regardless of whether it is busy."""
     return (
         worker.pool == job.pool
@@ -127,22 +165,22 @@ def fits(worker: Worker, job: Job) -> bool:
     )
 
 
-def has_address(worker: Worker, job: Job) -> bool:
+def has_address(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker can be one of the job's nodes."""
     return (job.nodes or 1) == 1 or worker.address is not None
 
 
-def has_gpus(worker: Worker, job: Job) -> bool:
+def has_gpus(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker has as many GPUs as the job needs on each node."""
     return job.gpus <= most_gpus(working(of_worker(worker)))
 
 
-def has_dataset(worker: Worker, job: Job) -> bool:
+def has_dataset(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker has the version of the dataset that the job pins."""
     return bool(worker.datasets.get(job.dataset_name) == job.dataset_digest)
 
 
-def supports_spec_version(worker: Worker, job: Job) -> bool:
+def supports_spec_version(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker can run specs of the job's version."""
     return str(job.spec_version) in worker.spec_versions
 

@@ -16,11 +16,9 @@ from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
 from jobs.devices import Free, free_of, is_node_of
-from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
+from jobs.eligibility import NEEDS, QUEUE_ORDER, Needs, WorkerFacts, fits, fits_worker, has_needs, is_due, takes_jobs
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
 from wcl_core import protocol
-
-_MOST_WAITING = 20  # gangs that a worker looks at for one that it can start
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,28 @@ class Startable:
     """Due jobs of several nodes that can start now, as one of their workers sees them.
 
     Attributes:
-        led: ids of those that this worker starts for all.
+        led: needs of those that this worker starts for all.
         joined: the first one that another worker starts with this one; its room is for that job.
     """
 
-    led: tuple[str, ...]
+    led: tuple[Needs, ...]
     joined: Job | None
 
 
-def able(session: Session, job: Job) -> list[Worker]:
-    """Return the workers that can be a node of the job, also busy ones, the lowest id first."""
-    return [each for each in _workers(session, job.pool) if fits(each, job)]
+def waiting(session: Session, worker: WorkerFacts) -> list[Needs]:
+    """Return the needs of the due jobs of several nodes that the worker could be a node of, each once.
+
+    Many jobs have few different needs, so a job that no gang can start hides no other one.
+    """
+    statement = select(*NEEDS).where(is_due(), Job.nodes > 1, fits_worker(worker)).distinct()
+    return [Needs(*row) for row in session.execute(statement)]
+
+
+def fillable(session: Session, worker: WorkerFacts) -> list[Needs]:
+    """Return those of the needs that enough workers meet, also busy ones."""
+    every = waiting(session, worker)
+    workers = _workers(session, worker.pool) if every else []
+    return [needs for needs in every if sum(fits(each, needs) for each in workers) >= needs.nodes]
 
 
 def startable(session: Session, worker: WorkerFacts, free: Free) -> Startable:
@@ -80,14 +89,14 @@ def startable(session: Session, worker: WorkerFacts, free: Free) -> Startable:
     Args:
         free: the free part of the worker, which knows it better than the database.
     """
-    waiting = select(Job).where(is_due(), Job.nodes > 1, fits_worker(worker))
-    jobs = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(_MOST_WAITING)).scalars().all()
-    if not jobs:
+    if not (every := waiting(session, worker)):
         return Startable((), None)
     workers, room = _with_room(session, worker, free)
-    gangs = [(job, [member.worker_id for member in _filled(job, workers, room)]) for job in jobs]
-    led = tuple(job.id for job, ids in gangs if ids[:1] == [worker.id])
-    return Startable(led, next((job for job, ids in gangs if worker.id in ids[1:]), None))
+    gangs = {needs: [member.worker_id for member in _filled(needs, workers, room)] for needs in every}
+    led = tuple(needs for needs, ids in gangs.items() if ids[:1] == [worker.id])
+    others = [needs for needs, ids in gangs.items() if worker.id in ids[1:]]
+    first = select(Job).where(is_due(), has_needs(others)).order_by(*QUEUE_ORDER).limit(1)
+    return Startable(led, session.execute(first).scalar_one_or_none() if others else None)
 
 
 def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple[Member, ...]:
@@ -95,19 +104,18 @@ def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple
 
     The first node has the lowest id and holds its own lock already, so all workers lock in one order.
     """
-    gang = _filled(job, *_with_room(session, worker, free))
+    gang = _filled(Needs.of(job), *_with_room(session, worker, free))
     ids = [member.worker_id for member in gang]
     if not gang or ids[0] != worker.id:
         return ()
     session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
     session.expire_all()
-    return gang if _filled(job, *_with_room(session, worker, free)) == gang else ()
+    return gang if _filled(Needs.of(job), *_with_room(session, worker, free)) == gang else ()
 
 
 def has_gang(session: Session, worker: WorkerFacts) -> bool:
     """Return whether a due job of several nodes waits that the worker could be a node of."""
-    waiting = select(Job.id).where(is_due(), Job.nodes > 1, fits_worker(worker)).limit(1)
-    return session.execute(waiting).first() is not None
+    return bool(waiting(session, worker))
 
 
 def _workers(session: Session, pool: str) -> list[Worker]:
@@ -121,12 +129,12 @@ def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[
     return workers, free_of(session, workers) | {worker.id: free}
 
 
-def _filled(job: Job, workers: Sequence[Worker], free: Mapping[str, Free]) -> tuple[Member, ...]:
-    """Return the gang that can start the job now, the first node first; none if too few workers have room."""
-    with_room = [each for each in workers if fits(each, job) and free[each.id].holds(job.gpus)][: job.nodes]
-    if len(with_room) < job.nodes:
+def _filled(needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free]) -> tuple[Member, ...]:
+    """Return the gang that can start a job now, the first node first; none if too few workers have room."""
+    with_room = [each for each in workers if fits(each, needs) and free[each.id].holds(needs.gpus)][: needs.nodes]
+    if len(with_room) < needs.nodes:
         return ()
-    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(job.gpus)) for each in with_room)
+    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(needs.gpus)) for each in with_room)
 
 
 # --- nodes that a worker has not begun yet -------------------------------------------------------------------------

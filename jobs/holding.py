@@ -9,21 +9,22 @@ many workers do so as it has nodes, unless the pool has too few that it could ev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.checks import pretraining_count
 from jobs.devices import Free, free_of, is_of_worker
-from jobs.eligibility import WorkerFacts, fits, fits_worker, is_due, takes_jobs
+from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits, fits_worker, has_needs, is_before, is_due, takes_jobs
 from jobs.estimates import estimate
 from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, parse_spec
 
-_MOST_PASSED = 20  # jobs that are looked at for one that the pool has enough workers for
+_MOST_ESTIMATED = 20  # jobs without a limit of time whose length a look estimates
 _MARGIN = 1.25  # of an estimate from a similar run
 
 
@@ -51,10 +52,9 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
     """Return the job that this worker may have to keep its free devices for."""
     is_passed = Job.gpus > free.most_gpus
     if worker.address is not None:
-        is_passed = or_(is_passed, Job.nodes > 1)
-    waiting = select(Job).where(is_due(), fits_worker(worker), is_passed)
-    jobs = session.execute(waiting.order_by(Job.priority.desc(), Job.queue_place).limit(_MOST_PASSED)).scalars()
-    job = next((each for each in jobs if each.nodes == 1 or len(gangs.able(session, each)) >= each.nodes), None)
+        is_passed = or_(and_(Job.nodes == 1, is_passed), has_needs(gangs.fillable(session, worker)))
+    first = select(Job).where(is_due(), fits_worker(worker), is_passed).order_by(*QUEUE_ORDER).limit(1)
+    job = session.execute(first).scalar_one_or_none()
     if job is None:
         return None
     missing = _closest(session, job)
@@ -77,11 +77,21 @@ def _seconds_of(session: Session, worker_id: str, missing: int) -> float:
     return math.inf if seconds is None else seconds
 
 
-def may_start(session: Session, job: Job, held: PassedOver) -> bool:
-    """Return whether a job behind the held one may start: it needs other things, or ends before that one can start."""
-    if bool(job.gpus) != bool(held.gpus) or (job.priority, -job.queue_place) >= (held.priority, -held.queue_place):
-        return True
-    return math.isfinite(held.seconds) and _most_seconds(session, job) <= held.seconds
+def may_start(session: Session, held: PassedOver, fitting: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """Return the condition for jobs that may start while a worker keeps its devices for the held one.
+
+    They are claimed before it, need other things, or end before it can start.
+
+    Args:
+        fitting: the conditions for jobs that fit the worker.
+    """
+    passes = or_(Job.id == held.job_id, is_before(held), Job.gpus == 0 if held.gpus else Job.gpus > 0)
+    if not math.isfinite(held.seconds):
+        return passes
+    unlimited = select(Job).where(*fitting, ~passes, Job.max_seconds.is_(None))
+    first = session.execute(unlimited.order_by(*QUEUE_ORDER).limit(_MOST_ESTIMATED)).scalars()
+    brief = [job.id for job in first if _estimated_seconds(session, job) <= held.seconds]
+    return or_(passes, Job.max_seconds <= held.seconds, Job.id.in_(brief))
 
 
 def next_free(session: Session, worker_id: str, missing: int) -> float | None:
@@ -137,10 +147,8 @@ def _seconds_until(missing: int, running: list[tuple[float | None, int]]) -> flo
     return None
 
 
-def _most_seconds(session: Session, job: Job) -> float:
-    """Return the longest that the job is expected to run; infinite where unknown."""
-    if job.max_seconds is not None:
-        return job.max_seconds
+def _estimated_seconds(session: Session, job: Job) -> float:
+    """Return the longest that a job without a limit is expected to run; infinite where unknown."""
     dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
     if job.kind != "pretrain" or dataset is None:
         return math.inf

@@ -18,11 +18,9 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.devices import Free, free_of
-from jobs.eligibility import fits, is_due, takes_jobs
+from jobs.eligibility import NEEDS, QUEUE_ORDER, fits, is_due, takes_jobs
 from jobs.models import Attempt, Job, Worker
 from jobs.status import Reason, Status
-
-_MAX_WAITING = 100  # the first ones of the queue; jobs behind them wait in any case
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,14 @@ def _preemptible(session: Session) -> list[tuple[Job, Attempt, set[str]]]:
 
 
 def _waiting(session: Session, lowest: int) -> Sequence[Job]:
-    """Return the first due jobs above a priority that were not themselves preempted."""
-    statement = (
-        select(Job)
-        .where(
-            is_due(),
-            Job.priority > lowest,
-            func.coalesce(Job.status_reason, "") != Reason.PREEMPTED,
-        )
-        .order_by(Job.priority.desc(), Job.queue_place)
-        .limit(_MAX_WAITING)
+    """Return due jobs above a priority that were not themselves preempted, the first of each priority and needs.
+
+    A job that no worker can hold hides no other one: those with the same needs are looked at once.
+    """
+    place = func.row_number().over(partition_by=(Job.priority, *NEEDS), order_by=Job.queue_place).label("place")
+    every = select(Job.id, place).where(
+        is_due(), Job.priority > lowest, func.coalesce(Job.status_reason, "") != Reason.PREEMPTED
     )
-    return session.execute(statement).scalars().all()
+    alike = every.subquery()
+    firsts = select(Job).join(alike, alike.c.id == Job.id).where(alike.c.place == 1).order_by(*QUEUE_ORDER)
+    return session.execute(firsts).scalars().all()

@@ -13,14 +13,12 @@ from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Signal, now_ms, signal
 from jobs.devices import Free, in_use
-from jobs.eligibility import WorkerFacts, fits_free, fits_worker, is_before, is_due
+from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits_free, fits_worker, has_needs, is_before, is_due
 from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Worker
 from jobs.status import Status
 from jobs.transitions.status_change import move
-
-_MOST_BEHIND = 20  # jobs that a worker looks at for one that ends before the held job starts
 
 
 @dataclass(frozen=True)
@@ -186,11 +184,9 @@ def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | 
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free)
-        fitting.append(or_(Job.nodes == 1, Job.id.in_(gang.led)))
+        fitting.append(or_(Job.nodes == 1, has_needs(gang.led)))
         if gang.joined is not None:
             fitting.append(is_before(gang.joined))
-    order = Job.priority.desc(), Job.queue_place
     if held is not None:
-        jobs = session.execute(select(Job).where(*fitting).order_by(*order).limit(_MOST_BEHIND)).scalars()
-        fitting.append(Job.id.in_([job.id for job in jobs if may_start(session, job, held)]))
-    return select(Job).where(*fitting).order_by(*order).limit(1)
+        fitting.append(may_start(session, held, fitting))
+    return select(Job).where(*fitting).order_by(*QUEUE_ORDER).limit(1)

@@ -315,6 +315,31 @@ def test_a_gang_that_cannot_be_filled_says_which_workers_it_lacks(database: Data
     assert message == ("it waits for 2 workers at once with 2 free GPUs each; 1 of 2 has room, and it lacks w4")
 
 
+def unfillable(database: Database, count: int = 25, **fields: Any) -> None:
+    """Submit jobs of several nodes for which the pool has too few workers."""
+    for _ in range(count):
+        submit(database, nodes=5, **fields)
+
+
+def test_jobs_that_can_never_start_hide_no_gang_behind_them(database: Database) -> None:
+    first, second = register(database, 1, gpus=2), register(database, 2, gpus=2)
+    unfillable(database, gpus=2)
+    gang = submit(database, gpus=2)
+
+    assert held_by(database, second) is None
+    assert claim(database, first).job_id == gang
+
+
+def test_jobs_that_can_never_start_hide_no_job_to_keep_devices_for(database: Database) -> None:
+    facts = register(database, 1, gpus=2)
+    rows.submit(database, gpus=1)
+    Run(database, claim(database, facts))
+    unfillable(database, gpus=2)
+    large = rows.submit(database, gpus=2)
+
+    assert held_by(database, facts) == large
+
+
 def test_the_closest_workers_keep_their_devices_for_a_gang(database: Database) -> None:
     facts = [register(database, number, gpus=2) for number in range(1, 4)]
     for each in facts[1:]:

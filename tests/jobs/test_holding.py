@@ -67,6 +67,17 @@ def test_a_worker_keeps_its_devices_for_a_large_job_but_not_from_jobs_that_end_b
     assert small != large
 
 
+def test_many_jobs_that_have_to_wait_hide_none_that_may_start(database: Database) -> None:
+    facts = register(database, 1, gpus=2)
+    run(database, facts, gpus=1, eta=300)
+    submit(database, gpus=2)
+    for _ in range(25):
+        submit(database, gpus=1)
+    cpu, brief = submit(database, gpus=0), submit(database, gpus=1, max_seconds=299)
+
+    assert {claims(database, facts, look(database, facts)) for _ in range(2)} == {cpu, brief}
+
+
 def test_an_unknown_end_lets_no_job_pass(database: Database) -> None:
     facts = register(database, 1, gpus=2)
     first = run(database, facts, gpus=1)

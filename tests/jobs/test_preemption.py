@@ -45,6 +45,15 @@ def preempt(database: Database) -> Preemption | None:
     return chosen
 
 
+def test_urgent_jobs_that_no_worker_can_hold_hide_no_other_one(database: Database) -> None:
+    run = busy(database)
+    for _ in range(110):
+        submit(database, priority=2, gpus=3)
+    urgent = submit(database, priority=1)
+
+    assert preempt(database) == Preemption((run.job_id,), urgent)
+
+
 def test_a_preemptible_job_is_preempted_and_resumes_later(database: Database) -> None:
     run = busy(database)
     urgent = submit(database, priority=1)

@@ -339,7 +339,7 @@ GUARDS = (
     Guard(
         "a gang starts as a whole",
         "jobs/gangs.py",
-        "if len(with_room) < job.nodes:",
+        "if len(with_room) < needs.nodes:",
         "if not with_room:",
         ("tests/jobs/test_gangs.py::test_a_gang_that_lacks_a_worker_takes_nothing[sqlite]",),
     ),
@@ -373,10 +373,17 @@ GUARDS = (
     ),
     Guard(
         "no worker keeps devices for a gang that its pool cannot fill",
-        "jobs/holding.py",
-        "each.nodes == 1 or len(gangs.able(session, each)) >= each.nodes",
-        "True",
+        "jobs/gangs.py",
+        "if sum(fits(each, needs) for each in workers) >= needs.nodes]",
+        "]",
         ("tests/jobs/test_gangs.py::test_a_gang_that_cannot_be_filled_says_which_workers_it_lacks[sqlite]",),
+    ),
+    Guard(
+        "each kind of waiting gang is judged",
+        "jobs/gangs.py",
+        "fits_worker(worker)).distinct()",
+        "fits_worker(worker)).order_by(*QUEUE_ORDER).limit(20)",
+        ("tests/jobs/test_gangs.py::test_jobs_that_can_never_start_hide_no_gang_behind_them[sqlite]",),
     ),
     Guard(
         "a rank proves the secret",
@@ -402,8 +409,8 @@ GUARDS = (
     Guard(
         "a worker keeps its devices for a job that it has passed over for long",
         "jobs/holding.py",
-        "_most_seconds(session, job) <= held.seconds",
-        "True",
+        "Job.max_seconds <= held.seconds",
+        "Job.max_seconds.is_not(None)",
         (
             "tests/jobs/test_holding.py"
             "::test_a_worker_keeps_its_devices_for_a_large_job_but_not_from_jobs_that_end_before[sqlite]",
