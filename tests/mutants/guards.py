@@ -228,9 +228,9 @@ GUARDS = (
     ),
     Guard(
         "the queue follows the database's sequence",
-        "jobs/transitions/claims.py",
-        "order = Job.priority.desc(), Job.queue_place\n",
-        "order = Job.priority.desc(), Job.id\n",
+        "jobs/eligibility.py",
+        "QUEUE_ORDER = (Job.priority.desc(), Job.queue_place)",
+        "QUEUE_ORDER = (Job.priority.desc(), Job.id)",
         (
             "tests/jobs/test_transitions.py::test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database[sqlite]",
         ),
@@ -409,8 +409,8 @@ GUARDS = (
     Guard(
         "a worker keeps its devices for a job that it has passed over for long",
         "jobs/holding.py",
-        "Job.max_seconds <= held.seconds",
-        "Job.max_seconds.is_not(None)",
+        "_estimated_seconds(session, job) <= held.seconds",
+        "True",
         (
             "tests/jobs/test_holding.py"
             "::test_a_worker_keeps_its_devices_for_a_large_job_but_not_from_jobs_that_end_before[sqlite]",
