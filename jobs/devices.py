@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, literal, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Worker
@@ -78,6 +78,10 @@ class Free:
     def take(self, gpus: int) -> tuple[str, ...]:
         """Return the devices of an attempt that needs so many: the first ones, of several whole GPUs only."""
         return (_whole(self.devices) if gpus > 1 else self.devices)[:gpus]
+
+    def with_(self, other: Free | None) -> Free:
+        """Return the same with another part of the worker."""
+        return self if other is None else Free(self.devices + other.devices, self.cpu_slots + other.cpu_slots)
 
     def without(self, used: Collection[str]) -> Free:
         """Return the same without these devices."""
@@ -164,6 +168,26 @@ def _open_attempts(session: Session) -> tuple[Counter[str], Counter[str]]:
     )
     rows = session.execute(select(Attempt.worker_id, has_devices).where(is_open).union_all(further)).all()
     return Counter(worker for worker, _ in rows), Counter(worker for worker, has_any in rows if not has_any)
+
+
+def used_by(session: Session, job_ids: Collection[str]) -> dict[str, Free]:
+    """Return the part of each worker that the open attempts of these jobs use."""
+    is_open = (Attempt.ended_at.is_(None), Attempt.job_id.in_(job_ids))
+    first = select(Attempt.job_id, literal(0), Attempt.worker_id).where(*is_open)
+    further = select(Attempt.job_id, AttemptNode.node, AttemptNode.worker_id).join(AttemptNode, is_node_of())
+    held = select(AttemptDevice.job_id, AttemptDevice.node, AttemptDevice.device)
+    held = held.where(AttemptDevice.job_id.in_(job_ids), AttemptDevice.released_at.is_(None))
+    if not job_ids:
+        return {}
+    devices: dict[tuple[str, int], tuple[str, ...]] = defaultdict(tuple)
+    for job_id, node, device in session.execute(held):
+        devices[job_id, node] += (device,)
+    result: dict[str, Free] = defaultdict(lambda: Free((), 0))
+    nodes = session.execute(first.union_all(further.where(*is_open, AttemptNode.node > 0)))
+    for job_id, node, worker_id in nodes:
+        uuids = devices[job_id, node]
+        result[worker_id] = result[worker_id].with_(Free(uuids, 0 if uuids else 1))
+    return result
 
 
 def is_node_of() -> ColumnElement[bool]:

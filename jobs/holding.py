@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.checks import pretraining_count
-from jobs.devices import Free, free_of, is_of_worker
+from jobs.devices import Free, free_of, is_of_worker, used_by
 from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits, fits_worker, has_needs, is_before, is_due, takes_jobs
 from jobs.estimates import estimate
 from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
+from jobs.preemption import giving_way
 from jobs.status import Status
 from wcl_core.config import PretrainSpec, parse_spec
 
@@ -34,8 +35,8 @@ class PassedOver:
 
     Attributes:
         is_here: whether this worker lacks the fewest devices for it.
-        is_urgent: whether other jobs of the worker give way to it.
-        seconds: expected time until it can start; infinite where unknown.
+        is_urgent: whether running jobs give way to it, on this worker or on another one that it needs.
+        seconds: expected time until it can start; infinite where unknown, and where jobs give way to it.
         gpus: that it needs on a worker; for none, the worker keeps its CPU slots.
     """
 
@@ -49,23 +50,32 @@ class PassedOver:
 
 
 def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver | None:
-    """Return the job that this worker may have to keep its free devices for."""
+    """Return the job that this worker may have to keep its free devices for.
+
+    A job that running jobs give way to comes first: each of its workers keeps its devices until all have room.
+    """
     is_passed = Job.gpus > free.most_gpus
     if worker.address is not None:
         is_passed = or_(and_(Job.nodes == 1, is_passed), has_needs(gangs.fillable(session, worker)))
-    first = select(Job).where(is_due(), fits_worker(worker), is_passed).order_by(*QUEUE_ORDER).limit(1)
-    job = session.execute(first).scalar_one_or_none()
-    if job is None:
+    waiting = select(Job).where(is_due(), fits_worker(worker), is_passed).order_by(*QUEUE_ORDER).limit(1)
+    if leaving := giving_way(session, worker.pool):
+        awaited = waiting.where(Job.id.in_({each.for_job_id for each in leaving}))
+        job = session.execute(awaited).scalar_one_or_none()
+        ids = [each.job_id for each in leaving if job is not None and each.for_job_id == job.id]
+        if job is not None and worker.id in _closest(session, job, ids):
+            return _passed(job, is_here=True, is_urgent=True, seconds=math.inf)
+    if (job := session.execute(waiting).scalar_one_or_none()) is None:
         return None
     missing = _closest(session, job)
-    running = _running(session, worker.id)
-    is_urgent = any(each.preempt_requested_at is not None for each, _ in running)
-    own = _seconds_until(job.gpus - free.most_gpus, [(remaining(each), count) for each, count in running])
-    seconds = math.inf if own is None else own
-    if job.nodes > 1:
+    if job.nodes == 1:
+        seconds = _seconds_of(session, worker.id, job.gpus - free.most_gpus)
+    else:
         times = (_seconds_of(session, each, count) for each, count in missing.items())
         seconds = max(times, default=0.0) if job.gpus else math.inf  # the end of jobs without devices is not looked at
-    is_here = worker.id in missing
+    return _passed(job, is_here=worker.id in missing, is_urgent=False, seconds=seconds)
+
+
+def _passed(job: Job, *, is_here: bool, is_urgent: bool, seconds: float) -> PassedOver:
     return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds, job.gpus)
 
 
@@ -106,8 +116,11 @@ def remaining(job: Job) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _closest(session: Session, job: Job) -> dict[str, int]:
+def _closest(session: Session, job: Job, leaving: Sequence[str] = ()) -> dict[str, int]:
     """Return as many workers as the job has nodes, those that lack the fewest devices, each with their number.
+
+    Args:
+        leaving: ids of the running jobs that give way to the job; what they use counts as free for the choice.
 
     Returns:
         The number of missing devices, or of CPU slots, by id; empty if none is missing.
@@ -115,8 +128,10 @@ def _closest(session: Session, job: Job) -> dict[str, int]:
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
     workers = [worker for worker in workers if fits(worker, job)]
     free = free_of(session, workers)
+    used = used_by(session, leaving)
     missing = {worker.id: _missing(job.gpus, free[worker.id]) for worker in workers}
-    closest = sorted(missing, key=lambda worker_id: (missing[worker_id], worker_id))[: job.nodes]
+    later = {worker.id: _missing(job.gpus, free[worker.id].with_(used.get(worker.id))) for worker in workers}
+    closest = sorted(missing, key=lambda each: (later[each], missing[each], each))[: job.nodes]
     return {each: missing[each] for each in closest} if any(missing[each] > 0 for each in closest) else {}
 
 

@@ -19,8 +19,11 @@ from sqlalchemy.orm import Session
 from jobs import gangs
 from jobs.devices import Free, free_of
 from jobs.eligibility import NEEDS, QUEUE_ORDER, fits, is_due, takes_jobs
-from jobs.models import Attempt, Job, Worker
+from jobs.models import Attempt, Event, Job, Worker
 from jobs.status import Reason, Status
+
+REQUESTED = "preempt_requested"  # type of the event
+_GIVES_WAY = (Job.status == Status.RUNNING, Job.preempt_requested_at.is_not(None))
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,27 @@ def choose(session: Session) -> Preemption | None:
     return None
 
 
+@dataclass(frozen=True)
+class GivingWay:
+    """A running job that has been requested to give way, and the job that it gives way to."""
+
+    job_id: str
+    name: str
+    for_job_id: str | None
+
+
+def giving_way(session: Session, pool: str) -> list[GivingWay]:
+    """Return the running jobs of a pool that give way."""
+    requests = (
+        select(Job.id, Job.name, Event.data)
+        .join(Event, Event.job_id == Job.id)
+        .where(Job.pool == pool, *_GIVES_WAY, Event.type == REQUESTED)
+        .order_by(Job.id, Event.seq)
+    )
+    newest = {job_id: GivingWay(job_id, name, data.get("job")) for job_id, name, data in session.execute(requests)}
+    return list(newest.values())
+
+
 def _victims(running: Sequence[tuple[Job, Attempt, set[str]]], worker_id: str, waiting: Job) -> list[_Victim]:
     """Return the jobs of a worker whose end would help the waiting job, the cheapest first."""
     victims = [
@@ -96,11 +120,11 @@ def _fewest(victims: Sequence[_Victim], free: Free, waiting: Job) -> Sequence[_V
 
 def _preemptible(session: Session) -> list[tuple[Job, Attempt, set[str]]]:
     """Return running jobs that may give way, with their workers, in pools where no job is giving way already."""
-    giving_way = select(Job.pool).where(Job.status == Status.RUNNING, Job.preempt_requested_at.is_not(None))
+    leaving = select(Job.pool).where(*_GIVES_WAY)
     statement = (
         select(Job, Attempt)
         .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
-        .where(Job.status == Status.RUNNING, Job.preemptible, Job.pool.not_in(giving_way))
+        .where(Job.status == Status.RUNNING, Job.preemptible, Job.pool.not_in(leaving))
     )
     result = []
     for job, attempt in session.execute(statement).all():

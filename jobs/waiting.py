@@ -16,7 +16,8 @@ from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
 from jobs.eligibility import has_dataset, has_gpus, is_before, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
-from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Event, Job, Worker
+from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Worker
+from jobs.preemption import giving_way
 from jobs.status import HELD, Status
 
 
@@ -117,19 +118,7 @@ def pending(session: Session, job: Job) -> str | None:
 
 def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
     """Return which running jobs give way to the job; None if none does."""
-    giving_way = (
-        select(Job.id, Job.name, Event.data)
-        .join(Event, Event.job_id == Job.id)
-        .where(
-            Job.pool == job.pool,
-            Job.status == Status.RUNNING,
-            Job.preempt_requested_at.is_not(None),
-            Event.type == "preempt_requested",
-        )
-        .order_by(Job.id)
-    )
-    by_id = {job_id: name for job_id, name, data in session.execute(giving_way) if data.get("job") == job.id}
-    names = list(by_id.values())
+    names = [each.name for each in giving_way(session, job.pool) if each.for_job_id == job.id]
     if not names:
         return None
     verb = "gives" if len(names) == 1 else "give"

@@ -206,10 +206,12 @@ class Slots:
         if (job := passed_over(session, facts, unused)) is None:
             self._passed_over = None
             return None
+        if job.is_urgent:
+            return job
         if self._passed_over is None or self._passed_over[0] != job.job_id:
             self._passed_over = job.job_id, self._clock()
         is_over = self._clock() - self._passed_over[1] >= self._hold_seconds
-        return job if job.is_urgent or (job.is_here and is_over) else None
+        return job if job.is_here and is_over else None
 
     def _present_facts(self) -> WorkerFacts:
         return replace(self._facts, devices=self.machine.devices)

@@ -286,8 +286,7 @@ def reason(database: Database, job_id: str) -> tuple[str, str]:
 
 def held_by(database: Database, facts: WorkerFacts) -> str | None:
     """Return the job that a worker keeps its free part for."""
-    with database.read() as session:
-        held = holding.passed_over(session, facts, transitions.unused(session, facts, None))
+    held = look(database, facts)
     return held.job_id if held and held.is_here else None
 
 
@@ -350,8 +349,7 @@ def test_the_closest_workers_keep_their_devices_for_a_gang(database: Database) -
     large, small = submit(database, gpus=2), rows.submit(database, gpus=1)
 
     assert [held_by(database, each) for each in facts] == [large, large, None]
-    with database.read() as session:
-        held = holding.passed_over(session, facts[0], transitions.unused(session, facts[0], None))
+    held = look(database, facts[0])
     assert database.write(lambda session: transitions.claim(session, facts[0], None, held)) is None
     assert database.write(lambda session: transitions.claim(session, facts[0], None, None)).job_id == small  # type: ignore[union-attr]
 
@@ -378,8 +376,7 @@ def test_workers_keep_their_cpu_slots_for_a_gang_without_devices(database: Datab
     rows.submit(database)
 
     assert held_by(database, first) == gang
-    with database.read() as session:
-        held = holding.passed_over(session, first, transitions.unused(session, first, None))
+    held = look(database, first)
     assert database.write(lambda session: transitions.claim(session, first, None, held)) is None
     run.end("succeeded")
     assert claim(database, first).job_id == gang
@@ -394,8 +391,7 @@ def test_the_end_of_a_job_with_a_gpu_does_not_say_when_a_gang_without_devices_st
     gang = submit(database, gpus=0)
     rows.submit(database, gpus=0, max_seconds=30_000)
 
-    with database.read() as session:
-        held = holding.passed_over(session, first, transitions.unused(session, first, None))
+    held = look(database, first)
 
     assert held is not None
     assert held.job_id == gang
@@ -416,6 +412,43 @@ def test_jobs_on_as_many_workers_as_are_missing_give_way_to_a_gang(database: Dat
 
     assert chosen is not None
     assert (chosen.for_job_id, sorted(chosen.job_ids)) == (urgent, sorted(lesser[1:]))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_no_worker_of_a_gang_takes_new_work_while_jobs_give_way_to_it(database: Database, gpus: int) -> None:
+    facts = [register(database, number, gpus=1) for number in range(1, 5)]
+    runs = []
+    for each in facts[:3]:
+        rows.submit(database, gpus=gpus, preemptible=True)
+        runs.append(Run(database, claim(database, each)))
+    for ran_ms, run in zip((3, 1, 2), runs, strict=True):
+        run.ran_ms = ran_ms
+        run.deliver(rows.started())
+        run.deliver(rows.progress(1, eta_seconds=1e6))
+    urgent = submit(database, nodes=3, gpus=gpus, priority=5)
+    rows.submit(database, gpus=gpus, max_seconds=1)
+
+    chosen = database.write(transitions.preempt)
+
+    assert chosen is not None
+    assert set(chosen.job_ids) == {run.job_id for run in runs[1:]}, "those that have run for the shortest time"
+    assert urgent_for(database, facts) == [None, urgent, urgent, urgent]
+    held = look(database, facts[3])
+    assert database.write(lambda session: transitions.claim(session, facts[3], None, held)) is None
+    runs[1].end("drained")
+    assert urgent_for(database, facts) == [None, urgent, urgent, urgent]
+    runs[2].end("drained")
+    assert claim(database, facts[1]).job_id == urgent
+
+
+def look(database: Database, facts: WorkerFacts) -> holding.PassedOver | None:
+    with database.read() as session:
+        return holding.passed_over(session, facts, transitions.unused(session, facts, None))
+
+
+def urgent_for(database: Database, facts: list[WorkerFacts]) -> list[str | None]:
+    """Return the job that each worker keeps its free part for at once."""
+    return [held.job_id if (held := look(database, each)) and held.is_urgent else None for each in facts]
 
 
 def test_a_gang_gives_way_as_a_whole_by_any_of_its_workers(database: Database) -> None:

@@ -386,6 +386,13 @@ GUARDS = (
         ("tests/jobs/test_gangs.py::test_jobs_that_can_never_start_hide_no_gang_behind_them[sqlite]",),
     ),
     Guard(
+        "a worker of a gang that others give way to takes no new work",
+        "jobs/holding.py",
+        "worker.id in _closest(session, job, ids)",
+        "any(worker.id in used_by(session, [each]) for each in ids)",
+        ("tests/jobs/test_gangs.py::test_no_worker_of_a_gang_takes_new_work_while_jobs_give_way_to_it[sqlite-0]",),
+    ),
+    Guard(
         "a rank proves the secret",
         "wcl_core/rendezvous.py",
         "(deliver_challenge, answer_challenge) if is_server else (answer_challenge, deliver_challenge)",
