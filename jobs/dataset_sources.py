@@ -6,10 +6,12 @@ Only workers read the path.  No response of the server holds it, since users mus
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs import workers
@@ -19,6 +21,7 @@ from jobs.errors import Conflict, FieldError, Invalid, NotFound
 from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Worker
 from jobs.status import TERMINAL, Status
 from wcl_core.config import DATASET_NAME, proposed_name
+from wcl_core.data.kinds import LISTS
 
 MAX_PATH = 4096
 
@@ -67,8 +70,14 @@ def add(session: Session, name: str, path: str, has_labels: bool, created_by: st
     _check_free(session, name)
     row = DatasetSource(name=name, id=new_id(), path=path, has_labels=has_labels, created_by=created_by)
     session.add(row)
-    session.flush()
+    _flush(session, name)
     return _added(row)
+
+
+def is_below(path: Path, roots: Iterable[Path]) -> bool:
+    """Return whether a path, and the folder of a list of images, lie below one of some folders; links are followed."""
+    places = [path.resolve(), *([path.parent.resolve()] if path.suffix.lower() in LISTS else [])]
+    return all(any(place.is_relative_to(root.resolve()) for root in roots) for place in places)
 
 
 def rename(session: Session, name: str, new_name: str) -> Added:
@@ -86,9 +95,10 @@ def rename(session: Session, name: str, new_name: str) -> Added:
         _check_free(session, new_name)
         session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name.in_((name, new_name))))
         session.execute(delete(Dataset).where(Dataset.name == new_name))  # of settings that no worker has any more
-        session.execute(update(Dataset).where(Dataset.name == name).values(name=new_name))
+        if not _leave_to_settings(session, name):
+            session.execute(update(Dataset).where(Dataset.name == name).values(name=new_name))
         row.name = new_name
-        session.flush()
+        _flush(session, new_name)
         _drop_from_workers(session, name)
     return _added(row)
 
@@ -108,18 +118,49 @@ def remove(session: Session, name: str) -> None:
     else:
         session.delete(_changeable(session, name))
         _drop_from_workers(session, name)
-    session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name == name))
-    session.execute(delete(Dataset).where(Dataset.name == name))
+    if not _leave_to_settings(session, name):
+        session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name == name))
+        session.execute(delete(Dataset).where(Dataset.name == name))
 
 
 def _added(row: DatasetSource) -> Added:
     return Added(row.id, row.name, row.path, row.has_labels)
 
 
+def _flush(session: Session, name: str) -> None:
+    """Write a new name.
+
+    Raises:
+        Conflict: another transaction has given it meanwhile.
+    """
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise _taken(name) from error
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"there is a dataset {name}; choose another name, or remove that one first")
+
+
 def _drop_from_workers(session: Session, name: str) -> None:
-    """Take a dataset from the rows of the workers, which notice the change a little later."""
-    for worker_id in session.execute(select(Worker.id).where(Worker.is_live).order_by(Worker.id)).scalars().all():
-        workers.drop_dataset(session, worker_id, name)
+    """Take a dataset from the rows of the workers, which notice the change a little later.
+
+    A worker whose own settings have a dataset of this name keeps it.
+    """
+    for worker in session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all():
+        if name not in (worker.own_datasets or ()):
+            workers.drop_dataset(session, worker.id, name)
+
+
+def _leave_to_settings(session: Session, name: str) -> bool:
+    """Return whether a worker's own settings have a dataset of this name, too; if so, it is announced again."""
+    live = session.execute(select(Worker.own_datasets).where(Worker.is_live)).scalars()
+    if not any(name in (own or ()) for own in live):
+        return False
+    again = {"reads_requested": Dataset.reads_requested + 1}
+    session.execute(update(Dataset).where(Dataset.name == name).values(again))
+    return True
 
 
 def _problems_of_name(name: str) -> list[str]:
@@ -142,7 +183,7 @@ def _is_of_a_worker(session: Session, name: str) -> bool:
 
 def _check_free(session: Session, name: str) -> None:
     if session.get(DatasetSource, name) is not None or _is_of_a_worker(session, name):
-        raise Conflict(f"there is a dataset {name}; choose another name, or remove that one first")
+        raise _taken(name)
 
 
 def _changeable(session: Session, name: str) -> DatasetSource:
@@ -160,13 +201,25 @@ def _changeable(session: Session, name: str) -> DatasetSource:
 
 
 def _check_unused(session: Session, name: str) -> None:
-    open_jobs = select(func.count()).where(Job.dataset_name == name, Job.status.not_in(TERMINAL))
-    count = session.execute(open_jobs).scalar_one()
+    """Raise if a job or sweep needs a dataset; until the transaction ends, none that needs it is submitted.
+
+    Raises:
+        Conflict: one trains on it, measures it, or has a planned evaluation on it.
+    """
+    # A submission holds the row, too (`jobs.datasets.hold`): it waits, or is seen here.
+    session.execute(select(Dataset.id).where(Dataset.name == name).with_for_update())
+    planned = select(Job.id, Job.dataset_name, Job.spec["evaluations"]).where(Job.status.not_in(TERMINAL))
+    count = sum(name in (own, *_measured(plans)) for _, own, plans in session.execute(planned))
     if count:
         jobs = "1 job has" if count == 1 else f"{count} jobs have"
         raise Conflict(f"{jobs} not ended on {name}; cancel, or wait")
-    if (
-        session.execute(select(Sweep.id).where(Sweep.dataset_name == name, Sweep.status == Status.RUNNING)).first()
-        is not None
-    ):
+    sweeps = select(Sweep.dataset_name, Sweep.base, Sweep.metric).where(Sweep.status == Status.RUNNING)
+    rows = session.execute(sweeps).all()
+    if any(name in (own, *_measured([*(base.get("evaluations") or ()), metric])) for own, base, metric in rows):
         raise Conflict(f"a sweep on {name} has not ended; cancel it, or wait")
+
+
+def _measured(plans: object) -> set[str]:
+    """Return the datasets that planned evaluations, or the metric of a sweep, name."""
+    data = [plan.get("data") for plan in plans if isinstance(plan, dict)] if isinstance(plans, list) else []
+    return {str(each.get("name")) for each in data if isinstance(each, dict)}

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Worker
-from wcl_core.config import WITHOUT_LABELS
+from wcl_core.config import WITHOUT_LABELS, PretrainSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,14 @@ def announce(session: Session, facts: DatasetFacts) -> None:
     for table in (Job, Sweep):
         unread = (table.dataset_name == facts.name, table.dataset_digest == "")
         session.execute(update(table).where(*unread).values(dataset_digest=facts.digest))
+
+
+def hold(session: Session, spec: Spec) -> None:
+    """Lock the datasets of a new job or sweep: until the transaction ends, none is removed or renamed."""
+    plans = spec.evaluations if isinstance(spec, PretrainSpec) else ()
+    names = {spec.data.name, *(plan.data.name for plan in plans if plan.data)}
+    rows = select(Dataset.id).where(Dataset.name.in_(names)).order_by(Dataset.name)
+    session.execute(rows.with_for_update(read=True))
 
 
 def pinned_digest(session: Session, dataset: Dataset) -> str:

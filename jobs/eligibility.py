@@ -69,6 +69,7 @@ class WorkerFacts:
         cpu_slots: number of attempts without devices that it runs at once.
         address: where runs of other workers reach its runs; None if it takes no job of several nodes.
         takes_one: whether it ends after one job.
+        own_datasets: names of the datasets of its settings, which administrators do not change.
     """
 
     id: str
@@ -80,6 +81,7 @@ class WorkerFacts:
     cpu_slots: int = 1
     address: str | None = None
     takes_one: bool = False
+    own_datasets: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> int:

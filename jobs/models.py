@@ -365,6 +365,7 @@ class Worker(Base):
     pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads
     dataset_shares: Mapped[dict[str, Any] | None]  # name -> share of a pending dataset that it has read
     refused_datasets: Mapped[dict[str, Any] | None]  # name -> reason
+    own_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # names of those of its settings
     spec_versions: Mapped[list[str]]
     state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
     job_id: Mapped[str | None] = mapped_column(_Id)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints, queries
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
-from jobs.datasets import pinned_digest
+from jobs.datasets import hold, pinned_digest
 from jobs.eligibility import fits, takes_jobs
 from jobs.errors import Conflict
 from jobs.estimates import estimate, steps_per_epoch
@@ -41,6 +41,7 @@ def submit(session: Session, new: NewJob) -> Job:
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         measured = str(new.spec.features.checkpoint_id)
         checkpoints.hold(session, measured)
+    hold(session, new.spec)
     new, dataset = check(session, new)
     if measured is not None and new.parent_id is None:
         new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)

@@ -64,6 +64,7 @@ def register(
             datasets=dict(worker.datasets),
             pending_datasets=list(pending),
             refused_datasets={},
+            own_datasets=list(worker.own_datasets),
             spec_versions=[str(version) for version in worker.spec_versions],
             state="idle",
             **_ability(unable),

@@ -180,7 +180,7 @@ def _features(options: argparse.Namespace) -> int:
     if options.size is not None and not 8 <= options.size <= 512:
         raise ValueError(f"--size is {options.size}, expected 8 to 512, the range of data.image_size")
     count = write_features(options.file, options.folder, options.out, options.size, _say_left_out)
-    write_line(f"{options.out}: features of {count:,} images")
+    write_line(f"{options.out}: features of {count:,} image{'s' if count != 1 else ''}")
     return 0
 
 

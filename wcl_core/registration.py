@@ -63,8 +63,11 @@ def main(lines: Iterable[str]) -> None:
         if request["kind"] == "builtin":  # it takes no time
             _answer(request, _read)
     others = [request for request in requests if request["kind"] != "builtin"]
-    for request in [request for request in others if _answer(request, _list)]:
-        _answer(request, _read)
+    archives = [each for each in others if each["kind"] == "folder" and is_archive(Path(each["path"]))]
+    listed = [request for request in others if request in archives or _answer(request, _list)]
+    for request in listed:
+        if request not in archives or _answer(request, _list):  # it is unpacked to be listed, which takes long
+            _answer(request, _read)
 
 
 def _answer(request: dict[str, Any], act: Callable[[dict[str, Any]], None]) -> bool:

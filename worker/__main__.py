@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpu_slots=machine.cpu_slots,
         address=network and network[0],
         takes_one=options.once,
+        own_datasets=tuple(datasets.names(settings)),
     )
     memory, compiles = memory_bytes(), devices.has_compiler(machine)
     draining, stop = threading.Event(), threading.Event()

@@ -23,7 +23,7 @@ from jobs.settings import Settings
 from jobs.workers import Unable
 from wcl_core import plugins
 from wcl_core.config import DATASET_NAME, proposed_name
-from wcl_core.data.kinds import kind_of
+from wcl_core.data.kinds import is_archive, kind_of
 from wcl_core.digests import digest_of
 from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
@@ -40,17 +40,24 @@ _WITHOUT_TORCH = ("digits",)  # builtin datasets that the process for folders de
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset of this worker: its public facts, and the paths that never leave the worker."""
+    """A dataset of this worker: its public facts, and the paths that never leave the worker.
+
+    Attributes:
+        path: of the images; of an archive, where they are unpacked.
+        archive: the archive itself.
+    """
 
     facts: DatasetFacts
     path: Path | None
     lists: dict[str, Path] = field(default_factory=dict)
     has_labels: bool = True
+    archive: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
-        """The image folder or packed file, if it has one, and the label lists."""
-        return [*([self.path] if self.path else []), *self.lists.values()]
+        """The image folder, archive or packed file, if it has one, and the label lists."""
+        place = self.archive or self.path  # another worker that shares the folder may unpack the archive again
+        return [*([place] if place else []), *self.lists.values()]
 
 
 def names(settings: Settings) -> list[str]:
@@ -220,7 +227,9 @@ def _source(name: str, facts: dict[str, Any], settings: Settings) -> Source:
     announced = DatasetFacts(**{key: value for key, value in facts.items() if key not in _APART}, sheet=sheet)
     place = facts.get("place")
     has_labels = name not in settings.datasets_without_labels
-    return Source(announced, place and Path(place), settings.label_lists.get(name, {}), has_labels)
+    own = settings.datasets.get(name)
+    archive = own if own is not None and is_archive(own) else None
+    return Source(announced, place and Path(place), settings.label_lists.get(name, {}), has_labels, archive)
 
 
 def _without_paths(reason: str, name: str, settings: Settings) -> str:

@@ -30,6 +30,7 @@ from jobs.eligibility import WorkerFacts, is_due
 from jobs.fault_log import FaultLog
 from jobs.models import Dataset, Job
 from jobs.settings import Settings
+from wcl_core.data import unpacked
 from worker import datasets
 from worker.backoff import Backoff
 from worker.datasets import Listener, Source
@@ -92,7 +93,7 @@ class Registration(Listener):
 
     def run(self) -> None:
         """Read each dataset, then watch the folders and packed files until `stop`."""
-        watch = FolderWatch(self._all.datasets)
+        watch = FolderWatch(self._all.datasets, may_read=self._may_read)
         requested: dict[str, int] = {}
         first = set[str]()
         try:
@@ -175,12 +176,16 @@ class Registration(Listener):
         """Return why this worker does not read a dataset that an administrator has added."""
         if (source := self._added.get(name)) is None:
             return None
+        if not self._may_read(name):  # first, so that the reason does not tell what is elsewhere
+            return "its path is in none of the folders that the settings of this worker allow (WCL_DATASET_ROOTS)"
         if not os.access(source.path, os.R_OK):
             return "this machine has nothing at its path that the worker's account may read"
-        real = Path(source.path).resolve()
-        if not any(real.is_relative_to(root.resolve()) for root in self._settings.dataset_roots):
-            return "its path is in none of the folders that the settings of this worker allow (WCL_DATASET_ROOTS)"
         return None
+
+    def _may_read(self, name: str) -> bool:
+        """Return whether the settings allow to read a dataset: administrators add some, their own ones they name."""
+        source = self._added.get(name)
+        return source is None or dataset_sources.is_below(Path(source.path), self._settings.dataset_roots)
 
     def _read_again(self, names: list[str]) -> None:
         log.info("read again: %s", ", ".join(names))
@@ -215,6 +220,9 @@ class Registration(Listener):
 
         self._write(settle)
         self._pending.discard(name)
+        if not isinstance(result, str) and result.archive is not None and result.path is not None:
+            key = self._added[name].id if name in self._added else name
+            unpacked.keep_only(self._settings.descriptions_dir / key, result.path)
 
     def _is_current(self, session: Session, name: str) -> bool:
         """Return whether a dataset is to be announced: a user may have removed it meanwhile."""
@@ -241,10 +249,16 @@ class FolderWatch:
 
     Args:
         folders: by dataset.
+        may_read: whether the folder of a dataset may be read; one that may not is never opened.
     """
 
-    def __init__(self, folders: dict[str, Path], clock: Callable[[], float] = time.monotonic) -> None:
-        self._folders, self._clock = dict(folders), clock
+    def __init__(
+        self,
+        folders: dict[str, Path],
+        clock: Callable[[], float] = time.monotonic,
+        may_read: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self._folders, self._may_read, self._clock = dict(folders), may_read, clock
         self._times: dict[str, dict[str, int]] = {}
         self._is_changing: set[str] = set()
         self._next_look = 0.0
@@ -287,6 +301,8 @@ class FolderWatch:
         return {path: _time_of(path) for path in self._times[name]}
 
     def _walk(self, name: str) -> dict[str, int]:
+        if not self._may_read(name):
+            return {}
         root = str(self._folders[name])
         return {path: _time_of(path) for path in [root, *(each for each, _, _ in os.walk(root))]}
 

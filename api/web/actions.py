@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
 from api.http.auth import Admin, Submitter
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_evaluation
@@ -99,15 +100,17 @@ def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabas
 def add_dataset(
     admin: Admin,
     database: TheDatabase,
+    settings: TheSettings,
     name: Annotated[str, Form()] = "",
     path: Annotated[str, Form()] = "",
     labels: Annotated[bool, Form()] = False,
 ) -> Response:
     """Add a dataset at a path of this machine; redirect to the list."""
     body = body_of(NewDataset, {"name": name.strip(), "path": path.strip(), "labels": labels})
-    if not os.access(body.path, os.R_OK):
-        detail = "there is nothing at this path that the server may read; use `wcl dataset add` for a path of a worker"
-        raise Invalid([FieldError("/path", detail)])
+    is_below = dataset_sources.is_below(Path(body.path), settings.dataset_roots)
+    if not is_below or not os.access(body.path, os.R_OK):  # one text, which does not tell what is elsewhere
+        detail = "there is nothing at this path that the server may read (WCL_DATASET_ROOTS); use `wcl dataset add` "
+        raise Invalid([FieldError("/path", detail + "for a path of a worker")])
     database.write(lambda session: dataset_sources.add(session, body.name, body.path, body.labels, admin.key_id))
     return _see("/datasets")
 

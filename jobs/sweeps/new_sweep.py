@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs import submission
 from jobs.checks import check
 from jobs.database import new_id
-from jobs.datasets import pinned_digest
+from jobs.datasets import hold, pinned_digest
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Sweep, SweepTrial
 from jobs.status import Status
@@ -125,6 +125,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
     Raises:
         Invalid: the job of a trial is invalid.
     """
+    hold(session, design.job(_at_last_rung(design, 0)).spec)
     dataset, gpus = _checked(session, design)
     sweep = Sweep(
         id=new_id(),

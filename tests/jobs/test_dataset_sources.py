@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import dataset_sources, datasets, transitions, workers
+from jobs import dataset_sources, datasets, submission, transitions, workers
 from jobs.database import Database
 from jobs.dataset_sources import Added
 from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.errors import Conflict, Invalid, JobsError, NotFound
-from jobs.models import Dataset, DatasetSamples
+from jobs.models import Dataset, DatasetSamples, Worker
 from tests.jobs import rows
 from tests.jobs.rows import WORKER, submit, worker
 
@@ -107,6 +111,64 @@ def test_a_dataset_that_a_job_needs_stays(database: Database) -> None:
     refused(database, lambda session: dataset_sources.rename(session, "photos", "x"), Conflict, "1 job has not ended")
     database.write(lambda session: transitions.cancel(session, job_id))
     database.write(lambda session: dataset_sources.remove(session, "photos"))
+
+
+@pytest.mark.parametrize("change", ["remove", "rename"])
+def test_a_dataset_of_the_same_name_in_the_settings_of_a_worker_stays(database: Database, change: str) -> None:
+    add(database)
+    announced(database)
+    own = worker(id=rows.new_id(), datasets={}, own_datasets=("photos",))
+    database.write(lambda session: workers.register(session, own, 2, [], pending=["photos"]))
+    database.write(lambda session: workers.settle_dataset(session, own.id, "photos", replace(FACTS, digest="2" * 64)))
+    arguments = ("photos",) if change == "remove" else ("photos", "flowers")
+    database.write(lambda session: getattr(dataset_sources, change)(session, *arguments))
+    with database.read() as session:
+        held = {row.id: row.datasets for row in session.execute(select(Worker)).scalars()}
+        assert held == {WORKER.id: {}, own.id: {"photos": "2" * 64}}
+        kept = session.execute(select(Dataset)).scalar_one()
+        assert (kept.name, kept.reads_requested) == ("photos", 1), "its worker announces it again"
+
+
+def test_the_dataset_of_a_planned_evaluation_stays(database: Database) -> None:
+    rows.add_dataset(database)
+    add(database)
+    announced(database)
+    plan = {"protocols": ["map"], "data": SPEC["data"]}
+    job_id = submit(database, spec={"evaluations": [plan]})
+    text = "1 job has not ended on photos"
+    refused(database, lambda session: dataset_sources.remove(session, "photos"), Conflict, text)
+    database.write(lambda session: transitions.cancel(session, job_id))
+    database.write(lambda session: dataset_sources.remove(session, "photos"))
+
+
+def test_a_name_that_is_given_twice_at_once_is_a_conflict(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(database)
+    add(database, "flowers")
+    monkeypatch.setattr(dataset_sources, "_check_free", lambda *_: None)  # it was free a moment ago
+    refused(database, lambda session: dataset_sources.add(session, "photos", "/x", True, None), Conflict, "there is a")
+    refused(database, lambda session: dataset_sources.rename(session, "flowers", "photos"), Conflict, "there is a")
+
+
+def test_a_removal_sees_the_job_that_is_submitted_meanwhile(database: Database) -> None:
+    add(database)
+    announced(database)
+    has_submitted, may_commit = threading.Event(), threading.Event()
+
+    def slow(session: Session) -> None:
+        submission.submit(session, rows.new_job(spec=SPEC))
+        has_submitted.set()
+        may_commit.wait(30)
+
+    with ThreadPoolExecutor(2) as pool:
+        submitted = pool.submit(database.write, slow)
+        has_submitted.wait(30)
+        removed = pool.submit(database.write, lambda session: dataset_sources.remove(session, "photos"))
+        time.sleep(0.3)
+        assert not removed.done(), "it waits for the submission"
+        may_commit.set()
+        submitted.result()
+        with pytest.raises(Conflict, match="1 job has not ended"):
+            removed.result()
 
 
 def test_a_dataset_of_the_settings_stays_while_a_worker_has_it(database: Database) -> None:

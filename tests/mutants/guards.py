@@ -1181,10 +1181,34 @@ GUARDS = (
         ("tests/jobs/test_dataset_sources.py::test_a_dataset_that_a_job_needs_stays[sqlite]",),
     ),
     Guard(
+        "a dataset that a planned evaluation needs is not removed",
+        "jobs/dataset_sources.py",
+        "name in (own, *_measured(plans))",
+        "name in (own,)",
+        ("tests/jobs/test_dataset_sources.py::test_the_dataset_of_a_planned_evaluation_stays[sqlite]",),
+    ),
+    Guard(
+        "a removal waits for a submission that is under way",
+        "jobs/submission.py",
+        "    hold(session, new.spec)\n",
+        "",
+        ("tests/jobs/test_dataset_sources.py::test_a_removal_sees_the_job_that_is_submitted_meanwhile[postgres]",),
+    ),
+    Guard(
+        "a removal leaves a dataset to the settings of a worker",
+        "jobs/dataset_sources.py",
+        "if name not in (worker.own_datasets or ()):",
+        "if True:",
+        (
+            "tests/jobs/test_dataset_sources.py::test_a_dataset_of_the_same_name_in_the_settings_of_a_worker_stays"
+            "[sqlite-remove]",
+        ),
+    ),
+    Guard(
         "a worker reads added datasets below its roots only",
         "worker/registration.py",
-        "if not any(real.is_relative_to(root.resolve()) for root in self._settings.dataset_roots):",
-        "if False:",
+        "if not self._may_read(name):  # first",
+        "if False:  # first",
         ("tests/worker/test_datasets.py::test_a_worker_follows_what_administrators_add_rename_and_remove[sqlite]",),
     ),
     Guard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from jobs import workers
 from jobs.database import new_id
 from jobs.datasets import DatasetFacts
+from jobs.models import Worker
 from tests.api.served import Served
 from tests.jobs import rows
 from tests.wcl_client.test_operations import wcl
@@ -68,6 +70,25 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     monkeypatch.setattr(datasets.time, "sleep", lambda _: settle("this machine has nothing at its path", "gone"))
     done = wcl("dataset", "add", "gone", str(tmp_path / "gone"))
     assert (done.exit_code, "florist refuses it: this machine has nothing" in done.stderr) == (1, True), done.output
+
+    second = rows.worker(id=new_id(), name="late", datasets={"digits": "d", "photos": facts.digest})
+    server.database.write(lambda session: workers.register(session, second, 2, []))
+
+    def look(_: float) -> None:
+        """Let the first worker refuse it, and the second one take it a little later."""
+        if "one" not in server.database.write(
+            lambda session: session.get_one(Worker, worker.id).refused_datasets or {}
+        ):
+            settle("its path is not allowed", "one")
+        else:
+            taken = replace(facts, name="one")
+            server.database.write(lambda session: workers.settle_dataset(session, second.id, "one", taken))
+
+    monkeypatch.setattr(datasets.time, "sleep", look)
+    done = wcl("dataset", "add", "one", str(tmp_path))
+    assert (done.exit_code, "400 unlabelled" in done.stdout, "refuses" in done.stderr) == (0, True, False), done.output
+    server.database.write(lambda session: workers.stop(session, second.id))
+    wcl("dataset", "remove", "one")
 
     assert "400 unlabelled" in wcl("dataset", "list").stdout
     assert "is now flowers" in wcl("dataset", "rename", "photos", "flowers").stdout

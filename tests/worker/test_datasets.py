@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -290,6 +294,20 @@ def test_a_worker_follows_what_administrators_add_rename_and_remove(
         assert kept is not None
         inode = kept.stat().st_ino
 
+        walked: list[str] = []
+        walk = registration.os.walk
+        monkeypatch.setattr(registration.os, "walk", lambda root: (walked.append(root), walk(root))[1])
+        (tmp_path / "linked").symlink_to(tmp_path.parent)
+        outside = tmp_path.parent / f"{tmp_path.name}.csv"
+        outside.symlink_to(photos / "list.csv")
+        (photos / "list.csv").write_text("path\n")
+        add("far", tmp_path / "linked")
+        add("list", outside)
+        eventually(lambda: {"far", "list"} <= row().refused_datasets.keys())
+        assert not {str(tmp_path / "linked"), str(outside)} & set(walked), "nothing outside is opened"
+        assert all("WCL_DATASET_ROOTS" in row().refused_datasets[each] for each in ("far", "list"))
+        database.write(lambda session: [dataset_sources.remove(session, each) for each in ("far", "list")])
+
         database.write(lambda session: dataset_sources.rename(session, "late", "later"))
         eventually(lambda: row().datasets.keys() == {"early", "later"})
         assert (sources["later"].path, kept.stat().st_ino, "late" in sources) == (kept, inode, False)
@@ -302,3 +320,46 @@ def test_a_worker_follows_what_administrators_add_rename_and_remove(
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_changed_archive_leaves_its_worker_able_while_it_is_read_again(
+    photos: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", builtin_datasets=[], datasets={"zip": tmp_path / "photos.zip"})
+
+    def pack_first(count: int) -> None:
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as made:
+            for path in sorted(photos.rglob("*.png"))[:count]:
+                made.write(path, path.relative_to(photos))
+
+    pack_first(10)
+    sources = dict[str, Source]()
+    registered = Registration(database, settings, replace(WORKER, datasets={}), sources, threading.Event())
+    registered._read(["zip"])
+    first = sources["zip"].path
+    assert first is not None
+    pack_first(6)
+    checked: list[bool] = []
+    check = datasets.DatasetCheck(sources)
+    monkeypatch.setattr(Registration, "listed", lambda *_: checked.append(check() is None and first.exists()))
+    registered._read_again(["zip"])
+    assert checked == [True], "a run may still read the images of before"
+    assert (first.exists(), sum(sources["zip"].facts.counts.values())) == (False, 6)
+    shutil.rmtree(sources["zip"].path or first)
+    assert check() is None, "another worker that shares the folder unpacks it again"
+    (tmp_path / "photos.zip").unlink()
+    assert check() is not None
+
+
+def test_an_archive_keeps_no_folder_waiting(photos: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as made:
+        made.write(photos / "a" / "0.png", "a.png")
+    requests = [
+        {"name": name, "path": str(path), "cache": str(tmp_path / f"{name}.json"), "lists": {}}
+        for name, path in (("zip", tmp_path / "photos.zip"), ("folder", photos))
+    ]
+    command = [sys.executable, "-m", "wcl_core.registration"]
+    text = "".join(f"{json.dumps(each)}\n" for each in requests)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    messages = [(line["name"], "listed" in line) for line in map(json.loads, done.stdout.splitlines())]
+    assert messages == [("folder", True), ("zip", True), ("zip", False), ("folder", False)]

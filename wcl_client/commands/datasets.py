@@ -70,6 +70,7 @@ def _awaited(client: WclClient, name: str) -> Dataset:
             return row
         refused = [each for each in state["refused"] if each["name"] == name]
         is_pending = name in state["pending"] or (row is not None and row["state"] == "being_read")
+        is_pending = is_pending or (time.monotonic() < deadline and _is_unseen(client, name))
         if not is_pending and (refused or row is not None):
             for each in refused:
                 err.say(Styled(f"{each['worker']} refuses it: {each['reason']}", "red"))
@@ -82,6 +83,15 @@ def _awaited(client: WclClient, name: str) -> Dataset:
             err.say("a worker reads it (Ctrl-C stops the wait, not the reading)")
             is_said = True
         time.sleep(_POLL_SECONDS)
+
+
+def _is_unseen(client: WclClient, name: str) -> bool:
+    """Return whether a worker that runs has not looked at a dataset yet."""
+    return any(
+        name not in {*worker["datasets"], *worker["pending_datasets"], *worker["refused_datasets"]}
+        for worker in client.workers()
+        if worker["is_live"]
+    )
 
 
 def _found(client: WclClient, name: str) -> Dataset | None:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import lzma
 import os
-import re
 import shutil
 import stat
 import tarfile
@@ -27,6 +26,7 @@ from wcl_core.data.image_file import ENDINGS, MAX_BYTES
 from wcl_core.data.images import DataError
 from wcl_core.data.kinds import LISTS
 from wcl_core.data.layout import HIDDEN, LEFT_OUT, TOO_LARGE, Remarks, is_hidden, list_files, shown
+from wcl_core.data.unpacked import remove
 from wcl_core.digests import digest_of
 
 _SPARE_BYTES = 1 << 30  # that stay free on the disk
@@ -53,7 +53,8 @@ def unpacked(name: str, archive: Path, place: Path) -> Path:
 
     Args:
         name: of the dataset, for messages.
-        place: the path that the folder's name begins with.  Folders of earlier contents of the archive are removed.
+        place: the path that the folder's name begins with.  Folders of earlier contents of the archive stay until
+            `unpacked.keep_only`, because runs read them.
 
     Raises:
         DataError: the archive is damaged or encrypted, holds a path that leads out of it, or does not fit on the disk.
@@ -73,7 +74,7 @@ def unpacked(name: str, archive: Path, place: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return folder
-        _remove(place, "unpacking")  # of a process that was killed
+        remove(place, "unpacking")  # of a process that was killed
         unfinished = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".unpacking", dir=place.parent))
         stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
         try:
@@ -82,23 +83,9 @@ def unpacked(name: str, archive: Path, place: Path) -> Path:
             raise
         except _DAMAGED as error:
             raise DataError(f"dataset {name}: {archive} cannot be unpacked: {error}") from error
-        _remove(place, "unpacked")
         os.sync()  # a crash of the machine would leave empty files below a name that promises all
         unfinished.rename(folder)
     return folder
-
-
-def remove(place: Path) -> None:
-    """Remove the folders of an archive's images."""
-    _remove(place, "unpacked")
-
-
-def _remove(place: Path, ending: str) -> None:
-    # Names of datasets may hold dots: `birds` owns no folder of `birds.small`.
-    name = re.compile(rf"{re.escape(place.name)}\.\w+\.{ending}")
-    for folder in place.parent.iterdir() if place.parent.is_dir() else ():
-        if name.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def source(name: str, folder: Path) -> Path:
@@ -183,10 +170,11 @@ def _of_zip(archive: Path) -> _Members:
 def _of_tar(archive: Path) -> _Members:
     """Yield path, size and opener of each file of a tar archive; links and devices have no opener."""
     with tarfile.open(archive) as file:
-        for member in file:
+        while (member := file.next()) is not None:
             if not member.isdir():
                 opener = partial(_opened, file, member) if member.isreg() else None
                 yield member.name, member.size, opener
+            vars(file)["members"] = []  # the library keeps them all: gigabytes for millions of files
 
 
 def _opened(file: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

@@ -80,7 +80,7 @@ def _fingerprint(name: str, root: Path, has_labels: bool) -> tuple[str, int]:
             newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
             facts = (which, path, label, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             digest.update(os.fsencode("\0".join(map(str, facts)) + "\0"))
-    digest.update(repr((listing.layout, listing.left_out.list(), listing.odd.list())).encode())
+    digest.update(repr((listing.classes, listing.layout, listing.left_out.list(), listing.odd.list())).encode())
     return digest.hexdigest(), newest
 
 

@@ -1,7 +1,8 @@
 """Fixed lists of train images whose labels may be used, such as the published 1 % of ImageNet.
 
 Each line names one image: by its index in the train split or, for a folder, by its path relative to the dataset or to
-`train/`, or by the name of its file if that name is unique. Blank lines and lines that begin with # are ignored.
+`train/`, or by the name of its file if that name is unique. Blank lines and lines that begin with # are ignored, unless
+they name an image.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def read_label_list(name: str, path: Path, files: Sequence[str], labels: _Index,
     places = _places(files)
     line_of: dict[int, int] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line or line.startswith("#"):
+        if not line or (line.startswith("#") and line not in places):
             continue
         place = places.get(line, int(line) if line.isdecimal() and len(line) < 16 else len(labels))
         if place >= len(labels):

@@ -39,6 +39,7 @@ _PATHS = ("path", "file", "filename", "filepath", "image", "image_path", "img", 
 _LABELS = ("label", "class", "category", "target", "class_name", "labels")
 _SPLITS = ("split", "set", "subset", "partition")
 _EXPECTED = "a path a line, or a header with a column path, and perhaps columns label and split"
+_IMAGE_ENDINGS = "|".join(re.escape(each) for each in ENDINGS)
 _NOT_WORD = re.compile(r"[^a-z]+")
 
 ABSENT = "files of the list that are not there"
@@ -109,8 +110,6 @@ def _public(root: Path, path: str) -> str:
 def _files(name: str, root: Path, listed: _Listed) -> Files:
     by_split, left_out = listed.by_split, listed.left_out
     measured = "test" if "test" in by_split else "val"
-    if measured == "test":
-        left_out.add_all("images of the split val, because test is the test split", by_split.pop("val", ()))
     train = [*by_split.get(None, ()), *by_split.get("train", ())]
     further = by_split.get("unlabelled", [])
     classes = sorted({label for _, label in train if label}, key=_order)
@@ -122,10 +121,11 @@ def _files(name: str, root: Path, listed: _Listed) -> Files:
         labelled, test = split_off(labelled, len(classes))
         layout = f"a list; {SPLIT_MADE}"
     if len(classes) < 2 or not test:
-        left_out.add_all(f"images of the split {measured}, which needs classes", by_split.get(measured, ()))
         layout = f"a list of images without labels, since {_too_few(classes)}; none is held out"
-        unlabelled = [(place, -1) for place, _ in [*train, *further]]
+        unlabelled = [(place, -1) for rows in by_split.values() for place, _ in rows]
         return Files(name, root, [], [], (), unlabelled, layout, left_out)
+    if measured == "test":
+        left_out.add_all("images of the split val, because test is the test split", by_split.get("val", ()))
     others = [each for each in by_split.get(measured, ()) if each[1] not in numbers]
     left_out.add_all(f"images of the split {measured} without a class of train", others)
     unlabelled = []
@@ -141,7 +141,7 @@ def _files(name: str, root: Path, listed: _Listed) -> Files:
 def _too_few(classes: list[str]) -> str:
     if len(classes) == 1:
         return f"{shown(classes[0])} is the only class, and accuracy needs two"
-    return "no class has two images" if classes else "it names no classes"
+    return "no class has two images" if classes else "it names no classes to train with"
 
 
 def _order(label: str) -> tuple[int, int, str]:
@@ -203,22 +203,21 @@ def _rows(name: str, path: Path, text: str) -> Iterator[_Row]:
     Raises:
         DataError: it is no table, or has no column of paths.
     """
-    lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip() and not line.startswith("#")]
+    lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip() and not _is_comment(line)]
     if not lines:
         return
     separator = max(",;\t", key=lines[0].count)
-    try:
-        table = _table(lines, separator)
-    except csv.Error as error:
-        raise DataError(f"dataset {name}: {path} is no table: {error}; expected {_EXPECTED}") from error
+    table = _table(lines, separator)
     header = [_NOT_WORD.sub("_", each.strip().lower()).strip("_") for each in table[0]]
     columns = [next((header.index(each) for each in names if each in header), None) for names in _COLUMNS]
     if columns[0] is not None:
+        if any("\n" in part for cells in table[1:] for part in _parts(cells, columns)):
+            table = [_cells(line, separator) for line in lines]  # a quote has swallowed rows
         yield from (_row(cells, columns) for cells in table[1:])
     elif path.suffix.lower() in (".csv", ".tsv"):
         if len(table[0]) > 2 or not _is_image(path.parent, table[0][0]):
             raise DataError(f"dataset {name}: the first row of {path} names no column of paths; expected {_EXPECTED}")
-        yield from (_row(cells, [0, 1, None]) for cells in table)
+        yield from (_row(_cells(line, separator), [0, 1, None]) for line in lines)
     else:
         yield from (_plain(path.parent, line) for line in lines)
 
@@ -226,13 +225,37 @@ def _rows(name: str, path: Path, text: str) -> Iterator[_Row]:
 _COLUMNS = (_PATHS, _LABELS, _SPLITS)
 
 
+def _is_comment(line: str) -> bool:
+    """Return whether a line is a comment; a path may begin with #, too, and has the ending of an image."""
+    return line.startswith("#") and not re.search(rf"({_IMAGE_ENDINGS})\b", line, re.IGNORECASE)
+
+
 def _table(lines: list[str], separator: str) -> list[list[str]]:
+    """Return the cells of all rows; a quoted cell may hold lines.  If a quote is never closed, each line is a row."""
     csv.field_size_limit(_MAX_BYTES)
-    return [cells for cells in csv.reader(lines, delimiter=separator, strict=False) if cells]
+    try:
+        return [
+            cells for cells in csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True) if cells
+        ]
+    except csv.Error:
+        return [_cells(line, separator) for line in lines]
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """Return the cells of one line; a quote that is not closed is part of its cell."""
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error:
+        return line.split(separator)
+
+
+def _parts(cells: list[str], columns: list[int | None]) -> list[str]:
+    """Return the path, class and split of a row, an empty text for each that it lacks."""
+    return [cells[each].strip() if each is not None and each < len(cells) else "" for each in columns]
 
 
 def _row(cells: list[str], columns: list[int | None]) -> _Row:
-    path, label, split = (cells[each].strip() if each is not None and each < len(cells) else "" for each in columns)
+    path, label, split = _parts(cells, columns)
     return _Row(path, label, (role_of(split) or "") if split else None)
 
 

@@ -19,6 +19,7 @@ from wcl_core.data.images import DataError
 from wcl_core.data.layout import list_files, shown
 from wcl_core.files import write_bytes
 from wcl_core.images.augment import normalised
+from wcl_core.networks.backbones import VisionBackbone
 from wcl_core.networks.weights import load_backbone, trained_size
 
 ENDINGS = (".csv", ".npy")
@@ -45,8 +46,14 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
     if out.suffix.lower() == ".npy" and listing.exists() and listing.samefile(folder):
         raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
     network = load_backbone(file)
+    size = size or trained_size(file)
+    if isinstance(network, VisionBackbone) and size < network.patch_size:
+        raise ValueError(
+            f"--size is {size}, but {file} cuts images into patches of {network.patch_size} pixels; "
+            f"expected {network.patch_size} at least"
+        )
     paths, rows = [], []
-    for names, images in _batches(folder, size or trained_size(file), warn):
+    for names, images in _batches(folder, size, warn):
         with torch.inference_mode():
             rows.append(network(normalised(images)).float().numpy())
         paths += names

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import pytest
 
 from jobs import workers
 from jobs.database import new_id
@@ -190,6 +192,20 @@ def test_an_administrator_adds_renames_and_removes_a_dataset(served: Served) -> 
     assert not any("secret" in answer.text for answer in answers)
     assert client.delete("/v1/datasets/flowers").status_code == 204
     assert "flowers" not in reader.get("/v1/datasets").text
+
+
+def test_the_form_does_not_tell_what_is_outside_of_the_folders_for_datasets(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "secret.csv").write_text("path\n")
+    settings = served.settings.model_copy(update={"dataset_roots": [tmp_path / "datasets"]})
+    monkeypatch.setattr(served.app.state, "settings", settings)
+    browser, origin = served.browser("admin", "read"), {"Origin": served.url}
+    paths = [tmp_path / "secret.csv", tmp_path / "none.csv", tmp_path / "datasets" / "none"]
+    answers = [browser.post("/datasets", data={"name": "x", "path": str(path)}, headers=origin) for path in paths]
+    assert [answer.status_code for answer in answers] == [422] * 3
+    assert len({re.sub("[0-9a-f]{8,}", "", answer.text) for answer in answers}) == 1
 
 
 def test_the_form_adds_a_dataset_at_a_path_that_the_server_may_read(served: Served, tmp_path: Path) -> None:

@@ -182,3 +182,15 @@ def test_checkpoints_link_to_their_maps_and_damaged_ones_to_none(
     assert answer
     assert answer.status == 200
     expect(page.get_by_text("This job has no map")).to_be_visible()
+
+
+def test_a_map_of_images_without_labels_offers_no_colours_by_class(
+    site: Site, visitor: Visitor, trained: PlayedRun
+) -> None:
+    run = evaluation(site, trained, 20, trained.job_id)
+    run.map(class_names=[], labels=[None] * 5)
+    run.end()
+    page = visitor.window(scripts=False)
+    page.goto(f"/jobs/{run.job_id}/map")
+    expect(page.locator("#map-legend li").first).to_contain_text("weak label")
+    expect(page.get_by_role("link", name="Class", exact=True)).to_have_count(0)

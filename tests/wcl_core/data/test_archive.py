@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.wcl_core.data.test_data import write_tree
-from wcl_core.data import DataError, archive
+from wcl_core.data import DataError, archive, unpacked
 from wcl_core.data.layout import list_files
 
 TREE = {"cat": 5, "dog": 5}
@@ -59,9 +59,10 @@ def test_another_content_of_an_archive_takes_the_place_of_the_first(tmp_path: Pa
     write_tree(tmp_path / "photos", {"bird": 2})
     zipped(tmp_path / "photos", tmp_path / "photos.zip")
     assert listed(tmp_path / "photos.zip", tmp_path / "made" / "photos")[:2] == (("bird", "cat", "dog"), 12)
-    assert not first.exists()
-    archive.remove(tmp_path / "made" / "photos")
-    assert list((tmp_path / "made").iterdir()) == []
+    assert first.exists(), "a run may read it"
+    second = archive.unpacked("photos", tmp_path / "photos.zip", tmp_path / "made" / "photos")
+    unpacked.keep_only(tmp_path / "made" / "photos", second / "cat")
+    assert list((tmp_path / "made").iterdir()) == [second]
 
 
 def test_one_of_two_workers_unpacks_and_removes_only_what_is_of_this_dataset(
@@ -94,6 +95,7 @@ def test_one_of_two_workers_unpacks_and_removes_only_what_is_of_this_dataset(
 
     assert second.result() == folder
     assert calls == ["photos"]
+    unpacked.keep_only(made / "photos", folder)
     names = {path.name for path in made.iterdir()}
     assert names == {folder.name, "photos.small.0123456789abcdef.unpacked"}
 

@@ -128,6 +128,54 @@ def test_one_class_is_no_class(tmp_path: Path) -> None:
     assert "cat is the only class" in files.layout
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_list_without_labels_keeps_the_images_of_all_splits(tmp_path: Path, split: str) -> None:
+    write_tree(tmp_path, {"all": 4})
+    rows = ["path,split", "all/00.png,train", f"all/01.png,{split}", f"all/02.png,{split}", "all/03.png,unlabelled"]
+    files = files_of(tmp_path, "\n".join(rows))
+    assert (counts(files), left_out(files)) == ((0, 0, 4), {})
+    files = files_of(tmp_path, f"path,label,split\nall/00.png,cat,{split}\nall/01.png,dog,{split}")
+    assert (counts(files), left_out(files)) == ((0, 0, 2), {}), "no train image has a class"
+
+
+@pytest.mark.parametrize(
+    "quoted", ['all/01.png,"dog', '"all/01.png,dog', 'all/01.png,"dog\nall/02.png,cat\nall/03.png,dog"']
+)
+def test_a_quote_that_is_not_closed_swallows_no_row(tmp_path: Path, quoted: str) -> None:
+    write_tree(tmp_path, {"all": 10})
+    text = table(10).replace("all/01.png,dog", quoted, 1)
+    files = files_of(tmp_path, text)
+    images = {path for path, _ in [*files.train, *files.test, *files.unlabelled]}
+    assert len(images) + sum(left_out(files).values()) >= 10, left_out(files)
+    assert len(images) >= 9
+
+
+def test_a_cell_that_is_not_read_may_hold_lines(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"all": 4})
+    rows = [f'all/0{number}.png,{"ab"[number % 2]},"two\nlines"' for number in range(4)]
+    files = files_of(tmp_path, "\n".join(["path,label,caption", *rows]))
+    assert (counts(files), left_out(files)) == ((2, 2, 0), {})
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_a_path_may_begin_with_the_mark_of_comments(tmp_path: Path, name: str) -> None:
+    for each in ("#1.png", "#2.png", "3.png"):
+        write_image(tmp_path / each)
+    header = "path\n" if name.endswith("csv") else ""
+    files = files_of(tmp_path, f"# three images\n{header}#1.png\n#2.png\n3.png\n#4.png", name)
+    assert [path for path, _ in files.unlabelled] == ["#1.png", "#2.png", "3.png"]
+    assert left_out(files) == {listed.ABSENT: 1}
+
+
+def test_other_names_of_the_classes_are_another_description(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"all": 10})
+    for names in (("cat", "dog"), ("lynx", "wolf")):
+        text = table(10).replace("cat", names[0]).replace("dog", names[1])
+        (tmp_path / "list.csv").write_text(text)
+        described = data.describe("photos", "folder", tmp_path / "list.csv", tmp_path / "cache.json")
+        assert described.classes == names
+
+
 def test_a_list_is_described_and_loaded_like_a_folder(tmp_path: Path) -> None:
     write_tree(tmp_path / "photos", {"cat": 5, "dog": 5})
     rows = [f"{name}/0{number}.png,{name}" for name in ("cat", "dog") for number in range(5)]

@@ -108,3 +108,15 @@ def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: 
     assert main(["features", str(native), str(tmp_path / "list.txt"), str(tmp_path / "list.npy")]) == 1
     assert "would replace the list" in capfd.readouterr().err
     assert (tmp_path / "list.txt").read_text() == "photos/a/00.png\n"
+
+
+def test_images_smaller_than_a_patch_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"data": {"name": "x", "image_size": 32}, "backbone": {"name": "vit_small"}, "batch_size": 8}
+    spec = parse_spec("pretrain", fields)
+    network = build_backbone(spec.backbone, 32)  # type: ignore[union-attr]
+    tensors = {f"model/backbone.{name}": value for name, value in network.state_dict().items()}
+    file = checkpoint.write(tmp_path / "native.safetensors", tensors, {"spec": resolve_spec(spec), "step": 1}).path
+    write_tree(tmp_path / "photos", {"a": 1})
+    arguments = ["features", str(file), str(tmp_path / "photos"), str(tmp_path / "x.csv"), "--size=8"]
+    assert main(arguments) == 1
+    assert "cuts images into patches of 16 pixels; expected 16 at least" in capsys.readouterr().err
