@@ -98,15 +98,41 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("features", help="write the features of the images of a folder as a table")
     verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
     verb.add_argument("folder", type=Path, help="image folder or list of images")
-    verb.add_argument("out", type=Path, help="a file that ends in .csv or .npy")
-    verb.add_argument("--size", type=int, help="side of the images in pixels; by default that of the training")
+    verb.add_argument("out", type=Path, help="a file that ends in .csv, .parquet or .npy")
+    _size_option(verb)
     verb.set_defaults(run=_features)
+
+    verb = verbs.add_parser("neighbours", help="print the images of a folder that are most similar to an image")
+    verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
+    verb.add_argument("image", type=Path)
+    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("--count", type=int, default=10)
+    verb.add_argument("--output", type=Path, help="a .csv file, in place of the output")
+    _size_option(verb)
+    verb.set_defaults(run=_neighbours)
+
+    verb = verbs.add_parser("classify-fit", help="fit a linear classifier on the features of a labelled folder")
+    verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
+    verb.add_argument("folder", type=Path, help="folder with a folder for each class, or list with classes")
+    verb.add_argument("out", type=Path, help="a file that ends in .safetensors")
+    _size_option(verb)
+    verb.set_defaults(run=_classify_fit)
+
+    verb = verbs.add_parser("classify-predict", help="write the classes of the images of a folder as a table")
+    verb.add_argument("file", type=Path, help="a file of classify-fit")
+    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("out", type=Path, help="a file that ends in .csv")
+    verb.set_defaults(run=_classify_predict)
 
     verb = verbs.add_parser("attempt", help="run one attempt of a job; a worker calls this")
     verb.add_argument("folder", type=Path)
     verb.add_argument("--control-fd", type=int)
     verb.set_defaults(run=_attempt)
     return parser
+
+
+def _size_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, help="side of the images in pixels; by default that of the training")
 
 
 def _list_option(parser: argparse.ArgumentParser) -> None:
@@ -177,11 +203,63 @@ def _export(options: argparse.Namespace) -> int:
 def _features(options: argparse.Namespace) -> int:
     from wcl_core.evaluation.new_images import write_features
 
-    if options.size is not None and not 8 <= options.size <= 512:
-        raise ValueError(f"--size is {options.size}, expected 8 to 512, the range of data.image_size")
-    count = write_features(options.file, options.folder, options.out, options.size, _say_left_out)
-    write_line(f"{options.out}: features of {count:,} image{'s' if count != 1 else ''}")
+    count = write_features(options.file, options.folder, options.out, _checked_size(options), _say_left_out)
+    write_line(f"{options.out}: features of {_images(count)}")
     return 0
+
+
+def _neighbours(options: argparse.Namespace) -> int:
+    from wcl_core.evaluation.new_images import neighbours, write_table
+
+    size = _checked_size(options)
+    rows = neighbours(options.file, options.image, options.folder, options.count, size, _say_left_out)
+    if options.output is None:
+        for row in rows:
+            write_line(f"{row.similarity:.4f}  {row.path}")
+    else:
+        write_table(options.output, ["path", "similarity"], [(row.path, f"{row.similarity:.6f}") for row in rows])
+        write_line(f"{options.output}: {_images(len(rows))}, the nearest first")
+    return 0
+
+
+def _classify_fit(options: argparse.Namespace) -> int:
+    from wcl_core.evaluation.image_classifier import fit_classifier
+
+    fitted = fit_classifier(options.file, options.folder, options.out, _checked_size(options), _say_left_out)
+    counts = list(fitted.counts.items())
+    more = f" and {len(counts) - 20:,} more" if len(counts) > 20 else ""
+    write_line(f"read as: {fitted.layout}")
+    write_line(f"classes: {', '.join(f'{name} {count:,}' for name, count in counts[:20])}{more}")
+    if (held := fitted.held_out) is None:
+        write_line("held-out accuracy: not measured, because no class has two images")
+    else:
+        interval = f"95 % interval {held.low:.1%} to {held.high:.1%}"
+        commonest = max(fitted.counts.values()) / sum(fitted.counts.values())
+        write_line(f"held-out accuracy: {held.accuracy:.1%} ({interval}) on {_images(held.count)}")
+        write_line(f"always the largest class: {commonest:.1%}")
+    write_line(f"{options.out}: a classifier with its network; `wcl classify predict` uses it")
+    return 0
+
+
+def _classify_predict(options: argparse.Namespace) -> int:
+    from wcl_core.evaluation.image_classifier import predict
+
+    counts = predict(options.file, options.folder, options.out, None, _say_left_out)
+    write_line(f"{options.out}: {_images(sum(counts.values()))}")
+    for name, count in counts.most_common(20):
+        write_line(f"  {count:,} {name}")
+    return 0
+
+
+def _checked_size(options: argparse.Namespace) -> int | None:
+    size: int | None = options.size
+    if size is not None and not 8 <= size <= 512:
+        raise ValueError(f"--size is {size}, expected 8 to 512, the range of data.image_size")
+    return size
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' if count != 1 else ''}"
 
 
 def _say_left_out(message: str) -> None:

@@ -41,6 +41,7 @@ def test_an_example_is_short_and_shows_its_command(path: Path) -> None:
 
 
 def test_train_on_a_folder_and_use_the_weights(flowers: Path, tmp_path: Path) -> None:
+    from wcl_core.__main__ import main
     from wcl_core.export import backbone_file
 
     small = ("--epochs", "1", "--batch-size", "16", "--image-size", "32")
@@ -53,6 +54,16 @@ def test_train_on_a_folder_and_use_the_weights(flowers: Path, tmp_path: Path) ->
         "examples/use_the_weights.py", "backbone.safetensors", str(flowers / "test"), "--size", "32", cwd=tmp_path
     )
     assert len(re.findall(r"^(\w+/\d+\.png) -> (?!\1$)\w+/\d+\.png$", printed, re.MULTILINE)) == 20
+
+    assert main(["features", str(native), str(flowers), str(tmp_path / "features.csv")]) == 0
+    printed = run("examples/similar_images.py", "features.csv", "--similarity", "0.5", cwd=tmp_path)
+    assert re.match(r"\d+ alike: \w+/\w+/\d+\.png, ", printed)
+    assert main(["classify-fit", str(native), str(flowers), str(tmp_path / "classifier.safetensors")]) == 0
+    arguments = [str(tmp_path / "classifier.safetensors"), str(flowers / "test"), str(tmp_path / "classes.csv")]
+    assert main(["classify-predict", *arguments]) == 0
+    printed = run("examples/sort_photos.py", "classes.csv", str(flowers / "test"), "sorted", cwd=tmp_path)
+    assert sum(int(line.split()[0]) for line in printed.splitlines()) == 20
+    assert len(list((tmp_path / "sorted").glob("*/*/*.png"))) == 20
 
 
 def test_the_method_plugin_learns(plugin_site: Path, tmp_path: Path) -> None:

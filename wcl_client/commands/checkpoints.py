@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -67,7 +63,7 @@ def download(
     if kind not in ("native", "backbone"):
         raise typer.BadParameter(f"--kind {kind}: expected native or backbone")
     with WclClient.connect() as client:
-        file = _download(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
+        file = download_to(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
     facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
     if as_json:
         print_json(facts)
@@ -75,32 +71,6 @@ def download(
     out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
     for line in _loading_lines(file.path) if kind == "backbone" else ():
         out.say(f"  {line}")
-
-
-@app.command()
-def features(
-    reference: Annotated[
-        str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
-    ],
-    folder: Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.")],
-    target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv or .npy.")],
-    size: Annotated[
-        int | None, typer.Option(min=8, max=512, help="Side of the images in pixels; default: that of the training.")
-    ] = None,
-) -> None:
-    """Compute the features of new images on this machine; no image is sent to the server."""
-    with tempfile.TemporaryDirectory(prefix="wcl-features-") as place:
-        file = Path(reference)
-        if not file.is_file():
-            with WclClient.connect() as client:
-                file = _download(client, find_checkpoint(client, reference), Path(place), "backbone").path
-        command = [sys.executable, "-m", "wcl_core", "features", str(file), str(folder), str(target)]
-        done = subprocess.run(
-            [*command, *([f"--size={size}"] if size else [])],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
-        )
-    if done.returncode:
-        raise typer.Exit(1)
 
 
 def _loading_lines(path: Path) -> list[str]:
@@ -121,7 +91,7 @@ def _loading_lines(path: Path) -> list[str]:
         return []
 
 
-def _download(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
+def download_to(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
     """Download with a progress bar into a file, or into a folder under a name made of id and kind.
 
     Raises:

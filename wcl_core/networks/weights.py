@@ -64,6 +64,21 @@ def trained_size(file: str | Path) -> int:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
+def exported_facts(file: str | Path, image_size: int) -> dict[str, Any]:
+    """Return the part of a spec that builds the backbone of a file again, for images of another size, too.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of another kind.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["wcl"])
+        spec = facts.get("spec") or facts
+        return {"backbone": spec["backbone"], "data": {"image_size": image_size}}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
 def _image_size(config: BackboneConfig, data: dict[str, Any], weights: dict[str, Tensor]) -> int:
     """Return the side of the images that the network was trained on, by its position embeddings if it has any."""
     if is_transformer(config.name) and "encoder.pos_embedding" in weights:

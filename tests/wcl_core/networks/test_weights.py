@@ -102,8 +102,8 @@ def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: 
     assert rows[0][:3] == ["path", "f0", "f1"]
     assert tuple(row[0] for row in rows[1:]) == loaded.files
     np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), expected)
-    assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / "features.parquet")]) == 1
-    assert "expected a name that ends in .csv or .npy" in capfd.readouterr().err
+    assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / "features.xlsx")]) == 1
+    assert "expected a name that ends in .csv, .parquet or .npy" in capfd.readouterr().err
     (tmp_path / "list.txt").write_text("photos/a/00.png\n")
     assert main(["features", str(native), str(tmp_path / "list.txt"), str(tmp_path / "list.npy")]) == 1
     assert "would replace the list" in capfd.readouterr().err

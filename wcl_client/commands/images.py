@@ -1,0 +1,99 @@
+"""Commands for new images on this machine: features, neighbours, classify.  No image is sent to the server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wcl_client.api import WclClient
+from wcl_client.commands.checkpoints import download_to
+from wcl_client.references import find_checkpoint
+
+app = typer.Typer()
+group = typer.Typer(no_args_is_help=True, help="Fit a classifier on few labelled images, and use it on others.")
+app.add_typer(group, name="classify")
+
+_Reference = Annotated[
+    str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
+]
+_Folder = Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.")]
+_Size = Annotated[
+    int | None, typer.Option(min=8, max=512, help="Side of the images in pixels; default: that of the training.")
+]
+
+
+@app.command()
+def features(
+    reference: _Reference,
+    folder: _Folder,
+    target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")],
+    size: _Size = None,
+) -> None:
+    """Compute the features of new images on this machine; no image is sent to the server."""
+    _run(reference, lambda file: ["features", file, str(folder), str(target)], size)
+
+
+@app.command()
+def neighbours(
+    reference: _Reference,
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="The folder or list to search; default: the folder of the image.")
+    ] = None,
+    count: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
+    target: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv file, in place of the output.")] = None,
+    size: _Size = None,
+) -> None:
+    """Find the images of a folder that are most similar to an image, the nearest first."""
+    place = str(image.parent if folder is None else folder)
+    out = [] if target is None else [f"--output={target}"]
+    _run(reference, lambda file: ["neighbours", file, str(image), place, f"--count={count}", *out], size)
+
+
+@group.command(name="fit")
+def classify_fit(
+    reference: _Reference,
+    folder: Annotated[Path, typer.Argument(help="A folder with a folder for each class, or a list with classes.")],
+    target: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it ends in .safetensors.")],
+    size: _Size = None,
+) -> None:
+    """Fit a linear classifier on the features of few labelled images; one file holds it and its network."""
+    _run(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
+
+
+@group.command(name="predict")
+def classify_predict(
+    file: Annotated[Path, typer.Argument(help="A file of `wcl classify fit`.")],
+    folder: _Folder,
+    target: Annotated[Path, typer.Option("--output", "-o", help="The .csv file to write.")],
+) -> None:
+    """Predict the classes of images: a table with the path, the class and the probability of each class."""
+    _python(["classify-predict", str(file), str(folder), str(target)])
+
+
+def _run(reference: str, arguments: Callable[[str], list[str]], size: int | None) -> None:
+    """Run a verb of the library on a weight file, which is downloaded if the reference is no file."""
+    with tempfile.TemporaryDirectory(prefix="wcl-weights-") as place:
+        file = Path(reference)
+        if not file.is_file():
+            with WclClient.connect() as client:
+                file = download_to(client, find_checkpoint(client, reference), Path(place), "backbone").path
+        _python([*arguments(str(file)), *([f"--size={size}"] if size else [])])
+
+
+def _python(arguments: list[str]) -> None:
+    """Run `python -m wcl_core`, which loads PyTorch; its messages are those of this command.
+
+    Raises:
+        Exit: it has failed.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    if subprocess.run([sys.executable, "-m", "wcl_core", *arguments], env=environment).returncode:
+        raise typer.Exit(1)

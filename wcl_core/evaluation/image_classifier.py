@@ -1,0 +1,174 @@
+"""A linear classifier on the features of a backbone, in one file with the backbone: fitted on few labelled images.
+
+    labelled folder ── features ── logistic regression ──► FILE: backbone, classes, weights
+    FILE, folder ──► a table: path, class, probability, and the probability of each class
+
+The file is a safetensors file that `load_backbone` reads, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wcl_core import checkpoint
+from wcl_core.checkpoint import CheckpointError
+from wcl_core.data.images import DataError
+from wcl_core.data.layout import SPLIT_MADE, Files, list_files, shown
+from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
+from wcl_core.evaluation.new_images import Features, Warn, write_table
+from wcl_core.intervals import wilson
+from wcl_core.networks.weights import exported_facts
+
+_PREFIX = "model/backbone."
+_WEIGHTS, _MEAN, _DEVIATION = "classifier/weights", "classifier/mean", "classifier/deviation"
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The accuracy on images that the measured classifier was not fitted on, with its 95 % interval (Wilson)."""
+
+    accuracy: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier that was fitted.
+
+    Attributes:
+        counts: images by class, on which the classifier of the file was fitted.
+        held_out: None if no class has two images.
+        layout: how the folder was read.
+    """
+
+    counts: dict[str, int]
+    held_out: HeldOut | None
+    layout: str
+
+
+def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Fitted:
+    """Fit a classifier on the features of a labelled folder or list, and write it.
+
+    If the folder has no test split, a fifth of each class measures the accuracy; then the classifier is fitted again on
+    all images.
+
+    Args:
+        file, size, warn: as for `Features`.
+        folder: with a folder for each class, or a list with classes.
+        out: a safetensors file; it becomes visible whole.
+
+    Raises:
+        ValueError: the ending of `out` is another one.
+        DataError: the folder names fewer than two classes, or a class has no image that can be read.
+        CheckpointError: as `load_backbone`.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise ValueError(f"{out}: expected a name that ends in .safetensors")
+    entries, names, held, files = _labelled(folder)
+    computed = Features(file, size, warn)
+    places, rows = computed.of(files.root, [path for path, _ in entries])
+    labels = torch.tensor([entries[place][1] for place in places])
+    is_held = torch.tensor([held[place] for place in places])
+    if absent := sorted(set(range(len(names))) - set(labels[~is_held].tolist())):
+        raise DataError(f"{folder}: no image of class {names[absent[0]]} can be read; a classifier needs one of each")
+    strength, measured = _measured(rows, labels, is_held)
+    kept = torch.ones_like(is_held) if SPLIT_MADE in files.layout else ~is_held
+    mean, deviation = standard(rows[kept])
+    weights = fit((rows[kept] - mean) / deviation, labels[kept], strength)
+    tensors = {f"{_PREFIX}{name}": value for name, value in computed.network.state_dict().items()}
+    facts = {"spec": exported_facts(file, computed.size), "classifier": {"classes": list(names)}}
+    checkpoint.write(out, tensors | {_WEIGHTS: weights, _MEAN: mean, _DEVIATION: deviation}, facts)
+    counts = Counter(names[label] for label in labels[kept].tolist())
+    return Fitted({name: counts[name] for name in names}, measured, files.layout)
+
+
+def _labelled(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...], list[bool], Files]:
+    """Return the images with their labels, the classes, and whether each image is in the test split.
+
+    Raises:
+        DataError: there are fewer than two classes.
+    """
+    files = list_files("images", folder)
+    if len(files.classes) > 1:
+        entries = [*files.train, *files.test]
+        return entries, files.classes, [False] * len(files.train) + [True] * len(files.test), files
+    paths = [path for path, _ in files.unlabelled]
+    names = sorted({path.split("/", 1)[0] for path in paths})
+    if len(names) > 1 and len(names) == len(paths) and all("/" in path for path in paths):  # one image a class
+        entries = [(path, names.index(path.split("/", 1)[0])) for path in paths]
+        return entries, tuple(map(shown, names)), [False] * len(paths), files
+    raise DataError(f"{folder} names no two classes ({files.layout}); expected a folder for each class, CLASS/FILE")
+
+
+def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, HeldOut | None]:
+    """Return the strength of the regularisation, and the accuracy on the images that are held out."""
+    mean, deviation = standard(rows[~is_held])
+    train = (rows[~is_held] - mean) / deviation
+    strength = chosen_strength(train, labels[~is_held], _SEED)
+    if not is_held.any():
+        return strength, None
+    predicted = classes((rows[is_held] - mean) / deviation, fit(train, labels[~is_held], strength))
+    count = int(is_held.sum())
+    accuracy = float((predicted == labels[is_held]).double().mean())
+    return strength, HeldOut(accuracy, *wilson(accuracy, count), count)
+
+
+def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Counter[str]:
+    """Write the classes of the images of a folder or list as CSV, and return the number of images by class.
+
+    Args:
+        file: as `fit_classifier` writes it.
+        folder, size, warn: as for `write_features`.
+        out: a `.csv` file; it becomes visible whole.
+
+    Raises:
+        ValueError: the ending of `out` is another one.
+        DataError: there is no image that can be read.
+        CheckpointError: the file is no classifier.
+    """
+    if out.suffix.lower() != ".csv":
+        raise ValueError(f"{out}: expected a name that ends in .csv")
+    names, weights, mean, deviation = _read(file)
+    computed = Features(file, size, warn)
+    files = list_files("images", folder, has_labels=False)
+    paths = [path for path, _ in files.unlabelled]
+    places, rows = computed.of(files.root, paths)
+    probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)
+    chosen = probabilities.argmax(dim=1).tolist()
+    table = [
+        [shown(paths[place]), names[best], *(f"{value:.4f}" for value in (row[best], *row))]
+        for place, best, row in zip(places, chosen, probabilities.tolist(), strict=True)
+    ]
+    write_table(out, ["path", "class", "probability", *(f"p({name})" for name in names)], table)
+    return Counter(names[best] for best in chosen)
+
+
+def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:
+    """Return classes, weights, mean and deviation of a classifier.
+
+    Raises:
+        CheckpointError: the file is absent, damaged or no classifier.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = [str(each) for each in json.loads((opened.metadata() or {})["wcl"])["classifier"]["classes"]]
+            tensors = [opened.get_tensor(name) for name in (_WEIGHTS, _MEAN, _DEVIATION)]
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is no classifier; expected a file of `wcl classify fit`") from error
+    weights, mean, deviation = tensors
+    if weights.shape != (len(mean) + 1, len(names)) or deviation.shape != mean.shape:
+        raise CheckpointError(f"{file} is damaged: its weights fit neither its classes nor its features")
+    return names, weights, mean, deviation
