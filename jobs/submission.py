@@ -14,6 +14,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, queries
+from jobs.advice import advice
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.datasets import hold, pinned_digest
@@ -80,6 +81,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
             result |= {"steps_per_epoch": steps, "total_steps": steps * new.spec.epochs}
         expected = estimate(session, new.spec, new.pool, new.gpus or 0, images)
         result["estimate"] = expected
+        result["warnings"] += advice(new.spec, images, new.preset)
         if (memory := expected["memory"]) and memory["warning"]:
             result["warnings"].append(memory["warning"])
     return result

@@ -75,9 +75,12 @@ class WclClient(SweepClient):
         *,
         preset: str | None = None,
         seeds: Sequence[int] | None = None,
+        pool: str | None = None,
+        gpus: int | None = None,
     ) -> Json:
         """Return the plan of a submission without submitting it (dry run)."""
-        body = _job_body(kind, spec, {"preset": preset}) | ({} if seeds is None else {"seeds": list(seeds)})
+        options: JobOptions = {"preset": preset, "pool": pool, "gpus": gpus}
+        body = _job_body(kind, spec, options) | ({} if seeds is None else {"seeds": list(seeds)})
         return self._json(Json, "POST", "/v1/jobs", json=body, params={"dry_run": "true"})
 
     def job(self, job_id: str) -> Job:

@@ -58,7 +58,7 @@ def _field_error(entry: ErrorDetails, model: type[BaseModel], prefix: str) -> Fi
         path.append(entry["ctx"]["discriminator"].strip("'"))
     elif entry["type"] == "field_below":
         path.append(entry["ctx"]["field"])
-    return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), _detail(entry, owner))
+    return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), _detail(entry, owner, model))
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel] | None]:
@@ -89,13 +89,18 @@ def _member(union: Any, discriminator: str, steps: Iterator[int | str]) -> Any:
     return None
 
 
-def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None) -> str:
+def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None, root: type[BaseModel] | None = None) -> str:
+    """Return what is wrong with a field.
+
+    Args:
+        entry: pydantic's error.
+        owner: the model that holds the field; None if it is unknown.
+        root: the whole model, whose other parts may have the field that was meant.
+    """
     if entry["type"] == "extra_forbidden":
         if entry["loc"][0] == "method_options":
             return "unknown field; the method has no option of this name"
-        return "unknown field" + (
-            _suggestion(str(entry["loc"][-1])[:100], tuple(sorted(owner.model_fields))) if owner else ""
-        )
+        return "unknown field" + (_suggestion(str(entry["loc"][-1])[:100], owner, root or owner) if owner else "")
     if entry["type"] in ("missing", "union_tag_not_found"):
         return "this field is required"
     if entry["type"] == "union_tag_invalid":
@@ -120,10 +125,32 @@ _PARSED = {
 
 
 @lru_cache(1_000)  # each trial of a sweep may have the same unknown fields
-def _suggestion(name: str, names: tuple[str, ...]) -> str:
-    if close := difflib.get_close_matches(name, names, n=1):
+def _suggestion(name: str, owner: type[BaseModel], root: type[BaseModel]) -> str:
+    """Return the field that was meant: a similar one beside it, or one of this name, or a similar one, elsewhere."""
+    beside = sorted(owner.model_fields)
+    elsewhere = _dotted(root)
+    last = {field: field.rsplit(".", 1)[-1] for field in elsewhere}
+    word = name.rsplit(".", 1)[-1]
+    if same := [field for field in elsewhere if last[field] == word]:
+        return f"; did you mean {' or '.join(map(repr, same))}?"
+    if close := difflib.get_close_matches(word, beside, n=1):
         return f"; did you mean {close[0]!r}?"
-    return f"; expected some of {', '.join(names)}"
+    if close := difflib.get_close_matches(word, set(last.values()), n=1, cutoff=0.75):
+        return f"; did you mean {' or '.join(repr(field) for field in elsewhere if last[field] == close[0])}?"
+    return f"; expected some of {', '.join(beside)}"
+
+
+@lru_cache(8)
+def _dotted(model: type[BaseModel], prefix: str = "") -> tuple[str, ...]:
+    """Return the dotted names of all fields of a model that are no objects themselves."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            names += _dotted(below, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return tuple(names)
 
 
 def escaped(part: str | int) -> str:

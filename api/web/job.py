@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -20,6 +21,8 @@ from api.web.job_view import JobView
 from api.web.picture import drawing
 from api.web.render import page, picture
 from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
+from jobs.advice import advice
+from jobs.checks import pretraining_count
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.keys import Principal
@@ -27,7 +30,7 @@ from jobs.models import Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dep
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
 from jobs.waiting import Waiting, explain, pending
-from wcl_core.config import Protocol
+from wcl_core.config import PretrainSpec, Protocol, parse_spec
 from wcl_core.export import loading_lines
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, MAP_FACTS, PROCESS_MEMORY_MIB
 
@@ -63,6 +66,7 @@ class Run:
     waiting: Waiting | None
     pending: str | None
     note: str | None
+    advice: list[str]  # warnings about its spec
     pool_has_gpus: bool
     nodes: dict[int, list[AttemptNode]]  # of attempts on several workers, by number
     cursor: str
@@ -111,6 +115,7 @@ def run(session: Session, job_id: str) -> Run:
         waiting=explain(session, job),
         pending=pending(session, job),
         note=_note(session, job),
+        advice=_advice(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
         cursor=str(cursor),
@@ -157,6 +162,19 @@ def _note(session: Session, job: Job) -> str | None:
     """Return what labels would add to the job's dataset; None if it has labels."""
     dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
     return None if dataset is None else datasets.note(dataset)
+
+
+def _advice(session: Session, job: Job) -> list[str]:
+    """Return warnings about the spec of a training."""
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    if job.kind != "pretrain" or dataset is None:
+        return []
+    try:
+        spec = parse_spec("pretrain", job.spec)
+    except ValidationError:  # a plugin of the spec is installed no more
+        return []
+    assert isinstance(spec, PretrainSpec)
+    return advice(spec, pretraining_count(dataset, spec.data), job.preset)
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:

@@ -52,6 +52,24 @@ def test_pause_resume_cancel_retry_and_clone(server: Served) -> None:
     assert isinstance(wcl("resume", job_id).exception, ConflictError)
 
 
+def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served) -> None:
+    submit()
+    done = wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--name", "short")
+    job_id = done.stdout.strip()
+    steps = 1000 // 256  # of `rows.add_dataset`
+    text = " ".join(done.stderr.split())
+    for part in (
+        f"short {server.url}/jobs/{job_id}",
+        f"{20 * steps:,} steps, {steps:,} an epoch",
+        f"warning: {20 * steps} steps in all, too few to learn much",
+        "place 2 in the queue of pool default",
+        f"follow it: wcl watch {job_id[-12:]}",
+    ):
+        assert part in text, (part, text)
+    page = server.browser("read").get(f"/jobs/{job_id}").text
+    assert f"{20 * steps} steps in all, too few to learn much" in page
+
+
 def test_a_waiting_job_is_changed(server: Served) -> None:
     job_id = submit()
 

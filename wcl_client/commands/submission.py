@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_success
+from wcl_client.errors import WclError
+from wcl_client.progress import duration
 from wcl_client.references import find_job
 from wcl_client.registration import when_registered
-from wcl_client.responses import JobKind
+from wcl_client.responses import Job, JobKind, Json
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import err, out, print_json
+from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_core.spec_files import read_spec
 
 app = typer.Typer()
@@ -73,6 +77,8 @@ def submit(
             return
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
+            if not as_json:
+                _describe(client, jobs[0])
         else:
             seeds_ = numbers
             group = when_registered(
@@ -87,6 +93,40 @@ def submit(
             print_json(group | {"items": jobs}) if as_json else out.say(group["group_id"])
         if follow:
             require_success(jobs)
+
+
+def _describe(client: WclClient, job: Job) -> None:
+    """Print what was submitted on standard error; standard output has the id alone, for scripts."""
+    with contextlib.suppress(WclError):  # the job is accepted, whatever becomes of the server now
+        _describe_accepted(client, client.job(job["id"]))
+
+
+def _describe_accepted(client: WclClient, job: Job) -> None:
+    err.say(bold(job["name"]), f"  {client.url}/jobs/{job['id']}")
+    if job["kind"] == "pretrain":
+        plan = client.plan("pretrain", job["spec"], preset=job.get("preset"), pool=job["pool"], gpus=job["gpus"])
+        for line in _plan_lines(plan):
+            err.say(line)
+    waiting = job.get("waiting") or {}
+    if waiting.get("position"):
+        err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
+    err.say(f"  follow it: wcl watch {job['id'][-12:]}")
+
+
+def _plan_lines(plan: Json) -> list[str | Styled]:
+    """Return what a dry run of a training says: its steps, its estimate, and its warnings."""
+    lines: list[str | Styled] = []
+    if plan.get("total_steps"):
+        lines.append(f"  {plan['total_steps']:,} steps, {plan['steps_per_epoch']:,} an epoch")
+    estimate = plan.get("estimate") or {}
+    facts = []
+    if (like := estimate.get("like")) and like.get("seconds") is not None:
+        facts.append(f"about {duration(like['seconds'])} at the speed of {like['name']}")
+    if memory := estimate.get("memory"):
+        facts.append(f"about {output.size(memory['process_bytes'])} of {output.size(memory['device_bytes'])} memory")
+    if facts:
+        lines.append(f"  {', '.join(facts)}")
+    return lines + [Styled(f"  warning: {text}", "yellow") for text in plan.get("warnings", ())]
 
 
 def _seeds(text: str) -> list[int]:

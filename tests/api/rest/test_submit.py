@@ -194,6 +194,24 @@ def test_several_wrong_fields_are_all_named_with_what_was_expected(shared: Serve
     assert details["/spec/method"].startswith("there is no method moco; expected one of wcl, simclr")
 
 
+def test_an_unknown_field_names_the_one_that_was_meant_wherever_it_is(shared: Served) -> None:
+    meant = {
+        "temperature": "loss.temperature",
+        "image_size": "data.image_size",
+        "learning_rat": "optimizer.learning_rate",
+        "loss.temperature": "loss.temperature",
+        "batchsize": "batch_size",
+    }
+    spec = {"data": {"name": "digits"}, "backbone": {"epochs": 2}} | dict.fromkeys(meant, 1)
+    problem = assert_problem(shared.client().post("/v1/jobs", json={"kind": "pretrain", "spec": spec}), 422)
+    details = {error["pointer"].removeprefix("/spec/"): error["detail"] for error in problem["errors"]}
+    for field, expected in (meant | {"backbone/epochs": "epochs"}).items():
+        assert f"did you mean {expected!r}" in details[field]
+    spec = {"data": {"name": "digits"}, "features": {"kind": "pixels"}, "weak_weight": 1}
+    problem = assert_problem(shared.client().post("/v1/jobs", json={"kind": "evaluate", "spec": spec}), 422)
+    assert "did you mean" not in problem["errors"][0]["detail"], "an evaluation has no such field"
+
+
 def test_tagged_unions_stand_only_where_pointers_expect_them() -> None:
     """`field_errors` drops the tag of a discriminated union that is a field of its own, not one inside a list."""
 

@@ -1,0 +1,62 @@
+"""Warnings about a training that is valid and will hardly learn: few steps, one step an epoch, a far too high rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from jobs.estimates import steps_per_epoch
+from wcl_core.config import PretrainSpec
+from wcl_core.presets import presets
+
+MIN_STEPS = 1_000
+# Base rates of the recipes by optimiser and scaling: `wcl_core.presets`, and usual ones of AdamW.
+_RATES = {("sgd", "linear"): 0.12, ("lars", "sqrt"): 0.075, ("lars", "linear"): 0.3, ("adamw", "linear"): 5e-4}
+_FAR = 5.0  # times the rate of the recipe
+
+
+def advice(spec: PretrainSpec, images: int, preset: str | None) -> list[str]:
+    """Return the warnings as sentences with the field to change.
+
+    Args:
+        images: training images.
+        preset: the name of the preset that the job started from.
+    """
+    return [*_of_steps(spec, images, preset), *_of_rate(spec, preset)]
+
+
+def _of_steps(spec: PretrainSpec, images: int, preset: str | None) -> Iterator[str]:
+    steps = steps_per_epoch(spec, images)
+    if not steps or not isinstance(spec.batch_size, int):  # a run that has yet to find its batch
+        return
+    if steps == 1:
+        fitting = max(2, images // 8 // spec.num_ranks * spec.num_ranks)
+        yield (
+            f"batch_size is {spec.batch_size} of {images} train images, so an epoch is one step with the same images "
+            f"each time; use about {fitting}"
+        )
+    total = steps * spec.epochs
+    if total < MIN_STEPS and not _is_of_its_preset(spec, preset):
+        epochs = math.ceil(MIN_STEPS / steps)
+        count = "1 step" if total == 1 else f"{total} steps"
+        yield f"{count} in all, too few to learn much; use at least {MIN_STEPS:,}, that is epochs = {epochs}"
+
+
+def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:
+    """Return whether a run is as long as its preset on the preset's dataset, whose result is known."""
+    recipe = presets().get(preset or "")
+    if recipe is None or recipe.data.name != spec.data.name:
+        return False
+    return spec.epochs >= recipe.epochs and spec.images_per_step <= recipe.images_per_step
+
+
+def _of_rate(spec: PretrainSpec, preset: str | None) -> Iterator[str]:
+    recipe, own = presets().get(preset or ""), spec.optimizer
+    expected = _RATES.get((own.name, own.scaling))
+    if recipe and (recipe.optimizer.name, recipe.optimizer.scaling) == (own.name, own.scaling):
+        expected = recipe.optimizer.learning_rate
+    if expected and own.learning_rate > _FAR * expected:
+        yield (
+            f"optimizer.learning_rate is {own.learning_rate:g}, {own.learning_rate / expected:.0f} times that of the "
+            f"recipe, and the loss may diverge; use about {expected:g}"
+        )

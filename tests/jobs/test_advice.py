@@ -1,0 +1,72 @@
+"""Warnings about valid trainings that will hardly learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs import submission
+from jobs.advice import advice
+from jobs.database import Database
+from tests.jobs import rows
+from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
+from wcl_core.presets import presets
+
+SGD = {"name": "sgd", "scaling": "linear"}
+
+
+def advised(images: int, preset: str | None = None, **fields: Any) -> list[str]:
+    data = {"name": "photos", "image_size": 32}
+    spec = parse_spec("pretrain", {"data": data, "batch_size": 64, "epochs": 200} | fields)
+    assert isinstance(spec, PretrainSpec)
+    return advice(spec, images, preset)
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "expected"),
+    [
+        (490, {"epochs": 60}, ["420 steps in all, too few to learn much; use at least 1,000, that is epochs = 143"]),
+        (
+            490,
+            {"batch_size": 400, "epochs": 2000},
+            [
+                "batch_size is 400 of 490 train images, so an epoch is one step with the same images each time; "
+                "use about 61"
+            ],
+        ),
+        (64, {"epochs": 1}, ["batch_size is 64 of 64 train images, so", "1 step in all, too few"]),
+        (
+            4900,
+            {"optimizer": SGD | {"learning_rate": 90}},
+            ["optimizer.learning_rate is 90, 750 times that of the recipe, and the loss may diverge; use about 0.12"],
+        ),
+        (4900, {"optimizer": SGD | {"learning_rate": 0.3}}, []),
+        (490, {}, []),
+        (490, {"epochs": 1, "batch_size": "auto"}, []),
+    ],
+)
+def test_what_will_hardly_learn_is_said_with_the_field_to_change(
+    images: int, fields: dict[str, Any], expected: list[str]
+) -> None:
+    sentences = advised(images, **fields)
+    assert len(sentences) == len(expected)
+    assert all(each.startswith(start) for each, start in zip(sentences, expected, strict=True)), sentences
+
+
+def test_the_rate_is_compared_with_that_of_the_preset() -> None:
+    recipe = presets()["cifar10-cpu"].optimizer
+    rate = 6 * recipe.learning_rate
+    assert advised(4900, "cifar10-cpu", optimizer=SGD | {"learning_rate": rate})
+    assert not advised(4900, None, optimizer=SGD | {"learning_rate": rate})
+
+
+def test_a_preset_on_its_own_dataset_is_long_enough(database: Database) -> None:
+    recipe = presets()["digits-cpu"]
+    assert advice(recipe, 1437, "digits-cpu") == []
+    assert advice(recipe, 1437, None) != []
+    rows.add_dataset(database)
+    with database.read() as session:
+        shorter = resolve_spec(recipe) | {"epochs": 20, "warmup_epochs": 2, "weak_augmentation_epochs": 2}
+        plan = submission.plan(session, rows.new_job(spec=shorter, preset="digits-cpu"))
+    assert any("60 steps in all" in text for text in plan["warnings"])
