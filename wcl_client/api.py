@@ -83,6 +83,13 @@ class WclClient(SweepClient):
         body = _job_body(kind, spec, options) | ({} if seeds is None else {"seeds": list(seeds)})
         return self._json(Json, "POST", "/v1/jobs", json=body, params={"dry_run": "true"})
 
+    def recommendation(
+        self, dataset: str, *, minutes: float | None = None, content: str = "photos", pool: str = "default"
+    ) -> Json:
+        """Return a spec that fits a dataset, with the reason for each field, its steps, time and memory."""
+        params = _without_none({"minutes": minutes, "content": content, "pool": pool})
+        return self._json(Json, "GET", f"/v1/datasets/{part(dataset)}/recommendation", params=params)
+
     def job(self, job_id: str) -> Job:
         """Return a job with its spec."""
         return self._json(Job, "GET", f"/v1/jobs/{part(job_id)}")

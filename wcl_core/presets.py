@@ -20,6 +20,7 @@ from wcl_core.config import (
     OptimizerConfig,
     PretrainSpec,
 )
+from wcl_core.recommendation import Images, Machine, recommend
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,24 @@ def described_presets() -> dict[str, Preset]:
         "digits-cpu": Preset("For first steps: the same as wcl-digits", _digits()),
         "cifar10-cpu": Preset("CIFAR-10, a tiny backbone of our own, on a CPU: no result [D]", _cifar10_cpu()),
     }
+    photos = {name: Preset(description, _photos(*choice)) for name, (description, choice) in _PHOTOS.items()}
     twins = {name.replace("wcl-", "simclr-", 1): _twin(name, preset) for name, preset in wcl.items()}
-    return small | wcl | twins
+    twins |= {f"simclr-{name}": _twin(name, preset) for name, preset in photos.items()}
+    return small | photos | wcl | twins
+
+
+# Fixed choices of `wcl_core.recommendation`: images, their side, minutes, and whether there is a GPU.
+_PHOTOS: dict[str, tuple[str, tuple[int, int, float, bool]]] = {
+    "photos-quick": ("Some hundred photos at 64 px, ResNet-18: about 20 minutes on 2 cores [D]", (448, 64, 1, False)),
+    "photos": ("Some thousand photos at 64 px, ResNet-18: about an hour on 2 cores [D]", (4_000, 64, 60, False)),
+    "photos-large": ("Many photos at 224 px, ResNet-50, on one GPU [D]", (50_000, 224, 600, True)),
+}
+
+
+def _photos(count: int, side: int, minutes: float, is_gpu: bool) -> PretrainSpec:
+    """Return the recipe for photos under the name `photos`; `wcl recommend` fits it to a dataset."""
+    recipe = recommend("photos", Images(count, (side, side)), Machine(is_gpu), minutes)
+    return PretrainSpec.model_validate(recipe.spec)
 
 
 def _twin(name: str, preset: Preset) -> Preset:

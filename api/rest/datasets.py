@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi import Response as HttpResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,9 @@ from api.http.auth import Admin, Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
 from api.rest.responses import DatasetResponse, RefusedDataset, Response
-from jobs import dataset_sources, datasets, queries
+from jobs import dataset_sources, datasets, queries, recommendations
 from jobs.datasets import sheet_layouts, sheet_png
+from wcl_core.recommendation import Content
 
 router = APIRouter(prefix="/v1/datasets", tags=["catalog"])
 
@@ -47,6 +48,29 @@ class AddedDataset(Response):
 
     name: str
     has_labels: bool
+
+
+class ChoiceResponse(Response):
+    """One field of a recipe by its dotted name, with its value and the reason for it."""
+
+    field: str
+    value: Any
+    reason: str
+
+
+class RecommendationResponse(Response):
+    """A recipe: `spec` for a job, its fields with reasons, steps, seconds and bytes of memory by rules of thumb.
+
+    `hope` is what one may expect of it, and `notes` are what to know before.
+    """
+
+    spec: dict[str, Any]
+    choices: list[ChoiceResponse]
+    steps: int
+    seconds: float
+    memory: int | None
+    hope: str
+    notes: list[str]
 
 
 class Datasets(Response):
@@ -87,6 +111,24 @@ def rename(name: str, body: NewName, principal: Admin, database: TheDatabase) ->
 def remove(name: str, principal: Admin, database: TheDatabase) -> None:
     """Remove a dataset that was added; its files stay."""
     database.write(lambda session: dataset_sources.remove(session, name))
+
+
+@router.get("/{name}/recommendation")
+def recommendation(
+    name: str,
+    principal: Reader,
+    database: TheDatabase,
+    minutes: Annotated[float | None, Query(gt=0, le=1e6, description="Time that the training may take.")] = None,
+    content: Content = "photos",
+    pool: Annotated[str, Query(max_length=64)] = "default",
+) -> RecommendationResponse:
+    """Propose a spec that fits a dataset and the workers of a pool, each field with its reason.
+
+    `photos`; `drawings`, also digits and text, which may not be mirrored; `overhead`: microscopy and satellite images.
+    The time is a rule of thumb.
+    """
+    with database.read() as session:
+        return RecommendationResponse.of(recommendations.recommended(session, name, minutes, content, pool))
 
 
 @router.get("/{name}")

@@ -94,3 +94,35 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     assert "is now flowers" in wcl("dataset", "rename", "photos", "flowers").stdout
     assert "400 unlabelled" in wcl("dataset", "show", "flowers").stdout
     assert "its files stay" in wcl("dataset", "remove", "flowers").stdout
+
+
+def test_recommend_writes_a_spec_that_can_be_submitted(server: Served, tmp_path: Path) -> None:
+    report = {"layout": "images", "formats": {"JPEG": 490}, "modes": {"RGB": 490}, "left_out": [], "odd": []}
+    report |= {name: [120, 104] for name in ("smallest", "median", "largest")} | {"unreadable": 0}
+    counts = {"train": 490, "test": 107}
+    facts = DatasetFacts("clothes", "folder", "f" * 64, counts, ["hat", "shoe"], report=report)
+    worker = rows.worker(id=new_id(), name="tailor", datasets={})
+    server.database.write(lambda session: workers.register(session, worker, 1, [facts]))
+    done = wcl("recommend", "clothes", "--minutes", "20", "-o", str(tmp_path / "clothes.yaml"))
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    for part in (
+        "data.image_size: 64 the median image has 120x104 pixels; more than 64 would make a step slow on a CPU",
+        "backbone.name: resnet18 490 images are too few for a larger network",
+        "batch_size: 64",
+        "steps in all, 7 an epoch",
+        "490 photos of clothes gained about six",
+        "to train: wcl submit",
+    ):
+        assert part in text, (part, text)
+    plan = json.loads(wcl("submit", str(tmp_path / "clothes.yaml"), "--dry-run").stdout)
+    assert (plan["spec"]["data"], plan["total_steps"] >= 1_000) == (
+        {"name": "clothes", "image_size": 64, "max_corrupt_share": 0.01, "held_out_share": 0.0},
+        True,
+    )
+    assert not any("steps in all" in warning for warning in plan["warnings"])
+    drawn = json.loads(wcl("recommend", "clothes", "--content", "drawings", "--json").stdout)
+    assert drawn["spec"]["augmentation"]["flip_probability"] == 0
+    assert wcl("recommend", "clothes", "--content", "films").exit_code == 2
+    assert wcl("recommend", "nothing").exit_code == 1
+    assert "photos-quick" in wcl("presets").stdout

@@ -17,7 +17,9 @@ from wcl_core.presets import described_presets, presets
 from wcl_core.schedule import base_learning_rate
 
 RECIPES = ("digits", "cifar10", "small", *(f"{heads}-{n}" for heads in ("paper", "code") for n in (100, 200, 800)))
+PHOTOS = {"photos-quick", "photos", "photos-large"}
 NAMES = {"digits-cpu", "cifar10-cpu", *(f"{method}-{recipe}" for method in ("wcl", "simclr") for recipe in RECIPES)}
+NAMES |= PHOTOS | {f"simclr-{name}" for name in PHOTOS}
 
 
 def test_names_and_descriptions() -> None:
@@ -33,9 +35,9 @@ def test_a_preset_equals_its_spec_after_parsing(name: str) -> None:
     assert parse_spec("pretrain", resolve_spec(spec)) == spec
 
 
-@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("wcl-")))
+@pytest.mark.parametrize("name", sorted({name for name in NAMES if name.startswith("wcl-")} | PHOTOS))
 def test_a_twin_differs_in_the_method_alone(name: str) -> None:
-    spec, twin = (resolve_spec(presets()[of]) for of in (name, name.replace("wcl-", "simclr-")))
+    spec, twin = (resolve_spec(presets()[of]) for of in (name, f"simclr-{name.removeprefix('wcl-')}"))
     assert {field for field in spec if spec[field] != twin[field]} == {"method"}
     assert (spec["method"], twin["method"]) == ("wcl", "simclr")
 

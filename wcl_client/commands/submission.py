@@ -17,7 +17,8 @@ from wcl_client.references import find_job
 from wcl_client.registration import when_registered
 from wcl_client.responses import Job, JobKind, Json
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import Styled, bold, err, out, print_json
+from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
+from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_spec
 
 app = typer.Typer()
@@ -93,6 +94,65 @@ def submit(
             print_json(group | {"items": jobs}) if as_json else out.say(group["group_id"])
         if follow:
             require_success(jobs)
+
+
+@app.command()
+def recommend(
+    dataset: Annotated[str, typer.Argument(help="The name of a dataset.")],
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that it may take; default: an hour.")] = None,
+    content: Annotated[
+        str, typer.Option(help="photos; drawings (also digits, text); overhead (microscopy, satellite).")
+    ] = "photos",
+    pool: Annotated[str, typer.Option(help="The pool of workers that would run it.")] = "default",
+    target: Annotated[Path | None, typer.Option("--output", "-o", help="Write the spec to this .yaml file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Propose a spec that fits a dataset, with the reason for each choice."""
+    if content not in _CONTENTS:
+        raise typer.BadParameter(f"--content {content}: expected {', '.join(_CONTENTS)}")
+    if target is not None and target.suffix.lower() not in (".yaml", ".yml"):
+        raise typer.BadParameter(f"--output {target}: expected a name that ends in .yaml")
+    with WclClient.connect() as client:
+        recipe = client.recommendation(dataset, minutes=minutes, content=content, pool=pool)
+    if target is not None:
+        import yaml
+
+        write_bytes(target, yaml.safe_dump(recipe["spec"], sort_keys=False, allow_unicode=True).encode())
+    if as_json:
+        print_json(recipe)
+        return
+    last = ""
+    for choice in recipe["choices"]:
+        out.say(bold(f"{choice['field']}: {choice['value']}"))
+        if choice["reason"] != last:
+            out.say(f"  {choice['reason']}")
+        last = choice["reason"]
+    memory = "" if recipe["memory"] is None else f", about {output.size(recipe['memory'])} of memory"
+    out.say(f"{recipe['steps']:,} steps, roughly {duration(recipe['seconds'])}{memory}")
+    out.say(f"{recipe['hope']}.")
+    for note in recipe["notes"]:
+        out.say(f"{note[:1].upper()}{note[1:]}.")
+    if target is None:
+        out.say(f"To use it: wcl recommend {dataset} -o {dataset}.yaml, then wcl submit {dataset}.yaml")
+    else:
+        out.say(f"{target} has the spec; to train: wcl submit {target}")
+
+
+@app.command(name="presets")
+def list_presets(as_json: AsJson = False) -> None:
+    """List the presets that `wcl submit --preset` takes."""
+    with WclClient.connect() as client:
+        rows = client.presets()["items"]
+    if as_json:
+        print_json(rows)
+        return
+    table = Rows("preset", "purpose", whole=("preset",))
+    for row in rows:
+        table.add(row["name"], row["description"])
+    out.show(table)
+
+
+_CONTENTS = ("photos", "drawings", "overhead")
 
 
 def _describe(client: WclClient, job: Job) -> None:

@@ -33,7 +33,7 @@ _ADVICE = re.compile(r"use (?:at most|an? (?P<field>\w+) of|fewer than) (?P<valu
 def database(shared: Served) -> Database:
     """A database with the datasets of the presets, a small one, and a packed one."""
     shared.database.write(lambda session: session.execute(delete(Dataset)))
-    for name in ("digits", "cifar10", "imagenet", "packed"):
+    for name in ("digits", "cifar10", "imagenet", "photos", "packed"):
         rows.add_dataset(shared.database, name, train=100_000)
     rows.add_dataset(shared.database, "small", train=90)
 

@@ -1,0 +1,88 @@
+"""Recipes that fit a dataset, a device and a budget of minutes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from jobs.advice import advice
+from wcl_core.config import PretrainSpec
+from wcl_core.recommendation import CONTENTS, Content, Images, Machine, Recommendation, recommend
+
+CPU, GPU = Machine(False, 8 << 30), Machine(True, 80 << 30)
+
+
+def spec_of(recipe: Recommendation) -> PretrainSpec:
+    return PretrainSpec.model_validate(recipe.spec)
+
+
+def value(recipe: Recommendation, name: str) -> Any:
+    return next((choice.value for choice in recipe.choices if choice.field == name), None)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("minutes", [None, 1, 30, 600])
+@pytest.mark.parametrize("machine", [CPU, GPU, Machine(False)])
+@pytest.mark.parametrize(
+    "images",
+    [
+        Images(490, (104, 120), 4),
+        Images(16, (9, 12)),
+        Images(1437, (8, 8), 10, is_grey=True),
+        Images(60_000, (32, 32), 10),
+        Images(1_300_000, (500, 400), 1000, largest=96),
+    ],
+)
+def test_every_recipe_is_a_spec_that_can_learn_and_gives_its_reasons(
+    images: Images, machine: Machine, minutes: float | None, content: Content
+) -> None:
+    recipe = recommend("photos", images, machine, minutes, content)
+    spec = spec_of(recipe)
+    assert advice(spec, images.count, None) == []
+    assert spec.data.image_size <= min((*(images.median or ()), images.largest or 512))
+    assert (spec.data.name, recipe.steps) == ("photos", images.count // spec.images_per_step * spec.epochs)
+    assert all(choice.reason for choice in recipe.choices)
+    assert recipe.seconds > 0
+    if content == "drawings":
+        assert (spec.augmentation.flip_probability, spec.weak_augmentation.flip_probability) == (0, 0)
+    if images.is_grey or content == "drawings":
+        assert (spec.augmentation.hue, spec.augmentation.saturation) == (0, 0)
+
+
+def test_size_backbone_and_batch_follow_from_images_and_device() -> None:
+    small = recommend("photos", Images(490, (104, 120), 4), CPU)
+    assert [value(small, name) for name in ("data.image_size", "backbone.name", "backbone.stem", "batch_size")] == [
+        *(64, "resnet18", "imagenet", 64),
+    ]
+    large = recommend("photos", Images(100_000, (500, 400), 4), GPU)
+    assert [value(large, name) for name in ("data.image_size", "backbone.name", "batch_size")] == [224, "resnet50", 256]
+    assert value(recommend("photos", Images(60, (104, 120)), CPU), "batch_size") == 8
+    assert value(recommend("photos", Images(60_000, (32, 32), 10), GPU), "backbone.stem") == "small"
+
+
+def test_time_is_kept_unless_it_is_too_short_to_learn() -> None:
+    images = Images(4_000, (128, 128), 4)
+    for minutes in (30, 120):
+        assert recommend("photos", images, CPU, minutes).seconds == pytest.approx(60 * minutes, rel=0.1)
+    hurried = recommend("photos", images, CPU, 1)
+    assert (hurried.steps >= 1_000, "1,000 steps take longer than 1 minutes" in hurried.notes[0]) == (True, True)
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_embedded_in_parts() -> None:
+    recipe = recommend("photos", Images(100_000, (500, 400), 4), Machine(True, 8 << 30))
+    assert spec_of(recipe).micro_batch_size == "auto"
+    assert value(recommend("photos", Images(100_000, (500, 400), 4), GPU), "micro_batch_size") is None
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="photos has 15 train images, too few to learn from"):
+        recommend("photos", Images(15, (64, 64)), CPU)
+
+
+@pytest.mark.process
+def test_a_recommendation_needs_no_torch() -> None:
+    code = "import sys, wcl_core.recommendation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
