@@ -189,7 +189,7 @@ def sqlite_database(migrated_sqlite: Database, sqlite_template: Path, tmp_path: 
     """Yield a migrated SQLite file."""
     path = tmp_path / "wcl.sqlite3"
     shutil.copyfile(sqlite_template, path)
-    database = Database(f"sqlite:///{path}")
+    database = servers.without_syncs(Database(f"sqlite:///{path}"))
     _share_statements(migrated_sqlite, database)
     yield database
     database.dispose()

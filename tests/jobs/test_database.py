@@ -340,12 +340,15 @@ def test_a_migration_waits_for_its_turn_without_a_limit(database: Database) -> N
     own.dispose()
 
 
-def test_sqlite_keeps_what_it_committed(sqlite_database: Database) -> None:
-    with sqlite_database.read() as session:
+def test_sqlite_keeps_what_it_committed(sqlite_template: Path) -> None:
+    """The fixture's own databases wait for no disk."""
+    database = Database(f"sqlite:///{sqlite_template}")
+    with database.read() as session:
         facts = {
             name: session.execute(text(f"PRAGMA {name}")).scalar_one()
             for name in ("synchronous", "foreign_keys", "journal_mode")
         }
+    database.dispose()
 
     safe = "wal" if sqlite3.sqlite_version_info >= (3, 51, 3) else "truncate"
     assert facts == {"synchronous": 2, "foreign_keys": 1, "journal_mode": safe}

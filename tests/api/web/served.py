@@ -23,6 +23,7 @@ from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.eligibility import WorkerFacts
 from jobs.models import Checkpoint
 from jobs.settings import Settings
+from tests import servers
 from tests.jobs.rows import delivered, make_due
 from tests.processes import Forked, outside
 from tests.waiting import eventually
@@ -73,7 +74,7 @@ class Site:
     def __init__(self, data_dir: Path, **environment: str) -> None:
         self.settings = Settings(data_dir=data_dir, port=free_port())
         self._environment = environment
-        self.database = Database(self.settings.resolved_database_url)
+        self.database = servers.without_syncs(Database(self.settings.resolved_database_url))
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._process: Forked | None = None
         self._sessions: dict[tuple[str, ...], str] = {}

@@ -124,6 +124,8 @@ def test_inductors_steps_are_the_eager_ones(tmp_path: Path, monkeypatch: pytest.
     """Of one head only: Inductor starts a C++ compiler for each of its kernels."""
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)  # ask the compiler for no instruction sets
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # start no processes that import torch
     monkeypatch.setattr(execution, "_compilable", lambda model: [model.instance_head.hidden])
     fields: dict[str, Any] = {"method": "simclr", "knn_every_epochs": 0}
     _, compiled = run(tmp_path / "compiled", execution="compiled", **fields)
