@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -49,7 +50,7 @@ _PRELOADED = [
     *standby._MODULES,
 ]
 _start_standby = worker.standby.start
-_ENDLESS_EPOCHS, _PAUSE_SECONDS = 100_000, 0.02
+_LONG_EPOCHS, _LONGEST_PAUSE_SECONDS, _MORE_SECONDS = 8, 0.5, 0.01
 _FIRST_WAIT_SECONDS, _LEASE_SECONDS = outcomes._FIRST_WAIT_SECONDS, 60.0
 
 
@@ -187,22 +188,23 @@ def fork_standby(
         os._exit(0)
     if run is not None:
         os._exit(run(arguments))
-    if _is_endless(arguments):
-        _pause_at_each_step()
+    if _is_long(arguments):
+        _pause_between_steps()
     os._exit(importlib.import_module("wcl_core.__main__").main(arguments))
 
 
-def _is_endless(arguments: Sequence[str]) -> bool:
+def _is_long(arguments: Sequence[str]) -> bool:
     with suppress(OSError, ValueError):
-        return arguments[0] == "attempt" and RunFile.read(Path(arguments[1])).spec.get("epochs", 0) >= _ENDLESS_EPOCHS
+        return arguments[0] == "attempt" and RunFile.read(Path(arguments[1])).spec.get("epochs", 0) >= _LONG_EPOCHS
     return False
 
 
-def _pause_at_each_step() -> None:
-    """Let an endless run use a part of a core only: it trains for as long as its test waits for something else."""
+def _pause_between_steps() -> None:
+    """Let a long run use ever less of a core: after its first steps it trains while its test waits for others."""
+    pauses = count(0.0, _MORE_SECONDS)
 
     def metrics(reporter: Reporter, step: int, values: Mapping[str, float]) -> None:
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(min(next(pauses), _LONGEST_PAUSE_SECONDS))
         Reporter.metrics(reporter, step, values)
 
     SpoolReporter.metrics = metrics  # type: ignore[method-assign]

@@ -21,23 +21,20 @@ from wcl_client.up import free_port
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 
-# Small enough for one thread of a slow machine, long enough to be killed in the middle.
+# Small enough for one thread of a slow machine; the long one is long enough to be killed in the middle.
 SHORT_SPEC: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
     "epochs": 3,
     "warmup_epochs": 1,
     "weak_augmentation_epochs": 1,
-    "backbone": {"name": "tiny", "stem": "small", "width": 8},
+    "backbone": {"name": "tiny", "stem": "stride2", "width": 4},
     "heads": {"hidden_dim": 32, "output_dim": 16},
     "knn_every_epochs": 0,
     "threads": 1,
     "log_every_steps": 1,
     "checkpoints": {"every_epochs": 1, "first_epoch": True},
 }
-LONG_SPEC: dict[str, Any] = SHORT_SPEC | {
-    "epochs": 20,
-    "backbone": {"name": "tiny", "stem": "small", "width": 16},
-}
+LONG_SPEC: dict[str, Any] = SHORT_SPEC | {"epochs": 8}  # `tests.processes` slows it down
 
 
 class Service:

@@ -24,13 +24,14 @@ SHORT: dict[str, Any] = {
     "epochs": 2,
     "warmup_epochs": 1,
     "weak_augmentation_epochs": 1,
-    "backbone": {"name": "tiny", "stem": "small", "width": 8},
+    "backbone": {"name": "tiny", "stem": "stride2", "width": 4},
     "heads": {"hidden_dim": 32, "output_dim": 16},
     "threads": 1,
     "log_every_steps": 1,
     "checkpoints": {"every_epochs": 1, "first_epoch": True},
 }
 ENDLESS: dict[str, Any] = SHORT | {"epochs": 100_000, "checkpoints": {"every_epochs": 5, "first_epoch": True}}
+SAVING: dict[str, Any] = ENDLESS | {"checkpoints": {"every_epochs": 1}}  # for tests that wait for several checkpoints
 
 
 class RunningWorker:

@@ -16,7 +16,7 @@ from jobs.database import Database
 from tests import servers
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, Jobs
+from tests.worker.running import SAVING, Jobs
 from worker.broker import Dropped
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.redis]
@@ -67,7 +67,7 @@ def test_a_broker_that_refuses_costs_a_run_nothing(
     client.execute_command("CLIENT", "KILL", "TYPE", "normal")  # all but this one
     eventually(lambda: LOST in worker.log(), f"the line of the lost broker\n{worker.log()}")
 
-    job_id = jobs.submit(ENDLESS)
+    job_id = jobs.submit(SAVING)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 2, "progress of the run", SLOW)
     assert worker.log().count(LOST) == 1
     assert "Traceback" not in worker.log()

@@ -18,14 +18,14 @@ from jobs.settings import Settings
 from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from tests.worker.running import SAVING, SHORT, Jobs, RunningWorker
 from worker.nodes import wait_for_nodes
 from worker.open_attempt import OpenAttempt
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
-FOUR: dict[str, Any] = SHORT | {"epochs": 4, "batch_size": 356}  # of four steps
-TWO = {"nodes": 2, "processes": 2, "batch_size": 356}
+FOUR: dict[str, Any] = SHORT | {"epochs": 4, "monitor_every_epochs": 0}
+TWO = {"nodes": 2, "processes": 2, "batch_size": 712}  # two steps an epoch
 
 
 def start_node(start_worker: StartWorker, database: Database, number: int) -> RunningWorker:
@@ -55,7 +55,7 @@ def test_two_nodes_end_with_the_bytes_of_one_machine_also_after_the_loss_of_one(
 ) -> None:
     """Four ranks on one worker, on two, and on two of which one is killed on the way."""
     first, second = (start_node(start_worker, sqlite_database, number) for number in (2, 3))
-    alone, together = jobs.submit(FOUR | {"processes": 4}), jobs.submit(FOUR | TWO)
+    alone, together = jobs.submit(FOUR | TWO | {"nodes": 1, "processes": 4}), jobs.submit(FOUR | TWO)
     for job_id in (alone, together):
         job = jobs.wait_for(job_id, "succeeded", "failed")
         assert (job.status, job.attempt) == ("succeeded", 1), jobs.log(job_id) + first.log() + second.log()
@@ -87,7 +87,7 @@ def test_requests_and_failures_of_one_node_act_on_both(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     first, second = (start_node(start_worker, sqlite_database, number) for number in (2, 3))
-    job_id = jobs.submit(ENDLESS | TWO)
+    job_id = jobs.submit(SAVING | TWO)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{first.log()}")
 
     ranks(second)[0].kill()

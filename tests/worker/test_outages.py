@@ -12,7 +12,7 @@ from jobs.database import Database
 from jobs.models import Attempt
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from tests.worker.running import SAVING, SHORT, Jobs, RunningWorker
 
 pytestmark = pytest.mark.timeout(300)
 ROLE = "worker_role"
@@ -27,7 +27,7 @@ def administrator(postgres_server: str, postgres_database: Database) -> Iterator
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
-    job_id = jobs.submit(ENDLESS)
+    job_id = jobs.submit(SAVING)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
 

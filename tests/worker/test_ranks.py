@@ -13,7 +13,7 @@ from jobs.database import Database
 from tests.jobs.rows import open_attempt
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from tests.worker.running import SAVING, SHORT, Jobs, RunningWorker
 from wcl_core.protocol import PEER_LOST_EXIT, Failure, failure_file, lost_peer_file
 from worker.attempt_folder import mark_of, place_of
 from worker.exit_reason import exit_reason, read_failure
@@ -31,7 +31,7 @@ def ranks(worker: RunningWorker) -> list[psutil.Process]:
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:
-    job_id = jobs.submit(ENDLESS | TWO)
+    job_id = jobs.submit(SAVING | TWO)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{worker.log()}")
     return job_id
 

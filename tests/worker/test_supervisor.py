@@ -25,7 +25,7 @@ from tests.jobs.rows import open_attempt
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
+from tests.worker.running import ENDLESS, SAVING, SHORT, Jobs, RunningWorker
 from worker import supervisor
 from worker.exit_reason import AttemptEnd
 
@@ -319,7 +319,7 @@ def test_a_limit_on_the_size_of_files_pauses_the_job_until_it_is_lifted(
 
 def pause_with_checkpoints(database: Database, jobs: Jobs, worker: RunningWorker, count: int) -> list[Checkpoint]:
     """Pause a job with so many checkpoints; return them, newest first."""
-    job_id = jobs.submit(ENDLESS | {"checkpoints": {"every_epochs": 1}})
+    job_id = jobs.submit(SAVING)
     eventually(lambda: jobs.num_checkpoints(job_id) >= count, f"checkpoints\n{worker.log()}")
     database.write(lambda session: transitions.pause(session, job_id))
     jobs.wait_for(job_id, "paused")

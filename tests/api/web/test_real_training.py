@@ -24,7 +24,7 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             page.goto(client.sign_in_link())
             expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
 
-            job = submit_when_ready(client, SHORT_SPEC | {"epochs": 15, "knn_every_epochs": 5}, name="a real run")
+            job = submit_when_ready(client, SHORT_SPEC | {"epochs": 8, "knn_every_epochs": 4}, name="a real run")
             page.get_by_role("link", name="a real run").first.click(timeout=30_000)
             chart = page.locator("figure[data-metrics='train/loss']")
             expect(chart).to_be_visible(timeout=60_000)
@@ -33,10 +33,10 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
 
             expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
             groups = client.weak_groups(job["id"])
-            assert groups["epochs"] == list(range(1, 16))
+            assert groups["epochs"] == list(range(1, 9))
             page.get_by_role("link", name="Weak labels").click()
             expect(page.locator(".group")).to_have_count(groups["num_groups"])
-            expect(page.locator(".bars a")).to_have_count(15)
+            expect(page.locator(".bars a")).to_have_count(8)
             assert page.locator(".group a.thumb").count() == groups["num_images"]
             assert (groups["pair_precision"] or 0) > 2 * (groups["pair_precision_chance"] or 1)
             page.go_back()
