@@ -9,8 +9,9 @@ from jobs import queries
 from jobs.checks import pretraining_count
 from jobs.devices import of_pool, process_memory
 from jobs.errors import FieldError, Invalid
+from jobs.estimates import estimate
 from jobs.models import Dataset, Worker
-from wcl_core.config import DataConfig
+from wcl_core.config import DataConfig, PretrainSpec
 from wcl_core.limits import num_cores
 from wcl_core.recommendation import Content, Images, Machine, Recommendation, recommend
 
@@ -27,8 +28,14 @@ def recommended(
         Invalid: it has too few images.
     """
     row = queries.get_dataset(session, name)
+    images, machine = _images(row), _machine(session, pool)
     try:
-        return recommend(name, _images(row), _machine(session, pool), minutes, content)
+        recipe = recommend(name, images, machine, minutes, content)
+        spec = PretrainSpec.model_validate(recipe.spec)
+        similar = estimate(session, spec, pool, int(machine.is_gpu), images.count)["like"]
+        if similar is None or not similar["images_per_second"]:
+            return recipe
+        return recommend(name, images, machine, minutes, content, similar["images_per_second"])
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
 
@@ -43,6 +50,7 @@ def _images(row: Dataset) -> Images:
         len(row.classes),
         is_grey=bool(modes) and set(modes) <= _GREY,
         largest=row.image_size,
+        unreadable=int(report.get("unreadable", 0)) if row.kind == "folder" else 0,
     )
 
 

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from wcl_core.config import AugmentConfig, PretrainSpec
+from wcl_core.config import AugmentConfig, DataConfig, PretrainSpec
 from wcl_core.config.images import proposed_image_size
 from wcl_core.config.memory import SHARE, largest_batch, process_bytes
 
@@ -46,6 +46,7 @@ class Images:
         median: width and height in pixels; None where unknown.
         num_classes: 0 or 1 without labels.
         is_grey: whether no image has colours.
+        unreadable: image files that cannot be read.
         largest: side that views cannot exceed, of a packed dataset; None where any size is possible.
     """
 
@@ -54,6 +55,7 @@ class Images:
     num_classes: int = 0
     is_grey: bool = False
     largest: int | None = None
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ class Recommendation:
 
 
 def recommend(
-    name: str, images: Images, machine: Machine, minutes: float | None = None, content: Content = "photos"
+    name: str,
+    images: Images,
+    machine: Machine,
+    minutes: float | None = None,
+    content: Content = "photos",
+    images_per_second: float | None = None,
 ) -> Recommendation:
     """Return a recipe for a dataset.
 
@@ -106,18 +113,19 @@ def recommend(
         minutes: that the training may take; an hour by default.
         content: `photos`; `drawings`, also digits and text, which may not be mirrored or recoloured; `overhead`:
             microscopy and satellite images, whose colours have a meaning.
+        images_per_second: of a similar run; by default a rule of thumb.
 
     Raises:
         ValueError: there are too few images to train on.
     """
     if images.count < 2 * _SMALLEST_BATCH:
         raise ValueError(f"{name} has {images.count} train images, too few to learn from; expected some hundreds")
-    choices = [_size(images, machine)]
+    choices = [_size(images, machine), *_unreadable(images)]
     side = choices[0].value
     choices += _network(images, machine, side)
     network = {each.field: each.value for each in choices}
     backbone = (network["backbone.name"], network["backbone.stem"])
-    speed = _speed(backbone, side, machine)
+    speed = images_per_second or _speed(backbone, side, machine)
     choices.append(_batch(images, machine))
     batch = choices[-1].value
     budget = 60 * (minutes or 60) * speed / batch
@@ -135,6 +143,8 @@ def recommend(
     notes = []
     if minutes and seconds > 1.2 * 60 * minutes:
         notes.append(f"{MIN_STEPS:,} steps take longer than {minutes:g} minutes here, and fewer teach little")
+    if content == "photos" and (images.is_grey or side < 32):
+        notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
     if images.num_classes < 2:
         notes.append("without labels no accuracy can be measured; RankMe, uniformity, the map and neighbours can")
     in_memory = images.count if 3 * side**2 * images.count <= _IN_MEMORY else 0
@@ -152,6 +162,15 @@ def _size(images: Images, machine: Machine) -> Choice:
         device = "a GPU" if machine.is_gpu else "a CPU"
         reason += f"; more than {side} would make a step slow on {device}"
     return Choice("data.image_size", side, reason)
+
+
+def _unreadable(images: Images) -> list[Choice]:
+    total = images.unreadable + images.count
+    if images.unreadable <= DataConfig.model_fields["max_corrupt_share"].default * total:
+        return []
+    share = math.ceil(1000 * images.unreadable / total) / 1000
+    reason = f"{images.unreadable:,} of {total:,} image files cannot be read, and are left out"
+    return [Choice("data.max_corrupt_share", share, reason)]
 
 
 def _network(images: Images, machine: Machine, side: int) -> list[Choice]:
@@ -185,7 +204,7 @@ def _batch(images: Images, machine: Machine) -> Choice:
     batch = max(_SMALLEST_BATCH, min(most, 2 ** int(math.log2(images.count / _STEPS_PER_EPOCH))))
     reason = "neighbours are looked for within a batch, so large ones are better"
     if batch < most:
-        reason += f"; at least {_STEPS_PER_EPOCH} a dataset, so that batches differ from epoch to epoch"
+        reason += f"; at least {_STEPS_PER_EPOCH} batches an epoch, so that they differ from epoch to epoch"
     return Choice("batch_size", batch, reason)
 
 
@@ -241,6 +260,8 @@ def _spec(name: str, choices: list[Choice]) -> dict[str, Any]:
 
 
 def _hope(count: int) -> str:
+    if count < 200:
+        return "Little: so few images teach hardly more than an untrained network has. Add images; they need no labels"
     if count < 1_000:
         return (
             "Some points of kNN accuracy above the untrained network: 490 photos of clothes gained about six. Compare "

@@ -77,6 +77,15 @@ def test_a_batch_that_the_memory_does_not_hold_is_embedded_in_parts() -> None:
     assert value(recommend("photos", Images(100_000, (500, 400), 4), GPU), "micro_batch_size") is None
 
 
+def test_files_that_cannot_be_read_and_the_speed_of_a_similar_run_count() -> None:
+    assert value(recommend("photos", Images(61, (104, 124), unreadable=1), CPU), "data.max_corrupt_share") == 0.017
+    assert value(recommend("photos", Images(610, (104, 124), unreadable=1), CPU), "data.max_corrupt_share") is None
+    images = Images(40_000, (128, 128), 4)
+    slow = recommend("photos", images, CPU, 600, images_per_second=10)
+    assert slow.seconds == pytest.approx(36_000, rel=0.1)
+    assert slow.steps < recommend("photos", images, CPU, 600).steps
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="photos has 15 train images, too few to learn from"):
         recommend("photos", Images(15, (64, 64)), CPU)

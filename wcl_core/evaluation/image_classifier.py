@@ -164,6 +164,8 @@ def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:
         with safe_open(file, framework="pt") as opened:
             names = [str(each) for each in json.loads((opened.metadata() or {})["wcl"])["classifier"]["classes"]]
             tensors = [opened.get_tensor(name) for name in (_WEIGHTS, _MEAN, _DEVIATION)]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is no file; expected a file of `wcl classify fit`") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -133,7 +133,7 @@ def test_another_file_is_no_classifier(
     if spoil == "cut":
         file.write_bytes(network.read_bytes()[:100])
     assert main(["classify-predict", str(file), str(photos), str(tmp_path / "x.csv")]) == 1
-    assert ("cannot be read" if spoil == "absent" else "is no classifier") in capsys.readouterr().err
+    assert ("is no file" if spoil == "absent" else "is no classifier") in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
 
 
