@@ -73,6 +73,7 @@ def job_table(job: Job, environment: Json | None = None) -> Rows:
         ("waiting", _waiting(job)),
         ("pending", job.get("pending")),
         ("dataset", (job.get("dataset") or {}).get("name")),
+        ("verdict", (job.get("verdict") or {}).get("sentence")),
         ("progress", progress_text(job)),
         ("now", phase_text(job)),
         ("weak labels", _weak_labels(job)),
@@ -322,9 +323,11 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
-    """Return a table with a row for each measured number, with its standard error."""
+    """Return a table with a row for each measured number, with its standard error or 95 % interval."""
     table = Rows("protocol", "parameters", "metric", "value")
     for entry in evaluations:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
+        if ends := entry.get("interval"):
+            error = f" ({ends[0]:.1%} to {ends[1]:.1%})"
         table.add(entry["protocol"], _params(entry["params"]), entry["metric"], f"{share(entry['value'])}{error}")
     return table

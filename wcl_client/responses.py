@@ -76,6 +76,7 @@ class Job(TypedDict, total=False):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: Json | None
+    verdict: Json | None
     pending: str | None
     weak_labels: Json | None
 
@@ -123,6 +124,7 @@ class Evaluation(TypedDict, total=False):
     value: float | None
     stderr: float | None
     n: int | None
+    interval: tuple[float, float] | None
     params: Json
     details: Json | None
     seed: int

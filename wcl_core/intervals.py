@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
-_Z = 1.959963984540054  # of a normal distribution, for 95 %
+Z: Final = 1.959963984540054  # of a normal distribution, for 95 %
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -17,7 +18,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
         share: from 0 to 1.
         count: of the images, at least 1.
     """
-    scale = 1 + _Z**2 / count
-    centre = (share + _Z**2 / (2 * count)) / scale
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / scale
+    scale = 1 + Z**2 / count
+    centre = (share + Z**2 / (2 * count)) / scale
+    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / scale
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, waiting, weak_labels
+from jobs import datasets, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
@@ -127,11 +127,31 @@ class WeakLabelQuality(Response):
     warning: str | None
 
 
+class VerdictResponse(Response):
+    """Whether a training has learned: its kNN accuracy with its 95 % interval, beside the untrained network and chance.
+
+    `difference` is the accuracy minus that of the untrained network, `margin` half of its interval, and `is_shown`
+    whether this interval leaves out 0.  `sentence` says it for people.
+    """
+
+    sentence: str
+    accuracy: float
+    low: float
+    high: float
+    untrained: float
+    chance: float
+    difference: float
+    margin: float
+    is_shown: bool
+    num_images: int
+
+
 class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
     `deviations` are the fields that differ from the job's preset; null without a preset.  `waiting` is null once the
-    job runs or has ended.  `weak_labels` is null until a run reports weak labels.  `pending`
+    job runs or has ended.  `weak_labels` is null until a run reports weak labels,
+    and `verdict` until a training has measured kNN before and after its first steps.  `pending`
     is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
     work that it waits for.
     """
@@ -144,6 +164,7 @@ class JobResponse(JobSummary):
     resume_checkpoint_id: str | None
     created_by: str | None
     waiting: WaitingResponse | None
+    verdict: VerdictResponse | None
     pending: str | None
     weak_labels: WeakLabelQuality | None
 
@@ -158,7 +179,9 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     quality = weak_labels.quality(row)
     beside = _beside_columns(row, tags)
     why, request = waiting.explain(session, row), waiting.pending(session, row)
-    return JobResponse.of(row, **beside, deviations=deviations, waiting=why, pending=request, weak_labels=quality)
+    judged = verdicts.verdict(session, row)
+    beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged}
+    return JobResponse.of(row, **beside, deviations=deviations)
 
 
 def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
@@ -241,7 +264,10 @@ def artifact(row: Artifact) -> ArtifactResponse:
 
 
 class EvaluationResponse(Response):
-    """One measured number; `details` holds intermediate results."""
+    """One measured number; `details` holds intermediate results.
+
+    `interval` is the 95 % interval of a share of the test images (Wilson); null for other numbers.
+    """
 
     id: str
     checkpoint_id: str | None
@@ -251,6 +277,7 @@ class EvaluationResponse(Response):
     value: float | None
     stderr: float | None
     n: int | None
+    interval: tuple[float, float] | None
     params: Json
     details: Json | None
     seed: int

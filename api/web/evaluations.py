@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -11,8 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.web.format import number, words
-from jobs.models import Checkpoint, Dataset, Evaluation, Job
+from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
+from jobs.verdicts import chance, interval
 from wcl_core.config import measure_title, protocol_facts
+from wcl_core.digests import canonical_json
 
 MAX_SHOWN = 200
 
@@ -25,16 +27,26 @@ class Source:
     job_name: str
     step: int
     epoch: int
+    backbone: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number; `setting` names the parameters that differ within the card."""
+    """One number; `setting` names the parameters that differ within the card.
+
+    `beside` has the values that it must beat, by name: chance, the raw pixels, the untrained network.
+    """
 
     entry: Evaluation
     setting: str
     dataset: str
     classes: list[str]
+    beside: list[tuple[str, float]]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of a share."""
+        return interval(self.entry)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
     shown = evaluations[-MAX_SHOWN:]
     sources = _sources(session, shown)
     datasets = _datasets(session, shown)
+    baselines = _baselines(session, shown)
 
     def place(entry: Evaluation) -> tuple[Any, ...]:
         source = sources.get(entry.checkpoint_id or "")
@@ -62,20 +75,74 @@ def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
 
     ordered = sorted(shown, key=lambda entry: (*place(entry), entry.id))
     return [
-        Card(_rows(list(entries), datasets), sources.get(key[1]))
+        Card(_rows(list(entries), datasets, baselines, sources.get(key[1])), sources.get(key[1]))
         for key, entries in groupby(ordered, key=lambda entry: (place(entry), entry.checkpoint_id or ""))
     ]
 
 
-def _rows(entries: list[Evaluation], datasets: dict[str, Dataset]) -> list[Row]:
+def _rows(
+    entries: list[Evaluation], datasets: dict[str, Dataset], baselines: _Baselines, source: Source | None
+) -> list[Row]:
     varying = _varying([entry.params for entry in entries])
     rows = []
     for entry in entries:
         dataset = datasets.get(entry.dataset_digest)
         setting = settings({name: value for name, value in entry.params.items() if name in varying})
         name = dataset.name if dataset else f"{entry.dataset_digest[:12]}… (not registered)"
-        rows.append(Row(entry, setting, name, dataset.classes if dataset else []))
+        classes = dataset.classes if dataset else []
+        rows.append(Row(entry, setting, name, classes, _beside(entry, dataset, baselines, source)))
     return rows
+
+
+def _beside(
+    entry: Evaluation, dataset: Dataset | None, baselines: _Baselines, source: Source | None
+) -> list[tuple[str, float]]:
+    """Return what a value of a trained network must beat, as far as it is known."""
+    if source is None:
+        return []
+    values = [("largest class", None if dataset is None else chance(dataset, entry))]
+    values += [("raw pixels", baselines.get((*_identity(entry), None)))]
+    values += [("untrained", baselines.get((*_identity(entry), _frozen(source.backbone))))]
+    return [(name, each) for name, each in values if each is not None]
+
+
+def _baselines(session: Session, evaluations: Sequence[Evaluation]) -> _Baselines:
+    """Return the newest values of raw pixels and of untrained networks, by what was measured and by the backbone."""
+    statement = (
+        select(Evaluation, Job.spec["features"])
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .join(Job, Job.id == JobEvaluation.job_id)
+        .where(
+            Evaluation.checkpoint_id.is_(None),
+            Evaluation.dataset_digest.in_({entry.dataset_digest for entry in evaluations}),
+            Evaluation.value.is_not(None),
+        )
+        .order_by(Evaluation.id)
+    )
+    values: _Baselines = {}
+    for entry, features in session.execute(statement) if evaluations else ():
+        if features["kind"] in ("pixels", "untrained"):
+            backbone = _frozen(features["backbone"]) if features["kind"] == "untrained" else None
+            values[*_identity(entry), backbone] = entry.value
+    return values
+
+
+_Baselines = dict[tuple[Any, ...], float]
+
+
+def _identity(entry: Evaluation) -> tuple[Any, ...]:
+    return (
+        entry.protocol,
+        entry.protocol_version,
+        entry.dataset_digest,
+        entry.split_digest,
+        entry.params_digest,
+        (entry.metric),
+    )
+
+
+def _frozen(backbone: Mapping[str, Any]) -> str:
+    return canonical_json(backbone)
 
 
 def _varying(params: Sequence[dict[str, Any]]) -> set[str]:
@@ -87,7 +154,7 @@ def _varying(params: Sequence[dict[str, Any]]) -> set[str]:
 def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Source]:
     ids = {entry.checkpoint_id for entry in evaluations if entry.checkpoint_id}
     statement = (
-        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step, Checkpoint.epoch)
+        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step, Checkpoint.epoch, Job.spec["backbone"])
         .join(Job, Job.id == Checkpoint.job_id)
         .where(Checkpoint.id.in_(ids))
     )

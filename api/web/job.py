@@ -29,6 +29,7 @@ from jobs.keys import Principal
 from jobs.models import Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
 from jobs.sweeps import Place
+from jobs.verdicts import Verdict, verdict
 from jobs.waiting import Waiting, explain, pending
 from wcl_core.config import PretrainSpec, Protocol, parse_spec
 from wcl_core.export import loading_lines
@@ -66,6 +67,7 @@ class Run:
     waiting: Waiting | None
     pending: str | None
     note: str | None
+    verdict: Verdict | None
     advice: list[str]  # warnings about its spec
     pool_has_gpus: bool
     nodes: dict[int, list[AttemptNode]]  # of attempts on several workers, by number
@@ -115,6 +117,7 @@ def run(session: Session, job_id: str) -> Run:
         waiting=explain(session, job),
         pending=pending(session, job),
         note=_note(session, job),
+        verdict=verdict(session, job),
         advice=_advice(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),

@@ -1205,6 +1205,13 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a difference within its interval is not called shown",
+        "jobs/verdicts.py",
+        "is_shown = abs(difference) > margin",
+        "is_shown = difference != 0",
+        ("tests/jobs/test_verdicts.py::test_a_difference_that_the_images_do_not_show_is_called_so[sqlite]",),
+    ),
+    Guard(
         "a worker reads added datasets below its roots only",
         "worker/registration.py",
         "if not self._may_read(name):  # first",

@@ -37,7 +37,7 @@ BELOW = [value for value in ODD if ".." not in value and value not in ("/", "~")
 URLS = ("http://[", "http://a:99999", "ftp://x", "//", "x", "http://\udcff", "http://a@b", "http://" + "a" * 100_000)
 # A value that the other parameters of a command have meanwhile, where a default does not do.
 USUAL = {"spec": "SPEC", "file": "SPEC", "reference": ID, "job": ID, "jobs": ID, "group_id": ID, "preset": "digits-cpu"}
-USUAL |= {"name": "mine", "new_name": "other", "path": "absent", "folder": "absent"}
+USUAL |= {"name": "mine", "new_name": "other", "path": "absent", "folder": "absent", "dataset": "digits", "image": "x"}
 
 
 def _parameters() -> Iterator[tuple[tuple[str, ...], Any, Any]]:
@@ -79,7 +79,7 @@ def without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("wcl_client.commands.service.run_demo", lambda data, *_, **__: choose_data(data))
     monkeypatch.setattr("wcl_client.commands.workers.os.execve", _parse_worker)
     ended = SimpleNamespace(run=lambda *_, **__: subprocess.CompletedProcess([], 1, stdout=""), PIPE=subprocess.PIPE)
-    for module in ("checkpoints", "datasets"):
+    for module in ("datasets", "images"):
         monkeypatch.setattr(f"wcl_client.commands.{module}.subprocess", ended)
     for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR", "WCL_DATASETS", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)

@@ -11,11 +11,14 @@ from sqlalchemy import text
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts
+from jobs.models import Dataset
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
 from wcl_core.config import parse_spec
+from wcl_core.intervals import wilson
 from wcl_core.presets import presets
+from wcl_core.protocol import KNN_TOP1
 
 FACTS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, ["0", "1"])
 
@@ -240,3 +243,32 @@ def test_ids_sort_in_the_order_of_creation(small: Served) -> None:
     created = [client.post("/v1/jobs", json={"kind": "pretrain", "spec": SPEC}).json()["id"] for _ in range(5)]
 
     assert all(older < newer for older, newer in itertools.pairwise(created))
+
+
+def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_they_must_beat(served: Served) -> None:
+    database = served.database
+    counts = {"test": [60, 40], "train": [500, 500]}
+    database.write(lambda session: session.query(Dataset).update({"class_counts": counts}))
+    job_id = rows.submit(database)
+    run = rows.Run(database, rows.claim(database))
+    curve = [rows.metrics(step, **{KNN_TOP1: value}) for step, value in ((0, 0.3), (10, 0.8))]
+    run.deliver(rows.started(), *curve, rows.checkpoint(10), rows.end("succeeded"))
+    backbone = rows.job(database, job_id).spec["backbone"]
+    checkpoint = {"kind": "checkpoint", "checkpoint_id": rows.checkpoints(database, job_id)[-1].id}
+    other = {"kind": "untrained", "backbone": backbone | {"width": 8}}
+    for features, value in (
+        ({"kind": "pixels"}, 0.44),
+        ({"kind": "untrained", "backbone": backbone}, 0.35),
+        (other, 0.99),
+        (checkpoint, 0.81),
+    ):
+        rows.submit(database, "evaluate", {"features": features})
+        rows.Run(database, rows.claim(database)).deliver(rows.started(), rows.evaluation(value), rows.end("succeeded"))
+    page = " ".join(served.browser("read").get(f"/jobs/{job_id}").text.split())
+    assert "Better than the untrained network by 50.0 ± 11.9 points. kNN accuracy 80.0%" in page
+    assert page.index("Better than the untrained") < page.index("dataset <b>digits</b>")
+    assert "to beat: largest class 60.0%, raw pixels 44.0%, untrained 35.0%" in page
+    client = served.client("read")
+    assert client.get(f"/v1/jobs/{job_id}").json()["verdict"]["is_shown"] is True
+    (entry,) = client.get(f"/v1/jobs/{job_id}/evaluations").json()["items"]
+    assert entry["interval"] == pytest.approx(wilson(0.81, 100))

@@ -1,0 +1,116 @@
+"""Whether a training has learned: its kNN accuracy beside that of the untrained network and beside chance.
+
+The curve of kNN begins before the first step, so each run has measured its own untrained network.  All intervals are
+of 95 %, from the number of test images (Wilson).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.models import Dataset, Evaluation, Job, Point, Series
+from wcl_core.config import held_out_count
+from wcl_core.intervals import Z, wilson
+from wcl_core.protocol import KNN_TOP1
+
+_FEW = 1_000  # test images, below which the intervals hide most differences
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the kNN accuracy of a run shows.
+
+    Attributes:
+        sentence: for people.
+        accuracy, low, high: of the last measurement, with its interval.
+        untrained: of the same network before its first step.
+        chance: of always naming the largest class.
+        difference, margin: accuracy minus untrained, and half of its interval.
+        is_shown: whether the interval of the difference leaves out 0.
+        num_images: of the test split.
+    """
+
+    sentence: str
+    accuracy: float
+    low: float
+    high: float
+    untrained: float
+    chance: float
+    difference: float
+    margin: float
+    is_shown: bool
+    num_images: int
+
+
+# Measures that are shares of the test images; others are means of shares, or over draws.
+_SHARES = ("top1", "recall_at_1", "recall_at_5")
+
+
+def interval(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return the 95 % interval of a measured share; None for other measures, and over several draws."""
+    value, count = evaluation.value, evaluation.n
+    if evaluation.metric not in _SHARES or evaluation.stderr is not None or value is None or not count:
+        return None
+    return wilson(value, count)
+
+
+def chance(dataset: Dataset, evaluation: Evaluation) -> float | None:
+    """Return the accuracy of always naming the largest class of the measured images; None where it is unknown."""
+    counts = (dataset.class_counts or {}).get("test")
+    if evaluation.metric != "top1" or evaluation.params.get("held_out_share") or not counts:
+        return None
+    return float(max(counts) / sum(counts))
+
+
+def verdict(session: Session, job: Job) -> Verdict | None:
+    """Return what a training has learned so far; None without two measurements, or without labels."""
+    accuracy = (job.latest_metrics or {}).get(KNN_TOP1)
+    if job.kind != "pretrain" or accuracy is None:
+        return None
+    steps = (
+        select(Point.step, Point.value)
+        .join(Series, Series.id == Point.series_id)
+        .where(Series.job_id == job.id, Series.name == KNN_TOP1, Point.value.is_not(None))
+    )
+    first = session.execute(steps.order_by(Point.step, Point.attempt).limit(1)).first()
+    last = session.execute(steps.order_by(Point.step.desc()).limit(1)).first()
+    if first is None or last is None or first.step != 0 or last.step == 0:
+        return None
+    counts = _test_counts(session, job)
+    return None if counts is None else _judged(float(accuracy), float(first.value), counts)
+
+
+def _test_counts(session: Session, job: Job) -> list[int] | None:
+    """Return the measured images by class; None if this version of the dataset is registered no more."""
+    version = (Dataset.name == job.dataset_name, Dataset.digest == job.dataset_digest)
+    by_split = session.execute(select(Dataset.class_counts).where(*version)).scalar_one_or_none() or {}
+    if share := float(job.spec["data"].get("held_out_share", 0)):
+        counts = [held_out_count(count, share) for count in by_split.get("train", ())]
+    else:
+        counts = list(by_split.get("test", ()))
+    return counts if sum(counts) else None
+
+
+def _judged(accuracy: float, untrained: float, counts: list[int]) -> Verdict:
+    count = sum(counts)
+    low, high = wilson(accuracy, count)
+    chance, difference = max(counts) / count, accuracy - untrained
+    # As of two samples: the same images measure both, so the true interval is rather narrower.
+    margin = Z * math.sqrt((accuracy * (1 - accuracy) + untrained * (1 - untrained)) / count)
+    is_shown = abs(difference) > margin
+    if difference:
+        word = "Better" if difference > 0 else "Worse"
+        points = f"{100 * abs(difference):.1f} ± {100 * margin:.1f} points"
+        sentence = f"{word} than the untrained network by {points}"
+    else:
+        sentence = "As good as the untrained network"
+    if not is_shown:
+        few = f"; {count:,} test images are few" if count < _FEW else ""
+        sentence += f": not shown yet{few}"
+    sentence += f". kNN accuracy {accuracy:.1%} ({low:.1%} to {high:.1%}), untrained {untrained:.1%}, "
+    sentence += f"the largest class alone {chance:.1%}."
+    return Verdict(sentence, accuracy, low, high, untrained, chance, difference, margin, is_shown, count)

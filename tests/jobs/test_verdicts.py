@@ -1,0 +1,92 @@
+"""Whether a training has learned: its accuracy beside what it must beat, with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.database import Database
+from jobs.models import Dataset, Evaluation
+from jobs.verdicts import Verdict, interval, verdict
+from tests.jobs import rows
+from wcl_core.intervals import wilson
+from wcl_core.protocol import KNN_TOP1
+
+
+def dataset(database: Database, test: list[int], train: list[int] | None = None) -> None:
+    rows.add_dataset(database)
+    counts = {"test": test, "train": train or [500] * len(test)}
+    database.write(lambda session: session.query(Dataset).update({"class_counts": counts, "classes": ["a", "b"]}))
+
+
+def judged(
+    database: Database, *accuracies: float, first_step: int = 0, data: dict[str, Any] | None = None
+) -> Verdict | None:
+    spec = {"data": {"name": "digits", "image_size": 8} | (data or {})}
+    job_id = rows.submit(database, spec=spec)
+    run = rows.Run(database, rows.claim(database))
+    steps = [first_step + 10 * place for place in range(len(accuracies))]
+    values = [rows.metrics(step, **{KNN_TOP1: each}) for step, each in zip(steps, accuracies, strict=True)]
+    run.deliver(rows.started(), *values)
+    with database.read() as session:
+        return verdict(session, rows.job(database, job_id))
+
+
+def test_a_difference_that_the_images_do_not_show_is_called_so(database: Database) -> None:
+    dataset(database, [67, 40])
+    result = judged(database, 0.561, 0.6, 0.617)
+    assert result is not None
+    assert result.sentence == (
+        "Better than the untrained network by 5.6 ± 13.2 points: not shown yet; 107 test images are few. "
+        "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%."
+    )
+    assert (result.is_shown, result.num_images) == (False, 107)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "start"),
+    [
+        ((0.5, 0.62), "Better than the untrained network by 12.0 ± 1.4 points. kNN accuracy 62.0%"),
+        ((0.62, 0.5), "Worse than the untrained network by 12.0 ± 1.4 points. kNN"),
+        ((0.5, 0.5), "As good as the untrained network: not shown yet. kNN"),
+    ],
+)
+def test_a_difference_that_many_images_show_is_shown(
+    database: Database, accuracies: tuple[float, float], start: str
+) -> None:
+    dataset(database, [5_000, 5_000])
+    result = judged(database, *accuracies)
+    assert result is not None
+    assert result.sentence.startswith(start)
+    assert result.is_shown == (accuracies[0] != accuracies[1])
+
+
+def test_held_out_images_count_where_they_are_measured(database: Database) -> None:
+    dataset(database, [10, 10], [750, 250])
+    result = judged(database, 0.5, 0.9, data={"held_out_share": 0.1})
+    assert result is not None
+    assert (result.num_images, result.chance) == (100, 0.75)
+
+
+@pytest.mark.parametrize("case", ["one", "resumed without a start", "older version"])
+def test_what_cannot_be_compared_has_no_verdict(database: Database, case: str) -> None:
+    dataset(database, [50, 50])
+    if case == "older version":
+        job_id = rows.submit(database)
+        run = rows.Run(database, rows.claim(database))
+        run.deliver(rows.started(), rows.metrics(0, **{KNN_TOP1: 0.1}), rows.metrics(9, **{KNN_TOP1: 0.9}))
+        database.write(lambda session: session.query(Dataset).update({"digest": "e" * 64}))
+        with database.read() as session:
+            assert verdict(session, rows.job(database, job_id)) is None
+    elif case == "one":
+        assert judged(database, 0.5) is None
+    else:
+        assert judged(database, 0.5, 0.6, first_step=10) is None
+
+
+def test_only_shares_of_images_have_an_interval() -> None:
+    facts = {"metric": "top1", "value": 0.617, "n": 107, "stderr": None}
+    assert interval(Evaluation(**facts)) == wilson(0.617, 107)
+    for change in ({"metric": "mean_average_precision"}, {"stderr": 0.1}, {"value": None}, {"n": None}):
+        assert interval(Evaluation(**facts | change)) is None
