@@ -37,6 +37,20 @@ def test_a_job_stands_for_its_last_checkpoint(server: Served) -> None:
     assert by_checkpoint["spec"]["features"]["checkpoint_id"] == first.id
 
 
+def test_baselines_are_measured_in_the_same_way(server: Served) -> None:
+    job_id = trained(server.database)
+    done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "linear", "--set", "seed=3", "--baselines"])
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    assert [line.split(", for ")[0] for line in lines] == ["raw pixels", "untrained network"]
+    measured = rows.job(server.database, done.stdout.strip()).spec
+    for line, kind in zip(lines, ("pixels", "untrained"), strict=True):
+        spec = rows.job(server.database, line.rsplit(" ", 1)[1]).spec
+        assert {name for name in spec if spec[name] != measured[name]} == {"features"}
+        assert spec["features"]["kind"] == kind
+    assert spec["features"]["backbone"] == rows.job(server.database, job_id).spec["backbone"]
+
+
 def test_an_unknown_protocol_is_refused(server: Served) -> None:
     job_id = trained(server.database)
 

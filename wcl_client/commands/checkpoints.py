@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -15,7 +16,7 @@ from wcl_client.commands.shared import AsJson, JobId, Overrides
 from wcl_client.download import Downloaded
 from wcl_client.errors import ForeignServer
 from wcl_client.references import find_checkpoint, find_job
-from wcl_client.responses import FileKind
+from wcl_client.responses import FileKind, Job, JobOptions
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
 
@@ -40,6 +41,9 @@ def evaluate(
     protocol: Annotated[
         list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels.")
     ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also measure the raw pixels and the untrained network in the same way.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +51,20 @@ def evaluate(
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
     with WclClient.connect() as client:
         job = client.evaluate(find_checkpoint(client, reference), spec)
-    print_json(job) if as_json else out.say(job["id"])
+        print_json(job) if as_json else out.say(job["id"])
+        for baseline in _baselines(client, job) if baselines else ():
+            err.say(f"{baseline['name']}: {baseline['id']}")
+
+
+def _baselines(client: WclClient, evaluation: Job) -> Iterator[Job]:
+    """Submit evaluations of the raw pixels and of the untrained network, with the settings of an evaluation."""
+    trained = client.job(str(evaluation["parent_id"]))
+    by_name = {"raw pixels": {"kind": "pixels"}}
+    by_name["untrained network"] = {"kind": "untrained", "backbone": trained["spec"]["backbone"]}
+    for name, features in by_name.items():
+        spec = evaluation["spec"] | {"features": features}
+        options: JobOptions = {"name": f"{name}, for {trained['name']}"[:200], "pool": evaluation["pool"]}
+        yield client.submit("evaluate", spec, **options)
 
 
 @app.command()
