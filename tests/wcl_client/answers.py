@@ -59,6 +59,7 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
         "status_reason": text(),
         "status_message": text(),
         "waiting": {"message": text(), "cause": text(), "position": 3, "until": text()},
+        "verdict": {"sentence": text()},
         "dataset": {"name": text()},
         "preset": text(),
         "deviations": [{"pointer": text(), "preset": text(), "job": text()}],

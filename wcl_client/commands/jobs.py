@@ -46,7 +46,7 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     with WclClient.connect() as client:
         job = find_job(client, reference)
         evaluations = client.evaluations(job["id"])
-        attempts = [] if as_json or not job["attempt"] else client.attempts(job["id"])
+        attempts = [] if as_json or not job.get("attempt") else client.attempts(job["id"])
         note = "" if as_json else dataset_note(client, job)
     if as_json:
         print_json({**job, "evaluations": evaluations})

@@ -70,7 +70,10 @@ def test_a_dry_run_returns_the_plan_and_creates_nothing(served: Served) -> None:
     assert answer.status_code == 200
     assert plan["spec"]["data"]["name"] == "digits"
     assert plan["total_steps"] == 1000 // 256 * 100
-    assert plan["warnings"] == ["no running worker fits; the job would wait for one"]
+    assert plan["warnings"] == [
+        "no running worker fits; the job would wait for one",
+        "300 steps in all, too few to learn much; use at least 1,000, that is epochs = 334",
+    ]
     assert rows.rows_of(served.database, Job) == []
     assert rows.rows_of(served.database, IdempotencyKey) == []
     assert_problem(client.post("/v1/jobs?dry_run=true", json={"kind": "pretrain", "spec": {}}), 422, "/spec/data")
