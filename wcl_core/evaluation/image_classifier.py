@@ -21,9 +21,9 @@ from torch import Tensor
 from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.data.images import DataError
-from wcl_core.data.layout import SPLIT_MADE, Files, list_files, shown
+from wcl_core.data.layout import SPLIT_MADE, Files, shown
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
-from wcl_core.evaluation.new_images import Features, Warn, write_table
+from wcl_core.evaluation.new_images import Features, Warn, listed, write_table
 from wcl_core.intervals import wilson
 from wcl_core.networks.weights import exported_facts
 
@@ -99,7 +99,7 @@ def _labelled(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...], lis
     Raises:
         DataError: there are fewer than two classes.
     """
-    files = list_files("images", folder)
+    files = listed(folder, has_labels=True)
     if len(files.classes) > 1:
         entries = [*files.train, *files.test]
         return entries, files.classes, [False] * len(files.train) + [True] * len(files.test), files
@@ -141,7 +141,7 @@ def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -
         raise ValueError(f"{out}: expected a name that ends in .csv")
     names, weights, mean, deviation = _read(file)
     computed = Features(file, size, warn)
-    files = list_files("images", folder, has_labels=False)
+    files = listed(folder)
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
     probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)

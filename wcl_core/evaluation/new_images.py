@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wcl_core.data.decoding import Wish, read_all
 from wcl_core.data.images import DataError
-from wcl_core.data.layout import list_files, shown
+from wcl_core.data.layout import Files, list_files, shown
 from wcl_core.files import write_bytes
 from wcl_core.images.augment import normalised
 from wcl_core.methods.heads import normalise
@@ -116,7 +116,7 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
     if ending == ".npy" and listing.exists() and listing.samefile(folder):
         raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
     computed = Features(file, size, warn)
-    files = list_files("images", folder, has_labels=False)
+    files = listed(folder)
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
     features, names = rows.numpy(), [shown(paths[place]) for place in places]
@@ -161,7 +161,7 @@ def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | No
         _, query = computed.of(image.parent, [image.name])
     except DataError as error:
         raise DataError(f"{image} cannot be read; expected an image") from error
-    files = list_files("images", folder, has_labels=False)
+    files = listed(folder)
     itself = os.path.realpath(image)
     paths = [path for path, _ in files.unlabelled if os.path.realpath(files.root / path) != itself]
     if not paths:
@@ -170,6 +170,18 @@ def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | No
     similarity = (normalise(features) @ normalise(query)[0]).clamp(-1, 1)
     order = similarity.argsort(descending=True, stable=True)[:count].tolist()
     return [Neighbour(shown(paths[places[each]]), float(similarity[each])) for each in order]
+
+
+def listed(folder: Path, *, has_labels: bool = False) -> Files:
+    """Return the images of a folder or list.
+
+    Raises:
+        DataError: there is none; the message speaks of no dataset.
+    """
+    try:
+        return list_files("images", folder, has_labels=has_labels)
+    except DataError as error:
+        raise DataError(str(error).removeprefix("dataset images: ")) from error
 
 
 def write_table(out: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

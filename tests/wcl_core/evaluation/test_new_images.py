@@ -77,6 +77,9 @@ def test_what_has_no_neighbours_is_named(network: Path, tmp_path: Path, capsys: 
     for image, text in (("a.png", "no image can be read"), ("gone.png", "is no file"), ("notes.png", "cannot be read")):
         assert main(["neighbours", str(network), str(tmp_path / "alone" / image), str(tmp_path / "alone")]) == 1
         assert text in capsys.readouterr().err
+    for command in (["features", "gone", "x.csv"], ["classify-fit", "gone", "x.safetensors"]):
+        assert main([command[0], str(network), *(str(tmp_path / each) for each in command[1:])]) == 1
+        assert capsys.readouterr().err == f"error: folder {tmp_path / 'gone'} does not exist\n"
 
 
 @pytest.mark.parametrize("is_split", [False, True])
