@@ -1,12 +1,11 @@
 """Whether a training has learned: its kNN accuracy beside that of the untrained network and beside chance.
 
 The curve of kNN begins before the first step, so each run has measured its own untrained network.  All intervals are
-of 95 %, from the number of test images (Wilson).
+of 95 %, from the number of test images (Wilson; Newcombe for the difference).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -14,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.models import Dataset, Evaluation, Job, Point, Series
 from wcl_core.config import held_out_count
-from wcl_core.intervals import Z, wilson
+from wcl_core.intervals import newcombe, wilson
 from wcl_core.protocol import KNN_TOP1
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
@@ -25,7 +24,7 @@ class Verdict:
     """What the kNN accuracy of a run shows.
 
     Attributes:
-        sentence: for people.
+        headline: whether it is better than the untrained network, in a few words.
         accuracy, low, high: of the last measurement, with its interval.
         untrained: of the same network before its first step.
         chance: of always naming the largest class.
@@ -34,7 +33,7 @@ class Verdict:
         num_images: of the test split.
     """
 
-    sentence: str
+    headline: str
     accuracy: float
     low: float
     high: float
@@ -44,6 +43,14 @@ class Verdict:
     margin: float
     is_shown: bool
     num_images: int
+
+    @property
+    def sentence(self) -> str:
+        """The headline with its numbers, for people."""
+        return (
+            f"{self.headline}. kNN accuracy {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
+            f"untrained {self.untrained:.1%}, the largest class alone {self.chance:.1%}."
+        )
 
 
 # Measures that are shares of the test images; others are means of shares, or over draws.
@@ -76,7 +83,7 @@ def verdict(session: Session, job: Job) -> Verdict | None:
         .join(Series, Series.id == Point.series_id)
         .where(Series.job_id == job.id, Series.name == KNN_TOP1, Point.value.is_not(None))
     )
-    first = session.execute(steps.order_by(Point.step, Point.attempt).limit(1)).first()
+    first = session.execute(steps.order_by(Point.step, Point.attempt.desc()).limit(1)).first()
     last = session.execute(steps.order_by(Point.step.desc()).limit(1)).first()
     if first is None or last is None or first.step != 0 or last.step == 0:
         return None
@@ -99,18 +106,15 @@ def _judged(accuracy: float, untrained: float, counts: list[int]) -> Verdict:
     count = sum(counts)
     low, high = wilson(accuracy, count)
     chance, difference = max(counts) / count, accuracy - untrained
-    # As of two samples: the same images measure both, so the true interval is rather narrower.
-    margin = Z * math.sqrt((accuracy * (1 - accuracy) + untrained * (1 - untrained)) / count)
-    is_shown = abs(difference) > margin
+    below, above = newcombe(accuracy, untrained, count)
+    margin, is_shown = (above - below) / 2, below > 0 or above < 0
     if difference:
         word = "Better" if difference > 0 else "Worse"
         points = f"{100 * abs(difference):.1f} ± {100 * margin:.1f} points"
-        sentence = f"{word} than the untrained network by {points}"
+        headline = f"{word} than the untrained network by {points}"
     else:
-        sentence = "As good as the untrained network"
+        headline = "As good as the untrained network"
     if not is_shown:
         few = f"; {count:,} test images are few" if count < _FEW else ""
-        sentence += f": not shown yet{few}"
-    sentence += f". kNN accuracy {accuracy:.1%} ({low:.1%} to {high:.1%}), untrained {untrained:.1%}, "
-    sentence += f"the largest class alone {chance:.1%}."
-    return Verdict(sentence, accuracy, low, high, untrained, chance, difference, margin, is_shown, count)
+        headline += f": not shown yet{few}"
+    return Verdict(headline, accuracy, low, high, untrained, chance, difference, margin, is_shown, count)

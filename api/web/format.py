@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from jobs.models import Job
 from wcl_core.config import method_title
+from wcl_core.metrics import metric_facts
 from wcl_core.text import visible_json, visible_lines
 
 NOTHING = "–"
@@ -46,14 +47,7 @@ def measured(value: Any) -> str:
 
 def metric(value: Any, name: str = "") -> str:
     """Format the value of a metric, shares of one as percentages."""
-    return percent(value) if is_share(name) else number(value)
-
-
-def is_share(name: str) -> bool:
-    """Return whether the metric of this name lies between zero and one."""
-    return name.endswith(
-        ("_top1", "top1", "pair_precision", "pair_precision_chance", "view_agreement", "largest_share")
-    )
+    return percent(value) if metric_facts(name).is_share else number(value)
 
 
 def duration(seconds: Any) -> str:
@@ -259,6 +253,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "as_typed": as_typed,
     "percent": percent,
     "metric": metric,
+    "metric_title": lambda name: metric_facts(name).title,
     "duration": duration,
     "brief": brief,
     "share": share,

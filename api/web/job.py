@@ -26,14 +26,16 @@ from jobs.checks import pretraining_count
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.keys import Principal
-from jobs.models import Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
+from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.seed_groups import Result
+from jobs.status import TERMINAL
 from jobs.sweeps import Place
 from jobs.verdicts import Verdict, verdict
 from jobs.waiting import Waiting, explain, pending
 from wcl_core.config import PretrainSpec, Protocol, parse_spec
 from wcl_core.export import loading_lines
-from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, IMAGES_PER_SECOND, MAP_FACTS, PROCESS_MEMORY_MIB
+from wcl_core.metrics import is_hardware
+from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, MAP_FACTS, PROCESS_MEMORY_MIB
 
 router = APIRouter(include_in_schema=False)
 
@@ -70,6 +72,7 @@ class Run:
     verdict: Verdict | None
     advice: list[str]  # warnings about its spec
     pool_has_gpus: bool
+    has_log: bool  # or may still have
     nodes: dict[int, list[AttemptNode]]  # of attempts on several workers, by number
     cursor: str
     now: int
@@ -82,6 +85,32 @@ class Run:
     def loading_lines(self) -> list[str]:
         """The lines of Python that load the exported backbone."""
         return loading_lines(self.job.spec.get("backbone", {}))
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether it has reported metrics, or still may."""
+        return self.job.kind == "pretrain" and (bool(self.view.metrics) or not self.view.is_over)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether it has checkpoints, or still may."""
+        return self.job.kind == "pretrain" and (bool(self.checkpoints) or not self.view.is_over)
+
+    @property
+    def measurable(self) -> list[Checkpoint]:
+        """Its checkpoints that can be evaluated, newest first."""
+        training = self.job.kind == "pretrain"
+        return [each for each in self.checkpoints if training and each.kind == TRAINING and each.flaw is None]
+
+    @property
+    def has_evaluations(self) -> bool:
+        """Whether there is anything to see or to do about evaluations."""
+        return bool(self.evaluations or self.measurable) or (self.job.kind == "evaluate" and not self.view.is_over)
+
+    @property
+    def features(self) -> Checkpoint | None:
+        """The newest file of features that an evaluation has written."""
+        return next((each for each in self.checkpoints if each.kind != TRAINING and each.flaw is None), None)
 
     @property
     def map_job(self) -> str | None:
@@ -120,6 +149,7 @@ def run(session: Session, job_id: str) -> Run:
         verdict=verdict(session, job),
         advice=_advice(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
+        has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
         cursor=str(cursor),
         now=database_time(session),
@@ -132,17 +162,23 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     Args:
         address: of the job's page; empty on that page itself.
     """
-    parts = [("evaluations", "Evaluations"), ("log", "Log"), ("timeline", "Timeline"), ("spec", "Spec")]
-    if run.group:
-        parts.insert(1, ("group", "Seeds"))
-    if run.job.kind == "pretrain":
-        parts = [("curves", "Curves"), ("checkpoints", "Checkpoints"), *parts]
-        parts.insert(parts.index(("log", "Log")), ("hardware", "Hardware"))
+    shown = {
+        ("evaluations", "Evaluations"): run.has_evaluations,
+        ("group", "Seeds"): run.group is not None,
+        ("curves", "Curves"): run.has_curves,
+        ("checkpoints", "Checkpoints"): run.has_checkpoints,
+        ("hardware", "Hardware"): run.has_curves,
+        ("log", "Log"): run.has_log,
+        ("timeline", "Timeline"): True,
+        ("spec", "Spec"): True,
+    }
+    parts = [part for part, is_shown in shown.items() if is_shown]
     links = [(f"{address}#{anchor}", name) for anchor, name in parts]
-    if run.job.kind == "pretrain":
-        links.insert(1, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
+    after_curves = parts.index(("curves", "Curves")) + 1 if run.has_curves else 0
     if run.map_job:
-        links.insert(len(links) - len(parts) + 1, (f"/jobs/{run.map_job}/map", "Map"))
+        links.insert(after_curves, (f"/jobs/{run.map_job}/map", "Map"))
+    if run.has_curves:
+        links.insert(after_curves, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
     return links
 
 
@@ -211,11 +247,6 @@ class Hardware:
 
     names: list[str]
     missing: list[str]
-
-
-def is_hardware(name: str) -> bool:
-    """Return whether a metric is about the machine and not about the training."""
-    return name == IMAGES_PER_SECOND or name.startswith(HARDWARE_PREFIX)
 
 
 def hardware(run: Run) -> Hardware:

@@ -18,6 +18,7 @@ from api.http.problems import Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from jobs.errors import NotFound
+from wcl_core.metrics import METRICS
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -29,7 +30,7 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS)
-_TEMPLATES.globals["one_time_key"] = one_time_key
+_TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS}
 _TITLES = {
     400: "Invalid request",
     403: "Not allowed",

@@ -38,7 +38,7 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     result = judged(database, 0.561, 0.6, 0.617)
     assert result is not None
     assert result.sentence == (
-        "Better than the untrained network by 5.6 ± 13.2 points: not shown yet; 107 test images are few. "
+        "Better than the untrained network by 5.6 ± 12.9 points: not shown yet; 107 test images are few. "
         "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%."
     )
     assert (result.is_shown, result.num_images) == (False, 107)
@@ -60,6 +60,20 @@ def test_a_difference_that_many_images_show_is_shown(
     assert result is not None
     assert result.sentence.startswith(start)
     assert result.is_shown == (accuracies[0] != accuracies[1])
+
+
+def test_a_run_that_starts_over_is_measured_against_its_own_start(database: Database) -> None:
+    dataset(database, [50, 50])
+    job_id = rows.submit(database)
+    first = rows.Run(database, rows.claim(database))
+    first.deliver(rows.started(), rows.metrics(0, **{KNN_TOP1: 0.1}), rows.metrics(10, **{KNN_TOP1: 0.2}))
+    first.end("drained")
+    second = rows.Run(database, rows.claim(database))
+    second.deliver(rows.started(0), rows.metrics(0, **{KNN_TOP1: 0.3}), rows.metrics(10, **{KNN_TOP1: 0.4}))
+    with database.read() as session:
+        result = verdict(session, rows.job(database, job_id))
+    assert result is not None
+    assert (result.untrained, result.accuracy) == (0.3, 0.4)
 
 
 def test_held_out_images_count_where_they_are_measured(database: Database) -> None:

@@ -1207,8 +1207,8 @@ GUARDS = (
     Guard(
         "a difference within its interval is not called shown",
         "jobs/verdicts.py",
-        "is_shown = abs(difference) > margin",
-        "is_shown = difference != 0",
+        "is_shown = (above - below) / 2, below > 0 or above < 0",
+        "is_shown = (above - below) / 2, difference != 0",
         ("tests/jobs/test_verdicts.py::test_a_difference_that_the_images_do_not_show_is_called_so[sqlite]",),
     ),
     Guard(

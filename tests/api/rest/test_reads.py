@@ -265,8 +265,8 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
         rows.submit(database, "evaluate", {"features": features})
         rows.Run(database, rows.claim(database)).deliver(rows.started(), rows.evaluation(value), rows.end("succeeded"))
     page = " ".join(served.browser("read").get(f"/jobs/{job_id}").text.split())
-    assert "Better than the untrained network by 50.0 ± 11.9 points. kNN accuracy 80.0%" in page
-    assert page.index("Better than the untrained") < page.index("dataset <b>digits</b>")
+    assert "Better than the untrained network by 50.0 ± 11.8 points</span>" in page
+    assert page.index("Better than the untrained") < page.index("Evaluations</h2>") < page.index("Curves</h2>")
     assert "to beat: largest class 60.0%, raw pixels 44.0%, untrained 35.0%" in page
     client = served.client("read")
     assert client.get(f"/v1/jobs/{job_id}").json()["verdict"]["is_shown"] is True

@@ -109,7 +109,7 @@ def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> Non
     page.get_by_role("button", name="Compare").click()
     assert one in page.url
     assert other in page.url
-    picture = page.get_by_role("img", name="Curves of train/loss")
+    picture = page.get_by_role("img", name="Curves of Loss")
     picture.scroll_into_view_if_needed()
     drawn = page.request.get(picture.get_attribute("src") or "").text()
     assert drawn.count("<polyline") == 2

@@ -29,7 +29,7 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
     if not scripts:
         page.reload()
         expect(section.get_by_role("img")).to_have_count(3)
-        expect(page.locator("#curves").get_by_role("img", name="Curve of train/loss")).to_be_visible()
+        expect(page.locator("#curves").get_by_role("img", name="Curve of Loss")).to_be_visible()
         expect(page.locator("#curves").get_by_role("img")).to_have_count(1)
     else:
         expect(section.locator("figure[data-metrics='system/cpu_percent']")).to_contain_text("180.5")

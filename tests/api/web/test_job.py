@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import update
 
+from jobs.models import Dataset
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 from tests.waiting import eventually
@@ -203,6 +205,46 @@ def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None
     visitor.complaints.clear()  # the browser logs the refusal and the aborted request
 
 
+def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:
+    """The verdict grows live; diagnostics are folded, and each says what it means."""
+    counts = update(Dataset).where(Dataset.name == "digits").values(class_counts={"test": [36] * 10})
+    site.database.write(lambda session: session.execute(counts))
+    run = site.running()
+    run.start()
+    run.report({"type": "metrics", "step": 0, "values": {"eval/knn_top1": 0.5}})
+    page = open_run(visitor, run)
+    result = page.locator("#result")
+    expect(result).to_contain_text("kNN accuracy50.0%")
+
+    run.report({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "repr/std": 0.9}})
+    run.checkpoint(50)
+    headline = "So far: Better than the untrained network by 37.5 ± 6.2 points"
+    expect(result.get_by_role("heading", name=headline)).to_be_visible()
+    expect(result).to_contain_text("load_backbone")
+    expect(page.locator("figure[data-metrics='eval/knn_top1'] .foot")).to_contain_text("untrained 50.0%")
+    weights = f"/v1/checkpoints/{site.checkpoints(run.job_id)[0].id}/download?kind=backbone"
+    expect(result.get_by_role("link", name="Download weights")).to_have_attribute("href", weights)
+
+    diagnostic = page.locator("#diagnostics figure[data-metrics='repr/std']")
+    expect(diagnostic).to_be_hidden()
+    page.get_by_text("Diagnostics", exact=True).click()
+    expect(diagnostic).to_be_visible()
+    expect(diagnostic).to_contain_text("Spread of features")
+    expect(diagnostic).to_contain_text("0 in a collapse.")
+    run.end()
+
+
+def test_a_job_without_results_has_no_empty_sections(visitor: Visitor, site: Site) -> None:
+    run = site.running()
+    run.start()
+    run.end("failed", "bad_data")
+    page = visitor.window()
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.get_by_role("heading", level=2)).to_have_text(["The data is invalid", "Timeline", "Spec"])
+    sections = page.get_by_role("navigation", name="Sections")
+    expect(sections.get_by_role("link")).to_have_text(["Timeline", "Spec"])
+
+
 def test_downloads_are_the_registered_bytes(visitor: Visitor, site: Site, tmp_path: Path) -> None:
     run = site.running()
     run.start()
@@ -213,7 +255,7 @@ def test_downloads_are_the_registered_bytes(visitor: Visitor, site: Site, tmp_pa
     expect(row).to_contain_text(digest[:12])
     expect(row).to_contain_text("50.0%")
     with page.expect_download() as started:
-        row.get_by_role("link", name="native").click()
+        row.get_by_role("link", name="full checkpoint").click()
     started.value.save_as(tmp_path / "file")
     assert hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest() == digest
     run.end()

@@ -173,7 +173,7 @@ def test_a_browser_uses_every_page_through_nginx(proxied: Proxied, context: Brow
     site.claim().end()
     page.go_back()
     with page.expect_download() as download:
-        page.get_by_role("link", name="native").first.click()
+        page.get_by_role("link", name="full checkpoint").first.click()
     assert b"checkpoint" in download.value.path().read_bytes()
     complaints = [text for text in complaints if "ERR_ABORTED" not in text]  # the download, and pages that were left
     assert complaints == []

@@ -118,7 +118,7 @@ def test_everything_is_readable_without_scripts(visitor: Visitor, site: Site, ru
     for words in ("59 / 100", "8 older", "printed", "Attempt 1 started", '"batch_size": 256', "on cpu"):
         expected = {"8 older": "2 older checkpoints"}.get(words, words)
         expect(page.locator("#run")).to_contain_text(expected)
-    picture = page.get_by_role("img", name="Curve of train/loss")
+    picture = page.get_by_role("img", name="Curve of Loss")
     picture.scroll_into_view_if_needed()
     drawn = page.request.get(picture.get_attribute("src") or "")
     assert drawn.headers["content-type"].startswith("image/svg+xml")

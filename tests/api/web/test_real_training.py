@@ -44,12 +44,15 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             last = client.checkpoints(job["id"])[-1]
             expect(page.locator("#checkpoints tbody tr").first).to_contain_text(last["sha256"][:12])
             expect(chart).to_have_attribute("data-step", str(last["step"]))
-            for kind in ("native", "backbone"):
+            for name in ("full checkpoint", "weights"):
                 with page.expect_download() as started:
-                    page.locator("#checkpoints tbody tr").first.get_by_role("link", name=kind).click()
-                started.value.save_as(tmp_path / kind)
-            assert hashlib.sha256((tmp_path / "native").read_bytes()).hexdigest() == last["sha256"]
-            assert (tmp_path / "backbone").stat().st_size > 0
+                    page.locator("#checkpoints tbody tr").first.get_by_role("link", name=name).click()
+                started.value.save_as(tmp_path / name)
+            assert hashlib.sha256((tmp_path / "full checkpoint").read_bytes()).hexdigest() == last["sha256"]
+            assert (tmp_path / "weights").stat().st_size > 0
+            with page.expect_download() as started:
+                page.get_by_role("link", name="Download weights").click()
+            assert started.value.path().read_bytes() == (tmp_path / "weights").read_bytes()
             expect(page.locator("#hardware figure[data-metrics='system/cpu_percent']")).to_be_visible()
 
             page.get_by_role("button", name=f"Create map of step {last['step']}").click()

@@ -9,8 +9,9 @@ const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value beh
 export class Chart extends PlotFigure {
   /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job. */
   constructor(group, source, view, place) {
-    const { title, about, lines, isShare } = group;
-    super({ title, about, isShare, height: 190, sync: "charts", group: lines, source }, view, place);
+    const { title, about, lines, isShare, levels = [], isDiagnostic } = group;
+    const kind = { title, about, isShare, levels, isExplained: isDiagnostic };
+    super({ ...kind, height: 190, sync: "charts", group: lines, source }, view, place);
     this.format = isShare ? percent : number;
     this.figure.dataset.metrics = lines.map(([name]) => name).join(" ");
     this.draw();
@@ -55,7 +56,35 @@ export class Chart extends PlotFigure {
   }
 
   hooks() {
-    return { drawClear: [(plot) => this.drawStarts(plot)] };
+    return { drawClear: [(plot) => this.drawStarts(plot), (plot) => this.drawLevels(plot)] };
+  }
+
+  /** What the curve must beat: [name, value] of each level that the page knows. */
+  get known() {
+    const { dataset } = document.getElementById("run-summary");
+    return this.levels.filter((name) => dataset[name]).map((name) => [name, Number(dataset[name])]);
+  }
+
+  note() {
+    return this.known.map(([name, value]) => `${name} ${this.format(value)}`).join(", ");
+  }
+
+  /** Draw a grey line at each level inside the visible range. */
+  drawLevels(plot) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.strokeStyle = colour("--curve-3");
+    ctx.lineWidth = devicePixelRatio;
+    ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
+    for (const [, value] of this.known) {
+      const y = Math.round(plot.valToPos(value, "y", true));
+      if (!(y >= bbox.top && y <= bbox.top + bbox.height)) continue;
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+    }
+    ctx.restore();
   }
 
   /** Draw the starts of later attempts, with a label where there is room. */

@@ -1,6 +1,7 @@
 // The curves of several jobs: one chart per metric, one line per job in the colour of its configuration.
 import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
+import { factsOf } from "./metrics.js";
 import { address } from "./page.js";
 import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
 import { visible } from "./text.js";
@@ -8,7 +9,7 @@ import { View } from "./view.js";
 
 const MAX_POINTS = 1000; // per chart, shared by its lines
 const MAX_CHARTS = 40;
-const FIRST = ["train/loss", "eval/knn_top1", "weak/pair_precision", "train/loss_instance", "train/loss_weak"];
+const FIRST = ["eval/knn_top1", "weak/pair_precision", "weak/view_agreement", "train/loss_instance", "train/loss"];
 
 const place = document.getElementById("charts");
 const view = new View(document.getElementById("chart-tools"), viewed);
@@ -41,30 +42,28 @@ async function seriesOf(member, isFirst) {
   return new Map(series.map(({ name, points }) => [name, points]));
 }
 
-function isShare(name) {
-  return /top1$|precision(_chance)?$|agreement$/.test(name);
-}
-
 class Chart extends PlotFigure {
   constructor(name, lines) {
-    super({ title: name, isShare: isShare(name), height: 220, sync: "compare", lines }, view, place);
+    const isFirst = FIRST.includes(name);
+    const kind = { ...factsOf(name), name, isExplained: !isFirst, height: 220, sync: "compare", lines };
+    super(kind, view, isFirst ? place : document.getElementById("diagnostics-charts"));
     this.format = this.isShare ? percent : number;
     this.figure.dataset.metrics = name;
     this.figure.dataset.lines = String(lines.length);
     const latest = lines.map((member) => `${member.name} ${this.format(member.series.get(name).at(-1).value)}`);
-    this.canvas.setAttribute("aria-label", visible(`${name}, latest: ${latest.join("; ")}`));
+    this.canvas.setAttribute("aria-label", visible(`${this.title}, latest: ${latest.join("; ")}`));
     this.draw();
   }
 
   points(member) {
-    return member.series.get(this.title) ?? [];
+    return member.series.get(this.name) ?? [];
   }
 
   tables() {
     this.figure.dataset.points = String(Math.max(...this.lines.map((member) => this.points(member).length)));
     return this.lines.map((member) => {
       const [axis, points] = [axisOf(member), this.points(member)];
-      const weight = isSparse(member.lengths.get(this.title) ?? 0, perLine) ? 0 : view.smooth;
+      const weight = isSparse(member.lengths.get(this.name) ?? 0, perLine) ? 0 : view.smooth;
       return [points.map(({ step }) => axis.x(step)), smoothed(points.map(({ value }) => value), weight)];
     });
   }
@@ -109,7 +108,7 @@ class Chart extends PlotFigure {
     const rows = this.lines.flatMap((member) =>
       this.points(member).map(({ attempt, step, value, min, max }) => {
         const x = view.x === "step" ? [] : [axisOf(member).x(step)];
-        return [member.id, member.name, this.title, attempt, step, ...x, value, min, max];
+        return [member.id, member.name, this.name, attempt, step, ...x, value, min, max];
       }),
     );
     return [head, ...rows];
@@ -118,7 +117,8 @@ class Chart extends PlotFigure {
 
 function names() {
   const all = [...new Set(members.flatMap(({ series }) => [...series.keys()]))].sort();
-  return [...FIRST.filter((name) => all.includes(name)), ...all.filter((name) => !FIRST.includes(name))].slice(0, MAX_CHARTS);
+  const others = all.filter((name) => !FIRST.includes(name) && !name.startsWith("system/"));
+  return [...FIRST.filter((name) => all.includes(name)), ...others].slice(0, MAX_CHARTS);
 }
 
 async function load(isFirst) {
@@ -137,6 +137,7 @@ async function start() {
   }
   const state = document.getElementById("charts-state");
   state.hidden = charts.size > 0;
+  document.getElementById("diagnostics").hidden = ![...charts.keys()].some((name) => !FIRST.includes(name));
   document.getElementById("chart-tools").hidden = !state.hidden;
   state.textContent = "No metrics yet.";
   document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));

@@ -18,8 +18,11 @@ const run = document.getElementById("run");
 const jobId = run.dataset.job;
 const place = document.getElementById("charts");
 const title = document.title;
-const tail = new Tail();
-const updateParts = throttled(() => refresh(address(`/jobs/${jobId}/live`)), 800);
+const tail = document.getElementById("log") && new Tail(); // the log of a job that is over may be empty
+const updateParts = throttled(async () => {
+  await refresh(address(`/jobs/${jobId}/live`));
+  draw(); // the summary has what the accuracy must beat
+}, 800);
 
 // ---- curves
 
@@ -102,23 +105,27 @@ function draw() {
     isDrawing = false;
     const groups = groupsOf(curves);
     const state = document.getElementById("charts-state");
-    state.hidden = groups.some((group) => !group.isHardware);
+    const [main, diagnostics] = [false, true].map((side) => groups.filter((group) => !group.isHardware && !!group.isDiagnostic === side));
+    state.hidden = main.length + diagnostics.length > 0;
+    document.getElementById("diagnostics").hidden = !diagnostics.length;
     for (const id of ["charts-hint", "chart-tools"]) document.getElementById(id).hidden = !state.hidden;
     state.textContent = visible(OVER.has(run.dataset.status) ? "No metrics were reported." : "Curves appear with the first report.");
-    drawAll(groups.filter((group) => !group.isHardware), place);
+    drawAll(main, place);
+    drawAll(diagnostics, document.getElementById("diagnostics-charts"));
     drawAll(groups.filter((group) => group.isHardware), document.getElementById("hardware-charts"));
   });
 }
 
 function drawAll(groups, target) {
   for (const group of groups) {
-    const chart = charts.get(group.title);
+    const [key] = group.lines[0];
+    const chart = charts.get(key);
     if (chart) chart.update();
-    else charts.set(group.title, new Chart(group, source, view, target));
+    else charts.set(key, new Chart(group, source, view, target));
   }
   // A new group may belong before existing charts.
   const isMisplaced = (figure, position) => target.querySelectorAll("figure")[position] !== figure;
-  target.append(...groups.map((group) => charts.get(group.title).figure).filter(isMisplaced));
+  target.append(...groups.map((group) => charts.get(group.lines[0][0]).figure).filter(isMisplaced));
 }
 
 if (place) {
@@ -159,7 +166,7 @@ const stream = new Stream(jobId, {
       updateParts();
     },
     metrics: take,
-    logs: ({ lines }) => tail.append(lines),
+    logs: ({ lines }) => tail?.append(lines),
     end: (job) => {
       isOver(job);
       end();

@@ -65,7 +65,7 @@ const sight = new IntersectionObserver(
 );
 
 export class PlotFigure {
-  /** @param {object} kind `title`, `about`, `isShare`, `height`, `sync`: the key of charts that share a cursor. */
+  /** @param {object} kind `title`, `about`, `isExplained`: whether `about` is shown, `isShare`, `height`, `sync`: the key of charts that share a cursor. */
   constructor(kind, view, place) {
     Object.assign(this, kind, { view });
     this.figure = text("figure", "", "chart panel");
@@ -73,6 +73,7 @@ export class PlotFigure {
     const title = this.caption.appendChild(text("h3", this.title, "cut"));
     title.title = visible(this.about ?? this.title);
     this.readout = this.caption.appendChild(document.createElement("p"));
+    if (this.isExplained && this.about) this.figure.append(text("p", `${this.about}.`, "about small quiet"));
     this.canvas = this.figure.appendChild(text("div", "", "canvas"));
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
@@ -105,13 +106,20 @@ export class PlotFigure {
     this.plot = new window.uPlot(this.options(), this.data(), this.canvas);
     this.watch ??= new ResizeObserver(() => this.resize());
     this.watch.observe(this.canvas);
-    this.below.textContent = visible(AXES[this.view.x].label + (this.hasHidden ? "; positive values only" : ""));
+    this.label();
     this.read();
+  }
+
+  /** Name the axis below the chart. */
+  label() {
+    const parts = [AXES[this.view.x].label, this.hasHidden ? "positive values only" : "", this.note()];
+    this.below.textContent = visible(parts.filter(Boolean).join("; "));
   }
 
   /** Show new points, or another range. */
   update() {
     this.plot?.setData(this.data());
+    if (this.plot) this.label();
     this.read();
   }
 
@@ -183,6 +191,11 @@ export class PlotFigure {
 
   hooks() {
     return {};
+  }
+
+  /** More words below the chart. */
+  note() {
+    return "";
   }
 
   range(low, high) {

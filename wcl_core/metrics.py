@@ -1,0 +1,88 @@
+"""Names of metrics for people: one table for pages, charts and command line."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from wcl_core.protocol import (
+    ADJUSTED_MUTUAL_INFORMATION,
+    COMPONENT_SHARE,
+    COMPONENTS,
+    CPU_PERCENT,
+    EMBEDDING_DEVIATION,
+    EMBEDDING_RANKME,
+    GPU_MEMORY_MIB,
+    GPU_PERCENT,
+    HARDWARE_PREFIX,
+    IMAGES_PER_SECOND,
+    KNN_TOP1,
+    LARGEST_SHARE,
+    LEARNING_RATE,
+    PAIR_PRECISION,
+    PAIR_PRECISION_CHANCE,
+    PROCESS_MEMORY_MIB,
+    TRAIN_LOSS,
+    TRAIN_PREFIX,
+    VIEW_AGREEMENT,
+)
+
+
+class MetricFacts(NamedTuple):
+    """A metric for people.
+
+    Attributes:
+        title: short and in plain words.
+        about: one sentence that explains it, without a full stop; "" where the title says it all.
+        is_share: whether it is in 0..1 and shown as a percentage.
+    """
+
+    title: str
+    about: str = ""
+    is_share: bool = False
+
+
+METRICS: Final[dict[str, MetricFacts]] = {
+    TRAIN_LOSS: MetricFacts("Loss", "The sum of all terms; losses of two methods do not compare"),
+    f"{TRAIN_PREFIX}loss_instance": MetricFacts("Instance loss", "Each image against all others"),
+    f"{TRAIN_PREFIX}loss_weak": MetricFacts("Weak-label loss", "Before its weight beta"),
+    KNN_TOP1: MetricFacts("kNN accuracy", "On the test images, by the nearest neighbours of frozen features", True),
+    PAIR_PRECISION: MetricFacts("Pair precision", "Share of pairs with one weak label that have one true class", True),
+    PAIR_PRECISION_CHANCE: MetricFacts("Pair precision by chance", "The same for random pairs", True),
+    VIEW_AGREEMENT: MetricFacts("View agreement", "Agreement of the weak labels of an image's two views", True),
+    COMPONENTS: MetricFacts("Components", "Weak labels of a batch"),
+    LARGEST_SHARE: MetricFacts("Largest component", "Share of a batch with the most frequent weak label", True),
+    LEARNING_RATE: MetricFacts("Learning rate"),
+    IMAGES_PER_SECOND: MetricFacts("Images per second", "Of the last steps"),
+    GPU_PERCENT: MetricFacts("GPU utilisation, %", "Share of time with GPU activity, from NVML"),
+    GPU_MEMORY_MIB: MetricFacts("GPU memory, MiB", "Used by the training process"),
+    CPU_PERCENT: MetricFacts("CPU, % of a core", "CPU time of the training process; 200 is two full cores"),
+    PROCESS_MEMORY_MIB: MetricFacts("Process memory, MiB", "Resident memory of the training process"),
+    COMPONENT_SHARE: MetricFacts("Components per image", "About 1/4 in healthy runs; near 0 in a collapse"),
+    ADJUSTED_MUTUAL_INFORMATION: MetricFacts(
+        "Weak labels against classes", "Adjusted mutual information: 1 for equal groups, 0 for random ones"
+    ),
+    EMBEDDING_DEVIATION: MetricFacts("Spread of embeddings", "1 if spread evenly over the sphere; 0 in a collapse"),
+    EMBEDDING_RANKME: MetricFacts(
+        "Effective rank of embeddings", "Directions that the head uses (RankMe); 1 in a collapse"
+    ),
+    "embedding/alignment": MetricFacts(
+        "Alignment of embeddings", "Mean squared distance of an image's two views; lower is closer"
+    ),
+    "embedding/uniformity": MetricFacts("Uniformity of embeddings", "Lower is spread more evenly; 0 in a collapse"),
+    "repr/std": MetricFacts("Spread of features", "1 if spread evenly over the sphere; 0 in a collapse"),
+    "repr/rankme": MetricFacts("Effective rank of features", "Directions that the backbone uses (RankMe)"),
+    "repr/alignment": MetricFacts(
+        "Alignment of features", "Mean squared distance of an image's two views; lower is closer"
+    ),
+    "repr/uniformity": MetricFacts("Uniformity of features", "Lower is spread more evenly; 0 in a collapse"),
+}
+
+
+def metric_facts(name: str) -> MetricFacts:
+    """Return the facts of a metric; one that is not in the table, for example of a plugin, has its name as title."""
+    return METRICS.get(name) or MetricFacts(name, is_share=name.endswith("top1"))
+
+
+def is_hardware(name: str) -> bool:
+    """Return whether a metric is about the machine and not about the training."""
+    return name == IMAGES_PER_SECOND or name.startswith(HARDWARE_PREFIX)
