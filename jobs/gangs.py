@@ -7,7 +7,7 @@ the job for all.  It is the first node, which delivers the records and ends the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from jobs.attempts import AttemptRef
 from jobs.devices import Free, free_of, is_node_of
 from jobs.eligibility import NEEDS, QUEUE_ORDER, Needs, WorkerFacts, fits, fits_worker, has_needs, is_due, takes_jobs
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
+from jobs.status import Reason, Status
 from wcl_core import protocol
 
 
@@ -61,10 +62,12 @@ class Startable:
     Attributes:
         led: needs of those that this worker starts for all.
         joined: the first one that another worker starts with this one; its room is for that job.
+        leader: the id of that worker.
     """
 
     led: tuple[Needs, ...]
     joined: Job | None
+    leader: str | None = None
 
 
 def waiting(session: Session, worker: WorkerFacts) -> list[Needs]:
@@ -83,34 +86,39 @@ def fillable(session: Session, worker: WorkerFacts) -> list[Needs]:
     return [needs for needs in every if sum(fits(each, needs) for each in workers) >= needs.nodes]
 
 
-def startable(session: Session, worker: WorkerFacts, free: Free) -> Startable:
+def startable(session: Session, worker: WorkerFacts, free: Free, avoided: Collection[str] = ()) -> Startable:
     """Return the due jobs of several nodes that can start now with a worker.
 
     Args:
         free: the free part of the worker, which knows it better than the database.
+        avoided: ids of the workers that start no gang; one without them may be possible.
     """
     if not (every := waiting(session, worker)):
         return Startable((), None)
-    workers, room = _with_room(session, worker, free)
-    gangs = {needs: [member.worker_id for member in _filled(needs, workers, room)] for needs in every}
+    room = _with_room(session, worker, free)
+    gangs = {needs: [member.worker_id for member in _filled(needs, *room, avoided)] for needs in every}
     led = tuple(needs for needs, ids in gangs.items() if ids[:1] == [worker.id])
     others = [needs for needs, ids in gangs.items() if worker.id in ids[1:]]
     first = select(Job).where(is_due(), has_needs(others)).order_by(*QUEUE_ORDER).limit(1)
-    return Startable(led, session.execute(first).scalar_one_or_none() if others else None)
+    if not others or (joined := session.execute(first).scalar_one_or_none()) is None:
+        return Startable(led, None)
+    return Startable(led, joined, gangs[Needs.of(joined)][0])
 
 
-def locked(session: Session, job: Job, worker: WorkerFacts, free: Free) -> tuple[Member, ...]:
+def locked(
+    session: Session, job: Job, worker: WorkerFacts, free: Free, avoided: Collection[str] = ()
+) -> tuple[Member, ...]:
     """Lock the workers of the gang that can start the job now, and return it; none if it has changed meanwhile.
 
     The first node has the lowest id and holds its own lock already, so all workers lock in one order.
     """
-    gang = _filled(Needs.of(job), *_with_room(session, worker, free))
+    gang = _filled(Needs.of(job), *_with_room(session, worker, free), avoided)
     ids = [member.worker_id for member in gang]
     if not gang or ids[0] != worker.id:
         return ()
     session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
     session.expire_all()
-    return gang if _filled(Needs.of(job), *_with_room(session, worker, free)) == gang else ()
+    return gang if _filled(Needs.of(job), *_with_room(session, worker, free), avoided) == gang else ()
 
 
 def has_gang(session: Session, worker: WorkerFacts) -> bool:
@@ -124,17 +132,36 @@ def _workers(session: Session, pool: str) -> list[Worker]:
 
 
 def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[Worker], dict[str, Free]]:
-    """Return the workers of the pool that take part in gangs, the lowest id first, and the free part of each."""
+    """Return the workers of the pool that take part in gangs, and the free part of each.
+
+    The lowest id comes first; a worker that did not begin its node in the last attempt of a waiting job comes last.
+    """
     workers = _workers(session, worker.pool)
+    late = (
+        select(AttemptNode.worker_id)
+        .join(Attempt, is_node_of())
+        .join(Job, and_(Job.id == Attempt.job_id, Job.attempt == Attempt.number))
+        .where(Job.status == Status.QUEUED, Job.pool == worker.pool, Job.status_reason == Reason.NODE_LATE)
+        .where(AttemptNode.node > 0, AttemptNode.renewals == 0)
+    )
+    ids = set(session.execute(late).scalars())
+    workers.sort(key=lambda each: (each.id in ids, each.id))
     return workers, free_of(session, workers) | {worker.id: free}
 
 
-def _filled(needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free]) -> tuple[Member, ...]:
+def _filled(
+    needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free], avoided: Collection[str]
+) -> tuple[Member, ...]:
     """Return the gang that can start a job now, the first node first; none if too few workers have room."""
-    with_room = [each for each in workers if fits(each, needs) and free[each.id].holds(needs.gpus)][: needs.nodes]
-    if len(with_room) < needs.nodes:
-        return ()
-    return tuple(Member(each.id, each.name, each.address or "", free[each.id].take(needs.gpus)) for each in with_room)
+    with_room = [each for each in workers if fits(each, needs) and free[each.id].holds(needs.gpus)]
+    while len(with_room) >= needs.nodes:
+        gang = sorted(with_room[: needs.nodes], key=lambda each: each.id)
+        if gang[0].id not in avoided:
+            return tuple(
+                Member(each.id, each.name, each.address or "", free[each.id].take(needs.gpus)) for each in gang
+            )
+        with_room.remove(gang[0])
+    return ()
 
 
 # --- nodes that a worker has not begun yet -------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     DEVICE_FAILED = "device_failed"  # a GPU of the run broke or cannot be used; the worker offers it no longer
     DEVICE_ERROR = "device_error"  # CUDA or NCCL failed, and the cause may be the code or the GPU
     DEVICE_ASSERT = "device_assert"  # a check in a kernel failed, a fault of the code
+    NODE_LATE = "node_late"  # a worker did not begin its part of a job of several nodes; not a failure
     WORKER_STOPPED = "worker_stopped"  # the worker drained; not a failure
     PREEMPTED = "preempted"  # gave way to a job of higher priority; not a failure
     TIMEOUT = "timeout"  # reached its `max_seconds`

@@ -18,7 +18,7 @@ from jobs.eligibility import has_dataset, has_gpus, is_before, is_due, is_met, s
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Worker
 from jobs.preemption import giving_way
-from jobs.status import HELD, Status
+from jobs.status import HELD, Reason, Status
 
 
 class Cause(StrEnum):
@@ -83,9 +83,9 @@ def explain(session: Session, job: Job) -> Waiting | None:
     if job.status != Status.QUEUED:
         return None
     if session.execute(select(Job.id).where(Job.id == job.id, is_due())).first() is None:
-        return Waiting(
-            Cause.BACKING_OFF, "its last attempt failed; the next one starts after a backoff", until=job.not_before
-        )
+        is_late = job.status_reason == Reason.NODE_LATE
+        failed = job.status_message if is_late else "its last attempt failed"
+        return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
     ahead = _num_ahead(session, job)
     cause, message = _on_preemption(session, job) or _on_workers(session, job, ahead)
     return Waiting(cause, message, position=ahead + 1)
@@ -184,7 +184,11 @@ def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: int) -> 
     busy = [worker.name for worker in able if not free[worker.id].holds(job.gpus)]
     num_with_room = len(able) - len(busy)
     if num_with_room >= job.nodes:
-        return _on_its_turn(num_with_room // job.nodes, ahead)
+        cause, message = _on_its_turn(num_with_room // job.nodes, ahead)
+        if cause is Cause.ABOUT_TO_START:
+            first = min((worker for worker in able if worker.name not in busy), key=lambda worker: worker.id)
+            message = f"{first.name} is about to start it on {job.nodes} workers"
+        return cause, message
     cause, message = _on_its_turn(0, ahead)
     each = f" with {job.gpus} free GPUs each" if job.gpus else ""
     needed = f"it waits for {job.nodes} workers at once{each}; {num_with_room or 'none'} of {len(able)} has room"

@@ -97,7 +97,7 @@ def wait_for_nodes(attempt: OpenAttempt, draining: threading.Event, seconds: flo
 
     Returns:
         None, or the end of the attempt: a request, or a worker that has not begun in time, as one that has just died.
-        The latter is no failure of the job.
+        The latter is no failure of the job, which is tried again after a backoff.
 
     Raises:
         Superseded: the attempt has ended.
@@ -107,8 +107,8 @@ def wait_for_nodes(attempt: OpenAttempt, draining: threading.Event, seconds: flo
         if (request := "drain" if draining.wait(POLL_SECONDS) else attempt.renew()) is not None:
             return AttemptEnd(OUTCOME_OF[request], None, None)
         if time.monotonic() > deadline:
-            late = f"{', '.join(names)} did not begin in time"
-            return AttemptEnd("drained", None, f"all workers of the job start it together, and {late}")
+            late = f"{', '.join(names)} did not begin within {seconds:g} s"
+            return AttemptEnd("failed", Reason.NODE_LATE, f"all workers of the job start it together, and {late}")
     return None
 
 

@@ -18,12 +18,12 @@ from jobs.devices import Free, working
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.gangs import has_gang
-from jobs.holding import PassedOver, passed_over
 from jobs.models import Attempt
 from jobs.status import Reason
 from jobs.transitions import Claim
 from worker.ability import Ability
 from worker.devices import Machine
+from worker.patience import Patience
 from worker.room import RoomCheck
 from worker.supervisor import Supervisor
 
@@ -67,8 +67,7 @@ class Slots:
     ) -> None:
         self._on_bad_data = on_bad_data
         self._node_wait_seconds, self._has_begun = node_wait_seconds, False
-        self._hold_seconds, self._clock = hold_seconds, clock
-        self._passed_over: tuple[str, float] | None = None  # a job, and since when
+        self._clock, self._patience = clock, Patience(hold_seconds, clock)
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
         self.ability, self._room, self.machine = ability, room, machine
         self._running: list[Claim] = []  # the oldest first
@@ -113,7 +112,8 @@ class Slots:
         with self._database.read() as session:
             if facts.address is not None and transitions.has_node(session, facts.id, free):
                 return True  # whatever this worker lacks, the attempt has begun and gets the reason
-            if not transitions.is_claimable(session, facts, free, self._held(session, facts, free)):
+            avoided = self._patience.avoided(session, facts, free)
+            if not transitions.is_claimable(session, facts, free, self._patience.held(session, facts, free), avoided):
                 return False
         return self.ability.check() is None  # last: the claim follows
 
@@ -185,7 +185,8 @@ class Slots:
             node = transitions.begin_node(session, facts.id, free) if facts.address is not None else None
             if node is not None or not is_able:
                 return node
-            return transitions.claim(session, facts, free, self._held(session, facts, free))
+            avoided = self._patience.avoided(session, facts, free)
+            return transitions.claim(session, facts, free, self._patience.held(session, facts, free), avoided)
 
         try:
             claim = self._database.write(take)
@@ -197,21 +198,6 @@ class Slots:
                 self._running.append(claim)
                 self._has_begun = True
         return claim
-
-    def _held(self, session: Session, facts: WorkerFacts, free: Free) -> PassedOver | None:
-        """Return the job that this worker keeps its free devices for, by its own clock; None if there is none yet."""
-        unused = transitions.unused(session, facts, free)
-        if unused.is_empty or (facts.address is None and not unused.devices):
-            return None  # no job can pass it
-        if (job := passed_over(session, facts, unused)) is None:
-            self._passed_over = None
-            return None
-        if job.is_urgent:
-            return job
-        if self._passed_over is None or self._passed_over[0] != job.job_id:
-            self._passed_over = job.job_id, self._clock()
-        is_over = self._clock() - self._passed_over[1] >= self._hold_seconds
-        return job if job.is_here and is_over else None
 
     def _present_facts(self) -> WorkerFacts:
         return replace(self._facts, devices=self.machine.devices)

@@ -138,6 +138,10 @@ _EXPLANATIONS = {
         "The worker has no free file descriptor, process or memory",
         "Raise its limits, or end other programs on its machine. The job then continues by itself.",
     ),
+    "node_late": Explanation(
+        "A worker did not begin its part, several times",
+        "Its log may show what it does. Restart or drain it, then resume the job.",
+    ),
     "device_failed": Explanation(
         "GPUs of its runs broke or cannot be used",
         "The page of the workers names each GPU and its problem. Retry once another one is free.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +60,23 @@ class Claim:
 
 
 def is_claimable(
-    session: Session, worker: WorkerFacts, free: Free | None = None, held: PassedOver | None = None
+    session: Session,
+    worker: WorkerFacts,
+    free: Free | None = None,
+    held: PassedOver | None = None,
+    avoided: Collection[str] = (),
 ) -> bool:
     """Return whether a due job fits the free part of the worker; another worker may still claim it first."""
-    best = _best(session, worker, unused(session, worker, free), held)
+    best = _best(session, worker, unused(session, worker, free), held, avoided)
     return session.execute(best.with_only_columns(Job.id)).first() is not None
 
 
 def claim(
-    session: Session, worker: WorkerFacts, free: Free | None = None, held: PassedOver | None = None
+    session: Session,
+    worker: WorkerFacts,
+    free: Free | None = None,
+    held: PassedOver | None = None,
+    avoided: Collection[str] = (),
 ) -> Claim | None:
     """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains.
 
@@ -79,6 +88,7 @@ def claim(
         worker: its properties.
         free: the part of the worker that none of its attempts uses; by default all of it.
         held: the job that the worker keeps its devices for.
+        avoided: ids of the workers whose gangs it does not wait for.
 
     Raises:
         IntegrityError: another attempt holds one of the devices.
@@ -89,13 +99,13 @@ def claim(
         return None
     free = unused(session, worker, free)
     # Locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
-    best = _best(session, worker, free, held).with_for_update(skip_locked=True)
+    best = _best(session, worker, free, held, avoided).with_for_update(skip_locked=True)
     if (job := session.execute(best).scalar_one_or_none()) is None:
         return None
     job_id, num_nodes = job.id, job.nodes
     attempt = AttemptRef.new(job_id, job.attempt + 1)
     gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(job.gpus)),)
-    if num_nodes > 1 and not (gang := gangs.locked(session, job, worker, free)):
+    if num_nodes > 1 and not (gang := gangs.locked(session, job, worker, free, avoided)):
         return None
     moved = move(
         session,
@@ -179,11 +189,13 @@ def unused(session: Session, worker: WorkerFacts, free: Free | None) -> Free:
     return gangs.without_given(session, worker, free.without(in_use(session, free.devices)))
 
 
-def _best(session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None) -> Select[Job]:
+def _best(
+    session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None, avoided: Collection[str]
+) -> Select[Job]:
     """Return the query of the best due job that fits the free part of the worker and may start before the held one."""
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
-        gang = gangs.startable(session, worker, free)
+        gang = gangs.startable(session, worker, free, avoided)
         fitting.append(or_(Job.nodes == 1, has_needs(gang.led)))
         if gang.joined is not None:
             fitting.append(is_before(gang.joined))

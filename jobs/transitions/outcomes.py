@@ -40,7 +40,7 @@ def settle(
     failures = job.failures + (1 if reason in INFRASTRUCTURE else 0)
     cleared: dict[str, Any] = dict.fromkeys(("cancel_requested_at", "pause_requested_at", "preempt_requested_at"))
     is_paused = outcome == "paused" or reason in HELD
-    may_continue = is_paused or outcome == "drained" or reason in INFRASTRUCTURE
+    may_continue = is_paused or outcome == "drained" or reason in INFRASTRUCTURE or reason == Reason.NODE_LATE
     if outcome == "succeeded":
         after, reason = Status.SUCCEEDED, None
     elif outcome == "cancelled" or (may_continue and job.cancel_requested_at is not None):
@@ -59,6 +59,12 @@ def settle(
         after, reason = Status.PAUSED, (reason if is_paused and reason not in HELD else None) or Reason.USER
     elif outcome == "drained":
         after, reason = Status.QUEUED, Reason.PREEMPTED if job.preempt_requested_at else Reason.WORKER_STOPPED
+    elif reason == Reason.NODE_LATE and (num_late := _num_late(session, job_id)) >= _MOST_LATE:
+        after = Status.PAUSED
+        message = f"{message}, in {num_late} attempts in a row; restart or drain that worker, then resume the job"
+    elif reason == Reason.NODE_LATE:
+        after = Status.QUEUED
+        cleared["not_before"] = now_ms() + wait_ms(num_late)
     elif may_continue and failures < max_failures:
         after = Status.QUEUED
         cleared["not_before"] = now_ms() + wait_ms(failures)
@@ -86,6 +92,14 @@ def _num_held(session: Session, job_id: str) -> int:
     return session.execute(held).scalar_one()
 
 
+def _num_late(session: Session, job_id: str) -> int:
+    """Return how many attempts of the job in a row, up to the last one, ended because a worker did not begin."""
+    is_late = Attempt.end_reason == Reason.NODE_LATE
+    last_other = select(func.max(Attempt.number)).where(Attempt.job_id == job_id, ~is_late).scalar_subquery()
+    late = select(func.count()).where(Attempt.job_id == job_id, Attempt.number > func.coalesce(last_other, 0), is_late)
+    return session.execute(late).scalar_one()
+
+
 def is_over_time(session: Session, job_id: str) -> bool:
     """Return whether the job's attempts together have run for its `max_seconds`, by their workers' monotonic clocks."""
     by_times = func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at  # of workers of an older version
@@ -94,6 +108,7 @@ def is_over_time(session: Session, job_id: str) -> bool:
     return session.execute(limit).first() is not None
 
 
+_MOST_LATE = 5  # attempts in a row that a worker does not begin, before a user must act
 _FIRST_WAIT_SECONDS = 4.0
 _LONGEST_WAIT_SECONDS = 600.0
 

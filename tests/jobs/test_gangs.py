@@ -210,6 +210,50 @@ def test_a_worker_that_stops_before_it_begins_its_node_returns_the_job(database:
     assert begin(database, second) is None
 
 
+def is_late(database: Database, each: Claim) -> None:
+    """End an attempt since a worker has not begun its node."""
+    message = "w2 did not begin within 20 s"
+    database.write(lambda s: transitions.end_attempt(s, each.attempt, "failed", "node_late", message))
+
+
+def test_a_job_whose_worker_does_not_begin_waits_for_longer_each_time_and_then_for_a_user(database: Database) -> None:
+    first, _ = register(database, 1), register(database, 2)
+    gang, small = submit(database), rows.submit(database)
+    waits = []
+    for _ in range(4):
+        each = claim(database, first)
+        is_late(database, each)
+        job = rows.job(database, gang)
+        assert (job.status, job.status_reason, job.failures) == ("queued", "node_late", 0)
+        assert reason(database, gang)[1] == "w2 did not begin within 20 s; the next attempt starts after a backoff"
+        assert job.not_before is not None
+        waits.append(job.not_before - job.updated_at)
+        rows.make_due(database)
+    assert waits[3] > 2 * waits[0]
+
+    is_late(database, claim(database, first))
+
+    job = rows.job(database, gang)
+    assert (job.status, job.status_reason, job.failures) == ("paused", "node_late", 0)
+    assert (job.status_message or "").endswith(
+        "in 5 attempts in a row; restart or drain that worker, then resume the job"
+    )
+    assert claim(database, first).job_id == small
+
+
+def test_other_workers_replace_one_that_did_not_begin_its_node(database: Database) -> None:
+    first, second, third = (register(database, number) for number in (1, 2, 3))
+    submit(database)
+    is_late(database, claim(database, first))
+    rows.make_due(database)
+
+    each = claim(database, first)
+
+    assert (each.number, each.num_nodes) == (2, 2)
+    assert begin(database, second) is None
+    assert begun(database, third).attempt == each.attempt
+
+
 def test_an_attempt_that_ends_while_its_node_leaves_it_stops_no_worker_from_stopping(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

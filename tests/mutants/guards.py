@@ -393,6 +393,23 @@ GUARDS = (
         ("tests/jobs/test_gangs.py::test_no_worker_of_a_gang_takes_new_work_while_jobs_give_way_to_it[sqlite-0]",),
     ),
     Guard(
+        "a worker does not wait for another one for ever",
+        "worker/patience.py",
+        "if now - since >= _LEADER_SECONDS:",
+        "if False:",
+        ("tests/worker/test_patience.py::test_a_worker_waits_for_one_that_starts_no_gang_only_for_a_while[sqlite]",),
+    ),
+    Guard(
+        "a job whose worker does not begin has a backoff",
+        "jobs/transitions/outcomes.py",
+        "now_ms() + wait_ms(num_late)",
+        "None",
+        (
+            "tests/jobs/test_gangs.py"
+            "::test_a_job_whose_worker_does_not_begin_waits_for_longer_each_time_and_then_for_a_user[sqlite]",
+        ),
+    ),
+    Guard(
         "a rank proves the secret",
         "wcl_core/rendezvous.py",
         "(deliver_challenge, answer_challenge) if is_server else (answer_challenge, deliver_challenge)",

@@ -147,10 +147,10 @@ def test_a_worker_that_does_not_begin_costs_no_failure(sqlite_database: Database
 
     end = wait_for_nodes(attempt, draining, 0.0)
     assert end is not None
-    assert (end.outcome, "w2 did not begin" in (end.message or "")) == ("drained", True)
+    assert (end.reason, "w2 did not begin" in (end.message or "")) == ("node_late", True)
     sqlite_database.write(lambda session: transitions.begin_node(session, facts[1].id, facts[1].all_free))
     assert wait_for_nodes(attempt, draining, 0.0) is None
 
     attempt.end(end)
     job = rows.job(sqlite_database, job_id)
-    assert (job.status, job.failures) == ("queued", 0)
+    assert (job.status, job.status_reason, job.failures) == ("queued", "node_late", 0)
