@@ -40,6 +40,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.database import now_ms, queue_place
+from wcl_core.config import completed_spec, stored_spec
 from wcl_core.protocol import storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of checkpoint files; no run starts from embeddings
@@ -69,6 +70,24 @@ class _String(TypeDecorator[str]):
 class _Text(_String):
     impl = Text
     cache_ok = True
+
+
+class _Spec(TypeDecorator[dict[str, Any]]):
+    """A resolved spec; the row holds it in the lowest version, for workers and servers of older versions."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        return self.impl_instance.coerce_compared_value(op, value)
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> dict[str, Any] | None:
+        del dialect
+        return None if value is None else stored_spec(value)
+
+    def process_result_value(self, value: dict[str, Any] | None, dialect: Dialect) -> dict[str, Any] | None:
+        del dialect
+        return None if value is None else completed_spec(value)
 
 
 _Id = _String(36)
@@ -106,9 +125,9 @@ class Job(Base):
     status: Mapped[str] = mapped_column(_String(16))
     status_reason: Mapped[str | None] = mapped_column(_String(64))
     status_message: Mapped[str | None] = mapped_column(_Text)
-    spec_version: Mapped[int] = mapped_column(Integer)
+    spec_version: Mapped[int] = mapped_column(Integer)  # the lowest one that holds the spec
     spec_sent: Mapped[dict[str, Any]]
-    spec: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]] = mapped_column(_Spec)
     priority: Mapped[int] = mapped_column(Integer, default=0)
     pool: Mapped[str] = mapped_column(_String(64), default="default")
     gpus: Mapped[int] = mapped_column(Integer, default=0)  # of each node

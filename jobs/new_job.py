@@ -12,7 +12,7 @@ from jobs.database import Signal, new_id, signal
 from jobs.datasets import pinned_digest
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
-from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec
+from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec, version_of
 
 # Columns of a job that a request may set beside the spec, and that a retry, a clone and a sweep's jobs keep.
 OPTIONS = ("priority", "pool", "gpus", "preemptible", "max_seconds")
@@ -77,13 +77,14 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
     """
     assert new.gpus is not None, "the check has chosen it"
     status = (Status.BLOCKED if waits else Status.QUEUED).value
+    spec = resolve_spec(new.spec)
     values = {name: getattr(new, name) for name in _COPIED} | {
         "id": new_id(),
         "name": new.name or default_name(new.spec),
         "status": status,
-        "spec_version": new.spec.spec_version,
+        "spec_version": version_of(spec),
         "nodes": nodes_of(new.spec),
-        "spec": resolve_spec(new.spec),
+        "spec": spec,
         "dataset_name": dataset.name,
         "dataset_digest": pinned_digest(session, dataset) if digest is None else digest,
         "event_seq": 1,

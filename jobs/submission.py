@@ -26,7 +26,7 @@ from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name, kind_of, nodes_of, options_of
 from jobs.status import Status
-from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
 
 
@@ -98,7 +98,7 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
         pool=new.pool,
         gpus=new.gpus or 0,
         nodes=nodes_of(new.spec),
-        spec_version=new.spec.spec_version,
+        spec_version=version_of(resolve_spec(new.spec)),
         dataset_name=dataset.name,
         dataset_digest=pinned_digest(session, dataset),
     )

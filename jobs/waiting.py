@@ -163,7 +163,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         return _on_dataset(session, job)
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
-        return Cause.SPEC_VERSION_UNKNOWN, f"no worker that fits supports version {job.spec_version} of the spec"
+        message = f"no worker that fits supports version {job.spec_version} of the spec; it needs a newer worker"
+        return Cause.SPEC_VERSION_UNKNOWN, f"{message}: upgrade one of the pool {job.pool}"
     free = free_of(session, workers)
     num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
     cause, message = _on_its_turn(num_with_room, ahead)
@@ -203,7 +204,7 @@ def _why_no_node(worker: Worker, job: Job) -> str | None:
         return f"has {worker.gpus} GPUs, not {job.gpus}"
     if not has_dataset(worker, job):
         return f"does not have this version of {job.dataset_name}"
-    return None if supports_spec_version(worker, job) else f"does not support version {job.spec_version} of the spec"
+    return None if supports_spec_version(worker, job) else f"is too old for version {job.spec_version} of the spec"
 
 
 def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:

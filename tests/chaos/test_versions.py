@@ -7,9 +7,10 @@ from sqlalchemy import select, update
 from jobs.models import Attempt, Job
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.stage import Stage, Theatre, spec
-from wcl_core.config import SPEC_VERSION
+from wcl_core.config import SPEC_VERSIONS
 
-NEXT = SPEC_VERSION + 1
+LAST = SPEC_VERSIONS[-1]
+NEXT = LAST + 1
 
 
 def submit(stage: Stage, seed: int, version: int) -> Accepted:
@@ -30,15 +31,15 @@ def test_a_worker_of_the_previous_version_leaves_newer_jobs_alone(house: Theatre
         newer = [
             submit(stage, seed, NEXT) for seed in range(4)
         ]  # older than the others, so they come first in the queue
-        earlier = [submit(stage, seed, SPEC_VERSION) for seed in range(10, 14)]
+        earlier = [submit(stage, seed, LAST) for seed in range(10, 14)]
         for name in ("s0", "s1"):
             stage.server(name).start()
-        stage.worker("old", spec_versions=(SPEC_VERSION,)).start()
+        stage.worker("old", spec_versions=SPEC_VERSIONS).start()
         for job in earlier:
             stage.wait_for(job.job_id, "succeeded", "failed")
         assert {stage.job(job.job_id).status for job in newer} == {"queued"}
 
-        stage.worker("new", spec_versions=(SPEC_VERSION, NEXT)).start()
+        stage.worker("new", spec_versions=(*SPEC_VERSIONS, NEXT)).start()
         for job in newer:
             stage.wait_for(job.job_id, "succeeded", "failed")
 

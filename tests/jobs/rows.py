@@ -23,7 +23,7 @@ from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
 from jobs.status import Status
 from jobs.submission import NewJob
 from jobs.transitions import Claim, Requests
-from wcl_core.config import Kind, parse_spec
+from wcl_core.config import SPEC_VERSIONS, Kind, parse_spec
 from wcl_core.protocol import ArtifactRecord, CheckpointRecord, parse_record
 
 DIGEST = "d" * 64
@@ -61,7 +61,7 @@ WORKER = WorkerFacts(
     pool="default",
     devices=(),
     datasets={"digits": DIGEST},
-    spec_versions=(1,),
+    spec_versions=SPEC_VERSIONS,
 )
 
 

@@ -27,7 +27,7 @@ FLAWS: dict[str, dict[str, Any]] = {
     "gpus": {"gpus": 1},
     "dataset": {"dataset_name": "cifar10"},
     "digest": {"dataset_digest": "e" * 64},
-    "spec version": {"spec_version": 2},
+    "spec version": {"spec_version": 3},
 }
 
 

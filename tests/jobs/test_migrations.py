@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import event, inspect, text
+from sqlalchemy import JSON, event, inspect, select, text, type_coerce
 
 from jobs.audit import audit
 from jobs.database import Database
-from jobs.models import DEFAULT_PROJECT, Base, Project
+from jobs.models import DEFAULT_PROJECT, Base, Job, Project
 from tests.jobs import rows
+from wcl_core.config import parse_spec, resolve_spec, stored_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +149,33 @@ def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> Non
     result = rows.job(database, facts["id"])
     assert (result.preemptible, result.max_seconds) == (False, None)
     assert audit(database).findings == []
+    database.dispose()
+
+
+def test_specs_of_the_versions_between_two_releases_get_their_versions(empty_url: str) -> None:
+    """Those versions stored new fields in specs of version 1, which older workers refuse."""
+    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(empty_url)
+    migrate_to(database, "0019_own_datasets")
+    sent: dict[str, Any] = {"batch_size": 240, "data": {"name": "digits"}}
+    full = {name: resolve_spec(parse_spec("pretrain", sent | new)) for name, new in (("1", {}), ("2", {"nodes": 2}))}
+    insert = (
+        "INSERT INTO jobs (id, project_id, kind, name, status, spec_version, spec_sent, spec, priority, pool, gpus,"
+        " dataset_name, dataset_digest, attempt, failures, event_seq, created_at, updated_at) VALUES"
+        " (:id, 'p', 'pretrain', 'old', 'queued', 1, '{}', :spec, 0, 'default', 0, 'digits', 'd', 0, 0, 1, 1, 1)"
+    )
+    with database.engine.begin() as connection:
+        for name, spec in full.items():
+            connection.execute(text(insert), {"id": name, "spec": json.dumps(spec | {"spec_version": 1})})
+
+    database.migrate()
+
+    with database.read() as session:
+        stored = session.execute(select(Job.id, Job.spec_version, type_coerce(Job.spec, JSON))).all()
+        assert all(session.get_one(Job, name).spec == spec for name, spec in full.items())
+    assert {name: (version, spec) for name, version, spec in stored} == {
+        name: (int(name), stored_spec(spec)) for name, spec in full.items()
+    }
     database.dispose()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import JSON, select, type_coerce
 from sqlalchemy.orm import Session
 
 from jobs import queries, transitions, waiting, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
+from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, NotFound
 from jobs.models import Dataset, Job, Worker
 from tests.jobs import rows
@@ -36,7 +38,7 @@ def test_a_worker_announces_itself_and_its_datasets(database: Database) -> None:
 
     with database.read() as session:
         row = session.get_one(Worker, worker_id)
-        assert (row.pool, row.pid, row.state, row.spec_versions) == ("default", 42, "idle", ["1"])
+        assert (row.pool, row.pid, row.state, row.spec_versions) == ("default", 42, "idle", ["1", "2"])
         assert row.datasets == {"digits": rows.DIGEST}
         assert row.seen_at > 1_700_000_000_000
         (dataset,) = queries.datasets(session)
@@ -183,17 +185,45 @@ def test_a_stopped_worker_cannot_be_drained(database: Database) -> None:
         drain(database, new_id())
 
 
-def test_workers_of_two_versions_claim_only_versions_that_they_support(database: Database) -> None:
-    """During an upgrade, jobs of a new spec version wait for an upgraded worker, and say so."""
-    old, new = worker(id=register(database, DIGITS)), worker(id=new_id(), spec_versions=(1, 2))
-    earlier, unknown = rows.submit(database), rows.submit(database, priority=9)
-    newer = update(Job).where(Job.id == unknown).values(spec_version=2)
-    database.write(lambda session: session.execute(newer))
+@pytest.mark.parametrize(
+    ("field", "value", "default"),
+    [
+        ("device", "cpu", "auto"),
+        ("execution", "eager", "auto"),
+        ("nodes", 2, 1),
+        ("batch_size", "auto", 240),
+        ("micro_batch_size", "auto", None),
+    ],
+)
+def test_an_older_worker_runs_specs_without_new_fields_alone(
+    database: Database, field: str, value: Any, default: Any
+) -> None:
+    """During an upgrade, jobs with new fields wait for an upgraded worker, and say so."""
+    old = WorkerFacts.of(announced(database, "old", (1,)))
+    newer = rows.submit(database, spec={"batch_size": 240, field: value}, priority=9)
+    earlier = rows.submit(database, spec={"batch_size": 240, field: default})
 
+    with database.read() as session:
+        stored = dict(session.execute(select(Job.id, type_coerce(Job.spec, JSON))).all())
+        versions = dict(session.execute(select(Job.id, Job.spec_version)).all())
+        why = waiting.explain(session, session.get_one(Job, newer))
+    assert versions == {newer: 2, earlier: 1}
+    assert (stored[newer][field], stored[newer]["spec_version"]) == (value, 2)
+    assert {"device", "execution", "nodes"} & set(stored[earlier]) == set()
+    assert stored[earlier]["spec_version"] == 1
+    assert rows.job(database, earlier).spec[field] == default
     assert rows.claim(database, old).job_id == earlier
     assert rows.try_claim(database, old) is None
-    with database.read() as session:
-        why = waiting.explain(session, session.get_one(Job, unknown))
     assert why is not None
-    assert why.cause == "spec_version_unknown"
-    assert rows.claim(database, new).job_id == unknown
+    assert ("old is too old for version 2" if field == "nodes" else "it needs a newer worker") in why.message
+    new = WorkerFacts.of(announced(database, "new", (1, 2)))
+    assert rows.try_claim(database, new) is None if field == "nodes" else rows.claim(database, new).job_id == newer
+
+
+def announced(database: Database, name: str, spec_versions: tuple[int, ...]) -> Worker:
+    """Register a worker that runs specs of some versions; return its row."""
+    facts = worker(id=new_id(), name=name, address="10.0.0.1", spec_versions=spec_versions)
+    database.write(lambda session: workers.register(session, facts, 42, [DIGITS]))
+    database.write(lambda session: workers.heartbeat(session, facts.id, None, address=facts.address))
+    with database.read() as session:
+        return session.get_one(Worker, facts.id)

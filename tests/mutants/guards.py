@@ -410,6 +410,24 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a spec with a new field has a version that older workers leave alone",
+        "wcl_core/config/versions.py",
+        "return 2 if is_new or",
+        "return 2 if",
+        (
+            "tests/jobs/test_workers.py::test_an_older_worker_runs_specs_without_new_fields_alone[sqlite-device-cpu-auto]",
+        ),
+    ),
+    Guard(
+        "a spec without new fields is stored as older workers read it",
+        "jobs/models.py",
+        "stored_spec(value)",
+        "value",
+        (
+            "tests/jobs/test_workers.py::test_an_older_worker_runs_specs_without_new_fields_alone[sqlite-device-cpu-auto]",
+        ),
+    ),
+    Guard(
         "a rank proves the secret",
         "wcl_core/rendezvous.py",
         "(deliver_challenge, answer_challenge) if is_server else (answer_challenge, deliver_challenge)",

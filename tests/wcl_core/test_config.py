@@ -79,7 +79,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("queue_size", -64),
         ("momentum_decay", 1.0),
         ("micro_batch_size", 1),
-        ("spec_version", 2),
+        ("spec_version", 3),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(path: str, value: Any) -> None:

@@ -43,7 +43,18 @@ from wcl_core.config.protocols import (
     protocol_facts,
 )
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
-from wcl_core.config.versions import SPEC_VERSION, SPEC_VERSIONS, UPCASTERS, Kind, Spec, parse_spec, resolve_spec
+from wcl_core.config.versions import (
+    SPEC_VERSION,
+    SPEC_VERSIONS,
+    UPCASTERS,
+    Kind,
+    Spec,
+    completed_spec,
+    parse_spec,
+    resolve_spec,
+    stored_spec,
+    version_of,
+)
 
 __all__ = [
     "DATASET_NAME",
@@ -76,6 +87,7 @@ __all__ = [
     "Seed",
     "SemiSupervisedConfig",
     "Spec",
+    "completed_spec",
     "held_out_count",
     "is_transformer",
     "labels_per_class",
@@ -88,6 +100,8 @@ __all__ = [
     "proposed_name",
     "protocol_facts",
     "resolve_spec",
+    "stored_spec",
+    "version_of",
     "weak_augmentation",
     "why_no_weak_labels",
 ]

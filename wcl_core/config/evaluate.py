@@ -39,7 +39,7 @@ Features = Annotated[CheckpointFeatures | UntrainedFeatures | PixelFeatures, Fie
 class EvaluateSpec(ProtocolSettings):
     """An evaluation: one set of features, computed once, and the protocols that measure it."""
 
-    spec_version: Literal[1] = 1
+    spec_version: Literal[2] = 2
     data: DataConfig
     features: Features
     device: Device = "auto"

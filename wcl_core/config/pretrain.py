@@ -45,7 +45,7 @@ Size = Annotated[_Number | Literal["auto"], WrapValidator(_validated)]
 class PretrainSpec(SpecModel):
     """A self-supervised training run."""
 
-    spec_version: Literal[1] = 1
+    spec_version: Literal[2] = 2
     method: str = Field(
         default="wcl",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",

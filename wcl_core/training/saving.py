@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wcl_core import checkpoint
-from wcl_core.config import PretrainSpec, resolve_spec
+from wcl_core.config import PretrainSpec, resolve_spec, stored_spec
 from wcl_core.data import ImageData
 from wcl_core.distributed import Ranks
 from wcl_core.protocol import CHECKPOINTS_FOLDER
@@ -158,7 +158,7 @@ class Saver:
         # Where the ranks run is no part of the state: equal states have equal bytes on one machine and on several.
         placed = {"nodes": 1, "processes": 1}
         return {
-            "spec": resolve_spec(self._config) | placed,
+            "spec": stored_spec(resolve_spec(self._config) | placed),
             "dataset_digest": self._dataset.digest,
             "step": step,
             "epoch": epoch,
