@@ -22,6 +22,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
+from wcl_core.config import protocol_facts
 from wcl_core.config.overlay import leaves
 
 router = APIRouter(include_in_schema=False)
@@ -130,7 +131,7 @@ def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[
     if len(chosen) < 2:
         return
     yield from _budgets(chosen)
-    yield from _protocols(rows)
+    yield from _protocols(chosen, rows)
     if any(row.measure.rule == "last epoch" for row in rows):
         alone = [each.name for each in chosen if len(each.seeds) == 1]
         if alone:
@@ -155,17 +156,31 @@ def _budgets(chosen: Sequence[Configuration]) -> Iterator[str]:
         yield "The dataset changed between these jobs: one name, different digests."
 
 
-def _protocols(rows: Sequence[Row]) -> Iterator[str]:
-    """Warn of protocols whose settings differ between configurations."""
+def _protocols(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of protocols with which not all configurations were measured alike; one sentence for each cause."""
+    unmeasured: dict[str, list[str]] = {}  # protocols by configuration
+    at_epochs: dict[str, list[str]] = {}  # protocols by the epochs that were measured
+    others: list[str] = []
     for name in dict.fromkeys(row.measure.protocol for row in rows):
         own = [row for row in rows if row.measure.protocol == name]
-        whole = [row for row in own if all(row.results)]
-        columns = {place for row in own for place, result in enumerate(row.results) if result}
-        title = own[0].measure.title.partition(",")[0] if own else name
-        if len(columns) > 1 and not whole and not any(sum(map(bool, row.results)) > 1 for row in own):
-            yield f"Different settings: no two configurations were measured with the same settings of {title}."
-        elif not whole:
-            yield f"Not every configuration was measured with the same settings of {title}."
+        title = protocol_facts(name).title
+        present = [place for place in range(len(chosen)) if any(row.results[place] for row in own)]
+        for place in sorted(set(range(len(chosen))) - set(present)):
+            unmeasured.setdefault(chosen[place].name, []).append(title)
+        if any(all(row.results[place] for place in present) for row in own):
+            continue
+        rules = {place: ", ".join(sorted({row.measure.rule for row in own if row.results[place]})) for place in present}
+        if len(set(rules.values())) > 1:
+            places = "; ".join(f"{chosen[place].name}: {rule}" for place, rule in rules.items())
+            at_epochs.setdefault(places, []).append(title)
+        else:
+            others.append(title)
+    for name, titles in unmeasured.items():
+        yield f"{name} was not measured with {', '.join(titles)}. Evaluate it on its page."
+    for places, titles in at_epochs.items():
+        yield f"Measured at different epochs with {', '.join(titles)}: {places}. Measure the last epoch of each."
+    if others:
+        yield f"Measured with different settings of {', '.join(others)}: no line has a result of each."
 
 
 @router.get("/compare")

@@ -84,18 +84,20 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     longer = trained(site, "longer", epochs=20, seed=5)
     measured(site, short, 0.6)
     measured(site, longer, 0.7, params={"form": "sgd", "epochs": 5})
+    never = trained(site, "never measured", seed=5, batch_size=64)
     running = site.running("still running")
     page = visitor.window()
-    page.goto(address([short, longer, running.job_id]))
+    page.goto(address([short, longer, never, running.job_id]))
 
     notices = page.locator(".notice")
-    expect(notices.filter(has_text="Different budgets: epochs 10 / 20.")).to_be_visible()
     expect(
-        notices.filter(has_text="no two configurations were measured with the same settings of linear")
+        notices.filter(has_text="Different budgets: epochs 10 / 20 / 10; batch size 256 / 256 / 64.")
     ).to_be_visible()
+    expect(notices.filter(has_text="Measured with different settings of linear, SGD: no line")).to_be_visible()
+    expect(notices.filter(has_text="never measured was not measured with linear, SGD. Evaluate it")).to_be_visible()
     expect(notices.filter(has_text="Not finished: still running.")).to_be_visible()
     row = page.locator("#specs tr", has_text="epochs").first
-    assert row.locator("td").all_text_contents() == ["10", "20"]
+    assert row.locator("td").all_text_contents() == ["10", "20", "10"]
     running.end()
 
 

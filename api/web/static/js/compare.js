@@ -1,7 +1,7 @@
 // The curves of several jobs: one chart per metric, one line per job in the colour of its configuration.
 import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
-import { factsOf } from "./metrics.js";
+import { factsOf, isOurs } from "./metrics.js";
 import { address } from "./page.js";
 import { PlotFigure, colour, isSparse, smoothed } from "./plot.js";
 import { visible } from "./text.js";
@@ -44,9 +44,9 @@ async function seriesOf(member, isFirst) {
 
 class Chart extends PlotFigure {
   constructor(name, lines) {
-    const isFirst = FIRST.includes(name);
-    const kind = { ...factsOf(name), name, isExplained: !isFirst, height: 220, sync: "compare", lines };
-    super(kind, view, isFirst ? place : document.getElementById("diagnostics-charts"));
+    const isDiagnostic = isOurs(name) && !FIRST.includes(name);
+    const kind = { ...factsOf(name), name, isExplained: isDiagnostic, height: 220, sync: "compare", lines };
+    super(kind, view, isDiagnostic ? document.getElementById("diagnostics-charts") : place);
     this.format = this.isShare ? percent : number;
     this.figure.dataset.metrics = name;
     this.figure.dataset.lines = String(lines.length);
@@ -137,7 +137,7 @@ async function start() {
   }
   const state = document.getElementById("charts-state");
   state.hidden = charts.size > 0;
-  document.getElementById("diagnostics").hidden = ![...charts.keys()].some((name) => !FIRST.includes(name));
+  document.getElementById("diagnostics").hidden = !document.querySelector("#diagnostics figure");
   document.getElementById("chart-tools").hidden = !state.hidden;
   state.textContent = "No metrics yet.";
   document.addEventListener("themechange", () => charts.forEach((chart) => chart.redraw()));

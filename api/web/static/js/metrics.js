@@ -4,7 +4,7 @@ const TABLE = JSON.parse(document.getElementById("charts")?.dataset.table ?? "{}
 
 /** The title, one sentence and the unit of a metric; one that is not in the table has its name as title. */
 export function factsOf(name) {
-  const [title, about, isShare] = TABLE[name] ?? [name, "", name.endsWith("top1")];
+  const [title, about, isShare] = isOurs(name) ? TABLE[name] : [name, "", name.endsWith("top1")];
   return { title, about, isShare };
 }
 
