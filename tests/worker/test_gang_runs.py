@@ -24,7 +24,7 @@ from worker.open_attempt import OpenAttempt
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
-FOUR: dict[str, Any] = SHORT | {"epochs": 4, "monitor_every_epochs": 0}
+FOUR: dict[str, Any] = SHORT | {"epochs": 12, "monitor_every_epochs": 0}  # it pauses between its steps
 TWO = {"nodes": 2, "processes": 2, "batch_size": 712}  # two steps an epoch
 
 
@@ -77,6 +77,35 @@ def test_two_nodes_end_with_the_bytes_of_one_machine_also_after_the_loss_of_one(
     assert files[0] == files[1] == files[2]
     (started, _) = (event for event in jobs.events(disturbed) if event.type == "started")
     assert started.data["world_size"] == 4
+
+
+@pytest.mark.long
+def test_a_silent_node_ends_the_attempt_within_a_lease_and_the_job_resumes(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    """A machine that hangs: its worker and its ranks stop, and their connections stay open."""
+    first, second = (start_node(start_worker, sqlite_database, number) for number in (2, 3))
+    undisturbed = jobs.submit(FOUR | TWO)
+    assert jobs.wait_for(undisturbed, "succeeded", "failed").status == "succeeded", jobs.log(undisturbed)
+    disturbed = jobs.submit(FOUR | TWO)
+    eventually(lambda: jobs.num_checkpoints(disturbed) >= 1, "a checkpoint")
+    silent = [psutil.Process(second.pid), *ranks(second)]
+    for process in silent:
+        with suppress(psutil.Error):
+            process.suspend()
+
+    eventually(lambda: jobs.get(disturbed).status == "queued", "the end of the attempt on the other node")
+    eventually(lambda: not ranks(first), "the end of the ranks of the other node")
+    start_node(start_worker, sqlite_database, 4)
+    job = jobs.wait_for(disturbed, "succeeded", "failed")
+    for process in silent:
+        with suppress(psutil.Error):
+            process.resume()
+    eventually(lambda: not ranks(second), "the end of its ranks once it goes on")
+
+    assert job.status == "succeeded", jobs.log(disturbed)
+    assert last_file(sqlite_database, disturbed) == last_file(sqlite_database, undisturbed)
+    assert jobs.get(disturbed).status == "succeeded"
 
 
 def _sockets(process: psutil.Process) -> list[Any]:
