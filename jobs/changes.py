@@ -15,7 +15,9 @@ from sqlalchemy.orm import Session
 from jobs import queries
 from jobs.curves import points_after
 from jobs.errors import FieldError, Invalid, NotFound
-from jobs.models import Attempt, Event, Job, Log
+from jobs.models import Attempt, Event, Job, Log, Worker
+from jobs.status import Status
+from jobs.transitions.outcomes import spent_ms
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,22 @@ class Mark:
 
 def marks(session: Session, job_ids: Collection[str]) -> dict[str, Mark]:
     """Return the marks of jobs, read by one statement, without unknown ids."""
+    is_over_time = and_(Job.max_seconds.is_not(None), Job.max_seconds * 1000 <= spent_ms(Job.id))
     shown = (
         Job.status,
         Job.updated_at,
         Job.cancel_requested_at,
         Job.pause_requested_at,
         Job.preempt_requested_at,
+        Attempt.drain_requested_at,  # by the worker of a further node
+        Worker.drain_requested_at,
+        and_(Job.status == Status.RUNNING, is_over_time),
     )
     delivered = (func.coalesce(Attempt.delivered_seq, 0), func.coalesce(Attempt.log_seq, 0))
     statement = (
         select(Job.id, Job.event_seq, Job.attempt, *delivered, *shown)
         .outerjoin(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+        .outerjoin(Worker, and_(Worker.id == Attempt.worker_id, Attempt.ended_at.is_(None)))
         .where(Job.id.in_(job_ids))
     )
     return {

@@ -19,6 +19,7 @@ from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Worker
 from jobs.preemption import giving_way
 from jobs.status import HELD, Reason, Status
+from jobs.transitions.outcomes import seconds_left
 
 
 class Cause(StrEnum):
@@ -41,15 +42,14 @@ class Cause(StrEnum):
     WORKERS_DRAINING = "workers_draining"  # the workers that could run it take no further job
 
 
-# The end of each phase of a run, for which a request waits.
+# The end of each phase of a run, for which a request waits.  A cancel waits for no step and no checkpoint.
 _ENDS = {
     "prepare": "stopping the preparation of the dataset",
     "load": "stopping the loading of data",
     "compile": "stopping the compilation",
-    "train": "finishing the step",
     "evaluate": "ending the measurement",
-    "save": "saving the checkpoint",
 }
+_SAVES = {"train": "finishing a step, then saving", "save": "saving the checkpoint"}
 _MOST_NAMED = 3
 
 
@@ -95,12 +95,15 @@ def pending(session: Session, job: Job) -> str | None:
     """Return the request that a running job has yet to carry out, with the work that it waits for; None without one."""
     if job.status != Status.RUNNING:
         return None
+    ends = _ENDS | _SAVES
     if job.cancel_requested_at is not None:
-        request = "cancelling"
+        request, ends = "cancelling", _ENDS
     elif job.pause_requested_at is not None:
         request = "pausing"
     elif job.preempt_requested_at is not None:
         request = "giving way to a job of higher priority"
+    elif job.max_seconds is not None and seconds_left(session, job.id) <= 0:
+        request = f"ending at its limit of {job.max_seconds} s"
     else:
         first = select(Attempt.worker_id).where(Attempt.job_id == job.id, Attempt.number == job.attempt)
         nodes = select(AttemptNode.worker_id).where(
@@ -113,7 +116,7 @@ def pending(session: Session, job: Job) -> str | None:
         if worker is None:
             return None
         request = f"returning to the queue, because {worker} drains"
-    return f"{request}: {_ENDS.get((job.progress or {}).get('phase', ''), 'stopping the run')}"
+    return f"{request}: {ends.get((job.progress or {}).get('phase', ''), 'stopping the run')}"
 
 
 def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:

@@ -107,11 +107,11 @@ class WclClient(SweepClient):
         return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q)
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job; a running job saves a checkpoint first."""
+        """Cancel a job; a running job ends within 2 s and keeps its checkpoints."""
         return self._action(job_id, "cancel")
 
     def pause(self, job_id: str) -> Job:
-        """Pause a job until `resume`; a running job saves a checkpoint first."""
+        """Pause a job until `resume`; a running job finishes its step and saves a checkpoint first."""
         return self._action(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:

@@ -59,5 +59,5 @@ class SweepClient(Connection):
                 time.sleep(poll_seconds)
 
     def cancel_sweep(self, sweep_id: str) -> Json:
-        """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
+        """Cancel a sweep: its waiting jobs at once, its running jobs within 2 s; checkpoints are kept."""
         return self._json(Json, "POST", f"/v1/sweeps/{part(sweep_id)}/cancel")

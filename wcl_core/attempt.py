@@ -4,7 +4,7 @@ The worker holds the only write end of a control pipe; each of several ranks has
 request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker is gone.
 
     request ──► the work ends at its next `stop.check`, or, in training, saves after the step
-            └─► a second later, a run that owes no save is ended in the middle of its work
+            └─► a moment later, a run that owes no save, or is cancelled, is ended in the middle of its work
     pipe ends ──► as for a drain; a few seconds later the process ends in any case
 
 Every failure becomes an `end` record with a reason.  A process that ends without an `end` record was killed.
@@ -58,7 +58,7 @@ from wcl_core.training.collapse import StoppedError
 from wcl_core.training.pretrain import pretrain
 
 _ORPHAN_SECONDS = 5.0
-_HEAR_SECONDS = 1.0  # between a request and the end of a run that owes no save
+_HEAR_SECONDS = 0.6  # between a request and the end of a run that owes no save, or is cancelled
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator")  # torch has no exception of its own for it
 _OF_CUDA: dict[CudaReason, str] = {
     "device_failed": "the GPU is broken",
@@ -227,7 +227,7 @@ class Control:
         return self._request
 
     def on_request(self, abandon: Callable[[Request], None]) -> None:
-        """Call `abandon` with the latest request again and again while there is one, from a second after the first."""
+        """Call `abandon` with the latest request again and again while there is one, from a moment after the first."""
         self._abandon = abandon
 
     def _listen(self, descriptor: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,22 @@ class BackgroundWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Written] | None = None
 
-    def start(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Copy the tensors and start to write them; arguments as for `write`. Call `finish` before the next `start`."""
+    def start(
+        self,
+        path: Path,
+        tensors: dict[str, Tensor],
+        metadata: dict[str, Any],
+        then: Callable[[Written], None] = lambda _: None,
+    ) -> None:
+        """Copy the tensors and start to write them; call `finish` before the next `start`.
+
+        Args:
+            path, tensors, metadata: as for `write`.
+            then: called on the writer's thread as soon as the file is complete; `finish` raises its error.
+        """
         assert self._running is None, "the snapshot is still being written"
         self._snapshot.take(tensors)
-        self._running = self._pool.submit(self._check_and_write, path, metadata)
+        self._running = self._pool.submit(self._check_and_write, path, metadata, then)
 
     def is_done(self) -> bool:
         """Return whether `finish` would return at once."""
@@ -140,11 +152,13 @@ class BackgroundWriter:
         """Wait for the file that is being written, and end the thread."""
         self._pool.shutdown()
 
-    def _check_and_write(self, path: Path, metadata: dict[str, Any]) -> Written:
+    def _check_and_write(self, path: Path, metadata: dict[str, Any], then: Callable[[Written], None]) -> Written:
         self._snapshot.wait()
         if not is_finite(self._snapshot.tensors()):
             raise NonFiniteStateError("a value of the state is NaN or infinite")
-        return _write(path, self._snapshot, metadata)
+        written = _write(path, self._snapshot, metadata)
+        then(written)
+        return written
 
 
 def _write(path: Path, snapshot: Snapshot, metadata: dict[str, Any]) -> Written:

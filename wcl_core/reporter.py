@@ -51,7 +51,7 @@ class Reporter:
 
     Attributes:
         owes_save: whether the run has finished steps that no reported checkpoint holds.  A request ends a run that owes
-            no save at once, whatever it does.
+            no save at once, whatever it does; a cancel ends every run so.
     """
 
     owes_save = False
@@ -248,9 +248,13 @@ class SpoolReporter(Reporter):
             self._append(record)
 
     def abandon(self, outcome: Outcome, exit_code: int) -> None:
-        """Report the end in place of the working thread, and exit; do nothing if the run owes a save or has ended."""
+        """Report the end in place of the working thread, and exit; do nothing if the run owes a save or has ended.
+
+        A cancelled run owes none.
+        """
         with self._lock:  # and keep it: the other thread reports nothing more
-            if not self.owes_save and not self._has_ended:
+            owes_save = self.owes_save and outcome != "cancelled"
+            if not owes_save and not self._has_ended:
                 self._append(EndRecord(outcome=outcome))
                 os._exit(exit_code)
 

@@ -4,7 +4,8 @@
         ...
             check()                          each second or more often; free of effects anywhere else
 
-A training step is never interrupted: the loop reads the request itself, after the step, and saves first.
+A training step is no such loop: training reads the request itself, after the step, and saves first.  Only a cancel ends
+a step in its middle (`wcl_core.attempt.Control`).
 """
 
 from __future__ import annotations

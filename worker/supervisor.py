@@ -2,7 +2,8 @@
 
     prepare ──► running ──► the run ends by itself ──► deliver the rest ──► its `end` record decides
                    │
-                   ├─ cancel, pause or drain requested ──► it saves and stops, or is killed after a grace time
+                   ├─ pause or drain requested ──► it saves and stops, or is killed after a grace time
+                   ├─ cancel requested ──► it stops at once, or is killed
                    ├─ silent for too long, its device broken, or its storage full ──► killed; the job gets that reason
                    └─ superseded ──► killed at once; nothing more of it is stored
 
@@ -15,6 +16,7 @@ operations run on a thread (`BackgroundWork`), so that the lease is renewed and 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -53,9 +55,11 @@ from worker.standby import Standby
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
+_SHORTEST_POLL_SECONDS = 0.02
 _DELIVER_SECONDS = 0.5
 _EXIT_SECONDS = 10.0  # between a run's `end` record and its exit
-_STOP_SECONDS = 60.0  # for the current step and a checkpoint after a cancel or a pause
+_STOP_SECONDS = 60.0  # for the current step and a checkpoint after a pause
+_CANCEL_SECONDS = 0.9  # after a cancel: nothing of the step under way is kept, and the run ends by itself before that
 _REGISTER_SECONDS = 8.0  # of a drain's time: to register the last checkpoint, and to kill
 _LEAVE_SECONDS = 4.0  # of that: to return the job, even when not everything is registered
 _STANDBY_SECONDS = 60.0  # for the imports of a standby process that has just started
@@ -269,12 +273,12 @@ class _Run:
             if self._kill_at is not None and time.monotonic() > self._kill_at:
                 log.warning("job %s: the run did not stop in time and is killed", self._attempt.job_id)
                 self._was_killed = True
-                self._process.kill()
+                self._process.kill(at_once=self._process.requested == "cancel")
             elif (fault := self._fault()) is not None:
                 self._killed_for = fault
                 log.warning("job %s is killed: %s", self._attempt.job_id, fault.message)
                 self._process.kill(at_once=True)
-            self._process.wait(_POLL_SECONDS)
+            self._process.wait(self._pause())
         if not self._deliver_rest():
             if code == PEER_LOST_EXIT and self._has_peers:
                 self._wait_for_cause()
@@ -307,9 +311,8 @@ class _Run:
             self._backoff.reset()
             self._next_delivery = now + _DELIVER_SECONDS
         if requests is not None:
-            self._next_renewal = now + renew_seconds(self._settings.lease_seconds)
-            if (request := request_of(requests)) is not None:
-                self._request(request, _STOP_SECONDS)
+            self._next_renewal = now + min(renew_seconds(self._settings.lease_seconds), requests.seconds_left)
+            self._pass_on(request_of(requests))
 
     def _send(self) -> Requests | None:
         """Deliver one batch, as far as the storage takes its files; return None during an outage of the database.
@@ -338,8 +341,13 @@ class _Run:
         if fault_of(error) is Fault.UNREACHABLE:
             return
         request = self._attempt.renew()
-        if request is not None and self._process.exit_code() is None:
-            self._request(request, _STOP_SECONDS)
+        if self._process.exit_code() is None:
+            self._pass_on(request)
+
+    def _pause(self) -> float:
+        """Return the seconds until the next look at the run: it may have to be killed, or its time may be over."""
+        next_at = min(self._next_renewal, self._kill_at or math.inf)
+        return min(_POLL_SECONDS, max(_SHORTEST_POLL_SECONDS, next_at - time.monotonic()))
 
     def _fault(self) -> AttemptEnd | None:
         """Return why the run must be killed: one of its devices is broken, or it has stalled; None if neither."""
@@ -362,6 +370,10 @@ class _Run:
         if self._leave_at is None:
             self._leave_at = time.monotonic() + self._settings.drain_seconds - _LEAVE_SECONDS
             self._request("drain", self._settings.drain_seconds - _REGISTER_SECONDS)
+
+    def _pass_on(self, request: Request | None) -> None:
+        if request is not None:
+            self._request(request, _CANCEL_SECONDS if request == "cancel" else _STOP_SECONDS)
 
     def _request(self, request: Request, grace_seconds: float) -> None:
         self._process.request(request)

@@ -113,13 +113,13 @@ def change(job_id: str, body: JobChange, principal: Submitter, database: TheData
 
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Cancel a job: a waiting job ends at once, a running job after it has saved a checkpoint."""
+    """Cancel a job: a waiting job ends at once, a running job within 2 s; its checkpoints are kept."""
     return _changed(database, job_id, transitions.cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Pause a job until it is resumed; a running job saves a checkpoint first."""
+    """Pause a job until it is resumed; a running job finishes its step and saves a checkpoint first."""
     return _changed(database, job_id, transitions.pause)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from jobs.events import record
 from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job
 from jobs.status import Reason
-from jobs.transitions.outcomes import is_over_time, settle
+from jobs.transitions.outcomes import seconds_left, settle
 from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
 
 
@@ -28,6 +29,7 @@ class Requests:
     Attributes:
         timeout: the job has reached its limit of running time.
         drain: the worker of another node drains.
+        seconds_left: until the job reaches that limit; infinite without one.
     """
 
     cancel: bool
@@ -35,6 +37,7 @@ class Requests:
     preempt: bool
     timeout: bool = False
     drain: bool = False
+    seconds_left: float = math.inf
 
 
 def deliver(
@@ -92,12 +95,14 @@ def requests_to(session: Session, attempt: AttemptRef) -> Requests:
     )
     both = columns.join(Attempt, Attempt.job_id == Job.id).where(attempt.is_row())
     cancel, pause, preempt, max_seconds, drain = session.execute(both).one()
+    left = math.inf if max_seconds is None else seconds_left(session, attempt.job_id)
     return Requests(
         cancel=cancel is not None,
         pause=pause is not None,
         preempt=preempt is not None,
-        timeout=max_seconds is not None and is_over_time(session, attempt.job_id),
+        timeout=left <= 0,
         drain=drain is not None,
+        seconds_left=max(0.0, left),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, ScalarSelect, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import planned_evaluations
 from jobs.database import now_ms
@@ -45,7 +45,7 @@ def settle(
         after, reason = Status.SUCCEEDED, None
     elif outcome == "cancelled" or (may_continue and job.cancel_requested_at is not None):
         after, reason = Status.CANCELLED, Reason.USER
-    elif may_continue and job.max_seconds is not None and is_over_time(session, job_id):
+    elif may_continue and job.max_seconds is not None and seconds_left(session, job_id) <= 0:
         after, reason, message = (
             Status.FAILED,
             Reason.TIMEOUT,
@@ -100,12 +100,20 @@ def _num_late(session: Session, job_id: str) -> int:
     return session.execute(late).scalar_one()
 
 
-def is_over_time(session: Session, job_id: str) -> bool:
-    """Return whether the job's attempts together have run for its `max_seconds`, by their workers' monotonic clocks."""
+def seconds_left(session: Session, job_id: str) -> float:
+    """Return for how long the job's attempts may still run until they have run for `max_seconds` together.
+
+    Running times are of their workers' monotonic clocks.  The job has a limit.
+    """
+    left = select(Job.max_seconds * 1000 - spent_ms(Job.id)).where(Job.id == job_id)
+    return float(session.execute(left).scalar_one()) / 1000
+
+
+def spent_ms(job_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[int]:
+    """Return the running time of all attempts of a job, for use in a statement."""
     by_times = func.coalesce(Attempt.ended_at, now_ms()) - Attempt.started_at  # of workers of an older version
-    spent = select(func.sum(func.coalesce(Attempt.ran_ms, by_times))).where(Attempt.job_id == job_id)
-    limit = select(Job.id).where(Job.id == job_id, Job.max_seconds * 1000 <= spent.scalar_subquery())
-    return session.execute(limit).first() is not None
+    spent = func.coalesce(func.sum(func.coalesce(Attempt.ran_ms, by_times)), 0)
+    return select(spent).where(Attempt.job_id == job_id).correlate(Job).scalar_subquery()
 
 
 _MOST_LATE = 5  # attempts in a row that a worker does not begin, before a user must act

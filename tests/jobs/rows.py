@@ -174,7 +174,10 @@ class Run:
         self.seq = 0
         self.ran_ms = 0  # by the clock of its worker
 
-    def deliver(self, *records: dict[str, Any], output: list[tuple[int, str]] | None = None) -> Requests:
+    def deliver(
+        self, *records: dict[str, Any], output: list[tuple[int, str]] | None = None, ran_ms: int | None = None
+    ) -> Requests:
+        self.ran_ms = self.ran_ms if ran_ms is None else ran_ms
         lines = numbered(records, self.seq + 1)
         answer = self.send(lines, output)
         self.seq += len(lines)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
-from jobs import changes, submission, transitions
+from jobs import changes, submission, transitions, workers
 from jobs.changes import START, Changes, Cursor
 from jobs.database import Database
 from jobs.errors import Invalid
+from jobs.models import Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, running, submit
 from tests.jobs.test_queries import HOSTILE
@@ -137,6 +139,9 @@ def test_a_new_job_streams_from_the_start(database: Database) -> None:
 def test_a_mark_changes_with_everything_that_a_stream_shows(database: Database) -> None:
     run = Run(database, running(database))
     other = submit(database)
+    database.write(lambda session: session.execute(update(Job).values(max_seconds=60)))
+    worker_id = rows.worker().id
+    database.write(lambda session: workers.register(session, rows.worker(), 1, []))
     progress = {"type": "progress", "step": 1, "total_steps": 2, "epoch": 1, "total_epochs": 2, "phase": "train"}
     acts = {
         "nothing": lambda: None,
@@ -146,6 +151,9 @@ def test_a_mark_changes_with_everything_that_a_stream_shows(database: Database) 
         "output alone": lambda: run.deliver(output=[(1, "printed")]),
         "a tag": lambda: database.write(lambda session: submission.change(session, run.job_id, tags=("new",))),
         "a request": lambda: database.write(lambda session: transitions.pause(session, run.job_id)),
+        "its time is over": lambda: run.deliver(ran_ms=60_000),
+        "a drain of its worker": lambda: database.write(lambda session: workers.drain(session, worker_id)),
+        "a drain of another node": lambda: database.write(lambda s: transitions.request_drain(s, run.attempt)),
         "the end": lambda: run.deliver(rows.end("paused")),
     }
     changed = {}

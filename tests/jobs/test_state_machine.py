@@ -329,7 +329,8 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
             chosen = database.write(transitions.preempt)
             if chosen is None:
                 return
-            victim, urgent = self.models[chosen.job_id], self.models[chosen.for_job_id]
+            (victim_id,) = chosen.job_ids  # each of these jobs takes one slot
+            victim, urgent = self.models[victim_id], self.models[chosen.for_job_id]
             assert victim.status is Status.RUNNING
             assert victim.preemptible
             assert (urgent.status, urgent.is_due) == (Status.QUEUED, True)

@@ -90,8 +90,11 @@ def test_a_draining_worker_does_not_count(database: Database) -> None:
 @pytest.mark.parametrize(
     ("verb", "phase", "expected"),
     [
-        ("cancel", "train", "cancelling: finishing the step"),
+        ("cancel", "train", "cancelling: stopping the run"),
+        ("cancel", "load", "cancelling: stopping the loading of data"),
         ("pause", "load", "pausing: stopping the loading of data"),
+        ("pause", "train", "pausing: finishing a step, then saving"),
+        ("limit", "train", "ending at its limit of 60 s: finishing a step, then saving"),
         ("drain", "save", "returning to the queue, because worker drains: saving the checkpoint"),
         (None, "train", None),
     ],
@@ -104,6 +107,9 @@ def test_a_pending_request_says_what_it_waits_for(
     run.deliver(rows.started(), rows.progress(1, phase=phase))
     if verb == "drain":
         database.write(lambda session: workers.drain(session, worker_id))
+    elif verb == "limit":
+        database.write(lambda session: session.execute(update(Job).values(max_seconds=60)))
+        run.deliver(ran_ms=60_000)
     elif verb is not None:
         database.write(lambda session: getattr(transitions, verb)(session, run.job_id))
 

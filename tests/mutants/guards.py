@@ -42,9 +42,19 @@ GUARDS = (
     Guard(
         "a run that owes a save is not ended in the middle of a step",
         "wcl_core/reporter.py",
-        "if not self.owes_save and not self._has_ended:",
+        "if not owes_save and not self._has_ended:",
         "if not self._has_ended:",
         ("tests/wcl_core/test_attempt.py::test_a_run_that_owes_a_save_is_not_ended_by_a_request",),
+    ),
+    Guard(
+        "a cancelled run owes no save",
+        "wcl_core/reporter.py",
+        'owes_save = self.owes_save and outcome != "cancelled"',
+        "owes_save = self.owes_save",
+        (
+            "tests/wcl_core/test_attempt.py::test_a_cancel_ends_a_long_step_in_its_middle_and_leaves_the_last_checkpoint",
+            "--timeout=30",
+        ),
     ),
     Guard(
         "a run that owes no save is ended in the middle of its work",

@@ -196,7 +196,7 @@ LONG = small.fields(epochs=90_000, warmup_epochs=0, knn_every_epochs=0, checkpoi
 def test_a_request_on_the_pipe_leads_to_a_checkpoint(
     tmp_path: Path, start: Callable[..., Process], byte: bytes, outcome: str
 ) -> None:
-    process = start(write_run(tmp_path / "a", spec=LONG))
+    process = start(write_run(tmp_path / "a", spec=LONG), "wcl_core.attempt._HEAR_SECONDS = 600")
     wait_for(lambda: of(tmp_path / "a", "metrics"))
     os.write(process.pipe, b"?" + byte)  # an unknown byte is no request
     assert process.end()["outcome"] == outcome
@@ -283,12 +283,36 @@ def test_a_run_that_owes_a_save_is_not_ended_by_a_request(tmp_path: Path, monkey
     reporter = SpoolReporter(tmp_path / SPOOL_FILE)
     reporter.owes_save = True
 
-    reporter.abandon("cancelled", 3)
+    reporter.abandon("paused", 3)
+    reporter.abandon("drained", 3)
 
     reporter.owes_save = False
     reporter.end("succeeded")
     reporter.abandon("cancelled", 3)
     assert last_word(tmp_path)["outcome"] == "succeeded"
+
+
+def test_a_cancel_ends_a_long_step_in_its_middle_and_leaves_the_last_checkpoint(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
+    """The checkpoint is written while the step runs, and is reported before the step ends; the step is lost."""
+    code = """
+import time
+from wcl_core.training.learner import Learner
+gradients, durations = Learner.gradients, iter([0, 600])
+def long_step(*arguments, **options):
+    time.sleep(next(durations))
+    return gradients(*arguments, **options)
+Learner.gradients = long_step
+"""
+    folder = write_run(tmp_path / "a", spec=small.fields(batch_size=1024, checkpoints={"every_epochs": 1}))
+    process = start(folder, code)
+    wait_for(lambda: of(folder, "checkpoint"))
+
+    os.write(process.pipe, b"c")
+
+    assert process.end()["outcome"] == "cancelled"
+    assert [saved["step"] for saved in of(folder, "checkpoint")] == [1]
 
 
 def test_a_run_that_loses_its_supervisor_while_it_loads_ends(tmp_path: Path, start: Callable[..., Process]) -> None:

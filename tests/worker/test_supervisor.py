@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,30 @@ def test_a_run_that_still_imports_is_ended_at_once_by_a_request(monkeypatch: pyt
     follow(one)
 
     assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
+def test_a_cancelled_run_that_does_not_end_by_itself_is_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that holds the interpreter hears nothing; for a pause, the run may finish it and save."""
+    monkeypatch.setattr(supervisor, "_CANCEL_SECONDS", 0.0)
+    monkeypatch.setattr(StandIn, "spool_bytes", lambda _: 1)
+    monkeypatch.setattr(supervisor, "_STOP_SECONDS", 3600.0)
+    one = StandIn(cancel=True)
+
+    follow(one)
+
+    assert one.was_at_once, "a run that has time to end is waited for"
+    assert [end.outcome for end in one.ends] == ["cancelled"]
+
+
+def test_a_run_is_looked_at_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "send", lambda _: Requests(False, False, False, seconds_left=0.1))
+    one: Any = StandIn(cancel=False)
+    run = supervisor._Run(one, Settings(), threading.Event(), one, one, None, lambda: None)
+
+    run._deliver()
+
+    assert run._next_renewal - time.monotonic() <= 0.1
+    assert run._pause() <= 0.1
 
 
 def test_a_run_whose_device_breaks_is_killed_and_retried() -> None:

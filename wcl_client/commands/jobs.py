@@ -125,13 +125,13 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job; a running job saves a checkpoint first."""
+    """Cancel a job; a running job ends within 2 s and keeps its checkpoints."""
     _request(job, WclClient.cancel, ", cancel requested", as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Pause a job until it is resumed; a running job saves a checkpoint first."""
+    """Pause a job until it is resumed; a running job finishes its step and saves a checkpoint first."""
     _request(job, WclClient.pause, ", pause requested", as_json)
 
 

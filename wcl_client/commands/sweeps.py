@@ -100,7 +100,7 @@ def watch(reference: SweepId, as_json: AsJson = False) -> None:
 
 @sweep.command()
 def cancel(reference: SweepId, as_json: AsJson = False) -> None:
-    """Cancel a sweep: its waiting jobs at once, its running jobs after they save a checkpoint."""
+    """Cancel a sweep: its waiting jobs at once, its running jobs within 2 s; checkpoints are kept."""
     with WclClient.connect() as client:
         cancelled = client.cancel_sweep(find_sweep(client, reference)["id"])
     print_json(cancelled) if as_json else out.say(f"{cancelled['id']} {cancelled['status']}")

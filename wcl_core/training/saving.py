@@ -1,12 +1,13 @@
 """The checkpoints of a run: written in the background, reported when complete, and loaded to resume.
 
-    save ── the state is copied, training continues ── register: the file is complete and is reported
+    save ── the state is copied, training continues ── the file is complete and is reported ── register
 
 `wcl_core.checkpoint` defines the file format.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Saver:
 
     Attributes:
         saved_step: step of the last saved state; -1 before the first one.
-        registered_step: step of the last reported checkpoint.
+        registered_step: step of the last checkpoint that is known to be reported.
     """
 
     def __init__(
@@ -77,7 +78,6 @@ class Saver:
         self._learner, self._optimizer, self._metrics = learner, optimizer, metrics
         self._reporter, self._output_dir, self._facts, self._is_first = reporter, output_dir, facts, is_first
         self._writer = checkpoint.BackgroundWriter()
-        self._unregistered: dict[str, Any] = {}
         self._facts_then: dict[str, Any] | None = None
         self.saved_step = self.registered_step = -1
 
@@ -87,29 +87,30 @@ class Saver:
         return epoch % keep.every_epochs == 0 or epoch == self._config.epochs or (keep.first_epoch and epoch == 1)
 
     def save(self, step: int, epoch: int) -> None:
-        """Copy the state and start writing it in the background."""
+        """Copy the state, and write and report it in the background: the next step may take long."""
         self.register()
         name = f"{CHECKPOINTS_FOLDER}/step-{step:08d}.safetensors"
         if self._is_first:
-            self._writer.start(self._output_dir / name, self._state(), self._metadata(step, epoch))
+            facts = {"step": step, "epoch": epoch, "file": name, "metrics": dict(self._metrics.latest)}
+            report = partial(self._report, facts)
+            self._writer.start(self._output_dir / name, self._state(), self._metadata(step, epoch), report)
         self.saved_step = step
-        self._unregistered = {"step": step, "epoch": epoch, "file": name, "metrics": dict(self._metrics.latest)}
+
+    def _report(self, facts: dict[str, Any], written: checkpoint.Written) -> None:
+        self._reporter.checkpoint(**facts, sha256=written.sha256, size=written.size)
 
     def register(self) -> None:
-        """Wait until the checkpoint that is being written, if any, is complete, and report it.
+        """Wait until the checkpoint that is being written, if any, is complete and reported.
 
         Raises:
             NonFiniteLossError: when its weights or losses are not finite; then no file is written.
         """
         try:
-            written = self._writer.finish()
+            self._writer.finish()
         except checkpoint.NonFiniteStateError as error:
-            step = self._unregistered["step"]
-            message = f"weights or losses are not finite after step {step}; no checkpoint was written"
+            message = f"weights or losses are not finite after step {self.saved_step}; no checkpoint was written"
             raise non_finite_error(self._config, message) from error
         self.registered_step = self.saved_step
-        if written is not None:
-            self._reporter.checkpoint(**self._unregistered, sha256=written.sha256, size=written.size)
 
     def register_if_written(self) -> None:
         """Register the checkpoint if that needs no waiting."""
