@@ -106,7 +106,9 @@ def seconds_left(session: Session, job_id: str) -> float:
     Running times are of their workers' monotonic clocks.  The job has a limit.
     """
     left = select(Job.max_seconds * 1000 - spent_ms(Job.id)).where(Job.id == job_id)
-    return float(session.execute(left).scalar_one()) / 1000
+    milliseconds = session.execute(left).scalar_one()
+    assert milliseconds is not None, "the job has a limit"
+    return milliseconds / 1000
 
 
 def spent_ms(job_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[int]:
