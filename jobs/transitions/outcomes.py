@@ -108,7 +108,7 @@ def seconds_left(session: Session, job_id: str) -> float:
     left = select(Job.max_seconds * 1000 - spent_ms(Job.id)).where(Job.id == job_id)
     milliseconds = session.execute(left).scalar_one()
     assert milliseconds is not None, "the job has a limit"
-    return milliseconds / 1000
+    return float(milliseconds) / 1000  # PostgreSQL sums to a decimal
 
 
 def spent_ms(job_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[int]:

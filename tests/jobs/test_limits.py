@@ -91,7 +91,9 @@ def test_a_failure_of_the_job_itself_is_not_retried(database: Database, reason: 
 def test_a_run_at_its_time_limit_saves_a_checkpoint_and_ends(database: Database) -> None:
     run = Run(database, running(database, max_seconds=100))
     run.ran_ms += 90_000
-    assert not run.deliver(rows.started()).timeout
+    requests = run.deliver(rows.started())
+    assert not requests.timeout
+    assert (requests.seconds_left, type(requests.seconds_left)) == (10, float)  # a worker adds it to a clock
     run.ran_ms += 10_000
     assert run.deliver(rows.metrics(1, loss=1.0)).timeout
 
