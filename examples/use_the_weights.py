@@ -1,6 +1,6 @@
 """Load a trained backbone into torchvision's ResNet, and find the most similar images of a folder.
 
-    wcl download JOB --kind backbone --output backbone.safetensors
+    wcl download JOB --kind weights --output backbone.safetensors
     python examples/use_the_weights.py backbone.safetensors /data/photos --size 64
 
 The job's backbone is a ResNet with `stem: imagenet`.  It needs torch, torchvision, safetensors and Pillow only.

@@ -6,6 +6,7 @@ of 95 %, from the number of test images (Wilson; Newcombe for the difference).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -78,17 +79,24 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     accuracy = (job.latest_metrics or {}).get(KNN_TOP1)
     if job.kind != "pretrain" or accuracy is None:
         return None
-    steps = (
-        select(Point.step, Point.value)
-        .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id == job.id, Series.name == KNN_TOP1, Point.value.is_not(None))
-    )
-    first = session.execute(steps.order_by(Point.step, Point.attempt.desc()).limit(1)).first()
-    last = session.execute(steps.order_by(Point.step.desc()).limit(1)).first()
-    if first is None or last is None or first.step != 0 or last.step == 0:
+    before = untrained_accuracies(session, [job.id]).get(job.id)
+    later = select(Point.step).join(Series, Series.id == Point.series_id)
+    later = later.where(Series.job_id == job.id, Series.name == KNN_TOP1, Point.value.is_not(None), Point.step > 0)
+    if before is None or session.execute(later.limit(1)).first() is None:
         return None
     counts = _test_counts(session, job)
-    return None if counts is None else _judged(float(accuracy), float(first.value), counts)
+    return None if counts is None else _judged(float(accuracy), before, counts)
+
+
+def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
+    """Return the kNN accuracy before the first step, by job; of the newest attempt that began there."""
+    statement = (
+        select(Series.job_id, Point.value)
+        .join(Series, Series.id == Point.series_id)
+        .where(Series.job_id.in_(job_ids), Series.name == KNN_TOP1, Point.step == 0, Point.value.is_not(None))
+        .order_by(Point.attempt)
+    )
+    return {job_id: value for job_id, value in session.execute(statement) if value is not None}
 
 
 def _test_counts(session: Session, job: Job) -> list[int] | None:

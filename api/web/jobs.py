@@ -16,7 +16,7 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.web.job_view import JobView
 from api.web.render import page
-from jobs import queries
+from jobs import queries, verdicts
 from jobs.database import Database, database_time
 from jobs.keys import Principal
 from jobs.models import Job, Worker
@@ -83,6 +83,7 @@ class JobList:
     workers: list[Worker]
     working_on: dict[str, str]
     waiting: dict[str, Waiting]
+    untrained: dict[str, float]  # kNN accuracy before the first step, by job
     is_empty_service: bool
     now: int
 
@@ -112,6 +113,7 @@ def job_list(session: Session, filters: Filters) -> JobList:
         workers=workers,
         working_on=_job_names(session, workers),
         waiting=_waiting(session, part.items),
+        untrained=verdicts.untrained_accuracies(session, [job.id for job in part.items]),
         is_empty_service=not part.items and session.execute(select(Job.id).limit(1)).first() is None,
         now=database_time(session),
     )

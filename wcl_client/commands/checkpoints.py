@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Final
 
 import typer
 
@@ -22,6 +22,13 @@ from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+# Kinds of files by the names that people use, and by those of REST.
+_KINDS: Final[dict[str, FileKind]] = {
+    "full": "native",
+    "weights": "backbone",
+    "native": "native",
+    "backbone": "backbone",
+}
 CheckpointId = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's id, or a job, which stands for its last checkpoint.")
 ]
@@ -73,20 +80,22 @@ def download(
     target: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file or a folder; default: a file in this folder.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="native, or backbone: the weights under torchvision's names.")] = "native",
+    kind: Annotated[
+        str, typer.Option(help="full: to go on training, or weights: the backbone alone, for other libraries.")
+    ] = "full",
     as_json: AsJson = False,
 ) -> None:
     """Download a checkpoint and verify its checksum; an interrupted download continues."""
-    if kind not in ("native", "backbone"):
-        raise typer.BadParameter(f"--kind {kind}: expected native or backbone")
+    if kind not in _KINDS:
+        raise typer.BadParameter(f"--kind {kind}: expected full or weights")
     with WclClient.connect() as client:
-        file = download_to(client, find_checkpoint(client, reference), target, cast(FileKind, kind))
+        file = download_to(client, find_checkpoint(client, reference), target, _KINDS[kind])
     facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
     if as_json:
         print_json(facts)
         return
     out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
-    for line in _loading_lines(file.path) if kind == "backbone" else ():
+    for line in _loading_lines(file.path) if _KINDS[kind] == "backbone" else ():
         out.say(f"  {line}")
 
 

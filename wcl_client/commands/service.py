@@ -1,9 +1,10 @@
-"""Commands for the whole service: start, demo, list datasets, check, audit."""
+"""Commands for the whole service: start, open, demo, list datasets, check, audit."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from wcl_client.api import WclClient
 from wcl_client.commands.shared import AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
+from wcl_client.errors import WclError
 from wcl_client.registration import list_datasets
 from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
@@ -63,6 +65,19 @@ def _expanded(path: str) -> Path:
     with contextlib.suppress(RuntimeError):
         return Path(path).expanduser()
     return Path(path)
+
+
+@app.command("open")
+def open_pages() -> None:
+    """Open the pages of the service in a browser, signed in."""
+    with WclClient.connect() as client:
+        link = client.sign_in_link()
+        if webbrowser.open(link):
+            out.say(f"{client.url} opens in the browser")
+        elif out.is_terminal:
+            out.say(f"there is no browser here; open this link in one within 15 minutes: {link}")
+        else:
+            raise WclError("there is no browser here, and only a terminal shows a sign-in link; run this in a terminal")
 
 
 @app.command()

@@ -32,12 +32,14 @@ def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: 
 
     run = site.claim()
     run.start()
+    run.report({"type": "metrics", "step": 0, "values": {"eval/knn_top1": 0.5}})
     run.losses([10, 20, 40])
+    run.report({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.75}})
     expect(row).to_contain_text("running")
     expect(row).to_contain_text("epoch 4 / 10")
     expect(row).to_contain_text("1 min 35 s left")
     expect(row.locator("progress")).to_have_attribute("value", "0.4000")
-    expect(row.locator("[data-label=loss]")).to_have_text("4.6")
+    expect(row.locator("[data-label=kNN]")).to_have_text("50.0% → 75.0%")
     expect(page.locator("#summary")).to_contain_text("1 running")
     expect(page.locator(".worker")).to_contain_text("appears by itself")
 

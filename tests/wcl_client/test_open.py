@@ -1,0 +1,36 @@
+"""`wcl open` opens the pages signed in, or says what to do without a browser."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.api.served import Served
+from wcl_client import cli, terminal
+
+
+def test_the_opened_link_signs_in_once(
+    server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda link: opened.append(link) or True)
+    assert cli.run(["open"]) == 0
+    assert capsys.readouterr().out == f"{server.url} opens in the browser\n"
+    (link,) = opened
+    with httpx.Client(base_url=server.url, trust_env=False) as browser:
+        assert browser.get(link).status_code == 200
+        assert "No jobs yet" in browser.get("/").text
+    assert httpx.get(link, trust_env=False).status_code == 403
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_without_a_browser_only_a_terminal_shows_the_link(
+    server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda _: False)
+    monkeypatch.setattr(type(terminal.out), "is_terminal", is_terminal)
+    assert (cli.run(["open"]) == 0) == is_terminal
+    printed = capsys.readouterr()
+    assert ("/sign-in?token=" in printed.out) == is_terminal
+    assert "token" not in printed.err
+    assert is_terminal or "only a terminal shows a sign-in link" in printed.err
