@@ -61,8 +61,7 @@ def table(page: Page, chart: Locator, path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_zoom_brings_every_point_and_is_a_link(visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path) -> None:
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     chart = loss_chart(page)
     rows = table(page, chart, tmp_path / "all.csv")
     assert 250 <= len(rows) <= 500
@@ -79,8 +78,7 @@ def test_a_zoom_brings_every_point_and_is_a_link(visitor: Visitor, site: Site, r
     assert all(float(row["value"]) == 5 - int(row["step"]) / 1000 for row in rows)
 
     link = page.url
-    other = visitor.window(width=390, theme="dark")
-    other.goto(link)
+    other = visitor.window(link, width=390, theme="dark")
     expect(loss_chart(other)).to_have_attribute("data-points", str(len(rows)))
     page.go_back()
     expect(page.get_by_label("From", exact=True)).to_have_value("")
@@ -92,8 +90,7 @@ def test_a_zoom_brings_every_point_and_is_a_link(visitor: Visitor, site: Site, r
 
 
 def test_the_keyboard_zooms_too(visitor: Visitor, site: Site, run: PlayedRun) -> None:
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     chart = loss_chart(page)
     chart.locator(".canvas").focus()
     page.keyboard.press("+")
@@ -120,8 +117,7 @@ def test_sparse_curves_are_not_smoothed(visitor: Visitor, site: Site) -> None:
     accuracies = [{"type": "metrics", "step": s, "values": {"eval/knn_top1": s / 200}} for s in (20, 40, 60, 80, 100)]
     played.report(*sorted(losses + accuracies, key=lambda report: report["step"]))
     played.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{played.job_id}?smooth=0.9")
+    page = visitor.window(f"/jobs/{played.job_id}?smooth=0.9")
     for metric, expected in (("train/loss", r"0\.4\d+.*step 100|step 100.*0\.4\d+"), ("eval/knn_top1", r"50\.0%")):
         chart = page.locator(f"figure[data-metrics='{metric}']")
         chart.locator(".canvas").press("End")
@@ -129,8 +125,7 @@ def test_sparse_curves_are_not_smoothed(visitor: Visitor, site: Site) -> None:
 
 
 def test_chart_options_are_in_the_address(visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path) -> None:
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}?x=epoch&smooth=0.5&log=1&from=9.5&to=10")
+    page = visitor.window(f"/jobs/{run.job_id}?x=epoch&smooth=0.5&log=1&from=9.5&to=10")
     chart = loss_chart(page)
     expect(chart).to_have_attribute("data-step", str(STEPS))
     expect(chart.locator(".foot")).to_contain_text("Epochs; positive values only")
@@ -163,8 +158,7 @@ def test_a_zoom_without_an_end_shows_live_points(visitor: Visitor, site: Site) -
     growing = site.running("grows")
     growing.start()
     growing.losses(range(1, 21))
-    page = visitor.window()
-    page.goto(f"/jobs/{growing.job_id}?from=11")
+    page = visitor.window(f"/jobs/{growing.job_id}?from=11")
     chart = loss_chart(page)
     expect(chart).to_have_attribute("data-points", "10")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
@@ -184,8 +178,7 @@ def test_a_zoom_without_an_end_shows_live_points(visitor: Visitor, site: Site) -
 def test_the_comparison_has_the_same_chart_options(
     visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path
 ) -> None:
-    page = visitor.window()
-    page.goto(f"/compare?job={run.job_id}&x=epoch&from=2&to=2.5")
+    page = visitor.window(f"/compare?job={run.job_id}&x=epoch&from=2&to=2.5")
     chart = loss_chart(page)
     expect(chart).to_have_attribute("data-points", "301")
     rows = table(page, chart, tmp_path / "part.csv")

@@ -63,8 +63,7 @@ def test_seeds_are_one_configuration_with_mean_and_interval(visitor: Visitor, si
     for job_id, value in zip(ours, (0.6, 0.7, 0.8), strict=True):
         measured(site, job_id, value)
     measured(site, theirs, 0.65)
-    page = visitor.window()
-    page.goto(address([*ours, theirs]))
+    page = visitor.window(address([*ours, theirs]))
 
     assert page.locator(".configurations h2").all_text_contents() == ["ours", "theirs"]
     chart = page.locator("figure[data-metrics='train/loss']")
@@ -86,8 +85,7 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     measured(site, longer, 0.7, params={"form": "sgd", "epochs": 5})
     never = trained(site, "never measured", seed=5, batch_size=64)
     running = site.running("still running")
-    page = visitor.window()
-    page.goto(address([short, longer, never, running.job_id]))
+    page = visitor.window(address([short, longer, never, running.job_id]))
 
     notices = page.locator(".notice")
     expect(
@@ -103,8 +101,7 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
 
 def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> None:
     one, other = trained(site, "chosen one", seed=8), trained(site, "chosen other", seed=8, batch_size=128)
-    page = visitor.window(scripts=False)
-    page.goto("/compare")
+    page = visitor.window("/compare", scripts=False)
 
     page.get_by_role("checkbox", name="chosen one").check()
     page.get_by_role("checkbox", name="chosen other").check()
@@ -161,8 +158,7 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
     for job_id, value in ((better, 0.69), (worse, 0.4)):
         for digest in datasets.values():
             measured(site, job_id, value, digest)
-    page = visitor.window()
-    page.goto("/leaderboard?dataset=imagenet&protocol=linear_sgd")
+    page = visitor.window("/leaderboard?dataset=imagenet&protocol=linear_sgd")
 
     expect(page.locator(".chip[aria-current]")).to_have_text("linear, SGD")
     places = [row.locator("td").all_text_contents() for row in page.locator("tbody tr").all()]
@@ -192,8 +188,7 @@ def test_the_leaderboard_shows_the_last_epoch_only(visitor: Visitor, site: Site)
     run.report({"type": "checkpoint", **facts})
     run.end()
     measured(site, job_id, 0.99, protocol="retrieval")
-    page = visitor.window()
-    page.goto("/leaderboard?dataset=digits&protocol=retrieval")
+    page = visitor.window("/leaderboard?dataset=digits&protocol=retrieval")
 
     expect(page.get_by_text("No job was evaluated at its last epoch")).to_be_visible()
     page.goto(address([job_id]))

@@ -45,8 +45,7 @@ def announce(site: Site, *datasets: DatasetFacts, **facts: object) -> WorkerFact
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Site, scripts: bool) -> None:
     announce(site, FLOWERS, name="florist")
-    page = visitor.window(scripts=scripts)
-    page.goto("/datasets")
+    page = visitor.window("/datasets", scripts=scripts)
     card = page.locator(".sets li", has_text="flowers")
     expect(card).to_contain_text("4 classes · 7 train · 4 test · 50 unlabelled")
     expect(card).to_contain_text("on florist")
@@ -87,8 +86,7 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
         {"type": "progress", "phase": "prepare", "share": 0.43, "eta_seconds": 20}
         | dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), 0)
     )
-    page = visitor.window()
-    page.goto("/datasets/digits")
+    page = visitor.window("/datasets/digits")
 
     expect(page.locator("#dataset-head")).to_contain_text("prepares digits is preparing the dataset, 43%")
     expect(page.locator("#dataset-head")).to_contain_text("20 s left")
@@ -127,8 +125,7 @@ def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, s
     assert run.job_id == job_id
     run.start()
     run.losses([10, 40])
-    page = visitor.window(scripts=scripts)
-    page.goto("/workers")
+    page = visitor.window("/workers", scripts=scripts)
 
     load = page.locator(".pool", has_text=pool)
     expect(load).to_contain_text("1 of 2 busy")
@@ -156,8 +153,7 @@ def test_workers_show_their_load_and_are_drained(visitor: Visitor, site: Site, s
 
 def test_only_administrators_see_the_drain_button(visitor: Visitor, site: Site) -> None:
     announce(site, name="kept")
-    page = visitor.window(scopes=("read", "submit"))
-    page.goto("/workers")
+    page = visitor.window("/workers", scopes=("read", "submit"))
 
     expect(page.get_by_text("kept", exact=True).first).to_be_visible()
     expect(page.get_by_text("Drain…")).to_have_count(0)
@@ -165,8 +161,7 @@ def test_only_administrators_see_the_drain_button(visitor: Visitor, site: Site) 
 
 def test_a_pool_with_queued_jobs_and_no_worker_is_shown(visitor: Visitor, site: Site) -> None:
     site.submit("waits for nobody", pool="deserted")
-    page = visitor.window()
-    page.goto("/workers")
+    page = visitor.window("/workers")
 
     load = page.locator(".pool", has_text="deserted")
     expect(load).to_contain_text("no worker")

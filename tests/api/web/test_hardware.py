@@ -18,8 +18,7 @@ GPU = CPU | {"system/gpu_memory_mib": 3072.0}
 def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor, site: Site, scripts: bool) -> None:
     run = site.running("on a CPU")
     run.report({"type": "started", "start_step": 0, "device": "cpu AVX2", "torch": "2.11.0", "threads": 1})
-    page = visitor.window(scripts=scripts)
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", scripts=scripts)
     section = page.locator("#hardware")
     expect(section).to_contain_text("Metrics appear with the first report.")
 
@@ -48,8 +47,7 @@ def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None
     run = site.claim()
     run.report({"type": "started", "start_step": 0, "device": "NVIDIA A10", "torch": "2.11.0", "threads": 1})
     run.report({"type": "metrics", "step": 1, "values": GPU})
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", scripts=False)
     sentences = page.locator("#hardware-missing")
     expect(sentences).to_contain_text("GPU utilisation is not available: install nvidia-ml-py")
     expect(sentences).to_contain_text("The metrics are of the first of 2 processes.")
@@ -65,7 +63,6 @@ def test_a_job_without_hardware_metrics_shows_an_explanation(visitor: Visitor, s
     run.start()
     run.losses([1])
     run.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
 
     expect(page.locator("#hardware")).to_contain_text("No hardware metrics were reported.")

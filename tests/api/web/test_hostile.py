@@ -79,8 +79,7 @@ def test_a_job_shows_everything_as_text_also_live(visitor: Visitor, site: Site) 
     run = site.running("</h1><script>pwned=1</script>")
     run.report({"type": "started", "start_step": 0, "device": PAYLOADS[0], "torch": PAYLOADS[8]}, output=PAYLOADS)
     run.report({"type": "metrics", "step": 1, "values": dict.fromkeys((p[:100] for p in names), 1.0)})
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     expect(page.locator("figure.chart")).to_have_count(len(names))
 
@@ -168,8 +167,7 @@ def test_scripts_show_text_through_one_function() -> None:
 def test_a_form_keeps_what_was_typed(visitor: Visitor, site: Site) -> None:
     """A value is shown again as it was typed, while its error shows each hidden character."""
     typed = "b\u202ea\u200fb\u2066"
-    page = visitor.window()
-    page.goto(f"/?q={quote(typed)}&tag={quote(typed)}")
+    page = visitor.window(f"/?q={quote(typed)}&tag={quote(typed)}")
     assert page.locator("input[name=q]").input_value() == typed
     assert page.locator("input[name=tag]").input_value() == typed
     page.goto("/submit?preset=wcl-digits")

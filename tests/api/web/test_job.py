@@ -34,8 +34,7 @@ def wait_for_steps(page: Page, steps: list[int]) -> None:
 
 
 def open_run(visitor: Visitor, run: PlayedRun) -> Page:
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     return page
 
@@ -146,8 +145,7 @@ def test_the_values_under_the_cursor_are_read_out(visitor: Visitor, site: Site) 
     run.start()
     run.losses([10, 20, 30])
     run.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     figure = page.locator("figure[data-metrics='train/loss']")
     expect(figure).to_have_attribute("data-points", "3")
 
@@ -195,8 +193,7 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
 
 def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None:
     job_id = site.submit("ends behind the page's back")
-    page = visitor.window()
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}")
     page.route("**/live", lambda route: route.abort())  # the page keeps its old buttons
     site.claim().end()
 
@@ -238,8 +235,7 @@ def test_a_job_without_results_has_no_empty_sections(visitor: Visitor, site: Sit
     run = site.running()
     run.start()
     run.end("failed", "bad_data")
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     expect(page.get_by_role("heading", level=2)).to_have_text(["The data is invalid", "Timeline", "Spec"])
     sections = page.get_by_role("navigation", name="Sections")
     expect(sections.get_by_role("link")).to_have_text(["Timeline", "Spec"])
@@ -289,8 +285,7 @@ def test_a_failed_job_shows_the_reason_and_the_remedy(visitor: Visitor, site: Si
     run.start()
     run.report({"type": "metrics", "step": 5, "values": {"train/loss": None}})
     run.end("failed", "non_finite_loss", "the loss is nan after step 5")
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
 
     failure = page.get_by_role("alert")
     expect(failure).to_contain_text("The loss is not finite")
@@ -306,8 +301,7 @@ def test_an_evaluation_appears_on_both_jobs(visitor: Visitor, site: Site) -> Non
     run.end()
     evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, "measuring")
     measuring = site.claim()
-    page = visitor.window()
-    page.goto(f"/jobs/{evaluation}")
+    page = visitor.window(f"/jobs/{evaluation}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
     measuring.start()
@@ -328,8 +322,7 @@ def test_an_evaluation_appears_on_both_jobs(visitor: Visitor, site: Site) -> Non
 def test_the_reason_for_waiting_is_shown(visitor: Visitor, site: Site) -> None:
     run = site.running("first")
     job_id = site.submit("second")
-    page = visitor.window()
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}")
 
     expect(page.locator("#run-summary")).to_contain_text("every worker that fits is busy")
     expect(page.locator("#run-summary")).to_contain_text("Position 1 in the queue of pool default")
@@ -344,8 +337,7 @@ def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> N
     for first in range(0, 20_000, 2_000):
         run.losses(range(first + 1, first + 2_001))
     run.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
 
     eventually(lambda: len(curve(page)["steps"]) > 50, "the curve", 10)
     steps = curve(page)["steps"]

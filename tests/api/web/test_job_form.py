@@ -50,8 +50,7 @@ def test_every_preset_survives_the_form(name: str) -> None:
 
 
 def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> None:
-    page = visitor.window()
-    page.goto("/submit?preset=wcl-digits")
+    page = visitor.window("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
     plan = page.locator("#plan")
     expect(plan).to_contain_text("unknown: no similar job has succeeded")
@@ -70,8 +69,7 @@ def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> N
 
 
 def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -> None:
-    page = visitor.window()
-    page.goto("/submit?preset=wcl-digits")
+    page = visitor.window("/submit?preset=wcl-digits")
     plan = page.locator("#plan")
     expect(plan).to_contain_text("Same as wcl-digits")
 
@@ -136,8 +134,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
 
 
 def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
-    page = visitor.window()
-    page.goto("/submit")
+    page = visitor.window("/submit")
     for name, value, expected in (
         ("priority", "5000", "less than or equal to 1000"),
         ("gpus", "x", "expected an integer"),
@@ -152,8 +149,7 @@ def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
 
 def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) -> None:
     source = site.submit("the source", ["kept"], method="simclr", seed=5)
-    page = visitor.window()
-    page.goto(f"/jobs/{source}")
+    page = visitor.window(f"/jobs/{source}")
 
     page.get_by_role("link", name="Clone…").click()
     expect(page.locator("#plan")).to_contain_text("Ready to submit")
@@ -176,8 +172,7 @@ def test_an_evaluation_is_cloned_with_its_features(visitor: Visitor, site: Site)
     run.end()
     checkpoint = site.checkpoints(run.job_id)[0].id
     source = site.submit_evaluation(checkpoint, "measuring")
-    page = visitor.window(scripts=False)
-    page.goto(f"/submit?source={source}")
+    page = visitor.window(f"/submit?source={source}", scripts=False)
 
     field(page, "protocols").fill('["linear"]')
     page.get_by_role("button", name="Submit").click()
@@ -243,8 +238,7 @@ def test_a_script_that_sends_a_form_again_sends_its_key_again(visitor: Visitor, 
     run = site.running("fails")
     run.start()
     run.end("failed", "bad_data", "broken")
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
     keys: list[str | None] = []
 
     def lose_the_first_answer(route: Route) -> None:

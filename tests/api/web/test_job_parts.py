@@ -46,8 +46,7 @@ def test_preset_deviations_are_shown(visitor: Visitor, site: Site) -> None:
     new = from_preset(epochs=7, warmup_epochs=1, weak_augmentation_epochs=1)
     job_id = site.database.write(lambda session: submission.submit(session, new)).id
     plain = site.database.write(lambda session: submission.submit(session, from_preset())).id
-    page = visitor.window()
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}")
 
     expect(page.locator("#run-summary")).to_contain_text("preset digits-cpu, 3 fields changed")
     row = page.locator(".deviations tr", has_text="weak_augmentation_epochs")
@@ -68,8 +67,7 @@ def test_a_seed_group_shows_its_jobs_and_their_mean(visitor: Visitor, site: Site
         run.end()
     for job_id, value in zip(ids, (0.5, 0.6, 0.7), strict=True):
         measure(site, job_id, ("linear", value))
-    page = visitor.window()
-    page.goto(f"/jobs/{ids[1]}")
+    page = visitor.window(f"/jobs/{ids[1]}")
 
     group = page.locator("#group")
     expect(group.get_by_role("heading")).to_have_text("Seed group: 3 seeds")
@@ -97,8 +95,7 @@ def test_evaluations_have_details(visitor: Visitor, site: Site) -> None:
     line |= {"metric": "top1", "params": {"share": 0.01}, "stderr": 0.05, "value": 0.85}
     measuring.report(line | {"protocol": "semi_supervised", "split_digest": "e2" * 32, "details": tuned})
     measuring.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
 
     cards = page.locator("#evaluations article")
     retrieval = cards.filter(has_text="retrieval")
@@ -123,8 +120,7 @@ def test_a_submitted_evaluation_is_a_sentence_with_its_job(visitor: Visitor, sit
     run.start()
     run.checkpoint(50)
     run.end()
-    page = visitor.window()
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}")
 
     entry = page.locator("#timeline li", has_text="Evaluation submitted")
     expect(entry).to_contain_text("of the last checkpoint, step 50")
@@ -136,8 +132,7 @@ def test_a_submitted_evaluation_is_a_sentence_with_its_job(visitor: Visitor, sit
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_checkpoint_is_pinned_and_measured_from_the_page(visitor: Visitor, site: Site, scripts: bool) -> None:
     run, checkpoint = with_checkpoint(site)
-    page = visitor.window(scripts=scripts)
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", scripts=scripts)
 
     pin = page.get_by_role("button", name="Pinned: step 50")
     expect(pin).to_have_attribute("aria-pressed", "false")
@@ -166,8 +161,7 @@ def test_a_damaged_checkpoint_is_marked_and_is_not_the_last_good_one(visitor: Vi
     run.end("failed", reason="non_finite_loss")
     damaged = update(Checkpoint).where(Checkpoint.step == 50, Checkpoint.job_id == run.job_id).values(damaged_at=1)
     site.database.write(lambda session: session.execute(damaged) and None)
-    page = visitor.window()
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}")
 
     rows = page.locator("#checkpoints tbody tr")
     expect(rows.nth(0)).to_contain_text("damaged")
@@ -177,10 +171,8 @@ def test_a_damaged_checkpoint_is_marked_and_is_not_the_last_good_one(visitor: Vi
 
 def test_readers_see_no_buttons_that_change_anything(visitor: Visitor, site: Site) -> None:
     run, checkpoint = with_checkpoint(site)
-    writer = visitor.window()
-    writer.goto(f"/jobs/{run.job_id}")
-    page = visitor.window(scopes=("read",))
-    page.goto(f"/jobs/{run.job_id}")
+    writer = visitor.window(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", scopes=("read",))
 
     assert writer.locator("main form[method=post]").count() > 2
     expect(page.locator("#checkpoints tbody tr")).to_have_count(1)
@@ -191,8 +183,7 @@ def test_readers_see_no_buttons_that_change_anything(visitor: Visitor, site: Sit
 
 def test_a_job_is_cloned(visitor: Visitor, site: Site) -> None:
     job_id = site.database.write(lambda session: submission.submit(session, replace(from_preset(), tags=("kept",)))).id
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}", scripts=False)
 
     page.get_by_role("link", name="Clone").click()
     page.get_by_role("textbox", name="temperature", exact=True).fill("0.3")

@@ -96,8 +96,7 @@ def test_a_filter_chosen_before_the_script_loads_is_applied(visitor: Visitor, si
 
 
 def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) -> None:
-    page = visitor.window()
-    page.goto("/?status=failed")
+    page = visitor.window("/?status=failed")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
     hidden = site.submit("not failed")
@@ -114,8 +113,7 @@ def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) ->
 def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> None:
     for number in range(55):
         site.submit(f"many {number}", ["many"])
-    page = visitor.window()
-    page.goto("/?tag=many")
+    page = visitor.window("/?tag=many")
 
     expect(page.locator("#list tbody tr")).to_have_count(50)
     page.get_by_role("link", name="Older").click()
@@ -129,8 +127,7 @@ def test_a_long_name_takes_two_lines_and_is_whole_on_its_page(visitor: Visitor, 
     name = " ".join(["a name that holds every setting"] * 6)
     job_id = site.submit(name)
     site.submit("short")
-    page = visitor.window(width=390)
-    page.goto("/")
+    page = visitor.window("/", width=390)
     link = page.locator(f"#job-{job_id} a.clamped")
     one = page.get_by_role("link", name="short", exact=True).bounding_box()
     several = link.bounding_box()
@@ -189,8 +186,7 @@ def test_checkpoints_of_all_jobs_are_listed(visitor: Visitor, site: Site) -> Non
     for step in (1, 2):
         run.checkpoint(step)
     run.end()
-    page = visitor.window()
-    page.goto("/checkpoints")
+    page = visitor.window("/checkpoints")
 
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(2)

@@ -48,8 +48,7 @@ def mapped(site: Site, trained: PlayedRun) -> str:
 
 
 def test_a_map_can_be_read_without_scripts(visitor: Visitor, mapped: str) -> None:
-    page = visitor.window(scripts=False)
-    page.goto(mapped)
+    page = visitor.window(mapped, scripts=False)
     drawn = page.locator("#map-drawn")
     expect(drawn.locator("path.class-1")).to_have_attribute("d", "M-1 -1h0M-0.9 -1h0")
     expect(drawn.locator("path.class-0")).to_have_attribute("d", "M0 0h0")
@@ -90,8 +89,7 @@ def point_at(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def test_a_map_shows_the_image_under_the_pointer_and_zooms(visitor: Visitor, mapped: str) -> None:
-    page = visitor.window()
-    page.goto(mapped)
+    page = visitor.window(mapped)
     stage, tip, chosen = page.locator("#stage"), page.locator("#tip"), page.locator("#image")
     expect(stage).to_have_attribute("data-drawn", "5")
     expect(page.locator("#map-drawn")).to_be_hidden()
@@ -116,8 +114,7 @@ def test_a_map_shows_the_image_under_the_pointer_and_zooms(visitor: Visitor, map
 
 
 def test_the_keyboard_moves_between_images_of_a_map(visitor: Visitor, mapped: str) -> None:
-    page = visitor.window(theme="dark")
-    page.goto(f"{mapped}?image=35")
+    page = visitor.window(f"{mapped}?image=35", theme="dark")
     canvas, tip = page.locator("#canvas"), page.locator("#tip")
     expect(page.locator("#stage")).to_have_attribute("data-drawn", "5")
     canvas.focus()
@@ -137,8 +134,7 @@ def test_a_training_links_to_a_map_that_was_submitted_separately(
     visitor: Visitor, site: Site, trained: PlayedRun, mapped: str
 ) -> None:
     bare = evaluation(site, trained, 20, None)
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{trained.job_id}")
+    page = visitor.window(f"/jobs/{trained.job_id}", scripts=False)
     link = page.get_by_role("link", name="Map of step 20")
     expect(link).to_have_attribute("href", mapped)
     bare.map()
@@ -156,8 +152,7 @@ def test_checkpoints_link_to_their_maps_and_damaged_ones_to_none(
     damaged = next(each for each in site.checkpoints(trained.job_id) if each.step == 30)
     damage = update(Checkpoint).where(Checkpoint.id == damaged.id).values(damaged_at=1)
     site.database.write(lambda session: session.execute(damage))
-    page = visitor.window()
-    page.goto(f"/jobs/{trained.job_id}")
+    page = visitor.window(f"/jobs/{trained.job_id}")
     newest = page.get_by_role("link", name="Map of step 20").get_attribute("href")
     expect(page.get_by_role("button", name="Create map of step 30")).to_have_count(0)
     sections = page.get_by_role("navigation", name="Sections")
@@ -190,7 +185,6 @@ def test_a_map_of_images_without_labels_offers_no_colours_by_class(
     run = evaluation(site, trained, 20, trained.job_id)
     run.map(class_names=[], labels=[None] * 5)
     run.end()
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{run.job_id}/map")
+    page = visitor.window(f"/jobs/{run.job_id}/map", scripts=False)
     expect(page.locator("#map-legend li").first).to_contain_text("weak label")
     expect(page.get_by_role("link", name="Class", exact=True)).to_have_count(0)

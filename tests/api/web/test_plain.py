@@ -128,8 +128,7 @@ def test_everything_is_readable_without_scripts(visitor: Visitor, site: Site, ru
 
 def test_buttons_work_without_scripts(visitor: Visitor, site: Site) -> None:
     job_id = site.submit("waits")
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{job_id}")
+    page = visitor.window(f"/jobs/{job_id}", scripts=False)
 
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#run-summary .status")).to_have_text("paused")

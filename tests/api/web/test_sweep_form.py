@@ -41,8 +41,7 @@ def created(page: Page, site: Site) -> Sweep:
 
 
 def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: Site) -> None:
-    page = visitor.window()
-    page.goto("/sweeps")
+    page = visitor.window("/sweeps")
     page.get_by_role("link", name="New sweep").click()
     plan = page.locator("#plan")
     expect(page.locator(".message.wrong")).to_have_count(0)
@@ -101,8 +100,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
 
 def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, site: Site) -> None:
     source = site.submit("the source", ["kept"], method="simclr", epochs=12)
-    page = visitor.window(scripts=False)
-    page.goto(f"/jobs/{source}")
+    page = visitor.window(f"/jobs/{source}", scripts=False)
     page.get_by_role("link", name="over this spec").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sweep over the spec of the source")
 
@@ -232,8 +230,7 @@ def test_an_unchanged_preset_sends_no_spec(name: str) -> None:
 
 
 def test_readers_get_no_form(visitor: Visitor, site: Site) -> None:
-    page = visitor.window(scopes=("read",))
-    page.goto("/sweeps")
+    page = visitor.window("/sweeps", scopes=("read",))
     expect(page.get_by_role("link", name="New sweep")).to_have_count(0)
     page.goto(f"/jobs/{site.submit()}")
     expect(page.get_by_role("link", name="over this spec")).to_have_count(0)

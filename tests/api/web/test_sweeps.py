@@ -55,8 +55,7 @@ def play_out(site: Site, sweep_id: str) -> None:
 
 
 def test_a_sweep_is_read_without_scripts(visitor: Visitor, site: Site, ended: str) -> None:
-    page = visitor.window(scripts=False)
-    page.goto("/sweeps")
+    page = visitor.window("/sweeps", scripts=False)
     expect(page.locator("nav[aria-label=Main] [aria-current=page]")).to_have_text("Sweeps")
     page.get_by_role("link", name=HOSTILE).click()
 
@@ -75,8 +74,7 @@ def test_a_sweep_is_read_without_scripts(visitor: Visitor, site: Site, ended: st
 
 
 def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str) -> None:
-    page = visitor.window(scripts=False)
-    page.goto("/sweeps")
+    page = visitor.window("/sweeps", scripts=False)
     states = page.get_by_role("navigation", name="State")
     states.get_by_role("link", name="succeeded").click()
     expect(page).to_have_url(re.compile("status=succeeded$"))
@@ -89,8 +87,7 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
 
 
 def test_order_rung_and_trial_are_in_the_address(visitor: Visitor, ended: str) -> None:
-    page = visitor.window(scripts=False)
-    page.goto(f"/sweeps/{ended}")
+    page = visitor.window(f"/sweeps/{ended}", scripts=False)
 
     page.get_by_role("link", name=sweeping.TEMPERATURE).click()
     ascending = temperatures(page)
@@ -124,8 +121,7 @@ def temperatures(page: Page) -> list[float]:
 
 
 def test_lines_and_rows_highlight_each_other_and_an_axis_filters_trials(visitor: Visitor, ended: str) -> None:
-    page = visitor.window()
-    page.goto(f"/sweeps/{ended}")
+    page = visitor.window(f"/sweeps/{ended}")
     page.locator("#trial-3").hover()
     expect(page.locator("path.trial.pointed")).to_have_attribute("data-trial", "3")
     expect(page.locator("#readout")).to_contain_text("trial 3: loss.temperature")
@@ -149,8 +145,7 @@ def test_lines_and_rows_highlight_each_other_and_an_axis_filters_trials(visitor:
 
 def test_a_running_sweep_is_kept_fresh_and_cancelled(visitor: Visitor, site: Site) -> None:
     sweep_id = begin(site, {sweeping.TEMPERATURE: [0.2, 0.4]}, name="live", max_parallel=1)
-    page = visitor.window()
-    page.goto(f"/sweeps/{sweep_id}")
+    page = visitor.window(f"/sweeps/{sweep_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     expect(page.locator("#trial-0 .trial-state")).to_have_text("queued")
     expect(page.locator("#trial-1 .trial-state")).to_have_text("waiting")
@@ -182,8 +177,7 @@ def test_the_page_shows_the_end_of_a_sweep_by_itself(visitor: Visitor, site: Sit
         run.start()
         run.evaluation("knn", 0.75) if job(site.database, run.job_id).kind == "evaluate" else run.checkpoint(10)
         run.end()
-    page = visitor.window()
-    page.goto(f"/sweeps/{sweep_id}")
+    page = visitor.window(f"/sweeps/{sweep_id}")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     expect(page.locator("#trial-0 .trial-state")).to_have_text("finished")
 
@@ -195,13 +189,11 @@ def test_the_page_shows_the_end_of_a_sweep_by_itself(visitor: Visitor, site: Sit
 
 def test_cancel_works_without_scripts_and_a_reader_has_no_button(visitor: Visitor, site: Site) -> None:
     sweep_id = begin(site, {sweeping.TEMPERATURE: [0.2]}, base={"data": {"name": "digits", "image_size": 8}})
-    reader = visitor.window(scopes=("read",))
-    reader.goto(f"/sweeps/{sweep_id}")
+    reader = visitor.window(f"/sweeps/{sweep_id}", scopes=("read",))
     expect(reader.get_by_text("Cancel…")).to_have_count(0)
     expect(reader.locator("#selection")).to_contain_text("The best trial was selected on the test split")
 
-    page = visitor.window(scripts=False)
-    page.goto(f"/sweeps/{sweep_id}")
+    page = visitor.window(f"/sweeps/{sweep_id}", scripts=False)
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel this sweep").click()
     expect(page).to_have_url(re.compile(f"/sweeps/{sweep_id}$"))
@@ -209,8 +201,7 @@ def test_cancel_works_without_scripts_and_a_reader_has_no_button(visitor: Visito
 
 
 def test_a_job_names_its_sweep(visitor: Visitor, site: Site, ended: str) -> None:
-    page = visitor.window(scripts=False)
-    page.goto(f"/sweeps/{ended}")
+    page = visitor.window(f"/sweeps/{ended}", scripts=False)
     page.locator("#trial-3 .runs a").first.click()
 
     page.locator(".facts").get_by_role("link", name=HOSTILE).first.click()

@@ -60,8 +60,7 @@ def _shown(page: Page) -> tuple[float, float]:
 
 
 def test_two_fingers_zoom_a_chart_and_one_moves_it_or_scrolls_the_page(visitor: Visitor, run: PlayedRun) -> None:
-    page = visitor.window(width=390, touch=True)
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", width=390, touch=True)
     chart = page.locator("figure[data-metrics='train/loss'] .u-over")
     chart.scroll_into_view_if_needed()
     fingers = Fingers(page)
@@ -88,8 +87,7 @@ def test_two_fingers_zoom_a_chart_and_one_moves_it_or_scrolls_the_page(visitor: 
 
 
 def test_two_fingers_zoom_a_map_and_a_tap_chooses(visitor: Visitor, run: PlayedRun) -> None:
-    page = visitor.window(width=390, touch=True)
-    page.goto(f"/jobs/{run.job_id}/map")
+    page = visitor.window(f"/jobs/{run.job_id}/map", width=390, touch=True)
     stage, canvas = page.locator("#stage"), page.locator("#canvas")
     expect(stage).to_have_attribute("data-drawn", "5")
     canvas.scroll_into_view_if_needed()

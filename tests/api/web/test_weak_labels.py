@@ -64,8 +64,7 @@ def report_quality(run: PlayedRun, step: int, values: dict[str, float]) -> None:
 def test_the_page_of_a_run_warns_of_noisy_weak_labels(visitor: Visitor, site: Site, scripts: bool) -> None:
     run = site.running("with noisy weak labels")
     run.start()
-    page = visitor.window(scripts=scripts)
-    page.goto(f"/jobs/{run.job_id}")
+    page = visitor.window(f"/jobs/{run.job_id}", scripts=scripts)
     expect(page.locator("#label-quality")).to_have_count(0)
     values = {"components": 125.0, "largest_share": 0.23, "view_agreement": 0.21}
     noisy = values | {"pair_precision": 0.055, "pair_precision_chance": 0.012}
@@ -90,8 +89,7 @@ def test_the_page_of_a_run_warns_of_noisy_weak_labels(visitor: Visitor, site: Si
 
 
 def test_every_group_shows_its_own_images_and_their_classes(visitor: Visitor, grouped: PlayedRun) -> None:
-    page = visitor.window()
-    page.goto(address(grouped, "?epoch=1"))
+    page = visitor.window(address(grouped, "?epoch=1"))
 
     assert groups(page) == [named(0, 1, 2, 3, 4), named(5, 6)]
     for place, colour in enumerate(COLOURS):
@@ -109,8 +107,7 @@ def test_every_group_shows_its_own_images_and_their_classes(visitor: Visitor, gr
 
 @pytest.mark.parametrize("scripts", [False, True], ids=["plain", "scripts"])
 def test_links_exist_to_every_epoch_order_and_image(visitor: Visitor, grouped: PlayedRun, scripts: bool) -> None:
-    page = visitor.window(scripts=scripts)
-    page.goto(f"/jobs/{grouped.job_id}")
+    page = visitor.window(f"/jobs/{grouped.job_id}", scripts=scripts)
     page.get_by_role("navigation", name="Sections").get_by_role("link", name="Weak labels").click()
     page.locator(".group").first.wait_for()
     assert groups(page) == [named(3, 4, 5, 6), named(0, 1, 2)]
@@ -134,8 +131,7 @@ def test_links_exist_to_every_epoch_order_and_image(visitor: Visitor, grouped: P
 
 
 def test_same_label_images_by_epoch(visitor: Visitor, grouped: PlayedRun) -> None:
-    page = visitor.window(scripts=False)
-    page.goto(address(grouped, "?image=100"))
+    page = visitor.window(address(grouped, "?image=100"), scripts=False)
 
     rows = page.locator(".strip > li")
     assert [row.locator("a.thumb").count() for row in rows.all()] == [4, 2]
@@ -149,8 +145,7 @@ def test_same_label_images_by_epoch(visitor: Visitor, grouped: PlayedRun) -> Non
 
 
 def test_arrow_keys_step_through_the_epochs_without_leaving(visitor: Visitor, grouped: PlayedRun) -> None:
-    page = visitor.window()
-    page.goto(address(grouped))
+    page = visitor.window(address(grouped))
     page.evaluate("window.isTheSame = true")
 
     page.locator(".bars a").last.focus()
@@ -164,8 +159,7 @@ def test_arrow_keys_step_through_the_epochs_without_leaving(visitor: Visitor, gr
 
 def test_new_epochs_appear_by_themselves(visitor: Visitor, site: Site) -> None:
     run = site.running("live groups")
-    page = visitor.window()
-    page.goto(address(run))
+    page = visitor.window(address(run))
     expect(page.locator("#groups")).to_contain_text("Weak labels appear after the first epoch.")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
