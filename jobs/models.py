@@ -85,9 +85,9 @@ class _Spec(TypeDecorator[dict[str, Any]]):
         del dialect
         return None if value is None else stored_spec(value)
 
-    def process_result_value(self, value: dict[str, Any] | None, dialect: Dialect) -> dict[str, Any] | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         del dialect
-        return None if value is None else completed_spec(value)
+        return completed_spec(value) if isinstance(value, dict) else value  # a part of a spec may be a list
 
 
 _Id = _String(36)

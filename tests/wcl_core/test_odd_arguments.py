@@ -21,6 +21,8 @@ _USUAL = {
     "folder": "absent",
     "kind": "folder",
     "path": "absent",
+    "image": "absent",
+    "classifier": "absent.safetensors",
 }
 
 
