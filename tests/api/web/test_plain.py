@@ -201,7 +201,7 @@ def test_visitors_without_a_session_see_how_to_sign_in(browser: Browser, site: S
     assert answer
     assert answer.status == 401
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    expect(page.get_by_text("wcl up")).to_be_visible()
+    expect(page.get_by_text("wcl open")).to_be_visible()
     page.goto(used)
     page.wait_for_url(f"{site.url}/")
     cookie = next(cookie for cookie in context.cookies() if "session" in cookie["name"])
