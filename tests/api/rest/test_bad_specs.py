@@ -49,8 +49,8 @@ def announce(
 ) -> None:
     facts = rows.worker(id=new_id(), pool=pool, gpus=gpus)
     facts = replace(facts, devices=tuple(replace(each, memory_bytes=memory_bytes) for each in facts.devices))
-    known = {"memory_bytes": memory_bytes, "has_compiler": has_compiler}
-    database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], **known))
+    machine = {"memory_bytes": memory_bytes, "has_compiler": has_compiler}
+    database.write(lambda session: workers.register(session, facts, 1, [CATS, DOGS], **machine))
 
 
 def refused(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> dict[str, str]:

@@ -70,13 +70,13 @@ def test_one_of_two_workers_unpacks_and_removes_only_what_is_of_this_dataset(
 ) -> None:
     write_tree(tmp_path / "photos", TREE)
     zipped(tmp_path / "photos", tmp_path / "photos.zip")
-    made = tmp_path / "made"
+    place = tmp_path / "made"
     for name in (
         "photos.killed_1.unpacking",
         "photos.0123456789abcdef.unpacked",
         "photos.small.0123456789abcdef.unpacked",
     ):
-        (made / name).mkdir(parents=True)
+        (place / name).mkdir(parents=True)
     calls: list[str] = []
     unpack, has_begun = archive._unpack, threading.Event()
 
@@ -88,15 +88,15 @@ def test_one_of_two_workers_unpacks_and_removes_only_what_is_of_this_dataset(
 
     monkeypatch.setattr(archive, "_unpack", slowly)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", made / "photos")
+        first = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", place / "photos")
         assert has_begun.wait(30)
-        second = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", made / "photos")
+        second = pool.submit(archive.unpacked, "photos", tmp_path / "photos.zip", place / "photos")
         folder = first.result()
 
     assert second.result() == folder
     assert calls == ["photos"]
-    unpacked.keep_only(made / "photos", folder)
-    names = {path.name for path in made.iterdir()}
+    unpacked.keep_only(place / "photos", folder)
+    names = {path.name for path in place.iterdir()}
     assert names == {folder.name, "photos.small.0123456789abcdef.unpacked"}
 
 
@@ -114,9 +114,9 @@ MEMBERS = ("../out.png", "/out.png", "a/../../out.png", "..\\out.png", "\\out.pn
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_path_that_leads_out_makes_an_archive_refused(tmp_path: Path, member: str) -> None:
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as made:
-        made.writestr("cat/00.png", b"none")
-        made.writestr(member, b"none")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as place:
+        place.writestr("cat/00.png", b"none")
+        place.writestr(member, b"none")
     with tarfile.open(tmp_path / "photos.tar", "w") as made_tar:
         entry = tarfile.TarInfo(member)
         entry.size = 4
@@ -137,12 +137,12 @@ def test_links_and_devices_of_an_archive_are_left_out(tmp_path: Path) -> None:
     tarred(tmp_path / "photos", tmp_path / "photos.tar")
     classes, count, left_out = listed(tmp_path / "photos.tar", tmp_path / "made" / "photos")
     assert (classes, count, left_out) == (("cat", "dog"), 10, {archive.LINK: 4})
-    with zipfile.ZipFile(tmp_path / "link.zip", "w") as made:
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as place:
         for number in range(3):
-            made.write(tmp_path / "photos" / "cat" / "01.png", f"{number}.png")
+            place.write(tmp_path / "photos" / "cat" / "01.png", f"{number}.png")
         link = zipfile.ZipInfo("4.png")
         link.external_attr = 0o120777 << 16
-        made.writestr(link, "/etc/passwd")
+        place.writestr(link, "/etc/passwd")
     assert listed(tmp_path / "link.zip", tmp_path / "made" / "link") == ((), 3, {archive.LINK: 1})
 
 
