@@ -89,7 +89,8 @@ def job_table(job: Job, environment: Json | None = None) -> Rows:
         ("ended", job.get("ended_at")),
         ("page", (job.get("links") or {}).get("page")),
     ]
-    facts += _metrics(job.get("latest_metrics") or {})
+    metrics = sorted((job.get("latest_metrics") or {}).items())
+    facts += [(name, f"{value:.4g}") for name, value in metrics if value is not None]
     return _facts_table(facts)
 
 
@@ -108,14 +109,6 @@ def _waiting(job: Job) -> str | None:
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
-
-
-def _metrics(latest: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """Return the title and the value of each metric; shares as percentages."""
-    from wcl_core.metrics import metric_facts  # here, as it takes longer than the rest of `wcl`
-
-    named = [(metric_facts(name), value) for name, value in sorted(latest.items()) if value is not None]
-    return [(facts.title, f"{value:.1%}" if facts.is_share else f"{value:.4g}") for facts, value in named]
 
 
 def _form(environment: Json) -> str | None:
