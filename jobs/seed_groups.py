@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
 from jobs.planned_evaluations import BEST_ORIGIN
 
 CONFIDENCE = 0.95
+_SEED_NAME = re.compile(r", seed \d+$")
 SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
 
 
@@ -46,6 +48,11 @@ class Result:
     mean: float
     deviation: float | None
     interval: tuple[float, float] | None
+
+
+def seedless_name(name: str) -> str:
+    """Return the name that the jobs of a group share: without the seed at its end."""
+    return _SEED_NAME.sub("", name)
 
 
 def members(session: Session, group_id: str) -> list[Job]:

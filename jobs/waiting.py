@@ -42,6 +42,9 @@ class Cause(StrEnum):
     WORKERS_DRAINING = "workers_draining"  # the workers that could run it take no further job
 
 
+# No worker of today can run the job, so its place in the queue would say nothing.
+_WITHOUT_PLACE = (Cause.TOO_FEW_GPUS, Cause.TOO_FEW_WORKERS, Cause.DATASET_ABSENT, Cause.SPEC_VERSION_UNKNOWN)
+
 # The end of each phase of a run, for which a request waits.  A cancel waits for no step and no checkpoint.
 _ENDS = {
     "prepare": "stopping the preparation of the dataset",
@@ -60,7 +63,7 @@ class Waiting:
     Attributes:
         cause: the first one that applies.
         message: one sentence without a full stop.
-        position: in the queue of its pool, from 1; None for a job that is not in the queue.
+        position: in the queue of its pool, from 1; None for a job that is not in the queue, or that no worker can run.
         until: end of the backoff, in milliseconds of the database's clock.
         needs: ids of the jobs whose dependency is not met.
     """
@@ -88,7 +91,7 @@ def explain(session: Session, job: Job) -> Waiting | None:
         return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
     ahead = _num_ahead(session, job)
     cause, message = _on_preemption(session, job) or _on_workers(session, job, ahead)
-    return Waiting(cause, message, position=ahead + 1)
+    return Waiting(cause, message, position=None if cause in _WITHOUT_PLACE else ahead + 1)
 
 
 def pending(session: Session, job: Job) -> str | None:
@@ -161,7 +164,8 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
         return _on_nodes(session, job, workers, ahead)
     most = max(most_gpus(working(of_worker(worker))) for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
-        message = f"it needs {job.gpus} GPUs; no worker of the pool {job.pool} has more than {most} for one job"
+        count = f"{job.gpus} GPU{'s' if job.gpus != 1 else ''}"
+        message = f"it needs {count}; no worker of the pool {job.pool} has more than {most} for one job"
         return _on_draining(session, job) or (Cause.TOO_FEW_GPUS, message)
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         return _on_dataset(session, job)

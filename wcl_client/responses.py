@@ -79,6 +79,7 @@ class Job(TypedDict, total=False):
     verdict: Json | None
     pending: str | None
     weak_labels: Json | None
+    metrics: list[Json]
 
 
 class Checkpoint(TypedDict, total=False):
@@ -121,6 +122,7 @@ class Evaluation(TypedDict, total=False):
     protocol: str
     protocol_version: int
     metric: str
+    title: str
     value: float | None
     stderr: float | None
     n: int | None

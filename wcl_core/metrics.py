@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from wcl_core.protocol import (
@@ -42,15 +43,15 @@ class MetricFacts(NamedTuple):
 
 
 METRICS: Final[dict[str, MetricFacts]] = {
-    TRAIN_LOSS: MetricFacts("Loss", "The sum of all terms; losses of two methods do not compare"),
-    f"{TRAIN_PREFIX}loss_instance": MetricFacts("Instance loss", "Each image against all others"),
-    f"{TRAIN_PREFIX}loss_weak": MetricFacts("Weak-label loss", "Before its weight beta"),
     KNN_TOP1: MetricFacts("kNN accuracy", "On the test images, by the nearest neighbours of frozen features", True),
     PAIR_PRECISION: MetricFacts("Pair precision", "Share of pairs with one weak label that have one true class", True),
     PAIR_PRECISION_CHANCE: MetricFacts("Pair precision by chance", "The same for random pairs", True),
     VIEW_AGREEMENT: MetricFacts("View agreement", "Agreement of the weak labels of an image's two views", True),
     COMPONENTS: MetricFacts("Components", "Weak labels of a batch"),
     LARGEST_SHARE: MetricFacts("Largest component", "Share of a batch with the most frequent weak label", True),
+    TRAIN_LOSS: MetricFacts("Loss", "The sum of all terms; losses of two methods do not compare"),
+    f"{TRAIN_PREFIX}loss_instance": MetricFacts("Instance loss", "Each image against all others"),
+    f"{TRAIN_PREFIX}loss_weak": MetricFacts("Weak-label loss", "Before its weight beta"),
     LEARNING_RATE: MetricFacts("Learning rate"),
     IMAGES_PER_SECOND: MetricFacts("Images per second", "Of the last steps"),
     GPU_PERCENT: MetricFacts("GPU utilisation, %", "Share of time with GPU activity, from NVML"),
@@ -81,6 +82,12 @@ METRICS: Final[dict[str, MetricFacts]] = {
 def metric_facts(name: str) -> MetricFacts:
     """Return the facts of a metric; one that is not in the table, for example of a plugin, has its name as title."""
     return METRICS.get(name) or MetricFacts(name, is_share=name.endswith("top1"))
+
+
+def in_order(latest: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
+    """Return names and values in the order of the table, the answer first; metrics that it lacks follow by name."""
+    places = {name: place for place, name in enumerate(METRICS)}
+    return sorted(latest.items(), key=lambda entry: (places.get(entry[0], len(places)), entry[0]))
 
 
 def is_hardware(name: str) -> bool:

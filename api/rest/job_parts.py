@@ -29,7 +29,6 @@ from api.rest.stored_files import open_artifact
 from jobs import curves, devices, gangs, queries
 from jobs.errors import FieldError, Invalid
 from jobs.step_times import step_times
-from jobs.verdicts import interval
 from wcl_core.protocol import ARTIFACT_NAME
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
@@ -159,9 +158,7 @@ def evaluations(job_id: str, principal: Reader, database: TheDatabase) -> Evalua
     """List the evaluation results of the job and of its checkpoints."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return Evaluations(
-            items=[EvaluationResponse.of(row, interval=interval(row)) for row in queries.evaluations(session, job_id)]
-        )
+        return Evaluations(items=[responses.evaluation(row) for row in queries.evaluations(session, job_id)])
 
 
 @router.get("/metrics", response_model=Metrics)

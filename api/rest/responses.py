@@ -19,8 +19,10 @@ from api.rest.presets import PresetDeviation, preset_deviations
 from jobs import datasets, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
-from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Job
+from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
 from jobs.step_times import StepTime
+from wcl_core.config import result_title
+from wcl_core.metrics import in_order, metric_facts
 from wcl_core.protocol import DatasetReport
 
 Json = dict[str, Any]
@@ -127,6 +129,19 @@ class WeakLabelQuality(Response):
     warning: str | None
 
 
+class MetricResponse(Response):
+    """The latest value of a metric, with its name for people; `value` is null for one that was not finite.
+
+    `about` explains the metric in a sentence, and may be empty.  A share is in 0..1 and is shown as a percentage.
+    """
+
+    name: str
+    title: str
+    about: str
+    is_share: bool
+    value: float | None
+
+
 class VerdictResponse(Response):
     """Whether a training has learned: its kNN accuracy with its 95 % interval, beside the untrained network and chance.
 
@@ -153,7 +168,7 @@ class JobResponse(JobSummary):
     job runs or has ended.  `weak_labels` is null until a run reports weak labels,
     and `verdict` until a training has measured kNN before and after its first steps.  `pending`
     is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
-    work that it waits for.
+    work that it waits for.  `metrics` are the latest metrics with their names for people, the most telling first.
     """
 
     spec_version: int
@@ -167,6 +182,7 @@ class JobResponse(JobSummary):
     verdict: VerdictResponse | None
     pending: str | None
     weak_labels: WeakLabelQuality | None
+    metrics: list[MetricResponse]
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -180,8 +196,13 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     beside = _beside_columns(row, tags)
     why, request = waiting.explain(session, row), waiting.pending(session, row)
     judged = verdicts.verdict(session, row)
-    beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged}
+    beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
     return JobResponse.of(row, **beside, deviations=deviations)
+
+
+def _metrics(row: Job) -> list[MetricResponse]:
+    latest = in_order(row.latest_metrics or {})
+    return [MetricResponse(name=name, value=value, **metric_facts(name)._asdict()) for name, value in latest]
 
 
 def _beside_columns(row: Job, tags: Sequence[str]) -> Json:
@@ -264,7 +285,7 @@ def artifact(row: Artifact) -> ArtifactResponse:
 
 
 class EvaluationResponse(Response):
-    """One measured number; `details` holds intermediate results.
+    """One measured number; `title` names it for people, and `details` holds intermediate results.
 
     `interval` is the 95 % interval of a share of the test images (Wilson); null for other numbers.
     """
@@ -274,6 +295,7 @@ class EvaluationResponse(Response):
     protocol: str
     protocol_version: int
     metric: str
+    title: str
     value: float | None
     stderr: float | None
     n: int | None
@@ -291,6 +313,11 @@ class SeriesResponse(Response):
 
     name: str
     points: list[Json]
+
+
+def evaluation(row: Evaluation) -> EvaluationResponse:
+    title = result_title(row.protocol, row.metric)
+    return EvaluationResponse.of(row, title=title, interval=verdicts.interval(row))
 
 
 def series(name: str, points: Sequence[CurvePoint]) -> Json:

@@ -14,6 +14,8 @@ from api.rest import responses
 from api.rest.responses import JobSummary, Response
 from jobs import queries, seed_groups
 from jobs.models import Job
+from jobs.seed_groups import Result
+from wcl_core.config import result_title
 
 router = APIRouter(prefix="/v1/groups", tags=["jobs"])
 
@@ -26,7 +28,7 @@ class SubmittedGroup(Response):
 
 
 class GroupResult(Response):
-    """One number over the seeds; `interval` is the 95 % t-interval of the mean.
+    """One number over the seeds; `title` names it for people, and `interval` is the 95 % t-interval of the mean.
 
     `epoch` is that of the measured checkpoints.  Where a planned evaluation chose each seed's best checkpoint,
     `selection` names the criterion.  `evaluation_seed` is the seed of the evaluation's own draws.
@@ -35,6 +37,7 @@ class GroupResult(Response):
     protocol: str
     protocol_version: int
     metric: str
+    title: str
     params: dict[str, Any]
     dataset_digest: str
     epoch: int | None
@@ -58,8 +61,12 @@ def show(group_id: str, principal: Reader, database: TheDatabase) -> GroupRespon
     """Return the jobs of a seed group, and each result with mean, deviation and 95 % t-interval over the seeds."""
     with database.read() as session:
         jobs = seed_groups.members(session, group_id)
-        results = [GroupResult.of(result) for result in seed_groups.results(session, jobs)]
+        results = [_result(result) for result in seed_groups.results(session, jobs)]
         return GroupResponse(group_id=group_id, items=_items(session, jobs), results=results)
+
+
+def _result(result: Result) -> GroupResult:
+    return GroupResult.of(result, title=result_title(result.protocol, result.metric))
 
 
 def submitted(session: Session, jobs: Sequence[Job]) -> SubmittedGroup:

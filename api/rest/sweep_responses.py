@@ -9,6 +9,7 @@ from api.rest.responses import DatasetVersion, Json, Response, Time
 from jobs import sweeps
 from jobs.models import Sweep
 from jobs.sweeps import Standing
+from wcl_core.config import result_title
 
 
 class RungResponse(Response):
@@ -27,7 +28,7 @@ class BestResponse(Response):
 
 
 class SweepSummary(Response):
-    """A sweep in a list; `status` is an open string.
+    """A sweep in a list; `status` is an open string, and `metric_title` names the metric for people.
 
     The metric is measured on `held_out_share` of the train images; if that is 0, on the test split.
     """
@@ -40,6 +41,7 @@ class SweepSummary(Response):
     preset: str | None
     parameters: Json
     metric: Json
+    metric_title: str
     direction: str
     held_out_share: float
     seeds: list[int]
@@ -81,7 +83,7 @@ class OutcomeResponse(Response):
 
 
 class TrialResponse(Response):
-    """A trial; `state` is waiting, unfinished, measured, stopped, finished or failed, an open string."""
+    """A trial; `state` is waiting, unfinished, measured, stopped, finished, failed or cancelled, an open string."""
 
     number: int
     settings: Json
@@ -123,6 +125,7 @@ def _beside_columns(sweep: Sweep, trials: int) -> Json:
         "held_out_share": sweeps.held_out_share(sweep.base, sweep.metric),
         "eta": sweep.eta if sweep.search == "halving" else None,
         "trials": trials,
+        "metric_title": result_title(sweep.metric["protocol"], sweep.metric["name"]),
         "dataset": {"name": sweep.dataset_name, "digest": sweep.dataset_digest},
         "links": {"self": rooted(f"/v1/sweeps/{sweep.id}"), "page": rooted(f"/sweeps/{sweep.id}")},
     }

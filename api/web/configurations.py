@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,9 @@ from sqlalchemy.orm import Session
 from api.web.evaluations import settings
 from jobs import seed_groups
 from jobs.models import Job
-from jobs.seed_groups import Result
-from wcl_core.config import measure_title, protocol_facts
+from jobs.seed_groups import Result, seedless_name
+from wcl_core.config import result_title
 
-_SEED_NAME = re.compile(r", seed \d+$")
 _NOT_TRAINING = ("seed", "evaluations")
 
 
@@ -34,7 +32,7 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        return _SEED_NAME.sub("", self.jobs[0].name)
+        return seedless_name(self.jobs[0].name)
 
     @property
     def seeds(self) -> list[int]:
@@ -72,7 +70,7 @@ class Measure:
 
     @property
     def title(self) -> str:
-        return f"{protocol_facts(self.protocol).title}, {measure_title(self.metric)}"
+        return result_title(self.protocol, self.metric)
 
     @property
     def setting(self) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from api.web.format import number, words
 from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.verdicts import chance, interval
-from wcl_core.config import measure_title, protocol_facts
+from wcl_core.config import measure_title, protocol_facts, result_title
 from wcl_core.digests import canonical_json
 
 MAX_SHOWN = 200
@@ -208,6 +208,7 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "metric_name": measure_title,
+    "result_name": result_title,
     "protocol_name": lambda name: protocol_facts(name).title,
     "setting_value": value,
     "settings": settings,

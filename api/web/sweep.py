@@ -25,7 +25,7 @@ from jobs.keys import Principal
 from jobs.models import Sweep
 from jobs.status import TERMINAL
 from jobs.sweeps import Standing
-from wcl_core.config import measure_title, protocol_facts
+from wcl_core.config import result_title
 
 router = APIRouter(include_in_schema=False)
 
@@ -121,7 +121,7 @@ class SweepView:
     def metric(self) -> str:
         chosen = self.sweep.metric["settings"].items()
         words = settings({name: value[0] if isinstance(value, list) else value for name, value in chosen})
-        name = f"{protocol_facts(self.sweep.metric['protocol']).title}, {measure_title(self.sweep.metric['name'])}"
+        name = result_title(self.sweep.metric["protocol"], self.sweep.metric["name"])
         return f"{name} ({words})" if words else name
 
 

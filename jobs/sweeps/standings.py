@@ -18,7 +18,7 @@ from jobs.sweeps.space import Settings
 from jobs.sweeps.trial_results import TrialResult, trial_results
 
 # waiting: not started; stopped: measured, but not promoted; finished: measured at the last rung
-State = Literal["waiting", "unfinished", "measured", "stopped", "finished", "failed"]
+State = Literal["waiting", "unfinished", "measured", "stopped", "finished", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _state(sweep: Sweep, by_rung: Sequence[TrialResult], *, is_passed: bool) -> 
     if not by_rung:
         return "waiting"
     state = by_rung[-1].state
+    if by_rung[-1].is_cancelled and state == "failed":
+        return "cancelled"
     if state != "measured":
         return state
     if len(by_rung) == len(sweep.rungs):

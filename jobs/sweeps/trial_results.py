@@ -62,6 +62,12 @@ class TrialResult:
         return "measured"
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether it failed only because jobs of it were cancelled."""
+        failed = [run for run in self.runs if run.state == "failed"]
+        return bool(failed) and all(Status.CANCELLED in (run.status, run.evaluation_status) for run in failed)
+
+    @property
     def value(self) -> float | None:
         """Mean over the seeds; None while one is missing."""
         values = [run.value for run in self.runs if run.value is not None]

@@ -235,6 +235,17 @@ def test_a_retry_of_its_job_is_not_part_of_the_sweep(database: Database) -> None
     assert (retried.sweep_id, retried.origin) == (None, None)
 
 
+def test_a_trial_whose_job_was_cancelled_is_cancelled_and_not_failed(database: Database) -> None:
+    sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1]})
+    cancelled = jobs_of(database, sweep_id)[0].id
+    database.write(lambda session: transitions.cancel(session, cancelled))
+
+    with database.read() as session:
+        (standing,) = sweeps.standings(session, sweeps.get_sweep(session, sweep_id))
+
+    assert (standing.state, standing.by_rung[0].state) == ("cancelled", "failed")
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

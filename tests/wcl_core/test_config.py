@@ -20,6 +20,7 @@ from wcl_core.config import (
     parse_spec,
     protocol_facts,
     resolve_spec,
+    result_title,
     why_no_weak_labels,
 )
 
@@ -184,8 +185,11 @@ def test_a_resolved_spec_resolves_to_the_same_text() -> None:
 
 def test_the_table_of_protocols_has_an_entry_for_each_and_titles_for_unknown_ones_too() -> None:
     assert tuple(PROTOCOLS) == get_args(Protocol)
-    assert (protocol_facts("knn_wide").title, protocol_facts("of_old").title) == ("kNN, wide", "of old")
-    assert (measure_title("top1"), measure_title("of_old")) == ("top-1", "of old")
+    assert (protocol_facts("knn_wide").title, protocol_facts("of_old").title) == ("wide kNN", "of old")
+    assert (measure_title("top1"), measure_title("of_old")) == ("accuracy", "of old")
+    assert result_title("knn", "top1") == "kNN accuracy"
+    assert result_title("few_labels", "top1") == "Few-label accuracy"
+    assert result_title("of_old", "of_yore") == "Of old of yore"
     assert protocol_facts("retrieval").is_main("recall_at_1")
     assert not protocol_facts("retrieval").is_main("recall_at_5")
     assert not protocol_facts("of_old").is_main("top1")

@@ -41,6 +41,7 @@ from wcl_core.config.protocols import (
     largest_k,
     measure_title,
     protocol_facts,
+    result_title,
 )
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
 from wcl_core.config.versions import (
@@ -100,6 +101,7 @@ __all__ = [
     "proposed_name",
     "protocol_facts",
     "resolve_spec",
+    "result_title",
     "stored_spec",
     "version_of",
     "weak_augmentation",

@@ -55,6 +55,7 @@ class ProtocolFacts:
         measures: the numbers that it reports, the main one first; none if it writes a file instead.
         num_values: how many values of each measure it reports under the given settings.
         num_values_fields: the settings that `num_values` depends on, as words of an error message.
+        adjective: as it stands before the title of a measure; the title if empty.
     """
 
     title: str
@@ -62,6 +63,7 @@ class ProtocolFacts:
     measures: tuple[Measure, ...] = ()
     num_values: Callable[[ProtocolSettings], int] = lambda _settings: 1
     num_values_fields: str = ""
+    adjective: str = ""
 
     def is_main(self, measure: str) -> bool:
         return bool(self.measures) and self.measures[0].name == measure
@@ -71,18 +73,19 @@ class ProtocolFacts:
         return next((each.is_higher_better for each in self.measures if each.name == measure), True)
 
 
-_TOP1 = Measure("top1", "top-1")
-_PER_CLASS = Measure("mean_per_class", "mean per class")
+_TOP1 = Measure("top1", "accuracy")
+_PER_CLASS = Measure("mean_per_class", "accuracy, mean of the classes")
 PROTOCOLS: dict[Protocol, ProtocolFacts] = {
     "knn": ProtocolFacts("kNN", "knn_k nearest neighbours vote", (_TOP1,)),
     "knn_wide": ProtocolFacts(
-        "kNN, wide", f"{WIDE_K} nearest neighbours vote, at temperature {WIDE_TEMPERATURE}", (_TOP1,)
+        "wide kNN", f"{WIDE_K} nearest neighbours vote, at temperature {WIDE_TEMPERATURE}", (_TOP1,)
     ),
-    "linear": ProtocolFacts("linear", "a linear classifier by L-BFGS on cached features", (_TOP1, _PER_CLASS)),
+    "linear": ProtocolFacts("linear probe", "a linear classifier by L-BFGS on cached features", (_TOP1, _PER_CLASS)),
     "linear_sgd": ProtocolFacts(
-        "linear, SGD",
+        "linear probe by SGD",
         "a linear classifier by SGD on augmented images, as published",
-        (_TOP1, _PER_CLASS, Measure("top1_selected_on_test", "top-1, selected on test", is_selected_on_test=True)),
+        (_TOP1, _PER_CLASS, Measure("top1_selected_on_test", "accuracy, selected on test", is_selected_on_test=True)),
+        adjective="SGD linear probe",
     ),
     "few_labels": ProtocolFacts(
         "few labels",
@@ -90,6 +93,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
         (_TOP1,),
         lambda settings: len(settings.labels_per_class) * len(settings.few_labels_classifiers),
         "labels_per_class",
+        "few-label",
     ),
     "semi_supervised": ProtocolFacts(
         "semi-supervised",
@@ -107,7 +111,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
             Measure("mean_average_precision", "mean average precision"),
         ),
     ),
-    "embed": ProtocolFacts("embed", "the features of both splits as a float16 file"),
+    "embed": ProtocolFacts("features", "the features of both splits as a float16 file"),
     "map": ProtocolFacts("map", "images in two dimensions by their features"),
 }
 
@@ -123,6 +127,17 @@ def measure_title(name: str) -> str:
     """Return the title of a measure of any protocol; for an unknown measure, its name in words."""
     measures = (measure for facts in PROTOCOLS.values() for measure in facts.measures)
     return next((measure.title for measure in measures if measure.name == name), name.replace("_", " "))
+
+
+def result_title(protocol: str, measure: str) -> str:
+    """Return the title of a measured number, for tables and headings.
+
+    >>> result_title("knn", "top1"), result_title("linear", "top1"), result_title("retrieval", "recall_at_5")
+    ('kNN accuracy', 'Linear probe accuracy', 'Retrieval recall at 5')
+    """
+    facts = protocol_facts(protocol)
+    text = f"{facts.adjective or facts.title} {measure_title(measure)}"
+    return text if text.startswith("kNN") else text[:1].upper() + text[1:]
 
 
 class LinearSgdConfig(SpecModel):

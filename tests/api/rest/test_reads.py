@@ -269,6 +269,11 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
     assert page.index("Better than the untrained") < page.index("Evaluations</h2>") < page.index("Curves</h2>")
     assert "to beat: largest class 60.0%, raw pixels 44.0%, untrained 35.0%" in page
     client = served.client("read")
-    assert client.get(f"/v1/jobs/{job_id}").json()["verdict"]["is_shown"] is True
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["verdict"]["is_shown"] is True
+    assert [(each["title"], each["value"], each["is_share"]) for each in job["metrics"][:1]] == [
+        ("kNN accuracy", 0.8, True)
+    ]
     (entry,) = client.get(f"/v1/jobs/{job_id}/evaluations").json()["items"]
+    assert entry["title"] == "Linear probe accuracy"
     assert entry["interval"] == pytest.approx(wilson(0.81, 100))

@@ -80,6 +80,7 @@ def test_numbers_over_the_seeds_by_the_client(served: Served) -> None:
     result = shown["results"][0]
     assert [job["status"] for job in shown["items"]] == ["succeeded", "succeeded"]
     assert (result["seeds"], result["values"], result["mean"]) == ([0, 1], [0.4, 0.6], pytest.approx(0.5))
+    assert result["title"] == "Linear probe accuracy"
     assert result["deviation"] == pytest.approx(0.1414, abs=1e-4)
     assert result["interval"] == pytest.approx([0.5 - 1.2706, 0.5 + 1.2706], abs=1e-4)
 

@@ -91,8 +91,10 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     expect(
         notices.filter(has_text="Different budgets: epochs 10 / 20 / 10; batch size 256 / 256 / 64.")
     ).to_be_visible()
-    expect(notices.filter(has_text="Measured with different settings of linear, SGD: no line")).to_be_visible()
-    expect(notices.filter(has_text="never measured was not measured with linear, SGD. Evaluate it")).to_be_visible()
+    expect(notices.filter(has_text="Measured with different settings of linear probe by SGD: no line")).to_be_visible()
+    expect(
+        notices.filter(has_text="never measured was not measured with linear probe by SGD. Evaluate it")
+    ).to_be_visible()
     expect(notices.filter(has_text="Not finished: still running.")).to_be_visible()
     row = page.locator("#specs tr", has_text="epochs").first
     assert row.locator("td").all_text_contents() == ["10", "20", "10"]
@@ -160,7 +162,7 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
             measured(site, job_id, value, digest)
     page = visitor.window("/leaderboard?dataset=imagenet&protocol=linear_sgd")
 
-    expect(page.locator(".chip[aria-current]")).to_have_text("linear, SGD")
+    expect(page.locator(".chip[aria-current]")).to_have_text("linear probe by SGD")
     places = [row.locator("td").all_text_contents() for row in page.locator("tbody tr").all()]
     shown = [(cells[0], cells[1].strip(), cells[2]) for cells in places]
     assert shown == [
