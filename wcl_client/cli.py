@@ -31,6 +31,7 @@ from typer.main import get_command
 
 from wcl_client.address import data_folder, find_address
 from wcl_client.commands import checkpoints, datasets, images, jobs, service, submission, sweeps, workers
+from wcl_client.commands.shared import Commands
 from wcl_client.connection import Answers
 from wcl_client.errors import (
     ApiError,
@@ -49,10 +50,12 @@ from wcl_core.text import visible
 
 app = typer.Typer(
     name="wcl",
+    cls=Commands,
     help="Self-supervised pretraining as a service: submit, watch, evaluate, download.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 job failed, 2 invalid, 3 no server, 4 not found, 5 denied, 6 conflict, 7 transfer.",
 )
 

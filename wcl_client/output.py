@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from wcl_client.responses import Checkpoint, Evaluation, Job, Json, WeakGroups, Worker
@@ -26,6 +28,20 @@ def size(num_bytes: float) -> str:
     raise AssertionError("unreachable")
 
 
+def age(moment: str) -> str:
+    """Return how long ago a moment of a response was, in its largest unit, for example `5 min`."""
+    seconds = max(0.0, time.time() - datetime.fromisoformat(moment).timestamp())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _when(moment: str | None) -> str | None:
+    """Return a moment of a response to the second, with its age; None for None."""
+    return moment and f"{moment[:19].replace('T', ' ')} UTC, {age(moment)} ago"
+
+
 def phase_text(job: Job) -> str | None:
     """Return the work of a run that is no training; None if it trains, or if its phase has no name here."""
     progress = job.get("progress")
@@ -46,51 +62,59 @@ def progress_text(job: Job) -> str:
 
 def jobs_table(jobs: Sequence[Job]) -> Rows:
     """Return a table with a row for each job; it shows the end of the id, which every command accepts."""
-    table = Rows("id", "name", "kind", "dataset", "status", "progress", "created", whole=("id",))
+    table = Rows("id", "name", "dataset", "status", "done", "age", cut=("name", "dataset"))
     for job in jobs:
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
         table.add(
             job["id"][-12:],
-            job.get("name") or "",
-            job["kind"],
+            job.get("name") or job["kind"],
             str((job.get("dataset") or {}).get("name") or ""),
             status(job["status"] + reason),
             progress_text(job),
-            job["created_at"][:19].replace("T", " "),
+            age(job["created_at"]),
         )
     return table
 
 
-def job_table(job: Job, environment: Json | None = None) -> Rows:
-    """Return a table with a row for each fact of a job; `environment` is that of its newest attempt."""
+def answer_table(job: Job) -> Rows:
+    """Return a table of what a job has come to: its state, why it waits, its verdict, its weak labels."""
+    reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
     facts: list[tuple[str, Any]] = [
-        ("id", job["id"]),
-        ("name", job.get("name")),
-        ("kind", job["kind"]),
-        ("status", status(job["status"])),
-        ("reason", job.get("status_reason")),
+        ("status", status(job["status"] + reason)),
         ("message", job.get("status_message")),
         ("waiting", _waiting(job)),
         ("pending", job.get("pending")),
-        ("dataset", (job.get("dataset") or {}).get("name")),
-        ("verdict", (job.get("verdict") or {}).get("sentence")),
         ("progress", progress_text(job)),
         ("now", phase_text(job)),
+        ("verdict", (job.get("verdict") or {}).get("sentence")),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
+    ]
+    return _facts_table(facts)
+
+
+def metrics_table(job: Job) -> Rows:
+    """Return a table of the newest value of each metric of a job."""
+    metrics = sorted((job.get("latest_metrics") or {}).items())
+    return _facts_table([(name, f"{value:.4g}") for name, value in metrics if value is not None])
+
+
+def job_table(job: Job, environment: Json | None = None) -> Rows:
+    """Return a table of a job's origin and surroundings; `environment` is that of its newest attempt."""
+    facts: list[tuple[str, Any]] = [
+        ("id", job["id"]),
+        ("kind", job["kind"]),
+        ("dataset", (job.get("dataset") or {}).get("name")),
         ("attempt", job.get("attempt")),
         ("device", (environment or {}).get("device")),
         ("steps are", _form(environment or {})),
         ("seed group", job.get("group_id")),
         ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
-        ("created", job.get("created_at")),
-        ("started", job.get("started_at")),
-        ("ended", job.get("ended_at")),
-        ("page", (job.get("links") or {}).get("page")),
+        ("created", _when(job.get("created_at"))),
+        ("started", _when(job.get("started_at"))),
+        ("ended", _when(job.get("ended_at"))),
     ]
-    metrics = sorted((job.get("latest_metrics") or {}).items())
-    facts += [(name, f"{value:.4g}") for name, value in metrics if value is not None]
     return _facts_table(facts)
 
 
@@ -133,7 +157,7 @@ def _weak_labels(job: Job) -> str | None:
 
 def workers_table(workers: Sequence[Worker]) -> Rows:
     """Return a table with a row for each worker; its state shows a requested drain, or that it takes no jobs."""
-    table = Rows("id", "name", "pool", "gpus", "state", "job", "datasets", "seen", whole=("id",))
+    table = Rows("id", "name", "pool", "gpus", "state", "job", "datasets", "seen", cut=("name", "datasets", "state"))
     for worker in workers:
         drains = worker["is_live"] and worker["drain_requested_at"]
         is_unable = worker["is_live"] and worker.get("unable")
@@ -145,14 +169,15 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
             worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),
             (worker["job_id"] or "")[-12:],
             ", ".join(sorted(worker["datasets"])),
-            worker["seen_at"][:19].replace("T", " "),
+            age(worker["seen_at"]),
         )
     return table
 
 
 def devices_table(workers: Sequence[Worker]) -> Rows:
     """Return a table with a row for each device of a live worker, and for each of its jobs without devices."""
-    table = Rows("worker", "gpu", "model", "state", "job", "load", "memory", "temperature")
+    names = ("worker", "gpu", "model", "state", "job", "load", "memory", "temperature")
+    table = Rows(*names, cut=("worker", "model", "state"))
     for worker in workers:
         for device in worker.get("devices", []) if worker["is_live"] else []:
             load, degrees = device["load"], device["temperature"]
@@ -209,7 +234,7 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
         interval = entry["interval"]
         table.add(
             entry["protocol"],
-            _params(entry["params"]),
+            settings_text(entry["params"]),
             entry["metric"],
             _epoch(entry),
             ", ".join(map(str, entry["seeds"])),
@@ -224,12 +249,15 @@ def _epoch(result: Mapping[str, Any]) -> str:
     return result["selection"] or ("" if result["epoch"] is None else str(result["epoch"]))
 
 
-def _params(params: Mapping[str, Any]) -> str:
+def settings_text(params: Mapping[str, Any]) -> str:
+    """Return parameters or settings with their values as a phrase."""
     return ", ".join(f"{name} {value}" for name, value in params.items())
 
 
 def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Rows:
-    table = Rows("id", "name", "search", "dataset", "status", "trials", "metric", "best", "created", whole=("id",))
+    """Return a table with a row for each sweep."""
+    names = ("id", "name", "search", "dataset", "status", "trials", "metric", "best", "age")
+    table = Rows(*names, cut=("name", "dataset", "metric"))
     for sweep in sweeps:
         table.add(
             sweep["id"][-12:],
@@ -240,7 +268,7 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Rows:
             str(sweep["trials"]),
             f"{sweep['metric']['protocol']} {sweep['metric']['name']}",
             share(sweep["best_value"]),
-            sweep["created_at"][:19].replace("T", " "),
+            age(sweep["created_at"]),
         )
     return table
 
@@ -257,7 +285,7 @@ def sweep_table(sweep: Mapping[str, Any]) -> Rows:
         ("metric", f"{metric['protocol']} {metric['name']}, {sweep['direction']}d"),
         ("measured on", measured_on(sweep)),
         ("rungs", ", ".join(f"{r['trials']} x {r['epochs']} epochs" for r in sweep["rungs"] if r["epochs"])),
-        ("best", f"trial {best['trial']}, {share(best['value'])}: {_params(best['settings'])}" if best else None),
+        ("best", f"trial {best['trial']}, {share(best['value'])}: {settings_text(best['settings'])}" if best else None),
         ("page", sweep["links"]["page"]),
     ]
     return _facts_table(facts)
@@ -309,14 +337,15 @@ def print_weak_groups(weak_groups: WeakGroups) -> None:
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
-    table = Rows("id", "step", "epoch", "size", "sha256", "file")
+    """Return a table with a row for each checkpoint; it shows the whole id, which other tools need."""
+    table = Rows("id", "step", "epoch", "size", "sha256", "file", cut=("sha256",))
     for checkpoint in checkpoints:
         table.add(
             checkpoint["id"],
             str(checkpoint["step"]),
             str(checkpoint["epoch"]),
             size(checkpoint["size"]),
-            checkpoint["sha256"][:16] + "…",
+            checkpoint["sha256"],
             "damaged" if checkpoint.get("damaged_at") else "missing" if checkpoint.get("missing_at") else "",
         )
     return table
@@ -329,5 +358,5 @@ def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
         if ends := entry.get("interval"):
             error = f" ({ends[0]:.1%} to {ends[1]:.1%})"
-        table.add(entry["protocol"], _params(entry["params"]), entry["metric"], f"{share(entry['value'])}{error}")
+        table.add(entry["protocol"], settings_text(entry["params"]), entry["metric"], f"{share(entry['value'])}{error}")
     return table

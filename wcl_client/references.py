@@ -34,11 +34,16 @@ def find_sweep(client: WclClient, reference: str) -> Json:
     return client.sweep(_match(sweeps, reference, "sweep")["id"])  # a list omits the trials
 
 
-def find_checkpoint(client: WclClient, reference: str) -> str:
-    """Return the id of a checkpoint; a job stands for its last checkpoint.
+def find_checkpoint(client: WclClient, reference: str, choice: str | None = None) -> str:
+    """Return the id of a checkpoint; a job stands for its last checkpoint, or for the chosen one.
+
+    Args:
+        client: of the service.
+        reference: a checkpoint's id, or a job as in `find_job`.
+        choice: of a job's checkpoints: a step, an id, or a part of an id.
 
     Raises:
-        NotFoundError: no job and no checkpoint matches, or the job has no checkpoint.
+        NotFoundError: no job and no checkpoint matches, or the job has no such checkpoint.
         InvalidError: several jobs match.
     """
     try:
@@ -50,7 +55,13 @@ def find_checkpoint(client: WclClient, reference: str) -> str:
     checkpoints = client.checkpoints(job["id"])
     if not checkpoints:
         raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint yet")
-    return checkpoints[-1]["id"]
+    if choice is None:
+        return checkpoints[-1]["id"]
+    for each in checkpoints:
+        if str(each["step"]) == choice or _matches(each["id"], choice):
+            return each["id"]
+    steps = ", ".join(str(each["step"]) for each in checkpoints)
+    raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint {choice}; it has those of steps {steps}")
 
 
 def find_worker(client: WclClient, reference: str) -> Worker:
@@ -64,9 +75,9 @@ def find_worker(client: WclClient, reference: str) -> Worker:
     matches = [worker for worker in workers if worker["name"] == reference or _matches(worker["id"], reference)]
     matches = [worker for worker in matches if worker["is_live"]] or matches
     if not matches:
-        raise NotFoundError(404, "Not found", f"no worker matches {reference}; `wcl workers` lists them")
+        raise NotFoundError(404, "Not found", f"no worker matches {reference}; `wcl worker list` lists them")
     if len(matches) > 1:
-        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl workers`")
+        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl worker list`")
     return matches[0]
 
 

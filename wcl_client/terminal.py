@@ -33,6 +33,7 @@ from rich.text import Text
 from wcl_core.text import visible, visible_json, visible_lines
 
 _SIZE = re.compile("[1-9][0-9]{0,3}")  # rich would fail for other numbers
+_WIDE = 100_000  # columns: no table is as wide
 _COLOURS = {
     "succeeded": "green",
     "failed": "red",
@@ -82,8 +83,8 @@ class Terminal:
         self._console.print(text, soft_wrap=True)
 
     def show(self, table: Rows) -> None:
-        """Print a table."""
-        self._console.print(table.rendered())
+        """Print a table; a file or a pipe gets it whole, without line breaks."""
+        self._console.print(table.rendered(), width=None if self.is_terminal else _WIDE, crop=self.is_terminal)
 
     @contextlib.contextmanager
     def status(self) -> Iterator[StatusLine]:
@@ -171,20 +172,27 @@ class Rows:
     Args:
         names: of the columns; without any the first column is bold and there is no header.
         title: above the table.
-        whole: the columns that are never wrapped or cut.
+        cut: the columns that are cut with "…" where a terminal is too narrow. With any, each row is one line, and the
+            other columns are whole; without, the cells of all columns are wrapped.
     """
 
-    def __init__(self, *names: str, title: str = "", whole: Sequence[str] = ()) -> None:
-        self._names, self._title, self._whole = names, title, whole
+    def __init__(self, *names: str, title: str = "", cut: Sequence[str] = ()) -> None:
+        self._names, self._title, self._cut = names, title, cut
         self._rows: list[tuple[object, ...]] = []
 
     def add(self, *cells: object) -> None:
         """Add a row."""
         self._rows.append(cells)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether it has any row."""
+        return bool(self._rows)
+
     def rendered(self) -> Table:
         """Return the table for the terminal."""
-        columns = [Column(_cell(name), no_wrap=name in self._whole) for name in self._names]
+        is_whole = [bool(self._cut) and name not in self._cut for name in self._names]
+        columns = [Column(_cell(name), no_wrap=whole) for name, whole in zip(self._names, is_whole, strict=True)]
         if not columns:
             columns = [Column(style="bold"), Column()]
         table = Table(
@@ -193,9 +201,14 @@ class Rows:
             show_header=bool(self._names),
             header_style="bold",
             title=Text(visible(self._title)) if self._title else None,
+            title_justify="left",
         )
         for row in self._rows:
-            table.add_row(*map(_cell, row))
+            cells = [_cell(content) for content in row]
+            if self._cut:
+                for cell in cells:
+                    cell.no_wrap, cell.overflow = True, "ellipsis"
+            table.add_row(*cells)
         return table
 
 

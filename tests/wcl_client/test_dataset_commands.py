@@ -115,7 +115,7 @@ def test_recommend_writes_a_spec_that_can_be_submitted(server: Served, tmp_path:
         "to train: wcl submit",
     ):
         assert part in text, (part, text)
-    plan = json.loads(wcl("submit", str(tmp_path / "clothes.yaml"), "--dry-run").stdout)
+    plan = json.loads(wcl("submit", str(tmp_path / "clothes.yaml"), "--dry-run", "--json").stdout)
     assert (plan["spec"]["data"], plan["total_steps"] >= 1_000) == (
         {"name": "clothes", "image_size": 64, "max_corrupt_share": 0.01, "held_out_share": 0.0},
         True,

@@ -42,7 +42,7 @@ def test_seeds_submit_a_seed_group_with_results(server: Served) -> None:
 
 def test_show_lists_the_deviations_from_the_preset(server: Served) -> None:
     job_id = json.loads(wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--json").stdout)["id"]
-    plan = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "1,2", "--dry-run").stdout)
+    plan = json.loads(wcl("submit", "--preset", "digits-cpu", "--seeds", "1,2", "--dry-run", "--json").stdout)
 
     shown = wcl("show", job_id)
 

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_a_sweep_from_a_file_to_its_best_trial(server: Served, path: str) -> None:
-    plan = json.loads(wcl("sweep", "submit", path, "--dry-run").stdout)
+    plan = json.loads(wcl("sweep", "submit", path, "--dry-run", "--json").stdout)
     assert (len(plan["trials"]), plan["jobs"]) == (3, {"pretrain": 4, "evaluate": 4})
 
     submitted = wcl("sweep", "submit", path, "--name", "mine", "--max-parallel", "3")

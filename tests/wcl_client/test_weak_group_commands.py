@@ -1,4 +1,4 @@
-"""`wcl groups` against a real server."""
+"""`wcl weak-labels` against a real server."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson, JobId, Overrides
+from wcl_client.commands.shared import LOOK, USE, AsJson, JobId, Overrides, follow_jobs, require_success
 from wcl_client.download import Downloaded
-from wcl_client.errors import ForeignServer
+from wcl_client.errors import ConflictError, ForeignServer
 from wcl_client.references import find_checkpoint, find_job
 from wcl_client.responses import FileKind, Job, JobOptions
 from wcl_client.specfile import apply_overrides
@@ -34,7 +34,7 @@ CheckpointId = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints by step."""
     with WclClient.connect() as client:
@@ -42,25 +42,45 @@ def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     print_json(rows) if as_json else out.show(output.checkpoints_table(rows))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def evaluate(
     reference: CheckpointId,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Of a job: the step of the checkpoint, or its id; default: its last checkpoint.")
+    ] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels.")
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also measure the raw pixels and the untrained network in the same way.")
     ] = False,
+    priority: Annotated[int | None, typer.Option(help="A higher priority runs earlier; default: 0.")] = None,
     overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job that evaluates a checkpoint."""
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
     with WclClient.connect() as client:
-        job = client.evaluate(find_checkpoint(client, reference), spec)
-        print_json(job) if as_json else out.say(job["id"])
-        for baseline in _baselines(client, job) if baselines else ():
+        job = client.evaluate(find_checkpoint(client, reference, checkpoint), spec)
+        jobs = [job, *(_baselines(client, job) if baselines else ())]
+        if priority is not None:
+            jobs = [_with_priority(client, each, priority) for each in jobs]
+        for baseline in jobs[1:]:
             err.say(f"{baseline['name']}: {baseline['id']}")
+        if follow:
+            jobs = follow_jobs(client, jobs, to_stderr=as_json)
+        print_json(jobs[0]) if as_json else out.say(jobs[0]["id"])
+        if follow:
+            require_success(jobs)
+
+
+def _with_priority(client: WclClient, job: Job, priority: int) -> Job:
+    """Change the priority of a job; one that a worker has taken already needs none."""
+    try:
+        return client.change(job["id"], priority=priority)
+    except ConflictError:
+        return job
 
 
 def _baselines(client: WclClient, evaluation: Job) -> Iterator[Job]:
@@ -74,7 +94,7 @@ def _baselines(client: WclClient, evaluation: Job) -> Iterator[Job]:
         yield client.submit("evaluate", spec, **options)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def download(
     reference: CheckpointId,
     target: Annotated[
@@ -85,7 +105,10 @@ def download(
     ] = "full",
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint and verify its checksum; an interrupted download continues."""
+    """Download a checkpoint and verify its checksum.
+
+    An interrupted download continues.
+    """
     if kind not in _KINDS:
         raise typer.BadParameter(f"--kind {kind}: expected full or weights")
     with WclClient.connect() as client:

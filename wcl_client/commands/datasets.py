@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson
+from wcl_client.commands.shared import SERVICE, AsJson
 from wcl_client.errors import NotFoundError
 from wcl_client.registration import START_SECONDS, list_datasets, report_lines, state_of, summary
 from wcl_client.responses import Dataset
@@ -22,7 +22,7 @@ from wcl_client.terminal import Styled, bold, err, out, print_json
 
 app = typer.Typer()
 group = typer.Typer(no_args_is_help=True, help="Add, check, list, show, rename and remove datasets.")
-app.add_typer(group, name="dataset")
+app.add_typer(group, name="dataset", rich_help_panel=SERVICE)
 
 _POLL_SECONDS = 0.5
 _NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the dataset in specs.")]
@@ -129,7 +129,10 @@ def check(path: _Images, without_labels: _WithoutLabels = False, as_json: AsJson
 
 @group.command(name="list")
 def list_all(as_json: AsJson = False) -> None:
-    """List the datasets, their state, what was read of each, and those that workers refuse; as `wcl datasets`."""
+    """List the datasets with their state.
+
+    It also shows what was read of each, and which datasets workers refuse.
+    """
     with WclClient.connect() as client:
         list_datasets(client, as_json)
 
@@ -139,6 +142,14 @@ def show(name: _NameArgument, as_json: AsJson = False) -> None:
     """Show a dataset: its splits, classes, sizes and formats, and what was left out."""
     with WclClient.connect() as client:
         row = client.dataset(name)
+    print_json(row) if as_json else _say(row)
+
+
+@group.command()
+def read(name: _NameArgument, as_json: AsJson = False) -> None:
+    """Let the workers read a folder again, for example after images were added."""
+    with WclClient.connect() as client:
+        row = client.read_dataset(name)
     print_json(row) if as_json else _say(row)
 
 

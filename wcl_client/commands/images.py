@@ -14,11 +14,12 @@ import typer
 
 from wcl_client.api import WclClient
 from wcl_client.commands.checkpoints import download_to
+from wcl_client.commands.shared import USE
 from wcl_client.references import find_checkpoint
 
 app = typer.Typer()
-group = typer.Typer(no_args_is_help=True, help="Fit a classifier on few labelled images, and use it on others.")
-app.add_typer(group, name="classify")
+group = typer.Typer(no_args_is_help=True, help="Fit a classifier on few images, and use it on others.")
+app.add_typer(group, name="classify", rich_help_panel=USE)
 
 _Reference = Annotated[
     str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
@@ -29,18 +30,21 @@ _Size = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def features(
     reference: _Reference,
     folder: _Folder,
     target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")],
     size: _Size = None,
 ) -> None:
-    """Compute the features of new images on this machine; no image is sent to the server."""
+    """Compute the features of new images.
+
+    This machine computes them; no image is sent to the server.
+    """
     _run(reference, lambda file: ["features", file, str(folder), str(target)], size)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def neighbours(
     reference: _Reference,
     image: Annotated[Path, typer.Argument(help="An image file.")],
@@ -51,7 +55,10 @@ def neighbours(
     target: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv file, in place of the output.")] = None,
     size: _Size = None,
 ) -> None:
-    """Find the images of a folder that are most similar to an image, the nearest first."""
+    """Find the images that are most similar to an image.
+
+    This machine searches a folder; the nearest image comes first.
+    """
     place = str(image.parent if folder is None else folder)
     out = [] if target is None else [f"--output={target}"]
     _run(reference, lambda file: ["neighbours", file, str(image), place, f"--count={count}", *out], size)

@@ -9,18 +9,18 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import LOOK, RUN, AsJson, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
 from wcl_client.references import find_job
 from wcl_client.registration import dataset_note
 from wcl_client.responses import Job
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import out, print_json
+from wcl_client.terminal import bold, out, print_json
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def jobs(
     status: Annotated[
         str | None,
@@ -40,9 +40,9 @@ def jobs(
     print_json(rows) if as_json else out.show(output.jobs_table(rows))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(reference: JobId, as_json: AsJson = False) -> None:
-    """Show a job with its evaluations."""
+    """Show a job: its results, then its state."""
     with WclClient.connect() as client:
         job = find_job(client, reference)
         evaluations = client.evaluations(job["id"])
@@ -51,59 +51,81 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({**job, "evaluations": evaluations})
         return
-    out.show(output.job_table(job, attempts[-1]["environment"] if attempts else None))
+    _say(client.url, job)
     if note:
-        out.say(note)
-    if deviations := job.get("deviations"):
-        out.show(output.deviations_table(deviations))
-    if evaluations:
-        out.show(output.evaluations_table(evaluations))
+        out.say(f" {note}")
+    for table in (
+        output.evaluations_table(evaluations),
+        output.metrics_table(job),
+        output.job_table(job, attempts[-1]["environment"] if attempts else None),
+        output.deviations_table(job.get("deviations") or ()),
+    ):
+        if table.has_rows:
+            out.say()
+            out.show(table)
 
 
-@app.command()
-def group(
+def _say(url: str, job: Job) -> None:
+    """Print the name of a job, the link to its page, and what it has come to."""
+    out.say(bold(job.get("name") or job["kind"]), f"  {url}/jobs/{job['id']}")
+    out.show(output.answer_table(job))
+
+
+@app.command("group", hidden=True)  # its older name
+@app.command("seeds", rich_help_panel=LOOK)
+def seed_group(
     group_id: Annotated[
         str, typer.Argument(help="A seed group's id, as `wcl submit --seeds` prints it, or one of its jobs.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a seed group: its jobs, and mean, deviation and 95 % interval of its results."""
+    """Show a seed group: its jobs and the mean of their results.
+
+    Each mean has its standard deviation and its 95 % interval.
+    """
     with WclClient.connect() as client:
         try:
-            seed_group = client.group(group_id)
+            shown = client.group(group_id)
         except NotFoundError:
             job = find_job(client, group_id)
             if not job.get("group_id"):
                 raise
-            seed_group = client.group(str(job["group_id"]))
+            shown = client.group(str(job["group_id"]))
     if as_json:
-        print_json(seed_group)
+        print_json(shown)
         return
-    out.show(output.jobs_table(seed_group["items"]))
-    if seed_group["results"]:
-        out.show(output.group_table(seed_group["results"]))
+    out.show(output.jobs_table(shown["items"]))
+    if shown["results"]:
+        out.show(output.group_table(shown["results"]))
 
 
-@app.command()
-def groups(
+@app.command("groups", hidden=True)  # its older name
+@app.command("weak-labels", rich_help_panel=LOOK)
+def weak_labels(
     job: JobId,
     epoch: Annotated[int | None, typer.Option(min=0, help="Default: the last one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the weak-label groups of a run's monitor batch, a fixed batch of train images, at the end of an epoch."""
+    """Show the weak labels of a run at an epoch.
+
+    They are the groups of its monitor batch, a fixed batch of train images.
+    """
     with WclClient.connect() as client:
         weak_groups = client.weak_groups(find_job(client, job)["id"], epoch=epoch)
     print_json(weak_groups) if as_json else output.print_weak_groups(weak_groups)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def watch(
     jobs: Annotated[
         list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show live progress until the jobs end; the exit code is 1 if a job did not succeed."""
+    """Show progress until jobs end.
+
+    The exit code is 1 if a job did not succeed.
+    """
     with WclClient.connect() as client:
         ended = follow_jobs(client, [find_job(client, reference) for reference in jobs], to_stderr=as_json)
     if as_json:
@@ -111,9 +133,9 @@ def watch(
     require_success(ended)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def logs(job: JobId, as_json: AsJson = False) -> None:
-    """Print the last lines that the training process wrote."""
+    """Print the last lines of a training process."""
     with WclClient.connect() as client:
         lines = client.logs(find_job(client, job)["id"])
     if as_json:
@@ -123,21 +145,30 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
         out.say(line["line"])
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job; a running job ends within 2 s and keeps its checkpoints."""
+    """Cancel a job.
+
+    A running job ends within 2 s and keeps its checkpoints.
+    """
     _request(job, WclClient.cancel, ", cancel requested", as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Pause a job until it is resumed; a running job finishes its step and saves a checkpoint first."""
+    """Pause a job until it is resumed.
+
+    A running job finishes its step and saves a checkpoint first.
+    """
     _request(job, WclClient.pause, ", pause requested", as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Queue a paused job again; it continues from its last checkpoint."""
+    """Queue a paused job again.
+
+    It continues from its last checkpoint.
+    """
     _request(job, WclClient.resume, "", as_json)
 
 
@@ -148,24 +179,30 @@ def _request(reference: str, action: Callable[[WclClient, str], Job], note: str,
     print_json(job) if as_json else out.say(f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def retry(job: JobId, as_json: AsJson = False) -> None:
-    """Submit a new job that continues from the last checkpoint of a failed or cancelled job."""
+    """Continue a failed or cancelled job as a new one.
+
+    The new job continues from the last checkpoint.
+    """
     with WclClient.connect() as client:
         new = client.retry(find_job(client, job)["id"])
     print_json(new) if as_json else out.say(new["id"])
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def clone(job: JobId, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Submit a new job with the same spec, changed by --set; it starts from scratch."""
+    """Submit a job's spec again, changed by --set.
+
+    The new job starts from scratch.
+    """
     spec = apply_overrides({}, overrides or ())
     with WclClient.connect() as client:
         new = client.clone(find_job(client, job)["id"], spec)
     print_json(new) if as_json else out.say(new["id"])
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def change(
     job: JobId,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
@@ -175,9 +212,12 @@ def change(
     tag: Annotated[list[str] | None, typer.Option(help="Replaces all tags; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the name or the tags of a job, or the priority of a waiting job."""
+    """Change name, tags or priority of a job.
+
+    Only a waiting job can change its priority.
+    """
     if name is None and priority is None and tag is None:
         raise typer.BadParameter("expected at least one of --name, --priority, --tag")
     with WclClient.connect() as client:
         changed = client.change(find_job(client, job)["id"], name=name, priority=priority, tags=tag)
-    print_json(changed) if as_json else out.show(output.job_table(changed))
+        print_json(changed) if as_json else _say(client.url, changed)

@@ -12,7 +12,7 @@ import typer
 
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson
+from wcl_client.commands.shared import SERVICE, AsJson
 from wcl_client.demo import run_demo
 from wcl_client.doctor import examine, verify_files
 from wcl_client.errors import WclError
@@ -24,7 +24,7 @@ app = typer.Typer()
 _BUILTIN = ("cifar10", "cifar100", "stl10")
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def up(
     data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
     host: Annotated[str, typer.Option(envvar="WCL_HOST", help="The address to listen on.")] = "127.0.0.1",
@@ -40,7 +40,10 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Start the server and its workers on this machine; Ctrl-C stops them."""
+    """Start the service on this machine.
+
+    It starts the server and its workers; Ctrl-C stops them.
+    """
     from wcl_core.config.fields import DATASET_NAME, proposed_name  # here, as it takes longer than the rest of `wcl`
 
     folders: dict[str, Path | None] = {}
@@ -67,7 +70,7 @@ def _expanded(path: str) -> Path:
     return Path(path)
 
 
-@app.command("open")
+@app.command("open", rich_help_panel=SERVICE)
 def open_pages() -> None:
     """Open the pages of the service in a browser, signed in."""
     with WclClient.connect() as client:
@@ -80,7 +83,7 @@ def open_pages() -> None:
             raise WclError("there is no browser here, and only a terminal shows a sign-in link; run this in a terminal")
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def demo(
     data: Annotated[
         str, typer.Option(help="digits, cifar10, or an image folder with train/CLASS/* and test/CLASS/*.")
@@ -89,32 +92,38 @@ def demo(
     data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
     epochs: Annotated[int | None, typer.Option(min=2, help="Number of epochs, instead of the preset's.")] = None,
 ) -> None:
-    """Train WCL and SimCLR on real images, evaluate both, check the weak labels, download the checkpoint."""
+    """Train WCL and SimCLR on real images, and compare them.
+
+    It also checks the weak labels and downloads the checkpoint.
+    """
     run_demo(data, data_dir or data_folder(), keep=keep, epochs=epochs, terminal=out)
 
 
-@app.command()
+@app.command(hidden=True)  # the older name of `wcl dataset list` and `read`
 def datasets(
     read: Annotated[
         str | None, typer.Option("--read", metavar="NAME", help="Let the workers read this folder again first.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the datasets that workers announced, their state, what was read of each, and those that workers refuse."""
+    """List the datasets; as `wcl dataset list`."""
     with WclClient.connect() as client:
         if read is not None:
             client.read_dataset(read)
         list_datasets(client, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def doctor(
     verify: Annotated[
         bool, typer.Option("--verify", help="Let the server also read every registered file; this takes a while.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine and the server; the exit code is 1 if a check fails."""
+    """Check this machine and the server.
+
+    The exit code is 1 if a check fails.
+    """
     with WclClient.connect() as client:
         findings = examine(client, data_folder())
         if verify and any(finding.name == "Key" and finding.is_ok for finding in findings):
@@ -128,9 +137,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def audit(as_json: AsJson = False) -> None:
-    """Replay the events of all jobs; the exit code is 1 if they do not match the rows of the database."""
+    """Check the database against the events of all jobs.
+
+    The exit code is 1 if a replay of the events does not match the rows.
+    """
     with WclClient.connect() as client:
         report = client.audit()
     if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from wcl_client.api import WclClient
 from wcl_client.progress import watch
@@ -17,6 +18,30 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE sets a field of the spec, for example epochs=20; may be repeated."),
 ]
+
+
+# The subjects of the commands, in the order of the help.
+RUN: Final = "Run"
+LOOK: Final = "Look"
+USE: Final = "Measure and use"
+SERVICE: Final = "Service"
+
+
+class Commands(TyperGroup):
+    """The commands of `wcl`; its help lists them by subject, one line each."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each subject; a command without one is listed in the first."""
+        commands = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        width = max(len(name) for name, _ in commands)
+        for subject in (RUN, LOOK, USE, SERVICE):
+            rows = [
+                (name.ljust(width), command.get_short_help_str(formatter.width - 6 - width))
+                for name, command in commands
+                if (getattr(command, "rich_help_panel", None) or RUN) == subject
+            ]
+            with formatter.section(subject):
+                formatter.write_dl(rows)
 
 
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:

@@ -10,7 +10,7 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import LOOK, RUN, AsJson, Overrides, follow_jobs, require_success
 from wcl_client.errors import WclError
 from wcl_client.progress import duration
 from wcl_client.references import find_job
@@ -24,7 +24,7 @@ from wcl_core.spec_files import read_spec
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def submit(
     spec: Annotated[Path | None, typer.Argument(help="A .json or .yaml file with the spec.")] = None,
     preset: Annotated[
@@ -52,7 +52,7 @@ def submit(
         str | None, typer.Option(help="For example 0,1,2: a seed group with one job for each seed.")
     ] = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without submitting.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")] = False,
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,9 +72,9 @@ def submit(
             {"job_id": find_job(client, reference)["id"], "until": "checkpoint"} for reference in after_checkpoint or ()
         ]
         if dry_run:
-            print_json(
-                when_registered(client, lambda: client.plan(job_kind, body, preset=preset, seeds=numbers), err.say)
-            )
+            options = {"preset": preset, "seeds": numbers, "pool": pool, "gpus": gpus}
+            plan = when_registered(client, lambda: client.plan(job_kind, body, **options), err.say)
+            print_json(plan) if as_json else _say_plan(plan)
             return
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
@@ -96,7 +96,7 @@ def submit(
             require_success(jobs)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def recommend(
     dataset: Annotated[str, typer.Argument(help="The name of a dataset.")],
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that it may take; default: an hour.")] = None,
@@ -107,7 +107,10 @@ def recommend(
     target: Annotated[Path | None, typer.Option("--output", "-o", help="Write the spec to this .yaml file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose a spec that fits a dataset, with the reason for each choice."""
+    """Propose a spec that fits a dataset.
+
+    Each choice has its reason.
+    """
     if content not in _CONTENTS:
         raise typer.BadParameter(f"--content {content}: expected {', '.join(_CONTENTS)}")
     if target is not None and target.suffix.lower() not in (".yaml", ".yml"):
@@ -138,7 +141,7 @@ def recommend(
         out.say(f"{target} has the spec; to train: wcl submit {target}")
 
 
-@app.command(name="presets")
+@app.command(name="presets", rich_help_panel=LOOK)
 def list_presets(as_json: AsJson = False) -> None:
     """List the presets that `wcl submit --preset` takes."""
     with WclClient.connect() as client:
@@ -146,7 +149,7 @@ def list_presets(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Rows("preset", "purpose", whole=("preset",))
+    table = Rows("preset", "purpose", cut=("purpose",))
     for row in rows:
         table.add(row["name"], row["description"])
     out.show(table)
@@ -173,8 +176,23 @@ def _describe_accepted(client: WclClient, job: Job) -> None:
     err.say(f"  follow it: wcl watch {job['id'][-12:]}")
 
 
+def _say_plan(plan: Json) -> None:
+    """Print a dry run for a person: the job that would be made, and nothing of it that its preset says."""
+    dataset = plan["dataset"]
+    counts = ", ".join(f"{count:,} {split}" for split, count in dataset["counts"].items() if count)
+    jobs = f"{len(plan['seeds'])} jobs, one for each seed" if plan.get("seeds") else f"one {plan['kind']} job"
+    out.say(bold(plan["name"]), f"  {jobs}, on {dataset['name']} ({counts})")
+    for line in _plan_lines(plan):
+        out.say(line)
+    if plan["workers"]:
+        out.say(f"  can run on: {', '.join(plan['workers'])}")
+    if plan.get("deviations"):
+        out.show(output.deviations_table(plan["deviations"]))
+    out.say("Nothing was submitted. --json prints the whole spec with its defaults.")
+
+
 def _plan_lines(plan: Json) -> list[str | Styled]:
-    """Return what a dry run of a training says: its steps, its estimate, and its warnings."""
+    """Return the steps, the estimate and the warnings of a dry run."""
     lines: list[str | Styled] = []
     if plan.get("total_steps"):
         lines.append(f"  {plan['total_steps']:,} steps, {plan['steps_per_epoch']:,} an epoch")

@@ -9,17 +9,17 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson
+from wcl_client.commands.shared import RUN, AsJson
 from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
 from wcl_client.registration import when_registered
 from wcl_client.responses import Json
-from wcl_client.terminal import err, out, print_json
+from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_core.spec_files import read_spec
 
 app = typer.Typer()
-sweep = typer.Typer(help="Search over the fields of a spec: grid, random or successive halving.", no_args_is_help=True)
-app.add_typer(sweep, name="sweep")
+sweep = typer.Typer(help="Search over the fields of a spec.", no_args_is_help=True)
+app.add_typer(sweep, name="sweep", rich_help_panel=RUN)
 
 SweepId = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep's id, a unique beginning or end of an id, or `last`.")
@@ -35,7 +35,7 @@ def submit(
     max_parallel: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of unfinished trials at a time.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without submitting.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")] = False,
     follow: Annotated[bool, typer.Option("--watch", help="Print each result until the sweep ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +44,8 @@ def submit(
     body = read_spec(file) | {field: value for field, value in options.items() if value is not None}
     with WclClient.connect() as client:
         if dry_run:
-            print_json(when_registered(client, lambda: client.plan_sweep(body), err.say))
+            plan = when_registered(client, lambda: client.plan_sweep(body), err.say)
+            print_json(plan) if as_json else _say_plan(plan)
             return
         new = when_registered(client, lambda: client.submit_sweep(body), err.say)
         if not as_json:
@@ -55,6 +56,20 @@ def submit(
             return
     if as_json:
         print_json(new)
+
+
+def _say_plan(plan: Json) -> None:
+    """Print a dry run for a person."""
+    jobs = " and ".join(f"{count} {kind}" for kind, count in plan["jobs"].items())
+    out.say(bold(plan["name"]), f"  {len(plan['trials'])} trials on {plan['dataset']['name']}, {jobs} jobs")
+    out.say(f"  {plan['epochs']:,} epochs in all, measured on {output.measured_on(plan)}")
+    if plan["workers"]:
+        out.say(f"  can run on: {', '.join(plan['workers'])}")
+    for warning in plan["warnings"]:
+        out.say(Styled(f"  warning: {warning}", "yellow"))
+    for trial in plan["trials"]:
+        out.say(f"  trial {trial['number']}: {output.settings_text(trial['settings'])}")
+    out.say("Nothing was submitted.")
 
 
 def _follow(client: WclClient, sweep: Json, as_json: bool) -> None:

@@ -11,18 +11,19 @@ import typer
 from wcl_client import output
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import AsJson
+from wcl_client.commands.shared import SERVICE, AsJson
 from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
 from wcl_client.terminal import Styled, err, out, print_json
 
 app = typer.Typer()
-worker = typer.Typer(help="Run a worker on this machine, or drain a worker.", invoke_without_command=True)
-app.add_typer(worker, name="worker")
+worker = typer.Typer(help="Run a worker here; list or drain workers.", invoke_without_command=True)
+app.add_typer(worker, name="worker", rich_help_panel=SERVICE)
 
 
-@app.command()
-def workers(as_json: AsJson = False) -> None:
+@app.command("workers", hidden=True)  # its older name
+@worker.command("list")
+def list_workers(as_json: AsJson = False) -> None:
     """List workers, live ones first."""
     with WclClient.connect() as client:
         rows = client.workers()
