@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Route, expect
 
@@ -72,6 +74,28 @@ def test_filters_are_in_the_address(visitor: Visitor, site: Site) -> None:
     expect(page.get_by_role("heading", name="No matching jobs")).to_be_visible()
     page.get_by_role("link", name="Clear").click()
     expect(page.locator(f"#job-{other}")).to_be_visible()
+
+
+def test_a_list_that_was_asked_for_before_the_filter_does_not_replace_the_filtered_one(
+    visitor: Visitor, site: Site
+) -> None:
+    kept = site.submit("a paused one")
+    site.database.write(lambda session: transitions.pause(session, kept))
+    page = visitor.window()
+    held: list[Route] = []
+    page.route(re.compile(r"/live$"), lambda route: held.append(route))
+    other = site.submit("a queued one")  # the stream announces it, and the page asks for the list
+    eventually(lambda: held or page.wait_for_timeout(50), "the request for the list")
+    with page.expect_response(re.compile(r"/live\?status=paused$")) as filtered:
+        page.get_by_role("checkbox", name="paused", exact=True).check(force=True)
+    filtered.value.finished()
+
+    with page.expect_response(re.compile(r"/live$")) as late:
+        held[0].continue_()
+    late.value.finished()
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+
+    expect(page.locator(f"#job-{other}")).to_have_count(0)
 
 
 def test_a_filter_chosen_before_the_script_loads_is_applied(visitor: Visitor, site: Site) -> None:

@@ -105,12 +105,19 @@ document.addEventListener("click", async (event) => {
 
 // ---- refreshing
 
-/** Fetch the parts of this page that change, and replace them. */
+let numRequests = 0;
+let placed = 0;
+
+/** Fetch the parts of this page that change, and replace them; a response that a later one has overtaken is dropped. */
 export async function refresh(page) {
+  const number = ++numRequests;
   const response = await fetch(page);
   if (response.status === 401) location.reload(); // shows the sign-in page
   if (!response.ok) throw new Error(`${page}: ${response.status}`);
-  place(await response.text());
+  const rendered = await response.text();
+  if (number < placed) return;
+  placed = number;
+  place(rendered);
 }
 
 /** Replace the parts of this page that change by those of a rendered page. */
