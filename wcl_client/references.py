@@ -77,7 +77,9 @@ def find_worker(client: WclClient, reference: str) -> Worker:
     if not matches:
         raise NotFoundError(404, "Not found", f"no worker matches {reference}; `wcl worker list` lists them")
     if len(matches) > 1:
-        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl worker list`")
+        raise InvalidError(
+            400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl worker list`"
+        )
     return matches[0]
 
 

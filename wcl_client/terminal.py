@@ -65,10 +65,10 @@ def status(text: str) -> Styled:
 
 
 class Terminal:
-    """Stdout or stderr, for lines, tables and progress."""
+    """Stdout or stderr, for lines, tables and progress; `wide` has no line breaks, for a file or a pipe."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, wide: Console | None = None) -> None:
+        self._console, self._wide = console, wide or console
 
     @property
     def is_terminal(self) -> bool:
@@ -84,7 +84,8 @@ class Terminal:
 
     def show(self, table: Rows) -> None:
         """Print a table; a file or a pipe gets it whole, without line breaks."""
-        self._console.print(table.rendered(), width=None if self.is_terminal else _WIDE, crop=self.is_terminal)
+        console = self._console if self.is_terminal else self._wide
+        console.print(table.rendered())
 
     @contextlib.contextmanager
     def status(self) -> Iterator[StatusLine]:
@@ -122,7 +123,7 @@ class StatusLine:
 
 
 class _Field(ProgressColumn):
-    """A text of a progress bar."""
+    """A text of a progress bar, cut where the terminal is too narrow: a bar is one line."""
 
     def __init__(self, name: str, style: str = "") -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class _Field(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         content = task.fields.get(self._name, "")
-        return Text(visible(str(content)), style=_style(content) or self._style)
+        return Text(visible(str(content)), style=_style(content) or self._style, no_wrap=True, overflow="ellipsis")
 
 
 class Bars:
@@ -173,7 +174,7 @@ class Rows:
         names: of the columns; without any the first column is bold and there is no header.
         title: above the table.
         cut: the columns that are cut with "…" where a terminal is too narrow. With any, each row is one line, and the
-            other columns are whole; without, the cells of all columns are wrapped.
+            other columns are whole; without, the first column is whole and the others are wrapped.
     """
 
     def __init__(self, *names: str, title: str = "", cut: Sequence[str] = ()) -> None:
@@ -191,7 +192,7 @@ class Rows:
 
     def rendered(self) -> Table:
         """Return the table for the terminal."""
-        is_whole = [bool(self._cut) and name not in self._cut for name in self._names]
+        is_whole = [name not in self._cut if self._cut else name == self._names[0] for name in self._names]
         columns = [Column(_cell(name), no_wrap=whole) for name, whole in zip(self._names, is_whole, strict=True)]
         if not columns:
             columns = [Column(style="bold"), Column()]
@@ -204,16 +205,15 @@ class Rows:
             title_justify="left",
         )
         for row in self._rows:
-            cells = [_cell(content) for content in row]
-            if self._cut:
-                for cell in cells:
-                    cell.no_wrap, cell.overflow = True, "ellipsis"
-            table.add_row(*cells)
+            table.add_row(*(_cell(content, is_cut=bool(self._cut)) for content in row))
         return table
 
 
-def _cell(content: object) -> Text:
-    return Text(visible(str(content)), style=_style(content))
+def _cell(content: object, *, is_cut: bool = False) -> Text:
+    text = Text(visible(str(content)), style=_style(content))
+    if is_cut:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _style(content: object) -> str:
@@ -257,9 +257,9 @@ def _wrong_sizes() -> list[str]:
     return [name for name in ("COLUMNS", "LINES") if not _SIZE.fullmatch(os.environ.get(name, "80"))]
 
 
-def _console(is_stderr: bool) -> Console:
+def _console(is_stderr: bool, width: int | None = None) -> Console:
     environment = {name: value for name, value in os.environ.items() if name not in _wrong_sizes()}
-    return Console(stderr=is_stderr, highlight=False, markup=False, emoji=False, _environ=environment)
+    return Console(stderr=is_stderr, highlight=False, markup=False, emoji=False, width=width, _environ=environment)
 
 
-out, err = Terminal(_console(False)), Terminal(_console(True))
+out, err = (Terminal(_console(is_stderr), _console(is_stderr, _WIDE)) for is_stderr in (False, True))

@@ -39,7 +39,7 @@ def test_an_incomplete_sse_message_is_dropped() -> None:
 
 def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"collapsed_share": 0.0, "kept": 0.25, "missing": None}
-    out.show(output.job_table({"id": "1", "kind": "pretrain", "status": "running", "latest_metrics": metrics}))  # type: ignore[typeddict-item]
+    out.show(output.metrics_table({"latest_metrics": metrics}))
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["collapsed_share", "0"] in lines

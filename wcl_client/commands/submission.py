@@ -149,7 +149,7 @@ def list_presets(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Rows("preset", "purpose", cut=("purpose",))
+    table = Rows("preset", "purpose")
     for row in rows:
         table.add(row["name"], row["description"])
     out.show(table)
