@@ -94,9 +94,20 @@ def answer_table(job: Job) -> Rows:
 
 
 def metrics_table(job: Job) -> Rows:
-    """Return a table of the newest value of each metric of a job."""
-    metrics = sorted((job.get("latest_metrics") or {}).items())
-    return _facts_table([(name, f"{value:.4g}") for name, value in metrics if value is not None])
+    """Return a table of the newest value of each metric of a job, the most telling first."""
+    metrics = job.get("metrics") or [{"title": name, "value": value} for name, value in _latest(job)]
+    return _facts_table([(metric["title"], _number(metric)) for metric in metrics])
+
+
+def _latest(job: Job) -> list[tuple[str, float | None]]:
+    """Return the metrics of a server that sends no titles."""
+    return sorted((job.get("latest_metrics") or {}).items())
+
+
+def _number(metric: Json) -> str:
+    if metric["value"] is None:
+        return ""
+    return f"{metric['value']:.1%}" if metric.get("is_share") else f"{metric['value']:.4g}"
 
 
 def job_table(job: Job, environment: Json | None = None) -> Rows:
@@ -229,13 +240,12 @@ def _json_text(value: Any) -> str:
 
 def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
     """Return a table of the results over the seeds, with the 95 % t-interval of the mean."""
-    table = Rows("protocol", "parameters", "metric", "epoch", "seeds", "mean", "deviation", "95 % interval")
+    table = Rows("result", "parameters", "epoch", "seeds", "mean", "deviation", "95 % interval")
     for entry in results:
         interval = entry["interval"]
         table.add(
-            entry["protocol"],
+            entry.get("title") or f"{entry['protocol']} {entry['metric']}",
             settings_text(entry["params"]),
-            entry["metric"],
             _epoch(entry),
             ", ".join(map(str, entry["seeds"])),
             f"{entry['mean']:.2%}",
@@ -266,23 +276,26 @@ def sweeps_table(sweeps: Sequence[Mapping[str, Any]]) -> Rows:
             sweep["dataset"]["name"],
             status(sweep["status"]),
             str(sweep["trials"]),
-            f"{sweep['metric']['protocol']} {sweep['metric']['name']}",
+            _metric_title(sweep),
             share(sweep["best_value"]),
             age(sweep["created_at"]),
         )
     return table
 
 
+def _metric_title(sweep: Mapping[str, Any]) -> str:
+    return str(sweep.get("metric_title") or f"{sweep['metric']['protocol']} {sweep['metric']['name']}")
+
+
 def sweep_table(sweep: Mapping[str, Any]) -> Rows:
     best = sweep.get("best")
-    metric = sweep["metric"]
     facts = [
         ("id", sweep["id"]),
         ("name", sweep["name"]),
         ("status", status(sweep["status"])),
         ("message", sweep["status_message"]),
         ("search", sweep["search"]),
-        ("metric", f"{metric['protocol']} {metric['name']}, {sweep['direction']}d"),
+        ("metric", f"{_metric_title(sweep)}, {sweep['direction']}d"),
         ("measured on", measured_on(sweep)),
         ("rungs", ", ".join(f"{r['trials']} x {r['epochs']} epochs" for r in sweep["rungs"] if r["epochs"])),
         ("best", f"trial {best['trial']}, {share(best['value'])}: {settings_text(best['settings'])}" if best else None),
@@ -353,10 +366,11 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
     """Return a table with a row for each measured number, with its standard error or 95 % interval."""
-    table = Rows("protocol", "parameters", "metric", "value")
+    table = Rows("result", "parameters", "value")
     for entry in evaluations:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
         if ends := entry.get("interval"):
             error = f" ({ends[0]:.1%} to {ends[1]:.1%})"
-        table.add(entry["protocol"], settings_text(entry["params"]), entry["metric"], f"{share(entry['value'])}{error}")
+        title = entry.get("title") or f"{entry['protocol']} {entry['metric']}"
+        table.add(title, settings_text(entry["params"]), f"{share(entry['value'])}{error}")
     return table

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from typer.main import get_command
 
-from wcl_client import comparison, output
+from wcl_client import cli, comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
 from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
@@ -22,7 +26,7 @@ from wcl_client.progress import JobView, duration
 from wcl_client.responses import Evaluation, Job, Progress
 from wcl_client.specfile import apply_overrides
 from wcl_client.sse import Message, parse
-from wcl_client.terminal import out
+from wcl_client.terminal import Terminal, out
 from wcl_core.spec_files import SpecFileError, read_spec
 from wcl_core.text import Secret
 
@@ -45,6 +49,35 @@ def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest
     assert ["collapsed_share", "0"] in lines
     assert ["kept", "0.25"] in lines
     assert not any("missing" in line for line in lines)
+
+
+def test_a_row_is_one_line_of_a_terminal_and_whole_in_a_pipe() -> None:
+    job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "name": "a rather long name " * 8, "kind": "pretrain"}
+    job |= {"dataset": {"name": "photos-of-a-long-holiday"}, "status": "failed", "status_reason": "out_of_memory"}
+    progress = {"step": 5, "total_steps": 10}
+    table = output.jobs_table([job | {"created_at": "2026-01-01T00:00:00Z", "progress": progress}])  # type: ignore[list-item]
+    narrow = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True, legacy_windows=False)
+    piped = Console(file=io.StringIO(), width=1_000)
+
+    Terminal(narrow).show(table)
+    Terminal(Console(file=io.StringIO()), piped).show(table)
+
+    row = re.sub(r"\x1b\[[\d;]*m", "", narrow.file.getvalue().splitlines()[1])  # type: ignore[attr-defined]
+    assert len(row) == 80
+    for word in ("f6a4135d1100", "failed (out_of_memory)", "50%", "…", " d"):
+        assert word in row
+    assert len(narrow.file.getvalue().splitlines()) == 2  # type: ignore[attr-defined]
+    assert str(job["name"]).strip() in piped.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_help_lists_each_command_once_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if re.match(r"  [a-z][\w-]* {2,}\S", line)]
+    assert sorted(listed) == sorted(name for name, command in commands.items() if not command.hidden)
+    assert not any(line.endswith("...") for line in lines[1:])
 
 
 @pytest.mark.parametrize(

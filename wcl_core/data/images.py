@@ -32,8 +32,8 @@ def content_changed(name: str) -> DataError:
     """Return the error of a job whose version of a dataset is neither at its place nor in the cache."""
     return DataError(
         f"dataset {name}: its content has changed since the job was submitted, and the cache does not hold the version "
-        "of the job. The worker reads the dataset again; once `wcl dataset list` calls it ready, `wcl clone` starts the "
-        "job on the new version"
+        "of the job. The worker reads the dataset again; once `wcl dataset list` calls it ready, `wcl clone` starts "
+        "the job on the new version"
     )
 
 
