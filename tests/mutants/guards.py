@@ -1504,8 +1504,8 @@ GUARDS = (
     Guard(
         "a cell in the terminal is made visible",
         "wcl_client/terminal.py",
-        "return Text(visible(str(content)), style=_style(content))",
-        "return Text.from_markup(str(content), style=_style(content))",
+        "text = Text(visible(str(content)), style=_style(content))",
+        "text = Text.from_markup(str(content), style=_style(content))",
         ("tests/wcl_client/test_terminal.py::test_brackets_are_shown_as_they_are",),
     ),
     Guard(
