@@ -82,15 +82,17 @@ class Service:
         return outside() | {"WCL_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT)}
 
     def process(self, *words: str) -> psutil.Process | None:
-        """Return the oldest process below `wcl up` whose command line has `-m` and all of `words`."""
+        """Return the oldest process below `wcl up` whose command line has `-m` and all of `words`.
+
+        The process that forks a run for the standby process has the run's command line for a moment, and is left out.
+        """
         assert self._process
         for process in psutil.Process(self._process.pid).children(recursive=True):
-            try:
-                line = process.cmdline()
-            except psutil.Error:
-                continue
-            if "-m" in line and all(word in line for word in words):
-                return process
+            with suppress(psutil.Error):  # it has just ended
+                line, parent = process.cmdline(), process.parent()
+                is_fork = parent is not None and any("standby" in word for word in parent.cmdline())
+                if "-m" in line and all(word in line for word in words) and not is_fork:
+                    return process
         return None
 
     def kill(self, *words: str) -> int:

@@ -74,13 +74,23 @@ class RunningWorker:
         with self.database.read() as session:
             return next(worker for worker in queries.workers(session) if worker.pid == self.pid)
 
+    def runs(self) -> list[psutil.Process]:
+        """Return the training processes of the worker, which are its own children.
+
+        The process that forks one for the standby process has the same command line for a moment.  Without that one no
+        run begins, and the worker starts the run by command.
+        """
+        result = []
+        with suppress(psutil.Error):  # the worker has ended
+            for process in psutil.Process(self.pid).children():
+                with suppress(psutil.Error):  # it has just ended
+                    if "attempt" in process.cmdline():
+                        result.append(process)
+        return result
+
     def run_process(self) -> psutil.Process | None:
-        """Return the training process below the worker."""
-        for process in psutil.Process(self.pid).children(recursive=True):
-            with suppress(psutil.Error):  # it has ended meanwhile, as the process between the standby and a run does
-                if "attempt" in process.cmdline():
-                    return process
-        return None
+        """Return the training process of the worker."""
+        return next(iter(self.runs()), None)
 
     def wait(self, seconds: float = 240) -> int:
         """Wait until the worker has ended by itself; return the exit code."""

@@ -35,15 +35,6 @@ def start_node(start_worker: StartWorker, database: Database, number: int) -> Ru
     return worker
 
 
-def ranks(worker: RunningWorker) -> list[psutil.Process]:
-    result = []
-    for process in psutil.Process(worker.pid).children(recursive=True):
-        with suppress(psutil.Error):  # it has just ended
-            if "attempt" in process.cmdline():
-                result.append(process)
-    return result
-
-
 def last_file(database: Database, job_id: str) -> tuple[int, str]:
     with database.read() as session:
         newest = max(queries.checkpoints(session, job_id), key=lambda each: each.step)
@@ -62,8 +53,8 @@ def test_two_nodes_end_with_the_bytes_of_one_machine_also_after_the_loss_of_one(
 
     disturbed = jobs.submit(FOUR | TWO)
     eventually(lambda: jobs.num_checkpoints(disturbed) >= 1, "a checkpoint")
-    lost = ranks(second) or [psutil.Process(second.pid)]
-    listening = [each.laddr.ip for rank in ranks(first) + lost for each in _sockets(rank)]
+    lost = second.runs() or [psutil.Process(second.pid)]
+    listening = [each.laddr.ip for rank in first.runs() + lost for each in _sockets(rank)]
     second.send(signal.SIGKILL)
     second.wait()
     eventually(lambda: jobs.get(disturbed).status == "queued", "the end of the attempt on both")
@@ -89,19 +80,19 @@ def test_a_silent_node_ends_the_attempt_within_a_lease_and_the_job_resumes(
     assert jobs.wait_for(undisturbed, "succeeded", "failed").status == "succeeded", jobs.log(undisturbed)
     disturbed = jobs.submit(FOUR | TWO)
     eventually(lambda: jobs.num_checkpoints(disturbed) >= 1, "a checkpoint")
-    silent = [psutil.Process(second.pid), *ranks(second)]
+    silent = [psutil.Process(second.pid), *second.runs()]
     for process in silent:
         with suppress(psutil.Error):
             process.suspend()
 
     eventually(lambda: jobs.get(disturbed).status == "queued", "the end of the attempt on the other node")
-    eventually(lambda: not ranks(first), "the end of the ranks of the other node")
+    eventually(lambda: not first.runs(), "the end of the ranks of the other node")
     start_node(start_worker, sqlite_database, 4)
     job = jobs.wait_for(disturbed, "succeeded", "failed")
     for process in silent:
         with suppress(psutil.Error):
             process.resume()
-    eventually(lambda: not ranks(second), "the end of its ranks once it goes on")
+    eventually(lambda: not second.runs(), "the end of its ranks once it goes on")
 
     assert job.status == "succeeded", jobs.log(disturbed)
     assert last_file(sqlite_database, disturbed) == last_file(sqlite_database, undisturbed)
@@ -119,7 +110,7 @@ def test_requests_and_failures_of_one_node_act_on_both(
     job_id = jobs.submit(SAVING | TWO)
     eventually(lambda: jobs.num_checkpoints(job_id) >= 1, f"a checkpoint\n{first.log()}")
 
-    ranks(second)[0].kill()
+    second.runs()[0].kill()
     eventually(lambda: jobs.get(job_id).attempt == 2, "the second attempt")
     requeued = next(event for event in jobs.events(job_id) if event.type == "requeued")
     assert requeued.data["reason"] == "killed"
@@ -130,10 +121,10 @@ def test_requests_and_failures_of_one_node_act_on_both(
     eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress of the second attempt")
     sqlite_database.write(lambda session: transitions.pause(session, job_id))
     assert jobs.wait_for(job_id, "paused").status_message is None, "it stopped by itself and was not killed"
-    eventually(lambda: not ranks(first) + ranks(second), "the end of all ranks")
+    eventually(lambda: not first.runs() + second.runs(), "the end of all ranks")
     sqlite_database.write(lambda session: transitions.resume(session, job_id))
 
-    eventually(lambda: jobs.get(job_id).attempt == 3 and ranks(second), "the third attempt")
+    eventually(lambda: jobs.get(job_id).attempt == 3 and second.runs(), "the third attempt")
     before = jobs.num_checkpoints(job_id)
     eventually(lambda: jobs.num_checkpoints(job_id) > before, "progress of the third attempt")
     assert second.stop() == 0

@@ -25,9 +25,8 @@ TWO = {"processes": 2}
 
 
 def ranks(worker: RunningWorker) -> list[psutil.Process]:
-    """Return the training processes below a worker, the first rank first."""
-    processes = [p for p in psutil.Process(worker.pid).children(recursive=True) if "attempt" in p.cmdline()]
-    return sorted(processes, key=lambda process: process.environ()["RANK"])
+    """Return the training processes of a worker, the first rank first."""
+    return sorted(worker.runs(), key=lambda process: process.environ()["RANK"])
 
 
 def start_endless(worker: RunningWorker, jobs: Jobs) -> str:

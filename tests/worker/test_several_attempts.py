@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 def runs(worker: RunningWorker) -> dict[str, psutil.Process]:
     """Return the training processes of the worker by the job that each is of."""
     result = {}
-    for process in psutil.Process(worker.pid).children(recursive=True):
+    for process in worker.runs():
         with contextlib.suppress(psutil.Error):  # it has just ended
-            if "attempt" in (command := process.cmdline()):
-                result[command[command.index("attempt") + 1].split("/")[-2]] = process
+            command = process.cmdline()
+            result[command[command.index("attempt") + 1].split("/")[-2]] = process
     return result
 
 

@@ -167,9 +167,10 @@ def test_a_killed_run_is_retried_until_the_limit(
     job_id = start_endless(worker, jobs)
 
     for attempt in (1, 2):
-        eventually(lambda n=attempt: jobs.get(job_id).attempt == n and worker.run_process(), f"attempt {attempt}")  # type: ignore[misc]
-        run = worker.run_process()
-        assert run
+        run = eventually(
+            lambda n=attempt: worker.run_process() if jobs.get(job_id).attempt == n else None,  # type: ignore[misc]
+            f"attempt {attempt}",
+        )
         run.send_signal(signal.SIGKILL)
         eventually(lambda n=attempt: jobs.get(job_id).failures == n, "the failure")  # type: ignore[misc]
 
