@@ -7,7 +7,7 @@ rows that are not released.  The claim adds the rows, and the end of the attempt
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -78,6 +78,14 @@ class Free:
     def take(self, gpus: int) -> tuple[str, ...]:
         """Return the devices of an attempt that needs so many: the first ones, of several whole GPUs only."""
         return (_whole(self.devices) if gpus > 1 else self.devices)[:gpus]
+
+    def rest(self, gpus: int) -> Free:
+        """Return the same without what an attempt that needs so many devices uses."""
+        return Free(self.devices, self.cpu_slots - (gpus == 0)).without(self.take(gpus))
+
+    def missing(self, gpus: int) -> int:
+        """Return how many devices, or CPU slots, an attempt that needs so many devices lacks."""
+        return max(0, gpus - self.most_gpus) if gpus else int(self.cpu_slots <= 0)
 
     def with_(self, other: Free | None) -> Free:
         """Return the same with another part of the worker."""
@@ -168,6 +176,23 @@ def _open_attempts(session: Session) -> tuple[Counter[str], Counter[str]]:
     )
     rows = session.execute(select(Attempt.worker_id, has_devices).where(is_open).union_all(further)).all()
     return Counter(worker for worker, _ in rows), Counter(worker for worker, has_any in rows if not has_any)
+
+
+def closest(gpus: int, nodes: int, free: Mapping[str, Free], later: Mapping[str, Free] | None = None) -> dict[str, int]:
+    """Return the workers that keep their devices for a job that cannot start: as many as it has nodes.
+
+    Args:
+        gpus, nodes: of the job.
+        free: the free part of each worker that fits the job, by id.
+        later: the free parts that decide, if some running jobs give way to the job.
+
+    Returns:
+        The number of missing devices, or of CPU slots, of those that lack the fewest; empty if none is missing.
+    """
+    now = {each: part.missing(gpus) for each, part in free.items()}
+    then = {each: part.missing(gpus) for each, part in (later or free).items()}
+    chosen = sorted(now, key=lambda each: (then[each], now[each], each))[:nodes]
+    return {each: now[each] for each in chosen} if any(now[each] for each in chosen) else {}
 
 
 def used_by(session: Session, job_ids: Collection[str]) -> dict[str, Free]:

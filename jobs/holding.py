@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.checks import pretraining_count
-from jobs.devices import Free, free_of, is_of_worker, used_by
+from jobs.devices import Free, closest, free_of, is_of_worker, used_by
 from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits, fits_worker, has_needs, is_before, is_due, takes_jobs
 from jobs.estimates import estimate
 from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
@@ -117,26 +117,17 @@ def remaining(job: Job) -> float | None:
 
 
 def _closest(session: Session, job: Job, leaving: Sequence[str] = ()) -> dict[str, int]:
-    """Return as many workers as the job has nodes, those that lack the fewest devices, each with their number.
+    """Return the workers that keep their devices for the job, each with the number that it lacks.
 
     Args:
         leaving: ids of the running jobs that give way to the job; what they use counts as free for the choice.
-
-    Returns:
-        The number of missing devices, or of CPU slots, by id; empty if none is missing.
     """
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
     workers = [worker for worker in workers if fits(worker, job)]
     free = free_of(session, workers)
     used = used_by(session, leaving)
-    missing = {worker.id: _missing(job.gpus, free[worker.id]) for worker in workers}
-    later = {worker.id: _missing(job.gpus, free[worker.id].with_(used.get(worker.id))) for worker in workers}
-    closest = sorted(missing, key=lambda each: (later[each], missing[each], each))[: job.nodes]
-    return {each: missing[each] for each in closest} if any(missing[each] > 0 for each in closest) else {}
-
-
-def _missing(gpus: int, free: Free) -> int:
-    return gpus - free.most_gpus if gpus else int(free.cpu_slots == 0)
+    later = {each: part.with_(used.get(each)) for each, part in free.items()}
+    return closest(job.gpus, job.nodes, free, later)
 
 
 def _running(session: Session, worker_id: str) -> list[tuple[Job, int]]:

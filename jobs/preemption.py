@@ -3,13 +3,15 @@
 - Only a job that was submitted as preemptible gives way, and only to a job of higher priority that fits its worker.
 - No job gives way while a worker that fits the waiting job has room for it; for a job of several nodes, so many.
 - No job gives way to a job that was itself preempted, so that two jobs never take turns.
+- No job gives way in vain: to a job that could not start then, because a job ahead of it would get the devices, or the
+  worker would keep them for one.
 - In a pool, jobs give way to one waiting job at a time.  They are as few as suffice, all of one worker; of several
   choices those of lowest priority, and of equal ones the attempts that have run for the shortest time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,7 +19,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from jobs import gangs
-from jobs.devices import Free, free_of
+from jobs.devices import Free, closest, free_of, used_by
 from jobs.eligibility import NEEDS, QUEUE_ORDER, fits, is_due, takes_jobs
 from jobs.models import Attempt, Event, Job, Worker
 from jobs.status import Reason, Status
@@ -32,6 +34,15 @@ class Preemption:
 
     job_ids: tuple[str, ...]
     for_job_id: str
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A waiting job that cannot start and that no job gives way to, with the workers that could run it."""
+
+    gpus: int
+    nodes: int
+    fitting: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,23 +66,52 @@ def choose(session: Session) -> Preemption | None:
         return None
     workers = list(session.execute(select(Worker).where(takes_jobs()).order_by(Worker.id)).scalars())
     free = free_of(session, workers)
+    ahead: list[_Ahead] = []
     for waiting in _waiting(session, lowest=min(job.priority for job, *_ in running)):
         fitting = [worker.id for worker in workers if fits(worker, waiting)]
         with_room = [worker_id for worker_id in fitting if free[worker_id].holds(waiting.gpus)]
         num_missing = waiting.nodes - len(with_room)
-        if num_missing <= 0:
+        if num_missing <= 0 or len(fitting) < waiting.nodes:
             continue
-        choices = [
-            _fewest(_victims(running, worker_id, waiting), free[worker_id], waiting)
-            for worker_id in fitting
-            if worker_id not in with_room
-        ]
-        possible = [victims for victims in choices if victims]
-        if len(possible) >= num_missing:
+        possible = []
+        for worker_id in fitting if waiting.status_reason != Reason.PREEMPTED else ():
+            if worker_id not in with_room:
+                victims = _fewest(_victims(running, worker_id, waiting), free[worker_id], waiting)
+                if victims and not _is_in_vain(session, victims, worker_id, waiting, ahead, free):
+                    possible.append(victims)
+        if possible and len(possible) >= num_missing:
             possible.sort(key=lambda victims: (len(victims), [each.cost for each in victims]))
             chosen = [each.job_id for victims in possible[:num_missing] for each in victims]
             return Preemption(tuple(dict.fromkeys(chosen)), waiting.id)
+        ahead.append(_Ahead(waiting.gpus, waiting.nodes, tuple(fitting)))
     return None
+
+
+def _is_in_vain(
+    session: Session,
+    victims: Sequence[_Victim],
+    worker_id: str,
+    waiting: Job,
+    ahead: Sequence[_Ahead],
+    free: Mapping[str, Free],
+) -> bool:
+    """Return whether the devices of the victims would not go to the waiting job.
+
+    Of the jobs ahead of it, those that could then start get devices first.  The worker keeps its devices for the first
+    one that could not, if it is among the closest ones to that job.
+    """
+    of_kind = [job for job in ahead if worker_id in job.fitting and bool(job.gpus) == bool(waiting.gpus)]
+    if not of_kind:
+        return False
+    used = used_by(session, [victim.job_id for victim in victims])
+    later = {each: part.with_(used.get(each)) for each, part in free.items()}
+    for job in of_kind:
+        its = {each: later[each] for each in job.fitting}
+        if sum(part.holds(job.gpus) for part in its.values()) < job.nodes:
+            return worker_id in closest(job.gpus, job.nodes, its)
+        if later[worker_id].holds(job.gpus):
+            later[worker_id] = later[worker_id].rest(job.gpus)
+    return not later[worker_id].holds(waiting.gpus)
 
 
 @dataclass(frozen=True)
@@ -134,14 +174,13 @@ def _preemptible(session: Session) -> list[tuple[Job, Attempt, set[str]]]:
 
 
 def _waiting(session: Session, lowest: int) -> Sequence[Job]:
-    """Return due jobs above a priority that were not themselves preempted, the first of each priority and needs.
+    """Return due jobs above a priority, the first of each priority and needs, and the first that was preempted.
 
     A job that no worker can hold hides no other one: those with the same needs are looked at once.
     """
-    place = func.row_number().over(partition_by=(Job.priority, *NEEDS), order_by=Job.queue_place).label("place")
-    every = select(Job.id, place).where(
-        is_due(), Job.priority > lowest, func.coalesce(Job.status_reason, "") != Reason.PREEMPTED
-    )
-    alike = every.subquery()
+    was_preempted = func.coalesce(Job.status_reason, "") == Reason.PREEMPTED
+    alike_by = (Job.priority, *NEEDS, was_preempted)
+    place = func.row_number().over(partition_by=alike_by, order_by=Job.queue_place).label("place")
+    alike = select(Job.id, place).where(is_due(), Job.priority > lowest).subquery()
     firsts = select(Job).join(alike, alike.c.id == Job.id).where(alike.c.place == 1).order_by(*QUEUE_ORDER)
     return session.execute(firsts).scalars().all()

@@ -228,3 +228,35 @@ def test_a_job_without_devices_frees_none(database: Database) -> None:
     submit(database, priority=1, gpus=1)
 
     assert preempt(database) is None
+
+
+def test_no_job_gives_way_in_vain(database: Database) -> None:
+    """The worker would keep the devices for the job ahead, which needs more than any preemption frees there."""
+    large, small = register(database, 1, gpus=4), register(database, 2, gpus=2)
+    for facts, preemptible in ((large, False), (large, True), (small, True)):
+        running = submit(database, gpus=2, preemptible=preemptible)
+        taken = claim(database, facts)
+        assert taken.job_id == running
+        Run(database, taken).send([])
+    submit(database, gpus=4, priority=2)
+    behind = submit(database, gpus=2, priority=1)
+    on_small = running
+
+    assert preempt(database) == Preemption((on_small,), behind)
+    database.write(lambda session: workers.drain(session, small.id))
+    database.write(lambda session: session.execute(update(Job).values(preempt_requested_at=None)))
+    assert preempt(database) is None
+
+
+def test_no_job_gives_way_if_a_preempted_job_ahead_would_start_in_its_place(database: Database) -> None:
+    first, second = busy(database, 1, priority=2), busy(database, 2)
+    urgent = submit(database, priority=9)
+    assert preempt(database) == Preemption((second.job_id,), urgent)
+    second.end("drained")
+    claim(database, worker(id="00000000-0000-7000-8000-000000000002"))
+    raised = update(Job).where(Job.id == second.job_id).values(priority=4)
+    database.write(lambda session: session.execute(raised))
+    submit(database, priority=3)
+
+    assert job(database, first.job_id).priority < 3, "it could give way"
+    assert preempt(database) is None
