@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import Update, delete, exists, literal, select, update
+from sqlalchemy import Update, and_, delete, exists, literal, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
@@ -220,13 +220,15 @@ def _execute(statement: Update, session: Session) -> None:
 
 
 def _open_attempts(session: Session) -> dict[tuple[AttemptRef, int], int]:
-    """Return the renewals of each node of the open attempts."""
+    """Return the renewals of each node of the open attempts.
+
+    The first node judges a node that has not begun: it waits for a time of its own (`worker.nodes`).
+    """
     names, is_open = (Attempt.job_id, Attempt.number, Attempt.token), Attempt.ended_at.is_(None)
     first = select(*names, literal(0), Attempt.renewals).where(is_open)
     further = select(*names, AttemptNode.node, AttemptNode.renewals).join(AttemptNode, is_node_of())
-    rows = session.execute(
-        first.union_all(further.where(is_open, AttemptNode.node > 0, AttemptNode.ended_at.is_(None)))
-    )
+    has_begun = and_(AttemptNode.node > 0, AttemptNode.renewals > 0, AttemptNode.ended_at.is_(None))
+    rows = session.execute(first.union_all(further.where(is_open, has_begun)))
     return {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in rows}
 
 

@@ -306,6 +306,25 @@ def test_a_lost_node_ends_the_attempt_within_a_lease(database: Database, lost: i
         assert session.execute(held).scalars().all() == []
 
 
+def test_a_node_that_has_not_begun_has_no_lease(database: Database) -> None:
+    """The first node waits for it, for longer than a short lease."""
+    now = [0.0]
+    reconciler = Reconciler(database, Settings(lease_seconds=4), sends_wake_ups=False, clock=lambda: now[0])
+    facts = [register(database, 1), register(database, 2)]
+    job_id = submit(database)
+    run = Run(database, claim(database, facts[0]))
+    for _ in range(12):
+        reconciler.poll()
+        now[0] += 1
+        run.deliver()
+        for each in facts:
+            database.write(
+                lambda s, each=each: workers.heartbeat(s, each.id, job_id, address=each.address)  # type: ignore[misc]
+            )
+
+    assert begun(database, facts[1]).attempt == run.attempt
+
+
 def test_a_node_of_another_attempt_is_not_renewed(database: Database) -> None:
     first, second = register(database, 1), register(database, 2)
     submit(database)

@@ -180,6 +180,25 @@ def test_each_device_is_shown_with_its_job(served: Served) -> None:
         assert text in page
 
 
+def test_a_job_of_several_nodes_without_gpus_is_a_cpu_job_of_each_of_its_workers(served: Served) -> None:
+    facts = [rows.worker(id=new_id(), name=name, address=f"10.0.0.{name}") for name in ("7", "8")]
+    for each in facts:
+        served.database.write(lambda session, each=each: workers.register(session, each, 1, []))  # type: ignore[misc]
+        served.database.write(
+            lambda session, each=each: workers.heartbeat(session, each.id, None, address=each.address)  # type: ignore[misc]
+        )
+    job_id = rows.submit(served.database, spec={"nodes": 2, "batch_size": 240})
+    claim = rows.claim(served.database, facts[0])
+
+    listed = served.client().get("/v1/workers").json()["items"]
+    page = served.browser("read").get("/workers").text
+
+    assert {row["name"]: row["cpu_job_ids"] for row in listed} == {"7": [job_id], "8": [job_id]}
+    assert page.count(f'href="/jobs/{job_id}"') == 2
+    rows.Run(served.database, claim).end("cancelled")
+    assert [row["cpu_job_ids"] for row in served.client().get("/v1/workers").json()["items"]] == [[], []]
+
+
 def test_a_job_of_several_nodes_shows_each_worker_with_its_address_and_devices(served: Served) -> None:
     facts = [rows.worker(id=new_id(), name=name, gpus=1, address=f"10.0.0.{name}") for name in ("7", "8")]
     for each in facts:
