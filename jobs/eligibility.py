@@ -6,7 +6,7 @@ Each condition of a query is beside the function that decides the same for loade
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
@@ -70,6 +70,7 @@ class WorkerFacts:
         address: where runs of other workers reach its runs; None if it takes no job of several nodes.
         takes_one: whether it ends after one job.
         own_datasets: names of the datasets of its settings, which administrators do not change.
+        cached_jobs: ids of the jobs whose earlier version of a dataset it has in its cache.
     """
 
     id: str
@@ -82,6 +83,7 @@ class WorkerFacts:
     address: str | None = None
     takes_one: bool = False
     own_datasets: tuple[str, ...] = ()
+    cached_jobs: set[str] = field(default_factory=set)
 
     @property
     def gpus(self) -> int:
@@ -108,6 +110,7 @@ class WorkerFacts:
             worker.cpu_slots or 0,
             worker.address,
             worker.takes_one,
+            cached_jobs=set(worker.cached_jobs or ()),
         )
 
 
@@ -145,7 +148,10 @@ def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
         Job.pool == worker.pool,
         true() if worker.address is not None else Job.nodes == 1,
         Job.gpus <= worker.all_free.most_gpus,
-        tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
+        or_(
+            tuple_(Job.dataset_name, Job.dataset_digest).in_(list(worker.datasets.items())),
+            Job.id.in_(list(worker.cached_jobs)),
+        ),
         Job.spec_version.in_(worker.spec_versions),
     )
 
@@ -178,8 +184,9 @@ def has_gpus(worker: Worker, job: Job | Needs) -> bool:
 
 
 def has_dataset(worker: Worker, job: Job | Needs) -> bool:
-    """Return whether the worker has the version of the dataset that the job pins."""
-    return bool(worker.datasets.get(job.dataset_name) == job.dataset_digest)
+    """Return whether the worker has the version of the dataset that the job pins, in its folder or in its cache."""
+    is_cached = isinstance(job, Job) and job.id in (worker.cached_jobs or ())
+    return is_cached or bool(worker.datasets.get(job.dataset_name) == job.dataset_digest)
 
 
 def supports_spec_version(worker: Worker, job: Job | Needs) -> bool:

@@ -385,6 +385,8 @@ class Worker(Base):
     dataset_shares: Mapped[dict[str, Any] | None]  # name -> share of a pending dataset that it has read
     refused_datasets: Mapped[dict[str, Any] | None]  # name -> reason
     own_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # names of those of its settings
+    # Ids of jobs whose earlier version of a dataset is in its cache.
+    cached_jobs: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     spec_versions: Mapped[list[str]]
     state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
     job_id: Mapped[str | None] = mapped_column(_Id)

@@ -258,7 +258,8 @@ def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
     newest = session.execute(select(Dataset.digest).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
     detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
     if newest and newest != job.dataset_digest:
-        return Cause.DATASET_ABSENT, f"{detail}; the dataset has changed since, and a clone starts on the new version"
+        message = f"{detail}, in its folder or its cache; the dataset has changed since"
+        return Cause.DATASET_ABSENT, f"{message}: restore its files, or clone the job, which then uses the new version"
     reason = why_absent(session, job.dataset_name)
     return Cause.DATASET_ABSENT, f"{detail}; {reason}" if reason else detail
 

@@ -99,6 +99,12 @@ def note_share(session: Session, worker_id: str, name: str, share: float) -> Non
         worker.dataset_shares = {**(worker.dataset_shares or {}), name: share}
 
 
+def note_cached_jobs(session: Session, worker_id: str, job_ids: Sequence[str]) -> None:
+    """Note the jobs whose earlier version of a dataset is in the cache of a worker."""
+    session.execute(update(Worker).where(Worker.id == worker_id).values(cached_jobs=list(job_ids)))
+    signal(session, Signal.DUE)
+
+
 def settle_dataset(session: Session, worker_id: str, name: str, result: DatasetFacts | str) -> None:
     """Announce a dataset that a worker has read, or store the reason why the worker refuses it."""
     worker = session.get(Worker, worker_id, with_for_update=True)

@@ -33,6 +33,7 @@ from jobs.settings import Settings
 from wcl_core.data import unpacked
 from worker import datasets
 from worker.backoff import Backoff
+from worker.cached_versions import CachedVersions
 from worker.datasets import Listener, Source
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Registration(Listener):
         self._stop = stop
         self._added: dict[str, Added] = {}
         self._pending = set(datasets.names(settings))
+        self._cached = CachedVersions(database, settings, facts, self._is_folder)
         self._met: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def names(self) -> list[str]:
@@ -100,6 +102,8 @@ class Registration(Listener):
             with FaultLog(log, "the requests to read folders again"):
                 requested, first = self._requested(), self._awaited()
             self._read(sorted(datasets.names(self._all), key=lambda name: name not in first))
+            with FaultLog(log, "the look for earlier versions of datasets in the cache"):
+                self._cached.refresh()
         finally:
             self._pending.clear()
         names = ", ".join(self._sources) or "no datasets"
@@ -112,6 +116,11 @@ class Registration(Listener):
                 read_again = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
                 if changed := sorted({*read_again, *watch.changed(), *self._taken()}):
                     self._read_again(changed)
+                self._cached.refresh()
+
+    def _is_folder(self, name: str) -> bool:
+        source = self._sources.get(name)
+        return source is not None and source.facts.kind == "folder"
 
     def note_changed(self, name: str) -> None:
         """Read a dataset again soon, because a run has met other content than its job pins."""

@@ -10,8 +10,9 @@ from sqlalchemy import select
 from jobs import datasets, waiting, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, DatasetState, State
+from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, Invalid, NotFound
-from jobs.models import Dataset, Job
+from jobs.models import Dataset, Job, Worker
 from jobs.waiting import Cause, Waiting
 from tests.jobs import rows
 from tests.jobs.rows import WORKER, submit, try_claim, worker
@@ -84,7 +85,7 @@ def test_a_job_keeps_its_version_when_the_folder_changes_and_new_jobs_pin_the_ne
 
     assert [rows.job(reading, each).dataset_digest[:1] for each in (old, between, new)] == ["1", "2", "2"]
     assert explain(reading, old).cause is Cause.DATASET_ABSENT
-    assert "the dataset has changed since, and a clone starts on the new version" in explain(reading, old).message
+    assert "restore its files, or clone the job, which then uses the new version" in explain(reading, old).message
 
 
 def test_a_dataset_that_is_refused_after_its_listing_takes_no_jobs(reading: Database) -> None:
@@ -108,3 +109,19 @@ def test_a_user_has_a_folder_read_again(reading: Database) -> None:
         reading.write(lambda session: datasets.read_again(session, "digits").id)
     with pytest.raises(NotFound):
         reading.write(lambda session: datasets.read_again(session, "none").id)
+
+
+def test_a_worker_runs_jobs_on_an_earlier_version_that_is_in_its_cache(reading: Database) -> None:
+    settle(reading, FACTS)
+    other, old = submit(reading, spec=SPEC), submit(reading, spec=SPEC)
+    settle(reading, CHANGED)
+    reading.write(lambda session: workers.note_cached_jobs(session, WORKER.id, [other]))
+
+    assert explain(reading, old).cause is Cause.DATASET_ABSENT
+    assert explain(reading, other).cause is Cause.ABOUT_TO_START
+    with reading.read() as session:
+        facts = WorkerFacts.of(session.get_one(Worker, WORKER.id))
+    claim = try_claim(reading, facts)
+    assert claim is not None
+    assert (claim.job_id, claim.dataset_digest) == (other, FACTS.digest)
+    assert try_claim(reading, facts) is None

@@ -370,9 +370,30 @@ GUARDS = (
     Guard(
         "a reconciler looks at every node",
         "jobs/reconciler.py",
-        "first.union_all(further.where(is_open, AttemptNode.node > 0, AttemptNode.ended_at.is_(None)))",
+        "first.union_all(further.where(is_open, has_begun))",
         "first",
         ("tests/jobs/test_gangs.py::test_a_lost_node_ends_the_attempt_within_a_lease[sqlite-1]",),
+    ),
+    Guard(
+        "a node that has not begun has no lease",
+        "jobs/reconciler.py",
+        "AttemptNode.node > 0, AttemptNode.renewals > 0, ",
+        "AttemptNode.node > 0, ",
+        ("tests/jobs/test_gangs.py::test_a_node_that_has_not_begun_has_no_lease[sqlite]",),
+    ),
+    Guard(
+        "no job gives way in vain",
+        "jobs/preemption.py",
+        "if victims and not _is_in_vain(session, victims, worker_id, waiting, ahead, free):",
+        "if victims:",
+        ("tests/jobs/test_preemption.py::test_no_job_gives_way_in_vain[sqlite]",),
+    ),
+    Guard(
+        "a file of the cache that a waiting job needs is in use",
+        "worker/cached_versions.py",
+        "self._held = {path: self._held[path] for path in paths.values()}",
+        "self._held = {}",
+        ("tests/worker/test_datasets.py::test_a_worker_holds_the_earlier_versions_of_its_jobs_in_the_cache[sqlite]",),
     ),
     Guard(
         "the end of an attempt deletes the secret of its rendezvous",

@@ -17,16 +17,18 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
-from jobs import dataset_sources, workers
+from jobs import dataset_sources, transitions, workers
 from jobs.database import Database
 from jobs.models import Dataset, Worker
 from jobs.settings import Settings
 from tests.jobs import rows
-from tests.jobs.rows import WORKER
+from tests.jobs.rows import WORKER, Run
 from tests.waiting import eventually
+from wcl_core.data.cache import Cache, NoRoomError
 from wcl_core.data.packing import pack
 from wcl_core.reporter import NullReporter
 from worker import datasets, registration
+from worker.cached_versions import CachedVersions
 from worker.datasets import Source
 from worker.registration import FolderWatch, Registration
 
@@ -186,6 +188,47 @@ def test_a_worker_lists_reads_and_watches_its_folders(
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_worker_holds_the_earlier_versions_of_its_jobs_in_the_cache(
+    photos: Path, tmp_path: Path, database: Database
+) -> None:
+    """Also of a running job, whose next attempt needs it; not of a job that has ended, and of no other size."""
+    settings = Settings(data_dir=tmp_path / "data", datasets={"photos": photos}, builtin_datasets=[])
+    (source,) = found(settings).values()
+    earlier = "e" * 64
+    rows.add_dataset(database, "photos", earlier)
+    database.write(lambda session: workers.register(session, WORKER, 1, []))
+    spec = {"data": {"name": "photos", "image_size": 8}}
+    waiting, small, ended = (rows.submit(database, spec=spec | {"seed": seed}) for seed in range(3))
+    running = rows.claim(database, replace(WORKER, datasets={"photos": earlier})).job_id
+    other_size = rows.submit(database, spec={"data": {"name": "photos", "image_size": 16}})
+    database.write(lambda session: transitions.cancel(session, ended))
+    facts = replace(WORKER, datasets={"photos": source.facts.digest}, cached_jobs=set())
+    cached = CachedVersions(database, settings, facts, lambda name: name == "photos")
+    cached.refresh()
+    assert facts.cached_jobs == set()
+    cache = Cache(settings.resolved_cache_dir, 100)
+    cache.folder.mkdir(parents=True)
+    path = cache.path(earlier, 8)
+    path.write_bytes(b"images")
+
+    cached.refresh()
+
+    assert other_size not in facts.cached_jobs
+    assert facts.cached_jobs == {running, waiting, small}
+    with database.read() as session:
+        assert session.get_one(Worker, WORKER.id).cached_jobs == sorted(facts.cached_jobs)
+    with pytest.raises(NoRoomError):
+        cache.make_room(99)
+    assert path.exists(), "a file that a job needs is in use"
+    for job_id in (waiting, small, running):
+        database.write(lambda session, job_id=job_id: transitions.cancel(session, job_id))  # type: ignore[misc]
+    Run(database, replace(rows.UNKNOWN_CLAIM, attempt=rows.open_attempt(database, running))).end("cancelled")
+    cached.refresh()
+    assert facts.cached_jobs == set()
+    cache.make_room(99)
+    assert not path.exists()
 
 
 def test_a_change_is_noticed_once_the_folder_is_quiet(photos: Path) -> None:
