@@ -100,7 +100,6 @@ def _put_slow_files_first(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the million objects of the imports, which stay: a fifth of the time of the tests."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 

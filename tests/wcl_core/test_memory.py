@@ -38,6 +38,7 @@ def shape(image_size: int, crops: int = 0, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(SHAPES)))
 def test_the_formula_is_what_autograd_keeps(place: int) -> None:
     spec = small.spec(**shape(**SHAPES[place]))
@@ -95,6 +96,7 @@ def test_the_search_doubles_and_bisects(most: int, limit: int, expected: int) ->
     assert max(tried, default=0) <= most
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_batch_and_keeps_it_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small.spec(batch_size="auto", epochs=2)
     reporter = MemoryReporter(lambda records: "drain" if records[-1]["type"] == "metrics" else None)

@@ -123,6 +123,7 @@ def digest_of(folder: Path) -> str:
     return hashlib.sha256(last_file(folder).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"precision": "bfloat16"}, {"micro_batch_size": 16}], ids=["plain", "bfloat16", "micro-batches"]
 )

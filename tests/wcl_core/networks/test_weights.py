@@ -31,12 +31,12 @@ BACKBONES: list[dict[str, Any]] = [
     {"name": "tiny", "width": 8, "stem": "stride2"},
     {"name": "resnet18", "stem": "small"},
     {"name": "resnet18", "stem": "imagenet"},
-    {"name": "wide_resnet50_2", "stem": "imagenet"},
     {"name": "vit_small", "patch_size": 8},
 ]
+_WIDE = pytest.param({"name": "wide_resnet50_2", "stem": "imagenet"}, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("fields", BACKBONES, ids=lambda fields: "-".join(map(str, fields.values())))
+@pytest.mark.parametrize("fields", [*BACKBONES, _WIDE], ids=lambda fields: "-".join(map(str, fields.values())))
 def test_a_backbone_file_loads_in_the_lines_that_it_names(tmp_path: Path, fields: dict[str, Any]) -> None:
     spec = parse_spec("pretrain", {"data": {"name": "digits", "image_size": 24}, "backbone": fields, "batch_size": 8})
     torch.manual_seed(0)

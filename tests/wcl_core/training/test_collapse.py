@@ -58,6 +58,7 @@ def warnings(reporter: MemoryReporter) -> list[str]:
     return [record["reason"] for record in reporter.of("warning")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
 @pytest.mark.parametrize("cause", ["weight decay", "constant images"])
 def test_a_real_collapse_is_recognised_once(tmp_path: Path, cause: str, method: str) -> None:
@@ -70,6 +71,7 @@ def test_a_real_collapse_is_recognised_once(tmp_path: Path, cause: str, method: 
     assert warnings(reporter) == ["collapse"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wcl", "simclr"])
 def test_a_healthy_run_shows_no_sign(tmp_path: Path, method: str) -> None:
     reporter = MemoryReporter()
@@ -79,6 +81,7 @@ def test_a_healthy_run_shows_no_sign(tmp_path: Path, method: str) -> None:
     assert [sign for values in looks for sign in collapse_signs(values)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])
 def test_a_collapse_ends_the_run_according_to_the_spec(tmp_path: Path, action: str, outcome: str) -> None:
     spec = small.spec(**RUN, on_collapse=action, checkpoints={"every_epochs": 100})
@@ -107,6 +110,7 @@ def attempts(folder: Path, action: str) -> list[MemoryReporter]:
     return reporters
 
 
+@pytest.mark.slow
 def test_the_count_of_signs_continues_after_a_resume(tmp_path: Path) -> None:
     reporters = attempts(tmp_path, "warn")
 
@@ -114,12 +118,14 @@ def test_the_count_of_signs_continues_after_a_resume(tmp_path: Path) -> None:
     assert [warnings(reporter) for reporter in reporters] == [[], [], ["collapse"], [], [], []]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_resumed_after_a_collapse_gets_three_checks_again(tmp_path: Path) -> None:
     reporters = attempts(tmp_path, "pause")
 
     assert [warnings(reporter) for reporter in reporters] == [[], [], ["collapse"], [], [], ["collapse"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "outcome"), [("pause", "paused"), ("fail", "failed")])
 @pytest.mark.parametrize("reason", ["collapse", "non_finite_loss"])
 def test_an_attempt_ends_with_outcome_and_reason(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -18,6 +19,8 @@ from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.protocol import Request
 from wcl_core.reporter import MemoryReporter
 from wcl_core.training.pretrain import pretrain
+
+pytestmark = pytest.mark.slow
 
 
 def run(spec: PretrainSpec, folder: Path, *, stop: int = 0, resume: Path | None = None) -> MemoryReporter:
