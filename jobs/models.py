@@ -108,6 +108,11 @@ class Project(Base):
     name: Mapped[str] = mapped_column(_String(200), unique=True)
 
 
+# Jobs that stand alone in a list: no trial of a sweep, and no evaluation below a run.  A planner takes their index only
+# for an equal condition, so it is a text; and SQLite takes the index of sweeps for `sweep_id IS NULL`.
+LISTED = text("coalesce(sweep_id, '') = '' AND (kind <> 'evaluate' OR parent_id IS NULL)")
+
+
 class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
@@ -116,6 +121,8 @@ class Job(Base):
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),
         Index("ix_jobs_sweep", "sweep_id", "origin", unique=True),
         Index("ix_jobs_dataset", "dataset_name", "id"),
+        Index("ix_jobs_status", "status", "id"),
+        Index("ix_jobs_listed", "id", sqlite_where=LISTED, postgresql_where=LISTED),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import Select, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound, existing
@@ -22,6 +22,27 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters of a list of jobs; an empty one keeps all.
+
+    Attributes:
+        status: only jobs in one of these states.
+        kind: only jobs of this kind.
+        tag: only jobs with this tag.
+        q: text that name, id or dataset must contain.
+    """
+
+    status: tuple[str, ...] = ()
+    kind: str = ""
+    tag: str = ""
+    q: str = ""
+
+    @property
+    def are_set(self) -> bool:
+        return bool(self.status or self.kind or self.tag or self.q)
 
 
 def get_job(session: Session, job_id: str, *, lock: bool = False) -> Job:
@@ -58,22 +79,34 @@ def list_jobs(
     Raises:
         Invalid: the cursor is malformed.
     """
-    statement = select(Job).order_by(Job.id.desc()).limit(limit + 1)
-    if status:
-        statement = statement.where(Job.status.in_(status))
-    if kind:
-        statement = statement.where(Job.kind == kind)
-    if tag:
-        statement = statement.where(Job.id.in_(select(Tag.job_id).where(Tag.tag == tag)))
-    if q:
-        matches = (column.icontains(q, autoescape=True) for column in (Job.name, Job.id, Job.dataset_name))
-        statement = statement.where(or_(*matches))
-    if cursor:
-        if len(cursor) != 36:
-            raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
-        statement = statement.where(Job.id < cursor)
-    jobs = list(session.execute(statement).scalars())
+    if cursor and len(cursor) != 36:
+        raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
+
+    def newest(*states: str) -> Select[Any]:
+        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or ""))
+        statement = statement.where(Job.id < cursor) if cursor else statement
+        return statement.order_by(Job.id.desc()).limit(limit + 1)
+
+    # The newest ones of each state are a range of an index; several states at once would be sorted as a whole.
+    parts = [newest(each).subquery() for each in status] or [newest().subquery()]
+    ids = union_all(*(select(part.c.id) for part in parts))
+    rows = select(Job).where(Job.id.in_(ids)).order_by(Job.id.desc()).limit(limit + 1)
+    jobs = list(session.execute(rows).scalars())
     return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
+
+
+def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
+    """Restrict a statement about jobs to those that match."""
+    if filters.status:
+        statement = statement.where(Job.status.in_(filters.status))
+    if filters.kind:
+        statement = statement.where(Job.kind == filters.kind)
+    if filters.tag:
+        statement = statement.where(Job.id.in_(select(Tag.job_id).where(Tag.tag == filters.tag)))
+    if filters.q:
+        matches = (column.icontains(filters.q, autoescape=True) for column in (Job.name, Job.id, Job.dataset_name))
+        statement = statement.where(or_(*matches))
+    return statement
 
 
 def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:

@@ -10,10 +10,11 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy import or_, select
 
 from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
@@ -22,9 +23,12 @@ from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_evaluation
 from api.rest.job_bodies import create_retry
 from api.web.forms.fields import body_of
-from jobs import checkpoints, dataset_sources, datasets, transitions
+from api.web.jobs import filters_of
+from jobs import checkpoints, dataset_sources, datasets, queries, transitions
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid
+from jobs.models import Job
+from jobs.status import TERMINAL
 from wcl_core.config import Protocol
 
 router = APIRouter(include_in_schema=False)
@@ -69,9 +73,24 @@ def cancel_all(
     submitter: Submitter,
     database: TheDatabase,
     job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
+    group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
+    matching: Annotated[str, Form(max_length=2000)] = "",
 ) -> Response:
-    """Cancel the jobs that have not ended yet; redirect to the list."""
-    for job_id in job:
+    """Cancel the jobs that have not ended yet; redirect to the list.
+
+    Args:
+        job, group: selected jobs and seed groups.
+        matching: `?` and the query of a filter, in place of a selection.
+    """
+    if matching:
+        query = parse_qs(matching[1:])
+        filters = filters_of(query.get("status", []), *(query.get(name, [""])[0] for name in ("kind", "tag", "q")))
+        chosen = queries.matching(select(Job.id), filters)
+    else:
+        chosen = select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
+    with database.read() as session:
+        job_ids = session.execute(chosen.where(Job.status.not_in(TERMINAL))).scalars().all()
+    for job_id in job_ids:
         with suppress(Conflict):
             _request(database, job_id, Verb.CANCEL)
     return _see("/")

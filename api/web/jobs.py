@@ -1,10 +1,15 @@
-"""The list of jobs: filters, states and the workers that are alive."""
+"""The list of jobs: filters, order, entries that are open, and the workers that are alive.
+
+Without a filter, trials fold into their sweep, seeds into their group and evaluations into their run.  A filter lists
+every matching job by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, get_args
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -16,10 +21,13 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.web.job_view import JobView
 from api.web.render import page
-from jobs import queries, verdicts
+from jobs import listing, queries, verdicts
 from jobs.database import Database, database_time
 from jobs.keys import Principal
+from jobs.listing import Entry, Sort
 from jobs.models import Job, Worker
+from jobs.queries import Filters
+from jobs.seed_groups import seedless_name, summary
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
 
@@ -27,36 +35,69 @@ router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
 MAX_EXPLAINED = 20
+MAX_OPEN = 20
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
+# Columns that sort the list, with the title and whether the first click shows the largest value first.
+COLUMNS: Final[tuple[tuple[Sort, str, bool], ...]] = (
+    ("name", "Job", False),
+    ("status", "Status", False),
+    ("method", "Method", False),
+    ("dataset", "Dataset", False),
+    ("", "Progress", False),
+    ("knn", "kNN accuracy", True),
+    ("age", "Age", False),
+)
 
 
 @dataclass(frozen=True)
-class Filters:
-    status: tuple[str, ...] = ()
-    kind: str = ""
-    tag: str = ""
-    q: str = ""
+class View:
+    """What a request shows of the list; `opened` are the ids of the entries whose jobs are shown."""
+
+    filters: Filters
+    sort: Sort = ""
+    descending: bool = False
+    opened: tuple[str, ...] = ()
     cursor: str = ""
 
     @property
-    def are_set(self) -> bool:
-        return bool(self.status or self.kind or self.tag or self.q)
+    def is_folded(self) -> bool:
+        return not self.filters.are_set
 
-    def address(self, *, cursor: str) -> str:
-        """Return the address of the list under these filters, from a cursor on."""
-        pairs = [("status", name) for name in self.status]
-        pairs += [("kind", self.kind), ("tag", self.tag), ("q", self.q), ("cursor", cursor)]
+    @property
+    def query(self) -> str:
+        """The filters alone, as a query."""
+        return self.replaced(sort="", opened=(), cursor="").address[2:]
+
+    @property
+    def address(self) -> str:
+        pairs = [("status", name) for name in self.filters.status]
+        pairs += [("kind", self.filters.kind), ("tag", self.filters.tag), ("q", self.filters.q), ("sort", self.sort)]
+        pairs += [("order", "desc" if self.sort and self.descending else "")]
+        pairs += [("open", entry_id) for entry_id in self.opened] + [("cursor", self.cursor)]
         query = urlencode([pair for pair in pairs if pair[1]])
         return f"/?{query}" if query else "/"
 
+    def replaced(self, **changes: Any) -> View:
+        return replace(self, **changes)
 
-def _filters(
+    def toggled(self, entry_id: str) -> str:
+        """Return the address with an entry opened or closed."""
+        others = tuple(each for each in self.opened if each != entry_id)
+        opened = others if entry_id in self.opened else (*self.opened, entry_id)
+        return self.replaced(opened=opened[-MAX_OPEN:]).address
+
+    def ordered(self, sort: Sort, is_largest_first: bool) -> str:
+        """Return the address of the list sorted by a column; in the other order if it is sorted by it."""
+        descending = not self.descending if self.sort == sort else is_largest_first
+        return self.replaced(sort=sort, descending=descending, cursor="").address
+
+
+def filters_of(
     status: Annotated[list[str], Query(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
     kind: str = "",
     tag: str = "",
     q: str = "",
-    cursor: str = "",
 ) -> Filters:
     """Return the filters of a request; unknown states are dropped, so that links of later versions still open."""
     requested = {name for part in status for name in part.split(",")}
@@ -65,58 +106,176 @@ def _filters(
         kind=kind if kind in KINDS else "",
         tag=tag[:64],
         q=q.strip()[:200],
-        cursor=cursor,
     )
 
 
-_Filters = Annotated[Filters, Depends(_filters)]
+def _view(
+    filters: Annotated[Filters, Depends(filters_of)],
+    sort: str = "",
+    order: str = "",
+    opened: Annotated[list[str], Query(alias="open", max_length=100)] = [],  # noqa: B006
+    cursor: str = "",
+) -> View:
+    """Return the view of a request; an unknown column is dropped."""
+    known: Sort = next((name for name in get_args(Sort) if name == sort), "")
+    return View(filters, known, order == "desc", tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
+
+
+_View = Annotated[View, Depends(_view)]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The jobs below a line: how many of what, whether they are shown, and the address that shows or hides them."""
+
+    words: str
+    is_open: bool
+    address: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the list: a job, a seed group or a sweep, and its place below another one.
+
+    `name` is shorter than the job's below the job that it names.
+    """
+
+    entry: Entry
+    name: str
+    level: int = 0
+    fold: Fold | None = None
+    view: JobView | None = None
+
+    @property
+    def key(self) -> str:
+        kind = "sweep" if self.entry.sweep else "group" if self.entry.members else "job"
+        return f"{kind}-{self.entry.id}"
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """A seed group in a line: the status of its jobs, and the mean accuracy with half of its 95 % interval."""
+
+    status: str
+    done: int
+    fraction: float
+    mean: float | None
+    margin: float | None
+
+
+def group_facts(entry: Entry) -> GroupFacts:
+    """Return the facts of a seed group; its status is the most active one of its jobs."""
+    counts = Counter(member.status for member in entry.members)
+    status = next(name for name in (*STATUSES[:4], "failed", "cancelled", "succeeded") if counts[name])
+    values = [member.knn for member in entry.members if member.knn is not None]
+    mean, _, interval = summary(values) if values else (None, None, None)
+    margin = (interval[1] - interval[0]) / 2 if interval else None
+    fraction = sum(member.fraction for member in entry.members) / len(entry.members)
+    return GroupFacts(status, counts["succeeded"], fraction, mean, margin)
 
 
 @dataclass(frozen=True)
 class JobList:
     """One page of the list, with the numbers and the workers above it."""
 
-    jobs: list[JobView]
+    lines: list[Line]
     next_cursor: str | None
-    filters: Filters
+    view: View
     counts: dict[str, int]
     workers: list[Worker]
     working_on: dict[str, str]
     waiting: dict[str, Waiting]
     untrained: dict[str, float]  # kNN accuracy before the first step, by job
+    measured: dict[str, float]  # kNN accuracy that evaluations have measured, by job
     is_empty_service: bool
     now: int
 
+    @property
+    def filters(self) -> Filters:
+        return self.view.filters
 
-def job_list(session: Session, filters: Filters) -> JobList:
-    """Return the newest jobs that match.
+
+def job_list(session: Session, view: View) -> JobList:
+    """Return a page of the list.
 
     Raises:
         Invalid: the cursor is not one of this service.
     """
-    part = queries.list_jobs(
-        session,
-        status=filters.status,
-        kind=filters.kind or None,
-        tag=filters.tag or None,
-        q=filters.q or None,
-        cursor=filters.cursor or None,
-        limit=PAGE_SIZE,
-    )
-    tags = queries.tags(session, [job.id for job in part.items])
+    lines, next_cursor = _folded(session, view) if view.is_folded else _flat(session, view)
+    jobs = [line.entry.job for line in lines if line.entry.job and not line.entry.members]
+    tags = queries.tags(session, [job.id for job in jobs])
+    lines = [
+        replace(line, view=JobView(line.entry.job, tags[line.entry.job.id]))
+        if line.entry.job and not line.entry.members
+        else line
+        for line in lines
+    ]
     workers = queries.workers(session, alive_only=True)
     return JobList(
-        jobs=[JobView(job, tags[job.id]) for job in part.items],
-        next_cursor=part.next_cursor,
-        filters=filters,
+        lines=lines,
+        next_cursor=next_cursor,
+        view=view,
         counts=queries.counts_by_status(session),
         workers=workers,
         working_on=_job_names(session, workers),
-        waiting=_waiting(session, part.items),
-        untrained=verdicts.untrained_accuracies(session, [job.id for job in part.items]),
-        is_empty_service=not part.items and session.execute(select(Job.id).limit(1)).first() is None,
+        waiting=_waiting(session, jobs),
+        untrained=verdicts.untrained_accuracies(session, [job.id for job in jobs]),
+        measured=listing.knn_accuracies(session, jobs),
+        is_empty_service=not lines and session.execute(select(Job.id).limit(1)).first() is None,
         now=database_time(session),
     )
+
+
+def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:
+    """Return the lines of all jobs that match, each by itself."""
+    filters, cursor = view.filters, view.cursor or None
+    if view.sort:
+        part = listing.sorted_jobs(session, filters, view.sort, view.descending, cursor, PAGE_SIZE)
+    else:
+        part = queries.list_jobs(
+            session,
+            status=filters.status,
+            kind=filters.kind,
+            tag=filters.tag,
+            q=filters.q,
+            cursor=cursor,
+            limit=PAGE_SIZE,
+        )
+    return [Line(Entry(job.id, job), job.name) for job in part.items], part.next_cursor
+
+
+def _folded(session: Session, view: View) -> tuple[list[Line], str | None]:
+    """Return the lines of the entries, each followed by its jobs if it is open."""
+    part = listing.entries(session, view.sort, view.descending, view.cursor or None, PAGE_SIZE)
+    below = listing.jobs_below(session, view.opened)
+    trainings = [job.id for jobs in below.values() for job in jobs if job.kind == "pretrain"]
+    counts = listing.num_evaluations(session, trainings)
+    lines = [line for entry in part.items for line in _with_jobs(entry, view, below, counts)]
+    return lines, part.next_cursor
+
+
+def _with_jobs(
+    entry: Entry, view: View, below: Mapping[str, Sequence[Job]], counts: Mapping[str, int], level: int = 0
+) -> Iterator[Line]:
+    """Yield the line of an entry, and those of its jobs if it is open."""
+    is_open = entry.id in view.opened
+    if entry.sweep is not None:
+        name, words = entry.sweep.name, _count(entry.counts.total(), "job")
+    else:
+        assert entry.job is not None
+        of_group = bool(entry.members)
+        name = seedless_name(entry.job.name) if of_group else entry.job.name
+        words = _count(len(entry.members), "seed") if of_group else _count(entry.num_evaluations, "evaluation")
+    yield Line(entry, name, level, Fold(words, is_open, view.toggled(entry.id)) if words else None)
+    for job in below.get(entry.id, ()) if is_open else ():
+        if job.kind == "evaluate" and entry.job is not None and not entry.members:
+            yield Line(Entry(job.id, job), job.name.removesuffix(f" of {entry.job.name}"), level + 1)
+        else:
+            yield from _with_jobs(Entry(job.id, job, num_evaluations=counts[job.id]), view, below, counts, level + 1)
+
+
+def _count(number: int, noun: str) -> str:
+    return "" if number == 0 else f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
@@ -132,27 +291,29 @@ def _job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:
 
 
 @router.get("/")
-def jobs_page(request: Request, filters: _Filters, reader: Reader, database: TheDatabase) -> Response:
+def jobs_page(request: Request, view: _View, reader: Reader, database: TheDatabase) -> Response:
     """Return the page of all jobs, newest first."""
-    return _rendered(request, "jobs.html", filters, reader, database)
+    return _rendered(request, "jobs.html", view, reader, database)
 
 
 @router.get("/live")
-def jobs_live(request: Request, filters: _Filters, reader: Reader, database: TheDatabase) -> Response:
+def jobs_live(request: Request, view: _View, reader: Reader, database: TheDatabase) -> Response:
     """Return the parts of the page that change."""
-    return _rendered(request, "_jobs_live.html", filters, reader, database)
+    return _rendered(request, "_jobs_live.html", view, reader, database)
 
 
-def _rendered(request: Request, template: str, filters: Filters, reader: Principal, database: Database) -> Response:
+def _rendered(request: Request, template: str, view: View, reader: Principal, database: Database) -> Response:
     with database.read() as session:
-        view = job_list(session, filters)
+        shown = job_list(session, view)
     context: dict[str, Any] = {
-        "list": view,
-        "now": view.now,
+        "list": shown,
+        "now": shown.now,
         "may_submit": "submit" in reader.scopes,
         "statuses": STATUSES,
         "kinds": KINDS,
-        "first_page": filters.address(cursor=""),
-        "next_page": filters.address(cursor=view.next_cursor or ""),
+        "columns": COLUMNS,
+        "group_facts": group_facts,
+        "first_page": view.replaced(cursor="").address,
+        "next_page": view.replaced(cursor=shown.next_cursor or "").address,
     }
     return page(request, template, **context)

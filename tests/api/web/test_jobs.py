@@ -7,10 +7,12 @@ import re
 import pytest
 from playwright.sync_api import Route, expect
 
-from jobs import transitions
+from jobs import submission, transitions
+from jobs.new_job import NewJob
 from tests.api.web.conftest import Visitor
-from tests.api.web.served import Site
+from tests.api.web.served import SPEC, Site
 from tests.waiting import eventually
+from wcl_core.config import parse_spec
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -132,6 +134,76 @@ def test_a_new_job_stays_out_of_a_filtered_list(visitor: Visitor, site: Site) ->
     expect(page.locator(f"#job-{hidden}")).to_have_count(0)
     run.end("failed", "bad_data", "two labels are missing")
     expect(page.locator(f"#job-{hidden}")).to_contain_text("bad data")
+
+
+def test_a_line_opens_by_click_and_by_key_and_stays_open_in_the_address(visitor: Visitor, site: Site) -> None:
+    run = site.running("has an evaluation")
+    run.end()
+    sent = {"data": SPEC["data"], "features": {"kind": "pixels"}}
+    name = "measures it, step 1 of has an evaluation"
+    new = NewJob("evaluate", sent, parse_spec("evaluate", sent), name=name, parent_id=run.job_id)
+    evaluation = site.database.write(lambda session: submission.submit(session, new)).id
+    page = visitor.window()
+    row, below = page.locator(f"#job-{run.job_id}"), page.locator(f"#job-{evaluation}")
+    expect(row).to_be_visible()
+    expect(below).to_have_count(0)
+
+    row.get_by_role("link", name="1 evaluation of has an evaluation").click()
+    expect(below.locator(".named")).to_have_text("measures it, step 1")
+    assert f"open={run.job_id}" in page.url
+    page.reload()
+    expect(below).to_be_visible()
+    fold = row.locator(".fold")
+    expect(fold).to_have_attribute("aria-expanded", "true")
+    fold.focus()
+    page.keyboard.press("Enter")
+    expect(below).to_have_count(0)
+    expect(fold).to_be_focused()
+    page.go_back()
+    expect(below).to_be_visible()
+    page.get_by_role("searchbox").fill("measures")
+    expect(row).to_have_count(0)
+    expect(below.locator(".named")).to_have_text("measures it, step 1 of has an evaluation")
+    site.claim().end()
+
+
+def test_a_column_sorts_and_the_order_outlives_a_filter(visitor: Visitor, site: Site) -> None:
+    site.submit("sorts second", ["sorted"])
+    site.submit("sorts first", ["sorted"])
+    page = visitor.window("/?tag=sorted")
+    names = page.locator("#list .named")
+    expect(names).to_have_text(["sorts first", "sorts second"])
+
+    page.get_by_role("link", name="Job", exact=True).click()
+    expect(page.locator("th.name")).to_have_attribute("aria-sort", "ascending")
+    page.get_by_role("link", name="Job", exact=True).press("Enter")
+    page.wait_for_url("**order=desc**")
+    expect(names).to_have_text(["sorts second", "sorts first"])
+    expect(page.locator("th.name")).to_have_attribute("aria-sort", "descending")
+    page.get_by_role("searchbox").fill("sorts")
+    page.wait_for_url("**q=sorts**")
+    assert "sort=name" in page.url
+    assert "order=desc" in page.url
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_all_jobs_that_match_are_cancelled_at_once(visitor: Visitor, site: Site, scripts: bool) -> None:
+    tag = f"cancelled {scripts}".lower()
+    ids = [site.submit(f"one of many {number}", [tag]) for number in range(52)]
+    kept = site.submit("another one")
+    page = visitor.window(f"/?tag={tag}", scripts=scripts)
+    if scripts:
+        page.get_by_role("checkbox", name="Select all on this page").check()
+        expect(page.locator("#selected")).to_have_text("50 selected")
+    else:
+        page.locator(".pick").first.check()
+    page.get_by_role("checkbox", name="All that match the filter").check()
+    page.get_by_text("Cancel…").click()
+    page.get_by_role("button", name="Cancel selected jobs").click()
+    page.wait_for_url(lambda address: "tag" not in address)
+    assert {site.status(job_id) for job_id in ids} == {"cancelled"}
+    assert site.status(kept) == "queued"
+    site.claim().end()
 
 
 def test_older_pages_are_reached_by_a_cursor(visitor: Visitor, site: Site) -> None:

@@ -12,7 +12,18 @@ from jobs.database import Database
 from tests.api.served import Served
 from tests.jobs import rows, sweeping
 
-PAGES = ("/?status=succeeded", "/leaderboard", "/sweeps", "/checkpoints", "/datasets", "/datasets/digits", "/workers")
+PAGES = (
+    "/",
+    "/?sort=knn",
+    "/?status=succeeded",
+    "/?status=succeeded&sort=name",
+    "/leaderboard",
+    "/sweeps",
+    "/checkpoints",
+    "/datasets",
+    "/datasets/digits",
+    "/workers",
+)
 
 
 @contextmanager
@@ -48,7 +59,7 @@ def counts(served: Served, addresses: list[str]) -> dict[str, int]:
     for address in addresses:
         with reads(served.database) as statements:
             assert browser.get(address).status_code == 200
-        numbers[address.partition("?")[0]] = len(statements)
+        numbers[address if address.startswith("/?") else address.partition("?")[0]] = len(statements)
     return numbers
 
 

@@ -2,6 +2,7 @@
 import "./actions.js";
 import { address, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
+import { visible } from "./text.js";
 
 const form = document.getElementById("filters");
 const clear = document.getElementById("clear");
@@ -13,10 +14,11 @@ function rows() {
 async function update() {
   const before = rows();
   await refresh(address(`/live${location.search}`));
+  count();
   if (before.size === 0 || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const colour = getComputedStyle(clear).getPropertyValue("--accent-soft");
   for (const [id, row] of rows()) {
-    if (!before.has(id)) row.animate([{ backgroundColor: colour }, {}], { duration: 2500, easing: "ease-in" });
+    if (!before.has(id) && row.classList.contains("level-0")) row.animate([{ backgroundColor: colour }, {}], { duration: 2500, easing: "ease-in" });
   }
 }
 
@@ -26,13 +28,23 @@ const updateSoon = throttled(update, 800);
 
 function filtered() {
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value.trim()));
+  const shownNow = new URLSearchParams(location.search); // the order stays; entries that are open belong to no filter
+  for (const name of ["sort", "order"]) {
+    query.delete(name);
+    if (shownNow.has(name)) query.set(name, shownNow.get(name));
+  }
   return address(query.size ? `/?${query}` : "/");
 }
 
 async function apply() {
-  if (filtered() !== location.pathname + location.search) history.pushState(null, "", filtered());
+  await show(filtered());
+}
+
+/** Show the list of an address of this page. */
+async function show(wanted) {
+  if (wanted !== location.pathname + location.search) history.pushState(null, "", wanted);
   shown = location.search;
-  clear.hidden = !location.search;
+  clear.hidden = !["status", "kind", "tag", "q"].some((name) => new URLSearchParams(shown).has(name));
   await update();
 }
 
@@ -58,6 +70,36 @@ function isTouched() {
 if (isTouched()) apply();
 window.addEventListener("popstate", () => {
   if (location.search !== shown) location.reload(); // a jump within the page keeps the list
+});
+
+// ---- order, entries that open, selection
+
+document.getElementById("list").addEventListener("click", (event) => {
+  const link = event.target.closest("a.fold, a.order");
+  if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  show(link.pathname + link.search);
+});
+
+function picks() {
+  return [...document.querySelectorAll("input.pick")];
+}
+
+/** Show how many are selected; nothing to do where nothing can be selected. */
+function count() {
+  const [every, all] = [document.getElementById("pick-all"), document.getElementById("pick-matching")];
+  if (!all) return;
+  const chosen = picks().filter(({ checked }) => checked).length;
+  if (every) every.checked = chosen > 0 && chosen === picks().length;
+  if (every) every.indeterminate = chosen > 0 && !every.checked;
+  if (!chosen) all.checked = false;
+  all.value = `?${document.getElementById("list").dataset.query}`;
+  document.getElementById("selected").textContent = visible(all.checked ? "All that match" : `${chosen} selected`);
+}
+
+document.addEventListener("change", ({ target }) => {
+  if (target.id === "pick-all") for (const pick of picks()) pick.checked = target.checked;
+  if (target.matches(".pick, .pick-all, #pick-matching")) count();
 });
 
 // ---- live
