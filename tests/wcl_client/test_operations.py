@@ -45,7 +45,13 @@ def test_pause_resume_cancel_retry_and_clone(server: Served) -> None:
     assert wcl("cancel", job_id).stdout == f"{job_id} running, cancel requested\n"
     server.database.write(lambda session: session.execute(update(Job).values(status="failed")))
     retried = wcl("retry", job_id).stdout.strip()
+    number = len(json.loads(wcl("jobs", "--json").stdout))
+    planned = wcl("clone", job_id, "--set", "seed=9", "--dry-run").stdout
+    assert "Nothing was submitted" in planned
+    assert " steps, " in planned
+    assert json.loads(wcl("clone", job_id, "--set", "seed=9", "--dry-run", "--json").stdout)["spec"]["seed"] == 9
     cloned = wcl("clone", job_id, "--set", "seed=9").stdout.strip()
+    assert len(json.loads(wcl("jobs", "--json").stdout)) == number + 1
 
     assert rows.job(server.database, retried).parent_id == job_id
     assert rows.job(server.database, cloned).spec["seed"] == 9

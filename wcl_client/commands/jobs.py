@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, RUN, AsJson, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
+from wcl_client.plans import print_plan
 from wcl_client.references import find_job
 from wcl_client.registration import dataset_note
-from wcl_client.responses import Job
+from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import bold, out, print_json
 
@@ -191,14 +192,20 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=RUN)
-def clone(job: JobId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def clone(job: JobId, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Submit a job's spec again, changed by --set.
 
     The new job starts from scratch.
     """
     spec = apply_overrides({}, overrides or ())
     with WclClient.connect() as client:
-        new = client.clone(find_job(client, job)["id"], spec)
+        cloned = find_job(client, job)
+        if dry_run:
+            body = apply_overrides(cloned["spec"], overrides or ())
+            plan = client.plan(cast(JobKind, cloned["kind"]), body, pool=cloned["pool"], gpus=cloned["gpus"])
+            print_json(plan) if as_json else print_plan(plan)
+            return
+        new = client.clone(cloned["id"], spec)
     print_json(new) if as_json else out.say(new["id"])
 
 

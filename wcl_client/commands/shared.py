@@ -13,6 +13,7 @@ from wcl_client.responses import Job
 from wcl_client.terminal import err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a unique beginning or end of an id, or `last`.")]
 Overrides = Annotated[
     list[str] | None,

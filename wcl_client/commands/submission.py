@@ -10,14 +10,15 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, RUN, AsJson, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, Overrides, follow_jobs, require_success
 from wcl_client.errors import WclError
+from wcl_client.plans import plan_lines, print_plan
 from wcl_client.progress import duration
 from wcl_client.references import find_job
 from wcl_client.registration import when_registered
-from wcl_client.responses import Job, JobKind, Json
+from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
+from wcl_client.terminal import Rows, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_spec
 
@@ -52,7 +53,7 @@ def submit(
         str | None, typer.Option(help="For example 0,1,2: a seed group with one job for each seed.")
     ] = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")] = False,
+    dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +75,7 @@ def submit(
         if dry_run:
             options = {"preset": preset, "seeds": numbers, "pool": pool, "gpus": gpus}
             plan = when_registered(client, lambda: client.plan(job_kind, body, **options), err.say)
-            print_json(plan) if as_json else _say_plan(plan)
+            print_json(plan) if as_json else print_plan(plan)
             return
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
@@ -168,43 +169,12 @@ def _describe_accepted(client: WclClient, job: Job) -> None:
     err.say(bold(job["name"]), f"  {client.url}/jobs/{job['id']}")
     if job["kind"] == "pretrain":
         plan = client.plan("pretrain", job["spec"], preset=job.get("preset"), pool=job["pool"], gpus=job["gpus"])
-        for line in _plan_lines(plan):
+        for line in plan_lines(plan):
             err.say(line)
     waiting = job.get("waiting") or {}
     if waiting.get("position"):
         err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
     err.say(f"  follow it: wcl watch {job['id'][-12:]}")
-
-
-def _say_plan(plan: Json) -> None:
-    """Print a dry run for a person: the job that would be made, and nothing of it that its preset says."""
-    dataset = plan["dataset"]
-    counts = ", ".join(f"{count:,} {split}" for split, count in dataset["counts"].items() if count)
-    jobs = f"{len(plan['seeds'])} jobs, one for each seed" if plan.get("seeds") else f"one {plan['kind']} job"
-    out.say(bold(plan["name"]), f"  {jobs}, on {dataset['name']} ({counts})")
-    for line in _plan_lines(plan):
-        out.say(line)
-    if plan["workers"]:
-        out.say(f"  can run on: {', '.join(plan['workers'])}")
-    if plan.get("deviations"):
-        out.show(output.deviations_table(plan["deviations"]))
-    out.say("Nothing was submitted. --json prints the whole spec with its defaults.")
-
-
-def _plan_lines(plan: Json) -> list[str | Styled]:
-    """Return the steps, the estimate and the warnings of a dry run."""
-    lines: list[str | Styled] = []
-    if plan.get("total_steps"):
-        lines.append(f"  {plan['total_steps']:,} steps, {plan['steps_per_epoch']:,} an epoch")
-    estimate = plan.get("estimate") or {}
-    facts = []
-    if (like := estimate.get("like")) and like.get("seconds") is not None:
-        facts.append(f"about {duration(like['seconds'])} at the speed of {like['name']}")
-    if memory := estimate.get("memory"):
-        facts.append(f"about {output.size(memory['process_bytes'])} of {output.size(memory['device_bytes'])} memory")
-    if facts:
-        lines.append(f"  {', '.join(facts)}")
-    return lines + [Styled(f"  warning: {text}", "yellow") for text in plan.get("warnings", ())]
 
 
 def _seeds(text: str) -> list[int]:

@@ -9,7 +9,7 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import RUN, AsJson
+from wcl_client.commands.shared import RUN, AsJson, DryRun
 from wcl_client.progress import watch_sweep
 from wcl_client.references import find_sweep
 from wcl_client.registration import when_registered
@@ -35,7 +35,7 @@ def submit(
     max_parallel: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of unfinished trials at a time.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")] = False,
+    dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--watch", help="Print each result until the sweep ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
