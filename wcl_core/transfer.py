@@ -19,7 +19,12 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 
 def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Return a vector of numbers with the type and device of `like`; it is kept, so callers must not change it."""
+    """Return a vector of numbers with the type and device of `like`; it is kept, so callers must not change it.
+
+    A compiled function makes it anew on the device, because it would trace the copy from the host too.
+    """
+    if torch.compiler.is_compiling():
+        return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
     return _constant(values, like.dtype, like.device)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure.card_speed import milliseconds
+from measure.card_speed import captured, milliseconds
 from measure.loss import TEMPERATURE, dense_loss
 from torch import Tensor
 
@@ -68,19 +68,6 @@ def loss_times(count: int) -> dict[str, Any]:
             error = (_gradient(form, u, labels) - exact).abs().max() / exact.abs().max()
             values[f"{name}_gradient_error"] = float(error)
     return values
-
-
-def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Return the work as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
 
 
 def _rows(count: int) -> Tensor:

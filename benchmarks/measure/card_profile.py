@@ -37,8 +37,8 @@ def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
 
 
 def of_run(config: PretrainSpec) -> dict[str, Any]:
-    with training(config) as (run, index):
-        return prepared(run) | by_category(lambda: run._train_step(index, 0))
+    with training(config) as (run, step):
+        return prepared(run) | by_category(step)
 
 
 def by_category(step: Callable[[], object]) -> dict[str, Any]:

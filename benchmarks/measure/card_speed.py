@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from measure.step import GPU_RUNS, spec
-from torch import Tensor
 
 from wcl_core.config import PretrainSpec
 from wcl_core.data import ImageData, Split
@@ -21,7 +20,6 @@ from wcl_core.reporter import NullReporter
 from wcl_core.training.pretrain import _Run
 
 MANY_STEPS = {"epochs": 10_000, "log_every_steps": 100_000}  # no log and no end within a measurement
-RATE = 0.06
 COMPARED_STEPS = 10
 FORMS = ("eager", "compiled")
 OTHER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -58,8 +56,8 @@ def net(changes: dict[str, Any]) -> str:
 
 
 @contextmanager
-def training(config: PretrainSpec, batches: int = 4) -> Iterator[tuple[_Run, Tensor]]:
-    """Yield a run on synthetic images that are in the memory of the GPU, and the index of a batch."""
+def training(config: PretrainSpec, batches: int = 4) -> Iterator[tuple[_Run, Callable[[], None]]]:
+    """Yield a run on synthetic images that are in the memory of the GPU, and a function that takes its next step."""
     side, count = config.data.image_size, config.images_per_step * batches
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
@@ -68,23 +66,53 @@ def training(config: PretrainSpec, batches: int = 4) -> Iterator[tuple[_Run, Ten
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(config, NullReporter(), data, Path(folder), None, SINGLE)
         try:
-            yield run, torch.randperm(count, generator=generator)[: config.images_per_step]
+            steps = _steps(run)
+            yield run, lambda: next(steps)
         finally:
             run.saver.close()
 
 
+def _steps(run: _Run) -> Iterator[None]:
+    """Take the steps of the training loop, whose view parameters a thread draws one step ahead."""
+    parameters = run.view_maker.ahead(range(run.total_steps))
+    for epoch in range(run.config.epochs):
+        for index, drawn in zip(run._batches(epoch), parameters, strict=False):
+            run._train_step(index, drawn)
+            yield
+
+
 def speed(config: PretrainSpec) -> dict[str, Any]:
-    """Return the times of the run's own step, with its views and with given ones, and of its views alone."""
+    """Return the times of the run's own step, of its views alone, and of drawing their parameters on the host."""
     torch.cuda.reset_peak_memory_stats()
-    with training(config) as (run, index):
-        facts = prepared(run)
-        on_device = index.to(run.device)
-        views = run.view_maker.views(run.images[index], 0, 0)
-        values = facts | times(lambda: run._train_step(index, 0), config.images_per_step)
-        given = times(lambda: run.execution.step(views, on_device, 1, RATE), config.images_per_step)
-        views_ms = milliseconds(lambda: run.view_maker.views(run.images[index], 0, 0))
-        memory = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    return values | {"given_views": given, "views_ms": views_ms, "memory_gib": memory}
+    with training(config) as (run, step):
+        values = prepared(run) | times(step, config.images_per_step)
+        values["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        values["views_ms"] = milliseconds(views_of(run))
+        values["draw_ms"] = milliseconds(lambda: run.view_maker.parameters(run.step))
+    return values
+
+
+def views_of(run: _Run) -> Callable[[], object]:
+    """Return a function that makes the views of a step as the run's form makes them; in a CUDA graph, if it has one."""
+    index = torch.arange(run.config.images_per_step)
+    inputs, views = run._inputs(index, run.view_maker.parameters(0)), run.execution._eager.views
+    if run.execution.form != "captured":
+        return lambda: views(inputs)
+    static = inputs.on_device()
+    return captured(lambda: views(static)).replay
+
+
+def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Return the work as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def prepared(run: _Run) -> dict[str, Any]:
@@ -102,21 +130,21 @@ def compared(config: PretrainSpec) -> dict[str, Any]:
     weights = []
     for name, form in (("eager", "eager"), ("compiled", "compiled"), ("compiled again", "compiled")):
         torch._dynamo.reset()
-        with training(config.model_copy(update={"execution": form})) as (run, index):
+        with training(config.model_copy(update={"execution": form})) as (run, step):
             facts = prepared(run)
-            losses = [_loss(run, index) for _ in range(COMPARED_STEPS)]
+            losses = [_loss(run, step) for _ in range(COMPARED_STEPS)]
             weights.append([parameter.detach().clone() for parameter in run.model.parameters()])
-            values[name] = facts | {"losses": losses} | times(lambda: run._train_step(index, 0), config.images_per_step)
+            values[name] = facts | {"losses": losses} | times(step, config.images_per_step)
     pairs = zip(values["eager"]["losses"], values["compiled"]["losses"], strict=True)
     values["largest_difference"] = max(abs(one - other) / abs(one) for one, other in pairs)
     values["is_repeatable"] = all(map(torch.equal, weights[1], weights[2]))
     return values
 
 
-def _loss(run: _Run, index: Tensor) -> float:
+def _loss(run: _Run, step: Callable[[], None]) -> float:
     """Return the loss of a step, which the run's window has added to its sums."""
     before = 0.0 if run.metrics.window.total is None else float(run.metrics.window.total[0])
-    run._train_step(index, 0)
+    step()
     assert run.metrics.window.total is not None
     return float(run.metrics.window.total[0]) - before
 

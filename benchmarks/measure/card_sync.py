@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure.card_speed import MANY_STEPS, training
+from measure.card_speed import FORMS, MANY_STEPS, prepared, training
 from measure.step import spec
 
 STEPS = 10
@@ -32,8 +32,9 @@ WCL_OPTIONS: dict[str, dict[str, Any]] = {
 def parts() -> dict[str, Callable[[float], dict[str, Any]]]:
     runs = {name: ("wcl", options) for name, options in WCL_OPTIONS.items()} | {"simclr": ("simclr", {})}
     return {
-        name: lambda _, method=method, options=options: waits(method, options)
+        f"{name}: {form}": lambda _, method=method, options=options | {"execution": form}: waits(method, options)
         for name, (method, options) in runs.items()
+        for form in FORMS
     }
 
 
@@ -41,14 +42,15 @@ def waits(method: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the number of waits in ten steps by line; the first step is left out, since it allocates state."""
     run_options = {"backbone": {"name": "tiny", "width": 16}, "batch_size": 256, **MANY_STEPS}
     config = spec(method, **run_options | options)
-    with training(config) as (run, index):
-        run._train_step(index, 0)
+    with training(config) as (run, step):
+        facts = prepared(run)
+        step()
         with warnings.catch_warnings(record=True) as met, sync_debug("warn"):
             warnings.simplefilter("always")
             for _ in range(STEPS):
-                run._train_step(index, 0)
+                step()
     lines = Counter(f"{_short(w.filename)}:{w.lineno}" for w in met if "synchroniz" in str(w.message))
-    return {"waits_in_ten_steps": sum(lines.values()), "lines": dict(lines)}
+    return facts | {"waits_in_ten_steps": sum(lines.values()), "lines": dict(lines)}
 
 
 @contextmanager

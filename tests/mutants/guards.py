@@ -1011,6 +1011,13 @@ GUARDS = (
         ("tests/wcl_core/training/test_host_waits.py::test_no_operation_of_a_step_reads_a_value",),
     ),
     Guard(
+        "the views of a compiled step have the operations of both augmentations",
+        "wcl_core/training/view_maker.py",
+        "Operations.of(self._augmentation(0), self._augmentation(config.epochs - 1))",
+        "Operations.of(self._augmentation(0))",
+        ("tests/wcl_core/training/test_view_maker.py::test_views_of_fixed_shapes_are_the_views",),
+    ),
+    Guard(
         "a compiled step that differs is given up",
         "wcl_core/training/execution.py",
         "if math.isfinite(value) and not abs(measured[name] - value) <= TOLERANCES[name] * value:",

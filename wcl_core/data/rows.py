@@ -42,6 +42,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self._images.shape[-2:]
+        return height, width
+
     def __getitem__(self, index: Tensor) -> Tensor:
         """Return rows, (B, 3, H, W) uint8 on the device; with several ranks, this rank's part of them.
 

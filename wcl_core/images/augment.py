@@ -1,6 +1,6 @@
 """Random views of a batch, computed on the device, with separate parameters for every sample.
 
-    Draws ── ViewParameters ── for each chunk:  crop and flip ── jitter ── grayscale ── blur ── normalisation
+    draw_parameters ── ViewParameters ── crop and flip ── jitter ── grayscale ── blur ── normalisation
 
 The operations are those of the released recipe [C]: random resized crop, colour jitter in random order, grayscale,
 Gaussian blur, horizontal flip, normalisation.  The batched form is defined by this project [D]:
@@ -9,7 +9,8 @@ Gaussian blur, horizontal flip, normalisation.  The batched form is defined by t
   resampling and flip, and the blur with its reflected edges.
 - Brightness, contrast and saturation are one formula with three numbers for each sample, so that each sample can have
   its own order at no cost.
-- An operation for a share of the samples is computed for those samples only.
+- An operation for a share of the samples is computed for those samples only (`view_of`), or, with shapes that no value
+  changes, for all of them (`fixed_view_of`).
 
 All randomness comes from a generator seeded by (seed, epoch, step, view), so views do not depend on the device, the
 rank or earlier steps.  The marks are explained in `wcl_core.methods`.
@@ -18,16 +19,16 @@ rank or earlier steps.  The marks are explained in `wcl_core.methods`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wcl_core.config import AugmentConfig
-from wcl_core.data import derived_seed
-from wcl_core.distributed import SINGLE, Ranks
-from wcl_core.images.view_parameters import Draws, ViewParameters
-from wcl_core.transfer import constant
+from wcl_core.images.view_parameters import ViewParameters, draw_parameters
+from wcl_core.transfer import constant, send
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -42,66 +43,91 @@ def normalised(images: Tensor) -> Tensor:
     return _normalise(images.float().div_(255))
 
 
-def random_view(
-    images: Tensor,
-    config: AugmentConfig,
-    image_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    step: int,
-    view: int,
-    ranks: Ranks = SINGLE,
-    scale_max: float = 1.0,
-) -> Tensor:
-    """Return one random view of each image.
+def random_view(images: Tensor, config: AugmentConfig, image_size: int, **place: Any) -> Tensor:
+    """Return one random view of each image; `view_of` with parameters of `draw_parameters` at a place.
 
     Args:
         images: (N, 3, H, W) uint8 on any device; with several ranks, this rank's part of the global batch.
         config: probabilities and strengths.
         image_size: side of the view in pixels.
-        seed, epoch, step, view: the random numbers are a function of these; `step` counts within the run.
-        ranks: the ranks; numbers are drawn for the global batch, so that a view does not depend on the ranks.
-        scale_max: area of the largest crop as a share of the image, in (0, 1]; `config` has the smallest.
+        place: keyword arguments of `draw_parameters`.
 
     Returns:
         (N, 3, image_size, image_size) float32, normalised.
     """
-    count, (height, width) = len(images), images.shape[-2:]
-    generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
-    draws = Draws(count * ranks.size, generator, ranks)
-    parameters = ViewParameters.drawn(config, height, width, draws, scale_max).to(images.device)
-    views = torch.empty(count, 3, image_size, image_size, device=images.device)
+    count, _, height, width = images.shape
+    return view_of(images, draw_parameters((count, height, width), config, **place), image_size)
+
+
+def view_of(images: Tensor, parameters: ViewParameters, image_size: int) -> Tensor:
+    """Return the view of each image with the given parameters, normalised: (N, 3, image_size, image_size) float32.
+
+    An operation for a share of the samples is computed for those only, so the masks have to be on the CPU.
+
+    Args:
+        images: (N, 3, H, W) uint8 on any device.
+        parameters: of each image, on the CPU.
+        image_size: side of the view in pixels.
+    """
+    count, device = len(images), images.device
+    values = send(parameters.values, device)
+    views = torch.empty(count, 3, image_size, image_size, device=device)
     size = count if images.is_cuda else max(1, _CPU_CHUNK_VALUES // (3 * image_size**2))
     for start in range(0, count, size):
         rows = slice(start, start + size)
-        _write_views(images[rows], parameters.part(rows), views[rows])
+        part = parameters.part(rows)
+        placed = replace(part, values=values[:, rows])
+        views[rows] = _changed(_resized_crop(images[rows], placed.crop, image_size), placed, part.rows(device))
     return views
 
 
-def _write_views(images: Tensor, parameters: ViewParameters, out: Tensor) -> None:
-    x = _resized_crop(images, parameters.crop, out.shape[-1])
-    *hue_rows, grey_rows, blurred_rows = parameters.rows()
-    _jitter_(x, parameters, hue_rows)
-    _apply_(x, grey_rows, lambda chosen: _grey(chosen).expand_as(chosen))
-    _apply_(x, blurred_rows, lambda chosen, sigma: _gaussian(chosen, sigma, _BLUR_RADIUS), parameters.sigma)
-    out.copy_(_normalise(x))
+def fixed_view_of(images: Tensor, parameters: ViewParameters, image_size: int) -> Tensor:
+    """Return `view_of` with shapes that depend on no value, as compilers and CUDA graphs need them.
+
+    Every operation is computed for all samples, and its mask chooses between its result and the sample.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        parameters: of each image, on the device of the images.
+        image_size: side of the view in pixels.
+    """
+    return _changed(_resized_crop(images, parameters.crop, image_size), parameters, list(parameters.masks))
 
 
-def _jitter_(x: Tensor, parameters: ViewParameters, hue_rows: list[Tensor]) -> None:
+def _changed(x: Tensor, parameters: ViewParameters, chosen: list[Tensor]) -> Tensor:
+    """Return the crops with their colours changed, some of them grey or blurred, normalised; x is overwritten.
+
+    Args:
+        x: (N, 3, S, S) crops in [0, 1].
+        parameters: of each sample, on the device.
+        chosen: the samples of each mask, (n,) int64 or (N,) bool.
+    """
+    *hue, grey, blurred = chosen
+    _jitter_(x, parameters, hue)
+    if parameters.operations.grey:
+        _apply_(x, grey, lambda samples: _grey(samples).expand_as(samples))
+    if parameters.operations.blur:
+        _apply_(x, blurred, lambda samples, sigma: _gaussian(samples, sigma, _BLUR_RADIUS), parameters.sigma)
+    return _normalise(x)
+
+
+def _jitter_(x: Tensor, parameters: ViewParameters, chosen: list[Tensor]) -> None:
     """Apply the three linear operations in each sample's order, and its hue turn before, between or after them."""
-    for place, rows in enumerate(hue_rows):
-        _apply_(x, rows, _hue, parameters.hue)
-        if place < len(parameters.turns) and parameters.has_turns:
+    for place, samples in enumerate(chosen):
+        if parameters.operations.hue:
+            _apply_(x, samples, _hue, parameters.hue)
+        if place < len(parameters.turns) and parameters.operations.turns:
             _turn_(x, *parameters.turns[place])
 
 
-def _apply_(x: Tensor, rows: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """Replace the given samples of x by operation(samples, their parameters)."""
-    if len(rows):
-        # index_select, because x[rows] takes several times as long on a CPU.
-        chosen = [values.index_select(0, rows) for values in parameters]
-        x.index_copy_(0, rows, operation(x.index_select(0, rows), *chosen))
+def _apply_(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Replace the chosen samples of x by operation(samples, their parameters)."""
+    if chosen.dtype == torch.bool:
+        x.copy_(torch.where(chosen[:, None, None, None], operation(x, *parameters), x))
+    elif len(chosen):
+        # index_select, because x[chosen] takes several times as long on a CPU.
+        own = [values.index_select(0, chosen) for values in parameters]
+        x.index_copy_(0, chosen, operation(x.index_select(0, chosen), *own))
 
 
 def _resized_crop(images: Tensor, crop: Tensor, size: int) -> Tensor:

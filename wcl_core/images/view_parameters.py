@@ -1,14 +1,16 @@
-"""The parameters of each sample's augmentation, drawn at random; `augment` applies them."""
+"""The parameters of each sample's augmentation, drawn at random on the CPU; `augment` applies them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wcl_core.config import AugmentConfig
+from wcl_core.data import derived_seed
 from wcl_core.distributed import SINGLE, Ranks
 from wcl_core.transfer import send
 
@@ -46,24 +48,49 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """The operations that can occur for a sample; the others are left out for all samples.
+
+    Attributes:
+        turns: the linear operations of the colour jitter.
+        hue, grey, blur: the operations that are computed for a share of the samples.
+    """
+
+    turns: bool
+    hue: bool
+    grey: bool
+    blur: bool
+
+    @staticmethod
+    def of(*configs: AugmentConfig) -> Operations:
+        """Return the operations that any of the augmentations has."""
+        jittered = [config for config in configs if config.jitter_probability > 0]
+        return Operations(
+            turns=any(config.brightness or config.contrast or config.saturation for config in jittered),
+            hue=any(config.hue > 0 for config in jittered),
+            grey=any(config.grayscale_probability > 0 for config in configs),
+            blur=any(config.blur_probability > 0 for config in configs),
+        )
+
+
+@dataclass(frozen=True)
 class ViewParameters:
     """The parameters of N samples.
 
     Attributes:
-        values: (16, N) float32 on the device; the properties name its rows.
-        masks: (6, N) bool on the CPU, so that the host knows the number of samples of each operation.  Rows 0 to 3: the
-            hue is turned before the first, second or third linear operation, or after them; row 4: the sample becomes
-            grey; row 5: it is blurred.
-        has_turns: whether any linear operation of the colour jitter is on.
+        values: (16, N) float32; the properties name its rows.
+        masks: (6, N) bool.  Rows 0 to 3: the hue is turned before the first, second or third linear operation, or after
+            them; row 4: the sample becomes grey; row 5: it is blurred.
+        operations: those that can occur for these samples.
     """
 
     values: Tensor
     masks: Tensor
-    has_turns: bool
+    operations: Operations
 
     @staticmethod
     def drawn(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float = 1.0) -> ViewParameters:
-        """Draw parameters for images of height x width pixels; they are on the CPU."""
+        """Draw parameters for images of height x width pixels."""
         crop = _crops(config, height, width, draws, scale_max)
         strengths = (config.brightness, config.contrast, config.saturation)
         factors = torch.stack([draws.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths])
@@ -75,7 +102,7 @@ class ViewParameters:
         turns = _turns(torch.where(is_jittered, factors, 1.0), order)
         values = torch.cat((crop, turns.flatten(0, 1), hue[None], sigma[None]))
         masks = torch.cat(((order.T == _HUE) & is_turned, is_grey[None], is_blurred[None]))
-        return ViewParameters(values, masks, any(strengths) and config.jitter_probability > 0)
+        return ViewParameters(values, masks, Operations.of(config))
 
     @property
     def crop(self) -> Tensor:
@@ -97,18 +124,43 @@ class ViewParameters:
         """(N,): deviation of the blur, uniform in [0.1, 2) pixels of the view. [C]"""
         return self.values[15]
 
-    def to(self, device: torch.device) -> ViewParameters:
-        """Return the parameters with their values on the device, without waiting for it."""
-        return ViewParameters(send(self.values, device), self.masks, self.has_turns)
+    def map(self, change: Callable[[Tensor], Tensor]) -> ViewParameters:
+        """Return the parameters with `change` applied to both tensors."""
+        return ViewParameters(change(self.values), change(self.masks), self.operations)
 
     def part(self, rows: slice) -> ViewParameters:
         """Return the parameters of some consecutive samples."""
-        return ViewParameters(self.values[:, rows], self.masks[:, rows], self.has_turns)
+        return self.map(lambda tensor: tensor[:, rows])
 
-    def rows(self) -> list[Tensor]:
-        """Return the samples of each mask as indices on the device, in one transfer."""
+    def rows(self, device: torch.device) -> list[Tensor]:
+        """Return the samples of each mask, which are on the CPU, as indices on the device, in one transfer."""
         counts, index = self.masks.sum(dim=1).tolist(), self.masks.nonzero()[:, 1].contiguous()
-        return list(torch.split(send(index, self.values.device), counts))
+        return list(torch.split(send(index, device), counts))
+
+
+def draw_parameters(
+    shape: tuple[int, int, int],
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    view: int,
+    ranks: Ranks = SINGLE,
+    scale_max: float = 1.0,
+) -> ViewParameters:
+    """Draw the parameters of one random view of each image, on the CPU.
+
+    Args:
+        shape: number, height and width of the images; with several ranks, of this rank's part of the global batch.
+        config: probabilities and strengths.
+        seed, epoch, step, view: the random numbers are a function of these; `step` counts within the run.
+        ranks: the ranks; numbers are drawn for the global batch, so that a view does not depend on the ranks.
+        scale_max: area of the largest crop as a share of the image, in (0, 1]; `config` has the smallest.
+    """
+    count, height, width = shape
+    generator = torch.Generator().manual_seed(derived_seed(seed, "view", epoch, step, view))
+    return ViewParameters.drawn(config, height, width, Draws(count * ranks.size, generator, ranks), scale_max)
 
 
 def _crops(config: AugmentConfig, height: int, width: int, draws: Draws, scale_max: float) -> Tensor:

@@ -1,7 +1,7 @@
 """The execution of a step: eager, compiled, or compiled and captured.
 
     eager      the host issues every operation of the step
-    compiled   torch.compile, with static shapes, for the backbone and the hidden layers of the heads
+    compiled   torch.compile, with static shapes, for the views, the backbone and the hidden layers of the heads
     captured   the whole compiled step is one CUDA graph: a step copies its inputs to static tensors and replays it
 
 Compiled networks are copies of the modules with the same parameters and buffers.  Monitors and evaluations use the
@@ -29,11 +29,11 @@ from wcl_core.device import cuda_reason, first_line, is_out_of_memory
 from wcl_core.distributed import Ranks
 from wcl_core.methods.base import Batch, Loss, Method
 from wcl_core.methods.heads import ProjectionHead
-from wcl_core.methods.views import Views
 from wcl_core.networks.model import Model
 from wcl_core.stop import Interrupted, check
 from wcl_core.training.learner import Learner
 from wcl_core.training.optim import make_capturable, state_of
+from wcl_core.training.view_maker import Inputs, MakeViews, ViewMaker
 
 Form = Literal["eager", "compiled", "captured"]
 
@@ -50,31 +50,37 @@ class FormError(Exception):
 
 
 class Step:
-    """One update: gradients, their sum over ranks, the optimiser, then the momentum encoder and the method's state."""
+    """One update: views, gradients, their sum over ranks, the optimiser, then momentum encoder and method's state.
 
-    def __init__(self, learner: Learner, optimizer: Optimizer, ranks: Ranks, total_steps: int) -> None:
+    Attributes:
+        views: makes the views of a step.
+    """
+
+    def __init__(
+        self, learner: Learner, optimizer: Optimizer, ranks: Ranks, total_steps: int, views: MakeViews
+    ) -> None:
         self._learner, self._optimizer, self._ranks, self._total_steps = learner, optimizer, ranks, total_steps
+        self.views = views
 
-    def __call__(self, views: Views, images: Tensor, step: int | Tensor, rate: float | Tensor) -> Loss:
+    def __call__(self, inputs: Inputs, step: int | Tensor, rate: float | Tensor) -> Loss:
         """Update the network.
 
         Args:
-            views: this rank's part of the global batch.
-            images: (B,) int64 index of each image of the global batch, on the device.
+            inputs: the images of the step, and the parameters of their views.
             step: number of updates before this one.
             rate: learning rate.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self.gradients(views, images, step)
+        loss = self.gradients(inputs, step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._learner.follow()
         return loss
 
-    def gradients(self, views: Views, images: Tensor, step: int | Tensor) -> Loss:
+    def gradients(self, inputs: Inputs, step: int | Tensor) -> Loss:
         """Add the gradients over all ranks to the parameters' gradients, and return the loss."""
-        loss = self._learner.gradients(views, Batch(images, step, self._total_steps))
+        loss = self._learner.gradients(self.views(inputs), Batch(inputs.index, step, self._total_steps))
         self._ranks.sum_gradients(self._learner.model.parameters())
         return loss
 
@@ -83,24 +89,21 @@ class CapturedStep:
     """A step that reads static inputs, as one CUDA graph.  Each call overwrites the loss that the last one returned.
 
     Args:
-        step: the step to capture.
-        views, images: inputs with the shapes of every later call.
+        step: the step to capture; its views have fixed shapes.
+        inputs: have the shapes of every later call.
     """
 
-    def __init__(self, step: Step, views: Views, images: Tensor) -> None:
-        device = images.device
-        self._views = Views(*(part.clone() for part in views.parts()))
-        self._images = images.clone()
+    def __init__(self, step: Step, inputs: Inputs) -> None:
+        device = inputs.images.device
+        self._inputs = inputs.on_device()
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
-        inputs = (self._views, self._images, self._step, self._rate)
-        self._replay, self._loss = capture(lambda: step(*inputs), device)
+        self._replay, self._loss = capture(lambda: step(self._inputs, self._step, self._rate), device)
 
-    def __call__(self, views: Views, images: Tensor, step: int | Tensor, rate: float | Tensor) -> Loss:
+    def __call__(self, inputs: Inputs, step: int | Tensor, rate: float | Tensor) -> Loss:
         """Copy the inputs and replay the step; the host waits for nothing."""
-        for static, given in zip(self._views.parts(), views.parts(), strict=True):
-            static.copy_(given)
-        self._images.copy_(images)
+        for static, given in zip(self._inputs.tensors(), inputs.tensors(), strict=True):
+            static.copy_(given, non_blocking=True)
         self._step.fill_(step)
         self._rate.fill_(rate)
         self._replay()
@@ -133,6 +136,7 @@ class Execution:
         config: the spec.
         method: its method.
         learner, optimizer: the state that a step changes, after a checkpoint is loaded.
+        view_maker: makes the views of a step.
         ranks: this process's place among the ranks.
         device: of the training.
         total_steps: of the run.
@@ -149,12 +153,14 @@ class Execution:
         method: Method,
         learner: Learner,
         optimizer: Optimizer,
+        view_maker: ViewMaker,
         ranks: Ranks,
         device: torch.device,
         total_steps: int,
     ) -> None:
         self._wish, self._learner, self._optimizer = config.execution, learner, optimizer
-        self._eager = Step(learner, optimizer, ranks, total_steps)
+        self._view_maker = view_maker
+        self._eager = Step(learner, optimizer, ranks, total_steps, view_maker.views)
         self.step: Step | CapturedStep = self._eager
         self.form: Form = form_of(config, method, device)
         self.reason: str | None = None
@@ -163,11 +169,11 @@ class Execution:
         elif self.form == "compiled" and device.type == "cuda":
             self.reason = f"method {config.method} does not declare that its loss can be captured"
 
-    def prepare(self, views: Views, images: Tensor) -> float:
+    def prepare(self, inputs: Inputs) -> float:
         """Compile and capture the step; the state of learner and optimiser is the same afterwards.
 
         Args:
-            views, images: inputs with the shapes of every step.
+            inputs: have the shapes of every step.
 
         Returns:
             The seconds that it took.
@@ -178,16 +184,16 @@ class Execution:
             RuntimeError: the GPU is broken.
         """
         start = time.monotonic()
-        if (reason := self._failure(views, images)) is not None:
+        if (reason := self._failure(inputs)) is not None:
             self._fall_back(reason)
         return time.monotonic() - start
 
-    def _failure(self, views: Views, images: Tensor) -> str | None:
+    def _failure(self, inputs: Inputs) -> str | None:
         """Compile and capture the step; return why that is impossible, or None."""
         try:
-            self._compile(views, images)
+            self._compile(inputs)
             if self.form == "captured":
-                self._capture(views, images)
+                self._capture(inputs)
         except Interrupted:
             raise
         except FormError as error:
@@ -202,11 +208,12 @@ class Execution:
             return f"{type(error).__name__}: {first_line(error)}"[:300]
         return None
 
-    def _compile(self, views: Views, images: Tensor) -> None:
-        """Compile the networks, and compare their loss with the eager one."""
-        eager = self._measured(views, images)
+    def _compile(self, inputs: Inputs) -> None:
+        """Compile networks and views, and compare their loss with the eager one."""
+        eager = self._measured(inputs)
         self._learner.embed_by(compiled)
-        measured = self._measured(views, images)
+        self._eager.views = self._view_maker.fixed_views(compiled_function)
+        measured = self._measured(inputs)
         for name, value in eager.items():
             if math.isfinite(value) and not abs(measured[name] - value) <= TOLERANCES[name] * value:
                 raise FormError(f"its {name} is {measured[name]:.6g}, and that of the eager step {value:.6g}")
@@ -214,25 +221,26 @@ class Execution:
         if any(one is not other for one, other in zip(model.buffers(), encoder.buffers(), strict=True)):
             raise FormError("the network replaces its buffers, but a compiled copy must share them")
 
-    def _measured(self, views: Views, images: Tensor) -> dict[str, float]:
+    def _measured(self, inputs: Inputs) -> dict[str, float]:
         """Return loss and gradient norm of a forward and a backward pass, whose effects are undone."""
         parameters = self._learner.model.parameters()
         with _kept(self._learner, self._optimizer):
-            loss = self._eager.gradients(views, images, 0).total.detach()
+            loss = self._eager.gradients(inputs, 0).total.detach()
         norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         values = {"loss": float(loss), "gradient norm": float(torch.stack(norms).norm())}
         self._optimizer.zero_grad(set_to_none=True)
         check()
         return values
 
-    def _capture(self, views: Views, images: Tensor) -> None:
+    def _capture(self, inputs: Inputs) -> None:
         make_capturable(self._optimizer)
         with _kept(self._learner, self._optimizer):
-            self.step = CapturedStep(self._eager, views, images)
+            self.step = CapturedStep(self._eager, inputs)
 
     def _fall_back(self, reason: str) -> None:
         self.form, self.reason, self.step = "eager", reason, self._eager
         self._learner.embed_by(lambda model: model)
+        self._eager.views = self._view_maker.views
         self._optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
 
@@ -265,6 +273,12 @@ def compiled(model: Model) -> Model:
     for module in _compilable(twin):
         module.compile(dynamic=False, **_COMPILER)
     return twin
+
+
+def compiled_function(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the compiled form of a function of tensors, whose shapes are static."""
+    form: Callable[..., Tensor] = torch.compile(function, dynamic=False, fullgraph=True, **_COMPILER)
+    return form
 
 
 def _compilable(model: Model) -> Iterator[nn.Module]:

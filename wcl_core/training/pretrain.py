@@ -48,7 +48,7 @@ from wcl_core.training.monitor_batch import MonitorBatch
 from wcl_core.training.optim import build_optimizer, warning_of
 from wcl_core.training.run_metrics import Clock, Hardware, MetricState, weak_label_metrics
 from wcl_core.training.saving import Saver, environment
-from wcl_core.training.view_maker import ViewMaker
+from wcl_core.training.view_maker import Inputs, Parameters, ViewMaker
 from wcl_core.transfer import send
 
 _REQUESTS: tuple[Request | None, ...] = (None, "cancel", "drain", "pause")
@@ -140,11 +140,13 @@ class _Run:
             is_first=ranks.is_first,
         )
         self.step = 0 if resume is None else self.saver.load(resume, self._memory_format)
-        self.execution = Execution(
-            config, self.method, self.learner, self.optimizer, ranks, self.device, self.total_steps
-        )
         self.images = Rows(split, self.device, ranks)
-        self.view_maker = ViewMaker(config, ranks, self._memory_format)
+        self.view_maker = ViewMaker(
+            config, ranks, self.device, self.images.sides, self.steps_per_epoch, self._memory_format
+        )
+        self.execution = Execution(
+            config, self.method, self.learner, self.optimizer, self.view_maker, ranks, self.device, self.total_steps
+        )
         self.labels = split.labels.to(self.device)
         self.monitor_batch = MonitorBatch(config, dataset.shown, self.device)
         self.clock, self.hardware = Clock(self.step, config.images_per_step), Hardware(self.device)
@@ -200,9 +202,10 @@ class _Run:
         self._keep_monitor_batch()
         if not self._measured_before_start() and (request := self._request()):
             return OUTCOME_OF[request]
+        parameters = self.view_maker.ahead(range(self.step, self.total_steps))
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
-            for index in self._batches(epoch):
-                self._train_step(index, epoch)
+            for index, drawn in zip(self._batches(epoch), parameters, strict=False):
+                self._train_step(index, drawn)
                 is_epoch_end = self.step % self.steps_per_epoch == 0
                 # Before a request is handled, because a run that resumes here starts with the next epoch.
                 is_measured = self._measured(epoch + 1) if is_epoch_end else self.step < self.total_steps
@@ -226,8 +229,7 @@ class _Run:
             self._progress("compile")
             with self.clock.stopped(), interruptible(self.reporter.request):
                 index = torch.arange(self.config.images_per_step)
-                views = self.view_maker.views(self.images[index], 0, self.step)
-                seconds = self.execution.prepare(views, send(index, self.device))
+                seconds = self.execution.prepare(self._inputs(index, self.view_maker.parameters(self.step)))
             self.reporter.log(f"the preparation of {self.execution.form} steps took {seconds:.0f} s")
         self.facts["execution"] = self.execution.form
         if (reason := self.execution.reason) is not None:
@@ -261,18 +263,20 @@ class _Run:
         batches = epoch_batches(len(self.images), self.config.images_per_step, self.config.seed, epoch, start)
         return self.images.ahead(batches)
 
-    def _train_step(self, index: Tensor, epoch: int) -> None:
+    def _inputs(self, index: Tensor, parameters: Parameters) -> Inputs:
+        return Inputs(self.images[index], parameters, send(index, self.device))
+
+    def _train_step(self, index: Tensor, parameters: Parameters) -> None:
         config = self.config
-        views = self.view_maker.views(self.images[index], epoch, self.step)
-        index = send(index, self.device)
+        inputs = self._inputs(index, parameters)
         rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
-        loss = self.execution.step(views, index, self.step, rate)
+        loss = self.execution.step(inputs, self.step, rate)
         self.step += 1
         self.reporter.owes_save = True
         self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
         self.metrics.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
         if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
-            self._log(rate, loss, self.labels[index])
+            self._log(rate, loss, self.labels[inputs.index])
         if self.clock.is_due():
             self._progress("train")
 

@@ -231,13 +231,13 @@ def test_stored_images_larger_than_the_views_are_cropped_for_training_and_scaled
     assert ours.digest == large.digest
 
     sources: list[tuple[int, int]] = []
-    original = view_maker.random_view
+    original = view_maker.view_of
 
-    def watch(images: torch.Tensor, config: Any, size: int, **place: Any) -> torch.Tensor:
+    def watch(images: torch.Tensor, parameters: Any, size: int) -> torch.Tensor:
         sources.append((images.shape[-1], size))
-        return original(images, config, size, **place)
+        return original(images, parameters, size)
 
-    monkeypatch.setattr(view_maker, "random_view", watch)
+    monkeypatch.setattr(view_maker, "view_of", watch)
     spec = small.spec(data={"name": "photos", "image_size": 8}, batch_size=4)
     reporter = MemoryReporter()
     assert pretrain(spec, reporter, dataset=ours, output_dir=tmp_path) == "succeeded"

@@ -150,7 +150,7 @@ def test_each_sample_is_jittered_by_its_own_factors_in_its_own_order(without: st
     draws = _Recorder(len(batch))
     jittered = batch.clone()
     parameters = ViewParameters.drawn(chosen, SIDE, SIDE, draws)
-    augment._jitter_(jittered, parameters, parameters.rows()[:4])
+    augment._jitter_(jittered, parameters, parameters.rows(jittered.device)[:4])
     *factors, orders, is_jittered = draws.drawn[3:9]  # after the crop's place and the flip
     operations: list[Any] = [
         functional.adjust_brightness,

@@ -42,11 +42,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+COMPILED_FUNCTION = execution.compiled_function
+
+
+@pytest.fixture(autouse=True)
+def eager_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views are compiled only by the tests that use `quick_compiler`."""
+    monkeypatch.setattr(execution, "compiled_function", lambda function: function)
+
+
 @pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_compiler(monkeypatch: pytest.MonkeyPatch, eager_views: None) -> None:
     """Trace as Inductor does, and run the traced operations as they are: most of a test's time is Inductor's."""
     torch._dynamo.reset()
     monkeypatch.setattr(execution, "_COMPILER", {"backend": "aot_eager"})
+    monkeypatch.setattr(execution, "compiled_function", COMPILED_FUNCTION)
 
 
 @pytest.fixture
@@ -262,7 +272,7 @@ def test_the_form_follows_from_spec_device_and_method() -> None:
         run.saver.close()
         run.method.is_capturable = is_capturable
         config = small.spec(execution=wish)
-        place = (ranks, torch.device(device), steps)
+        place = (run.view_maker, ranks, torch.device(device), steps)
         chosen = Execution(config, run.method, run.learner, run.optimizer, *place)
         assert chosen.form == form, (wish, device)
         assert (chosen.reason is None) == (reason is None), (wish, device)

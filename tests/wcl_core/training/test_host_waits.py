@@ -22,18 +22,20 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wcl_core import small
+from wcl_core import transfer
 from wcl_core.config import PretrainSpec
 from wcl_core.data import epoch_batches
 from wcl_core.distributed import SINGLE
+from wcl_core.images.view_parameters import Operations, ViewParameters
 from wcl_core.methods import build_method, weak_labels
 from wcl_core.methods.base import Loss
-from wcl_core.methods.views import Views
 from wcl_core.networks.model import Model
 from wcl_core.reporter import NullReporter
 from wcl_core.training.execution import Step
 from wcl_core.training.learner import Learner
 from wcl_core.training.optim import build_optimizer, make_capturable
 from wcl_core.training.pretrain import _Run
+from wcl_core.training.view_maker import Inputs, ViewMaker
 from wcl_core.transfer import constant, send
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -69,11 +71,12 @@ def test_ten_steps_never_wait_for_the_gpu(options: dict[str, Any], tmp_path: Pat
     spec = small.spec(weak_augmentation_epochs=0, log_every_steps=1000, knn_every_epochs=0, **options)
     run = _Run(spec, NullReporter(), small.few_digits(), tmp_path, None, SINGLE)
     size, epochs = len(run.images), range(small.EPOCHS)
-    indices = [(index, epoch) for epoch in epochs for index in epoch_batches(size, spec.batch_size, spec.seed, epoch)]
-    run._train_step(*indices[0])  # allocates the state of the optimiser
+    indices = [index for epoch in epochs for index in epoch_batches(size, spec.batch_size, spec.seed, epoch)]
+    inputs = list(zip(indices, run.view_maker.ahead(range(run.total_steps)), strict=True))
+    run._train_step(*inputs[0])  # allocates the state of the optimiser
     with waits_are_errors():
-        for index, epoch in islice(indices, 1, 11):
-            run._train_step(index, epoch)
+        for index, parameters in islice(inputs, 1, 11):
+            run._train_step(index, parameters)
     run.saver.close()
     assert run.step == 11
 
@@ -110,10 +113,15 @@ def step_of(spec: PretrainSpec) -> Callable[[], Loss]:
     learner = Learner(spec, method, lambda: Model(spec, method), is_bfloat16=False)
     optimizer = build_optimizer(spec, learner.model)
     make_capturable(optimizer)
-    first, second = (torch.rand(64, 3, 8, 8) for _ in range(2))
-    crops = torch.rand(64, spec.multi_crop.crops, 3, 8, 8) if spec.multi_crop.crops else None
-    inputs = (torch.arange(64), torch.ones((), dtype=torch.int64), torch.ones(()))
-    return partial(Step(learner, optimizer, SINGLE, 12), Views(first, second, crops), *inputs)
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    maker = ViewMaker(spec, SINGLE, torch.device("cpu"), (8, 8), small.STEPS_PER_EPOCH, torch.channels_last)
+    operations = Operations(turns=True, hue=True, grey=True, blur=True)
+    # Drawing is work of the host; these are crops of one to two pixels a side.
+    drawn = [ViewParameters(torch.rand(16, 64) + 1, torch.rand(6, 64) < 0.5, operations) for _ in range(2)]
+    drawn += drawn[:1] * spec.multi_crop.crops
+    step = Step(learner, optimizer, SINGLE, 12, maker.fixed_views(lambda function: function))
+    inputs = Inputs(images, tuple(drawn), torch.arange(64))
+    return partial(step, inputs, torch.ones((), dtype=torch.int64), torch.ones(()))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -130,6 +138,7 @@ def test_the_forward_pass_on_a_gpu_reads_no_value(options: dict[str, Any], monke
     """Autograd needs a real GPU for the backward pass."""
     monkeypatch.setattr(Tensor, "backward", lambda _: None)
     monkeypatch.setattr(torch.autograd, "backward", lambda *_: None)
+    monkeypatch.setattr(transfer, "_constant", transfer._constant.__wrapped__)  # keep no fake tensor
     with FakeTensorMode(), torch.device("cuda"):
         loss = step_of(small.spec(**options))()
     assert (loss.total.device.type, loss.total.shape) == ("cuda", ())

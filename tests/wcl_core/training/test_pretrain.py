@@ -324,21 +324,28 @@ def test_the_multi_crop_term_is_reported_and_weighted(tmp_path: Path) -> None:
 
 
 def test_crops_have_views_and_a_size_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    met: list[tuple[int, int, float, float]] = []
-    original = views_module.random_view
+    drawn: list[tuple[int, float, float]] = []
+    sides: list[int] = []
+    draw, view_of = views_module.draw_parameters, views_module.view_of
 
-    def watch(images: torch.Tensor, config: Any, size: int, **options: Any) -> Any:
-        met.append((options["view"], size, config.scale_min, options.get("scale_max", 1.0)))
-        return original(images, config, size, **options)
+    def watch_draw(shape: Any, config: Any, **options: Any) -> Any:
+        drawn.append((options["view"], config.scale_min, options["scale_max"]))
+        return draw(shape, config, **options)
 
-    monkeypatch.setattr(views_module, "random_view", watch)
+    def watch(images: torch.Tensor, parameters: Any, size: int) -> torch.Tensor:
+        sides.append(size)
+        return view_of(images, parameters, size)
+
+    monkeypatch.setattr(views_module, "draw_parameters", watch_draw)
+    monkeypatch.setattr(views_module, "view_of", watch)
     spec = small.spec(
-        data={"name": "digits", "image_size": 8},
+        data={"name": "digits", "image_size": 16},
         multi_crop={"crops": 2, "scale_min": 0.1, "scale_max": 0.3, "image_size": 8},
         weak_augmentation_epochs=0,
     )
     run(spec, tmp_path, stop=(1, "drain"))
-    assert met == [(0, 8, 0.08, 1.0), (1, 8, 0.08, 1.0), (2, 8, 0.1, 0.3), (3, 8, 0.1, 0.3)]
+    assert sides == [16, 16, 8, 8]
+    assert drawn[:4] == [(0, 0.08, 1.0), (1, 0.08, 1.0), (2, 0.1, 0.3), (3, 0.1, 0.3)]
 
 
 @pytest.mark.parametrize(
@@ -524,13 +531,13 @@ def test_the_clock_counts_training_time_only(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_step_sees_two_views_of_its_epochs_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[tuple[bool, int, int, int, int]] = []
-    original = views_module.random_view
+    original = views_module.draw_parameters
 
-    def watch(images: torch.Tensor, config: Any, size: int, **place: Any) -> Any:
+    def watch(shape: Any, config: Any, **place: Any) -> Any:
         met.append((config == spec.weak_augmentation, *(place[name] for name in ("seed", "epoch", "step", "view"))))
-        return original(images, config, size, **place)
+        return original(shape, config, **place)
 
-    monkeypatch.setattr(views_module, "random_view", watch)
+    monkeypatch.setattr(views_module, "draw_parameters", watch)
     spec = small.spec(weak_augmentation_epochs=2, seed=6, monitor_every_epochs=0)
     run(spec, tmp_path)
     steps = [(step // STEPS_PER_EPOCH, step, view) for step in range(TOTAL_STEPS) for view in (0, 1)]
