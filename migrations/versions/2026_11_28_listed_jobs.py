@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0021_listed_jobs"
-down_revision = "0020_spec_versions"
+revision = "0022_listed_jobs"
+down_revision = "0021_cached_jobs"
 branch_labels = None
 depends_on = None
 
