@@ -89,16 +89,31 @@ class Middleware:
         return await bodies.checked(request, self._settings.max_body_bytes)
 
     def _check(self, request: Request) -> None:
+        if is_ambiguous(request.scope):
+            raise Unreadable(
+                "the length of the body has two readings; send Content-Length, or Transfer-Encoding with HTTP/1.1"
+            )
         if not self._hosts.allows(request.headers.get("host", "")):
             raise Misdirected("the Host header names another server; WCL_ALLOWED_HOSTS adds names of this one")
         if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
             raise Unreadable("the address contains a NUL character; remove it")
 
 
+def is_ambiguous(scope: Scope) -> bool:
+    """Return whether a proxy may take another end of the request's body for the right one than this server does.
+
+    The bytes in between would then be a request that the proxy has not checked.  h11 refuses several lengths and
+    unknown codings itself.
+    """
+    names = {name for name, _ in scope["headers"]}
+    return b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0")
+
+
 class _Sender:
     """A `send` that adds the security headers, prefixes redirects, and records whether the response has started."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
+        self._must_close = is_ambiguous(scope)
         self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
         self.has_started = False
@@ -110,6 +125,8 @@ class _Sender:
             headers = MutableHeaders(scope=message)
             if "Location" in headers:
                 headers["Location"] = rooted(headers["Location"])
+            if self._must_close:
+                headers["Connection"] = "close"
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store" if self._is_private else "no-cache")

@@ -238,3 +238,26 @@ def test_junk_in_the_middle_of_a_response_is_no_error(small: Served, caplog: pyt
 
     assert is_answered(small)
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("version", "lengths"),
+    [
+        (b"1.1", b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"),
+        (b"1.1", b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n"),
+        (b"1.0", b"Transfer-Encoding: chunked\r\n"),
+        (b"1.1", b"Content-Length: 5\r\nContent-Length: 4\r\n"),
+        (b"1.1", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"),
+    ],
+)
+def test_a_body_whose_end_has_two_readings_is_refused(small: Served, version: bytes, lengths: bytes) -> None:
+    """A proxy may take the rest for a part of the body, and this server for the next request."""
+    request = b"POST /healthz HTTP/%s\r\nHost: 127.0.0.1\r\n%s\r\n0\r\n\r\n" % (version, lengths)
+    with closing(connect(small)) as connection:
+        connection.sendall(request + HEAD + b"\r\n")
+        received = b""
+        while part := connection.recv(65_536):
+            received += part
+
+    assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501"))
+    assert received.count(b"HTTP/1.1 ") == 1, "it has taken the rest for a request"
