@@ -7,12 +7,14 @@ beside the files of another one.
 
 from __future__ import annotations
 
+import re
 import time
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import JobsError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from jobs.database import Database
 
 _OURS = frozenset({"jobs", "attempts"})  # in every version
+_VERSION_TABLE = "alembic_version"
+_REVISION = re.compile(r'^revision = "(.+)"\ndown_revision = (?:"(.+)"|None)$', re.MULTILINE)
 _MIN_BYTES = 512  # SQLite takes a shorter file for a new one
 _CHECK_SECONDS = 5.0  # a reader of SQLite holds up its writers
 
@@ -85,25 +89,41 @@ def upgrade(database: Database) -> None:
 
 def problem(database: Database) -> str | None:
     """Return why this version cannot work with the schema as it is, or None; raise if the database does not respond."""
+    try:
+        return awaited(database)
+    except Unusable as error:
+        return str(error)
+
+
+def awaited(database: Database) -> str | None:
+    """Return the upgrade of the schema that this version waits for; None if the schema is this version's.
+
+    Raises:
+        Unusable: no upgrade makes it this version's.
+        DBAPIError: the database does not respond.
+    """
     with database.engine.connect() as connection:
         state, revision = _state(connection)
     if state is _State.CURRENT:
         return None
     if state in (_State.NEW, _State.OLDER):
-        return f"the database has {state.value}, not this version's; run `python -m jobs migrate`"
-    return _refusal(database, state, revision)
+        its = f"{state.value} ({revision})" if revision else state.value
+        return f"the database has {its}, and this version needs {_newest()}; run `python -m jobs migrate`"
+    raise Unusable(_refusal(database, state, revision))
 
 
 def _state(connection: Connection) -> tuple[_State, str | None]:
-    from alembic.runtime.migration import MigrationContext
-
-    revision = MigrationContext.configure(connection).get_current_revision()
+    revision: str | None = None
+    if inspect(connection).has_table(_VERSION_TABLE):
+        revision = (
+            connection.execute(select(column("version_num")).select_from(table(_VERSION_TABLE))).scalars().first()
+        )
     if revision == _newest():
         return _State.CURRENT, revision
     names = set(inspect(connection).get_table_names())
     if revision is None:
         foreign = names if connection.dialect.name == "sqlite" else names & _OURS
-        return (_State.FOREIGN if foreign - {"alembic_version"} else _State.NEW), revision
+        return (_State.FOREIGN if foreign - {_VERSION_TABLE} else _State.NEW), revision
     if revision in _revisions():
         return _State.OLDER, revision
     return (_State.NEWER if names >= _OURS else _State.FOREIGN), revision
@@ -147,16 +167,18 @@ def _name_of(database: Database) -> str:
     return str(_file_of(database) or f"the database {url.database} on {url.host or 'this machine'}")
 
 
-def _newest() -> str | None:
-    from alembic.script import ScriptDirectory
+def _newest() -> str:
+    (newest,) = _revisions().keys() - _revisions().values()
+    return newest
 
-    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
+@cache
+def _revisions() -> dict[str, str | None]:
+    """Return all revisions, each with the one before it; alembic takes far longer to list them."""
+    import migrations
 
-def _revisions() -> set[str]:
-    from alembic.script import ScriptDirectory
-
-    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+    texts = [path.read_text() for path in (Path(migrations.__file__).parent / "versions").glob("*.py")]
+    return {match[1]: match[2] for text in texts if (match := _REVISION.search(text))}
 
 
 def _alembic_config() -> Any:

@@ -19,7 +19,7 @@ from celery.platforms import SecurityWarning
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from jobs import storage_id, transitions, workers
+from jobs import schema, storage_id, transitions, workers
 from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
@@ -47,6 +47,7 @@ from worker.ticker import Ticker
 
 log = logging.getLogger("worker")
 
+_SCHEMA_SECONDS = 0.25  # between two looks at a schema that is about to be upgraded
 _END_SECONDS = 15.0  # of an attempt that drains, beside the time of its run: to kill it, and to remove its folder
 
 
@@ -119,6 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: drain())
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
         signal.signal(signal.SIGHUP, lambda *_: drain())
+    try:
+        _wait_for_schema(database, draining)
+    except schema.Unusable as error:
+        write_error(str(error))
+        return os.EX_CONFIG
     _repeat(register, FaultLog(log, "the registration of this worker"), draining)
     if draining.is_set():
         return 0
@@ -215,8 +221,25 @@ def _after(seconds: float, act: Callable[[], None]) -> None:
     timer.start()
 
 
+def _wait_for_schema(database: Database, stop: threading.Event) -> None:
+    """Wait until the schema of the database is this version's, unless `stop` is set.
+
+    Raises:
+        Unusable: it is of a newer version, or of another program.
+    """
+    faults, logged = FaultLog(log, "the look at the schema of the database"), ""
+    while not stop.is_set():
+        with faults:
+            if (reason := schema.awaited(database)) is None:
+                return
+            if reason != logged:
+                log.warning("this worker waits: %s", reason)
+            logged = reason
+        stop.wait(_SCHEMA_SECONDS)
+
+
 def _repeat(act: Callable[[], None], faults: FaultLog, stop: threading.Event) -> None:
-    """Act as soon as the database takes it, unless `stop` is set: it may be down, read-only, or without tables yet."""
+    """Act as soon as the database takes it, unless `stop` is set: it may be down or read-only."""
     is_done = False
     while not is_done and not stop.is_set():
         with faults:

@@ -1,16 +1,24 @@
-"""Whether a worker can take jobs: the first reason counts, and a check that hangs is one."""
+"""Whether a worker can take jobs: the first reason counts, and a check that hangs is one; it needs its own schema."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from sqlalchemy import select, text
 
+from jobs import schema
+from jobs.database import Database
+from jobs.models import Worker
 from jobs.workers import Unable
 from tests.waiting import eventually
+from tests.worker.running import RunningWorker
 from worker import ability
+from worker.__main__ import _wait_for_schema
 from worker.ability import Ability
 
 FULL = Unable("disk_full", "the disk is full")
@@ -68,3 +76,38 @@ def test_an_error_of_a_check_reaches_the_caller() -> None:
     for _ in range(2):
         with pytest.raises(ConnectionError):
             worker.check()
+
+
+def test_a_worker_waits_for_the_upgrade_of_an_older_schema(
+    sqlite_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = schema._newest()
+    set_version(sqlite_database, "0001")
+    waiting = threading.Thread(target=_wait_for_schema, args=(sqlite_database, threading.Event()))
+    waiting.start()
+    expected = (
+        f"this worker waits: the database has an older schema (0001), and this version needs {newest}; "
+        "run `python -m jobs migrate`"
+    )
+    eventually(lambda: expected in caplog.messages)
+    assert waiting.is_alive()
+    set_version(sqlite_database, newest)
+    waiting.join()
+    assert caplog.messages.count(expected) == 1
+
+
+@pytest.mark.process
+def test_a_worker_refuses_a_newer_schema_in_one_line(sqlite_database: Database, tmp_path: Path) -> None:
+    set_version(sqlite_database, "9999")
+    worker = RunningWorker(sqlite_database, tmp_path / "data").start()
+    assert worker.wait() == os.EX_CONFIG
+    (line,) = [line for line in worker.whole_log().splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in worker.whole_log()
+    assert f"its schema is 9999, and this version knows {schema._newest()}" in line
+    with sqlite_database.read() as session:
+        assert session.execute(select(Worker)).first() is None
+
+
+def set_version(database: Database, revision: str) -> None:
+    statement = text("UPDATE alembic_version SET version_num = :revision")
+    database.write(lambda session: session.execute(statement, {"revision": revision}) and None)
