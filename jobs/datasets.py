@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
-from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Worker
+from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep, Worker
 from wcl_core.config import WITHOUT_LABELS, PretrainSpec, Spec
 
 
@@ -96,6 +96,9 @@ def announce(session: Session, facts: DatasetFacts) -> None:
     values = {name: value for name, value in vars(facts).items() if name not in ("name", "sheet")}
     statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()}))
+    version = insert(session, DatasetVersion).values(digest=facts.digest, class_counts=facts.class_counts)
+    counts = {"class_counts": facts.class_counts}
+    session.execute(version.on_conflict_do_update(index_elements=["digest"], set_=counts))
     _store_sheet(session, facts.name, facts.sheet)
     for table in (Job, Sweep):
         unread = (table.dataset_name == facts.name, table.dataset_digest == "")

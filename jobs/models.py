@@ -12,7 +12,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
-Project, Worker, Storage, Dataset ── DatasetSamples, Key, SignInToken, IdempotencyKey
+Project, Worker, Storage, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
 
 from __future__ import annotations
@@ -442,6 +442,14 @@ class Dataset(Base):
     )  # how often a user had its folder read again
     created_at: Mapped[int] = mapped_column(default=now_ms())
     updated_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class DatasetVersion(Base):
+    """A version of a dataset that a worker has announced, which the verdicts of its jobs need for ever."""
+
+    __tablename__ = "dataset_versions"
+    digest: Mapped[str] = mapped_column(_String(64), primary_key=True)
+    class_counts: Mapped[dict[str, Any]]
 
 
 class DatasetSource(Base):

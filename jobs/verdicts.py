@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Dataset, Evaluation, Job, Point, Series
+from jobs.models import Dataset, DatasetVersion, Evaluation, Job, Point, Series
 from wcl_core.config import held_out_count
 from wcl_core.intervals import newcombe, wilson
 from wcl_core.protocol import KNN_TOP1
@@ -100,9 +100,9 @@ def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, 
 
 
 def _test_counts(session: Session, job: Job) -> list[int] | None:
-    """Return the measured images by class; None if this version of the dataset is registered no more."""
-    version = (Dataset.name == job.dataset_name, Dataset.digest == job.dataset_digest)
-    by_split = session.execute(select(Dataset.class_counts).where(*version)).scalar_one_or_none() or {}
+    """Return the measured images by class; None for a dataset without labels."""
+    version = session.get(DatasetVersion, job.dataset_digest)
+    by_split: dict[str, list[int]] = version.class_counts if version else {}
     if share := float(job.spec["data"].get("held_out_share", 0)):
         counts = [held_out_count(count, share) for count in by_split.get("train", ())]
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from jobs.database import Database
-from jobs.models import Dataset, Evaluation
+from jobs.datasets import DatasetFacts, announce
+from jobs.models import Dataset, DatasetVersion, Evaluation
 from jobs.verdicts import Verdict, interval, verdict
 from tests.jobs import rows
 from wcl_core.intervals import wilson
@@ -17,7 +20,7 @@ from wcl_core.protocol import KNN_TOP1
 def dataset(database: Database, test: list[int], train: list[int] | None = None) -> None:
     rows.add_dataset(database)
     counts = {"test": test, "train": train or [500] * len(test)}
-    database.write(lambda session: session.query(Dataset).update({"class_counts": counts, "classes": ["a", "b"]}))
+    database.write(lambda session: session.add(DatasetVersion(digest=rows.DIGEST, class_counts=counts)))
 
 
 def judged(
@@ -83,20 +86,31 @@ def test_held_out_images_count_where_they_are_measured(database: Database) -> No
     assert (result.num_images, result.chance) == (100, 0.75)
 
 
-@pytest.mark.parametrize("case", ["one", "resumed without a start", "older version"])
+@pytest.mark.parametrize("case", ["one", "resumed without a start"])
 def test_what_cannot_be_compared_has_no_verdict(database: Database, case: str) -> None:
     dataset(database, [50, 50])
-    if case == "older version":
-        job_id = rows.submit(database)
-        run = rows.Run(database, rows.claim(database))
-        run.deliver(rows.started(), rows.metrics(0, **{KNN_TOP1: 0.1}), rows.metrics(9, **{KNN_TOP1: 0.9}))
-        database.write(lambda session: session.query(Dataset).update({"digest": "e" * 64}))
-        with database.read() as session:
-            assert verdict(session, rows.job(database, job_id)) is None
-    elif case == "one":
+    if case == "one":
         assert judged(database, 0.5) is None
     else:
         assert judged(database, 0.5, 0.6, first_step=10) is None
+
+
+def test_a_verdict_stays_when_its_dataset_has_changed_or_is_gone(database: Database) -> None:
+    facts = DatasetFacts("photos", "folder", "1" * 64, {"train": 90, "test": 10}, ["a", "b"], {"test": [7, 3]})
+    for digest, test in (("1" * 64, [7, 3]), ("2" * 64, [9, 9])):
+        version = replace(facts, digest=digest, class_counts={"test": test})
+        database.write(lambda session, version=version: announce(session, version))  # type: ignore[misc]
+        if digest == facts.digest:
+            job_id = rows.submit(database, spec={"data": {"name": "photos", "image_size": 8}, "batch_size": 9})
+            run = rows.Run(database, rows.claim(database, rows.worker(datasets={"photos": digest})))
+            run.deliver(rows.started(), rows.metrics(0, **{KNN_TOP1: 0.1}), rows.metrics(9, **{KNN_TOP1: 0.9}))
+            run.end("succeeded")
+    database.write(lambda session: session.execute(delete(Dataset).where(Dataset.name == "photos")))
+
+    with database.read() as session:
+        result = verdict(session, rows.job(database, job_id))
+    assert result is not None
+    assert (result.num_images, result.chance) == (10, 0.7)
 
 
 def test_only_shares_of_images_have_an_interval() -> None:

@@ -382,6 +382,20 @@ GUARDS = (
         ("tests/jobs/test_gangs.py::test_a_node_that_has_not_begun_has_no_lease[sqlite]",),
     ),
     Guard(
+        "a body with two readings is refused",
+        "api/http/middleware.py",
+        "if is_ambiguous(request.scope):",
+        "if False:",
+        ("tests/api/http/test_connections.py::test_a_body_whose_end_has_two_readings_is_refused",),
+    ),
+    Guard(
+        "a worker refuses a newer schema",
+        "worker/__main__.py",
+        "        _wait_for_schema(database, draining)\n",
+        "        pass\n",
+        ("tests/worker/test_ability.py::test_a_worker_refuses_a_newer_schema_in_one_line",),
+    ),
+    Guard(
         "no job gives way in vain",
         "jobs/preemption.py",
         "if victims and not _is_in_vain(session, victims, worker_id, waiting, ahead, free):",

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts
-from jobs.models import Dataset
+from jobs.models import Dataset, DatasetVersion
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
@@ -249,6 +249,7 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
     database = served.database
     counts = {"test": [60, 40], "train": [500, 500]}
     database.write(lambda session: session.query(Dataset).update({"class_counts": counts}))
+    database.write(lambda session: session.add(DatasetVersion(digest=rows.DIGEST, class_counts=counts)))
     job_id = rows.submit(database)
     run = rows.Run(database, rows.claim(database))
     curve = [rows.metrics(step, **{KNN_TOP1: value}) for step, value in ((0, 0.3), (10, 0.8))]
