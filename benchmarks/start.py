@@ -1,9 +1,10 @@
 """Benchmark of the way from a submission to the first step, with and without the standby process, and of the queue.
 
-    python benchmarks/start.py [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600]
+    python benchmarks/start.py [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600] [--photos-from FOLDER]
 
 Runs of digits are real; their first step is the moment at which the first metrics stand in the run's file.  The rates
-and the times to a claim are those of stand-in bodies, which train nothing.
+and the times to a claim are those of stand-in bodies, which train nothing; jobs whose rate is measured are submitted as
+seed groups.  `wcl up` and its processes are started by command.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from wcl_client.api import WclClient
 FOLDERS = 5
 WORKERS = (1, 4)
 RATES = {1: 10, 4: 30}  # the goals, in jobs per second
+_GROUP = 25  # jobs
 _POLL_SECONDS = 0.005
 _SERVICE = {"WCL_LOOK_SECONDS": "5", "WCL_LEASE_SECONDS": "60"}
 
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--submissions", type=int, default=100, help="whose time to a claim is measured")
     parser.add_argument("--jobs", type=int, default=100, help="for each rate")
     parser.add_argument("--photos", type=int, default=600, help="in each of five folders")
+    parser.add_argument("--photos-from", type=Path, help="a folder of folders of photographs; by default they are made")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wcl-start-") as name:
         folder = Path(name)
@@ -57,9 +60,10 @@ def main() -> None:
         with theatre(folder / "theatre") as house:
             rows += _claims(house, options.submissions) + _rates(house, options.jobs)
         print(_table(rows), flush=True)
-        rows += _up(folder, options.photos)
+        rows += _up(folder, options.photos, options.photos_from)
     print(_table(rows), flush=True)
-    facts = setting() | vars(options) | {"rows": rows}
+    facts = setting() | {name: value for name, value in vars(options).items() if name != "photos_from"} | {"rows": rows}
+    facts["photos"] = f"{options.photos}, {'made' if options.photos_from is None else 'real'}"
     text = f"Load average {facts['load_average'][0]} on {facts['cores']} cores; medians, and the range in brackets."
     save_results("start", facts, f"{_table(rows)}\n\n{text}")
 
@@ -135,8 +139,8 @@ def _runs(folder: Path, rounds: int) -> list[Row]:
 
 
 @contextmanager
-def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[tuple[Stage, Callable[[int], str]]]:
-    """Yield a service with workers, and a function that submits a job."""
+def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[tuple[Stage, Callable[..., str]]]:
+    """Yield a service with workers, and a function that submits a job or a seed group."""
     settings = {name: value for name, value in REAL.items() if name != "WCL_CLAIM_SECONDS"}
     with house.stage(name, kind, **settings) as stage:
         server, names = stage.server("server").start(), [f"worker-{number}" for number in range(num_workers)]
@@ -149,8 +153,9 @@ def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[
         key = (data_dir / "key").read_text().strip()
         with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
 
-            def submit(number: int) -> str:
-                body = {"kind": "pretrain", "spec": spec(number, epochs=1, step_ms=1)}
+            def submit(*seeds: int) -> str:
+                group = {"seeds": seeds} if len(seeds) > 1 else {}
+                body = {"kind": "pretrain", "spec": spec(seeds[0], epochs=1, step_ms=1)} | group
                 response = client.post(f"http://127.0.0.1:{environment['WCL_PORT']}/v1/jobs", json=body)
                 return str(response.raise_for_status().json()["id"])
 
@@ -179,8 +184,8 @@ def _rates(house: Theatre, count: int) -> list[Row]:
     for num_workers in WORKERS:
         with _served(house, f"rate-{num_workers}", "postgres", num_workers) as (stage, submit):
             began = time.monotonic()
-            for number in range(count):
-                submit(number)
+            for first in range(0, count, _GROUP):
+                submit(*range(first, min(count, first + _GROUP)))
             while _num_open(stage.database):
                 time.sleep(0.05)
             rate = count / (time.monotonic() - began)
@@ -197,8 +202,8 @@ def _num_open(database: Database) -> int:
 # --- the start of the service --------------------------------------------------------------------------------------
 
 
-def _up(folder: Path, photos: int) -> list[Row]:
-    times = [_up_once(folder, photos, standby) for standby in ("off", "on")]
+def _up(folder: Path, photos: int, source: Path | None) -> list[Row]:
+    times = [_up_once(folder, photos, source, standby) for standby in ("off", "on")]
     name = f"`wcl up` with {FOLDERS} folders of {photos} photos to"
     steps = (("the first submission", "3 s"), ("a worker that has read them", "6 s"))
     return [
@@ -207,11 +212,14 @@ def _up(folder: Path, photos: int) -> list[Row]:
     ]
 
 
-def _up_once(folder: Path, photos: int, standby: str) -> tuple[float, float]:
+def _up_once(folder: Path, photos: int, source: Path | None, standby: str) -> tuple[float, float]:
     """Return the seconds from the start to the first accepted submission, and to a worker with all datasets."""
     service = Service(folder / f"up-{standby}", WCL_STANDBY=standby, **_SERVICE)
+    service.is_forked = False
     for number in range(FOLDERS):
-        service.options += ["--dataset", f"photos{number}={_photos(folder / f'photos-{standby}-{number}', photos)}"]
+        place = folder / f"photos-{standby}-{number}"
+        _photos(place, photos) if source is None else _real_photos(place, photos, source, number)
+        service.options += ["--dataset", f"photos{number}={place}"]
     began = time.monotonic()
     try:
         service.start()
@@ -241,7 +249,15 @@ def _is_accepted(service: Service) -> bool:
     return response.status_code == httpx.codes.CREATED
 
 
-def _photos(folder: Path, count: int) -> Path:
+def _real_photos(folder: Path, count: int, source: Path, number: int) -> None:
+    """Copy one of five parts of the photographs, each of its class."""
+    for path in sorted(source.rglob("*.jpg"))[number::FOLDERS][:count]:
+        copy = folder / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+
+
+def _photos(folder: Path, count: int) -> None:
     """Make a folder of JPEG files of 500x375 pixels in ten classes."""
     generator = np.random.default_rng(0)
     for number in range(count):
@@ -249,7 +265,6 @@ def _photos(folder: Path, count: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
-    return folder
 
 
 if __name__ == "__main__":

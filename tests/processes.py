@@ -48,6 +48,7 @@ _PRELOADED = [
     "celery.apps.worker",
     "alembic.command",
     *standby._MODULES,
+    "tests.preloaded",
 ]
 _start_standby = worker.standby.start
 _LONG_EPOCHS, _LONGEST_PAUSE_SECONDS, _MORE_SECONDS = 8, 0.5, 0.01
@@ -215,7 +216,9 @@ def fork_children() -> None:
     wcl_client.processes.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _fork_child})  # type: ignore[attr-defined]
 
 
-def _fork_child(command: list[str], *, env: Mapping[str, str], stdout: IO[bytes], **_: Any) -> worker.standby.Forked:
+def _fork_child(
+    command: list[str], *, env: Mapping[str, str], stdin: int, stdout: IO[bytes], **_: Any
+) -> worker.standby.Forked:
     if pid := os.fork():
         return worker.standby.Forked(pid)
     code: object = 1
@@ -225,7 +228,8 @@ def _fork_child(command: list[str], *, env: Mapping[str, str], stdout: IO[bytes]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if callable(signal.getsignal(number)):  # as a new process begins
                 signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-        for descriptor, source in enumerate((os.open(os.devnull, os.O_RDONLY), stdout.fileno(), stdout.fileno())):
+        read_from = os.open(os.devnull, os.O_RDONLY) if stdin == subprocess.DEVNULL else stdin
+        for descriptor, source in enumerate((read_from, stdout.fileno(), stdout.fileno())):
             os.dup2(source, descriptor)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         _execute(command[2], command[3:], env)

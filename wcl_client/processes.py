@@ -65,6 +65,9 @@ class Refused(Exception):  # noqa: N818 (named by what the process did)
 class Child:
     """One process of the service, with its restarts and its log file.
 
+    Args:
+        stdin: the descriptor that it reads from.
+
     Attributes:
         name: for messages.
         log_path: the file that gets its output.
@@ -72,8 +75,16 @@ class Child:
         is_over: whether it has ended for good.
     """
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], log_path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        log_path: Path,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         self.name = name
+        self._stdin = stdin
         self.log_path = log_path
         self.failures = 0
         self.is_over = False
@@ -96,7 +107,7 @@ class Child:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
+                stdin=self._stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # In its own session the child gets no Ctrl-C: `wcl up` gets it and stops each child in order.

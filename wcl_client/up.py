@@ -37,6 +37,7 @@ STOP_SECONDS = 28.0  # at least
 _AFTER_DRAIN_SECONDS = 3.0  # of a worker's stop, beside the time for its run
 SLOW_SECONDS = 60.0
 _ORPHAN_SECONDS = 7.0  # a run ends by itself within 5 s of its worker
+_READY_SECONDS = 0.05  # between two questions whether the server is ready
 _SAME_PRESS_SECONDS = 0.5  # a wrapper such as `uv run` passes on a Ctrl-C that the terminal has sent already
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "the terminal was closed (SIGHUP)"}
 
@@ -135,13 +136,16 @@ class Service:
         self.stop_seconds = _stop_seconds()
         logs = options.data_dir / "logs"
         base = _environment(options)
+        # The workers start beside the server, and wait for the end of this pipe before they open the database.
+        self._gate, self._gate_end = os.pipe()
         self.server = Child("the server", [sys.executable, "-m", "api"], base, logs / "server.log")
         self.workers = [
             Child(
                 f"worker {number}",
-                [sys.executable, "-m", "worker", "--drained-exit", str(DRAINED_EXIT)],
+                [sys.executable, "-m", "worker", "--drained-exit", str(DRAINED_EXIT), "--wait-for-stdin"],
                 base | ({"WCL_WORKER_NAME": f"{_worker_name()}-{number}"} if options.workers > 1 else {}),
                 logs / f"worker-{number}.log",
+                self._gate,
             )
             for number in range(1, options.workers + 1)
         ]
@@ -180,11 +184,13 @@ class Service:
             self._num_answered += 1
 
     def start(self) -> None:
-        """Start the server and wait until it has migrated the database and is ready, however long that takes.
+        """Start all processes, and wait until the server has migrated the database and is ready, however long it takes.
 
         Raises:
             UpError: the server refuses to start.
         """
+        for child in self.children:
+            self._watch(child)
         slow_at = time.monotonic() + SLOW_SECONDS
         with WclClient(self.options.url) as client:
             while not self.is_stopping and not (self.server.is_running() and client.is_ready()):
@@ -192,10 +198,14 @@ class Service:
                 if time.monotonic() > slow_at:
                     slow_at = float("inf")
                     self.report(f"the server is not ready after {SLOW_SECONDS:.0f} s; see {self.server.log_path}")
-                time.sleep(0.1)
+                time.sleep(_READY_SECONDS)
+
+    def open_gate(self) -> None:
+        """Let the workers open the database; each later start of one finds the gate open."""
+        os.close(self._gate_end)
 
     def watch(self) -> None:
-        """Start the workers, and restart processes that end, until a stop is requested.
+        """Restart processes that end, until a stop is requested.
 
         Raises:
             UpError: the server refuses to start again.
@@ -298,7 +308,7 @@ def _page_link(options: UpOptions, out: IO[str]) -> str:
 
 
 def _announce_datasets(options: UpOptions, service: Service) -> None:
-    """Start a thread that says what becomes of the datasets; the workers are started afterwards."""
+    """Start a thread that says what becomes of the datasets; the workers of this start register afterwards."""
     client = WclClient(options.url, _key(options))
     announcer = Announcer(client, options.workers, service.report)
     with contextlib.suppress(WclError):  # a key that may not read
@@ -339,6 +349,7 @@ def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.st
             service.start()
             if not service.is_stopping:
                 _announce_datasets(options, service)
+                service.open_gate()
                 with contextlib.suppress(OSError):  # the terminal may be closed
                     write(f"Serving {options.url} from {options.data_dir}", out)
                     write(f"Open     {_page_link(options, out)}", out)

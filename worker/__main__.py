@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return os.EX_CONFIG
     if problem := _time_problem(options.max_seconds, settings):
         parser.error(problem)
+    if options.wait_for_stdin:
+        sys.stdin.buffer.read()
     log_to_stderr()
     # Runs and the standby process inherit it; a second run of the same network is compiled within seconds.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.resolved_cache_dir / "compiler"))
@@ -191,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-seconds", type=float, help="stop in an orderly way before this time is over")
     parser.add_argument(
         "--drained-exit", type=int, default=0, metavar="CODE", help="exit code after a drain that a user requested"
+    )
+    parser.add_argument(
+        "--wait-for-stdin", action="store_true", help="import, then wait for the end of stdin before anything else"
     )
     return parser
 

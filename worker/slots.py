@@ -215,21 +215,16 @@ class Slots:
                 self._running.remove(claim)
                 self._changed.notify_all()
         with FaultLog(log, "the heartbeat after a job"):
-            self._note_end(claim, began)
-            self._database.write(
-                lambda session: workers.heartbeat(
-                    session, self._facts.id, self.job_id, self.ability.unable, address=self.address
-                )
-            )
+            reason = self._database.write(lambda session: self._note_end(session, claim))
+            self._room.note_end(reason, began)
+            if reason == Reason.BAD_DATA:
+                self._on_bad_data(claim.dataset_name)
 
-    def _note_end(self, claim: Claim, began: float) -> None:
-        """Tell the checks why the attempt ended: a fault of this worker would meet the next job, too."""
+    def _note_end(self, session: Session, claim: Claim) -> str | None:
+        """Send a heartbeat; return why the attempt ended, since a fault of this worker would meet the next job, too."""
+        workers.heartbeat(session, self._facts.id, self.job_id, self.ability.unable, address=self.address)
         ended = select(Attempt.end_reason).where(claim.attempt.is_row())
-        with self._database.read() as session:
-            reason = session.execute(ended).scalar_one_or_none()
-        self._room.note_end(reason, began)
-        if reason == Reason.BAD_DATA:
-            self._on_bad_data(claim.dataset_name)
+        return session.execute(ended).scalar_one_or_none()
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no attempt runs."""

@@ -696,6 +696,13 @@ GUARDS = (
         ("tests/wcl_client/test_up.py::test_a_drained_worker_is_not_restarted_and_a_stopped_or_failed_one_is",),
     ),
     Guard(
+        "a worker of wcl up waits for the server before it opens the database",
+        "worker/__main__.py",
+        "        sys.stdin.buffer.read()",
+        "        pass",
+        ("tests/wcl_client/test_up.py::test_a_worker_that_waits_for_the_server_does_not_open_the_database",),
+    ),
+    Guard(
         "a fault that lasts is logged once",
         "jobs/fault_log.py",
         "        if cause == self._cause:\n            return\n",

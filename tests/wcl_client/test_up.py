@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +19,7 @@ from wcl_client import cli, processes
 from wcl_client.api import WclClient
 from wcl_client.processes import DRAINED_EXIT, Child, Refused, descendants, module_environment
 from wcl_client.up import Service, UpError, UpOptions, free_port, locked
+from worker.__main__ import main as worker_main
 
 pytestmark = pytest.mark.process
 
@@ -86,6 +89,37 @@ def test_a_drained_worker_is_not_restarted_and_a_stopped_or_failed_one_is(tmp_pa
         assert child.is_over != comes_back
         assert ("it starts again" in messages[0]) == comes_back
         assert ("is not started again" in messages[0]) != comes_back
+
+
+def test_workers_start_beside_the_server_and_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    service = Service(UpOptions(tmp_path), pytest.fail)
+    worker = service.workers[0]
+    assert "--wait-for-stdin" in worker._command
+    code = "import sys; print('it waits', flush=True); sys.stdin.read(); print('it begins', flush=True)"
+    worker._command = [sys.executable, "-c", code]
+
+    worker.start()
+    eventually(lambda: worker.last_lines() == "it waits", "its start", 10)
+    assert worker.is_running()
+    service.open_gate()
+
+    eventually(lambda: worker.last_lines() == "it waits\nit begins", "its beginning", 10)
+    worker.kill()
+
+
+def test_a_worker_that_waits_for_the_server_does_not_open_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WaitsError(Exception): ...
+
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=Mock(side_effect=WaitsError))))
+
+    with pytest.raises(WaitsError):
+        worker_main(["--wait-for-stdin"])
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
