@@ -155,11 +155,11 @@ def _run(memory: Memory, request: Request, descriptors: Sequence[int], writer: i
     arguments = [*request.arguments, "--control-fd", str(control)]
     # Before the fork, so that the run has its own mark from its first moment.
     memory.write([sys.executable, "-m", "wcl_core", *arguments], request.environment)
-    if run := os.fork():
-        os.write(writer, str(run).encode())
+    if os.fork():
         os._exit(0)
-    os.close(writer)
     os.setsid()
+    os.write(writer, str(os.getpid()).encode())
+    os.close(writer)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
