@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022_dataset_versions"
-down_revision = "0021_cached_jobs"
+revision = "0023_dataset_versions"
+down_revision = "0022_listed_jobs"
 branch_labels = None
 depends_on = None
 
