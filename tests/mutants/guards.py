@@ -1039,6 +1039,13 @@ GUARDS = (
         ("tests/wcl_core/training/test_view_maker.py::test_views_of_fixed_shapes_are_the_views",),
     ),
     Guard(
+        "full memory behind the error of a capture is out_of_memory",
+        "wcl_core/training/execution.py",
+        "        error = error.__context__\n",
+        "        return None\n",
+        ("tests/wcl_core/training/test_execution.py::test_too_little_memory_for_the_capture_is_out_of_memory",),
+    ),
+    Guard(
         "a compiled step that differs is given up",
         "wcl_core/training/execution.py",
         "if math.isfinite(value) and not abs(measured[name] - value) <= TOLERANCES[name] * value:",

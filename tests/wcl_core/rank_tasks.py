@@ -17,6 +17,7 @@ from wcl_core.methods.views import Views
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.protocol import Request
 from wcl_core.reporter import MemoryReporter
+from wcl_core.training import execution
 from wcl_core.training.pretrain import pretrain
 
 
@@ -82,6 +83,14 @@ def training(
         ranks=ranks,
     )
     return {"outcome": outcome, "records": reporter.records}
+
+
+def compiled_training(ranks: Ranks, folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Run a training whose head is traced by torch.compile, and whose traced operations run as they are."""
+    execution._COMPILER = {"backend": "eager"}
+    execution._compilable = lambda model: [model.instance_head.hidden]  # type: ignore[assignment, return-value]
+    execution.compiled_function = lambda function: function
+    return training(ranks, folder, fields)
 
 
 def batch_norm(ranks: Ranks, folder: Path, shape: list[int]) -> dict[str, Any]:

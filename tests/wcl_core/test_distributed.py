@@ -111,6 +111,19 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def test_steps_of_two_ranks_are_compiled(worlds: Worlds, tmp_path: Path) -> None:
+    """Batch norm sums over the ranks within the compiled layers."""
+    fields = small.fields(processes=2, method="simclr", knn_every_epochs=0, epochs=2)
+    eager, _ = worlds.run(2, "training", tmp_path / "eager", fields=fields)
+    fields |= {"execution": "compiled"}
+    first, second = worlds.run(2, "compiled_training", tmp_path / "compiled", fields=fields)
+    records = first["records"]
+    (started,) = [record for record in records if record["type"] == "started"]
+    assert (started["execution"], started.get("execution_reason")) == ("compiled", None)
+    assert second["outcome"] == "succeeded"
+    assert small.curves(records) == pytest.approx(small.curves(eager["records"]), rel=1e-4)
+
+
 @pytest.mark.parametrize("changes", [{"method": "wcl"}, {"method": "simclr"}, KEPT], ids=["wcl", "simclr", "kept"])
 def test_a_run_is_the_same_at_any_number_of_ranks(worlds: Worlds, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Losses, weights and momentum over eight steps, in float64.

@@ -189,10 +189,6 @@ class PretrainSpec(SpecModel):
                 f"processes is {processes}, which does not divide batch_size = {batch_size}; "
                 f"use a batch_size of {_multiple(batch_size, processes)}"
             )
-        if processes > 1 and info.data.get("execution") == "compiled":
-            raise ValueError(
-                f"processes is {processes}, but execution is compiled, which is for one process; use auto or eager"
-            )
         return processes
 
     @field_validator("nodes")

@@ -158,7 +158,7 @@ class Execution:
         device: torch.device,
         total_steps: int,
     ) -> None:
-        self._wish, self._learner, self._optimizer = config.execution, learner, optimizer
+        self._wish, self._learner, self._optimizer, self._ranks = config.execution, learner, optimizer, ranks
         self._view_maker = view_maker
         self._eager = Step(learner, optimizer, ranks, total_steps, view_maker.views)
         self.step: Step | CapturedStep = self._eager
@@ -166,6 +166,8 @@ class Execution:
         self.reason: str | None = None
         if self.form != "eager" and (obstacle := _obstacle(config, ranks, total_steps)) is not None:
             self.form, self.reason = "eager", obstacle
+        elif self.form == "captured" and ranks.size > 1:
+            self.form, self.reason = "compiled", "the sums over several processes are not captured"
         elif self.form == "compiled" and device.type == "cuda":
             self.reason = f"method {config.method} does not declare that its loss can be captured"
 
@@ -181,7 +183,8 @@ class Execution:
         Raises:
             Interrupted: by a request, in an `interruptible` block.
             torch.OutOfMemoryError: the spec asks for compiled steps, and the memory does not suffice.
-            RuntimeError: the GPU is broken.
+            Exception: the GPU is broken; or the step of one of several ranks cannot be compiled, because the others
+                would wait for this one in the middle of theirs.
         """
         start = time.monotonic()
         if (reason := self._failure(inputs)) is not None:
@@ -196,14 +199,14 @@ class Execution:
                 self._capture(inputs)
         except Interrupted:
             raise
-        except FormError as error:
+        except FormError as error:  # on all ranks, since their losses and gradients are equal
             return str(error)
         except Exception as error:  # compilers have many errors
-            if is_out_of_memory(error):
+            if (full := _out_of_memory(error)) is not None:
                 if self._wish == "compiled":
-                    raise
+                    raise full from error
                 return "the compiled step needs more memory than there is"
-            if cuda_reason(error) == "device_failed":
+            if cuda_reason(error) == "device_failed" or self._ranks.size > 1:
                 raise
             return f"{type(error).__name__}: {first_line(error)}"[:300]
         return None
@@ -255,10 +258,19 @@ def form_of(config: PretrainSpec, method: Method, device: torch.device) -> Form:
 
 def _obstacle(config: PretrainSpec, ranks: Ranks, total_steps: int) -> str | None:
     """Return why a run cannot be compiled or, under `auto`, should not be; None if there is no reason."""
-    if ranks.size > 1:
-        return "the sums over several processes within batch norm cannot be compiled"
+    if config.execution == "auto" and ranks.size > 1:
+        return "steps of several processes are compiled only if execution is compiled"
     if config.execution == "auto" and total_steps < LEAST_STEPS:
         return f"a run of {total_steps} steps is over before a compilation pays; {LEAST_STEPS} or more are compiled"
+    return None
+
+
+def _out_of_memory(error: BaseException | None) -> Exception | None:
+    """Return the error of full memory behind an error; the end of a capture that failed raises one of its own."""
+    while error is not None:
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            return error
+        error = error.__context__
     return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,10 @@ class _Run:
         """Compile the step, if the run is to execute it so, with the shapes of every step; record its form."""
         if self.execution.form != "eager":
             self._progress("compile")
-            with self.clock.stopped(), interruptible(self.reporter.request):
+            # A rank that leaves in the middle of a step would let the others wait; the run owes no save, so that it can
+            # be ended.
+            ends = interruptible(self.reporter.request) if self.ranks.size == 1 else nullcontext()
+            with self.clock.stopped(), ends:
                 index = torch.arange(self.config.images_per_step)
                 seconds = self.execution.prepare(self._inputs(index, self.view_maker.parameters(self.step)))
             self.reporter.log(f"the preparation of {self.execution.form} steps took {seconds:.0f} s")

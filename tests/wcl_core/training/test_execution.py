@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch._dynamo.utils import counters
 
 from tests.wcl_core import small
 from tests.wcl_core.small import STEPS_PER_EPOCH
+from wcl_core import attempt
 from wcl_core.distributed import SINGLE, Ranks
 from wcl_core.methods.base import Loss
 from wcl_core.protocol import Outcome, Request
@@ -242,6 +243,30 @@ def test_a_network_that_replaces_its_buffers_stays_eager(tmp_path: Path, monkeyp
     assert "replaces its buffers" in reporter.of("started")[0]["execution_reason"]
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_too_little_memory_for_the_capture_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_masked: bool
+) -> None:
+    """CUDA's end of a capture that has failed raises an error of its own."""
+
+    def capture(step: Callable[[], Loss], device: torch.device) -> Any:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        finally:
+            if is_masked:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(execution, "compiled", lambda model: model)
+    monkeypatch.setattr(execution, "capture", capture)
+    monkeypatch.setattr(execution, "form_of", lambda *_: "captured")
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run(tmp_path / "compiled", execution="compiled")
+    assert attempt.classify(caught.value) == "out_of_memory"
+    monkeypatch.setattr(execution, "LEAST_STEPS", 1)
+    _, reporter = run(tmp_path / "auto", execution="auto")
+    assert reporter.of("started")[0]["execution_reason"] == "the compiled step needs more memory than there is"
+
+
 def test_too_little_memory_ends_a_compiled_run_and_makes_an_automatic_one_eager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +281,7 @@ def test_too_little_memory_ends_a_compiled_run_and_makes_an_automatic_one_eager(
 
 
 def test_the_form_follows_from_spec_device_and_method() -> None:
-    """Several processes and short runs are eager; a method that does not declare it is not captured."""
+    """By default, several processes and short runs are eager; a method that does not declare it is not captured."""
     cases = [
         ("eager", "cuda", SINGLE, LEAST_STEPS, True, "eager", None),
         ("auto", "cpu", SINGLE, LEAST_STEPS, True, "eager", None),
@@ -264,7 +289,11 @@ def test_the_form_follows_from_spec_device_and_method() -> None:
         ("auto", "cuda", SINGLE, LEAST_STEPS - 1, True, "eager", "steps is over before"),
         ("compiled", "cuda", SINGLE, 1, True, "captured", None),
         ("compiled", "cpu", SINGLE, 1, True, "compiled", None),
-        ("auto", "cuda", Ranks(0, 2), LEAST_STEPS, True, "eager", "several processes"),
+        ("auto", "cuda", Ranks(0, 2), LEAST_STEPS, True, "eager", "only if execution is compiled"),
+        ("compiled", "cuda", Ranks(0, 2), 1, True, "compiled", "are not captured"),
+        ("compiled", "cuda", Ranks(0, 2), 1, False, "compiled", "does not declare"),
+        ("compiled", "cpu", Ranks(0, 2), 1, True, "compiled", None),
+        ("eager", "cuda", Ranks(0, 2), LEAST_STEPS, True, "eager", None),
         ("compiled", "cuda", SINGLE, 1, False, "compiled", "does not declare"),
     ]
     for wish, device, ranks, steps, is_capturable, form, reason in cases:
@@ -279,7 +308,28 @@ def test_the_form_follows_from_spec_device_and_method() -> None:
         assert (reason or "") in (chosen.reason or "")
 
 
-def test_a_spec_cannot_ask_for_compiled_steps_of_several_processes() -> None:
-    with pytest.raises(ValidationError, match="execution is compiled, which is for one process; use auto or eager"):
-        small.spec(execution="compiled", processes=2)
-    assert small.spec(execution="auto", processes=2).processes == 2
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("backbone", [{"name": "vit_small", "patch_size": 8}, {"name": "timm", "variant": "resnet10t"}])
+def test_other_backbones_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: dict[str, Any]
+) -> None:
+    if backbone["name"] == "timm" and not entry_points(group="wcl.backbones", name="timm"):
+        pytest.skip("this project is not installed, so timm is no plugin")
+    monkeypatch.setattr(execution, "_COMPILER", {"backend": "eager"})
+    fields: dict[str, Any] = {"backbone": backbone, "batch_size": 8, "data": {"name": "digits", "image_size": 32}}
+    run = _Run(small.spec(execution="compiled", **fields), NullReporter(), small.few_digits(), tmp_path, None, SINGLE)
+    run.saver.close()
+    run.prepare()
+    assert (run.execution.form, run.execution.reason) == ("compiled", None)
+
+
+def test_a_step_of_two_ranks_that_cannot_be_compiled_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rank goes on by itself, because the others may wait for it within the compiled step."""
+    run = _Run(small.spec(execution="compiled"), NullReporter(), small.few_digits(), tmp_path, None, SINGLE)
+    run.saver.close()
+    run.execution._ranks = Ranks(0, 2)
+    monkeypatch.setattr(execution, "compiled", failing(RuntimeError("no C++ compiler")))
+    with pytest.raises(RuntimeError, match=r"no C\+\+"):
+        run.prepare()
