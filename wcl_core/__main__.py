@@ -167,7 +167,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     assert isinstance(spec, PretrainSpec)
     with joined(choice=spec.device) as ranks:  # before the data are read: it checks the device
         dataset = _load(spec, options.data_path)
-        with _cancelled_by_interrupt() as request:
+        with _paused_by_interrupt() as request:
             reporter = ConsoleReporter(request)
             if spec.num_ranks != ranks.size and ranks.is_first:
                 reporter.warning(
@@ -176,6 +176,8 @@ def _pretrain(options: argparse.Namespace) -> int:
                 )
             arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
             outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
+        if outcome == "paused" and ranks.is_first:
+            write_line("paused; --resume and the last checkpoint continue the run", sys.stderr)
     return _exit_code(outcome)
 
 
@@ -308,15 +310,15 @@ def _load(spec: Spec, path: Path | None) -> data.ImageData:
 
 
 @contextmanager
-def _cancelled_by_interrupt() -> Iterator[Callable[[], Request | None]]:
-    """Turn the first Ctrl-C into a cancel, so that a checkpoint is saved; a second one stops the process at once."""
+def _paused_by_interrupt() -> Iterator[Callable[[], Request | None]]:
+    """Turn the first Ctrl-C into a pause, so that a checkpoint is saved; a second one stops the process at once."""
     requests: list[Request] = []
 
-    def cancel(*_: object) -> None:
-        requests.append("cancel")
+    def pause(*_: object) -> None:
+        requests.append("pause")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, cancel)
+    before = signal.signal(signal.SIGINT, pause)
     try:
         yield lambda: requests[0] if requests else None
     finally:

@@ -192,7 +192,7 @@ def test_the_command_runs_from_start_to_end(tmp_path: Path) -> None:
 LONG = small.fields(epochs=90_000, warmup_epochs=0, knn_every_epochs=0, checkpoints={"every_epochs": 90_000})
 
 
-@pytest.mark.parametrize(("byte", "outcome"), [(b"c", "cancelled"), (b"d", "drained"), (b"p", "paused")])
+@pytest.mark.parametrize(("byte", "outcome"), [(b"d", "drained"), (b"p", "paused")])
 def test_a_request_on_the_pipe_leads_to_a_checkpoint(
     tmp_path: Path, start: Callable[..., Process], byte: bytes, outcome: str
 ) -> None:

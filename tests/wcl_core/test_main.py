@@ -75,7 +75,9 @@ def test_a_run_continues_from_a_checkpoint(trained: Path, tmp_path: Path) -> Non
     assert again.read_bytes() == last.read_bytes()
 
 
-def test_an_interrupt_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_a_pause_which_saves_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, emit = signal.getsignal(signal.SIGINT), ConsoleReporter.emit
 
     def interrupt(self: ConsoleReporter, record: Record) -> None:
@@ -86,6 +88,7 @@ def test_an_interrupt_saves_and_stops(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ConsoleReporter, "emit", interrupt)
     assert call("pretrain", write(tmp_path / "spec.yaml", small.fields()), "--output", tmp_path / "run") == 1
+    assert "paused; --resume" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
 

@@ -80,6 +80,7 @@ def pretrain(
 
     Returns:
         `succeeded`, or the outcome of a request, after writing a checkpoint of the last step unless no step was taken.
+        A cancel writes none: the work since the last checkpoint is lost.
         A request ends a long kNN measurement after an epoch; the run that resumes there measures first.  A request
         during the last step comes too late, and the run has succeeded, unless it ends the last measurement.
 
@@ -211,7 +212,8 @@ class _Run:
                 # Before a request is handled, because a run that resumes here starts with the next epoch.
                 is_measured = self._measured(epoch + 1) if is_epoch_end else self.step < self.total_steps
                 request = self._request()
-                if request or (is_epoch_end and self.saver.is_due(epoch + 1)):
+                owes_save = request is not None and request != "cancel"
+                if owes_save or (is_epoch_end and self.saver.is_due(epoch + 1)):
                     self._save()
                 else:
                     self.saver.register_if_written()

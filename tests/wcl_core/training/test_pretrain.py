@@ -378,7 +378,13 @@ def test_another_environment_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 # --- requests ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("verb", "outcome"), [("cancel", "cancelled"), ("drain", "drained"), ("pause", "paused")])
+def test_a_cancel_ends_the_run_after_the_step_without_a_further_checkpoint(tmp_path: Path) -> None:
+    result, reporter = run(small.spec(), tmp_path, stop=(6, "cancel"))
+    assert result == "cancelled"
+    assert [record["step"] for record in reporter.of("checkpoint")] == [4]
+
+
+@pytest.mark.parametrize(("verb", "outcome"), [("drain", "drained"), ("pause", "paused")])
 def test_a_request_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, verb: Request, outcome: str) -> None:
     result, reporter = run(small.spec(), tmp_path, stop=(6, verb))
     assert result == outcome
