@@ -1,4 +1,4 @@
-"""Warnings about a training that is valid and will hardly learn: few steps, one step an epoch, a far too high rate."""
+"""Warnings about a training that is valid and will hardly learn: few steps, few steps an epoch, a far too high rate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from jobs.estimates import steps_per_epoch
 from wcl_core.config import PretrainSpec
 from wcl_core.presets import presets
+from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
 
-MIN_STEPS = 1_000
+_MIN_STEPS_PER_EPOCH = 4  # with fewer, each epoch has almost the same batches
+_HOPELESS_STEPS = 100
 # Base rates of the recipes by optimiser and scaling: `wcl_core.presets`, and usual ones of AdamW.
 _RATES = {("sgd", "linear"): 0.12, ("lars", "sqrt"): 0.075, ("lars", "linear"): 0.3, ("adamw", "linear"): 5e-4}
 _FAR = 5.0  # times the rate of the recipe
@@ -29,17 +31,22 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None) -> Iterator[s
     steps = steps_per_epoch(spec, images)
     if not steps or not isinstance(spec.batch_size, int):  # a run that has yet to find its batch
         return
-    if steps == 1:
-        fitting = max(2, images // 8 // spec.num_ranks * spec.num_ranks)
+    fitting = max(2, images // 8 // spec.num_ranks * spec.num_ranks)
+    is_too_large = steps == 1 or (steps < _MIN_STEPS_PER_EPOCH and spec.batch_size > SMALLEST_BATCH)
+    if is_too_large:
+        epoch = "one step with the same images" if steps == 1 else f"only {steps} steps with almost the same images"
         yield (
-            f"batch_size is {spec.batch_size} of {images} train images, so an epoch is one step with the same images "
-            f"each time; use about {fitting}"
+            f"batch_size is {spec.batch_size} of {images} train images, so an epoch is {epoch} each time; use about "
+            f"{fitting}"
         )
     total = steps * spec.epochs
     if total < MIN_STEPS and not _is_of_its_preset(spec, preset):
-        epochs = math.ceil(MIN_STEPS / steps)
         count = "1 step" if total == 1 else f"{total} steps"
-        yield f"{count} in all, too few to learn much; use at least {MIN_STEPS:,}, that is epochs = {epochs}"
+        teaches = "anything" if total < _HOPELESS_STEPS else "much"
+        enough = f"epochs = {math.ceil(MIN_STEPS / steps)}"
+        if is_too_large:
+            enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
+        yield f"{count} in all, too few to learn {teaches}; use at least {MIN_STEPS:,}, that is {enough}"
 
 
 def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:

@@ -1,7 +1,7 @@
 """Access: API keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
 
-A key is shown once.  A sign-in link carries a token that works once, within 15 minutes, and becomes a browser session.
-The session has the key's scopes and ends with the key.
+A key is shown once.  A sign-in link carries a token that works once, within 15 minutes, and becomes a browser session,
+as does a key that a user enters.  The session has the key's scopes and ends with the key.
 """
 
 from __future__ import annotations
@@ -116,6 +116,12 @@ def redeem(session: Session, token: str) -> str | None:
     statement = delete(SignInToken).where(*_is_token("link", token)).returning(SignInToken.key_id)
     key_id = session.execute(statement).scalar_one_or_none()
     return None if key_id is None else _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
+
+
+def sign_in(session: Session, secret: str) -> str | None:
+    """Exchange the secret of a key for a browser session; return None if the key is unknown or revoked."""
+    principal = find(session, secret)
+    return None if principal is None else _new_token(session, "session", principal.key_id, SESSION_DAYS * 86_400_000)
 
 
 def by_session(session: Session, token: str) -> Principal | None:

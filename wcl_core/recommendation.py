@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from wcl_core.config import AugmentConfig, DataConfig, PretrainSpec
 from wcl_core.config.images import proposed_image_size
@@ -20,10 +20,11 @@ from wcl_core.config.memory import SHARE, largest_batch, process_bytes
 
 Content = Literal["photos", "drawings", "overhead"]
 CONTENTS: tuple[Content, ...] = get_args(Content)
+Length = Literal["quick", "standard", "thorough"]
 LEARNING_RATE = 0.06  # for SGD and a batch of 256, as the preset for CIFAR-10
-MIN_STEPS, MAX_STEPS = 1_000, 20_000
+MIN_STEPS = 1_000
 _STEPS_PER_EPOCH = 7  # at least, so that batches differ from epoch to epoch
-_SMALLEST_BATCH = 8
+SMALLEST_BATCH = 8
 _MOST_EPOCHS = 1_000
 _IN_MEMORY = 2 << 30  # bytes of images that a run keeps on its device
 _MANY = 20_000  # images from which a larger network pays off on a GPU
@@ -34,6 +35,20 @@ _COSTS = {
     ("resnet18", "imagenet"): (1.82e9, 224),
     ("resnet18", "small"): (5.6e8, 32),
     ("resnet50", "imagenet"): (4.1e9, 224),
+}
+
+
+class Budget(NamedTuple):
+    """The most that a training of some length takes."""
+
+    minutes: float
+    steps: int
+
+
+LENGTHS: dict[Length, Budget] = {
+    "quick": Budget(10, 2_000),
+    "standard": Budget(60, 20_000),
+    "thorough": Budget(480, 100_000),
 }
 
 
@@ -105,20 +120,22 @@ def recommend(
     minutes: float | None = None,
     content: Content = "photos",
     images_per_second: float | None = None,
+    length: Length = "standard",
 ) -> Recommendation:
     """Return a recipe for a dataset.
 
     Args:
         name: of the dataset.
-        minutes: that the training may take; an hour by default.
+        minutes: that the training may take; by default those of `length`.
         content: `photos`; `drawings`, also digits and text, which may not be mirrored or recoloured; `overhead`:
             microscopy and satellite images, whose colours have a meaning.
         images_per_second: of a similar run; by default a rule of thumb.
+        length: a usual budget of minutes and steps, for a training without `minutes`.
 
     Raises:
         ValueError: there are too few images to train on.
     """
-    if images.count < 2 * _SMALLEST_BATCH:
+    if images.count < 2 * SMALLEST_BATCH:
         raise ValueError(f"{name} has {images.count} train images, too few to learn from; expected some hundreds")
     choices = [_size(images, machine), *_unreadable(images)]
     side = choices[0].value
@@ -128,9 +145,10 @@ def recommend(
     speed = images_per_second or _speed(backbone, side, machine)
     choices.append(_batch(images, machine))
     batch = choices[-1].value
-    budget = 60 * (minutes or 60) * speed / batch
+    usual = LENGTHS[length]
+    allowed = 60 * (minutes or usual.minutes) * speed / batch
     per_epoch = images.count // batch
-    epochs = _epochs(per_epoch, budget, minutes)
+    epochs = _epochs(per_epoch, allowed, minutes or usual.minutes, math.inf if minutes else usual.steps)
     choices += [epochs, *_augmentation(images, content, side)]
     spec = _spec(name, choices)
     parsed = PretrainSpec.model_validate(spec)
@@ -201,17 +219,18 @@ def _speed(backbone: tuple[str, str], side: int, machine: Machine) -> float:
 
 def _batch(images: Images, machine: Machine) -> Choice:
     most = 256 if machine.is_gpu else 64
-    batch = max(_SMALLEST_BATCH, min(most, 2 ** int(math.log2(images.count / _STEPS_PER_EPOCH))))
+    batch = max(SMALLEST_BATCH, min(most, 2 ** int(math.log2(images.count / _STEPS_PER_EPOCH))))
     reason = "neighbours are looked for within a batch, so large ones are better"
     if batch < most:
         reason += f"; at least {_STEPS_PER_EPOCH} batches an epoch, so that they differ from epoch to epoch"
     return Choice("batch_size", batch, reason)
 
 
-def _epochs(per_epoch: int, budget: float, minutes: float | None) -> Choice:
-    steps = max(MIN_STEPS, budget if minutes else min(MAX_STEPS, budget))
+def _epochs(per_epoch: int, allowed: float, minutes: float, most: float) -> Choice:
+    """Return the epochs of as many steps as the minutes allow, but at most `most`."""
+    steps = max(MIN_STEPS, min(most, allowed))
     epochs = min(_MOST_EPOCHS, max(math.ceil(MIN_STEPS / per_epoch), round(steps / per_epoch)))
-    of_time = f"what about {minutes or 60:g} minutes allow" if steps == budget else "a usual number"
+    of_time = f"what about {minutes:g} minutes allow" if steps == allowed else "a usual number"
     if steps == MIN_STEPS:
         of_time = "fewer teach little"
     return Choice("epochs", epochs, f"{per_epoch * epochs:,} steps in all, {per_epoch:,} an epoch: {of_time}")

@@ -84,17 +84,27 @@ def authenticate(request: Request, database: Database) -> Principal:
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
     if not (token := session_token(request)):
-        raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in by a link")
+        raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in with a key or a link")
     with database.read() as session:
         principal = keys.by_session(session, token)
     if principal is None:
-        raise Unauthenticated("this browser is no longer signed in; open a new sign-in link")
-    if request.method not in _SAFE_METHODS and not _is_same_origin(request):
+        raise Unauthenticated("this browser is no longer signed in; sign in again with a key or a new link")
+    if request.method not in _SAFE_METHODS:
+        check_origin(request)
+    return principal
+
+
+def check_origin(request: Request) -> None:
+    """Check that a page of this server sent a browser's request.
+
+    Raises:
+        Forbidden: another site sent it.
+    """
+    if not _is_same_origin(request):
         raise Forbidden(
             "another site sent this request; a browser may change things only from this server's own pages "
             f"(at {str(request.base_url)[:200]}; behind a proxy, WCL_TRUSTED_PROXIES names the proxy)"
         )
-    return principal
 
 
 def _is_same_origin(request: Request) -> bool:

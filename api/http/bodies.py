@@ -23,6 +23,7 @@ from jobs.errors import FieldError, Invalid
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 MAX_FORM_BYTES = 250_000
+MAX_PUBLIC_BYTES = 4_000  # of a request without a key
 MAX_FORM_FIELDS = 500
 _JSON = "application/json"
 _SEPARATORS = {"application/x-www-form-urlencoded": b"&", "multipart/form-data": b"Content-Disposition"}

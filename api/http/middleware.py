@@ -83,8 +83,10 @@ class Middleware:
 
     async def _body(self, request: Request) -> Receive:
         principal, routes, path = auth.current_principal(request), request.app.state.routes, route_path(request.scope)
-        if principal is None or request.method in ("GET", "HEAD") or request.method not in routes.methods(path):
+        if request.method in ("GET", "HEAD") or request.method not in routes.methods(path):
             return request.receive  # nothing reads it
+        if principal is None:  # a public path
+            return await bodies.checked(request, bodies.MAX_PUBLIC_BYTES)
         routes.check_scope(request.method, path, principal)
         return await bodies.checked(request, self._settings.max_body_bytes)
 

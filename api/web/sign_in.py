@@ -1,18 +1,18 @@
-"""Signing a browser in by a one-time link, and out again.
+"""Signing a browser in by a one-time link or by a key, and out again.
 
-`templates/sign_in.html` gets `state`: `done` (signed in, the page moves on to /), `spent` (a used, old or wrong link)
-or `absent` (not signed in).  A redirect does not work: after a click on another site the browser follows it without
-the new SameSite=Strict cookie.
+`templates/sign_in.html` gets `state`: `done` (signed in, the page moves on to /), `spent` (a used, old or wrong link),
+`wrong` (an unknown key) or `absent` (not signed in).  After a link a redirect does not work: after a click on another
+site the browser follows it without the new SameSite=Strict cookie.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api.http.auth import AnyKey, session_token
+from api.http.auth import AnyKey, check_origin, session_token
 from api.http.dependencies import TheDatabase
 from api.http.proxies import rooted
 from api.web import render
@@ -21,7 +21,7 @@ from jobs.database import Database
 
 router = APIRouter(include_in_schema=False)
 
-State = Literal["done", "spent", "absent"]
+State = Literal["done", "spent", "wrong", "absent"]
 
 
 @router.get("/sign-in")
@@ -36,6 +36,27 @@ def sign_in(request: Request, database: TheDatabase, token: str = "") -> Respons
     response = _page(request, "done", 200)
     _set_cookie(request, response, secret, keys.SESSION_DAYS * 86_400)
     return response
+
+
+@router.post("/sign-in")
+def sign_in_with_key(request: Request, database: TheDatabase, key: Annotated[str, Form()] = "") -> Response:
+    """Exchange an API key for a session and set the session cookie."""
+    check_origin(request)  # another site must not sign a browser in
+    secret = _exchange(database, key.strip())
+    if secret is None:  # a valid key always passes, as with a link
+        request.app.state.failures.note(request)
+        return _page(request, "wrong", 403)
+    response = RedirectResponse("/", 303)
+    _set_cookie(request, response, secret, keys.SESSION_DAYS * 86_400)
+    return response
+
+
+def _exchange(database: Database, key: str) -> str | None:
+    """Exchange a key for a session; a wrong one costs no write."""
+    with database.read() as session:
+        if keys.find(session, key) is None:
+            return None
+    return database.write(lambda session: keys.sign_in(session, key))
 
 
 def _redeem(database: Database, token: str) -> str | None:
@@ -70,7 +91,11 @@ def _set_cookie(request: Request, response: Response, secret: str, seconds: int)
 
 
 def _page(request: Request, state: State, status: int) -> Response:
-    """Render the page without a referrer, since its address may hold a token."""
+    """Render the page, without a referrer where its address holds a token that was valid.
+
+    With this policy a browser names no origin, which the form for a key needs.
+    """
     response = render.page(request, "sign_in.html", status, state=state)
-    response.headers["Referrer-Policy"] = "no-referrer"
+    if state == "done":
+        response.headers["Referrer-Policy"] = "no-referrer"
     return response

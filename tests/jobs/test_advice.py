@@ -35,7 +35,18 @@ def advised(images: int, preset: str | None = None, **fields: Any) -> list[str]:
                 "use about 61"
             ],
         ),
-        (64, {"epochs": 1}, ["batch_size is 64 of 64 train images, so", "1 step in all, too few"]),
+        (64, {"epochs": 1}, ["batch_size is 64 of 64 train images, so", "1 step in all, too few to learn anything"]),
+        (
+            490,
+            {"batch_size": 180, "epochs": 10},
+            [
+                "batch_size is 180 of 490 train images, so an epoch is only 2 steps with almost the same images each "
+                "time; use about 61",
+                "20 steps in all, too few to learn anything; use at least 1,000, that is batch_size = 61 with epochs = "
+                "125, or epochs = 500",
+            ],
+        ),
+        (490, {"batch_size": 120, "epochs": 300}, []),
         (
             4900,
             {"optimizer": SGD | {"learning_rate": 90}},

@@ -1728,6 +1728,13 @@ GUARDS = (
         ("tests/api/http/test_access.py::test_wrong_keys_are_slowed_down_and_right_ones_pass",),
     ),
     Guard(
+        "another site signs no browser in",
+        "api/web/sign_in.py",
+        "check_origin(request)",
+        "None",
+        ("tests/api/http/test_access.py::test_a_key_signs_a_browser_in",),
+    ),
+    Guard(
         "a proxy has the limit of all connections only",
         "api/http/connections.py",
         "if is_full and not self._is_proxy(connection.address):",

@@ -22,7 +22,7 @@ from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
 
 JOB = {"kind": "pretrain", "spec": SPEC}
-PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "ANY /static"}
+PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "POST /sign-in", "ANY /static"}
 ADMIN = {
     "GET /v1/keys",
     "POST /v1/keys",
@@ -146,6 +146,25 @@ def test_a_sign_in_link_works_once(served: Served) -> None:
     assert "sign-in-links" in second.text, "it does not say how to get a new one"
     assert browser.get("/v1/jobs").status_code == 200
     assert other.get("/v1/jobs").status_code == 401
+
+
+def test_a_key_signs_a_browser_in(served: Served) -> None:
+    browser, own = served.bare({"Accept": "text/html"}), {"Origin": served.url}
+
+    wrong = browser.post("/sign-in", data={"key": "wcl_wrong"}, headers=own)
+    elsewhere = browser.post("/sign-in", data={"key": served.key()}, headers={"Origin": "http://evil.example"})
+    large = browser.post("/sign-in", data={"key": "x" * 10_000}, headers=own)
+    assert (wrong.status_code, elsewhere.status_code, large.status_code) == (403, 403, 413)
+    assert "unknown or revoked" in wrong.text
+    assert "another site" in elsewhere.text.lower()
+    assert not browser.cookies
+
+    right = browser.post("/sign-in", data={"key": f" {served.key('read')}\n"}, headers=own)
+    assert (right.status_code, right.headers["location"]) == (303, "/")
+    for part in (f"{served.cookie}=", "HttpOnly", "SameSite=strict", "Path=/"):
+        assert part.lower() in right.headers["set-cookie"].lower()
+    assert browser.get("/v1/jobs").status_code == 200
+    assert browser.get("/v1/keys").status_code == 403, "the session has more scopes than its key"
 
 
 def test_signing_out_ends_the_session(served: Served) -> None:
@@ -302,6 +321,9 @@ def test_wrong_keys_are_slowed_down_and_right_ones_pass(small: Served) -> None:
 
     assert statuses == [401] * 20 + [429] * 2
     assert small.bare().get("/sign-in?token=wrong").status_code == 429
+    own = {"Origin": small.url}
+    assert small.bare(own).post("/sign-in", data={"key": "wcl_wrong"}).status_code == 429
+    assert small.bare(own).post("/sign-in", data={"key": small.key()}).status_code == 303
     assert right.get("/v1/jobs").status_code == 200
     link = right.post("/v1/sign-in-links").json()["url"]
     assert small.bare().get(link).status_code == 200, "wrong links of others lock out a right one"
