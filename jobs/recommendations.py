@@ -1,4 +1,4 @@
-"""A recipe for a registered dataset, on the devices of a pool."""
+"""Recipes for a registered dataset, on the devices of a pool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.estimates import estimate
 from jobs.models import Dataset, Worker
 from wcl_core.config import DataConfig, PretrainSpec
 from wcl_core.limits import num_cores
-from wcl_core.recommendation import Content, Images, Machine, Recommendation, recommend
+from wcl_core.recommendation import LENGTHS, Content, Images, Length, Machine, Recommendation, recommend
 
 _GREY = {"L", "1", "I", "I;16", "LA"}  # modes of Pillow without colours
 
@@ -28,16 +28,40 @@ def recommended(
         Invalid: it has too few images.
     """
     row = queries.get_dataset(session, name)
-    images, machine = _images(row), _machine(session, pool)
     try:
-        recipe = recommend(name, images, machine, minutes, content)
-        spec = PretrainSpec.model_validate(recipe.spec)
-        similar = estimate(session, spec, pool, int(machine.is_gpu), images.count)["like"]
-        if similar is None or not similar["images_per_second"]:
-            return recipe
-        return recommend(name, images, machine, minutes, content, similar["images_per_second"])
+        images, machine = _images(row), _machine(session, pool)
+        speed = _speed(session, recommend(name, images, machine, minutes, content), pool, machine, images)
+        return recommend(name, images, machine, minutes, content, speed)
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
+
+
+def recommended_lengths(
+    session: Session, row: Dataset, content: Content, pool: str = "default"
+) -> dict[Length, Recommendation]:
+    """Return a recipe for each usual length of a training on the workers of a pool.
+
+    Raises:
+        Invalid: the dataset has too few images.
+    """
+    try:
+        images, machine = _images(row), _machine(session, pool)
+        speed = _speed(session, recommend(row.name, images, machine, None, content), pool, machine, images)
+        return {length: recommend(row.name, images, machine, None, content, speed, length) for length in LENGTHS}
+    except ValueError as error:
+        raise Invalid([FieldError("/name", str(error))]) from error
+
+
+def usual_content(row: Dataset) -> Content:
+    """Return the kind of images that a dataset most likely has."""
+    return "drawings" if (row.kind, row.name) == ("builtin", "digits") else "photos"
+
+
+def _speed(session: Session, recipe: Recommendation, pool: str, machine: Machine, images: Images) -> float | None:
+    """Return the images a second of a similar run that has succeeded; None without one."""
+    spec = PretrainSpec.model_validate(recipe.spec)
+    similar = estimate(session, spec, pool, int(machine.is_gpu), images.count)["like"]
+    return (similar and similar["images_per_second"]) or None
 
 
 def _images(row: Dataset) -> Images:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,7 +16,7 @@ from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.datasets import DatasetState, SheetLayout, Unsettled
+from jobs.datasets import DatasetState, Refusal, SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
 
 router = APIRouter(include_in_schema=False)
@@ -35,6 +37,23 @@ class ClassView:
     counts: dict[str, int] | None
     row: int | None
     cells: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of the sheet of samples; `name` is that of its class, empty without labels."""
+
+    name: str
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A line about a dataset; a problem keeps images or jobs out."""
+
+    text: str
+    is_problem: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,43 @@ class DatasetView:
             return None
         return ClassView("unlabelled", None, 0, min(self.sheet.columns, sum(self.row.counts.values())))
 
+    def samples(self, count: int) -> list[Sample]:
+        """Return the first image of each class, then the second ones, and so on."""
+        if (images := self.unlabelled) is not None:
+            return [Sample("", 0, column) for column in range(min(count, images.cells))]
+        shown = [each for each in self.classes if each.cells]
+        columns = range(max((each.cells for each in shown), default=0))
+        places = (
+            Sample(each.name, each.row or 0, column) for column in columns for each in shown if column < each.cells
+        )
+        return list(islice(places, count))
+
+    @property
+    def side(self) -> str:
+        """The shorter side of the median image in pixels; empty where unknown."""
+        report = self.row.report or {}
+        if median := report.get("median"):
+            about = "about " if report.get("smallest") != report.get("largest") else ""
+            return f"{about}{min(median)} px"
+        return f"{self.row.image_size} px" if self.row.image_size else ""
+
+    @property
+    def trouble(self) -> str:
+        """The reason why a job on it would wait or is refused; empty for a dataset that is ready."""
+        if self.state.state == "being_read":
+            return f"being read, {self.state.share or 0:.0%}"
+        return self.state.message or ""
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """The trouble, the files that were left out, and what is odd about the others."""
+        report = self.row.report or {}
+        trouble = [Remark(_sentence(self.trouble), is_problem=True)] if self.trouble else []
+        left_out = [Remark(f"Left out: {_counted(each)}", True) for each in report.get("left_out", ())]
+        odd = [Remark(_sentence(_counted(each))) for each in report.get("odd", ())]
+        layout = [Remark(_sentence(report["layout"]))] if report.get("layout") else []
+        return [*trouble, *left_out, *odd, *layout]
+
     @property
     def note(self) -> str | None:
         return datasets.note(self.row)
@@ -89,11 +145,25 @@ class DatasetView:
         return bool(by_split) and all(len(set(counts)) == 1 for counts in by_split)
 
 
+def _counted(entry: Mapping[str, Any]) -> str:
+    return f"{entry['text']} ({entry['count']:,})"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 @dataclass(frozen=True)
 class DatasetList:
     views: list[DatasetView]
     unsettled: Unsettled
     now: int
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """The refused datasets that are not registered; the card of a registered one says it."""
+        names = {view.row.name for view in self.views}
+        return [each for each in self.unsettled.refused if each.name not in names]
 
 
 def dataset_list(session: Session) -> DatasetList:
@@ -117,4 +187,5 @@ def datasets_page(request: Request, reader: Reader, database: TheDatabase) -> Re
     """Return the page of all datasets."""
     with database.read() as session:
         view = dataset_list(session)
-    return page(request, "datasets.html", list=view, now=view.now, may_add="admin" in reader.scopes)
+    may = {f"may_{verb}": scope in reader.scopes for verb, scope in (("add", "admin"), ("submit", "submit"))}
+    return page(request, "datasets.html", list=view, now=view.now, **may)

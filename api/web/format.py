@@ -72,6 +72,16 @@ def brief(seconds: Any) -> str:
     return duration(seconds)
 
 
+def rough(seconds: float) -> str:
+    """Format an estimate in one unit: 1 min, 17 min, 2.5 h, 3 d."""
+    if seconds < 90 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    if seconds < 36 * 3_600:
+        hours = seconds / 3_600
+        return f"{hours:.0f} h" if hours >= 9.5 else f"{hours:.1f} h".replace(".0 ", " ")
+    return f"{seconds / 86_400:.0f} d"
+
+
 def age(at: int, now: int) -> str:
     """Format the time since `at` in its largest unit."""
     seconds = max(0, (now - at) // 1000)
@@ -260,6 +270,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "metric_title": lambda name: metric_facts(name).title,
     "duration": duration,
     "brief": brief,
+    "rough": rough,
     "share": share,
     "measured": measured,
     "age": age,

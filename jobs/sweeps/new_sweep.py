@@ -158,7 +158,9 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
 
 
 def plan(session: Session, design: Design) -> dict[str, Any]:
-    """Return the dry run of a sweep: trials, rungs, numbers of jobs, and the workers that could run them.
+    """Return the dry run of a sweep: trials, rungs, numbers of jobs, their time, and the workers that could run them.
+
+    `seconds` is the time of all trainings, one after the other, by the speed of a similar run; None without one.
 
     Raises:
         Invalid: as `submit`.
@@ -172,11 +174,18 @@ def plan(session: Session, design: Design) -> dict[str, Any]:
         "seeds": list(design.seeds),
         "jobs": {"pretrain": design.num_runs, "evaluate": design.num_runs},
         "epochs": design.num_epochs,
+        "seconds": _seconds(longest, design.num_epochs),
         "held_out_share": held_out_share(design.base, design.metric.model_dump(mode="json")),
         "dataset": longest["dataset"],
         "workers": longest["workers"],
         "warnings": longest["warnings"],
     }
+
+
+def _seconds(longest: dict[str, Any], epochs: int) -> float | None:
+    """Return the time of so many epochs, by the estimate for a job of the sweep."""
+    seconds = (longest["estimate"]["like"] or {}).get("seconds")
+    return None if seconds is None else float(seconds * epochs / longest["spec"]["epochs"])
 
 
 def held_out_share(base: dict[str, Any], metric: dict[str, Any]) -> float:

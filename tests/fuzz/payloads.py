@@ -138,7 +138,7 @@ _PARAMETERS = {
     "/jobs/{job_id}/map": ("image", "colour", "layout"),
     "/jobs/{job_id}/weak-labels": ("epoch", "group"),
     "/sweeps/{sweep_id}": ("sort", "x", "axis"),
-    "/submit": ("preset", "source"),
+    "/submit": ("preset", "source", "dataset", "length", "content", "name"),
     "/sign-in": ("token",),
 }
 

@@ -51,6 +51,15 @@ class SpecForm:
         """Return whether a field of the section is invalid or was changed."""
         return any(entry.pointer in self.errors or self.default(entry) is not None for entry in section.fields)
 
+    def changed(self, section: spec_form.Section) -> int:
+        """Return how many fields of the section were changed."""
+        return sum(self.default(entry) is not None for entry in section.fields)
+
+    @property
+    def origin(self) -> str:
+        """The word for the values that the form started from."""
+        return "preset" if self.preset else "before"
+
     @property
     def concerns_jobs(self) -> bool:
         """Whether an option beside the spec is invalid."""

@@ -1,4 +1,7 @@
-"""The page with the form of a new job, filled from a preset or from another job.
+"""The page with the form of a new job, filled from a recipe that fits a dataset, from a preset or from another job.
+
+The form asks three questions: which images, how long, and a name.  The first two choose the recipe (`job_start`); all
+settings are folded below.
 
 GET shows the form.  POST with `step=plan` shows it again with its errors or with the dry run; POST with `step=submit`
 creates the job, once for each one-time key of the form.
@@ -9,11 +12,12 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api.http.auth import Submitter
@@ -22,7 +26,7 @@ from api.http.idempotency import one_time_key
 from api.rest import job_bodies
 from api.rest.job_bodies import JobBody
 from api.rest.presets import PresetDeviation, preset_deviations, preset_fields
-from api.web.forms import spec_form
+from api.web.forms import job_start, spec_form
 from api.web.forms.fields import (
     FIRST_PRESET,
     NUMBERS,
@@ -35,14 +39,15 @@ from api.web.forms.fields import (
     parts,
     spec_typed,
 )
+from api.web.forms.job_start import Recipe, Start
+from api.web.forms.labels import LABELS
 from api.web.render import page
 from jobs import queries
 from jobs import submission as service
 from jobs.errors import Invalid
-from jobs.models import Job
-from jobs.new_job import kind_of
-from wcl_core.config import Kind, resolve_spec
-from wcl_core.config.overlay import leaves
+from jobs.new_job import default_name, kind_of
+from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config.overlay import changes_from, leaves, merged, overlaid
 from wcl_core.presets import described_presets, presets
 
 router = APIRouter(include_in_schema=False)
@@ -50,8 +55,52 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class Form(SpecForm):
+    """The form of a job.
+
+    Attributes:
+        recipe: the one that it started from; None if it started from a preset or a job.
+        problem: why there is no recipe for the dataset.
+    """
+
     plan: dict[str, Any] | None = None
     deviations: list[PresetDeviation] | None = None
+    recipe: Recipe | None = None
+    problem: str | None = None
+
+    @property
+    def spec_request(self) -> dict[str, Any]:
+        """The spec of the request; of a recipe, its own fields and those that differ from it."""
+        if self.recipe is None or self.base is None:
+            return super().spec_request
+        spec = merged(spec_form.read(self.kind, self.typed), self._moved)
+        return overlaid(self.recipe.proposal.spec, changes_from(self.base, spec))
+
+    @property
+    def origin(self) -> str:
+        return "proposed" if self.recipe else super().origin
+
+    @property
+    def verdict(self) -> Verdict:
+        """The judgement of the panel: a job that waits, does not fit or hardly learns is not ready."""
+        plan = self.plan or {}
+        if len(plan["workers"]) < plan["spec"].get("nodes", 1):
+            return Verdict("paused", "It would wait: no running worker can take it")
+        if ((plan.get("estimate") or {}).get("memory") or {}).get("warning"):
+            return Verdict("warning", "It does not fit into the memory")
+        if plan["warnings"]:
+            return Verdict("warning", "It would hardly learn")
+        return Verdict("succeeded", "Ready to submit")
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimated time of one training; None where unknown."""
+        like = (self.plan or {}).get("estimate", {}).get("like") or {}
+        if like.get("seconds") is not None or self.recipe is None or not self.plan:
+            return like.get("seconds")
+        proposal = self.recipe.proposal
+        same = resolve_spec(PretrainSpec.model_validate(proposal.spec))
+        is_alike = all(self.plan["spec"][name] == same[name] for name in ("backbone", "method", "batch_size", "data"))
+        return proposal.seconds * self.plan["total_steps"] / proposal.steps if is_alike else None
 
     @property
     def pointers(self) -> set[str]:
@@ -80,6 +129,13 @@ class Form(SpecForm):
         return shlex.join(words)
 
 
+class Verdict(NamedTuple):
+    """A judgement in a few words, with the icon of a state."""
+
+    state: str
+    text: str
+
+
 def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
@@ -89,12 +145,22 @@ def form(
     request: Request,
     submitter: Submitter,
     database: TheDatabase,
-    preset: str = FIRST_PRESET,
+    preset: str = "",
     source: str = "",
+    dataset: str = "",
+    length: str = "",
+    content: str = "",
+    name: str = "",
 ) -> Response:
-    """Show the form, filled from a preset or from another job."""
+    """Show the form, filled from a recipe, from a preset or from another job."""
     with database.read() as session:
-        filled = _of_job(session, source) if source else _of_preset(preset)
+        if source:
+            filled = _of_job(session, source)
+        elif preset or (chosen := dataset or job_start.first_dataset(session)) is None:
+            filled = _of_preset(preset or FIRST_PRESET)
+        else:
+            filled = _of_dataset(session, chosen, length, content)
+        filled = replace(filled, typed=filled.typed | ({"name": name} if name else {}))
         return _shown(request, session, filled)
 
 
@@ -104,8 +170,7 @@ def send(
 ) -> Response:
     """Check or submit the form."""
     with database.read() as session:
-        source = queries.get_job(session, typed["source"]) if typed.get("source") else None
-    filled = _of_typed(typed, source)
+        filled = _of_typed(session, typed)
     try:
         body = body_of(JobBody, filled.request)
         new = job_bodies.new_jobs(body, submitter.key_id, filled.source.id if filled.source else None)
@@ -127,6 +192,9 @@ def _shown(request: Request, session: Session, filled: Form) -> Response:
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
         "key": filled.typed.get("key") or one_time_key(),
+        "labels": LABELS,
+        "default_name": _default_name(filled),
+        "start": None if filled.source else _start(session, filled),
     }
     return page(request, "submit.html", 422 if filled.errors else 200, **context)
 
@@ -134,6 +202,31 @@ def _shown(request: Request, session: Session, filled: Form) -> Response:
 def _of_preset(name: str) -> Form:
     spec = preset_fields(name, "pretrain")
     return Form("pretrain", name, None, spec_typed("pretrain", spec), spec)
+
+
+def _default_name(filled: Form) -> str:
+    """Return the name of a job without one; empty for an invalid spec."""
+    try:
+        return default_name(parse_spec(filled.kind, spec_form.read(filled.kind, filled.typed)))
+    except ValidationError:
+        return ""
+
+
+def _start(session: Session, filled: Form) -> Start:
+    if filled.recipe:
+        return job_start.choices(session, filled.recipe, filled.recipe.dataset, None)
+    return job_start.choices(session, None, str(filled.typed.get("spec.data.name", "")), filled.problem)
+
+
+def _of_dataset(session: Session, name: str, length: str, content: str) -> Form:
+    """Return the form of a dataset's recipe; of the first preset, with the problem, for a dataset that is too small."""
+    try:
+        recipe = job_start.recipe(session, name, length, content)
+    except Invalid as error:
+        filled = _of_preset(FIRST_PRESET)
+        return replace(filled, typed=filled.typed | {"spec.data.name": name}, problem=error.errors[0].detail)
+    spec = resolve_spec(PretrainSpec.model_validate(recipe.proposal.spec))
+    return Form("pretrain", None, None, spec_typed("pretrain", spec), spec, recipe=recipe)
 
 
 def _of_job(session: Session, job_id: str) -> Form:
@@ -144,11 +237,15 @@ def _of_job(session: Session, job_id: str) -> Form:
     return Form(kind, job.preset if preset else None, job, typed, resolve_spec(preset) if preset else job.spec)
 
 
-def _of_typed(typed: dict[str, str], source: Job | None) -> Form:
+def _of_typed(session: Session, typed: dict[str, str]) -> Form:
     kind: Kind = "evaluate" if typed.get("kind") == "evaluate" else "pretrain"
-    preset = presets().get(typed.get("preset", ""))
+    source = queries.get_job(session, typed["source"]) if typed.get("source") else None
+    preset, recipe = presets().get(typed.get("preset", "")), None
     base = resolve_spec(preset) if preset else source.spec if source else None
-    filled = Form(kind, typed["preset"] if preset else None, source, typed, base)
+    if base is None and typed.get("dataset"):
+        recipe = job_start.recipe(session, typed["dataset"], typed.get("length", ""), typed.get("content", ""))
+        base = resolve_spec(PretrainSpec.model_validate(recipe.proposal.spec))
+    filled = Form(kind, typed["preset"] if preset else None, source, typed, base, recipe=recipe)
     return replace(filled, request=_request_of(filled))
 
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from api.http import bodies
 from api.rest.openapi import type_of
+from api.web.forms.labels import LABELS, SECTIONS, SectionText
 from jobs.errors import JobsError
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
 from wcl_core.config.overlay import with_fields
 
 _MODELS: dict[Kind, type[BaseModel]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
-_HIDDEN = ("spec_version",)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Field:
     @property
     def pointer(self) -> str:
         return "/spec/" + "/".join(self.path)
+
+    @property
+    def label(self) -> str:
+        """The field in plain words, with its unit."""
+        return LABELS[self.name]
 
     def shown(self, spec: Mapping[str, Any]) -> str:
         """Return the value as a user would type it."""
@@ -72,30 +77,34 @@ def json_or_text(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Section:
-    """Fields that belong together: those of the spec itself, or of one object in it."""
+    """Fields that belong together, with the texts of their section."""
 
-    name: str
-    description: str
+    text: SectionText
     fields: list[Field]
+
+    @property
+    def count(self) -> int:
+        return len(self.fields)
+
+    def summary(self, typed: Mapping[str, str]) -> str:
+        """Return the main values of the section, as typed."""
+        values = ((before, typed.get(f"spec.{name}", ""), after) for before, name, after in self.text.summary)
+        return ", ".join(f"{before}{value}{after}" for before, value, after in values if value)
 
 
 @cache
 def sections(kind: Kind) -> tuple[Section, ...]:
-    """Return all fields of a kind's spec: its own first, then one section for each object."""
+    """Return all fields of a kind's spec by section; fields of JSON, which need the whole width, last."""
     schema = _MODELS[kind].model_json_schema()
-    own, below = [], []
+    by_part: dict[str, list[Field]] = {}
     for name, body in schema["properties"].items():
         inner = _resolved(body, schema)
-        if name in _HIDDEN:
-            continue
         if "properties" in inner:
-            fields = [_field((name, part), each, schema) for part, each in inner["properties"].items()]
-            below.append(Section(name, str(inner.get("description", "")).partition("\n")[0], fields))
+            by_part[name] = [_field((name, part), each, schema) for part, each in inner["properties"].items()]
         else:
-            own.append(_field((name,), body, schema))
-    data = [field for section in below if section.name == "data" for field in section.fields]
-    first = sorted([*data, *own], key=lambda field: field.is_json)  # those need the whole width
-    return (Section("", "", first), *(section for section in below if section.name != "data"))
+            by_part[name] = [_field((name,), body, schema)]
+    of_section = {text: [field for part in text.parts for field in by_part[part]] for text in SECTIONS[kind]}
+    return tuple(Section(text, sorted(own, key=lambda field: field.is_json)) for text, own in of_section.items())
 
 
 def fields(kind: Kind) -> Iterator[Field]:

@@ -15,7 +15,8 @@ from jobs.sweeps import HELD_OUT_SHARE, MEASURES, Search, parameter_pointer
 from wcl_core.text import visible_json
 
 MAX_ROWS = 16
-FIRST_ROWS = 2
+_MAX_NAME = 200
+FIRST_ROWS = 1
 SEARCHES: tuple[str, ...] = get_args(Search)
 HOWS = {"values": "list of values", "even": "uniform range", "log": "log-uniform range"}
 METRICS = [f"{protocol}/{name}" for protocol, names in MEASURES.items() for name in names]
@@ -90,6 +91,10 @@ def _value(text: str, entry: spec_form.Field | None) -> Any:
     return text if entry is not None and entry.is_text else spec_form.json_or_text(text)
 
 
+def _with_value(label: str, value: str) -> str:
+    return f"{label}: now {value[:40] or 'none'}"
+
+
 @dataclass(frozen=True)
 class SweepForm(SpecForm):
     plan: dict[str, Any] | None = None
@@ -128,6 +133,28 @@ class SweepForm(SpecForm):
         return f"base value {self.typed.get(f'spec.{row.field}', '') or 'none'}; {entry.type}"
 
     @property
+    def searchable(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The fields that a row may name, by section: each name with the label and the present value."""
+        groups = []
+        for section in spec_form.sections("pretrain"):
+            named = [(each.name, each.label, self.typed.get(f"spec.{each.name}", "")) for each in section.fields]
+            fields = [(name, _with_value(label, value)) for name, label, value in named if name in SEARCHED]
+            groups.append((section.text.title, fields))
+        options = spec_form.json_or_text(self.typed.get("spec.method_options", ""))
+        if isinstance(options, dict) and options:
+            own = [(f"method_options.{name}", _with_value(name, json.dumps(value))) for name, value in options.items()]
+            groups.append(("Options of the method", own))
+        return groups
+
+    @property
+    def default_name(self) -> str:
+        """The name of a sweep without one: its searched fields and its dataset."""
+        fields = [row.field for row in self.rows if row.field]
+        labels = " and ".join(_FIELDS[name].label if name in _FIELDS else name for name in fields)
+        dataset = self.typed.get("spec.data.name", "").strip()
+        return f"{labels} on {dataset}"[:_MAX_NAME] if labels and dataset else ""
+
+    @property
     def row_errors(self) -> list[FieldError]:
         return [error for row in self.rows if not row.is_empty and (error := row.error)]
 
@@ -163,7 +190,7 @@ def request_of(form: SweepForm) -> dict[str, Any]:
     """Return the body of the request that the form makes, without the fields of other searches."""
     typed = form.typed
     spec, options = form.spec_request, form.options_request
-    request: dict[str, Any] = {"name": options.pop("name", "")}
+    request: dict[str, Any] = {"name": options.pop("name", "") or form.default_name}
     request |= {"preset": form.preset} if form.preset else {}
     request |= {"spec": spec} if spec else {}
     request["search"] = form.search

@@ -69,6 +69,31 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
     expect(page.get_by_role("link", name="Leaderboard", exact=True)).to_have_count(1)  # that of the menu
 
 
+def test_a_card_says_what_was_refused_left_out_or_odd(visitor: Visitor, site: Site) -> None:
+    remarks = {
+        "left_out": [{"text": "files with the ending .txt", "count": 2, "examples": ["notes.txt"]}],
+        "odd": [{"text": "classes of one image", "count": 1, "examples": ["lotus"]}],
+    }
+    report = remarks | {"layout": "a fixed fifth of each class is the test split", "smallest": [60, 80]}
+    report |= {"median": [120, 104], "largest": [200, 200], "formats": {}, "modes": {}, "unreadable": 0}
+    worker = announce(site, replace(FLOWERS, name="weeds", report=report), name="gardener")
+    site.database.write(lambda session: workers.settle_dataset(session, worker.id, "empty", "it has no images"))
+    page = visitor.window("/datasets")
+
+    card = page.locator(".sets li", has_text="weeds").first
+    expect(card).to_contain_text("50 unlabelled · about 104 px")
+    expect(card.locator(".remarks > li")).to_have_text(
+        [
+            "Left out: files with the ending .txt (2)",
+            "Classes of one image (1)",
+            "A fixed fifth of each class is the test split",
+        ]
+    )
+    expect(page.locator(".sets > .refused")).to_contain_text("It has no images")
+    card.get_by_role("link", name="Train on this").click()
+    expect(page.get_by_role("link", name="weeds")).to_have_attribute("aria-current", "true")
+
+
 def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site: Site) -> None:
     run = site.running("trained on digits")
     run.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,7 +13,9 @@ from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select
 
 from api.web.forms import spec_form
-from jobs import queries
+from jobs import queries, workers
+from jobs.database import new_id
+from jobs.datasets import DatasetFacts
 from jobs.models import Job
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
@@ -34,7 +37,16 @@ def hint(page: Page, name: str) -> Any:
 
 
 def field(page: Page, name: str) -> Any:
-    return page.locator(f"[id='spec.{name}']")
+    """Return the field of a setting, in its open section."""
+    box = page.locator(f"[id='spec.{name}']")
+    section = page.locator("#settings > details", has=box)
+    if section.get_attribute("open") is None:
+        section.locator("summary").click()
+    return box
+
+
+def job_options(page: Page) -> None:
+    page.locator("#section-jobs > summary").click()
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -86,24 +98,25 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     expect(hint(page, "epochs")).to_contain_text("expected an integer")
     field(page, "epochs").fill("60")
     field(page, "loss.temperature").fill("0.2")
-    page.get_by_label("seeds").fill("3, 4")
+    job_options(page)
+    page.get_by_label("Seeds").fill("3, 4")
     page.get_by_label("Name", exact=True).first.fill("two seeds")
-    page.get_by_label("max seconds").fill("3600")
-    page.get_by_label("preemptible").select_option("true")
+    page.get_by_label("Time limit (s)").fill("3600")
+    page.get_by_label("May give way").select_option("yes")
     expect(plan).to_contain_text("2, one per seed")
     expect(plan.locator("#as-command")).to_have_text(
         "wcl submit --preset wcl-digits --set loss.temperature=0.2 --name 'two seeds' --max-seconds 3600 "
         "--preemptible --seeds 3,4"
     )
-    assert yaml.safe_load(plan.locator("#as-yaml").inner_text()) == {"loss": {"temperature": 0.2}}
+    assert yaml.safe_load(plan.locator("#as-yaml").text_content() or "") == {"loss": {"temperature": 0.2}}
     page.get_by_role("button", name="Submit").click()
     job = job_of(page, site)
     assert (job.name, job.preset, job.spec["seed"]) == ("two seeds, seed 3", "wcl-digits", 3)
     assert job.spec["loss"]["temperature"] == 0.2
     assert (job.max_seconds, job.preemptible) == (3600, True)
     page.get_by_role("link", name="Clone…").click()
-    expect(page.get_by_label("max seconds")).to_have_value("3600")
-    expect(page.get_by_label("preemptible")).to_have_value("true")
+    expect(page.get_by_label("Time limit (s)")).to_have_value("3600")
+    expect(page.get_by_label("May give way")).to_have_value("true")
     assert job.group_id
     visitor.complaints.clear()  # the browser logs each 422
 
@@ -111,16 +124,18 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
 def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     page = visitor.window(scripts=False)
     page.get_by_role("link", name="New job").click()
+    page.get_by_text("Start from a preset or another job").click()
     page.get_by_label("Start from preset").select_option("simclr-digits")
     page.get_by_role("button", name="Load").click()
     expect(field(page, "method")).to_have_value("simclr")
 
     field(page, "batch_size").fill("5000")
-    page.get_by_label("tags").fill("by hand, trial")
+    job_options(page)
+    page.get_by_label("Tags").fill("by hand, trial")
     page.get_by_role("button", name="Submit").click()
     expect(hint(page, "batch_size")).to_contain_text("5000 is more than the 1438 train images")
     expect(field(page, "batch_size")).to_have_value("5000")
-    expect(page.get_by_label("tags")).to_have_value("by hand, trial")
+    expect(page.get_by_label("Tags")).to_have_value("by hand, trial")
     field(page, "batch_size").fill("128")
     page.get_by_role("button", name="Check").click()
     expect(page.locator("#plan")).to_contain_text("Ready to submit")
@@ -135,6 +150,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
 
 def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
     page = visitor.window("/submit")
+    job_options(page)
     for name, value, expected in (
         ("priority", "5000", "less than or equal to 1000"),
         ("gpus", "x", "expected an integer"),
@@ -147,16 +163,78 @@ def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
     visitor.complaints.clear()  # the browser logs each 422
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_three_questions_make_a_job_that_fits_the_images(visitor: Visitor, site: Site, scripts: bool) -> None:
+    name = f"leaves-{scripts}".lower()
+    report = {"median": [120, 104], "smallest": [90, 90], "largest": [140, 139], "modes": {"RGB": 490}, "layout": "x"}
+    counts = {"train": 490, "test": 107}
+    facts = DatasetFacts(name, "folder", "f2" * 32, counts, ["a", "b"], {"train": [245, 245]}, report=report)
+    worker = replace(site.worker, id=new_id(), datasets=site.worker.datasets | {name: facts.digest})
+    site.database.write(lambda session: workers.register(session, worker, 77, [facts]))
+    page = visitor.window("/submit?preset=wcl-digits", scripts=scripts)
+
+    page.get_by_role("link", name=name).click()
+    expect(page.get_by_role("link", name=name)).to_have_attribute("aria-current", "true")
+    expect(page.get_by_role("link", name=name)).to_contain_text("597 images · 2 classes · about 104 px")
+    page.get_by_role("link", name="Quick look").click()
+    expect(page.get_by_role("link", name="Quick look")).to_contain_text("1,001 steps, 143 epochs")
+    page.get_by_role("link", name="Drawings").click()
+    expect(page.get_by_role("link", name="Drawings")).to_have_attribute("aria-current", "true")
+    expect(page.locator("#settings")).to_contain_text("wcl, 143 epochs, batch of 64")
+    expect(field(page, "augmentation.flip_probability")).to_have_value("0.0")
+    field(page, "loss.temperature").fill("0.2")
+    page.get_by_label("Name", exact=True).fill("by its recipe")
+    if not scripts:
+        page.get_by_role("button", name="Check").click()
+    expect(page.locator("#plan")).to_contain_text("Ready to submit")
+    expect(page.locator("#plan")).to_contain_text("1,001, 7 per epoch")
+    expect(hint(page, "loss.temperature")).to_have_text("proposed: 0.1")
+    page.get_by_role("button", name="Submit").click()
+
+    job = job_of(page, site)
+    assert (job.name, job.dataset_name, job.preset, job.spec["epochs"]) == ("by its recipe", name, None, 143)
+    assert (job.spec["loss"]["temperature"], job.spec["data"]["image_size"]) == (0.2, 64)
+    assert "queue_size" not in job.spec_sent, "the request holds more than the recipe and the changes"
+
+
+def test_the_form_says_what_cannot_run_or_learn(visitor: Visitor, site: Site) -> None:
+    tiny = DatasetFacts("handful", "folder", "f3" * 32, {"train": 9}, [])
+    away = DatasetFacts("away", "folder", "f4" * 32, {"train": 900}, [])
+    worker = replace(site.worker, id=new_id(), datasets={"handful": tiny.digest})
+    site.database.write(lambda session: workers.register(session, worker, 77, [tiny, away]))
+    page = visitor.window("/submit?dataset=handful")
+    expect(page.locator("#content")).to_contain_text("handful has 9 train images, too few to learn from")
+    page.goto("/submit?dataset=away")
+    expect(page.locator("#plan")).to_contain_text("It would wait: no running worker can take it")
+    page.goto("/submit?dataset=digits&length=quick")
+    expect(page.locator("#plan")).to_contain_text("Ready to submit")
+    field(page, "batch_size").fill("700")
+    field(page, "epochs").fill("5")
+    expect(page.locator("#plan")).to_contain_text("It would hardly learn")
+    expect(page.locator("#plan")).to_contain_text("an epoch is only 2 steps")
+    expect(page.get_by_role("button", name="Submit anyway")).to_be_visible()
+    visitor.complaints.clear()  # the browser logs the 422 of the handful
+
+
+def test_every_field_has_a_label_and_a_section() -> None:
+    for kind, model in spec_form._MODELS.items():
+        names = [each.name for each in spec_form.fields(kind)]
+        assert len(set(names)) == len(names)
+        assert {name.partition(".")[0] for name in names} == set(model.model_fields) - {"spec_version"}
+        assert all(each.label for each in spec_form.fields(kind))
+
+
 def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) -> None:
     source = site.submit("the source", ["kept"], method="simclr", seed=5)
     page = visitor.window(f"/jobs/{source}")
 
     page.get_by_role("link", name="Clone…").click()
-    expect(page.locator("#plan")).to_contain_text("Ready to submit")
-    assert yaml.safe_load(page.locator("#as-yaml").inner_text())["method"] == "simclr"
+    expect(page.locator("#plan")).to_contain_text("It would hardly learn")
+    expect(page.locator("#plan")).to_contain_text("50 steps in all, too few to learn anything")
+    assert yaml.safe_load(page.locator("#as-yaml").text_content() or "")["method"] == "simclr"
     field(page, "seed").fill("6")
     expect(hint(page, "seed")).to_have_text("before: 5")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit anyway").click()
     page.wait_for_url(lambda url: "/jobs/" in url and source not in url)
     job = job_of(page, site)
     assert (job.parent_id, job.name, job.spec["seed"], job.spec["method"]) == (source, "the source", 6, "simclr")

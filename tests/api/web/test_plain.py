@@ -83,12 +83,33 @@ def test_nothing_is_wider_than_the_screen(visitor: Visitor, run: PlayedRun, them
         assert (int(re.findall(r"\d+", ground)[0]) < 60) == (theme == "dark")
 
 
-def test_the_current_link_is_visible_on_a_phone(visitor: Visitor, run: PlayedRun) -> None:
-    page = visitor.window(width=390)
-    main = page.get_by_role("navigation", name="Main")
-    expect(main.get_by_role("link", name="Workers")).not_to_be_in_viewport()
-    page.goto("/workers")
-    expect(main.get_by_role("link", name="Workers")).to_be_in_viewport(ratio=1)
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_phone_has_a_menu_that_names_the_current_page(visitor: Visitor, run: PlayedRun, scripts: bool) -> None:
+    page = visitor.window("/workers", width=390, scripts=scripts)
+    links = page.get_by_role("navigation", name="Main").get_by_role("link")
+    expect(links).to_have_count(0)  # that can be seen
+    menu = page.locator("#menu > summary")
+    expect(menu).to_have_text("Workers")
+    menu.press("Enter")
+    expect(links).to_have_count(7)
+    for place in range(7):
+        expect(links.nth(place)).to_be_in_viewport(ratio=1)
+    links.filter(has_text="Datasets").click()
+    page.wait_for_url("**/datasets")
+    expect(links).to_have_count(0)
+    page.goto("/submit")
+    expect(menu).to_have_text("Menu")
+    expect(page.get_by_role("button", name="Submit")).to_be_in_viewport(ratio=1)
+
+
+def test_a_phone_shows_the_current_section_and_two_charts_a_row(visitor: Visitor, run: PlayedRun) -> None:
+    page = visitor.window(f"/jobs/{run.job_id}", width=390)
+    charts = page.locator("#charts figure")
+    expect(charts.nth(1)).to_be_attached()
+    first, second = (charts.nth(place).bounding_box() for place in range(2))
+    assert first
+    assert second
+    assert (first["y"], first["x"] < second["x"]) == (second["y"], True)
     page.goto(f"/jobs/{run.job_id}/weak-labels")
     expect(page.locator(".sections [aria-current]")).to_be_in_viewport(ratio=1)
 
@@ -202,6 +223,13 @@ def test_visitors_without_a_session_see_how_to_sign_in(browser: Browser, site: S
     assert answer.status == 401
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     expect(page.get_by_text("wcl open")).to_be_visible()
+    page.get_by_label("API key").fill("wcl_wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#message-key")).to_contain_text("unknown or revoked")
+    page.get_by_label("API key").fill((site.settings.data_dir / "key").read_text())
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{site.url}/")
+    page.get_by_role("button", name="Sign out").click()
     page.goto(used)
     page.wait_for_url(f"{site.url}/")
     cookie = next(cookie for cookie in context.cookies() if "session" in cookie["name"])

@@ -6,6 +6,7 @@ import { follow } from "./fingers.js";
 import { short } from "./format.js";
 import { text, visible } from "./text.js";
 
+const NARROW = matchMedia("(max-width: 40rem)");
 const MIN_DRAG = 5; // pixels; less is a click
 const SPARSE = 40; // points of a series, below which each point is drawn and the line is not smoothed
 
@@ -68,6 +69,7 @@ export class PlotFigure {
   /** @param {object} kind `title`, `about`, `isExplained`: whether `about` is shown, `isShare`, `height`, `sync`: the key of charts that share a cursor. */
   constructor(kind, view, place) {
     Object.assign(this, kind, { view });
+    if (NARROW.matches) this.height = Math.round(0.6 * this.height); // two charts side by side
     this.figure = text("figure", "", "chart panel");
     this.caption = this.figure.appendChild(text("figcaption", "", "split"));
     const title = this.caption.appendChild(text("h3", this.title, "cut"));
@@ -172,11 +174,11 @@ export class PlotFigure {
       series: [{}, ...this.series()],
       bands: this.bands(),
       legend: { show: false },
-      padding: [18, 12, 0, 0],
+      padding: NARROW.matches ? [10, 6, 0, 0] : [18, 12, 0, 0],
       scales: { x: { time: false, range: (plot, low, high) => this.range(low, high) }, y },
       axes: [
         { ...axis, size: 26, gap: 6, values: (plot, splits) => splits.map(tick), space: 60 },
-        { ...axis, size: 46, gap: 6, values: (plot, splits) => splits.map((v) => (v === null ? "" : tickOf(v, this.isShare))), space: 34 },
+        { ...axis, size: NARROW.matches ? 38 : 46, gap: NARROW.matches ? 4 : 6, values: (plot, splits) => splits.map((v) => (v === null ? "" : tickOf(v, this.isShare))), space: 34 },
       ],
       cursor: {
         y: false,

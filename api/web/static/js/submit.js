@@ -26,5 +26,15 @@ form.addEventListener("submit", async (event) => {
   if (step === "row") await check(step);
   checkSoon();
 });
-document.getElementById("preset")?.addEventListener("change", (event) => event.target.form.submit());
+// Another answer fills the form anew: the name that was typed goes along, and the page stays where it is.
+document.addEventListener("click", (event) => {
+  const choice = event.target.closest("a[data-choice]");
+  if (!choice) return;
+  const answer = new URL(choice.href);
+  if (form.elements.name.value) answer.searchParams.set("name", form.elements.name.value);
+  choice.href = answer.href;
+  sessionStorage.setItem("scroll", String(scrollY));
+});
+scrollTo(0, Number(sessionStorage.getItem("scroll") ?? scrollY));
+sessionStorage.removeItem("scroll");
 if (!("unfilled" in form.dataset)) checkSoon(); // an empty form has errors only because it is not filled in yet
