@@ -171,6 +171,7 @@ def test_a_form_keeps_what_was_typed(visitor: Visitor, site: Site) -> None:
     assert page.locator("input[name=q]").input_value() == typed
     assert page.locator("input[name=tag]").input_value() == typed
     page.goto("/submit?preset=wcl-digits")
+    page.locator("#section-training > summary").click()
     box = page.locator("[name='spec.batch_size']")
     box.fill(typed)
     expect(page.locator("[id='message-spec.batch_size']")).to_contain_text("integer")

@@ -186,7 +186,8 @@ def test_a_job_is_cloned(visitor: Visitor, site: Site) -> None:
     page = visitor.window(f"/jobs/{job_id}", scripts=False)
 
     page.get_by_role("link", name="Clone").click()
-    page.get_by_role("textbox", name="temperature", exact=True).fill("0.3")
+    page.locator("#section-loss > summary").click()
+    page.get_by_role("textbox", name="Temperature", exact=True).fill("0.3")
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url and job_id not in url)
     expect(page.locator(".deviations tbody")).to_contain_text("loss.temperature")
