@@ -119,10 +119,8 @@ def choices(session: Session, chosen: Recipe | None, dataset: str, problem: str 
     listed = dataset_list(session)
     views = {view.row.name: view for view in listed.views}
     rows = _ordered([view.row for view in listed.views])
-    links = [
-        DatasetChoice(views[row.name], _address(row.name, chosen and chosen.length), row.name == dataset)
-        for row in rows
-    ]
+    length = chosen.length if chosen else None
+    links = [DatasetChoice(views[row.name], _address(row.name, length), row.name == dataset) for row in rows]
     shown = [each for place, each in enumerate(links) if place < _FEW or each.is_current]
     return Start(
         shown,
