@@ -1728,6 +1728,13 @@ GUARDS = (
         ("tests/api/http/test_access.py::test_wrong_keys_are_slowed_down_and_right_ones_pass",),
     ),
     Guard(
+        "the form says ready only of a job that can learn",
+        "api/web/forms/job_form.py",
+        'if plan["warnings"]:',
+        "if False:",
+        ("tests/api/web/test_job_form.py::test_the_form_says_what_cannot_run_or_learn",),
+    ),
+    Guard(
         "another site signs no browser in",
         "api/web/sign_in.py",
         "check_origin(request)",
