@@ -10,7 +10,7 @@ from wcl_core.config import PretrainSpec
 from wcl_core.presets import presets
 from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
 
-_MIN_STEPS_PER_EPOCH = 4  # with fewer, each epoch has almost the same batches
+_MIN_STEPS_PER_EPOCH = 3  # with fewer, each epoch has almost the same batches
 _HOPELESS_STEPS = 100
 # Base rates of the recipes by optimiser and scaling: `wcl_core.presets`, and usual ones of AdamW.
 _RATES = {("sgd", "linear"): 0.12, ("lars", "sqrt"): 0.075, ("lars", "linear"): 0.3, ("adamw", "linear"): 5e-4}
