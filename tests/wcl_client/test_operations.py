@@ -67,13 +67,13 @@ def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served)
     for part in (
         f"short {server.url}/jobs/{job_id}",
         f"{20 * steps:,} steps, {steps:,} an epoch",
-        f"warning: {20 * steps} steps in all, too few to learn much",
+        f"warning: {20 * steps} steps in all, too few to learn anything",
         "place 2 in the queue of pool default",
         f"follow it: wcl watch {job_id[-12:]}",
     ):
         assert part in text, (part, text)
     page = server.browser("read").get(f"/jobs/{job_id}").text
-    assert f"{20 * steps} steps in all, too few to learn much" in page
+    assert f"{20 * steps} steps in all, too few to learn anything" in page
 
 
 def test_a_waiting_job_is_changed(server: Served) -> None:
