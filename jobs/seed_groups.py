@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from jobs.checkpoints import BEST_METRIC
 from jobs.errors import NotFound
 from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
 from jobs.planned_evaluations import BEST_ORIGIN
+from wcl_core.intervals import summary
 
-CONFIDENCE = 0.95
+_NOT_TRAINING = ("seed", "evaluations")
 _SEED_NAME = re.compile(r", seed \d+$")
 SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
 
@@ -53,6 +53,11 @@ class Result:
 def seedless_name(name: str) -> str:
     """Return the name that the jobs of a group share: without the seed at its end."""
     return _SEED_NAME.sub("", name)
+
+
+def training_settings(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a training spec that decide the result for each seed."""
+    return {name: value for name, value in spec.items() if name not in _NOT_TRAINING}
 
 
 def members(session: Session, group_id: str) -> list[Job]:
@@ -173,41 +178,3 @@ def _result(key: tuple[Any, ...], params: dict[str, Any], by_seed: dict[int, flo
     seeds, values = list(by_seed), list(by_seed.values())
     facts = (protocol, version, metric, params, digest, epoch, selection, own_seed)
     return Result(*facts, seeds, values, *summary(values))
-
-
-def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Return the mean, the sample's standard deviation, and the 95 % t-interval of the mean."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, None, None
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / math.sqrt(n)
-    return mean, deviation, (mean - half, mean + half)
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t, by bisection of its distribution function.
-
-    Args:
-        probability: in [0.5, 1).
-        degrees: of freedom, >= 1.
-    """
-    low, high = 0.0, 1e6
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_distribution(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _t_distribution(t: float, degrees: int) -> float:
-    """Return P(T <= t) for t >= 0, by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    is_odd = degrees % 2 == 1
-    term, total = (cosine, 0.0) if is_odd else (1.0, 0.0)
-    for k in range(1 + is_odd, degrees, 2):
-        total += term
-        term *= k / (k + 1) * cosine**2
-    inside = 2 / math.pi * (angle + sine * total) if is_odd else sine * total
-    return 0.5 + inside / 2

@@ -1,23 +1,59 @@
-"""Whether a training has learned: its kNN accuracy beside that of the untrained network and beside chance.
+"""Whether a training has learned: its kNN accuracy beside the untrained network, chance, and its twin.
 
 The curve of kNN begins before the first step, so each run has measured its own untrained network.  All intervals are
-of 95 %, from the number of test images (Wilson; Newcombe for the difference).
+of 95 %: from the number of test images (Wilson; Newcombe for the difference), or over seeds (`wcl_core.intervals`).
+The twin of a WCL run is a SimCLR run with the same settings, and the other way round.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.models import Dataset, DatasetVersion, Evaluation, Job, Point, Series
-from wcl_core.config import held_out_count
-from wcl_core.intervals import newcombe, wilson
+from jobs.seed_groups import training_settings
+from jobs.status import TERMINAL
+from wcl_core.config import held_out_count, method_title
+from wcl_core.intervals import Difference, difference, newcombe, wilson
 from wcl_core.protocol import KNN_TOP1
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
+_RECENT = 1_000  # jobs of the dataset, the newest ones, among which other seeds and the twin are searched
+_MOST = 40  # of them that are compared
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The kNN accuracy of a configuration against something that it should beat, at a step that both have measured.
+
+    Attributes:
+        other: the other side, in words.
+        difference: with its interval and the method of it.
+        step: of the measurements; `is_last` says whether both sides measured nothing later.
+        job_ids: of both sides.
+        is_over: whether the job itself has ended.
+    """
+
+    other: str
+    difference: Difference
+    step: int
+    is_last: bool
+    job_ids: list[str]
+    is_over: bool
+
+    @property
+    def is_shown(self) -> bool:
+        return self.difference.is_shown
+
+    @property
+    def sentence(self) -> str:
+        """The finding with its interval and method, for people."""
+        at = "" if self.is_last else f", at step {self.step:,}, the last one that both have measured"
+        return f"{_headline(self.difference, self.other, self.is_over)} ({self.difference.method}{at})."
 
 
 @dataclass(frozen=True)
@@ -32,6 +68,7 @@ class Verdict:
         difference, margin: accuracy minus untrained, and half of its interval.
         is_shown: whether the interval of the difference leaves out 0.
         num_images: of the test split.
+        contrasts: over the seeds, and against the twin, where there are any.
     """
 
     headline: str
@@ -44,6 +81,7 @@ class Verdict:
     margin: float
     is_shown: bool
     num_images: int
+    contrasts: list[Contrast] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -85,7 +123,10 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     if before is None or session.execute(later.limit(1)).first() is None:
         return None
     counts = _test_counts(session, job)
-    return None if counts is None else _judged(float(accuracy), before, counts)
+    if counts is None:
+        return None
+    is_over = job.status in TERMINAL
+    return _judged(float(accuracy), before, counts, is_over, _contrasts(session, job, sum(counts), is_over))
 
 
 def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
@@ -110,19 +151,108 @@ def _test_counts(session: Session, job: Job) -> list[int] | None:
     return counts if sum(counts) else None
 
 
-def _judged(accuracy: float, untrained: float, counts: list[int]) -> Verdict:
+def _judged(accuracy: float, untrained: float, counts: list[int], is_over: bool, contrasts: list[Contrast]) -> Verdict:
     count = sum(counts)
     low, high = wilson(accuracy, count)
-    chance, difference = max(counts) / count, accuracy - untrained
-    below, above = newcombe(accuracy, untrained, count)
-    margin, is_shown = (above - below) / 2, below > 0 or above < 0
-    if difference:
-        word = "Better" if difference > 0 else "Worse"
-        points = f"{100 * abs(difference):.1f} ± {100 * margin:.1f} points"
-        headline = f"{word} than the untrained network by {points}"
+    found = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
+    headline = _headline(found, "the untrained network", is_over)
+    if not found.is_shown and count < _FEW:
+        headline += f"; {count:,} test images are few"
+    chance = max(counts) / count
+    facts = (headline, accuracy, low, high, untrained, chance, found.value, found.margin, found.is_shown, count)
+    return Verdict(*facts, contrasts)
+
+
+def _headline(found: Difference, other: str, is_over: bool) -> str:
+    """Return whether a difference is shown, in a few words without a full stop."""
+    if found.value:
+        word = "Better" if found.value > 0 else "Worse"
+        headline = f"{word} than {other} by {100 * abs(found.value):.1f} ± {100 * found.margin:.1f} points"
     else:
-        headline = "As good as the untrained network"
-    if not is_shown:
-        few = f"; {count:,} test images are few" if count < _FEW else ""
-        headline += f": not shown yet{few}"
-    return Verdict(headline, accuracy, low, high, untrained, chance, difference, margin, is_shown, count)
+        headline = f"As good as {other}"
+    if found.is_shown:
+        return headline
+    return f"{headline}: {'not shown' if is_over else 'not shown yet'}"
+
+
+# --- over seeds, and against the twin --------------------------------------------------------------------------------
+
+
+def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> list[Contrast]:
+    """Return how a configuration compares over its seeds with its untrained networks, and with its twin."""
+    own, twin = _sides(session, job)
+    curves = _curves(session, [each.id for each in (*own.values(), *twin.values())])
+    steps = {step for step in curves[job.id] if step > 0}
+    if not steps:
+        return []
+    contrasts = []
+    if len(own) > 1:
+        trained, untrained = _at(own, curves, max(steps)), _at(own, curves, 0)
+        is_last = max(max(curves[each.id], default=0) for each in own.values()) == max(steps)
+        found = difference(trained, untrained, None)
+        if found is not None:
+            facts = (found, max(steps), is_last, [own[seed].id for seed in trained], is_over)
+            contrasts.append(Contrast("the untrained network over all seeds", *facts))
+    common = steps & {step for each in twin.values() for step in curves[each.id]}
+    if common:
+        step = max(common)
+        ours, others = _at(own, curves, step), _at(twin, curves, step)
+        found = difference(ours, others, num_images)
+        if found is not None:
+            is_last = step == max(max(curves[each.id], default=0) for each in (*own.values(), *twin.values()))
+            ids = [own[seed].id for seed in ours] + [twin[seed].id for seed in others]
+            title = method_title(next(iter(twin.values())).spec["method"])
+            contrasts.append(Contrast(f"its {title} twin", found, step, is_last, ids, is_over))
+    return contrasts
+
+
+def twin_of(method: str) -> str:
+    """Return the method of the twin: SimCLR, or for SimCLR itself WCL."""
+    return "wcl" if method == "simclr" else "simclr"
+
+
+def _sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
+    """Return the jobs with the settings of a job, and those of its twin, each by seed; the newest one of each seed."""
+    recent = select(Job.id).where(Job.dataset_name == job.dataset_name).order_by(Job.id.desc()).limit(_RECENT)
+    method = str(job.spec["method"])
+    statement = (
+        select(Job)
+        .where(
+            Job.id.in_(select(recent.subquery().c.id)),
+            Job.kind == "pretrain",
+            Job.dataset_digest == job.dataset_digest,
+            Job.spec["method"].as_string().in_((method, twin_of(method))),
+            Job.spec["epochs"].as_integer() == job.spec["epochs"],
+            Job.spec["backbone"]["name"].as_string() == job.spec["backbone"]["name"],
+        )
+        .order_by(Job.id.desc())
+        .limit(_MOST)
+    )
+    settings = _beside_method(job)
+    alike = [each for each in session.execute(statement).scalars() if _beside_method(each) == settings][::-1]
+    own = {int(each.spec["seed"]): each for each in alike if each.spec["method"] == method}
+    twin = {int(each.spec["seed"]): each for each in alike if each.spec["method"] != method}
+    return own | {int(job.spec["seed"]): job}, twin
+
+
+def _beside_method(job: Job) -> dict[str, object]:
+    return training_settings(job.spec) | {"method": None, "method_options": None}
+
+
+def _curves(session: Session, job_ids: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Return the curves of kNN accuracy by job and step; of several attempts, the newest one counts."""
+    statement = (
+        select(Series.job_id, Point.step, Point.value)
+        .join(Series, Series.id == Point.series_id)
+        .where(Series.job_id.in_(job_ids), Series.name == KNN_TOP1, Point.value.is_not(None))
+        .order_by(Point.attempt)
+    )
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for job_id, step, value in session.execute(statement):
+        curves[job_id][step] = float(value or 0.0)
+    return curves
+
+
+def _at(side: dict[int, Job], curves: dict[str, dict[int, float]], step: int) -> dict[int, float]:
+    """Return the accuracies at a step by seed, of the jobs that have measured it."""
+    return {seed: curves[job.id][step] for seed, job in sorted(side.items()) if step in curves[job.id]}

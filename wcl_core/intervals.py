@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
+CONFIDENCE: Final = 0.95
 Z: Final = 1.959963984540054  # of a normal distribution, for 95 %
 
 
@@ -37,3 +39,102 @@ def newcombe(share: float, other: float, count: int) -> tuple[float, float]:
     below = math.hypot(share - low, other_high - other)
     above = math.hypot(high - share, other - other_low)
     return share - other - below, share - other + above
+
+
+class Difference(NamedTuple):
+    """A difference of two accuracies, its 95 % interval, and the method of the interval in words."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def margin(self) -> float:
+        """Half of the interval."""
+        return (self.high - self.low) / 2
+
+
+def difference(ours: Mapping[int, float], others: Mapping[int, float], count: int | None) -> Difference | None:
+    """Return how much better `ours` is than `others`, each measured for some seeds.
+
+    Seeds that both have are pairs: such trainings share their first weights, batches and views, so that their
+    difference varies less.  With two seeds or more the interval is over the seeds, on the same test images; with one
+    seed it is from the number of test images alone.
+
+    Args:
+        ours, others: accuracies from 0 to 1, by seed.
+        count: of the test images; None if it is unknown.
+
+    Returns:
+        None if one side has no value, or if neither seeds nor images give an interval.
+    """
+    common = sorted(ours.keys() & others.keys())
+    if len(common) > 1:
+        mean, _, interval = summary([ours[seed] - others[seed] for seed in common])
+        assert interval is not None
+        return Difference(mean, *interval, f"t-interval over {len(common)} paired seeds")
+    if len(ours) > 1 and len(others) > 1:
+        return _welch(list(ours.values()), list(others.values()))
+    if not ours or not others or not count:
+        return None
+    seeds = (common, common) if common else (list(ours), list(others))
+    means = [math.fsum(side[seed] for seed in of) / len(of) for side, of in zip((ours, others), seeds, strict=True)]
+    method = f"Newcombe's interval of one seed on {count:,} test images"
+    return Difference(means[0] - means[1], *newcombe(means[0], means[1], count), method)
+
+
+def _welch(ours: Sequence[float], others: Sequence[float]) -> Difference:
+    """Return the difference of two means with Welch's interval (1947); its degrees of freedom are rounded down."""
+    sides = [(summary(values), len(values)) for values in (ours, others)]
+    (mean, other), variances = [side[0][0] for side in sides], [(side[0][1] or 0.0) ** 2 / side[1] for side in sides]
+    method = f"Welch's t-interval over {len(ours)} and {len(others)} seeds"
+    if not sum(variances):
+        return Difference(mean - other, mean - other, mean - other, method)
+    spread = sum(part**2 / (side[1] - 1) for part, side in zip(variances, sides, strict=True))
+    degrees = max(1, math.floor(sum(variances) ** 2 / spread))
+    half = t_quantile(0.5 + CONFIDENCE / 2, degrees) * math.sqrt(sum(variances))
+    return Difference(mean - other, mean - other - half, mean - other + half, method)
+
+
+def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Return the mean, the sample's standard deviation, and the 95 % t-interval of the mean."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, None, None
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / math.sqrt(n)
+    return mean, deviation, (mean - half, mean + half)
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return a quantile of Student's t, by bisection of its distribution function.
+
+    Args:
+        probability: in [0.5, 1).
+        degrees: of freedom, >= 1.
+    """
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_distribution(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _t_distribution(t: float, degrees: int) -> float:
+    """Return P(T <= t) for t >= 0, by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = degrees % 2 == 1
+    term, total = (cosine, 0.0) if is_odd else (1.0, 0.0)
+    for k in range(1 + is_odd, degrees, 2):
+        total += term
+        term *= k / (k + 1) * cosine**2
+    inside = 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+    return 0.5 + inside / 2

@@ -142,11 +142,30 @@ class MetricResponse(Response):
     value: float | None
 
 
+class ContrastResponse(Response):
+    """The kNN accuracy of a job and its other seeds minus that of `other`, at a step that both sides have measured.
+
+    `low` and `high` are the ends of its 95 % interval, `method` names how it was computed, `is_shown` says whether it
+    leaves out 0, and `sentence` says all of it for people.  `job_ids` are the jobs of both sides.
+    """
+
+    other: str
+    sentence: str
+    difference: float
+    low: float
+    high: float
+    method: str
+    is_shown: bool
+    step: int
+    job_ids: list[str]
+
+
 class VerdictResponse(Response):
     """Whether a training has learned: its kNN accuracy with its 95 % interval, beside the untrained network and chance.
 
     `difference` is the accuracy minus that of the untrained network, `margin` half of its interval, and `is_shown`
-    whether this interval leaves out 0.  `sentence` says it for people.
+    whether this interval leaves out 0.  `sentence` says it for people.  `contrasts` compare over seeds, and with the
+    twin: a SimCLR run with the settings of a WCL run, or the other way round.
     """
 
     sentence: str
@@ -159,6 +178,7 @@ class VerdictResponse(Response):
     margin: float
     is_shown: bool
     num_images: int
+    contrasts: list[ContrastResponse]
 
 
 class JobResponse(JobSummary):
@@ -195,9 +215,25 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     quality = weak_labels.quality(row)
     beside = _beside_columns(row, tags)
     why, request = waiting.explain(session, row), waiting.pending(session, row)
-    judged = verdicts.verdict(session, row)
+    judged = _verdict(verdicts.verdict(session, row))
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
     return JobResponse.of(row, **beside, deviations=deviations)
+
+
+def _verdict(judged: verdicts.Verdict | None) -> VerdictResponse | None:
+    if judged is None:
+        return None
+    contrasts = [
+        ContrastResponse.of(
+            each,
+            difference=each.difference.value,
+            low=each.difference.low,
+            high=each.difference.high,
+            method=each.difference.method,
+        )
+        for each in judged.contrasts
+    ]
+    return VerdictResponse.of(judged, contrasts=contrasts)
 
 
 def _metrics(row: Job) -> list[MetricResponse]:

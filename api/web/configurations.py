@@ -12,10 +12,8 @@ from sqlalchemy.orm import Session
 from api.web.evaluations import settings
 from jobs import seed_groups
 from jobs.models import Job
-from jobs.seed_groups import Result, seedless_name
+from jobs.seed_groups import Result, seedless_name, training_settings
 from wcl_core.config import result_title
-
-_NOT_TRAINING = ("seed", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def configurations_of(jobs: Sequence[Job]) -> list[Configuration]:
 
 
 def _common(job: Job) -> dict[str, Any]:
-    return {name: value for name, value in job.spec.items() if name not in _NOT_TRAINING}
+    return training_settings(job.spec)
 
 
 @dataclass(frozen=True)

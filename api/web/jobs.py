@@ -27,9 +27,10 @@ from jobs.keys import Principal
 from jobs.listing import Entry, Sort
 from jobs.models import Job, Worker
 from jobs.queries import Filters
-from jobs.seed_groups import seedless_name, summary
+from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
+from wcl_core.intervals import summary
 
 router = APIRouter(include_in_schema=False)
 

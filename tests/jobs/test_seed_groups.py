@@ -190,13 +190,6 @@ def test_a_clone_does_not_join_the_seed_group(database: Database) -> None:
     assert (clone.group_id, clone.preset) == (None, "digits-cpu")
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 31, 200])
-@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995])
-def test_the_quantile_matches_students_t(degrees: int, probability: float) -> None:
-    expected = stats.t.ppf(probability, degrees)
-    assert seed_groups.t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9)
-
-
 def test_the_same_key_answers_with_the_same_group(database: Database) -> None:
     new = [new_job(spec={"seed": seed}) for seed in (0, 1)]
 

@@ -113,6 +113,63 @@ def test_a_verdict_stays_when_its_dataset_has_changed_or_is_gone(database: Datab
     assert (result.num_images, result.chance) == (10, 0.7)
 
 
+def trained(database: Database, curve: dict[int, float], *, method: str = "wcl", seed: int = 0, **spec: Any) -> str:
+    """Return the id of a training that has measured a curve of kNN accuracy, and ended."""
+    sent = {"data": {"name": "digits", "image_size": 8}, "method": method, "seed": seed} | spec
+    job_id = rows.submit(database, spec=sent)
+    run = rows.Run(database, rows.claim(database))
+    points = [rows.metrics(step, **{KNN_TOP1: value}) for step, value in curve.items()]
+    run.deliver(rows.started(), *points, rows.end("succeeded"))
+    return job_id
+
+
+def sentences(database: Database, job_id: str) -> list[str]:
+    with database.read() as session:
+        result = verdict(session, rows.job(database, job_id))
+    assert result is not None
+    return [each.sentence for each in result.contrasts]
+
+
+def test_a_run_is_compared_with_its_twin_over_paired_seeds(database: Database) -> None:
+    dataset(database, [500, 500])
+    ours = [trained(database, {0: 0.3, 10: 0.70 + seed / 100}, seed=seed) for seed in (0, 1, 2)]
+    for seed, gain in ((0, 0.03), (1, 0.05), (2, 0.04), (7, 0.5)):
+        trained(database, {0: 0.3, 10: 0.70 + seed / 100 - gain}, method="simclr", seed=seed)
+    trained(database, {0: 0.3, 10: 0.1}, method="simclr", loss={"temperature": 0.5})  # other settings
+
+    over_seeds, twin = sentences(database, ours[0])
+
+    assert over_seeds == (
+        "Better than the untrained network over all seeds by 41.0 ± 2.5 points (t-interval over 3 paired seeds)."
+    )
+    assert twin == "Better than its SimCLR twin by 4.0 ± 2.5 points (t-interval over 3 paired seeds)."
+
+
+def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Database) -> None:
+    dataset(database, [67, 40])
+    ours = trained(database, {0: 0.5, 10: 0.6, 20: 0.7})
+    theirs = trained(database, {0: 0.5, 10: 0.58}, method="simclr")
+
+    (found,) = sentences(database, ours)
+    (mirrored,) = sentences(database, theirs)
+
+    method = "Newcombe's interval of one seed on 107 test images"
+    partly = f"({method}, at step 10, the last one that both have measured)"
+    assert found == f"Better than its SimCLR twin by 2.0 ± 13.0 points: not shown {partly}."
+    assert mirrored == f"Worse than its WCL twin by 2.0 ± 13.0 points: not shown {partly}."
+
+
+def test_an_ended_run_is_not_shown_and_a_running_one_not_yet(database: Database) -> None:
+    dataset(database, [67, 40])
+    running = judged(database, 0.561, 0.617)
+    with database.read() as session:
+        ended = verdict(session, rows.job(database, trained(database, {0: 0.561, 10: 0.617}, seed=3)))
+    assert running is not None
+    assert ended is not None
+    assert running.headline.endswith("points: not shown yet; 107 test images are few")
+    assert ended.headline.endswith("points: not shown; 107 test images are few")
+
+
 def test_only_shares_of_images_have_an_interval() -> None:
     facts = {"metric": "top1", "value": 0.617, "n": 107, "stderr": None}
     assert interval(Evaluation(**facts)) == wilson(0.617, 107)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from wcl_core.intervals import newcombe, wilson
+from wcl_core.intervals import difference, newcombe, t_quantile, wilson
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -33,3 +34,41 @@ def test_an_interval_of_a_difference_holds_the_truth_as_often_as_it_says(
     hits = [torch.rand(4000, count, generator=draw).lt(p).double().mean(dim=1).tolist() for p in (share, other)]
     held = [low <= share - other <= high for low, high in map(newcombe, *hits, [count] * 4000)]
     assert 0.935 <= sum(held) / len(held) <= 0.985
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 31, 200])
+@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995])
+def test_the_quantile_matches_students_t(degrees: int, probability: float) -> None:
+    expected = stats.t.ppf(probability, degrees)
+    assert t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9)
+
+
+def test_paired_seeds_give_the_interval_of_their_differences() -> None:
+    ours, others = {0: 0.70, 1: 0.72, 2: 0.75, 9: 0.1}, {0: 0.66, 1: 0.69, 2: 0.70, 7: 0.9}
+    found = difference(ours, others, 100)
+    assert found is not None
+    differences = [0.04, 0.03, 0.05]
+    expected = stats.t.interval(0.95, 2, loc=np.mean(differences), scale=stats.sem(differences))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert (found.is_shown, found.method) == (True, "t-interval over 3 paired seeds")
+
+
+def test_seeds_that_are_not_paired_give_welchs_interval() -> None:
+    ours, others = [0.70, 0.72, 0.75], [0.66, 0.69, 0.70, 0.60]
+    found = difference(dict(enumerate(ours)), dict(enumerate(others, start=10)), 100)
+    assert found is not None
+    exact = stats.ttest_ind(ours, others, equal_var=False).confidence_interval(0.95)
+    assert found.low <= exact.low <= exact.high <= found.high  # degrees of freedom are rounded down
+    assert found.margin == pytest.approx((exact.high - exact.low) / 2, rel=0.1)
+    same = difference({0: 0.5, 1: 0.5}, {2: 0.4, 3: 0.4}, None)
+    assert same is not None
+    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_one_seed_has_the_interval_of_its_test_images() -> None:
+    found = difference({0: 0.62, 1: 0.9}, {0: 0.56}, 107)
+    assert found is not None
+    assert (found.low, found.high) == newcombe(0.62, 0.56, 107)
+    assert found.method == "Newcombe's interval of one seed on 107 test images"
+    assert difference({0: 0.5}, {}, 107) is None
+    assert difference({0: 0.5}, {0: 0.4}, None) is None

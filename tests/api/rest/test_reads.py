@@ -271,7 +271,7 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
     assert "to beat: largest class 60.0%, raw pixels 44.0%, untrained 35.0%" in page
     client = served.client("read")
     job = client.get(f"/v1/jobs/{job_id}").json()
-    assert job["verdict"]["is_shown"] is True
+    assert (job["verdict"]["is_shown"], job["verdict"]["contrasts"]) == (True, [])
     assert [(each["title"], each["value"], each["is_share"]) for each in job["metrics"][:1]] == [
         ("kNN accuracy", 0.8, True)
     ]
