@@ -17,6 +17,8 @@ from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
 from jobs.planned_evaluations import BEST_ORIGIN
 from wcl_core.intervals import summary
 
+# Measures that are shares of the test images; others are means of shares, or over draws.
+SHARES = ("top1", "recall_at_1", "recall_at_5")
 _NOT_TRAINING = ("seed", "evaluations")
 _SEED_NAME = re.compile(r", seed \d+$")
 SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
@@ -33,6 +35,7 @@ class Result:
         seeds, values: of the jobs that have a value, by seed.
         deviation: of the sample; None for a single value.
         interval: 95 % t-interval of the mean; None for a single value.
+        num_images: of each value, if it is a share of the test images; None otherwise.
     """
 
     protocol: str
@@ -48,6 +51,7 @@ class Result:
     mean: float
     deviation: float | None
     interval: tuple[float, float] | None
+    num_images: int | None = None
 
 
 def seedless_name(name: str) -> str:
@@ -103,7 +107,7 @@ class _Measurement:
 
 def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]]) -> list[Result]:
     table: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-    params_of: dict[tuple[Any, ...], dict[str, Any]] = {}
+    newest: dict[tuple[Any, ...], Evaluation] = {}
     for seed, job in sorted(by_seed.items()):
         for entry in measurements[job.id]:
             evaluation = entry.evaluation
@@ -113,8 +117,8 @@ def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]
             names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, evaluation.params_digest)
             key = (*names, evaluation.dataset_digest, entry.epoch, entry.selection, own_seed)
             table[key][seed] = evaluation.value
-            params_of[key] = evaluation.params
-    return [_result(key, params_of[key], values) for key, values in table.items()]
+            newest[key] = evaluation
+    return [_result(key, newest[key], values) for key, values in table.items()]
 
 
 def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, list[_Measurement]]:
@@ -173,8 +177,9 @@ def _measures_the_best(jobs: dict[str, Job], measuring_id: str, trained_id: str)
     )
 
 
-def _result(key: tuple[Any, ...], params: dict[str, Any], by_seed: dict[int, float]) -> Result:
+def _result(key: tuple[Any, ...], newest: Evaluation, by_seed: dict[int, float]) -> Result:
     protocol, version, metric, _, digest, epoch, selection, own_seed = key
     seeds, values = list(by_seed), list(by_seed.values())
-    facts = (protocol, version, metric, params, digest, epoch, selection, own_seed)
-    return Result(*facts, seeds, values, *summary(values))
+    facts = (protocol, version, metric, newest.params, digest, epoch, selection, own_seed)
+    num_images = newest.n if metric in SHARES and newest.stderr is None else None
+    return Result(*facts, seeds, values, *summary(values), num_images)

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.models import Dataset, DatasetVersion, Evaluation, Job, Point, Series
-from jobs.seed_groups import training_settings
+from jobs.seed_groups import SHARES, training_settings
 from jobs.status import TERMINAL
 from wcl_core.config import held_out_count, method_title
 from wcl_core.intervals import Difference, difference, newcombe, wilson
@@ -36,6 +36,7 @@ class Contrast:
         step: of the measurements; `is_last` says whether both sides measured nothing later.
         job_ids: of both sides.
         is_over: whether the job itself has ended.
+        subject: the side that is better or worse, in words; empty for the job itself.
     """
 
     other: str
@@ -44,6 +45,7 @@ class Contrast:
     is_last: bool
     job_ids: list[str]
     is_over: bool
+    subject: str = ""
 
     @property
     def is_shown(self) -> bool:
@@ -53,7 +55,9 @@ class Contrast:
     def sentence(self) -> str:
         """The finding with its interval and method, for people."""
         at = "" if self.is_last else f", at step {self.step:,}, the last one that both have measured"
-        return f"{_headline(self.difference, self.other, self.is_over)} ({self.difference.method}{at})."
+        finding = _headline(self.difference, self.other, self.is_over)
+        finding = f"{self.subject} is {finding[:1].lower()}{finding[1:]}" if self.subject else finding
+        return f"{finding} ({self.difference.method}{at})."
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,10 @@ class Verdict:
         )
 
 
-# Measures that are shares of the test images; others are means of shares, or over draws.
-_SHARES = ("top1", "recall_at_1", "recall_at_5")
-
-
 def interval(evaluation: Evaluation) -> tuple[float, float] | None:
     """Return the 95 % interval of a measured share; None for other measures, and over several draws."""
     value, count = evaluation.value, evaluation.n
-    if evaluation.metric not in _SHARES or evaluation.stderr is not None or value is None or not count:
+    if evaluation.metric not in SHARES or evaluation.stderr is not None or value is None or not count:
         return None
     return wilson(value, count)
 
@@ -180,7 +180,7 @@ def _headline(found: Difference, other: str, is_over: bool) -> str:
 
 def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> list[Contrast]:
     """Return how a configuration compares over its seeds with its untrained networks, and with its twin."""
-    own, twin = _sides(session, job)
+    own, twin = sides(session, job)
     curves = _curves(session, [each.id for each in (*own.values(), *twin.values())])
     steps = {step for step in curves[job.id] if step > 0}
     if not steps:
@@ -206,12 +206,40 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
     return contrasts
 
 
+def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: Sequence[str]) -> Contrast | None:
+    """Return the best configuration by kNN accuracy against the second one; None where nothing can be compared.
+
+    All are compared at the last step that each of them has measured.
+
+    Args:
+        configurations: the jobs of each, by seed.
+        names: of the configurations.
+    """
+    every = [job for each in configurations for job in each.values()]
+    curves = _curves(session, [job.id for job in every])
+    steps = [{step for job in each.values() for step in curves[job.id] if step > 0} for each in configurations]
+    common = set.intersection(*steps)
+    if not common:
+        return None
+    step = max(common)
+    accuracies = [_at(each, curves, step) for each in configurations]
+    means = [sum(values.values()) / len(values) for values in accuracies]
+    first, second = sorted(range(len(means)), key=lambda place: -means[place])[:2]
+    count = sum(_test_counts(session, every[0]) or [])
+    found = difference(accuracies[first], accuracies[second], count or None)
+    if found is None:
+        return None
+    is_over = all(job.status in TERMINAL for job in every)
+    facts = (found, step, step == max(map(max, steps)), [job.id for job in every], is_over)
+    return Contrast(names[second], *facts, subject=names[first])
+
+
 def twin_of(method: str) -> str:
     """Return the method of the twin: SimCLR, or for SimCLR itself WCL."""
     return "wcl" if method == "simclr" else "simclr"
 
 
-def _sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
+def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
     """Return the jobs with the settings of a job, and those of its twin, each by seed; the newest one of each seed."""
     recent = select(Job.id).where(Job.dataset_name == job.dataset_name).order_by(Job.id.desc()).limit(_RECENT)
     method = str(job.spec["method"])

@@ -94,6 +94,15 @@ class WclClient(SweepClient):
         """Return a job with its spec."""
         return self._json(Job, "GET", f"/v1/jobs/{part(job_id)}")
 
+    def compare(self, job_ids: Sequence[str], *, twin: bool = False) -> Json:
+        """Return the verdict about jobs, their results side by side, and the fields that differ.
+
+        Args:
+            job_ids: of the jobs; those that differ in their seed only are one configuration.
+            twin: whether to add the other seeds of each job, and its twin: SimCLR for WCL, or the other way round.
+        """
+        return self._json(Json, "GET", "/v1/compare", params={"job": list(job_ids), "twin": twin})
+
     def jobs(
         self,
         *,

@@ -87,6 +87,7 @@ def answer_table(job: Job) -> Rows:
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
         ("now", phase_text(job)),
         ("verdict", (job.get("verdict") or {}).get("sentence")),
+        *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
     ]

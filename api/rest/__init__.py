@@ -3,6 +3,7 @@
 from api.rest import (
     audit,
     checkpoints,
+    comparisons,
     datasets,
     health,
     job_parts,
@@ -24,6 +25,7 @@ ROUTERS = tuple(
         weak_labels,
         seed_groups,
         sweeps,
+        comparisons,
         checkpoints,
         datasets,
         workers,

@@ -223,17 +223,13 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
 def _verdict(judged: verdicts.Verdict | None) -> VerdictResponse | None:
     if judged is None:
         return None
-    contrasts = [
-        ContrastResponse.of(
-            each,
-            difference=each.difference.value,
-            low=each.difference.low,
-            high=each.difference.high,
-            method=each.difference.method,
-        )
-        for each in judged.contrasts
-    ]
+    contrasts = [contrast(each) for each in judged.contrasts]
     return VerdictResponse.of(judged, contrasts=contrasts)
+
+
+def contrast(found: verdicts.Contrast) -> ContrastResponse:
+    facts = found.difference
+    return ContrastResponse.of(found, difference=facts.value, low=facts.low, high=facts.high, method=facts.method)
 
 
 def _metrics(row: Job) -> list[MetricResponse]:

@@ -35,6 +35,11 @@ def percent(value: Any) -> str:
     return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
+def points(value: float) -> str:
+    """Format a difference of shares in percentage points, with its sign: +1.2 points."""
+    return f"{100 * value:+.1f} points"
+
+
 def share(value: float) -> str:
     """Format progress as a percentage with one decimal, and 100% without decimals."""
     return "100%" if value == 1 else f"{value:.1%}"
@@ -266,6 +271,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "compact_json": compact_json,
     "as_typed": as_typed,
     "percent": percent,
+    "points": points,
     "metric": metric,
     "metric_title": lambda name: metric_facts(name).title,
     "duration": duration,

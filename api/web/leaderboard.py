@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
-from api.web.configurations import Configuration, Measure, configurations_of, measured
 from api.web.published import Reference, references
 from api.web.render import page
+from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.database import database_time
 from jobs.models import Checkpoint, Dataset, Evaluation, Job
 from jobs.seed_groups import Result

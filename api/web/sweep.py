@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.web import parallel
-from api.web.compare import MAX_CONFIGURATIONS, MAX_JOBS
 from api.web.evaluations import settings
 from api.web.format import epochs
 from api.web.parallel import Drawing
 from api.web.render import page
 from jobs import sweeps
+from jobs.comparisons import MAX_CONFIGURATIONS, MAX_JOBS
 from jobs.database import database_time
 from jobs.keys import Principal
 from jobs.models import Sweep

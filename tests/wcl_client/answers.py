@@ -29,6 +29,8 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         seeds = {"seeds": [0, 1], "mean": 0.5, "deviation": 0.1, "interval": None, "epoch": None, "selection": text()}
         result = {"protocol": text(), "metric": text(), "params": {text(): text()}} | seeds
         return {"group_id": ID, "items": [job(text)], "results": [result]}
+    if path == "/v1/compare":
+        return comparison(text)
     if path == "/v1/workers":
         return {"items": [worker(text)]}
     if path.endswith("/drain"):
@@ -47,6 +49,19 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/readyz":
         return {"problems": [text()]}
     return job(text)
+
+
+def comparison(text: Callable[[], str]) -> dict[str, Any]:
+    over_seeds = {"seeds": [0, 1], "values": [0.4, 0.6], "mean": 0.5, "interval": [0.4, 0.6]}
+    difference = {"value": 0.1, "low": -0.1, "high": 0.3, "method": text(), "is_shown": False}
+    result = {"title": text(), "params": {text(): text()}, "rule": text(), "results": [over_seeds, None]}
+    return {
+        "verdict": {"sentence": text()},
+        "warnings": [text()],
+        "configurations": [{"name": text()}, {"name": text()}],
+        "results": [result | {"difference": difference}],
+        "differing": [{"field": text(), "values": [text(), 1]}],
+    }
 
 
 def job(text: Callable[[], str]) -> dict[str, Any]:

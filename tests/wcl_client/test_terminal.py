@@ -40,9 +40,19 @@ PIECES = (
 # Everything that a terminal obeys, and what reorders or forges the text that a reader sees.
 OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 COMMANDS = (
-    *(("jobs",), ("show", ID), ("group", ID), ("groups", ID), ("logs", ID), ("watch", ID), ("checkpoints", ID)),
+    *(
+        ("jobs",),
+        ("show", ID),
+        ("compare", ID),
+        ("group", ID),
+        ("groups", ID),
+        ("logs", ID),
+        ("watch", ID),
+        ("checkpoints", ID),
+    ),
     *(("cancel", ID), ("change", ID, "--name", "x"), ("workers",), ("worker", "drain", ID), ("datasets",)),
     *(("sweep", "list"), ("sweep", "show", ID), ("sweep", "watch", ID), ("audit",), ("doctor",), ("evaluate", ID)),
+    ("compare", ID),
 )
 
 Wcl = Callable[..., tuple[int, str, str]]

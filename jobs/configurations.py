@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.web.evaluations import settings
 from jobs import seed_groups
 from jobs.models import Job
 from jobs.seed_groups import Result, seedless_name, training_settings
@@ -71,9 +70,9 @@ class Measure:
         return result_title(self.protocol, self.metric)
 
     @property
-    def setting(self) -> str:
-        """The parameters in words."""
-        return settings(json.loads(self.params))
+    def settings(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return dict(json.loads(self.params))
 
 
 def measured(

@@ -1,0 +1,132 @@
+"""The comparison of jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.rest.responses import ContrastResponse, Response, contrast
+from jobs.comparisons import MAX_JOBS, Row, comparison
+from jobs.seed_groups import Result
+from wcl_core.intervals import Difference
+
+router = APIRouter(prefix="/v1/compare", tags=["jobs"])
+
+
+class ConfigurationResponse(Response):
+    """Jobs that differ in their seed only."""
+
+    name: str
+    method: str | None
+    dataset: str
+    seeds: list[int]
+    job_ids: list[str]
+
+
+class FieldResponse(Response):
+    """A field of the spec that differs, with its value in each configuration."""
+
+    field: str
+    values: list[Any]
+
+
+class OverSeeds(Response):
+    """The values of one configuration by seed, their mean, and its 95 % t-interval."""
+
+    seeds: list[int]
+    values: list[float]
+    mean: float
+    interval: tuple[float, float] | None
+
+
+class DifferenceResponse(Response):
+    """The first of two configurations minus the second one, with its 95 % interval and the method of it."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+    is_shown: bool
+
+
+class MeasureResponse(Response):
+    """A measure with the result of each configuration, null where it was not measured.
+
+    `rule` names the checkpoints that were measured, such as the last epoch.  `difference` is null for more than two
+    configurations.
+    """
+
+    protocol: str
+    metric: str
+    title: str
+    params: dict[str, Any]
+    dataset: str
+    rule: str
+    results: list[OverSeeds | None]
+    difference: DifferenceResponse | None
+
+
+class ComparisonResponse(Response):
+    """Configurations side by side; `verdict` is about the best one by kNN accuracy against the second one.
+
+    Where `verdict` is null, nothing can be compared: the `warnings` say why.
+    """
+
+    verdict: ContrastResponse | None
+    warnings: list[str]
+    configurations: list[ConfigurationResponse]
+    results: list[MeasureResponse]
+    differing: list[FieldResponse]
+
+
+@router.get("")
+def compare(
+    principal: Reader,
+    database: TheDatabase,
+    job: Annotated[list[str], Query(min_length=1, max_length=MAX_JOBS, description="Ids of jobs.")],
+    twin: Annotated[bool, Query(description="Whether to add the other seeds of each job, and its twin.")] = False,
+) -> ComparisonResponse:
+    """Compare jobs; those that differ in their seed only are one configuration."""
+    with database.read() as session:
+        found = comparison(session, job, with_twin=twin)
+    configurations = [
+        ConfigurationResponse(
+            name=each.name,
+            method=each.spec.get("method"),
+            dataset=each.jobs[0].dataset_name,
+            seeds=each.seeds,
+            job_ids=[member.id for member in each.jobs],
+        )
+        for each in found.configurations
+    ]
+    return ComparisonResponse(
+        verdict=None if found.contrast is None else contrast(found.contrast),
+        warnings=found.warnings,
+        configurations=configurations,
+        results=[_measure(row) for row in found.rows],
+        differing=[FieldResponse.of(each) for each in found.differences],
+    )
+
+
+def _measure(row: Row) -> MeasureResponse:
+    return MeasureResponse(
+        protocol=row.measure.protocol,
+        metric=row.measure.metric,
+        title=row.measure.title,
+        params=row.measure.settings,
+        dataset=row.dataset,
+        rule=row.measure.rule,
+        results=[_over_seeds(each) for each in row.results],
+        difference=_difference(row.difference),
+    )
+
+
+def _over_seeds(result: Result | None) -> OverSeeds | None:
+    return None if result is None else OverSeeds.of(result)
+
+
+def _difference(found: Difference | None) -> DifferenceResponse | None:
+    return None if found is None else DifferenceResponse(**found._asdict(), is_shown=found.is_shown)

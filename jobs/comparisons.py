@@ -1,0 +1,222 @@
+"""The comparison of jobs: verdict, results, settings that differ, and warnings about unfair comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import queries, seed_groups, verdicts
+from jobs.configurations import Configuration, Measure, configurations_of, measured
+from jobs.errors import FieldError, Invalid
+from jobs.models import Dataset, Job
+from jobs.seed_groups import Result
+from jobs.status import TERMINAL
+from jobs.verdicts import Contrast
+from wcl_core.config import PROTOCOLS, protocol_facts
+from wcl_core.config.overlay import leaves
+from wcl_core.intervals import Difference, difference
+
+MAX_CONFIGURATIONS, MAX_JOBS = 8, 40
+_BUDGET = {
+    "epochs": "epochs",
+    "batch_size": "batch size",
+    "data.name": "dataset",
+    "data.image_size": "image size",
+    "backbone.name": "backbone",
+    "backbone.width": "width",
+    "multi_crop.crops": "small crops",
+}
+
+
+@dataclass(frozen=True)
+class FieldDifference:
+    """A field of the spec with its value in each configuration."""
+
+    field: str
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure with the result of each configuration; None where it was not measured.
+
+    `difference` is that of the first of two configurations to the second one.
+    """
+
+    measure: Measure
+    dataset: str
+    results: list[Result | None]
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Configurations, the verdict about them, and all that they share or not.
+
+    `contrast` says of the best configuration by kNN accuracy whether it is shown to be better than the second one.
+    """
+
+    configurations: list[Configuration]
+    contrast: Contrast | None
+    differences: list[FieldDifference]
+    rows: list[Row]
+    warnings: list[str]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for each in self.configurations for job in each.jobs]
+
+
+def comparison(
+    session: Session, job_ids: Sequence[str], group_ids: Sequence[str] = (), *, with_twin: bool = False
+) -> Comparison:
+    """Compare jobs and the jobs of seed groups.
+
+    Args:
+        with_twin: whether to add the other seeds of each job, and the jobs of its twin.
+
+    Raises:
+        NotFound: there is no such job or group.
+        Invalid: these are too many jobs for one comparison.
+    """
+    jobs = {job.id: job for job in chosen_jobs(session, job_ids)}
+    jobs |= {job.id: job for group_id in group_ids for job in seed_groups.members(session, group_id)}
+    if with_twin:
+        sides = [side for job in [*jobs.values()] if job.kind == "pretrain" for side in verdicts.sides(session, job)]
+        jobs |= {job.id: job for side in sides for job in side.values()}
+    chosen = configurations_of(list(jobs.values()))
+    if len(chosen) > MAX_CONFIGURATIONS or len(jobs) > MAX_JOBS:
+        detail = f"expected at most {MAX_CONFIGURATIONS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
+        raise Invalid([FieldError("job", f"{detail}{len(jobs)}")])
+    rows = _rows(session, chosen)
+    return Comparison(
+        configurations=chosen,
+        contrast=_contrast(session, chosen),
+        differences=list(_differences(chosen)),
+        rows=rows,
+        warnings=[*_warnings(chosen, rows)],
+    )
+
+
+def _contrast(session: Session, chosen: Sequence[Configuration]) -> Contrast | None:
+    """Return the best configuration against the second one, at the last step that all have measured."""
+    if len(chosen) < 2 or any(job.kind != "pretrain" for each in chosen for job in each.jobs):
+        return None
+    sides = [{int(job.spec["seed"]): job for job in each.jobs} for each in chosen]
+    names = [each.name for each in chosen]
+    if len(set(names)) < len(names):
+        names = [f"{each.name} ({each.number})" for each in chosen]
+    return verdicts.best_of(session, sides, names)
+
+
+def chosen_jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
+    """Return the jobs in the order of their ids, read by one statement.
+
+    Raises:
+        NotFound: there is no job with one of the ids.
+    """
+    rows = session.execute(select(Job).where(Job.id.in_(job_ids))).scalars()
+    by_id = {job.id: job for job in rows}
+    return [by_id.get(job_id) or queries.get_job(session, job_id) for job_id in job_ids]
+
+
+def _differences(chosen: Sequence[Configuration]) -> Iterator[FieldDifference]:
+    tables = [dict(leaves(each.spec)) for each in chosen]
+    for field in dict.fromkeys(name for table in tables for name in table):
+        values = [table.get(field) for table in tables]
+        if any(value != values[0] for value in values):
+            yield FieldDifference(field, values)
+
+
+def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
+    table: dict[Measure, list[Result | None]] = {}
+    for configuration, measure, result in measured(session, chosen):
+        table.setdefault(measure, [None] * len(chosen))[configuration.number - 1] = result
+    names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
+    rows = [
+        Row(each, names.get(each.dataset_digest, f"{each.dataset_digest[:12]}…"), results, _of_two(results))
+        for each, results in table.items()
+    ]
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.dataset,
+            row.measure.rule != "last epoch",
+            _place(row.measure.protocol),
+            row.measure.title,
+        ),
+    )
+
+
+def _place(protocol: str) -> int:
+    names = list(PROTOCOLS)
+    return next((place for place, name in enumerate(names) if name == protocol), len(names))
+
+
+def _of_two(results: Sequence[Result | None]) -> Difference | None:
+    """Return the difference of two results; None for more of them."""
+    if len(results) != 2 or results[0] is None or results[1] is None:
+        return None
+    counts = {result.num_images for result in results if result}
+    ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in results if result)
+    return difference(ours, others, counts.pop() if len(counts) == 1 else None)
+
+
+def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
+    if len(chosen) < 2:
+        return
+    yield from _budgets(chosen)
+    yield from _protocols(chosen, rows)
+    if any(row.measure.rule == "last epoch" for row in rows):
+        alone = [each.name for each in chosen if len(each.seeds) == 1]
+        if alone:
+            yield f"Only one seed: {', '.join(alone)}. Differences may be noise."
+    unfinished = [job.name for each in chosen for job in each.jobs if job.status not in TERMINAL]
+    if unfinished:
+        yield f"Not finished: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
+
+
+def _budgets(chosen: Sequence[Configuration]) -> Iterator[str]:
+    tables = [dict(leaves(each.spec)) for each in chosen]
+    differing = []
+    for field, name in _BUDGET.items():
+        values = [str(table.get(field, "–")) for table in tables]
+        if len(set(values)) > 1:
+            differing.append(f"{name} {' / '.join(values)}")
+    if differing:
+        yield f"Different budgets: {'; '.join(differing)}."
+    digests = {each.jobs[0].dataset_digest for each in chosen}
+    names = {each.jobs[0].dataset_name for each in chosen}
+    if len(digests) > len(names):
+        yield "The dataset changed between these jobs: one name, different digests."
+
+
+def _protocols(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of protocols with which not all configurations were measured alike; one sentence for each cause."""
+    unmeasured: dict[str, list[str]] = {}  # protocols by configuration
+    at_epochs: dict[str, list[str]] = {}  # protocols by the epochs that were measured
+    others: list[str] = []
+    for name in dict.fromkeys(row.measure.protocol for row in rows):
+        own = [row for row in rows if row.measure.protocol == name]
+        title = protocol_facts(name).title
+        present = [place for place in range(len(chosen)) if any(row.results[place] for row in own)]
+        for place in sorted(set(range(len(chosen))) - set(present)):
+            unmeasured.setdefault(chosen[place].name, []).append(title)
+        if any(all(row.results[place] for place in present) for row in own):
+            continue
+        rules = {place: ", ".join(sorted({row.measure.rule for row in own if row.results[place]})) for place in present}
+        if len(set(rules.values())) > 1:
+            places = "; ".join(f"{chosen[place].name}: {rule}" for place, rule in rules.items())
+            at_epochs.setdefault(places, []).append(title)
+        else:
+            others.append(title)
+    for name, titles in unmeasured.items():
+        yield f"{name} was not measured with {', '.join(titles)}. Evaluate it on its page."
+    for places, titles in at_epochs.items():
+        yield f"Measured at different epochs with {', '.join(titles)}: {places}. Measure the last epoch of each."
+    if others:
+        yield f"Measured with different settings of {', '.join(others)}: no line has a result of each."

@@ -1,0 +1,99 @@
+"""The command that compares jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from wcl_client import output
+from wcl_client.api import WclClient
+from wcl_client.commands.shared import LOOK, AsJson
+from wcl_client.references import find_job
+from wcl_client.terminal import Rows, Styled, bold, out, print_json
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=LOOK)
+def compare(
+    jobs: Annotated[list[str], typer.Argument(help="One or more jobs; one alone is compared with its twin.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare jobs, or one job with its twin.
+
+    The twin is a SimCLR run with the settings of a WCL run, or the other way round. All seeds of both count.
+    """
+    with WclClient.connect() as client:
+        ids = [find_job(client, reference)["id"] for reference in jobs]
+        found = client.compare(ids, twin=len(ids) == 1)
+        query = "&".join([*(f"job={job_id}" for job_id in ids), *(["twin=true"] if len(ids) == 1 else [])])
+        page = f"{client.url}/compare?{query}"
+    if as_json:
+        print_json(found)
+        return
+    _say(found)
+    for table in (_results(found), _differing(found)):
+        if table.has_rows:
+            out.say()
+            out.show(table)
+    out.say()
+    out.say(page)
+
+
+def _say(found: Mapping[str, Any]) -> None:
+    """Print the verdict, then what makes the comparison unfair."""
+    if verdict := found.get("verdict"):
+        out.say(bold(f"kNN accuracy: {verdict['sentence']}"))
+    elif len(found["configurations"]) < 2:
+        out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
+    else:
+        out.say(bold("No step has a kNN accuracy of all of them."))
+    for text in found["warnings"]:
+        out.say(Styled(f"warning: {text}", "yellow"))
+
+
+def _names(found: Mapping[str, Any]) -> list[str]:
+    return [each["name"] for each in found["configurations"]]
+
+
+def _results(found: Mapping[str, Any]) -> Rows:
+    """Return a table of each measure with the results of each configuration."""
+    has_difference = any(row.get("difference") for row in found["results"])
+    table = Rows("result", "checkpoint", *_names(found), *(["difference"] if has_difference else []))
+    for row in found["results"]:
+        settings = output.settings_text(row["params"])
+        cells = [_mean(each) for each in row["results"]]
+        table.add(
+            row["title"] + (f" ({settings})" if settings else ""),
+            row["rule"],
+            *cells,
+            *([_difference(row.get("difference"))] if has_difference else []),
+        )
+    return table
+
+
+def _mean(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "–"
+    ends = result["interval"]
+    margin = f" ± {(ends[1] - ends[0]) / 2:.1%}" if ends else ""
+    count = len(result["seeds"])
+    return f"{result['mean']:.1%}{margin} ({count} seed{'s' if count != 1 else ''})"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    margin = (found["high"] - found["low"]) / 2
+    return f"{100 * found['value']:+.1f} ± {100 * margin:.1f} points{'' if found['is_shown'] else ', not shown'}"
+
+
+def _differing(found: Mapping[str, Any]) -> Rows:
+    table = Rows("setting", *_names(found))
+    rows: Sequence[Mapping[str, Any]] = found["differing"]
+    for row in rows:
+        table.add(row["field"], *(json.dumps(value, ensure_ascii=False) for value in row["values"]))
+    return table
