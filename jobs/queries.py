@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, JobEvaluation, Log, Tag, Worker
+from jobs.status import TERMINAL
 
 T = TypeVar("T")
 _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type
@@ -168,6 +169,42 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     if checkpoint is None or checkpoint.deleted_at is not None:
         raise NotFound(f"there is no checkpoint {checkpoint_id}")
     return checkpoint
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The checkpoint that an evaluation measures, with the training that wrote it."""
+
+    checkpoint_id: str
+    step: int
+    epoch: int
+    job_id: str
+    job_name: str
+    job_status: str
+    epochs: int
+
+    @property
+    def sentence(self) -> str:
+        """Which checkpoint it is, and whether its training goes on, without a full stop."""
+        text = f"the checkpoint of epoch {self.epoch:,} of {self.epochs:,} (step {self.step:,}) of {self.job_name}"
+        return text if self.job_status in TERMINAL else f"{text}, which goes on"
+
+
+def measured_checkpoint(session: Session, job: Job) -> Measured | None:
+    """Return the checkpoint that an evaluation measures; None for other jobs, and for other features."""
+    checkpoint_id = job.spec.get("features", {}).get("checkpoint_id")
+    if job.kind != "evaluate" or checkpoint_id is None:
+        return None
+    statement = (
+        select(Checkpoint.id, Checkpoint.step, Checkpoint.epoch, Job.id, Job.name, Job.status, Job.spec)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.id == checkpoint_id)
+    )
+    row = session.execute(statement).first()
+    if row is None:
+        return None
+    checkpoint_id, step, epoch, job_id, name, status, spec = row
+    return Measured(checkpoint_id, step, epoch, job_id, name, status, spec.get("epochs", epoch))
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:

@@ -147,6 +147,17 @@ class WclClient(SweepClient):
         """
         return self._create(Job, f"/v1/checkpoints/{part(checkpoint_id)}/evaluate", dict(spec or {}), idempotency_key)
 
+    def baselines(self, job_id: str, *, idempotency_key: str | None = None) -> list[Job]:
+        """Submit jobs that measure the raw pixels and the untrained network as an evaluation has measured a checkpoint.
+
+        Args:
+            job_id: of the evaluation, or of a training, which stands for its newest evaluation.
+            idempotency_key: as for `submit`.
+        """
+        created = self._create(Json, f"/v1/jobs/{part(job_id)}/baselines", {}, idempotency_key)
+        items: list[Job] = created["items"]
+        return items
+
     def change(
         self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
     ) -> Job:

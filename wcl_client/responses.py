@@ -80,6 +80,7 @@ class Job(TypedDict, total=False):
     pending: str | None
     weak_labels: Json | None
     metrics: list[Json]
+    measures: Json | None
 
 
 class Checkpoint(TypedDict, total=False):

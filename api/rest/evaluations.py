@@ -1,10 +1,12 @@
-"""Bodies of `POST /v1/checkpoints/{id}/evaluate`: an evaluation spec whose features the address names."""
+"""Evaluations of checkpoints, and their baselines: bodies and new jobs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ConfigDict, Field
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.http.idempotency import Submission
@@ -14,9 +16,10 @@ from jobs import submission as service
 from jobs.errors import Conflict, FieldError, Invalid
 from jobs.models import TRAINING, Job
 from jobs.new_job import NewJob, default_name
-from wcl_core.config import DataConfig, ProtocolSettings, parse_spec
+from wcl_core.config import DataConfig, ProtocolSettings, parse_spec, protocol_facts
 
 _MAX_NAME = 200
+_BASELINE = "baseline/"  # the origin of a baseline, below the evaluation that it repeats
 
 
 class EvaluateBody(ProtocolSettings):
@@ -75,6 +78,69 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
         created_by=created_by,
         parent_id=trained.id,
     )
+
+
+def create_baselines(submission: Submission, job_id: str) -> list[Job]:
+    """Create jobs that measure the raw pixels and the untrained network as an evaluation has measured a checkpoint.
+
+    A second request for the same evaluation returns the jobs of the first one.
+
+    Args:
+        job_id: of the evaluation, or of a training, which stands for its newest evaluation of a checkpoint.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: there is no evaluation of a checkpoint.
+    """
+
+    def create(session: Session) -> Job:
+        evaluation = _evaluation_of(session, queries.get_job(session, job_id))
+        submitted = _baselines(session, evaluation)
+        return (submitted or [service.submit(session, new) for new in _new_baselines(session, evaluation)])[0]
+
+    first = submission.create(("baselines", job_id), Job, create)
+    with submission.database.read() as session:
+        return _baselines(session, queries.get_job(session, str(first.parent_id)))
+
+
+def _evaluation_of(session: Session, job: Job) -> Job:
+    statement = select(Job).where(Job.parent_id == job.id, Job.kind == "evaluate").order_by(Job.id.desc())
+    candidates = [job] if job.kind == "evaluate" else session.execute(statement).scalars()
+    for each in candidates:
+        is_measured = any(protocol_facts(name).measures for name in each.spec["protocols"])
+        if each.spec["features"]["kind"] == "checkpoint" and is_measured:
+            return each
+    raise Conflict("no evaluation has measured a checkpoint of this job; evaluate one first")
+
+
+def _baselines(session: Session, evaluation: Job) -> list[Job]:
+    own = select(Job).where(Job.parent_id == evaluation.id, Job.origin.startswith(_BASELINE)).order_by(Job.id)
+    return list(session.execute(own).scalars())
+
+
+def _new_baselines(session: Session, evaluation: Job) -> Iterator[NewJob]:
+    trained = queries.get_job(session, _trained_id(session, evaluation))
+    by_name: dict[str, dict[str, Any]] = {"raw pixels": {"kind": "pixels"}}
+    by_name["untrained network"] = {"kind": "untrained", "backbone": trained.spec["backbone"]}
+    for name, features in by_name.items():
+        sent = evaluation.spec | {"features": features}
+        yield NewJob(
+            kind="evaluate",
+            spec_sent=sent,
+            spec=parse_spec("evaluate", sent),
+            name=f"{name}, for {trained.name}"[:_MAX_NAME],
+            priority=evaluation.priority,
+            pool=evaluation.pool,
+            gpus=evaluation.gpus,
+            tags=tuple(queries.tags(session, [evaluation.id])[evaluation.id]),
+            created_by=evaluation.created_by,
+            parent_id=evaluation.id,
+            origin=f"{_BASELINE}{features['kind']}",
+        )
+
+
+def _trained_id(session: Session, evaluation: Job) -> str:
+    return queries.get_checkpoint(session, evaluation.spec["features"]["checkpoint_id"]).job_id
 
 
 def _sent(body: EvaluateBody, checkpoint_id: str, trained: Job) -> dict[str, Any]:

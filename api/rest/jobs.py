@@ -14,6 +14,7 @@ from api.http.auth import Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.rest import job_bodies, responses, seed_groups
+from api.rest.evaluations import create_baselines
 from api.rest.job_bodies import CloneBody, JobBody, JobChange
 from api.rest.presets import preset_deviations
 from api.rest.responses import JobResponse, JobSummary, Response
@@ -145,6 +146,25 @@ def clone(
 ) -> JobResponse:
     """Create a new job with the same spec, some fields replaced, that starts from scratch."""
     return _rendered(database, job_bodies.create_clone(submission, job_id, body.spec if body else {}))
+
+
+class JobItems(Response):
+    """Jobs, oldest first."""
+
+    items: list[JobSummary]
+
+
+@router.post("/{job_id}/baselines", status_code=201, responses=REPLAYED)
+def baselines(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobItems:
+    """Create jobs that measure the raw pixels and the untrained network as an evaluation has measured a checkpoint.
+
+    The job is that evaluation, or a training: then its newest evaluation of a checkpoint counts.  A repeated request
+    returns the jobs of the first one.
+    """
+    jobs = create_baselines(submission, job_id)
+    with database.read() as session:
+        tags = queries.tags(session, [job.id for job in jobs])
+    return JobItems(items=[responses.job_summary(job, tags[job.id]) for job in jobs])
 
 
 def _changed(database: Database, job_id: str, verb: Callable[[Session, str], None]) -> JobResponse:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, verdicts, waiting, weak_labels
+from jobs import datasets, queries, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
@@ -181,6 +181,19 @@ class VerdictResponse(Response):
     contrasts: list[ContrastResponse]
 
 
+class MeasuredResponse(Response):
+    """The checkpoint that an evaluation measures, and the training that wrote it; `sentence` says so for people."""
+
+    checkpoint_id: str
+    step: int
+    epoch: int
+    job_id: str
+    job_name: str
+    job_status: str
+    epochs: int
+    sentence: str
+
+
 class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
@@ -189,6 +202,7 @@ class JobResponse(JobSummary):
     and `verdict` until a training has measured kNN before and after its first steps.  `pending`
     is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
     work that it waits for.  `metrics` are the latest metrics with their names for people, the most telling first.
+    `measures` is the checkpoint that an evaluation measures; null for other jobs.
     """
 
     spec_version: int
@@ -203,6 +217,7 @@ class JobResponse(JobSummary):
     pending: str | None
     weak_labels: WeakLabelQuality | None
     metrics: list[MetricResponse]
+    measures: MeasuredResponse | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -217,6 +232,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     why, request = waiting.explain(session, row), waiting.pending(session, row)
     judged = _verdict(verdicts.verdict(session, row))
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
+    beside |= {"measures": queries.measured_checkpoint(session, row)}
     return JobResponse.of(row, **beside, deviations=deviations)
 
 

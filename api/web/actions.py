@@ -20,7 +20,7 @@ from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
-from api.rest.evaluations import EvaluateBody, create_evaluation
+from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
 from api.rest.job_bodies import create_retry
 from api.web.forms.fields import body_of
 from api.web.jobs import filters_of
@@ -60,6 +60,13 @@ def evaluate(
     """Evaluate one of the job's checkpoints; redirect to the page of the new job."""
     body = body_of(EvaluateBody, {"protocols": protocols} if protocols else {})
     return _see(f"/jobs/{create_evaluation(submission, checkpoint_id, body).id}")
+
+
+@router.post("/jobs/{job_id}/baselines")
+def baselines(job_id: str, submitter: Submitter, submission: TheFormSubmission) -> Response:
+    """Measure the raw pixels and the untrained network as the newest evaluation; redirect to the job's page."""
+    create_baselines(submission, job_id)
+    return _see(f"/jobs/{job_id}#evaluations")
 
 
 @router.post("/jobs/{job_id}/retry")

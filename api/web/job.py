@@ -27,6 +27,7 @@ from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.keys import Principal
 from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
+from jobs.queries import Measured
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
 from jobs.sweeps import Place
@@ -70,6 +71,7 @@ class Run:
     pending: str | None
     note: str | None
     verdict: Verdict | None
+    measures: Measured | None
     advice: list[str]  # warnings about its spec
     pool_has_gpus: bool
     has_log: bool  # or may still have
@@ -106,6 +108,12 @@ class Run:
     def has_evaluations(self) -> bool:
         """Whether there is anything to see or to do about evaluations."""
         return bool(self.evaluations or self.measurable) or (self.job.kind == "evaluate" and not self.view.is_over)
+
+    @property
+    def lacks_baselines(self) -> bool:
+        """Whether a measured checkpoint of a training has no raw pixels or no untrained network beside it."""
+        sides = [{name for name, _ in row.beside} for card in self.evaluations if card.source for row in card.rows]
+        return self.job.kind == "pretrain" and bool(sides) and not {"raw pixels", "untrained"} <= set().union(*sides)
 
     @property
     def features(self) -> Checkpoint | None:
@@ -147,6 +155,7 @@ def run(session: Session, job_id: str) -> Run:
         pending=pending(session, job),
         note=_note(session, job),
         verdict=verdict(session, job),
+        measures=queries.measured_checkpoint(session, job),
         advice=_advice(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),

@@ -41,7 +41,8 @@ def test_baselines_are_measured_in_the_same_way(server: Served) -> None:
     job_id = trained(server.database)
     done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "linear", "--set", "seed=3", "--baselines"])
     assert done.exit_code == 0, done.output
-    lines = done.stderr.splitlines()
+    first, *lines = done.stderr.splitlines()
+    assert first.startswith("measures the checkpoint of epoch ")
     assert [line.split(", for ")[0] for line in lines] == ["raw pixels", "untrained network"]
     measured = rows.job(server.database, done.stdout.strip()).spec
     for line, kind in zip(lines, ("pixels", "untrained"), strict=True):

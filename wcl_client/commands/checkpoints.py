@@ -16,7 +16,7 @@ from wcl_client.commands.shared import LOOK, USE, AsJson, JobId, Overrides, foll
 from wcl_client.download import Downloaded
 from wcl_client.errors import ConflictError, ForeignServer
 from wcl_client.references import find_checkpoint, find_job
-from wcl_client.responses import FileKind, Job, JobOptions
+from wcl_client.responses import FileKind, Job
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
 
@@ -63,6 +63,8 @@ def evaluate(
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
     with WclClient.connect() as client:
         job = client.evaluate(find_checkpoint(client, reference, checkpoint), spec)
+        if measures := job.get("measures"):
+            err.say(f"measures {measures['sentence']}")
         jobs = [job, *(_baselines(client, job) if baselines else ())]
         if priority is not None:
             jobs = [_with_priority(client, each, priority) for each in jobs]
@@ -85,13 +87,7 @@ def _with_priority(client: WclClient, job: Job, priority: int) -> Job:
 
 def _baselines(client: WclClient, evaluation: Job) -> Iterator[Job]:
     """Submit evaluations of the raw pixels and of the untrained network, with the settings of an evaluation."""
-    trained = client.job(str(evaluation["parent_id"]))
-    by_name = {"raw pixels": {"kind": "pixels"}}
-    by_name["untrained network"] = {"kind": "untrained", "backbone": trained["spec"]["backbone"]}
-    for name, features in by_name.items():
-        spec = evaluation["spec"] | {"features": features}
-        options: JobOptions = {"name": f"{name}, for {trained['name']}"[:200], "pool": evaluation["pool"]}
-        yield client.submit("evaluate", spec, **options)
+    yield from client.baselines(evaluation["id"])
 
 
 @app.command(rich_help_panel=USE)

@@ -125,7 +125,7 @@ def test_a_submitted_evaluation_is_a_sentence_with_its_job(visitor: Visitor, sit
     entry = page.locator("#timeline li", has_text="Evaluation submitted")
     expect(entry).to_contain_text("of the last checkpoint, step 50")
     entry.get_by_role("link", name="View job").click()
-    expect(page.locator("#run-summary")).to_contain_text("parent brings its evaluation")
+    expect(page.locator("#run-summary")).to_contain_text("of brings its evaluation")
     site.claim().end()
 
 

@@ -5,7 +5,7 @@ import { Chart } from "./charts.js";
 import { Curves } from "./curves.js";
 import { groupsOf } from "./groups.js";
 import { Tail } from "./logs.js";
-import { address, now, refresh, throttled } from "./page.js";
+import { address, notify, now, refresh, throttled } from "./page.js";
 import { Stream, showState } from "./stream.js";
 import { visible } from "./text.js";
 import { View } from "./view.js";
@@ -178,4 +178,4 @@ if (OVER.has(run.dataset.status)) stream.end();
 
 // ---- buttons
 
-sendForms({ created: ({ id }) => location.assign(address(`/jobs/${id}`)), done: updateParts });
+sendForms({ created: ({ id }) => (id ? location.assign(address(`/jobs/${id}`)) : notify("Submitted; the results appear here.")), done: updateParts });
