@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from jobs.database import Database
@@ -13,6 +14,7 @@ from tests.api.served import Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
 from wcl_client.cli import app
+from wcl_client.errors import ConflictError
 
 
 def trained(database: Database) -> str:
@@ -50,6 +52,23 @@ def test_baselines_are_measured_in_the_same_way(server: Served) -> None:
         assert {name for name in spec if spec[name] != measured[name]} == {"features"}
         assert spec["features"]["kind"] == kind
     assert spec["features"]["backbone"] == rows.job(server.database, job_id).spec["backbone"]
+
+
+def test_baselines_of_an_evaluation_are_submitted_once_also_by_the_button(server: Served) -> None:
+    job_id = trained(server.database)
+    with WclClient.connect() as client:
+        with pytest.raises(ConflictError, match="evaluate one first"):
+            client.baselines(job_id)
+        evaluation = client.evaluate(rows.checkpoints(server.database, job_id)[0].id, {"protocols": ["linear"]})
+        first, again = client.baselines(evaluation["id"]), client.baselines(job_id)
+    browser = server.browser()
+    sent = browser.post(f"/jobs/{job_id}/baselines", data={"key": "a" * 32}, headers={"Origin": server.url})
+
+    assert sent.status_code == 303
+    assert [job["id"] for job in first] == [job["id"] for job in again]
+    assert [job["parent_id"] for job in first] == [evaluation["id"]] * 2
+    assert evaluation["measures"]["sentence"].startswith("the checkpoint of epoch ")
+    assert len(rows.rows_of(server.database, Job)) == 4  # the training, its evaluation and two baselines
 
 
 def test_an_unknown_protocol_is_refused(server: Served) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.models import Dataset
+from jobs.models import DatasetVersion
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from wcl_client.api import WclClient
@@ -29,7 +29,8 @@ def trained(served: Served, accuracy: float, name: str, **spec: Any) -> str:
 
 
 def test_one_job_is_compared_with_its_twin_over_the_seeds_of_both(served: Served) -> None:
-    served.database.write(lambda session: session.query(Dataset).update({"class_counts": {"test": [60, 40]}}))
+    counts = {"test": [60, 40]}
+    served.database.write(lambda session: session.add(DatasetVersion(digest=rows.DIGEST, class_counts=counts)))
     ours = [trained(served, 0.70 + seed / 100, f"ours, seed {seed}", seed=seed) for seed in (0, 1, 2)]
     for seed in (0, 1, 2):
         trained(served, 0.66 + seed / 50, f"theirs, seed {seed}", seed=seed, method="simclr")
@@ -44,6 +45,9 @@ def test_one_job_is_compared_with_its_twin_over_the_seeds_of_both(served: Served
     assert found["verdict"]["sentence"] == (
         "ours is better than theirs by 3.0 ± 2.5 points (t-interval over 3 paired seeds)."
     )
+    page = served.browser("read").get(f"/compare?job={ours[0]}&twin=true").text
+    assert page.index(found["verdict"]["sentence"]) < page.index("Evaluations</h2>") < page.index("Curves</h2>")
+    assert "+3.0 points</b>" in page
     (result,) = found["results"]
     assert (result["title"], result["params"]) == ("kNN accuracy", {"k": 20})
     assert [each["mean"] for each in result["results"]] == pytest.approx([0.71, 0.68])
