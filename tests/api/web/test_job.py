@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from sqlalchemy import update
 
-from jobs.models import Dataset
+from jobs.models import DatasetVersion
 from tests.api.web.conftest import Visitor
-from tests.api.web.served import PlayedRun, Site
+from tests.api.web.served import DIGEST, PlayedRun, Site
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
@@ -202,8 +201,8 @@ def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None
 
 def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:
     """The verdict grows live; diagnostics are folded, and each says what it means."""
-    counts = update(Dataset).where(Dataset.name == "digits").values(class_counts={"test": [36] * 10})
-    site.database.write(lambda session: session.execute(counts))
+    version = DatasetVersion(digest=DIGEST, class_counts={"test": [36] * 10})
+    site.database.write(lambda session: session.merge(version))
     run = site.running()
     run.start()
     run.report({"type": "metrics", "step": 0, "values": {"eval/knn_top1": 0.5}})
