@@ -1307,10 +1307,24 @@ GUARDS = (
     ),
     Guard(
         "a difference within its interval is not called shown",
-        "jobs/verdicts.py",
-        "is_shown = (above - below) / 2, below > 0 or above < 0",
-        "is_shown = (above - below) / 2, difference != 0",
+        "wcl_core/intervals.py",
+        "return self.low > 0 or self.high < 0",
+        "return self.value != 0",
         ("tests/jobs/test_verdicts.py::test_a_difference_that_the_images_do_not_show_is_called_so[sqlite]",),
+    ),
+    Guard(
+        "seeds that both sides have are not paired",
+        "wcl_core/intervals.py",
+        "if len(common) > 1:",
+        "if False:",
+        ("tests/jobs/test_verdicts.py::test_a_run_is_compared_with_its_twin_over_paired_seeds[sqlite]",),
+    ),
+    Guard(
+        "a run is compared with its twin at its own last step",
+        "jobs/verdicts.py",
+        "    if common:\n        step = max(common)",
+        "    if common:\n        step = max(steps)",
+        ("tests/jobs/test_verdicts.py::test_one_seed_is_compared_at_a_step_that_both_have_measured[sqlite]",),
     ),
     Guard(
         "a worker reads added datasets below its roots only",
