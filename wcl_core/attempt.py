@@ -58,7 +58,7 @@ from wcl_core.training.collapse import StoppedError
 from wcl_core.training.pretrain import pretrain
 
 _ORPHAN_SECONDS = 5.0
-_HEAR_SECONDS = 0.6  # between a request and the end of a run that owes no save, or is cancelled
+_HEAR_SECONDS = 0.2  # between a request and the end of a run that owes no save, or is cancelled
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator")  # torch has no exception of its own for it
 _OF_CUDA: dict[CudaReason, str] = {
     "device_failed": "the GPU is broken",
