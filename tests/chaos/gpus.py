@@ -4,7 +4,7 @@ preemption and kills.
 Urgent jobs come later, in waves, while the others hold the devices, so that some of these give way.
 
 An observer looks at the living runs all the time: no device may be of two of them.  In the end every job has succeeded
-with the right bytes, no large job was starved, and the audit finds nothing.
+with the right bytes, no job has passed a large one for longer than allowed, and the audit finds nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import psutil
 from sqlalchemy import func, select
 
 from jobs.audit import audit
-from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Event, Job
+from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Event, Job, Worker
 from jobs.status import TERMINAL, Reason
 from tests.chaos.body import STEPS_PER_EPOCH
 from tests.chaos.processes import Node
@@ -32,13 +34,15 @@ from tests.chaos.stage import Stage, spec
 from tests.waiting import eventually
 
 MACHINES = {"m0": 4, "m1": 2}  # with their numbers of devices
-NUM_DEVICES = max(MACHINES.values())
+LARGER = max(MACHINES, key=MACHINES.__getitem__)
+NUM_DEVICES = MACHINES[LARGER]
 _SIZES = ((1, 1), (1, 1), (1, 1), (2, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # devices on each machine, and machines
 _STEP_MS = (5, 40, 120, 800)
-_URGENT_SIZES = (4, 2)  # of each wave
+_URGENT_SIZES = ((4, 1), (2, 2))  # of each wave
 _URGENT_PRIORITY = 100
 _FAULTS_BETWEEN_WAVES = 2
 _HOLD_SECONDS = 2.0
+_LATE_SECONDS = 10.0  # in which a worker has certainly looked at the queue again, also on a busy machine
 _LOOK_SECONDS = 0.02
 _LIMIT_SECONDS = 1200.0
 
@@ -143,9 +147,9 @@ class Round:
         )
 
     def _submit_urgent(self, ids: list[str]) -> None:
-        """Submit a wave of jobs, of which one needs all devices of the larger machine."""
-        for gpus in _URGENT_SIZES:
-            requested = spec(len(ids), epochs=1, step_ms=5) | {"processes": 1}
+        """Submit a wave of jobs: one needs all devices of the larger machine, one needs devices of both machines."""
+        for gpus, nodes in _URGENT_SIZES:
+            requested = spec(len(ids), epochs=1, step_ms=5) | {"nodes": nodes, "processes": 1}
             ids.append(self.stage.submit(requested, gpus=gpus, priority=_URGENT_PRIORITY))
 
     # --- faults ----------------------------------------------------------------------------------------------------
@@ -244,14 +248,56 @@ class Round:
         return content if hashlib.sha256(content).hexdigest() == row.sha256 else b"damaged"
 
     def _starved(self) -> list[str]:
-        """Return a problem if the jobs of four devices with the highest priority start last."""
+        """Return a problem for each job that has passed a large one for longer than the large one may be passed.
+
+        A job is large if it needs all devices of the larger machine.  For all that time it was the first in the queue,
+        and this machine's worker lived.  Only first waits count, as later ones begin with a backoff, and only jobs that
+        this worker has started.
+        """
         with self.stage.database.read() as session:
-            started = session.execute(select(Job.priority, Job.gpus).order_by(Job.started_at)).all()
-        places = [place for place, (priority, gpus) in enumerate(started) if (priority, gpus) == (2, NUM_DEVICES)]
-        lesser = [place for place, (priority, _) in enumerate(started) if priority == 0]
-        if places and lesser and max(places) > lesser[len(lesser) // 2]:
-            return [f"a job of {NUM_DEVICES} devices with priority 2 started as number {max(places)} of {len(started)}"]
-        return []
+            jobs = {job.id: job for job in session.execute(select(Job)).scalars()}
+            events = session.execute(select(Event).order_by(Event.job_id, Event.seq)).scalars().all()
+            began = select(Worker.started_at).where(Worker.name == LARGER).order_by(Worker.started_at)
+            starts = session.execute(began).scalars().all()
+        waits = [wait for _, each in groupby(events, lambda event: event.job_id) for wait in _waits(list(each))]
+
+        def place(job_id: str) -> tuple[int, int]:
+            return -jobs[job_id].priority, jobs[job_id].queue_place
+
+        problems = []
+        for event in events:
+            if event.type != "claimed" or event.data["worker"] != LARGER:
+                continue
+            since = event.at - 1000 * (_HOLD_SECONDS + _LATE_SECONDS)
+            waiting = [wait for wait in waits if wait.until > since and wait.since < event.at]
+            first = min(waiting, key=lambda wait: place(wait.job_id))
+            is_large = (jobs[first.job_id].gpus, jobs[first.job_id].nodes) == (NUM_DEVICES, 1)
+            lasts = first.is_first and first.since < since and event.at < first.until
+            restarts = [start for start in starts if since <= start < event.at + 1000 * _LATE_SECONDS]
+            if is_large and lasts and starts[0] < since and not restarts and jobs[event.job_id].gpus:
+                problems.append(f"{event.job_id} has passed {first.job_id}, which waits for {NUM_DEVICES} devices")
+        return problems
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """A time in which a job waited, in milliseconds of the database's clock."""
+
+    job_id: str
+    since: float
+    until: float
+    is_first: bool
+
+
+def _waits(events: list[Event]) -> Iterator[_Wait]:
+    """Yield the waits of one job from its events in order."""
+    since, is_first = float(events[0].at), True
+    for event in events:
+        if event.type == "claimed":
+            yield _Wait(event.job_id, since, event.at, is_first)
+            is_first = False
+        elif event.type == "requeued":
+            since = event.at
 
 
 def _is_alive(process: psutil.Process) -> bool:
