@@ -109,10 +109,12 @@ def _cache(data_dir: Path) -> list[Finding]:
     if not folder.is_dir():
         return []
     sizes = [path.stat().st_size for path in folder.glob("*.wclpack")]
+    compiled = sum(path.lstat().st_size for path in (folder / "compiler").rglob("*") if path.is_file())
     limit = os.environ.get("WCL_CACHE_BYTES")
     most = f"{int(limit) / (1 << 30):.1f} GiB" if limit and limit.isdecimal() else "a quarter of its disk"
-    size = f"{sum(sizes) / (1 << 30):.1f} GiB of at most {most}"
-    return [Finding("Cache", True, f"{folder}: {len(sizes)} decoded dataset{'s' * (len(sizes) != 1)}, {size}")]
+    size = f"{(sum(sizes) + compiled) / (1 << 30):.1f} GiB of at most {most}"
+    content = f"{len(sizes)} decoded dataset{'s' * (len(sizes) != 1)}{' and compiled code' if compiled else ''}"
+    return [Finding("Cache", True, f"{folder}: {content}, {size}")]
 
 
 def _database(data_dir: Path) -> list[Finding]:

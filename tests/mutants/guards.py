@@ -696,6 +696,13 @@ GUARDS = (
         ("tests/wcl_client/test_up.py::test_a_drained_worker_is_not_restarted_and_a_stopped_or_failed_one_is",),
     ),
     Guard(
+        "compiled code that a run uses is not removed to make room",
+        "wcl_core/data/cache.py",
+        "            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            shutil.rmtree",
+        "            shutil.rmtree",
+        ("tests/wcl_core/data/test_prepared.py::test_compiled_code_counts_and_goes_unless_a_run_uses_it",),
+    ),
+    Guard(
         "a worker of wcl up waits for the server before it opens the database",
         "worker/__main__.py",
         "        sys.stdin.buffer.read()",

@@ -3,6 +3,7 @@
     DIGEST-SIZE-RULES-DECODER.wclpack    the images; each user holds a shared lock, so that it is not removed meanwhile
     DIGEST-SIZE-RULES-DECODER.lock       held by the process that writes the file; it goes with it
     DIGEST.lock                          of a packed dataset, which lies elsewhere
+    compiler/                            what PyTorch's compiler has compiled for runs; each holds compiler.lock
 
 The digest is that of the folder's content, so the file of another version is another file.  When the room does not
 suffice, the files that were not used for the longest time are removed, but none in use.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ import PIL
 
 from wcl_core.data.image_file import RULES_VERSION
 
+COMPILED = "compiler"
 _SUFFIX = ".wclpack"
 _DISK_SHARE = 0.25  # by default
 _FREE_BYTES = 1 << 30  # that the cache leaves on the disk, for checkpoints and the database
@@ -47,7 +50,7 @@ class Cache:
 
     Attributes:
         folder: it is created when it is first used.
-        max_bytes: of all files; None for a quarter of the disk.
+        max_bytes: of all files, compiled ones included; None for a quarter of the disk.
     """
 
     folder: Path
@@ -121,7 +124,7 @@ class Cache:
         self._remove_abandoned()
         disk = os.statvfs(self.folder)
         limit = self.max_bytes if self.max_bytes is not None else int(_DISK_SHARE * disk.f_blocks * disk.f_frsize)
-        sizes = {file.path: file.size for file in self.files()}
+        sizes = {file.path: file.size for file in sorted([*self.files(), *self._compiled()], key=_age)}
         free = disk.f_bavail * disk.f_frsize - _FREE_BYTES
         if needed > limit:
             raise NoRoomError(f"it needs {_gib(needed)}, more than the limit of {_gib(limit)} (WCL_CACHE_BYTES)")
@@ -140,10 +143,24 @@ class Cache:
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError):
                 files.append(CachedFile(path, path.stat().st_size, _used_at_ns(path)))
-        return sorted(files, key=lambda file: (file.used_at_ns, file.path))
+        return sorted(files, key=_age)
+
+    def _compiled(self) -> list[CachedFile]:
+        """Return the folder of compiled code as one file, if it is there."""
+        folder = self.folder / COMPILED
+        return [CachedFile(folder, tree_bytes(folder), _used_at_ns(folder))] if folder.is_dir() else []
+
+    def _remove_compiled(self, folder: Path) -> bool:
+        """Remove the compiled code unless a run uses it; return whether it is gone."""
+        with contextlib.suppress(OSError), _lock_of(folder).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
 
     def _remove(self, path: Path) -> bool:
         """Remove a file that no process uses; return whether it is gone."""
+        if path.name == COMPILED:
+            return self._remove_compiled(path)
         try:
             with path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,6 +184,18 @@ class Cache:
                 part.unlink(missing_ok=True)
             except OSError:  # it is being written
                 continue
+
+
+def hold_compiled() -> HeldFile | None:
+    """Keep the compiled code that this process uses from being removed; return None if it is in no cache."""
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    if folder.name != COMPILED:
+        return None
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock_of(folder).touch()  # the order in which files are removed
+        return HeldFile(_lock_of(folder))
+    return None
 
 
 class HeldFile:
@@ -223,6 +252,20 @@ class CachedFile:
     path: Path
     size: int
     used_at_ns: int
+
+
+def _age(file: CachedFile) -> tuple[int, Path]:
+    return file.used_at_ns, file.path
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118 (there may be many)
+    return total
 
 
 def _lock_of(path: Path) -> Path:

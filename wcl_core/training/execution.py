@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wcl_core.config import PretrainSpec
+from wcl_core.data.cache import HeldFile, hold_compiled
 from wcl_core.device import cuda_reason, first_line, is_out_of_memory
 from wcl_core.distributed import Ranks
 from wcl_core.methods.base import Batch, Loss, Method
@@ -159,6 +160,7 @@ class Execution:
         total_steps: int,
     ) -> None:
         self._wish, self._learner, self._optimizer, self._ranks = config.execution, learner, optimizer, ranks
+        self._held: HeldFile | None = None  # until the end of the run
         self._view_maker = view_maker
         self._eager = Step(learner, optimizer, ranks, total_steps, view_maker.views)
         self.step: Step | CapturedStep = self._eager
@@ -187,6 +189,7 @@ class Execution:
                 would wait for this one in the middle of theirs.
         """
         start = time.monotonic()
+        self._held = hold_compiled()
         if (reason := self._failure(inputs)) is not None:
             self._fall_back(reason)
         return time.monotonic() - start

@@ -20,7 +20,7 @@ from tests.wcl_core.data.test_packed import write_noise
 from wcl_core import data
 from wcl_core.data import DataError, ImageData, Split, decoding, packed, packing, prepared
 from wcl_core.data import cache as cache_module
-from wcl_core.data.cache import Cache, NoRoomError
+from wcl_core.data.cache import Cache, NoRoomError, hold_compiled
 from wcl_core.data.held_out import with_held_out
 from wcl_core.reporter import MemoryReporter, Reporter
 from wcl_core.stop import Interrupted, interruptible
@@ -315,6 +315,32 @@ def test_the_longest_unused_files_go_first_and_none_in_use(tmp_path: Path) -> No
     assert left(cache) == ""
     with pytest.raises(NoRoomError, match=r"more than the limit of .*WCL_CACHE_BYTES"):
         cache.make_room(401)
+
+
+def test_compiled_code_counts_and_goes_unless_a_run_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiler"))
+    cache = Cache(tmp_path, max_bytes=400)
+    fill(cache, "ab")
+    held = hold_compiled()
+    assert held is not None
+    compiled = tmp_path / "compiler" / "fxgraph" / "code"
+    compiled.parent.mkdir(parents=True)
+    compiled.write_bytes(bytes(150))
+
+    cache.make_room(100)
+    assert left(cache) == "b"
+    os.utime(tmp_path / "compiler.lock", (0, 0))  # it is now the longest unused
+    with pytest.raises(NoRoomError):
+        cache.make_room(350)
+    assert compiled.exists()
+    (path,) = fill(cache, "a")
+    os.utime(path, (1, 1))
+    held.close()
+    cache.make_room(200)
+    assert (compiled.exists(), left(cache)) == (False, "a")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    assert hold_compiled() is None
 
 
 def test_a_file_that_is_removed_while_it_is_opened_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
