@@ -67,6 +67,15 @@ GUARDS = (
         ),
     ),
     Guard(
+        "an untrained network whose measurement was ended is measured by the next attempt",
+        "wcl_core/training/run_metrics.py",
+        'facts.get("has_untrained", True)',
+        "True",
+        (
+            "tests/wcl_core/training/test_pretrain.py::test_a_request_ends_a_long_measurement_which_the_next_attempt_makes",
+        ),
+    ),
+    Guard(
         "an interrupted measurement is made by the next attempt",
         "wcl_core/training/pretrain.py",
         "if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:",

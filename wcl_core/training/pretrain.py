@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wcl_core.config import PretrainSpec, largest_k
 from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
@@ -210,7 +210,9 @@ class _Run:
                 self._train_step(index, drawn)
                 is_epoch_end = self.step % self.steps_per_epoch == 0
                 # Before a request is handled, because a run that resumes here starts with the next epoch.
-                is_measured = self._measured(epoch + 1) if is_epoch_end else self.step < self.total_steps
+                is_measured = self._measured_untrained() and self.step < self.total_steps
+                if is_epoch_end and self.metrics.has_untrained:
+                    is_measured = self._measured(epoch + 1)
                 request = self._request()
                 owes_save = request is not None and request != "cancel"
                 if owes_save or (is_epoch_end and self.saver.is_due(epoch + 1)):
@@ -242,9 +244,11 @@ class _Run:
             self.reporter.log(f"steps are {self.execution.form}: {reason}")
 
     def _measured_before_start(self) -> bool:
-        """Measure the untrained network, or an epoch whose measurement was ended; return False if a request ends it."""
+        """Repeat a measurement that was ended before this attempt; return False if a request ends it."""
         if self.step == 0:
-            return self._evaluate(epoch=0)
+            return True
+        if not self._measured_untrained():
+            return False
         epoch, steps = divmod(self.step, self.steps_per_epoch)
         if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:
             return True
@@ -253,6 +257,14 @@ class _Run:
         if self.saver.is_due(epoch):
             self._save()
         return True
+
+    def _measured_untrained(self) -> bool:
+        """Measure the network as it was before its first step, once; return False if a request ends it.
+
+        After the first step: a run begins at once, and what is wrong with a step is said first.
+        """
+        self.metrics.has_untrained = self.metrics.has_untrained or self._evaluate(epoch=0)
+        return self.metrics.has_untrained
 
     def _measured(self, epoch: int) -> bool:
         """Measure after an epoch; return False if a request has ended the measurement."""
@@ -316,25 +328,34 @@ class _Run:
         return min(_KNN_K, largest_k(self._smallest_class))
 
     def _evaluate(self, epoch: int) -> bool:
-        """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the start and at the end.
+        """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the end, and of epoch 0.
 
         Returns:
             False on every rank if a request has ended the measurement.
         """
         if not self._is_knn_due(epoch):
             return True
-        return not self.ranks.agreed(self.ranks.is_first and not self._report_knn())
+        return not self.ranks.agreed(self.ranks.is_first and not self._report_knn(is_untrained=epoch == 0))
 
-    def _report_knn(self) -> bool:
+    def _report_knn(self, *, is_untrained: bool) -> bool:
         self._progress("evaluate")
         try:
             with self.clock.stopped(), interruptible(_after(_MEASURE_SECONDS, self.reporter.request)):
-                features = network_features(self.model.backbone, self.dataset, self.device)
-                self.metrics.latest[KNN_TOP1] = knn_top1(features, self._knn_k, _KNN_TEMPERATURE)
+                backbone = self._untrained() if is_untrained else self.model.backbone
+                accuracy = knn_top1(
+                    network_features(backbone, self.dataset, self.device), self._knn_k, _KNN_TEMPERATURE
+                )
         except Interrupted:
             return False
-        self.reporter.metrics(self.step, {KNN_TOP1: self.metrics.latest[KNN_TOP1]})
+        if not is_untrained:
+            self.metrics.latest[KNN_TOP1] = accuracy
+        self.reporter.metrics(0 if is_untrained else self.step, {KNN_TOP1: accuracy})
         return True
+
+    def _untrained(self) -> nn.Module:
+        """Return the backbone that the seed gives; no global random generator is changed."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            return self._network().backbone
 
     def _keep_monitor_batch(self) -> None:
         """Keep the images of the monitor batch; at every start, because an earlier attempt may have lost them."""

@@ -69,12 +69,14 @@ class MetricState:
     """The state from which later metrics follow; a checkpoint stores it beside the weights.
 
     Attributes:
+        has_untrained: whether the untrained network was measured, if it is to be.
         latest: the latest values, which a checkpoint's record reports.
         window: the losses since the last log.
         collapse: the count of signs of collapse.
     """
 
     def __init__(self) -> None:
+        self.has_untrained = False
         self.latest: dict[str, float] = {}
         self.window = Window()
         self.collapse = CollapseWatch()
@@ -86,6 +88,7 @@ class MetricState:
     def facts(self) -> dict[str, Any]:
         """Return the metadata of a checkpoint."""
         return {
+            "has_untrained": self.has_untrained,
             "latest": dict(self.latest),
             "window_steps": self.window.steps,
             "collapse_signs": self.collapse.signs_in_a_row,
@@ -98,6 +101,7 @@ class MetricState:
             part: returns the tensors of the checkpoint below a prefix.
             facts: as `facts` returned them; empty in an older checkpoint.
         """
+        self.has_untrained = facts.get("has_untrained", True)  # earlier versions measured it before the first step
         self.latest.update(facts.get("latest", {}))
         self.window.total = part("metrics/").get("window")
         self.window.steps = facts.get("window_steps", 0)

@@ -15,9 +15,13 @@ from tests.wcl_core import small
 from tests.wcl_core.small import EPOCHS, STEPS_PER_EPOCH, TOTAL_STEPS
 from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
-from wcl_core.config import PretrainSpec
+from wcl_core.config import PretrainSpec, largest_k
 from wcl_core.data import DataError, ImageData, epoch_batches
+from wcl_core.evaluation.features import network_features
+from wcl_core.evaluation.knn import knn_top1
 from wcl_core.evaluation.run import load_backbone, untrained_backbone
+from wcl_core.methods import build_method
+from wcl_core.networks.model import Model
 from wcl_core.presets import presets
 from wcl_core.protocol import Outcome, Request
 from wcl_core.reporter import MemoryReporter
@@ -412,7 +416,7 @@ def test_a_request_ends_a_long_measurement_which_the_next_attempt_makes(
     spec = small.spec()
     _, whole = run(spec, tmp_path / "whole")
     records, resume = [], None
-    for name, step in (("a", 4), ("b", TOTAL_STEPS)):  # after the first epoch, and after the last one
+    for name, step in (("u", 1), ("a", 4), ("b", TOTAL_STEPS)):  # untrained, after the first epoch, and the last one
         outcome, reporter = run(spec, tmp_path / name, resume=resume, stop=(step, "drain"))
         resume = last_file(tmp_path / name)
         assert outcome == "drained"
@@ -424,6 +428,16 @@ def test_a_request_ends_a_long_measurement_which_the_next_attempt_makes(
     assert small.curves(records + reporter.records) == small.curves(whole.records)
     last = last_file(tmp_path / "whole").name
     assert files(tmp_path / "c")[last] == files(tmp_path / "whole")[last]
+
+
+def test_the_untrained_network_is_measured_right_after_the_first_step(tmp_path: Path) -> None:
+    spec, dataset = small.spec(log_every_steps=1), small.few_digits()
+    _, reporter = run(spec, tmp_path)
+    metrics = [(record["step"], "eval/knn_top1" in record["values"]) for record in reporter.of("metrics")]
+    assert metrics[:3] == [(1, False), (0, True), (2, False)]
+    features = network_features(Model(spec, build_method(spec)).backbone, dataset, torch.device("cpu"))
+    k = min(pretrain_module._KNN_K, largest_k(features.smallest_class))
+    assert small.curves(reporter.records)["eval/knn_top1", 0] == knn_top1(features, k, pretrain_module._KNN_TEMPERATURE)
 
 
 # --- reports -------------------------------------------------------------------------------------------------------
