@@ -211,8 +211,8 @@ class _Run:
                 is_epoch_end = self.step % self.steps_per_epoch == 0
                 # Before a request is handled, because a run that resumes here starts with the next epoch.
                 is_measured = self._measured_untrained() and self.step < self.total_steps
-                if is_epoch_end and self.metrics.has_untrained:
-                    is_measured = self._measured(epoch + 1)
+                if is_epoch_end and (self.metrics.has_untrained or not self._is_knn_due(epoch + 1)):
+                    is_measured = self._measured(epoch + 1) and self.metrics.has_untrained
                 request = self._request()
                 owes_save = request is not None and request != "cancel"
                 if owes_save or (is_epoch_end and self.saver.is_due(epoch + 1)):
