@@ -1,13 +1,16 @@
-"""The list of checkpoints that can be downloaded, newest first."""
+"""The list of checkpoints that can be downloaded: the newest one of each job, with its older ones folded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session, aliased
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
@@ -18,37 +21,91 @@ from jobs.models import Checkpoint, Job
 router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
+MAX_OPEN, MAX_OLDER = 20, 100
+
+
+@dataclass(frozen=True)
+class View:
+    """What a request shows; `opened` are ids of the jobs whose older checkpoints are shown."""
+
+    is_pinned_only: bool = False
+    opened: tuple[str, ...] = ()
+    cursor: str = ""
+
+    def address(self, *, opened: tuple[str, ...], cursor: str) -> str:
+        pairs = [("pinned", "yes" if self.is_pinned_only else "")]
+        pairs += [("open", each) for each in opened] + [("cursor", cursor)]
+        query = urlencode([pair for pair in pairs if pair[1]])
+        return f"/checkpoints?{query}" if query else "/checkpoints"
+
+    def toggled(self, job_id: str) -> str:
+        others = tuple(each for each in self.opened if each != job_id)
+        opened = others if job_id in self.opened else (*self.opened, job_id)[-MAX_OPEN:]
+        return self.address(opened=opened, cursor=self.cursor)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The newest checkpoint of a job, the name of the job, the number of older ones, and those if they are shown."""
+
+    checkpoint: Checkpoint
+    job_name: str
+    num_older: int
+    older: list[Checkpoint]
 
 
 @dataclass(frozen=True)
 class CheckpointList:
-    """Checkpoints with the names of their jobs."""
+    """Checkpoints by job, newest first."""
 
-    rows: list[tuple[Checkpoint, str]]
+    rows: list[Kept]
     next_cursor: str | None
-    is_pinned_only: bool
+    view: View
     now: int
 
 
-def checkpoint_list(session: Session, cursor: str, *, is_pinned_only: bool) -> CheckpointList:
-    """Return the newest checkpoints that are kept, after a cursor: the id of the last one shown."""
-    statement = (
-        select(Checkpoint, Job.name).join(Job, Job.id == Checkpoint.job_id).where(Checkpoint.deleted_at.is_(None))
+def checkpoint_list(session: Session, view: View) -> CheckpointList:
+    """Return the newest checkpoint of each job, after a cursor: the id of the last one shown."""
+    newer = aliased(Checkpoint)
+    is_kept = [Checkpoint.deleted_at.is_(None)] + ([Checkpoint.pinned] if view.is_pinned_only else [])
+    is_superseded = exists().where(
+        newer.job_id == Checkpoint.job_id, newer.deleted_at.is_(None), newer.id > Checkpoint.id
     )
-    if is_pinned_only:
-        statement = statement.where(Checkpoint.pinned)
-    if cursor:
-        statement = statement.where(Checkpoint.id < cursor[:36])
-    rows = [(row[0], row[1]) for row in session.execute(statement.order_by(Checkpoint.id.desc()).limit(PAGE_SIZE + 1))]
-    more = rows[PAGE_SIZE - 1][0].id if len(rows) > PAGE_SIZE else None
-    return CheckpointList(rows[:PAGE_SIZE], more, is_pinned_only, database_time(session))
+    if view.is_pinned_only:
+        is_superseded = is_superseded.where(newer.pinned)
+    statement = select(Checkpoint, Job.name).join(Job, Job.id == Checkpoint.job_id).where(*is_kept, ~is_superseded)
+    if view.cursor:
+        statement = statement.where(Checkpoint.id < view.cursor[:36])
+    newest = session.execute(statement.order_by(Checkpoint.id.desc()).limit(PAGE_SIZE + 1)).all()
+    ids = [checkpoint.job_id for checkpoint, _ in newest]
+    counting = select(Checkpoint.job_id, func.count()).where(Checkpoint.job_id.in_(ids), *is_kept)
+    counts: dict[str, int] = dict(session.execute(counting.group_by(Checkpoint.job_id)).all())
+    older = select(Checkpoint).where(Checkpoint.job_id.in_(view.opened), *is_kept).order_by(Checkpoint.id.desc())
+    opened: Sequence[Checkpoint] = session.execute(older.limit(MAX_OPEN * MAX_OLDER)).scalars().all()
+    rows = [
+        Kept(
+            checkpoint,
+            name,
+            counts[checkpoint.job_id] - 1,
+            [each for each in opened if each.job_id == checkpoint.job_id and each.id != checkpoint.id][:MAX_OLDER],
+        )
+        for checkpoint, name in newest[:PAGE_SIZE]
+    ]
+    more = rows[-1].checkpoint.id if len(newest) > PAGE_SIZE else None
+    return CheckpointList(rows, more, view, database_time(session))
 
 
 @router.get("/checkpoints")
 def checkpoints_page(
-    request: Request, reader: Reader, database: TheDatabase, pinned: str = "", cursor: str = ""
+    request: Request,
+    reader: Reader,
+    database: TheDatabase,
+    pinned: str = "",
+    opened: Annotated[list[str], Query(alias="open", max_length=100)] = [],  # noqa: B006 (FastAPI copies it)
+    cursor: str = "",
 ) -> Response:
     """Return the page of all checkpoints, or of the pinned ones."""
+    view = View(bool(pinned), tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
     with database.read() as session:
-        view = checkpoint_list(session, cursor, is_pinned_only=bool(pinned))
-    return page(request, "checkpoints.html", list=view, now=view.now, may_submit="submit" in reader.scopes)
+        shown = checkpoint_list(session, view)
+    return page(request, "checkpoints.html", list=shown, now=shown.now, may_submit="submit" in reader.scopes)

@@ -71,6 +71,7 @@ class Leaderboard:
     tabs: list[Tab]
     chosen: Tab | None
     boards: list[Board]
+    num_left_out: int  # configurations that were measured at another epoch only
     now: int
 
 
@@ -80,8 +81,8 @@ def leaderboard(session: Session, dataset: str, protocol: str) -> Leaderboard:
     of_dataset = [tab for tab in tabs if tab.dataset == dataset]
     exact = [tab for tab in of_dataset if tab.protocol == protocol]
     chosen = next(iter(exact or of_dataset or tabs), None)
-    boards = [] if chosen is None else _boards(session, chosen)
-    return Leaderboard(tabs, chosen, boards, database_time(session))
+    boards, num_left_out = ([], 0) if chosen is None else _boards(session, chosen)
+    return Leaderboard(tabs, chosen, boards, num_left_out, database_time(session))
 
 
 def _tabs(session: Session) -> list[Tab]:
@@ -94,8 +95,11 @@ def _tabs(session: Session) -> list[Tab]:
     return [Tab(*row) for row in session.execute(statement)]
 
 
-def _boards(session: Session, tab: Tab) -> list[Board]:
-    """Return the boards of the newest jobs that were measured on the dataset with the protocol."""
+def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:
+    """Return the boards of the newest jobs that were measured on the dataset with the protocol.
+
+    The number is of configurations that no board lists: they were measured at another epoch only.
+    """
     ids = (
         select(Checkpoint.job_id)
         .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
@@ -104,15 +108,20 @@ def _boards(session: Session, tab: Tab) -> list[Board]:
     statement = select(Job).where(Job.kind == "pretrain", Job.id.in_(ids)).order_by(Job.id.desc()).limit(MAX_JOBS)
     newest = list(session.execute(statement).scalars())
     table: dict[Measure, list[Entry]] = {}
+    every, listed = set(), set()
     for configuration, measure, result in measured(session, configurations_of(newest)):
         is_of_tab = (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol)
+        if is_of_tab:
+            every.add(configuration.number)
         if is_of_tab and not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
+            listed.add(configuration.number)
             table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
     boards = [_board(measure, entries, tab) for measure, entries in table.items()]
     facts = protocol_facts(tab.protocol)
-    return sorted(
+    ordered = sorted(
         boards, key=lambda board: (board.measure.rule != "last epoch", not facts.is_main(board.measure.metric))
     )
+    return ordered, len(every - listed)
 
 
 def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:

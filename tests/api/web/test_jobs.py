@@ -276,19 +276,24 @@ def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, s
     site.claim().end()
 
 
-def test_checkpoints_of_all_jobs_are_listed(visitor: Visitor, site: Site) -> None:
+def test_the_newest_checkpoint_of_each_job_is_listed_with_older_ones_folded(visitor: Visitor, site: Site) -> None:
     run = site.running("has checkpoints")
     run.start()
-    for step in (1, 2):
-        run.checkpoint(step)
+    run.checkpoint(1)
+    run.checkpoint(2, {"eval/knn_top1": 0.75})
     run.end()
     page = visitor.window("/checkpoints")
 
     rows = page.locator("tbody tr")
-    expect(rows).to_have_count(2)
+    expect(rows).to_have_count(1)
     expect(rows.first).to_contain_text("has checkpoints")
-    rows.first.get_by_role("button", name="Pinned: step 2").click()
-    expect(rows.first.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    expect(rows.first).to_contain_text("75.0%")
+    page.get_by_role("link", name="1 older of has checkpoints").press("Enter")
+    expect(rows).to_have_count(2)
+    page.reload()
+    expect(rows).to_have_count(2)
+    rows.last.get_by_role("button", name="Pinned: step 1").click()
+    expect(rows.last.get_by_role("button", name="Pinned")).to_have_attribute("aria-pressed", "true")
     page.get_by_role("link", name="Pinned", exact=True).click()
     expect(rows).to_have_count(1)
     rows.get_by_role("link", name="has checkpoints").click()
