@@ -63,22 +63,27 @@ def fit(x: Tensor, labels: Tensor, strength: float, start: Tensor | None = None)
     Returns:
         (D + 1, classes) float32, the last row the bias.
     """
-    num_classes = int(labels.max()) + 1
-    weights = torch.zeros(x.shape[1] + 1, num_classes) if start is None else start.clone()
-    weights.requires_grad_()
+    if start is None:
+        start = torch.zeros(x.shape[1] + 1, int(labels.max()) + 1)
+    # (classes, D): the gradient of (D, classes) is a product that takes up to ten times as long on a CPU.
+    weight, bias = start[:-1].T.clone(memory_format=torch.contiguous_format), start[-1].clone()
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=_MAX_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [weight.requires_grad_(), bias.requires_grad_()],
+        max_iter=_MAX_ITERATIONS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         check()
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits(x, weights), labels) + weights[:-1].square().sum() / (2 * strength * len(x))
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (2 * strength * len(x))
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return weights.detach()
+    return torch.cat((weight.detach().T, bias.detach()[None]))
 
 
 def logits(x: Tensor, weights: Tensor) -> Tensor:

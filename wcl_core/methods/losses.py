@@ -35,7 +35,8 @@ from wcl_core.methods.log_sum_exp import tiled_log_sum_exp
 from wcl_core.methods.weak_labels import weak_labels
 from wcl_core.precision import full_float32
 
-# Up to this many pairs on a GPU, the positives are averaged by a matrix product.
+# Up to this many pairs on a GPU, losses are computed from a whole B x K matrix in float64: there the number of calls
+# counts, and not the work.
 SMALL_GPU_PAIRS = 1024 * 1024
 
 
@@ -75,6 +76,10 @@ def nt_xent(
     with full_float32(z1.device.type):
         z = torch.cat([z1, z2]).double()
         all_keys = z if keys is None else torch.cat(keys).detach().double()
+        if _is_dense(z, all_keys) and mask_labels is None and not decoupled:
+            own = torch.arange(len(z), device=z.device)[:, None]
+            shares = _log_shares(z, all_keys, ByIndex(own), temperature)
+            return as_output(-shares.gather(1, own.roll(len(z1), 0)).mean(), z1)
         positive = torch.cat([all_keys[len(z1) :], all_keys[: len(z1)]])
         normaliser = _instance_normaliser(z, all_keys, temperature, decoupled, mask_labels, z1.dtype == torch.float64)
         loss = normaliser - (z * positive).sum(1) / temperature
@@ -188,13 +193,35 @@ def weak_label_loss(
     hidden = _as_key_mask(excluded)
     with full_float32(u.device.type):
         anchors = u.double()
-        all_keys = (keys.detach() if detach_keys else keys).double()
+        # One conversion for both, if they are the same rows.
+        all_keys = (anchors if keys is u else keys.double()).detach() if detach_keys else keys.double()
+        is_dense = _is_dense(anchors, all_keys)
+        if is_dense and isinstance(hidden, ByIndex) and hidden.index.shape[1] < len(keys):
+            shares = _log_shares(anchors, all_keys, hidden, temperature)
+            is_positive = (labels[:, None] == key_labels) & (shares > -torch.inf)
+            total = torch.where(is_positive, shares, 0.0).sum(1)
+            return as_output(-(total / is_positive.sum(1).clamp(min=1)).mean(), u)
         normaliser = tiled_log_sum_exp(anchors, all_keys, hidden, temperature, is_exact=u.dtype == torch.float64)
-        is_small = u.is_cuda and len(u) * len(keys) <= SMALL_GPU_PAIRS
-        positive_mean = dense_positive_mean if is_small else segment_positive_mean
+        positive_mean = dense_positive_mean if is_dense else segment_positive_mean
         mean, has_positive = positive_mean(labels, all_keys, key_labels, hidden)
         loss = normaliser - (anchors * mean).sum(1) / temperature
         return as_output(torch.where(has_positive, loss, 0.0).mean(), u)
+
+
+def _is_dense(anchors: Tensor, keys: Tensor) -> bool:
+    return anchors.is_cuda and len(anchors) * len(keys) <= SMALL_GPU_PAIRS
+
+
+def _log_shares(anchors: Tensor, keys: Tensor, hidden: ByIndex, temperature: float) -> Tensor:
+    """Return log( exp(a_i.k_j/t) / sum_{k visible} exp(a_i.k_k/t) ), (B, K) float64, -inf for hidden keys.
+
+    Args:
+        anchors: (B, D) float64, unit rows; gradient flows.
+        keys: (K, D) float64, unit rows; gradient flows.
+        hidden: fewer keys than there are, so that each anchor sees one and no row is NaN.
+        temperature: t > 0.
+    """
+    return hidden.hide_((anchors / temperature) @ keys.T, slice(None)).log_softmax(1)
 
 
 def segment_positive_mean(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wcl_core.methods import log_sum_exp, weak_labels
+from wcl_core.methods import log_sum_exp, losses, weak_labels
 from wcl_core.methods.key_masks import ByImage, ByIndex, ByMask, KeyMask
 from wcl_core.methods.losses import (
     dense_positive_mean,
@@ -235,6 +238,59 @@ def test_both_forms_average_the_same_positives(excluded: KeyMask | None) -> None
     torch.testing.assert_close(dense, segments, rtol=0, atol=1e-14)
     gradients = [torch.autograd.grad((mean * keys[:40].detach()).sum(), keys)[0] for mean in (dense, segments)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-14)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that read or write values: on a GPU each of them is a kernel or more."""
+
+    views = re.compile(
+        r"aten\.(_unsafe_view|alias|detach|empty|expand|new_empty|select|slice|squeeze|t|unsqueeze|view)\b"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += not self.views.match(str(func))
+        return func(*args, **kwargs or {})
+
+
+def calls(loss: Callable[[Tensor], Tensor], u: Tensor) -> int:
+    given = u.clone().requires_grad_()
+    with Calls() as counted:
+        torch.autograd.grad(loss(given), given)
+    return counted.count
+
+
+@pytest.mark.parametrize("kind", ["random", "near", "duplicates"])
+@pytest.mark.parametrize("t", [0.01, 0.1])
+def test_small_batches_on_a_gpu_take_few_calls(monkeypatch: pytest.MonkeyPatch, kind: str, t: float) -> None:
+    """Losses from a whole matrix are the formula, with no more calls than the plain form with a mask of positives."""
+    u, keys = rows(12, 5, 0, kind), rows(20, 5, 1, kind)
+    labels, alone = weak_labels.weak_labels(u), torch.arange(12) // 2 + 20 * (torch.arange(12) == 11)
+    tiled = [calls(lambda a: nt_xent(a[:6], a[6:], t), u), calls(lambda a: weak_label_loss(a, labels, t), u)]
+    plain = calls(lambda a: dense_weak(a, a.detach(), labels, t), u)
+    monkeypatch.setattr(losses, "_is_dense", lambda *_: True)
+    dense = [calls(lambda a: nt_xent(a[:6], a[6:], t), u), calls(lambda a: weak_label_loss(a, labels, t), u)]
+    assert all(few <= plain < many for few, many in zip(dense, tiled, strict=True)), (dense, plain, tiled)
+    own = [{i} for i in range(12)]
+    for detach, y in ((True, labels), (False, labels), (True, alone)):  # in `alone`, two images have no positive
+        names = y.tolist()
+        assert_matches(
+            lambda a, detach=detach, y=y: weak_label_loss(a, y, t, detach_keys=detach),
+            lambda a, detach=detach, names=names: naive_weak(a, names, a.detach() if detach else a, names, own, t),
+            u,
+        )
+    assert_matches(lambda a: nt_xent(a[:6], a[6:], t), lambda a: naive_nt_xent(a[:6], a[6:], t), u)
+    momentum = (keys[:6], keys[6:12])
+    assert_matches(
+        lambda a: nt_xent(a[:6], a[6:], t, keys=momentum),
+        lambda a: naive_nt_xent(a[:6], a[6:], t, keys=(momentum[0].double(), momentum[1].double())),
+        u,
+    )
 
 
 def dense_weak(u: Tensor, keys: Tensor, labels: Tensor, t: float) -> Tensor:
