@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from api.web.format import number, words
 from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.verdicts import chance, interval
-from wcl_core.config import measure_title, protocol_facts, result_title
+from wcl_core.config import PROTOCOLS, measure_title, protocol_facts, result_title
 from wcl_core.digests import canonical_json
 
 MAX_SHOWN = 200
+_PLACES: dict[str, int] = {name: place for place, name in enumerate(PROTOCOLS)}  # kNN first
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
     def place(entry: Evaluation) -> tuple[Any, ...]:
         source = sources.get(entry.checkpoint_id or "")
         step = source.step if source else -1
-        return -step, entry.features_digest, entry.dataset_digest, entry.protocol, entry.protocol_version, entry.seed
+        protocol = (_PLACES.get(entry.protocol, len(_PLACES)), entry.protocol, entry.protocol_version)
+        return -step, entry.features_digest, entry.dataset_digest, protocol, entry.seed
 
     ordered = sorted(shown, key=lambda entry: (*place(entry), entry.id))
     return [
