@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem := _time_problem(options.max_seconds, settings):
         parser.error(problem)
     if options.wait_for_stdin:
-        sys.stdin.buffer.read()
+        while os.read(0, 1024):
+            pass
     log_to_stderr()
     # Runs and the standby process inherit it; a second run of the same network is compiled within seconds.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.resolved_cache_dir / "compiler"))

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -114,7 +113,7 @@ def test_a_worker_that_waits_for_the_server_does_not_open_the_database(
     class WaitsError(Exception): ...
 
     monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=Mock(side_effect=WaitsError))))
+    monkeypatch.setattr(os, "read", Mock(side_effect=WaitsError))
 
     with pytest.raises(WaitsError):
         worker_main(["--wait-for-stdin"])
