@@ -156,6 +156,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
         and_(Job.id == checkpoint.job_id, Job.status != Status.PAUSED) if is_spare else Job.id == checkpoint.job_id,
         Job.resume_checkpoint_id == checkpoint_id,
         Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
+        Job.spec["weights"].as_string() == checkpoint.sha256,
     )
     statement = select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)
     if (job_id := session.execute(statement).scalar_one_or_none()) is not None:
@@ -203,7 +204,9 @@ def _needed(session: Session, ids: Sequence[str]) -> set[str]:
     evaluated = Job.spec["features"]["checkpoint_id"].as_string()
     needs = or_(Job.resume_checkpoint_id.in_(ids), evaluated.in_(ids))
     rows = session.execute(select(Job.resume_checkpoint_id, evaluated).where(Job.status.not_in(TERMINAL), needs))
-    return {needed for row in rows for needed in row if needed is not None}
+    started_from = select(Job.spec["weights"].as_string()).where(Job.status.not_in(TERMINAL))
+    weights = select(Checkpoint.id).where(Checkpoint.id.in_(ids), Checkpoint.sha256.in_(started_from))
+    return {needed for row in rows for needed in row if needed is not None} | set(session.execute(weights).scalars())
 
 
 def orphans(session: Session, keys: Sequence[str]) -> list[str]:

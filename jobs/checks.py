@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints
+from jobs import checkpoints, weights
 from jobs.datasets import is_being_read, why_absent
 from jobs.devices import is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
@@ -22,6 +22,7 @@ from wcl_core.config import (
     PROTOCOLS,
     WIDE_K,
     WITHOUT_LABELS,
+    BackboneConfig,
     CheckpointFeatures,
     DataConfig,
     EvaluateSpec,
@@ -30,6 +31,7 @@ from wcl_core.config import (
     SemiSupervisedConfig,
     Spec,
     held_out_count,
+    is_transformer,
     labels_per_class,
     largest_k,
 )
@@ -48,6 +50,7 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
         errors += _check_pretrain(session, new.spec, dataset) + _check_workers(session, new, new.spec)
+        errors += _check_weights(session, new.spec)
     elif dataset is not None:
         errors += _check_protocols(new.spec, dataset, new.spec.data, "/spec") + _check_features(session, new.spec)
     errors += _check_devices(session, new) + _check_after(session, new)
@@ -290,6 +293,22 @@ def _check_features(session: Session, spec: EvaluateSpec) -> list[FieldError]:
     if checkpoint.kind != TRAINING:
         return [FieldError(pointer, f"{checkpoint.id} holds {checkpoint.kind}, not a network")]
     return []
+
+
+def _check_weights(session: Session, spec: PretrainSpec) -> list[FieldError]:
+    """Return an error if there are no such weights, or they are of another network than the spec's."""
+    if spec.weights is None:
+        return []
+    if (source := weights.source(session, spec.weights)) is None:
+        names = ", ".join(f"{row.name} ({row.sha256[:12]}…)" for row in weights.every(session)[:20])
+        detail = f"there are no weights and no full checkpoint with this digest; imported are: {names or 'none'}"
+        return [FieldError("/spec/weights", detail)]
+    held = BackboneConfig.model_validate(source.backbone)
+    size = "" if not is_transformer(held.name) else f" and data.image_size = {source.image_size}"
+    if held == spec.backbone and (not size or source.image_size == spec.data.image_size):
+        return []
+    fields = held.model_dump(mode="json", exclude_defaults=True)
+    return [FieldError("/spec/backbone", f"the weights ({source.name}) are of another network; use {fields}{size}")]
 
 
 def _check_after(session: Session, new: NewJob) -> list[FieldError]:

@@ -12,7 +12,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
-Project, Worker, Storage, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
+Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
 
 from __future__ import annotations
@@ -306,6 +306,20 @@ class Checkpoint(Base):
         if self.damaged_at is not None:
             return "damaged"
         return None if self.missing_at is None else "missing"
+
+
+class Weights(Base):
+    """Imported weights that trainings start from (jobs.weights)."""
+
+    __tablename__ = "weights"
+    sha256: Mapped[str] = mapped_column(_String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(_String(64), unique=True)
+    size: Mapped[int]
+    backbone: Mapped[dict[str, Any]]
+    image_size: Mapped[int] = mapped_column(Integer)
+    report: Mapped[dict[str, Any]]  # which tensors of the imported file were taken
+    created_by: Mapped[str | None] = mapped_column(_Id)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class Artifact(Base):

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, queries
+from jobs import checkpoints, queries, weights
 from jobs.advice import advice
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
@@ -29,6 +29,8 @@ from jobs.status import Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
 
+MAX_NAME = 200  # characters
+
 
 def submit(session: Session, new: NewJob) -> Job:
     """Add a job: queued, or blocked while it waits for another job.
@@ -43,6 +45,8 @@ def submit(session: Session, new: NewJob) -> Job:
         measured = str(new.spec.features.checkpoint_id)
         checkpoints.hold(session, measured)
     hold(session, new.spec)
+    if isinstance(new.spec, PretrainSpec) and new.spec.weights is not None:
+        weights.hold(session, new.spec.weights)
     new, dataset = check(session, new)
     if measured is not None and new.parent_id is None:
         new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
@@ -159,9 +163,73 @@ def retry(session: Session, job_id: str, created_by: str | None) -> Job:
     """
     job = queries.get_job(session, job_id)
     if job.status not in (Status.FAILED, Status.CANCELLED):
-        raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}")
+        goes_on = job.status == Status.SUCCEEDED and job.kind == "pretrain"
+        instead = "; `wcl continue` trains it for more epochs" if goes_on else ""
+        raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}{instead}")
     copy = _copy(session, job, created_by, _resume_point(session, job))
     return submit(session, replace(copy, group_id=job.group_id))
+
+
+def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str | None, created_by: str | None) -> Job:
+    """Submit a job that trains a finished one further, from its last good checkpoint.
+
+    On the same data the new job is the old one with more epochs, before which the learning rate starts again.  On other
+    data it is a run of its own, which starts from the checkpoint's network and heads.
+
+    Args:
+        session: a writing transaction.
+        job_id: the finished training.
+        epochs: number of epochs more; None, on other data only, for as many as the job had.
+        dataset_name: of the other data; None for the same.
+        created_by: the id of the key.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: the job is no finished training, or nothing of it is left to start from.
+        pydantic.ValidationError, Invalid: the resulting spec is invalid.
+    """
+    job = queries.get_job(session, job_id)
+    _check_finished(job)
+    if (point := _resume_point(session, job)) is None:
+        raise Conflict("the full checkpoints of this job are deleted, damaged or missing, so it cannot go on")
+    if dataset_name is not None:
+        return submit(session, _on_other_data(session, job, point, epochs, dataset_name, created_by))
+    assert epochs is not None, "the request has one of the two"
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    if dataset is not None and pinned_digest(session, dataset) not in ("", job.dataset_digest):
+        raise Conflict(
+            f"the images of {job.dataset_name} have changed since; to train further on those of now, name the dataset: "
+            f"`--data {job.dataset_name}`"
+        )
+    lengths = {name: job.spec[name] for name in ("warmup_epochs", "weak_augmentation_epochs")}
+    ends = {"restarts": [*job.spec["restarts"], job.spec["epochs"]], "epochs": job.spec["epochs"] + epochs}
+    new = _copy(session, job, created_by, point, job.spec_sent | lengths | ends)
+    spec = parse_spec("pretrain", job.spec | ends)  # with the sizes that the run has found
+    return submit(session, replace(new, spec=spec, name=_shortened(job.name, f", {epochs} more epochs")))
+
+
+def _check_finished(job: Job) -> None:
+    if job.kind != "pretrain":
+        raise Conflict("only a training can go on, and this job is an evaluation")
+    if job.status in (Status.FAILED, Status.CANCELLED):
+        raise Conflict(f"this job has {job.status} before its end; `wcl retry` trains it to its end")
+    if job.status != Status.SUCCEEDED:
+        raise Conflict(f"only a finished training can go on; this one is {job.status}, so wait for its end")
+
+
+def _on_other_data(
+    session: Session, job: Job, point: str, epochs: int | None, dataset_name: str, created_by: str | None
+) -> NewJob:
+    checkpoint = session.get_one(Checkpoint, point)
+    sent = {name: value for name, value in job.spec_sent.items() if name != "restarts"}
+    sent |= {"data": job.spec["data"] | {"name": dataset_name}, "weights": checkpoint.sha256}
+    sent |= {"epochs": epochs or job.spec["epochs"]}
+    new = _copy(session, job, created_by, None, sent)
+    return replace(new, name=_shortened(job.name, f", then on {dataset_name}"))
+
+
+def _shortened(name: str, end: str) -> str:
+    return name[: MAX_NAME - len(end)] + end
 
 
 def _resume_point(session: Session, job: Job) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Dataset, DatasetVersion, Evaluation, Job, Point, Series
+from jobs.models import Checkpoint, Dataset, DatasetVersion, Evaluation, Job, Point, Series
 from jobs.seed_groups import SHARES, training_settings
 from jobs.status import TERMINAL
 from wcl_core.config import held_out_count, method_title
@@ -73,6 +73,7 @@ class Verdict:
         is_shown: whether the interval of the difference leaves out 0.
         num_images: of the test split.
         contrasts: over the seeds, and against the twin, where there are any.
+        is_random: whether the training began with random weights; else `untrained` is the accuracy of others.
     """
 
     headline: str
@@ -86,13 +87,15 @@ class Verdict:
     is_shown: bool
     num_images: int
     contrasts: list[Contrast] = field(default_factory=list)
+    is_random: bool = True
 
     @property
     def sentence(self) -> str:
         """The headline with its numbers, for people."""
+        before = "untrained" if self.is_random else "before the training"
         return (
             f"{self.headline}. kNN accuracy {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
-            f"untrained {self.untrained:.1%}, the largest class alone {self.chance:.1%}."
+            f"{before} {self.untrained:.1%}, the largest class alone {self.chance:.1%}."
         )
 
 
@@ -126,18 +129,39 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     if counts is None:
         return None
     is_over = job.status in TERMINAL
-    return _judged(float(accuracy), before, counts, is_over, _contrasts(session, job, sum(counts), is_over))
+    first = session.get_one(Job, _firsts(session, [job.id])[job.id])
+    is_random = first.spec.get("weights") is None
+    contrasts = _contrasts(session, job, sum(counts), is_over)
+    return _judged(float(accuracy), before, counts, is_over, contrasts, is_random)
 
 
 def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
-    """Return the kNN accuracy before the first step, by job; of the newest attempt that began there."""
+    """Return the kNN accuracy before the first step, by job; of the newest attempt that began there.
+
+    A job that goes on from a checkpoint of another one has the value of that one.
+    """
+    firsts = _firsts(session, job_ids)
     statement = (
         select(Series.job_id, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id.in_(job_ids), Series.name == KNN_TOP1, Point.step == 0, Point.value.is_not(None))
+        .where(Series.job_id.in_(set(firsts.values())), Series.name == KNN_TOP1)
+        .where(Point.step == 0, Point.value.is_not(None))
         .order_by(Point.attempt)
     )
-    return {job_id: value for job_id, value in session.execute(statement) if value is not None}
+    values = {job_id: value for job_id, value in session.execute(statement) if value is not None}
+    return {job_id: values[first] for job_id, first in firsts.items() if first in values}
+
+
+def _firsts(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
+    """Return, by job, the one that its training began with: itself, or the first of those that it goes on from."""
+    firsts = {job_id: job_id for job_id in job_ids}
+    while True:
+        statement = select(Job.id, Checkpoint.job_id).join(Checkpoint, Checkpoint.id == Job.resume_checkpoint_id)
+        rows = session.execute(statement.where(Job.id.in_(set(firsts.values()))))
+        earlier = {job_id: earlier_id for job_id, earlier_id in rows}  # noqa: C416 (mypy: the rows are no pairs)
+        if not earlier:
+            return firsts
+        firsts = {job_id: earlier.get(first, first) for job_id, first in firsts.items()}
 
 
 def _test_counts(session: Session, job: Job) -> list[int] | None:
@@ -151,16 +175,19 @@ def _test_counts(session: Session, job: Job) -> list[int] | None:
     return counts if sum(counts) else None
 
 
-def _judged(accuracy: float, untrained: float, counts: list[int], is_over: bool, contrasts: list[Contrast]) -> Verdict:
+def _judged(
+    accuracy: float, untrained: float, counts: list[int], is_over: bool, contrasts: list[Contrast], is_random: bool
+) -> Verdict:
     count = sum(counts)
     low, high = wilson(accuracy, count)
     found = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
-    headline = _headline(found, "the untrained network", is_over)
+    beginning = "the untrained network" if is_random else "the weights that it started from"
+    headline = _headline(found, beginning, is_over)
     if not found.is_shown and count < _FEW:
         headline += f"; {count:,} test images are few"
     chance = max(counts) / count
     facts = (headline, accuracy, low, high, untrained, chance, found.value, found.margin, found.is_shown, count)
-    return Verdict(*facts, contrasts)
+    return Verdict(*facts, contrasts, is_random)
 
 
 def _headline(found: Difference, other: str, is_over: bool) -> str:

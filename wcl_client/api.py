@@ -131,6 +131,20 @@ class WclClient(SweepClient):
         """Submit a new job that starts from the last good checkpoint of this job; repeatable as `submit`."""
         return self._create(Job, f"/v1/jobs/{part(job_id)}/retry", None, idempotency_key)
 
+    def go_on(
+        self, job_id: str, *, epochs: int | None = None, data: str | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        """Submit a job that trains a finished one further; repeatable as `submit`.
+
+        Args:
+            job_id: the finished training.
+            epochs: number of epochs more, before which the learning rate starts again.
+            data: another dataset, for a run of its own from the weights of the job.
+            idempotency_key: as for `submit`.
+        """
+        body = _without_none({"epochs": epochs, "data": data})
+        return self._create(Job, f"/v1/jobs/{part(job_id)}/continue", body, idempotency_key)
+
     def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
         """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`."""
         return self._create(Job, f"/v1/jobs/{part(job_id)}/clone", {"spec": dict(spec or {})}, idempotency_key)

@@ -121,6 +121,8 @@ def job_table(job: Job, environment: Json | None = None) -> Rows:
         ("device", (environment or {}).get("device")),
         ("steps are", _form(environment or {})),
         ("seed group", job.get("group_id")),
+        ("comes from", _lineage(job)),
+        ("learning rate", job.get("schedule")),
         ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
         ("created", _when(job.get("created_at"))),
@@ -145,6 +147,16 @@ def _waiting(job: Job) -> str | None:
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
+
+
+def _lineage(job: Job) -> str:
+    """Return what a job comes from as a phrase, the nearest first."""
+    parts = []
+    for origin in job.get("lineage") or ():
+        step = "" if origin["step"] is None else f", step {origin['step']}"
+        place = f" ({origin['job_id'][-12:]})" if origin["job_id"] else ""
+        parts.append(f"{origin['relation'].replace('_', ' ')} {origin['name']}{place}{step}")
+    return "; which ".join(parts)
 
 
 def _form(environment: Json) -> str | None:

@@ -81,6 +81,8 @@ class Job(TypedDict, total=False):
     weak_labels: Json | None
     metrics: list[Json]
     measures: Json | None
+    lineage: list[Json]
+    schedule: str | None
 
 
 class Checkpoint(TypedDict, total=False):

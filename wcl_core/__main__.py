@@ -26,7 +26,7 @@ import torch
 from pydantic import ValidationError
 
 from wcl_core import data
-from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, parse_spec
+from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, is_transformer, parse_spec
 from wcl_core.device import DeviceError, check
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("spec", type=Path)
     verb.add_argument("--output", type=Path, default=Path("wcl-run"), help="folder of the checkpoints")
     verb.add_argument("--resume", type=Path, help="checkpoint to continue from")
+    verb.add_argument("--weights", type=Path, help="file of the weights that the spec starts from")
     _data_options(verb)
     verb.set_defaults(run=_pretrain)
 
@@ -76,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("native", type=Path)
     verb.add_argument("out", type=Path)
     verb.set_defaults(run=_export)
+
+    verb = verbs.add_parser("import-weights", help="convert weights of another program to a file to start from")
+    verb.add_argument("file", type=Path, help="in safetensors format, or of torch.save")
+    verb.add_argument("out", type=Path, help="a file that ends in .safetensors")
+    verb.add_argument("--stem", choices=["small", "stride2"], help="of a network that begins with a 3x3 convolution")
+    verb.add_argument("--prefix", help="of the encoder's names, if the file has several encoders")
+    verb.set_defaults(run=_import_weights)
 
     verb = verbs.add_parser("pack", help="decode an image folder into one file that loads without decoding")
     verb.add_argument("name")
@@ -175,7 +183,7 @@ def _pretrain(options: argparse.Namespace) -> int:
                     f"the spec has {spec.num_ranks} ranks, but {ranks.size} train; start so many with torchrun",
                 )
             arguments = {"dataset": dataset, "output_dir": options.output, "resume": options.resume}
-            outcome = pretrain(spec, reporter, ranks=ranks, **arguments)
+            outcome = pretrain(spec, reporter, ranks=ranks, weights=options.weights, **arguments)
         if outcome == "paused" and ranks.is_first:
             write_line("paused; --resume and the last checkpoint continue the run", sys.stderr)
     return _exit_code(outcome)
@@ -199,6 +207,22 @@ def _export(options: argparse.Namespace) -> int:
     from wcl_core.export import backbone_file
 
     backbone_file(options.native, options.out)
+    return 0
+
+
+def _import_weights(options: argparse.Namespace) -> int:
+    from wcl_core.networks.imported import import_weights
+
+    imported = import_weights(options.file, options.out, stem=options.stem, prefix=options.prefix)
+    backbone = imported.backbone
+    shape = f"patches of {backbone.patch_size}" if is_transformer(backbone.name) else f"stem {backbone.stem}"
+    below = f" below {imported.prefix}" if imported.prefix else ""
+    write_line(f"{backbone.name}, {shape}: {imported.num_matched:,} tensors matched{below}")
+    if imported.filled:
+        write_line(f"{len(imported.filled):,} counters of batch norm are missing, and are set to 0")
+    if unused := imported.unused:
+        more = f" and {len(unused) - 20:,} more" if len(unused) > 20 else ""
+        write_line(f"not used: {', '.join(unused[:20])}{more}")
     return 0
 
 

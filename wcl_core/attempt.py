@@ -148,7 +148,8 @@ def _run(run: RunFile, spec: Spec, folder: Path, reporter: Reporter, ranks: Rank
     if source.digest not in (None, dataset.digest):
         raise content_changed(dataset.name)
     if isinstance(spec, PretrainSpec):
-        return pretrain(spec, reporter, dataset=dataset, output_dir=folder, resume=run.resume, ranks=ranks)
+        start = {"resume": run.resume, "weights": run.weights}
+        return pretrain(spec, reporter, dataset=dataset, output_dir=folder, ranks=ranks, **start)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     used = {name: source.list_digests.get(name) for name in spec.semi_supervised.lists}

@@ -323,6 +323,7 @@ class RunFile(_Model):
         place: of the folder when it was made; no worker recovers a copy of it.
         dataset: where its images are.
         resume: the checkpoint file that training continues from.
+        weights: the file of the weights that the spec starts from.
         evaluated: the checkpoint file to evaluate.
         gpus: number of GPUs that the run holds and has to use, without stand-ins; None if the worker does not decide
             which GPUs a run sees.
@@ -338,6 +339,7 @@ class RunFile(_Model):
     spec: dict[str, Any]
     dataset: DatasetSource
     resume: Path | None = None
+    weights: Path | None = None
     evaluated: Path | None = Field(default=None, validation_alias="checkpoint", serialization_alias="checkpoint")
     gpus: int | None = None
     rendezvous: Rendezvous | None = None
@@ -345,7 +347,7 @@ class RunFile(_Model):
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
-        names = ("token", "place", "gpus", "rendezvous")
+        names = ("token", "place", "weights", "gpus", "rendezvous")
         later: dict[str, Any] = {name: True for name in names if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
         empty |= {"has_labels"} if self.dataset.has_labels else set()

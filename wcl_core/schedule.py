@@ -9,8 +9,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
 
-from wcl_core.config import OptimizerConfig
+from wcl_core.config import OptimizerConfig, PretrainSpec
 
 
 def base_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -50,6 +53,43 @@ def learning_rate(step: int, total_steps: int, warmup_steps: float, base: float)
     if step < warmup_steps:
         return base * step / warmup_steps
     return base / 2 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+def restarted_rate(config: PretrainSpec, step: int, steps_per_epoch: int, base: float) -> float:
+    """Return the learning rate of a step of a run, with the restarts of its spec. [D]
+
+    Each part, up to a restart or the end, is a `learning_rate` of its own.  The warm-up of a later part has as many
+    epochs as the first one, but at most a tenth of the part.
+
+    Args:
+        config: the spec.
+        step: number of updates before this one.
+        steps_per_epoch: of the run.
+        base: learning rate at the end of each warm-up.
+    """
+    place = bisect_right(config.restarts, step // steps_per_epoch)
+    start, end = (0, *config.restarts)[place], config.ends[place]
+    warmup_epochs = min(config.warmup_epochs, (end - start) / 10) if place else config.warmup_epochs
+    begun = start * steps_per_epoch
+    return learning_rate(step - begun, end * steps_per_epoch - begun, warmup_epochs * steps_per_epoch, base)
+
+
+def schedule_of(spec: Mapping[str, Any]) -> str | None:
+    """Return the form of the learning rate of a resolved spec, for people; None for an evaluation.
+
+    >>> schedule_of({"epochs": 300, "warmup_epochs": 10, "restarts": [100]})
+    'linear warm-up over 10 epochs, cosine to 0 at epoch 100; again: warm-up over 10 epochs, cosine to 0 at epoch 300'
+    """
+    if "warmup_epochs" not in spec:
+        return None
+    ends = [*spec.get("restarts", ()), spec["epochs"]]
+    parts, start = [], 0
+    for end in ends:
+        warmup_epochs = min(spec["warmup_epochs"], (end - start) / 10) if start else spec["warmup_epochs"]
+        begins = "again: warm-up" if start else "linear warm-up"
+        parts.append(f"{begins} over {warmup_epochs:g} epochs, cosine to 0 at epoch {end}")
+        start = end
+    return "; ".join(parts)
 
 
 def weak_weight(step: int, total_steps: int, weight: float, ramp_fraction: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs import checkpoints, damage, gangs
+from jobs import checkpoints, damage, gangs, weights
 from jobs.checked_files import BadFile, Missing
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
@@ -90,6 +90,7 @@ def run_file(
                 "has_labels": source.has_labels,
             },
             "resume": resume.file if resume else None,
+            "weights": None if resume else weights_file(database, storage, claim),
             "evaluated": evaluated_file(database, storage, claim),
             "gpus": gpus,
         }
@@ -168,6 +169,25 @@ def _returned_file(database: Database, storage: Storage, claim: Claim) -> Resume
         database.write(partial(damage.mark, attempt=claim.attempt, checkpoint_id=candidate.id, flaw=None))
         return Resume(candidate, path)
     return None
+
+
+def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+    """Return the file of the weights that the spec starts from; None for random ones.
+
+    Raises:
+        MissingCheckpoint: there is no such file, or it has other bytes.
+        StorageUnavailable: the storage itself cannot be reached.
+    """
+    if (sha256 := claim.spec.get("weights")) is None:
+        return None
+    with database.read() as session:
+        source = weights.source(session, sha256)
+    if source is None:
+        raise MissingCheckpoint(f"the weights {sha256} to start from are deleted, damaged or missing")
+    try:
+        return verified(storage, source.storage_key, sha256, source.size)
+    except BadFile as flaw:
+        raise MissingCheckpoint(f"the weights {sha256} to start from ({source.name}): {flaw}") from flaw
 
 
 def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:

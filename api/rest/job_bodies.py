@@ -30,6 +30,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from jobs.new_job import NewJob, default_name, kind_of, options_of
 from wcl_core.config import Kind, Seed, Spec, parse_spec
+from wcl_core.config.fields import DatasetName
 from wcl_core.config.overlay import overlaid
 
 _MAX_NAME = 200
@@ -153,6 +154,23 @@ class CloneBody(_Body):
     spec: dict[str, Any] = Field(default={}, description="Fields that override those of the cloned spec.")
 
 
+class ContinueBody(_Body):
+    """More training of a finished job: more epochs on the same data, or a run on other data from its weights."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"epochs": 200}, {"data": "flowers", "epochs": 50}]})
+
+    epochs: int | None = Field(
+        default=None, ge=1, le=100_000, description="Number of epochs; with `data`, as many as the job had by default."
+    )
+    data: DatasetName | None = Field(default=None, description="The dataset to train further on; unset, the same one.")
+
+    @model_validator(mode="after")
+    def _has_a_field(self) -> ContinueBody:
+        if self.epochs is None and self.data is None:
+            raise ValueError("expected epochs, the number of epochs more, or data, another dataset")
+        return self
+
+
 def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) -> Job:
     """Create the jobs of a body, once for each idempotency key; return the job, or the first one of the group.
 
@@ -180,6 +198,20 @@ def create_retry(submission: Submission, job_id: str) -> Job:
             return service.retry(session, job_id, submission.owner)
 
     return submission.create(("retry", job_id), Job, create)
+
+
+def create_continued(submission: Submission, job_id: str, body: ContinueBody) -> Job:
+    """Create a job that trains a finished one further, once for each idempotency key.
+
+    Raises:
+        NotFound, Conflict, Invalid: as `Submission.create` and `jobs.submission.go_on`.
+    """
+
+    def create(session: Session) -> Job:
+        with checked_spec("pretrain"):
+            return service.go_on(session, job_id, body.epochs, body.data, submission.owner)
+
+    return submission.create(("continue", job_id, body.epochs, body.data), Job, create)
 
 
 def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any]) -> Job:

@@ -15,7 +15,7 @@ from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.rest import job_bodies, responses, seed_groups
 from api.rest.evaluations import create_baselines
-from api.rest.job_bodies import CloneBody, JobBody, JobChange
+from api.rest.job_bodies import CloneBody, ContinueBody, JobBody, JobChange
 from api.rest.presets import preset_deviations
 from api.rest.responses import JobResponse, JobSummary, Response
 from api.rest.seed_groups import SubmittedGroup
@@ -134,6 +134,22 @@ def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobRespo
 def retry(job_id: str, principal: Submitter, database: TheDatabase, submission: TheSubmission) -> JobResponse:
     """Create a new job that continues from the last checkpoint of a failed or cancelled job."""
     return _rendered(database, job_bodies.create_retry(submission, job_id))
+
+
+@router.post("/{job_id}/continue", status_code=201, responses=REPLAYED)
+def go_on(
+    job_id: str, body: ContinueBody, principal: Submitter, database: TheDatabase, submission: TheSubmission
+) -> JobResponse:
+    """Create a job that trains a finished one further, from its last full checkpoint.
+
+    `epochs` alone: the new job goes on with the same data, states and step numbers for so many epochs more.  The
+    learning rate starts again: it rises linearly over the warm-up, but at most over a tenth of these epochs, and falls
+    to 0 by a cosine.  The result has the bytes of one run whose spec has this restart (`restarts`).
+
+    `data`: a new run on another dataset, which starts from the network and the heads of the checkpoint (`weights`),
+    with a new optimiser and the whole schedule.
+    """
+    return _rendered(database, job_bodies.create_continued(submission, job_id, body))
 
 
 @router.post("/{job_id}/clone", status_code=201, responses=REPLAYED)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, queries, verdicts, waiting, weak_labels
+from jobs import datasets, lineage, queries, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
@@ -24,6 +24,7 @@ from jobs.step_times import StepTime
 from wcl_core.config import result_title
 from wcl_core.metrics import in_order, metric_facts
 from wcl_core.protocol import DatasetReport
+from wcl_core.schedule import schedule_of
 
 Json = dict[str, Any]
 _JOB_PARTS = ("stream", "events", "attempts", "logs", "metrics", "checkpoints", "artifacts", "groups", "evaluations")
@@ -166,6 +167,7 @@ class VerdictResponse(Response):
     `difference` is the accuracy minus that of the untrained network, `margin` half of its interval, and `is_shown`
     whether this interval leaves out 0.  `sentence` says it for people.  `contrasts` compare over seeds, and with the
     twin: a SimCLR run with the settings of a WCL run, or the other way round.
+    `is_random` is false if the training started from weights; then `untrained` is the accuracy of these.
     """
 
     sentence: str
@@ -179,6 +181,7 @@ class VerdictResponse(Response):
     is_shown: bool
     num_images: int
     contrasts: list[ContrastResponse]
+    is_random: bool
 
 
 class MeasuredResponse(Response):
@@ -194,6 +197,20 @@ class MeasuredResponse(Response):
     sentence: str
 
 
+class OriginResponse(Response):
+    """One step of a job's lineage: a job, or imported weights, that the one before comes from.
+
+    `relation` is an open string: continues, retries, starts_from, evaluates or copies.  `job_id` is null for imported
+    weights; `step` is that of the checkpoint that was taken.
+    """
+
+    relation: str
+    name: str
+    job_id: str | None
+    step: int | None
+    weights: str | None
+
+
 class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
@@ -203,6 +220,9 @@ class JobResponse(JobSummary):
     is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
     work that it waits for.  `metrics` are the latest metrics with their names for people, the most telling first.
     `measures` is the checkpoint that an evaluation measures; null for other jobs.
+
+    `lineage` is what the job comes from, the nearest first.  `schedule` is the form of a training's learning rate, for
+    people; null for an evaluation.
     """
 
     spec_version: int
@@ -218,6 +238,8 @@ class JobResponse(JobSummary):
     weak_labels: WeakLabelQuality | None
     metrics: list[MetricResponse]
     measures: MeasuredResponse | None
+    lineage: list[OriginResponse]
+    schedule: str | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -233,6 +255,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     judged = _verdict(verdicts.verdict(session, row))
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
     beside |= {"measures": queries.measured_checkpoint(session, row)}
+    beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
     return JobResponse.of(row, **beside, deviations=deviations)
 
 

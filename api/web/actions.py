@@ -21,7 +21,7 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
-from api.rest.job_bodies import create_retry
+from api.rest.job_bodies import ContinueBody, create_continued, create_retry
 from api.web.forms.fields import body_of
 from api.web.jobs import filters_of
 from jobs import checkpoints, dataset_sources, datasets, queries, transitions
@@ -73,6 +73,18 @@ def baselines(job_id: str, submitter: Submitter, submission: TheFormSubmission) 
 def retry(job_id: str, submitter: Submitter, submission: TheFormSubmission) -> Response:
     """Retry the job; redirect to the page of the new job."""
     return _see(f"/jobs/{create_retry(submission, job_id).id}")
+
+
+@router.post("/jobs/{job_id}/continue")
+def go_on(
+    job_id: str,
+    submitter: Submitter,
+    submission: TheFormSubmission,
+    epochs: Annotated[str, Form()] = "",
+) -> Response:
+    """Train the finished job for more epochs; redirect to the page of the new job."""
+    body = body_of(ContinueBody, {"epochs": epochs.strip()})
+    return _see(f"/jobs/{create_continued(submission, job_id, body).id}")
 
 
 @router.post("/jobs/cancel")

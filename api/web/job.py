@@ -26,10 +26,11 @@ from jobs.checks import pretraining_count
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.keys import Principal
+from jobs.lineage import Origin, lineage
 from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.queries import Measured
 from jobs.seed_groups import Result
-from jobs.status import TERMINAL
+from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
 from jobs.verdicts import Verdict, verdict
 from jobs.waiting import Waiting, explain, pending
@@ -37,6 +38,7 @@ from wcl_core.config import PretrainSpec, Protocol, parse_spec
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, MAP_FACTS, PROCESS_MEMORY_MIB
+from wcl_core.schedule import schedule_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -65,7 +67,8 @@ class Run:
     group: Group | None
     needs: list[tuple[str, str, str]]
     maps: dict[str, str]  # id of the job that made the map, by checkpoint
-    parent_name: str | None
+    lineage: list[Origin]
+    schedule: str | None  # the form of its learning rate
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
     pending: str | None
@@ -87,6 +90,11 @@ class Run:
     def loading_lines(self) -> list[str]:
         """The lines of Python that load the exported backbone."""
         return loading_lines(self.job.spec.get("backbone", {}))
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether it is a finished training with a checkpoint to go on from."""
+        return self.job.status == Status.SUCCEEDED and bool(self.measurable)
 
     @property
     def has_curves(self) -> bool:
@@ -149,7 +157,8 @@ def run(session: Session, job_id: str) -> Run:
         group=_group(session, job),
         needs=_needs(session, job_id),
         maps=_maps(session, job_id, checkpoints),
-        parent_name=parent.name if parent else None,
+        lineage=lineage(session, job),
+        schedule=schedule_of(job.spec),
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
         pending=pending(session, job),

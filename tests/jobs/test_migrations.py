@@ -166,7 +166,8 @@ def test_specs_of_the_versions_between_two_releases_get_their_versions(empty_url
     )
     with database.engine.begin() as connection:
         for name, spec in full.items():
-            connection.execute(text(insert), {"id": name, "spec": json.dumps(spec | {"spec_version": 1})})
+            then = {field: value for field, value in spec.items() if field not in ("weights", "restarts")}
+            connection.execute(text(insert), {"id": name, "spec": json.dumps(then | {"spec_version": 1})})
 
     database.migrate()
 

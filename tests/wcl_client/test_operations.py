@@ -58,6 +58,21 @@ def test_pause_resume_cancel_retry_and_clone(server: Served) -> None:
     assert isinstance(wcl("resume", job_id).exception, ConflictError)
 
 
+def test_a_finished_job_goes_on(server: Served) -> None:
+    job_id = submit()
+    run = rows.Run(server.database, rows.claim(server.database))
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end("succeeded"))
+
+    done = wcl("continue", job_id[-12:], "--epochs", "20")
+
+    assert "again: warm-up over 2 epochs, cosine to 0 at epoch 80" in " ".join(done.stderr.split())
+    assert rows.job(server.database, done.stdout.strip()).spec["restarts"] == [60]
+    assert f"continues wcl digits tiny ({job_id[-12:]}), step 5" in " ".join(
+        wcl("show", done.stdout.strip()).stdout.split()
+    )
+    assert wcl("continue", job_id).exit_code == 2
+
+
 def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served) -> None:
     submit()
     done = wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--name", "short")

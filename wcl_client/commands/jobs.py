@@ -16,7 +16,7 @@ from wcl_client.references import find_job
 from wcl_client.registration import dataset_note
 from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import bold, out, print_json
+from wcl_client.terminal import bold, err, out, print_json
 
 app = typer.Typer()
 
@@ -189,6 +189,32 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
     with WclClient.connect() as client:
         new = client.retry(find_job(client, job)["id"])
     print_json(new) if as_json else out.say(new["id"])
+
+
+@app.command(name="continue", rich_help_panel=RUN)
+def go_on(
+    job: JobId,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs more; with --data, as many as the job had by default.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Another dataset, for a run of its own from the weights of the job.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a finished job further.
+
+    The new job goes on from the last full checkpoint, and the learning rate starts again.
+    """
+    if epochs is None and data is None:
+        raise typer.BadParameter("expected --epochs, the number of epochs more, or --data, another dataset")
+    with WclClient.connect() as client:
+        new = client.go_on(find_job(client, job)["id"], epochs=epochs, data=data)
+    if as_json:
+        print_json(new)
+        return
+    err.say(f"learning rate: {new['schedule']}")
+    out.say(new["id"])
 
 
 @app.command(rich_help_panel=RUN)

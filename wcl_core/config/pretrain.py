@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -66,6 +67,14 @@ class PretrainSpec(SpecModel):
         ),
     )
     backbone: BackboneConfig = BackboneConfig()
+    weights: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description=(
+            "SHA-256 digest of the weights that the training starts from: imported ones, or a full checkpoint, which "
+            "also gives the heads that it has in common. Unset: random weights."
+        ),
+    )
     heads: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -80,6 +89,14 @@ class PretrainSpec(SpecModel):
         ge=0,
         le=100_000,
         description="First epochs, which use `weak_augmentation`; unset, 10, but at most a tenth of all epochs.",
+    )
+    restarts: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
+        default=(),
+        max_length=100,
+        description=(
+            "Epochs after which the learning rate starts again: linear warm-up (as before, but at most a tenth of the "
+            "epochs up to the next restart or the end), then the cosine. `wcl continue` sets it."
+        ),
     )
     weak_augmentation: AugmentConfig = Field(default_factory=weak_augmentation)
     augmentation: AugmentConfig = AugmentConfig()
@@ -142,6 +159,11 @@ class PretrainSpec(SpecModel):
             "finds the largest part that its device holds; none if it holds the whole batch."
         ),
     )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The epochs at which a cosine of the learning rate ends: each restart, and the last epoch."""
+        return (*self.restarts, self.epochs)
 
     @property
     def num_ranks(self) -> int:
@@ -233,6 +255,19 @@ class PretrainSpec(SpecModel):
                 f"weak_augmentation_epochs is {weak_augmentation_epochs}, but epochs is {epochs}; use at most {epochs}"
             )
         return weak_augmentation_epochs
+
+    @field_validator("restarts")
+    @classmethod
+    def _check_restarts(cls, restarts: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        ends = (*restarts, info.data.get("epochs", math.inf))
+        if any(earlier >= later for earlier, later in pairwise(ends)):
+            raise ValueError(f"expected epochs in ascending order, below epochs = {ends[-1]}")
+        if restarts and (warmup_epochs := info.data.get("warmup_epochs", 0)) >= restarts[0]:
+            raise ValueError(
+                f"the first restart is after {restarts[0]} epochs, but warmup_epochs is {warmup_epochs:g}; restart "
+                "later, or use fewer warmup_epochs"
+            )
+        return restarts
 
     @field_validator("evaluations")
     @classmethod

@@ -24,6 +24,8 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {"pretrain": TypeAdapter(PretrainSpec),
 # Version 2 added these fields, which version 1 leaves out, and `auto` as a size.
 _SINCE_2: dict[str, Any] = {"device": "auto", "execution": "auto", "nodes": 1}
 _SIZES = ("batch_size", "micro_batch_size")
+# Later fields of version 2, which a stored spec has only where they are set.
+_OPTIONAL: dict[str, Any] = {"weights": None, "restarts": []}
 
 
 def _to_2(spec: dict[str, Any]) -> dict[str, Any]:
@@ -62,22 +64,24 @@ def resolve_spec(spec: Spec) -> dict[str, Any]:
 
 def version_of(resolved: Mapping[str, Any]) -> int:
     """Return the lowest version that holds a resolved spec."""
-    is_new = any(resolved.get(name, default) != default for name, default in _SINCE_2.items())
+    is_new = any(resolved.get(name, default) != default for name, default in (_SINCE_2 | _OPTIONAL).items())
     return 2 if is_new or any(resolved.get(name) == "auto" for name in _SIZES) else 1
 
 
 def stored_spec(resolved: dict[str, Any]) -> dict[str, Any]:
     """Return a resolved spec in the lowest version that holds it."""
+    stored = {name: value for name, value in resolved.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
     if version_of(resolved) > 1:
-        return resolved
-    return {name: value for name, value in resolved.items() if name not in _SINCE_2} | {"spec_version": 1}
+        return stored
+    return {name: value for name, value in stored.items() if name not in _SINCE_2} | {"spec_version": 1}
 
 
 def completed_spec(stored: dict[str, Any]) -> dict[str, Any]:
     """Return a stored spec in the current version, with the fields that its version leaves out."""
-    if stored.get("spec_version") != 1:
+    if stored.get("spec_version") not in SPEC_VERSIONS:
         return stored
     fields = (EvaluateSpec if "features" in stored else PretrainSpec).model_fields
-    every = stored | {name: stored.get(name, default) for name, default in _SINCE_2.items() if name in fields}
+    left_out = _OPTIONAL | (_SINCE_2 if stored["spec_version"] == 1 else {})
+    every = stored | {name: stored.get(name, default) for name, default in left_out.items() if name in fields}
     places = {name: place for place, name in enumerate(fields)}
     return dict(sorted(_to_2(every).items(), key=lambda item: places.get(item[0], len(places))))

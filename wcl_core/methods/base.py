@@ -38,9 +38,9 @@ class Batch:
 
     Attributes:
         images: (B,) int64 index of each image of the global batch in the train split.
-        step: number of updates before this one, 0 <= step < total_steps.  For a method that can be captured also a
+        step: number of updates before this one.  For a method that can be captured also a
             scalar int64 tensor on the device.
-        total_steps: number of updates of the run.
+        total_steps: number of updates up to the first restart of the learning rate, or of the whole run.
     """
 
     images: Tensor

@@ -57,10 +57,8 @@ class Step:
         views: makes the views of a step.
     """
 
-    def __init__(
-        self, learner: Learner, optimizer: Optimizer, ranks: Ranks, total_steps: int, views: MakeViews
-    ) -> None:
-        self._learner, self._optimizer, self._ranks, self._total_steps = learner, optimizer, ranks, total_steps
+    def __init__(self, learner: Learner, optimizer: Optimizer, ranks: Ranks, ramp_steps: int, views: MakeViews) -> None:
+        self._learner, self._optimizer, self._ranks, self._ramp_steps = learner, optimizer, ranks, ramp_steps
         self.views = views
 
     def __call__(self, inputs: Inputs, step: int | Tensor, rate: float | Tensor) -> Loss:
@@ -81,7 +79,7 @@ class Step:
 
     def gradients(self, inputs: Inputs, step: int | Tensor) -> Loss:
         """Add the gradients over all ranks to the parameters' gradients, and return the loss."""
-        loss = self._learner.gradients(self.views(inputs), Batch(inputs.index, step, self._total_steps))
+        loss = self._learner.gradients(self.views(inputs), Batch(inputs.index, step, self._ramp_steps))
         self._ranks.sum_gradients(self._learner.model.parameters())
         return loss
 
@@ -141,6 +139,7 @@ class Execution:
         ranks: this process's place among the ranks.
         device: of the training.
         total_steps: of the run.
+        ramp_steps: number of steps that the shares of ramps are of: those up to the first restart, or all.
 
     Attributes:
         form: of the steps; before `prepare`, the one that it will try.
@@ -158,11 +157,12 @@ class Execution:
         ranks: Ranks,
         device: torch.device,
         total_steps: int,
+        ramp_steps: int,
     ) -> None:
         self._wish, self._learner, self._optimizer, self._ranks = config.execution, learner, optimizer, ranks
         self._held: HeldFile | None = None  # until the end of the run
         self._view_maker = view_maker
-        self._eager = Step(learner, optimizer, ranks, total_steps, view_maker.views)
+        self._eager = Step(learner, optimizer, ranks, ramp_steps, view_maker.views)
         self.step: Step | CapturedStep = self._eager
         self.form: Form = form_of(config, method, device)
         self.reason: str | None = None

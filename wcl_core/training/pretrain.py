@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, largest_k
 from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
@@ -28,6 +29,7 @@ from wcl_core.methods import build_method
 from wcl_core.methods.base import Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
+from wcl_core.networks.weights import load_start, start_weights
 from wcl_core.protocol import (
     IMAGES_PER_SECOND,
     KNN_TOP1,
@@ -39,7 +41,7 @@ from wcl_core.protocol import (
     Request,
 )
 from wcl_core.reporter import NullReporter, Reporter
-from wcl_core.schedule import base_learning_rate, learning_rate
+from wcl_core.schedule import base_learning_rate, restarted_rate
 from wcl_core.stop import Interrupted, interruptible
 from wcl_core.training.batch_size import sizes
 from wcl_core.training.collapse import CollapseError, non_finite_error
@@ -65,6 +67,7 @@ def pretrain(
     dataset: ImageData,
     output_dir: Path,
     resume: Path | None = None,
+    weights: Path | None = None,
     ranks: Ranks = SINGLE,
 ) -> Outcome:
     """Train a backbone without labels.
@@ -75,7 +78,8 @@ def pretrain(
             first rank's reporter is used.
         dataset: its splits at `config.data.image_size`; only monitors read the labels, if it has any.
         output_dir: checkpoints go to `output_dir/checkpoints/step-<n>.safetensors`.
-        resume: a checkpoint of a run with the same spec.
+        resume: a checkpoint of a run with the same spec, or of one that ends at a restart of this spec.
+        weights: the file that `config.weights` names; only a run that does not resume reads it.
         ranks: this process's place among the ranks; all ranks call this function with equal arguments.
 
     Returns:
@@ -92,7 +96,8 @@ def pretrain(
         PeerLostError: when another rank is lost.
         DeviceError, TooFewGpusError: when the run has to use a GPU and cannot.
     """
-    return _Run(config, reporter if ranks.is_first else NullReporter(), dataset, output_dir, resume, ranks).run()
+    reporter = reporter if ranks.is_first else NullReporter()
+    return _Run(config, reporter, dataset, output_dir, resume, ranks, weights).run()
 
 
 class _Run:
@@ -104,7 +109,10 @@ class _Run:
         output_dir: Path,
         resume: Path | None,
         ranks: Ranks,
+        weights: Path | None = None,
     ) -> None:
+        self.start = _start(config, weights) if resume is None else None
+        self.loaded: list[str] = []
         dataset = with_held_out(dataset, config.data.held_out_share)
         split = dataset.pretraining
         self.sizes: dict[str, int | None] = {}
@@ -123,6 +131,7 @@ class _Run:
         torch.backends.cudnn.deterministic = True  # for exact resume: convolution gradients may use atomics otherwise
         self.steps_per_epoch = len(split) // config.images_per_step
         self.total_steps = self.steps_per_epoch * config.epochs
+        self.end_steps = [epoch * self.steps_per_epoch for epoch in config.ends]
         self.method = build_method(config)
         self.learner = Learner(config, self.method, self._network, is_bfloat16=self._is_bfloat16, gather=ranks.gather)
         self.model = self.learner.model
@@ -141,20 +150,32 @@ class _Run:
             self.facts,
             is_first=ranks.is_first,
         )
+        self.start = None  # loaded
         self.step = 0 if resume is None else self.saver.load(resume, self._memory_format)
         self.images = Rows(split, self.device, ranks)
         self.view_maker = ViewMaker(
             config, ranks, self.device, self.images.sides, self.steps_per_epoch, self._memory_format
         )
         self.execution = Execution(
-            config, self.method, self.learner, self.optimizer, self.view_maker, ranks, self.device, self.total_steps
+            config,
+            self.method,
+            self.learner,
+            self.optimizer,
+            self.view_maker,
+            ranks,
+            self.device,
+            self.total_steps,
+            self.end_steps[0],
         )
         self.labels = split.labels.to(self.device)
         self.monitor_batch = MonitorBatch(config, dataset.shown, self.device)
         self.clock, self.hardware = Clock(self.step, config.images_per_step), Hardware(self.device)
 
     def _network(self) -> Model:
-        model = sync_batch_norm(Model(self.config, self.method), self.ranks, self.device)
+        model = Model(self.config, self.method)
+        if self.start is not None:
+            self.loaded = load_start(model, self.start)
+        model = sync_batch_norm(model, self.ranks, self.device)
         return model.to(self.device).to(memory_format=self._memory_format)
 
     @property
@@ -194,6 +215,8 @@ class _Run:
             total_epochs=self.config.epochs,
             start_step=self.step,
         )
+        if self.loaded:
+            self.reporter.log(f"the training starts from weights {self.config.weights}: {', '.join(self.loaded)}")
         if (warning := warning_of(self.config)) is not None:
             self.reporter.warning("unusual_optimizer", warning)
         if self.config.knn_every_epochs and self.dataset.has_labels and not self._smallest_class:
@@ -287,13 +310,14 @@ class _Run:
     def _train_step(self, index: Tensor, parameters: Parameters) -> None:
         config = self.config
         inputs = self._inputs(index, parameters)
-        rate = learning_rate(self.step, self.total_steps, config.warmup_epochs * self.steps_per_epoch, self.base_rate)
+        rate = restarted_rate(config, self.step, self.steps_per_epoch, self.base_rate)
         loss = self.execution.step(inputs, self.step, rate)
         self.step += 1
         self.reporter.owes_save = True
         self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
         self.metrics.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
-        if self.step % config.log_every_steps == 0 or self.step == self.total_steps:
+        # At each end of a cosine, as if the run had ended there: a run that continues it has the same state.
+        if self.step % config.log_every_steps == 0 or self.step in self.end_steps:
             self._log(rate, loss, self.labels[inputs.index])
         if self.clock.is_due():
             self._progress("train")
@@ -321,7 +345,7 @@ class _Run:
 
     def _is_knn_due(self, epoch: int) -> bool:
         every = self.config.knn_every_epochs
-        return bool(every and (epoch % every == 0 or epoch == self.config.epochs) and self._knn_k >= 1)
+        return bool(every and (epoch % every == 0 or epoch in self.config.ends) and self._knn_k >= 1)
 
     @property
     def _knn_k(self) -> int:
@@ -366,7 +390,7 @@ class _Run:
     def _monitor(self, epoch: int) -> None:
         """Measure the monitor batch every `monitor_every_epochs`; end or pause the run if it has collapsed."""
         every = self.config.monitor_every_epochs
-        if every == 0 or (epoch % every and epoch != self.config.epochs):
+        if every == 0 or (epoch % every and epoch not in self.config.ends):
             return
         collapse = self._check_collapse(epoch) if self.ranks.is_first else None
         if not self.ranks.agreed(collapse is not None) or self.config.on_collapse == "warn":
@@ -407,6 +431,19 @@ class _Run:
             images_per_second=speed,
             eta_seconds=eta,
         )
+
+
+def _start(config: PretrainSpec, file: Path | None) -> dict[str, Tensor] | None:
+    """Return the weights that a spec starts from; None for random ones.
+
+    Raises:
+        CheckpointError: the spec names weights, and there is no file of them, or it is unusable.
+    """
+    if config.weights is None:
+        return None
+    if file is None:
+        raise CheckpointError(f"the spec starts from weights {config.weights}, but no file is given; use --weights")
+    return start_weights(file)
 
 
 def _after(seconds: float, request: Callable[[], Request | None]) -> Callable[[], Request | None]:

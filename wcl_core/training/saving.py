@@ -84,7 +84,7 @@ class Saver:
     def is_due(self, epoch: int) -> bool:
         """Return whether the spec requires a checkpoint after `epoch` epochs."""
         keep = self._config.checkpoints
-        return epoch % keep.every_epochs == 0 or epoch == self._config.epochs or (keep.first_epoch and epoch == 1)
+        return epoch % keep.every_epochs == 0 or epoch in self._config.ends or (keep.first_epoch and epoch == 1)
 
     def save(self, step: int, epoch: int) -> None:
         """Copy the state, and write and report it in the background: the next step may take long."""
@@ -170,7 +170,10 @@ class Saver:
 
 def _check_same_run(path: Path, saved: checkpoint.Checkpoint, config: PretrainSpec, dataset: ImageData) -> None:
     then, now = resolve_spec(saved.spec), resolve_spec(config)
-    if changed := [field for field in now if then[field] != now[field] and field not in _FREE_FIELDS]:
+    free = _FREE_FIELDS
+    if config.ends[: len(saved.spec.ends)] == saved.spec.ends:  # the run goes on where the other one has ended
+        free |= {"epochs", "restarts"}
+    if changed := [field for field in now if then[field] != now[field] and field not in free]:
         raise checkpoint.CheckpointError(
             f"checkpoint {path.name} has another spec; these fields differ: {', '.join(changed)}"
         )

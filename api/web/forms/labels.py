@@ -38,7 +38,7 @@ SECTIONS: dict[Kind, tuple[SectionText, ...]] = {
             "Training",
             "The method and the length of the run.",
             (
-                *("method", "epochs", "batch_size", "seed", "warmup_epochs", "weak_augmentation_epochs"),
+                *("method", "epochs", "batch_size", "seed", "warmup_epochs", "weak_augmentation_epochs", "restarts"),
                 *("on_collapse", "on_non_finite", "method_options"),
             ),
             (("", "method", ""), ("", "epochs", " epochs"), ("batch of ", "batch_size", "")),
@@ -47,7 +47,7 @@ SECTIONS: dict[Kind, tuple[SectionText, ...]] = {
             "network",
             "Network",
             "The backbone, whose weights are the result, and the projection heads of the training.",
-            ("backbone", "heads"),
+            ("backbone", "weights", "heads"),
             (("", "backbone.name", ""), ("stem ", "backbone.stem", "")),
         ),
         SectionText(
@@ -156,6 +156,8 @@ LABELS: dict[str, str] = {
     "weak_augmentation_epochs": "Weaker augmentation at first (epochs)",
     "on_collapse": "If all images look alike to the network",
     "on_non_finite": "If the loss is not a number",
+    "restarts": "Restarts of the learning rate (epochs)",
+    "weights": "Weights to start from (digest)",
     "backbone.name": "Backbone",
     "backbone.stem": "First layers",
     "backbone.width": "Channels of the first stage",

@@ -299,6 +299,36 @@ def test_a_retry_starts_from_the_last_checkpoint_and_a_clone_from_scratch(served
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spce": {}}), 422, "/spce")
 
 
+def test_a_finished_job_goes_on_once_for_each_key(served: Served) -> None:
+    client = served.client()
+    job_id = client.post("/v1/jobs", json=JOB | {"name": "first"}).json()["id"]
+    address = f"/v1/jobs/{job_id}/continue"
+    run = rows.Run(served.database, rows.claim(served.database))
+    assert "running" in assert_problem(client.post(address, json={"epochs": 5}), 409)["detail"]
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end("succeeded"))
+
+    header = {"Idempotency-Key": "more"}
+    new = client.post(address, json={"epochs": 5}, headers=header)
+    again = client.post(address, json={"epochs": 5}, headers=header)
+
+    assert (new.status_code, again.status_code, again.json()["id"]) == (201, 200, new.json()["id"])
+    old = client.get(f"/v1/jobs/{job_id}").json()["spec"]["epochs"]
+    assert new.json()["schedule"].endswith(f"cosine to 0 at epoch {old + 5}")
+    (origin,) = new.json()["lineage"]
+    assert (origin["relation"], origin["job_id"], origin["step"]) == ("continues", job_id, 5)
+    assert_problem(client.post(address, json={"epochs": 6}, headers=header), 422)
+    assert_problem(client.post(address, json={}), 422)
+    assert_problem(client.post(address, json={"epochs": 0}), 422, "/epochs")
+    assert_problem(client.post(address, json={"epochs": 100_000}), 422, "/spec/epochs")
+    assert_problem(client.post(address, json={"data": "none"}), 422, "/spec/data/name")
+    assert "`wcl continue`" in assert_problem(client.post(f"/v1/jobs/{job_id}/retry"), 409)["detail"]
+    page = served.browser("read", "submit").get(f"/jobs/{job_id}").text
+    assert f'action="/jobs/{job_id}/continue"' in page
+    page = served.browser("read").get(f"/jobs/{new.json()['id']}").text
+    assert f'continues <a href="/jobs/{job_id}">first</a>, step 5' in page
+    assert f"cosine to 0 at epoch {old + 5}" in page
+
+
 def test_a_job_records_the_key_that_created_it(served: Served) -> None:
     client = served.client()
     key_id = client.get("/v1/keys").json()["items"][0]["id"]

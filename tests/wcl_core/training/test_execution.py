@@ -301,7 +301,7 @@ def test_the_form_follows_from_spec_device_and_method() -> None:
         run.saver.close()
         run.method.is_capturable = is_capturable
         config = small.spec(execution=wish)
-        place = (run.view_maker, ranks, torch.device(device), steps)
+        place = (run.view_maker, ranks, torch.device(device), steps, steps)
         chosen = Execution(config, run.method, run.learner, run.optimizer, *place)
         assert chosen.form == form, (wish, device)
         assert (chosen.reason is None) == (reason is None), (wish, device)
