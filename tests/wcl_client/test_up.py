@@ -114,6 +114,7 @@ def test_a_worker_that_waits_for_the_server_does_not_open_the_database(
 
     monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(os, "read", Mock(side_effect=WaitsError))
+    monkeypatch.setattr("worker.__main__.Database", Mock(side_effect=AssertionError("it opens the database")))
 
     with pytest.raises(WaitsError):
         worker_main(["--wait-for-stdin"])
