@@ -33,7 +33,7 @@ HEARTBEAT_SECONDS = 15.0
 _BATCH = 2_000
 _KEPT_BYTES = 1 << 20
 # Fields that have messages of their own, or none.
-_UNSTABLE = frozenset({"progress", "latest_metrics", "updated_at", "waiting", "weak_labels"})
+_UNSTABLE = frozenset({"progress", "latest_metrics", "metrics", "updated_at", "waiting", "weak_labels"})
 
 
 def message(event: str, data: Any, cursor: Cursor | None = None) -> bytes:

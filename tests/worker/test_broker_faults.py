@@ -62,6 +62,8 @@ def test_a_broker_that_refuses_costs_a_run_nothing(
     """The worker is idle when the fault begins, finds a job by its polls, and runs it until the broker is well."""
     client, url = broker
     worker = start_worker(sqlite_database, WCL_BROKER_URL=url)
+    # Until then the worker may connect anew after the cut, and a full Redis lets it wait for messages.
+    eventually(lambda: any(each["cmd"] == "brpop" for each in client.client_list()), "the wait for a message")
     for words in FAULTS[fault]:
         client.execute_command(*words)
     client.execute_command("CLIENT", "KILL", "TYPE", "normal")  # all but this one
