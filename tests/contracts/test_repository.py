@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 
 pytestmark = pytest.mark.process
 
@@ -173,6 +174,12 @@ def test_every_module_docstring_opens_with_one_line() -> None:
     assert modules
     wrong = [path for path in modules if path.read_text().strip() and not one_line.match(path.read_text())]
     assert [str(path.relative_to(ROOT)) for path in wrong] == []
+
+
+def test_migrations_are_one_line() -> None:
+    heads = ScriptDirectory(str(ROOT / "migrations")).get_heads()
+
+    assert len(heads) == 1, f"two migrations follow the same one: {heads}"
 
 
 def test_json_files_parse() -> None:

@@ -437,7 +437,7 @@ GUARDS = (
         "worker/__main__.py",
         "        _wait_for_schema(database, draining)\n",
         "        pass\n",
-        ("tests/worker/test_ability.py::test_a_worker_refuses_a_newer_schema_in_one_line", "--timeout=60"),
+        ("tests/worker/test_ability.py::test_a_worker_refuses_a_newer_schema_in_one_line",),
     ),
     Guard(
         "no job gives way in vain",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -100,7 +101,10 @@ def test_a_worker_waits_for_the_upgrade_of_an_older_schema(
 def test_a_worker_refuses_a_newer_schema_in_one_line(sqlite_database: Database, tmp_path: Path) -> None:
     set_version(sqlite_database, "9999")
     worker = RunningWorker(sqlite_database, tmp_path / "data").start()
-    assert worker.wait() == os.EX_CONFIG
+    try:
+        assert worker.wait(60) == os.EX_CONFIG
+    finally:
+        worker.send(signal.SIGKILL)  # nothing if it has ended
     (line,) = [line for line in worker.whole_log().splitlines() if line.startswith("error: ")]
     assert "Traceback" not in worker.whole_log()
     assert f"its schema is 9999, and this version knows {schema._newest()}" in line
