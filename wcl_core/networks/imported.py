@@ -9,6 +9,7 @@ of torchvision's ResNet needs no line here.  A transformer has torchvision's nam
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import re
 import warnings
@@ -26,7 +27,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import BackboneConfig
 from wcl_core.digests import canonical_json
 from wcl_core.export import loading_lines
-from wcl_core.files import write_whole
+from wcl_core.files import open_regular, write_whole
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.networks.weights import shape_differences
 from wcl_core.snapshot import Snapshot
@@ -138,10 +139,9 @@ def _read(file: Path) -> Any:
         CheckpointError: it cannot be read so.
     """
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{file.name} has {size:,} bytes; expected at most {MAX_BYTES:,}")
-        with file.open("rb") as opened:
+        with open_regular(file.resolve()) as opened:  # a device has no end
+            if (size := os.fstat(opened.fileno()).st_size) > MAX_BYTES:
+                raise CheckpointError(f"{file.name} has {size:,} bytes; expected at most {MAX_BYTES:,}")
             start = opened.read(9)
         if start[8:9] == b"{":
             with safe_open(file, framework="pt") as tensors:

@@ -233,7 +233,8 @@ def test_files_that_are_no_weights_are_refused(
         import_weights(tmp_path / "whole.pth", tmp_path / "out")
     monkeypatch.undo()
 
-    for name in (*contents, "list", "other names", "two encoders", "absent"):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (*contents, "list", "other names", "two encoders", "absent", "pipe", "/dev/zero", ""):
         with pytest.raises(CheckpointError) as refused:
             import_weights(tmp_path / name, tmp_path / "out")
         assert len(str(refused.value)) < 600
