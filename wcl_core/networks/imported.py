@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
@@ -150,7 +150,7 @@ def _read(file: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a sparse tensor, which is refused below
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise CheckpointError(
             f"{file.name} holds other things than tensors, and reading them could run code, so nothing was read; save "
             f"the state dict alone: torch.save(model.state_dict(), ...) ({_first(error)})"

@@ -84,6 +84,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "NewName",
         "JobChange",
         "CloneBody",
+        "ContinueBody",
         "CheckpointChange",
         "EvaluateBody",
         "KeyBody",
