@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,10 +58,13 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     server.database.write(lambda session: workers.register(session, worker, 1, []))
     facts = DatasetFacts("photos", "folder", "f" * 64, {"train": 0, "test": 0, "unlabelled": 400}, [])
 
+    # The module gets a clock of its own, since other threads of this process sleep, too.
     def settle(result: DatasetFacts | str, name: str) -> None:
         server.database.write(lambda session: workers.settle_dataset(session, worker.id, name, result))
 
-    monkeypatch.setattr(datasets.time, "sleep", lambda _: settle(facts, "photos"))
+    monkeypatch.setattr(
+        datasets, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: settle(facts, "photos"))
+    )
     done = wcl("dataset", "add", "photos", str(tmp_path))
     assert done.exit_code == 0, done.output
     text = " ".join(done.stdout.split())
@@ -67,7 +72,13 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     assert "photos has no labels, so nothing that compares with them is measured" in text
     assert "a worker reads it" in done.stderr
 
-    monkeypatch.setattr(datasets.time, "sleep", lambda _: settle("this machine has nothing at its path", "gone"))
+    monkeypatch.setattr(
+        datasets,
+        "time",
+        SimpleNamespace(
+            monotonic=time.monotonic, sleep=lambda _: settle("this machine has nothing at its path", "gone")
+        ),
+    )
     done = wcl("dataset", "add", "gone", str(tmp_path / "gone"))
     assert (done.exit_code, "florist refuses it: this machine has nothing" in done.stderr) == (1, True), done.output
 
@@ -84,7 +95,7 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
             taken = replace(facts, name="one")
             server.database.write(lambda session: workers.settle_dataset(session, second.id, "one", taken))
 
-    monkeypatch.setattr(datasets.time, "sleep", look)
+    monkeypatch.setattr(datasets, "time", SimpleNamespace(monotonic=time.monotonic, sleep=look))
     done = wcl("dataset", "add", "one", str(tmp_path))
     assert (done.exit_code, "400 unlabelled" in done.stdout, "refuses" in done.stderr) == (0, True, False), done.output
     server.database.write(lambda session: workers.stop(session, second.id))
