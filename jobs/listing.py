@@ -84,8 +84,8 @@ def entries(session: Session, sort: Sort, descending: bool, cursor: str | None, 
     else:
         check_cursor(cursor)
         newest = [_after(statement, cursor, limit) for statement in (_listed(select(Job)), select(Sweep))]
-        found = [row for statement in newest for row in session.execute(statement).scalars()]
-        rows = sorted(found, key=lambda row: row.id, reverse=True)
+        candidates = [row for statement in newest for row in session.execute(statement).scalars()]
+        rows = sorted(candidates, key=lambda row: row.id, reverse=True)
         following = rows[limit - 1].id if len(rows) > limit else None
         rows = rows[:limit]
     return Page(_entries(session, rows), following)

@@ -180,24 +180,24 @@ def _judged(
 ) -> Verdict:
     count = sum(counts)
     low, high = wilson(accuracy, count)
-    found = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
+    gap = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
     beginning = "the untrained network" if is_random else "the weights that it started from"
-    headline = _headline(found, beginning, is_over)
-    if not found.is_shown and count < _FEW:
+    headline = _headline(gap, beginning, is_over)
+    if not gap.is_shown and count < _FEW:
         headline += f"; {count:,} test images are few"
     chance = max(counts) / count
-    facts = (headline, accuracy, low, high, untrained, chance, found.value, found.margin, found.is_shown, count)
+    facts = (headline, accuracy, low, high, untrained, chance, gap.value, gap.margin, gap.is_shown, count)
     return Verdict(*facts, contrasts, is_random)
 
 
-def _headline(found: Difference, other: str, is_over: bool) -> str:
+def _headline(gap: Difference, other: str, is_over: bool) -> str:
     """Return whether a difference is shown, in a few words without a full stop."""
-    if found.value:
-        word = "Better" if found.value > 0 else "Worse"
-        headline = f"{word} than {other} by {100 * abs(found.value):.1f} ± {100 * found.margin:.1f} points"
+    if gap.value:
+        word = "Better" if gap.value > 0 else "Worse"
+        headline = f"{word} than {other} by {100 * abs(gap.value):.1f} ± {100 * gap.margin:.1f} points"
     else:
         headline = f"As good as {other}"
-    if found.is_shown:
+    if gap.is_shown:
         return headline
     return f"{headline}: {'not shown' if is_over else 'not shown yet'}"
 
@@ -216,20 +216,20 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
     if len(own) > 1:
         trained, untrained = _at(own, curves, max(steps)), _at(own, curves, 0)
         is_last = max(max(curves[each.id], default=0) for each in own.values()) == max(steps)
-        found = difference(trained, untrained, None)
-        if found is not None:
-            facts = (found, max(steps), is_last, [own[seed].id for seed in trained], is_over)
+        gap = difference(trained, untrained, None)
+        if gap is not None:
+            facts = (gap, max(steps), is_last, [own[seed].id for seed in trained], is_over)
             contrasts.append(Contrast("the untrained network over all seeds", *facts))
     common = steps & {step for each in twin.values() for step in curves[each.id]}
     if common:
         step = max(common)
         ours, others = _at(own, curves, step), _at(twin, curves, step)
-        found = difference(ours, others, num_images)
-        if found is not None:
+        gap = difference(ours, others, num_images)
+        if gap is not None:
             is_last = step == max(max(curves[each.id], default=0) for each in (*own.values(), *twin.values()))
             ids = [own[seed].id for seed in ours] + [twin[seed].id for seed in others]
             title = method_title(next(iter(twin.values())).spec["method"])
-            contrasts.append(Contrast(f"its {title} twin", found, step, is_last, ids, is_over))
+            contrasts.append(Contrast(f"its {title} twin", gap, step, is_last, ids, is_over))
     return contrasts
 
 
@@ -253,11 +253,11 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     means = [sum(values.values()) / len(values) for values in accuracies]
     first, second = sorted(range(len(means)), key=lambda place: -means[place])[:2]
     count = sum(_test_counts(session, every[0]) or [])
-    found = difference(accuracies[first], accuracies[second], count or None)
-    if found is None:
+    gap = difference(accuracies[first], accuracies[second], count or None)
+    if gap is None:
         return None
     is_over = all(job.status in TERMINAL for job in every)
-    facts = (found, step, step == max(map(max, steps)), [job.id for job in every], is_over)
+    facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
     return Contrast(names[second], *facts, subject=names[first])
 
 

@@ -55,9 +55,9 @@ def source(session: Session, sha256: str) -> Source | None:
         return Source(row.name, sha256, row.size, storage_key(sha256), row.backbone, row.image_size)
     statement = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
     statement = statement.where(Checkpoint.sha256 == sha256, is_good()).order_by(Checkpoint.id.desc()).limit(1)
-    if (found := session.execute(statement).one_or_none()) is None:
+    if (pair := session.execute(statement).one_or_none()) is None:
         return None
-    checkpoint, job = found
+    checkpoint, job = pair
     return Source(
         f"step {checkpoint.step} of {job.name}",
         sha256,

@@ -91,7 +91,7 @@ def compare(
 ) -> ComparisonResponse:
     """Compare jobs; those that differ in their seed only are one configuration."""
     with database.read() as session:
-        found = comparison(session, job, with_twin=twin)
+        compared = comparison(session, job, with_twin=twin)
     configurations = [
         ConfigurationResponse(
             name=each.name,
@@ -100,14 +100,14 @@ def compare(
             seeds=each.seeds,
             job_ids=[member.id for member in each.jobs],
         )
-        for each in found.configurations
+        for each in compared.configurations
     ]
     return ComparisonResponse(
-        verdict=None if found.contrast is None else contrast(found.contrast),
-        warnings=found.warnings,
+        verdict=None if compared.contrast is None else contrast(compared.contrast),
+        warnings=compared.warnings,
         configurations=configurations,
-        results=[_measure(row) for row in found.rows],
-        differing=[FieldResponse.of(each) for each in found.differences],
+        results=[_measure(row) for row in compared.rows],
+        differing=[FieldResponse.of(each) for each in compared.differences],
     )
 
 
@@ -128,5 +128,5 @@ def _over_seeds(result: Result | None) -> OverSeeds | None:
     return None if result is None else OverSeeds.of(result)
 
 
-def _difference(found: Difference | None) -> DifferenceResponse | None:
-    return None if found is None else DifferenceResponse(**found._asdict(), is_shown=found.is_shown)
+def _difference(compared: Difference | None) -> DifferenceResponse | None:
+    return None if compared is None else DifferenceResponse(**compared._asdict(), is_shown=compared.is_shown)

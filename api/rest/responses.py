@@ -266,9 +266,9 @@ def _verdict(judged: verdicts.Verdict | None) -> VerdictResponse | None:
     return VerdictResponse.of(judged, contrasts=contrasts)
 
 
-def contrast(found: verdicts.Contrast) -> ContrastResponse:
-    facts = found.difference
-    return ContrastResponse.of(found, difference=facts.value, low=facts.low, high=facts.high, method=facts.method)
+def contrast(judged: verdicts.Contrast) -> ContrastResponse:
+    facts = judged.difference
+    return ContrastResponse.of(judged, difference=facts.value, low=facts.low, high=facts.high, method=facts.method)
 
 
 def _metrics(row: Job) -> list[MetricResponse]:

@@ -118,8 +118,8 @@ def _view(
     cursor: str = "",
 ) -> View:
     """Return the view of a request; an unknown column is dropped."""
-    known: Sort = next((name for name in get_args(Sort) if name == sort), "")
-    return View(filters, known, order == "desc", tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
+    column: Sort = next((name for name in get_args(Sort) if name == sort), "")
+    return View(filters, column, order == "desc", tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
 
 
 _View = Annotated[View, Depends(_view)]

@@ -28,14 +28,14 @@ def compare(
     """
     with WclClient.connect() as client:
         ids = [find_job(client, reference)["id"] for reference in jobs]
-        found = client.compare(ids, twin=len(ids) == 1)
+        comparison = client.compare(ids, twin=len(ids) == 1)
         query = "&".join([*(f"job={job_id}" for job_id in ids), *(["twin=true"] if len(ids) == 1 else [])])
         page = f"{client.url}/compare?{query}"
     if as_json:
-        print_json(found)
+        print_json(comparison)
         return
-    _say(found)
-    for table in (_results(found), _differing(found)):
+    _say(comparison)
+    for table in (_results(comparison), _differing(comparison)):
         if table.has_rows:
             out.say()
             out.show(table)
@@ -43,27 +43,27 @@ def compare(
     out.say(page)
 
 
-def _say(found: Mapping[str, Any]) -> None:
+def _say(comparison: Mapping[str, Any]) -> None:
     """Print the verdict, then what makes the comparison unfair."""
-    if verdict := found.get("verdict"):
+    if verdict := comparison.get("verdict"):
         out.say(bold(f"kNN accuracy: {verdict['sentence']}"))
-    elif len(found["configurations"]) < 2:
+    elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
     else:
         out.say(bold("No step has a kNN accuracy of all of them."))
-    for text in found["warnings"]:
+    for text in comparison["warnings"]:
         out.say(Styled(f"warning: {text}", "yellow"))
 
 
-def _names(found: Mapping[str, Any]) -> list[str]:
-    return [each["name"] for each in found["configurations"]]
+def _names(comparison: Mapping[str, Any]) -> list[str]:
+    return [each["name"] for each in comparison["configurations"]]
 
 
-def _results(found: Mapping[str, Any]) -> Rows:
+def _results(comparison: Mapping[str, Any]) -> Rows:
     """Return a table of each measure with the results of each configuration."""
-    has_difference = any(row.get("difference") for row in found["results"])
-    table = Rows("result", "checkpoint", *_names(found), *(["difference"] if has_difference else []))
-    for row in found["results"]:
+    has_difference = any(row.get("difference") for row in comparison["results"])
+    table = Rows("result", "checkpoint", *_names(comparison), *(["difference"] if has_difference else []))
+    for row in comparison["results"]:
         settings = output.settings_text(row["params"])
         cells = [_mean(each) for each in row["results"]]
         table.add(
@@ -84,16 +84,18 @@ def _mean(result: Mapping[str, Any] | None) -> str:
     return f"{result['mean']:.1%}{margin} ({count} seed{'s' if count != 1 else ''})"
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _difference(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
         return ""
-    margin = (found["high"] - found["low"]) / 2
-    return f"{100 * found['value']:+.1f} ± {100 * margin:.1f} points{'' if found['is_shown'] else ', not shown'}"
+    margin = (difference["high"] - difference["low"]) / 2
+    return (
+        f"{100 * difference['value']:+.1f} ± {100 * margin:.1f} points{'' if difference['is_shown'] else ', not shown'}"
+    )
 
 
-def _differing(found: Mapping[str, Any]) -> Rows:
-    table = Rows("setting", *_names(found))
-    rows: Sequence[Mapping[str, Any]] = found["differing"]
+def _differing(comparison: Mapping[str, Any]) -> Rows:
+    table = Rows("setting", *_names(comparison))
+    rows: Sequence[Mapping[str, Any]] = comparison["differing"]
     for row in rows:
         table.add(row["field"], *(json.dumps(value, ensure_ascii=False) for value in row["values"]))
     return table

@@ -83,14 +83,14 @@ def start_weights(file: Path) -> dict[str, Tensor]:
             names = list(opened.keys())
             is_native = any(name.startswith(_NATIVE_PREFIX) for name in names)
             prefix, kept = ("backbone.", "") if not is_native else ("", "model/")
-            found = {
+            tensors = {
                 f"{prefix}{name.removeprefix(kept)}": opened.get_tensor(name) for name in names if name.startswith(kept)
             }
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the weights to start from cannot be read: {error}") from error
-    if not is_finite(found):
+    if not is_finite(tensors):
         raise CheckpointError("the weights to start from hold NaN or infinity; import a finite file")
-    return found
+    return tensors
 
 
 def load_start(model: Model, weights: dict[str, Tensor]) -> list[str]:

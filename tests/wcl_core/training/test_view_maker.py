@@ -22,10 +22,10 @@ def maker(ranks: Ranks = SINGLE, **fields: Any) -> ViewMaker:
     return ViewMaker(small.spec(**fields), ranks, torch.device("cpu"), (12, 10), small.STEPS_PER_EPOCH, layout)
 
 
-def inputs(made: ViewMaker, step: int, count: int = 64) -> Inputs:
+def inputs(views: ViewMaker, step: int, count: int = 64) -> Inputs:
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (count, 3, 12, 10), dtype=torch.uint8, generator=generator)
-    return Inputs(images, made.parameters(step), torch.arange(count))
+    return Inputs(images, views.parameters(step), torch.arange(count))
 
 
 def test_a_thread_draws_the_parameters_of_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +38,10 @@ def test_a_thread_draws_the_parameters_of_the_next_step(monkeypatch: pytest.Monk
             is_next.set()
         return draw_parameters(*arguments, **place)
 
-    made = maker()
-    expected = [made.parameters(step) for step in range(2, 6)]
+    views = maker()
+    expected = [views.parameters(step) for step in range(2, 6)]
     monkeypatch.setattr(view_maker, "draw_parameters", watch)
-    ahead = made.ahead(range(2, 6))
+    ahead = views.ahead(range(2, 6))
     first = next(ahead)
     assert is_next.wait(20), "step 3 is drawn although only step 2 was taken"
     for ours, theirs in zip([first, *ahead], expected, strict=True):
@@ -55,11 +55,11 @@ def test_a_thread_draws_the_parameters_of_the_next_step(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("fields", [{}, CROPS, {"weak_augmentation": {"hue": 0.0, "blur_probability": 0.0}}])
 def test_views_of_fixed_shapes_are_the_views(fields: dict[str, Any]) -> None:
     """One function serves the first epochs with the weak augmentation and the later ones."""
-    made = maker(**fields)
-    fixed = made.fixed_views(lambda function: function)
+    views = maker(**fields)
+    fixed = views.fixed_views(lambda function: function)
     for step in (0, small.STEPS_PER_EPOCH):
-        given = inputs(made, step)
-        expected = made.views(given).parts()
+        given = inputs(views, step)
+        expected = views.views(given).parts()
         for ours, theirs in zip(fixed(given.on_device()).parts(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
             assert ours.stride() == theirs.stride()
