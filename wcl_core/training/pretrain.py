@@ -267,9 +267,12 @@ class _Run:
             self.reporter.log(f"steps are {self.execution.form}: {reason}")
 
     def _measured_before_start(self) -> bool:
-        """Repeat a measurement that was ended before this attempt; return False if a request ends it."""
+        """Measure what no later step can, or what was ended before this attempt; return False if a request ends it.
+
+        Weights that the run starts from are measured before they change: a later attempt does not have their file.
+        """
         if self.step == 0:
-            return True
+            return self.config.weights is None or self._measured_untrained()
         if not self._measured_untrained():
             return False
         epoch, steps = divmod(self.step, self.steps_per_epoch)
@@ -284,7 +287,8 @@ class _Run:
     def _measured_untrained(self) -> bool:
         """Measure the network as it was before its first step, once; return False if a request ends it.
 
-        After the first step: a run begins at once, and what is wrong with a step is said first.
+        Random weights are measured after the first step: a run begins at once, and what is wrong with a step is said
+        first.
         """
         self.metrics.has_untrained = self.metrics.has_untrained or self._evaluate(epoch=0)
         return self.metrics.has_untrained
@@ -377,7 +381,9 @@ class _Run:
         return True
 
     def _untrained(self) -> nn.Module:
-        """Return the backbone that the seed gives; no global random generator is changed."""
+        """Return the backbone before the first step; no global random generator is changed."""
+        if self.step == 0:
+            return self.model.backbone
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             return self._network().backbone
 

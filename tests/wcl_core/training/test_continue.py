@@ -152,6 +152,17 @@ def test_an_interrupted_run_from_weights_has_the_bytes_of_an_uninterrupted_one(t
     assert any("backbone, instance_head, weak_head" in record["message"] for record in reporter.of("log"))
 
 
+def test_before_the_first_step_a_run_measures_the_weights_that_it_starts_from(tmp_path: Path) -> None:
+    _, first = run(small.spec(), tmp_path / "first")
+    earlier = {step: value for (name, step), value in small.curves(first.records).items() if name == "eval/knn_top1"}
+
+    second = started(small.spec(weights=DIGEST, seed=7), tmp_path / "second", last_file(tmp_path / "first"))
+
+    measured = small.curves(second.records)["eval/knn_top1", 0]
+    assert measured == earlier[max(earlier)]
+    assert measured != earlier[0]
+
+
 def test_weights_that_cannot_be_started_from_are_refused(tmp_path: Path) -> None:
     run(small.spec(epochs=2), tmp_path / "first")
     native = last_file(tmp_path / "first")
