@@ -9,7 +9,7 @@ many workers do so as it has nodes, unless the pool has too few that it could ev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, or_, select
@@ -53,6 +53,11 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
     """Return the job that this worker may have to keep its free devices for.
 
     A job that running jobs give way to comes first: each of its workers keeps its devices until all have room.
+
+    Args:
+        session: a reading or writing transaction.
+        worker: the worker.
+        free: its free part as it knows it: a device is free in the database a moment before its run has exited.
     """
     is_passed = Job.gpus > free.most_gpus
     if worker.address is not None:
@@ -66,7 +71,7 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
             return _passed(job, is_here=True, is_urgent=True, seconds=math.inf)
     if (job := session.execute(waiting).scalar_one_or_none()) is None:
         return None
-    missing = _closest(session, job)
+    missing = _closest(session, job, mine={worker.id: free})
     if job.nodes == 1:
         seconds = _seconds_of(session, worker.id, job.gpus - free.most_gpus)
     else:
@@ -116,15 +121,19 @@ def remaining(job: Job) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _closest(session: Session, job: Job, leaving: Sequence[str] = ()) -> dict[str, int]:
+def _closest(
+    session: Session, job: Job, leaving: Sequence[str] = (), mine: Mapping[str, Free] | None = None
+) -> dict[str, int]:
     """Return the workers that keep their devices for the job, each with the number that it lacks.
 
     Args:
         leaving: ids of the running jobs that give way to the job; what they use counts as free for the choice.
+        mine: the free part of the worker that asks, by its id, where it knows that better.
     """
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
     workers = [worker for worker in workers if fits(worker, job)]
     free = free_of(session, workers)
+    free |= {each: part for each, part in (mine or {}).items() if each in free}
     used = used_by(session, leaving)
     later = {each: part.with_(used.get(each)) for each, part in free.items()}
     return closest(job.gpus, job.nodes, free, later)

@@ -8,6 +8,7 @@ import pytest
 
 from jobs import holding, transitions, waiting, workers
 from jobs.database import Database
+from jobs.devices import Free
 from jobs.eligibility import WorkerFacts
 from jobs.holding import PassedOver
 from jobs.models import Job
@@ -65,6 +66,18 @@ def test_a_worker_keeps_its_devices_for_a_large_job_but_not_from_jobs_that_end_b
     assert claims(database, facts, held) is None
     assert claims(database, facts, None) is None, "no device is left"
     assert small != large
+
+
+def test_a_worker_keeps_a_device_while_the_run_on_another_one_has_yet_to_exit(database: Database) -> None:
+    """The large job could start by the database, but the worker does not give the other device out yet."""
+    facts = register(database, 1, gpus=2)
+    large = submit(database, gpus=2)
+
+    with database.read() as session:
+        held = holding.passed_over(session, facts, Free(facts.all_free.devices[:1], 0))
+
+    assert held is not None
+    assert (held.job_id, held.is_here) == (large, True)
 
 
 def test_many_jobs_that_have_to_wait_hide_none_that_may_start(database: Database) -> None:

@@ -63,7 +63,7 @@ GUARDS = (
     Guard(
         "no training starts from weights that are not finite",
         "wcl_core/networks/weights.py",
-        "if not is_finite(found):",
+        "if not is_finite(tensors):",
         "if False:",
         ("tests/wcl_core/training/test_continue.py::test_weights_that_cannot_be_started_from_are_refused",),
     ),
@@ -473,6 +473,25 @@ GUARDS = (
         "fits_worker(worker)).distinct()",
         "fits_worker(worker)).order_by(*QUEUE_ORDER).limit(20)",
         ("tests/jobs/test_gangs.py::test_jobs_that_can_never_start_hide_no_gang_behind_them[sqlite]",),
+    ),
+    Guard(
+        "a worker counts no device as free whose run has yet to exit",
+        "jobs/holding.py",
+        "mine={worker.id: free}",
+        "mine=None",
+        (
+            "tests/jobs/test_holding.py::test_a_worker_keeps_a_device_while_the_run_on_another_one_has_yet_to_exit[sqlite]",
+        ),
+    ),
+    Guard(
+        "a run from weights measures them before they change",
+        "wcl_core/training/pretrain.py",
+        "            return self.config.weights is None or self._measured_untrained()",
+        "            return True",
+        (
+            "tests/wcl_core/training/test_continue.py::"
+            "test_before_the_first_step_a_run_measures_the_weights_that_it_starts_from",
+        ),
     ),
     Guard(
         "a worker of a gang that others give way to takes no new work",
