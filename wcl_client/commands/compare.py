@@ -50,7 +50,7 @@ def _say(comparison: Mapping[str, Any]) -> None:
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
     else:
-        out.say(bold("No step has a kNN accuracy of all of them."))
+        out.say(bold("kNN accuracy cannot be compared: the jobs have no measured step in common."))
     for text in comparison["warnings"]:
         out.say(Styled(f"warning: {text}", "yellow"))
 
