@@ -41,15 +41,25 @@ class FieldDifference:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The best result of a measure against the second one, in words and as a difference."""
+
+    sentence: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Row:
     """A measure with the result of each configuration; None where it was not measured.
 
+    `lead` is None where fewer than two configurations were measured.
     `difference` is that of the first of two configurations to the second one.
     """
 
     measure: Measure
     dataset: str
     results: list[Result | None]
+    lead: Lead | None
     difference: Difference | None
 
 
@@ -107,10 +117,13 @@ def _contrast(session: Session, chosen: Sequence[Configuration]) -> Contrast | N
     if len(chosen) < 2 or any(job.kind != "pretrain" for each in chosen for job in each.jobs):
         return None
     sides = [{int(job.spec["seed"]): job for job in each.jobs} for each in chosen]
+    return verdicts.best_of(session, sides, _distinct_names(chosen))
+
+
+def _distinct_names(chosen: Sequence[Configuration]) -> list[str]:
+    """Return the names of the configurations, with their numbers where two are equal."""
     names = [each.name for each in chosen]
-    if len(set(names)) < len(names):
-        names = [f"{each.name} ({each.number})" for each in chosen]
-    return verdicts.best_of(session, sides, names)
+    return names if len(set(names)) == len(names) else [f"{each.name} ({each.number})" for each in chosen]
 
 
 def chosen_jobs(session: Session, job_ids: Sequence[str]) -> list[Job]:
@@ -138,7 +151,13 @@ def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
         table.setdefault(measure, [None] * len(chosen))[configuration.number - 1] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [
-        Row(each, names.get(each.dataset_digest, f"{each.dataset_digest[:12]}…"), results, _of_two(results))
+        Row(
+            measure=each,
+            dataset=names.get(each.dataset_digest, f"{each.dataset_digest[:12]}…"),
+            results=results,
+            lead=_lead(results, _distinct_names(chosen)),
+            difference=_of_two(results),
+        )
         for each, results in table.items()
     ]
     return sorted(
@@ -161,8 +180,27 @@ def _of_two(results: Sequence[Result | None]) -> Difference | None:
     """Return the difference of two results; None for more of them."""
     if len(results) != 2 or results[0] is None or results[1] is None:
         return None
-    counts = {result.num_images for result in results if result}
-    ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in results if result)
+    return _difference(results[0], results[1])
+
+
+def _lead(results: Sequence[Result | None], names: Sequence[str]) -> Lead | None:
+    """Return the best result against the second one; None where fewer than two can be compared."""
+    measured = sorted(
+        ((result, name) for result, name in zip(results, names, strict=True) if result),
+        key=lambda pair: -pair[0].mean,
+    )
+    if len(measured) < 2:
+        return None
+    (best, name), (second, other) = measured[:2]
+    gap = _difference(best, second)
+    if gap is not None and gap.value < 0:  # over the seeds that both have, the second one is better
+        name, other, gap = other, name, gap.reversed
+    return None if gap is None else Lead(verdicts.headline(gap, other, is_over=True, subject=name), gap)
+
+
+def _difference(first: Result, second: Result) -> Difference | None:
+    counts = {first.num_images, second.num_images}
+    ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in (first, second))
     return difference(ours, others, counts.pop() if len(counts) == 1 else None)
 
 

@@ -55,8 +55,7 @@ class Contrast:
     def sentence(self) -> str:
         """The finding with its interval and method, for people."""
         at = "" if self.is_last else f", at step {self.step:,}, the last one that both have measured"
-        finding = _headline(self.difference, self.other, self.is_over)
-        finding = f"{self.subject} is {finding[:1].lower()}{finding[1:]}" if self.subject else finding
+        finding = headline(self.difference, self.other, self.is_over, self.subject)
         return f"{finding} ({self.difference.method}{at})."
 
 
@@ -182,24 +181,39 @@ def _judged(
     low, high = wilson(accuracy, count)
     gap = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
     beginning = "the untrained network" if is_random else "the weights that it started from"
-    headline = _headline(gap, beginning, is_over)
+    finding = headline(gap, beginning, is_over)
     if not gap.is_shown and count < _FEW:
-        headline += f"; {count:,} test images are few"
+        finding += f"; {count:,} test images are few"
     chance = max(counts) / count
-    facts = (headline, accuracy, low, high, untrained, chance, gap.value, gap.margin, gap.is_shown, count)
+    facts = (finding, accuracy, low, high, untrained, chance, gap.value, gap.margin, gap.is_shown, count)
     return Verdict(*facts, contrasts, is_random)
 
 
-def _headline(gap: Difference, other: str, is_over: bool) -> str:
-    """Return whether a difference is shown, in a few words without a full stop."""
-    if gap.value:
-        word = "Better" if gap.value > 0 else "Worse"
-        headline = f"{word} than {other} by {100 * abs(gap.value):.1f} ± {100 * gap.margin:.1f} points"
-    else:
-        headline = f"As good as {other}"
+def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> str:
+    """Return whether a difference is shown, in a few words without a full stop; the first ones say whether.
+
+    >>> headline(Difference(0.12, 0.1, 0.14, ""), "the untrained network", is_over=True)
+    'Better than the untrained network by 12.0 ± 2.0 points'
+    >>> headline(Difference(0.003, -0.025, 0.031, ""), "WCL", is_over=True, subject="SimCLR")
+    'No difference shown: SimCLR 0.3 points ahead of WCL, interval ± 2.8'
+
+    Args:
+        gap: the accuracy of the subject minus that of the other side.
+        other: the other side.
+        is_over: whether no later measurement can show the difference.
+        subject: the side that is better or worse; empty for the job on whose page this stands.
+    """
+    points, margin = f"{100 * abs(gap.value):.1f}", f"± {100 * gap.margin:.1f}"
     if gap.is_shown:
-        return headline
-    return f"{headline}: {'not shown' if is_over else 'not shown yet'}"
+        finding = f"{'better' if gap.value > 0 else 'worse'} than {other} by {points} {margin} points"
+        return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"
+    if gap.value:
+        ahead, behind = ("ahead of", "behind") if subject else ("above", "below")
+        distance = f"{points} points {ahead if gap.value > 0 else behind} {other}"
+    else:
+        distance = f"as good as {other}"
+    finding = f"{subject} {distance}" if subject else distance
+    return f"No difference shown{'' if is_over else ' yet'}: {finding}, interval {margin}"
 
 
 # --- over seeds, and against the twin --------------------------------------------------------------------------------
@@ -256,6 +270,8 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     gap = difference(accuracies[first], accuracies[second], count or None)
     if gap is None:
         return None
+    if gap.value < 0:  # over the seeds that both have, the second one is better
+        first, second, gap = second, first, gap.reversed
     is_over = all(job.status in TERMINAL for job in every)
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
     return Contrast(names[second], *facts, subject=names[first])

@@ -59,6 +59,11 @@ class Difference(NamedTuple):
         """Half of the interval."""
         return (self.high - self.low) / 2
 
+    @property
+    def reversed(self) -> Difference:
+        """The difference of the second accuracy to the first one."""
+        return Difference(-self.value, -self.high, -self.low, self.method)
+
 
 def difference(ours: Mapping[int, float], others: Mapping[int, float], count: int | None) -> Difference | None:
     """Return how much better `ours` is than `others`, each measured for some seeds.

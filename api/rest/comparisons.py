@@ -55,8 +55,8 @@ class DifferenceResponse(Response):
 class MeasureResponse(Response):
     """A measure with the result of each configuration, null where it was not measured.
 
-    `rule` names the checkpoints that were measured, such as the last epoch.  `difference` is null for more than two
-    configurations.
+    `rule` names the checkpoints that were measured, such as the last epoch.  `verdict` says for people whether the best
+    configuration is shown to be better than the second one.  `difference` is null for more than two configurations.
     """
 
     protocol: str
@@ -66,6 +66,7 @@ class MeasureResponse(Response):
     dataset: str
     rule: str
     results: list[OverSeeds | None]
+    verdict: str | None
     difference: DifferenceResponse | None
 
 
@@ -120,6 +121,7 @@ def _measure(row: Row) -> MeasureResponse:
         dataset=row.dataset,
         rule=row.measure.rule,
         results=[_over_seeds(each) for each in row.results],
+        verdict=None if row.lead is None else row.lead.sentence,
         difference=_difference(row.difference),
     )
 

@@ -41,7 +41,7 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     result = judged(database, 0.561, 0.6, 0.617)
     assert result is not None
     assert result.sentence == (
-        "Better than the untrained network by 5.6 ± 12.9 points: not shown yet; 107 test images are few. "
+        "No difference shown yet: 5.6 points above the untrained network, interval ± 12.9; 107 test images are few. "
         "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%."
     )
     assert (result.is_shown, result.num_images) == (False, 107)
@@ -52,7 +52,7 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     [
         ((0.5, 0.62), "Better than the untrained network by 12.0 ± 1.4 points. kNN accuracy 62.0%"),
         ((0.62, 0.5), "Worse than the untrained network by 12.0 ± 1.4 points. kNN"),
-        ((0.5, 0.5), "As good as the untrained network: not shown yet. kNN"),
+        ((0.5, 0.5), "No difference shown yet: as good as the untrained network, interval ± 1.4. kNN"),
     ],
 )
 def test_a_difference_that_many_images_show_is_shown(
@@ -155,19 +155,19 @@ def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Databa
 
     method = "Newcombe's interval of one seed on 107 test images"
     partly = f"({method}, at step 10, the last one that both have measured)"
-    assert found == f"Better than its SimCLR twin by 2.0 ± 13.0 points: not shown {partly}."
-    assert mirrored == f"Worse than its WCL twin by 2.0 ± 13.0 points: not shown {partly}."
+    assert found == f"No difference shown: 2.0 points above its SimCLR twin, interval ± 13.0 {partly}."
+    assert mirrored == f"No difference shown: 2.0 points below its WCL twin, interval ± 13.0 {partly}."
 
 
-def test_an_ended_run_is_not_shown_and_a_running_one_not_yet(database: Database) -> None:
+def test_an_ended_run_has_no_difference_and_a_running_one_none_yet(database: Database) -> None:
     dataset(database, [67, 40])
     running = judged(database, 0.561, 0.617)
     with database.read() as session:
         ended = verdict(session, rows.job(database, trained(database, {0: 0.561, 10: 0.617}, seed=3)))
     assert running is not None
     assert ended is not None
-    assert running.headline.endswith("points: not shown yet; 107 test images are few")
-    assert ended.headline.endswith("points: not shown; 107 test images are few")
+    assert running.headline.startswith("No difference shown yet: 5.6 points above")
+    assert ended.headline.startswith("No difference shown: 5.6 points above")
 
 
 def test_only_shares_of_images_have_an_interval() -> None:

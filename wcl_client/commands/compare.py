@@ -51,6 +51,9 @@ def _say(comparison: Mapping[str, Any]) -> None:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
     else:
         out.say(bold("kNN accuracy cannot be compared: the jobs have no measured step in common."))
+    for row in comparison["results"]:
+        if sentence := row.get("verdict"):
+            out.say(f"{_title(row)}: {sentence}.")
     for text in comparison["warnings"]:
         out.say(Styled(f"warning: {text}", "yellow"))
 
@@ -64,15 +67,20 @@ def _results(comparison: Mapping[str, Any]) -> Rows:
     has_difference = any(row.get("difference") for row in comparison["results"])
     table = Rows("result", "checkpoint", *_names(comparison), *(["difference"] if has_difference else []))
     for row in comparison["results"]:
-        settings = output.settings_text(row["params"])
         cells = [_mean(each) for each in row["results"]]
         table.add(
-            row["title"] + (f" ({settings})" if settings else ""),
+            _title(row),
             row["rule"],
             *cells,
             *([_difference(row.get("difference"))] if has_difference else []),
         )
     return table
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """Return the name of a measure with its settings."""
+    settings = output.settings_text(row["params"])
+    return str(row["title"]) + (f" ({settings})" if settings else "")
 
 
 def _mean(result: Mapping[str, Any] | None) -> str:
@@ -88,9 +96,7 @@ def _difference(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return ""
     margin = (difference["high"] - difference["low"]) / 2
-    return (
-        f"{100 * difference['value']:+.1f} ± {100 * margin:.1f} points{'' if difference['is_shown'] else ', not shown'}"
-    )
+    return f"{100 * difference['value']:+.1f} ± {100 * margin:.1f} points"
 
 
 def _differing(comparison: Mapping[str, Any]) -> Rows:

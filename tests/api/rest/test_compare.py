@@ -53,6 +53,7 @@ def test_one_job_is_compared_with_its_twin_over_the_seeds_of_both(served: Served
     assert [each["mean"] for each in result["results"]] == pytest.approx([0.71, 0.68])
     assert result["difference"]["value"] == pytest.approx(0.03)
     assert result["difference"]["is_shown"] is True
+    assert result["verdict"] == "ours is better than theirs by 3.0 ± 2.5 points"
     assert found["differing"] == [{"field": "method", "values": ["wcl", "simclr"]}]
     assert (alone["verdict"], len(alone["configurations"])) == (None, 1)
     assert_problem(served.client("read").get("/v1/compare?job=absent"), 404)
