@@ -82,6 +82,7 @@ def answer_table(job: Job) -> Rows:
     facts: list[tuple[str, Any]] = [
         ("status", status(job["status"] + reason)),
         ("message", job.get("status_message")),
+        ("what to do", _advice(job)),
         ("waiting", _waiting(job)),
         ("pending", job.get("pending")),
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
@@ -147,6 +148,14 @@ def _waiting(job: Job) -> str | None:
     place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
+
+
+def _advice(job: Job) -> str | None:
+    """Return what to do about a job that failed, or that is paused for a fault; None for others."""
+    explanation = job.get("explanation")
+    if explanation is None or job["status"] not in ("failed", "paused") or job["status_reason"] == "user":
+        return None
+    return f"{explanation['advice']} ({explanation['page']})"
 
 
 def _lineage(job: Job) -> str:

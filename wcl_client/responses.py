@@ -83,6 +83,7 @@ class Job(TypedDict, total=False):
     measures: Json | None
     lineage: list[Json]
     schedule: str | None
+    explanation: Json | None
 
 
 class Checkpoint(TypedDict, total=False):

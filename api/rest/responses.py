@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, lineage, queries, verdicts, waiting, weak_labels
+from jobs import datasets, lineage, queries, reasons, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
@@ -211,6 +211,15 @@ class OriginResponse(Response):
     weights: str | None
 
 
+class ExplanationResponse(Response):
+    """What the reason of a job's status means, and what to do; `page` explains all reasons."""
+
+    title: str
+    meaning: str
+    advice: str
+    page: str
+
+
 class JobResponse(JobSummary):
     """A job with its spec: as resolved, with all defaults, and as it was sent.
 
@@ -222,7 +231,7 @@ class JobResponse(JobSummary):
     `measures` is the checkpoint that an evaluation measures; null for other jobs.
 
     `lineage` is what the job comes from, the nearest first.  `schedule` is the form of a training's learning rate, for
-    people; null for an evaluation.
+    people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.
     """
 
     spec_version: int
@@ -240,6 +249,7 @@ class JobResponse(JobSummary):
     measures: MeasuredResponse | None
     lineage: list[OriginResponse]
     schedule: str | None
+    explanation: ExplanationResponse | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -256,7 +266,14 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
     beside |= {"measures": queries.measured_checkpoint(session, row)}
     beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
+    beside |= {"explanation": _explanation(row.status_reason)}
     return JobResponse.of(row, **beside, deviations=deviations)
+
+
+def _explanation(reason: str | None) -> ExplanationResponse | None:
+    if (explanation := reasons.explain(reason or "")) is None:
+        return None
+    return ExplanationResponse.of(explanation, page=rooted(f"/troubleshooting#{reason}"))
 
 
 def _verdict(judged: verdicts.Verdict | None) -> VerdictResponse | None:

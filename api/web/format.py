@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup, escape
 
 from jobs.models import Job
+from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
 from wcl_core.text import visible_json, visible_lines
@@ -122,79 +123,9 @@ def file_size(num_bytes: float) -> str:
     raise AssertionError("unreachable")
 
 
-class Explanation(NamedTuple):
-    """The title of a failure, and advice for the user."""
-
-    title: str
-    advice: str
-
-
-_EXPLANATIONS = {
-    "out_of_memory": Explanation(
-        "Out of memory", "Submit the job again with a smaller batch size, image size or backbone."
-    ),
-    "non_finite_loss": Explanation(
-        "The loss is not finite",
-        "A lower learning rate or a longer warm-up usually helps. Earlier checkpoints are usable.",
-    ),
-    "collapse": Explanation(
-        "The representation collapsed",
-        "Nearly all images have the same embedding. Try a lower learning rate, less weight decay or a larger batch.",
-    ),
-    "bad_data": Explanation("The data is invalid", "Fix the problem that the message names, then retry."),
-    "disk_full": Explanation(
-        "The disk is full", "Free disk space on the worker. The job then continues from its last checkpoint by itself."
-    ),
-    "storage_unavailable": Explanation(
-        "The storage cannot be used",
-        "Check that it is mounted on the worker, and writable. The job then continues by itself.",
-    ),
-    "no_resources": Explanation(
-        "The worker has no free file descriptor, process or memory",
-        "Raise its limits, or end other programs on its machine. The job then continues by itself.",
-    ),
-    "node_late": Explanation(
-        "A worker did not begin its part, several times",
-        "Its log may show what it does. Restart or drain it, then resume the job.",
-    ),
-    "device_failed": Explanation(
-        "GPUs of its runs broke or cannot be used",
-        "The page of the workers names each GPU and its problem. Retry once another one is free.",
-    ),
-    "device_error": Explanation(
-        "CUDA failed, several times",
-        "The log has the traceback. If only this job fails so, its code is the cause; if others do, too, a GPU is.",
-    ),
-    "device_assert": Explanation(
-        "A check in a GPU kernel failed",
-        "The code of the run or of a plugin is at fault. With device: cpu the error names the line.",
-    ),
-    "stalled": Explanation(
-        "The process stopped reporting, several times",
-        "The log may show where it hangs. WCL_STALL_SECONDS sets how long a worker waits.",
-    ),
-    "missing_checkpoint": Explanation(
-        "A required checkpoint is missing or damaged", "Start from another checkpoint, or from scratch."
-    ),
-    "worker_lost": Explanation(
-        "The worker was lost, several times", "Check that the machine is up, then retry from the last checkpoint."
-    ),
-    "killed": Explanation(
-        "The process was killed, several times",
-        "The system often does this when memory runs out. See the last lines of the log.",
-    ),
-    "upstream_failed": Explanation("A dependency did not succeed", "Retry the dependency, then submit this job again."),
-    "internal_error": Explanation(
-        "Unexpected error",
-        "The log has the traceback. A retry starts from the last checkpoint.",
-    ),
-}
-
-
-def explanation(reason: str | None) -> Explanation:
-    """Return title and advice for a failure reason."""
-    explanation = _EXPLANATIONS.get(reason or "")
-    return explanation or Explanation(f"Failed: {words(reason or 'unknown reason')}", "See the log.")
+def explanation(name: str | None) -> Explanation:
+    """Return what a reason means and what to do; also for one of a newer version."""
+    return explain(name or "") or Explanation(f"Failed: {words(name or 'unknown reason')}", "", "See the log.")
 
 
 _REASONS = {"user": "on request"}

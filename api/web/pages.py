@@ -24,6 +24,7 @@ from api.web import (
     sweep,
     sweeps,
     timeline,
+    troubleshooting,
     weak_labels,
     workers,
 )
@@ -69,6 +70,7 @@ PAGES = (
     Page("/datasets/{name}", dataset.router),
     Page("/workers", workers.router, "Workers"),
     Page("/docs", docs.router),
+    Page("/troubleshooting", troubleshooting.router),
     Page("/sign-in", sign_in.router),
 )
 NAVIGATION = tuple(page.entry for page in PAGES if page.title)

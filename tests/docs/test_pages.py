@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from docs import tables
+from jobs.reasons import EXPLANATIONS
 from jobs.settings import Settings
+from jobs.status import Reason
+from jobs.waiting import Cause
 from tests.contracts.test_repository import PRODUCT, tracked_files
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, inline_code, links, prose
 from wcl_client.cli import app
@@ -99,6 +103,15 @@ def test_operating_describes_every_setting() -> None:
     described = re.findall(r"^\| `(WCL_\w+)` \|", text, re.MULTILINE)
 
     assert sorted(described) == sorted(f"WCL_{name.upper()}" for name in Settings.model_fields)
+
+
+def test_troubleshooting_describes_every_cause_and_reason() -> None:
+    name = "troubleshooting.md"
+    text = (ROOT / "docs" / name).read_text()
+
+    assert sorted(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)) == sorted(Cause)
+    assert set(EXPLANATIONS) == set(Reason)
+    assert text == tables.page(name), "run: python docs/tables.py"
 
 
 def test_method_explains_the_marks() -> None:

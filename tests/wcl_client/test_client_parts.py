@@ -51,6 +51,18 @@ def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest
     assert not any("missing" in line for line in lines)
 
 
+@pytest.mark.parametrize(("status", "is_shown"), [("failed", True), ("paused", True), ("running", False)])
+def test_a_job_that_needs_a_user_is_shown_with_what_to_do(
+    capsys: pytest.CaptureFixture[str], status: str, is_shown: bool
+) -> None:
+    job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": status, "status_reason": "disk_full"}
+    job["explanation"] = {"advice": "Free disk space.", "page": "/troubleshooting#disk_full"}
+
+    out.show(output.answer_table(job))
+
+    assert ("Free disk space. (/troubleshooting#disk_full)" in capsys.readouterr().out) == is_shown
+
+
 def test_a_row_is_one_line_of_a_terminal_and_whole_in_a_pipe() -> None:
     job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "name": "a rather long name " * 8, "kind": "pretrain"}
     job |= {"dataset": {"name": "photos-of-a-long-holiday"}, "status": "failed", "status_reason": "out_of_memory"}

@@ -56,6 +56,18 @@ def test_a_list_is_read_page_by_page(served: Served) -> None:
         assert [job["id"] for job in typed.jobs(limit=5)] == submitted[:1:-1]
 
 
+def test_the_reason_of_a_status_is_explained(served: Served) -> None:
+    run = rows.Run(served.database, rows.running(served.database))
+    client = served.client("read")
+    assert client.get(f"/v1/jobs/{run.job_id}").json()["explanation"] is None
+
+    run.deliver(rows.started(), rows.end("failed", "bad_data", "no image"))
+
+    explanation = client.get(f"/v1/jobs/{run.job_id}").json()["explanation"]
+    assert explanation["page"].endswith("/troubleshooting#bad_data")
+    assert "then retry" in explanation["advice"]
+
+
 def test_a_list_is_filtered(served: Served) -> None:
     database, client = served.database, served.client("read")
     tagged = rows.submit(database, tags=("demo",), name="WCL 100%")

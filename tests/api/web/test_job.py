@@ -288,6 +288,9 @@ def test_a_failed_job_shows_the_reason_and_the_remedy(visitor: Visitor, site: Si
     expect(failure).to_contain_text("The loss is not finite")
     expect(failure).to_contain_text("A lower learning rate")
     expect(failure).to_contain_text("the loss is nan after step 5")
+    failure.get_by_role("link", name="non finite loss").click()
+    expect(page.locator("#non_finite_loss")).to_contain_text("A lower learning rate")
+    page.go_back()
     expect(page.locator("figure[data-metrics='train/loss']")).to_contain_text("not finite")
 
 
