@@ -101,7 +101,7 @@ def serve(settings: Settings) -> None:
     thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
     thread.start()
     threading.Thread(target=reconciler.run_nudged, args=(stop,), daemon=True, name="nudged").start()
-    sweeping = (database, settings.exports_dir, stop)
+    sweeping = (database, storage, settings.exports_dir, stop)
     threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
     try:
         _run(create_app(settings, database, storage), listener, stop)

@@ -16,6 +16,7 @@ from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
 from api.http.dependencies import heavy_slots
 from api.http.middleware import Middleware
+from api.http.uploads import upload_slots
 from api.rest.stored_files import StorageWatch
 from api.streams.responses import Streams
 from api.web.pages import NAVIGATION
@@ -48,6 +49,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
         place = database.place()
     app.state.session_cookie = session_cookie(app.state.storage.id, place)
     app.state.heavy_slots = heavy_slots()
+    app.state.upload_slots = upload_slots()
     app.state.failures = Failures()
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION

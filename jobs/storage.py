@@ -25,6 +25,7 @@ from wcl_core.files import sync_folder, write_bytes, write_whole
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
 MARKER = "storage-id"  # the file that holds the storage's id
+_CHUNK_BYTES = 1 << 20
 OWNER = "storage-owner"  # the file that holds the place of the database that the files belong to
 
 
@@ -76,6 +77,9 @@ class Storage(Protocol):
 
     def put(self, source: Path, key: str) -> None:
         """Move a file into the storage; may be repeated after an interruption."""
+
+    def write(self, source: BinaryIO, key: str) -> None:
+        """Copy an open file, from where it stands, into the storage; a file of the key is replaced."""
 
     def path(self, key: str) -> Path:
         """Return a local file with the content.
@@ -162,6 +166,10 @@ class LocalStorage:
         failpoint("storage.after_rename")
         for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new too
             sync_folder(folder)
+
+    def write(self, source: BinaryIO, key: str) -> None:
+        self.check()
+        write_whole(self._place(key), lambda written: shutil.copyfileobj(source, written, _CHUNK_BYTES))
 
     def path(self, key: str) -> Path:
         self.check()
@@ -253,4 +261,4 @@ def is_full(error: BaseException) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as read:
-        write_whole(target, lambda written: shutil.copyfileobj(read, written, 1 << 20))
+        write_whole(target, lambda written: shutil.copyfileobj(read, written, _CHUNK_BYTES))

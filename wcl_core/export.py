@@ -74,7 +74,7 @@ def copy_backbone(source: BinaryIO, out: Path, check: Callable[[], None] = lambd
         out: the file to write.
         check: is called for each MiB; an error that it raises ends the copy, and nothing is left of `out`.
     """
-    header, base = _read_header(source)
+    header, base = read_header(source)
     try:
         metadata = json.loads(header.pop("__metadata__")["wcl"])
         spec = metadata["spec"]
@@ -83,7 +83,7 @@ def copy_backbone(source: BinaryIO, out: Path, check: Callable[[], None] = lambd
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ExportError("not a native checkpoint: it has no metadata of one") from error
     # In the source's order, which keeps every tensor aligned to its type.
-    tensors = _in_order(header, os.fstat(source.fileno()).st_size - base)
+    tensors = in_order(header, os.fstat(source.fileno()).st_size - base)
     entries = [(name, entry) for name, entry in tensors if name.startswith(_PREFIX)]
     if not entries:
         raise ExportError("not a native checkpoint: it has no backbone")
@@ -97,7 +97,7 @@ def copy_backbone(source: BinaryIO, out: Path, check: Callable[[], None] = lambd
     write_whole(out, write)
 
 
-def _in_order(header: dict[str, Any], num_bytes: int) -> list[tuple[str, dict[str, Any]]]:
+def in_order(header: dict[str, Any], num_bytes: int) -> list[tuple[str, dict[str, Any]]]:
     """Return the tensors in the order of their bytes, which follow one another without a gap or an overlap.
 
     Raises:
@@ -128,20 +128,31 @@ def _check_tensor(name: str, entry: Any) -> None:
     raise ExportError(f"damaged or foreign: the header's entry of tensor {name[:100]!r} is invalid")
 
 
-def _read_header(source: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Return the JSON of the header, and the offset of the first tensor byte."""
+def read_header(source: BinaryIO, max_bytes: int = _MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+    """Return the JSON of the header, and the offset of the first tensor byte.
+
+    Raises:
+        ExportError: the file has none, or a longer one than `max_bytes`.
+    """
     source.seek(0)
     prefix = source.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 2 <= length <= _MAX_HEADER_BYTES:
+    if not 2 <= length <= max_bytes:
         raise ExportError("not a safetensors file")
     try:
-        header = json.loads(source.read(length))
+        header = json.loads(source.read(length), object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise ExportError("not a safetensors file") from error
     if not isinstance(header, dict):
         raise ExportError("not a safetensors file")
     return header, 8 + length
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; of a name that is there twice, other readers may take another value."""
+    if len(members := dict(pairs)) != len(pairs):
+        raise ValueError("a name is there twice")
+    return members
 
 
 def _new_header(entries: list[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Garbage collection in the storage: files of deleted checkpoints, and of attempts that died before registering."""
+"""Garbage collection in the storage: files of deleted checkpoints, and of attempts and imports that died early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import checkpoints
+from jobs import checkpoints, weights
 from jobs.database import Database
 from jobs.storage import Storage
 
@@ -18,10 +18,11 @@ _BATCH = 200  # jobs per query
 
 
 def collect_all_garbage(database: Database, storage: Storage) -> None:
-    """Remove the files of all jobs that belong to no row, if the storage is there."""
+    """Remove the files of jobs and of imported weights that belong to no row, if the storage is there."""
     try:
         collect_garbage(database, storage, storage.job_ids())
-    except OSError as error:
+        weights.collect(database, storage)
+    except (OSError, DBAPIError) as error:
         log.warning("garbage is not removed: %s", error)
 
 

@@ -22,6 +22,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.problems import Forbidden, TooMany, Unauthenticated
+from api.http.uploads import takes_upload
 from jobs import keys
 from jobs.database import Database
 from jobs.keys import Principal
@@ -183,6 +184,11 @@ class Routes:
             (route.path_regex, route.methods or {"GET", "HEAD"}, _scopes_of(getattr(route, "dependant", None)))
             for route in iter_route_contexts(app.routes)
         ]
+        self._uploads = [
+            (route.path_regex, route.methods or set())
+            for route in iter_route_contexts(app.routes)
+            if takes_upload(getattr(route, "dependant", None))
+        ]
 
     def methods(self, path: str) -> set[str]:
         """Return the methods that a path has; none for an unknown path."""
@@ -195,6 +201,10 @@ class Routes:
                 for scope in scopes:
                     scope.check(principal)
                 return
+
+    def takes_upload(self, method: str, path: str) -> bool:
+        """Return whether the route reads its body itself (api.http.uploads)."""
+        return any(method in methods and regex.match(path) for regex, methods in self._uploads)
 
 
 # --- wrong keys ------------------------------------------------------------------------------------------------------

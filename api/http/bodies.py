@@ -39,7 +39,7 @@ async def checked(request: Request, max_bytes: int) -> Receive:
     """
     kind = _media_type(request)
     max_bytes = min(max_bytes, MAX_FORM_BYTES) if kind in _SEPARATORS else max_bytes
-    _check_length(request, max_bytes)
+    check_length(request, max_bytes)
     body = await _read(request, max_bytes)
     if body:
         await anyio.to_thread.run_sync(_check, body, kind, route_path(request.scope).startswith(_API))
@@ -78,7 +78,12 @@ def _text(body: bytes) -> str:
         raise Unreadable(f"expected UTF-8; byte {error.start} is invalid") from error
 
 
-def _check_length(request: Request, max_bytes: int) -> None:
+def check_length(request: Request, max_bytes: int) -> None:
+    """Refuse a declared length that is no number, or that is over the limit.
+
+    Raises:
+        Unreadable, TooLarge: the body is refused.
+    """
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
         raise Unreadable("expected a number as Content-Length")

@@ -1,6 +1,7 @@
 """The middleware that every request passes through before it reaches a route.
 
 public address ─► host ─► readable path ─► authentication, unless the path is public ─► scope ─► body ─► routes
+A route of `api.http.uploads` reads its body itself.
 On the way back it adds security headers to every response and turns exceptions into problems.
 """
 
@@ -88,6 +89,8 @@ class Middleware:
         if principal is None:  # a public path
             return await bodies.checked(request, bodies.MAX_PUBLIC_BYTES)
         routes.check_scope(request.method, path, principal)
+        if routes.takes_upload(request.method, path):
+            return request.receive
         return await bodies.checked(request, self._settings.max_body_bytes)
 
     def _check(self, request: Request) -> None:

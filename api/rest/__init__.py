@@ -14,6 +14,7 @@ from api.rest import (
     seed_groups,
     sweeps,
     weak_labels,
+    weights,
     workers,
 )
 
@@ -27,6 +28,7 @@ ROUTERS = tuple(
         sweeps,
         comparisons,
         checkpoints,
+        weights,
         datasets,
         workers,
         presets,

@@ -16,11 +16,12 @@ from typing import BinaryIO
 
 from sqlalchemy import select
 
+from jobs import weights
 from jobs.checked_files import CheckedFiles, Damaged, Stamp
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.models import Checkpoint
-from jobs.storage import sha256_of
+from jobs.storage import Storage, sha256_of
 from wcl_core.export import ExportError, copy_backbone
 from wcl_core.files import write_bytes
 
@@ -90,13 +91,14 @@ def sweep(database: Database, folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def keep_swept(database: Database, folder: Path, stop: threading.Event) -> None:
+def keep_swept(database: Database, storage: Storage, folder: Path, stop: threading.Event) -> None:
     """Collect garbage at once and every few minutes until `stop`; runs on a thread of its own."""
-    faults = FaultLog(log, "the removal of exports of deleted checkpoints")
+    faults = FaultLog(log, "the removal of exports of deleted checkpoints, and of half imports")
     is_over = False
     while not is_over:
         try:
             sweep(database, folder)
+            weights.collect(database, storage)
             faults.succeeded()
         except Exception as error:  # nothing restarts the thread
             faults.failed(error)

@@ -170,7 +170,7 @@ def test_weights_are_kept_while_an_unfinished_job_starts_from_them(database: Dat
         checkpoint_id = session.query(Checkpoint).filter_by(job_id=first).one().id
 
     for removal in (
-        lambda session: weights.remove(session, IMPORTED),
+        lambda session: weights.remove_row(session, IMPORTED),
         lambda session: checkpoints.delete(session, checkpoint_id),
     ):
         with pytest.raises(Conflict, match="needs the"):
@@ -179,7 +179,7 @@ def test_weights_are_kept_while_an_unfinished_job_starts_from_them(database: Dat
         assert checkpoints._needed(session, [checkpoint_id]) == {checkpoint_id}
     database.write(lambda session: session.execute(update(Job).values(status="cancelled")))
 
-    database.write(lambda session: weights.remove(session, IMPORTED))
+    database.write(lambda session: weights.remove_row(session, IMPORTED))
     database.write(lambda session: checkpoints.delete(session, checkpoint_id))
     with database.read() as session:
         assert weights.source(session, IMPORTED) is weights.source(session, rows.SHA) is None

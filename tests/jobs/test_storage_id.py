@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_nothing_is_done_in_another_folder(database: Database, storage: LocalSto
             lambda s=other: s.delete("job/1/a"),  # type: ignore[misc]
             lambda s=other: s.keys("job"),  # type: ignore[misc]
             lambda s=other: s.job_ids(),  # type: ignore[misc]
+            lambda s=other: s.write(io.BytesIO(b"ours"), "job/1/b"),  # type: ignore[misc]
         ):
             with pytest.raises(StorageUnavailable, match="storage"):
                 act()

@@ -13,20 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from wcl_core.config.network import RESIDUAL, TRANSFORMERS
+from wcl_core.config.network import BASIC, BOTTLENECK, RESIDUAL, TRANSFORMERS, VISION
 from wcl_core.config.pretrain import PretrainSpec
 
 GPU_OVERHEAD_BYTES: Final = 7 << 27  # 0.9 GiB: CUDA's context, libraries, and blocks that the allocator cannot use
 CPU_OVERHEAD_BYTES: Final = 5 << 27  # of the process itself
 SHARE: Final = 0.92  # of a device's memory that a run may plan with
-_BASIC = {"tiny": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-_BOTTLENECK = {
-    "resnet50": ((3, 4, 6, 3), 1),
-    "resnet101": ((3, 4, 23, 3), 1),
-    "wide_resnet50_2": ((3, 4, 6, 3), 2),
-    "wide_resnet101_2": ((3, 4, 23, 3), 2),
-}
-_VIT = {"vit_small": (12, 6, 384), "vit_base": (12, 12, 768)}  # layers, heads, channels
 _SLOTS = {"sgd": 1, "lars": 1, "adamw": 2}
 
 
@@ -95,8 +87,8 @@ def advice(spec: PretrainSpec, available: int, *, is_gpu: bool, images: int = 0)
 def num_weights(spec: PretrainSpec) -> int:
     """Return the number of weights of backbone and heads."""
     name, side = spec.backbone.name, spec.data.image_size
-    if name in _VIT:
-        layers, _, c = _VIT[name]
+    if name in VISION:
+        layers, _, c = VISION[name]
         patch = spec.backbone.patch_size
         features, count = c, layers * (12 * c**2 + 13 * c) + (3 * patch**2 + 1) * c + (side // patch) ** 2 * c + 4 * c
     else:
@@ -116,8 +108,8 @@ def _kept_bytes(spec: PretrainSpec, side: int, item: int) -> int:
     """Return the bytes of an image that the backward pass keeps, of one view of this side; `item` bytes a value."""
     hidden, out = spec.heads.hidden_dim, spec.heads.output_dim
     head = item * 4 * hidden + 4 * (hidden + 3 * out)
-    if spec.backbone.name in _VIT:
-        layers, heads, c = _VIT[spec.backbone.name]
+    if spec.backbone.name in VISION:
+        layers, heads, c = VISION[spec.backbone.name]
         tokens = (side // spec.backbone.patch_size) ** 2 + 1
         own = 3 * side**2 * item + tokens * c * layers * _VIT_BYTES[item] + tokens * heads * layers * 4
     else:
@@ -154,16 +146,16 @@ def _convolutions(spec: PretrainSpec, side: int) -> Iterator[_Convolution]:
     pooled = -(-side // 2) if stem == "imagenet" else 0
     yield _Convolution(3, width, kernel, side, relu=True, pooled=pooled)
     side = pooled or side
-    depths, widening = _BOTTLENECK.get(name, (_BASIC.get(name, ()), 1))
+    depths, widening = BOTTLENECK.get(name, (BASIC.get(name, ()), 1))
     inputs = width
     for stage, depth in enumerate(depths):
         planes = width * 2**stage
         for block in range(depth):
             before, side = side, -(-side // 2) if stage and block == 0 else side
-            outputs = planes * 4 if name in _BOTTLENECK else planes
+            outputs = planes * 4 if name in BOTTLENECK else planes
             if inputs != outputs or before != side:
                 yield _Convolution(inputs, outputs, 1, side, relu=False)
-            if name in _BOTTLENECK:
+            if name in BOTTLENECK:
                 inner = planes * widening
                 yield _Convolution(inputs, inner, 1, before, relu=True)
                 yield _Convolution(inner, inner, 3, side, relu=True)

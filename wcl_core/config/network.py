@@ -11,6 +11,15 @@ from wcl_core.config.fields import SpecModel
 
 RESIDUAL = ("tiny", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 TRANSFORMERS = ("vit_small", "vit_base")
+# Blocks of each stage, of bottlenecks also the factor by which the 3x3 convolution is wider than usual.
+BASIC = {"tiny": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+BOTTLENECK = {
+    "resnet50": ((3, 4, 6, 3), 1),
+    "resnet101": ((3, 4, 23, 3), 1),
+    "wide_resnet50_2": ((3, 4, 6, 3), 2),
+    "wide_resnet101_2": ((3, 4, 23, 3), 2),
+}
+VISION = {"vit_small": (12, 6, 384), "vit_base": (12, 12, 768)}  # layers, heads, channels
 
 
 def is_transformer(backbone: str) -> bool:

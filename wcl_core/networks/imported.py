@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,9 +31,9 @@ from wcl_core.files import open_regular, write_whole
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.networks.weights import shape_differences
 from wcl_core.snapshot import Snapshot
+from wcl_core.text import visible
+from wcl_core.weight_file import MAX_BYTES, MAX_LISTED
 
-MAX_BYTES: Final = 2 * 2**30  # of a file, and of its tensors in memory
-_MAX_LISTED = 50  # names that are not used, in the report
 _MAX_DEPTH = 4  # of dictionaries around the weights
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "student", "network", "net")
 _SECONDARY = re.compile(r"(^|[._/])(encoder_k|momentum\w*|teacher|target\w*|ema|key_encoder|k)[./]")
@@ -80,13 +80,13 @@ class Imported:
     unused: tuple[str, ...]
 
     def report(self) -> dict[str, Any]:
-        """Return the facts as JSON values, with at most `_MAX_LISTED` of the unused names."""
+        """Return the facts as JSON values, with at most `MAX_LISTED` of the unused names."""
         return {
-            "prefix": self.prefix[:200],
+            "prefix": visible(self.prefix[:200]),
             "matched": self.num_matched,
             "filled": len(self.filled),
             "unused": len(self.unused),
-            "unused_names": [name[:200] for name in self.unused[:_MAX_LISTED]],
+            "unused_names": [visible(name[:200]) for name in self.unused[:MAX_LISTED]],
         }
 
 
