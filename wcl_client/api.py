@@ -26,6 +26,7 @@ from wcl_client.responses import (
     JobOptions,
     Json,
     WeakGroups,
+    Weights,
     Worker,
 )
 from wcl_client.sse import Message
@@ -312,6 +313,40 @@ class WclClient(SweepClient):
                 if time.monotonic() - unreachable_since > patience_seconds:
                     raise self._unreachable(error) from error
             time.sleep(0.5)
+
+    # ---- imported weights
+
+    def all_weights(self) -> list[Weights]:
+        """Return the imported weights by name."""
+        return self._items(Weights, "/v1/weights")
+
+    def weights(self, sha256: str) -> Weights:
+        """Return imported weights by their digest."""
+        return self._json(Weights, "GET", f"/v1/weights/{part(sha256)}")
+
+    def add_weights(
+        self, file: Path, name: str, sha256: str, *, on_bytes: Callable[[int, int], None] | None = None
+    ) -> Weights:
+        """Upload a file of imported weights; begin again while the connection breaks, as at a restart of the server.
+
+        Args:
+            file: that `python -m wcl_core import-weights` has written.
+            name: for people. Of equal files the first name stays.
+            sha256: digest of the file.
+            on_bytes: called with the sent and the total number of bytes.
+
+        Raises:
+            ConflictError: other weights have the name.
+        """
+        return self._uploaded(Weights, f"/v1/weights/{part(sha256)}", {"name": name}, file, on_bytes)
+
+    def verify_weights(self, sha256: str) -> Json:
+        """Let the server read the whole file of imported weights; `flaw` says what is wrong with it, or is None."""
+        return self._json(Json, "POST", f"/v1/weights/{part(sha256)}/verify", timeout=None)
+
+    def remove_weights(self, sha256: str) -> None:
+        """Remove imported weights and their file; refused while an unfinished job needs them."""
+        self._response("DELETE", f"/v1/weights/{part(sha256)}")
 
     # ---- the service
 

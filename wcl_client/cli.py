@@ -30,7 +30,18 @@ from typer import TyperException
 from typer.main import get_command
 
 from wcl_client.address import data_folder, find_address
-from wcl_client.commands import checkpoints, compare, datasets, images, jobs, service, submission, sweeps, workers
+from wcl_client.commands import (
+    checkpoints,
+    compare,
+    datasets,
+    images,
+    jobs,
+    service,
+    submission,
+    sweeps,
+    weights,
+    workers,
+)
 from wcl_client.commands.shared import Commands
 from wcl_client.connection import Answers
 from wcl_client.errors import (
@@ -75,7 +86,7 @@ def options(
     """Define the options of `wcl` itself."""
 
 
-for commands in (submission, jobs, compare, sweeps, checkpoints, images, datasets, workers, service):
+for commands in (submission, jobs, compare, sweeps, checkpoints, weights, images, datasets, workers, service):
     app.add_typer(commands.app)
 
 _EXIT_CODES: list[tuple[type[WclError], int]] = [

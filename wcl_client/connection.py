@@ -6,7 +6,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
@@ -22,6 +22,9 @@ from wcl_client.sse import Message, parse
 from wcl_core.text import Secret
 
 T = TypeVar("T")
+_UPLOADS = 6  # with pauses of 31 s in all: a server needs some seconds to start again
+_UPLOAD_SECONDS = 600.0  # the server compares and stores the file before it answers
+_PART_BYTES = 1 << 18
 
 
 class Page(TypedDict):
@@ -111,7 +114,10 @@ class Connection:
         Raises:
             ForeignServer: the response holds no JSON object, so it is not of this service.
         """
-        response = self._response(method, path, retries=retries, **request)
+        return self._decoded(_type, self._response(method, path, retries=retries, **request))
+
+    def _decoded(self, _type: type[T], response: httpx.Response) -> T:
+        """Return the JSON object of a response; raise as `_json`."""
         try:
             value = response.json() if response.content else {}
         except (ValueError, RecursionError) as error:
@@ -145,6 +151,37 @@ class Connection:
         check(response)
         return response
 
+    def _uploaded(
+        self,
+        _type: type[T],
+        path: str,
+        params: Mapping[str, str],
+        file: Path,
+        on_bytes: Callable[[int, int], None] | None,
+    ) -> T:
+        """Send a file as the body of a PUT; begin again while the connection breaks, for half a minute.
+
+        Args:
+            _type: of the JSON object in the response.
+            path, params: of the address.
+            file: whose bytes are sent.
+            on_bytes: called with the sent and the total number of bytes.
+        """
+        size = file.stat().st_size
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        for attempt in range(1, _UPLOADS + 1):
+            body = _parts(file, size, on_bytes)
+            try:
+                timeout = httpx.Timeout(30.0, read=_UPLOAD_SECONDS)
+                response = self._http.put(path, params=params, content=body, headers=headers, timeout=timeout)
+                break
+            except httpx.TransportError as error:
+                if attempt == _UPLOADS:
+                    raise self._unreachable(error) from error
+                time.sleep(0.5 * 2**attempt)
+        check(response)
+        return self._decoded(_type, response)
+
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             advice = "Set SSL_CERT_FILE to the certificates of the authority that the server's certificate is from"
@@ -163,6 +200,16 @@ class Connection:
                 raise ForeignServer(f"{self.url} sent no stream of events; expected a WCL server there")
             Answers.url = self.url
             yield from parse(response.iter_lines())
+
+
+def _parts(file: Path, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    sent = 0
+    with file.open("rb") as opened:
+        while content := opened.read(_PART_BYTES):
+            yield content
+            sent += len(content)
+            if on_bytes is not None:
+                on_bytes(sent, size)
 
 
 def _is_like(value: object, kind: type) -> bool:

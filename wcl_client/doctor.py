@@ -55,6 +55,17 @@ def verify_files(client: WclClient) -> Iterator[Finding]:
             except WclError as error:
                 num_bad += 1
                 yield Finding("File", False, f"artifact {artifact['name']} of job {job['name']}: {error}")
+    for row in client.all_weights():
+        num_files += 1
+        try:
+            problem = client.verify_weights(row["sha256"])["flaw"]
+        except NotFoundError:  # removed meanwhile
+            continue
+        except WclError as error:
+            problem = str(error)
+        if problem is not None:
+            num_bad += 1
+            yield Finding("File", False, f"weights {row['name']}: {problem}; import the same file again")
     yield Finding("Files", not num_bad, f"{num_files} read, {num_bad} of them damaged or missing")
 
 

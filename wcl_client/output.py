@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from wcl_client.responses import Checkpoint, Evaluation, Job, Json, WeakGroups, Worker
+from wcl_client.responses import Checkpoint, Evaluation, Job, Json, WeakGroups, Weights, Worker
 from wcl_client.terminal import Rows, out, status
 
 _PHASES = {
@@ -384,6 +384,41 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
             "damaged" if checkpoint.get("damaged_at") else "missing" if checkpoint.get("missing_at") else "",
         )
     return table
+
+
+def weights_table(rows: Sequence[Weights]) -> Rows:
+    """Return a table of imported weights."""
+    table = Rows("name", "network", "size", "digest", "age", cut=("name",))
+    for row in rows:
+        table.add(row["name"], _network(row), size(row["size"]), row["sha256"][:12], age(row["created_at"]))
+    return table
+
+
+def weights_facts(row: Weights) -> Rows:
+    """Return a table of the facts of imported weights."""
+    report = row["report"]
+    unused = ", ".join(report.get("unused_names", ()))
+    more = report.get("unused", 0) - len(report.get("unused_names", ()))
+    facts: list[tuple[str, Any]] = [
+        ("network", _network(row)),
+        ("image size", f"{row['image_size']} pixels"),
+        ("matched", f"{report.get('matched', 0):,} tensors"),
+        ("prefix", report.get("prefix")),
+        ("set to 0", f"{report['filled']:,} counters of batch norm" if report.get("filled") else None),
+        ("not used", f"{unused}{f' and {more:,} more' if more > 0 else ''}" or None),
+        ("size", size(row["size"])),
+        ("sha256", row["sha256"]),
+        ("imported", _when(row["created_at"])),
+    ]
+    return _facts_table(facts)
+
+
+def _network(row: Weights) -> str:
+    backbone = row["backbone"]
+    if str(backbone["name"]).startswith("vit"):
+        return f"{backbone['name']}, patches of {backbone['patch_size']}"
+    width = f", width {backbone['width']}" if backbone["width"] != 64 else ""
+    return f"{backbone['name']}, stem {backbone['stem']}{width}"
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:

@@ -106,6 +106,19 @@ class Checkpoint(TypedDict, total=False):
     links: dict[str, str]
 
 
+class Weights(TypedDict, total=False):
+    """Imported weights, which trainings start from."""
+
+    sha256: str
+    name: str
+    size: int
+    backbone: Json
+    image_size: int
+    report: Json
+    created_by: str | None
+    created_at: str
+
+
 class Artifact(TypedDict, total=False):
     """A small file for display that a run wrote."""
 

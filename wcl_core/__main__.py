@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,10 +221,21 @@ def _import_weights(options: argparse.Namespace) -> int:
     write_line(f"{backbone.name}, {shape}: {imported.num_matched:,} tensors matched{below}")
     if imported.filled:
         write_line(f"{len(imported.filled):,} counters of batch norm are missing, and are set to 0")
-    if unused := imported.unused:
+    if unused := _by_module(imported.unused):
         more = f" and {len(unused) - 20:,} more" if len(unused) > 20 else ""
         write_line(f"not used: {', '.join(unused[:20])}{more}")
     return 0
+
+
+def _by_module(names: Sequence[str]) -> list[str]:
+    """Return names of tensors, with one entry for a module of more than three, such as `encoder_k.* (120 tensors)`."""
+    modules = Counter(".".join(name.split(".")[:-1][:2]) for name in names)
+    entries: dict[str, None] = {}
+    for name in names:
+        module = ".".join(name.split(".")[:-1][:2])
+        entry = f"{module}.* ({modules[module]:,} tensors)" if module and modules[module] > 3 else name
+        entries[entry] = None
+    return list(entries)
 
 
 def _features(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ RESPONSES = {
     "Job": "JobResponse",
     "Checkpoint": "CheckpointResponse",
     "Artifact": "ArtifactResponse",
+    "Weights": "WeightsResponse",
     "Evaluation": "EvaluationResponse",
     "WeakGroups": "GroupsResponse",
     "Group": "GroupResponse",

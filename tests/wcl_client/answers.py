@@ -19,6 +19,10 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         return {"items": [{"line": text()} for _ in range(3)]}
     if path.endswith("/checkpoints"):
         return {"items": [checkpoint()]}
+    if path == "/v1/weights":
+        return {"items": [weights(text)]}
+    if path.startswith("/v1/weights/"):
+        return weights(text) | {"flaw": text()}
     if path.endswith("/artifacts"):
         return {"items": [{"name": text()}]}
     if path.endswith("/evaluations"):
@@ -49,6 +53,13 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/readyz":
         return {"problems": [text()]}
     return job(text)
+
+
+def weights(text: Callable[[], str]) -> dict[str, Any]:
+    report = {"prefix": text(), "matched": 120, "filled": 2, "unused": 9, "unused_names": [text()]}
+    backbone = {"name": text(), "stem": "small", "width": 64, "patch_size": 16}
+    row = {"sha256": "a" * 64, "name": text(), "size": 5, "backbone": backbone, "image_size": 224}
+    return row | {"report": report, "created_by": None, "created_at": TIME}
 
 
 def comparison(text: Callable[[], str]) -> dict[str, Any]:

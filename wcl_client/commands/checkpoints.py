@@ -38,7 +38,7 @@ CheckpointId = Annotated[
 def checkpoints(job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints by step."""
     with WclClient.connect() as client:
-        rows = client.checkpoints(find_job(client, job)["id"])
+        rows = client.checkpoints(find_job(client, job, "pretrain")["id"])
     print_json(rows) if as_json else out.show(output.checkpoints_table(rows))
 
 

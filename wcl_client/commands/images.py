@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -82,7 +82,7 @@ def classify_predict(
     target: Annotated[Path, typer.Option("--output", "-o", help="The .csv file to write.")],
 ) -> None:
     """Predict the classes of images: a table with the path, the class and the probability of each class."""
-    _python(["classify-predict", str(file), str(folder), str(target)])
+    run_library(["classify-predict", str(file), str(folder), str(target)])
 
 
 def _run(reference: str, arguments: Callable[[str], list[str]], size: int | None) -> None:
@@ -92,15 +92,19 @@ def _run(reference: str, arguments: Callable[[str], list[str]], size: int | None
         if not file.is_file():
             with WclClient.connect() as client:
                 file = download_to(client, find_checkpoint(client, reference), Path(place), "backbone").path
-        _python([*arguments(str(file)), *([f"--size={size}"] if size else [])])
+        run_library([*arguments(str(file)), *([f"--size={size}"] if size else [])])
 
 
-def _python(arguments: list[str]) -> None:
+def run_library(arguments: list[str], stdout: TextIO | None = None) -> None:
     """Run `python -m wcl_core`, which loads PyTorch; its messages are those of this command.
+
+    Args:
+        arguments: of the process.
+        stdout: where its output goes, by default to this process's own.
 
     Raises:
         Exit: it has failed.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
-    if subprocess.run([sys.executable, "-m", "wcl_core", *arguments], env=environment).returncode:
+    if subprocess.run([sys.executable, "-m", "wcl_core", *arguments], env=environment, stdout=stdout).returncode:
         raise typer.Exit(1)

@@ -112,15 +112,13 @@ def weak_labels(
     They are the groups of its monitor batch, a fixed batch of train images.
     """
     with WclClient.connect() as client:
-        weak_groups = client.weak_groups(find_job(client, job)["id"], epoch=epoch)
+        weak_groups = client.weak_groups(find_job(client, job, "pretrain")["id"], epoch=epoch)
     print_json(weak_groups) if as_json else output.print_weak_groups(weak_groups)
 
 
 @app.command(rich_help_panel=LOOK)
 def watch(
-    jobs: Annotated[
-        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
-    ],
+    jobs: Annotated[list[str], typer.Argument(help="One or more jobs: names, ids, unique parts of ids, or `last`.")],
     as_json: AsJson = False,
 ) -> None:
     """Show progress until jobs end.
@@ -209,7 +207,7 @@ def go_on(
     if epochs is None and data is None:
         raise typer.BadParameter("expected --epochs, the number of epochs more, or --data, another dataset")
     with WclClient.connect() as client:
-        new = client.go_on(find_job(client, job)["id"], epochs=epochs, data=data)
+        new = client.go_on(find_job(client, job, "pretrain")["id"], epochs=epochs, data=data)
     if as_json:
         print_json(new)
         return

@@ -14,7 +14,7 @@ from wcl_client.terminal import err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a unique beginning or end of an id, or `last`.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, its id, a unique part of the id, or `last`.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE sets a field of the spec, for example epochs=20; may be repeated."),

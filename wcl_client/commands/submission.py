@@ -14,7 +14,7 @@ from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, Overrides, fol
 from wcl_client.errors import WclError
 from wcl_client.plans import plan_lines, print_plan
 from wcl_client.progress import duration
-from wcl_client.references import find_job
+from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
 from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
@@ -52,6 +52,12 @@ def submit(
     seeds: Annotated[
         str | None, typer.Option(help="For example 0,1,2: a seed group with one job for each seed.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from these weights: the name or digest of imported ones, or a job; see `wcl weights`."
+        ),
+    ] = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
@@ -62,12 +68,18 @@ def submit(
         raise typer.BadParameter("expected a spec file or --preset")
     if kind not in ("pretrain", "evaluate"):
         raise typer.BadParameter(f"--kind {kind}: expected pretrain or evaluate")
+    if weights is not None and kind != "pretrain":
+        raise typer.BadParameter("--weights: only a training starts from weights")
     body = apply_overrides(read_spec(spec) if spec else {}, overrides or ())
     job_kind = cast(JobKind, kind)
     numbers = None if seeds is None else _seeds(seeds)
     options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "priority": priority, "pool": pool}
     options |= {"gpus": gpus, "max_seconds": max_seconds, "preemptible": preemptible or None}
     with WclClient.connect() as client:
+        if weights is not None:
+            start = find_start(client, weights)
+            network = {} if start.backbone is None else {"backbone": start.backbone}
+            body = network | body | {"weights": start.sha256}
         options["after"] = [find_job(client, reference)["id"] for reference in after or ()]
         options["after"] += [
             {"job_id": find_job(client, reference)["id"], "until": "checkpoint"} for reference in after_checkpoint or ()
