@@ -31,6 +31,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
 from jobs.wake_up import WakeUpSender
+from jobs.webhooks.sender import Sender
 from wcl_core import failpoints
 from wcl_core.files import PRIVATE_UMASK, write_bytes
 from wcl_core.text import Arguments, log_to_stderr, write_error, write_line
@@ -101,6 +102,7 @@ def serve(settings: Settings) -> None:
     thread = threading.Thread(target=reconciler.run, args=(stop,), daemon=True, name="reconciler")
     thread.start()
     threading.Thread(target=reconciler.run_nudged, args=(stop,), daemon=True, name="nudged").start()
+    threading.Thread(target=Sender(database, settings, url).run, args=(stop,), daemon=True, name="webhooks").start()
     sweeping = (database, storage, settings.exports_dir, stop)
     threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
     try:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
 from jobs.models import Event, Job
+from jobs.webhooks import outbox
 from wcl_core.text import without_paths
 
 
@@ -22,3 +23,4 @@ def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> No
     seq = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one()
     session.add(Event(job_id=job_id, seq=seq, type=kind, data=data))
     session.flush()
+    outbox.on_event(session, job_id, seq, kind, data)

@@ -28,6 +28,7 @@ from jobs.models import (
     Rollup,
     Series,
 )
+from jobs.webhooks import outbox
 from wcl_core.digests import digest_of
 from wcl_core.protocol import (
     ArtifactRecord,
@@ -202,6 +203,7 @@ def _metrics(session: Session, job: Job, number: int, records: list[MetricsRecor
     for _, values in reported:
         latest |= {name: value for name, value in values.items() if name in series}
     session.execute(update(Job).where(Job.id == job.id).values(latest_metrics=latest))
+    outbox.on_metrics(session, job.id, number, [(record.seq, record.step, values) for record, values in reported])
 
 
 def _values(record: MetricsRecord) -> dict[str, float | None]:

@@ -12,6 +12,8 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
      ├─ Grouping         weak labels of the monitor batch at an epoch's end
      ├─ Dependency, Tag
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
+Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of sending it
+         └─ WebhookLevel      a metric of a job that is beyond the line of a rule
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
 
@@ -572,3 +574,60 @@ class SweepTrial(Base):
     sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     settings: Mapped[dict[str, Any]]  # values by the dotted names of fields
+
+
+class Webhook(Base):
+    """A receiver of messages about jobs (jobs.webhooks); no response but that of its creation holds the secret."""
+
+    __tablename__ = "webhooks"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
+    created_by: Mapped[str | None] = mapped_column(_Id)
+    name: Mapped[str] = mapped_column(_String(200))
+    url: Mapped[str] = mapped_column(_Text)
+    format: Mapped[str] = mapped_column(_String(16))
+    secret: Mapped[str] = mapped_column(_String(100))
+    events: Mapped[list[str]]
+    rules: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))  # jobs.webhooks.outbox.Rule
+    stalled_minutes: Mapped[int] = mapped_column(Integer)
+    tag: Mapped[str | None] = mapped_column(_String(64))
+    job_name: Mapped[str | None] = mapped_column(_String(200))  # a part of it
+    kind: Mapped[str | None] = mapped_column(_String(32))
+    owner_id: Mapped[str | None] = mapped_column(_Id)  # a key, if the webhook is for the jobs of this key only
+    disabled_at: Mapped[int | None]
+    disabled_reason: Mapped[str | None] = mapped_column(_Text)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class WebhookDelivery(Base):
+    """A message for a webhook; the transaction of the event adds it, and a server sends it later."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "subject"),
+        Index("ix_webhook_deliveries_due", "state", "due_at"),
+    )
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the message's `webhook-id`
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    subject: Mapped[str] = mapped_column(_String(300))  # the event; a webhook has one delivery for each
+    type: Mapped[str] = mapped_column(_String(64))
+    job_id: Mapped[str | None] = mapped_column(_Id)
+    payload: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(_String(16))  # pending, delivered or failed
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    due_at: Mapped[int] = mapped_column(default=now_ms())
+    leased_until: Mapped[int | None]  # a server sends it
+    give_up_at: Mapped[int]
+    last_status: Mapped[int | None] = mapped_column(Integer)  # of the receiver's last response
+    last_error: Mapped[str | None] = mapped_column(_Text)
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    ended_at: Mapped[int | None]
+
+
+class WebhookLevel(Base):
+    """A metric that is beyond the line of a rule; while the row exists, the rule sends no further message."""
+
+    __tablename__ = "webhook_levels"
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    rule: Mapped[str] = mapped_column(_String(200), primary_key=True)

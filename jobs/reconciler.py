@@ -29,6 +29,7 @@ from jobs.fault_log import FaultLog
 from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, Worker
 from jobs.settings import Settings
 from jobs.wake_up import WakeUpSender
+from jobs.webhooks import subscriptions
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +206,7 @@ class Reconciler:
         oldest = now_ms() - int(self._settings.idempotency_hours * 3_600_000)
         session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < oldest))
         keys.expire(session)
+        subscriptions.expire(session, self._settings.webhook_log_days)
         # A server of an older version has ended these attempts, and knows no devices.
         of_ended = exists().where(
             Attempt.job_id == AttemptDevice.job_id,

@@ -139,6 +139,21 @@ class Settings(BaseSettings):
     )
     scrub_days: float = Field(default=7, ge=0, le=36_500, description="Days within which no checkpoint is re-read.")
 
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/?#@]+(/[A-Za-z0-9._~/-]*)?$",
+        description="Address under which people open the service, for links in messages; by default the one it serves.",
+    )
+    webhook_networks: list[IPvAnyNetwork] = Field(
+        default=[], description="Addresses and networks that webhooks may reach although they are not public."
+    )
+    webhook_hosts: list[str] = Field(
+        default=[], description="Host names that webhooks may reach at any address, also at a private one."
+    )
+    webhook_log_days: float = Field(
+        default=30, gt=0, le=36_500, description="Days for which delivered and failed messages of webhooks are kept."
+    )
+
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)
 

@@ -17,6 +17,7 @@ from jobs.devices import Device, working
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, existing
 from jobs.models import Worker
+from jobs.webhooks import outbox
 from wcl_core.text import without_paths
 
 
@@ -183,4 +184,6 @@ def stop(session: Session, worker_id: str) -> None:
 def mark_lost(session: Session, worker_id: str, heartbeats: int) -> None:
     """Declare a live worker lost, unless it has sent a heartbeat since the reconciler counted them."""
     statement = update(Worker).where(Worker.id == worker_id, Worker.heartbeats == heartbeats, Worker.is_live)
-    session.execute(statement.values(state="lost", job_id=None))
+    lost = session.execute(statement.values(state="lost", job_id=None).returning(Worker.id)).scalar_one_or_none()
+    if lost is not None:
+        outbox.on_worker_lost(session, worker_id, heartbeats)

@@ -35,6 +35,7 @@ _STARTED_BY_FIXTURE = {
     "shared": "server",
     "server": "server",
     "site": "server",
+    "receiver": "server",
     "service": "process",
     "small_service": "process",
     "start_worker": "process",

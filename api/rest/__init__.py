@@ -14,6 +14,7 @@ from api.rest import (
     seed_groups,
     sweeps,
     weak_labels,
+    webhooks,
     weights,
     workers,
 )
@@ -33,6 +34,7 @@ ROUTERS = tuple(
         workers,
         presets,
         keys,
+        webhooks,
         audit,
         health,
         openapi,

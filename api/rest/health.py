@@ -16,6 +16,7 @@ from api.rest.responses import Response
 from jobs import queries, schema
 from jobs.models import LIVE_STATES
 from jobs.status import HELD
+from jobs.webhooks import subscriptions
 
 router = APIRouter(tags=["service"])
 
@@ -52,6 +53,7 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
     with database.read() as session:
         jobs = queries.counts_by_status(session)
         workers = queries.workers(session, alive_only=True)
+        deliveries = subscriptions.counts_by_state(session)
     states = {state: sum(worker.state == state for worker in workers) for state in LIVE_STATES}
     unable = Counter({str(reason): 0 for reason in HELD})
     unable.update(worker.unable for worker in workers if worker.unable)
@@ -63,6 +65,7 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
             _gauge("wcl_workers", "Workers that run, by state.", "state", states),
             _gauge("wcl_workers_unable", "Workers that run and take no jobs, by reason.", "reason", unable),
             _gauge("wcl_storage_available", "1 if this process can reach the storage.", None, {"": int(is_available)}),
+            _gauge("wcl_webhook_deliveries", "Messages of webhooks in the log, by state.", "state", deliveries),
             _gauge("wcl_streams", "Open event streams of this process.", None, {"": streams}),
         )
     )

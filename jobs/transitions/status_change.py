@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Signal, now_ms, signal
 from jobs.models import Event, Job
 from jobs.status import TERMINAL, Status
+from jobs.webhooks import outbox
 from wcl_core.text import without_paths
 
 
@@ -48,6 +49,7 @@ def move(
     facts = {"status": after, "reason": reason, "message": message} | (data or {})
     session.add(Event(job_id=job_id, seq=seq, type=event, data={k: v for k, v in facts.items() if v is not None}))
     session.flush()
+    outbox.on_event(session, job_id, seq, event, facts)
     if after is Status.QUEUED:
         signal(session, Signal.DUE)
     elif after in TERMINAL:

@@ -2115,4 +2115,50 @@ GUARDS = (
         'data = data | {"message": message}',
         ("tests/jobs/test_messages.py::test_no_message_of_a_run_names_a_path_of_its_machine",),
     ),
+    Guard(
+        "an end of a job is a message of webhooks",
+        "jobs/transitions/status_change.py",
+        "outbox.on_event(session, job_id, seq, event, facts)",
+        "pass",
+        ("tests/jobs/test_webhooks.py::test_each_end_of_a_job_is_one_message",),
+    ),
+    Guard(
+        "a metric beyond a line is one message",
+        "jobs/webhooks/outbox.py",
+        "if rule.is_beyond(value) and not is_beyond:",
+        "if rule.is_beyond(value):",
+        ("tests/jobs/test_webhooks.py::test_a_metric_that_passes_a_line_is_one_message_until_it_is_back",),
+    ),
+    Guard(
+        "webhooks reach public addresses only",
+        "jobs/webhooks/targets.py",
+        "return address.is_global and not address.is_multicast and not is_carrier",
+        "return True",
+        (
+            "tests/jobs/test_webhooks.py::test_an_address_that_is_not_public_is_refused_as_text_and_as_the_result_of_a_name",
+        ),
+    ),
+    Guard(
+        "a webhook's connection goes to the address that was checked",
+        "jobs/webhooks/targets.py",
+        "self._backend.connect_tcp(address, port",
+        "self._backend.connect_tcp(host, port",
+        ("tests/jobs/test_webhooks.py::test_a_name_is_resolved_once_and_the_connection_goes_to_the_checked_address",),
+    ),
+    Guard(
+        "a redirect delivers no message",
+        "jobs/webhooks/sender.py",
+        "if 200 <= response.status < 300:",
+        "if 200 <= response.status < 400:",
+        (
+            "tests/jobs/test_webhooks.py::test_a_message_is_sent_again_with_one_id_and_one_body_until_the_receiver_takes_it",
+        ),
+    ),
+    Guard(
+        "a webhook has one request at a time",
+        "jobs/webhooks/sender.py",
+        "is_free, ~busy, enabled",
+        "is_free, enabled",
+        ("tests/jobs/test_webhooks.py::test_a_slow_receiver_delays_its_own_messages_only",),
+    ),
 )

@@ -89,6 +89,8 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "EvaluateBody",
         "KeyBody",
         "SweepBody",
+        "WebhookBody",
+        "WebhookChange",
     }
     for reference in bodies:
         name = reference.rsplit("/", 1)[1]

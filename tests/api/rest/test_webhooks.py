@@ -1,0 +1,149 @@
+"""Webhooks over REST: who manages which one, secrets that no response repeats, tests and repeats by request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.settings import Settings
+from jobs.webhooks.sender import Sender
+from tests.api.served import Served, assert_problem
+from tests.jobs import rows
+from tests.receiver import Receiver, receiving
+
+BODY = {"name": "night", "url": "https://hooks.example/hook?token=abc", "events": ["job.failed"]}
+
+
+@pytest.fixture
+def receiver() -> Any:
+    with receiving() as started:
+        yield started
+
+
+def create(client: httpx.Client, **changes: Any) -> dict[str, Any]:
+    response = client.post("/v1/webhooks", json=BODY | changes)
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
+    return created
+
+
+def test_the_secret_is_in_the_first_response_only(small: Served) -> None:
+    client = small.client()
+    created = create(client)
+    secret = created.pop("secret")
+    address = f"/v1/webhooks/{created['id']}"
+
+    assert secret.startswith("whsec_")
+    assert client.get(address).json() == created
+    assert client.get("/v1/webhooks").json() == {"items": [created]}
+    everything = client.get(address).text + client.patch(address, json={"name": "n"}).text
+    assert secret not in everything
+    assert "abc" not in everything + client.get("/v1/webhooks").text
+
+
+def test_the_addresses_of_chat_services_are_secrets(small: Served) -> None:
+    for form in ("slack", "discord", "ntfy"):
+        shown = create(small.client(), url="https://hooks.example/services/T0/abc", format=form)
+        assert shown["url"] == "https://hooks.example/…"
+
+
+def test_a_change_keeps_the_other_fields(small: Served) -> None:
+    client = small.client()
+    created = create(client, tag="night", rules=[{"metric": "loss", "direction": "above", "value": 3}])
+    address = f"/v1/webhooks/{created['id']}"
+
+    changed = client.patch(address, json={"tag": None, "enabled": False, "stalled_minutes": 30}).json()
+    assert (changed["tag"], changed["enabled"], changed["stalled_minutes"]) == (None, False, 30)
+    assert changed["rules"] == created["rules"]
+    assert_problem(client.post(f"{address}/test"), 409)
+    assert client.patch(address, json={"enabled": True}).json()["disabled_reason"] is None
+    assert_problem(client.patch(address, json={"url": "http://127.0.0.1/"}), 422, "/url")
+    assert_problem(client.patch(address, json={"events": [], "rules": []}), 422, "/events")
+    assert client.delete(address).status_code == 204
+    assert_problem(client.get(address), 404)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"url": "http://169.254.169.254/latest"}, "/url"),
+        ({"url": "https://a:b@hooks.example/"}, "/url"),
+        ({"url": "https://ntfy.sh/", "format": "ntfy"}, "/url"),
+        ({"events": []}, "/events"),
+        ({"events": ["job.exploded"]}, "/events/0"),
+        ({"rules": [{"metric": "loss", "direction": "over", "value": 1}]}, "/rules/0/direction"),
+        ({"format": "fax"}, "/format"),
+        ({"stalled_minutes": 0}, "/stalled_minutes"),
+        ({"secret": "whsec_mine"}, "/secret"),
+    ],
+)
+def test_a_wrong_field_is_named(small: Served, changes: dict[str, Any], pointer: str) -> None:
+    assert_problem(small.client().post("/v1/webhooks", json=BODY | changes), 422, pointer)
+
+
+def test_a_key_without_admin_manages_its_own_webhooks_only(small: Served) -> None:
+    admin, first, second = small.client(), small.client("read", "submit"), small.client("read", "submit")
+    own = create(first)
+    assert own["own_jobs"]
+    assert_problem(small.client("read").get("/v1/webhooks"), 403)
+    for method, rest in (
+        ("GET", ""),
+        ("PATCH", ""),
+        ("DELETE", ""),
+        ("POST", "/test"),
+        ("GET", "/deliveries"),
+        ("POST", "/deliveries/x/redeliver"),
+    ):
+        json = {} if method == "PATCH" else None
+        assert_problem(second.request(method, f"/v1/webhooks/{own['id']}{rest}", json=json), 404)
+    assert second.get("/v1/webhooks").json() == {"items": []}
+    assert [each["id"] for each in admin.get("/v1/webhooks").json()["items"]] == [own["id"]]
+
+
+def test_a_test_message_arrives_and_is_sent_again_on_request(small: Served, receiver: Receiver) -> None:
+    client = small.client()
+    created = create(client)  # this server allows public addresses only; the sender of the test allows this one
+    address = f"/v1/webhooks/{created['id']}"
+    port = receiver.url.rpartition(":")[2]
+    client.patch(address, json={"url": f"http://hooks.example:{port}/hook"}).raise_for_status()
+    sender = Sender(
+        small.database, Settings(webhook_networks=["127.0.0.0/8"]), small.url, resolver=lambda *_: ["127.0.0.1"]
+    )
+    pending = client.post(f"{address}/test")
+    assert (pending.status_code, pending.json()["state"]) == (202, "pending")
+    assert receiver.requests == []  # no request thread sends
+
+    def send() -> list[dict[str, Any]]:
+        for thread in sender.poll():
+            thread.join()
+        items: list[dict[str, Any]] = client.get(f"{address}/deliveries").json()["items"]
+        return items
+
+    (delivered,) = send()
+    assert (delivered["id"], delivered["state"], delivered["type"]) == (
+        pending.json()["id"],
+        "delivered",
+        "webhook.test",
+    )
+    assert client.post(f"{address}/deliveries/{delivered['id']}/redeliver").status_code == 202
+    assert_problem(client.post(f"{address}/deliveries/{delivered['id']}/redeliver"), 409)
+    assert [each["attempts"] for each in send()] == [2]
+    assert [each.id for each in receiver.requests] == [delivered["id"]] * 2
+    assert receiver.requests[1].is_signed(created["secret"])
+    assert 'wcl_webhook_deliveries{state="delivered"} 1' in client.get("/metrics").text
+
+
+def test_a_job_that_is_cancelled_over_rest_is_a_message(served: Served) -> None:
+    client = served.client("read", "submit")
+    created = create(client, events=["job.cancelled"])
+    own = client.post(
+        "/v1/jobs", json={"kind": "pretrain", "spec": {"data": {"name": "digits", "image_size": 8}}}
+    ).json()
+    other = rows.submit(served.database)
+    for job_id in (own["id"], other):
+        assert client.post(f"/v1/jobs/{job_id}/cancel").is_success
+
+    items = client.get(f"/v1/webhooks/{created['id']}/deliveries").json()["items"]
+    assert [(each["type"], each["job_id"]) for each in items] == [("job.cancelled", own["id"])]
