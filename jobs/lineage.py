@@ -33,6 +33,7 @@ class Origin:
         job_id: None for imported weights, and for weights that are removed.
         step: of the checkpoint that was taken; None without one.
         weights: digest of the weights that the training has started from.
+        is_imported: whether this step is imported weights that are there.
     """
 
     relation: Relation
@@ -40,6 +41,7 @@ class Origin:
     job_id: str | None = None
     step: int | None = None
     weights: str | None = None
+    is_imported: bool = False
 
     @property
     def words(self) -> str:
@@ -78,7 +80,7 @@ def _origin(session: Session, job: Job) -> Origin | None:
 
 def _start(session: Session, sha256: str) -> Origin:
     if (source := weights.source(session, sha256)) is not None and source.job_id is None:
-        return Origin("starts_from", source.name, weights=sha256)
+        return Origin("starts_from", source.name, weights=sha256, is_imported=True)
     statement = select(Checkpoint).where(Checkpoint.sha256 == sha256).order_by(Checkpoint.id.desc()).limit(1)
     if (row := session.execute(statement).scalar_one_or_none()) is None:  # also when its file is deleted
         return Origin("starts_from", "weights that are removed", weights=sha256)

@@ -31,7 +31,7 @@ from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Checkpoint, Job, Weights
 from jobs.status import TERMINAL
 from jobs.storage import Storage, verified
-from wcl_core.config import DATASET_NAME
+from wcl_core.config import DATASET_NAME, is_transformer
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,14 @@ def hold(session: Session, sha256: str) -> None:
 def every(session: Session) -> list[Weights]:
     """Return all imported weights by name."""
     return list(session.execute(select(Weights).order_by(Weights.name)).scalars())
+
+
+def network_title(backbone: dict[str, Any]) -> str:
+    """Return a network in a few words, for example `resnet18, stem imagenet`."""
+    if is_transformer(backbone["name"]):
+        return f"{backbone['name']}, patches of {backbone['patch_size']}"
+    width = f", width {backbone['width']}" if backbone["name"] == "tiny" else ""
+    return f"{backbone['name']}, stem {backbone['stem']}{width}"
 
 
 def get(session: Session, sha256: str) -> Weights:

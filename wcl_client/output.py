@@ -417,7 +417,7 @@ def _network(row: Weights) -> str:
     backbone = row["backbone"]
     if str(backbone["name"]).startswith("vit"):
         return f"{backbone['name']}, patches of {backbone['patch_size']}"
-    width = f", width {backbone['width']}" if backbone["width"] != 64 else ""
+    width = f", width {backbone['width']}" if backbone["name"] == "tiny" else ""
     return f"{backbone['name']}, stem {backbone['stem']}{width}"
 
 

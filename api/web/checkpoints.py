@@ -1,10 +1,10 @@
-"""The list of checkpoints that can be downloaded: the newest one of each job, with its older ones folded."""
+"""The checkpoints that can be downloaded, the newest one of each job with its older ones folded; imported weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session, aliased
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.web.render import page
+from jobs import weights
 from jobs.database import database_time
-from jobs.models import Checkpoint, Job
+from jobs.models import Checkpoint, Job, Weights
 
 router = APIRouter(include_in_schema=False)
 
@@ -56,9 +57,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class CheckpointList:
-    """Checkpoints by job, newest first."""
+    """Checkpoints by job, newest first, and all imported weights by name."""
 
     rows: list[Kept]
+    imported: list[Weights]
     next_cursor: str | None
     view: View
     now: int
@@ -92,7 +94,7 @@ def checkpoint_list(session: Session, view: View) -> CheckpointList:
         for checkpoint, name in newest[:PAGE_SIZE]
     ]
     more = rows[-1].checkpoint.id if len(newest) > PAGE_SIZE else None
-    return CheckpointList(rows, more, view, database_time(session))
+    return CheckpointList(rows, weights.every(session), more, view, database_time(session))
 
 
 @router.get("/checkpoints")
@@ -104,8 +106,9 @@ def checkpoints_page(
     opened: Annotated[list[str], Query(alias="open", max_length=100)] = [],  # noqa: B006 (FastAPI copies it)
     cursor: str = "",
 ) -> Response:
-    """Return the page of all checkpoints, or of the pinned ones."""
+    """Return the page of all checkpoints, or of the pinned ones, and of imported weights."""
     view = View(bool(pinned), tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
     with database.read() as session:
         shown = checkpoint_list(session, view)
-    return page(request, "checkpoints.html", list=shown, now=shown.now, may_submit="submit" in reader.scopes)
+    words: dict[str, Any] = {"now": shown.now, "network": weights.network_title}
+    return page(request, "checkpoints.html", list=shown, may_submit="submit" in reader.scopes, **words)

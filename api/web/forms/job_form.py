@@ -42,7 +42,7 @@ from api.web.forms.fields import (
 from api.web.forms.job_start import Recipe, Start
 from api.web.forms.labels import LABELS
 from api.web.render import page
-from jobs import queries
+from jobs import queries, weights
 from jobs import submission as service
 from jobs.errors import Invalid
 from jobs.new_job import default_name, kind_of
@@ -191,6 +191,7 @@ def _shown(request: Request, session: Session, filled: Form) -> Response:
         "sections": spec_form.sections(filled.kind),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
+        "imported": weights.every(session),
         "key": filled.typed.get("key") or one_time_key(),
         "labels": LABELS,
         "default_name": _default_name(filled),

@@ -24,7 +24,7 @@ from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, op
 from api.web.forms.spec_form import Section
 from api.web.forms.sweep_fields import SweepForm, shared_by_all
 from api.web.render import page
-from jobs import queries, sweeps
+from jobs import queries, sweeps, weights
 from jobs.errors import FieldError, Invalid
 from jobs.models import Job
 from jobs.sweeps import Design, NewSweep
@@ -92,6 +92,7 @@ def _shown(request: Request, session: Session, filled: SweepForm) -> Response:
         "held_out": next(entry for entry in spec_form.fields("pretrain") if entry.name == "data.held_out_share"),
         "presets": described_presets(),
         "datasets": [entry.name for entry in queries.datasets(session)],
+        "imported": weights.every(session),
         "key": filled.typed.get("key") or one_time_key(),
         "choices": sweep_fields,
         "text": parallel.text,
