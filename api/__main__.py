@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from api.app import create_app
 from api.http import connections, descriptors, hosts
-from api.rest import exports
+from api.rest.housekeeping import keep_clean
 from jobs import keys, schema, storage_id
 from jobs.database import Database, Signal, is_outage
 from jobs.faults import describe
@@ -103,8 +103,8 @@ def serve(settings: Settings) -> None:
     thread.start()
     threading.Thread(target=reconciler.run_nudged, args=(stop,), daemon=True, name="nudged").start()
     threading.Thread(target=Sender(database, settings, url).run, args=(stop,), daemon=True, name="webhooks").start()
-    sweeping = (database, storage, settings.exports_dir, stop)
-    threading.Thread(target=exports.keep_swept, args=sweeping, daemon=True, name="exports").start()
+    cleaning = (database, storage, settings, stop)
+    threading.Thread(target=keep_clean, args=cleaning, daemon=True, name="housekeeping").start()
     try:
         _run(create_app(settings, database, storage), listener, stop)
     finally:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             secret = database.write(lambda session: keys.create(session, options.name, scopes)[1])
             write_line(secret)
         if options.command == "audit":
-            return _audit(database)
+            return _audit(database, LocalStorage(settings.checkpoints_dir))
         if options.command == "adopt-storage":
             write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
     except (JobsError, InvalidSettings, StorageUnavailable) as error:
@@ -61,12 +61,12 @@ def _check(database: Database) -> int:
     return 0 if problem is None else 1
 
 
-def _audit(database: Database) -> int:
+def _audit(database: Database, storage: LocalStorage) -> int:
     """Print the findings of the audit; return 1 if there are any."""
-    report = audit(database)
+    report = audit(database, storage)
     for finding in report.findings:
         write_line(f"{finding.job_id} {finding.rule}: {finding.message}")
-    counts = f"{report.jobs} jobs, {report.attempts} attempts, {report.events} events"
+    counts = f"{report.jobs} jobs, {report.attempts} attempts, {report.events} events, {report.deletions} deletions"
     write_line(f"{counts}: {len(report.findings)} findings", sys.stderr)
     return 1 if report.findings else 0
 

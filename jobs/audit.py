@@ -1,6 +1,7 @@
 """The audit: replays every job's events and compares the result with its rows.
 
 Each batch of jobs is read in a transaction of its own, so an audit can run beside normal work.  It changes nothing.
+Deleted jobs are audited as well until their removal begins.  Then only their `Deletion` is compared with what is left.
 """
 
 from __future__ import annotations
@@ -13,9 +14,23 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from jobs import weights
 from jobs.database import Database
-from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Event, Job, Log, Point, Series
+from jobs.models import (
+    SEES_HIDDEN,
+    Attempt,
+    AttemptDevice,
+    AttemptNode,
+    Checkpoint,
+    Deletion,
+    Event,
+    Job,
+    Log,
+    Point,
+    Series,
+)
 from jobs.status import INFRASTRUCTURE, LEGAL, TERMINAL, Status
+from jobs.storage import Storage
 
 _BATCH = 200
 _OF_AN_ATTEMPT = frozenset({"started", "checkpoint"})  # events that only an open attempt writes
@@ -37,6 +52,7 @@ class Report:
     jobs: int = 0
     events: int = 0
     attempts: int = 0
+    deletions: int = 0
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -54,15 +70,27 @@ class _Ledger:
     nodes: Sequence[AttemptNode] = ()
 
 
-def audit(database: Database) -> Report:
-    """Audit every job, in the order of their ids."""
+def audit(database: Database, storage: Storage | None = None) -> Report:
+    """Audit every job in the order of their ids, then deleted jobs, and the folders of the storage if it is given.
+
+    Raises:
+        StorageUnavailable: the storage does not respond.
+    """
     report = Report()
+    _of_the_jobs(database, report)
+    _of_the_deletions(database, report)
+    if storage is not None:
+        report.findings += _of_the_files(database, storage)
+    return report
+
+
+def _of_the_jobs(database: Database, report: Report) -> None:
     after = ""
     while True:
         with database.read() as session:
             ledgers = _read(session, after)
         if not ledgers:
-            return report
+            return
         after = ledgers[-1].job.id
         for ledger in ledgers:
             report.jobs += 1
@@ -87,13 +115,16 @@ def check(ledger: _Ledger) -> list[Finding]:
 
 
 def _read(session: Session, after: str) -> list[_Ledger]:
-    jobs = list(session.execute(select(Job).where(Job.id > after).order_by(Job.id).limit(_BATCH)).scalars())
+    purging = select(Deletion.job_id).where(Deletion.purge_began_at.is_not(None))
+    statement = select(Job).where(Job.id > after, Job.id.not_in(purging)).order_by(Job.id).limit(_BATCH)
+    jobs = list(session.execute(statement, execution_options=SEES_HIDDEN).scalars())
     ids = [job.id for job in jobs]
     events = _by_job(session.execute(select(Event).where(Event.job_id.in_(ids)).order_by(Event.seq)).scalars())
     attempts = _by_job(
         session.execute(select(Attempt).where(Attempt.job_id.in_(ids)).order_by(Attempt.number)).scalars()
     )
-    checkpoints = _by_job(session.execute(select(Checkpoint).where(Checkpoint.job_id.in_(ids))).scalars())
+    registered = select(Checkpoint).where(Checkpoint.job_id.in_(ids))
+    checkpoints = _by_job(session.execute(registered, execution_options=SEES_HIDDEN).scalars())
     devices = _by_job(session.execute(select(AttemptDevice).where(AttemptDevice.job_id.in_(ids))).scalars())
     nodes = _by_job(session.execute(select(AttemptNode).where(AttemptNode.job_id.in_(ids))).scalars())
     points = _last_by_attempt(
@@ -138,6 +169,44 @@ def _last_by_attempt(rows: Iterable[Any]) -> dict[str, dict[int, int]]:
     for job_id, attempt, last in rows:
         by_job[job_id][attempt] = last
     return by_job
+
+
+# --- deleted jobs ----------------------------------------------------------------------------------------------------
+
+
+def _of_the_deletions(database: Database, report: Report) -> None:
+    """Compare the hidden jobs with the records of deletions."""
+    columns = (Deletion.job_id, Deletion.restored_at, Deletion.purged_at)
+    with database.read() as session:
+        records = session.execute(select(*columns).order_by(Deletion.id)).all()
+        hidden = select(Job.id).where(Job.hidden_at.is_not(None))
+        hidden_ids = set(session.execute(hidden, execution_options=SEES_HIDDEN).scalars())
+        named = select(Job.id).where(Job.id.in_(select(Deletion.job_id)))
+        present = set(session.execute(named, execution_options=SEES_HIDDEN).scalars())
+    report.deletions = len(records)
+    open_ids = {job_id for job_id, restored_at, purged_at in records if restored_at is None and purged_at is None}
+    for job_id in sorted(hidden_ids - open_ids):
+        report.findings.append(Finding(job_id, "deletions", "the job is hidden, but no record tells who deleted it"))
+    for job_id in sorted(open_ids - hidden_ids):
+        report.findings.append(Finding(job_id, "deletions", "the job is recorded as deleted, but it is not hidden"))
+    for job_id in sorted({job_id for job_id, _, purged_at in records if purged_at is not None} & present):
+        report.findings.append(Finding(job_id, "deletions", "the job is recorded as removed, but its row is there"))
+
+
+def _of_the_files(database: Database, storage: Storage) -> list[Finding]:
+    """Return a finding for each folder of a job that is no longer, or never was, in the database."""
+    folders = sorted(set(storage.job_ids()) - {weights.FOLDER})
+    findings = []
+    for start in range(0, len(folders), _BATCH):
+        batch = folders[start : start + _BATCH]
+        statement = select(Job.id).where(Job.id.in_(batch))
+        with database.read() as session:
+            owned = set(session.execute(statement, execution_options=SEES_HIDDEN).scalars())
+        for job_id in batch:
+            if job_id not in owned and (count := sum(1 for _ in storage.keys(job_id))):  # no purge removes it now
+                message = f"the storage has {count} files of the job, but the database has no such job"
+                findings.append(Finding(job_id, "files", message))
+    return findings
 
 
 # --- the rules -----------------------------------------------------------------------------------------------------

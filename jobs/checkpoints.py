@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
-from jobs.models import TRAINING, Artifact, Attempt, Checkpoint, Job
+from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.protocol import KNN_TOP1
@@ -224,6 +224,7 @@ def orphans(session: Session, keys: Sequence[str]) -> list[str]:
     ended = {AttemptRef(job_id, number, token).folder: at is not None for job_id, number, token, at in attempts}
     checkpoints = select(Checkpoint.storage_key, Checkpoint.deleted_at).where(Checkpoint.job_id.in_(job_ids))
     artifacts = select(Artifact.storage_key, cast(null(), BigInteger)).where(Artifact.job_id.in_(job_ids))
-    rows = session.execute(checkpoints.union_all(artifacts))
+    # The files of a deleted job stay until its purge, as it may be restored.
+    rows = session.execute(checkpoints.union_all(artifacts), execution_options=SEES_HIDDEN)
     is_deleted = {path: deleted_at is not None for path, deleted_at in rows}
     return [key for key in keys if is_deleted.get(key, ended.get(key.rpartition("/")[0], False))]

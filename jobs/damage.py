@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, transitions
@@ -154,8 +154,8 @@ def mark(session: Session, attempt: AttemptRef, checkpoint_id: str, flaw: BadFil
 
 
 def _change_mark(session: Session, checkpoint_id: str, flaw: BadFile | None) -> None:
-    row = session.execute(select(Checkpoint).where(Checkpoint.id == checkpoint_id).with_for_update()).scalar_one()
-    if row.deleted_at is not None:  # meanwhile
+    row = session.get(Checkpoint, checkpoint_id, with_for_update=True)
+    if row is None or row.deleted_at is not None:  # meanwhile
         return
     before, after = row.flaw, _state(flaw)
     _set_mark(session, checkpoint_id, flaw)

@@ -55,6 +55,10 @@ _POSTGRES_TRANSACTION = {
 }
 
 
+class JobsSession(Session):
+    """The sessions of `Database`: those whose statements `jobs.models` restricts to visible rows."""
+
+
 class now_ms(FunctionElement[int]):  # noqa: N801 (a SQL function)
     """The database's own time in integer milliseconds since 1970, UTC."""
 
@@ -148,7 +152,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session for a few quick queries that see one snapshot; it commits nothing."""
-        with _connect(self._reads) as connection, Session(connection, expire_on_commit=False) as session:
+        with _connect(self._reads) as connection, JobsSession(connection, expire_on_commit=False) as session:
             yield session
 
     def write(self, change: Callable[[Session], T]) -> T:
@@ -158,7 +162,7 @@ class Database:
         """
         for attempt in range(1, _MAX_TRIES + 1):
             try:
-                with _connect(self._writes) as connection, Session(connection, expire_on_commit=False) as session:
+                with _connect(self._writes) as connection, JobsSession(connection, expire_on_commit=False) as session:
                     session.connection()  # begins; a writer of SQLite locks before its first read
                     result = change(session)
                     failpoint("commit.before", change, _lost_connection)

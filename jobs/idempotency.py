@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
-from jobs.errors import FieldError, Invalid
+from jobs.errors import Conflict, FieldError, Invalid
 from jobs.models import IdempotencyKey, Job, Sweep
 from wcl_core.digests import digest_of
 
@@ -36,6 +36,7 @@ def create_once(
 
     Raises:
         Invalid: an earlier request used the key with another body; or as `create`.
+        Conflict: the row that an earlier request created is deleted.
     """
     body_digest = digest_of(request)
 
@@ -44,7 +45,9 @@ def create_once(
         if earlier is not None:
             if earlier.body_digest != body_digest:
                 raise Invalid([FieldError("", "this Idempotency-Key was used with another body; send a new key")])
-            return session.get_one(model, earlier.job_id), True
+            if (row := session.get(model, earlier.job_id)) is None:
+                raise Conflict(f"{earlier.job_id}, which this Idempotency-Key created, is deleted; send a new key")
+            return row, True
         row = create(session)
         session.add(IdempotencyKey(owner=owner, key=key, body_digest=body_digest, job_id=row.id))
         session.flush()

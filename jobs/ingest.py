@@ -348,8 +348,9 @@ def _evaluation(session: Session, job: Job, record: EvaluationRecord) -> None:
     }
     values = {name: getattr(record, name) for name in ("params", "value", "stderr", "n", "details")}
     statement = insert(session, Evaluation).values(id=new_id(), checkpoint_id=checkpoint_id, **identity, **values)
-    session.execute(statement.on_conflict_do_nothing())
-    evaluation_id = session.execute(select(Evaluation.id).filter_by(**identity)).scalar_one()
+    # The update locks the row, so that no deletion of another job hides or removes it before it is linked.
+    statement = statement.on_conflict_do_update(index_elements=list(identity), set_={"hidden_at": None})
+    evaluation_id = session.execute(statement.returning(Evaluation.id)).scalar_one()
     link = insert(session, JobEvaluation).values(job_id=job.id, evaluation_id=evaluation_id)
     session.execute(link.on_conflict_do_nothing())
 

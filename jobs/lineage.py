@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import weights
+from jobs import deletions, weights
 from jobs.models import Checkpoint, Job
 
 _MOST = 50
@@ -73,8 +73,12 @@ def _origin(session: Session, job: Job) -> Origin | None:
         return Origin("continues" if is_longer else "retries", other.name, other.id, row.step)
     if sha256 is not None:
         return _start(session, sha256)
-    if job.parent_id is None or (other_ := session.get(Job, job.parent_id)) is None:
+    if job.parent_id is None:
         return None
+    if (other_ := session.get(Job, job.parent_id)) is None:
+        name = deletions.name_of(session, job.parent_id) or job.parent_id
+        started: Relation = "continues" if job.spec.get("restarts") else "retries"
+        return Origin(started if checkpoint_id else "copies", f"{name} (deleted)")
     return Origin("evaluates" if job.kind != other_.kind else "copies", other_.name, other_.id)
 
 

@@ -134,7 +134,7 @@ def _entries(session: Session, rows: Sequence[Job | Sweep]) -> list[Entry]:
 
 def num_evaluations(session: Session, job_ids: Sequence[str]) -> Counter[str]:
     """Return the number of evaluations below each job, with their retries and clones."""
-    below = _below(job_ids)
+    below = evaluations_below(job_ids)
     statement = select(below.c.root, func.count()).group_by(below.c.root)
     return Counter(dict(session.execute(statement).all()))
 
@@ -143,7 +143,7 @@ def jobs_below(session: Session, open_ids: Sequence[str]) -> dict[str, list[Job]
     """Return the jobs below jobs, seed groups and sweeps: evaluations, seeds, trials; the newest ones of many."""
     groups = select(Job.group_id.label("root"), Job.id.label("id")).where(Job.group_id.in_(open_ids))
     trials = select(Job.sweep_id.label("root"), Job.id.label("id")).where(Job.sweep_id.in_(open_ids))
-    below = _below(open_ids)
+    below = evaluations_below(open_ids)
     every = groups.union_all(trials, select(below.c.root, below.c.id)).subquery()
     place = func.row_number().over(partition_by=every.c.root, order_by=every.c.id.desc())
     newest = select(every.c.root, every.c.id, place.label("place")).subquery()
@@ -166,7 +166,7 @@ def knn_accuracies(session: Session, jobs: Iterable[Job]) -> dict[str, float]:
     return {job_id: value for job_id, value in session.execute(statement) if value is not None}
 
 
-def _below(job_ids: Sequence[str]) -> Any:
+def evaluations_below(job_ids: Sequence[str]) -> Any:
     """Return the evaluations below jobs, at any depth: a retry of an evaluation is below that evaluation."""
     own = select(Job.parent_id.label("root"), Job.id.label("id"))
     below = own.where(Job.kind == "evaluate", Job.parent_id.in_(job_ids)).cte(recursive=True)

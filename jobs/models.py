@@ -14,12 +14,13 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
 Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of sending it
          └─ WebhookLevel      a metric of a job that is beyond the line of a rule
+Deletion                a deleted job: who deleted it, when, and what has become of it
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     JSON,
@@ -35,13 +36,14 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     false,
     text,
 )
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, mapped_column, with_loader_criteria
 
-from jobs.database import now_ms, queue_place
+from jobs.database import JobsSession, now_ms, queue_place
 from wcl_core.config import completed_spec, stored_spec
 from wcl_core.protocol import storable
 
@@ -104,6 +106,25 @@ class Base(DeclarativeBase):
     }
 
 
+class Hideable:
+    """Rows that no statement sees from the deletion of their job on, as if they were removed already (jobs.deletions).
+
+    A statement that has to see them runs with the execution options `SEES_HIDDEN`.
+    """
+
+    hidden_at: Mapped[int | None] = mapped_column(default=None)
+
+
+SEES_HIDDEN: Final = {"sees_hidden": True}
+_IS_VISIBLE: Final = with_loader_criteria(Hideable, lambda model: model.hidden_at.is_(None), include_aliases=True)
+
+
+@event.listens_for(JobsSession, "do_orm_execute")
+def _leave_out_hidden(state: ORMExecuteState) -> None:
+    if not state.is_insert and not state.execution_options.get("sees_hidden", False):
+        state.statement = state.statement.options(_IS_VISIBLE)
+
+
 class Project(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -115,7 +136,10 @@ class Project(Base):
 LISTED = text("coalesce(sweep_id, '') = '' AND (kind <> 'evaluate' OR parent_id IS NULL)")
 
 
-class Job(Base):
+_HIDDEN = text("hidden_at IS NOT NULL")
+
+
+class Job(Hideable, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_claim", "status", "pool", "priority", "queue_place"),
@@ -125,6 +149,7 @@ class Job(Base):
         Index("ix_jobs_dataset", "dataset_name", "id"),
         Index("ix_jobs_status", "status", "id"),
         Index("ix_jobs_listed", "id", sqlite_where=LISTED, postgresql_where=LISTED),
+        Index("ix_jobs_hidden", "hidden_at", sqlite_where=_HIDDEN, postgresql_where=_HIDDEN),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
@@ -167,6 +192,28 @@ class Job(Base):
     updated_at: Mapped[int] = mapped_column(default=now_ms())
     started_at: Mapped[int | None]
     ended_at: Mapped[int | None]
+
+
+class Deletion(Base):
+    """The record that a user deleted a job; it stays when every other row of the job is removed."""
+
+    __tablename__ = "deletions"
+    __table_args__ = (Index("ix_deletions_job", "job_id"), Index("ix_deletions_root", "root_id"))
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(_Id)  # no foreign key: the row goes
+    root_id: Mapped[str] = mapped_column(_Id)  # the job that the user deleted: this one, or the one that it evaluates
+    job_name: Mapped[str] = mapped_column(_String(200))
+    job_kind: Mapped[str] = mapped_column(_String(32))
+    num_checkpoints: Mapped[int] = mapped_column(Integer)
+    size: Mapped[int]  # of the files of its checkpoints and artifacts
+    deleted_by: Mapped[str] = mapped_column(_Id)
+    deleted_by_name: Mapped[str] = mapped_column(_String(200))  # of the key, at that time
+    deleted_at: Mapped[int] = mapped_column(default=now_ms())
+    restored_by: Mapped[str | None] = mapped_column(_Id)
+    restored_by_name: Mapped[str | None] = mapped_column(_String(200))
+    restored_at: Mapped[int | None]
+    purge_began_at: Mapped[int | None]  # from then on it cannot be restored
+    purged_at: Mapped[int | None]
 
 
 class Attempt(Base):
@@ -282,7 +329,7 @@ class Log(Base):
     at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class Checkpoint(Base):
+class Checkpoint(Hideable, Base):
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "step"), Index("ix_checkpoints_sha256", "sha256"))
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -349,7 +396,7 @@ class Grouping(Base):
     labels: Mapped[list[int]] = mapped_column(JSON)  # a weak label for each image of the monitor batch
 
 
-class Evaluation(Base):
+class Evaluation(Hideable, Base):
     __tablename__ = "evaluations"
     __table_args__ = (
         UniqueConstraint(

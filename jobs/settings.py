@@ -153,6 +153,12 @@ class Settings(BaseSettings):
     webhook_log_days: float = Field(
         default=30, gt=0, le=36_500, description="Days for which delivered and failed messages of webhooks are kept."
     )
+    restore_days: float = Field(
+        default=7,
+        ge=0,
+        le=36_500,
+        description="Days for which an administrator can restore a deleted job; then its files and rows are removed.",
+    )
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)

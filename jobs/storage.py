@@ -98,6 +98,9 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove a file; an absent file is no error."""
 
+    def delete_job(self, job_id: str) -> None:
+        """Remove all files of a job; an absent one is no error."""
+
     def keys(self, job_id: str) -> Iterator[str]:
         """Return the keys of all stored files of a job, including partial copies."""
 
@@ -187,6 +190,18 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         self.check()
         self._place(key).unlink(missing_ok=True)
+
+    def delete_job(self, job_id: str) -> None:
+        self.check()
+        place = self._place(job_id)
+        if place.parent != self.root.resolve():
+            raise OutsideStorage(f"the key {job_id} is not the name of a job's folder")
+        try:
+            shutil.rmtree(place)
+        except FileNotFoundError:  # also when another server removes the same files
+            if place.exists():
+                raise
+        sync_folder(self.root)
 
     def job_ids(self) -> Iterator[str]:
         self.check()

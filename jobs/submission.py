@@ -44,6 +44,9 @@ def submit(session: Session, new: NewJob) -> Job:
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
         measured = str(new.spec.features.checkpoint_id)
         checkpoints.hold(session, measured)
+    if new.after:  # no deletion of these jobs may come between their check and the commit
+        needed = select(Job.id).where(Job.id.in_(new.after)).order_by(Job.id)
+        session.execute(needed.with_for_update(read=True, key_share=True)).all()
     hold(session, new.spec)
     if isinstance(new.spec, PretrainSpec) and new.spec.weights is not None:
         weights.hold(session, new.spec.weights)

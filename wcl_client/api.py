@@ -180,6 +180,30 @@ class WclClient(SweepClient):
         values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
         return self._json(Job, "PATCH", f"/v1/jobs/{part(job_id)}", json=_without_none(values))
 
+    def delete(self, job_ids: Sequence[str], *, dry_run: bool = False) -> Json:
+        """Delete jobs with all that belongs to them; return what was deleted, and `refused`: the jobs that stay.
+
+        Args:
+            job_ids: at most 1,000; those that wait are cancelled first.
+            dry_run: whether to delete nothing, and return what would be deleted.
+        """
+        return self._json(Json, "POST", "/v1/jobs/delete", json={"jobs": list(job_ids), "dry_run": dry_run})
+
+    def delete_matching(
+        self, *, status: Sequence[str] = (), kind: str = "", tag: str = "", q: str = "", dry_run: bool = False
+    ) -> Json:
+        """Delete the newest jobs that match, at most 1,000; as `delete`."""
+        chosen = {"status": list(status), "kind": kind, "tag": tag, "q": q}
+        return self._json(Json, "POST", "/v1/jobs/delete", json={"filter": chosen, "dry_run": dry_run})
+
+    def restore(self, job_id: str) -> Job:
+        """Restore a deleted job with its evaluations; only an administrator's key may, and only for some days."""
+        return self._action(job_id, "restore")
+
+    def deletions(self) -> list[Json]:
+        """Return the newest 1,000 deletions of jobs, newest first; only an administrator's key may."""
+        return self._items(Json, "/v1/deletions")
+
     def _action(self, job_id: str, verb: str) -> Job:
         return self._json(Job, "POST", f"/v1/jobs/{part(job_id)}/{verb}")
 

@@ -34,6 +34,7 @@ from wcl_client.commands import (
     checkpoints,
     compare,
     datasets,
+    deletion,
     images,
     jobs,
     service,
@@ -86,7 +87,7 @@ def options(
     """Define the options of `wcl` itself."""
 
 
-for commands in (submission, jobs, compare, sweeps, checkpoints, weights, images, datasets, workers, service):
+for commands in (submission, jobs, deletion, compare, sweeps, checkpoints, weights, images, datasets, workers, service):
     app.add_typer(commands.app)
 
 _EXIT_CODES: list[tuple[type[WclError], int]] = [

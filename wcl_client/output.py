@@ -421,6 +421,18 @@ def _network(row: Weights) -> str:
     return f"{backbone['name']}, stem {backbone['stem']}{width}"
 
 
+def deletions_table(deletions: Sequence[Json]) -> Rows:
+    """Return a table with a row for each deleted job."""
+    table = Rows("id", "name", "size", "deleted by", "deleted at", "state")
+    for each in deletions:
+        state = "restored" if each["restored_at"] else "removed" if each["purged_at"] else "can be restored"
+        if each["purge_began_at"] and not each["purged_at"]:
+            state = "being removed"
+        at = each["deleted_at"]
+        table.add(each["job_id"], each["job_name"], size(each["size"]), each["deleted_by_name"], at, state)
+    return table
+
+
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
     """Return a table with a row for each measured number, with its standard error or 95 % interval."""
     table = Rows("result", "parameters", "value")

@@ -20,6 +20,7 @@ class Audit(TypedDict):
     jobs: int
     attempts: int
     events: int
+    deletions: int
     findings: list[Json]
 
 

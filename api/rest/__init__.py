@@ -5,6 +5,7 @@ from api.rest import (
     checkpoints,
     comparisons,
     datasets,
+    deletions,
     health,
     job_parts,
     jobs,
@@ -23,6 +24,7 @@ ROUTERS = tuple(
     module.router
     for module in (
         jobs,
+        deletions,
         job_parts,
         weak_labels,
         seed_groups,

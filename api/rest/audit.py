@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.http.auth import Admin
-from api.http.dependencies import HeavySlot, TheDatabase
+from api.http.dependencies import HeavySlot, TheDatabase, TheStorage
+from api.http.problems import Unready
 from api.rest.responses import Response
 from jobs import audit
+from jobs.storage import StorageUnavailable
 
 router = APIRouter(prefix="/v1/audit", tags=["operations"])
 
@@ -26,10 +28,14 @@ class Audit(Response):
     jobs: int
     events: int
     attempts: int
+    deletions: int
     findings: list[FindingResponse]
 
 
 @router.get("")
-def audit_all(principal: Admin, database: TheDatabase, slot: HeavySlot) -> Audit:
-    """Replay the events of all jobs, and compare the results with the stored state."""
-    return Audit.of(audit.audit(database))
+def audit_all(principal: Admin, database: TheDatabase, storage: TheStorage, slot: HeavySlot) -> Audit:
+    """Replay the events of all jobs, and compare the results with the stored state and the folders of the storage."""
+    try:
+        return Audit.of(audit.audit(database, storage))
+    except StorageUnavailable as error:
+        raise Unready(str(error)) from error

@@ -7,7 +7,6 @@ DIGEST.sha256         `2`, digest and size of that file; another first word is o
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Callable
@@ -16,20 +15,15 @@ from typing import BinaryIO
 
 from sqlalchemy import select
 
-from jobs import weights
 from jobs.checked_files import CheckedFiles, Damaged, Stamp
 from jobs.database import Database
-from jobs.fault_log import FaultLog
 from jobs.models import Checkpoint
-from jobs.storage import Storage, sha256_of
+from jobs.storage import sha256_of
 from wcl_core.export import ExportError, copy_backbone
 from wcl_core.files import write_bytes
 
-log = logging.getLogger(__name__)
-
 _BATCH = 500  # digests in one query
 _DIGEST = re.compile("[0-9a-f]{64}")
-_SWEEP_SECONDS = 600.0
 _VERSION = "2"
 _EXPORTED = CheckedFiles()
 
@@ -75,7 +69,7 @@ def _kept(out: Path, noted: Path) -> tuple[BinaryIO, str] | None:
 
 
 def sweep(database: Database, folder: Path) -> None:
-    """Remove the exports of checkpoints that users or retention have deleted.
+    """Remove the exports of checkpoints that users or retention have deleted, also with their job.
 
     Raises:
         OSError, DBAPIError: a file cannot be removed, or the database does not respond; the next collection retries.
@@ -89,20 +83,6 @@ def sweep(database: Database, folder: Path) -> None:
         for sha256 in orphans:
             for path in reversed(_places(folder, sha256)):
                 path.unlink(missing_ok=True)
-
-
-def keep_swept(database: Database, storage: Storage, folder: Path, stop: threading.Event) -> None:
-    """Collect garbage at once and every few minutes until `stop`; runs on a thread of its own."""
-    faults = FaultLog(log, "the removal of exports of deleted checkpoints, and of half imports")
-    is_over = False
-    while not is_over:
-        try:
-            sweep(database, folder)
-            weights.collect(database, storage)
-            faults.succeeded()
-        except Exception as error:  # nothing restarts the thread
-            faults.failed(error)
-        is_over = stop.wait(_SWEEP_SECONDS)
 
 
 def _places(folder: Path, sha256: str) -> tuple[Path, Path]:

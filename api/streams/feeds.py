@@ -94,6 +94,7 @@ class JobFeed(Feed):
         super().__init__()
         self.job_id = job_id
         self.is_over = False
+        self._is_deleted = False
         self._mark: Mark | None = None
         self._head = changes.START
         self._frames: dict[Cursor, Frame] = {}  # by their first cursor
@@ -124,6 +125,11 @@ class JobFeed(Feed):
         self.announce()
         return has_more
 
+    def end(self) -> None:
+        """End all viewers, because the job is deleted."""
+        self._is_deleted = True
+        self.close()
+
     @property
     def kept_bytes(self) -> int:
         return sum(len(frame.messages) + len(frame.logs) for frame in self._frames.values())
@@ -140,7 +146,10 @@ class JobFeed(Feed):
         self._states = (fields + is_changed, progress + (job["progress"] != before.get("progress")))
 
     async def follow(self, cursor: Cursor, with_logs: bool, read_on_thread: ThreadRead[Frame]) -> AsyncIterator[bytes]:
-        """Yield each change after `cursor` when it is read, and empty bytes at intervals while nothing changes."""
+        """Yield each change after `cursor` when it is read, and empty bytes at intervals while nothing changes.
+
+        The last message is `end`, or `deleted` of a deleted job; without one, the viewer reconnects.
+        """
         while not (self.is_ready or self.is_closed):
             await self.wait()
             yield b""
@@ -163,6 +172,8 @@ class JobFeed(Feed):
             else:
                 await self.wait()
                 yield b""
+        if self._is_deleted:
+            yield message("deleted", {"id": self.job_id}, cursor)
 
     def _state(self, sent: tuple[int, int], cursor: Cursor) -> bytes:
         if sent[0] != self._states[0]:
@@ -231,12 +242,16 @@ class ListFeed(Feed):
 
     def publish(self, states: dict[_Listed, Any]) -> None:
         changed = [listed for listed, state in states.items() if self._states.get(listed) != state]
+        # Deleted jobs; where newer ones come, older ones leave as well.
+        gone = [] if changed else [listed for listed in self._states if listed not in states]
         self._states = states
+        changed += gone
         if self.is_ready and not changed:
             return
         if self.is_ready:
             self._version += 1
-            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in states}
+            known = {*states, *gone}
+            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in known}
             self._changed_at |= dict.fromkeys(changed, self._version)
         self.is_ready = True
         self.announce()

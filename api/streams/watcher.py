@@ -37,6 +37,7 @@ _READERS = 4
 @dataclass(frozen=True)
 class _Poll:
     ended: set[Principal]
+    gone: list[JobFeed]  # of jobs that are deleted
     jobs: list[tuple[JobFeed, JobPoll]]
     states: dict[tuple[str, str], object] | None
 
@@ -179,6 +180,8 @@ class Watcher:
         if result.states is not None and lists is not None:
             lists.publish(result.states)
         has_more = [feed.publish(poll) for feed, poll in result.jobs]
+        for gone in result.gone:
+            gone.end()
         if ended := (result.ended & self._principals.keys()) - self._ended:
             self._ended |= ended
             for feed in self._viewers:
@@ -190,6 +193,7 @@ def _poll(session: Session, principals: set[Principal], feeds: Sequence[JobFeed]
     marks = changes.marks(session, [feed.job_id for feed in feeds]) if feeds else {}
     polls = [(feed, feed.read(session, marks[feed.job_id])) for feed in feeds if feed.job_id in marks]
     return _Poll(
+        gone=[feed for feed in feeds if feed.job_id not in marks],
         ended=keys.ended(session, principals),
         jobs=[(feed, poll) for feed, poll in polls if poll is not None],
         states=lists.read(session) if lists is not None else None,

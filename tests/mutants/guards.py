@@ -26,6 +26,51 @@ class Guard:
 
 GUARDS = (
     Guard(
+        "a deleted job is absent",
+        "jobs/models.py",
+        "        state.statement = state.statement.options(_IS_VISIBLE)",
+        "        pass",
+        (
+            "tests/jobs/test_deletions.py::test_a_deleted_job_is_absent_with_its_evaluations_until_it_is_restored[sqlite]",
+        ),
+    ),
+    Guard(
+        "a job is not deleted while an unfinished one needs it",
+        "jobs/deletions.py",
+        "    _refuse_needed(session, family, before, lock)\n",
+        "",
+        ("tests/jobs/test_deletions.py::test_a_job_that_another_one_needs_is_refused[sqlite-retry]",),
+    ),
+    Guard(
+        "a running job is not deleted",
+        "jobs/deletions.py",
+        "    _refuse_busy(session, family, lock)\n",
+        "",
+        ("tests/jobs/test_deletions.py::test_a_running_job_is_refused_and_a_waiting_one_is_cancelled[sqlite]",),
+    ),
+    Guard(
+        "files of a deleted job go before its rows",
+        "jobs/purge.py",
+        "    storage.delete_job(job_id)\n",
+        "    database.write(partial(_finish, deletion_id=deletion_id, job_id=job_id))\n"
+        "    storage.delete_job(job_id)\n",
+        ("tests/jobs/test_deletions.py::test_an_interrupted_purge_goes_on_and_loses_account_of_nothing[sqlite]",),
+    ),
+    Guard(
+        "files of a deleted job are kept until its purge",
+        "jobs/checkpoints.py",
+        "artifacts), execution_options=SEES_HIDDEN)",
+        "artifacts))",
+        ("tests/jobs/test_deletions.py::test_files_of_a_deleted_job_are_no_garbage[sqlite]",),
+    ),
+    Guard(
+        "a job whose purge has begun is not restored",
+        "jobs/deletions.py",
+        "    if any(each.purge_began_at is not None for each in records):",
+        "    if False:",
+        ("tests/jobs/test_deletions.py::test_an_interrupted_purge_goes_on_and_loses_account_of_nothing[sqlite]",),
+    ),
+    Guard(
         "a deleted checkpoint is not good",
         "jobs/checkpoints.py",
         "Checkpoint.kind == TRAINING, is_kept, ",
@@ -228,8 +273,8 @@ GUARDS = (
     Guard(
         "a registered artifact is not an orphan",
         "jobs/checkpoints.py",
-        "session.execute(checkpoints.union_all(artifacts))",
-        "session.execute(checkpoints)",
+        "session.execute(checkpoints.union_all(artifacts), ",
+        "session.execute(checkpoints, ",
         ("tests/worker/test_garbage.py::test_an_artifact_stays_until_another_one_of_its_name_replaces_it",),
     ),
     Guard(

@@ -43,7 +43,16 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         return {"items": [dataset(text)]}
     if path == "/v1/audit":
         finding = {"job_id": text(), "rule": text(), "message": text()}
-        return {"jobs": 1, "attempts": 1, "events": 1, "findings": [finding]}
+        return {"jobs": 1, "attempts": 1, "events": 1, "deletions": 1, "findings": [finding]}
+    if path == "/v1/jobs/delete":
+        names = ("evaluation_jobs", "waiting", "checkpoints", "pinned", "results", "seed_groups")
+        related = [{"id": ID, "name": text()}]
+        extent = {"jobs": related, "continued_by": related, "sweeps": related, "size": 10, "restorable_days": 7.0}
+        refused = [{"job_id": ID, "name": text(), "reason": text()}]
+        return extent | {"refused": refused} | {f"num_{name}": 1 for name in names}
+    if path == "/v1/deletions":
+        by = {"deleted_by_name": text(), "deleted_at": TIME, "restored_at": None, "purged_at": None}
+        return {"items": [{"job_id": ID, "job_name": text(), "size": 10, "purge_began_at": None} | by]}
     if path == "/v1/sweeps":
         return {"items": [sweep(text)], "next_cursor": None}
     if path.startswith("/v1/sweeps/"):

@@ -139,9 +139,9 @@ def doctor(
 
 @app.command(rich_help_panel=SERVICE)
 def audit(as_json: AsJson = False) -> None:
-    """Check the database against the events of all jobs.
+    """Check the database against the events of all jobs, and the storage against the database.
 
-    The exit code is 1 if a replay of the events does not match the rows.
+    The exit code is 1 if a replay of the events does not match the rows, or if files belong to no job.
     """
     with WclClient.connect() as client:
         report = client.audit()

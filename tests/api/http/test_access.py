@@ -34,6 +34,10 @@ ADMIN = {
     "POST /v1/workers/{worker_id}/drain",
     "POST /workers/{worker_id}/drain",
     "GET /v1/audit",
+    "GET /v1/deletions",
+    "POST /v1/jobs/{job_id}/restore",
+    "POST /deleted/{job_id}/restore",
+    "GET /deleted",
 }
 OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
 

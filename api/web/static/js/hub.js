@@ -1,7 +1,7 @@
 // The one stream that all windows of a browser share, since browsers allow six connections to a server.  It runs in a
 // shared worker (stream-worker.js), or in the page where there are no shared workers.
 
-const OF_JOBS = ["job", "event", "metrics", "logs", "progress", "end"];
+const OF_JOBS = ["job", "event", "metrics", "logs", "progress", "end", "deleted"];
 const RETRY_MS = 2000;
 const JOIN_MS = 50; // windows that open at once cause one connection
 const LEAVE_MS = 1000;

@@ -156,6 +156,7 @@ const stream = new Stream(jobId, {
       isOver(job);
       updateParts();
     },
+    deleted: () => location.reload(), // shows that the job is absent
     event: (event) => {
       if (event.type === "started") curves.start(event.data.attempt, event.data.start_step);
       updateParts();

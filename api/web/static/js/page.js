@@ -112,7 +112,7 @@ let placed = 0;
 export async function refresh(page) {
   const number = ++numRequests;
   const response = await fetch(page);
-  if (response.status === 401) location.reload(); // shows the sign-in page
+  if (response.status === 401 || response.status === 404) location.reload(); // shows the sign-in page, or that it is gone
   if (!response.ok) throw new Error(`${page}: ${response.status}`);
   const rendered = await response.text();
   if (number < placed) return;

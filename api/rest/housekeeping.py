@@ -1,0 +1,45 @@
+"""What a server removes in the background: deleted jobs whose time for a restore is over, and files without owner."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from api.rest import exports
+from jobs import weights
+from jobs.database import Database
+from jobs.fault_log import FaultLog
+from jobs.purge import purge_due
+from jobs.settings import Settings
+from jobs.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_PURGE_SECONDS = 60.0
+_SWEEP_SECONDS = 600.0
+
+
+def keep_clean(database: Database, storage: Storage, settings: Settings, stop: threading.Event) -> None:
+    """Clean up at once and then at intervals, until `stop`; runs on a thread of its own."""
+    purging = FaultLog(log, "the removal of deleted jobs")
+    sweeping = FaultLog(log, "the removal of exports of deleted checkpoints")
+    importing = FaultLog(log, "the removal of half imports of weights")
+    next_sweep = 0.0
+    is_over = False
+    while not is_over:
+        _try(lambda: purge_due(database, storage, settings.restore_days, stop), purging)
+        if time.monotonic() >= next_sweep:
+            next_sweep = time.monotonic() + _SWEEP_SECONDS
+            _try(lambda: exports.sweep(database, settings.exports_dir), sweeping)
+            _try(lambda: weights.collect(database, storage), importing)
+        is_over = stop.wait(_PURGE_SECONDS)
+
+
+def _try(work: Callable[[], object], faults: FaultLog) -> None:
+    try:
+        work()
+        faults.succeeded()
+    except Exception as error:  # nothing restarts the thread
+        faults.failed(error)

@@ -1,0 +1,120 @@
+"""Commands that delete jobs, and restore them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wcl_client import output
+from wcl_client.api import WclClient
+from wcl_client.commands.shared import RUN, SERVICE, AsJson
+from wcl_client.references import find_job
+from wcl_client.responses import Json
+from wcl_client.terminal import err, out, print_json
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=RUN)
+def delete(
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB...", help="Ids, unique beginnings or ends of ids, or `last`."),
+    ] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="In place of jobs: all with this status; may be repeated.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="All of this kind: pretrain or evaluate.")] = "",
+    tag: Annotated[str, typer.Option(help="All with this tag.")] = "",
+    query: Annotated[str, typer.Option("--query", "-q", help="All whose name, id or dataset contains this text.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete jobs with their checkpoints, metrics, logs and evaluations.
+
+    The command says what is deleted, and asks.  Jobs that run or are needed stay, and the exit code is 1.
+    """
+    if bool(jobs) == bool(status or kind or tag or query):
+        raise typer.BadParameter("expected either jobs, or at least one of --status, --kind, --tag, --query")
+    with WclClient.connect() as client:
+        ids = [find_job(client, reference)["id"] for reference in jobs or ()]
+        if not ids:
+            plan = client.delete_matching(status=status or (), kind=kind, tag=tag, q=query, dry_run=True)
+        else:
+            plan = client.delete(ids, dry_run=True) if dry_run or not yes else {}
+        if dry_run:
+            print_json(plan) if as_json else _print_extent(plan)
+            return
+        if plan and not yes:
+            _print_extent(plan, to_stderr=as_json)
+            if plan["jobs"]:
+                typer.confirm(f"Delete {_count(len(plan['jobs']), 'job')}?", abort=True, err=True)
+        if plan:  # exactly those that were shown
+            ids = [job["id"] for job in plan["jobs"]]
+        deleted = client.delete(ids) if ids else plan
+    if as_json:
+        print_json(deleted)
+    else:
+        out.say(f"deleted {_count(len(deleted['jobs']), 'job')}, {output.size(deleted['size'])}")
+        for each in deleted["refused"] if yes or not plan else ():
+            err.say(f"{each['job_id']} stays: {each['reason']}")
+    if deleted["refused"] or (plan and plan["refused"]):
+        raise typer.Exit(1)
+
+
+def _print_extent(extent: Json, to_stderr: bool = False) -> None:
+    """Print what a deletion removes, and what refers to it."""
+    terminal = err if to_stderr else out
+    for job in extent["jobs"][:20]:
+        terminal.say(f"{job['id']}  {job['name']}")
+    if (more := len(extent["jobs"]) - 20) > 0:
+        terminal.say(f"and {more:,} more")
+    for number, noun in (
+        (extent["num_waiting"], "waiting job"),
+        (extent["num_evaluation_jobs"], "evaluation job"),
+        (extent["num_checkpoints"], "checkpoint"),
+        (extent["num_results"], "measured value"),
+    ):
+        if number:
+            terminal.say(f"  {_count(number, noun)}{', cancelled first' if noun == 'waiting job' else ''}")
+    terminal.say(f"  files of {output.size(extent['size'])}")
+    if extent["num_pinned"]:
+        terminal.say(f"  {_count(extent['num_pinned'], 'checkpoint')} of them pinned")
+    if extent["num_seed_groups"]:
+        terminal.say(f"  {_count(extent['num_seed_groups'], 'seed group')} with fewer jobs")
+    for sweep in extent["sweeps"]:
+        terminal.say(f"  sweep {sweep['name']} with fewer trials")
+    for job in extent["continued_by"]:
+        terminal.say(f"  {job['name']} ({job['id']}) continues from one of them, and stays")
+    for each in extent["refused"]:
+        terminal.say(f"{each['job_id']} stays: {each['reason']}")
+    terminal.say(f"An administrator can restore deleted jobs for {extent['restorable_days']:g} days (wcl undelete).")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
+@app.command(rich_help_panel=SERVICE)
+def undelete(
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="The id of a deleted job, or a part of it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a deleted job; without a job, list the deleted ones.
+
+    This needs an administrator's key.  A job can be restored for some days after its deletion.
+    """
+    with WclClient.connect() as client:
+        records = client.deletions()
+        if job is None:
+            print_json(records) if as_json else out.show(output.deletions_table(records))
+            return
+        ids = {each["job_id"] for each in records if each["job_id"].startswith(job) or each["job_id"].endswith(job)}
+        if len(ids) != 1:
+            raise typer.BadParameter(f"{'no' if not ids else 'more than one'} deleted job has the id {job}")
+        restored = client.restore(ids.pop())
+    print_json(restored) if as_json else out.say(f"{restored['id']} {restored['status']}")
