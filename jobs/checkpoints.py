@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, exists, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
-from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job
+from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job, Sweep, SweepTrial
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.protocol import KNN_TOP1
@@ -143,7 +143,8 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
 
     Raises:
         NotFound: there is no such checkpoint.
-        Conflict: it is pinned, or an unfinished job needs it.  A paused job needs only the one that it continues from.
+        Conflict: it is pinned, or an unfinished job or sweep needs it.  A paused job needs only the one that it
+            continues from.
     """
     checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
     if checkpoint is None or checkpoint.deleted_at is not None:
@@ -161,8 +162,18 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     statement = select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)
     if (job_id := session.execute(statement).scalar_one_or_none()) is not None:
         raise Conflict(f"job {job_id} needs the checkpoint")
+    if (sweep_id := sweep_from(session, checkpoint.sha256)) is not None:
+        raise Conflict(f"sweep {sweep_id} needs the checkpoint")
     session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
     return checkpoint
+
+
+def sweep_from(session: Session, sha256: str) -> str | None:
+    """Return the id of a running sweep whose jobs, also those that it has yet to submit, start from these weights."""
+    of_base, of_trial = Sweep.base["weights"].as_string(), SweepTrial.settings["weights"].as_string()
+    trials = exists().where(SweepTrial.sweep_id == Sweep.id, of_trial == sha256)
+    running = select(Sweep.id).where(Sweep.status == Status.RUNNING, or_(of_base == sha256, trials))
+    return session.execute(running.limit(1)).scalar_one_or_none()
 
 
 # --- retention -----------------------------------------------------------------------------------------------------
@@ -200,12 +211,15 @@ def _num_best(spec: PretrainSpec) -> int:
 
 
 def _needed(session: Session, ids: Sequence[str]) -> set[str]:
-    """Return those of the checkpoints that an unfinished job starts from or evaluates."""
+    """Return those of the checkpoints that an unfinished job or sweep starts from, or an unfinished job evaluates."""
     evaluated = Job.spec["features"]["checkpoint_id"].as_string()
     needs = or_(Job.resume_checkpoint_id.in_(ids), evaluated.in_(ids))
     rows = session.execute(select(Job.resume_checkpoint_id, evaluated).where(Job.status.not_in(TERMINAL), needs))
     started_from = select(Job.spec["weights"].as_string()).where(Job.status.not_in(TERMINAL))
-    weights = select(Checkpoint.id).where(Checkpoint.id.in_(ids), Checkpoint.sha256.in_(started_from))
+    by_sweeps = select(Sweep.base["weights"].as_string()).where(Sweep.status == Status.RUNNING)
+    by_trials = select(SweepTrial.settings["weights"].as_string()).join(Sweep, Sweep.id == SweepTrial.sweep_id)
+    used = started_from.union_all(by_sweeps, by_trials.where(Sweep.status == Status.RUNNING))
+    weights = select(Checkpoint.id).where(Checkpoint.id.in_(ids), Checkpoint.sha256.in_(used))
     return {needed for row in rows for needed in row if needed is not None} | set(session.execute(weights).scalars())
 
 

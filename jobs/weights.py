@@ -24,6 +24,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from jobs import checkpoints
 from jobs.checked_files import BadFile
 from jobs.checkpoints import is_good
 from jobs.database import Database
@@ -254,7 +255,7 @@ def remove(database: Database, storage: Storage, sha256: str) -> None:
 
     Raises:
         NotFound: there are none with this digest.
-        Conflict: an unfinished job needs them.
+        Conflict: an unfinished job or sweep needs them.
     """
     database.write(lambda session: remove_row(session, sha256))
     _discard_quietly(database, storage, sha256)
@@ -266,4 +267,6 @@ def remove_row(session: Session, sha256: str) -> None:
     needs = select(Job.id).where(Job.status.not_in(TERMINAL), Job.spec["weights"].as_string() == sha256)
     if (job_id := session.execute(needs.limit(1)).scalar_one_or_none()) is not None:
         raise Conflict(f"job {job_id} needs the weights; cancel it, or wait for its end")
+    if (sweep_id := checkpoints.sweep_from(session, sha256)) is not None:
+        raise Conflict(f"sweep {sweep_id} needs the weights; cancel it, or wait for its end")
     session.execute(delete(Weights).where(Weights.sha256 == sha256))

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import weights
+from jobs import checkpoints, weights
 from jobs.database import Database
 from jobs.errors import Conflict, Invalid, NotFound
-from jobs.models import Job, Weights
+from jobs.models import Job, Sweep, Weights
 from jobs.storage import LocalStorage
-from tests.jobs import rows
+from tests.jobs import rows, sweeping
 from tests.weight_files import TINY, weight_file
 
 CONTENT, DIGEST = weight_file()
@@ -167,6 +167,36 @@ def test_removal_takes_the_file_and_waits_for_jobs(database: Database, storage: 
         weights.remove(database, storage, DIGEST)
     with pytest.raises(Invalid, match="there are no weights"):
         rows.submit(database, spec={"weights": DIGEST, "backbone": TINY})
+
+
+@pytest.mark.parametrize("of_trials", [False, True])
+def test_a_running_sweep_keeps_the_weights_of_jobs_that_it_has_yet_to_submit(
+    database: Database, storage: LocalStorage, of_trials: bool
+) -> None:
+    rows.add_dataset(database)
+    store(database, storage)
+    trained = rows.submit(database, spec={"backbone": TINY})
+    run = rows.Run(database, rows.claim(database))
+    run.deliver(rows.started(), rows.checkpoint(100))
+    run.end("succeeded")
+    checkpoint_id = rows.checkpoints(database, trained)[-1].id
+    for sha256 in (DIGEST, rows.SHA):
+        start = {} if of_trials else {"weights": sha256}
+        parameters = {"weights": [sha256]} if of_trials else {}
+        base = sweeping.BASE | {"backbone": TINY} | start
+        sweeping.submit(database, {sweeping.TEMPERATURE: [0.1, 0.2]} | parameters, base=base)
+    database.write(lambda session: session.execute(update(Job).values(status="succeeded")))
+
+    with pytest.raises(Conflict, match="sweep .* needs the weights"):
+        weights.remove(database, storage, DIGEST)
+    with pytest.raises(Conflict, match="sweep .* needs the checkpoint"):
+        database.write(lambda session: checkpoints.delete(session, checkpoint_id))
+    with database.read() as session:
+        assert checkpoints._needed(session, [checkpoint_id]) == {checkpoint_id}
+
+    database.write(lambda session: session.execute(update(Sweep).values(status="cancelled")))
+    weights.remove(database, storage, DIGEST)
+    database.write(lambda session: checkpoints.delete(session, checkpoint_id))
 
 
 def test_what_is_wrong_with_a_file_is_seen(database: Database, storage: LocalStorage) -> None:

@@ -162,6 +162,16 @@ GUARDS = (
         ("tests/jobs/test_weights.py::test_removal_takes_the_file_and_waits_for_jobs[sqlite]",),
     ),
     Guard(
+        "weights that a running sweep needs are kept",
+        "jobs/checkpoints.py",
+        "select(Sweep.id).where(Sweep.status == Status.RUNNING, or_(of_base == sha256, trials))",
+        "select(Sweep.id).where(Sweep.status == Status.RUNNING, of_base == sha256)",
+        (
+            "tests/jobs/test_weights.py::"
+            "test_a_running_sweep_keeps_the_weights_of_jobs_that_it_has_yet_to_submit[sqlite-True]",
+        ),
+    ),
+    Guard(
         "a late removal takes no file of a row",
         "jobs/weights.py",
         "        if session.get(Weights, sha256) is not None:\n            return\n",
