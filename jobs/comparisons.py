@@ -155,7 +155,7 @@ def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
             measure=each,
             dataset=names.get(each.dataset_digest, f"{each.dataset_digest[:12]}…"),
             results=results,
-            lead=_lead(results, _distinct_names(chosen)),
+            lead=_lead(each, results, _distinct_names(chosen)),
             difference=_of_two(results),
         )
         for each, results in table.items()
@@ -183,8 +183,10 @@ def _of_two(results: Sequence[Result | None]) -> Difference | None:
     return _difference(results[0], results[1])
 
 
-def _lead(results: Sequence[Result | None], names: Sequence[str]) -> Lead | None:
+def _lead(measure: Measure, results: Sequence[Result | None], names: Sequence[str]) -> Lead | None:
     """Return the best result against the second one; None where fewer than two can be compared."""
+    if not protocol_facts(measure.protocol).is_higher_better(measure.metric):
+        return None
     measured = sorted(
         ((result, name) for result, name in zip(results, names, strict=True) if result),
         key=lambda pair: -pair[0].mean,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request
@@ -97,14 +98,45 @@ class Run:
         return self.job.status == Status.SUCCEEDED and bool(self.measurable)
 
     @property
+    def waits(self) -> bool:
+        """Whether it waits for its first attempt: until then the page hides its empty sections."""
+        return self.job.attempt == 0 and not self.view.is_over
+
+    @property
     def has_curves(self) -> bool:
         """Whether it has reported metrics, or still may."""
         return self.job.kind == "pretrain" and (bool(self.view.metrics) or not self.view.is_over)
 
     @property
+    def has_hardware(self) -> bool:
+        """Whether it has reported metrics of the hardware, or still may."""
+        return self.has_curves and (not self.view.is_over or any(map(is_hardware, self.view.metrics)))
+
+    @property
+    def may_get_results(self) -> bool:
+        """Whether it is a training that may still write checkpoints."""
+        return self.job.kind == "pretrain" and not self.view.is_over
+
+    @property
     def has_checkpoints(self) -> bool:
-        """Whether it has checkpoints, or still may."""
-        return self.job.kind == "pretrain" and (bool(self.checkpoints) or not self.view.is_over)
+        """Whether it has checkpoints."""
+        return self.job.kind == "pretrain" and bool(self.checkpoints)
+
+    @property
+    def earlier(self) -> list[Origin]:
+        """The jobs whose curves come before its own, the nearest first: it goes on from a checkpoint of theirs."""
+        goes_on = takewhile(lambda origin: origin.relation in ("continues", "retries"), self.lineage)
+        return [origin for origin in goes_on if origin.job_id and origin.step is not None]
+
+    @property
+    def earlier_steps(self) -> list[tuple[str | None, int | None, str]]:
+        """Id, last step and relation of the earlier jobs, for the charts."""
+        return [(origin.job_id, origin.step, origin.words) for origin in self.earlier]
+
+    @property
+    def start(self) -> Origin | None:
+        """The weights that its training began with; None for random ones."""
+        return next((origin for origin in self.lineage if origin.relation == "starts_from"), None)
 
     @property
     def measurable(self) -> list[Checkpoint]:
@@ -177,15 +209,17 @@ def run(session: Session, job_id: str) -> Run:
 def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     """Return addresses and names of the sections of a job's page, and of the pages of its parts.
 
+    A section that comes with the first checkpoint has its link before; the style sheet hides it until then.
+
     Args:
         address: of the job's page; empty on that page itself.
     """
     shown = {
-        ("evaluations", "Evaluations"): run.has_evaluations,
+        ("evaluations", "Evaluations"): run.has_evaluations or run.may_get_results,
         ("group", "Seeds"): run.group is not None,
         ("curves", "Curves"): run.has_curves,
-        ("checkpoints", "Checkpoints"): run.has_checkpoints,
-        ("hardware", "Hardware"): run.has_curves,
+        ("checkpoints", "Checkpoints"): run.has_checkpoints or run.may_get_results,
+        ("hardware", "Hardware"): run.has_hardware,
         ("log", "Log"): run.has_log,
         ("timeline", "Timeline"): True,
         ("spec", "Spec"): True,
@@ -271,10 +305,7 @@ def hardware(run: Run) -> Hardware:
     """Return which hardware metrics a training job has reported, and why others are missing."""
     names = sorted(filter(is_hardware, run.view.metrics))
     if not any(name.startswith(HARDWARE_PREFIX) for name in names):
-        waits = (
-            "Metrics appear with the first report." if not run.view.is_over else "No hardware metrics were reported."
-        )
-        return Hardware(names, [waits])
+        return Hardware(names, [] if run.view.is_over else ["Metrics appear with the first report."])
     return Hardware(names, _missing(names, _device(run), run.job.spec.get("processes", 1)))
 
 

@@ -49,13 +49,13 @@ def paths(site: Site) -> list[str]:
     running.start()
     running.report({"type": "log", "level": "info", "message": "loaded"}, output=["printed"])
     running.losses(range(1, 30))
-    site.submit("waits")
+    waiting = site.submit("waits")
     sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
     site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
     ids = {"job_id": done.job_id, "sweep_id": sweep_id, "name": "digits"}
     return [
         *(page.address.format(**ids) for page in PAGES),
-        *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation)),
+        *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation, waiting)),
         "/?q=nothing-like-this",
         f"/?sort=name&open={done.job_id}&open={sweep_id}",
         f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",
@@ -75,13 +75,24 @@ def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: st
         page.wait_for_load_state("load")
         if problems := violations(page):
             problems_by_path[path] = problems
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path in ("/", next(path for path in paths if path.startswith("/jobs/")), paths[-3]):  # list, run, comparison
+        page.goto(path)
+        page.locator("#menu > summary").click()
+        if problems := violations(page):
+            problems_by_path[f"{path} on a phone"] = problems
+    page.goto("/absent")
+    if problems := violations(page):
+        problems_by_path["error"] = problems
+    assert [text for text in visitor.complaints if "404" not in text] == []
+    visitor.complaints.clear()  # the browser reports the absent page
 
     assert problems_by_path == {}
 
 
 def violations(page: Page) -> list[Any]:
     """Return rule, element and axe's message of each violation."""
-    if page.locator("#charts").count():
+    if page.locator("#charts").is_visible():  # a job that waits has none
         expect(page.locator("#charts figure").first).to_be_visible()
     page.evaluate("() => { for (const part of document.querySelectorAll('details')) part.open = true; }")
     page.evaluate((AXE / "axe.min.js").read_text(encoding="utf-8"))

@@ -58,11 +58,13 @@ def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None
     expect(sentences).not_to_contain_text("NVML")
 
 
-def test_a_job_without_hardware_metrics_shows_an_explanation(visitor: Visitor, site: Site) -> None:
+def test_an_ended_job_without_hardware_metrics_has_no_hardware_section(visitor: Visitor, site: Site) -> None:
     run = site.running("of an older worker")
     run.start()
     run.losses([1])
     run.end()
     page = visitor.window(f"/jobs/{run.job_id}")
 
-    expect(page.locator("#hardware")).to_contain_text("No hardware metrics were reported.")
+    expect(page.locator("#charts figure")).to_have_count(1)
+    expect(page.locator("#hardware")).to_have_count(0)
+    expect(page.get_by_role("link", name="Hardware")).to_have_count(0)

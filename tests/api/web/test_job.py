@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jobs.models import DatasetVersion
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, PlayedRun, Site
 from tests.waiting import eventually
+from wcl_core.config import SPEC_VERSIONS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -236,6 +238,48 @@ def test_a_job_without_results_has_no_empty_sections(visitor: Visitor, site: Sit
     expect(page.get_by_role("heading", level=2)).to_have_text(["The data is invalid", "Timeline", "Spec"])
     sections = page.get_by_role("navigation", name="Sections")
     expect(sections.get_by_role("link")).to_have_text(["Timeline", "Spec"])
+
+
+def test_a_waiting_job_shows_the_sections_of_a_run_once_it_starts(visitor: Visitor, site: Site) -> None:
+    page = visitor.window(f"/jobs/{site.submit('waits')}")
+    links = page.get_by_role("navigation", name="Sections").get_by_role("link")
+    expect(links).to_have_text(["Timeline", "Spec"])
+    run = site.claim()
+    run.start()
+    run.losses([1])
+    expect(links).to_have_text(["Curves", "Weak labels", "Hardware", "Log", "Timeline", "Spec"])
+    expect(page.locator("#charts figure")).to_be_visible()
+    run.checkpoint(1)
+    expect(page.locator("#checkpoints tbody tr")).to_have_count(1)
+    expect(links.filter(has_text="Checkpoints")).to_be_visible()
+    run.end()
+
+
+def test_a_continued_run_draws_the_curves_of_its_parent_before_its_own(visitor: Visitor, site: Site) -> None:
+    parent = site.running("the parent")
+    parent.start()
+    parent.losses(range(1, 52))
+    parent.checkpoint(50)
+    parent.end()
+    page = visitor.window(f"/jobs/{parent.job_id}")
+    page.locator("#confirm-continue > summary").click()
+    page.get_by_role("button", name="Continue training").click()
+    page.wait_for_url(lambda url: parent.job_id not in url)
+    site.worker = replace(site.worker, spec_versions=SPEC_VERSIONS)  # restarts need version 2
+    run = site.claim()
+    run.start(50)
+    run.losses(range(51, 61))
+    run.end()
+    page.reload()
+    expect(page.locator("#curves")).to_contain_text(
+        "Lighter lines: the parent until step 50, which this job continues."
+    )
+    loss = page.locator("figure[data-metrics='train/loss']")
+    expect(loss).to_have_attribute("data-earlier", "50")
+    expect(loss).to_have_attribute("data-points", "10")
+    page.get_by_label("X axis").select_option("time")  # on which the pause between both has no place
+    loss.locator(".canvas").press("End")
+    expect(loss).to_contain_text("4.4")
 
 
 def test_downloads_are_the_registered_bytes(visitor: Visitor, site: Site, tmp_path: Path) -> None:

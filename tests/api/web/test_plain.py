@@ -83,9 +83,11 @@ def test_nothing_is_wider_than_the_screen(visitor: Visitor, run: PlayedRun, them
         assert (int(re.findall(r"\d+", ground)[0]) < 60) == (theme == "dark")
 
 
-@pytest.mark.parametrize("scripts", [True, False])
-def test_a_phone_has_a_menu_that_names_the_current_page(visitor: Visitor, run: PlayedRun, scripts: bool) -> None:
-    page = visitor.window("/workers", width=390, scripts=scripts)
+@pytest.mark.parametrize(("width", "scripts"), [(390, True), (390, False), (768, True)])
+def test_a_narrow_screen_has_a_menu_that_names_the_current_page(
+    visitor: Visitor, run: PlayedRun, width: int, scripts: bool
+) -> None:
+    page = visitor.window("/workers", width=width, scripts=scripts)
     links = page.get_by_role("navigation", name="Main").get_by_role("link")
     expect(links).to_have_count(0)  # that can be seen
     menu = page.locator("#menu > summary")
@@ -112,6 +114,16 @@ def test_a_phone_shows_the_current_section_and_two_charts_a_row(visitor: Visitor
     assert (first["y"], first["x"] < second["x"]) == (second["y"], True)
     page.goto(f"/jobs/{run.job_id}/weak-labels")
     expect(page.locator(".sections [aria-current]")).to_be_in_viewport(ratio=1)
+
+
+def test_a_phone_folds_the_sections_after_the_curves(visitor: Visitor, run: PlayedRun) -> None:
+    page = visitor.window(f"/jobs/{run.job_id}", width=390)
+    expect(page.locator("#timeline .events")).to_be_hidden()
+    page.get_by_role("navigation", name="Sections").get_by_role("link", name="Timeline").click()
+    expect(page.locator("#timeline .events")).to_be_visible()
+    page.locator("#timeline summary").press("Enter")
+    expect(page.locator("#timeline .events")).to_be_hidden()
+    expect(page.locator("#evaluations, #curves")).to_have_count(2)
 
 
 def test_the_theme_can_be_switched_and_is_kept(visitor: Visitor, site: Site) -> None:

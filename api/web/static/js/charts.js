@@ -7,7 +7,8 @@ import { text, visible } from "./text.js";
 const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value behind a smoothed line
 
 export class Chart extends PlotFigure {
-  /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job. */
+  /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job;
+   *  `earlier`: the curves of the jobs that it goes on from, or null; `joints`: the steps where they end, with words. */
   constructor(group, source, view, place) {
     const { title, about, lines, isShare, levels = [], isDiagnostic } = group;
     const kind = { title, about, isShare, levels, isExplained: isDiagnostic };
@@ -28,17 +29,33 @@ export class Chart extends PlotFigure {
     return this.view.smooth > 0 && !isSparse(this.source.all.byName.get(name)?.length ?? 0);
   }
 
+  /** The curves of earlier jobs; null if there are none, or if the axis is the time, which has gaps between jobs. */
+  get earlier() {
+    return this.source.axis.kind === "time" ? null : this.source.earlier;
+  }
+
+  /** A metric of the earlier jobs, up to the first point of this one. */
+  earlierTable(name) {
+    const { axis, all } = this.source;
+    const { steps = [], values = [] } = this.earlier.byName.get(name) ?? {};
+    const own = all.byName.get(name);
+    const isJoined = steps.length && own?.length && own.steps[0] > steps.at(-1);
+    const [xs, ys] = isJoined ? [[...steps, own.steps[0]], [...values, own.values[0]]] : [steps, values];
+    return [xs.map((step) => axis.x(step)), smoothed(ys, isSparse(ys.length) ? 0 : this.view.smooth)];
+  }
+
   tables() {
     const { axis } = this.source;
-    return this.group.map(([name]) => {
+    const own = this.group.map(([name]) => {
       const { steps = [], values = [], lows = [], highs = [] } = this.curve(name) ?? {};
       return [steps.map((step) => axis.x(step)), smoothed(values, this.isSmoothed(name) ? this.view.smooth : 0), lows, highs, values];
     });
+    return this.earlier ? [...own, ...this.group.map(([name]) => this.earlierTable(name))] : own;
   }
 
   series() {
     const hidden = { stroke: "transparent", width: 0, points: { show: false } };
-    return this.group.flatMap(([name, label], place) => {
+    const own = this.group.flatMap(([name, label], place) => {
       const isChance = label === "chance";
       const token = tokenOf(label, place);
       const points = { show: () => isSparse(this.curve(name)?.length ?? 0) && !isChance, size: 4, fill: () => colour(token) };
@@ -46,6 +63,8 @@ export class Chart extends PlotFigure {
       const behind = this.isSmoothed(name) ? { ...hidden, stroke: () => faded(token, 0.3), width: 1 } : { ...hidden };
       return [line, { ...hidden }, { ...hidden }, behind];
     });
+    const lighter = this.group.map(([, label], place) => ({ label, stroke: () => faded(tokenOf(label, place), 0.5), width: 1.75, points: { show: false } }));
+    return this.earlier ? [...own, ...lighter] : own;
   }
 
   bands() {
@@ -87,7 +106,7 @@ export class Chart extends PlotFigure {
     ctx.restore();
   }
 
-  /** Draw the starts of later attempts, with a label where there is room. */
+  /** Draw where the earlier jobs end and later attempts start, with a label where there is room. */
   drawStarts(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -97,16 +116,18 @@ export class Chart extends PlotFigure {
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
     let free = 0;
-    for (const [attempt, step] of this.source.all.starts) {
+    const joints = this.earlier ? this.source.joints : [];
+    const starts = [...this.source.all.starts].map(([attempt, step]) => [step, `attempt ${attempt}`]);
+    for (const [step, label] of [...[...joints].reverse(), ...starts]) {
       const x = Math.round(plot.valToPos(this.source.axis.x(step), "x", true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const half = ctx.measureText(`attempt ${attempt}`).width / 2;
+      const half = ctx.measureText(label).width / 2;
       if (x - half < free) continue;
-      ctx.fillText(visible(`attempt ${attempt}`), x, bbox.top - 4 * devicePixelRatio);
+      ctx.fillText(visible(label), x, bbox.top - 4 * devicePixelRatio);
       free = x + half + 6 * devicePixelRatio;
     }
     ctx.restore();
@@ -121,6 +142,8 @@ export class Chart extends PlotFigure {
   mark() {
     const curves = this.group.map(([name]) => this.curve(name)).filter(Boolean);
     this.figure.dataset.points = String(Math.max(0, ...curves.map(({ length }) => length)));
+    const earlier = this.group.map(([name]) => this.earlier?.byName.get(name)?.length ?? 0);
+    this.figure.dataset.earlier = String(Math.max(0, ...earlier));
     this.figure.dataset.step = String(Math.max(-1, ...curves.map(({ steps }) => steps.at(-1) ?? -1)));
   }
 
@@ -129,7 +152,7 @@ export class Chart extends PlotFigure {
     const [xs, ...columns] = this.plot?.data ?? [[]];
     const at = this.cursor;
     const parts = this.group.map(([name, label], place) => {
-      const value = at === null ? this.source.all.byName.get(name)?.latest : nearest(columns[COLUMNS * place], at);
+      const value = at === null ? this.source.all.byName.get(name)?.latest : this.under(columns, place, at);
       return { label, text: value === null ? "not finite" : this.format(value ?? NaN), token: tokenOf(label, place) };
     });
     this.readout.replaceChildren(...parts.map((part) => this.entry(part, parts.length > 1, at === null)));
@@ -137,6 +160,12 @@ export class Chart extends PlotFigure {
     if (where) this.readout.prepend(text("span", where, "quiet"));
     const summary = parts.map(({ label, text: value }) => `${label} ${value}`).join(", ");
     this.canvas.setAttribute("aria-label", visible(`${this.title}: ${summary}${where && ` at ${where}`}`));
+  }
+
+  /** The value of a line under the cursor: its own, or that of the earlier jobs. */
+  under(columns, place, at) {
+    const own = nearest(columns[COLUMNS * place], at);
+    return own === undefined && this.earlier ? nearest(columns[COLUMNS * this.group.length + place], at) : own;
   }
 
   /** The step replaces the label while a cursor is shown, so that nothing moves. */

@@ -30,7 +30,8 @@ const curves = new Curves();
 const charts = new Map();
 const view = place && new View(document.getElementById("chart-tools"), viewed);
 const facts = { stepsPerEpoch: Number(place?.dataset.stepsPerEpoch), batchSize: Number(place?.dataset.batchSize), times: [] };
-const source = { all: curves, shown: curves, axis: place && new Axis(view.x, facts) };
+const earlier = JSON.parse(place?.dataset.earlier ?? "[]"); // [id, last step, relation] of the jobs that it goes on from, the nearest first
+const source = { all: curves, shown: curves, earlier: null, joints: earlier.map(([, step, words]) => [step, words]), axis: place && new Axis(view.x, facts) };
 let isLoading = false;
 let waiting = []; // points streamed while the curves are loading
 let isDrawing = false;
@@ -53,6 +54,7 @@ async function load() {
     facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);
     curves.load(series, items);
     curves.add(waiting);
+    if (earlier.length) source.earlier ??= await before();
     if (view.isZoomed && source.shown === curves) await detail();
     draw();
   } catch (error) {
@@ -62,6 +64,18 @@ async function load() {
     waiting = [];
     isLoading = false;
   }
+}
+
+/** Load the curves of the earlier jobs as one; without those of a job that is deleted. */
+async function before() {
+  const joined = new Curves();
+  for (const [id, step] of [...earlier].reverse()) {
+    const { series } = await json(`/v1/jobs/${id}/metrics?max_points=${MAX_POINTS}&to_step=${step}`).catch(() => ({ series: [] }));
+    for (const { name, points } of series) {
+      for (const point of points) joined.curve(name).add(point.attempt, point.step, point.value, point.min, point.max);
+    }
+  }
+  return joined;
 }
 
 /** Load the visible range at a higher resolution. */
@@ -112,7 +126,8 @@ function draw() {
     state.textContent = visible(OVER.has(run.dataset.status) ? "No metrics were reported." : "Curves appear with the first report.");
     drawAll(main, place);
     drawAll(diagnostics, document.getElementById("diagnostics-charts"));
-    drawAll(groups.filter((group) => group.isHardware), document.getElementById("hardware-charts"));
+    const hardware = document.getElementById("hardware-charts");
+    if (hardware) drawAll(groups.filter((group) => group.isHardware), hardware);
   });
 }
 
@@ -138,6 +153,7 @@ if (place) {
 
 function isOver(job) {
   run.dataset.status = job.status;
+  if (job.status === "running") delete run.dataset.waits;
   return OVER.has(job.status);
 }
 

@@ -13,13 +13,17 @@ export function morph(from, to) {
 
 function copyAttributes(from, to) {
   for (const { name } of [...from.attributes]) {
-    const isOpenedByUser = name === "open" && from.nodeName === "DETAILS";
-    if (!to.hasAttribute(name) && !isOpenedByUser) from.removeAttribute(name);
+    if (!to.hasAttribute(name) && !isFolding(from, name)) from.removeAttribute(name);
   }
   for (const { name, value } of to.attributes) {
     const isTheFormsKey = name === "value" && from.type === "hidden" && from.name === "key"; // a repeat must keep it
-    if (!isTheFormsKey && from.getAttribute(name) !== value) from.setAttribute(name, value);
+    if (!isTheFormsKey && !isFolding(from, name) && from.getAttribute(name) !== value) from.setAttribute(name, value);
   }
+}
+
+/** Whether the attribute folds a part, which the user does and undoes. */
+function isFolding(element, name) {
+  return name === "open" && element.nodeName === "DETAILS";
 }
 
 function copyChildren(from, to) {

@@ -78,6 +78,21 @@ for (const links of document.querySelectorAll(".top nav, nav.sections")) {
   new ResizeObserver(() => showEnds(links)).observe(links);
 }
 
+// ---- sections that fold: on a phone they begin folded, and a link to one opens it
+
+function reveal(hash) {
+  const target = hash ? document.getElementById(hash.slice(1)) : null;
+  const part = target?.querySelector("details.folds") ?? target?.closest("details.folds");
+  if (part) part.open = true;
+}
+
+if (matchMedia("(max-width: 40rem)").matches) {
+  for (const part of document.querySelectorAll("details.folds")) part.open = false;
+  reveal(location.hash);
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+document.addEventListener("click", ({ target }) => reveal(target.closest('a[href^="#"]')?.hash));
+
 // ---- messages
 
 const toast = document.getElementById("toast");
