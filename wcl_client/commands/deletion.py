@@ -52,7 +52,7 @@ def delete(
         if plan and not yes:
             _print_extent(plan, to_stderr=as_json)
             if plan["jobs"]:
-                typer.confirm(f"Delete {_count(len(plan['jobs']), 'job')}?", abort=True, err=True)
+                _confirm(f"Delete {_count(len(plan['jobs']), 'job')}?")
         if plan:  # exactly those that were shown
             ids = [job["id"] for job in plan["jobs"]]
         deleted = client.delete(ids) if ids else plan
@@ -63,6 +63,18 @@ def delete(
         for each in deleted["refused"] if yes or not plan else ():
             err.say(f"{each['job_id']} stays: {each['reason']}")
     if deleted["refused"] or (plan and plan["refused"]):
+        raise typer.Exit(1)
+
+
+def _confirm(question: str) -> None:
+    """Ask; end the command with code 1 unless the user agrees."""
+    try:
+        is_agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # also without a terminal
+        err.say("\nno reply; --yes deletes without a question")
+        is_agreed = False
+    if not is_agreed:
+        err.say("nothing is deleted")
         raise typer.Exit(1)
 
 
