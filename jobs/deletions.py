@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, Update, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -20,7 +21,18 @@ from jobs import listing, transitions
 from jobs.database import database_time, new_id, now_ms
 from jobs.errors import Conflict, NotFound
 from jobs.keys import Principal
-from jobs.models import SEES_HIDDEN, Artifact, Checkpoint, Deletion, Dependency, Evaluation, Job, JobEvaluation, Sweep
+from jobs.models import (
+    SEES_HIDDEN,
+    Artifact,
+    Checkpoint,
+    Deletion,
+    Dependency,
+    Evaluation,
+    Job,
+    JobEvaluation,
+    Sweep,
+    SweepTrial,
+)
 from jobs.status import TERMINAL, Status
 
 AT_ONCE = 100  # jobs of one transaction
@@ -235,15 +247,26 @@ def _refuse_needed(session: Session, family: _Family, before: Collection[str], l
     dependent = select(Dependency.job_id, Dependency.needs_job_id).join(Job, Job.id == Dependency.job_id)
     dependent = dependent.where(Dependency.needs_job_id.in_(ids), Job.status.not_in(TERMINAL))
     needs += [(row.job_id, row.needs_job_id) for row in session.execute(dependent)]
+    sweep_needs = [(row.id, writers[row.sha256]) for row in _sweep_starts(session) if row.sha256 in writers]
     while True:  # a refused job may need another one of them
         members = {*before, *(job.id for job in family.members())}
-        blocked = {needed: user for user, needed in needs if needed in members and user not in members}
+        blocked = {needed: f"job {user}" for user, needed in needs if needed in members and user not in members}
+        blocked |= {needed: f"sweep {sweep_id}" for sweep_id, needed in sweep_needs}
         roots = [root for root, jobs in family.of_root.items() if any(job.id in blocked for job in jobs)]
         if not roots:
             return
         for root in roots:
             user = next(blocked[job.id] for job in family.of_root[root] if job.id in blocked)
-            family.refuse(root, f"job {user} has not ended and needs it; cancel or delete that one first")
+            family.refuse(root, f"{user} has not ended and needs it; cancel or delete that one first")
+
+
+def _sweep_starts(session: Session) -> Sequence[Any]:
+    """Return (id, sha256) of running sweeps and the weights that their jobs start from, also later ones."""
+    of_base = select(Sweep.id, Sweep.base["weights"].as_string().label("sha256"))
+    of_trials = select(Sweep.id, SweepTrial.settings["weights"].as_string().label("sha256"))
+    of_trials = of_trials.join(SweepTrial, SweepTrial.sweep_id == Sweep.id)
+    is_running = Sweep.status == Status.RUNNING
+    return session.execute(of_base.where(is_running).union(of_trials.where(is_running))).all()
 
 
 # --- what is deleted -------------------------------------------------------------------------------------------------

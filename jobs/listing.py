@@ -97,10 +97,11 @@ def check_cursor(cursor: str | None) -> None:
 
 
 def _listed(statement: Select[Any]) -> Select[Any]:
-    """Restrict jobs to those that are entries: those that `LISTED` keeps, and the first one of each seed group."""
+    """Restrict jobs to entries: those that `LISTED` keeps, the first one of each seed group, and no archived ones."""
     earlier = aliased(Job)
-    is_later = exists().where(earlier.group_id == Job.group_id, earlier.id < Job.id)
-    return statement.where(LISTED, or_(Job.group_id.is_(None), ~is_later))
+    is_listed = (earlier.id < Job.id, earlier.archived_at.is_(None))
+    is_later = exists().where(earlier.group_id == Job.group_id, *is_listed)
+    return statement.where(LISTED, Job.archived_at.is_(None), or_(Job.group_id.is_(None), ~is_later))
 
 
 def _after(statement: Select[Any], cursor: str | None, limit: int) -> Select[Any]:

@@ -192,6 +192,7 @@ class Job(Hideable, Base):
     updated_at: Mapped[int] = mapped_column(default=now_ms())
     started_at: Mapped[int | None]
     ended_at: Mapped[int | None]
+    archived_at: Mapped[int | None]  # lists leave it out unless they are asked for it
 
 
 class Deletion(Base):

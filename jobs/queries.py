@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import Select, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
@@ -14,6 +14,7 @@ from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Even
 from jobs.status import TERMINAL
 
 T = TypeVar("T")
+Archived = Literal["", "only", "all"]
 _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type
 
 
@@ -34,16 +35,18 @@ class Filters:
         kind: only jobs of this kind.
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
+        archived: whether archived jobs are left out, alone in the list (`only`), or in it (`all`).
     """
 
     status: tuple[str, ...] = ()
     kind: str = ""
     tag: str = ""
     q: str = ""
+    archived: Archived = ""
 
     @property
     def are_set(self) -> bool:
-        return bool(self.status or self.kind or self.tag or self.q)
+        return bool(self.status or self.kind or self.tag or self.q or self.archived)
 
 
 def get_job(session: Session, job_id: str, *, lock: bool = False) -> Job:
@@ -63,6 +66,7 @@ def list_jobs(
     kind: str | None = None,
     tag: str | None = None,
     q: str | None = None,
+    archived: Archived = "",
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
@@ -74,6 +78,7 @@ def list_jobs(
         kind: only jobs of this kind.
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
+        archived: as `Filters`.
         cursor: the last id of the previous page.
         limit: jobs of a page.
 
@@ -84,7 +89,7 @@ def list_jobs(
         raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
 
     def newest(*states: str) -> Select[Any]:
-        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or ""))
+        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or "", archived))
         statement = statement.where(Job.id < cursor) if cursor else statement
         return statement.order_by(Job.id.desc()).limit(limit + 1)
 
@@ -98,6 +103,9 @@ def list_jobs(
 
 def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
     """Restrict a statement about jobs to those that match."""
+    if filters.archived != "all":
+        is_archived = Job.archived_at.is_not(None)
+        statement = statement.where(is_archived if filters.archived else ~is_archived)
     if filters.status:
         statement = statement.where(Job.status.in_(filters.status))
     if filters.kind:

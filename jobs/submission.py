@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, queries, weights
+from jobs import checkpoints, listing, queries, weights
 from jobs.advice import advice
 from jobs.checks import check, pretraining_count
 from jobs.database import new_id, now_ms
@@ -25,7 +25,7 @@ from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name, kind_of, nodes_of, options_of
-from jobs.status import Status
+from jobs.status import TERMINAL, Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
 
@@ -153,6 +153,40 @@ def change(
     record(session, job_id, "changed", values | ({} if tags is None else {"tags": list(tags)}))
     session.refresh(job)
     return job
+
+
+def archive(session: Session, job_id: str) -> None:
+    """Leave an ended job and its evaluations out of the lists; a second call changes nothing.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has not ended.
+    """
+    job = queries.get_job(session, job_id, lock=True)
+    if job.status not in TERMINAL:
+        raise Conflict(f"cannot archive a job that is {job.status}; cancel it, or wait for its end")
+    _set_archived(session, job_id, True)
+
+
+def unarchive(session: Session, job_id: str) -> None:
+    """Show an archived job in the lists again; a second call changes nothing.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    queries.get_job(session, job_id, lock=True)
+    _set_archived(session, job_id, False)
+
+
+def _set_archived(session: Session, job_id: str, is_archived: bool) -> None:
+    """Change the job and the ended evaluations below it, where this is a change."""
+    below = listing.evaluations_below([job_id])
+    family = or_(Job.id == job_id, and_(Job.id.in_(select(below.c.id)), Job.status.in_(TERMINAL)))
+    is_other = Job.archived_at.is_(None) if is_archived else Job.archived_at.is_not(None)
+    for changed in session.execute(select(Job.id).where(family, is_other).order_by(Job.id)).scalars().all():
+        values = {"archived_at": now_ms() if is_archived else None, "updated_at": now_ms()}
+        session.execute(update(Job).where(Job.id == changed).values(values))
+        record(session, changed, "changed", {"archived": is_archived})
 
 
 def retry(session: Session, job_id: str, created_by: str | None) -> Job:

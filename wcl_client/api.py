@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import httpx
 
@@ -31,6 +31,8 @@ from wcl_client.responses import (
 )
 from wcl_client.sse import Message
 from wcl_client.sweeps import SweepClient
+
+Archived = Literal["only", "all"]  # archived jobs alone, or with the others
 
 
 class WclClient(SweepClient):
@@ -111,10 +113,22 @@ class WclClient(SweepClient):
         kind: str | None = None,
         tag: str | None = None,
         q: str | None = None,
+        archived: Archived | None = None,
         limit: int = 50,
     ) -> list[Job]:
-        """Return the newest jobs that match, at most `limit`; `q` is a part of the name."""
-        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q)
+        """Return the newest jobs that match, at most `limit`; `q` is a part of the name.
+
+        Archived jobs are left out, unless `archived` is `all`, or `only` for these alone.
+        """
+        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q, archived=archived)
+
+    def archive(self, job_id: str) -> Job:
+        """Leave an ended job out of the lists."""
+        return self._action(job_id, "archive")
+
+    def unarchive(self, job_id: str) -> Job:
+        """Show an archived job in the lists again."""
+        return self._action(job_id, "unarchive")
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job ends within 2 s and keeps its checkpoints."""

@@ -21,7 +21,7 @@ _MOST_LISTED = 8
 
 
 def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> Job:
-    """Return the job of an id, of a part of an id, of a name, or of `last`.
+    """Return the job of an id, of a part of an id, of a name, or of `last`, which is never an archived job.
 
     Args:
         client: of the service.
@@ -37,9 +37,9 @@ def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> 
     if reference == "last":
         jobs = client.jobs(kind=kind, limit=1)
     else:
-        jobs = client.jobs(limit=_NEWEST) if _ID.fullmatch(reference) else []
+        jobs = client.jobs(archived="all", limit=_NEWEST) if _ID.fullmatch(reference) else []
         jobs = [job for job in jobs if _matches(job["id"], reference)]
-        named = [job for job in client.jobs(q=reference, limit=_NEWEST) if job.get("name") == reference]
+        named = [job for job in client.jobs(archived="all", q=reference, limit=_NEWEST) if job.get("name") == reference]
         named = [job for job in named if job["kind"] == kind] or named
         jobs = list({job["id"]: job for job in (*jobs, *named)}.values())
     expected = _EXPECTED.format("the name of one job, ")

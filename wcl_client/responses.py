@@ -68,6 +68,7 @@ class Job(TypedDict, total=False):
     updated_at: str
     started_at: str | None
     ended_at: str | None
+    archived_at: str | None
     links: dict[str, str]
     spec: Json
     spec_version: int

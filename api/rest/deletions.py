@@ -37,15 +37,18 @@ class JobFilter(BaseModel):
     kind: Literal["", "pretrain", "evaluate"] = ""
     tag: Annotated[str, Field(max_length=64)] = ""
     q: Annotated[str, Field(max_length=200)] = ""
+    archived: Literal["", "only", "all"] = ""
 
     @property
     def filters(self) -> Filters:
-        return Filters(tuple(self.status), self.kind, self.tag, self.q)
+        return Filters(tuple(self.status), self.kind, self.tag, self.q, self.archived)
 
     @model_validator(mode="after")
     def _has_a_field(self) -> JobFilter:
         if not self.filters.are_set:
-            raise ValueError("expected at least one of status, kind, tag, q; list all jobs by their ids to delete all")
+            raise ValueError(
+                "expected at least one of status, kind, tag, q, archived; list all jobs by their ids to delete all"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Response as HttpResponse
@@ -83,13 +83,15 @@ def list_jobs(
     kind: Annotated[str | None, Query(max_length=32)] = None,
     tag: Annotated[str | None, Query(max_length=64)] = None,
     q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
+    archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> JobPage:
     """List jobs, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
-        page = queries.list_jobs(session, status=statuses, kind=kind, tag=tag, q=q, cursor=cursor, limit=limit)
+        filters = {"kind": kind, "tag": tag, "q": q}
+        page = queries.list_jobs(session, status=statuses, **filters, archived=archived, cursor=cursor, limit=limit)
         tags = queries.tags(session, [job.id for job in page.items])
     items = [responses.job_summary(job, tags[job.id]) for job in page.items]
     return JobPage(items=items, next_cursor=page.next_cursor)
@@ -128,6 +130,18 @@ def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobRespon
 def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
     """Resume a paused job: it is queued again, and continues from its last checkpoint."""
     return _changed(database, job_id, transitions.resume)
+
+
+@router.post("/{job_id}/archive")
+def archive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+    """Leave an ended job out of the lists; it stays as it is, and everything of it works as before."""
+    return _changed(database, job_id, service.archive)
+
+
+@router.post("/{job_id}/unarchive")
+def unarchive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+    """Show an archived job in the lists again."""
+    return _changed(database, job_id, service.unarchive)
 
 
 @router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)

@@ -96,6 +96,7 @@ class JobSummary(Response):
     updated_at: Time
     started_at: Time | None
     ended_at: Time | None
+    archived_at: Time | None
     links: dict[str, str]
 
 

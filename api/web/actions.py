@@ -9,12 +9,12 @@ import os
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import parse_qs, quote
+from typing import Annotated, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import or_, select
+from sqlalchemy import Select, or_, select
 
 from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
@@ -23,10 +23,11 @@ from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
 from api.rest.job_bodies import ContinueBody, create_continued, create_retry
 from api.web.forms.fields import body_of
-from api.web.jobs import filters_of
+from api.web.jobs import filters_of_query
 from jobs import checkpoints, dataset_sources, datasets, queries, transitions
+from jobs import submission as service
 from jobs.database import Database
-from jobs.errors import Conflict, FieldError, Invalid
+from jobs.errors import Conflict, FieldError, Invalid, NotFound
 from jobs.models import Job
 from jobs.status import TERMINAL
 from wcl_core.config import Protocol
@@ -35,11 +36,13 @@ router = APIRouter(include_in_schema=False)
 
 
 class Verb(StrEnum):
-    """Changes of a job's status that a user may request."""
+    """Changes of a job that a user may request."""
 
     CANCEL = "cancel"
     PAUSE = "pause"
     RESUME = "resume"
+    ARCHIVE = "archive"
+    UNARCHIVE = "unarchive"
 
 
 class Pin(StrEnum):
@@ -101,18 +104,39 @@ def cancel_all(
         job, group: selected jobs and seed groups.
         matching: `?` and the query of a filter, in place of a selection.
     """
-    if matching:
-        query = parse_qs(matching[1:])
-        filters = filters_of(query.get("status", []), *(query.get(name, [""])[0] for name in ("kind", "tag", "q")))
-        chosen = queries.matching(select(Job.id), filters)
-    else:
-        chosen = select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
+    chosen = _chosen(job, group, matching)
     with database.read() as session:
         job_ids = session.execute(chosen.where(Job.status.not_in(TERMINAL))).scalars().all()
     for job_id in job_ids:
         with suppress(Conflict):
             _request(database, job_id, Verb.CANCEL)
     return _see("/")
+
+
+@router.post("/jobs/{verb}")
+def archive_all(
+    verb: Literal["archive", "unarchive"],
+    submitter: Submitter,
+    database: TheDatabase,
+    job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
+    group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
+    matching: Annotated[str, Form(max_length=2000)] = "",
+) -> Response:
+    """Archive the jobs that have ended, or show them in the lists again; redirect to the list."""
+    ended = _chosen(job, group, matching).where(Job.status.in_(TERMINAL))
+    with database.read() as session:
+        job_ids = session.execute(ended).scalars().all()
+    for job_id in job_ids:
+        with suppress(NotFound):  # it has just been deleted
+            _request(database, job_id, Verb(verb))
+    return _see("/" if verb == "archive" else "/?archived=only")
+
+
+def _chosen(job: list[str], group: list[str], matching: str) -> Select[str]:
+    """Select the ids of the selected jobs and seed groups, or of all that match the query of a filter."""
+    if matching:
+        return queries.matching(select(Job.id), filters_of_query(matching))
+    return select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
 
 
 @router.post("/jobs/{job_id}/{verb}")
@@ -123,7 +147,7 @@ def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) ->
 
 
 def _request(database: Database, job_id: str, verb: Verb) -> None:
-    change = getattr(transitions, verb)
+    change = getattr(service if verb in (Verb.ARCHIVE, Verb.UNARCHIVE) else transitions, verb)
     database.write(lambda session: change(session, job_id))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -12,7 +11,7 @@ from sqlalchemy import or_, select
 from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.deletions import MOST, delete_jobs, matching
-from api.web.jobs import filters_of
+from api.web.jobs import filters_of_query
 from api.web.render import page
 from jobs import deletions
 from jobs.database import Database, database_time
@@ -57,9 +56,7 @@ def delete(
 def _chosen(database: Database, job_ids: list[str], group_ids: list[str], matches: str) -> list[str]:
     """Return the ids of selected jobs: those named, those of seed groups, or all that match a query."""
     if matches:
-        query = parse_qs(matches[1:])
-        filters = filters_of(query.get("status", []), *(query.get(name, [""])[0] for name in ("kind", "tag", "q")))
-        return matching(database, filters)
+        return matching(database, filters_of_query(matches))
     selected = select(Job.id).where(or_(Job.id.in_(job_ids), Job.group_id.in_(group_ids)))
     with database.read() as session:
         return list(session.execute(selected.order_by(Job.id.desc()).limit(MOST)).scalars())

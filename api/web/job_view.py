@@ -77,7 +77,8 @@ class JobView:
             "failed": ["retry"],
             "cancelled": ["retry"],
         }
-        return by_status.get(self.job.status, [])
+        filing = "archive" if self.job.archived_at is None else "unarchive"
+        return by_status.get(self.job.status, []) + ([filing] if self.is_over else [])
 
     @property
     def seconds(self) -> tuple[int, int | None] | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, get_args
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
@@ -26,7 +26,7 @@ from jobs.database import Database, database_time
 from jobs.keys import Principal
 from jobs.listing import Entry, Sort
 from jobs.models import Job, Worker
-from jobs.queries import Filters
+from jobs.queries import Archived, Filters
 from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
@@ -73,7 +73,8 @@ class View:
     @property
     def address(self) -> str:
         pairs = [("status", name) for name in self.filters.status]
-        pairs += [("kind", self.filters.kind), ("tag", self.filters.tag), ("q", self.filters.q), ("sort", self.sort)]
+        pairs += [("kind", self.filters.kind), ("tag", self.filters.tag), ("q", self.filters.q)]
+        pairs += [("archived", self.filters.archived), ("sort", self.sort)]
         pairs += [("order", "desc" if self.sort and self.descending else "")]
         pairs += [("open", entry_id) for entry_id in self.opened] + [("cursor", self.cursor)]
         query = urlencode([pair for pair in pairs if pair[1]])
@@ -99,6 +100,7 @@ def filters_of(
     kind: str = "",
     tag: str = "",
     q: str = "",
+    archived: str = "",
 ) -> Filters:
     """Return the filters of a request; unknown states are dropped, so that links of later versions still open."""
     requested = {name for part in status for name in part.split(",")}
@@ -107,7 +109,15 @@ def filters_of(
         kind=kind if kind in KINDS else "",
         tag=tag[:64],
         q=q.strip()[:200],
+        archived=next((name for name in get_args(Archived) if name == archived), ""),
     )
+
+
+def filters_of_query(query: str) -> Filters:
+    """Return the filters of `?` and a query."""
+    values = parse_qs(query[1:])
+    names = ("kind", "tag", "q", "archived")
+    return filters_of(values.get("status", []), *(values.get(name, [""])[0] for name in names))
 
 
 def _view(
@@ -239,6 +249,7 @@ def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:
             kind=filters.kind,
             tag=filters.tag,
             q=filters.q,
+            archived=filters.archived,
             cursor=cursor,
             limit=PAGE_SIZE,
         )

@@ -189,7 +189,9 @@ def test_a_running_job_is_refused_and_a_waiting_one_is_cancelled(database: Datab
     assert rows.status(database, waiting) == "cancelled"
 
 
-@pytest.mark.parametrize("need", ["retry", "evaluation", "weights", "dependency", "sweep", "running evaluation"])
+@pytest.mark.parametrize(
+    "need", ["retry", "evaluation", "weights", "dependency", "sweep", "weights of a sweep", "running evaluation"]
+)
 def test_a_job_that_another_one_needs_is_refused(database: Database, need: str) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), rows.checkpoint(1))
@@ -216,8 +218,11 @@ def test_a_job_that_another_one_needs_is_refused(database: Database, need: str) 
         values = {"name": "s", "search": "grid", "status": "running", "base": {}, "parameters": {}, "metric": {}}
         values |= {"direction": "maximize", "seeds": [0], "seed": 0, "eta": 3, "rungs": [], "max_parallel": 1}
         values |= {"options": {}, "dataset_name": "digits", "dataset_digest": rows.DIGEST}
+        if need == "sweep":
+            database.write(lambda s: s.execute(update(Job).where(Job.id == run.job_id).values(sweep_id=sweep_id)))
+        else:
+            values["base"] = {"weights": file.sha256}
         database.write(lambda session: session.execute(insert(Sweep).values(id=sweep_id, **values)))
-        database.write(lambda s: s.execute(update(Job).where(Job.id == run.job_id).values(sweep_id=sweep_id)))
         user = sweep_id
     if need == "running evaluation":
         rows.claim(database)

@@ -32,12 +32,17 @@ def jobs(
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind: pretrain or evaluate.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     query: Annotated[str | None, typer.Option("--query", "-q", help="Only jobs whose name contains this text.")] = None,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="Only archived jobs, which are left out otherwise.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with WclClient.connect() as client:
-        rows = client.jobs(status=status, kind=kind, tag=tag, q=query, limit=limit)
+        rows = client.jobs(
+            status=status, kind=kind, tag=tag, q=query, archived="only" if archived else None, limit=limit
+        )
     print_json(rows) if as_json else out.show(output.jobs_table(rows))
 
 
@@ -169,6 +174,28 @@ def resume(job: JobId, as_json: AsJson = False) -> None:
     It continues from its last checkpoint.
     """
     _request(job, WclClient.resume, "", as_json)
+
+
+@app.command(rich_help_panel=RUN)
+def archive(
+    jobs: Annotated[
+        list[str], typer.Argument(help="One or more ended jobs: ids, unique beginnings or ends of ids, or `last`.")
+    ],
+    undo: Annotated[bool, typer.Option("--undo", help="Show archived jobs in the lists again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave ended jobs out of the lists.
+
+    `wcl jobs --archived` lists them.
+    """
+    with WclClient.connect() as client:
+        ids = [find_job(client, reference)["id"] for reference in jobs]
+        changed = [client.unarchive(job_id) if undo else client.archive(job_id) for job_id in ids]
+    if as_json:
+        print_json(changed)
+        return
+    for job in changed:
+        out.say(f"{job['id']} {'archived' if job['archived_at'] else 'not archived'}")
 
 
 def _request(reference: str, action: Callable[[WclClient, str], Job], note: str, as_json: bool) -> None:

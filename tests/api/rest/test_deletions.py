@@ -132,3 +132,24 @@ def test_a_key_of_a_deleted_job_creates_no_other_job(small: Served) -> None:
     client.delete(f"/v1/jobs/{job_id}")
 
     assert "is deleted" in assert_problem(client.post("/v1/jobs", json=JOB, headers=headers), 409)["detail"]
+
+
+def test_jobs_are_archived_over_rest_and_in_the_list(small: Served) -> None:
+    client, browser = small.client("read", "submit"), small.browser()
+    headers = {"Origin": small.url}
+    done, waiting = trained(small), rows.submit(small.database, name="still waiting")
+
+    assert client.post(f"/v1/jobs/{done}/archive").json()["archived_at"]
+    assert_problem(client.post(f"/v1/jobs/{waiting}/archive"), 409)
+    assert [job["id"] for job in client.get("/v1/jobs").json()["items"]] == [waiting]
+    assert [job["id"] for job in client.get("/v1/jobs?archived=only").json()["items"]] == [done]
+    assert_problem(client.get("/v1/jobs?archived=maybe"), 422)
+    assert f"/jobs/{done}" not in browser.get("/").text
+    assert f"/jobs/{done}" in browser.get("/?archived=only").text
+    assert "Unarchive" in browser.get(f"/jobs/{done}").text
+
+    matching = {"matching": "?archived=only"}
+    assert browser.post("/jobs/unarchive", data=matching, headers=headers).headers["location"] == "/?archived=only"
+    assert f"/jobs/{done}" in browser.get("/").text
+    assert browser.post("/jobs/archive", data={"job": [done, waiting]}, headers=headers).status_code == 303
+    assert [job["id"] for job in client.get("/v1/jobs").json()["items"]] == [waiting]
