@@ -16,7 +16,7 @@ from jobs.models import Dataset, Job
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
 from jobs.verdicts import Contrast
-from wcl_core.config import PROTOCOLS, protocol_facts
+from wcl_core.config import protocol_facts, protocol_place
 from wcl_core.config.overlay import leaves
 from wcl_core.intervals import Difference, difference
 
@@ -165,15 +165,10 @@ def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
         key=lambda row: (
             row.dataset,
             row.measure.rule != "last epoch",
-            _place(row.measure.protocol),
+            protocol_place(row.measure.protocol),
             row.measure.title,
         ),
     )
-
-
-def _place(protocol: str) -> int:
-    names = list(PROTOCOLS)
-    return next((place for place, name in enumerate(names) if name == protocol), len(names))
 
 
 def _of_two(results: Sequence[Result | None]) -> Difference | None:

@@ -21,7 +21,7 @@ from jobs.configurations import Configuration, Measure, configurations_of, measu
 from jobs.database import database_time
 from jobs.models import Checkpoint, Dataset, Evaluation, Job
 from jobs.seed_groups import Result
-from wcl_core.config import protocol_facts
+from wcl_core.config import protocol_facts, protocol_place
 
 router = APIRouter(include_in_schema=False)
 
@@ -92,7 +92,8 @@ def _tabs(session: Session) -> list[Tab]:
         .distinct()
         .order_by(Dataset.name, Evaluation.protocol)
     )
-    return [Tab(*row) for row in session.execute(statement)]
+    tabs = [Tab(*row) for row in session.execute(statement)]
+    return sorted(tabs, key=lambda tab: (tab.dataset, protocol_place(tab.protocol)))
 
 
 def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:

@@ -19,6 +19,7 @@ from wcl_core.config import (
     method_title,
     parse_spec,
     protocol_facts,
+    protocol_place,
     resolve_spec,
     result_title,
     why_no_weak_labels,
@@ -205,3 +206,8 @@ def test_processes_share_the_global_batch_equally() -> None:
     assert parse_spec("pretrain", small.fields(batch_size=12, processes=4)).model_dump()["processes"] == 4
     assert wrong_fields("pretrain", small.fields(batch_size=12, processes=5)) == ["processes"]
     assert wrong_fields("pretrain", small.fields(processes=0)) == ["processes"]
+
+
+def test_protocols_are_listed_from_the_quickest_and_unknown_ones_last() -> None:
+    names = ["of an older release", "few_labels", "linear", "knn"]
+    assert sorted(names, key=protocol_place) == names[::-1]

@@ -41,6 +41,7 @@ from wcl_core.config.protocols import (
     largest_k,
     measure_title,
     protocol_facts,
+    protocol_place,
     result_title,
 )
 from wcl_core.config.training import CheckpointConfig, LossConfig, OptimizerConfig
@@ -100,6 +101,7 @@ __all__ = [
     "proposed_image_size",
     "proposed_name",
     "protocol_facts",
+    "protocol_place",
     "resolve_spec",
     "result_title",
     "stored_spec",

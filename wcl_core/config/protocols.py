@@ -123,6 +123,11 @@ def protocol_facts(name: str) -> ProtocolFacts:
     )
 
 
+def protocol_place(name: str) -> int:
+    """Return the place of a protocol in lists; an unknown one comes last."""
+    return next((place for place, protocol in enumerate(PROTOCOLS) if protocol == name), len(PROTOCOLS))
+
+
 def measure_title(name: str) -> str:
     """Return the title of a measure of any protocol; for an unknown measure, its name in words."""
     measures = (measure for facts in PROTOCOLS.values() for measure in facts.measures)
