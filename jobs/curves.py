@@ -21,6 +21,7 @@ from jobs.models import Attempt, Point, Rollup, Series
 # read, two or four buckets as one, so that a chart never has far fewer points than its limit.
 _READ_FACTOR = 4
 _TOP = max(ROLLUP_WIDTHS)
+_PAGE = 5_000  # points of one query
 LAST_STEP = 2**53  # the largest integer that a browser represents exactly
 
 
@@ -208,6 +209,35 @@ def _merged(pair: list[CurvePoint]) -> CurvePoint:
     highs = [p.max for p in pair if p.max is not None]
     last = pair[-1]
     return CurvePoint(last.step, last.value, min(lows, default=None), max(highs, default=None), last.attempt)
+
+
+def series_of(session: Session, job_id: str) -> list[tuple[str, str]]:
+    """Return id and name of each series of a job, by name."""
+    statement = select(Series.id, Series.name).where(Series.job_id == job_id).order_by(Series.name)
+    return [(row.id, row.name) for row in session.execute(statement)]
+
+
+def points_of(
+    session: Session, series_id: str, part: Part, after: tuple[int, int]
+) -> tuple[list[tuple[int, float | None]], tuple[int, int] | None]:
+    """Return (step, value) of the next points of a series, and the place of the last one; None if no more follow.
+
+    Args:
+        session: a reading transaction.
+        series_id: the series.
+        part: the steps of an attempt.
+        after: (step, sequence number) of the last point so far.
+    """
+    statement = (
+        select(Point.step, Point.seq, Point.value)
+        .where(Point.series_id == series_id, Point.attempt == part.attempt, Point.step <= part.last)
+        .where(tuple_(Point.step, Point.seq) > after)
+        .order_by(Point.step, Point.seq)
+        .limit(_PAGE)
+    )
+    rows = session.execute(statement).all()
+    following = (rows[-1].step, rows[-1].seq) if len(rows) == _PAGE else None
+    return [(row.step, row.value) for row in rows], following
 
 
 def points_after(

@@ -301,6 +301,10 @@ class WclClient(SweepClient):
         response = self._json(Json, "GET", f"/v1/jobs/{part(job_id)}/metrics", params=_without_none(query))
         return list(response["series"])
 
+    def metrics_csv(self, job_ids: Sequence[str]) -> bytes:
+        """Return every reported point of every metric of jobs as CSV: job_id, metric, step, value, attempt."""
+        return self._response("GET", "/v1/metrics.csv", params={"job": list(job_ids)}, timeout=None).content
+
     def verify(self, checkpoint_id: str) -> Checkpoint:
         """Let the server read the whole file of a checkpoint; return the checkpoint with its marks."""
         return self._json(Checkpoint, "POST", f"/v1/checkpoints/{part(checkpoint_id)}/verify", timeout=None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import LOOK, RUN, USE, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
 from wcl_client.references import find_job
@@ -17,6 +18,7 @@ from wcl_client.registration import dataset_note
 from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import bold, err, out, print_json
+from wcl_core.files import refuse_device, write_bytes
 
 app = typer.Typer()
 
@@ -147,6 +149,26 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
         return
     for line in lines:
         out.say(line["line"])
+
+
+@app.command(rich_help_panel=USE)
+def metrics(
+    jobs: Annotated[
+        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
+    ],
+    target: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path("metrics.csv"),
+    as_json: AsJson = False,
+) -> None:
+    """Write every point of every metric of jobs into a CSV file."""
+    with WclClient.connect() as client:
+        content = client.metrics_csv([find_job(client, reference)["id"] for reference in jobs])
+    try:
+        refuse_device(target)
+        write_bytes(target, content)
+    except OSError as error:
+        raise typer.BadParameter(f"--output {target}: {error.strerror or error}") from error
+    count = max(0, content.count(b"\n") - 1)
+    print_json({"path": str(target), "points": count}) if as_json else out.say(f"{target}  {count:,} points")
 
 
 @app.command(rich_help_panel=RUN)

@@ -86,6 +86,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "CloneBody",
         "ContinueBody",
         "CheckpointChange",
+        "DeleteBody",
         "EvaluateBody",
         "KeyBody",
         "SweepBody",
