@@ -57,6 +57,7 @@ def paths(site: Site) -> list[str]:
         *(page.address.format(**ids) for page in PAGES),
         *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation, waiting)),
         "/?q=nothing-like-this",
+        "/deleted",
         f"/?sort=name&open={done.job_id}&open={sweep_id}",
         f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",
         f"/jobs/{evaluation}/map?image=7",

@@ -13,10 +13,11 @@ from playwright.sync_api import Page, expect
 from api.app import create_app
 from api.http.auth import classification
 from api.web.pages import PAGES
-from jobs import sweeps, workers
+from jobs import deletions, sweeps, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
+from jobs.keys import Principal
 from jobs.settings import Settings
 from tests.api.web.conftest import Visitor
 from tests.api.web.payloads import PAYLOADS
@@ -240,6 +241,11 @@ def addresses(site: Site) -> dict[str, str]:
     site.database.write(lambda session: sweeps.cancel(session, sweep_id))
     while (claimed := site.try_claim()) is not None:
         claimed.end()
+    deleted = site.running(longest)
+    deleted.end()
+    site.database.write(
+        lambda session: deletions.delete(session, [deleted.job_id], Principal(new_id(), longest, frozenset({"admin"})))
+    )
     run = site.running(longest, [longest[:64], quote_mark])
     run.start()
     run.report({"type": "metrics", "step": 1, "values": {longest[:100]: 1.0, quote_mark: 2.0}}, output=PAYLOADS)
@@ -250,6 +256,8 @@ def addresses(site: Site) -> dict[str, str]:
     ids = {"job_id": run.job_id, "sweep_id": sweep_id, "name": "digits"}
     return {page.address: page.address.format(**ids) for page in PAGES} | {
         "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
+        "/delete": f"/delete?job={run.job_id}",
+        "/deleted": "/deleted",
         "/compare": f"/compare?job={run.job_id}&job={evaluation}",
         "/submit": f"/submit?source={run.job_id}",
         "/sweeps/new": f"/sweeps/new?source={run.job_id}",
