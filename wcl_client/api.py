@@ -18,6 +18,7 @@ from wcl_client.responses import (
     Audit,
     Checkpoint,
     Dataset,
+    Delivery,
     Evaluation,
     FileKind,
     Group,
@@ -25,7 +26,9 @@ from wcl_client.responses import (
     JobKind,
     JobOptions,
     Json,
+    NewWebhook,
     WeakGroups,
+    Webhook,
     Weights,
     Worker,
 )
@@ -389,6 +392,28 @@ class WclClient(SweepClient):
     def remove_weights(self, sha256: str) -> None:
         """Remove imported weights and their file; refused while an unfinished job needs them."""
         self._response("DELETE", f"/v1/weights/{part(sha256)}")
+
+    # ---- webhooks
+
+    def webhooks(self) -> list[Webhook]:
+        """Return the webhooks that the key manages, newest first."""
+        return self._items(Webhook, "/v1/webhooks")
+
+    def add_webhook(self, body: Mapping[str, Any]) -> NewWebhook:
+        """Add a webhook and return it with its secret; `body` is that of `POST /v1/webhooks`."""
+        return self._json(NewWebhook, "POST", "/v1/webhooks", json=dict(body))
+
+    def remove_webhook(self, webhook_id: str) -> None:
+        """Remove a webhook with its messages."""
+        self._response("DELETE", f"/v1/webhooks/{part(webhook_id)}")
+
+    def test_webhook(self, webhook_id: str) -> Delivery:
+        """Add a test message, which a server sends within seconds."""
+        return self._json(Delivery, "POST", f"/v1/webhooks/{part(webhook_id)}/test")
+
+    def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
+        """Return the newest messages of a webhook, with the results of sending them."""
+        return self._items(Delivery, f"/v1/webhooks/{part(webhook_id)}/deliveries?limit={limit}")
 
     # ---- the service
 

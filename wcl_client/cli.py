@@ -40,6 +40,7 @@ from wcl_client.commands import (
     service,
     submission,
     sweeps,
+    webhooks,
     weights,
     workers,
 )
@@ -87,7 +88,20 @@ def options(
     """Define the options of `wcl` itself."""
 
 
-for commands in (submission, jobs, deletion, compare, sweeps, checkpoints, weights, images, datasets, workers, service):
+for commands in (
+    submission,
+    jobs,
+    deletion,
+    compare,
+    sweeps,
+    checkpoints,
+    weights,
+    images,
+    datasets,
+    workers,
+    webhooks,
+    service,
+):
     app.add_typer(commands.app)
 
 _EXIT_CODES: list[tuple[type[WclError], int]] = [

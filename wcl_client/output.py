@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from wcl_client.responses import Checkpoint, Evaluation, Job, Json, WeakGroups, Weights, Worker
+from wcl_client.responses import Checkpoint, Delivery, Evaluation, Job, Json, WeakGroups, Webhook, Weights, Worker
 from wcl_client.terminal import Rows, out, status
 
 _PHASES = {
@@ -204,6 +204,39 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
             ", ".join(sorted(worker["datasets"])),
             age(worker["seen_at"]),
         )
+    return table
+
+
+def webhooks_table(webhooks: Sequence[Webhook]) -> Rows:
+    """Return a table with a row for each webhook."""
+    table = Rows("id", "name", "format", "url", "events", "state", cut=("name", "url", "events"))
+    for row in webhooks:
+        chosen = ", ".join([*row["events"], *map(_rule, row["rules"])])
+        cells = (row["id"][-12:], row["name"], row["format"], row["url"], chosen)
+        table.add(*cells, "enabled" if row["enabled"] else "disabled")
+    return table
+
+
+def webhook_table(row: Webhook) -> Rows:
+    """Return a table with a row for each field of a webhook."""
+    table = Rows("field", "value")
+    facts: dict[str, object] = {**row, "events": ", ".join(row["events"]), "rules": ", ".join(map(_rule, row["rules"]))}
+    for name, value in facts.items():
+        table.add(name, "" if value is None else str(value))
+    return table
+
+
+def _rule(rule: Json) -> str:
+    return f"{rule['metric']} {'>' if rule['direction'] == 'above' else '<'} {rule['value']}"
+
+
+def deliveries_table(deliveries: Sequence[Delivery]) -> Rows:
+    """Return a table with a row for each message of a webhook."""
+    table = Rows("id", "type", "job", "state", "tries", "result", "age", cut=("result",))
+    for row in deliveries:
+        result = row["last_error"] or ("" if row["last_status"] is None else str(row["last_status"]))
+        cells = (row["id"][-12:], row["type"], (row["job_id"] or "")[-12:], row["state"], str(row["attempts"]))
+        table.add(*cells, result, age(row["created_at"]))
     return table
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from wcl_client.api import WclClient
 from wcl_client.errors import InvalidError, NotFoundError
 from wcl_client.output import age
-from wcl_client.responses import Job, JobKind, Json, Weights, Worker
+from wcl_client.responses import Job, JobKind, Json, Webhook, Weights, Worker
 
 _ID_LENGTH = 36
 _ID = re.compile("[0-9a-f-]{4,36}")
@@ -174,6 +174,23 @@ def find_worker(client: WclClient, reference: str) -> Worker:
         raise InvalidError(
             400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl worker list`"
         )
+    return matches[0]
+
+
+def find_webhook(client: WclClient, reference: str) -> Webhook:
+    """Return the webhook of a name, an id, or a part of an id.
+
+    Raises:
+        NotFoundError: no webhook matches.
+        InvalidError: several webhooks match.
+    """
+    webhooks = client.webhooks()
+    matches = [row for row in webhooks if row["name"] == reference or _matches(row["id"], reference)]
+    if not matches:
+        raise NotFoundError(404, "Not found", f"no webhook matches {reference}; `wcl webhook list` lists them")
+    if len(matches) > 1:
+        detail = f"{reference} matches {len(matches)} webhooks; use an id of `wcl webhook list`"
+        raise InvalidError(400, "Ambiguous", detail)
     return matches[0]
 
 

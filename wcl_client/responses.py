@@ -265,3 +265,44 @@ class JobOptions(TypedDict, total=False):
     gpus: int | None
     max_seconds: int | None
     preemptible: bool | None
+
+
+class Webhook(TypedDict):
+    """A webhook; `secret` is only in the response that creates it."""
+
+    id: str
+    name: str
+    url: str
+    format: str
+    events: list[str]
+    rules: list[Json]
+    stalled_minutes: int
+    tag: str | None
+    job_name: str | None
+    kind: str | None
+    own_jobs: bool
+    enabled: bool
+    disabled_reason: str | None
+    created_by: str | None
+    created_at: str
+
+
+class NewWebhook(Webhook):
+    """A new webhook with the secret of its signatures."""
+
+    secret: str
+
+
+class Delivery(TypedDict):
+    """A message of a webhook; `state` is an open string: pending, delivered or failed."""
+
+    id: str
+    type: str
+    job_id: str | None
+    state: str
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    due_at: str
+    created_at: str
+    ended_at: str | None

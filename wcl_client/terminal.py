@@ -82,6 +82,15 @@ class Terminal:
             text.append(visible_lines(str(part)), style=_style(part))
         self._console.print(text, soft_wrap=True)
 
+    def notify(self, text: str) -> None:
+        """Ring the terminal's bell and let it show a desktop notification; a file or a pipe gets nothing.
+
+        The notification is OSC 9, which also passes through SSH; a terminal that does not know it ignores it.
+        """
+        if self.is_terminal:
+            self._console.file.write(f"\a\x1b]9;{visible(text)[:200]}\a")
+            self._console.file.flush()
+
     def show(self, table: Rows) -> None:
         """Print a table; a file or a pipe gets it whole, without line breaks."""
         console = self._console if self.is_terminal else self._wide

@@ -191,10 +191,10 @@ def shown_url(url: str, form: str) -> str:
 
 
 def expire(session: Session, log_days: float) -> None:
-    """Delete old messages that have ended, messages too old to be sent, and levels of ended jobs."""
+    """Delete old messages that have ended, messages too old to be sent, and levels of jobs that have ended."""
     oldest = now_ms() - int(log_days * 86_400_000)
     late = update(WebhookDelivery).where(WebhookDelivery.state == "pending", WebhookDelivery.give_up_at < now_ms())
     session.execute(late.values(state="failed", ended_at=now_ms()))  # of a webhook that is disabled
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.ended_at < oldest))
-    ended = select(Job.id).where(Job.id == WebhookLevel.job_id, Job.status.in_(TERMINAL))
-    session.execute(delete(WebhookLevel).where(ended.exists()))
+    unfinished = select(Job.id).where(Job.id == WebhookLevel.job_id, Job.status.not_in(TERMINAL))
+    session.execute(delete(WebhookLevel).where(~unfinished.exists()))  # also those of deleted jobs

@@ -27,6 +27,9 @@ RESPONSES = {
     "Worker": "WorkerResponse",
     "Device": "DeviceResponse",
     "Audit": "Audit",
+    "Webhook": "WebhookResponse",
+    "NewWebhook": "NewWebhook",
+    "Delivery": "DeliveryResponse",
 }
 REQUESTS = {"JobOptions": "JobBody"}
 UNPUBLISHED = {"Progress"}  # OpenAPI publishes the latest progress report as an object without named fields

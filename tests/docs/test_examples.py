@@ -6,11 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
+from jobs.webhooks import messages
 from tests.docs.pages import ROOT
+from tests.servers import free_port
+from tests.waiting import eventually
 
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
@@ -87,3 +92,29 @@ def test_the_method_plugin_learns(plugin_site: Path, tmp_path: Path) -> None:
     assert len(curve) == 30
     assert sum(curve[-10:]) / 10 < 0.98 * sum(curve[:5]) / 5
     assert {"train/invariance", "train/variance", "train/covariance"} <= set(re.findall(r"train/\w+", done.stderr))
+
+
+def test_the_receiver_of_webhooks_takes_signed_messages_once() -> None:
+    key, port = messages.new_secret(), free_port()
+    command = [sys.executable, str(ROOT / "examples" / "receive_webhooks.py"), str(port)]
+    environment = os.environ | {"WEBHOOK_SECRET": key}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        payload = {"type": "job.failed", "data": {"job": {"name": "night", "reason": "collapse"}}}
+        url = f"http://127.0.0.1:{port}/"
+
+        def send(message_id: str, with_key: str, age: int = 0) -> int | None:
+            now = int(time.time()) - age
+            _, headers, body = messages.request(url, "standard", with_key, message_id, payload, now)
+            try:
+                return httpx.post(url, headers=headers, content=body, trust_env=False).status_code
+            except httpx.ConnectError:
+                return None
+
+        eventually(lambda: send("first", key) == 204, "the start of the receiver", 30)
+        assert send("first", key) == 204  # a repeat
+        assert send("second", messages.new_secret()) == 401
+        assert send("second", key, age=1_000) == 401
+        assert send("second", key) == 204
+        process.terminate()
+        assert process.stdout is not None
+        assert process.stdout.read() == "job.failed night collapse\n" * 2

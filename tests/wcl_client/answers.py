@@ -19,6 +19,8 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         return {"items": [{"line": text()} for _ in range(3)]}
     if path.endswith("/checkpoints"):
         return {"items": [checkpoint()]}
+    if path.startswith("/v1/webhooks"):
+        return webhook(text) | delivery(text) | {"items": [webhook(text) | delivery(text)]}
     if path == "/v1/weights":
         return {"items": [weights(text)]}
     if path.startswith("/v1/weights/"):
@@ -62,6 +64,19 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/readyz":
         return {"problems": [text()]}
     return job(text)
+
+
+def webhook(text: Callable[[], str]) -> dict[str, Any]:
+    rule = {"metric": text(), "direction": "above", "value": 1.0}
+    row = {"id": ID, "name": text(), "url": text(), "format": text(), "events": [text()], "rules": [rule]}
+    filters = {"stalled_minutes": 10, "tag": text(), "job_name": text(), "kind": None, "own_jobs": False}
+    state = {"enabled": False, "disabled_reason": text(), "created_by": None, "created_at": TIME}
+    return row | filters | state | {"secret": text()}
+
+
+def delivery(text: Callable[[], str]) -> dict[str, Any]:
+    row = {"id": ID, "type": text(), "job_id": ID, "state": "failed", "attempts": 2, "last_status": 500}
+    return row | {"last_error": text(), "due_at": TIME, "created_at": TIME, "ended_at": TIME}
 
 
 def weights(text: Callable[[], str]) -> dict[str, Any]:

@@ -37,7 +37,15 @@ BELOW = [value for value in ODD if ".." not in value and value not in ("/", "~")
 URLS = ("http://[", "http://a:99999", "ftp://x", "//", "x", "http://\udcff", "http://a@b", "http://" + "a" * 100_000)
 # A value that the other parameters of a command have meanwhile, where a default does not do.
 USUAL = {"spec": "SPEC", "file": "SPEC", "reference": ID, "job": ID, "jobs": ID, "group_id": ID, "preset": "digits-cpu"}
-USUAL |= {"name": "mine", "new_name": "other", "path": "absent", "folder": "absent", "dataset": "digits", "image": "x"}
+USUAL |= {
+    "name": "mine",
+    "new_name": "other",
+    "path": "absent",
+    "folder": "absent",
+    "dataset": "digits",
+    "image": "x",
+    "url": "https://example.org/",
+}
 
 
 def _parameters() -> Iterator[tuple[tuple[str, ...], Any, Any]]:

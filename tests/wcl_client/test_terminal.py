@@ -53,6 +53,8 @@ COMMANDS = (
     *(("cancel", ID), ("change", ID, "--name", "x"), ("workers",), ("worker", "drain", ID), ("datasets",)),
     *(("sweep", "list"), ("sweep", "show", ID), ("sweep", "watch", ID), ("audit",), ("doctor",), ("evaluate", ID)),
     ("compare", ID),
+    *(("webhook", "list"), ("webhook", "show", ID), ("webhook", "deliveries", ID), ("webhook", "remove", ID)),
+    *(("webhook", "test", ID), ("webhook", "add", "night", "https://example.org/hook")),
 )
 
 Wcl = Callable[..., tuple[int, str, str]]

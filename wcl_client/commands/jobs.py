@@ -126,6 +126,9 @@ def weak_labels(
 @app.command(rich_help_panel=LOOK)
 def watch(
     jobs: Annotated[list[str], typer.Argument(help="One or more jobs: names, ids, unique parts of ids, or `last`.")],
+    notify: Annotated[
+        bool, typer.Option("--notify", help="At the end ring the terminal's bell and show a notification.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show progress until jobs end.
@@ -134,6 +137,9 @@ def watch(
     """
     with WclClient.connect() as client:
         ended = follow_jobs(client, [find_job(client, reference) for reference in jobs], to_stderr=as_json)
+    if notify:
+        ends = [f"{job.get('name') or job['kind']} {job['status']}" for job in ended]
+        (err if as_json else out).notify(f"WCL: {', '.join(ends)}")
     if as_json:
         print_json(ended)
     require_success(ended)
