@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from enum import StrEnum
@@ -40,10 +41,9 @@ def _rule(text: str) -> dict[str, Any]:
     """Return the rule of a text such as `train/loss > 5`."""
     match = _RULE.fullmatch(text)
     try:
-        if match is None:
+        if match is None or not math.isfinite(float(match[3])):
             raise ValueError
-        metric, sign, value = match.groups()
-        return {"metric": metric, "direction": "above" if sign == ">" else "below", "value": float(value)}
+        return {"metric": match[1], "direction": "above" if match[2] == ">" else "below", "value": float(match[3])}
     except ValueError:
         raise typer.BadParameter(f"--rule {text}: expected METRIC>VALUE or METRIC<VALUE") from None
 
