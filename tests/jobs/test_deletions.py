@@ -20,7 +20,7 @@ from jobs.errors import Conflict, Invalid, NotFound
 from jobs.keys import Principal
 from jobs.models import SEES_HIDDEN, Base, Checkpoint, Deletion, Evaluation, Job, JobEvaluation, Point, Series, Sweep
 from jobs.purge import BATCH, purge_due
-from jobs.storage import LocalStorage
+from jobs.storage import LocalStorage, file_key
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, running, submit
 
@@ -360,14 +360,15 @@ def test_a_purge_leaves_no_row_and_no_file(database: Database, storage: LocalSto
     assert (report.deletions, report.findings) == (4, [])
 
 
-def test_files_of_a_deleted_job_are_no_garbage(database: Database, storage: LocalStorage) -> None:
-    job_id = trained(database)
-    with database.read() as session:
-        keys = checkpoints.file_keys(session, job_id)
-    delete(database, job_id)
+def test_files_of_a_deleted_job_are_no_garbage(database: Database) -> None:
+    run = Run(database, running(database))
+    key = file_key(run.attempt, "step-1.safetensors")
+    run.deliver(rows.started(), rows.checkpoint(1) | {"path": key})
+    run.end("succeeded")
+    delete(database, run.job_id)
 
     with database.read() as session:
-        assert checkpoints.orphans(session, keys) == []
+        assert checkpoints.orphans(session, [key]) == []
 
 
 class BrokenStorage(LocalStorage):
