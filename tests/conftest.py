@@ -7,6 +7,7 @@ tests without any of these marks.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import inspect
 import shutil
@@ -84,7 +85,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("fast"):
         slow = [item for item in items if any(item.get_closest_marker(mark) for mark in (*_STARTED, "long", "slow"))]
         config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
+        deselected = set(slow)
+        items[:] = [item for item in items if item not in deselected]
     if hasattr(config, "workerinput"):
         _put_slow_files_first(items)
 
@@ -106,8 +108,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Undo that, so that libraries find their objects collected at the end of the process."""
-    gc.unfreeze()
+    """Undo that at the exit of the process, since libraries expect it there; pytest collects twice before."""
+    atexit.register(gc.unfreeze)
 
 
 def _starts(item: pytest.Item) -> set[str]:
