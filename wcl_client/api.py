@@ -308,6 +308,14 @@ class WclClient(SweepClient):
         """Return every reported point of every metric of jobs as CSV: job_id, metric, step, value, attempt."""
         return self._response("GET", "/v1/metrics.csv", params={"job": list(job_ids)}, timeout=None).content
 
+    def timed_metrics(self, job_id: str, from_step: int, to_step: int) -> Json:
+        """Return the curves of a range of steps as `series`, and as `times` when steps were reported.
+
+        A range of at most 1,000 steps, shared out among its attempts, holds every reported point.
+        """
+        query = {"from_step": from_step, "to_step": to_step, "times": True}
+        return self._json(Json, "GET", f"/v1/jobs/{part(job_id)}/metrics", params=query)
+
     def verify(self, checkpoint_id: str) -> Checkpoint:
         """Let the server read the whole file of a checkpoint; return the checkpoint with its marks."""
         return self._json(Checkpoint, "POST", f"/v1/checkpoints/{part(checkpoint_id)}/verify", timeout=None)

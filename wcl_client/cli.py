@@ -35,6 +35,7 @@ from wcl_client.commands import (
     compare,
     datasets,
     deletion,
+    export,
     images,
     jobs,
     service,
@@ -100,6 +101,9 @@ for commands in (
     datasets,
     workers,
     webhooks,
+    export,
+    datasets,
+    workers,
     service,
 ):
     app.add_typer(commands.app)

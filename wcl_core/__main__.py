@@ -74,9 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     _list_option(verb)
     verb.set_defaults(run=_evaluate)
 
-    verb = verbs.add_parser("export", help="write the plain backbone of a native checkpoint")
-    verb.add_argument("native", type=Path)
-    verb.add_argument("out", type=Path)
+    verb = verbs.add_parser("export", help="write the backbone of a checkpoint for other programs")
+    verb.add_argument("file", type=Path, help="a checkpoint; for the forms onnx and timm also an exported backbone")
+    verb.add_argument("out", type=Path, help="a file, or for timm a folder that does not exist")
+    verb.add_argument("--form", choices=["weights", "onnx", "timm"], default="weights")
+    verb.add_argument("--about", type=Path, help="a Markdown file for the model card of the form timm")
     verb.set_defaults(run=_export)
 
     verb = verbs.add_parser("import-weights", help="convert weights of another program to a file to start from")
@@ -205,9 +207,18 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from wcl_core.export import backbone_file
+    if options.form == "weights":
+        from wcl_core.export import backbone_file
 
-    backbone_file(options.native, options.out)
+        backbone_file(options.file, options.out)
+    elif options.form == "onnx":
+        from wcl_core.networks.exported import write_onnx
+
+        write_onnx(options.file, options.out)
+    else:
+        from wcl_core.networks.exported import write_timm
+
+        write_timm(options.file, options.out, options.about.read_text() if options.about else "")
     return 0
 
 

@@ -21,7 +21,7 @@ _PREFIX = "model/backbone."
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS = 64
 _CHUNK_BYTES = 1 << 20
-_OF_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
+TORCHVISION_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -42,7 +42,7 @@ def loading_lines(backbone: Mapping[str, Any], file: str = "backbone.safetensors
         file: the name of the file.
     """
     lines = [f"network = wcl_core.load_backbone({file!r})"]
-    if backbone.get("stem") == "imagenet" and backbone.get("name") in _OF_TORCHVISION:
+    if backbone.get("stem") == "imagenet" and backbone.get("name") in TORCHVISION_RESNETS:
         network = f"network = torchvision.models.{backbone['name']}(); network.fc = torch.nn.Identity()"
         lines.append(f"{network}; network.load_state_dict(safetensors.torch.load_file({file!r}))")
     return lines

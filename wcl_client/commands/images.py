@@ -21,7 +21,7 @@ app = typer.Typer()
 group = typer.Typer(no_args_is_help=True, help="Fit a classifier on few images, and use it on others.")
 app.add_typer(group, name="classify", rich_help_panel=USE)
 
-_Reference = Annotated[
+JobOrFile = Annotated[
     str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
 ]
 _Folder = Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.")]
@@ -32,7 +32,7 @@ _Size = Annotated[
 
 @app.command(rich_help_panel=USE)
 def features(
-    reference: _Reference,
+    reference: JobOrFile,
     folder: _Folder,
     target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")],
     size: _Size = None,
@@ -41,12 +41,12 @@ def features(
 
     This machine computes them; no image is sent to the server.
     """
-    _run(reference, lambda file: ["features", file, str(folder), str(target)], size)
+    on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
 
 
 @app.command(rich_help_panel=USE)
 def neighbours(
-    reference: _Reference,
+    reference: JobOrFile,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     folder: Annotated[
         Path | None, typer.Option("--in", help="The folder or list to search; default: the folder of the image.")
@@ -61,18 +61,18 @@ def neighbours(
     """
     place = str(image.parent if folder is None else folder)
     out = [] if target is None else [f"--output={target}"]
-    _run(reference, lambda file: ["neighbours", file, str(image), place, f"--count={count}", *out], size)
+    on_weights(reference, lambda file: ["neighbours", file, str(image), place, f"--count={count}", *out], size)
 
 
 @group.command(name="fit")
 def classify_fit(
-    reference: _Reference,
+    reference: JobOrFile,
     folder: Annotated[Path, typer.Argument(help="A folder with a folder for each class, or a list with classes.")],
     target: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it ends in .safetensors.")],
     size: _Size = None,
 ) -> None:
     """Fit a linear classifier on the features of few labelled images; one file holds it and its network."""
-    _run(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
+    on_weights(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
 
 
 @group.command(name="predict")
@@ -85,7 +85,7 @@ def classify_predict(
     run_library(["classify-predict", str(file), str(folder), str(target)])
 
 
-def _run(reference: str, arguments: Callable[[str], list[str]], size: int | None) -> None:
+def on_weights(reference: str, arguments: Callable[[str], list[str]], size: int | None = None) -> None:
     """Run a verb of the library on a weight file, which is downloaded if the reference is no file."""
     with tempfile.TemporaryDirectory(prefix="wcl-weights-") as place:
         file = Path(reference)

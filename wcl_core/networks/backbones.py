@@ -180,7 +180,7 @@ class VisionBackbone(VisionTransformer, FeatureNetwork):  # type: ignore[misc]  
         """Return the class token after the last layer norm, (N, feature_dim), for (N, 3, H, W) normalised floats."""
         patches = self.conv_proj(x)
         rows, columns = patches.shape[-2:]
-        tokens = torch.cat((self.class_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
+        tokens = torch.cat((self.class_token.expand(x.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
         tokens = tokens + self._positions(rows, columns)
         encoded: Tensor = self.encoder.ln(self.encoder.layers(self.encoder.dropout(tokens)))
         return encoded[:, 0]

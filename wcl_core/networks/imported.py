@@ -29,6 +29,7 @@ from wcl_core.digests import canonical_json
 from wcl_core.export import loading_lines
 from wcl_core.files import open_regular, write_whole
 from wcl_core.networks.backbones import build_backbone
+from wcl_core.networks.timm import torchvision_name
 from wcl_core.networks.weights import shape_differences
 from wcl_core.snapshot import Snapshot
 from wcl_core.text import visible
@@ -46,19 +47,6 @@ _DEPTHS = {
     (3, 4, 23, 3, "conv3"): "resnet101",
 }
 _TRANSFORMERS = {384: "vit_small", 768: "vit_base"}
-_TIMM_NAMES = (
-    (r"^patch_embed\.proj\.", "conv_proj."),
-    (r"^cls_token$", "class_token"),
-    (r"^pos_embed$", "encoder.pos_embedding"),
-    (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
-    (r"\.norm1\.", ".ln_1."),
-    (r"\.norm2\.", ".ln_2."),
-    (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
-    (r"\.attn\.proj\.", ".self_attention.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.0."),
-    (r"\.mlp\.fc2\.", ".mlp.3."),
-    (r"^norm\.", "encoder.ln."),
-)
 
 
 @dataclass(frozen=True)
@@ -253,12 +241,7 @@ def _our_names(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"{_LAYERS.get(head, head)}{dot}{rest}": each for (head, dot, rest), each in parts}
     if "patch_embed.proj.weight" not in given:
         return dict(given)
-    renamed = {}
-    for name, each in given.items():
-        for pattern, replacement in _TIMM_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = each
-    return renamed
+    return {torchvision_name(name): each for name, each in given.items()}
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

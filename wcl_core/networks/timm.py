@@ -1,4 +1,4 @@
-"""The networks of timm as backbones, if timm is installed: `{"name": "timm", "variant": "<timm's name>"}`.
+"""The networks of timm as backbones, if timm is installed: `{"name": "timm", "variant": "<timm's name>"}`; its names.
 
 This is an ordinary plugin and an example of one; `pip install 'wcl-service[timm]'` enables its entry point.
 Initialisation is timm's.  Pretrained weights are never downloaded.
@@ -6,6 +6,7 @@ Initialisation is timm's.  Pretrained weights are never downloaded.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,38 @@ from torch import Tensor, nn
 from wcl_core.config import BackboneConfig
 from wcl_core.networks.backbones import FeatureNetwork
 from wcl_core.plugins import PluginError
+
+# The names of a vision transformer's parameters in timm and in torchvision; ^ is the start of a name, # a number.
+_NAMES = (
+    ("^patch_embed.proj.", "^conv_proj."),
+    ("^cls_token", "^class_token"),
+    ("^pos_embed", "^encoder.pos_embedding"),
+    ("^blocks.#.norm1.", "^encoder.layers.encoder_layer_#.ln_1."),
+    ("^blocks.#.norm2.", "^encoder.layers.encoder_layer_#.ln_2."),
+    ("^blocks.#.attn.qkv.", "^encoder.layers.encoder_layer_#.self_attention.in_proj_"),
+    ("^blocks.#.attn.proj.", "^encoder.layers.encoder_layer_#.self_attention.out_proj."),
+    ("^blocks.#.mlp.fc1.", "^encoder.layers.encoder_layer_#.mlp.0."),
+    ("^blocks.#.mlp.fc2.", "^encoder.layers.encoder_layer_#.mlp.3."),
+    ("^norm.", "^encoder.ln."),
+)
+
+
+def torchvision_name(name: str) -> str:
+    """Return torchvision's name of a parameter of timm's vision transformer; other names stay."""
+    return _renamed(name, _NAMES)
+
+
+def timm_name(name: str) -> str:
+    """Return timm's name of a parameter of torchvision's vision transformer; other names stay."""
+    return _renamed(name, tuple((ours, theirs) for theirs, ours in _NAMES))
+
+
+def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for old, new in pairs:
+        pattern = "^" + re.escape(old[1:]).replace(re.escape("#"), r"(\d+)")
+        if re.match(pattern, name):
+            return re.sub(pattern, new[1:].replace("#", r"\1"), name)
+    return name
 
 
 class TimmBackbone(FeatureNetwork):

@@ -37,6 +37,15 @@ def load_backbone(file: str | Path) -> FeatureNetwork:
     Raises:
         CheckpointError: the file is absent, damaged, or holds no backbone of this project.
     """
+    return read_backbone(file)[0]
+
+
+def read_backbone(file: str | Path) -> tuple[FeatureNetwork, BackboneConfig, int]:
+    """Return the network of `load_backbone`, its part of a spec, and the side of the images that it was trained on.
+
+    Raises:
+        CheckpointError: as `load_backbone`.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["wcl"])
@@ -46,13 +55,14 @@ def load_backbone(file: str | Path) -> FeatureNetwork:
             weights = {name.removeprefix(prefix): opened.get_tensor(name) for name in names if name.startswith(prefix)}
         spec = facts["spec"] if is_native else {"backbone": facts["backbone"], "data": facts.get("data", {})}
         config = BackboneConfig.model_validate(spec["backbone"])
-        network = _filled(config, _image_size(config, spec["data"], weights), weights)
+        image_size = _image_size(config, spec["data"], weights)
+        network = _filled(config, image_size, weights)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{file} holds no backbone that can be built: {type(error).__name__}: {text}") from error
-    return network.eval()
+    return network.eval(), config, image_size
 
 
 def _filled(config: BackboneConfig, image_size: int, weights: dict[str, Tensor]) -> FeatureNetwork:
