@@ -34,7 +34,7 @@ def delete(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs with their checkpoints, metrics, logs and evaluations.
+    """Delete jobs with everything that they wrote.
 
     The command says what is deleted, and asks.  Jobs that run or are needed stay, and the exit code is 1.
     """

@@ -21,7 +21,7 @@ from wcl_client.responses import Weights
 from wcl_client.terminal import bold, err, out, print_json
 
 app = typer.Typer()
-group = typer.Typer(no_args_is_help=True, help="Import weights of other programs, to start trainings from them.")
+group = typer.Typer(no_args_is_help=True, help="Import weights of other programs, to start from.")
 app.add_typer(group, name="weights", rich_help_panel=USE)
 
 _Reference = Annotated[
