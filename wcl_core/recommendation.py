@@ -150,7 +150,7 @@ def recommend(
     per_epoch = images.count // batch
     epochs = _epochs(per_epoch, allowed, minutes or usual.minutes, math.inf if minutes else usual.steps)
     choices += [epochs, *_augmentation(images, content, side)]
-    spec = _spec(name, choices)
+    spec = _spec(name, choices, has_labels=images.num_classes > 1)
     parsed = PretrainSpec.model_validate(spec)
     if machine.memory and (most := largest_batch(parsed, int(SHARE * machine.memory), is_gpu=machine.is_gpu)) < batch:
         spec["micro_batch_size"] = "auto"
@@ -160,14 +160,19 @@ def recommend(
     seconds = steps * batch / speed
     notes = []
     if minutes and seconds > 1.2 * 60 * minutes:
-        notes.append(f"{MIN_STEPS:,} steps take longer than {minutes:g} minutes here, and fewer teach little")
+        budget = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+        notes.append(
+            f"{MIN_STEPS:,} steps take longer than {budget} here, and fewer teach little; for a trial, set epochs to "
+            f"{max(1, int(allowed / per_epoch)):,}, and continue the training afterwards"
+        )
     if content == "photos" and (images.is_grey or side < 32):
         notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
     if images.num_classes < 2:
         notes.append("without labels no accuracy can be measured; RankMe, uniformity, the map and neighbours can")
     in_memory = images.count if 3 * side**2 * images.count <= _IN_MEMORY else 0
     memory = process_bytes(parsed, batch, is_gpu=machine.is_gpu, images=in_memory)
-    return Recommendation(spec, choices, steps, seconds, memory, _hope(images.count), notes)
+    hope = _hope(images.count, has_labels=images.num_classes > 1)
+    return Recommendation(spec, choices, steps, seconds, memory, hope, notes)
 
 
 def _size(images: Images, machine: Machine) -> Choice:
@@ -256,8 +261,8 @@ def _augmentation(images: Images, content: Content, side: int) -> list[Choice]:
 _DEFAULTS = AugmentConfig().model_dump()
 
 
-def _spec(name: str, choices: list[Choice]) -> dict[str, Any]:
-    """Return the fields nested, with those that follow from them."""
+def _spec(name: str, choices: list[Choice], *, has_labels: bool) -> dict[str, Any]:
+    """Return the fields nested, with those that follow from them; kNN accuracy needs labels."""
     from wcl_core.config.overlay import with_fields
 
     values = {each.field: each.value for each in choices}
@@ -270,21 +275,23 @@ def _spec(name: str, choices: list[Choice]) -> dict[str, Any]:
         "warmup_epochs": epochs / 10,
         "weak_augmentation_epochs": epochs // 10,
         "checkpoints": {"every_epochs": max(1, epochs // 10), "keep_last": 3},
-        "knn_every_epochs": max(1, epochs // 20),
         "monitor_every_epochs": max(1, epochs // 20),
     }
+    if has_labels:
+        fixed["knn_every_epochs"] = max(1, epochs // 20)
     if tiny:
         fixed |= {"backbone.width": 16, "heads": {"hidden_dim": 128, "output_dim": 64}}
     return with_fields({}, {"data.name": name} | values | fixed)
 
 
-def _hope(count: int) -> str:
+def _hope(count: int, *, has_labels: bool) -> str:
     if count < 200:
         return "Little: so few images teach hardly more than an untrained network has. Add images; they need no labels"
     if count < 1_000:
+        check = "Compare with it" if has_labels else "Look at the map, and at neighbours of some images,"
         return (
-            "Some points of kNN accuracy above the untrained network: 490 photos of clothes gained about six. Compare "
-            "with it before you trust the result"
+            "Some points of kNN accuracy above the untrained network: 490 photos of clothes gained about six. "
+            f"{check} before you trust the result"
         )
     if count < _MANY:
         return "Features clearly better than those of the untrained network; few labels then go a long way"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -35,7 +35,7 @@ from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
 from jobs.verdicts import Verdict, verdict
 from jobs.waiting import Waiting, explain, pending
-from wcl_core.config import PretrainSpec, Protocol, parse_spec
+from wcl_core.config import PROTOCOLS, PretrainSpec, parse_spec, protocol_facts
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, MAP_FACTS, PROCESS_MEMORY_MIB
@@ -355,7 +355,7 @@ def _context(view: Run, reader: Principal) -> dict[str, Any]:
         "run": view,
         "now": view.now,
         "may_submit": "submit" in reader.scopes,
-        "protocols": get_args(Protocol),
+        "protocols": [name for name in PROTOCOLS if view.note is None or not protocol_facts(name).measures],
         "hardware": hardware(view),
     }
 

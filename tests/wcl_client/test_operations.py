@@ -65,12 +65,21 @@ def test_a_finished_job_goes_on(server: Served) -> None:
 
     done = wcl("continue", job_id[-12:], "--epochs", "20")
 
-    assert "again: warm-up over 2 epochs, cosine to 0 at epoch 80" in " ".join(done.stderr.split())
+    said = " ".join(done.stderr.split())
+    assert "again: warm-up over 2 epochs, cosine to 0 at epoch 80" in said
+    assert f"{server.url}/jobs/{done.stdout.strip()}" in said
     assert rows.job(server.database, done.stdout.strip()).spec["restarts"] == [60]
     assert f"continues wcl digits tiny ({job_id[-12:]}), step 5" in " ".join(
         wcl("show", done.stdout.strip()).stdout.split()
     )
-    assert wcl("continue", job_id).exit_code == 2
+    doubled = wcl("continue", job_id).stdout.strip()  # as many epochs as it had, like the form of the page
+    assert rows.job(server.database, doubled).spec["epochs"] == 120
+
+
+def test_a_training_without_a_checkpoint_says_when_the_first_one_comes(server: Served) -> None:
+    job_id = submit("--set", "checkpoints.every_epochs=7", "--set", "checkpoints.first_epoch=false")
+    error = wcl("download", job_id).exception
+    assert "has no checkpoint yet; it writes the first one after epoch 7 of 60" in str(error)
 
 
 def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served) -> None:

@@ -67,8 +67,20 @@ def test_time_is_kept_unless_it_is_too_short_to_learn() -> None:
     images = Images(4_000, (128, 128), 4)
     for minutes in (30, 120):
         assert recommend("photos", images, CPU, minutes).seconds == pytest.approx(60 * minutes, rel=0.1)
-    hurried = recommend("photos", images, CPU, 1)
-    assert (hurried.steps >= 1_000, "1,000 steps take longer than 1 minutes" in hurried.notes[0]) == (True, True)
+    hurried = recommend("photos", images, CPU, 2)
+    trial = int(hurried.spec["epochs"] * 120 / hurried.seconds)
+    assert hurried.steps >= 1_000
+    assert (
+        f"1,000 steps take longer than 2 minutes here, and fewer teach little; for a trial, set epochs to {trial}"
+        in (hurried.notes[0])
+    )
+
+
+def test_without_labels_it_plans_and_promises_nothing_that_needs_them() -> None:
+    with_labels, without = (recommend("photos", Images(900, (104, 139), count), CPU) for count in (2, 0))
+    assert (spec_of(with_labels).knn_every_epochs > 0, "knn_every_epochs" in without.spec) == (True, False)
+    assert "Compare with it before" in with_labels.hope
+    assert "neighbours of some images, before" in without.hope
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_embedded_in_parts() -> None:

@@ -49,7 +49,7 @@ def evaluate(
         str | None, typer.Option(help="Of a job: the step of the checkpoint, or its id; default: its last checkpoint.")
     ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels.")
+        list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels; without labels a map.")
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also measure the raw pixels and the untrained network in the same way.")

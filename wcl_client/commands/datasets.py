@@ -43,7 +43,10 @@ def add(
     wait: Annotated[bool, typer.Option(help="Wait until a worker has read it.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Add a dataset to the running service, which remembers it; needs an administrator's key."""
+    """Add a dataset to the running service, which remembers it.
+
+    It needs an administrator's key, which the user of `wcl up` has.
+    """
     place = Path(path).expanduser()
     with WclClient.connect() as client:
         client.add_dataset(name, str(place.absolute()), labels=not without_labels)

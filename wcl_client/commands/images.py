@@ -57,7 +57,7 @@ def neighbours(
 ) -> None:
     """Find the images that are most similar to an image.
 
-    This machine searches a folder; the nearest image comes first.
+    This machine searches a folder; each line has the cosine similarity and the path, the nearest image first.
     """
     place = str(image.parent if folder is None else folder)
     out = [] if target is None else [f"--output={target}"]

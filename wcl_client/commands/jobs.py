@@ -11,6 +11,7 @@ import typer
 from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import LOOK, RUN, USE, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.submission import describe
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
 from wcl_client.references import find_job
@@ -248,7 +249,7 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 def go_on(
     job: JobId,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs more; with --data, as many as the job had by default.")
+        int | None, typer.Option(min=1, help="Epochs more; default: as many as the spec of the job has.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Another dataset, for a run of its own from the weights of the job.")
@@ -259,15 +260,15 @@ def go_on(
 
     The new job goes on from the last full checkpoint, and the learning rate starts again.
     """
-    if epochs is None and data is None:
-        raise typer.BadParameter("expected --epochs, the number of epochs more, or --data, another dataset")
     with WclClient.connect() as client:
-        new = client.go_on(find_job(client, job, "pretrain")["id"], epochs=epochs, data=data)
-    if as_json:
-        print_json(new)
-        return
-    err.say(f"learning rate: {new['schedule']}")
-    out.say(new["id"])
+        trained = find_job(client, job, "pretrain")
+        if epochs is None and data is None:
+            epochs = trained["spec"].get("epochs")
+        new = client.go_on(trained["id"], epochs=epochs, data=data)
+        if not as_json:
+            describe(client, new)
+            err.say(f"  learning rate: {new['schedule']}")
+    print_json(new) if as_json else out.say(new["id"])
 
 
 @app.command(rich_help_panel=RUN)

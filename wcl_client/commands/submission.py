@@ -13,7 +13,6 @@ from wcl_client.api import WclClient
 from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, Overrides, follow_jobs, require_success
 from wcl_client.errors import WclError
 from wcl_client.plans import plan_lines, print_plan
-from wcl_client.progress import duration
 from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
 from wcl_client.responses import Job, JobKind
@@ -92,7 +91,7 @@ def submit(
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
             if not as_json:
-                _describe(client, jobs[0])
+                describe(client, jobs[0])
         else:
             seeds_ = numbers
             group = when_registered(
@@ -144,7 +143,7 @@ def recommend(
             out.say(f"  {choice['reason']}")
         last = choice["reason"]
     memory = "" if recipe["memory"] is None else f", about {output.size(recipe['memory'])} of memory"
-    out.say(f"{recipe['steps']:,} steps, roughly {duration(recipe['seconds'])}{memory}")
+    out.say(f"{recipe['steps']:,} steps, about {max(1, round(recipe['seconds'] / 60)):,} min of training{memory}")
     out.say(f"{recipe['hope']}.")
     for note in recipe["notes"]:
         out.say(f"{note[:1].upper()}{note[1:]}.")
@@ -166,12 +165,15 @@ def list_presets(as_json: AsJson = False) -> None:
     for row in rows:
         table.add(row["name"], row["description"])
     out.show(table)
+    out.say(
+        "[P] as in the paper, [C] as in its released code, [D] chosen by this project; a twin has the other method."
+    )
 
 
 _CONTENTS = ("photos", "drawings", "overhead")
 
 
-def _describe(client: WclClient, job: Job) -> None:
+def describe(client: WclClient, job: Job) -> None:
     """Print what was submitted on standard error; standard output has the id alone, for scripts."""
     with contextlib.suppress(WclError):  # the job is accepted, whatever becomes of the server now
         _describe_accepted(client, client.job(job["id"]))

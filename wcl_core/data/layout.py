@@ -56,6 +56,7 @@ LINK_AGAIN = "links to a folder that is read already"
 LINK_READ = "links to folders within the folder, which are read"
 NO_IMAGES = "folders without an image"
 NO_CLASS = "images outside of a class folder"
+BESIDE_CLASSES = f"{NO_CLASS}; if the folders are no classes, add the dataset without labels (--without-labels)"
 BESIDE = "folders beside train/ that are no split"
 TOO_LARGE = f"files of more than {MAX_BYTES >> 30} GiB"
 NOT_OPENED = "folders that cannot be opened"
@@ -296,7 +297,7 @@ class _Listing:
             return self._unlabelled([""], self._too_few(classes))
         if level.images and len(level.images) > sum(len(self._images(folder)) for folder in classes.folders):
             return self._unlabelled([""], "most of its images lie outside of folders")
-        self._leave_out(NO_CLASS, level.images)
+        self._leave_out(BESIDE_CLASSES, level.images)
         return self._split(classes, SPLIT_MADE, roles)
 
     def _split(self, level: _Level, layout: str, roles: dict[str, str]) -> Files:

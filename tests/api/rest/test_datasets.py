@@ -169,6 +169,14 @@ def test_a_dataset_without_labels_says_what_they_would_add(served: Served) -> No
         "/spec/protocols/2",
     )
     assert refused["errors"][0]["detail"] == note.removesuffix(".")
+    worker = rows.worker(id=new_id(), datasets={"photos": "f" * 64})
+    served.database.write(lambda session: workers.register(session, worker, 2, []))
+    run = rows.Run(served.database, rows.claim(served.database, worker))
+    assert run.job_id == trained["id"]
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end("succeeded"))
+    shown = served.browser("read", "submit").get(f"/jobs/{trained['id']}").text
+    boxes = re.findall(r'type="checkbox" name="protocols" value="(\w+)"( checked)?', shown)
+    assert boxes == [("embed", ""), ("map", " checked")], "the form offers only what needs no labels"
     data["held_out_share"] = 0.2
     assert_problem(sent("pretrain", batch_size=64), 422, "/spec/data/held_out_share")
 

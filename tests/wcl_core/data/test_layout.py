@@ -151,6 +151,13 @@ def test_a_dataset_without_labels_has_one_split_and_a_row_of_samples(tmp_path: P
     assert described.digest != data.describe("photos", "folder", tmp_path).digest
 
 
+def test_images_beside_folders_that_may_be_no_classes_name_the_way_out(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"2024": 3, "2025": 2, ".": 1})
+    files = list_files("photos", tmp_path)
+    assert (files.classes, left_out(files)) == (("2024", "2025"), {layout.BESIDE_CLASSES: 1})
+    assert "add the dataset without labels" in layout.BESIDE_CLASSES
+
+
 def test_hidden_and_system_folders_are_no_classes_and_have_no_images(tmp_path: Path) -> None:
     names = (".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
     write_tree(tmp_path, SPLITS)
