@@ -168,7 +168,7 @@ def recommend(
     if content == "photos" and (images.is_grey or side < 32):
         notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
     if images.num_classes < 2:
-        notes.append("without labels no accuracy can be measured; RankMe, uniformity, the map and neighbours can")
+        notes.append("without labels no accuracy can be measured; a map shows the neighbours of each image")
     in_memory = images.count if 3 * side**2 * images.count <= _IN_MEMORY else 0
     memory = process_bytes(parsed, batch, is_gpu=machine.is_gpu, images=in_memory)
     hope = _hope(images.count, has_labels=images.num_classes > 1)

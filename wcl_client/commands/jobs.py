@@ -11,7 +11,6 @@ import typer
 from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import LOOK, RUN, USE, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
-from wcl_client.commands.submission import describe
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
 from wcl_client.references import find_job
@@ -266,8 +265,9 @@ def go_on(
             epochs = trained["spec"].get("epochs")
         new = client.go_on(trained["id"], epochs=epochs, data=data)
         if not as_json:
-            describe(client, new)
+            err.say(bold(new["name"]), f"  {client.url}/jobs/{new['id']}")
             err.say(f"  learning rate: {new['schedule']}")
+            err.say(f"  follow it: wcl watch {new['id'][-12:]}")
     print_json(new) if as_json else out.say(new["id"])
 
 

@@ -91,7 +91,7 @@ def submit(
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
             if not as_json:
-                describe(client, jobs[0])
+                _describe(client, jobs[0])
         else:
             seeds_ = numbers
             group = when_registered(
@@ -173,7 +173,7 @@ def list_presets(as_json: AsJson = False) -> None:
 _CONTENTS = ("photos", "drawings", "overhead")
 
 
-def describe(client: WclClient, job: Job) -> None:
+def _describe(client: WclClient, job: Job) -> None:
     """Print what was submitted on standard error; standard output has the id alone, for scripts."""
     with contextlib.suppress(WclError):  # the job is accepted, whatever becomes of the server now
         _describe_accepted(client, client.job(job["id"]))
