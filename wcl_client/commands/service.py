@@ -139,7 +139,7 @@ def doctor(
 
 @app.command(rich_help_panel=SERVICE)
 def audit(as_json: AsJson = False) -> None:
-    """Check the database against the events of all jobs, and the storage.
+    """Check the database against all events, and the storage.
 
     The exit code is 1 if a replay of the events does not match the rows, or if files belong to no job.
     """
