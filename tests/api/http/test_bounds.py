@@ -358,7 +358,7 @@ def test_an_error_page_that_fails_is_a_problem(
     ("method", "path", "allowed"),
     [
         ("DELETE", "/v1/jobs", "GET, POST"),
-        ("PUT", "/v1/jobs/x", "GET, PATCH"),
+        ("PUT", "/v1/jobs/x", "DELETE, GET, PATCH"),
         ("PUT", "/v1/checkpoints/x", "DELETE, GET, PATCH"),
         ("POST", "/v1/checkpoints/x/download", "GET, HEAD"),
         ("DELETE", "/submit", "GET, POST"),

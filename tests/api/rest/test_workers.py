@@ -143,7 +143,7 @@ def test_a_worker_is_drained_by_an_administrator(served: Served) -> None:
 def test_the_audit_finds_a_tampered_row(served: Served) -> None:
     client = served.client()
     job_id = client.post("/v1/jobs", json=JOB).json()["id"]
-    assert client.get("/v1/audit").json() == {"jobs": 1, "events": 1, "attempts": 0, "findings": []}
+    assert client.get("/v1/audit").json() == {"jobs": 1, "events": 1, "attempts": 0, "deletions": 0, "findings": []}
     assert_problem(served.client("read", "submit").get("/v1/audit"), 403)
 
     tampered = update(Job).where(Job.id == job_id).values(status="succeeded", ended_at=1)
