@@ -14,7 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 SECRET = base64.b64decode(os.environ["WEBHOOK_SECRET"].removeprefix("whsec_"))
-SECONDS = 300  # a message whose time differs by more may be a copy that somebody sends again
+SECONDS = 300  # a message whose time differs by more may be a recorded copy that is sent again
 LARGEST = 1_000_000  # bytes
 handled: set[str] = set()  # a program that restarts keeps these ids, for example in its database
 

@@ -57,14 +57,14 @@ def points(client: WclClient, job_id: str, first: int = 0) -> Iterator[Point]:
     for start in range(first, last + 1, width):
         body = client.timed_metrics(job_id, start, min(start + width - 1, last))
         at = _times(body["times"])
-        found = [
+        values = [
             Point(
                 series["name"], point["step"], math.nan if point["value"] is None else point["value"], at(point["step"])
             )
             for series in body["series"]
             for point in series["points"]
         ]
-        yield from sorted(found, key=lambda point: point.step)
+        yield from sorted(values, key=lambda point: point.step)
 
 
 def _last_step(job: Job) -> int:
@@ -74,11 +74,11 @@ def _last_step(job: Job) -> int:
 
 def _times(samples: Iterable[Mapping[str, Any]]) -> Callable[[int], float]:
     """Return the function from a step to its time, by the last sample before it."""
-    known = [(sample["step"], datetime.fromisoformat(sample["at"]).timestamp()) for sample in samples]
+    moments = [(sample["step"], datetime.fromisoformat(sample["at"]).timestamp()) for sample in samples]
 
     def at(step: int) -> float:
-        place = bisect.bisect_right(known, (step, math.inf))
-        return known[max(0, place - 1)][1] if known else time.time()
+        place = bisect.bisect_right(moments, (step, math.inf))
+        return moments[max(0, place - 1)][1] if moments else time.time()
 
     return at
 

@@ -250,8 +250,8 @@ class ListFeed(Feed):
             return
         if self.is_ready:
             self._version += 1
-            known = {*states, *gone}
-            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in known}
+            present = {*states, *gone}
+            self._changed_at = {listed: at for listed, at in self._changed_at.items() if listed in present}
             self._changed_at |= dict.fromkeys(changed, self._version)
         self.is_ready = True
         self.announce()

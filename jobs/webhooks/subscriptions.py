@@ -182,7 +182,7 @@ def counts_by_state(session: Session) -> Counter[str]:
 def shown_url(url: str, form: str) -> str:
     """Return a URL for responses and pages, without the parts that are secrets of the receiver.
 
-    The addresses of Slack, Discord and ntfy are secrets as a whole: whoever knows one can send.
+    The addresses of Slack, Discord and ntfy are secrets as a whole: each is enough to send.
     """
     parts = urlsplit(url)
     if form == "standard":

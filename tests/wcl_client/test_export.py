@@ -54,9 +54,9 @@ def finish(run: rows.Run, last: int, value: float | None = 0.5) -> str:
 
 def losses(folder: Path) -> dict[int, float]:
     events = EventAccumulator(str(folder)).Reload()
-    found = events.Scalars("train/loss")
-    assert len({each.step for each in found}) == len(found)
-    return {each.step: each.value for each in found}
+    scalars = events.Scalars("train/loss")
+    assert len({each.step for each in scalars}) == len(scalars)
+    return {each.step: each.value for each in scalars}
 
 
 def test_tensorboard_reads_each_step_once_also_after_a_second_export(server: Served, tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_tensorboard_reads_each_step_once_also_after_a_second_export(server: Ser
         assert done.exit_code == 0, done.output
 
     folder = Path(done.stdout.strip())
-    found = losses(folder)
-    assert math.isnan(found.pop(9))
-    assert found == {1: 9, 2: 8, 3: 7, 4: 6, 5: 5, 6: 6, 7: 7, 8: 8}
+    values = losses(folder)
+    assert math.isnan(values.pop(9))
+    assert values == {1: 9, 2: 8, 3: 7, 4: 6, 5: 5, 6: 6, 7: 7, 8: 8}
     spec = EventAccumulator(str(folder)).Reload().Tensors("spec")[0].tensor_proto.string_val[0].decode()
     assert '"method": "' in spec
     assert len(list(folder.iterdir())) == 1
@@ -81,10 +81,10 @@ def test_every_reported_point_is_read_from_a_long_run(server: Served) -> None:
     job_id = finish(run, 2_500)
 
     with WclClient.connect() as client:
-        found = list(trackers.points(client, job_id))
+        points = list(trackers.points(client, job_id))
 
-    assert [point.step for point in found] == list(range(1, 2_501))
-    assert [point.value for point in found[:-1]] == [float(step) for step in range(1, 2_500)]
+    assert [point.step for point in points] == list(range(1, 2_501))
+    assert [point.value for point in points[:-1]] == [float(step) for step in range(1, 2_500)]
 
 
 def test_a_job_is_followed_to_its_end(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
