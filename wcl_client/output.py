@@ -76,13 +76,21 @@ def jobs_table(jobs: Sequence[Job]) -> Rows:
     return table
 
 
-def answer_table(job: Job) -> Rows:
-    """Return a table of what a job has come to: its state, why it waits, its verdict, its weak labels."""
+def answer_table(job: Job, url: str = "") -> Rows:
+    """Return a table of what a job has come to: its state, why it waits, its verdict, its weak labels.
+
+    Args:
+        job: as REST returns it.
+        url: of the server, for links.
+    """
+    explanation = _explanation(job)
     reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
     facts: list[tuple[str, Any]] = [
         ("status", status(job["status"] + reason)),
         ("message", job.get("status_message")),
-        ("what to do", _advice(job)),
+        ("meaning", explanation.get("meaning")),
+        ("what to do", explanation.get("advice")),
+        ("see", f"{url}{explanation['page']}" if explanation else None),
         ("waiting", _waiting(job)),
         ("pending", job.get("pending")),
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
@@ -150,12 +158,10 @@ def _waiting(job: Job) -> str | None:
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
 
 
-def _advice(job: Job) -> str | None:
-    """Return what to do about a job that failed, or that is paused for a fault; None for others."""
-    explanation = job.get("explanation")
-    if explanation is None or job["status"] not in ("failed", "paused") or job["status_reason"] == "user":
-        return None
-    return f"{explanation['advice']} ({explanation['page']})"
+def _explanation(job: Job) -> Json:
+    """Return the explanation of a job that failed, or that is paused for a fault; empty for others."""
+    needs_user = job["status"] in ("failed", "paused") and job.get("status_reason") != "user"
+    return (job.get("explanation") or {}) if needs_user else {}
 
 
 def _lineage(job: Job) -> str:

@@ -56,11 +56,14 @@ def test_a_job_that_needs_a_user_is_shown_with_what_to_do(
     capsys: pytest.CaptureFixture[str], status: str, is_shown: bool
 ) -> None:
     job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": status, "status_reason": "disk_full"}
-    job["explanation"] = {"advice": "Free disk space.", "page": "/troubleshooting#disk_full"}
+    page = "/troubleshooting#disk_full"
+    job["explanation"] = {"meaning": "No room is left.", "advice": "Free disk space.", "page": page}
 
-    out.show(output.answer_table(job))
+    out.show(output.answer_table(job, "http://server"))
 
-    assert ("Free disk space. (/troubleshooting#disk_full)" in capsys.readouterr().out) == is_shown
+    printed = capsys.readouterr().out
+    for text in ("No room is left.", "Free disk space.", f"http://server{page}"):
+        assert (text in printed) == is_shown
 
 
 def test_a_row_is_one_line_of_a_terminal_and_whole_in_a_pipe() -> None:

@@ -76,7 +76,7 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
 def _say(url: str, job: Job) -> None:
     """Print the name of a job, the link to its page, and what it has come to."""
     out.say(bold(job.get("name") or job["kind"]), f"  {url}/jobs/{job['id']}")
-    out.show(output.answer_table(job))
+    out.show(output.answer_table(job, url))
 
 
 @app.command("group", hidden=True)  # its older name
