@@ -23,9 +23,11 @@ _CALM = {"WCL_LEASE_SECONDS": "60", "OMP_NUM_THREADS": "1"}
 
 
 class DocsService(Service):
-    """`wcl up --dataset flowers=FOLDER` with two workers and the example plugin, by command as its readers start it."""
+    """`wcl up --dataset flowers=FOLDER` with two workers and the example plugin.
 
-    is_forked = False
+    It is forked: six processes that import everything by themselves would take 25 s of a core.  `wcl demo` in
+    tests/acceptance starts the same processes by command.
+    """
 
     def __init__(self, folder: Path, flowers: Path, plugin_site: Path) -> None:
         super().__init__(folder / "data", PYTHONPATH=str(plugin_site), **_CALM)
