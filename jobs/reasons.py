@@ -131,6 +131,12 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "The job starts from a checkpoint, or measures one, whose file is gone or has other bytes.",
         "Start from another checkpoint, or from scratch.",
     ),
+    Reason.DAMAGED_CHECKPOINT: Explanation(
+        "A checkpoint changed while it was read",
+        "The worker had read the checkpoint as it was registered, and the run then read other bytes or none.",
+        "Nothing, at first: the job marks that checkpoint and continues from an older one. If it happens again, check "
+        "the disk or the network folder that holds the checkpoints.",
+    ),
     Reason.INTERNAL_ERROR: Explanation(
         "Unexpected error",
         "The run ended with an error that has no reason of its own.",

@@ -59,13 +59,21 @@ class Reason(StrEnum):
     STORAGE_UNAVAILABLE = "storage_unavailable"  # the storage folder is absent, perhaps not mounted
     NO_RESOURCES = "no_resources"  # the worker has no free file descriptor, process or memory to start a run
     MISSING_CHECKPOINT = "missing_checkpoint"
+    DAMAGED_CHECKPOINT = "damaged_checkpoint"  # its file has changed between the worker's reading and the run's
     INTERNAL_ERROR = "internal_error"
     UPSTREAM_FAILED = "upstream_failed"
 
 
 # Infrastructure failures, which are retried up to a limit; any other failure would repeat itself.
 INFRASTRUCTURE = frozenset(
-    {Reason.WORKER_LOST, Reason.KILLED, Reason.STALLED, Reason.DEVICE_FAILED, Reason.DEVICE_ERROR}
+    {
+        Reason.WORKER_LOST,
+        Reason.KILLED,
+        Reason.STALLED,
+        Reason.DEVICE_FAILED,
+        Reason.DEVICE_ERROR,
+        Reason.DAMAGED_CHECKPOINT,  # the next attempt marks it, and starts from an older one
+    }
 )
 
 # These are faults of a worker, not of the job.  The job is paused, and continues once a worker that fits takes jobs.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -97,6 +98,7 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
     except Exception as error:  # every failure becomes the job's reason
         traceback.print_exc()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
+        error = _change_behind(error, folder) or error
         reason, message = classify(error), _message(error, folder)
         if reason == "device_failed":
             is_whole = isinstance(error, DeviceError) and error.is_whole_machine
@@ -147,6 +149,7 @@ def _run(run: RunFile, spec: Spec, folder: Path, reporter: Reporter, ranks: Rank
         ranks.agreed(0)
     if source.digest not in (None, dataset.digest):
         raise content_changed(dataset.name)
+    _check_start_file(run)
     if isinstance(spec, PretrainSpec):
         start = {"resume": run.resume, "weights": run.weights}
         return pretrain(spec, reporter, dataset=dataset, output_dir=folder, ranks=ranks, **start)
@@ -155,6 +158,37 @@ def _run(run: RunFile, spec: Spec, folder: Path, reporter: Reporter, ranks: Rank
     used = {name: source.list_digests.get(name) for name in spec.semi_supervised.lists}
     dataset = data.with_label_lists(dataset, source.lists, used)
     return evaluate(spec, reporter, data=dataset, checkpoint_path=run.evaluated, output_dir=folder, ranks=ranks)
+
+
+class ChangedFileError(CheckpointError):
+    """The file that the run starts from or evaluates has other bytes than those that its worker has read."""
+
+
+def _check_start_file(run: RunFile) -> None:
+    """Compare the file that the run starts from or evaluates with its digest: its worker may have done so minutes ago.
+
+    Raises:
+        ChangedFileError: it has other bytes, or cannot be read.
+    """
+    if run.start_file is None or run.sha256 is None:
+        return
+    try:
+        with run.start_file.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ChangedFileError(f"{run.start_file.name} cannot be read: {error.strerror or error}") from error
+    if digest != run.sha256:
+        raise ChangedFileError(f"{run.start_file.name} has other bytes than those registered")
+
+
+def _change_behind(error: Exception, folder: Path) -> ChangedFileError | None:
+    """Return the change of the file that the run could not start from; None if that is not why it failed."""
+    if isinstance(error, CheckpointError):
+        try:
+            _check_start_file(RunFile.read(folder))
+        except ChangedFileError as change:
+            return change
+    return None
 
 
 def classify(error: Exception) -> FailureReason:
@@ -172,6 +206,8 @@ def classify(error: Exception) -> FailureReason:
             return error.reason
         case data.DataError() | ProtocolError():
             return "bad_data"
+        case ChangedFileError():
+            return "damaged_checkpoint"
         case CheckpointError():
             return "missing_checkpoint"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):

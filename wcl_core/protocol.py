@@ -47,6 +47,7 @@ FailureReason = Literal[
     "collapse",
     "bad_data",
     "missing_checkpoint",
+    "damaged_checkpoint",
     "disk_full",
     "storage_unavailable",
     "no_resources",
@@ -325,6 +326,7 @@ class RunFile(_Model):
         resume: the checkpoint file that training continues from.
         weights: the file of the weights that the spec starts from.
         evaluated: the checkpoint file to evaluate.
+        sha256: digest of the file that the run starts from or evaluates; None without one.
         gpus: number of GPUs that the run holds and has to use, without stand-ins; None if the worker does not decide
             which GPUs a run sees.
         rendezvous: of ranks on several machines; None for those of one, which meet in the folder.
@@ -341,13 +343,19 @@ class RunFile(_Model):
     resume: Path | None = None
     weights: Path | None = None
     evaluated: Path | None = Field(default=None, validation_alias="checkpoint", serialization_alias="checkpoint")
+    sha256: str | None = None
     gpus: int | None = None
     rendezvous: Rendezvous | None = None
+
+    @property
+    def start_file(self) -> Path | None:
+        """The one file that the run starts from or evaluates; None if there is none."""
+        return self.resume or self.weights or self.evaluated
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
-        names = ("token", "place", "weights", "gpus", "rendezvous")
+        names = ("token", "place", "weights", "sha256", "gpus", "rendezvous")
         later: dict[str, Any] = {name: True for name in names if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
         empty |= {"has_labels"} if self.dataset.has_labels else set()

@@ -92,10 +92,15 @@ def run_file(
             "resume": resume.file if resume else None,
             "weights": None if resume else weights_file(database, storage, claim),
             "evaluated": evaluated_file(database, storage, claim),
+            "sha256": resume.checkpoint.sha256 if resume else _start_digest(claim),
             "gpus": gpus,
         }
     )
     return Prepared(run, resume.checkpoint.id if resume else None)
+
+
+def _start_digest(claim: Claim) -> str | None:
+    return claim.evaluated.sha256 if claim.evaluated else claim.spec.get("weights")
 
 
 def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous) -> Resume | None:

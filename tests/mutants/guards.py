@@ -213,6 +213,13 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a run compares the file that it starts from with its digest",
+        "wcl_core/attempt.py",
+        "    if digest != run.sha256:\n",
+        "    if False:\n",
+        ("tests/wcl_core/test_attempt.py::test_a_file_that_changed_since_its_worker_read_it_is_no_missing_checkpoint",),
+    ),
+    Guard(
         "an untrained network whose measurement was ended is measured by the next attempt",
         "wcl_core/training/run_metrics.py",
         'facts.get("has_untrained", True)',

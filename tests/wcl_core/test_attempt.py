@@ -407,6 +407,24 @@ def test_a_missing_checkpoint_fails_the_attempt(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
+def test_a_file_that_changed_since_its_worker_read_it_is_no_missing_checkpoint(tmp_path: Path) -> None:
+    """The service then tries again, with an older checkpoint if that file stays as it is."""
+    spec = small.fields(epochs=2)
+    assert ends(write_run(tmp_path / "a", spec=spec))[0] == "succeeded"
+    saved = of(tmp_path / "a", "checkpoint")[0]
+    content = bytearray((tmp_path / "a" / saved["path"]).read_bytes())
+    content[-1] ^= 1  # of a weight: the file can be read
+    (tmp_path / "flipped").write_bytes(content)
+    (tmp_path / "short").write_bytes(content[:-1])
+    for name in ("flipped", "short", "absent"):
+        changed = {"resume": str(tmp_path / name), "sha256": saved["sha256"]}
+        assert ends(write_run(tmp_path / f"{name}-run", spec=spec, **changed))[:2] == ("failed", "damaged_checkpoint")
+
+    as_registered = {"resume": str(tmp_path / "flipped"), "sha256": hashlib.sha256(content).hexdigest()}
+    of_other = write_run(tmp_path / "other", spec=spec | {"seed": 1}, **as_registered)
+    assert ends(of_other)[:2] == ("failed", "missing_checkpoint")
+
+
 def test_an_evaluation_runs_and_misses_its_checkpoint(tmp_path: Path) -> None:
     spec = {"data": {"name": "digits", "image_size": 8}, "protocols": ["knn"], "threads": 1}
     pixels = spec | {"features": {"kind": "pixels"}}

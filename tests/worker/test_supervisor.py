@@ -389,6 +389,24 @@ def test_a_run_continues_from_an_older_checkpoint_when_the_newest_is_damaged(
     assert [rows[one.id].flaw for one in (newest, second, third)] == ["missing", "damaged", None]
 
 
+def test_a_checkpoint_that_is_damaged_after_its_worker_read_it_costs_one_attempt(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker(sqlite_database, FAILPOINTS=str(tmp_path))
+    newest, second, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 3)
+    (tmp_path / "armed").write_text("process.before_spawn hang 100")
+    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
+    eventually((tmp_path / "fired").exists, "the start of the run")
+    file = worker.folder / "checkpoints" / newest.storage_key
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    (tmp_path / "release").touch()
+
+    assert start_of_attempt(jobs, newest.job_id, 2) == second.step
+    requeued = [event for event in jobs.events(newest.job_id) if event.data.get("reason") == "damaged_checkpoint"]
+    assert [event.type for event in requeued] == ["requeued", "warning"]
+    assert [data["checkpoint"] for data in damage_of(jobs, newest.job_id) if "checkpoint" in data] == [newest.id]
+
+
 @pytest.mark.long
 def test_a_job_whose_checkpoints_are_all_damaged_starts_over_and_its_retry_fails(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
