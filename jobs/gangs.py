@@ -3,6 +3,10 @@
 A gang starts as a whole, in one transaction, or not at all.  It is one attempt: the worker with the lowest id claims
 the job for all.  It is the first node, which delivers the records and ends the attempt.  The others find their row in
 `attempt_nodes`, run their part of the ranks, and renew that row.
+
+A worker that keeps its free part for a job announces that in its row.  No gang that is behind this job takes that part.
+Of the jobs that workers keep something for, the first one in the queue waits for no other, so they never block each
+other.  An announcement counts while its worker takes jobs and its job is due.
 """
 
 from __future__ import annotations
@@ -11,12 +15,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
 from jobs.devices import Free, free_of, is_node_of
-from jobs.eligibility import NEEDS, QUEUE_ORDER, Needs, WorkerFacts, fits, fits_worker, has_needs, is_due, takes_jobs
+from jobs.eligibility import (
+    NEEDS,
+    QUEUE_ORDER,
+    Needs,
+    WorkerFacts,
+    fits,
+    fits_worker,
+    has_needs,
+    is_before,
+    is_due,
+    takes_jobs,
+)
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
 from jobs.status import Reason, Status
 from wcl_core import protocol
@@ -60,12 +75,12 @@ class Startable:
     """Due jobs of several nodes that can start now, as one of their workers sees them.
 
     Attributes:
-        led: needs of those that this worker starts for all.
+        led: the condition for those that this worker starts for all.
         joined: the first one that another worker starts with this one; its room is for that job.
         leader: the id of that worker.
     """
 
-    led: tuple[Needs, ...]
+    led: ColumnElement[bool]
     joined: Job | None
     leader: str | None = None
 
@@ -94,15 +109,18 @@ def startable(session: Session, worker: WorkerFacts, free: Free, avoided: Collec
         avoided: ids of the workers that start no gang; one without them may be possible.
     """
     if not (every := waiting(session, worker)):
-        return Startable((), None)
+        return Startable(has_needs(()), None)
     room = _with_room(session, worker, free)
-    gangs = {needs: [member.worker_id for member in _filled(needs, *room, avoided)] for needs in every}
-    led = tuple(needs for needs, ids in gangs.items() if ids[:1] == [worker.id])
-    others = [needs for needs, ids in gangs.items() if worker.id in ids[1:]]
-    first = select(Job).where(is_due(), has_needs(others)).order_by(*QUEUE_ORDER).limit(1)
-    if not others or (joined := session.execute(first).scalar_one_or_none()) is None:
-        return Startable(led, None)
-    return Startable(led, joined, gangs[Needs.of(joined)][0])
+    led, others = [has_needs(())], [has_needs(())]
+    for stretch, kept in _stretches(session, room[0]):
+        gangs = {needs: _ids(_filled(needs, *room, avoided, kept)) for needs in every}
+        led.append(and_(stretch, has_needs([needs for needs, ids in gangs.items() if ids[:1] == [worker.id]])))
+        others.append(and_(stretch, has_needs([needs for needs, ids in gangs.items() if worker.id in ids[1:]])))
+    first = select(Job).where(is_due(), or_(*others)).order_by(*QUEUE_ORDER).limit(1)
+    if (joined := session.execute(first).scalar_one_or_none()) is None:
+        return Startable(or_(*led), None)
+    leader = _filled(Needs.of(joined), *room, avoided, _kept(session, room[0], joined))[0]
+    return Startable(or_(*led), joined, leader.worker_id)
 
 
 def locked(
@@ -112,13 +130,23 @@ def locked(
 
     The first node has the lowest id and holds its own lock already, so all workers lock in one order.
     """
-    gang = _filled(Needs.of(job), *_with_room(session, worker, free), avoided)
-    ids = [member.worker_id for member in gang]
+    gang = _now(session, job, worker, free, avoided)
+    ids = _ids(gang)
     if not gang or ids[0] != worker.id:
         return ()
     session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
     session.expire_all()
-    return gang if _filled(Needs.of(job), *_with_room(session, worker, free), avoided) == gang else ()
+    return gang if _now(session, job, worker, free, avoided) == gang else ()
+
+
+def _now(session: Session, job: Job, worker: WorkerFacts, free: Free, avoided: Collection[str]) -> tuple[Member, ...]:
+    """Return the gang that can start a job now; none if too few workers have room."""
+    workers, room = _with_room(session, worker, free)
+    return _filled(Needs.of(job), workers, room, avoided, _kept(session, workers, job))
+
+
+def _ids(gang: Sequence[Member]) -> list[str]:
+    return [member.worker_id for member in gang]
 
 
 def has_gang(session: Session, worker: WorkerFacts) -> bool:
@@ -149,11 +177,48 @@ def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[
     return workers, free_of(session, workers) | {worker.id: free}
 
 
+# Workers that keep something for an earlier job, each with whether these are devices; otherwise CPU slots.
+_Kept = Mapping[str, bool]
+
+
+def _held_jobs(session: Session, workers: Sequence[Worker]) -> list[Job]:
+    """Return the due jobs that some of the workers keep their free part for, in the order of the queue."""
+    if not (ids := {each.kept_for for each in workers if each.kept_for is not None}):
+        return []
+    return list(session.execute(select(Job).where(is_due(), Job.id.in_(ids)).order_by(*QUEUE_ORDER)).scalars())
+
+
+def _kept_for(jobs: Sequence[Job], workers: Sequence[Worker]) -> _Kept:
+    by_id = {job.id: job for job in jobs}
+    return {each.id: by_id[each.kept_for].gpus > 0 for each in workers if each.kept_for in by_id}
+
+
+def _stretches(session: Session, workers: Sequence[Worker]) -> list[tuple[ColumnElement[bool], _Kept]]:
+    """Return the stretches of the queue up to each held job, and after the last one: a condition and what is kept."""
+    held = _held_jobs(session, workers)
+    result: list[tuple[ColumnElement[bool], _Kept]] = []
+    is_behind: ColumnElement[bool] = true()
+    for index, job in enumerate(held):
+        is_within = or_(is_before(job), Job.id == job.id)
+        result.append((and_(is_behind, is_within), _kept_for(held[:index], workers)))
+        is_behind = ~is_within
+    return [*result, (is_behind, _kept_for(held, workers))]
+
+
+def _kept(session: Session, workers: Sequence[Worker], job: Job) -> _Kept:
+    """Return what is kept for jobs that are before a job; `_stretches` decides the same for a query."""
+    place = (-job.priority, job.queue_place)
+    earlier = [each for each in _held_jobs(session, workers) if (-each.priority, each.queue_place) < place]
+    return _kept_for(earlier, workers)
+
+
 def _filled(
-    needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free], avoided: Collection[str]
+    needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free], avoided: Collection[str], kept: _Kept
 ) -> tuple[Member, ...]:
     """Return the gang that can start a job now, the first node first; none if too few workers have room."""
+    is_with_devices = needs.gpus > 0
     with_room = [each for each in workers if fits(each, needs) and free[each.id].holds(needs.gpus)]
+    with_room = [each for each in with_room if kept.get(each.id) is not is_with_devices]
     while len(with_room) >= needs.nodes:
         gang = sorted(with_room[: needs.nodes], key=lambda each: each.id)
         if gang[0].id not in avoided:

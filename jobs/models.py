@@ -461,6 +461,7 @@ class Worker(Base):
     spec_versions: Mapped[list[str]]
     state: Mapped[str] = mapped_column(_String(16))  # one of LIVE_STATES, stopped or lost
     job_id: Mapped[str | None] = mapped_column(_Id)
+    kept_for: Mapped[str | None] = mapped_column(_Id)  # the job that it keeps its free part for; gangs heed it
     heartbeats: Mapped[int] = mapped_column("beats", default=0)
     started_at: Mapped[int] = mapped_column(default=now_ms())
     seen_at: Mapped[int] = mapped_column(default=now_ms())

@@ -153,6 +153,12 @@ def heartbeat(
     return session.execute(draining).first() is not None
 
 
+def keep_for(session: Session, worker_id: str, job_id: str | None) -> None:
+    """Announce the job that a worker keeps its free part for, so that no gang behind it takes that; None for none."""
+    session.execute(update(Worker).where(Worker.id == worker_id).values(kept_for=job_id))
+    signal(session, Signal.DUE)  # jobs that may start now
+
+
 def _ability(unable: Unable | None) -> dict[str, str | None]:
     return {"unable": unable and unable.reason, "unable_message": unable and without_paths(unable.message)}
 

@@ -25,10 +25,14 @@ class Patience:
     Args:
         hold_seconds: for which smaller jobs may pass a job that needs more devices than are free.
         clock: monotonic seconds.
+
+    Attributes:
+        kept_for: the id of the job that the worker keeps its free part for, also while no part is free.
     """
 
     def __init__(self, hold_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._hold_seconds, self._clock = hold_seconds, clock
+        self.kept_for: str | None = None
         self._passed_over: tuple[str, float] | None = None  # a job, and since when
         self._awaited: tuple[tuple[str, str], float, float] | None = None  # leader and job, since when, last seen
         self._avoided: dict[str, float] = {}  # leaders, each until when
@@ -38,6 +42,11 @@ class Patience:
         unused = transitions.unused(session, facts, free)
         if unused.is_empty or (facts.address is None and not unused.devices):
             return None  # no job can pass it
+        held = self._held(session, facts, unused)
+        self.kept_for = held.job_id if held is not None else None
+        return held
+
+    def _held(self, session: Session, facts: WorkerFacts, unused: Free) -> PassedOver | None:
         if (job := passed_over(session, facts, unused)) is None:
             self._passed_over = None
             return None

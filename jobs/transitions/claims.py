@@ -14,7 +14,7 @@ from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Signal, now_ms, signal
 from jobs.devices import Free, in_use
-from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits_free, fits_worker, has_needs, is_before, is_due
+from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits_free, fits_worker, is_before, is_due
 from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Worker
@@ -196,7 +196,7 @@ def _best(
     fitting = [is_due(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free, avoided)
-        fitting.append(or_(Job.nodes == 1, has_needs(gang.led)))
+        fitting.append(or_(Job.nodes == 1, gang.led))
         if gang.joined is not None:
             fitting.append(is_before(gang.joined))
     if held is not None:

@@ -417,6 +417,103 @@ def test_the_closest_workers_keep_their_devices_for_a_gang(database: Database) -
     assert database.write(lambda session: transitions.claim(session, facts[0], None, None)).job_id == small  # type: ignore[union-attr]
 
 
+def keep(database: Database, facts: WorkerFacts, job_id: str | None) -> None:
+    database.write(lambda session: workers.keep_for(session, facts.id, job_id))
+
+
+def pair(database: Database) -> tuple[list[WorkerFacts], list[Run]]:
+    """Register two workers with four devices each, and start a job on two of the first and on one of the second."""
+    facts, runs = [register(database, number, gpus=4) for number in (1, 2)], []
+    for each, gpus in zip(facts, (2, 1), strict=True):
+        rows.submit(database, gpus=gpus)
+        runs.append(Run(database, claim(database, each)))
+    return facts, runs
+
+
+def test_a_gang_takes_no_device_that_another_worker_keeps_for_a_job_before_it(database: Database) -> None:
+    (first, second), runs = pair(database)
+    large, gang = rows.submit(database, gpus=4), submit(database, gpus=1)
+    assert held_by(database, second) == large
+    keep(database, second, large)
+
+    assert try_claim(database, first) is None
+    urgent = submit(database, gpus=2, priority=1)
+    assert claim(database, first).job_id == urgent, "it is before the job that the worker keeps its devices for"
+    Run(database, begun(database, second)).end("succeeded")
+    runs[1].end("succeeded")
+    started = claim(database, second)
+    assert started.job_id == large
+    assert rows.status(database, gang) == "queued"
+    Run(database, started).end("succeeded")
+    keep(database, second, None)
+    assert claim(database, first).job_id == gang
+
+
+@pytest.mark.parametrize("is_gang_first", [False, True])
+def test_a_large_job_and_a_gang_that_devices_are_kept_for_never_block_each_other(
+    database: Database, is_gang_first: bool
+) -> None:
+    (first, second), runs = pair(database)
+    gang = submit(database, gpus=4, priority=int(is_gang_first))
+    large = rows.submit(database, gpus=4, priority=int(not is_gang_first))
+    keep(database, first, large)  # each job needs what is kept for the other one
+    keep(database, second, gang)
+    assert [try_claim(database, each) for each in (first, second)] == [None, None]
+    started = []
+
+    for run in runs:
+        run.end("succeeded")
+    for _ in range(2):
+        new = try_claim(database, first) or claim(database, second)
+        started.append(new.job_id)
+        begin(database, second)
+        Run(database, new).end("succeeded")
+
+    assert started == ([gang, large] if is_gang_first else [large, gang])
+    assert audit.audit(database).findings == []
+
+
+def test_devices_that_a_lost_worker_kept_are_kept_by_another_one(database: Database) -> None:
+    (first, second), runs = pair(database)
+    third = register(database, 3, gpus=2)
+    large, gang = rows.submit(database, gpus=4), submit(database, gpus=1)
+    keep(database, second, large)
+    assert held_by(database, first) is None
+
+    with database.read() as session:
+        heartbeats = session.get_one(Worker, second.id).heartbeats
+    database.write(lambda session: workers.mark_lost(session, second.id, heartbeats))
+
+    assert held_by(database, first) == large
+    keep(database, first, large)
+    assert try_claim(database, first) is None, "the gang is behind it"
+    runs[0].end("succeeded")
+    assert claim(database, first).job_id == large
+    assert rows.status(database, gang) == "queued"
+    assert try_claim(database, third) is None
+
+
+def test_nothing_is_kept_for_a_job_that_no_longer_waits(database: Database) -> None:
+    (first, second), _ = pair(database)
+    large, gang = rows.submit(database, gpus=4), submit(database, gpus=1)
+    keep(database, second, large)
+    assert try_claim(database, first) is None
+
+    database.write(lambda session: transitions.cancel(session, large))
+
+    assert claim(database, first).job_id == gang
+
+
+def test_cpu_slots_that_are_kept_stop_no_gang_with_devices(database: Database) -> None:
+    (first, second), _ = pair(database)
+    rows.submit(database, gpus=0)
+    Run(database, claim(database, second))
+    on_cpu, gang = submit(database, gpus=0), submit(database, gpus=1)
+    keep(database, first, on_cpu)
+
+    assert claim(database, first).job_id == gang
+
+
 def test_a_worker_of_a_gang_that_can_start_takes_no_job_behind_it(database: Database) -> None:
     first, second = register(database, 1), register(database, 2)
     gang, behind = submit(database), rows.submit(database)

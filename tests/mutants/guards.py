@@ -602,6 +602,33 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a gang takes no device that another worker keeps for a job before it",
+        "jobs/gangs.py",
+        "if kept.get(each.id) is not is_with_devices]",
+        "if True]",
+        (
+            "tests/jobs/test_gangs.py"
+            "::test_a_gang_takes_no_device_that_another_worker_keeps_for_a_job_before_it[sqlite]",
+        ),
+    ),
+    Guard(
+        "what is kept for a later job does not stop an earlier one",
+        "jobs/gangs.py",
+        "_kept_for(held[:index], workers)",
+        "_kept_for(held, workers)",
+        (
+            "tests/jobs/test_gangs.py"
+            "::test_a_large_job_and_a_gang_that_devices_are_kept_for_never_block_each_other[sqlite-True]",
+        ),
+    ),
+    Guard(
+        "a worker announces what it keeps its devices for",
+        "worker/slots.py",
+        "if job_id != self._announced:",
+        "if False:",
+        ("tests/worker/test_slots.py::test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back",),
+    ),
+    Guard(
         "a run from weights measures them before they change",
         "wcl_core/training/pretrain.py",
         "            return self.config.weights is None or self._measured_untrained()",

@@ -13,6 +13,7 @@ import pytest
 from jobs import transitions, workers
 from jobs.database import Database
 from jobs.errors import Superseded
+from jobs.models import Worker
 from jobs.settings import Settings
 from jobs.status import Reason
 from jobs.transitions import Claim
@@ -60,12 +61,13 @@ def make_slots(
     gpus: int = 0,
     cpu_slots: int = 1,
     clock: Any = time.monotonic,
+    address: str | None = None,
     **options: Any,
 ) -> tuple[Slots, Attempts, threading.Event]:
     attempts, draining = Attempts(database), threading.Event()
     rows.add_dataset(database)
     devices = rows.devices(gpus, str(data_dir))
-    facts = rows.worker(devices=devices, cpu_slots=cpu_slots)
+    facts = rows.worker(devices=devices, cpu_slots=cpu_slots, address=address)
     database.write(lambda session: workers.register(session, facts, 1, []))
     room = RoomCheck(Settings(data_dir=data_dir))
     machine = Machine(lambda: devices, cpu_slots, dict.fromkeys((each.uuid for each in devices), ""))
@@ -194,6 +196,48 @@ def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Da
     eventually(lambda: attempts.jobs == [first, first], "the next claim")
     assert attempts.claims[1].devices == attempts.claims[0].devices
     attempts.end(first)
+    slots.wait(30)
+
+
+def test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    """A gang that another worker starts then takes none of these devices."""
+    now, database = [0.0], sqlite_database
+    slots, attempts, _ = make_slots(database, tmp_path, gpus=4, clock=lambda: now[0], address="10.0.0.2")
+    leader = rows.worker(id="00000000-0000-7000-8000-000000000001", name="leader", gpus=1, address="10.0.0.1")
+    database.write(lambda session: workers.register(session, leader, 1, []))
+    database.write(lambda session: workers.heartbeat(session, leader.id, None, address=leader.address))
+    database.write(lambda session: workers.heartbeat(session, rows.WORKER.id, None, address="10.0.0.2"))
+    first = rows.submit(database, gpus=1)
+    slots.open()
+    slots.work()
+    eventually(lambda: attempts.jobs == [first], "the claim")
+    large = rows.submit(database, gpus=4)
+    assert not slots.has_work()
+    now[0] = 61
+    assert not slots.has_work()
+    gang = rows.submit(database, spec={"nodes": 2, "batch_size": 240}, gpus=1)
+
+    assert rows.try_claim(database, leader) is None
+    rows.submit(database, gpus=1, priority=1)
+    others = [rows.submit(database, gpus=1, priority=1) for _ in range(2)]
+    slots.work()
+    eventually(lambda: len(attempts.jobs) == 4, "the claims of jobs before it")
+    attempts.end(others[0])  # also a device that has been in use
+    eventually(lambda: len(slots.free().devices) == 1, "its end")
+    assert rows.try_claim(database, leader) is None
+
+    database.write(lambda session: transitions.cancel(session, large))
+    slots.has_work()
+    with database.read() as session:
+        assert session.get_one(Worker, rows.WORKER.id).kept_for is None
+    assert rows.claim(database, leader).job_id == gang
+    for job_id in attempts.jobs:
+        attempts.end(job_id)
+    slots.work()
+    eventually(lambda: gang in attempts.jobs, "the node of the gang")
+    attempts.end(gang)
     slots.wait(30)
 
 
