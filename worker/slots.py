@@ -75,6 +75,7 @@ class Slots:
         self._claiming = threading.Lock()
         self._is_requested = threading.Event()  # a look at the queue, which another thread may be about to end
         self._is_open = threading.Event()
+        self._announcing = threading.Lock()
         self._announced: str | None = None  # the job that the row of this worker says that it keeps its free part for
         self._faults = FaultLog(log, "the claim of jobs")
 
@@ -117,16 +118,18 @@ class Slots:
             held = self._patience.held(session, facts, free)
             is_claimable = transitions.is_claimable(session, facts, free, held, avoided)
         if facts.address is not None:  # else no gang takes its devices
-            self._announce(self._patience.kept_for)
+            self._announce()
         if not is_claimable:
             return False
         return self.ability.check() is None  # last: the claim follows
 
-    def _announce(self, job_id: str | None) -> None:
+    def _announce(self) -> None:
         """Announce for which job this worker keeps its free part, if that has changed."""
-        if job_id != self._announced:
-            self._database.write(lambda session: workers.keep_for(session, self._facts.id, job_id))
-            self._announced = job_id
+        with self._announcing:  # two threads look at the queue; the row ends with the newer of their results
+            job_id = self._patience.kept_for
+            if job_id != self._announced:
+                self._database.write(lambda session: workers.keep_for(session, self._facts.id, job_id))
+                self._announced = job_id
 
     def _has_room(self) -> bool:
         return not self._draining.is_set() and self.is_open() and not self.free().is_empty
