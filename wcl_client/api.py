@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import httpx
 
@@ -34,6 +34,9 @@ from wcl_client.responses import (
 )
 from wcl_client.sse import Message
 from wcl_client.sweeps import SweepClient
+
+if TYPE_CHECKING:
+    from wcl_client.notebook import Run
 
 Archived = Literal["only", "all"]  # archived jobs alone, or with the others
 
@@ -99,6 +102,25 @@ class WclClient(SweepClient):
     def job(self, job_id: str) -> Job:
         """Return a job with its spec."""
         return self._json(Job, "GET", f"/v1/jobs/{part(job_id)}")
+
+    def run(self, reference: str) -> Run:
+        """Return a job for a notebook by its id, a part of the id, its name, or `last`; see `wcl_client.notebook`."""
+        from wcl_client.notebook import Run
+        from wcl_client.references import find_job
+
+        return Run(self, find_job(self, reference))
+
+    def train(
+        self,
+        spec: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Run:
+        """Submit a training as `submit` does, and return it for a notebook; see `wcl_client.notebook`."""
+        from wcl_client.notebook import Run
+
+        return Run(self, self.submit("pretrain", spec, idempotency_key=idempotency_key, **options))
 
     def compare(self, job_ids: Sequence[str], *, twin: bool = False) -> Json:
         """Return the verdict about jobs, their results side by side, and the fields that differ.

@@ -77,7 +77,13 @@ def jobs_table(jobs: Sequence[Job]) -> Rows:
 
 
 def answer_table(job: Job, url: str = "") -> Rows:
-    """Return a table of what a job has come to: its state, why it waits, its verdict, its weak labels.
+    """Return a table of what a job has come to; arguments as for `answer_facts`."""
+    (name, state), *others = answer_facts(job, url)
+    return _facts_table([(name, status(state or "")), *others])
+
+
+def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
+    """Return what a job has come to: its status first, then why it waits, its verdict and so on; None for nothing.
 
     Args:
         job: as REST returns it.
@@ -85,8 +91,8 @@ def answer_table(job: Job, url: str = "") -> Rows:
     """
     explanation = _explanation(job)
     reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
-    facts: list[tuple[str, Any]] = [
-        ("status", status(job["status"] + reason)),
+    return [
+        ("status", job["status"] + reason),
         ("message", job.get("status_message")),
         ("meaning", explanation.get("meaning")),
         ("what to do", explanation.get("advice")),
@@ -100,7 +106,6 @@ def answer_table(job: Job, url: str = "") -> Rows:
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
     ]
-    return _facts_table(facts)
 
 
 def metrics_table(job: Job) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -75,6 +76,34 @@ def test_a_run_is_followed_from_python(service: DocsService, tmp_path: Path) -> 
     for words in ("job ", "points", "event: ", "few_labels", "sha256"):
         assert words in printed, printed
     assert (tmp_path / "backbone.safetensors").exists()
+
+
+_EXECUTE = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code":
+        result = shell.run_cell("".join(cell["source"]))
+        result.raise_error()
+        print(getattr(result.result, "_repr_html_", lambda: "no card")())
+"""
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(service: DocsService, tmp_path: Path) -> None:
+    reader = Reader(tmp_path, service)
+    (tmp_path / "execute.py").write_text(_EXECUTE)
+    cells = (ROOT / "examples" / "first_run.ipynb").read_text()
+    (tmp_path / "short.ipynb").write_text(cells.replace(r"{\"epochs\": 6}", repr(SHORT).replace("'", r"\"")))
+
+    reader.run("python execute.py short.ipynb > shown.txt", "examples/first_run.ipynb")
+
+    shown = (tmp_path / "shown.txt").read_text()
+    for words in ("from a notebook</a>", "succeeded", "<polyline", "train/loss", "eval/knn_top1", "kNN", "conv1"):
+        assert words in shown, shown
+    kept = [cell for cell in json.loads(cells)["cells"] if cell.get("outputs") or cell.get("execution_count")]
+    assert kept == [], "the file holds results of somebody's run"
 
 
 def _has_browser() -> bool:
