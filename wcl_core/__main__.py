@@ -113,10 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     _size_option(verb)
     verb.set_defaults(run=_features)
 
+    verb = verbs.add_parser(
+        "dataset-features", help="write the features of a dataset, as `embed` stored them, as a table"
+    )
+    verb.add_argument("embeddings", type=Path, help="file of the protocol embed")
+    verb.add_argument("out", type=Path, help="a file that ends in .csv, .parquet or .npy")
+    verb.add_argument("--split", choices=["train", "test", "unlabelled"], help="by default all")
+    verb.set_defaults(run=_dataset_features)
+
     verb = verbs.add_parser("neighbours", help="print the images of a folder that are most similar to an image")
     verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
     verb.add_argument("image", type=Path)
-    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("folder", type=Path, help="image folder, list of images, or file of the protocol embed")
     verb.add_argument("--count", type=int, default=10)
     verb.add_argument("--output", type=Path, help="a .csv file, in place of the output")
     _size_option(verb)
@@ -257,8 +265,17 @@ def _features(options: argparse.Namespace) -> int:
     return 0
 
 
+def _dataset_features(options: argparse.Namespace) -> int:
+    from wcl_core.evaluation.new_images import write_dataset_features
+
+    count = write_dataset_features(options.embeddings, options.out, options.split)
+    write_line(f"{options.out}: features of {_images(count)}")
+    return 0
+
+
 def _neighbours(options: argparse.Namespace) -> int:
-    from wcl_core.evaluation.new_images import neighbours, write_table
+    from wcl_core.evaluation.feature_table import write_table
+    from wcl_core.evaluation.new_images import neighbours
 
     size = _checked_size(options)
     rows = neighbours(options.file, options.image, options.folder, options.count, size, _say_left_out)

@@ -13,10 +13,12 @@ from api.http.idempotency import Submission
 from api.rest.job_bodies import checked_spec
 from jobs import queries
 from jobs import submission as service
+from jobs.datasets import pinned_digest
 from jobs.errors import Conflict, FieldError, Invalid
-from jobs.models import TRAINING, Job
+from jobs.models import EMBEDDINGS, TRAINING, Checkpoint, Dataset, Job
 from jobs.new_job import NewJob, default_name
-from wcl_core.config import DataConfig, ProtocolSettings, parse_spec, protocol_facts
+from jobs.status import TERMINAL, Status
+from wcl_core.config import DataConfig, ProtocolSettings, parse_spec, protocol_facts, resolve_spec
 
 _MAX_NAME = 200
 _BASELINE = "baseline/"  # the origin of a baseline, below the evaluation that it repeats
@@ -36,13 +38,16 @@ class EvaluateBody(ProtocolSettings):
 def create_evaluation(submission: Submission, checkpoint_id: str, body: EvaluateBody) -> Job:
     """Create a job that evaluates a checkpoint, once for each idempotency key.
 
+    Features alone (`embed`) are computed once: a job that has them, or that is to compute them, is returned.
+
     Raises:
         Invalid: with pointers into the body, which is the spec itself.
         NotFound, Conflict: as `new_evaluation`.
     """
 
     def create(session: Session) -> Job:
-        return service.submit(session, new_evaluation(session, checkpoint_id, body, submission.owner))
+        new = new_evaluation(session, checkpoint_id, body, submission.owner)
+        return _job_of_features(session, new) or service.submit(session, new)
 
     request = ("evaluate", checkpoint_id, body.model_dump(mode="json", exclude_unset=True))
     try:
@@ -78,6 +83,28 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
         created_by=created_by,
         parent_id=trained.id,
     )
+
+
+def _job_of_features(session: Session, new: NewJob) -> Job | None:
+    """Return the newest job that has the features that a new job would compute, or is to compute them."""
+    spec = resolve_spec(new.spec)
+    dataset = session.execute(select(Dataset).where(Dataset.name == new.spec.data.name)).scalar_one_or_none()
+    if spec["protocols"] != ["embed"] or dataset is None:
+        return None
+    siblings = select(Job).where(
+        Job.parent_id == new.parent_id,
+        Job.kind == "evaluate",
+        Job.dataset_name == dataset.name,
+        Job.dataset_digest == pinned_digest(session, dataset),
+    )
+    files = select(Checkpoint.id).where(Checkpoint.kind == EMBEDDINGS, Checkpoint.deleted_at.is_(None))
+    files = files.where(Checkpoint.damaged_at.is_(None), Checkpoint.missing_at.is_(None))
+    for job in session.execute(siblings.order_by(Job.id.desc())).scalars():
+        is_same = all(job.spec[name] == spec[name] for name in ("protocols", "data", "features"))
+        has_file = session.execute(files.where(Checkpoint.job_id == job.id).limit(1)).first() is not None
+        if is_same and (job.status not in TERMINAL or (job.status == Status.SUCCEEDED and has_file)):
+            return job
+    return None
 
 
 def create_baselines(submission: Submission, job_id: str) -> list[Job]:

@@ -1,4 +1,8 @@
-"""Commands for new images on this machine: features, neighbours, classify.  No image is sent to the server."""
+"""Commands for images: features, neighbours, classify.
+
+This machine computes them, and no image is sent to the server.  The features of a registered dataset are the exception:
+a job of the service computes them once, and this machine downloads them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,9 @@ import typer
 
 from wcl_client.api import WclClient
 from wcl_client.commands.checkpoints import download_to
-from wcl_client.commands.shared import USE
+from wcl_client.commands.shared import USE, follow_jobs, require_success
 from wcl_client.references import find_checkpoint
+from wcl_client.terminal import err
 
 app = typer.Typer()
 group = typer.Typer(no_args_is_help=True, help="Fit a classifier on few images, and use it on others.")
@@ -33,15 +38,39 @@ _Size = Annotated[
 @app.command(rich_help_panel=USE)
 def features(
     reference: JobOrFile,
-    folder: _Folder,
-    target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")],
+    folder: Annotated[Path | None, typer.Argument(help="An image folder at any depth, or a list of images.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")
+    ] = None,
     size: _Size = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="In place of a folder: a dataset of the service; a job computes its features.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the dataset: train, test or unlabelled alone; default: all.")
+    ] = None,
 ) -> None:
     """Compute the features of new images.
 
-    This machine computes them; no image is sent to the server.
+    This machine computes those of a folder, and no image is sent to the server. A job computes those of a dataset, once
+    for each checkpoint and version of the dataset; then they are downloaded.
     """
-    on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
+    if target is None:
+        raise typer.BadParameter("expected a file to write, for example --output features.csv")
+    if (folder is None) == (dataset is None):
+        raise typer.BadParameter("expected either a folder or --dataset NAME")
+    if split is not None and (dataset is None or split not in _SPLITS):
+        raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
+    if dataset is None:
+        on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
+        return
+    _check_table(target)
+    with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
+        file = _dataset_features(client, reference, dataset, size, Path(place))
+        run_library(["dataset-features", str(file), str(target), *([f"--split={split}"] if split else [])])
+
+
+_SPLITS = ("train", "test", "unlabelled")
 
 
 @app.command(rich_help_panel=USE)
@@ -49,7 +78,12 @@ def neighbours(
     reference: JobOrFile,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     folder: Annotated[
-        Path | None, typer.Option("--in", help="The folder or list to search; default: the folder of the image.")
+        Path | None,
+        typer.Option(
+            "--in",
+            metavar="FOLDER_OR_DATASET",
+            help="The folder or list to search, else a dataset of the service; default: the folder of the image.",
+        ),
     ] = None,
     count: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
     target: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv file, in place of the output.")] = None,
@@ -57,11 +91,63 @@ def neighbours(
 ) -> None:
     """Find the images that are most similar to an image.
 
-    This machine searches a folder; each line has the cosine similarity and the path, the nearest image first.
+    This machine searches a folder, or the features of a dataset that a job has computed; the nearest image comes first.
     """
-    place = str(image.parent if folder is None else folder)
+    place = image.parent if folder is None else folder
     out = [] if target is None else [f"--output={target}"]
-    on_weights(reference, lambda file: ["neighbours", file, str(image), place, f"--count={count}", *out], size)
+    if place.exists() or Path(reference).is_file():
+        on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
+        return
+    if not image.is_file():
+        raise typer.BadParameter(f"{image} is no file; expected an image")
+    with tempfile.TemporaryDirectory(prefix="wcl-features-") as downloads, WclClient.connect() as client:
+        weights = download_to(client, find_checkpoint(client, reference), Path(downloads), "backbone").path
+        stored = _dataset_features(client, reference, str(place), size, Path(downloads))
+        run_library(["neighbours", str(weights), str(image), str(stored), f"--count={count}", *out])
+
+
+def _check_table(target: Path) -> None:
+    """Raise before a job is submitted if the table could not be written.
+
+    Raises:
+        BadParameter: the name has another ending, or the folder is absent.
+    """
+    if target.suffix.lower() not in (".csv", ".parquet", ".npy"):
+        raise typer.BadParameter(f"{target}: expected a name that ends in .csv, .parquet or .npy")
+    if not target.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{target}: there is no folder {target.parent}; create it first")
+
+
+def _dataset_features(client: WclClient, reference: str, dataset: str, size: int | None, place: Path) -> Path:
+    """Return a downloaded file of the features of a dataset; a job computes them unless one has.
+
+    Args:
+        client: of the service.
+        reference: a job or a checkpoint.
+        dataset: its name.
+        size: side of the images in pixels; by default that of the training.
+        place: the folder for the file.
+
+    Raises:
+        Exit: the job did not succeed.
+    """
+    if Path(reference).is_file():
+        raise typer.BadParameter(f"{reference} is a file; a dataset of the service needs a job or a checkpoint of it")
+    names = [each["name"] for each in client.datasets()]
+    if dataset not in names:
+        known = ", ".join(names[:10]) or "none"
+        raise typer.BadParameter(f"{dataset} is no file or folder here and no dataset of the service ({known})")
+    checkpoint = client.checkpoint(find_checkpoint(client, reference))
+    trained = client.job(checkpoint["job_id"])
+    # Limits that the training had for its own files stay.
+    data = {**trained["spec"]["data"], "name": dataset, "held_out_share": 0}
+    data |= {} if size is None else {"image_size": size}
+    job = client.evaluate(checkpoint["id"], {"protocols": ["embed"], "data": data})
+    err.say(f"features of {dataset} by step {checkpoint['step']} of {trained['name']}: {client.url}/jobs/{job['id']}")
+    jobs = [job] if job["status"] == "succeeded" else follow_jobs(client, [job], to_stderr=True)
+    require_success(jobs)
+    stored = next(each for each in client.checkpoints(job["id"]) if each["kind"] == "embeddings")
+    return download_to(client, stored["id"], place, "native").path
 
 
 @group.command(name="fit")

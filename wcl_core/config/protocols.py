@@ -111,7 +111,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
             Measure("mean_average_precision", "mean average precision"),
         ),
     ),
-    "embed": ProtocolFacts("features", "the features of both splits as a float16 file"),
+    "embed": ProtocolFacts("features", "the features of all images as a float16 file"),
     "map": ProtocolFacts("map", "images in two dimensions by their features"),
 }
 

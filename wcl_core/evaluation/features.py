@@ -6,7 +6,7 @@ A dataset without labels has those of its unlabelled split only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class FeatureSet:
     Attributes:
         train, test: (N, D) and (M, D) float32; empty in a dataset without labels.
         train_labels, test_labels: (N,) and (M,) int64.
-        unlabelled: (U, D) float32 of a dataset without labels, otherwise empty.
+        unlabelled: (U, D) float32 of the images without labels; empty if they were not asked for.
     """
 
     train: Tensor
@@ -41,26 +41,35 @@ class FeatureSet:
         return int(self.train_labels.bincount(minlength=num_classes).min())
 
 
-def network_features(backbone: nn.Module, data: ImageData, device: torch.device) -> FeatureSet:
-    """Compute the pooled features of both splits; the backbone's training mode is restored afterwards."""
+def network_features(
+    backbone: nn.Module, data: ImageData, device: torch.device, *, has_unlabelled: bool = False
+) -> FeatureSet:
+    """Compute the pooled features of both splits; the backbone's training mode is restored afterwards.
+
+    Args:
+        has_unlabelled: also compute those of further images without labels.
+    """
     was_training = backbone.training
     backbone.eval()
     try:
-        return _features(data, lambda split: pooled(backbone, split, device))
+        return _features(data, lambda split: pooled(backbone, split, device), has_unlabelled)
     finally:
         backbone.train(was_training)
 
 
-def pixel_features(data: ImageData) -> FeatureSet:
+def pixel_features(data: ImageData, *, has_unlabelled: bool = False) -> FeatureSet:
     """Return the raw pixels, scaled to [0, 1] and flattened: the baseline of every representation."""
-    return _features(data, lambda split: split.plain(slice(None)).flatten(1).float() / 255)
+    return _features(data, lambda split: split.plain(slice(None)).flatten(1).float() / 255, has_unlabelled)
 
 
-def _features(data: ImageData, compute: Callable[[Split], Tensor]) -> FeatureSet:
+def _features(data: ImageData, compute: Callable[[Split], Tensor], has_unlabelled: bool) -> FeatureSet:
     if not len(data.train) and data.unlabelled is not None:
         none = torch.empty(0, 0)
         return FeatureSet(none, data.train.labels, none, data.test.labels, compute(data.unlabelled))
-    return FeatureSet(compute(data.train), data.train.labels, compute(data.test), data.test.labels)
+    both = FeatureSet(compute(data.train), data.train.labels, compute(data.test), data.test.labels)
+    if has_unlabelled and data.unlabelled is not None:
+        return replace(both, unlabelled=compute(data.unlabelled))
+    return both
 
 
 @torch.no_grad()

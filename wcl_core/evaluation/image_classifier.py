@@ -22,8 +22,9 @@ from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.data.images import DataError
 from wcl_core.data.layout import SPLIT_MADE, Files, shown
+from wcl_core.evaluation.feature_table import write_table
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
-from wcl_core.evaluation.new_images import Features, Warn, listed, write_table
+from wcl_core.evaluation.new_images import Features, Warn, listed
 from wcl_core.intervals import wilson
 from wcl_core.networks.weights import exported_facts
 

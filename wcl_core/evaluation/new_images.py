@@ -1,35 +1,25 @@
-"""Features of images that no run has seen: a weight file and a folder in, a table out.
-
-features.csv        a header, then a row for each image: path, f0, f1, ...
-features.parquet    the same columns; it needs pyarrow
-features.npy        (N, D) float32; features.txt beside it has the path of each row
-"""
+"""Features of images that no run has seen: a weight file and a folder in, a table out (`feature_table`)."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wcl_core.data.decoding import Wish, read_all
 from wcl_core.data.images import DataError
 from wcl_core.data.layout import Files, list_files, shown
-from wcl_core.files import write_bytes
+from wcl_core.evaluation.embedding import read_embeddings
+from wcl_core.evaluation.feature_table import check_target, listing_of, write_feature_table
 from wcl_core.images.augment import normalised
 from wcl_core.methods.heads import normalise
 from wcl_core.networks.backbones import FeatureNetwork, VisionBackbone
 from wcl_core.networks.weights import load_backbone, trained_size
 
-ENDINGS = (".csv", ".parquet", ".npy")
 _BATCH_SIZE = 64
 
 Warn = Callable[[str], None]
@@ -97,41 +87,41 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
 
     Args:
         file, size, warn: as for `Features`.
-        out: `.csv`, `.parquet` or `.npy`; it becomes visible whole.
+        out: `.csv`, `.parquet` or `.npy`, see `feature_table`.
 
     Raises:
-        ValueError: the ending of `out` is another one, its library is absent, or the file of names beside it would
-            replace the list.
+        ValueError: as `check_target`, or the file of names beside `out` would replace the list.
         CheckpointError: as `load_backbone`.
         DataError: there is no image that can be read.
     """
-    ending = out.suffix.lower()
-    if ending not in ENDINGS:
-        raise ValueError(f"{out}: expected a name that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
-    if ending == ".parquet" and find_spec("pyarrow") is None:
-        raise ValueError(
-            f"{out} needs pyarrow; install it with pip install 'wcl-service[parquet]', or write a .csv file"
-        )
-    listing = out.with_suffix(".txt")
-    if ending == ".npy" and listing.exists() and listing.samefile(folder):
+    check_target(out)
+    listing = listing_of(out)
+    if out.suffix.lower() == ".npy" and listing.exists() and listing.samefile(folder):
         raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
     computed = Features(file, size, warn)
     files = listed(folder)
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
-    features, names = rows.numpy(), [shown(paths[place]) for place in places]
-    header = ["path", *(f"f{number}" for number in range(features.shape[1]))]
-    if ending == ".csv":
-        table = ([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, features.tolist(), strict=True))
-        write_table(out, header, table)
-    elif ending == ".parquet":
-        write_bytes(out, _parquet(header, names, features))
-    else:
-        content = io.BytesIO()
-        np.save(content, features)
-        write_bytes(out, content.getvalue())
-        write_bytes(listing, "".join(f"{name}\n" for name in names).encode())
-    return len(names)
+    write_feature_table(out, {"path": [shown(paths[place]) for place in places]}, rows)
+    return len(places)
+
+
+def write_dataset_features(embeddings: Path, out: Path, split: str | None) -> int:
+    """Write the features of a registered dataset, which a job has computed, and return the number of images.
+
+    Args:
+        embeddings: the file of the job.
+        out: `.csv`, `.parquet` or `.npy`, see `feature_table`.
+        split: the split to write; by default all.
+
+    Raises:
+        ValueError: as `check_target`.
+        CheckpointError: as `read_embeddings`.
+    """
+    check_target(out)
+    rows = read_embeddings(embeddings, split)
+    write_feature_table(out, {"path": rows.paths, "split": rows.splits, "label": rows.labels}, rows.features)
+    return len(rows.paths)
 
 
 @dataclass(frozen=True)
@@ -143,33 +133,52 @@ class Neighbour:
 
 
 def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | None, warn: Warn) -> list[Neighbour]:
-    """Return the images of a folder or list that are most similar to an image, the nearest first, without itself.
+    """Return the images of a folder, a list or a dataset that are most similar to an image, the nearest first.
+
+    The image itself is left out of a folder or list.
 
     Args:
         file, size, warn: as for `Features`.
         image: an image file, in the folder or elsewhere.
+        folder: a folder or a list, or the file of a dataset's features by the same network; its size is taken.
         count: the most that are returned.
 
     Raises:
+        ValueError: the file of features is that of another network.
         DataError: the image cannot be read, or there is no other one that can.
-        CheckpointError: as `load_backbone`.
+        CheckpointError: as `load_backbone` and `read_embeddings`.
     """
     if not image.is_file():
         raise DataError(f"{image} is no file; expected an image")
-    computed = Features(file, size, warn)
+    stored = read_embeddings(folder) if folder.suffix == ".safetensors" else None
+    computed = Features(file, size if stored is None else stored.image_size, warn)
     try:
         _, query = computed.of(image.parent, [image.name])
     except DataError as error:
         raise DataError(f"{image} cannot be read; expected an image") from error
+    if stored is None:
+        names, features = _of_folder(computed, image, folder)
+    else:
+        names, features = stored.paths, stored.features
+    if features.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"{folder}: its features have {features.shape[1]} numbers, and those of the image {query.shape[1]}; "
+            "expected features by the same network"
+        )
+    similarity = (normalise(features) @ normalise(query)[0]).clamp(-1, 1)
+    order = similarity.argsort(descending=True, stable=True)[:count].tolist()
+    return [Neighbour(names[each], float(similarity[each])) for each in order]
+
+
+def _of_folder(computed: Features, image: Path, folder: Path) -> tuple[list[str], Tensor]:
+    """Return names and features of the images of a folder or list without an image."""
     files = listed(folder)
     itself = os.path.realpath(image)
     paths = [path for path, _ in files.unlabelled if os.path.realpath(files.root / path) != itself]
     if not paths:
         raise DataError(f"{folder} has no image other than {image.name}")
     places, features = computed.of(files.root, paths)
-    similarity = (normalise(features) @ normalise(query)[0]).clamp(-1, 1)
-    order = similarity.argsort(descending=True, stable=True)[:count].tolist()
-    return [Neighbour(shown(paths[places[each]]), float(similarity[each])) for each in order]
+    return [shown(paths[place]) for place in places], features
 
 
 def listed(folder: Path, *, has_labels: bool = False) -> Files:
@@ -182,22 +191,3 @@ def listed(folder: Path, *, has_labels: bool = False) -> Files:
         return list_files("images", folder, has_labels=has_labels)
     except DataError as error:
         raise DataError(str(error).removeprefix("dataset images: ")) from error
-
-
-def write_table(out: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, which becomes visible whole."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_bytes(out, text.getvalue().encode())
-
-
-def _parquet(header: Sequence[str], names: Sequence[str], features: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = [pyarrow.array(names), *(pyarrow.array(column) for column in features.T)]
-    content = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns, names=list(header)), content)
-    return content.getvalue()

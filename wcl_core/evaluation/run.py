@@ -155,8 +155,9 @@ def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) 
 
 
 def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, device: torch.device) -> Subject:
+    has_unlabelled = "embed" in spec.protocols
     if isinstance(spec.features, PixelFeatures):
-        return Subject(nn.Flatten(), pixel_features(data), device)
+        return Subject(nn.Flatten(), pixel_features(data, has_unlabelled=has_unlabelled), device)
     if isinstance(spec.features, CheckpointFeatures):
         if checkpoint_path is None:
             raise checkpoint.CheckpointError("features.kind is checkpoint, but no checkpoint file was given; pass one")
@@ -164,4 +165,4 @@ def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, 
     else:
         backbone = untrained_backbone(spec.features.backbone, spec.seed, spec.data.image_size)
     backbone = backbone.to(device).eval()
-    return Subject(backbone, network_features(backbone, data, device), device)
+    return Subject(backbone, network_features(backbone, data, device, has_unlabelled=has_unlabelled), device)

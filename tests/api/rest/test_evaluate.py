@@ -96,6 +96,33 @@ def test_an_evaluation_that_is_sent_again_is_the_same_job(served: Served) -> Non
     assert_problem(other, 422)
 
 
+def test_features_of_a_version_of_a_dataset_are_computed_once(served: Served) -> None:
+    client = served.client()
+    _, checkpoint = trained(served)
+
+    def request(**fields: Any) -> str:
+        body = {"protocols": ["embed"], **fields}
+        answer = client.post(f"/v1/checkpoints/{checkpoint}/evaluate", json=body)
+        return str(answer.json()["id"])
+
+    first = request()
+    assert request() == request(seed=3) == first, "it is yet to run"
+    others = [request(data={"name": "digits", "image_size": 16}), request(protocols=["embed", "knn"])]
+    assert first not in others
+
+    for each in (first, *others):
+        client.post(f"/v1/jobs/{each}/cancel")
+    second = request()
+    assert second != first, "it was cancelled"
+    run = rows.Run(served.database, rows.claim(served.database))
+    assert run.job_id == second
+    run.deliver(rows.started(), rows.checkpoint(0, "e" * 64) | {"kind": "embeddings"}, rows.end("succeeded"))
+    assert request() == second
+    (stored,) = rows.checkpoints(served.database, second)
+    assert client.delete(f"/v1/checkpoints/{stored.id}").status_code == 204
+    assert request() != second, "its file was deleted"
+
+
 @pytest.mark.parametrize("verb", ["retry", "clone"])
 def test_a_verb_that_is_sent_again_makes_one_job(served: Served, verb: str) -> None:
     client, header = served.client(), {"Idempotency-Key": "again"}

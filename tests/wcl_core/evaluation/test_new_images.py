@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from PIL import Image
 
 from wcl_core import checkpoint
 from wcl_core.__main__ import main
-from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
-from wcl_core.evaluation import new_images
+from wcl_core.config import EvaluateSpec, PretrainSpec, parse_spec, resolve_spec
+from wcl_core.data import load
+from wcl_core.evaluation import feature_table
 from wcl_core.evaluation.new_images import Features
+from wcl_core.evaluation.run import evaluate
 from wcl_core.intervals import wilson
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.networks.weights import load_backbone, trained_size
+from wcl_core.reporter import MemoryReporter
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue # 3": (30, 30, 200)}
 
@@ -153,6 +157,63 @@ def test_features_as_parquet_are_those_of_the_csv(
     assert stored["path"].to_pylist() == [row["path"] for row in rows]
     np.testing.assert_array_equal(stored["f3"].to_numpy(), np.array([row["f3"] for row in rows], np.float32))
 
-    monkeypatch.setattr(new_images, "find_spec", lambda _: None)
+    monkeypatch.setattr(feature_table, "find_spec", lambda _: None)
     assert main(["features", str(network), str(photos), str(tmp_path / "g.parquet")]) == 1
     assert "pip install 'wcl-service[parquet]', or write a .csv file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stored(network: Path, photos: Path, tmp_path: Path) -> Path:
+    """Return the file of `embed` for the photos as a dataset: two classes to train, one image of each to test."""
+    for name in ("red", "green"):
+        (photos / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).rename(photos / "train" / name)
+        (photos / "test" / name).mkdir(parents=True)
+        (photos / "train" / name / "5, of six.png").rename(photos / "test" / name / "5, of six.png")
+    (photos / "blue # 3").rename(photos / "unlabelled")
+    data = load("photos", "folder", photos, 16, 0.01, MemoryReporter())
+    kind = {"kind": "checkpoint", "checkpoint_id": str(uuid.UUID(int=7))}
+    raw = {"data": {"name": "photos", "image_size": 16}, "features": kind, "protocols": ["embed"]}
+    spec = parse_spec("evaluate", raw)
+    assert isinstance(spec, EvaluateSpec)
+    out = tmp_path / "run"
+    assert evaluate(spec, MemoryReporter(), data=data, checkpoint_path=network, output_dir=out) == "succeeded"
+    return out / "embeddings.safetensors"
+
+
+def test_features_of_a_dataset_name_path_split_and_label_of_every_image(
+    network: Path, photos: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dataset-features", str(stored), str(tmp_path / "f.csv")]) == 0
+    rows = table(tmp_path / "f.csv")
+    assert [*rows[0]][:4] == ["path", "split", "label", "f0"]
+    expected = {(str(each.relative_to(photos)), each.relative_to(photos).parts[0]) for each in photos.rglob("*.png")}
+    assert {(row["path"], row["split"]) for row in rows} == expected
+    assert {(row["split"], row["label"]) for row in rows if "red" in row["path"]} == {("train", "red"), ("test", "red")}
+    assert {row["label"] for row in rows if row["split"] == "unlabelled"} == {""}
+    _, features = Features(network, None, pytest.fail).of(photos, [row["path"] for row in rows])
+    np.testing.assert_allclose([float(row["f0"]) for row in rows], features[:, 0], rtol=1e-3, atol=1e-3)
+
+    assert main(["dataset-features", str(stored), str(tmp_path / "f.npy"), "--split", "test"]) == 0
+    assert np.load(tmp_path / "f.npy").shape[0] == 2
+    assert (tmp_path / "f.txt").read_text().splitlines()[0].split("\t")[1:] in (["test", "red"], ["test", "green"])
+
+    stored.write_bytes(stored.read_bytes()[:-9])
+    capsys.readouterr()
+    assert main(["dataset-features", str(stored), str(tmp_path / "other.csv")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "other.csv").exists()
+
+
+def test_neighbours_in_a_dataset_need_its_features_only(
+    network: Path, photos: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "train" / "green" / "2, of six.png", tmp_path / "mine.png")
+    shutil.rmtree(photos)
+    assert main(["neighbours", str(network), str(tmp_path / "mine.png"), str(stored), "--count", "6"]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][1] == "train/green/2, of six.png"
+    assert {path.split("/")[1] for _, path in lines} == {"green"}
+    assert len(lines) == 6
+    assert main(["neighbours", str(network), str(tmp_path / "mine.png"), str(network)]) == 1
+    assert "expected a file of the protocol embed" in capsys.readouterr().err
