@@ -23,6 +23,7 @@ _USUAL = {
     "path": "absent",
     "image": "absent",
     "classifier": "absent.safetensors",
+    "embeddings": "absent.safetensors",
 }
 
 

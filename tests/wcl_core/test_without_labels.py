@@ -79,6 +79,7 @@ def test_a_map_and_a_file_of_features_are_made_of_all_images(folder: Path, tmp_p
     assert len(facts["neighbours"]) == len(facts["tsne"]) == IMAGES
     (written,) = reporter.of("checkpoint")
     tensors = load_file(tmp_path / written["path"])
+    assert len(tensors.pop("unlabelled/paths").numpy().tobytes().splitlines()) == IMAGES
     assert {name: len(tensor) for name, tensor in tensors.items()} == {
         "unlabelled/features": IMAGES,
         "unlabelled/labels": IMAGES,

@@ -139,6 +139,8 @@ def _dataset_features(client: WclClient, reference: str, dataset: str, size: int
         raise typer.BadParameter(f"{dataset} is no file or folder here and no dataset of the service ({known})")
     checkpoint = client.checkpoint(find_checkpoint(client, reference))
     trained = client.job(checkpoint["job_id"])
+    if trained["kind"] != "pretrain":
+        raise typer.BadParameter(f"{reference} is the evaluation {trained['name']}; expected the job that trained")
     # Limits that the training had for its own files stay.
     data = {**trained["spec"]["data"], "name": dataset, "held_out_share": 0}
     data |= {} if size is None else {"image_size": size}
