@@ -73,6 +73,7 @@ LOST_PEER_FILES: Final = "lost-peer-*.json"  # glob of `lost_peer_file`
 DEVICE_FAULT_FILES: Final = "device-fault-*.json"  # glob of `device_fault_file`
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 ARTIFACTS_FOLDER: Final = "artifacts"
+EMBEDDINGS_FILE: Final = "embeddings-2.safetensors"  # the name has the version: version 1 has no paths
 
 
 _OWN_FILES = (RUN_FILE, SPOOL_FILE, OUTPUT_FILE)

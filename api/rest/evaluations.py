@@ -19,6 +19,7 @@ from jobs.models import EMBEDDINGS, TRAINING, Checkpoint, Dataset, Job
 from jobs.new_job import NewJob, default_name
 from jobs.status import TERMINAL, Status
 from wcl_core.config import DataConfig, ProtocolSettings, parse_spec, protocol_facts, resolve_spec
+from wcl_core.protocol import EMBEDDINGS_FILE
 
 _MAX_NAME = 200
 _BASELINE = "baseline/"  # the origin of a baseline, below the evaluation that it repeats
@@ -98,6 +99,7 @@ def _job_of_features(session: Session, new: NewJob) -> Job | None:
         Job.dataset_digest == pinned_digest(session, dataset),
     )
     files = select(Checkpoint.id).where(Checkpoint.kind == EMBEDDINGS, Checkpoint.deleted_at.is_(None))
+    files = files.where(Checkpoint.storage_key.endswith(f"/{EMBEDDINGS_FILE}"))
     files = files.where(Checkpoint.damaged_at.is_(None), Checkpoint.missing_at.is_(None))
     for job in session.execute(siblings.order_by(Job.id.desc())).scalars():
         is_same = all(job.spec[name] == spec[name] for name in ("protocols", "data", "features"))

@@ -274,6 +274,20 @@ GUARDS = (
         ("tests/jobs/test_checkpoints.py::test_only_an_intact_training_checkpoint_is_good[sqlite-embeddings]",),
     ),
     Guard(
+        "features of other settings are not those that were asked for",
+        "api/rest/evaluations.py",
+        "if is_same and (job.status",
+        "if (job.status",
+        ("tests/api/rest/test_evaluate.py::test_features_of_a_version_of_a_dataset_are_computed_once",),
+    ),
+    Guard(
+        "features whose file is deleted, damaged or without paths are computed again",
+        "api/rest/evaluations.py",
+        "job.status == Status.SUCCEEDED and has_file",
+        "job.status == Status.SUCCEEDED",
+        ("tests/api/rest/test_evaluate.py::test_features_of_a_version_of_a_dataset_are_computed_once",),
+    ),
+    Guard(
         "retention keeps a checkpoint that a job needs",
         "jobs/checkpoints.py",
         " - _needed(session, surplus)",

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from jobs.models import Job
-from tests.api.served import Served, native_checkpoint
+from tests.api.served import Served
 from tests.jobs import rows
 from tests.wcl_client.test_operations import wcl
 from wcl_client.commands import images
 from wcl_core import checkpoint
+from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
+from wcl_core.evaluation.new_images import Features
+from wcl_core.networks.backbones import build_backbone
+from wcl_core.protocol import EMBEDDINGS_FILE
 
 
 @pytest.mark.parametrize(
@@ -47,33 +53,78 @@ def test_each_command_runs_a_verb_of_the_library(
     assert wcl(*command).exit_code == 1, "the library has printed why"
 
 
-def test_features_of_a_dataset_come_from_the_job_that_has_them(server: Served, tmp_path: Path) -> None:
+class Computed(NamedTuple):
+    """A training with a checkpoint, and the evaluation that has written its features of two images of digits."""
+
+    server: Served
+    training_id: str
+    evaluation_id: str
+
+
+@pytest.fixture
+def computed(server: Served, tmp_path: Path) -> Computed:
+    backbone = {"name": "tiny", "width": 4}
+    spec = parse_spec("pretrain", {"data": {"name": "digits", "image_size": 8}, "backbone": backbone})
+    assert isinstance(spec, PretrainSpec)
+    network = build_backbone(spec.backbone, 8).state_dict()
+    weights = {f"model/backbone.{name}": each for name, each in network.items()}
+    native = checkpoint.write(tmp_path / "native", weights, {"spec": resolve_spec(spec), "step": 12, "epoch": 1})
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(tmp_path / "red.png")
+    _, red = Features(native.path, None, pytest.fail).of(tmp_path, ["red.png"])
+
     training = rows.Run(server.database, rows.running(server.database))
-    server.checkpoint(native_checkpoint(), training, step=12)
+    server.checkpoint(native.path.read_bytes(), training, step=12)
     training.end("succeeded")
     job_id = json.loads(wcl("evaluate", training.job_id, "--protocol", "embed", "--json").stdout)["id"]
     run = rows.Run(server.database, rows.claim(server.database))
     assert run.job_id == job_id
-    tensors = {"train/features": torch.tensor([[0.5, -2.0], [1.0, 3.0]], dtype=torch.float16)}
+    tensors = {"train/features": torch.cat([-red, red]).half()}
     tensors |= {"train/labels": torch.tensor([1, 0]), "train/index": torch.arange(2)}
     facts = {"kind": "embeddings", "dataset": "digits", "image_size": 8, "classes": ["zero", "one"]}
-    key = f"{job_id}/1/embeddings.safetensors"
+    key = f"{job_id}/1/{EMBEDDINGS_FILE}"
     file = checkpoint.write(server.settings.checkpoints_dir / key, tensors, facts)
     record = rows.checkpoint(0, file.sha256) | {"path": key, "size": file.size, "kind": "embeddings"}
     run.deliver(rows.started(), record, rows.end("succeeded"))
+    return Computed(server, training.job_id, job_id)
 
+
+def test_features_of_a_dataset_come_from_the_job_that_has_them(computed: Computed, tmp_path: Path) -> None:
     target = tmp_path / "f.csv"
-    done = wcl("features", training.job_id, "--dataset", "digits", "-o", str(target))
+    done = wcl("features", computed.training_id, "--dataset", "digits", "-o", str(target))
     assert done.exit_code == 0, done.output
-    assert job_id in done.stderr
-    assert target.read_text() == "path,split,label,f0,f1\ntrain/0,train,one,0.5,-2\ntrain/1,train,zero,1,3\n"
-    assert len(rows.rows_of(server.database, Job)) == 2, "no second job computes them"
+    assert computed.evaluation_id in done.stderr
+    lines = target.read_text().splitlines()
+    assert lines[0].startswith("path,split,label,f0,f1,")
+    assert [line.split(",")[:3] for line in lines[1:]] == [["train/0", "train", "one"], ["train/1", "train", "zero"]]
+    assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
+
+    target.unlink()
+    done = wcl("features", computed.evaluation_id, "--split", "train", "-o", str(target))
+    assert done.exit_code == 0, done.output
+    assert target.read_text().splitlines() == lines
+
+
+def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(computed: Computed, tmp_path: Path) -> None:
+    target = tmp_path / "n.csv"
+    for _ in range(2):
+        done = wcl("neighbours", computed.training_id, str(tmp_path / "red.png"), "--in", "digits", "-o", str(target))
+        assert done.exit_code == 0, done.output
+    rows_written = [line.split(",") for line in target.read_text().splitlines()[1:]]
+    assert [path for each in rows_written for path in each if path.startswith("train")] == ["train/1", "train/0"]
+    assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
+
+    refused = wcl("neighbours", computed.training_id, str(tmp_path / "red.png"), "--in", "digit")
+    assert "no dataset of the service (digits)" in " ".join(refused.output.split())
+    refused = wcl("neighbours", computed.training_id, "absent.png", "--in", "digits")
+    assert "absent.png is no file" in " ".join(refused.output.split())
+    assert len(rows.rows_of(computed.server.database, Job)) == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["features", "ID", "photos", "--dataset", "digits", "-o", "x.csv"], "either a folder or --dataset"),
+        (["features", "ID", "-o", "x.csv"], "has no features of a dataset; expected a folder"),
         (["features", "ID", "--dataset", "digits"], "expected a file to write"),
         (["features", "ID", "photos", "--split", "train", "-o", "x.csv"], "with --dataset"),
         (["features", "ID", "--dataset", "digits", "-o", "x.txt"], "ends in .csv"),

@@ -19,7 +19,8 @@ import typer
 from wcl_client.api import WclClient
 from wcl_client.commands.checkpoints import download_to
 from wcl_client.commands.shared import USE, follow_jobs, require_success
-from wcl_client.references import find_checkpoint
+from wcl_client.references import find_checkpoint, find_job
+from wcl_client.responses import Job
 from wcl_client.terminal import err
 
 app = typer.Typer()
@@ -50,24 +51,32 @@ def features(
         str | None, typer.Option(help="Of the dataset: train, test or unlabelled alone; default: all.")
     ] = None,
 ) -> None:
-    """Compute the features of new images.
+    """Compute the features of new images, or of a dataset of the service.
 
     This machine computes those of a folder, and no image is sent to the server. A job computes those of a dataset, once
-    for each checkpoint and version of the dataset; then they are downloaded.
+    for each checkpoint and version of the dataset; then they are downloaded. With neither, the features that an
+    evaluation or a downloaded file has are written.
     """
     if target is None:
         raise typer.BadParameter("expected a file to write, for example --output features.csv")
-    if (folder is None) == (dataset is None):
+    if folder is not None and dataset is not None:
         raise typer.BadParameter("expected either a folder or --dataset NAME")
-    if split is not None and (dataset is None or split not in _SPLITS):
+    if split is not None and (folder is not None or split not in _SPLITS):
         raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
-    if dataset is None:
+    if folder is not None:
         on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
         return
     _check_table(target)
+    chosen = [] if split is None else [f"--split={split}"]
+    if dataset is None and Path(reference).is_file():
+        run_library(["dataset-features", reference, str(target), *chosen])
+        return
     with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
-        file = _dataset_features(client, reference, dataset, size, Path(place))
-        run_library(["dataset-features", str(file), str(target), *([f"--split={split}"] if split else [])])
+        if dataset is None:
+            file = _stored_features(client, find_job(client, reference, "evaluate"), Path(place))
+        else:
+            file = _dataset_features(client, reference, dataset, size, Path(place))
+        run_library(["dataset-features", str(file), str(target), *chosen])
 
 
 _SPLITS = ("train", "test", "unlabelled")
@@ -148,8 +157,21 @@ def _dataset_features(client: WclClient, reference: str, dataset: str, size: int
     err.say(f"features of {dataset} by step {checkpoint['step']} of {trained['name']}: {client.url}/jobs/{job['id']}")
     jobs = [job] if job["status"] == "succeeded" else follow_jobs(client, [job], to_stderr=True)
     require_success(jobs)
-    stored = next(each for each in client.checkpoints(job["id"]) if each["kind"] == "embeddings")
-    return download_to(client, stored["id"], place, "native").path
+    return _stored_features(client, job, place)
+
+
+def _stored_features(client: WclClient, job: Job, place: Path) -> Path:
+    """Return a downloaded file of the features that an evaluation has written.
+
+    Raises:
+        BadParameter: the job has none.
+    """
+    stored = [each["id"] for each in client.checkpoints(job["id"]) if each["kind"] == "embeddings"]
+    if not stored:
+        raise typer.BadParameter(
+            f"{job['name']} has no features of a dataset; expected a folder of images, or --dataset NAME"
+        )
+    return download_to(client, stored[-1], place, "native").path
 
 
 @group.command(name="fit")

@@ -28,7 +28,6 @@ from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 
 VERSION = 2
-FILE_NAME = "embeddings.safetensors"
 SPLITS = ("train", "test", "unlabelled")
 
 

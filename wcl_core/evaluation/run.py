@@ -23,14 +23,14 @@ from wcl_core.config import (
 )
 from wcl_core.data import ImageData, derived_seed, with_held_out
 from wcl_core.distributed import SINGLE, Ranks, device_of
-from wcl_core.evaluation.embedding import FILE_NAME, write_embeddings
+from wcl_core.evaluation.embedding import write_embeddings
 from wcl_core.evaluation.embedding_map import keep_map
 from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.progress import Progress
 from wcl_core.evaluation.results import Subject, results
 from wcl_core.networks.backbones import build_backbone
-from wcl_core.protocol import OUTCOME_OF, Outcome
+from wcl_core.protocol import EMBEDDINGS_FILE, OUTCOME_OF, Outcome
 from wcl_core.reporter import Reporter
 from wcl_core.stop import Interrupted, interruptible
 
@@ -130,9 +130,9 @@ def _folder(protocol: str, output_dir: Path | None) -> Path:
 
 
 def _embed(spec: EvaluateSpec, data: ImageData, subject: Subject, reporter: Reporter, output_dir: Path) -> None:
-    written = write_embeddings(output_dir / FILE_NAME, subject.features, spec, data)
+    written = write_embeddings(output_dir / EMBEDDINGS_FILE, subject.features, spec, data)
     reporter.checkpoint(
-        step=0, epoch=0, file=FILE_NAME, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"
+        step=0, epoch=0, file=EMBEDDINGS_FILE, sha256=written.sha256, size=written.size, metrics={}, kind="embeddings"
     )
 
 

@@ -11,6 +11,7 @@ from jobs.models import Job
 from jobs.status import Status
 from tests.api.served import Served, assert_problem, native_checkpoint
 from tests.jobs import rows
+from wcl_core.protocol import EMBEDDINGS_FILE
 
 
 def trained(served: Served, **fields: Any) -> tuple[str, str]:
@@ -116,11 +117,19 @@ def test_features_of_a_version_of_a_dataset_are_computed_once(served: Served) ->
     assert second != first, "it was cancelled"
     run = rows.Run(served.database, rows.claim(served.database))
     assert run.job_id == second
-    run.deliver(rows.started(), rows.checkpoint(0, "e" * 64) | {"kind": "embeddings"}, rows.end("succeeded"))
+    file = {"kind": "embeddings", "path": f"{second}/1/{EMBEDDINGS_FILE}"}
+    run.deliver(rows.started(), rows.checkpoint(0, "e" * 64) | file, rows.end("succeeded"))
     assert request() == second
     (stored,) = rows.checkpoints(served.database, second)
     assert client.delete(f"/v1/checkpoints/{stored.id}").status_code == 204
-    assert request() != second, "its file was deleted"
+    third = request()
+    assert third != second, "its file was deleted"
+
+    file = {"kind": "embeddings", "path": f"{third}/1/embeddings.safetensors"}
+    run = rows.Run(served.database, rows.claim(served.database))
+    assert run.job_id == third
+    run.deliver(rows.started(), rows.checkpoint(0, "f" * 64) | file, rows.end("succeeded"))
+    assert request() != third, "version 1 of the file has no paths"
 
 
 @pytest.mark.parametrize("verb", ["retry", "clone"])

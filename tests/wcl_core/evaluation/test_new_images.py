@@ -22,6 +22,7 @@ from wcl_core.evaluation.run import evaluate
 from wcl_core.intervals import wilson
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.networks.weights import load_backbone, trained_size
+from wcl_core.protocol import EMBEDDINGS_FILE
 from wcl_core.reporter import MemoryReporter
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue # 3": (30, 30, 200)}
@@ -178,7 +179,7 @@ def stored(network: Path, photos: Path, tmp_path: Path) -> Path:
     assert isinstance(spec, EvaluateSpec)
     out = tmp_path / "run"
     assert evaluate(spec, MemoryReporter(), data=data, checkpoint_path=network, output_dir=out) == "succeeded"
-    return out / "embeddings.safetensors"
+    return out / EMBEDDINGS_FILE
 
 
 def test_features_of_a_dataset_name_path_split_and_label_of_every_image(
