@@ -51,7 +51,7 @@ def features(
         str | None, typer.Option(help="Of the dataset: train, test or unlabelled alone; default: all.")
     ] = None,
 ) -> None:
-    """Compute the features of new images, or of a dataset of the service.
+    """Compute the features of new images.
 
     This machine computes those of a folder, and no image is sent to the server. A job computes those of a dataset, once
     for each checkpoint and version of the dataset; then they are downloaded. With neither, the features that an
