@@ -36,6 +36,7 @@ class Filters:
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
         archived: whether archived jobs are left out, alone in the list (`only`), or in it (`all`).
+        starred: only jobs with a star.
     """
 
     status: tuple[str, ...] = ()
@@ -43,10 +44,11 @@ class Filters:
     tag: str = ""
     q: str = ""
     archived: Archived = ""
+    starred: bool = False
 
     @property
     def are_set(self) -> bool:
-        return bool(self.status or self.kind or self.tag or self.q or self.archived)
+        return self != Filters()
 
 
 def get_job(session: Session, job_id: str, *, lock: bool = False) -> Job:
@@ -67,6 +69,7 @@ def list_jobs(
     tag: str | None = None,
     q: str | None = None,
     archived: Archived = "",
+    starred: bool = False,
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
@@ -78,7 +81,7 @@ def list_jobs(
         kind: only jobs of this kind.
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
-        archived: as `Filters`.
+        archived, starred: as `Filters`.
         cursor: the last id of the previous page.
         limit: jobs of a page.
 
@@ -89,7 +92,7 @@ def list_jobs(
         raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
 
     def newest(*states: str) -> Select[Any]:
-        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or "", archived))
+        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or "", archived, starred))
         statement = statement.where(Job.id < cursor) if cursor else statement
         return statement.order_by(Job.id.desc()).limit(limit + 1)
 
@@ -106,6 +109,8 @@ def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
     if filters.archived != "all":
         is_archived = Job.archived_at.is_not(None)
         statement = statement.where(is_archived if filters.archived else ~is_archived)
+    if filters.starred:
+        statement = statement.where(Job.starred_at.is_not(None))
     if filters.status:
         statement = statement.where(Job.status.in_(filters.status))
     if filters.kind:

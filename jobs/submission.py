@@ -130,8 +130,10 @@ def change(
     name: str | None = None,
     priority: int | None = None,
     tags: tuple[str, ...] | None = None,
+    starred: bool | None = None,
+    note: str | None = None,
 ) -> Job:
-    """Change a job's name or tags, or the priority of a job that still waits.
+    """Change a job's name, tags, star or note, or the priority of a job that still waits; an empty note removes it.
 
     Raises:
         NotFound: there is no such job.
@@ -145,12 +147,20 @@ def change(
         if job.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
             raise Conflict(f"the priority of a job that is {job.status} cannot change")
         values["priority"] = priority
+    changed: dict[str, Any] = dict(values)
+    if starred is not None:
+        values["starred_at"] = now_ms() if starred else None
+        changed["starred"] = starred
+    if note is not None:
+        values["note"] = note or None
+        changed["note"] = f"{len(note):,} characters" if note else "removed"
     if values:
         session.execute(update(Job).where(Job.id == job_id).values(**values, updated_at=now_ms()))
     if tags is not None:
         session.execute(delete(Tag).where(Tag.job_id == job_id))
         session.add_all(Tag(job_id=job_id, tag=tag) for tag in dict.fromkeys(tags))
-    record(session, job_id, "changed", values | ({} if tags is None else {"tags": list(tags)}))
+        changed["tags"] = list(tags)
+    record(session, job_id, "changed", changed)
     session.refresh(job)
     return job
 

@@ -139,13 +139,15 @@ class WclClient(SweepClient):
         tag: str | None = None,
         q: str | None = None,
         archived: Archived | None = None,
+        starred: bool = False,
         limit: int = 50,
     ) -> list[Job]:
         """Return the newest jobs that match, at most `limit`; `q` is a part of the name.
 
         Archived jobs are left out, unless `archived` is `all`, or `only` for these alone.
         """
-        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q, archived=archived)
+        only = "true" if starred else None
+        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q, archived=archived, starred=only)
 
     def archive(self, job_id: str) -> Job:
         """Leave an ended job out of the lists."""
@@ -213,10 +215,18 @@ class WclClient(SweepClient):
         return items
 
     def change(
-        self, job_id: str, *, name: str | None = None, priority: int | None = None, tags: Sequence[str] | None = None
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        priority: int | None = None,
+        tags: Sequence[str] | None = None,
+        starred: bool | None = None,
+        note: str | None = None,
     ) -> Job:
-        """Change the name or the tags of a job, or the priority of a waiting job."""
-        values = {"name": name, "priority": priority, "tags": None if tags is None else list(tags)}
+        """Change the name, tags, star or note of a job, or the priority of a waiting one; `note=""` removes it."""
+        values: Json = {"name": name, "priority": priority, "starred": starred, "note": note}
+        values["tags"] = None if tags is None else list(tags)
         return self._json(Job, "PATCH", f"/v1/jobs/{part(job_id)}", json=_without_none(values))
 
     def delete(self, job_ids: Sequence[str], *, dry_run: bool = False) -> Json:

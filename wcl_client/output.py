@@ -67,7 +67,7 @@ def jobs_table(jobs: Sequence[Job]) -> Rows:
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
         table.add(
             job["id"][-12:],
-            job.get("name") or job["kind"],
+            ("* " if job.get("starred_at") else "") + (job.get("name") or job["kind"]),
             str((job.get("dataset") or {}).get("name") or ""),
             status(job["status"] + reason),
             progress_text(job),

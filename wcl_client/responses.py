@@ -69,6 +69,7 @@ class Job(TypedDict, total=False):
     started_at: str | None
     ended_at: str | None
     archived_at: str | None
+    starred_at: str | None
     links: dict[str, str]
     spec: Json
     spec_version: int
@@ -86,6 +87,7 @@ class Job(TypedDict, total=False):
     lineage: list[Json]
     schedule: str | None
     explanation: Json | None
+    note: str | None
 
 
 class Checkpoint(TypedDict, total=False):

@@ -38,16 +38,17 @@ class JobFilter(BaseModel):
     tag: Annotated[str, Field(max_length=64)] = ""
     q: Annotated[str, Field(max_length=200)] = ""
     archived: Literal["", "only", "all"] = ""
+    starred: bool = False
 
     @property
     def filters(self) -> Filters:
-        return Filters(tuple(self.status), self.kind, self.tag, self.q, self.archived)
+        return Filters(tuple(self.status), self.kind, self.tag, self.q, self.archived, self.starred)
 
     @model_validator(mode="after")
     def _has_a_field(self) -> JobFilter:
         if not self.filters.are_set:
             raise ValueError(
-                "expected at least one of status, kind, tag, q, archived; list all jobs by their ids to delete all"
+                "expected at least one of status, kind, tag, q, archived, starred; to delete all jobs, list their ids"
             )
         return self
 

@@ -130,6 +130,18 @@ class JobBody(JobOptions, _JobStart):
     seeds: Seeds | None = Field(default=None, description="One job for each seed, together a seed group.")
 
 
+def _with_plain_line_ends(value: Any) -> Any:
+    """Return text as browsers show it: their forms send line ends of two characters."""
+    return value.replace("\r\n", "\n").rstrip() if isinstance(value, str) else value
+
+
+Note = Annotated[
+    str,
+    Field(max_length=10_000, description="Text in Markdown; an empty one removes the note."),
+    BeforeValidator(_with_plain_line_ends),
+]
+
+
 class JobChange(_Body):
     """Changes of a job; the priority only while the job waits."""
 
@@ -138,11 +150,13 @@ class JobChange(_Body):
     name: Name | None = None
     priority: Priority | None = None
     tags: list[Tag] | None = Field(default=None, max_length=50)
+    starred: bool | None = None
+    note: Note | None = None
 
     @model_validator(mode="after")
     def _has_a_field(self) -> JobChange:
-        if self.name is None and self.priority is None and self.tags is None:
-            raise ValueError("expected at least one of name, priority, tags")
+        if self == JobChange.model_construct():
+            raise ValueError("expected at least one of name, priority, tags, starred, note")
         return self
 
 

@@ -84,14 +84,24 @@ def list_jobs(
     tag: Annotated[str | None, Query(max_length=64)] = None,
     q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
+    starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> JobPage:
     """List jobs, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
-        filters = {"kind": kind, "tag": tag, "q": q}
-        page = queries.list_jobs(session, status=statuses, **filters, archived=archived, cursor=cursor, limit=limit)
+        page = queries.list_jobs(
+            session,
+            status=statuses,
+            kind=kind,
+            tag=tag,
+            q=q,
+            archived=archived,
+            starred=starred,
+            cursor=cursor,
+            limit=limit,
+        )
         tags = queries.tags(session, [job.id for job in page.items])
     items = [responses.job_summary(job, tags[job.id]) for job in page.items]
     return JobPage(items=items, next_cursor=page.next_cursor)
@@ -106,10 +116,18 @@ def show(job_id: str, principal: Reader, database: TheDatabase) -> JobResponse:
 
 @router.patch("/{job_id}")
 def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobResponse:
-    """Change a job's name or tags, or the priority of a job that still waits."""
+    """Change a job's name, tags, star or note, or the priority of a job that still waits."""
     tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
     job = database.write(
-        lambda session: service.change(session, job_id, name=body.name, priority=body.priority, tags=tags)
+        lambda session: service.change(
+            session,
+            job_id,
+            name=body.name,
+            priority=body.priority,
+            tags=tags,
+            starred=body.starred,
+            note=body.note,
+        )
     )
     return _rendered(database, job)
 

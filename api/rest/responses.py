@@ -97,6 +97,7 @@ class JobSummary(Response):
     started_at: Time | None
     ended_at: Time | None
     archived_at: Time | None
+    starred_at: Time | None
     links: dict[str, str]
 
 
@@ -233,6 +234,7 @@ class JobResponse(JobSummary):
 
     `lineage` is what the job comes from, the nearest first.  `schedule` is the form of a training's learning rate, for
     people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.
+    `note` is a user's text in Markdown.
     """
 
     spec_version: int
@@ -251,6 +253,7 @@ class JobResponse(JobSummary):
     lineage: list[OriginResponse]
     schedule: str | None
     explanation: ExplanationResponse | None
+    note: str | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:

@@ -21,7 +21,7 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
-from api.rest.job_bodies import ContinueBody, create_continued, create_retry
+from api.rest.job_bodies import ContinueBody, JobChange, create_continued, create_retry
 from api.web.forms.fields import body_of
 from api.web.jobs import filters_of_query
 from jobs import checkpoints, dataset_sources, datasets, queries, transitions
@@ -43,6 +43,8 @@ class Verb(StrEnum):
     RESUME = "resume"
     ARCHIVE = "archive"
     UNARCHIVE = "unarchive"
+    STAR = "star"
+    UNSTAR = "unstar"
 
 
 class Pin(StrEnum):
@@ -139,14 +141,25 @@ def _chosen(job: list[str], group: list[str], matching: str) -> Select[str]:
     return select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
 
 
+@router.post("/jobs/{job_id}/note")
+def write_note(job_id: str, submitter: Submitter, database: TheDatabase, note: Annotated[str, Form()] = "") -> Response:
+    """Set the note of the job, or remove it if the text is empty; redirect to its page."""
+    body = body_of(JobChange, {"note": note})
+    database.write(lambda session: service.change(session, job_id, note=body.note))
+    return _see(f"/jobs/{job_id}#note")
+
+
 @router.post("/jobs/{job_id}/{verb}")
 def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) -> Response:
-    """Cancel, pause or resume the job; redirect to its page."""
+    """Carry out a request for the job; redirect to its page."""
     _request(database, job_id, verb)
     return _see(f"/jobs/{job_id}")
 
 
 def _request(database: Database, job_id: str, verb: Verb) -> None:
+    if verb in (Verb.STAR, Verb.UNSTAR):
+        database.write(lambda session: service.change(session, job_id, starred=verb is Verb.STAR))
+        return
     change = getattr(service if verb in (Verb.ARCHIVE, Verb.UNARCHIVE) else transitions, verb)
     database.write(lambda session: change(session, job_id))
 

@@ -74,7 +74,8 @@ class View:
     def address(self) -> str:
         pairs = [("status", name) for name in self.filters.status]
         pairs += [("kind", self.filters.kind), ("tag", self.filters.tag), ("q", self.filters.q)]
-        pairs += [("archived", self.filters.archived), ("sort", self.sort)]
+        pairs += [("archived", self.filters.archived), ("starred", "true" if self.filters.starred else "")]
+        pairs += [("sort", self.sort)]
         pairs += [("order", "desc" if self.sort and self.descending else "")]
         pairs += [("open", entry_id) for entry_id in self.opened] + [("cursor", self.cursor)]
         query = urlencode([pair for pair in pairs if pair[1]])
@@ -101,6 +102,7 @@ def filters_of(
     tag: str = "",
     q: str = "",
     archived: str = "",
+    starred: str = "",
 ) -> Filters:
     """Return the filters of a request; unknown states are dropped, so that links of later versions still open."""
     requested = {name for part in status for name in part.split(",")}
@@ -110,13 +112,14 @@ def filters_of(
         tag=tag[:64],
         q=q.strip()[:200],
         archived=next((name for name in get_args(Archived) if name == archived), ""),
+        starred=bool(starred),
     )
 
 
 def filters_of_query(query: str) -> Filters:
     """Return the filters of `?` and a query."""
     values = parse_qs(query[1:])
-    names = ("kind", "tag", "q", "archived")
+    names = ("kind", "tag", "q", "archived", "starred")
     return filters_of(values.get("status", []), *(values.get(name, [""])[0] for name in names))
 
 
@@ -250,6 +253,7 @@ def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:
             tag=filters.tag,
             q=filters.q,
             archived=filters.archived,
+            starred=filters.starred,
             cursor=cursor,
             limit=PAGE_SIZE,
         )

@@ -17,6 +17,7 @@ from api.http.idempotency import one_time_key
 from api.http.problems import Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
+from api.web.markdown import markdown
 from jobs.errors import NotFound
 from wcl_core.metrics import METRICS
 
@@ -29,7 +30,7 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
     auto_reload=False,
 )
-_TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS)
+_TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS | {"markdown": markdown})
 _TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS}
 _TITLES = {
     400: "Invalid request",

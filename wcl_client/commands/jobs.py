@@ -37,13 +37,20 @@ def jobs(
     archived: Annotated[
         bool, typer.Option("--archived", help="Only archived jobs, which are left out otherwise.")
     ] = False,
+    starred: Annotated[bool, typer.Option("--starred", help="Only jobs with a star.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with WclClient.connect() as client:
         rows = client.jobs(
-            status=status, kind=kind, tag=tag, q=query, archived="only" if archived else None, limit=limit
+            status=status,
+            kind=kind,
+            tag=tag,
+            q=query,
+            archived="only" if archived else None,
+            starred=starred,
+            limit=limit,
         )
     print_json(rows) if as_json else out.show(output.jobs_table(rows))
 
@@ -62,6 +69,8 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     _say(client.url, job)
     if note:
         out.say(f" {note}")
+    for line in (job.get("note") or "").splitlines():
+        out.say(f" | {line}")
     for table in (
         output.evaluations_table(evaluations),
         output.metrics_table(job),
@@ -224,6 +233,60 @@ def archive(
         return
     for job in changed:
         out.say(f"{job['id']} {'archived' if job['archived_at'] else 'not archived'}")
+
+
+@app.command(rich_help_panel=RUN)
+def star(
+    jobs: Annotated[
+        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
+    ],
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the stars.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mark jobs with a star.
+
+    `wcl jobs --starred` lists them.  A star is seen by everyone who uses the service.
+    """
+    with WclClient.connect() as client:
+        ids = [find_job(client, reference)["id"] for reference in jobs]
+        changed = [client.change(job_id, starred=not undo) for job_id in ids]
+    if as_json:
+        print_json(changed)
+        return
+    for job in changed:
+        out.say(f"{job['id']} {'starred' if job['starred_at'] else 'not starred'}")
+
+
+@app.command(rich_help_panel=RUN)
+def note(
+    job: JobId,
+    text: Annotated[str | None, typer.Argument(help="The new note, in Markdown; without it, print the note.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the note from a file.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the note.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print or write the note of a job."""
+    if sum([text is not None, file is not None, remove]) > 1:
+        raise typer.BadParameter("expected only one of TEXT, --file, --remove")
+    if file is not None:
+        try:
+            refuse_device(file)
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"--file {file}: {getattr(error, 'strerror', None) or error}") from error
+    if text is not None and not text.strip():
+        raise typer.BadParameter("the note is empty; --remove removes the note")
+    with WclClient.connect() as client:
+        shown = find_job(client, job)
+        if text is not None or remove:
+            shown = client.change(shown["id"], note=text or "")
+    if as_json:
+        print_json({"id": shown["id"], "note": shown.get("note")})
+    elif text is not None or remove:
+        out.say(f"{shown['id']} note {'removed' if remove else 'written'}")
+    else:
+        for line in (shown.get("note") or "").splitlines():
+            out.say(line)
 
 
 def _request(reference: str, action: Callable[[WclClient, str], Job], note: str, as_json: bool) -> None:

@@ -22,7 +22,10 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
       if (!response.ok) notify(body.detail || body.title);
       else if (response.status === 201 || response.headers.has("Idempotency-Replayed")) created(body);
       renewKey(form);
-      if (response.ok) closePopovers();
+      if (response.ok) {
+        closePopovers();
+        form.closest("details:not(.folds)")?.removeAttribute("open");
+      }
     } catch {
       notify("The server does not respond. Try again.");
     } finally {

@@ -44,7 +44,7 @@ async function apply() {
 async function show(wanted) {
   if (wanted !== location.pathname + location.search) history.pushState(null, "", wanted);
   shown = location.search;
-  clear.hidden = !["status", "kind", "tag", "q", "archived"].some((name) => new URLSearchParams(shown).has(name));
+  clear.hidden = !["status", "kind", "tag", "q", "archived", "starred"].some((name) => new URLSearchParams(shown).has(name));
   await update();
 }
 
