@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0028_notes"
-down_revision = "0027_archived_jobs"
+revision = "0029_notes"
+down_revision = "0028_kept_devices"
 branch_labels = None
 depends_on = None
 
