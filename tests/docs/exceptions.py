@@ -31,6 +31,7 @@ _PROXY = "tests/api/web/test_nginx.py starts a server with these variables behin
 _DOCKER = "it needs Docker; tests/contracts checks the files with linters"
 _BENCHMARKS = "it takes most of an hour; tests/benchmarks runs the measurements at small sizes"
 _ENVIRONMENT = "it makes the environment that this test runs in"
+_NEXT_PAGE = "docs/getting-started.md runs the same with a file in place of the job"
 
 NOT_RUN = {
     "./run setup": _ENVIRONMENT,
@@ -44,6 +45,8 @@ NOT_RUN = {
     "wcl up --dataset flowers=/data/flowers": _STARTED,
     "wcl dataset check /data/flowers": "tests/wcl_client/test_dataset_commands.py checks folders",
     "wcl dataset add flowers /data/flowers": "test_dataset_commands.py adds one; this service has it already",
+    "wcl classify fit $JOB /data/flowers --output classifier.safetensors": _NEXT_PAGE,
+    "wcl classify predict classifier.safetensors /data/flowers --output classes.csv": _NEXT_PAGE,
     "wcl up --workers 2 --dataset flowers=/data/flowers --dataset cifar10": _STARTED,
     "./run bench core": _BENCHMARKS,
     "./run bench methods": _BENCHMARKS,

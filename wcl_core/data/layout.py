@@ -57,6 +57,7 @@ LINK_READ = "links to folders within the folder, which are read"
 NO_IMAGES = "folders without an image"
 NO_CLASS = "images outside of a class folder"
 BESIDE_CLASSES = f"{NO_CLASS}; if the folders are no classes, add the dataset without labels (--without-labels)"
+LIST = "lists of these images with classes or splits; to use them, give the list in place of the folder"
 BESIDE = "folders beside train/ that are no split"
 TOO_LARGE = f"files of more than {MAX_BYTES >> 30} GiB"
 NOT_OPENED = "folders that cannot be opened"
@@ -189,14 +190,16 @@ class _Listing:
         self._real_root = os.path.realpath(root)
         self._left_out, self._odd = Remarks.of_archive(root), Remarks()
         self._levels: dict[str, _Level] = {}
-        self._remarked: set[tuple[str, str]] = set()
+        self._remarked: dict[tuple[str, str], Remarks] = {}
 
     def files(self) -> Files:
         """Return the files, as `list_files`."""
         level = self._without_wrappers(self._level(""))
         if level.folder:
             inner = _Listing(self._name, self._root / level.folder, self._has_labels)
-            inner._left_out = self._left_out
+            for (text, path), remarks in self._remarked.items():
+                if remarks is self._left_out and not holds(level.folder, path):
+                    inner._left_out.add(text, path)
             files = inner.files()
             return replace(files, layout=f"{files.layout}, in {self._place(level.folder)}")
         if not self._has_labels:
@@ -407,14 +410,14 @@ class _Listing:
                 continue
             path = f"{folder}/{each.name}" if folder else each.name
             entry = _Entry(path, each.is_dir(), each.is_symlink())
-            if reason := self._reason_to_skip(each):
+            if reason := self._reason_to_skip(each, is_at_top=not folder):
                 if reason == LINK_OUT and entry.is_folder:
                     yield replace(entry, leads_out=True)
                 self._remark(self._left_out, reason, path)
             else:
                 yield entry
 
-    def _reason_to_skip(self, entry: os.DirEntry[str]) -> str | None:
+    def _reason_to_skip(self, entry: os.DirEntry[str], *, is_at_top: bool) -> str | None:
         if is_hidden(entry.name):
             return HIDDEN
         if entry.is_symlink():
@@ -428,6 +431,11 @@ class _Listing:
         if not entry.is_file():
             return NOT_REGULAR
         if (ending := Path(entry.name).suffix.lower()) not in ENDINGS:
+            if is_at_top and ending in LISTS and self._has_labels:
+                from wcl_core.data.listed import has_labels_in
+
+                if has_labels_in(Path(entry.path)):
+                    return LIST
             return f"files with the ending {shown(ending)}" if ending else "files without an ending"
         return TOO_LARGE if entry.stat().st_size > MAX_BYTES else None
 
@@ -436,7 +444,7 @@ class _Listing:
     def _remark(self, remarks: Remarks, text: str, path: str) -> None:
         """Remark on a path once, however often it is passed."""
         if (text, path) not in self._remarked:
-            self._remarked.add((text, path))
+            self._remarked[text, path] = remarks
             remarks.add(text, path)
 
     def _leave_out(self, text: str, paths: Iterable[str]) -> None:

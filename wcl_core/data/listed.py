@@ -11,11 +11,14 @@ unlabelled, and pretraining uses them together with the train images.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from wcl_core.data.image_file import ENDINGS, MAX_BYTES
@@ -38,7 +41,7 @@ _MAX_BYTES = 1 << 28
 _PATHS = ("path", "file", "filename", "filepath", "image", "image_path", "img", "img_path", "image_file", "files")
 _LABELS = ("label", "class", "category", "target", "class_name", "labels")
 _SPLITS = ("split", "set", "subset", "partition")
-_EXPECTED = "a path a line, or a header with a column path, and perhaps columns label and split"
+_EXPECTED = "a path a line, or a header with a column path (file, image), and perhaps columns label (class) and split"
 _IMAGE_ENDINGS = "|".join(re.escape(each) for each in ENDINGS)
 _NOT_WORD = re.compile(r"[^a-z]+")
 
@@ -46,6 +49,10 @@ ABSENT = "files of the list that are not there"
 AGAIN = "files that the list names again"
 OTHER_SPLIT = "files of a split other than train, test, val and unlabelled"
 BLANK = "rows without a path"
+
+_FIRST_BYTES = 1 << 16  # of a file that may be a list
+_FIRST_ROWS = 20
+_MAX_FOLDERS = 1_000  # beside a list, in which its images are searched
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,41 @@ def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
     if not seen:
         left_out = "; ".join(f"{each.count} {each.text}" for each in listed.left_out.list()[:5])
         message = f"dataset {name}: {path} names no image that can be read; expected {_EXPECTED}"
-        raise DataError(message + (f". Left out: {left_out}" if left_out else ""))
+        message += f". Left out: {left_out}" if left_out else ""
+        first = next((row.path for row in _rows(name, path, text) if row.path), "")
+        if folder := _folder_of(root, first):
+            message += (
+                f". Paths are relative to the folder of the list: move the list into {shown(folder)}/, which has "
+            )
+            message += shown(first)
+        raise DataError(message)
     return _files(name, root, listed)
+
+
+def has_labels_in(path: Path) -> bool:
+    """Return whether a file is a list of images that are there, with a class or split; only its beginning is read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FIRST_BYTES)
+        if len(content) == _FIRST_BYTES:
+            content = content[: content.rfind(b"\n") + 1]
+        rows = list(islice(_rows("", path, _decoded(content)), _FIRST_ROWS))
+    except (OSError, UnicodeError, DataError):
+        return False
+    real_root = os.path.realpath(path.parent)
+    labelled = [row for row in rows if row.label or row.split]
+    is_there = any(_place(path.parent, real_root, row.path)[1] is None for row in labelled)
+    return is_there or bool(labelled and _folder_of(path.parent, labelled[0].path))
+
+
+def _folder_of(root: Path, path: str) -> str:
+    """Return the name of a folder beside a list that has a path of the list; empty if there is none."""
+    if path and not Path(path).is_absolute() and ".." not in Path(path).parts:
+        with contextlib.suppress(OSError, ValueError):
+            for folder in islice(root.iterdir(), _MAX_FOLDERS):
+                if _existing(folder, path).is_file():
+                    return folder.name
+    return ""
 
 
 def _public(root: Path, path: str) -> str:
@@ -141,7 +181,7 @@ def _files(name: str, root: Path, listed: _Listed) -> Files:
 def _too_few(classes: list[str]) -> str:
     if len(classes) == 1:
         return f"{shown(classes[0])} is the only class, and accuracy needs two"
-    return "no class has two images" if classes else "it names no classes to train with"
+    return "no class has two images" if classes else "it names no classes to train with, in a column label or class"
 
 
 def _order(label: str) -> tuple[int, int, str]:
@@ -157,9 +197,7 @@ def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
     """Return the path of an image relative to the folder of the list, and why it is left out."""
     if not path:
         return path, BLANK
-    image = root / path
-    if "\\" in path and not image.exists():
-        image = root / path.replace("\\", "/")
+    image = _existing(root, path)
     try:
         real = os.path.realpath(image)
         if not holds(real_root, real):
@@ -181,6 +219,29 @@ def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
     return os.path.relpath(real, real_root), None
 
 
+def _existing(root: Path, path: str) -> Path:
+    """Return the place of a path of a list, in the spelling that is there; as written if none is."""
+    return next((each for each in map(root.joinpath, _spellings(path)) if each.exists()), root / path)
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """Yield a path as written, then as other programs write it.
+
+    Windows has backslashes, and spreadsheets on it save in its own encoding.  Files that come from a Mac may have each
+    umlaut as two characters, where the list has one.
+    """
+    yield path
+    if "\\" in path:
+        yield path.replace("\\", "/")
+    if not path.isascii():
+        yield unicodedata.normalize("NFC", path)
+        yield unicodedata.normalize("NFD", path)
+    if any("\udc80" <= each <= "\udcff" for each in path):  # bytes that are not UTF-8
+        text = os.fsencode(path).decode("cp1252", "replace")
+        yield text
+        yield unicodedata.normalize("NFD", text)
+
+
 # --- the text --------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +252,10 @@ def _text(name: str, path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"dataset {name}: {path} cannot be read: {error.strerror or error}") from error
+    return _decoded(content)
+
+
+def _decoded(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "replace")
     # Bytes that are not UTF-8 are those of file names.
@@ -271,6 +336,6 @@ def _plain(root: Path, line: str) -> _Row:
 
 def _is_image(root: Path, path: str) -> bool:
     try:
-        return (root / path).suffix.lower() in ENDINGS and (root / path.replace("\\", "/")).is_file()
+        return (root / path).suffix.lower() in ENDINGS and _existing(root, path).is_file()
     except ValueError:
         return False

@@ -21,7 +21,7 @@ from torch import Tensor
 from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.data.images import DataError
-from wcl_core.data.layout import SPLIT_MADE, Files, shown
+from wcl_core.data.layout import LIST, SPLIT_MADE, Files, shown
 from wcl_core.evaluation.feature_table import write_table
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
 from wcl_core.evaluation.new_images import Features, Warn, listed
@@ -109,7 +109,11 @@ def _labelled(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...], lis
     if len(names) > 1 and len(names) == len(paths) and all("/" in path for path in paths):  # one image a class
         entries = [(path, names.index(path.split("/", 1)[0])) for path in paths]
         return entries, tuple(map(shown, names)), [False] * len(paths), files
-    raise DataError(f"{folder} names no two classes ({files.layout}); expected a folder for each class, CLASS/FILE")
+    lists = [example for each in files.left_out.list() if each.text == LIST for example in each.examples]
+    raise DataError(
+        f"{folder} names no two classes ({files.layout}); expected a folder for each class, CLASS/FILE, or a list with "
+        f"classes{f', such as {lists[0]} in it' if lists else ''}"
+    )
 
 
 def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, HeldOut | None]:

@@ -158,6 +158,46 @@ def test_images_beside_folders_that_may_be_no_classes_name_the_way_out(tmp_path:
     assert "add the dataset without labels" in layout.BESIDE_CLASSES
 
 
+@pytest.mark.parametrize(
+    ("tree", "place", "text", "is_list"),
+    [
+        ({".": 4}, "labels.csv", "filename,label\n00.png,cat\n01.png,dog\n", True),
+        ({".": 4}, "labels.TXT", "00.png cat\n01.png dog\n", True),
+        ({".": 4}, "labels.csv", "path,label\n" + "none.png,cat\n" * 9_000, False),
+        ({".": 4}, "labels.csv", "path,label\n" + "00.png,cat\n" * 9_000, True),
+        ({".": 4}, "splits.csv", "path,split\n00.png,test\n", True),
+        ({".": 4}, "features.csv", "path,f0,f1\n00.png,0.1,0.2\n", False),
+        ({".": 4}, "labels.csv", "name,age\nx,3\n", False),
+        ({".": 4}, "read-me.txt", "00.png is a photo\n", False),
+        ({"all": 4}, "labels.csv", "path,label\nall/00.png,cat\n", True),
+        ({"all": 4}, "labels.csv", "path,label\n00.png,cat\n", True),
+        ({"all": 4}, "all/labels.csv", "path,label\n00.png,cat\n", True),
+        ({"cat": 4, "dog": 4}, "labels.csv", "path,label\ncat/00.png,tabby\n", True),
+        ({"cat": 4, "dog": 4}, "cat/labels.csv", "path,label\n00.png,tabby\n", False),
+    ],
+)
+def test_a_list_of_labels_in_a_folder_is_named_with_what_to_do(
+    tmp_path: Path, tree: dict[str, int], place: str, text: str, is_list: bool
+) -> None:
+    write_tree(tmp_path, tree)
+    (tmp_path / place).write_text(text)
+    ending = Path(place).suffix.lower()
+    assert left_out(list_files("photos", tmp_path)) == {
+        layout.LIST if is_list else f"files with the ending {ending}": 1
+    }
+    without = left_out(list_files("photos", tmp_path, has_labels=False))
+    assert without == {f"files with the ending {ending}": 1}
+    assert "give the list in place of the folder" in layout.LIST
+
+
+def test_a_file_left_out_beside_or_in_a_single_folder_counts_once(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"photos/cat": 3, "photos/dog": 3})
+    for place in ("notes.md", "photos/notes.md", "photos/cat/notes.md"):
+        (tmp_path / place).write_text("none")
+    remarks = list_files("photos", tmp_path).left_out.list()
+    assert [(each.text, each.count) for each in remarks] == [("files with the ending .md", 3)]
+
+
 def test_hidden_and_system_folders_are_no_classes_and_have_no_images(tmp_path: Path) -> None:
     names = (".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information")
     write_tree(tmp_path, SPLITS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,40 @@ def test_the_splits_of_a_table_count_and_images_without_a_class_are_trained_on(t
         "images of the split test without a class of train": 1,
     }
     assert "2 images without a class are for pretraining" in files.layout
+
+
+@pytest.mark.parametrize(
+    ("in_folder", "in_list", "encoding"),
+    [
+        (unicodedata.normalize("NFD", "für zwei.png"), "für zwei.png", "utf-8"),
+        ("für zwei.png", unicodedata.normalize("NFD", "für zwei.png"), "utf-8"),
+        ("für zwei.png", "für zwei.png", "cp1252"),
+        (unicodedata.normalize("NFD", "für zwei.png"), "für zwei.png", "cp1252"),
+        (os.fsdecode("für zwei.png".encode("latin-1")), "für zwei.png", "latin-1"),
+    ],
+)
+@pytest.mark.parametrize(("row", "ending"), [("path;label\n{};cat", "csv"), ("{} cat", "txt")])
+def test_umlauts_of_other_systems_name_the_file_that_is_there(
+    tmp_path: Path, in_folder: str, in_list: str, encoding: str, row: str, ending: str
+) -> None:
+    for place in (in_folder, "other.png"):
+        write_image(tmp_path / place)
+    text = row.format(in_list).encode(encoding) + b"\n" + row.format("other.png").splitlines()[-1].encode()
+    files = files_of(tmp_path, text, f"list.{ending}")
+    assert {path for path, _ in files.unlabelled} == {in_folder, "other.png"}
+    assert "cat is the only class" in files.layout
+
+
+def test_a_list_above_the_folder_of_its_paths_says_where_it_belongs(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"all": 2, "empty": 0})
+    with pytest.raises(DataError, match=r"move the list into all/, which has 00\.png$"):
+        files_of(tmp_path, "path,label\n00.png,cat\n01.png,dog")
+    (tmp_path / "list.csv").unlink()
+    for path in ("../../secret.png", str(tmp_path.parent / "secret.png")):  # a message names no file elsewhere
+        write_image(tmp_path.parent / "secret.png")
+        with pytest.raises(DataError) as caught:
+            files_of(tmp_path, f"path,label\n{path},cat")
+        assert "move the list" not in str(caught.value)
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:

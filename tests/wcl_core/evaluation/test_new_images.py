@@ -87,6 +87,23 @@ def test_what_has_no_neighbours_is_named(network: Path, tmp_path: Path, capsys: 
         assert capsys.readouterr().err == f"error: folder {tmp_path / 'gone'} does not exist\n"
 
 
+def test_a_folder_whose_list_has_the_classes_names_the_list(
+    network: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(photos.rglob("*.png"))
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number, path in enumerate(paths):
+        shutil.copy(path, folder / f"{number}.png")
+    rows = [f"{number}.png;{path.parent.name}" for number, path in enumerate(paths)]
+    (folder / "labels.csv").write_text("\n".join(["file;label", *rows]))
+    out = tmp_path / "classifier.safetensors"
+    assert main(["classify-fit", str(network), str(folder), str(out)]) == 1
+    assert "or a list with classes, such as labels.csv in it" in capsys.readouterr().err
+    assert main(["classify-fit", str(network), str(folder / "labels.csv"), str(out)]) == 0
+    assert "classes: blue # 3 6, green 6, red 6" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("is_split", [False, True])
 def test_a_classifier_is_taken_along_in_one_file(
     network: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_split: bool
